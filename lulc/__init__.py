@@ -1,0 +1,3 @@
+"""Land-cover maps from Sentinel-2 mosaics with a U-Net."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,323 @@
+"""One frozen dataclass per stage; every default, unit and help text is written here, once.
+
+The commands derive their options from these fields (`lulc.commandline`), tests tie the two together,
+and notebooks build the same objects by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    choices: tuple[str, ...] | None = None,
+    metavar: str | None = None,
+    positional: bool = False,
+    repeat: bool = False,
+    group: str = "",
+) -> Any:
+    """A dataclass field that is also a command-line option.
+
+    Parameters
+    ----------
+    default
+        Default value; ``...`` where the user must give one.
+    help
+        What the option does; default and unit are appended by the command line.
+    unit
+        Unit of the value, shown in the help.
+    choices
+        Allowed values.
+    metavar
+        Placeholder in the help.
+    positional
+        True for an argument without a name.
+    repeat
+        True where a tuple is collected from repeated options rather than from one list.
+    group
+        Heading under which the help shows it.
+    """
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "choices": choices,
+        "metavar": metavar,
+        "positional": positional,
+        "repeat": repeat,
+        "group": group,
+    }
+    if default is ...:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+INPUT = "input rasters"
+RUN = "running"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """How rasters are read; the same options in preprocessing and classification."""
+
+    fill: tuple[str, ...] = option(
+        (), "mosaics that patch missing reflectance, tried in this order", metavar="RASTER", group=INPUT
+    )
+    scale: float | None = option(
+        None,
+        "reflectance = (DN + offset) x scale; without it the files' metadata, else 0.0001",
+        unit="reflectance per DN",
+        group=INPUT,
+    )
+    offset: float | None = option(
+        None,
+        "added to DN before scaling, -1000 for products of processing baseline 04.00 and later; "
+        "without it the files' metadata, else 0",
+        unit="DN",
+        group=INPUT,
+    )
+    band_names: tuple[str, ...] = option(
+        (), "names of the bands of unnamed rasters, in file order (B02 B03 ...)", metavar="NAME", group=INPUT
+    )
+    index_names: tuple[str, ...] = option(
+        (), "names of the layers of an unnamed index raster (NDVI NDTI ...)", metavar="NAME", group=INPUT
+    )
+    nodata: float | None = option(
+        None, "no-data value of files that declare none (0 is always no data in integer bands)", group=INPUT
+    )
+    index_nodata: tuple[float, ...] = option(
+        (),
+        "no-data value of each index layer, or one for all, where the file declares none",
+        metavar="VALUE",
+        group=INPUT,
+    )
+    like: str | None = option(
+        None, "raster whose grid is used instead of the 10 m bands'", metavar="RASTER", group=INPUT
+    )
+    resample: bool = option(
+        False,
+        "resample rasters on another grid (bands bilinear, labels and masks nearest) "
+        "instead of refusing them",
+        group=INPUT,
+    )
+    mask: str | None = option(
+        None, "cloud mask or scene classification on any grid of the same CRS", metavar="RASTER", group=INPUT
+    )
+    mask_values: tuple[int, ...] = option(
+        (), "values of the mask to leave out, e.g. 3 8 9 10 of a scene classification", metavar="N", group=INPUT
+    )
+    bounds: tuple[float, float, float, float] | None = option(
+        None, "left bottom right top: only pixels inside are valid", unit="units of the CRS", group=INPUT
+    )
+    aoi: str | None = option(
+        None, "polygons (GeoPackage, GeoJSON): only pixels inside are valid", metavar="FILE", group=INPUT
+    )
+    allow_vrt: bool = option(
+        False, "admit VRT mosaics, whose files must lie below the folder of the VRT", group=INPUT
+    )
+    allow_remote: bool = option(
+        False, "admit remote files (https://..., /vsi...), which open connections", group=INPUT
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every command offers about the run itself."""
+
+    overwrite: bool = option(False, "replace a finished result", group=RUN)
+    restart: bool = option(False, "drop the partial work of an interrupted run", group=RUN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig(InputConfig, RunConfig):
+    """Rasters to .npy stacks."""
+
+    bands: tuple[str, ...] = option(
+        ..., "Sentinel-2 bands: one file with many bands, many files, or a .SAFE folder", metavar="RASTER"
+    )
+    indices: tuple[str, ...] = option(
+        (), "SYKE-coded spectral indices; computed from the bands where not given", metavar="RASTER"
+    )
+    labels: str = option(..., "label raster, or vector file (GeoPackage, GeoJSON)", metavar="FILE")
+    label_field: str | None = option(
+        None, "field of the vector labels that holds the code", metavar="NAME"
+    )
+    scheme: str = option(
+        "kaakonkulma-13",
+        "how label codes become classes: kaakonkulma-13, clc-fi-13, clc-level1, clc-level2, clc-level3, "
+        "or a CSV with the columns code, class, name, color",
+    )
+    codes: str = option(
+        "auto",
+        "meaning of European CORINE codes: grid indices 1..44, or three digits",
+        choices=("auto", "grid", "three-digit"),
+    )
+    pine: str | None = option(
+        None, "pine volume raster, splits coniferous forest in clc-fi-13", metavar="RASTER"
+    )
+    spruce: str | None = option(
+        None, "spruce volume raster, splits coniferous forest in clc-fi-13", metavar="RASTER"
+    )
+    out: str = option(..., "folder for the stacks and their manifest", metavar="FOLDER")
+    size: int = option(850, "side of a stack; smaller ones are cut where the mosaic is smaller", unit="pixels")
+    stacks: int = option(
+        0, "how many stacks to cut, preferring places with rare classes; 0 for all that fit"
+    )
+    validation: tuple[str, ...] = option(
+        ("0.2",),
+        "validation stacks: a fraction (0.2), stack numbers (3 7), or a polygon file",
+        metavar="WHICH",
+    )
+    gap: int = option(
+        76,
+        "training labels nearer than this to a validation stack are ignored; "
+        "76 is the receptive radius of the default network",
+        unit="pixels",
+    )
+    border_ignore: int = option(0, "labels nearer than this to a class border are ignored", unit="pixels")
+    seed: int = option(1, "seed of the random choice of stacks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """.npy stacks to weights."""
+
+    data: tuple[str, ...] = option(
+        ..., "folders that preprocess.py wrote, or in the original's naming", metavar="DATA", positional=True
+    )
+    out: str = option(..., "run folder for weights, cards and history", metavar="FOLDER")
+    recipe: str = option(
+        "default", "set of training defaults", choices=("default", "original")
+    )
+    epochs: int = option(100, "number of epochs")
+    steps: int = option(500, "batches per epoch")
+    validation_steps: int = option(50, "batches per validation")
+    batch_size: int = option(8, "crops per batch")
+    crop_sizes: tuple[int, ...] = option((64, 128, 256, 384), "sides of training crops", unit="pixels")
+    validation_crop_sizes: tuple[int, ...] = option((128, 256), "sides of validation crops", unit="pixels")
+    rotations: int = option(16, "number of equally spaced rotation angles; 1 for none")
+    loss: str = option("ce", "loss, or a weighted sum such as ce+0.5*dice")
+    optimizer: str = option("nadam", "optimizer", choices=("nadam", "adamw"))
+    learning_rate: float = option(0.001, "(highest) learning rate")
+    filters: tuple[int, ...] = option((32, 64, 128, 256), "filters of the encoder stages")
+    decoder_filters: tuple[int, ...] = option(
+        (), "filters of the decoder stages; twice the mirrored encoder filters where not given"
+    )
+    bottleneck: int = option(0, "convolutions between encoder and decoder")
+    block: str = option("transpose", "how the decoder upsamples", choices=("transpose", "upsample"))
+    dropout: float = option(0.0, "dropout rate before the last convolution")
+    norm: str = option("batch", "normalisation of the blocks", choices=("batch", "none"))
+    single_class: str | None = option(
+        None, "train this class against the rest (sigmoid, binary cross-entropy)", metavar="NAME"
+    )
+    init: str | None = option(
+        None, "start from these weights; the head is new where the classes differ", metavar="MODEL"
+    )
+    minutes: float | None = option(None, "stop cleanly after this time", unit="minutes")
+    keep: str = option("best", "models kept: best (by each score, and the last), all, or a number N of last ones")
+    workers: int = option(1, "threads that cut crops; the batches do not depend on it")
+    tensorboard: bool = option(False, "write TensorBoard logs into the run folder")
+    already_standardised: bool = option(
+        False, "stacks in the original's naming without statistics are standardised, and stay so"
+    )
+    seed: int = option(1, "seed of initial weights, crops and augmentation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig(InputConfig, RunConfig):
+    """Mosaic and weights to a map."""
+
+    model: str = option(
+        ..., "weights file, name in weights/, or run folder", metavar="MODEL", positional=True
+    )
+    inputs: tuple[str, ...] = option(
+        ..., "band rasters, and index rasters where there are any", metavar="INPUT", positional=True
+    )
+    out: str = option(..., "map to write (GeoTIFF)", metavar="OUT", positional=True)
+    pick: str = option(
+        "lowest-val-loss",
+        "which weights of a run folder",
+        choices=("lowest-val-loss", "best-macro-f1", "highest-val-accuracy", "last"),
+    )
+    statistics: str | None = option(
+        None,
+        "statistics for a legacy .h5 without a card: FILE (JSON or the original's pickle), "
+        "mosaic (of this mosaic, as the original script did), or none (input is standardised)",
+    )
+    strict: bool = option(False, "refuse a mosaic that lies far from the training statistics")
+    engine: str = option(
+        "auto",
+        "what runs the network; auto takes the fastest that is exact on this machine",
+        choices=("auto", "keras", "openvino", "openvino-mixed", "openvino-int8"),
+    )
+    min_agreement: float | None = option(
+        None,
+        "least share of pixels on which an int8 engine agrees with fp32; "
+        "0.97 for openvino-int8 and 0.995 for openvino-mixed where not given",
+    )
+    memory: float = option(2.0, "memory budget of the whole process", unit="GB")
+    window: int | None = option(
+        None, "side of a window, a multiple of the network's stride; chosen for the memory where not given",
+        unit="pixels",
+    )
+    part: int = option(4096, "side of a part, the piece that is finished and resumed as a whole", unit="pixels")
+    batch_size: int = option(1, "windows per call of the network")
+    blend: str = option(
+        "none",
+        "none: windows with halo, equal to one whole pass; gaussian: 50 %% overlap, for comparison",
+        choices=("none", "gaussian"),
+    )
+    tta: bool = option(False, "average over the 8 flips and rotations of each window (8 times the work)")
+    min_confidence: float = option(0.0, "pixels whose highest activation is lower get class 0", unit="0..1")
+    activations: str = option(
+        "float32",
+        "how activations are stored; none writes the class band alone",
+        choices=("float32", "uint16", "uint8", "none"),
+    )
+    cog: bool = option(False, "write a cloud-optimised GeoTIFF")
+    sieve: int = option(
+        0, "also write OUT with class patches smaller than this merged into neighbours; 0 for not", unit="pixels"
+    )
+    polygons: str | None = option(None, "also write the class areas as polygons", metavar="FILE.gpkg")
+    plan: bool = option(False, "print windows, memory, disk and time, then stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(RunConfig):
+    """Map and reference to figures."""
+
+    map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
+    reference: str = option(
+        ..., "label raster, or vector file", metavar="REFERENCE", positional=True
+    )
+    out: str = option(..., "folder for tables and pictures", metavar="FOLDER")
+    scheme: str | None = option(
+        None, "how reference codes become classes, as in preprocess.py; the map's own where not given"
+    )
+    codes: str = option(
+        "auto",
+        "meaning of European CORINE codes: grid indices 1..44, or three digits",
+        choices=("auto", "grid", "three-digit"),
+    )
+    label_field: str | None = option(None, "field of a vector reference that holds the code", metavar="NAME")
+    pine: str | None = option(None, "pine volume raster for clc-fi-13", metavar="RASTER")
+    spruce: str | None = option(None, "spruce volume raster for clc-fi-13", metavar="RASTER")
+    border: int = option(2, "width of the band along label borders that is also scored apart", unit="pixels")
+    regions: str | None = option(
+        None, "manifest.json or polygons: scores for each stack or region", metavar="FILE"
+    )
+    compare: str | None = option(None, "second map: change matrix and McNemar's test", metavar="MAP")
+    image: str | None = option(None, "mosaic to show beside the map", metavar="RASTER")
+    mask: str | None = option(None, "cloud mask or scene classification", metavar="RASTER", group=INPUT)
+    mask_values: tuple[int, ...] = option((), "values of the mask to leave out", metavar="N", group=INPUT)
+    bounds: tuple[float, float, float, float] | None = option(
+        None, "left bottom right top: only pixels inside count", unit="units of the CRS", group=INPUT
+    )
+    aoi: str | None = option(None, "polygons: only pixels inside count", metavar="FILE", group=INPUT)
+    resample: bool = option(False, "resample (nearest) a reference on another grid", group=INPUT)
+    allow_vrt: bool = option(False, "admit VRT mosaics", group=INPUT)
+    allow_remote: bool = option(False, "admit remote files, which open connections", group=INPUT)
