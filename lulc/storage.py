@@ -1,0 +1,123 @@
+"""Files that are whole or absent: atomic writing, checksums, locks and room on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from lulc.schema import InputError
+
+
+@contextlib.contextmanager
+def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` when the block ends without error.
+
+    The file is fsynced before and its folder after the rename, so that after a crash the final name
+    holds the old content or the new one, whole. On an error the temporary file is removed.
+
+    Examples
+    --------
+    >>> with write_atomically("/tmp/lulc-example.txt") as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> Path("/tmp/lulc-example.txt").read_text()
+    'whole'
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    # mkstemp makes files that only their owner reads; results have the permissions of any new file.
+    temporary.chmod(0o666 & ~_umask())
+    try:
+        yield temporary
+        _fsync(temporary)
+        os.replace(temporary, target)
+        _fsync(target.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_disk(folder: str | os.PathLike[str], needed: int, what: str) -> None:
+    """Refuse to start where `folder` has no room for `needed` bytes.
+
+    Raises
+    ------
+    InputError
+        Naming the folder, what is free and what is needed.
+    """
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(
+            f"cannot write {what} to '{folder}', since {free / 1e9:.2f} GB are free there, "
+            f"expected at least {needed / 1e9:.2f} GB",
+            "Free some space, or give a path on another disk.",
+        )
+
+
+class Lock:
+    """An exclusive lock on a path, held by a living process only (``flock``).
+
+    Raises
+    ------
+    InputError
+        On entering, if another process holds it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], what: str) -> None:
+        self._path = Path(path)
+        self._what = what
+        self._descriptor = -1
+
+    def __enter__(self) -> Lock:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise InputError(
+                f"cannot write {self._what}, since another run is writing it "
+                f"(it holds the lock '{self._path}')",
+                "Wait for that run to end, or give another output.",
+            ) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._descriptor)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
