@@ -139,12 +139,18 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
 def _help_of(field: dataclasses.Field[Any], required: bool) -> str:
     text = str(field.metadata["help"])
     notes = [field.metadata["unit"]] if field.metadata["unit"] else []
-    if not required and field.default not in (None, False, (), ""):
-        shown = field.default
-        if isinstance(shown, tuple):
-            shown = " ".join(str(v) for v in shown)
-        notes.append(f"default {shown}")
+    recipes = {name: _shown(value) for name, value in field.metadata.get("by_recipe", {}).items()}
+    if len(set(recipes.values())) > 1:
+        notes.append("by recipe: " + ", ".join(f"{name} {value}" for name, value in recipes.items()))
+    elif recipes:
+        notes.append(f"default {recipes['default']}")
+    elif not required and field.default not in (None, False, (), ""):
+        notes.append(f"default {_shown(field.default)}")
     return f"{text} [{'; '.join(notes)}]" if notes else text
+
+
+def _shown(value: Any) -> str:
+    return " ".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
 
 
 def _unwrap(hint: Any) -> tuple[type, str | int | None]:

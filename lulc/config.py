@@ -6,7 +6,10 @@ and notebooks build the same objects by hand.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 
@@ -58,6 +61,40 @@ def option(
 
 INPUT = "input rasters"
 RUN = "running"
+
+ORIGINAL: Mapping[str, Any] = MappingProxyType(
+    {
+        "epochs": 100,
+        "steps": 500,
+        "validation_steps": 50,
+        "batch_size": 8,
+        "crop_sizes": (64, 128, 256, 384),
+        "validation_crop_sizes": (128, 256),
+        "rotations": 16,
+        "loss": "ce",
+        "optimizer": "nadam",
+        "learning_rate": 0.001,
+        "filters": (32, 64, 128, 256),
+        "bottleneck": 0,
+        "block": "transpose",
+        "dropout": 0.0,
+        "norm": "batch",
+    }
+)
+"""Training and network of the original system."""
+
+RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"default": MappingProxyType({**ORIGINAL}), "original": ORIGINAL}
+)
+"""Values of the training options that the user leaves open."""
+
+
+def by_recipe(name: str, help: str, **keywords: Any) -> Any:
+    """An option that is None until `TrainConfig.resolved` takes it from `RECIPES`; the help shows it."""
+    shown = {recipe: values[name] for recipe, values in RECIPES.items()}
+    made = option(None, help, **keywords)
+    made.metadata = MappingProxyType({**made.metadata, "by_recipe": MappingProxyType(shown)})
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,27 +227,27 @@ class TrainConfig(RunConfig):
         ..., "folders that preprocess.py wrote, or in the original's naming", metavar="DATA", positional=True
     )
     out: str = option(..., "run folder for weights, cards and history", metavar="FOLDER")
-    recipe: str = option(
-        "default", "set of training defaults", choices=("default", "original")
+    recipe: str = option("default", "set of training defaults", choices=tuple(RECIPES))
+    epochs: int = by_recipe("epochs", "number of epochs")
+    steps: int = by_recipe("steps", "batches per epoch")
+    validation_steps: int = by_recipe("validation_steps", "batches per validation")
+    batch_size: int = by_recipe("batch_size", "crops per batch")
+    crop_sizes: tuple[int, ...] = by_recipe("crop_sizes", "sides of training crops", unit="pixels")
+    validation_crop_sizes: tuple[int, ...] = by_recipe(
+        "validation_crop_sizes", "sides of validation crops", unit="pixels"
     )
-    epochs: int = option(100, "number of epochs")
-    steps: int = option(500, "batches per epoch")
-    validation_steps: int = option(50, "batches per validation")
-    batch_size: int = option(8, "crops per batch")
-    crop_sizes: tuple[int, ...] = option((64, 128, 256, 384), "sides of training crops", unit="pixels")
-    validation_crop_sizes: tuple[int, ...] = option((128, 256), "sides of validation crops", unit="pixels")
-    rotations: int = option(16, "number of equally spaced rotation angles; 1 for none")
-    loss: str = option("ce", "loss, or a weighted sum such as ce+0.5*dice")
-    optimizer: str = option("nadam", "optimizer", choices=("nadam", "adamw"))
-    learning_rate: float = option(0.001, "(highest) learning rate")
-    filters: tuple[int, ...] = option((32, 64, 128, 256), "filters of the encoder stages")
+    rotations: int = by_recipe("rotations", "number of equally spaced rotation angles; 1 for none")
+    loss: str = by_recipe("loss", "loss, or a weighted sum such as ce+0.5*dice")
+    optimizer: str = by_recipe("optimizer", "optimizer", choices=("nadam", "adamw"))
+    learning_rate: float = by_recipe("learning_rate", "(highest) learning rate")
+    filters: tuple[int, ...] = by_recipe("filters", "filters of the encoder stages")
     decoder_filters: tuple[int, ...] = option(
         (), "filters of the decoder stages; twice the mirrored encoder filters where not given"
     )
-    bottleneck: int = option(0, "convolutions between encoder and decoder")
-    block: str = option("transpose", "how the decoder upsamples", choices=("transpose", "upsample"))
-    dropout: float = option(0.0, "dropout rate before the last convolution")
-    norm: str = option("batch", "normalisation of the blocks", choices=("batch", "none"))
+    bottleneck: int = by_recipe("bottleneck", "convolutions between encoder and decoder")
+    block: str = by_recipe("block", "how the decoder upsamples", choices=("transpose", "upsample"))
+    dropout: float = by_recipe("dropout", "dropout rate before the last convolution")
+    norm: str = by_recipe("norm", "normalisation of the blocks", choices=("batch", "none"))
     single_class: str | None = option(
         None, "train this class against the rest (sigmoid, binary cross-entropy)", metavar="NAME"
     )
@@ -218,13 +255,22 @@ class TrainConfig(RunConfig):
         None, "start from these weights; the head is new where the classes differ", metavar="MODEL"
     )
     minutes: float | None = option(None, "stop cleanly after this time", unit="minutes")
-    keep: str = option("best", "models kept: best (by each score, and the last), all, or a number N of last ones")
+    keep: str = option(
+        "best", "models kept beside the best by each score: best (only the last), all, or a number of last ones"
+    )
     workers: int = option(1, "threads that cut crops; the batches do not depend on it")
     tensorboard: bool = option(False, "write TensorBoard logs into the run folder")
     already_standardised: bool = option(
         False, "stacks in the original's naming without statistics are standardised, and stay so"
     )
     seed: int = option(1, "seed of initial weights, crops and augmentation")
+
+    def resolved(self) -> TrainConfig:
+        """The same config with every option that is still None filled in from the recipe."""
+        values = {
+            name: value for name, value in RECIPES[self.recipe].items() if getattr(self, name) is None
+        }
+        return dataclasses.replace(self, **values)
 
 
 @dataclass(frozen=True, kw_only=True)
