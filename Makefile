@@ -1,0 +1,80 @@
+# `make demo` and `make test` need Python >= 3.11 with pip and venv, and make; nothing else.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup system demo test test-backends stress lint format lock image clean
+
+# The first interpreter of at least 3.11; `make setup PYTHON=/path/to/python` overrides it.
+CANDIDATES := python3 python3.13 python3.12 python3.11 python
+PYTHON ?= $(shell for p in $(CANDIDATES); do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/setup.stamp
+BACKENDS := $(VENV)/backends.stamp
+PYTEST_ARGS ?=
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
+
+setup: $(STAMP) ## make .venv with the locked versions; a second call installs nothing
+
+$(STAMP): requirements/lock.txt pyproject.toml
+	@test -n "$(PYTHON)" || { \
+		echo "error: cannot set up, since none of '$(CANDIDATES)' is Python 3.11 or newer" >&2; \
+		echo "Install one, or say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+		echo "error: cannot make $(VENV), since '$(PYTHON)' has no venv module" >&2; \
+		echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(BACKENDS): requirements/backends.txt $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements/backends.txt -c requirements/lock.txt
+	@touch $@
+
+system: ## install Debian packages that some tests use (root; elsewhere says what to ask for)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		command -v gdalinfo >/dev/null || { apt-get update -q && \
+			DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends gdal-bin; }; \
+	else \
+		echo "not root, or no apt: ask for the package gdal-bin; tests that need it skip without it"; \
+	fi
+
+demo: setup ## simulate a scene, prepare, train, classify, evaluate (about 3 minutes)
+	$(BIN)/python -m lulc.commands.demo
+
+test: setup ## run all tests on what is installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-backends: $(BACKENDS) ## install JAX and PyTorch (CPU), then train and predict on each backend
+	$(BIN)/python -m pytest -m backends $(PYTEST_ARGS)
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## let ruff format and sort
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+stress: setup ## the long tests
+	$(BIN)/python -m pytest -m stress $(PYTEST_ARGS)
+
+# uv is told of PyTorch's CPU builds by UV_FIND_LINKS or UV_EXTRA_INDEX_URL.
+lock: setup ## write requirements/*.txt anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra dev --universal --python-version 3.11 \
+		--custom-compile-command 'make lock' --annotation-style line --quiet -o requirements/lock.txt
+	$(BIN)/uv pip compile requirements/backends.in -c requirements/lock.txt --python-version 3.11 \
+		--custom-compile-command 'make lock' --annotation-style line --quiet -o requirements/backends.txt
+	sed -i 's/+cpu//' requirements/backends.txt  # the release, from wherever pip finds its CPU build
+
+image: ## build the container that clusters ask for
+	apptainer build lulc.sif apptainer.def
+
+clean: ## remove what was made, .venv included
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
