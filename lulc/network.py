@@ -1,0 +1,117 @@
+"""The shape of a network in words: what a model card says, enough to build it again.
+
+Plain data; importing it loads no deep-learning framework.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lulc.schema import MAX_CLASSES, InputError
+
+MAX_FILTERS = 4096
+"""No stage of a network that this toolkit trains comes near this width."""
+
+MAX_STAGES = 8
+
+_WIDTHS = {"type": "array", "maxItems": MAX_STAGES,
+           "items": {"type": "integer", "minimum": 1, "maximum": MAX_FILTERS}}
+
+NETWORK_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["classes", "channels", "filters"],
+    "additionalProperties": False,
+    "properties": {
+        "classes": {"type": "integer", "minimum": 1, "maximum": MAX_CLASSES},
+        "channels": {"type": "integer", "minimum": 1, "maximum": 1024},
+        "filters": {**_WIDTHS, "minItems": 1},
+        "decoder_filters": _WIDTHS,
+        "bottleneck": {"type": "integer", "minimum": 0, "maximum": 16},
+        "block": {"enum": ["transpose", "upsample"]},
+        "dropout": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+        "norm": {"enum": ["batch", "none"]},
+        "activation": {"enum": ["softmax", "sigmoid"]},
+    },
+}
+"""JSON Schema of `NetworkConfig.to_json`."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A U-Net; the default is the original network.
+
+    Parameters
+    ----------
+    classes
+        Channels of the output; 1 for one class against the rest (sigmoid).
+    channels
+        Channels of the input.
+    filters
+        Filters of the encoder stages, from full resolution downwards; their number is the depth.
+    decoder_filters
+        Filters of the decoder stages, from the coarsest upwards; twice the mirrored encoder filters
+        where empty.
+    bottleneck
+        3x3 convolutions between encoder and decoder, each with twice the last encoder filters.
+    block
+        How the decoder upsamples: transposed convolution, or repetition and two convolutions.
+    dropout
+        Rate before the last convolution, 0..1.
+    norm
+        Normalisation after each convolution: batch, or none (the convolutions then have a bias).
+    activation
+        softmax, or sigmoid for a single class.
+
+    Raises
+    ------
+    InputError
+        If the fields contradict each other or lie outside their range.
+    """
+
+    classes: int = 13
+    channels: int = 14
+    filters: tuple[int, ...] = (32, 64, 128, 256)
+    decoder_filters: tuple[int, ...] = ()
+    bottleneck: int = 0
+    block: str = "transpose"
+    dropout: float = 0.0
+    norm: str = "batch"
+    activation: str = "softmax"
+
+    def __post_init__(self) -> None:
+        if not self.decoder_filters:
+            object.__setattr__(self, "decoder_filters", tuple(2 * f for f in reversed(self.filters)))
+        for problem in self._problems():
+            raise InputError(f"cannot build the network, since {problem}", "Change the network's options.")
+
+    def _problems(self) -> list[str]:
+        widths = (*self.filters, *self.decoder_filters)
+        checks = {
+            f"it has {len(self.filters)} encoder stages, expected 1..{MAX_STAGES}":
+                1 <= len(self.filters) <= MAX_STAGES,
+            f"it has {len(self.decoder_filters)} decoder and {len(self.filters)} encoder stages, "
+            "expected as many of each": len(self.decoder_filters) == len(self.filters),
+            f"its filters are {widths}, expected 1..{MAX_FILTERS} each":
+                all(1 <= w <= MAX_FILTERS for w in widths),
+            f"it has {self.classes} classes, expected 1..{MAX_CLASSES}": 1 <= self.classes <= MAX_CLASSES,
+            f"it has {self.channels} channels, expected at least 1": self.channels >= 1,
+            f"it has {self.bottleneck} bottleneck convolutions, expected 0 or more": self.bottleneck >= 0,
+            f"its dropout rate is {self.dropout}, expected 0 <= rate < 1": 0 <= self.dropout < 1,
+            f"its block is '{self.block}', expected transpose or upsample":
+                self.block in ("transpose", "upsample"),
+            f"its norm is '{self.norm}', expected batch or none": self.norm in ("batch", "none"),
+            f"its activation is '{self.activation}' with {self.classes} classes, expected sigmoid with 1 "
+            "class or softmax with more":
+                self.activation == ("sigmoid" if self.classes == 1 else "softmax"),
+        }
+        return [problem for problem, holds in checks.items() if not holds]
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON-ready data, the inverse of `from_json`."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> NetworkConfig:
+        """A configuration from data that fit `NETWORK_SCHEMA`."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
