@@ -1,0 +1,218 @@
+"""Mean and standard deviation of each channel: computed in pieces, merged exactly, read from files."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import pickle
+import pickletools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc.schema import InputError
+
+MAX_BYTES = 64 * 2**20
+"""Statistics may lie within a manifest; none comes near this."""
+
+MAX_PICKLE_BYTES = 2**16
+
+STATISTICS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["mean", "std"],
+    "additionalProperties": False,
+    "properties": {
+        "mean": {"type": "array", "minItems": 1, "maxItems": 1024, "items": {"type": "number"}},
+        "std": {"type": "array", "minItems": 1, "maxItems": 1024,
+                "items": {"type": "number", "minimum": 0}},
+        "count": {"type": "integer", "minimum": 0},
+    },
+}
+"""JSON Schema of `Statistics.to_json`."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and (population) standard deviation of each channel.
+
+    Parameters
+    ----------
+    mean, std
+        One float for each channel, in the unit of the channel.
+    count
+        Valid pixels that they were computed from; 0 where that is not known.
+
+    Raises
+    ------
+    InputError
+        If the two do not pair up, or a value is not finite, or a deviation is negative.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        finite = all(math.isfinite(v) for v in (*self.mean, *self.std))
+        if len(self.mean) != len(self.std) or not finite or any(s < 0 for s in self.std):
+            raise InputError(
+                f"cannot use the statistics, since they hold mean {self.mean} and std {self.std}, "
+                "expected one finite mean and one standard deviation of at least 0 for each channel",
+                "Compute them again with preprocess.py.",
+            )
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Statistics:
+        """Statistics of the pixels without NaN in `values`, float (..., band); computed in float64."""
+        pixels = np.asarray(values, "float64").reshape(-1, values.shape[-1])
+        pixels = pixels[~np.isnan(pixels).any(axis=1)]
+        if not len(pixels):
+            zeros = (0.0,) * values.shape[-1]
+            return cls(zeros, zeros, 0)
+        return cls(tuple(pixels.mean(0).tolist()), tuple(pixels.std(0).tolist()), len(pixels))
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Statistics of both sets of pixels together (Chan, Golub, LeVeque 1979, eq. 2.1).
+
+        Raises
+        ------
+        InputError
+            If the numbers of channels differ.
+        """
+        if len(self.mean) != len(other.mean):
+            raise InputError(
+                f"cannot merge statistics of {len(self.mean)} and {len(other.mean)} channels, "
+                "expected as many of each",
+                "Give data that were prepared with the same channels.",
+            )
+        count = self.count + other.count
+        if count == 0:
+            return self
+        share = other.count / count
+        difference = np.subtract(other.mean, self.mean)
+        mean = np.asarray(self.mean) + share * difference
+        variance = (
+            (1 - share) * np.square(self.std) + share * np.square(other.std)
+            + share * (1 - share) * np.square(difference)
+        )
+        return Statistics(tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()), count)
+
+    def to_json(self) -> dict[str, Any]:
+        """The statistics as JSON-ready data, the inverse of `from_json`."""
+        return {"mean": list(self.mean), "std": list(self.std), "count": self.count}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Statistics:
+        """Statistics from data that fit `STATISTICS_SCHEMA`."""
+        return cls(
+            tuple(float(v) for v in data["mean"]),
+            tuple(float(v) for v in data["std"]),
+            int(data.get("count", 0)),
+        )
+
+
+def read_statistics(path: str | os.PathLike[str]) -> Statistics:
+    """Read statistics from JSON or from the original's pickle.
+
+    Parameters
+    ----------
+    path
+        JSON with ``mean`` and ``std`` at the top or under ``statistics`` (a manifest or a model card
+        will do), or a pickle of two lists of numbers.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, too large, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"cannot read the statistics, since there is no file '{path}'", "Check the path.")
+    if path.stat().st_size > MAX_BYTES:
+        raise _unreadable(path, f"it has {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
+    content = path.read_bytes()
+    if content.lstrip()[:1] != b"{":
+        return _read_pickle(path, content)
+    try:
+        data = json.loads(content)
+        data = data.get("statistics", data)
+        return Statistics.from_json({k: data[k] for k in ("mean", "std", "count") if k in data})
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise _unreadable(path, f"it holds no 'mean' and 'std' lists of numbers ({error})") from error
+
+
+def _read_pickle(path: Path, content: bytes) -> Statistics:
+    if len(content) > MAX_PICKLE_BYTES:
+        raise _unreadable(path, f"it has {len(content)} bytes, expected at most {MAX_PICKLE_BYTES}")
+    try:
+        _check_opcodes(content)
+        mean, std = _NumbersUnpickler(io.BytesIO(content)).load()
+        values = [tuple(float(v) for v in part) for part in (mean, std)]
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle fails in as many ways as it has opcodes
+        raise _unreadable(path, f"it is neither JSON nor a pickle of two lists of numbers ({error})") from error
+    return Statistics(*values)
+
+
+_OPCODES = frozenset(
+    "PROTO FRAME STOP MARK EMPTY_LIST LIST APPEND APPENDS TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE "
+    "MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD NONE "
+    "INT LONG1 BININT BININT1 BININT2 FLOAT BINFLOAT NEWTRUE NEWFALSE STRING BINSTRING SHORT_BINSTRING "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES".split()
+)
+
+
+def _check_opcodes(content: bytes) -> None:
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name not in _OPCODES:
+            raise ValueError(f"the opcode {opcode.name} is not allowed")
+        # The table of memoised objects is as long as its highest number: a bomb of nine bytes.
+        if opcode.name.endswith("PUT") and int(argument) > len(content):
+            raise ValueError(f"it numbers an object {argument}")
+
+
+class _Dtype:
+    """Stands in for numpy.dtype: a float or integer of at most 8 bytes."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if code not in ("f2", "f4", "f8", "i4", "i8"):
+            raise ValueError(f"the number type {str(code)[:20]} is not allowed")
+        self.code = code
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.code = {"<": "<", ">": ">"}.get(state[1], "=") + self.code
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> float:
+    return float(np.frombuffer(data, dtype.code, count=1)[0])
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    return text.encode("latin1") if encoding == "latin1" else b""
+
+
+class _NumbersUnpickler(pickle.Unpickler):
+    """Admits numpy numbers, through stand-ins of our own: no function of another package can be called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        stand_ins = {
+            ("numpy", "dtype"): _Dtype,
+            ("numpy.core.multiarray", "scalar"): _scalar,
+            ("numpy._core.multiarray", "scalar"): _scalar,
+            ("_codecs", "encode"): _encode,
+        }
+        if (module, name) not in stand_ins:
+            raise ValueError(f"it asks for {module}.{name}, which is not a number")
+        return stand_ins[module, name]
+
+
+def _unreadable(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"cannot read the statistics '{path}', since {reason}",
+        'Give JSON such as {"mean": [864.98, ...], "std": [155.23, ...]}, or the original\'s pickle.',
+    )
