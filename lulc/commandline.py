@@ -131,9 +131,11 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
         group.add_argument(field.name, **keywords)
         return
     flag = "--" + field.name.replace("_", "-")
-    group.add_argument(
-        flag, required=required, default=None if required else field.default, **keywords
-    )
+    default = None if required else field.default
+    if meta["repeat"]:
+        # What argparse appends to has to be a list.
+        default = list(default or ())
+    group.add_argument(flag, required=required, default=default, **keywords)
 
 
 def _help_of(field: dataclasses.Field[Any], required: bool) -> str:
