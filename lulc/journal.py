@@ -1,0 +1,163 @@
+"""What of a map is finished: a journal of its parts, which survives a killed run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lulc.documents import write_document
+from lulc.schema import InputError
+from lulc.storage import Lock, sha256_of
+
+FORMAT_VERSION = 1
+
+logger = logging.getLogger("lulc")
+
+
+class Journal:
+    """The folder ``OUT.parts/`` beside a map: key, finished parts and their checksums.
+
+    The key is everything that decides the bytes of a part; it lies in ``key.json``. Each line of
+    ``journal.jsonl`` names a finished part and its SHA-256 and is fsynced before the run goes on; a
+    line that a crash cut short is passed over, and the part made again.
+
+    Use `open_journal`, which locks the folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lines = folder / "journal.jsonl"
+        self._checksums: dict[int, str] = {}
+
+    def path_of(self, part: int) -> Path:
+        """File of part number `part`."""
+        return self.folder / f"{part:06d}.part"
+
+    def record(self, part: int, sha256: str) -> None:
+        """Note that a part is finished; on disk when this returns."""
+        line = json.dumps({"part": part, "sha256": sha256}) + "\n"
+        with open(self._lines, "a", encoding="ascii") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._checksums[part] = sha256
+
+    def finished(self, parts: int) -> set[int]:
+        """Numbers below `parts` of the parts whose file is there and has the recorded checksum."""
+        found = set()
+        for part, checksum in self._checksums.items():
+            path = self.path_of(part)
+            if part < parts and path.is_file() and sha256_of(path) == checksum:
+                found.add(part)
+            else:
+                logger.warning("part %d is missing or damaged and is made again", part)
+        self._checksums = {part: self._checksums[part] for part in found}
+        return found
+
+    def remove(self) -> None:
+        """Remove the folder, the map being finished."""
+        shutil.rmtree(self.folder)
+
+    def begin(self, key: dict[str, Any], *, restart: bool) -> None:
+        """Take up the work in the folder if it has this key; begin where there is none.
+
+        Raises
+        ------
+        InputError
+            If the work was begun with another key and `restart` is False.
+        """
+        document = {"format_version": FORMAT_VERSION, **json.loads(json.dumps(key))}
+        path = self.folder / "key.json"
+        found = None if restart else _read_object(path)
+        if found is None:
+            for leftover in self.folder.iterdir():
+                if leftover.name != "lock":
+                    leftover.unlink()
+            write_document(path, document)
+        elif found != document:
+            raise self._other_key(found, document)
+        for leftover in self.folder.glob(".*.partial"):
+            leftover.unlink()
+        self._checksums = dict(_read_lines(self._lines))
+        self._end_line()
+
+    def _end_line(self) -> None:
+        """Close a line that a crash cut short, so that the next one begins on its own."""
+        if self._lines.exists() and not self._lines.read_bytes().endswith(b"\n"):
+            with open(self._lines, "ab") as file:
+                file.write(b"\n")
+
+    def _other_key(self, found: dict[str, Any], expected: dict[str, Any]) -> InputError:
+        names = sorted(_differences(found, expected))
+        return InputError(
+            f"cannot continue the work in '{self.folder}', since it was begun with another "
+            f"{', '.join(names)}",
+            "Repeat the command as it was, or add --restart to drop the finished parts and begin anew.",
+        )
+
+
+@contextlib.contextmanager
+def open_journal(out: Path, key: dict[str, Any], *, restart: bool) -> Iterator[Journal]:
+    """Lock ``OUT.parts/`` and take up its work.
+
+    Parameters
+    ----------
+    out
+        Final name of the map.
+    key
+        JSON-ready; everything that decides the bytes of a part.
+    restart
+        Drop what is there.
+
+    Raises
+    ------
+    InputError
+        If another process writes this map, or its partial work has another key.
+    """
+    folder = out.with_name(out.name + ".parts")
+    with Lock(folder / "lock", f"the map '{out}'"):
+        journal = Journal(folder)
+        journal.begin(key, restart=restart)
+        yield journal
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is none that can be read."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    if not path.exists():
+        return
+    for line in path.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+            part, checksum = entry["part"], entry["sha256"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if isinstance(part, int) and isinstance(checksum, str):
+            yield part, checksum
+
+
+def _differences(found: Any, expected: Any, name: str = "") -> Iterator[str]:
+    """Names of the entries that differ between two JSON objects, nested names joined by dots."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in found.keys() | expected.keys():
+            yield from _differences(found.get(key), expected.get(key), f"{name}.{key}" if name else key)
+    elif found != expected:
+        yield f"{name} ({_shorten(found)}, now {_shorten(expected)})"
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
