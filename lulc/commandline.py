@@ -131,7 +131,7 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
         group.add_argument(field.name, **keywords)
         return
     flag = "--" + field.name.replace("_", "-")
-    default = None if required else field.default
+    default: Any = None if required else field.default
     if meta["repeat"]:
         # What argparse appends to has to be a list.
         default = list(default or ())
