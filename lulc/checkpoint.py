@@ -186,8 +186,6 @@ def _named_variables(model: keras.Model) -> list[tuple[str, Any]]:
 
 
 def _read_arrays(path: Path, marker: dict[str, Any]) -> dict[str, np.ndarray]:
-    if _digest_of(marker["arrays"], marker["state"]) != marker["sha256_of_marker"]:
-        raise _damaged(path.with_suffix(".json"), "its own sha256 differs")
     listed = [(a["name"], np.dtype(_dtype(a["dtype"])), tuple(a["shape"])) for a in marker["arrays"]]
     if not path.is_file():
         raise _damaged(path, "there is no such file")

@@ -7,9 +7,12 @@ interpolated.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -245,6 +248,24 @@ class TileGenerator(keras.utils.PyDataset):
         for augmentation in self._augmentations:
             image, labels = augmentation(image, labels, rng)
         return image, labels
+
+
+def cut_ahead(
+    generator: TileGenerator, epoch: int, first: int, workers: int
+) -> Iterator[tuple[Image, Labels]]:
+    """Batches `first`, `first` + 1, ... of an epoch, in order, cut by threads before they are asked for."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="crops")
+    indices = iter(range(first, len(generator)))
+    try:
+        ahead = deque(
+            pool.submit(generator.batch, epoch, index) for index in itertools.islice(indices, workers + 1)
+        )
+        while ahead:
+            batch = ahead.popleft().result()
+            ahead.extend(pool.submit(generator.batch, epoch, i) for i in itertools.islice(indices, 1))
+            yield batch
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def class_targets(classes: int, single_class: int | None = None) -> Labels:

@@ -1,0 +1,334 @@
+"""The training loop: batches, epochs, checkpoints, and stopping without losing anything."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lulc import accuracy, report
+from lulc.backend import keras
+from lulc.checkpoint import Checkpoint, load_checkpoint, restore_variables, save_checkpoint, variables_of
+from lulc.generator import TileGenerator, cut_ahead
+from lulc.run import HISTORY, PICTURE, Row, Run
+from lulc.schema import IGNORE, InputError, Legend
+
+logger = logging.getLogger("lulc")
+
+CHECKPOINT_SECONDS = 120.0
+"""A kill loses at most the work of this time, and one batch."""
+
+WEIGHTS_SECONDS = 1.0
+"""Weights are looked through for NaN at most this often, and before every checkpoint."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; with the variables, all that a checkpoint holds.
+
+    Crops and augmentation need no random state: they follow from the seed, `epoch` and `step`.
+
+    Parameters
+    ----------
+    epoch
+        Number of the epoch in work, from 1.
+    step
+        Batches of it that are done.
+    seconds
+        Time spent on it.
+    loss, hits
+        Sums over its labelled pixels.
+    labelled
+        Number of these.
+    rows
+        The epochs before it.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = 0.0
+    hits: float = 0.0
+    labelled: int = 0
+    rows: tuple[Row, ...] = field(default=())
+
+    def after_batch(self, logs: dict[str, float], labelled: int, seconds: float) -> Progress:
+        """One batch further; its means weigh as much as its labelled pixels."""
+        return replace(
+            self,
+            step=self.step + 1,
+            seconds=self.seconds + seconds,
+            loss=self.loss + logs["loss"] * labelled,
+            hits=self.hits + logs["accuracy"] * labelled,
+            labelled=self.labelled + labelled,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready data, the inverse of `from_json`."""
+        return {**vars(self), "rows": [asdict(row) for row in self.rows]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Progress:
+        """Progress from data that `to_json` gave (the checkpoint's sha256 vouches for them)."""
+        return cls(**{**data, "rows": tuple(Row(**row) for row in data["rows"])})
+
+
+class StopRequest:
+    """Notes SIGINT and SIGTERM, so that a batch is finished before the run ends; a second ends it at once.
+
+    Only the main thread may set signal handlers; elsewhere (in a notebook's worker) nothing is noted.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = True
+        self._restore()
+        logger.warning("stopping after this batch; once more stops at once")
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+class Loop:
+    """Trains a compiled network, epoch by epoch.
+
+    Parameters
+    ----------
+    model
+        Compiled, with a loss and a metric ``accuracy`` that leave ignored pixels out.
+    training, validation
+        Batches; the validation always uses those of its first epoch.
+    legend
+        Classes of the network, for macro-F1.
+    run
+        The run folder.
+    save
+        Writes the model and its card: called with the row of the epoch.
+    epochs
+        Epochs in all.
+    keep
+        Models kept, see `lulc.run.kept_models`.
+    workers
+        Threads that cut crops.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        training: TileGenerator,
+        validation: TileGenerator,
+        legend: Legend,
+        run: Run,
+        save: Callable[[Row, tuple[Row, ...]], None],
+        *,
+        epochs: int,
+        keep: str,
+        workers: int,
+    ) -> None:
+        self._model = model
+        self._training = training
+        self._validation = validation
+        self._legend = legend
+        self._run = run
+        self._save = save
+        self._epochs = epochs
+        self._keep = keep
+        self._workers = workers
+        self._weights_seen = self._saved = time.monotonic()
+        self._progress = Progress()
+        self.rows: tuple[Row, ...] = ()
+
+    def go(self, stop: StopRequest, seconds: float = math.inf) -> bool:
+        """Train until all epochs are done, or the time is up.
+
+        Returns
+        -------
+        bool
+            True where all epochs are done. Otherwise the epoch in work has been validated and saved as it
+            is, and the same call in a new process goes on from its checkpoint.
+
+        Raises
+        ------
+        InputError
+            If loss or weights are not finite.
+        KeyboardInterrupt
+            If a stop was asked for; the checkpoint is written.
+        """
+        deadline = time.monotonic() + seconds
+        self._restore()
+        steps = len(self._training)
+        done = (self._progress.epoch - 1) * steps + self._progress.step
+        quiet = not logger.isEnabledFor(logging.INFO)
+        with tqdm(
+            total=self._epochs * steps, initial=done, unit="batch", disable=quiet, dynamic_ncols=True
+        ) as bar:
+            while self._progress.epoch <= self._epochs:
+                if self.rows and time.monotonic() >= deadline:
+                    return False
+                bar.set_description(f"epoch {self._progress.epoch}/{self._epochs}")
+                complete = self._train_epoch(stop, deadline, bar)
+                self._end_epoch(complete)
+                if not complete:
+                    return False
+        return True
+
+    def _restore(self) -> None:
+        checkpoint = load_checkpoint(self._run.checkpoints, self._run.key)
+        if checkpoint is None:
+            return
+        restore_variables(self._model, checkpoint.arrays)
+        self._progress = Progress.from_json(checkpoint.state)
+        self.rows = self._progress.rows
+        logger.info(
+            "continuing in epoch %d after %d of its %d batches",
+            self._progress.epoch, self._progress.step, len(self._training),
+        )  # fmt: skip
+
+    def _train_epoch(self, stop: StopRequest, deadline: float, bar: Any) -> bool:
+        """Train the rest of the epoch in work; False where the time is up before its end."""
+        batches = cut_ahead(self._training, self._progress.epoch, self._progress.step, self._workers)
+        before = time.monotonic()
+        try:
+            for images, labels in batches:
+                logs = self._model.train_on_batch(images, labels, return_dict=True)
+                now = time.monotonic()
+                labelled = int(np.count_nonzero(labels != IGNORE))
+                self._progress = self._progress.after_batch(
+                    {name: float(value) for name, value in logs.items()}, labelled, now - before
+                )
+                before = now
+                self._check_finite(float(logs["loss"]))
+                bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+                bar.update()
+                if stop.received:
+                    self._checkpoint()
+                    raise KeyboardInterrupt
+                complete = self._progress.step == len(self._training)
+                if now >= deadline and not complete:
+                    self._checkpoint()
+                    return False
+                if now - self._saved >= CHECKPOINT_SECONDS:
+                    self._checkpoint()
+        finally:
+            batches.close()
+        return True
+
+    def _end_epoch(self, complete: bool) -> None:
+        """Validate, save model, card, history and picks; go on to the next epoch if this one is complete."""
+        self._check_weights()
+        started = time.monotonic()
+        val_loss, scores = self._validate()
+        p = self._progress
+        row = Row(
+            epoch=p.epoch,
+            batches=p.step,
+            seconds=round(p.seconds + time.monotonic() - started, 1),
+            loss=p.loss / max(p.labelled, 1),
+            accuracy=p.hits / max(p.labelled, 1),
+            val_loss=val_loss,
+            val_accuracy=scores.overall_accuracy or 0.0,
+            val_macro_f1=scores.macro.f1 if scores.macro else 0.0,
+            learning_rate=float(keras.ops.convert_to_numpy(self._model.optimizer.learning_rate)),
+            model=f"{p.epoch:02d}-{val_loss:.2f}.keras",
+        )
+        self.rows = (*p.rows, row)
+        self._save(row, self.rows)
+        self._run.write_history(self.rows)
+        self._run.tidy(self.rows, self._keep)
+        report.draw_history(self._run.folder / HISTORY, self._run.folder / PICTURE)
+        logger.info(
+            "epoch %d: loss %.4f, accuracy %.4f, validation loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s",
+            row.epoch, row.loss, row.accuracy, row.val_loss, row.val_accuracy, row.val_macro_f1, row.seconds,
+        )  # fmt: skip
+        if complete:
+            self._progress = Progress(epoch=p.epoch + 1, rows=self.rows)
+            self._checkpoint()
+
+    def _validate(self) -> tuple[float, accuracy.Scores]:
+        """Mean loss over labelled pixels, and scores from the confusion matrix."""
+        classes = len(self._legend)
+        confusion = np.zeros((classes + 1, classes + 1), np.int64)
+        total, labelled = 0.0, 0
+        for images, labels in cut_ahead(self._validation, 0, 0, self._workers):
+            activations = self._model.predict_on_batch(images)
+            known = labels != IGNORE
+            count = int(known.sum())
+            loss = self._model.loss(labels, keras.ops.convert_to_tensor(activations))
+            total += float(keras.ops.convert_to_numpy(loss)) * count
+            labelled += count
+            confusion += accuracy.count(labels[known] + 1, decide(activations)[known] + 1, classes)
+        val_loss = total / max(labelled, 1)
+        if not math.isfinite(val_loss):
+            raise self._not_finite(f"the validation loss is {val_loss}")
+        return val_loss, accuracy.score(confusion, self._legend)
+
+    def _checkpoint(self) -> None:
+        self._check_weights()
+        checkpoint = Checkpoint(variables_of(self._model), self._progress.to_json())
+        save_checkpoint(self._run.checkpoints, checkpoint, self._run.key)
+        self._saved = time.monotonic()
+
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise self._not_finite(f"the loss is {loss}")
+        # The loss of a network whose weights are NaN may stay finite, so the weights are looked at too.
+        if time.monotonic() - self._weights_seen >= WEIGHTS_SECONDS:
+            self._check_weights()
+
+    def _check_weights(self) -> None:
+        self._weights_seen = time.monotonic()
+        sums = {v.path: float(keras.ops.convert_to_numpy(keras.ops.sum(v))) for v in self._model.weights}
+        broken = [path for path, value in sums.items() if not math.isfinite(value)]
+        if broken:
+            raise self._not_finite(f"weights are not finite ({broken[0]})")
+
+    def _not_finite(self, what: str) -> InputError:
+        return InputError(
+            f"cannot go on training, since {what} after batch {self._progress.step} of epoch "
+            f"{self._progress.epoch}, expected finite numbers",
+            "Lower `--learning-rate` and look at the values of the stacks, then give `--restart`: crops "
+            "follow from the seed, so that the same command would come to the same batch again.",
+        )
+
+
+def decide(activations: np.ndarray) -> np.ndarray:
+    """Network class of each pixel.
+
+    Parameters
+    ----------
+    activations
+        float32 (n, y, x, class): softmax, or with one class sigmoid, decided at 0.5.
+
+    Returns
+    -------
+    uint8 (n, y, x)
+        0..N-1; with sigmoid 1 for the class and 0 for the rest.
+    """
+    if activations.shape[-1] == 1:
+        return (activations[..., 0] >= 0.5).astype(np.uint8)
+    return activations.argmax(axis=-1).astype(np.uint8)

@@ -1,0 +1,248 @@
+"""A training run's folder: its key, its history, and which of its models are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lulc.config import TrainConfig
+from lulc.documents import read_document, write_document
+from lulc.schema import InputError
+from lulc.storage import Lock, write_atomically
+
+FORMAT_VERSION = 1
+
+DOCUMENT = "run.json"
+HISTORY = "history.csv"
+PICTURE = "history.png"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+
+SCORES = {"lowest-val-loss": ("val_loss", min), "highest-val-accuracy": ("val_accuracy", max),
+          "best-macro-f1": ("val_macro_f1", max)}  # fmt: skip
+"""Picks by score: column of the history, and which end of it is best."""
+
+FREE = {"data", "out", "minutes", "keep", "workers", "tensorboard", "overwrite", "restart", "init"}
+"""Options that don't decide the weights, and inputs, which the key holds by their content."""
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["format_version", "finished", "parameters", "inputs"],
+    "properties": {
+        "format_version": {"const": FORMAT_VERSION},
+        "finished": {"type": "boolean"},
+        "parameters": {"type": "object"},
+        "inputs": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}
+
+_MODEL = re.compile(r"\d{2,}-\d+\.\d{2}\.keras(\.json)?")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One epoch of the history.
+
+    Parameters
+    ----------
+    epoch
+        Number, from 1.
+    batches
+        Batches that it trained; fewer than asked for where the time budget ended it.
+    seconds
+        Time spent on it, validation included, pauses of an interrupted run not.
+    loss, accuracy
+        Of the training batches, while the weights changed; weighted by labelled pixels.
+    val_loss, val_accuracy, val_macro_f1
+        Of the validation crops, which are the same in every epoch.
+    learning_rate
+        At the end of the epoch.
+    model
+        File name of its weights, in the run folder while it is kept.
+    """
+
+    epoch: int
+    batches: int
+    seconds: float
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+    val_macro_f1: float
+    learning_rate: float
+    model: str
+
+
+def picks_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Model file of each pick; of equally good epochs the first.
+
+    Examples
+    --------
+    >>> rows = [Row(1, 9, 1.0, 1.0, 0.5, 0.9, 0.5, 0.4, 0.001, "01-0.90.keras"),
+    ...         Row(2, 9, 1.0, 0.9, 0.6, 0.8, 0.6, 0.3, 0.001, "02-0.80.keras")]
+    >>> picks_of(rows)["lowest-val-loss"], picks_of(rows)["best-macro-f1"]
+    ('02-0.80.keras', '01-0.90.keras')
+    """
+    picks = {
+        pick: best(rows, key=operator.attrgetter(column)).model for pick, (column, best) in SCORES.items()
+    }
+    return picks | {"last": rows[-1].model}
+
+
+def kept_models(rows: Sequence[Row], keep: str) -> set[str]:
+    """Model files that stay: every pick, and with `keep` all, or a number of last ones, those too."""
+    if keep == "all":
+        return {row.model for row in rows}
+    count = int(keep) if keep != "best" else 1
+    return set(picks_of(rows).values()) | {row.model for row in rows[-count:]}
+
+
+def check_keep(keep: str) -> None:
+    """Raise InputError unless `keep` is best, all or a number from 1."""
+    if keep not in ("best", "all") and not (keep.isdecimal() and int(keep) > 0):
+        raise InputError(
+            f"cannot keep models as asked, since --keep is '{keep}', expected best, all or a number from 1",
+            "Type e.g. `--keep all` or `--keep 5`.",
+        )
+
+
+class Run:
+    """The folder of one run; made by `open_run`, which holds its lock.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    parameters, inputs
+        What decides the weights: options by name, and sha256 of each input by name.
+    """
+
+    def __init__(self, folder: Path, parameters: dict[str, Any], inputs: dict[str, str]) -> None:
+        self.folder = folder
+        self._document = {
+            "format_version": FORMAT_VERSION,
+            "finished": False,
+            "parameters": parameters,
+            "inputs": inputs,
+        }
+
+    @property
+    def key(self) -> str:
+        """sha256 of parameters and inputs."""
+        decisive = [self._document["parameters"], self._document["inputs"]]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / CHECKPOINTS
+
+    def begin(self, *, overwrite: bool, restart: bool) -> None:
+        """Take the folder over: continue what it holds, or begin anew where that was asked for.
+
+        Raises
+        ------
+        InputError
+            If it holds a finished run, a run with another key, or models of something else.
+        """
+        path = self.folder / DOCUMENT
+        if overwrite:
+            self._clear()
+        elif not path.exists():
+            if self._models():
+                raise InputError(
+                    f"cannot train into '{self.folder}', since it holds models but no '{DOCUMENT}', "
+                    "expected an empty folder or a run of this command",
+                    "Give another --out, or `--overwrite` to replace them.",
+                )
+            self._clear()
+        else:
+            found = self._read(path)
+            if restart and not found["finished"]:
+                self._clear()
+            else:
+                self._compare(found)
+        write_document(path, self._document)
+
+    def finish(self) -> None:
+        """Say that the run is complete."""
+        write_document(self.folder / DOCUMENT, {**self._document, "finished": True})
+
+    def write_history(self, rows: Sequence[Row]) -> None:
+        """Write the history, whole."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+        with write_atomically(self.folder / HISTORY) as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
+
+    def tidy(self, rows: Sequence[Row], keep: str) -> None:
+        """Remove the models that are not kept, with their cards."""
+        kept = kept_models(rows, keep)
+        for path in self._models():
+            if path.name.removesuffix(".json") not in kept:
+                path.unlink()
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        return read_document(path, SCHEMA, "run", FORMAT_VERSION)
+
+    def _compare(self, found: dict[str, Any]) -> None:
+        if found["finished"]:
+            raise InputError(
+                f"cannot train into '{self.folder}', since it holds a finished run, expected an empty folder",
+                "Give another --out, or `--overwrite` to replace it.",
+            )
+        for what in ("parameters", "inputs"):
+            old, new = found[what], json.loads(json.dumps(self._document[what]))
+            for name in sorted(old.keys() | new.keys()):
+                if old.get(name) != new.get(name):
+                    raise InputError(
+                        f"cannot continue the run in '{self.folder}', since its {what[:-1]} {name} was "
+                        f"{old.get(name)}, expected the same as now: {new.get(name)}",
+                        "Give `--restart` to drop the partial work and begin again, or another --out.",
+                    )
+
+    def _models(self) -> list[Path]:
+        return [p for p in self.folder.glob("*.keras*") if _MODEL.fullmatch(p.name)]
+
+    def _clear(self) -> None:
+        left = [self.folder / name for name in (DOCUMENT, HISTORY, PICTURE)]
+        left += self._models()
+        for pattern in (f"{CHECKPOINTS}/*", f"{CHECKPOINTS}/.*.partial", f"{TENSORBOARD}/**/*", ".*.partial"):
+            left += [p for p in self.folder.glob(pattern) if p.is_file()]
+        for path in left:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def open_run(config: TrainConfig, inputs: dict[str, str]) -> Iterator[Run]:
+    """Lock the run folder and take it over.
+
+    Parameters
+    ----------
+    config
+        Resolved, see `TrainConfig.resolved`.
+    inputs
+        sha256 of everything that is read, by name.
+
+    Raises
+    ------
+    InputError
+        As `Run.begin` does, and where another process holds the lock.
+    """
+    folder = Path(config.out)
+    parameters = {name: value for name, value in asdict(config).items() if name not in FREE}
+    with Lock(folder / ".lock", f"the run '{folder}'"):
+        run = Run(folder, parameters, inputs)
+        run.begin(overwrite=config.overwrite, restart=config.restart)
+        yield run
