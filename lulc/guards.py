@@ -1,0 +1,339 @@
+"""What an input file may be, checked before a pixel is read (and mostly before GDAL sees the file).
+
+A raster from a stranger can name other files, open connections, or declare sizes that exhaust the
+machine. Everything here looks at bytes, names and declared sizes only, and raises `InputError`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from lulc.schema import InputError
+
+MAX_SIDE = 2_000_000
+"""Pixels along one side; the whole Earth at 20 m has this many columns."""
+
+MAX_LAYERS = 1024
+"""Layers of one file."""
+
+MAX_BLOCK_BYTES = 256 * 2**20
+"""Bytes that must be decoded at once to read one pixel."""
+
+MAX_RATIO = 20_000
+"""Declared bytes per stored byte, above `LARGE_BYTES`; sparse but honest mosaics stay far below."""
+
+LARGE_BYTES = 64 * 2**30
+"""Rasters up to this size are read window by window whatever their compression."""
+
+MAX_XML_BYTES = 64 * 2**20
+MAX_ENTRIES = 1_000_000
+
+VRT_MARK = b"<VRTDataset"
+
+_VRT_ELEMENTS = frozenset(
+    """VRTDataset SRS GeoTransform Metadata MDI VRTRasterBand Description ColorInterp NoDataValue
+    HideNoDataValue UnitType Offset Scale CategoryNames Category ColorTable Entry Histograms HistItem
+    HistMin HistMax BucketCount IncludeOutOfRange Approximate HistCounts OverviewList
+    SimpleSource ComplexSource AveragedSource SourceFilename SourceBand SourceProperties SrcRect DstRect
+    NODATA UseMaskBand ScaleOffset ScaleRatio LUT BlockXSize BlockYSize""".split()
+)
+_ZARR_CODECS = frozenset(
+    """bytes endian gzip zstd blosc zlib lz4 bz2 lzma crc32c crc32 adler32 fletcher32 transpose
+    sharding_indexed vlen-utf8 delta fixedscaleoffset quantize shuffle bitround bitpacking zfpy
+    packbits""".split()
+)
+_ZARR_DOCUMENTS = frozenset({"zarr.json", ".zarray", ".zgroup", ".zmetadata"})
+
+
+def is_address(path: str) -> bool:
+    """True where GDAL would not take the text as the name of a plain file.
+
+    That is a URL, a ``/vsi`` path, inline XML or JSON, or a subdataset such as ``NETCDF:a.nc:b``.
+    """
+    text = path.strip()
+    if "://" in text or text.startswith(("/vsi", "\\vsi", "<", "{")):
+        return True
+    prefix, colon, rest = text.partition(":")
+    return bool(colon) and not os.path.lexists(text) and len(prefix) > 1 and prefix.isidentifier() and rest != ""
+
+
+def check_regular_file(path: str | os.PathLike[str], what: str) -> Path:
+    """The absolute path of an existing regular file.
+
+    Raises
+    ------
+    InputError
+        If the path is an address, does not exist, or is a folder, device or pipe.
+    """
+    text = os.fspath(path)
+    if is_address(text):
+        raise InputError(
+            f"cannot open {what} '{text[:200]}', since it is an address rather than a file, "
+            "expected the path of a file on this machine",
+            "Give a file. Remote rasters (https://..., /vsi...) are opened with --allow-remote.",
+        )
+    found = Path(text)
+    if not found.exists():
+        raise InputError(
+            f"cannot open {what} '{text}', since there is no such file, expected an existing file",
+            "Check the path.",
+        )
+    if not found.is_file():
+        kind = "a folder" if found.is_dir() else "no regular file"
+        raise InputError(
+            f"cannot open {what} '{text}', since it is {kind}, expected a file", "Check the path."
+        )
+    return found.resolve()
+
+
+def check_inside(path: Path, folder: Path, owner: str) -> None:
+    """Refuse a file that `owner` names but that lies outside `folder`, symbolic links resolved."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"cannot open '{owner}', since it points to '{path}', "
+            f"expected nothing outside its folder '{folder}'",
+            "Copy that file below the folder, or give it directly.",
+        )
+
+
+def check_size(
+    name: str,
+    *,
+    layers: int,
+    height: int,
+    width: int,
+    layer_bytes: int,
+    block_bytes: int,
+    stored_bytes: int | None,
+) -> None:
+    """Refuse declared sizes that no honest raster has.
+
+    Parameters
+    ----------
+    name
+        File, for the message.
+    layers, height, width
+        Declared shape.
+    layer_bytes
+        Bytes of one pixel of one layer.
+    block_bytes
+        Bytes that are decoded together.
+    stored_bytes
+        Size on disk; None where it is not known (remote).
+    """
+    total = layers * height * width * layer_bytes
+    problem = ""
+    if min(layers, height, width) < 1:
+        problem = f"it declares {layers} layers of {height} x {width} pixels, expected at least one of each"
+    elif max(height, width) > MAX_SIDE:
+        problem = f"it declares {height} x {width} pixels, expected at most {MAX_SIDE} along a side"
+    elif layers > MAX_LAYERS:
+        problem = f"it declares {layers} layers, expected at most {MAX_LAYERS}"
+    elif block_bytes > MAX_BLOCK_BYTES:
+        problem = (
+            f"its internal blocks have {block_bytes / 2**20:,.0f} MiB, "
+            f"expected at most {MAX_BLOCK_BYTES // 2**20} MiB"
+        )
+    elif stored_bytes is not None and total > max(LARGE_BYTES, MAX_RATIO * stored_bytes):
+        problem = (
+            f"it declares {total / 1e9:,.0f} GB of pixels in {stored_bytes} bytes, "
+            f"expected at most {MAX_RATIO} times the size of the file"
+        )
+    if problem:
+        raise InputError(
+            f"cannot read '{name}', since {problem}",
+            "The file is damaged or made to exhaust the machine. If it is yours, write it again with "
+            "blocks of 256 x 256 pixels: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE IN OUT",
+        )
+
+
+def read_xml(path: Path, what: str) -> ElementTree.Element:
+    """The root of an XML file without document type or entities.
+
+    Raises
+    ------
+    InputError
+        If the file is too large, not well formed, or declares entities.
+    """
+    size = path.stat().st_size
+    if size > MAX_XML_BYTES:
+        raise InputError(
+            f"cannot read {what} '{path}', since it has {size} bytes, expected at most {MAX_XML_BYTES}",
+            "It is damaged; get it again.",
+        )
+    content = path.read_bytes()
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content or b"\x00" in content:
+        raise InputError(
+            f"cannot read {what} '{path}', since it declares a document type, entities or another "
+            "encoding, expected plain UTF-8 XML",
+            "It is damaged or forged; get it again.",
+        )
+    try:
+        return ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"cannot read {what} '{path}', since it is not well-formed XML ({error})",
+            "It is damaged; get it again.",
+        ) from error
+
+
+def looks_like_vrt(path: Path) -> bool:
+    """True where GDAL would take the file for a VRT, whatever its name."""
+    with open(path, "rb") as file:
+        return VRT_MARK in file.read(65536)
+
+
+def vrt_sources(path: Path) -> Iterator[Path]:
+    """The files that a VRT mosaic names, each below the VRT's folder.
+
+    Only plain mosaics are admitted: elements that compute, warp or read raw bytes are refused.
+    """
+    root = read_xml(path, "the VRT")
+    for element in root.iter():
+        subclass = element.get("subClass")
+        if element.tag not in _VRT_ELEMENTS or subclass is not None or element.find("OpenOptions") is not None:
+            found = f"{element.tag} of kind {subclass}" if subclass else str(element.tag)
+            raise InputError(
+                f"cannot open the VRT '{path}', since it holds <{found[:80]}>, "
+                "expected a plain mosaic (gdalbuildvrt)",
+                "Turn it into a GeoTIFF: gdal_translate IN.vrt OUT.tif",
+            )
+        if element.tag == "SourceFilename":
+            yield _vrt_source(path, element)
+
+
+def _vrt_source(path: Path, element: ElementTree.Element) -> Path:
+    text = (element.text or "").strip()
+    if is_address(text):
+        raise InputError(
+            f"cannot open the VRT '{path}', since it names '{text[:200]}', expected files below its folder",
+            "Download the files and build the VRT from them.",
+        )
+    relative = (element.get("relativeToVRT") or "0").strip() == "1"
+    named = path.parent / text if relative else Path(text)
+    source = check_regular_file(named, f"a file of the VRT '{path}',")
+    check_inside(source, path.parent, str(path))
+    return source
+
+
+def check_hdf5(path: Path) -> None:
+    """Refuse an HDF5 (NetCDF-4) file that names other files: external links, storage, virtual data."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            _check_hdf5_group(path, file)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"cannot read '{path}', since it is truncated or no NetCDF file ({error})",
+            "It is damaged; get it again.",
+        ) from error
+
+
+def _check_hdf5_group(path: Path, root: Any) -> None:
+    import h5py
+
+    pending, seen = [root], set()
+    while pending:
+        group = pending.pop()
+        for name in group:
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                raise _refuse_hdf5(path, name, "a link to another place")
+            member = group[name]
+            address = h5py.h5o.get_info(member.id).addr
+            if address in seen:
+                continue
+            seen.add(address)
+            if len(seen) > MAX_ENTRIES:
+                raise _refuse_hdf5(path, name, f"one of more than {MAX_ENTRIES} objects")
+            if isinstance(member, h5py.Group):
+                pending.append(member)
+            elif isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
+                raise _refuse_hdf5(path, name, "stored in another file")
+
+
+def _refuse_hdf5(path: Path, name: str, what: str) -> InputError:
+    return InputError(
+        f"cannot open '{path}', since '{name}' in it is {what}, expected a file that holds its own data",
+        "Write it again without links, e.g. with nccopy.",
+    )
+
+
+def check_zarr(folder: Path) -> int:
+    """Check what a Zarr folder holds, and give its size in bytes.
+
+    Raises
+    ------
+    InputError
+        If a symbolic link leaves it, if metadata names a codec outside the allow-list (some run code
+        when they decode), or if it has too many files.
+    """
+    total = count = 0
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            entry = Path(place, name)
+            count += 1
+            if count > MAX_ENTRIES:
+                raise InputError(
+                    f"cannot open '{folder}', since it holds more than {MAX_ENTRIES} files, expected fewer",
+                    "Write it again with larger chunks.",
+                )
+            if entry.is_symlink():
+                check_inside(entry, folder, str(folder))
+        for name in files:
+            entry = Path(place, name)
+            if not entry.is_file():
+                raise InputError(
+                    f"cannot open '{folder}', since '{entry}' is no regular file, expected files and folders",
+                    "Write it again.",
+                )
+            total += entry.stat().st_size
+            if name in _ZARR_DOCUMENTS:
+                _check_zarr_document(entry)
+    return total
+
+
+def _check_zarr_document(path: Path) -> None:
+    try:
+        if path.stat().st_size > MAX_XML_BYTES:
+            raise ValueError("too large")
+        document = json.loads(path.read_bytes())
+        codecs = list(_codecs_of(document))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"cannot read '{path}', since it is not valid JSON ({error})", "It is damaged; write it again."
+        ) from error
+    strange = sorted({c for c in codecs if c.removeprefix("numcodecs.") not in _ZARR_CODECS})
+    if strange:
+        raise InputError(
+            f"cannot open '{path.parent}', since it is stored with {', '.join(strange)[:80]}, "
+            f"expected only {', '.join(sorted(_ZARR_CODECS))}",
+            "Write it again with another compressor, e.g. zstd.",
+        )
+
+
+def _codecs_of(document: Any) -> Iterator[str]:
+    """Names of all codecs, filters and compressors in Zarr metadata of version 2 or 3."""
+    if isinstance(document, list):
+        for item in document:
+            yield from _codecs_of(item)
+    if not isinstance(document, dict):
+        return
+    for key, value in document.items():
+        if key == "attributes":
+            continue
+        if key in ("compressor", "filters", "codecs", "index_codecs"):
+            for codec in value if isinstance(value, list) else [value]:
+                if isinstance(codec, dict):
+                    yield str(codec.get("id", codec.get("name", "?"))).lower()
+                elif isinstance(codec, str):
+                    yield codec.lower()
+        elif key == "storage_transformers" and value:
+            yield "storage_transformers"
+        yield from _codecs_of(value)
