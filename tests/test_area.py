@@ -1,0 +1,194 @@
+"""Areas with intervals: the published example, properties, and coverage by simulation."""
+
+from __future__ import annotations
+
+import geopandas
+import numpy as np
+import pytest
+from affine import Affine
+from rasterio.crs import CRS
+
+from lulc.area import (
+    allocate,
+    count_classes,
+    draw_sample,
+    estimate,
+    hectares_per_pixel,
+    read_sample,
+    sample_size,
+    write_sample,
+)
+from lulc.grid import GridSpec
+from lulc.schema import InputError, LandCoverClass, Legend
+from lulc.windows import Window
+
+# Olofsson et al. 2014, tables 8 and 9: deforestation, forest gain, stable forest, stable non-forest.
+PIXELS = np.array([200_000, 150_000, 3_200_000, 6_450_000])
+SAMPLE = np.array([[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]])
+
+LEGEND = Legend("three", tuple(LandCoverClass(i, f"class {i}", "#000000") for i in (1, 2, 3)))
+GRID = GridSpec(CRS.from_epsg(3067), Affine(10, 0, 500_000, 0, -10, 6_700_000), 90, 70)
+
+
+def test_the_published_example_is_reproduced_to_the_printed_digits() -> None:
+    result = estimate(SAMPLE, PIXELS)
+    assert (round(result.overall.value, 3), round(result.overall.half_width, 3)) == (0.947, 0.018)
+    users = [(f"{e.value:.2f}", f"{e.half_width:.2f}") for e in result.users]
+    assert users == [("0.88", "0.07"), ("0.73", "0.10"), ("0.93", "0.04"), ("0.96", "0.02")]
+    assert round(result.users[0].half_width, 3) == 0.074
+    assert [f"{e.value:.2f}" for e in result.producers] == ["0.75", "0.85", "0.93", "0.96"]
+    # The paper prints 0.23 and 0.01 for the second and fourth; its equation 7 gives 0.25 and 0.02 with
+    # its own table (see the simulation below for which is right).
+    assert [f"{e.half_width:.2f}" for e in result.producers] == ["0.21", "0.25", "0.03", "0.02"]
+    assert round(result.areas[0].value) == 235_086
+    hectares = estimate(SAMPLE, PIXELS * 0.09).areas[0]
+    assert (round(hectares.value), round(hectares.half_width)) == (21_158, 6_158)
+
+
+def test_the_published_sample_size_is_reproduced() -> None:
+    assert sample_size(PIXELS.astype(float), np.array([0.7, 0.6, 0.9, 0.95])) == 641
+
+
+def test_areas_add_up_to_the_mapped_total() -> None:
+    result = estimate(SAMPLE, PIXELS)
+    assert sum(e.value for e in result.areas) == pytest.approx(PIXELS.sum(), rel=1e-12)
+
+
+def test_a_perfect_sample_gives_the_mapped_areas_without_error() -> None:
+    result = estimate(np.diag([50, 60, 70]), np.array([10.0, 20.0, 30.0]))
+    assert [e.value for e in result.areas] == pytest.approx([10, 20, 30])
+    assert {e.standard_error for e in (result.overall, *result.areas, *result.users)} == {0.0}
+    assert result.overall.value == 1.0
+
+
+def test_a_class_that_is_not_mapped_has_an_area_but_no_users_accuracy() -> None:
+    result = estimate(np.array([[40, 10], [0, 0]]), np.array([100.0, 0.0]))
+    assert result.areas[1].value == pytest.approx(20)
+    assert np.isnan(result.users[1].value)
+    assert result.producers[1].value == 0.0
+
+
+def test_the_area_variance_equals_a_plain_computation_of_equation_10() -> None:
+    result = estimate(SAMPLE, PIXELS)
+    weights = PIXELS / PIXELS.sum()
+    for k in range(4):
+        variance = 0.0
+        for i in range(4):
+            n = SAMPLE[i].sum()
+            p = weights[i] * SAMPLE[i, k] / n
+            variance += (weights[i] * p - p**2) / (n - 1)
+        assert result.areas[k].standard_error == pytest.approx(PIXELS.sum() * variance**0.5, rel=1e-12)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_claim() -> None:
+    rng = np.random.default_rng(7)
+    truth = np.array([[0.85, 0.1, 0.05], [0.1, 0.8, 0.1], [0.03, 0.07, 0.9]])
+    mapped = np.array([2e5, 5e5, 3e5])
+    points = np.array([150, 250, 200])
+    area = mapped @ truth
+    overall = mapped @ np.diag(truth) / mapped.sum()
+    producers = mapped * np.diag(truth) / area
+    hits = np.zeros(7)
+    runs = 1500
+    for _ in range(runs):
+        sample = np.stack([rng.multinomial(n, p) for n, p in zip(points, truth, strict=True)])
+        result = estimate(sample, mapped)
+        for k, (found, true) in enumerate(
+            zip((*result.areas, *result.producers, result.overall), (*area, *producers, overall), strict=True)
+        ):
+            low, high = found.interval
+            hits[k] += low <= true <= high
+    assert np.all((hits / runs > 0.93) & (hits / runs < 0.97)), hits / runs
+
+
+def test_the_spread_of_producers_accuracy_in_the_published_example_is_that_of_repeated_sampling() -> None:
+    rng = np.random.default_rng(11)
+    shares = SAMPLE / SAMPLE.sum(axis=1, keepdims=True)
+    found = []
+    for _ in range(4000):
+        sample = np.stack([rng.multinomial(n, p) for n, p in zip(SAMPLE.sum(axis=1), shares, strict=True)])
+        found.append([e.value for e in estimate(sample, PIXELS).producers])
+    spread = 1.96 * np.std(found, axis=0)
+    claimed = [e.half_width for e in estimate(SAMPLE, PIXELS).producers]
+    # A single point decides about forest gain, so that its distribution is skewed: 10 %.
+    assert spread == pytest.approx(claimed, rel=0.1)
+
+
+def test_a_stratum_with_one_point_is_refused() -> None:
+    with pytest.raises(InputError, match=r"classes \[2\] have fewer than 2 points"):
+        estimate(np.array([[5, 0], [0, 1]]), np.array([1.0, 1.0]))
+
+
+def test_points_in_a_class_that_the_map_lacks_are_refused() -> None:
+    with pytest.raises(InputError, match=r"points lie in the classes \[2\]"):
+        estimate(np.array([[5, 0], [0, 3]]), np.array([1.0, 0.0]))
+
+
+def test_allocation_gives_each_stratum_its_minimum_and_no_more_than_it_has() -> None:
+    assert allocate(641, PIXELS, 100).tolist() == [100, 100, 146, 295]
+    shares = allocate(200, np.array([10, 0, 1_000_000]), 50)
+    assert shares.tolist() == [10, 0, 190]
+    assert allocate(30, np.array([500, 500]), 50).tolist() == [50, 50]
+
+
+def test_drawn_points_lie_in_their_strata_and_are_never_drawn_twice() -> None:
+    classes = np.random.default_rng(1).integers(0, 4, GRID.shape).astype(np.uint8)
+    corners = [(r, c) for r in range(0, 90, 32) for c in range(0, 70, 32)]
+    windows = [Window(r, c, 32, 32).intersect(GRID.extent) for r, c in corners]
+    pixels = count_classes(lambda w: classes[w.slices], windows, 3)
+    assert pixels.tolist() == [int((classes == k).sum()) for k in (1, 2, 3)]
+    points = draw_sample(
+        lambda w: classes[w.slices], windows, GRID, pixels, np.array([20, 30, 40]), np.random.default_rng(2)
+    )
+    assert points["stratum"].value_counts().to_dict() == {1: 20, 2: 30, 3: 40}
+    cols, rows = ~GRID.transform * (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
+    assert np.allclose(rows % 1, 0.5) and np.allclose(cols % 1, 0.5)
+    assert (classes[rows.astype(int), cols.astype(int)] == points["stratum"]).all()
+    assert len({*zip(rows, cols, strict=True)}) == 90
+
+
+def test_every_pixel_of_a_stratum_is_drawn_equally_often() -> None:
+    classes = np.ones((6, 5), np.uint8)
+    windows = [Window(0, 0, 6, 2), Window(0, 2, 6, 3)]
+    grid = GridSpec(GRID.crs, GRID.transform, 6, 5)
+    rng = np.random.default_rng(3)
+    drawn = np.zeros((6, 5))
+    for _ in range(600):
+        points = draw_sample(
+            lambda w: classes[w.slices], windows, grid, np.array([30]), np.array([10]), rng
+        )
+        cols, rows = ~grid.transform * (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
+        drawn[rows.astype(int), cols.astype(int)] += 1
+    assert abs(drawn - 200).max() < 5 * np.sqrt(600 * 1 / 3 * 2 / 3)
+
+
+def test_an_interpreted_sample_is_read_back_as_a_matrix(tmp_path) -> None:
+    classes = np.random.default_rng(1).integers(1, 4, GRID.shape).astype(np.uint8)
+    windows = [GRID.extent]
+    pixels = count_classes(lambda w: classes[w.slices], windows, 3)
+    points = draw_sample(
+        lambda w: classes[w.slices], windows, GRID, pixels, np.array([5, 6, 7]), np.random.default_rng(2)
+    )
+    path = tmp_path / "points.gpkg"
+    write_sample(points, path)
+    with pytest.raises(InputError, match="18 of 18 points"):
+        read_sample(path, LEGEND)
+    filled = geopandas.read_file(path)
+    filled["reference"] = filled["stratum"] % 3 + 1
+    write_sample(filled, path)
+    assert read_sample(path, LEGEND).tolist() == [[0, 5, 0], [0, 0, 6], [7, 0, 0]]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["points.gpkg"]
+
+
+def test_a_file_that_is_no_sample_is_refused(tmp_path) -> None:
+    (tmp_path / "no.gpkg").write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match="no readable layer"):
+        read_sample(tmp_path / "no.gpkg", LEGEND)
+    with pytest.raises(InputError, match="there is no file"):
+        read_sample(tmp_path / "absent.gpkg", LEGEND)
+
+
+def test_the_area_of_a_pixel_needs_a_projected_crs() -> None:
+    assert hectares_per_pixel(GRID) == 0.01
+    with pytest.raises(InputError, match="no projected CRS"):
+        hectares_per_pixel(GridSpec(CRS.from_epsg(4326), Affine(0.001, 0, 24, 0, -0.001, 61), 9, 9))
