@@ -271,7 +271,7 @@ def draw_sample(
                 found.append((k + 1, window.row + row, window.col + col))
             seen[k] += len(places)
     shuffled = [found[i] for i in rng.permutation(len(found))]
-    centres = [grid.transform * (col + 0.5, row + 0.5) for _, row, col in shuffled]
+    centres = [grid.transform @ (col + 0.5, row + 0.5) for _, row, col in shuffled]
     return geopandas.GeoDataFrame(
         {
             "id": np.arange(1, len(shuffled) + 1),

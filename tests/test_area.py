@@ -141,7 +141,7 @@ def test_drawn_points_lie_in_their_strata_and_are_never_drawn_twice() -> None:
         lambda w: classes[w.slices], windows, GRID, pixels, np.array([20, 30, 40]), np.random.default_rng(2)
     )
     assert points["stratum"].value_counts().to_dict() == {1: 20, 2: 30, 3: 40}
-    cols, rows = ~GRID.transform * (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
+    cols, rows = ~GRID.transform @ (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
     assert np.allclose(rows % 1, 0.5) and np.allclose(cols % 1, 0.5)
     assert (classes[rows.astype(int), cols.astype(int)] == points["stratum"]).all()
     assert len({*zip(rows, cols, strict=True)}) == 90
@@ -157,7 +157,7 @@ def test_every_pixel_of_a_stratum_is_drawn_equally_often() -> None:
         points = draw_sample(
             lambda w: classes[w.slices], windows, grid, np.array([30]), np.array([10]), rng
         )
-        cols, rows = ~grid.transform * (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
+        cols, rows = ~grid.transform @ (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
         drawn[rows.astype(int), cols.astype(int)] += 1
     assert abs(drawn - 200).max() < 5 * np.sqrt(600 * 1 / 3 * 2 / 3)
 
