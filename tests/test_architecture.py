@@ -1,0 +1,147 @@
+"""The table in docs/architecture.md is what the code does: who imports whom, and who opens which door."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import graphlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "lulc"
+
+PACKAGE_DOORS = {"argparse", "matplotlib", "keras", "openvino", "nncf", "h5py", "tensorflow", "jax", "torch",
+                 "tifffile", "xarray", "geopandas", "jsonschema", "sklearn", "monai"}  # fmt: skip
+"""Third-party packages (and argparse) that only the modules whose row names them import."""
+
+CALL_DOORS = {"rasterio.open", "np.load", "np.save", "print", "sys.exit"}
+"""Calls that only the modules whose row names them make."""
+
+FRAMEWORKS = {"keras", "tensorflow", "jax", "torch", "openvino", "nncf"}
+
+COMMANDS = ("preprocess", "train_model", "make_classifications", "evaluate_classifications", "demo")
+
+
+def modules() -> dict[str, Path]:
+    """Path of each module by its name within the package, ``commands.demo``."""
+    paths = (p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+    return {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(paths)}
+
+
+@functools.cache
+def table() -> dict[str, tuple[int, str]]:
+    """(row, doors) of each module of the table; ``commands`` stands for all commands."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.search(r"\| module \|.*?\n\|[-|]+\n(.*?)\n\n", text, re.DOTALL)
+    assert rows, "docs/architecture.md has no table of modules"
+    found = {}
+    for number, line in enumerate(rows.group(1).splitlines()):
+        names, _, doors = line.strip("|").split("|")
+        for name in re.findall(r"`([\w/*]+)`", names):
+            found[name.removesuffix("/*")] = (number, doors.replace("`", ""))
+    return found
+
+
+def row_of(module: str) -> tuple[int, str]:
+    return table()[module.split(".")[0]]
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> set[str]:
+    """Full names that a module imports anywhere, also inside functions."""
+    names = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own_imports(path: Path) -> set[str]:
+    """Modules of the package that a module imports, as named by `modules`."""
+    found = set()
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "lulc":
+            candidates = (".".join(parts[1:n]) for n in (2, 3))
+            found |= {c for c in candidates if c in modules()}
+    return found
+
+
+def calls(path: Path) -> set[str]:
+    return {ast.unparse(node.func) for node in ast.walk(tree(path)) if isinstance(node, ast.Call)}
+
+
+def test_every_module_is_in_the_table_and_the_table_has_no_others() -> None:
+    assert {name.split(".")[0] for name in modules()} == set(table())
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_point_down_the_table(module: str) -> None:
+    here = row_of(module)[0]
+    up = {other for other in own_imports(modules()[module]) if row_of(other)[0] < here}
+    assert not up, f"{module} imports {up}, which stand above it in docs/architecture.md"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {name: own_imports(path) for name, path in modules().items()}
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(graph)
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_third_party_doors_are_opened_only_where_the_table_says(module: str) -> None:
+    path = modules()[module]
+    opened = {name.split(".")[0] for name in imports(path)} & PACKAGE_DOORS | calls(path) & CALL_DOORS
+    admitted = row_of(module)[1]
+    closed = {door for door in opened if not re.search(rf"(?<![\w.]){re.escape(door)}(?![\w.])", admitted)}
+    assert not closed, f"{module} opens {closed}, which its row in docs/architecture.md does not name"
+
+
+def test_only_backend_names_a_framework_other_than_keras() -> None:
+    backends = {"tensorflow", "jax", "torch"}
+    users = {m for m, p in modules().items() if {n.split(".")[0] for n in imports(p)} & backends}
+    assert users <= {"backend"}
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("*.py")), ids=lambda p: p.name)
+def test_scripts_only_hand_over_to_their_command(script: Path) -> None:
+    assert own_imports(script) == {f"commands.{script.stem}"}
+    assert len(script.read_text(encoding="utf-8").splitlines()) < 20
+
+
+@pytest.mark.parametrize("statement", ["import lulc", *(f"import lulc.commands.{c}" for c in COMMANDS)])
+def test_importing_loads_no_framework(statement: str) -> None:
+    assert not FRAMEWORKS & loaded_after(statement)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("--no-such-option", 2)])
+def test_help_and_a_mistyped_option_load_no_framework(command: str, argument: str, code: int) -> None:
+    statement = (
+        f"from lulc.commands.{command} import main\n"
+        f"try:\n    main([{argument!r}])\n"
+        f"except SystemExit as end:\n    assert end.code == {code}, end.code\n"
+        "else:\n    raise AssertionError('did not exit')"
+    )
+    assert not FRAMEWORKS & loaded_after(statement)
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Top-level names of all modules that a fresh interpreter holds after a statement."""
+    code = f"{statement}\nimport sys\nprint('\\n' + ' '.join({{m.split('.')[0] for m in sys.modules}}))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    return set(ended.stdout.splitlines()[-1].split())

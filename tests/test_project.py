@@ -1,0 +1,203 @@
+"""The files around the code agree with each other and with the code."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from lulc import config
+from lulc.commandline import parser_for
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CONFIGS = {
+    "preprocess": config.PreprocessConfig,
+    "train_model": config.TrainConfig,
+    "make_classifications": config.ClassifyConfig,
+    "evaluate_classifications": config.EvaluateConfig,
+}
+
+IMPORT_NAMES = {"opencv-python-headless": "cv2", "scikit-learn": "sklearn", "pyyaml": "yaml"}
+"""Where the name that is installed is not the name that is imported."""
+
+NOT_IMPORTED = {
+    "netcdf4": "xarray opens .nc with it",
+    "zarr": "xarray opens .zarr with it",
+    "tensorflow": "Keras's default backend",
+}
+"""Core and CPU packages that work behind another one, and for whom."""
+
+COMES_WITH = {
+    "pandas": "geopandas and xarray",
+    "pyproj": "geopandas",
+    "shapely": "geopandas",
+    "packaging": "keras",
+    "jax": "an extra",
+    "torch": "an extra",
+}
+"""Packages that may be imported without being declared, and what brings them."""
+
+
+def project() -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return table
+
+
+def requirements(lines: list[str]) -> dict[str, Requirement]:
+    parsed = (Requirement(line) for line in lines)
+    return {r.name.lower().replace("_", "-"): r for r in parsed}
+
+
+def imported_by(folder: Path) -> set[str]:
+    """Top-level packages imported anywhere in a folder's modules."""
+    names: set[str] = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    return names
+
+
+def tracked() -> list[str]:
+    """Paths of the repository; of the working tree where there is no git."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("needs a git checkout")
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
+
+
+def commands_in(path: Path) -> list[list[str]]:
+    """Command lines of the toolkit in a document's code blocks, continued lines joined."""
+    blocks = re.findall(
+        r"```(?:text|bash|console|sh)?\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL
+    )
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = [re.match(r"\s*(?:\$ )?(?:python )?(\w+)\.py (.+)", line) for line in lines]
+    return [[m[1], *shlex.split(m[2], comments=True)] for m in found if m and m[1] in CONFIGS]
+
+
+def test_conda_and_pip_ask_for_the_same_packages() -> None:
+    pip = requirements(project()["dependencies"])
+    for extra in ("cpu", "dev"):
+        pip |= requirements(project()["optional-dependencies"][extra])
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    plain = [line for line in listed if isinstance(line, str)]
+    nested = next(line["pip"] for line in listed if isinstance(line, dict))
+    conda = requirements(plain + nested)
+    assert conda.pop("python").specifier == project()["requires-python"]
+    assert {"gdal", "pip"} <= set(conda)
+    del conda["gdal"], conda["pip"]
+    assert {n: str(r.specifier) for n, r in conda.items()} == {n: str(r.specifier) for n, r in pip.items()}
+
+
+def test_every_declared_package_is_used() -> None:
+    used = imported_by(ROOT / "lulc")
+    declared = project()["dependencies"] + project()["optional-dependencies"]["cpu"]
+    idle = {n for n in requirements(declared) if IMPORT_NAMES.get(n, n) not in used} - set(NOT_IMPORTED)
+    assert not idle
+
+
+def test_every_package_used_is_declared() -> None:
+    declared = requirements(project()["dependencies"] + project()["optional-dependencies"]["cpu"])
+    names = {IMPORT_NAMES.get(n, n) for n in declared} | {"lulc"} | set(COMES_WITH)
+    assert not imported_by(ROOT / "lulc") - names - set(sys.stdlib_module_names)
+
+
+def test_the_entry_points_are_the_four_commands() -> None:
+    assert project()["scripts"] == {
+        f"lulc-{name.replace('_', '-')}": f"lulc.commands.{name}:main" for name in CONFIGS
+    }
+    for target in project()["scripts"].values():
+        module, function = target.split(":")
+        assert callable(getattr(importlib.import_module(module), function))
+
+
+@pytest.mark.parametrize("name", ["lock.txt", "backends.txt"])
+def test_locks_pin_exactly_and_name_no_host_or_path(name: str) -> None:
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    pins = [line.split("#")[0].strip() for line in lines]
+    for pin in filter(None, pins):
+        assert re.fullmatch(r"[a-z0-9.-]+==[\w.]+( ; .+)?", pin), pin
+    assert not [line for line in lines if "://" in line or "/tmp" in line or line.startswith("-")]
+
+
+def test_the_lock_holds_what_is_declared() -> None:
+    lock = [line.split("#")[0].split(";")[0] for line in (ROOT / "requirements" / "lock.txt").open()]
+    pinned = requirements([line for line in lock if line.strip()])
+    wanted = requirements(project()["dependencies"])
+    for extra in ("cpu", "dev"):
+        wanted |= requirements(project()["optional-dependencies"][extra])
+    for name, requirement in wanted.items():
+        version = str(pinned[name].specifier).removeprefix("==")
+        assert requirement.specifier.contains(version), name
+
+
+def test_pytorch_is_pinned_to_the_release_with_a_cpu_build() -> None:
+    assert "torch==2.13.0\n" in re.sub(r" *#.*", "", (ROOT / "requirements" / "backends.txt").read_text())
+
+
+def test_the_licence_is_mit_everywhere() -> None:
+    text = (ROOT / "LICENSE.md").read_text()
+    assert text.startswith("# MIT License")
+    assert "the lulc authors" in text
+    assert project()["license"] == "MIT"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["license"] == "MIT"
+    assert citation["version"] == importlib.import_module("lulc").__version__
+
+
+def test_the_change_log_opens_with_this_version() -> None:
+    heading = re.search(r"^## (\S+)", (ROOT / "CHANGES.md").read_text(), re.MULTILINE)
+    assert heading
+    assert heading[1] == importlib.import_module("lulc").__version__
+
+
+def test_the_file_map_of_the_readme_is_the_tree() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## File map")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    mapped = {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    top = {name.split("/")[0] for name in tracked()}
+    modules = {n for n in tracked() if re.fullmatch(r"lulc/\w+\.py", n) and not n.endswith("__init__.py")}
+    assert mapped - {m for m in mapped if m.startswith("lulc/")} == top - {"lulc"}
+    assert {m for m in mapped if m.endswith(".py") and m.startswith("lulc/")} == modules
+    assert not {m for m in mapped if not (ROOT / m).exists()}
+
+
+@pytest.mark.parametrize("document", ["README.md"])
+def test_commands_in_documents_parse(document: str) -> None:
+    commands = commands_in(ROOT / document)
+    assert {line[0] for line in commands} == set(CONFIGS)
+    for name, *arguments in commands:
+        parser_for(CONFIGS[name], "").parse_args(arguments)
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_links_between_documents_lead_somewhere(document: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", (ROOT / document).read_text(encoding="utf-8")):
+        assert "://" in target or (ROOT / target).exists(), target
+
+
+def test_make_targets_named_in_documents_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for document in ("README.md", "CONTRIBUTING.md", ".ci/run"):
+        named = set(re.findall(r"^\s*(?:\$ )?make ([a-z-]+)", (ROOT / document).read_text(), re.MULTILINE))
+        assert named <= targets, document
