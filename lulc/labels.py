@@ -1,0 +1,526 @@
+"""Label rasters and vectors as class numbers on a grid.
+
+Labels are never interpolated: a raster on the same pixels is cropped, one on another grid is read by
+nearest neighbour and only on request, polygons and points are burnt onto pixel centres.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import geopandas
+import numpy as np
+import pyogrio
+from affine import Affine
+from rasterio.features import rasterize
+from rasterio.warp import transform as transform_points
+from rasterio.warp import transform_bounds
+
+from lulc.grid import GridSpec
+from lulc.nomenclature import NO_CODE, Scheme, count_codes
+from lulc.schema import InputError, Legend
+from lulc.sources import Source, open_source
+from lulc.storage import sha256_of
+from lulc.windows import Window
+
+logger = logging.getLogger("lulc")
+
+MAX_READ = 2**24
+"""Pixels read at once when labels are resampled; a finer source is read in pieces."""
+
+VOLUME_NODATA = 32766
+"""Volume layers of the national forest inventory store 32766 and 32767 outside forest and data."""
+
+MAX_GEOJSON_BYTES = 64 * 2**20
+
+_VECTORS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".json": "GeoJSON"}
+_GEOPACKAGE_IDS = (b"GPKG", b"GP10", b"GP11")
+
+
+class Codes(Protocol):
+    """Source codes on a grid."""
+
+    def read(self, window: Window) -> np.ndarray:
+        """Integer (y, x), `NO_CODE` where there is no label."""
+
+    def identity(self) -> dict[str, Any]:
+        """Name, bytes and sha256 of the file."""
+
+
+class Labels:
+    """Class numbers on a grid; made by `open_labels`, closed as a context manager.
+
+    Attributes
+    ----------
+    grid : GridSpec
+        The grid that windows refer to.
+    scheme : Scheme
+        How codes became classes.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        grid: GridSpec,
+        scheme: Scheme,
+        codes: Codes,
+        volumes: tuple[RasterCells, RasterCells] | None,
+        resources: ExitStack,
+    ) -> None:
+        self.path = path
+        self.grid = grid
+        self.scheme = scheme
+        self._codes = codes
+        self._volumes = volumes
+        self._resources = resources
+
+    @property
+    def legend(self) -> Legend:
+        """The classes 1..N."""
+        return self.scheme.legend
+
+    def read(self, window: Window) -> np.ndarray:
+        """Class numbers of a window: uint8 (y, x), 1..N, 255 = ignore.
+
+        Raises
+        ------
+        InputError
+            If a code is unknown to the scheme, or no integer.
+        """
+        codes = self._codes.read(window)
+        if self._volumes is None:
+            return self.scheme.remap(codes)
+        pine, spruce = (_volume(layer, window) for layer in self._volumes)
+        return self.scheme.remap(codes, pine, spruce)
+
+    def read_level1(self, window: Window) -> np.ndarray:
+        """CORINE level-1 groups by code: uint8 (y, x), 1..5, 255 = ignore or no group."""
+        return self.scheme.remap_level1(self._codes.read(window))
+
+    def check(self) -> Counter[int]:
+        """Read every window once and refuse unknown codes together, with their pixel counts.
+
+        Returns
+        -------
+        Counter
+            Source code to number of pixels on the grid.
+        """
+        counts: Counter[int] = Counter()
+        for window in tiles_of(self.grid.extent, 2048):
+            counts += count_codes(self._codes.read(window))
+        self.scheme.check(counts, f"'{self.path}'")
+        return counts
+
+    def identity(self) -> list[dict[str, Any]]:
+        """Name, bytes and sha256 of each file that is read."""
+        return [source.identity() for source in (self._codes, *(self._volumes or ()))]
+
+    def close(self) -> None:
+        """Close the files."""
+        self._resources.close()
+
+    def __enter__(self) -> Labels:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_labels(
+    path: str,
+    grid: GridSpec,
+    scheme: Scheme,
+    *,
+    field: str | None = None,
+    pine: str | None = None,
+    spruce: str | None = None,
+    resample: bool = False,
+    allow_vrt: bool = False,
+    allow_remote: bool = False,
+) -> Labels:
+    """Open labels on a grid.
+
+    Parameters
+    ----------
+    path
+        Raster with one layer of codes, or GeoPackage or GeoJSON of polygons or points.
+    grid
+        Pixels to give classes for. A raster that holds only a part of them, or more, is cropped;
+        what it doesn't cover is ignored.
+    scheme
+        From `lulc.nomenclature.load_scheme`.
+    field
+        Field of a vector file that holds the code; the only integer field where not given.
+    pine, spruce
+        Volume rasters on any grid, read by nearest neighbour, that split Finnish codes 25..27.
+    resample
+        Take the nearest label of a raster on another grid instead of refusing it.
+    allow_vrt, allow_remote
+        As in `lulc.sources.open_source`.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read as labels, lies on another grid or elsewhere, or one volume layer is
+        missing.
+    """
+    if (pine is None) != (spruce is None):
+        given, missing = ("pine", "spruce") if spruce is None else ("spruce", "pine")
+        raise InputError(
+            f"cannot split coniferous forest, since --{given} is given and --{missing} is not, expected both",
+            f"Type --{missing} with its volume raster as well.",
+        )
+    if scheme.by_species and pine is None:
+        codes = ", ".join(str(c) for c in sorted(scheme.by_species))
+        logger.warning(
+            "coniferous forest (codes %s of %s) is ignored, since no codes tell pine from spruce: "
+            "give volume rasters with --pine and --spruce", codes, path,
+        )  # fmt: skip
+    with ExitStack() as resources:
+
+        def opened(name: str) -> Source:
+            source = open_source(name, allow_vrt=allow_vrt, allow_remote=allow_remote)
+            return resources.enter_context(source)
+
+        cells: Codes
+        if Path(path).suffix.lower() in _VECTORS:
+            cells = VectorCodes(path, grid, field)
+        else:
+            cells = RasterCodes(RasterCells(opened(path), grid, path, resample=resample))
+        volumes = None
+        if scheme.by_species and pine is not None and spruce is not None:
+            layers = [RasterCells(opened(p), grid, p, resample=True) for p in (pine, spruce)]
+            volumes = (layers[0], layers[1])
+        return Labels(path, grid, scheme, cells, volumes, resources.pop_all())
+
+
+class RasterCells:
+    """One layer of a raster, read pixel by pixel onto a grid, without interpolation.
+
+    Raises
+    ------
+    InputError
+        If the raster has several layers, lies on another grid and `resample` is False, or elsewhere.
+    """
+
+    def __init__(self, source: Source, grid: GridSpec, path: str, *, resample: bool) -> None:
+        self.source = source
+        self.path = path
+        self._grid = grid
+        if len(source.names) != 1:
+            raise InputError(
+                f"cannot read labels from '{path}', since it has {len(source.names)} layers "
+                f"({', '.join(str(n) for n in source.names[:9])}), expected one",
+                "Give a raster with one layer of codes.",
+            )
+        self._aligned = source.grid.is_aligned(grid)
+        if not self._aligned and not (resample and source.grid.crs and grid.crs):
+            raise InputError(
+                f"cannot lay '{path}' on the bands, since its grid is\n  {source.grid.describe()}\n"
+                f"expected pixels of\n  {grid.describe()}",
+                "Type --resample to take the nearest label for each pixel, or give a raster on that grid.",
+            )
+        if not self._touches():
+            raise InputError(
+                f"cannot lay '{path}' on the bands, since they lie in different places: it covers\n"
+                f"  {source.grid.describe()}\nexpected some of\n  {grid.describe()}",
+                "Give the raster of the same region.",
+            )
+
+    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """(values in the raster's own type (y, x), bool (y, x) True where the raster has a pixel)."""
+        if self._aligned:
+            row, col = self.source.grid.offset_of(self._grid)
+            there = Window(window.row + row, window.col + col, window.height, window.width)
+            return self._crop(there)
+        rows, cols = self._places(window)
+        extent = self.source.grid.shape
+        inside = (rows >= 0) & (rows < extent[0]) & (cols >= 0) & (cols < extent[1])
+        if not inside.any():
+            return np.zeros(window.shape, dtype=np.dtype(self.source.dtypes[0])), inside
+        top, left = int(rows[inside].min()), int(cols[inside].min())
+        bottom, right = int(rows[inside].max()) + 1, int(cols[inside].max()) + 1
+        if (bottom - top) * (right - left) > MAX_READ and max(window.shape) > 1:
+            return self._in_halves(window)
+        values = self.source.read([0], Window(top, left, bottom - top, right - left))[0]
+        rows, cols = np.where(inside, rows - top, 0), np.where(inside, cols - left, 0)
+        return values[rows, cols], inside
+
+    def identity(self) -> dict[str, Any]:
+        """Name, bytes and sha256 of the file."""
+        return self.source.identity()
+
+    def _touches(self) -> bool:
+        grid, there = self._grid, self.source.grid
+        if self._aligned:
+            row, col = there.offset_of(grid)
+            common = Window(row, col, *grid.shape).intersect(there.extent)
+            return common.height > 0 and common.width > 0
+        left, bottom, right, top = transform_bounds(there.crs, grid.crs, *_ordered(there.bounds))
+        a, b, c, d = _ordered(grid.bounds)
+        return left < c and a < right and bottom < d and b < top
+
+    def _crop(self, there: Window) -> tuple[np.ndarray, np.ndarray]:
+        common = there.intersect(self.source.grid.extent)
+        values = np.zeros(there.shape, dtype=np.dtype(self.source.dtypes[0]))
+        inside = np.zeros(there.shape, dtype=bool)
+        if common.height and common.width:
+            place = common.relative_to(there).slices
+            values[place] = self.source.read([0], common)[0]
+            inside[place] = True
+        return values, inside
+
+    def _in_halves(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        axis = int(window.width >= window.height)
+        half = (window.width if axis else window.height) // 2
+        first, second = (
+            (Window(window.row, window.col, window.height, half),
+             Window(window.row, window.col + half, window.height, window.width - half))
+            if axis
+            else (Window(window.row, window.col, half, window.width),
+                  Window(window.row + half, window.col, window.height - half, window.width))
+        )  # fmt: skip
+        a, b = self.read(first), self.read(second)
+        return np.concatenate((a[0], b[0]), axis=axis), np.concatenate((a[1], b[1]), axis=axis)
+
+    def _places(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column in the raster, int64 (y, x), of the centre of each pixel of the window."""
+        rows, cols = np.mgrid[0 : window.height, 0 : window.width]
+        centre = self._grid.crop(window).transform * Affine.translation(0.5, 0.5)
+        xs, ys = centre * (cols.ravel(), rows.ravel())
+        there = self.source.grid
+        if there.crs != self._grid.crs:
+            xs, ys = (np.asarray(v) for v in transform_points(self._grid.crs, there.crs, xs, ys))
+        place = np.stack((~there.transform * (xs, ys))[::-1])
+        # A centre on the line between two source pixels belongs to the right or lower one, always.
+        place = np.floor(place + 1e-6)
+        place = np.where(np.isfinite(place), place, -1).astype(np.int64)
+        return place[0].reshape(window.shape), place[1].reshape(window.shape)
+
+
+class RasterCodes:
+    """Integer codes of a raster; its no data and NaN are no label."""
+
+    def __init__(self, cells: RasterCells) -> None:
+        self._cells = cells
+
+    def read(self, window: Window) -> np.ndarray:
+        """Codes int64 (y, x), `NO_CODE` where there is no label."""
+        values, inside = self._cells.read(window)
+        nodata = self._cells.source.nodata[0]
+        if nodata is not None:
+            inside &= values != nodata
+        if values.dtype.kind == "f":
+            inside &= ~np.isnan(values)
+            odd = inside & (values != np.round(values))
+            if odd.any():
+                raise InputError(
+                    f"cannot read labels from '{self._cells.path}', since it has the value "
+                    f"{values[odd][0]:.6g} (and {int(odd.sum()) - 1} px like it), expected whole numbers",
+                    "Labels must not be interpolated: give the raster before it was resampled, "
+                    "or resample it by nearest neighbour.",
+                )
+        codes = np.full(values.shape, NO_CODE, dtype=np.int64)
+        codes[inside] = values[inside].astype(np.int64)
+        return codes
+
+    def identity(self) -> dict[str, Any]:
+        """Name, bytes and sha256 of the file."""
+        return self._cells.identity()
+
+
+class VectorCodes:
+    """Polygons or points of a GeoPackage or GeoJSON, burnt onto a grid window by window.
+
+    A pixel has the code of the polygon that holds its centre, or of the point that lies in it; of several,
+    the last in the file.
+
+    Parameters
+    ----------
+    path
+        Regular file, GeoPackage or GeoJSON by name and by content.
+    grid
+        Pixels to burn onto.
+    field
+        Field with the code, an integer or a string of digits; the only integer field where None.
+        With ``presence`` no field is needed.
+    presence
+        True to burn 1 for every feature.
+
+    Raises
+    ------
+    InputError
+        If the file is none of these, has several layers or no CRS, or the field isn't clear.
+    """
+
+    def __init__(
+        self, path: str, grid: GridSpec, field: str | None = None, *, presence: bool = False
+    ) -> None:
+        self.path = path
+        self._grid = grid
+        driver = _check_vector(path)
+        self._layer, info = _only_layer(path, driver)
+        self._crs = info["crs"]
+        if not self._crs or not grid.crs:
+            name = f"'{path}'" if not self._crs else "the grid of the bands"
+            raise InputError(
+                f"cannot lay '{path}' on the bands, since {name} has no CRS, expected one",
+                "Set the CRS of the file in QGIS or by ogr2ogr -a_srs.",
+            )
+        fields = {str(f): str(t) for f, t in zip(info["fields"], info["dtypes"], strict=True)}
+        self._field = None if presence else _code_field(path, fields, field)
+        # GeoJSON has no spatial index: it is read once, whole, which its size limit allows.
+        self._whole = self._load(None) if driver == "GeoJSON" else None
+
+    def read(self, window: Window) -> np.ndarray:
+        """Codes int32 (y, x), `NO_CODE` where there is no feature."""
+        grid = self._grid.crop(window)
+        features = self._whole if self._whole is not None else self._load(grid)
+        burnt = np.full(window.shape, NO_CODE, dtype=np.int32)
+        shapes = list(zip(features.geometry, features["code"], strict=True))
+        if shapes:
+            rasterize(shapes, out=burnt, transform=grid.transform)
+        return burnt
+
+    def identity(self) -> dict[str, Any]:
+        """Name, bytes and sha256 of the file."""
+        file = Path(self.path)
+        return {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+
+    def _load(self, grid: GridSpec | None) -> geopandas.GeoDataFrame:
+        """Features near a grid (all for None) in its CRS, in file order, with an int32 column "code"."""
+        box = None
+        if grid is not None:
+            a, b, c, d = transform_bounds(grid.crs, self._crs, *_ordered(grid.bounds), densify_pts=21)
+            margin = 0.01 * max(c - a, d - b)
+            box = (a - margin, b - margin, c + margin, d + margin)
+        try:
+            frame = pyogrio.read_dataframe(
+                self.path, layer=self._layer, columns=[self._field] if self._field else [], bbox=box,
+                fid_as_index=True, force_2d=True,
+            ).sort_index()  # fmt: skip
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
+            raise _unreadable(self.path, str(error)) from error
+        frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+        kinds = set(frame.geometry.geom_type) - {"Polygon", "MultiPolygon", "Point", "MultiPoint"}
+        if kinds:
+            raise _unreadable(self.path, f"it has features of the type {', '.join(sorted(kinds))}")
+        values = frame[self._field] if self._field else [1] * len(frame)
+        frame = frame.assign(code=_codes_of(self.path, values))
+        frame = frame.to_crs(self._grid.crs)
+        return frame[np.isfinite(frame.bounds).all(axis=1)]
+
+
+def tiles_of(extent: Window, side: int) -> Iterator[Window]:
+    """Squares of `side` pixels that cover a window, row by row; those at the far borders are smaller."""
+    for row in range(extent.row, extent.stop[0], side):
+        for col in range(extent.col, extent.stop[1], side):
+            yield Window(row, col, side, side).intersect(extent)
+
+
+def _volume(layer: RasterCells, window: Window) -> np.ndarray:
+    """Volume float32 (y, x), NaN where it is unknown."""
+    values, inside = layer.read(window)
+    nodata = layer.source.nodata[0]
+    if nodata is not None:
+        inside &= values != nodata
+    volume = np.where(inside, values, np.nan).astype(np.float32)
+    volume[volume >= VOLUME_NODATA] = np.nan
+    return volume
+
+
+def _check_vector(path: str) -> str:
+    """The driver of a vector file whose name and first bytes agree on GeoPackage or GeoJSON."""
+    file = Path(path)
+    if "://" in path or path.startswith("/vsi") or not file.is_file():
+        raise InputError(
+            f"cannot read the vector file '{path}', since there is no regular file of that name",
+            "Check the path; remote files must be fetched first.",
+        )
+    driver = _VECTORS.get(file.suffix.lower())
+    with open(file, "rb") as stream:
+        head = stream.read(100)
+    if driver == "GPKG" and not (head.startswith(b"SQLite format 3\0") and head[68:72] in _GEOPACKAGE_IDS):
+        raise _unreadable(path, "its content is no GeoPackage")
+    if driver == "GeoJSON" and not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        raise _unreadable(path, "its content is no GeoJSON")
+    if driver == "GeoJSON" and file.stat().st_size > MAX_GEOJSON_BYTES:
+        raise InputError(
+            f"cannot read '{path}', since it has {file.stat().st_size} bytes, "
+            f"expected at most {MAX_GEOJSON_BYTES} for GeoJSON",
+            f"Convert it: ogr2ogr {file.stem}.gpkg {file.name}",
+        )
+    if driver is None:
+        raise _unreadable(path, f"its name ends in '{file.suffix}'")
+    return driver
+
+
+def _only_layer(path: str, driver: str) -> tuple[str, dict[str, Any]]:
+    """(name, pyogrio's description) of the one layer with geometries."""
+    try:
+        layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        if len(layers) != 1:
+            raise _unreadable(path, f"it has {len(layers)} layers with geometries ({', '.join(layers[:9])})")
+        info = pyogrio.read_info(path, layer=layers[0])
+    except pyogrio.errors.DataSourceError as error:
+        raise _unreadable(path, str(error)) from error
+    if info["driver"] != driver:
+        raise _unreadable(path, f"its content is {info['driver']}")
+    return layers[0], info
+
+
+def _code_field(path: str, fields: dict[str, str], wanted: str | None) -> str:
+    listed = ", ".join(f"{name} ({kind})" for name, kind in fields.items()) or "none"
+    integers = [name for name, kind in fields.items() if kind.startswith(("int", "uint"))]
+    if wanted is not None and wanted in fields:
+        return wanted
+    if wanted is None and len(integers) == 1:
+        return integers[0]
+    problem = f"it has no field '{wanted}'" if wanted else f"{len(integers)} of its fields hold integers"
+    raise InputError(
+        f"cannot read codes from '{path}', since {problem}; its fields are {listed}",
+        "Type --label-field with the field that holds the code.",
+    )
+
+
+def _codes_of(path: str, values: Any) -> np.ndarray:
+    """Codes int32 of a field's values; a missing value is no label."""
+    codes = []
+    for value in values:
+        missing = value is None or value != value or value == ""
+        try:
+            number = float(NO_CODE if missing else value)
+            if number != int(number) or abs(number) > -float(NO_CODE):
+                raise ValueError
+        except (ValueError, OverflowError, TypeError):
+            raise InputError(
+                f"cannot read codes from '{path}', since a feature has the value {str(value)[:40]!r}, "
+                "expected whole numbers",
+                "Type --label-field with the field that holds the code.",
+            ) from None
+        codes.append(int(number))
+    return np.array(codes, dtype=np.int32)
+
+
+def _ordered(bounds: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    a, b, c, d = bounds
+    return min(a, c), min(b, d), max(a, c), max(b, d)
+
+
+def _unreadable(path: str, has: str) -> InputError:
+    return InputError(
+        f"cannot read labels from '{path}', since {has}, expected one layer of polygons or points "
+        "in a GeoPackage (.gpkg) or GeoJSON (.geojson)",
+        "Check the file in QGIS, or convert it with ogr2ogr.",
+    )
