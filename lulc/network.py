@@ -115,3 +115,40 @@ class NetworkConfig:
     def from_json(cls, data: dict[str, Any]) -> NetworkConfig:
         """A configuration from data that fit `NETWORK_SCHEMA`."""
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+    def variable_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each variable, by ``layer/variable``: what a weights file of this network must hold.
+
+        Known without a framework, so that a file is compared before anything is allocated for it.
+        """
+        shapes: dict[str, tuple[int, ...]] = {
+            "standardization/mean": (self.channels,), "standardization/std": (self.channels,)
+        }
+        wide = self.channels
+        for s, filters in enumerate(self.filters):
+            shapes |= self._convolution(f"encoder_stage{s}", 1, wide, filters)
+            shapes |= self._convolution(f"encoder_stage{s}", 2, filters, filters)
+            wide = filters
+        for i in range(1, self.bottleneck + 1):
+            shapes |= self._convolution("bottleneck", i, wide, 2 * self.filters[-1])
+            wide = 2 * self.filters[-1]
+        for s, (filters, skip) in enumerate(zip(self.decoder_filters, reversed(self.filters), strict=True)):
+            stage = f"decoder_stage{s}"
+            if self.block == "transpose":
+                shapes[f"{stage}_up/kernel"] = (4, 4, filters, wide)
+                shapes |= self._after(f"{stage}_up", f"{stage}_bn1", filters)
+                shapes |= self._convolution(stage, 2, filters + skip, filters)
+            else:
+                shapes |= self._convolution(stage, 1, wide + skip, filters)
+                shapes |= self._convolution(stage, 2, filters, filters)
+            wide = filters
+        return shapes | {"final_conv/kernel": (3, 3, wide, self.classes), "final_conv/bias": (self.classes,)}
+
+    def _convolution(self, stage: str, i: int, wide: int, filters: int) -> dict[str, tuple[int, ...]]:
+        kernel = {f"{stage}_conv{i}/kernel": (3, 3, wide, filters)}
+        return kernel | self._after(f"{stage}_conv{i}", f"{stage}_bn{i}", filters)
+
+    def _after(self, layer: str, norm: str, filters: int) -> dict[str, tuple[int, ...]]:
+        if self.norm == "none":
+            return {f"{layer}/bias": (filters,)}
+        return {f"{norm}/{v}": (filters,) for v in ("gamma", "beta", "moving_mean", "moving_variance")}

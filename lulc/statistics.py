@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import pickletools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,21 +156,21 @@ def _read_pickle(path: Path, content: bytes) -> Statistics:
     except InputError:
         raise
     except Exception as error:  # a damaged pickle fails in as many ways as it has opcodes
-        raise _unreadable(path, f"it is neither JSON nor a pickle of two lists of numbers ({error})") from error
+        reason = f"it is neither JSON nor a pickle of two lists of numbers ({error})"
+        raise _unreadable(path, reason) from error
     return Statistics(*values)
 
 
-_OPCODES = frozenset(
-    "PROTO FRAME STOP MARK EMPTY_LIST LIST APPEND APPENDS TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_TUPLE "
-    "MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD NONE "
-    "INT LONG1 BININT BININT1 BININT2 FLOAT BINFLOAT NEWTRUE NEWFALSE STRING BINSTRING SHORT_BINSTRING "
-    "UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES".split()
+_OPCODES = re.compile(
+    "PROTO|FRAME|STOP|MARK|EMPTY_LIST|LIST|APPENDS?|TUPLE[123]?|EMPTY_TUPLE|MEMOIZE|(LONG_)?BIN(PUT|GET)|PUT|GET|"
+    "GLOBAL|STACK_GLOBAL|REDUCE|BUILD|NONE|INT|LONG1|BININT[12]?|(BIN)?FLOAT|NEWTRUE|NEWFALSE|STRING|"
+    "(SHORT_)?BINSTRING|UNICODE|(SHORT_)?BINUNICODE|(SHORT_)?BINBYTES"
 )
 
 
 def _check_opcodes(content: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name not in _OPCODES:
+        if not _OPCODES.fullmatch(opcode.name):
             raise ValueError(f"the opcode {opcode.name} is not allowed")
         # The table of memoised objects is as long as its highest number: a bomb of nine bytes.
         if opcode.name.endswith("PUT") and int(argument) > len(content):

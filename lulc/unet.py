@@ -51,7 +51,9 @@ class Standardization(keras.layers.Layer):  # type: ignore[misc]
         return input_shape
 
 
-def build_unet(config: NetworkConfig | None = None, statistics: tuple[Array, Array] | None = None) -> keras.Model:
+def build_unet(
+    config: NetworkConfig | None = None, statistics: tuple[Array, Array] | None = None
+) -> keras.Model:
     """Build the network with fresh weights (He-normal).
 
     Parameters
@@ -92,7 +94,9 @@ def build_unet(config: NetworkConfig | None = None, statistics: tuple[Array, Arr
         x = _decode(x, skips.pop(), config, filters, f"decoder_stage{s}")
     if config.dropout:
         x = keras.layers.Dropout(config.dropout, name="dropout")(x)
-    x = keras.layers.Conv2D(config.classes, 3, padding="same", kernel_initializer="he_normal", name="final_conv")(x)
+    x = keras.layers.Conv2D(
+        config.classes, 3, padding="same", kernel_initializer="he_normal", name="final_conv"
+    )(x)
     x = keras.layers.Activation(config.activation, dtype="float32", name=config.activation)(x)
     return keras.Model(inputs, x, name="unet")
 
@@ -107,7 +111,7 @@ def _check_statistics(statistics: tuple[Array, Array], channels: int) -> None:
         )
     if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
         raise InputError(
-            f"cannot build the network, since the statistics hold mean {mean.tolist()} and standard deviation "
+            f"cannot build the network, since the statistics hold mean {mean.tolist()} and std "
             f"{std.tolist()}, expected finite means and positive standard deviations",
             "A channel that is constant over all training stacks carries no information: leave it out.",
         )
@@ -305,7 +309,8 @@ def _reach(layer: Any, axis: int) -> _Reach:
         before = layer.padding[axis][0]
         return _Reach(Fraction(1), lambda span: (span[0] - before, span[1] - before))
     raise InputError(
-        f"cannot find the halo of the network, since the reach of its layer '{layer.name}' ({kind}) is not known",
+        f"cannot find the halo of the network, since the reach of its layer '{layer.name}' ({kind}) "
+        "is not known",
         "Build it from convolutions, pooling, upsampling and elementwise layers.",
     )
 
