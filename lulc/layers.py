@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -70,12 +70,15 @@ class Source(abc.ABC):
         What each layer is, in file order.
     block
         (rows, columns) that the file stores together.
+    tags
+        Metadata of the whole file, as it declares them.
     """
 
     path: str
     grid: GridSpec
     layers: tuple[Layer, ...]
     block: tuple[int, int]
+    tags: Mapping[str, str] = MappingProxyType({})
 
     @abc.abstractmethod
     def read(self, layers: Sequence[int], window: Window) -> np.ndarray:

@@ -142,6 +142,7 @@ class RasterSource(Source):
         self._driver = self._dataset.driver
         try:
             self._check(path)
+            self.tags = self._dataset.tags()
             self.layers = tuple(_layer(self._dataset, i, path) for i in self._dataset.indexes)
         except BaseException:
             self._dataset.close()
