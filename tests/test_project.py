@@ -40,9 +40,10 @@ NOT_IMPORTED = {
 
 COMES_WITH = {
     "pandas": "geopandas and xarray",
+    "pyogrio": "geopandas",
     "pyproj": "geopandas",
     "shapely": "geopandas",
-    "packaging": "keras",
+    "ml_dtypes": "keras",
     "jax": "an extra",
     "torch": "an extra",
 }
