@@ -145,7 +145,10 @@ class InputConfig:
         None, "cloud mask or scene classification on any grid of the same CRS", metavar="RASTER", group=INPUT
     )
     mask_values: tuple[int, ...] = option(
-        (), "values of the mask to leave out, e.g. 3 8 9 10 of a scene classification", metavar="N", group=INPUT
+        (),
+        "values of the mask to leave out, e.g. 3 8 9 10 of a scene classification",
+        metavar="N",
+        group=INPUT,
     )
     bounds: tuple[float, float, float, float] | None = option(
         None, "left bottom right top: only pixels inside are valid", unit="units of the CRS", group=INPUT
@@ -180,9 +183,7 @@ class PreprocessConfig(InputConfig, RunConfig):
         (), "SYKE-coded spectral indices; computed from the bands where not given", metavar="RASTER"
     )
     labels: str = option(..., "label raster, or vector file (GeoPackage, GeoJSON)", metavar="FILE")
-    label_field: str | None = option(
-        None, "field of the vector labels that holds the code", metavar="NAME"
-    )
+    label_field: str | None = option(None, "field of the vector labels that holds the code", metavar="NAME")
     scheme: str = option(
         "kaakonkulma-13",
         "how label codes become classes: kaakonkulma-13, clc-fi-13, clc-level1, clc-level2, clc-level3, "
@@ -200,10 +201,10 @@ class PreprocessConfig(InputConfig, RunConfig):
         None, "spruce volume raster, splits coniferous forest in clc-fi-13", metavar="RASTER"
     )
     out: str = option(..., "folder for the stacks and their manifest", metavar="FOLDER")
-    size: int = option(850, "side of a stack; smaller ones are cut where the mosaic is smaller", unit="pixels")
-    stacks: int = option(
-        0, "how many stacks to cut, preferring places with rare classes; 0 for all that fit"
+    size: int = option(
+        850, "side of a stack; smaller ones are cut where the mosaic is smaller", unit="pixels"
     )
+    stacks: int = option(0, "how many stacks to cut, preferring places with rare classes; 0 for all that fit")
     validation: tuple[str, ...] = option(
         ("0.2",),
         "validation stacks: a fraction (0.2), stack numbers (3 7), or a polygon file",
@@ -256,7 +257,8 @@ class TrainConfig(RunConfig):
     )
     minutes: float | None = option(None, "stop cleanly after this time", unit="minutes")
     keep: str = option(
-        "best", "models kept beside the best by each score: best (only the last), all, or a number of last ones"
+        "best",
+        "models kept beside the best by each score: best (only the last), all, or a number of last ones",
     )
     workers: int = option(1, "threads that cut crops; the batches do not depend on it")
     tensorboard: bool = option(False, "write TensorBoard logs into the run folder")
@@ -267,9 +269,7 @@ class TrainConfig(RunConfig):
 
     def resolved(self) -> TrainConfig:
         """The same config with every option that is still None filled in from the recipe."""
-        values = {
-            name: value for name, value in RECIPES[self.recipe].items() if getattr(self, name) is None
-        }
+        values = {name: value for name, value in RECIPES[self.recipe].items() if getattr(self, name) is None}
         return dataclasses.replace(self, **values)
 
 
@@ -307,10 +307,13 @@ class ClassifyConfig(InputConfig, RunConfig):
     )
     memory: float = option(2.0, "memory budget of the whole process", unit="GB")
     window: int | None = option(
-        None, "side of a window, a multiple of the network's stride; chosen for the memory where not given",
+        None,
+        "side of a window, a multiple of the network's stride; chosen for the memory where not given",
         unit="pixels",
     )
-    part: int = option(4096, "side of a part, the piece that is finished and resumed as a whole", unit="pixels")
+    part: int = option(
+        4096, "side of a part, the piece that is finished and resumed as a whole", unit="pixels"
+    )
     batch_size: int = option(1, "windows per call of the network")
     blend: str = option(
         "none",
@@ -326,7 +329,9 @@ class ClassifyConfig(InputConfig, RunConfig):
     )
     cog: bool = option(False, "write a cloud-optimised GeoTIFF")
     sieve: int = option(
-        0, "also write OUT with class patches smaller than this merged into neighbours; 0 for not", unit="pixels"
+        0,
+        "also write OUT with class patches smaller than this merged into neighbours; 0 for not",
+        unit="pixels",
     )
     polygons: str | None = option(None, "also write the class areas as polygons", metavar="FILE.gpkg")
     plan: bool = option(False, "print windows, memory, disk and time, then stop")
@@ -337,9 +342,7 @@ class EvaluateConfig(RunConfig):
     """Map and reference to figures."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
-    reference: str = option(
-        ..., "label raster, or vector file", metavar="REFERENCE", positional=True
-    )
+    reference: str = option(..., "label raster, or vector file", metavar="REFERENCE", positional=True)
     out: str = option(..., "folder for tables and pictures", metavar="FOLDER")
     scheme: str | None = option(
         None, "how reference codes become classes, as in preprocess.py; the map's own where not given"

@@ -39,9 +39,7 @@ def read_document(
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"cannot read the {kind}, since there is no file '{path}'", "Check the path."
-        )
+        raise InputError(f"cannot read the {kind}, since there is no file '{path}'", "Check the path.")
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise InputError(

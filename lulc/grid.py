@@ -77,8 +77,7 @@ class GridSpec:
         longest = max(self.height, self.width, other.height, other.width)
         scale = abs(a.a)
         if any(
-            abs(x - y) * longest > 0.01 * scale
-            for x, y in ((a.a, b.a), (a.b, b.b), (a.d, b.d), (a.e, b.e))
+            abs(x - y) * longest > 0.01 * scale for x, y in ((a.a, b.a), (a.b, b.b), (a.d, b.d), (a.e, b.e))
         ):
             return False
         col, row = ~a * (b.c, b.f)

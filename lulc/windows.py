@@ -158,9 +158,7 @@ class Plan:
         rows = cover_axis(e.row, e.row + e.height, padded_height, self.window[0], self.halo)
         cols = cover_axis(e.col, e.col + e.width, padded_width, self.window[1], self.halo)
         return [
-            PlannedWindow(
-                read=Window(r0, c0, *self.window), write=Window(r1, c1, r2 - r1, c2 - c1)
-            )
+            PlannedWindow(read=Window(r0, c0, *self.window), write=Window(r1, c1, r2 - r1, c2 - c1))
             for r0, r1, r2 in rows
             for c0, c1, c2 in cols
         ]
@@ -179,9 +177,7 @@ class Plan:
         return totals[0] * totals[1]
 
 
-def cover_axis(
-    start: int, stop: int, length: int, size: int, halo: int
-) -> list[tuple[int, int, int]]:
+def cover_axis(start: int, stop: int, length: int, size: int, halo: int) -> list[tuple[int, int, int]]:
     """Cover [start, stop) of an axis with windows of one size.
 
     Parameters
@@ -243,9 +239,7 @@ def choose_window(
     (rows, columns)
         Multiples of `stride`, at most the padded image.
     """
-    candidates = [
-        _axis_candidates(length, stride, halo, part) for length in (height, width)
-    ]
+    candidates = [_axis_candidates(length, stride, halo, part) for length in (height, width)]
     best = min(
         ((r, c) for r in candidates[0] for c in candidates[1] if r[0] * c[0] <= max_pixels),
         key=lambda rc: (rc[0][1] * rc[1][1], rc[0][0] * rc[1][0], abs(rc[0][0] - rc[1][0])),
