@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from lulc.accuracy import Calibration
@@ -114,13 +115,13 @@ def draw_panels(
         As in `draw_map`.
     """
     height, width = panels[0][1].shape[:2]
-    columns = len(panels) if height >= width or len(panels) < 3 else 2
+    columns = len(panels) if width < 1.6 * height else 1
     rows = math.ceil(len(panels) / columns)
-    side = 6.2 if len(panels) == 1 else 4.4
+    side = 6.2 if columns == 1 else 4.4
     scale = side / max(height, width)
     panel_width, panel_height = max(width * scale, 2.6), max(height * scale, 1.8)
     keys = _legend_keys([a for _, a in panels if a.ndim == 2], legend)
-    text_width = 0.75 + 0.075 * max((len(k.get_label()) for k in keys), default=0)
+    text_width = 0.8 + 0.07 * max((len(k.get_label()) for k in keys), default=0)
     total_height = max(rows * (panel_height + 0.45), 0.6 + 0.24 * len(keys))
     with _Canvas(path, columns * (panel_width + 0.12) + text_width, total_height) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -157,15 +158,20 @@ def _legend_keys(arrays: Sequence[NDArray[np.uint8]], legend: Legend) -> list[Pa
     for array in arrays:
         present[np.unique(array)] = True
     keys = [
-        Patch(facecolor=c.color, edgecolor="#555555", linewidth=0.6, label=f"{c.number}  {c.name}")
+        Patch(facecolor=c.color, edgecolor="#555555", linewidth=0.6, label=_label(c.number, c.name))
         for c in legend.classes
         if present[c.number]
     ]
     if present[0]:
-        keys.append(Patch(facecolor=UNCLASSIFIED_COLOR, edgecolor="#555555", label="0  unclassified"))
+        keys.append(Patch(facecolor=UNCLASSIFIED_COLOR, edgecolor="#555555", label=_label(0, "unclassified")))
     if present[IGNORE]:
-        keys.append(Patch(facecolor=VOID_COLOR, edgecolor="#999999", label="no data"))
+        keys.append(Patch(facecolor=VOID_COLOR, edgecolor="#999999", label=_label("", "no data")))
     return keys
+
+
+def _label(number: object, name: str) -> str:
+    # Figure spaces are as wide as digits and right-align the numbers.
+    return f"{str(number).rjust(2, chr(0x2007))}  {name}"
 
 
 def _scale_bar(ax: Axes, grid: GridSpec, shown_width: int) -> None:
@@ -176,16 +182,12 @@ def _scale_bar(ax: Axes, grid: GridSpec, shown_width: int) -> None:
     ground = grid.width * metres
     length = round_length(ground / 4)
     label = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
-    share = length / ground
-    ax.add_patch(
-        Rectangle((0.03, 0.03), share + 0.04, 0.085, transform=ax.transAxes, color="white", alpha=0.85, lw=0)
-    )
-    ax.add_patch(
-        Rectangle((0.05, 0.045), share, 0.012, transform=ax.transAxes, facecolor="black", lw=0)
-    )
-    ax.text(
-        0.05 + share / 2, 0.064, label, transform=ax.transAxes, ha="center", va="bottom", fontsize=8
-    )
+    bar = AnchoredSizeBar(
+        ax.transData, length / ground * shown_width, label, "lower left", pad=0.4, borderpad=0.6, sep=3,
+        label_top=True, size_vertical=shown_width / 150, color="black", fill_bar=True,
+    )  # fmt: skip
+    bar.patch.set(edgecolor="none", alpha=0.85)
+    ax.add_artist(bar)
 
 
 def _north_arrow(ax: Axes) -> None:
@@ -278,7 +280,7 @@ def draw_reliability(
                  markeredgecolor="black", markersize=5, label="mean confidence of the bin")  # fmt: skip
         top.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="confidence = accuracy")
         top.set(ylim=(0, 1), ylabel="share of pixels that are right")
-        top.legend(loc="upper left")
+        top.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
         top.text(
             0.98, 0.04, f"ECE {calibration.ece:.3f}", transform=top.transAxes, ha="right", fontsize=9,
             bbox={"facecolor": "white", "edgecolor": "#999999", "boxstyle": "round,pad=0.35"},

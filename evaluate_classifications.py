@@ -1,0 +1,3 @@
+from lulc.commands.evaluate_classifications import main
+
+raise SystemExit(main())

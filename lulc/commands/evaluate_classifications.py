@@ -1,0 +1,39 @@
+"""Score a land-cover map against a reference.
+
+Counts every pixel that has a class in the map and in the reference: confusion matrix, precision, recall,
+F1 and IoU of each class, their means, overall accuracy and Cohen's kappa, at CORINE level 1 too, near label
+borders and away from them, and for each stack or region. Where the map holds activations, how far they can
+be read as probabilities. With --compare, how a second map differs, and whether it is better.
+
+The result is a folder with report.html (everything on one page), report.md, report.json, tables as CSV and
+pictures.
+
+Example, on the demo scene:
+  python evaluate_classifications.py demo/map.tif demo/labels.tif --out demo/report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lulc.commandline import run
+from lulc.config import EvaluateConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see the module's docstring."""
+    return run(EvaluateConfig, __doc__ or "", _act, argv)
+
+
+def _act(config: EvaluateConfig) -> None:
+    from lulc.evaluation import evaluate
+    from lulc.findings import class_table, score_table
+    from lulc.page import plain_table
+
+    result = evaluate(config)
+    print(plain_table(class_table(result.scores)))
+    print()
+    print(plain_table(score_table("Scores", result.findings.parts())))
+    print()
+    for path in sorted(result.files):
+        print(path)

@@ -1,0 +1,176 @@
+"""A report as one document: the same sections as Markdown for people's notes and as one HTML page.
+
+The HTML holds its style and pictures itself and asks no network for anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from lulc import __version__
+from lulc.storage import write_atomically
+
+TEXT_COLUMNS = 1
+"""Columns of a table that hold text and are aligned left."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a header row; the first cell of each row names it.
+
+    Parameters
+    ----------
+    caption
+        What it shows.
+    header
+        Names of the columns.
+    rows
+        Cells as printed.
+    """
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG beside the report.
+
+    Parameters
+    ----------
+    path
+        The file.
+    alt
+        What it shows, for those who can't see it.
+    """
+
+    path: Path
+    alt: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with text, pictures and tables, in this order."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+    @property
+    def anchor(self) -> str:
+        """The title as an identifier for links."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report.
+
+    Parameters
+    ----------
+    title
+        Heading of the page.
+    summary
+        (name, value) of the few figures to be seen first.
+    sections
+        The rest.
+    """
+
+    title: str
+    summary: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure as printed; an en dash where it is not defined.
+
+    Examples
+    --------
+    >>> number(0.25), number(None)
+    ('0.250', '–')
+    """
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def markdown_table(table: Table) -> str:
+    """A table in Markdown, numbers aligned right.
+
+    Examples
+    --------
+    >>> print(markdown_table(Table("Areas", ("class", "ha"), (("Water", "12"),))))
+    | class | ha |
+    |:--|--:|
+    | Water | 12 |
+    """
+    rule = "|".join(":--" if i < TEXT_COLUMNS else "--:" for i in range(len(table.header)))
+    lines = [table.header, *table.rows]
+    text = ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in lines]
+    return "\n".join([text[0], f"|{rule}|", *text[1:]])
+
+
+def plain_table(table: Table) -> str:
+    """A table for a terminal: columns as wide as their cells, numbers aligned right.
+
+    Examples
+    --------
+    >>> print(plain_table(Table("Areas", ("class", "ha"), (("Water", "12"),))))
+    class  ha
+    Water  12
+    """
+    lines = (table.header, *table.rows)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < TEXT_COLUMNS else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def write_markdown(page: Page, path: str | os.PathLike[str]) -> None:
+    """Write a report as Markdown that shows the pictures beside it."""
+    parts = [f"# {_escape(page.title)}"]
+    if page.summary:
+        parts.append("\n".join(f"- {_escape(name)}: **{_escape(value)}**" for name, value in page.summary))
+    for section in page.sections:
+        parts.append(f"## {_escape(section.title)}")
+        parts += [_escape(text) for text in section.text]
+        parts += [f"![{_escape(p.alt)}]({p.path.name})" for p in section.pictures]
+        for table in section.tables:
+            parts += [f"**{_escape(table.caption)}**", markdown_table(table)]
+    with write_atomically(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def write_html(page: Page, path: str | os.PathLike[str]) -> None:
+    """Write a report as one HTML file with everything inside."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lulc"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["data_uri"] = _data_uri
+    template = environment.get_template("report.html.j2")
+    text = template.render(page=page, version=__version__, text_columns=TEXT_COLUMNS)
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown takes literally enough: class names come from users' files."""
+    literal = "".join(f"\\{c}" if c in "\\|[*`" else "&lt;" if c == "<" else c for c in text)
+    return " ".join(literal.split())
