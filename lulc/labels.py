@@ -298,6 +298,8 @@ class RasterCells:
         """Row and column in the raster, int64 (y, x), of the centre of each pixel of the window."""
         rows, cols = np.mgrid[0 : window.height, 0 : window.width]
         centre = self._grid.crop(window).transform * Affine.translation(0.5, 0.5)
+        xs: Any
+        ys: Any
         xs, ys = centre * (cols.ravel(), rows.ravel())
         there = self.source.grid
         if there.crs != self._grid.crs:

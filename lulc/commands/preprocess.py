@@ -1,0 +1,83 @@
+"""Cut Sentinel-2 bands, spectral indices and labels into .npy stacks for training and validation.
+
+The result is a folder with train_image_0.npy (float32, rows x columns x 14: reflectance x 10000 and index
+codes, NaN where any is invalid), train_masks_0.npy (uint8, class numbers, 255 = ignore), val_image_0.npy,
+val_masks_0.npy and so on, and manifest.json, which says what they hold and is written last. An interrupted
+run is continued by the same command.
+
+Example: python preprocess.py --bands demo/summer.tif --fill demo/spring.tif --indices demo/indices.tif
+--labels demo/labels.tif --scheme kaakonkulma-13 --size 256 --out demo/stacks
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lulc.commandline import run
+from lulc.config import PreprocessConfig
+
+if TYPE_CHECKING:
+    from lulc.tiles import Manifest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 1 for data that don't fit, 2 for a wrong command line."""
+    return run(PreprocessConfig, __doc__ or "", _prepare, argv)
+
+
+def _prepare(config: PreprocessConfig) -> None:
+    from lulc.preparation import make_stacks
+
+    manifest = make_stacks(config)
+    print(summary(manifest))
+    out = shlex.quote(config.out)
+    print(f"\nThe stacks and their manifest are in {config.out}. Next:\n")
+    print(f"    python train_model.py {out} --out runs/first")
+
+
+def summary(manifest: Manifest) -> str:
+    """Stacks, class counts and shares of patched and invalid pixels, as text tables."""
+    parts = [_stack_table(manifest), _class_table(manifest)]
+    shares = manifest.provenance.get("channels")
+    if shares:
+        rows = [[c["name"], _percent(c["patched"]), _percent(c["invalid"])] for c in shares]
+        parts.append(_table(["channel", "patched", "invalid"], rows))
+    return "\n\n".join(parts)
+
+
+def _stack_table(manifest: Manifest) -> str:
+    rows = []
+    for stack in manifest.stacks:
+        labelled = sum(stack.class_counts) / (stack.shape[0] * stack.shape[1])
+        size = f"{stack.shape[0]} x {stack.shape[1]}"
+        number = "" if stack.number is None else str(stack.number)
+        rows.append([stack.name, number, size, _percent(labelled)])
+    return _table(["stack", "number", "pixels", "labelled"], rows)
+
+
+def _class_table(manifest: Manifest) -> str:
+    counts = zip(manifest.class_counts("train"), manifest.class_counts("val"), strict=True)
+    rows = [
+        [f"{c.number} {c.name}", f"{int(train):,}", f"{int(val):,}"]
+        for c, (train, val) in zip(manifest.legend.classes, counts, strict=True)
+    ]
+    return _table(["class", "training px", "validation px"], rows)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for first, *rest in [header, *rows]:
+        cells = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

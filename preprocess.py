@@ -1,0 +1,5 @@
+"""Bands, indices and labels to .npy stacks; see lulc/commands/preprocess.py."""
+
+from lulc.commands.preprocess import main
+
+raise SystemExit(main())
