@@ -9,7 +9,6 @@ data, colours) of an empty template, from which they are copied, so that none of
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +22,11 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import rasterio
 from rasterio.io import MemoryFile
+from rasterio.windows import Window as RasterWindow
 
 from lulc.blocks import BLOCK, ENCODINGS, BlockFile, BlockWriter, Encoding, decode_block, reduce_block
 from lulc.grid import GridSpec
-from lulc.schema import InputError, Legend
+from lulc.schema import IGNORE, InputError, Legend
 from lulc.storage import write_atomically
 from lulc.windows import Window
 
@@ -172,23 +172,12 @@ def assemble(
         top.unlink(missing_ok=True)
 
 
-def write_map(
-    profile: MapProfile,
-    read: Callable[[Window], np.ndarray],
-    parts: Sequence[Window],
-    path: Path,
-    pool: Executor,
-) -> None:
-    """Write a map from a function that gives the stored values (band, y, x) of a window."""
-    files = [path.parent / f".{path.name}.{i}.partial" for i in range(len(parts))]
-    try:
-        for extent, file in zip(parts, files, strict=True):
-            with write_part(file, profile, extent, pool) as writer:
-                writer.write(extent, read(extent))
-        assemble(profile, list(zip(parts, files, strict=True)), path, pool)
-    finally:
-        for file in files:
-            file.unlink(missing_ok=True)
+def read_classes(path: Path, window: Window) -> np.ndarray:
+    """Class band of a map that was written here, uint8 (y, x), 255 where it is no data."""
+    with rasterio.open(path, driver="GTiff") as source:
+        area = RasterWindow(window.col, window.row, window.width, window.height)
+        values = source.read(1, window=area)
+        return np.where(values == source.nodata, IGNORE, values).astype(np.uint8)
 
 
 def verify(path: Path, profile: MapProfile) -> None:
@@ -437,11 +426,6 @@ def colormap(legend: Legend) -> dict[int, tuple[int, int, int, int]]:
     return {
         c.number: (*(int(c.color[i : i + 2], 16) for i in (1, 3, 5)), 255) for c in legend.classes
     }  # type: ignore[misc]
-
-
-def legend_tag(legend: Legend) -> str:
-    """The legend as the text of a tag; equal legends give equal text."""
-    return json.dumps(legend.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 def _read_directories(file: BinaryIO) -> list[dict[int, _Field]]:

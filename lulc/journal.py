@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,28 @@ class Journal:
         self.folder = folder
         self._lines = folder / "journal.jsonl"
         self._checksums: dict[int, str] = {}
+        self._counts: dict[int, dict[int, int]] = {}
 
     def path_of(self, part: int) -> Path:
         """File of part number `part`."""
         return self.folder / f"{part:06d}.part"
 
-    def record(self, part: int, sha256: str) -> None:
-        """Note that a part is finished; on disk when this returns."""
-        line = json.dumps({"part": part, "sha256": sha256}) + "\n"
+    @property
+    def counts(self) -> dict[int, int]:
+        """Pixels of each value of the class band in all finished parts."""
+        total: Counter[int] = Counter()
+        for counts in self._counts.values():
+            total.update(counts)
+        return dict(sorted(total.items()))
+
+    def record(self, part: int, sha256: str, counts: dict[int, int]) -> None:
+        """Note that a part is finished, and its pixels by class; on disk when this returns."""
+        line = json.dumps({"part": part, "sha256": sha256, "counts": sorted(counts.items())}) + "\n"
         with open(self._lines, "a", encoding="ascii") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self._checksums[part] = sha256
+        self._checksums[part], self._counts[part] = sha256, counts
 
     def finished(self, parts: int) -> set[int]:
         """Numbers below `parts` of the parts whose file is there and has the recorded checksum."""
@@ -58,6 +68,7 @@ class Journal:
             else:
                 logger.warning("part %d is missing or damaged and is made again", part)
         self._checksums = {part: self._checksums[part] for part in found}
+        self._counts = {part: self._counts[part] for part in found}
         return found
 
     def remove(self) -> None:
@@ -84,7 +95,8 @@ class Journal:
             raise self._other_key(found, document)
         for leftover in self.folder.glob(".*.partial"):
             leftover.unlink()
-        self._checksums = dict(_read_lines(self._lines))
+        for part, checksum, counts in _read_lines(self._lines):
+            self._checksums[part], self._counts[part] = checksum, counts
         self._end_line()
 
     def _end_line(self) -> None:
@@ -136,17 +148,16 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _read_lines(path: Path) -> Iterator[tuple[int, str, dict[int, int]]]:
     if not path.exists():
         return
     for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
-            part, checksum = entry["part"], entry["sha256"]
+            counts = {int(value): int(count) for value, count in entry["counts"]}
+            yield int(entry["part"]), str(entry["sha256"]), counts
         except (ValueError, KeyError, TypeError):
             continue
-        if isinstance(part, int) and isinstance(checksum, str):
-            yield part, checksum
 
 
 def _differences(found: Any, expected: Any, name: str = "") -> Iterator[str]:

@@ -46,6 +46,12 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def rename_durably(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Give a finished file, on disk already, its final name in the same file system, on disk too."""
+    os.replace(source, target)
+    _fsync(Path(target).parent)
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Hexadecimal SHA-256 of a file, read in blocks."""
     with open(path, "rb") as file:

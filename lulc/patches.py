@@ -1,0 +1,106 @@
+"""Patches, neighbouring pixels of one class: small ones merged into their neighbours, all as polygons."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+from rasterio.features import shapes, sieve
+from shapely.geometry import shape
+
+from lulc.grid import GridSpec
+from lulc.schema import IGNORE, Legend
+from lulc.storage import write_atomically
+from lulc.windows import Window
+
+CHUNK = 20_000
+"""Polygons held in memory at once."""
+
+UNCLASSIFIED_NAME = "unclassified"
+
+EQUAL_AREA = "EPSG:6933"
+"""Cylindrical equal-area projection in which areas of geographic grids are measured."""
+
+
+def merge_small_patches(classes: np.ndarray, size: int) -> np.ndarray:
+    """Give patches of fewer than `size` pixels the class of their largest neighbour.
+
+    Parameters
+    ----------
+    classes : uint8 (y, x)
+        Class numbers; 255 is no data and stays so.
+    size
+        Pixels that a patch has at least; pixels that touch by a side belong together.
+    """
+    merged = sieve(classes, size, mask=classes != IGNORE, connectivity=4)
+    return np.where(classes == IGNORE, classes, merged).astype(np.uint8)
+
+
+def write_polygons(
+    path: Path,
+    read: Callable[[Window], np.ndarray],
+    windows: Iterable[Window],
+    grid: GridSpec,
+    legend: Legend,
+) -> None:
+    """Write patches as polygons to a GeoPackage, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        File to write; its layer has the fields class, name and area_m2.
+    read
+        Window to class numbers, uint8 (y, x), 255 where there is no data.
+    windows
+        Pieces of the map; patches are cut at their borders, so that memory stays that of one piece.
+    grid, legend
+        Of the map.
+    """
+    names = {0: UNCLASSIFIED_NAME} | {c.number: c.name for c in legend.classes}
+    with write_atomically(path) as temporary:
+        # GDAL wants the suffix, and a file that isn't there yet.
+        package = temporary.with_suffix(".gpkg")
+        try:
+            for number, frame in enumerate(_frames(read, windows, grid, names)):
+                frame.to_file(package, driver="GPKG", layer=path.stem, mode="a" if number else "w")
+            os.replace(package, temporary)
+        finally:
+            package.unlink(missing_ok=True)
+
+
+def _frames(
+    read: Callable[[Window], np.ndarray], windows: Iterable[Window], grid: GridSpec, names: dict[int, str]
+) -> Iterator[geopandas.GeoDataFrame]:
+    found = _patches(read, windows, grid)
+    first = True
+    while (chunk := list(itertools.islice(found, CHUNK))) or first:
+        numbers = [number for _, number in chunk]
+        columns = {"class": np.array(numbers, np.int32), "name": [names[n] for n in numbers]}
+        geometries = [shape(geometry) for geometry, _ in chunk]
+        frame = geopandas.GeoDataFrame(columns, geometry=geometries, crs=grid.crs or None)
+        frame["area_m2"] = _square_metres(frame.geometry).round(2)
+        yield frame
+        first = False
+
+
+def _patches(
+    read: Callable[[Window], np.ndarray], windows: Iterable[Window], grid: GridSpec
+) -> Iterator[tuple[dict[str, Any], int]]:
+    for window in windows:
+        classes = read(window)
+        transform = grid.crop(window).transform
+        for geometry, value in shapes(classes, classes != IGNORE, connectivity=4, transform=transform):
+            yield geometry, int(value)
+
+
+def _square_metres(geometry: geopandas.GeoSeries) -> Any:
+    if geometry.crs is None:
+        return geometry.area
+    if geometry.crs.is_geographic:
+        return geometry.to_crs(EQUAL_AREA).area
+    return geometry.area * geometry.crs.axis_info[0].unit_conversion_factor**2

@@ -1,0 +1,335 @@
+"""Windows through a network: the core of classification, from functions to arrays.
+
+It takes a function that reads a window and one that is the network, and gives the activations of every
+pixel once; it knows neither files nor frameworks.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from lulc.windows import Part, Plan, PlannedWindow, Window
+
+Read = Callable[[Window], np.ndarray]
+"""Window inside the image to float32 (y, x, band), NaN in every channel of invalid pixels."""
+
+Network = Callable[[np.ndarray], np.ndarray]
+"""float32 (n, y, x, band) to float32 (n, y, x, class)."""
+
+Item = TypeVar("Item")
+
+
+class Batch(NamedTuple):
+    """Windows of one part, in plan order.
+
+    Parameters
+    ----------
+    part
+        The part.
+    windows
+        Each with its mask of valid pixels, bool (y, x) of the write rectangle, or None where no pixel
+        of that is valid.
+    x : float32 (n, y, x, band), or None
+        Windows that hold valid pixels, padded with NaN to the plan's shape; None where none does.
+    """
+
+    part: Part
+    windows: list[tuple[PlannedWindow, np.ndarray | None]]
+    x: np.ndarray | None
+
+
+class Prediction(NamedTuple):
+    """The result of one window.
+
+    Parameters
+    ----------
+    part, window
+        Where it belongs; the arrays cover ``window.write``.
+    probabilities : float32 (y, x, class), or None
+        Activations, None where no pixel is valid.
+    valid : bool (y, x), or None
+        Pixels that are valid.
+    """
+
+    part: Part
+    window: PlannedWindow
+    probabilities: np.ndarray | None
+    valid: np.ndarray | None
+
+
+@dataclass
+class Clock:
+    """Seconds that the network was busy, and the time from its first to its last window."""
+
+    busy: float = 0.0
+    first: float | None = None
+    last: float = 0.0
+    calls: int = 0
+
+    @property
+    def span(self) -> float:
+        return 0.0 if self.first is None else self.last - self.first
+
+    @property
+    def share(self) -> float:
+        """Share of the span in which the network was busy, 0..1; 1 where it never ran."""
+        return self.busy / self.span if self.span else 1.0
+
+    def measure(self, network: Network) -> Network:
+        """`network`, its calls being timed."""
+
+        def timed(x: np.ndarray) -> np.ndarray:
+            start = time.perf_counter()
+            y = network(x)
+            self.last = time.perf_counter()
+            self.first = start if self.first is None else self.first
+            self.busy += self.last - start
+            self.calls += 1
+            return y
+
+        return timed
+
+
+def predict_parts(
+    read: Read,
+    network: Network,
+    plan: Plan,
+    parts: Iterable[Part],
+    *,
+    batch: int = 1,
+    gaussian: bool = False,
+    threads: bool = True,
+) -> Iterator[Prediction]:
+    """Classify parts, one after the other.
+
+    Reading and the network run in threads of their own, at most two batches ahead of the caller.
+
+    Parameters
+    ----------
+    read
+        Called from one thread.
+    network
+        Called from one thread, always with the shape (batch, *plan.window, band).
+    plan
+        Its windows, or with `gaussian` its window shape.
+    parts
+        Parts to classify.
+    batch
+        Windows for each call.
+    gaussian
+        Instead of windows with a halo, windows that overlap by half, averaged with Gaussian weights.
+    threads
+        False to do everything in the calling thread, in the same order.
+
+    Yields
+    ------
+    Prediction
+        In plan order; the write rectangles of a part tile it exactly.
+    """
+    ahead = _ahead if threads else _at_once
+    windows_of = (lambda part: overlapping_windows(plan, part)) if gaussian else plan.windows
+    batches = ahead(_read_batches(read, plan, parts, windows_of, batch))
+    predictions = ahead(_predict(batches, network, batch))
+    with closing(batches), closing(predictions):
+        yield from _blend(predictions, plan) if gaussian else predictions
+
+
+def overlapping_windows(plan: Plan, part: Part) -> list[PlannedWindow]:
+    """Windows of a lattice over the whole image with half a window between them, where they meet a part.
+
+    The lattice does not depend on the part, so that blended parts fit together without a seam.
+    """
+    axes = [
+        _lattice(length, size, plan.stride)
+        for length, size in zip(plan.padded, plan.window, strict=True)
+    ]
+    windows = [Window(row, col, *plan.window) for row in axes[0] for col in axes[1]]
+    meetings = [(read, read.intersect(part.extent)) for read in windows]
+    return [PlannedWindow(read, write) for read, write in meetings if write.height and write.width]
+
+
+def _lattice(length: int, size: int, stride: int) -> list[int]:
+    step = max(stride, size // 2 // stride * stride)
+    return [*range(0, length - size, step), length - size]
+
+
+def _read_batches(
+    read: Read,
+    plan: Plan,
+    parts: Iterable[Part],
+    windows_of: Callable[[Part], list[PlannedWindow]],
+    size: int,
+) -> Iterator[Batch]:
+    for part in parts:
+        windows: list[tuple[PlannedWindow, np.ndarray | None]] = []
+        arrays: list[np.ndarray] = []
+        for window in windows_of(part):
+            x = _read_padded(read, plan, window.read)
+            valid = ~np.isnan(x[..., 0][window.crop.slices])
+            if valid.any():
+                arrays.append(x)
+                windows.append((window, valid))
+            else:
+                windows.append((window, None))
+            if len(arrays) == size:
+                yield Batch(part, windows, _stack(arrays))
+                windows, arrays = [], []
+        if windows:
+            yield Batch(part, windows, _stack(arrays))
+
+
+def _stack(arrays: list[np.ndarray]) -> np.ndarray | None:
+    if len(arrays) == 1:
+        return arrays[0][np.newaxis]
+    return np.stack(arrays) if arrays else None
+
+
+def _read_padded(read: Read, plan: Plan, window: Window) -> np.ndarray:
+    """A window padded right and below to the plan's shape: NaN, which the network turns into 0."""
+    inside = window.intersect(Window(0, 0, plan.height, plan.width))
+    values = read(inside)
+    if inside == window:
+        return values
+    padded = np.full((*window.shape, values.shape[-1]), np.nan, np.float32)
+    padded[: inside.height, : inside.width] = values
+    return padded
+
+
+def _predict(batches: Iterable[Batch], network: Network, size: int) -> Iterator[Prediction]:
+    for part, windows, x in batches:
+        results: Iterator[np.ndarray] = iter(())
+        if x is not None:
+            # The last batch of a part is filled up, since every call has one static shape.
+            filled = np.concatenate([x, np.full_like(x[:1], np.nan).repeat(size - len(x), 0)]) \
+                if len(x) < size else x
+            results = iter(network(filled))
+        for window, valid in windows:
+            probabilities = None if valid is None else next(results)[window.crop.slices]
+            yield Prediction(part, window, probabilities, valid)
+
+
+def _blend(predictions: Iterable[Prediction], plan: Plan) -> Iterator[Prediction]:
+    """Weighted means of overlapping windows, given in strips that no later window reaches."""
+    weights = _gaussian(plan.window)
+    strip: _Strip | None = None
+    for prediction in predictions:
+        top = prediction.window.write.row
+        if strip is not None and (strip.part != prediction.part or top > strip.top):
+            below = top if strip.part == prediction.part else strip.part.extent.stop[0]
+            yield from strip.release(below)
+            strip = strip if strip.part == prediction.part else None
+        strip = strip or _Strip(prediction.part, plan.window[0])
+        strip.add(prediction, weights[prediction.window.crop.slices])
+    if strip is not None:
+        yield from strip.release(strip.part.extent.stop[0])
+
+
+class _Strip:
+    """Weighted sums over the rows of a part that windows still reach."""
+
+    def __init__(self, part: Part, height: int) -> None:
+        self.part = part
+        self.top = part.extent.row
+        self._rows = min(height, part.extent.height)
+        self._sum: np.ndarray | None = None
+        self._weight = np.zeros((self._rows, part.extent.width), np.float32)
+        self._valid = np.zeros((self._rows, part.extent.width), bool)
+
+    def add(self, prediction: Prediction, weight: np.ndarray) -> None:
+        if prediction.probabilities is None or prediction.valid is None:
+            return
+        if self._sum is None:
+            self._sum = np.zeros((*self._weight.shape, prediction.probabilities.shape[-1]), np.float32)
+        origin = Window(self.top, self.part.extent.col, *self._weight.shape)
+        place = prediction.window.write.relative_to(origin).slices
+        self._sum[place] += prediction.probabilities * weight[..., np.newaxis]
+        self._weight[place] += weight
+        self._valid[place] |= prediction.valid
+
+    def release(self, below: int) -> Iterator[Prediction]:
+        """Give the rows above row `below` of the image and move down to it."""
+        count = below - self.top
+        window = Window(self.top, self.part.extent.col, count, self.part.extent.width)
+        valid = self._valid[:count].copy()
+        planned = PlannedWindow(window, window)
+        if self._sum is None or not valid.any():
+            yield Prediction(self.part, planned, None, None)
+        else:
+            weight = np.maximum(self._weight[:count], np.finfo(np.float32).tiny)
+            yield Prediction(self.part, planned, self._sum[:count] / weight[..., np.newaxis], valid)
+        for array in (self._sum, self._weight, self._valid):
+            if array is not None:
+                array[:-count or None] = array[count:].copy()
+                array[self._rows - count :] = 0
+        self.top = below
+
+
+def _gaussian(shape: tuple[int, int]) -> np.ndarray:
+    """Weights of a window, float32 (y, x): a Gaussian of an eighth of its side, as nnU-Net takes.
+
+    References
+    ----------
+    Isensee et al. 2021, doi:10.1038/s41592-020-01008-z.
+    """
+    axes = []
+    for size in shape:
+        distance = np.arange(size) - (size - 1) / 2
+        axes.append(np.exp(-0.5 * (distance / (size / 8)) ** 2))
+    return np.maximum(np.outer(*axes), 1e-4).astype(np.float32)
+
+
+_END = object()
+
+
+class _Failure(NamedTuple):
+    error: BaseException
+
+
+def _at_once(items: Iterator[Item]) -> Iterator[Item]:
+    yield from items
+
+
+def _ahead(items: Iterator[Item], depth: int = 1) -> Iterator[Item]:
+    """Iterate in a thread of its own, at most `depth` finished items ahead of the caller.
+
+    An error in the thread is raised here; when the caller stops early, the thread ends.
+    """
+    finished: queue.Queue[object] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                finished.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(_END)
+        except BaseException as error:
+            put(_Failure(error))
+
+    thread = threading.Thread(target=work, name=f"lulc-{items.__name__}", daemon=True)
+    thread.start()
+    try:
+        while (item := finished.get()) is not _END:
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()
