@@ -134,7 +134,7 @@ def _read_keras(content: bytes, limit: int) -> Arrays:
         weights = _member(archive, WEIGHTS)
     with h5py.File(io.BytesIO(weights), "r") as file:
         datasets = dict(_walk(file, len(weights), limit))
-        arrays = {}
+        arrays: Arrays = {}
         for name, dataset in datasets.items():
             if re.fullmatch(r"layers/\w+/seed_generator/vars/0", name):
                 continue

@@ -7,8 +7,11 @@ are quiet and arrays are channels-last whatever the user's own Keras settings sa
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,8 +34,31 @@ if os.environ["KERAS_BACKEND"] not in BACKENDS:
         "Set KERAS_BACKEND=tensorflow, or unset it.",
     )
 
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep standard error from native code that ignores every log level while it starts.
+
+    What was written is given out after all when the block fails.
+    """
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            written.seek(0)
+            os.write(standard_error, written.read())
+            raise
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+
+
 try:
-    import keras
+    with _quiet():
+        import keras
 except ModuleNotFoundError as error:
     wanted = os.environ["KERAS_BACKEND"]
     raise InputError(
@@ -134,7 +160,7 @@ def _compile_tensorflow(model: keras.Model, shape: tuple[int, int, int] | None) 
     tensorflow: Any = _framework()
     signature = tensorflow.TensorSpec((*(shape or (None,) * 3), model.input_shape[-1]), "float32")
 
-    @tensorflow.function(input_signature=[signature], autograph=False)  # type: ignore[misc,untyped-decorator]
+    @tensorflow.function(input_signature=[signature], autograph=False)
     def forward(x: Any) -> Any:
         return tensorflow.cast(model(x, training=False), "float32")
 
@@ -147,7 +173,7 @@ def _compile_jax(model: keras.Model, shape: tuple[int, int, int] | None) -> Pred
     trainable = [v.value for v in model.trainable_variables]
     fixed = [v.value for v in model.non_trainable_variables]
 
-    @jax.jit  # type: ignore[untyped-decorator]
+    @jax.jit
     def forward(trainable: Any, fixed: Any, x: Any) -> Any:
         return model.stateless_call(trainable, fixed, x, training=False)[0].astype("float32")
 

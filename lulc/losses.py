@@ -175,7 +175,7 @@ def logit_adjusted(batch: _Batch, *, tau: float = 1.0) -> Any:
 
 
 def symmetric(batch: _Batch, *, alpha: float = 0.1, beta: float = 1.0, floor: float = -4.0) -> Any:
-    """alpha CE + beta RCE, RCE = -sum_c p log q with log 0 = floor (Wang et al. 2019, ICCV, eq. 7)."""
+    """Weighted sum alpha CE + beta RCE, RCE = -sum_c p log q with log 0 = floor (Wang et al. 2019, eq. 7)."""
     reverse = -floor * ops.sum(batch.p * (1 - batch.q), axis=-1)
     return alpha * cross_entropy(batch) + beta * batch.mean(reverse)
 
@@ -271,7 +271,7 @@ _TERM = re.compile(
 
 def _parse(text: str) -> list[tuple[float, str, dict[str, Any]]]:
     """Factor, name and parameters of each term."""
-    terms = []
+    terms: list[tuple[float, str, dict[str, Any]]] = []
     position = 0
     while not terms or position < len(text):
         match = _TERM.match(text, position)

@@ -114,7 +114,8 @@ class NetworkConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> NetworkConfig:
         """A configuration from data that fit `NETWORK_SCHEMA`."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**fields)
 
     def variable_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each variable, by ``layer/variable``: what a weights file of this network must hold.

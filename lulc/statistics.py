@@ -152,13 +152,12 @@ def _read_pickle(path: Path, content: bytes) -> Statistics:
     try:
         _check_opcodes(content)
         mean, std = _NumbersUnpickler(io.BytesIO(content)).load()
-        values = [tuple(float(v) for v in part) for part in (mean, std)]
+        return Statistics(tuple(float(v) for v in mean), tuple(float(v) for v in std))
     except InputError:
         raise
     except Exception as error:  # a damaged pickle fails in as many ways as it has opcodes
         reason = f"it is neither JSON nor a pickle of two lists of numbers ({error})"
         raise _unreadable(path, reason) from error
-    return Statistics(*values)
 
 
 _OPCODES = re.compile(
@@ -173,7 +172,7 @@ def _check_opcodes(content: bytes) -> None:
         if not _OPCODES.fullmatch(opcode.name):
             raise ValueError(f"the opcode {opcode.name} is not allowed")
         # The table of memoised objects is as long as its highest number: a bomb of nine bytes.
-        if opcode.name.endswith("PUT") and int(argument) > len(content):
+        if opcode.name.endswith("PUT") and int(argument or 0) > len(content):
             raise ValueError(f"it numbers an object {argument}")
 
 

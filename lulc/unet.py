@@ -24,7 +24,7 @@ Array = np.ndarray
 
 
 @keras.saving.register_keras_serializable(package="lulc")
-class Standardization(keras.layers.Layer):  # type: ignore[misc]
+class Standardization(keras.layers.Layer):
     """``(x - mean) / std`` per channel; NaN becomes exactly 0.
 
     Mean and standard deviation are weights that no optimizer touches; ``set_statistics`` gives them.

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import zipfile
@@ -356,8 +357,10 @@ def _pack(card: ModelCard, arrays: Arrays, half: bool) -> bytes:
         model.save(f"{folder}/model.keras")
         with zipfile.ZipFile(f"{folder}/model.keras") as archive:
             members = {name: archive.read(name) for name in (METADATA, CONFIG, WEIGHTS)}
+    # The date and the addresses of shared objects would make equal models unequal files.
     metadata = json.loads(members[METADATA])
     members[METADATA] = json.dumps({"keras_version": metadata["keras_version"]}).encode()
+    members[CONFIG] = re.sub(rb', "shared_object_id": \d+', b"", members[CONFIG])
     if half:
         members[WEIGHTS] = _halve(members[WEIGHTS])
     packed = io.BytesIO()
