@@ -36,16 +36,10 @@ MAX_ENTRIES = 1_000_000
 VRT_MARK = b"<VRTDataset"
 
 _VRT_ELEMENTS = frozenset(
-    """VRTDataset SRS GeoTransform Metadata MDI VRTRasterBand Description ColorInterp NoDataValue
-    HideNoDataValue UnitType Offset Scale CategoryNames Category ColorTable Entry Histograms HistItem
-    HistMin HistMax BucketCount IncludeOutOfRange Approximate HistCounts OverviewList
-    SimpleSource ComplexSource AveragedSource SourceFilename SourceBand SourceProperties SrcRect DstRect
-    NODATA UseMaskBand ScaleOffset ScaleRatio LUT BlockXSize BlockYSize""".split()
+    ["VRTDataset", "SRS", "GeoTransform", "Metadata", "MDI", "VRTRasterBand", "Description", "ColorInterp", "NoDataValue", "HideNoDataValue", "UnitType", "Offset", "Scale", "CategoryNames", "Category", "ColorTable", "Entry", "Histograms", "HistItem", "HistMin", "HistMax", "BucketCount", "IncludeOutOfRange", "Approximate", "HistCounts", "OverviewList", "SimpleSource", "ComplexSource", "AveragedSource", "SourceFilename", "SourceBand", "SourceProperties", "SrcRect", "DstRect", "NODATA", "UseMaskBand", "ScaleOffset", "ScaleRatio", "LUT", "BlockXSize", "BlockYSize"]
 )
 _ZARR_CODECS = frozenset(
-    """bytes endian gzip zstd blosc zlib lz4 bz2 lzma crc32c crc32 adler32 fletcher32 transpose
-    sharding_indexed vlen-utf8 delta fixedscaleoffset quantize shuffle bitround bitpacking zfpy
-    packbits""".split()
+    ["bytes", "endian", "gzip", "zstd", "blosc", "zlib", "lz4", "bz2", "lzma", "crc32c", "crc32", "adler32", "fletcher32", "transpose", "sharding_indexed", "vlen-utf8", "delta", "fixedscaleoffset", "quantize", "shuffle", "bitround", "bitpacking", "zfpy", "packbits"]
 )
 _ZARR_DOCUMENTS = frozenset({"zarr.json", ".zarray", ".zgroup", ".zmetadata"})
 

@@ -229,7 +229,7 @@ def check_grid(name: str, grid: GridSpec) -> None:
             "(side-car files such as .aux.xml are not read).",
         )
     t = grid.transform
-    if not np.isfinite(list(t)[:6]).all() or t.a * t.e == 0 and t.b * t.d == 0:
+    if not np.isfinite(list(t)[:6]).all() or (t.a * t.e == 0 and t.b * t.d == 0):
         what = "its geotransform is degenerate"
     elif t.b != 0 or t.d != 0:
         what = "it is rotated or sheared"

@@ -258,7 +258,7 @@ def _layer(data: Any, index: int, path: str) -> Layer:
 
 
 def _real_dtype(name: str) -> str:
-    """numpy's name of a GDAL type; complex integers have none and become complex64."""
+    """Numpy's name of a GDAL type; complex integers have none and become complex64."""
     return "complex64" if name.startswith("complex_") else name
 
 
