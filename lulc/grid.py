@@ -43,8 +43,8 @@ class GridSpec:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """(left, bottom, right, top) in units of the CRS, for north-up grids."""
-        left, top = self.transform * (0, 0)
-        right, bottom = self.transform * (self.width, self.height)
+        left, top = self.transform @ (0, 0)
+        right, bottom = self.transform @ (self.width, self.height)
         return (left, bottom, right, top)
 
     @property
@@ -60,7 +60,7 @@ class GridSpec:
 
     def crop(self, window: Window) -> GridSpec:
         """The grid of `window`, which counts pixels of this grid."""
-        origin = self.transform * Affine.translation(window.col, window.row)
+        origin = self.transform @ Affine.translation(window.col, window.row)
         return GridSpec(self.crs, origin, window.height, window.width)
 
     def matches(self, other: GridSpec) -> bool:
@@ -80,12 +80,12 @@ class GridSpec:
             abs(x - y) * longest > 0.01 * scale for x, y in ((a.a, b.a), (a.b, b.b), (a.d, b.d), (a.e, b.e))
         ):
             return False
-        col, row = ~a * (b.c, b.f)
+        col, row = ~a @ (b.c, b.f)
         return abs(col - round(col)) < 0.01 and abs(row - round(row)) < 0.01
 
     def offset_of(self, other: GridSpec) -> tuple[int, int]:
         """(row, column) of the origin of an aligned grid `other` in this grid."""
-        col, row = ~self.transform * (other.transform.c, other.transform.f)
+        col, row = ~self.transform @ (other.transform.c, other.transform.f)
         return (round(row), round(col))
 
     def describe(self) -> str:
