@@ -11,16 +11,16 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from lulc.backend import keras
+from lulc.dataset import Tile
 from lulc.schema import IGNORE, InputError
 
 logger = logging.getLogger("lulc")
@@ -35,41 +35,6 @@ Image = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 Augmentation = Callable[[Image, Labels, np.random.Generator], tuple[Image, Labels]]
 """(image (y, x, band), labels (y, x), rng) to the same; keeps the shape and gives views or new arrays."""
-
-
-class Layers(Protocol):
-    """What a stack's image and masks must offer: a shape, and slicing by (rows, columns)."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(y, x, band) of an image, (y, x) of masks."""
-
-    def __getitem__(self, key: Any) -> Any:
-        """Pixels."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A stack to cut crops from.
-
-    Parameters
-    ----------
-    name
-        As in the manifest, for messages.
-    image
-        float32 (y, x, band) in physical units, NaN = invalid.
-    masks
-        uint8 (y, x), class numbers 1..N, 255 = ignore.
-    """
-
-    name: str
-    image: Layers
-    masks: Layers
-
-    @property
-    def side(self) -> int:
-        """The shorter side in pixels."""
-        return min(self.image.shape[:2])
 
 
 Sampler = Callable[[Tile, int, np.random.Generator], tuple[int, int]]
@@ -140,7 +105,8 @@ def rotate(image: Image, labels: Labels, angle: float, side: int) -> tuple[Image
         cv2.warpAffine(array, matrix, (side, side), flags=method | cv2.WARP_INVERSE_MAP)
         for array, method in ((image, cv2.INTER_LINEAR), (labels, cv2.INTER_NEAREST))
     ]
-    return turned[0], turned[1]
+    # OpenCV drops the axis of a single band.
+    return turned[0].reshape(side, side, image.shape[2]), turned[1]
 
 
 class TileGenerator(keras.utils.PyDataset):
@@ -158,7 +124,8 @@ class TileGenerator(keras.utils.PyDataset):
         Sides that are drawn from, in pixels. A side that, rotated, doesn't fit a stack is left out for
         it, with a warning.
     targets
-        uint8 (256,), network class 0..N-1 of each value in the masks, 255 = ignore; see `class_targets`.
+        uint8 (256,), network class 0..N-1 of each value in the masks, 255 = ignore; see
+        `lulc.dataset.class_targets`.
     rotations
         Number of equally spaced angles; 1 for none.
     augmentations
@@ -252,7 +219,7 @@ class TileGenerator(keras.utils.PyDataset):
 
 def cut_ahead(
     generator: TileGenerator, epoch: int, first: int, workers: int
-) -> Iterator[tuple[Image, Labels]]:
+) -> Generator[tuple[Image, Labels], None, None]:
     """Batches `first`, `first` + 1, ... of an epoch, in order, cut by threads before they are asked for."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="crops")
     indices = iter(range(first, len(generator)))
@@ -266,33 +233,6 @@ def cut_ahead(
             yield batch
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def class_targets(classes: int, single_class: int | None = None) -> Labels:
-    """What the network learns for each value in the masks.
-
-    Parameters
-    ----------
-    classes
-        Number of classes N in the legend.
-    single_class
-        Class number that is learnt against the rest: it becomes 1, other classes 0.
-
-    Returns
-    -------
-    uint8 (256,)
-        255 for values that are no class.
-
-    Examples
-    --------
-    >>> class_targets(3)[[0, 1, 3, 255]].tolist(), class_targets(3, 2)[[0, 1, 2, 3]].tolist()
-    ([255, 0, 2, 255], [255, 0, 1, 0])
-    """
-    targets = np.full(256, IGNORE, np.uint8)
-    targets[1 : classes + 1] = np.arange(classes) if single_class is None else 0
-    if single_class is not None:
-        targets[single_class] = 1
-    return targets
 
 
 def _fitting(

@@ -114,6 +114,30 @@ class StopRequest:
         self._previous.clear()
 
 
+class LabelledAccuracy(keras.metrics.Metric):
+    """Share of labelled pixels that are decided rightly; ignored pixels count as neither right nor wrong."""
+
+    def __init__(self, name: str = "accuracy") -> None:
+        super().__init__(name=name)
+        self._right = self.add_variable((), "zeros", name="right")
+        self._labelled = self.add_variable((), "zeros", name="labelled")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Count labels (n, y, x) 0..N-1 or 255, and activations (n, y, x, class)."""
+        ops = keras.ops
+        labels = ops.cast(y_true, "int32")
+        single = y_pred.shape[-1] == 1
+        decided = y_pred[..., 0] >= 0.5 if single else ops.argmax(y_pred, axis=-1)
+        known = ops.not_equal(labels, IGNORE)
+        right = ops.logical_and(known, ops.equal(ops.cast(decided, "int32"), labels))
+        self._right.assign_add(ops.sum(ops.cast(right, "float32")))
+        self._labelled.assign_add(ops.sum(ops.cast(known, "float32")))
+
+    def result(self) -> Any:
+        """The share; 0 where nothing was labelled."""
+        return self._right / keras.ops.maximum(self._labelled, 1.0)
+
+
 class Loop:
     """Trains a compiled network, epoch by epoch.
 

@@ -18,6 +18,7 @@ from lulc.config import TrainConfig
 from lulc.documents import read_document, write_document
 from lulc.schema import InputError
 from lulc.storage import Lock, write_atomically
+from lulc.weights import PICKS_FILE
 
 FORMAT_VERSION = 1
 
@@ -45,7 +46,7 @@ SCHEMA: dict[str, Any] = {
     },
 }
 
-_MODEL = re.compile(r"\d{2,}-\d+\.\d{2}\.keras(\.json)?")
+_MODEL = re.compile(r"(\d{2,}-\d+\.\d{2})\.(keras|json)")
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Run:
         """Remove the models that are not kept, with their cards."""
         kept = kept_models(rows, keep)
         for path in self._models():
-            if path.name.removesuffix(".json") not in kept:
+            if path.with_suffix(".keras").name not in kept:
                 path.unlink()
 
     def _read(self, path: Path) -> dict[str, Any]:
@@ -213,15 +214,20 @@ class Run:
                     )
 
     def _models(self) -> list[Path]:
-        return [p for p in self.folder.glob("*.keras*") if _MODEL.fullmatch(p.name)]
+        return [path for path in self.folder.glob("*-*.*") if _MODEL.fullmatch(path.name)]
 
     def _clear(self) -> None:
-        left = [self.folder / name for name in (DOCUMENT, HISTORY, PICTURE)]
+        left = [self.folder / name for name in (DOCUMENT, HISTORY, PICTURE, PICKS_FILE)]
         left += self._models()
         for pattern in (f"{CHECKPOINTS}/*", f"{CHECKPOINTS}/.*.partial", f"{TENSORBOARD}/**/*", ".*.partial"):
             left += [p for p in self.folder.glob(pattern) if p.is_file()]
         for path in left:
             path.unlink(missing_ok=True)
+
+
+def parameters_of(config: TrainConfig) -> dict[str, Any]:
+    """The options of a resolved config that decide the weights, by name."""
+    return {name: value for name, value in asdict(config).items() if name not in FREE}
 
 
 @contextlib.contextmanager
@@ -241,8 +247,7 @@ def open_run(config: TrainConfig, inputs: dict[str, str]) -> Iterator[Run]:
         As `Run.begin` does, and where another process holds the lock.
     """
     folder = Path(config.out)
-    parameters = {name: value for name, value in asdict(config).items() if name not in FREE}
     with Lock(folder / ".lock", f"the run '{folder}'"):
-        run = Run(folder, parameters, inputs)
+        run = Run(folder, parameters_of(config), inputs)
         run.begin(overwrite=config.overwrite, restart=config.restart)
         yield run

@@ -1,0 +1,318 @@
+"""Training: stacks to weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from lulc import __version__, backend
+from lulc.backend import keras
+from lulc.card import Channel, ModelCard
+from lulc.checkpoint import clear_checkpoints
+from lulc.config import TrainConfig
+from lulc.dataset import Dataset, class_targets, open_dataset
+from lulc.generator import TileGenerator, flip
+from lulc.loop import LabelledAccuracy, Loop, StopRequest
+from lulc.losses import build_loss
+from lulc.network import NetworkConfig
+from lulc.run import (
+    HISTORY,
+    PICTURE,
+    TENSORBOARD,
+    Row,
+    Run,
+    check_keep,
+    open_run,
+    parameters_of,
+    picks_of,
+)
+from lulc.schema import InputError, LandCoverClass, Legend
+from lulc.storage import check_disk, sha256_of
+from lulc.unet import build_unet, geometry
+from lulc.weights import arrays_of, find_model, load_model, record_picks, save_model, transfer
+
+logger = logging.getLogger("lulc")
+
+STEP_COPIES = 2.0
+"""Memory at the height of a training step, in outputs of all layers (measured on TensorFlow, CPU)."""
+
+MEMORY_MARGIN = 0.9
+"""Share of the free memory that a training may plan with."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where the results lie.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    picks
+        Model of each pick: lowest-val-loss, highest-val-accuracy, best-macro-f1, last.
+    rows
+        The history, one row per epoch.
+    history, picture
+        The history as CSV and as a picture.
+    finished
+        False where the time budget ended the run; the same command continues it.
+    """
+
+    folder: Path
+    picks: dict[str, Path]
+    rows: tuple[Row, ...]
+    history: Path
+    picture: Path
+    finished: bool
+
+
+def train(config: TrainConfig, dataset: Dataset | None = None) -> TrainingResult:
+    """Train a network.
+
+    Parameters
+    ----------
+    config
+        What to train on and how; options that are None are filled in by its recipe.
+    dataset
+        The stacks of ``config.data``, where the caller has opened them already.
+
+    Raises
+    ------
+    InputError
+        If the data don't fit the network or each other, nothing can be learnt from them, memory or disk
+        can't hold it, the run folder holds something else, or loss or weights become NaN.
+    KeyboardInterrupt
+        If SIGINT or SIGTERM asked to stop; the same command continues from the checkpoint then written.
+    """
+    config = config.resolved()
+    check_options(config)
+    dataset = dataset or open_dataset(config)
+    network = _network_of(config, dataset)
+    initial = find_model(config.init) if config.init else None
+    inputs = dataset.inputs | ({"initial weights": sha256_of(initial)} if initial else {})
+    with open_run(config, inputs) as run:
+        backend.seed(config.seed)
+        model = build_unet(network, (np.array(dataset.statistics.mean), np.array(dataset.statistics.std)))
+        _check_limits(config, model, run)
+        if initial:
+            _start_from(initial, model, dataset, config.single_class)
+        _compile(model, config, dataset)
+        loop = _make_loop(config, dataset, network, model, run)
+        seconds = math.inf if config.minutes is None else 60 * config.minutes
+        with StopRequest() as stop, logging_redirect_tqdm([logging.getLogger()]):
+            finished = loop.go(stop, seconds)
+        if finished:
+            run.finish()
+            clear_checkpoints(run.checkpoints)
+    return TrainingResult(
+        folder=run.folder,
+        picks={pick: run.folder / name for pick, name in picks_of(loop.rows).items()},
+        rows=loop.rows,
+        history=run.folder / HISTORY,
+        picture=run.folder / PICTURE,
+        finished=finished,
+    )
+
+
+def check_options(config: TrainConfig) -> None:
+    """Raise InputError where a resolved config asks for what can't be, before anything is read."""
+    check_keep(config.keep)
+    least = {
+        "epochs": 1, "steps": 1, "validation_steps": 1, "batch_size": 1, "rotations": 1, "workers": 1,
+        "learning_rate": 0, "seed": 0,
+    }  # fmt: skip
+    stride = 2 ** len(config.filters)
+    wrong = [f"--{name.replace('_', '-')} is {getattr(config, name)}, expected at least {value}"
+             for name, value in least.items() if getattr(config, name) < value]  # fmt: skip
+    for name in ("crop_sizes", "validation_crop_sizes"):
+        sides = getattr(config, name)
+        if not sides or any(side < stride or side % stride for side in sides):
+            shown = " ".join(str(side) for side in sides)
+            wrong.append(
+                f"--{name.replace('_', '-')} is {shown}, expected multiples of {stride}, the stride of a "
+                f"network with {len(config.filters)} stages"
+            )
+    if config.minutes is not None and not config.minutes > 0:
+        wrong.append(f"--minutes is {config.minutes}, expected more than 0")
+    if wrong:
+        raise InputError(f"cannot train as asked, since {wrong[0]}", "Change the option and type it again.")
+    if config.tensorboard and importlib.util.find_spec("tensorflow") is None:
+        raise InputError(
+            "cannot write TensorBoard logs, since the Python package 'tensorflow' is not installed",
+            "Install it with `pip install 'lulc[cpu]'`, or leave --tensorboard out: the history is in "
+            f"{HISTORY} and {PICTURE} in any case.",
+        )
+
+
+def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
+    single = config.single_class is not None
+    return NetworkConfig(
+        classes=1 if single else len(dataset.legend),
+        channels=len(dataset.channels),
+        filters=config.filters,
+        decoder_filters=config.decoder_filters,
+        bottleneck=config.bottleneck,
+        block=config.block,
+        dropout=config.dropout,
+        norm=config.norm,
+        activation="sigmoid" if single else "softmax",
+    )
+
+
+def _check_limits(config: TrainConfig, model: keras.Model, run: Run) -> None:
+    """Refuse what neither memory nor disk can hold; frameworks die without a word when memory ends."""
+    weights = 4 * model.count_params()
+    check_disk(run.folder, 12 * weights, "models and checkpoints")
+    if backend.device_name() != "CPU":
+        return
+    needed, side = memory_needed(model, config), max(config.crop_sizes)
+    available = int(psutil.virtual_memory().available * MEMORY_MARGIN)
+    if needed > available:
+        raise InputError(
+            f"cannot train with batches of {config.batch_size} crops of {side} pixels, since that needs "
+            f"about {needed / 1e9:.1f} GB of memory, expected at most {available / 1e9:.1f} GB (now free)",
+            f"Give a smaller `--batch-size` (now {config.batch_size}), smaller `--crop-sizes` (now "
+            f"{' '.join(str(s) for s in config.crop_sizes)}) or fewer `--filters`.",
+        )
+
+
+def memory_needed(model: keras.Model, config: TrainConfig) -> int:
+    """Bytes that a training step on the largest batch takes, variables of the optimizer included."""
+    side = max(config.crop_sizes)
+    outputs = keras.Model(model.inputs, [layer.output for layer in model.layers[1:]])
+    shapes = outputs.compute_output_shape((config.batch_size, side, side, model.input_shape[-1]))
+    activations = 4 * sum(math.prod(shape) for shape in shapes)
+    return int(STEP_COPIES * activations) + 16 * model.count_params()
+
+
+def _start_from(path: Path, model: keras.Model, dataset: Dataset, single_class: str | None) -> None:
+    """Fill in what fits of other weights; the head too where the classes are the same."""
+    initial, card = load_model(path)
+    channels = [channel.name for channel in card.channels]
+    names = [channel["name"] for channel in dataset.channels]
+    if channels != names:
+        raise InputError(
+            f"cannot start from '{path}', since its channels are {', '.join(channels)}, expected those of "
+            f"the stacks: {', '.join(names)}",
+            "Prepare the stacks with the same bands and indices, or train without --init.",
+        )
+    same_classes = (card.legend.names, card.single_class) == (dataset.legend.names, single_class)
+    fresh = ("standardization",) if same_classes else ("standardization", "final_conv")
+    kept = transfer(model, arrays_of(initial), fresh=fresh)
+    logger.info("starting from '%s'%s", path, "" if same_classes else "; the head is new, as the classes are")
+    if kept:
+        logger.warning("%d arrays don't fit the network and begin anew: %s", len(kept), ", ".join(kept[:3]))
+
+
+def _compile(model: keras.Model, config: TrainConfig, dataset: Dataset) -> None:
+    counts = dataset.counts
+    if config.single_class is not None:
+        of_class = counts[dataset.legend.names.index(config.single_class)]
+        counts = np.array([counts.sum() - of_class, of_class])
+    optimizers = {"nadam": keras.optimizers.Nadam, "adamw": keras.optimizers.AdamW}
+    model.compile(
+        optimizer=optimizers[config.optimizer](learning_rate=config.learning_rate),
+        loss=build_loss(config.loss, counts.tolist(), classes=model.output_shape[-1]),
+        metrics=[LabelledAccuracy()],
+        # XLA on TensorFlow's CPU compiles each crop side for minutes and runs no faster; JAX needs it.
+        jit_compile=backend.name() == "jax",
+    )
+
+
+def _make_loop(
+    config: TrainConfig, dataset: Dataset, network: NetworkConfig, model: keras.Model, run: Run
+) -> Loop:
+    single = dataset.legend.names.index(config.single_class) + 1 if config.single_class else None
+    board = _TensorBoard(run.folder / TENSORBOARD, model) if config.tensorboard else None
+
+    def save(row: Row, rows: tuple[Row, ...]) -> None:
+        save_model(model, _card_of(config, dataset, network, model, row), run.folder / row.model)
+        record_picks(run.folder, picks_of(rows))
+        if board:
+            board.write(row)
+
+    common: dict[str, Any] = {
+        "targets": class_targets(len(dataset.legend), single),
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "workers": config.workers,
+    }
+    return Loop(
+        model,
+        TileGenerator(
+            dataset.training,
+            steps=config.steps,
+            crop_sizes=config.crop_sizes,
+            rotations=config.rotations,
+            augmentations=(flip,),
+            **common,
+        ),
+        TileGenerator(
+            dataset.validation,
+            steps=config.validation_steps,
+            crop_sizes=config.validation_crop_sizes,
+            **common,
+        ),
+        dataset.legend if single is None else _against_the_rest(dataset.legend, single),
+        run,
+        save,
+        epochs=config.epochs,
+        keep=config.keep,
+        workers=config.workers,
+    )
+
+
+def _against_the_rest(legend: Legend, single: int) -> Legend:
+    """The two classes that a network for one class decides between."""
+    chosen = legend.classes[single - 1]
+    return Legend(
+        legend.name,
+        (LandCoverClass(1, "the rest", "#ffffff"), LandCoverClass(2, chosen.name, chosen.color)),
+    )
+
+
+def _card_of(
+    config: TrainConfig, dataset: Dataset, network: NetworkConfig, model: keras.Model, row: Row
+) -> ModelCard:
+    reach = geometry(model)
+    return ModelCard(
+        name=f"{Path(config.out).resolve().name}/{row.model.removesuffix('.keras')}",
+        channels=tuple(Channel(**channel) for channel in dataset.channels),
+        legend=dataset.legend,
+        statistics=dataset.statistics,
+        network=network,
+        stride=reach.stride,
+        halo=reach.halo,
+        single_class=config.single_class,
+        training={
+            "parameters": json.loads(json.dumps(parameters_of(config))),
+            "data": dataset.provenance,
+            "class_counts": dict(zip(dataset.legend.names, dataset.counts.tolist(), strict=True)),
+            "epoch": row.epoch,
+            "batches": row.batches,
+        },
+        scores={name: getattr(row, name) for name in ("val_loss", "val_accuracy", "val_macro_f1")},
+        versions={"lulc": __version__, **backend.versions()},
+    )
+
+
+class _TensorBoard:
+    """Scalars of each epoch as TensorBoard logs."""
+
+    def __init__(self, folder: Path, model: keras.Model) -> None:
+        self._callback = keras.callbacks.TensorBoard(str(folder), write_graph=False)
+        self._callback.set_model(model)
+        self._callback.on_train_begin()
+
+    def write(self, row: Row) -> None:
+        scores = ("loss", "accuracy", "val_loss", "val_accuracy", "val_macro_f1", "learning_rate")
+        self._callback.on_epoch_end(row.epoch, {name: getattr(row, name) for name in scores})
