@@ -297,14 +297,14 @@ class RasterCells:
     def _places(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Row and column in the raster, int64 (y, x), of the centre of each pixel of the window."""
         rows, cols = np.mgrid[0 : window.height, 0 : window.width]
-        centre = self._grid.crop(window).transform * Affine.translation(0.5, 0.5)
+        centre = self._grid.crop(window).transform @ Affine.translation(0.5, 0.5)
         xs: Any
         ys: Any
-        xs, ys = centre * (cols.ravel(), rows.ravel())
+        xs, ys = centre @ (cols.ravel(), rows.ravel())
         there = self.source.grid
         if there.crs != self._grid.crs:
             xs, ys = (np.asarray(v) for v in transform_points(self._grid.crs, there.crs, xs, ys))
-        place = np.stack((~there.transform * (xs, ys))[::-1])
+        place = np.stack((~there.transform @ (xs, ys))[::-1])
         # A centre on the line between two source pixels belongs to the right or lower one, always.
         place = np.floor(place + 1e-6)
         place = np.where(np.isfinite(place), place, -1).astype(np.int64)

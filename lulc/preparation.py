@@ -26,7 +26,7 @@ from lulc.labels import Labels, VectorCodes, open_labels, tiles_of
 from lulc.nomenclature import NO_CODE, load_scheme
 from lulc.schema import CHANNELS, IGNORE, InputError
 from lulc.split import ENOUGH, candidate_windows, choose_stacks, choose_validation, near_windows
-from lulc.stack import Stack, open_stack
+from lulc.stack import Coverage, Stack, open_stack
 from lulc.statistics import Statistics
 from lulc.storage import Lock, check_disk, sha256_of, write_atomically
 from lulc.tiles import (
@@ -270,6 +270,7 @@ def _progress(folder: Path, key: str) -> Progress:
 def _survey(progress: Progress, stack: Stack, labels: Labels, size: int) -> None:
     """Count the labelled valid pixels of each class in every place, and refuse unknown codes."""
     labels.check()
+    coverage = Coverage()
     windows = candidate_windows(stack.grid.height, stack.grid.width, size)
     lost = 1 - sum(w.height * w.width for w in windows) / (stack.grid.height * stack.grid.width)
     if lost > 0:
@@ -279,10 +280,10 @@ def _survey(progress: Progress, stack: Stack, labels: Labels, size: int) -> None
         for part in tiles_of(window, 1024):
             classes = labels.read(part)
             if (classes != IGNORE).any():
-                classes[~_valid(stack.read(part))] = IGNORE
+                classes[~_valid(stack.read(part, coverage))] = IGNORE
                 counts += np.bincount(classes.ravel(), minlength=256)
         progress.counts.append([int(n) for n in counts[1 : len(labels.legend) + 1]])
-    progress.provenance = json.loads(json.dumps(stack.provenance))
+    progress.provenance = {**stack.provenance, "coverage": coverage.to_json()}
 
 
 def _plan(counts: np.ndarray, stack: Stack, config: PreprocessConfig) -> list[Place]:
@@ -469,11 +470,10 @@ def _manifest(
     for file in stacks:
         if file.split == "train" and file.statistics:
             statistics = statistics.merge(file.statistics)
-    codings = stack.provenance.get("coding", {})
     manifest = Manifest(
         folder=folder,
         channels=tuple(
-            {"name": name, "unit": unit, "coding": str(codings.get(name, "read"))}
+            {"name": name, "unit": unit, "coding": stack.coding.get(name, "read")}
             for name, unit in channel_units().items()
         ),
         scheme=labels.scheme.name,

@@ -477,7 +477,7 @@ def _footprint(grid: GridSpec, on: GridSpec) -> Window | None:
         bounds = transform_bounds(grid.crs, on.crs, *ordered)
     if not np.isfinite(bounds).all():
         return None
-    corners = [~on.transform * (x, y) for x in bounds[::2] for y in bounds[1::2]]
+    corners = [~on.transform @ (x, y) for x in bounds[::2] for y in bounds[1::2]]
     # Corners that differ by rounding only are the same corner.
     cols = [round(c[0], 2) for c in corners]
     rows = [round(c[1], 2) for c in corners]

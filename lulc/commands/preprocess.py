@@ -39,12 +39,7 @@ def _prepare(config: PreprocessConfig) -> None:
 
 def summary(manifest: Manifest) -> str:
     """Stacks, class counts and shares of patched and invalid pixels, as text tables."""
-    parts = [_stack_table(manifest), _class_table(manifest)]
-    shares = manifest.provenance.get("channels")
-    if shares:
-        rows = [[c["name"], _percent(c["patched"]), _percent(c["invalid"])] for c in shares]
-        parts.append(_table(["channel", "patched", "invalid"], rows))
-    return "\n\n".join(parts)
+    return "\n\n".join((_stack_table(manifest), _class_table(manifest), _channel_table(manifest)))
 
 
 def _stack_table(manifest: Manifest) -> str:
@@ -64,6 +59,14 @@ def _class_table(manifest: Manifest) -> str:
         for c, (train, val) in zip(manifest.legend.classes, counts, strict=True)
     ]
     return _table(["class", "training px", "validation px"], rows)
+
+
+def _channel_table(manifest: Manifest) -> str:
+    coverage = manifest.provenance["coverage"]
+    patched, invalid = coverage["patched"], coverage["invalid"]
+    rows = [[name, _percent(patched.get(name, 0)), _percent(share)] for name, share in invalid.items()]
+    rows.append(["all", "", _percent(1 - coverage["valid"])])
+    return _table(["channel", "patched", "invalid"], rows)
 
 
 def _percent(share: float) -> str:

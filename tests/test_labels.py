@@ -1,0 +1,298 @@
+"""Labels land on the pixels they belong to, and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.warp import reproject
+from shapely.geometry import LineString, Point, Polygon, box
+
+from lulc import labels as labels_module
+from lulc.grid import GridSpec
+from lulc.labels import VectorCodes, open_labels, tiles_of
+from lulc.nomenclature import NO_CODE, load_scheme
+from lulc.schema import InputError
+from lulc.windows import Window
+
+UTM = CRS.from_epsg(32635)
+GRID = GridSpec(UTM, Affine(10, 0, 500000, 0, -10, 6800000), 60, 80)
+SCHEME = load_scheme("kaakonkulma-13")
+
+
+def write(path: Path, codes: np.ndarray, grid: GridSpec = GRID, nodata: float | None = None) -> str:
+    height, width = codes.shape[-2:]
+    layers = codes.reshape(-1, height, width)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=height, width=width, count=len(layers), dtype=codes.dtype,
+        crs=grid.crs, transform=grid.transform, nodata=nodata,
+    ) as data:  # fmt: skip
+        data.write(layers)
+    return str(path)
+
+
+def random_codes(shape: tuple[int, int] = GRID.shape, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 14, shape).astype(np.uint8)
+
+
+def moved(rows: float, cols: float, height: int = GRID.height, width: int = GRID.width) -> GridSpec:
+    return GridSpec(UTM, GRID.transform @ Affine.translation(cols, rows), height, width)
+
+
+def read_all(path: str, **options: Any) -> np.ndarray:
+    with open_labels(path, GRID, options.pop("scheme", SCHEME), **options) as labels:
+        whole = labels.read(GRID.extent)
+        parts = np.full(GRID.shape, 77, np.uint8)
+        for window in tiles_of(GRID.extent, 17):
+            parts[window.slices] = labels.read(window)
+        assert np.array_equal(parts, whole), "windows and the whole differ"
+        labels.check()
+    return whole
+
+
+def test_a_raster_on_the_grid_reads_as_it_is_with_0_ignored(tmp_path: Path) -> None:
+    codes = random_codes()
+    found = read_all(write(tmp_path / "l.tif", codes))
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, np.where(codes == 0, 255, codes))
+
+
+def test_the_no_data_value_and_nan_are_ignored(tmp_path: Path) -> None:
+    codes = random_codes()
+    expected = np.where((codes == 0) | (codes == 7), 255, codes)
+    assert np.array_equal(read_all(write(tmp_path / "a.tif", codes, nodata=7)), expected)
+    floats = np.where(codes == 7, np.nan, codes).astype(np.float32)
+    assert np.array_equal(read_all(write(tmp_path / "b.tif", floats)), expected)
+    unknown = np.where(codes == 7, -9999, codes.astype(np.int16))
+    assert np.array_equal(read_all(write(tmp_path / "c.tif", unknown, nodata=-9999)), expected)
+
+
+def test_labels_that_were_interpolated_are_refused(tmp_path: Path) -> None:
+    codes = random_codes().astype(np.float32)
+    codes[3, 4] = 6.5
+    with pytest.raises(InputError, match=r"value 6\.5"):
+        read_all(write(tmp_path / "l.tif", codes))
+
+
+def test_a_larger_raster_is_cropped_and_a_smaller_one_ignored_outside(tmp_path: Path) -> None:
+    large = random_codes((80, 100))
+    path = write(tmp_path / "large.tif", large, moved(-12, -7, 80, 100))
+    crop = large[12 : 12 + GRID.height, 7 : 7 + GRID.width]
+    assert np.array_equal(read_all(path), np.where(crop == 0, 255, crop))
+    small = random_codes((20, 30))
+    found = read_all(write(tmp_path / "small.tif", small, moved(5, -4, 20, 30)))
+    assert np.array_equal(found[5:25, :26], np.where(small == 0, 255, small)[:, 4:])
+    assert (found[:5] == 255).all() and (found[25:] == 255).all() and (found[:, 26:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        moved(0.5, 0),
+        GridSpec(UTM, GRID.transform @ Affine.scale(2), 30, 40),
+        GridSpec(CRS.from_epsg(3067), GRID.transform, 60, 80),
+    ],
+    ids=["half a pixel off", "20 m", "another CRS"],
+)
+def test_another_grid_is_refused_and_both_are_shown(tmp_path: Path, grid: GridSpec) -> None:
+    path = write(tmp_path / "l.tif", random_codes(grid.shape), grid)
+    with pytest.raises(InputError) as caught:
+        read_all(path)
+    text = str(caught.value)
+    assert grid.describe() in text and GRID.describe() in text and "--resample" in text
+
+
+def test_a_raster_elsewhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="different places"):
+        read_all(write(tmp_path / "l.tif", random_codes(), moved(0, 500)))
+    far = GridSpec(UTM, Affine(20, 0, 900000, 0, -20, 6800000), 60, 80)
+    with pytest.raises(InputError, match="different places"):
+        read_all(write(tmp_path / "m.tif", random_codes(), far), resample=True)
+
+
+def test_resampled_labels_agree_with_gdal_and_invent_no_class(tmp_path: Path) -> None:
+    # An even-odd geometry, in which no centre falls on the line between two source pixels.
+    grid = GridSpec(CRS.from_epsg(4326), Affine(0.0003, 0, 26.9935, 0, -0.00013, 61.3325), 90, 80)
+    codes = np.where(random_codes(grid.shape) % 2, 3, 9).astype(np.uint8)
+    path = write(tmp_path / "l.tif", codes, grid)
+    expected = np.zeros(GRID.shape, np.uint8)
+    reproject(
+        codes, expected, src_transform=grid.transform, src_crs=grid.crs, dst_transform=GRID.transform,
+        dst_crs=UTM, resampling=Resampling.nearest, tolerance=0,
+    )  # fmt: skip
+    found = read_all(path, resample=True)
+    assert set(np.unique(found)) <= {3, 9, 255}
+    assert np.mean(found == np.where(expected == 0, 255, expected)) > 0.999
+
+
+def test_a_finer_raster_is_read_in_pieces_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine = GridSpec(UTM, GRID.transform @ Affine.scale(1 / 5), 300, 400)
+    path = write(tmp_path / "l.tif", random_codes(fine.shape), fine)
+    whole = read_all(path, resample=True)
+    monkeypatch.setattr(labels_module, "MAX_READ", 700)
+    assert np.array_equal(read_all(path, resample=True), whole)
+
+
+def test_several_layers_are_no_labels(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 layers"):
+        read_all(write(tmp_path / "l.tif", np.stack([random_codes(), random_codes()])))
+
+
+def test_unknown_codes_of_all_windows_are_counted_together(tmp_path: Path, monkeypatch: Any) -> None:
+    codes = random_codes()
+    codes[0, 0] = codes[-1, -1] = 40
+    codes[5] = 41
+    tiles = labels_module.tiles_of
+    monkeypatch.setattr(labels_module, "tiles_of", lambda extent, side: tiles(extent, 16))
+    with (
+        open_labels(write(tmp_path / "l.tif", codes), GRID, SCHEME) as labels,
+        pytest.raises(InputError, match=r"l\.tif' has the unknown codes 40 \(2 px\), 41 \(80 px\)"),
+    ):
+        labels.check()
+
+
+def test_conifers_are_split_by_volume_rasters_on_their_own_grid(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.tif", np.full(GRID.shape, 25, np.uint8))
+    coarse = GridSpec(UTM, GRID.transform @ Affine.scale(1.6), 38, 50)
+    pine, spruce = np.full((38, 50), 10, np.int16), np.full((38, 50), 10, np.int16)
+    pine[:, :10] = 90
+    spruce[:, 20:30] = 80
+    spruce[:, 40:] = 32767
+    pine[:, 40:] = 99
+    scheme = load_scheme("clc-fi-13")
+    found = read_all(
+        path, scheme=scheme, pine=write(tmp_path / "p.tif", pine, coarse),
+        spruce=write(tmp_path / "s.tif", spruce, coarse),
+    )  # fmt: skip
+    assert (found[:, :16] == 7).all() and (found[:, 16:32] == 255).all()
+    assert (found[:, 32:48] == 8).all() and (found[:, 48:] == 255).all()
+
+
+def test_conifers_without_volumes_are_ignored_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "l.tif", np.full(GRID.shape, 26, np.uint8))
+    with caplog.at_level(logging.WARNING, "lulc"):
+        assert (read_all(path, scheme=load_scheme("clc-fi-13")) == 255).all()
+    assert "--pine" in caplog.text
+    with pytest.raises(InputError, match="--spruce"):
+        read_all(path, scheme=load_scheme("clc-fi-13"), pine=path)
+
+
+def features(path: Path, shapes: dict[Any, Any], crs: Any = UTM, **columns: Any) -> str:
+    data = {"code": list(shapes.values())} | columns
+    frame = geopandas.GeoDataFrame(data, geometry=list(shapes), crs=crs)
+    frame.to_file(path, driver="GPKG" if path.suffix == ".gpkg" else "GeoJSON", engine="pyogrio")
+    return str(path)
+
+
+SQUARE = box(500100, 6799700, 500300, 6799900)
+TRIANGLE = Polygon([(500400, 6799900), (500700, 6799900), (500400, 6799500)])
+
+
+@pytest.mark.parametrize("name", ["l.gpkg", "l.geojson"])
+def test_polygons_hold_the_pixels_whose_centre_they_hold(tmp_path: Path, name: str) -> None:
+    found = read_all(features(tmp_path / name, {SQUARE: 3, TRIANGLE: 12}))
+    cols, rows = np.meshgrid(np.arange(80) + 0.5, np.arange(60) + 0.5)
+    xs, ys = 500000 + 10 * cols, 6800000 - 10 * rows
+    inside = (xs > 500400) & (ys < 6799900) & ((xs - 500400) / 300 + (6799900 - ys) / 400 < 1)
+    expected = np.full(GRID.shape, 255, np.uint8)
+    expected[10:30, 10:30] = 3
+    expected[inside] = 12
+    assert np.mean(found == expected) > (0.9999 if name == "l.gpkg" else 0.98)
+
+
+def test_polygons_are_reprojected(tmp_path: Path) -> None:
+    here = read_all(features(tmp_path / "a.gpkg", {SQUARE: 3, TRIANGLE: 12}))
+    frame = geopandas.read_file(tmp_path / "a.gpkg").to_crs(4326)
+    frame.to_file(tmp_path / "b.gpkg")
+    assert np.mean(read_all(str(tmp_path / "b.gpkg")) == here) > 0.999
+
+
+def test_points_label_the_pixel_they_lie_in(tmp_path: Path) -> None:
+    found = read_all(features(tmp_path / "l.gpkg", {Point(500014, 6799987): 5, Point(500799, 6799401): 6}))
+    assert (found[1, 1], found[59, 79], int((found != 255).sum())) == (5, 6, 2)
+
+
+def test_of_several_polygons_the_last_in_the_file_wins(tmp_path: Path) -> None:
+    found = read_all(features(tmp_path / "l.gpkg", {SQUARE.buffer(100): 3, SQUARE: 4, TRIANGLE.buffer(1): 9}))
+    assert (found[10:30, 10:30] == 4).all() and found[5, 20] == 3
+
+
+def test_the_code_field_is_guessed_only_where_it_is_the_only_integer(tmp_path: Path) -> None:
+    path = features(tmp_path / "l.gpkg", {SQUARE: 3, TRIANGLE: 12}, other=[1, 2], clc=["4", "5"])
+    with pytest.raises(InputError) as caught:
+        read_all(path)
+    assert all(name in str(caught.value) for name in ("code", "other", "clc", "--label-field"))
+    assert set(np.unique(read_all(path, field="code"))) == {3, 12, 255}
+    assert set(np.unique(read_all(path, field="clc"))) == {4, 5, 255}
+    with pytest.raises(InputError, match="no field 'nothing'"):
+        read_all(path, field="nothing")
+
+
+def test_text_that_is_no_code_is_refused_and_a_missing_code_is_ignored(tmp_path: Path) -> None:
+    path = features(tmp_path / "l.gpkg", {SQUARE: 3, TRIANGLE: 12}, clc=["forest", "5"], gap=["4", None])
+    with pytest.raises(InputError, match="'forest'"):
+        read_all(path, field="clc")
+    assert set(np.unique(read_all(path, field="gap"))) == {4, 255}
+
+
+def test_lines_several_layers_and_a_missing_crs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="LineString"):
+        read_all(features(tmp_path / "a.gpkg", {LineString([(500000, 6799900), (500100, 6799800)]): 1}))
+    path = tmp_path / "b.gpkg"
+    frame = geopandas.GeoDataFrame({"code": [1]}, geometry=[SQUARE], crs=UTM)
+    frame.to_file(path, layer="one")
+    frame.to_file(path, layer="two", mode="a")
+    with pytest.raises(InputError, match="2 layers"):
+        read_all(str(path))
+    frame.set_crs(None, allow_override=True).to_file(tmp_path / "c.gpkg")
+    with pytest.raises(InputError, match="no CRS"):
+        read_all(str(tmp_path / "c.gpkg"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.gpkg", b"<OGRVRTDataSource/>"),
+        ("l.gpkg", b"SQLite format 3\0" + bytes(100)),
+        ("l.geojson", b"<OGRVRTDataSource><OGRVRTLayer/></OGRVRTDataSource>"),
+        ("l.geojson", b'{"type": "Topology", "objects": {}, "arcs": []}'),
+        ("l.json", b'{"truncated": '),
+        ("l.geojson", b""),
+    ],
+)
+def test_what_is_disguised_as_a_vector_file_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        read_all(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("path", ["/vsicurl/http://127.0.0.1/l.gpkg", "http://127.0.0.1/l.json", "no.gpkg"])
+def test_remote_and_missing_vector_files_are_refused(path: str) -> None:
+    with pytest.raises(InputError, match="no regular file"):
+        read_all(path)
+
+
+def test_presence_is_burnt_without_a_field(tmp_path: Path) -> None:
+    path = features(tmp_path / "l.gpkg", {SQUARE: 3}, other=[1])
+    found = VectorCodes(path, GRID, presence=True).read(Window(0, 0, 60, 80))
+    assert int((found == 1).sum()) == 400 and set(np.unique(found)) == {1, NO_CODE}
+
+
+def test_the_identity_names_every_file(tmp_path: Path) -> None:
+    path = features(tmp_path / "l.gpkg", {SQUARE: 3})
+    with open_labels(path, GRID, SCHEME) as labels:
+        (identity,) = labels.identity()
+    assert identity["name"] == "l.gpkg" and identity["bytes"] == Path(path).stat().st_size
+    assert len(identity["sha256"]) == 64
