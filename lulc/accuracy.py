@@ -29,9 +29,7 @@ BINS = 15
 """Bins of the reliability diagram and of the expected calibration error."""
 
 
-def count(
-    reference: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: int
-) -> NDArray[np.int64]:
+def count(reference: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
     """The confusion matrix of two arrays of class numbers.
 
     Parameters
@@ -58,9 +56,7 @@ def count(
     return np.bincount(joint, minlength=side * side).astype(np.int64).reshape(side, side)
 
 
-def aggregate(
-    confusion: NDArray[np.int64], groups: NDArray[np.intp], size: int
-) -> NDArray[np.int64]:
+def aggregate(confusion: NDArray[np.int64], groups: NDArray[np.intp], size: int) -> NDArray[np.int64]:
     """A matrix whose classes are gathered into groups.
 
     Parameters
@@ -165,37 +161,31 @@ def score(confusion: NDArray[np.int64], legend: Legend) -> Scores:
     Measurement 20, 37-46.
     """
     hits, support, mapped = (
-        a[1:].astype(np.float64)
-        for a in (np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
+        a[1:].astype(np.float64) for a in (np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
     )
     occurs = (support + mapped) > 0
     ratios = _ratios(hits, support, mapped)
     total = int(confusion.sum())
-    classes = tuple(
-        ClassScore(
-            c.number,
-            c.name,
-            *(float(r[i]) if occurs[i] else None for r in ratios),
-            support=int(support[i]),
-            mapped=int(mapped[i]),
-        )
-        for i, c in enumerate(legend.classes)
-    )
-    averages: list[Averages | None] = [None, None, None]
+    classes = []
+    for i, c in enumerate(legend.classes):
+        precision, recall, f1, iou = (float(r[i]) if occurs[i] else None for r in ratios)
+        size = (int(support[i]), int(mapped[i]))
+        classes.append(ClassScore(c.number, c.name, precision, recall, f1, iou, *size))
+    micro = macro = weighted = None
     if total:
         kept = [r[occurs] for r in ratios]
-        averages = [
-            Averages(*(float(r) for r in _ratios(hits.sum(), support.sum(), mapped.sum()))),
-            Averages(*(float(r.mean()) for r in kept)),
-            Averages(*(float(np.average(r, weights=support[occurs])) for r in kept)),
-        ]
+        micro = Averages(*(float(r) for r in _ratios(hits.sum(), support.sum(), mapped.sum())))
+        macro = Averages(*(float(r.mean()) for r in kept))
+        weighted = Averages(*(float(np.average(r, weights=support[occurs])) for r in kept))
     return Scores(
         total,
         int(confusion[:, 0].sum()),
         float(hits.sum() / total) if total else None,
         _kappa(confusion),
-        *averages,
-        classes=classes,
+        micro,
+        macro,
+        weighted,
+        tuple(classes),
     )
 
 
@@ -212,16 +202,11 @@ def _ratios(hits: Any, support: Any, mapped: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def _kappa(confusion: NDArray[np.int64]) -> float | None:
-    rows, cols = confusion.sum(axis=1), confusion.sum(axis=0)
-    total = float(rows.sum())
-    if not total:
-        return None
-    expected = np.outer(rows.astype(np.float64), cols) / total
-    off_diagonal = ~np.eye(len(confusion), dtype=bool)
-    by_chance = expected[off_diagonal].sum()
-    if by_chance == 0:
-        return None
-    return float(1 - confusion[off_diagonal].sum() / by_chance)
+    # Whole numbers of any size: the only rounding is that of the last two operations.
+    rows, cols = (confusion.sum(axis=axis).tolist() for axis in (1, 0))
+    total, wrong = sum(rows), int(confusion.sum() - np.trace(confusion))
+    by_chance = total * total - sum(r * c for r, c in zip(rows, cols, strict=True))
+    return 1 - wrong * total / by_chance if by_chance else None
 
 
 @dataclass(frozen=True)

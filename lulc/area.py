@@ -114,9 +114,7 @@ def estimate(sample: NDArray[np.int64], mapped: NDArray[np.float64]) -> AreaEsti
 
 
 def _estimates(values: NDArray[np.float64], variances: NDArray[np.float64]) -> tuple[Estimate, ...]:
-    return tuple(
-        Estimate(float(v), float(s)) for v, s in zip(values, np.sqrt(variances), strict=True)
-    )
+    return tuple(Estimate(float(v), float(s)) for v, s in zip(values, np.sqrt(variances), strict=True))
 
 
 def _check_strata(points: NDArray[np.float64], mapped: NDArray[np.float64]) -> None:

@@ -76,22 +76,32 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """
     folder = Path(config.out)
     _check_folder(folder, config.overwrite)
+    findings, views = measure(config)
+    return EvaluationResult(folder, tuple(write_findings(findings, views, folder)), findings)
+
+
+def measure(config: EvaluateConfig) -> tuple[Findings, Views]:
+    """Compare a map with a reference; nothing is written.
+
+    Raises
+    ------
+    InputError
+        As `evaluate`, but for the folder.
+    """
     with ExitStack() as resources:
         inputs = _open(config, resources)
         counts = Counts(inputs, config.border)
         windows = list(tiles_of(inputs.grid.extent, WINDOW))
         for window in tqdm(windows, desc="scoring", disable=not logger.isEnabledFor(logging.INFO)):
             counts.add(window)
-        findings = counts.findings()
-        views = counts.views()
+        findings, views = counts.findings(), counts.views()
     if not findings.confusion.any():
         raise InputError(
             f"cannot score '{config.map}', since no pixel has both a class there and a class in "
             f"'{config.reference}'",
             "Check that both cover the same place, and --mask, --bounds, --aoi and --scheme.",
         )
-    files = write_findings(findings, views, folder)
-    return EvaluationResult(folder, tuple(files), findings)
+    return findings, views
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
@@ -266,10 +276,9 @@ class Exclusion:
             reference[self._aoi.read(window) == NO_CODE] = IGNORE
         if self._bounds:
             left, bottom, right, top = self._bounds
-            cols, rows = np.arange(window.width) + 0.5, np.arange(window.height) + 0.5
-            transform = self._grid.crop(window).transform
-            x, _ = transform @ (cols, np.zeros_like(cols))
-            _, y = transform @ (np.zeros_like(rows), rows)
+            t = self._grid.crop(window).transform
+            x = t.c + t.a * (np.arange(window.width) + 0.5)
+            y = t.f + t.e * (np.arange(window.height) + 0.5)
             reference[(y < bottom) | (y > top)] = IGNORE
             reference[:, (x < left) | (x > right)] = IGNORE
 
@@ -315,7 +324,9 @@ class Counts:
 
     def __init__(self, inputs: Inputs, border: int) -> None:
         if border < 0:
-            raise InputError(f"cannot use a border of {border} pixels, expected 0 or more", "Type --border 2.")
+            raise InputError(
+                f"cannot score a border of {border} pixels, expected 0 or more", "Type --border 0 for none."
+            )
         self._inputs = inputs
         self._border = border
         self._legend = inputs.map.legend

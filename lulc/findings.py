@@ -276,7 +276,7 @@ def _page(findings: Findings, pictures: dict[str, Path]) -> Page:
     if findings.change:
         sections.append(_change_section(findings.change, findings.legend))
     if findings.made:
-        table = Table("What the map says about itself", ("field", "value"), findings.made)
+        table = Table("What the map says about itself", ("field", "value"), findings.made, text_columns=2)
         sections.append(Section("How the map was made", tables=(table,)))
     return Page(f"{findings.map} against {findings.reference}", summary, tuple(sections))
 
@@ -346,10 +346,8 @@ def class_table(scores: Scores) -> Table:
 def _matrix_table(matrix: NDArray[np.int64], legend: Legend, rows: str, columns: str) -> Table:
     shown = [i for i in range(len(matrix)) if matrix[i].any() or matrix[:, i].any()]
     names = ["0 unclassified", *(f"{c.number} {c.name}" for c in legend.classes)]
-    cells = tuple(
-        (names[i], *(f"{matrix[i, j]:,}" for j in shown)) for i in shown if matrix[i].any()
-    )
-    header = (f"{rows} \\ {columns}", *(str(j) for j in shown))
+    cells = tuple((names[i], *(f"{matrix[i, j]:,}" for j in shown)) for i in shown if matrix[i].any())
+    header = (f"{rows} / {columns}", *(str(j) for j in shown))
     return Table(f"Pixels: rows {rows}, columns {columns}, by class number", header, cells)
 
 
@@ -382,9 +380,10 @@ def _calibration_section(calibration: Calibration, picture: Path) -> Section:
 def _change_section(change: Change, legend: Legend) -> Section:
     test = change.test
     how = "exact binomial" if test.exact else f"chi-squared {test.statistic:.1f} with continuity correction"
+    p = f"= {test.p_value:.3g}" if test.p_value > 0 else "< 1e-300"
     text = (
         f"Against the reference, {test.only_first:,} pixels are right in this map only and "
-        f"{test.only_second:,} in {change.name} only: McNemar's test ({how}), p = {test.p_value:.3g}. "
+        f"{test.only_second:,} in {change.name} only: McNemar's test ({how}), p {p}. "
         "Neighbouring pixels are not independent, so the true p is larger."
     )
     table = _matrix_table(change.matrix, legend, "this map", "second map")

@@ -15,9 +15,6 @@ import jinja2
 from lulc import __version__
 from lulc.storage import write_atomically
 
-TEXT_COLUMNS = 1
-"""Columns of a table that hold text and are aligned left."""
-
 
 @dataclass(frozen=True)
 class Table:
@@ -31,11 +28,14 @@ class Table:
         Names of the columns.
     rows
         Cells as printed.
+    text_columns
+        How many columns, from the left, hold text rather than numbers.
     """
 
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    text_columns: int = 1
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def markdown_table(table: Table) -> str:
     |:--|--:|
     | Water | 12 |
     """
-    rule = "|".join(":--" if i < TEXT_COLUMNS else "--:" for i in range(len(table.header)))
+    rule = "|".join(":--" if i < table.text_columns else "--:" for i in range(len(table.header)))
     lines = [table.header, *table.rows]
     text = ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in lines]
     return "\n".join([text[0], f"|{rule}|", *text[1:]])
@@ -128,7 +128,7 @@ def plain_table(table: Table) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i < TEXT_COLUMNS else cell.rjust(width)
+            cell.ljust(width) if i < table.text_columns else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
@@ -161,7 +161,7 @@ def write_html(page: Page, path: str | os.PathLike[str]) -> None:
     )
     environment.filters["data_uri"] = _data_uri
     template = environment.get_template("report.html.j2")
-    text = template.render(page=page, version=__version__, text_columns=TEXT_COLUMNS)
+    text = template.render(page=page, version=__version__)
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
@@ -30,12 +31,12 @@ from lulc.storage import write_atomically
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 """Colours that people with any colour vision tell apart (Okabe and Ito, 2008)."""
 
-UNCLASSIFIED_COLOR = "#bdbdbd"
+UNCLASSIFIED_COLOR = "#ffb3d9"
 VOID_COLOR = "#f2f2f2"
 DPI = 150
 METRES_PER_DEGREE = 111_320.0
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -121,7 +122,7 @@ def draw_panels(
     scale = side / max(height, width)
     panel_width, panel_height = max(width * scale, 2.6), max(height * scale, 1.8)
     keys = _legend_keys([a for _, a in panels if a.ndim == 2], legend)
-    text_width = 0.8 + 0.07 * max((len(k.get_label()) for k in keys), default=0)
+    text_width = 0.8 + 0.07 * max((len(str(k.get_label())) for k in keys), default=0)
     total_height = max(rows * (panel_height + 0.45), 0.6 + 0.24 * len(keys))
     with _Canvas(path, columns * (panel_width + 0.12) + text_width, total_height) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -265,9 +266,7 @@ def draw_confusion(
         bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0 %", "25 %", "50 %", "75 %", "100 %"])
 
 
-def draw_reliability(
-    calibration: Calibration, path: str | os.PathLike[str], *, title: str
-) -> None:
+def draw_reliability(calibration: Calibration, path: str | os.PathLike[str], *, title: str) -> None:
     """Draw accuracy over confidence, and how many pixels have each confidence."""
     bins = [b for b in calibration.bins if b.pixels]
     width = 1 / len(calibration.bins)
@@ -330,9 +329,7 @@ def draw_history(history: str | os.PathLike[str], path: str | os.PathLike[str]) 
             _draw_curves(ax, columns, title, names, best)
 
 
-def _draw_curves(
-    ax: Axes, columns: dict[str, list[float]], title: str, names: Any, best: Any
-) -> None:
+def _draw_curves(ax: Axes, columns: dict[str, list[float]], title: str, names: Any, best: Any) -> None:
     ax.set_title(title)
     epochs = columns["epoch"]
     styles = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"))
@@ -353,7 +350,7 @@ def _draw_curves(
     elif ax.lines:
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     ax.set_xlabel("epoch")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.25)
 
 

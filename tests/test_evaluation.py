@@ -1,0 +1,476 @@
+"""Maps against references: figures against scikit-learn, streaming, regions, calibration, errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rasterio.crs import CRS
+from scipy import stats
+from shapely.geometry import box
+from sklearn import metrics
+
+from lulc import evaluation
+from lulc.accuracy import Reliability, compare, count, score
+from lulc.config import EvaluateConfig
+from lulc.evaluation import evaluate, measure, near_borders
+from lulc.findings import FILES
+from lulc.nomenclature import load_scheme
+from lulc.regions import read_regions
+from lulc.schema import InputError, LandCoverClass, Legend
+
+LEGEND = Legend(
+    "four",
+    tuple(
+        LandCoverClass(k, f"class {k}", color, level1=group)
+        for k, color, group in ((1, "#ff0000", 1), (2, "#00ff00", 3), (3, "#0000ff", 3), (4, "#ffff00", 5))
+    ),
+)
+TRANSFORM = Affine(10, 0, 500_000, 0, -10, 6_700_000)
+
+
+def write_raster(path: Path, bands: np.ndarray, *, transform: Affine = TRANSFORM, **more: Any) -> str:
+    """A small GeoTIFF of (band, y, x), with optional nodata, tags and scales."""
+    tags, scales = more.pop("tags", {}), more.pop("scales", None)
+    profile = {
+        "driver": "GTiff", "count": len(bands), "height": bands.shape[1], "width": bands.shape[2],
+        "dtype": bands.dtype, "crs": CRS.from_epsg(3067), "transform": transform, **more,
+    }  # fmt: skip
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(bands)
+        file.update_tags(**tags)
+        if scales:
+            file.scales = scales
+    return str(path)
+
+
+def tags_of(legend: Legend) -> dict[str, str]:
+    return {"LULC_LEGEND": json.dumps(legend.to_json()), "LULC_MODEL": "small.keras"}
+
+
+@dataclass
+class Scene:
+    """A map with activations, its reference, and the arrays they hold."""
+
+    folder: Path
+    reference: np.ndarray
+    mapped: np.ndarray
+    activations: np.ndarray
+
+    @property
+    def map_path(self) -> str:
+        return str(self.folder / "map.tif")
+
+    @property
+    def reference_path(self) -> str:
+        return str(self.folder / "labels.tif")
+
+    def config(self, **more: Any) -> EvaluateConfig:
+        given = {"map": self.map_path, "reference": self.reference_path, "out": str(self.folder / "report")}
+        return EvaluateConfig(**(given | more))
+
+    @property
+    def scored(self) -> np.ndarray:
+        return (self.reference > 0) & (self.reference < 255) & (self.mapped != 255)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    rng = np.random.default_rng(1)
+    coarse = rng.integers(1, 5, (10, 13)).repeat(9, axis=0).repeat(8, axis=1)[:83, :97]
+    reference = np.where(rng.random(coarse.shape) < 0.05, rng.choice([0, 255], coarse.shape), coarse)
+    logits = 2.0 * (coarse == np.arange(1, 5)[:, None, None]) + rng.normal(size=(4, *coarse.shape))
+    activations = np.exp(logits) / np.exp(logits).sum(axis=0)
+    mapped = activations.argmax(axis=0) + 1
+    mapped[activations.max(axis=0) < 0.3] = 0
+    mapped[:7, :11] = 255
+    bands = np.concatenate([mapped[None], activations]).astype(np.float32)
+    bands[:, mapped == 255] = -1
+    write_raster(tmp_path / "map.tif", bands, nodata=-1, tags=tags_of(LEGEND))
+    write_raster(tmp_path / "labels.tif", reference[None].astype(np.uint8))
+    stored = np.moveaxis(bands[1:], 0, -1)
+    return Scene(tmp_path, reference.astype(np.uint8), mapped.astype(np.uint8), stored)
+
+
+def assert_equals_sklearn(truth: np.ndarray, predicted: np.ndarray, scores: Any, classes: int) -> None:
+    present = np.union1d(np.unique(truth), np.unique(predicted))
+    present = present[present > 0]
+    with np.errstate(all="ignore"):
+        each = metrics.precision_recall_fscore_support(
+            truth, predicted, labels=range(1, classes + 1), zero_division=0
+        )
+    for k, c in enumerate(scores.classes):
+        assert c.support == each[3][k]
+        if k + 1 in present:
+            assert (c.precision, c.recall, c.f1) == (each[0][k], each[1][k], each[2][k])
+            iou = metrics.jaccard_score(truth, predicted, labels=[k + 1], average="macro", zero_division=0)
+            assert c.iou == iou
+        else:
+            assert c.f1 is None
+    assert scores.overall_accuracy == metrics.accuracy_score(truth, predicted)
+    for name in ("micro", "macro", "weighted"):
+        found = getattr(scores, name)
+        expected = metrics.precision_recall_fscore_support(
+            truth, predicted, labels=present, average=name, zero_division=0
+        )
+        assert (found.precision, found.recall, found.f1) == pytest.approx(expected[:3], rel=1e-15)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 200), st.booleans())
+def test_figures_agree_with_scikit_learn_to_the_last_digit(
+    seed: int, classes: int, pixels: int, unclassified: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(1, classes + 1, pixels).astype(np.uint8)
+    guess = rng.integers(0 if unclassified else 1, classes + 1, pixels)
+    predicted = np.where(rng.random(pixels) < 0.5, truth, guess).astype(np.uint8)
+    legend = Legend("any", tuple(LandCoverClass(k, str(k), "#000000") for k in range(1, classes + 1)))
+    confusion = count(truth, predicted, classes)
+    labels = list(range(classes + 1))
+    assert np.array_equal(confusion, metrics.confusion_matrix(truth, predicted, labels=labels))
+    scores = score(confusion, legend)
+    assert_equals_sklearn(truth, predicted, scores, classes)
+    if scores.kappa is not None:
+        assert scores.kappa == pytest.approx(metrics.cohen_kappa_score(truth, predicted), rel=0, abs=1e-15)
+
+
+def test_the_whole_run_agrees_with_scikit_learn_whatever_the_window(scene, monkeypatch) -> None:
+    truth, predicted = scene.reference[scene.scored], scene.mapped[scene.scored]
+    whole = evaluate(scene.config(out=str(scene.folder / "whole")))
+    assert_equals_sklearn(truth, predicted, whole.scores, 4)
+    monkeypatch.setattr(evaluation, "WINDOW", 17)
+    pieces = evaluate(scene.config(out=str(scene.folder / "pieces")))
+    a, b = whole.findings.to_json(), pieces.findings.to_json()
+    assert a["calibration"].pop("nll") == pytest.approx(b["calibration"].pop("nll"), rel=1e-12)
+    for key in ("ece", "classwise_ece", "brier"):
+        assert a["calibration"].pop(key) == pytest.approx(b["calibration"].pop(key), rel=1e-9)
+    a["calibration"].pop("bins"), b["calibration"].pop("bins")
+    assert a == b
+    assert (whole.folder / "map.png").read_bytes() == (pieces.folder / "map.png").read_bytes()
+
+
+def test_a_perfect_map_scores_one(scene) -> None:
+    reference = np.where(scene.reference == 0, 255, scene.reference)
+    path = write_raster(scene.folder / "perfect.tif", reference[None], nodata=255, tags=tags_of(LEGEND))
+    scores = measure(scene.config(map=path))[0].scores
+    assert scores.overall_accuracy == scores.kappa == 1.0
+    assert {scores.macro.f1, scores.micro.f1, scores.weighted.f1, scores.macro.iou} == {1.0}
+
+
+def test_ignored_pixels_change_nothing(scene) -> None:
+    first = measure(scene.config())[0].scores
+    bands = rasterio.open(scene.map_path).read()
+    hidden = ~np.isin(scene.reference, (1, 2, 3, 4))
+    bands[0][hidden & (bands[0] >= 0)] = 3
+    bands[1:, hidden] = 0.25
+    path = write_raster(scene.folder / "other.tif", bands, nodata=-1, tags=tags_of(LEGEND))
+    again = measure(scene.config(map=path, out=str(scene.folder / "again")))[0]
+    assert again.scores == first
+
+
+def test_unclassified_pixels_are_misses_and_are_counted(scene) -> None:
+    result = measure(scene.config())[0]
+    zeros = int(((scene.mapped == 0) & scene.scored).sum())
+    assert zeros > 0
+    assert result.scores.unclassified == zeros
+    assert result.without_map == int(
+        ((scene.mapped == 255) & (scene.reference > 0) & (scene.reference < 255)).sum()
+    )
+
+
+def test_level_1_is_the_matrix_gathered_by_groups(scene) -> None:
+    groups = np.array([0, 1, 3, 3, 5])
+    truth, predicted = groups[scene.reference[scene.scored]], groups[scene.mapped[scene.scored]]
+    expected = metrics.confusion_matrix(truth, predicted, labels=range(6))
+    assert np.array_equal(measure(scene.config())[0].level1, expected)
+
+
+def test_level_1_of_the_reference_follows_from_its_codes_where_they_tell_it(tmp_path) -> None:
+    scheme = load_scheme("clc-fi-13")
+    codes = np.array([[8, 38, 12, 19, 31, 48]], np.uint8)  # bare and grass, of several groups; water
+    labels = write_raster(tmp_path / "codes.tif", codes[None])
+    mapped = scheme.remap(codes.astype(np.int64))
+    path = write_raster(tmp_path / "map.tif", mapped[None], tags=tags_of(scheme.legend))
+    config = EvaluateConfig(map=path, reference=labels, out=str(tmp_path / "r"), scheme="clc-fi-13")
+    found = measure(config)[0]
+    assert found.scores.overall_accuracy == 1.0
+    assert found.level1_from_codes
+    expected = metrics.confusion_matrix([1, 3, 1, 2, 3, 5], [1, 1, 3, 3, 3, 5], labels=range(6))
+    assert np.array_equal(found.level1, expected)
+
+
+def test_border_and_interior_add_up_and_equal_a_plain_search(scene) -> None:
+    result = measure(scene.config(border=2))[0]
+    assert np.array_equal(result.near + result.far, result.confusion)
+    labels = np.where(scene.reference == 0, 255, scene.reference)
+    expected = np.zeros(labels.shape, bool)
+    for y, x in np.argwhere(labels != 255):
+        around = labels[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
+        expected[y, x] = len(set(around[around != 255].tolist())) > 1
+    assert np.array_equal(near_borders(labels, 2), expected)
+    band = scene.scored & expected
+    assert np.array_equal(result.near, count(labels[band], scene.mapped[band], 4))
+
+
+def test_stacks_of_a_manifest_and_polygons_are_scored_apart(scene) -> None:
+    left, top = TRANSFORM.c, TRANSFORM.f
+    frame = geopandas.GeoDataFrame(
+        {"name": ["north", "south", "elsewhere"]},
+        geometry=[
+            box(left, top - 300, left + 970, top),
+            box(left + 100, top - 830, left + 970, top - 300),
+            box(left + 5000, top, left + 6000, top + 10),
+        ],
+        crs="EPSG:3067",
+    )
+    frame.to_file(scene.folder / "regions.gpkg")
+    findings = measure(scene.config(regions=str(scene.folder / "regions.gpkg")))[0]
+    places = {"north": np.s_[:30], "south": np.s_[30:, 10:]}
+    assert [name for name, _ in findings.regions] == list(places)
+    for name, matrix in findings.regions:
+        place = places[name]
+        keep = scene.scored[place]
+        expected = count(scene.reference[place][keep], scene.mapped[place][keep], 4)
+        assert np.array_equal(matrix, expected)
+
+
+def test_regions_that_lie_elsewhere_are_refused(scene) -> None:
+    frame = geopandas.GeoDataFrame(geometry=[box(0, 0, 10, 10)], crs="EPSG:3067")
+    frame.to_file(scene.folder / "far.gpkg")
+    with rasterio.open(scene.map_path) as file:
+        grid = evaluation.GridSpec(file.crs, file.transform, file.height, file.width)
+    with pytest.raises(InputError, match="none of them lies on the map"):
+        read_regions(scene.folder / "far.gpkg", grid)
+
+
+def test_calibration_equals_a_plain_computation(scene) -> None:
+    found = measure(scene.config())[0].calibration
+    p = scene.activations[scene.scored].astype(float)
+    truth = scene.reference[scene.scored].astype(int) - 1
+    assert found.nll == pytest.approx(metrics.log_loss(truth, p, labels=range(4)), rel=1e-6)
+    one_hot = np.eye(4)[truth]
+    assert found.brier == pytest.approx(((p - one_hot) ** 2).sum(axis=1).mean(), rel=1e-9)
+
+    def error(confidence: np.ndarray, right: np.ndarray) -> float:
+        total = 0.0
+        for k in range(15):
+            inside = (confidence >= k / 15) & ((confidence < (k + 1) / 15) | (k == 14))
+            if inside.any():
+                total += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+        return total
+
+    assert found.ece == pytest.approx(error(p.max(axis=1), p.argmax(axis=1) == truth), rel=1e-9)
+    classwise = np.mean([error(p[:, k], truth == k) for k in range(4)])
+    assert found.classwise_ece == pytest.approx(classwise, rel=1e-9)
+    assert sum(b.pixels for b in found.bins) == found.pixels == int(scene.scored.sum())
+
+
+def test_certain_and_right_is_perfectly_calibrated() -> None:
+    reliability = Reliability(3)
+    truth = np.array([1, 2, 3, 3], np.uint8)
+    reliability.add(truth, np.eye(3, dtype=np.float32)[truth - 1])
+    found = reliability.result()
+    assert (found.ece, found.classwise_ece, found.nll, found.brier) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 255), ("uint16", 65535)])
+def test_scaled_integer_maps_give_the_same_scores(scene, dtype: str, nodata: int) -> None:
+    with rasterio.open(scene.map_path) as file:
+        bands = file.read()
+    valid = bands[0] >= 0
+    coded = np.where(valid, np.concatenate([bands[:1], np.round(bands[1:] * (nodata - 1))]), nodata)
+    scales = (1.0, *[1 / (nodata - 1)] * 4)
+    path = write_raster(
+        scene.folder / "coded.tif", coded.astype(dtype), nodata=nodata, tags=tags_of(LEGEND), scales=scales
+    )
+    a = measure(scene.config())[0]
+    b = measure(scene.config(map=path, out=str(scene.folder / "coded")))[0]
+    assert np.array_equal(a.confusion, b.confusion)
+    assert b.calibration.brier == pytest.approx(a.calibration.brier, abs=1.0 / nodata)
+
+
+def test_a_second_map_is_compared_by_change_matrix_and_mcnemar(scene) -> None:
+    rng = np.random.default_rng(3)
+    other = np.where(
+        rng.random(scene.mapped.shape) < 0.2, rng.integers(1, 5, scene.mapped.shape), scene.mapped
+    )
+    other = other.astype(np.uint8)
+    path = write_raster(scene.folder / "other.tif", other[None], nodata=255, tags=tags_of(LEGEND))
+    change = measure(scene.config(compare=path))[0].change
+    both = (scene.mapped != 255) & (other != 255)
+    assert np.array_equal(
+        change.matrix, metrics.confusion_matrix(scene.mapped[both], other[both], labels=range(5))
+    )
+    keep = both & scene.scored
+    first, second = (m[keep] == scene.reference[keep] for m in (scene.mapped, other))
+    b, c = int((first & ~second).sum()), int((~first & second).sum())
+    assert (change.test.only_first, change.test.only_second) == (b, c)
+    assert change.test.statistic == pytest.approx((abs(b - c) - 1) ** 2 / (b + c))
+
+
+def test_mcnemar_is_exact_for_few_pixels_and_sure_of_nothing_without_any() -> None:
+    few = compare(9, 2, 50, 5)
+    assert few.exact
+    assert few.p_value == pytest.approx(2 * stats.binom.cdf(2, 11, 0.5))
+    assert compare(0, 0, 9, 9).p_value == 1.0
+    many = compare(60, 40, 0, 0)
+    assert many.p_value == pytest.approx(math.erfc(math.sqrt(19**2 / 100 / 2)))
+
+
+def test_mask_bounds_and_polygons_leave_pixels_out(scene) -> None:
+    cloud = np.zeros((1, *scene.mapped.shape), np.uint8)
+    cloud[0, 40:50] = 3
+    mask = write_raster(scene.folder / "cloud.tif", cloud)
+    left, top = TRANSFORM.c, TRANSFORM.f
+    bounds = (left + 50, top - 700, left + 900, top)
+    geopandas.GeoDataFrame(geometry=[box(left, top - 600, left + 970, top)], crs="EPSG:3067").to_file(
+        scene.folder / "aoi.gpkg"
+    )
+    found = measure(
+        scene.config(mask=mask, mask_values=(3,), bounds=bounds, aoi=str(scene.folder / "aoi.gpkg"))
+    )[0]
+    keep = scene.scored.copy()
+    keep[40:50] = False
+    keep[60:] = False
+    keep[:, :5] = keep[:, 90:] = False
+    assert np.array_equal(found.confusion, count(scene.reference[keep], scene.mapped[keep], 4))
+
+
+def test_a_mask_without_values_is_refused(scene) -> None:
+    with pytest.raises(InputError, match="mask-values"):
+        measure(scene.config(mask=scene.reference_path))
+
+
+def test_a_reference_that_covers_a_part_is_scored_there(scene) -> None:
+    crop = scene.reference[20:60, 30:80]
+    path = write_raster(
+        scene.folder / "part.tif", crop[None], transform=TRANSFORM @ Affine.translation(30, 20)
+    )
+    found = measure(scene.config(reference=path))[0]
+    keep = scene.scored[20:60, 30:80]
+    assert np.array_equal(found.confusion, count(crop[keep], scene.mapped[20:60, 30:80][keep], 4))
+
+
+def test_a_shifted_reference_is_refused_with_both_grids_and_resampled_on_request(scene) -> None:
+    path = write_raster(
+        scene.folder / "shifted.tif", scene.reference[None], transform=TRANSFORM @ Affine.translation(0.3, 0)
+    )
+    with pytest.raises(InputError, match=r"(?s)origin \(500003.*origin \(500000.*--resample"):
+        measure(scene.config(reference=path))
+    assert measure(scene.config(reference=path, resample=True))[0].scores.pixels > 7000
+
+
+def test_a_vector_reference_is_burnt_onto_the_map(scene) -> None:
+    left, top = TRANSFORM.c, TRANSFORM.f
+    geopandas.GeoDataFrame(
+        {"code": [2]}, geometry=[box(left + 200, top - 500, left + 700, top - 100)], crs="EPSG:3067"
+    ).to_file(scene.folder / "labels.gpkg")
+    found = measure(scene.config(reference=str(scene.folder / "labels.gpkg")))[0]
+    assert found.confusion[2].sum() == found.confusion.sum() == 50 * 40
+    assert found.confusion[2, 2] == (scene.mapped[10:50, 20:70] == 2).sum()
+
+
+def test_a_map_without_a_legend_needs_a_scheme(scene) -> None:
+    path = write_raster(scene.folder / "bare.tif", scene.mapped[None], nodata=255)
+    with pytest.raises(InputError, match=r"no tag LULC_LEGEND(?s:.*)--scheme"):
+        measure(scene.config(map=path))
+    table = scene.folder / "four.csv"
+    table.write_text(
+        "code,class,name,color\n" + "".join(f"{k},{k},class {k},#00000{k}\n" for k in range(1, 5))
+    )
+    with open(table, "a") as file:
+        file.write("0,ignore,,\n255,ignore,,\n")
+    scores = measure(scene.config(map=path, scheme=str(table)))[0].scores
+    assert scores.pixels == int(scene.scored.sum())
+
+
+def test_one_class_against_the_rest_is_scored_as_two_classes(tmp_path) -> None:
+    scheme = load_scheme("kaakonkulma-13")
+    water = Legend("one", (LandCoverClass(1, "Water bodies", "#80f2ff", level1=5),))
+    labels = np.array([[13, 13, 5, 7, 13, 0]], np.uint8)
+    p = np.array([[0.9, 0.4, 0.2, 0.7, 0.8, 0.1]], np.float32)
+    bands = np.stack([p > 0.5, p]).astype(np.float32)
+    path = write_raster(tmp_path / "map.tif", bands, nodata=-1, tags=tags_of(water))
+    reference = write_raster(tmp_path / "labels.tif", labels[None])
+    config = EvaluateConfig(map=path, reference=reference, out=str(tmp_path / "r"), scheme=scheme.name)
+    found = measure(config)[0]
+    assert found.confusion[1:, 1:].tolist() == [[2, 1], [1, 1]]
+    assert found.calibration.nll == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.3, 0.8]).mean(), rel=1e-6)
+
+
+def test_two_maps_of_different_classes_are_not_compared(scene) -> None:
+    renamed = Legend("x", tuple(LandCoverClass(k, f"other {k}", "#000000") for k in range(1, 5)))
+    path = write_raster(scene.folder / "other.tif", scene.mapped[None], nodata=255, tags=tags_of(renamed))
+    with pytest.raises(InputError, match="expected the same"):
+        measure(scene.config(compare=path))
+
+
+def test_a_damaged_legend_is_refused(scene) -> None:
+    path = write_raster(scene.folder / "bad.tif", scene.mapped[None], tags={"LULC_LEGEND": '{"name": 3}'})
+    with pytest.raises(InputError, match="legend in the tags"):
+        measure(scene.config(map=path))
+
+
+def test_a_value_that_is_no_class_is_refused(scene) -> None:
+    path = write_raster(scene.folder / "odd.tif", scene.mapped[None] + 3, nodata=2, tags=tags_of(LEGEND))
+    with pytest.raises(InputError, match="expected class numbers 0..4"):
+        measure(scene.config(map=path))
+
+
+def test_nothing_to_score_is_an_error_and_leaves_no_report(scene) -> None:
+    empty = write_raster(scene.folder / "empty.tif", np.zeros_like(scene.reference)[None])
+    with pytest.raises(InputError, match="no pixel has both"):
+        evaluate(scene.config(reference=empty))
+    assert not (scene.folder / "report").exists()
+
+
+def test_a_report_is_replaced_on_request_only_and_other_files_stay(scene) -> None:
+    report = scene.folder / "report"
+    first = evaluate(scene.config(border=0))
+    (report / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="--overwrite"):
+        evaluate(scene.config())
+    plain = write_raster(scene.folder / "plain.tif", scene.mapped[None], nodata=255, tags=tags_of(LEGEND))
+    second = evaluate(scene.config(map=plain, overwrite=True))
+    assert (report / "notes.txt").read_text() == "mine"
+    assert report / "reliability.png" in first.files
+    assert not (report / "reliability.png").exists()
+    assert {p.name for p in report.iterdir()} == {p.name for p in second.files} | {"notes.txt"}
+    assert {p.name for p in first.files} <= set(FILES)
+
+
+def test_the_json_report_holds_the_figures_and_no_nan(scene) -> None:
+    result = evaluate(scene.config())
+    data = json.loads((result.folder / "report.json").read_text(), parse_constant=pytest.fail)
+    assert data["format_version"] == 1
+    assert data["total"]["confusion"] == result.findings.confusion.tolist()
+    assert data["total"]["macro"]["f1"] == result.scores.macro.f1
+    assert data["made"] == {"model": "small.keras"}
+
+
+def test_a_map_of_the_real_labels_against_themselves_is_perfect(shared, tmp_path) -> None:
+    with rasterio.open(shared / "data" / "kaakonkulma-sim" / "labels.tif") as file:
+        labels, transform = file.read(1)[900:1300, 900:1300], file.transform @ Affine.translation(900, 900)
+    legend = load_scheme("kaakonkulma-13").legend
+    path = write_raster(
+        tmp_path / "map.tif",
+        labels[None].astype(np.uint8),
+        transform=transform,
+        nodata=0,
+        tags=tags_of(legend),
+    )
+    reference = str(shared / "data" / "kaakonkulma-sim" / "labels.tif")
+    scores = evaluate(EvaluateConfig(map=path, reference=reference, out=str(tmp_path / "r"))).scores
+    assert scores.pixels == int((labels > 0).sum())
+    assert scores.macro.f1 == scores.overall_accuracy == 1.0
