@@ -192,7 +192,8 @@ class Alignment:
 
 def _index(positions: np.ndarray, first: int, length: int) -> np.ndarray:
     """Positions as indices into a window that starts at `first`; those outside are moved to its border."""
-    return np.clip(np.nan_to_num(np.floor(positions), posinf=0, neginf=0) - first, 0, length - 1).astype(np.intp)
+    whole = np.nan_to_num(np.floor(positions), posinf=0, neginf=0)
+    return np.clip(whole - first, 0, length - 1).astype(np.intp)
 
 
 def _neighbours(positions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

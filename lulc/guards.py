@@ -35,12 +35,19 @@ MAX_ENTRIES = 1_000_000
 
 VRT_MARK = b"<VRTDataset"
 
-_VRT_ELEMENTS = frozenset(
-    ["VRTDataset", "SRS", "GeoTransform", "Metadata", "MDI", "VRTRasterBand", "Description", "ColorInterp", "NoDataValue", "HideNoDataValue", "UnitType", "Offset", "Scale", "CategoryNames", "Category", "ColorTable", "Entry", "Histograms", "HistItem", "HistMin", "HistMax", "BucketCount", "IncludeOutOfRange", "Approximate", "HistCounts", "OverviewList", "SimpleSource", "ComplexSource", "AveragedSource", "SourceFilename", "SourceBand", "SourceProperties", "SrcRect", "DstRect", "NODATA", "UseMaskBand", "ScaleOffset", "ScaleRatio", "LUT", "BlockXSize", "BlockYSize"]
-)
-_ZARR_CODECS = frozenset(
-    ["bytes", "endian", "gzip", "zstd", "blosc", "zlib", "lz4", "bz2", "lzma", "crc32c", "crc32", "adler32", "fletcher32", "transpose", "sharding_indexed", "vlen-utf8", "delta", "fixedscaleoffset", "quantize", "shuffle", "bitround", "bitpacking", "zfpy", "packbits"]
-)
+_VRT_ELEMENTS = frozenset({
+    "VRTDataset", "SRS", "GeoTransform", "Metadata", "MDI", "VRTRasterBand", "Description", "ColorInterp",
+    "NoDataValue", "HideNoDataValue", "UnitType", "Offset", "Scale", "CategoryNames", "Category",
+    "ColorTable", "Entry", "Histograms", "HistItem", "HistMin", "HistMax", "BucketCount", "IncludeOutOfRange",
+    "Approximate", "HistCounts", "OverviewList", "SimpleSource", "ComplexSource", "AveragedSource",
+    "SourceFilename", "SourceBand", "SourceProperties", "SrcRect", "DstRect", "NODATA", "UseMaskBand",
+    "ScaleOffset", "ScaleRatio", "LUT", "BlockXSize", "BlockYSize",
+})  # fmt: skip
+_ZARR_CODECS = frozenset({
+    "bytes", "endian", "gzip", "zstd", "blosc", "zlib", "lz4", "bz2", "lzma", "crc32c", "crc32", "adler32",
+    "fletcher32", "transpose", "sharding_indexed", "vlen-utf8", "delta", "fixedscaleoffset", "quantize",
+    "shuffle", "bitround", "packbits",
+})  # fmt: skip
 _ZARR_DOCUMENTS = frozenset({"zarr.json", ".zarray", ".zgroup", ".zmetadata"})
 
 
@@ -52,8 +59,8 @@ def is_address(path: str) -> bool:
     text = path.strip()
     if "://" in text or text.startswith(("/vsi", "\\vsi", "<", "{")):
         return True
-    prefix, colon, rest = text.partition(":")
-    return bool(colon) and not os.path.lexists(text) and len(prefix) > 1 and prefix.isidentifier() and rest != ""
+    prefix, colon, _ = text.partition(":")
+    return bool(colon) and not os.path.lexists(text) and prefix.isidentifier()
 
 
 def check_regular_file(path: str | os.PathLike[str], what: str) -> Path:
@@ -190,7 +197,7 @@ def vrt_sources(path: Path) -> Iterator[Path]:
     root = read_xml(path, "the VRT")
     for element in root.iter():
         subclass = element.get("subClass")
-        if element.tag not in _VRT_ELEMENTS or subclass is not None or element.find("OpenOptions") is not None:
+        if element.tag not in _VRT_ELEMENTS or subclass is not None:
             found = f"{element.tag} of kind {subclass}" if subclass else str(element.tag)
             raise InputError(
                 f"cannot open the VRT '{path}', since it holds <{found[:80]}>, "

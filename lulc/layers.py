@@ -225,7 +225,7 @@ def check_grid(name: str, grid: GridSpec) -> None:
     if not grid.crs:
         raise InputError(
             f"cannot use '{name}', since it has no coordinate reference system, expected one (EPSG:3067)",
-            "Write it into the file: rio edit-info --crs EPSG:3067 FILE, or gdal_edit.py -a_srs EPSG:3067 FILE "
+            "Write it into the file: rio edit-info --crs EPSG:3067 FILE "
             "(side-car files such as .aux.xml are not read).",
         )
     t = grid.transform

@@ -97,8 +97,8 @@ def _find_files(path: Path) -> dict[str, Path]:
         name, meters = match.group(1).upper(), int(match.group(2) or 0)
         if name in best and best[name][0] == meters:
             raise InputError(
-                f"cannot use '{path}', since it holds {name} twice: '{best[name][1].name}' and '{file.name}', "
-                "expected one granule",
+                f"cannot use '{path}', since it holds {name} twice: "
+                f"'{best[name][1].name}' and '{file.name}', expected one granule",
                 "Give the band files of one granule.",
             )
         if name not in best or meters < best[name][0]:
@@ -120,7 +120,8 @@ def _calibration(metadata: Path, root: Element, level: str) -> tuple[float, dict
         number = element.get("band_id", "")
         if not number.isdecimal() or int(number) >= len(SENTINEL_BANDS):
             raise InputError(
-                f"cannot read '{metadata}', since {kind}_ADD_OFFSET names band '{number[:20]}', expected 0..12",
+                f"cannot read '{metadata}', since {kind}_ADD_OFFSET names band '{number[:20]}', "
+                "expected 0..12",
                 "The metadata are damaged; get the product again.",
             )
         offsets[SENTINEL_BANDS[int(number)]] = _number(metadata, element)
@@ -139,8 +140,8 @@ def _number(metadata: Path, element: Element) -> float:
         value = float("nan")
     if not abs(value) < 1e9:
         raise InputError(
-            f"cannot read '{metadata}', since {element.tag.rsplit('}', 1)[-1]} is '{(element.text or '')[:40]}', "
-            "expected a number",
+            f"cannot read '{metadata}', since {element.tag.rsplit('}', 1)[-1]} is "
+            f"'{(element.text or '')[:40]}', expected a number",
             "The metadata are damaged; get the product again.",
         )
     return value

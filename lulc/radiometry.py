@@ -167,9 +167,11 @@ def _check_scale(samples: Mapping[str, np.ndarray], name: str) -> None:
         if _is_full_range(joined):
             raise _wrong_scale(name, "its values look like reflectance x 65535", 1 / 65535)
     elif highest <= HIGHEST:
-        raise _wrong_scale(name, f"its values are fractions (99.9 % below {highest:.3g}), like reflectance", 1.0)
+        found = f"its values are fractions (99.9 % below {highest:.3g}), like reflectance"
+        raise _wrong_scale(name, found, 1.0)
     elif highest <= 100:
-        raise _wrong_scale(name, f"99.9 % of its values lie below {highest:.3g}, like reflectance in percent", 0.01)
+        found = f"99.9 % of its values lie below {highest:.3g}, like reflectance in percent"
+        raise _wrong_scale(name, found, 0.01)
 
 
 def _wrong_scale(name: str, found: str, scale: float, advice: str = "Say so:") -> InputError:
@@ -181,7 +183,7 @@ def _wrong_scale(name: str, found: str, scale: float, advice: str = "Say so:") -
 
 
 def _is_full_range(values: np.ndarray) -> bool:
-    """True for reflectance x 10000 that was stretched to x 65535: only every sixth or seventh number occurs."""
+    """True for reflectance x 10000 that was stretched to x 65535, which skips five of six numbers."""
     distinct = np.unique(values)
     if distinct.size < 40 or distinct.dtype.kind not in "iu":
         return False
@@ -241,7 +243,8 @@ def _check_offset(
         return
     raise InputError(
         f"cannot take '{name}' for reflectance as it is, since no band has anything dark ({seen}), as "
-        "where the offset of processing baseline 04.00 was left in; expected shadows, water or vegetation near 0",
+        "where the offset of processing baseline 04.00 was left in, "
+        "expected shadows, water or vegetation near 0",
         f"Take it off: --offset {offset:g}    (--offset 0 if the scene really is that bright)",
     )
 

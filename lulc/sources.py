@@ -106,7 +106,8 @@ def open_product(path: str | os.PathLike[str], bands: Sequence[str]) -> tuple[li
     sources: list[Source] = []
     for name in bands:
         if name in product.files:
-            source = RasterSource(str(product.files[name]), str(product.files[name]), ("JP2OpenJPEG", "GTiff"))
+            file = str(product.files[name])
+            source = RasterSource(file, os.path.realpath(file), ("JP2OpenJPEG", "GTiff"))
             source.layers = tuple(
                 dataclasses.replace(
                     layer, name=name, nodata=0.0, scale=product.scale, offset=product.offsets[name]
@@ -267,7 +268,7 @@ def _stored_bytes(target: str, files: Sequence[str]) -> int:
 
 
 def _check_whole(path: str, target: str, data: Any) -> None:
-    """Refuse a GeoTIFF with blocks beyond the end of the file (of many blocks, an even sample and the last)."""
+    """Refuse a GeoTIFF with blocks beyond its end; of many, an even sample and the last are looked at."""
     size = os.path.getsize(target)
     rows, cols = (-(-n // b) for n, b in zip(data.shape, data.block_shapes[0], strict=True))
     count = rows * cols
