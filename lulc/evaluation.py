@@ -21,9 +21,10 @@ from lulc.accuracy import Reliability, Scores, aggregate, compare, count
 from lulc.config import EvaluateConfig
 from lulc.findings import FILES, Change, Findings, Views, write_findings
 from lulc.grid import GridSpec
-from lulc.labels import Labels, RasterCells, VectorCodes, open_labels, tiles_of
+from lulc.labels import Labels, open_labels, tiles_of
 from lulc.maps import REST, ClassMap, open_map
-from lulc.nomenclature import NO_CODE, SCHEMES, Scheme, level1_of, load_scheme
+from lulc.masks import Masks, open_masks
+from lulc.nomenclature import SCHEMES, Scheme, level1_of, load_scheme
 from lulc.regions import Region, read_regions
 from lulc.schema import IGNORE, InputError, Legend
 from lulc.sources import Source, open_source
@@ -132,8 +133,8 @@ class Inputs:
         uint8 (256,), the reference's class numbers to those of the map.
     regions
         What is scored apart.
-    exclusion
-        Which pixels don't count.
+    masks
+        Which pixels count.
     image
         Mosaic for the pictures.
     """
@@ -143,7 +144,7 @@ class Inputs:
     labels: Labels
     translation: NDArray[np.uint8]
     regions: list[Region]
-    exclusion: Exclusion
+    masks: Masks
     image: Source | None
 
     @property
@@ -193,7 +194,7 @@ def _open(config: EvaluateConfig, resources: ExitStack) -> Inputs:
         labels,
         _translation(labels.legend, the_map.legend, config),
         read_regions(config.regions, grid) if config.regions else [],
-        Exclusion(config, grid, resources),
+        resources.enter_context(open_masks(config, grid)),
         image,
     )
 
@@ -246,41 +247,6 @@ def _check_same(first: ClassMap, second: ClassMap, config: EvaluateConfig) -> No
             f"{', '.join(first.legend.names)} and {', '.join(second.legend.names)}, expected the same",
             "Give two maps with one legend.",
         )
-
-
-class Exclusion:
-    """Pixels that don't count: masked ones, and those outside bounds or polygons."""
-
-    def __init__(self, config: EvaluateConfig, grid: GridSpec, resources: ExitStack) -> None:
-        self._grid = grid
-        self._bounds = config.bounds
-        self._values = config.mask_values
-        self._mask = None
-        if config.mask and not config.mask_values:
-            raise InputError(
-                f"cannot use the mask '{config.mask}', since it isn't said which of its values to leave out",
-                "Type --mask-values, e.g. 1 for a cloud mask or 3 8 9 10 for a scene classification.",
-            )
-        if config.mask:
-            admitted = {"allow_vrt": config.allow_vrt, "allow_remote": config.allow_remote}
-            source = resources.enter_context(open_source(config.mask, **admitted))
-            self._mask = RasterCells(source, grid, config.mask, resample=True)
-        self._aoi = VectorCodes(config.aoi, grid, presence=True) if config.aoi else None
-
-    def apply(self, window: Window, reference: NDArray[np.uint8]) -> None:
-        """Set the reference to ignore where a pixel doesn't count."""
-        if self._mask:
-            values, inside = self._mask.read(window)
-            reference[inside & np.isin(values, self._values)] = IGNORE
-        if self._aoi:
-            reference[self._aoi.read(window) == NO_CODE] = IGNORE
-        if self._bounds:
-            left, bottom, right, top = self._bounds
-            t = self._grid.crop(window).transform
-            x = t.c + t.a * (np.arange(window.width) + 0.5)
-            y = t.f + t.e * (np.arange(window.height) + 0.5)
-            reference[(y < bottom) | (y > top)] = IGNORE
-            reference[:, (x < left) | (x > right)] = IGNORE
 
 
 def near_borders(labels: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
@@ -355,7 +321,9 @@ class Counts:
         inside = window.relative_to(around).slices
         near = near_borders(wide, self._border)[inside]
         reference = np.ascontiguousarray(wide[inside])
-        inputs.exclusion.apply(window, reference)
+        counting = inputs.masks.read(window)
+        if counting is not None:
+            reference[~counting] = IGNORE
         mapped = inputs.map.read(window)
         has_reference = reference != IGNORE
         scored = has_reference & (mapped != IGNORE)
