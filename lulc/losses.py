@@ -289,6 +289,18 @@ def _parse(text: str) -> list[tuple[float, str, dict[str, Any]]]:
     return terms
 
 
+_RANGES: dict[tuple[str, str], tuple[float, float]] = {
+    ("ce", "beta"): (0, 1),
+    ("ce", "smoothing"): (0, 1),
+    ("focal", "beta"): (0, 1),
+    ("focal-tversky", "gamma"): (0.01, 100),
+    ("symmetric", "floor"): (-1000, 0),
+    ("bootstrap-soft", "beta"): (0, 1),
+    ("bootstrap-hard", "beta"): (0, 1),
+}
+"""Least value of a parameter, and the value that it stays below, where that is not 0 and 1000."""
+
+
 def _parse_parameters(text: str, name: str, listed: str) -> dict[str, Any]:
     known = {
         p.name: p.default for p in inspect.signature(LOSSES[name]).parameters.values()
@@ -304,12 +316,15 @@ def _parse_parameters(text: str, name: str, listed: str) -> dict[str, Any]:
                 raise _not_understood(text, f"weights is '{value}', expected {', '.join(WEIGHTINGS)}")
             parameters[key] = value
             continue
+        least, below = _RANGES.get((name, key), (0, 1000))
         try:
             parameters[key] = float(value)
         except ValueError:
             parameters[key] = math.nan
-        if not math.isfinite(parameters[key]):
-            raise _not_understood(text, f"{key} of {name} is '{value}', expected a number")
+        if not least <= parameters[key] < below:
+            raise _not_understood(
+                text, f"{key} of {name} is '{value}', expected a number from {least} to below {below}"
+            )
     return parameters
 
 
