@@ -87,7 +87,8 @@ offset of +1000 left in: try --offset -1000.')
     lines = [
         f"{names[i]}: mean {mean[i]:.4g}, trained on {expected[i]:.4g} +- {deviation[i]:.4g} "
         f"({score[i]:.1f} standard deviations)"
-        for i in np.flatnonzero(far)
+        for i in range(len(names))
+        if far[i]
     ]
     if not lines:
         return [], ""

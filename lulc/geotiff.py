@@ -254,7 +254,7 @@ def _copy_blocks(
     sizes = [_block_sizes(profile, sources, level) for level in levels]
     leader, trailer = (4, 4) if profile.cog else (0, 0)
     total = 0
-    offsets = []
+    offsets: list[np.ndarray] = []
     for level in reversed(levels):
         stops = total + np.cumsum(sizes[level] + np.uint64(leader + trailer)).reshape(sizes[level].shape)
         offsets.insert(0, stops - sizes[level] - np.uint64(trailer))
@@ -294,7 +294,7 @@ class _Format(NamedTuple):
     """What differs between classic TIFF and BigTIFF."""
 
     header: str
-    count: str
+    number: str
     entry: str
     link: str
     inline: int
@@ -363,7 +363,7 @@ def _lay_out(directories: list[dict[int, _Field]], format: _Format, ghost: bytes
     out = bytearray(struct.pack(format.header, b"II", 42 if format is _CLASSIC else 43, *big, first))
     out += ghost
     for number, fields in enumerate(directories):
-        size = struct.calcsize(format.count) + len(fields) * struct.calcsize(format.entry)
+        size = struct.calcsize(format.number) + len(fields) * struct.calcsize(format.entry)
         position = len(out) + size + struct.calcsize(format.link)
         entries, values = bytearray(), bytearray()
         for tag, (type, raw) in fields.items():
@@ -376,7 +376,8 @@ def _lay_out(directories: list[dict[int, _Field]], format: _Format, ghost: bytes
             entries += struct.pack(format.entry, tag, type, count, inline)
         values += bytes(-(position + len(values)) % 8)
         following = 0 if number == len(directories) - 1 else position + len(values)
-        out += struct.pack(format.count, len(fields)) + entries + struct.pack(format.link, following) + values
+        out += struct.pack(format.number, len(fields)) + entries
+        out += struct.pack(format.link, following) + values
     return bytes(out)
 
 
@@ -423,9 +424,8 @@ def _template(profile: MapProfile) -> dict[int, _Field]:
 
 def colormap(legend: Legend) -> dict[int, tuple[int, int, int, int]]:
     """Class number to (red, green, blue, alpha), 0..255."""
-    return {
-        c.number: (*(int(c.color[i : i + 2], 16) for i in (1, 3, 5)), 255) for c in legend.classes
-    }  # type: ignore[misc]
+    colors = {c.number: bytes.fromhex(c.color[1:]) for c in legend.classes}
+    return {number: (red, green, blue, 255) for number, (red, green, blue) in colors.items()}
 
 
 def _read_directories(file: BinaryIO) -> list[dict[int, _Field]]:
@@ -437,7 +437,7 @@ def _read_directories(file: BinaryIO) -> list[dict[int, _Field]]:
     directories = []
     while position:
         file.seek(position)
-        (count,) = struct.unpack(format.count, file.read(struct.calcsize(format.count)))
+        (count,) = struct.unpack(format.number, file.read(struct.calcsize(format.number)))
         table = file.read(count * entry_size)
         (position,) = struct.unpack(format.link, file.read(link_size))
         fields = {}

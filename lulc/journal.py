@@ -18,6 +18,8 @@ from lulc.storage import Lock, sha256_of
 
 FORMAT_VERSION = 1
 
+LOCK = "lock"
+
 logger = logging.getLogger("lulc")
 
 
@@ -88,7 +90,7 @@ class Journal:
         found = None if restart else _read_object(path)
         if found is None:
             for leftover in self.folder.iterdir():
-                if leftover.name != "lock":
+                if leftover.name != LOCK:
                     leftover.unlink()
             write_document(path, document)
         elif found != document:
@@ -115,28 +117,22 @@ class Journal:
 
 
 @contextlib.contextmanager
-def open_journal(out: Path, key: dict[str, Any], *, restart: bool) -> Iterator[Journal]:
-    """Lock ``OUT.parts/`` and take up its work.
-
-    Parameters
-    ----------
-    out
-        Final name of the map.
-    key
-        JSON-ready; everything that decides the bytes of a part.
-    restart
-        Drop what is there.
+def open_journal(out: Path) -> Iterator[Journal]:
+    """Lock ``OUT.parts/``; the journal is to be begun with a key.
 
     Raises
     ------
     InputError
-        If another process writes this map, or its partial work has another key.
+        If another process writes the map `out`.
     """
     folder = out.with_name(out.name + ".parts")
-    with Lock(folder / "lock", f"the map '{out}'"):
+    with Lock(folder / LOCK, f"the map '{out}'"):
         journal = Journal(folder)
-        journal.begin(key, restart=restart)
-        yield journal
+        try:
+            yield journal
+        finally:
+            if folder.is_dir() and {p.name for p in folder.iterdir()} == {LOCK}:
+                journal.remove()
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -107,7 +107,7 @@ def predict_parts(
     batch: int = 1,
     gaussian: bool = False,
     threads: bool = True,
-) -> Iterator[Prediction]:
+) -> Generator[Prediction, None, None]:
     """Classify parts, one after the other.
 
     Reading and the network run in threads of their own, at most two batches ahead of the caller.
@@ -134,12 +134,32 @@ def predict_parts(
     Prediction
         In plan order; the write rectangles of a part tile it exactly.
     """
+    work = ((part, windows_of(plan, part, gaussian=gaussian)) for part in parts)
+    predictions = predict_windows(read, network, plan, work, batch=batch, threads=threads)
+    with closing(predictions):
+        yield from _blend(predictions, plan) if gaussian else predictions
+
+
+def predict_windows(
+    read: Read,
+    network: Network,
+    plan: Plan,
+    work: Iterable[tuple[Part, Iterable[PlannedWindow]]],
+    *,
+    batch: int = 1,
+    threads: bool = True,
+) -> Generator[Prediction, None, None]:
+    """As `predict_parts`, for given windows of each part, without blending."""
     ahead = _ahead if threads else _at_once
-    windows_of = (lambda part: overlapping_windows(plan, part)) if gaussian else plan.windows
-    batches = ahead(_read_batches(read, plan, parts, windows_of, batch))
+    batches = ahead(_read_batches(read, plan, work, batch))
     predictions = ahead(_predict(batches, network, batch))
     with closing(batches), closing(predictions):
-        yield from _blend(predictions, plan) if gaussian else predictions
+        yield from predictions
+
+
+def windows_of(plan: Plan, part: Part, *, gaussian: bool = False) -> list[PlannedWindow]:
+    """Windows of a part: those of the plan, or those that overlap by half."""
+    return overlapping_windows(plan, part) if gaussian else plan.windows(part)
 
 
 def overlapping_windows(plan: Plan, part: Part) -> list[PlannedWindow]:
@@ -164,14 +184,13 @@ def _lattice(length: int, size: int, stride: int) -> list[int]:
 def _read_batches(
     read: Read,
     plan: Plan,
-    parts: Iterable[Part],
-    windows_of: Callable[[Part], list[PlannedWindow]],
+    work: Iterable[tuple[Part, Iterable[PlannedWindow]]],
     size: int,
 ) -> Iterator[Batch]:
-    for part in parts:
+    for part, planned in work:
         windows: list[tuple[PlannedWindow, np.ndarray | None]] = []
         arrays: list[np.ndarray] = []
-        for window in windows_of(part):
+        for window in planned:
             x = _read_padded(read, plan, window.read)
             valid = ~np.isnan(x[..., 0][window.crop.slices])
             if valid.any():
@@ -207,10 +226,10 @@ def _predict(batches: Iterable[Batch], network: Network, size: int) -> Iterator[
     for part, windows, x in batches:
         results: Iterator[np.ndarray] = iter(())
         if x is not None:
-            # The last batch of a part is filled up, since every call has one static shape.
-            filled = np.concatenate([x, np.full_like(x[:1], np.nan).repeat(size - len(x), 0)]) \
-                if len(x) < size else x
-            results = iter(network(filled))
+            if len(x) < size:
+                # The last batch of a part is filled up, since every call has one static shape.
+                x = np.concatenate([x, np.full((size - len(x), *x.shape[1:]), np.nan, np.float32)])
+            results = iter(network(x))
         for window, valid in windows:
             probabilities = None if valid is None else next(results)[window.crop.slices]
             yield Prediction(part, window, probabilities, valid)
@@ -293,11 +312,11 @@ class _Failure(NamedTuple):
     error: BaseException
 
 
-def _at_once(items: Iterator[Item]) -> Iterator[Item]:
+def _at_once(items: Iterator[Item]) -> Generator[Item, None, None]:
     yield from items
 
 
-def _ahead(items: Iterator[Item], depth: int = 1) -> Iterator[Item]:
+def _ahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:
     """Iterate in a thread of its own, at most `depth` finished items ahead of the caller.
 
     An error in the thread is raised here; when the caller stops early, the thread ends.
@@ -323,7 +342,7 @@ def _ahead(items: Iterator[Item], depth: int = 1) -> Iterator[Item]:
         except BaseException as error:
             put(_Failure(error))
 
-    thread = threading.Thread(target=work, name=f"lulc-{items.__name__}", daemon=True)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
         while (item := finished.get()) is not _END:

@@ -1,0 +1,97 @@
+"""Classify a Sentinel-2 mosaic with trained weights.
+
+The result is a GeoTIFF on the grid of the mosaic: band 1 holds class numbers 1..N, one further band for each
+class its activation (0..1), and all bands are -1 where the mosaic has no data. Index rasters may be left out:
+they are computed from the bands. An interrupted run is continued by the same command; the map appears under
+its name when it is whole.
+
+Example: python make_classifications.py demo/run demo/summer.tif demo/indices.tif demo/map.tif
+--fill demo/spring.tif
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lulc.commandline import run
+from lulc.config import ClassifyConfig
+
+if TYPE_CHECKING:
+    from lulc.inference import ClassificationResult, Forecast
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 1 for data that don't fit, 2 for a wrong command line."""
+    return run(ClassifyConfig, __doc__ or "", _classify, argv)
+
+
+def _classify(config: ClassifyConfig) -> None:
+    from lulc.inference import classify, forecast_classification
+
+    if config.plan:
+        print(describe_forecast(forecast_classification(config)))
+        return
+    result = classify(config)
+    print(describe_result(result))
+    print(f"\nThe map is {result.path}", *(f"and {path}" for path in result.further))
+    command = ["evaluate_classifications.py", str(result.path), "LABELS", "--out", "report"]
+    print(f"Next, where there are reference labels:\n\n    python {shlex.join(command)}")
+
+
+def describe_result(result: ClassificationResult) -> str:
+    """Shares and areas of the classes, seconds and speed, as text."""
+    names = {c.number: c.name for c in result.legend.classes}
+    names[0] = "the rest" if len(names) == 1 else "unclassified"
+    total = sum(result.counts.values())
+    rows = [["class", "share", "pixels"]]
+    if result.pixel_area is not None:
+        rows[0].append("km2")
+    for number, name in sorted(names.items(), key=lambda item: item[0] or 255):
+        count = result.counts.get(number, 0)
+        if number == 0 and not count:
+            continue
+        row = [f"{number:3d} {name}", f"{100 * count / total:.2f} %", f"{count:,}"]
+        if result.pixel_area is not None:
+            row.append(f"{count * result.pixel_area / 1e6:,.2f}")
+        rows.append(row)
+    seconds = result.seconds
+    stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("start", "windows", "finish"))
+    speed = (
+        f"{result.pixels / 1e6:.2f} Mpx ({total / result.pixels:.1%} valid) in {seconds['all']:.1f} s "
+        f"({stages}), {result.pixels / 1e6 / seconds['all']:.2f} Mpx/s; "
+        f"engine {result.engine}, busy {result.network_share:.0%} of the time with windows"
+    )
+    return f"{_table(rows)}\n\n{speed}"
+
+
+def describe_forecast(forecast: Forecast) -> str:
+    """What a run would take, as text."""
+    plan, seconds = forecast.plan, forecast.seconds
+    stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("start", "windows", "finish"))
+    rows = [
+        ["map", f"{plan.height} x {plan.width} pixels in {len(plan)} parts of {plan.part}"],
+        ["windows", f"{forecast.windows} of {plan.window[0]} x {plan.window[1]}, halo {plan.halo}"],
+        ["without data", f"about {forecast.empty:.0%} of the windows, which are skipped"],
+        ["computed", f"{plan.computed_pixels / (plan.height * plan.width):.2f} pixels per pixel written"],
+        ["engine", forecast.engine],
+        ["memory", f"{forecast.memory / 1e9:.2f} GB"],
+        ["disk", f"{forecast.disk / 1e9:.2f} GB at most, parts included"],
+        ["time", f"{seconds['all']:.1f} s ({stages})"],
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+
+
+def _table(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for first, *rest in rows:
+        cells = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

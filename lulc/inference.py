@@ -1,0 +1,359 @@
+"""Classification: mosaic and weights to a map that is whole or absent, and continues where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from tqdm import tqdm
+
+from lulc import forecast
+from lulc.blocks import BlockWriter
+from lulc.config import ClassifyConfig
+from lulc.engines import Engine
+from lulc.geotiff import MapProfile, assemble, read_classes, write_part
+from lulc.job import Job, no_valid_pixel, open_job
+from lulc.journal import Journal, open_journal
+from lulc.patches import merge_small_patches, write_polygons
+from lulc.prediction import Clock, predict_windows, windows_of
+from lulc.schema import IGNORE, InputError, Legend
+from lulc.storage import check_disk, rename_durably
+from lulc.windows import Plan, PlannedWindow, Window
+
+logger = logging.getLogger("lulc")
+
+COPY_SPEED = 400e6
+"""Encoded bytes copied into the map and flushed in a second, as measured on a virtual disk."""
+
+SIEVE_BYTES = 16
+"""Memory of sieving for each pixel of the map: class band, result, and GDAL's tables of patches."""
+
+
+@dataclass(frozen=True)
+class ClassificationResult:
+    """What a classification made.
+
+    Parameters
+    ----------
+    path
+        The map.
+    further
+        Files derived from it: sieved map, polygons.
+    legend
+        Its classes.
+    counts
+        Pixels of each class number, 0 for unclassified; no data is left out.
+    pixels, pixel_area
+        Pixels of the map, and the area of one in square metres, None in degrees.
+    plan, engine
+        How it was cut, and what ran.
+    seconds
+        By stage (start, windows, finish), and ``all``.
+    network_share
+        Share of the time from first to last window in which the network was busy.
+    """
+
+    path: Path
+    further: tuple[Path, ...]
+    legend: Legend
+    counts: dict[int, int]
+    pixels: int
+    pixel_area: float | None
+    plan: Plan
+    engine: str
+    seconds: dict[str, float]
+    network_share: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a classification will take.
+
+    Parameters
+    ----------
+    plan, engine
+        How the map is cut, and which engine runs.
+    windows, empty
+        Windows in all, and the share of them estimated to hold no valid pixel.
+    memory, disk
+        Bytes: peak of the process; parts and map together while the map is assembled.
+    seconds
+        By stage (start, windows, finish), and ``all``.
+    """
+
+    plan: Plan
+    engine: str
+    windows: int
+    empty: float
+    memory: float
+    disk: float
+    seconds: dict[str, float]
+
+
+def classify(config: ClassifyConfig) -> ClassificationResult:
+    """Classify a mosaic.
+
+    Parameters
+    ----------
+    config
+        What the options of ``make_classifications.py`` say.
+
+    Returns
+    -------
+    ClassificationResult
+        Of the finished map.
+
+    Raises
+    ------
+    InputError
+        If an input doesn't fit, the map exists already, another run writes it, or memory or disk do not
+        suffice. Whatever happens, there is no file under the final name unless it is whole.
+    """
+    begun = time.perf_counter()
+    _check_outputs(config)
+    with _reading(), open_job(config) as job, open_journal(job.out) as journal:
+        _check_resources(job)
+        stamps = _stamps(config)
+        engine = job.build_engine()
+        job.profile = dataclasses.replace(job.profile, tags=job.tags(engine))
+        journal.begin(job.key(engine), restart=config.restart)
+        clock = Clock()
+        with ThreadPoolExecutor(forecast.cores()) as pool:
+            started = time.perf_counter()
+            _classify_parts(job, engine, journal, clock, pool)
+            classified = time.perf_counter()
+            if _stamps(config) != stamps:
+                raise _changed()
+            counts = {value: count for value, count in journal.counts.items() if value != IGNORE}
+            if not counts:
+                journal.remove()
+                raise no_valid_pixel()
+            further = _finish(job, journal, pool)
+        end = time.perf_counter()
+        stages = {"start": started - begun, "windows": classified - started, "finish": end - classified}
+        return ClassificationResult(
+            path=job.out,
+            further=further,
+            legend=job.profile.legend,
+            counts=counts,
+            pixels=job.plan.height * job.plan.width,
+            pixel_area=_pixel_area(job),
+            plan=job.plan,
+            engine=engine.name,
+            seconds=stages | {"all": end - begun},
+            network_share=clock.share,
+        )
+
+
+def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast:
+    """What `classify` would take, from running it on a few windows; writes nothing.
+
+    Parameters
+    ----------
+    config
+        As for `classify`.
+    sample
+        Calls of the network that are timed, after one that is not.
+    """
+    begun = time.perf_counter()
+    with _reading(), open_job(config) as job:
+        engine = job.build_engine()
+        start = time.perf_counter() - begun
+        windows = [w for part in job.plan.parts() for w in windows_of(job.plan, part, gaussian=job.gaussian)]
+        chosen, empty = _windows_with_data(job, windows, (sample + 1) * config.batch_size)
+        each, encoded = _time_windows(job, engine, chosen)
+        filled = len(windows) * (1 - empty)
+        seconds = {"start": start, "windows": filled * each, "finish": filled * encoded / COPY_SPEED}
+        return Forecast(
+            plan=job.plan,
+            engine=engine.name,
+            windows=len(windows),
+            empty=empty,
+            memory=job.memory,
+            disk=forecast.disk_needed(job.profile),
+            seconds=seconds | {"all": sum(seconds.values())},
+        )
+
+
+def sieved_path(out: Path) -> Path:
+    """Where the sieved map of `out` lies: ``OUT_sieved.tif``."""
+    return out.with_name(f"{out.stem}_sieved{out.suffix}")
+
+
+def _reading() -> rasterio.Env:
+    return rasterio.Env(GDAL_CACHEMAX=forecast.CACHE // 2**20)
+
+
+def _check_outputs(config: ClassifyConfig) -> None:
+    """Refuse, before any work, what exists already, and names that are no files of the right kind."""
+    out = Path(config.out)
+    if out.suffix.lower() not in (".tif", ".tiff"):
+        raise InputError(
+            f"cannot write the map '{out}', since the last argument names it, expected a name in .tif",
+            f"Type the map's name last, for example {out.with_suffix('.tif')}.",
+        )
+    targets = [out]
+    targets += [sieved_path(out)] if config.sieve else []
+    targets += [Path(config.polygons)] if config.polygons else []
+    inputs = {Path(p).resolve() for p in (*config.inputs, *config.fill)}
+    for target in targets:
+        if target.resolve() in inputs or target.is_dir():
+            raise InputError(
+                f"cannot write '{target}', since it is {'a folder' if target.is_dir() else 'an input'}",
+                "Give another output.",
+            )
+        if target.exists() and not config.overwrite:
+            raise InputError(
+                f"cannot write '{target}', since it exists already",
+                "Give another output, or add --overwrite to replace it.",
+            )
+
+
+def _check_resources(job: Job) -> None:
+    needed = job.memory
+    if job.config.sieve:
+        needed = max(needed, float(SIEVE_BYTES * job.plan.height * job.plan.width))
+    forecast.check_memory(needed)
+    check_disk(job.out.parent, forecast.disk_needed(job.profile), "the map and its parts")
+    budget = job.config.memory * 1e9
+    if job.memory > budget:
+        logger.warning(
+            "windows of %d x %d take about %.1f GB, more than --memory %g",
+            *job.plan.window, job.memory / 1e9, job.config.memory,
+        )  # fmt: skip
+
+
+def _stamps(config: ClassifyConfig) -> list[tuple[str, int, int]]:
+    """(path, bytes, time of change) of all input files that are on this machine."""
+    named = [*config.inputs, *config.fill, *(p for p in (config.mask, config.aoi, config.like) if p)]
+    files: list[Path] = []
+    for path in map(Path, named):
+        files += sorted(path.rglob("*")) if path.is_dir() else [path]
+    status = [(str(f), f.stat()) for f in files if f.is_file()]
+    return [(name, s.st_size, s.st_mtime_ns) for name, s in status]
+
+
+def _changed() -> InputError:
+    return InputError(
+        "cannot finish the map, since an input changed while it was read, expected the same file to the end",
+        "Run the same command with --restart when the inputs are at rest.",
+    )
+
+
+def _classify_parts(job: Job, engine: Engine, journal: Journal, clock: Clock, pool: Executor) -> None:
+    """Write and journal all parts that are missing."""
+    finished = journal.finished(len(job.plan))
+    if finished:
+        logger.info("continuing: %d of %d parts are finished", len(finished), len(job.plan))
+    parts = [part for part in job.plan.parts() if part.index not in finished]
+    total = job.plan.height * job.plan.width
+    missing = sum(part.extent.height * part.extent.width for part in parts)
+    predictions = job.predictions(clock.measure(job.network(engine)), parts)
+    bar = tqdm(
+        total=total, initial=total - missing, unit="px", unit_scale=True, desc="classifying",
+        disable=not logger.isEnabledFor(logging.INFO),
+    )  # fmt: skip
+    with bar, closing(predictions):
+        for part, windows in itertools.groupby(predictions, key=lambda p: p.part):
+            counts = np.zeros(256, np.int64)
+            with write_part(journal.path_of(part.index), job.profile, part.extent, pool) as writer:
+                for prediction in windows:
+                    values, of_window = job.encode(prediction)
+                    counts += of_window
+                    writer.write(prediction.window.write, values)
+                    bar.update(prediction.window.write.height * prediction.window.write.width)
+            by_class = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+            journal.record(part.index, writer.sha256, by_class)
+
+
+def _finish(job: Job, journal: Journal, pool: Executor) -> tuple[Path, ...]:
+    """Assemble the map, derive the further files, then give the map its name and drop the parts."""
+    parts = [(part.extent, journal.path_of(part.index)) for part in job.plan.parts()]
+    whole = journal.folder / "map.tif"
+    assemble(job.profile, parts, whole, pool)
+    further = []
+    if job.config.sieve:
+        target = sieved_path(job.out)
+        classes = read_classes(whole, job.stack.grid.extent)
+        _write_sieved(job, merge_small_patches(classes, job.config.sieve), target, journal.folder, pool)
+        further.append(target)
+    if job.config.polygons:
+        target = Path(job.config.polygons)
+        extents = [extent for extent, _ in parts]
+        write_polygons(target, partial(read_classes, whole), extents, job.stack.grid, job.profile.legend)
+        further.append(target)
+    rename_durably(whole, job.out)
+    journal.remove()
+    return tuple(further)
+
+
+def _write_sieved(job: Job, classes: np.ndarray, target: Path, folder: Path, pool: Executor) -> None:
+    tags = job.profile.tags | {"LULC_SIEVE": str(job.config.sieve)}
+    profile = dataclasses.replace(job.profile, activations="none", tags=tags)
+    files = []
+    for part in job.plan.parts():
+        path = folder / f"sieved-{part.index:06d}.part"
+        with write_part(path, profile, part.extent, pool) as writer:
+            writer.write(part.extent, classes[part.extent.slices][np.newaxis])
+        files.append((part.extent, path))
+    assemble(profile, files, target, pool)
+
+
+def _pixel_area(job: Job) -> float | None:
+    """Square metres of a pixel; None where the CRS counts degrees, or there is none."""
+    crs = job.stack.grid.crs
+    if not crs or crs.is_geographic:
+        return None
+    x, y = job.stack.grid.pixel_size
+    return float(x * y * crs.linear_units_factor[1] ** 2)
+
+
+def _windows_with_data(
+    job: Job, windows: list[PlannedWindow], count: int, most: int = 48
+) -> tuple[list[PlannedWindow], float]:
+    """`count` windows with valid pixels, and the share of windows without, from looking at some."""
+    step = -(-len(windows) // most)
+    seen = windows[step // 2 :: step]
+    full = [w for w in seen if not np.isnan(job.stack.read(w.write)[..., 0]).all()]
+    if not full:
+        raise InputError(
+            f"cannot forecast the map, since none of the {len(seen)} windows looked at holds a valid pixel",
+            "Check bands, fills, no-data values and masks: a pixel is valid where it has all channels.",
+        )
+    return [full[i * len(full) // count] for i in range(count)], 1 - len(full) / len(seen)
+
+
+def _time_windows(job: Job, engine: Engine, windows: list[PlannedWindow]) -> tuple[float, float]:
+    """(seconds, encoded bytes) of a window from all calls but the first, through the whole pipeline."""
+    batch = job.config.batch_size
+    work = [(job.plan.part_at(0), windows)]
+    started, size = 0.0, 0
+    with ThreadPoolExecutor(forecast.cores()) as pool:
+        results = predict_windows(job.stack.read, job.network(engine), job.plan, work, batch=batch)
+        for number, prediction in enumerate(results):
+            if number == batch:
+                started = time.perf_counter()
+            values, _ = job.encode(prediction)
+            if values is not None and number >= batch:
+                size += _encoded_size(job.profile, values, pool)
+    timed = len(windows) - batch
+    return (time.perf_counter() - started) / timed, size / timed
+
+
+def _encoded_size(profile: MapProfile, values: np.ndarray, pool: Executor) -> int:
+    """Bytes that a window takes on disk with its reduced levels."""
+    extent = Window(0, 0, *values.shape[1:])
+    with BytesIO() as file:
+        writer = BlockWriter(file, profile.encoding, len(values), profile.extents_of(extent), pool)
+        writer.place(0, extent, values)
+        return file.tell()

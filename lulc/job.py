@@ -1,0 +1,344 @@
+"""A classification before its first window: model, stack, plan, and what decides the bytes of the map."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc import __version__, domain, forecast, weights
+from lulc.card import ModelCard, load_card
+from lulc.config import ClassifyConfig, InputConfig
+from lulc.engines import Engine, EngineRequest, Network, build_engine, choose_engine, dihedral, footprint
+from lulc.geotiff import MapProfile
+from lulc.maps import LEGEND_TAG
+from lulc.prediction import Prediction, predict_parts
+from lulc.schema import IGNORE, UNCLASSIFIED, InputError, Legend
+from lulc.stack import Stack, open_stack, sort_inputs
+from lulc.statistics import Statistics, read_statistics
+from lulc.windows import Part, Plan, Window
+
+FORMAT_VERSION = 1
+
+logger = logging.getLogger("lulc")
+
+_PATHS = ("fill", "like", "mask", "aoi")
+_PARAMETERS = ("activations", "batch_size", "blend", "tta", "min_confidence", "cog")
+
+
+class Job:
+    """Made by `open_job`.
+
+    Attributes
+    ----------
+    config, card, stack, plan
+        What is classified, with what, and in which windows.
+    out : Path
+        Final name of the map.
+    profile : MapProfile
+        The map, its tags not known yet.
+    memory : float
+        Peak memory of the process in bytes, as planned.
+    """
+
+    def __init__(self, config: ClassifyConfig, model: Path, card: ModelCard, stack: Stack) -> None:
+        self.config, self.card, self.stack = config, card, stack
+        self.out = Path(config.out)
+        self._model = model
+        self._engine = choose_engine(config.engine)
+        self.gaussian = config.blend == "gaussian"
+        legend = legend_of(card)
+        self.profile = MapProfile(stack.grid, legend, config.activations, config.part, cog=config.cog)
+        demand = forecast.Demand(
+            footprint(self._engine, card.network),
+            channels=len(card.channels),
+            classes=card.network.classes,
+            batch=config.batch_size,
+            gaussian=self.gaussian,
+        )
+        self.plan: Plan = forecast.plan_map(
+            self.profile,
+            demand,
+            stride=card.stride,
+            halo=card.halo,
+            memory=config.memory * 1e9,
+            window=config.window,
+            square=config.tta,
+        )
+        self.memory = demand.bytes_of(self.plan.window, self.profile)
+
+    def build_engine(self) -> Engine:
+        """The engine for windows of the plan."""
+        return build_engine(
+            self._engine,
+            EngineRequest(
+                path=self._model,
+                card=self.card,
+                shape=(self.config.batch_size, *self.plan.window),
+                samples=self._samples,
+                min_agreement=self.config.min_agreement,
+            ),
+        )
+
+    def network(self, engine: Engine) -> Network:
+        """What is called for each batch: the engine, or its mean over flips and rotations."""
+        return dihedral(engine) if self.config.tta else engine
+
+    def predictions(self, network: Network, parts: list[Part]) -> Generator[Prediction, None, None]:
+        """All windows of some parts."""
+        return predict_parts(
+            self.stack.read, network, self.plan, parts, batch=self.config.batch_size, gaussian=self.gaussian
+        )
+
+    def encode(self, prediction: Prediction) -> tuple[np.ndarray | None, np.ndarray]:
+        """What is stored of a window.
+
+        Returns
+        -------
+        (array (band, y, x) or None, int (256,))
+            Values, None for no data throughout; pixels by class number, no data at 255.
+        """
+        pixels = prediction.window.write.height * prediction.window.write.width
+        if prediction.probabilities is None or prediction.valid is None:
+            return None, np.bincount([IGNORE], [pixels], 256).astype(np.int64)
+        probabilities = calibrate(prediction.probabilities, self.card.temperature)
+        classes, confidence = decide(probabilities)
+        if not np.isfinite(confidence[prediction.valid]).all():
+            raise InputError(
+                f"cannot classify {prediction.window.write}, since the network '{self.card.name}' gives "
+                "activations there that are not finite",
+                "Check the values of the mosaic there, or take other weights.",
+            )
+        classes[confidence < self.config.min_confidence] = UNCLASSIFIED
+        counts = np.bincount(classes[prediction.valid], minlength=256)
+        counts[IGNORE] = pixels - int(prediction.valid.sum())
+        return self.profile.encoding.apply(classes, probabilities, prediction.valid), counts
+
+    def key(self, engine: Engine) -> dict[str, Any]:
+        """Everything that decides the bytes of a part."""
+        return {
+            "toolkit": __version__,
+            "weights": self.card.sha256,
+            "statistics": self.card.statistics.to_json(),
+            "inputs": self.stack.identity(),
+            "conversion": self.stack.provenance,
+            "options": self._options(),
+            "engine": {"name": engine.name, **engine.identity},
+            "plan": dataclasses.asdict(self.plan),
+            "numpy": np.__version__,
+        }
+
+    def tags(self, engine: Engine) -> dict[str, str]:
+        """Metadata of the map; nothing of the machine, the time or a path, so that equal runs agree."""
+        described = self.stack.provenance["channels"]
+        identity = {name: value for name, value in engine.identity.items() if name != "device"}
+        tags: dict[str, Any] = {
+            "LULC_FORMAT_VERSION": FORMAT_VERSION,
+            "LULC_VERSION": __version__,
+            LEGEND_TAG: self.profile.legend.to_json(),
+            "LULC_MODEL": self.card.name,
+            "LULC_MODEL_SHA256": self.card.sha256,
+            "LULC_ENGINE": {"name": engine.name, **identity},
+            "LULC_PARAMETERS": self._options() | {"window": self.plan.window, "halo": self.plan.halo},
+            "LULC_INPUTS": self.stack.identity(),
+            "LULC_CHANNELS": {c.name: described.get(c.name, {}) for c in self.card.channels},
+        }
+        if self.card.attribution:
+            tags["LULC_ATTRIBUTION"] = self.card.attribution
+        return {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+            for name, value in tags.items()
+        }
+
+    def _options(self) -> dict[str, Any]:
+        """Options that decide the result, paths by their last part only."""
+        names = [f.name for f in dataclasses.fields(InputConfig)] + list(_PARAMETERS)
+        options = {name: getattr(self.config, name) for name in names}
+        for name in _PATHS:
+            value = options[name]
+            many = isinstance(value, tuple)
+            options[name] = [Path(v).name for v in value] if many else value and Path(value).name
+        return options | {"temperature": self.card.temperature}
+
+    def _samples(self) -> Iterator[np.ndarray]:
+        """Windows of the mosaic that hold valid pixels, spread over it."""
+        side = min(256, *self.plan.window)
+        for window in domain.sample_windows(*self.stack.grid.shape, side=side):
+            values = self.stack.read(window)
+            if not np.isnan(values[..., 0]).all():
+                yield values
+
+
+@contextlib.contextmanager
+def open_job(config: ClassifyConfig) -> Iterator[Job]:
+    """Find the model, open the mosaic and compare the two.
+
+    Raises
+    ------
+    InputError
+        If model or mosaic are refused, or don't fit together.
+    """
+    _check_numbers(config)
+    model = weights.find_model(config.model, config.pick)
+    bands, indices = sort_inputs(config.inputs, config)
+    card = _card_of(model, config)
+    with open_stack(bands, indices, config, channels=[c.name for c in card.channels]) as stack:
+        _check_coding(card, stack)
+        if config.statistics == "mosaic":
+            card = _with_mosaic_statistics(card, stack)
+        elif config.statistics != "none":
+            _check_domain(card, stack, strict=config.strict)
+        yield Job(config, model, card, stack)
+
+
+def legend_of(card: ModelCard) -> Legend:
+    """Classes of the map: those of the card, or its single class, which gets number 1."""
+    if card.single_class is None:
+        return card.legend
+    chosen = next(c for c in card.legend.classes if c.name == card.single_class)
+    return Legend(card.legend.name, (dataclasses.replace(chosen, number=1),))
+
+
+def calibrate(probabilities: np.ndarray, temperature: float | tuple[float, ...]) -> np.ndarray:
+    """Activations at another temperature: the softmax of their logarithms divided by it.
+
+    Parameters
+    ----------
+    probabilities : float32 (y, x, class), 0..1
+        Of a softmax; or of a sigmoid, with one class.
+    temperature
+        One, or one for each class; at 1 nothing changes.
+
+    References
+    ----------
+    Guo et al. 2017, arXiv:1706.04599, section 4.2.
+
+    Examples
+    --------
+    >>> calibrate(np.float32([[[0.9, 0.1]]]), 2.0).round(2).tolist()
+    [[[0.75, 0.25]]]
+    """
+    exponent = 1 / np.asarray(temperature, np.float32)
+    if (exponent == 1).all():
+        return probabilities
+    powers = probabilities**exponent
+    if probabilities.shape[-1] == 1:
+        return np.asarray(powers / (powers + (1 - probabilities) ** exponent), np.float32)
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
+
+
+def decide(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Class numbers and their confidence.
+
+    Parameters
+    ----------
+    probabilities : float32 (y, x, class)
+        With one class, 0.5 and more is class 1 and less is 0, the rest.
+
+    Returns
+    -------
+    (uint8 (y, x), float32 (y, x))
+        The class of the highest activation, from 1, and that activation.
+    """
+    if probabilities.shape[-1] == 1:
+        alone = probabilities[..., 0]
+        return (alone >= 0.5).astype(np.uint8), np.maximum(alone, 1 - alone)
+    classes = probabilities.argmax(axis=-1)
+    confidence = np.take_along_axis(probabilities, classes[..., np.newaxis], axis=-1)[..., 0]
+    return (classes + 1).astype(np.uint8), confidence
+
+
+def _check_numbers(config: ClassifyConfig) -> None:
+    checks = {
+        f"--batch-size is {config.batch_size}, expected 1 or more": config.batch_size >= 1,
+        f"--memory is {config.memory}, expected more than 0": config.memory > 0,
+        f"--min-confidence is {config.min_confidence}, expected 0..1": 0 <= config.min_confidence <= 1,
+        f"--sieve is {config.sieve}, expected 0 or more": config.sieve >= 0,
+        f"--window is {config.window}, expected 1 or more": config.window is None or config.window >= 1,
+    }
+    for problem, holds in checks.items():
+        if not holds:
+            raise InputError(f"cannot classify, since {problem}", "Correct this option.")
+
+
+def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
+    """The card beside the weights; that of a legacy file says what is known of it."""
+    if model.suffix == ".keras":
+        if config.statistics is not None:
+            raise InputError(
+                f"cannot use --statistics with '{model}', since its card has the statistics of its training, "
+                "expected a legacy .h5 file",
+                "Leave --statistics out.",
+            )
+        return load_card(model)
+    if config.statistics is None:
+        raise InputError(
+            f"cannot use the weights '{model}', since Keras 2 files hold no statistics to standardise with, "
+            "expected --statistics",
+            "Type --statistics FILE with those of its training (JSON, or the original's pickle); or "
+            "--statistics mosaic to take this mosaic's own, as the original script did; or none.",
+        )
+    known = None if config.statistics in ("mosaic", "none") else read_statistics(config.statistics)
+    return weights.load_legacy(model, known)[1]
+
+
+def _with_mosaic_statistics(card: ModelCard, stack: Stack) -> ModelCard:
+    """The card with the statistics of all valid pixels of the mosaic."""
+    logger.warning(
+        "the mosaic is standardised by its own statistics, as the original script did: with another season "
+        "or extent the same place gets other classes. Give those of the training where you have them."
+    )
+    side = 512
+    height, width = stack.grid.shape
+    squares = [
+        Window(row, col, min(side, height - row), min(side, width - col))
+        for row in range(0, height, side)
+        for col in range(0, width, side)
+    ]
+    found = domain.statistics_of(stack.read, squares)
+    if not found.count:
+        raise no_valid_pixel()
+    deviation = tuple(s or 1.0 for s in found.std)
+    return dataclasses.replace(card, statistics=Statistics(found.mean, deviation, found.count))
+
+
+def _check_coding(card: ModelCard, stack: Stack) -> None:
+    """Warn where an index was read in training and is computed here, or the other way round."""
+    for channel in card.channels:
+        coding = stack.coding.get(channel.name)
+        if coding is not None and channel.coding in ("read", "computed") and coding != channel.coding:
+            logger.warning(
+                "%s is %s here and was %s where '%s' was trained: indices of other dates or levels differ",
+                channel.name, coding, channel.coding, card.name,
+            )  # fmt: skip
+        elif coding is not None and channel.coding == "unknown":
+            logger.warning("how '%s' expects %s to be coded is not known", card.name, channel.name)
+
+
+def _check_domain(card: ModelCard, stack: Stack, *, strict: bool) -> None:
+    """Call out a mosaic that lies far from the training data, band by band."""
+    found = domain.statistics_of(stack.read, domain.sample_windows(*stack.grid.shape))
+    if not found.count:
+        logger.warning("no place looked at holds a valid pixel: the mosaic is not compared with the training")
+        return
+    lines, reason = domain.differences([c.name for c in card.channels], found, card.statistics)
+    if not lines:
+        return
+    problem = "the mosaic lies far from the training data of '" + card.name + "':\n  " + "\n  ".join(lines)
+    if strict:
+        raise InputError(f"cannot classify, since {problem}", f"{reason} Or leave --strict out.")
+    logger.warning("%s\n%s", problem, reason)
+
+
+def no_valid_pixel() -> InputError:
+    """The error of a mosaic without a single valid pixel."""
+    return InputError(
+        "cannot classify, since no pixel of the mosaic is valid, expected some with all channels",
+        "Check bands, fills, no-data values and masks: a pixel is valid where it has all channels.",
+    )
