@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,16 +49,31 @@ class Reader:
         planes = self.planes if only is None else [self.planes[i] for i in only]
         return self.alignment.bilinear(lambda there: self._convert(planes, there), window)
 
+    def read_into(
+        self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]
+    ) -> None:
+        """Read all planes into their slots of values and valid (plane, y, x)."""
+        own = [slots[p.name] for p in self.planes]
+        if self.alignment.kind == "same":
+            self._convert_into(self.planes, window, [values[i] for i in own], [valid[i] for i in own])
+        else:
+            values[own], valid[own] = self.read(window)
+
     def _convert(self, planes: Sequence[Plane], there: Window) -> tuple[np.ndarray, np.ndarray]:
+        values = np.empty((len(planes), *there.shape), dtype="float32")
+        valid = np.empty(values.shape, dtype=bool)
+        self._convert_into(planes, there, values, valid)
+        return values, valid
+
+    def _convert_into(
+        self, planes: Sequence[Plane], there: Window, values: Iterable[np.ndarray], valid: Iterable[np.ndarray]
+    ) -> None:
         stored = self.source.read([p.position for p in planes], there)
-        values = np.empty(stored.shape, dtype="float32")
-        valid = np.empty(stored.shape, dtype=bool)
         for plane, dn, out, ok in zip(planes, stored, values, valid, strict=True):
             if plane.name in INDICES:
                 _decode(dn, plane, out, ok)
             else:
                 reflectance(dn, plane.scaling, plane.nodata, out, ok)
-        return values, valid
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Plane name to file and conversion, JSON-ready."""
@@ -94,10 +109,7 @@ class Mosaic:
     def read(self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]) -> None:
         """Fill the slots of this mosaic's planes in values and valid (plane, y, x)."""
         for reader in self.readers:
-            found, ok = reader.read(window)
-            for plane, value, good in zip(reader.planes, found, ok, strict=True):
-                values[slots[plane.name]] = value
-                valid[slots[plane.name]] = good
+            reader.read_into(window, values, valid, slots)
         if self.mask is not None:
             clear = self.mask.read(window)
             for name in self.names:

@@ -118,6 +118,7 @@ class Stack:
         # Channels lie first, in order, so that interleaving them needs no selection.
         extras = [band for band in main.names if band not in self.channels]
         self._slots = {name: i for i, name in enumerate((*self.channels, *extras))}
+        self._arrays: tuple[np.ndarray, np.ndarray] | None = None
         tallest = max((r.source.block[0] for r in main.readers), default=1)
         self._rows = min(max(_ROWS, tallest), 4 * _ROWS)
 
@@ -161,8 +162,7 @@ class Stack:
         if admitted is not None and not admitted.any():
             image.fill(np.nan)
             return
-        values = np.empty((len(self._slots), *window.shape), dtype="float32")
-        valid = np.ones(values.shape, dtype=bool)
+        values, valid = self._workspace(window.shape)
         with np.errstate(over="ignore", invalid="ignore"):
             self._main.read(window, values, valid, self._slots)
             patched = [fill.patch(window, values, valid, self._slots) for fill in self._fills]
@@ -177,6 +177,16 @@ class Stack:
         _interleave(values[: len(self.channels)], image)
         if not whole.all():
             image[~whole] = np.nan
+
+    def _workspace(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Arrays for the planes of a strip, values float32 and valid bool (plane, y, x).
+
+        Kept from strip to strip: fresh memory costs as much as the arithmetic on it.
+        """
+        if self._arrays is None or self._arrays[0].shape[1:] != shape:
+            planes = (len(self._slots), *shape)
+            self._arrays = np.empty(planes, dtype="float32"), np.empty(planes, dtype=bool)
+        return self._arrays
 
     def _compute(self, values: np.ndarray, valid: np.ndarray) -> None:
         """Compute the indices that no file gives, from the patched bands."""
@@ -225,6 +235,7 @@ class Stack:
     def reopen(self) -> Stack:
         """The same stack with files of its own, for another thread; checks are not repeated."""
         again = copy.copy(self)
+        again._arrays = None
         again._main = self._main.reopen()
         again._fills = tuple(fill.reopen() for fill in self._fills)
         again._indices = self._indices.reopen() if self._indices else None
