@@ -299,7 +299,7 @@ def _plan(counts: np.ndarray, stack: Stack, config: PreprocessConfig) -> list[Pl
     named = _named_stacks(config.validation, windows, counts, stack)
     chosen = choose_stacks(counts, config.stacks, rng, named or ())
     if named is None:
-        fraction = _fraction(config.validation[0])
+        fraction = _fraction(config.validation)
         if fraction > 0 and len(chosen) < 2:
             raise _no_room(config, windows[chosen[0]])
         validation = {chosen[i] for i in choose_validation(counts[chosen], fraction)}
@@ -334,29 +334,27 @@ def _no_room(config: PreprocessConfig, window: Window) -> InputError:
 
 
 def _polygon_file(validation: Sequence[str]) -> str | None:
-    if len(validation) == 1 and not re.fullmatch(r"[0-9.]+", validation[0]):
+    """The polygon file that ``--validation`` names, None for numbers."""
+    if len(validation) == 1 and Path(validation[0]).is_file():
         return validation[0]
     return None
 
 
-def _fraction(text: str) -> float:
-    try:
-        fraction = float(text)
-    except ValueError:
-        fraction = -1.0
-    if not 0 <= fraction < 1:
+def _fraction(validation: Sequence[str]) -> float:
+    text = " ".join(validation)
+    if not re.fullmatch(r"0?\.[0-9]+", text):
         raise InputError(
             f"cannot split the stacks, since --validation is '{text}', expected a fraction (0.2), "
             "stack numbers (3 7) or a polygon file",
-            "Type --validation 0.2.",
+            "Type --validation 0.2, or check the path of the file.",
         )
-    return fraction
+    return float(text)
 
 
 def _named_stacks(
     validation: Sequence[str], windows: Sequence[Window], counts: np.ndarray, stack: Stack
 ) -> list[int] | None:
-    """Numbers of the validation stacks that the user names or draws; None for a fraction."""
+    """Numbers of the validation stacks that the user names or draws; None for a (valid) fraction."""
     if polygons := _polygon_file(validation):
         regions = VectorCodes(polygons, stack.grid, presence=True)
         shares = [_share_inside(regions, window) for window in windows]
@@ -377,8 +375,7 @@ def _named_stacks(
                 "They are numbered from 0, row by row from the upper left.",
             )
         return numbers
-    if len(validation) > 1:
-        _fraction(" ".join(validation))
+    _fraction(validation)
     return None
 
 

@@ -1,0 +1,423 @@
+"""preprocess.py: from rasters to stacks, through the command itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from rasterio.crs import CRS
+from scipy import ndimage
+from shapely.geometry import box
+
+from lulc import preparation
+from lulc.commands.preprocess import main
+from lulc.config import PreprocessConfig
+from lulc.preparation import make_stacks
+from lulc.schema import BANDS, INDICES, InputError
+from lulc.tiles import find_overlaps, load_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+UTM = CRS.from_epsg(32635)
+TRANSFORM = Affine(10, 0, 500000, 0, -10, 6800000)
+SHAPE = (160, 224)
+
+
+def write(path: Path, layers: np.ndarray, names: Sequence[str], nodata: float | None) -> str:
+    with rasterio.open(
+        path, "w", driver="GTiff", height=layers.shape[1], width=layers.shape[2], count=len(layers),
+        dtype=layers.dtype, crs=UTM, transform=TRANSFORM, nodata=nodata, tiled=True, blockxsize=64,
+        blockysize=64,
+    ) as data:  # fmt: skip
+        data.write(layers)
+        data.descriptions = tuple(names)
+    return str(path)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> dict[str, Any]:
+    """Options for a mosaic of 160 x 224 pixels with gaps, a fill, index codes and six classes."""
+    rng = np.random.default_rng(0)
+    bands = rng.integers(200, 4000, (9, *SHAPE)).astype(np.uint16)
+    fill = rng.integers(200, 4000, (9, *SHAPE)).astype(np.uint16)
+    indices = rng.integers(1, 200, (5, *SHAPE)).astype(np.uint8)
+    bands[:, 10:30, 20:60] = 0
+    fill[:, 10:20, 20:40] = 0
+    indices[1, 100:110, 100:130] = 0
+    labels = (np.add.outer(np.arange(160) // 20, np.arange(224) // 28) % 6 + 1).astype(np.uint8)
+    labels[:, 220:] = 0
+    return {
+        "bands": (write(tmp_path / "summer.tif", bands, BANDS, 0),),
+        "fill": (write(tmp_path / "spring.tif", fill, BANDS, 0),),
+        "indices": (write(tmp_path / "indices.tif", indices, INDICES, 0),),
+        "labels": write(tmp_path / "labels.tif", labels[None], ["class"], 0),
+        "out": str(tmp_path / "stacks"),
+        "size": 64,
+        "gap": 5,
+    }
+
+
+def config(scene: dict[str, Any], **options: Any) -> PreprocessConfig:
+    return PreprocessConfig(**{**scene, **options})
+
+
+def arguments(scene: dict[str, Any], *more: str) -> list[str]:
+    listed = []
+    for name, value in scene.items():
+        listed += ["--" + name, *(value if isinstance(value, tuple) else [str(value)])]
+    return [*listed, *more]
+
+
+def layers_of(path: str) -> np.ndarray:
+    with rasterio.open(path) as data:
+        return np.asarray(data.read())
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if not p.name.startswith(".")}
+
+
+def test_stacks_hold_what_the_rasters_say(scene: dict[str, Any]) -> None:
+    manifest = make_stacks(config(scene, validation=("5",)))
+    bands, fill = (layers_of(scene[k][0]).astype(np.float32) for k in ("bands", "fill"))
+    image = np.concatenate([np.where(bands == 0, fill, bands), layers_of(scene["indices"][0])])
+    invalid = (image == 0).any(axis=0)
+    image[:, invalid] = np.nan
+    labels = layers_of(scene["labels"])[0]
+    labels = np.where((labels == 0) | invalid, 255, labels)
+    (val,) = manifest.of("val")
+    assert val.number == 5 and val.window and val.grid
+    distance = ndimage.distance_transform_cdt(~inside(val.window.slices), metric="chessboard")
+    valid = []
+    for stack in manifest.stacks:
+        assert stack.window and stack.grid
+        found, masks = np.load(stack.image), np.load(stack.masks)
+        assert (found.dtype, masks.dtype) == (np.float32, np.uint8)
+        expected = labels[stack.window.slices].copy()
+        if stack.split == "train":
+            expected[distance[stack.window.slices] <= 5] = 255
+            valid.append(found[~np.isnan(found).any(axis=2)])
+        assert np.array_equal(masks, expected)
+        assert np.allclose(found, np.moveaxis(image, 0, -1)[stack.window.slices], equal_nan=True)
+        assert stack.grid.transform == TRANSFORM @ Affine.translation(stack.window.col, stack.window.row)
+        assert stack.class_counts[:6] == tuple(int((masks == c).sum()) for c in range(1, 7))
+    pixels = np.concatenate(valid).astype(np.float64)
+    assert manifest.statistics.count == len(pixels)
+    assert manifest.statistics.mean == pytest.approx(pixels.mean(axis=0), rel=1e-9)
+    assert manifest.statistics.std == pytest.approx(pixels.std(axis=0), rel=1e-9)
+    assert not find_overlaps(manifest.stacks)
+
+
+def inside(slices: tuple[slice, slice]) -> np.ndarray:
+    mask = np.zeros(SHAPE, bool)
+    mask[slices] = True
+    return mask
+
+
+def test_the_command_prints_counts_shares_and_what_to_type_next(
+    scene: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(scene, "--quiet")) == 0
+    printed = capsys.readouterr().out
+    assert "python train_model.py" in printed and scene["out"] in printed
+    # Of the 128 x 192 pixels of the six stacks.
+    assert "B02       2.44 %   0.81 %" in printed and "NDTI      0.00 %   1.22 %" in printed
+    manifest = load_manifest(scene["out"])
+    for land_cover, count in zip(manifest.legend.classes, manifest.class_counts("train"), strict=True):
+        assert any(land_cover.name in line and f"{count:,}" in line for line in printed.splitlines())
+
+
+def test_the_manifest_names_channels_sources_and_parameters_but_no_place_on_this_machine(
+    scene: dict[str, Any], tmp_path: Path
+) -> None:
+    make_stacks(config(scene, indices=()))
+    text = (Path(scene["out"]) / "manifest.json").read_text()
+    data = json.loads(text)
+    assert str(tmp_path) not in text
+    assert [c["coding"] for c in data["channels"]] == ["read"] * 9 + ["computed"] * 5
+    assert {s["name"] for s in data["sources"]} == {"summer.tif", "spring.tif", "labels.tif"}
+    assert data["parameters"]["gap"] == 5 and data["format_version"] == 1
+
+
+def test_equal_runs_give_equal_bytes(scene: dict[str, Any], tmp_path: Path) -> None:
+    make_stacks(config(scene))
+    make_stacks(config(scene, out=str(tmp_path / "again")))
+    assert contents(scene["out"]) == contents(str(tmp_path / "again"))
+
+
+def test_strips_of_any_height_give_the_same_stacks(
+    scene: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_stacks(config(scene, border_ignore=3))
+    monkeypatch.setattr(preparation, "STRIP", 64 * 7)
+    make_stacks(config(scene, border_ignore=3, out=str(tmp_path / "strips")))
+    first, second = contents(scene["out"]), contents(str(tmp_path / "strips"))
+    assert {k: v for k, v in first.items() if k.endswith(".npy")} == {
+        k: v for k, v in second.items() if k.endswith(".npy")
+    }
+    means = [load_manifest(f).statistics.mean for f in (scene["out"], tmp_path / "strips")]
+    assert means[0] == pytest.approx(means[1], rel=1e-12)
+
+
+def test_labels_along_class_borders_are_ignored(scene: dict[str, Any]) -> None:
+    make_stacks(config(scene, size=850, validation=("0.0",), border_ignore=2))
+    masks = np.load(Path(scene["out"]) / "train_masks_0.npy")
+    labels = layers_of(scene["labels"])[0]
+    known = labels > 0
+    expected = np.zeros(SHAPE, bool)
+    for rows in range(-2, 3):
+        for cols in range(-2, 3):
+            other = ndimage.shift(labels, (rows, cols), order=0, cval=0)
+            expected |= known & (other > 0) & (other != labels)
+    valid = ~np.isnan(np.load(Path(scene["out"]) / "train_image_0.npy")).any(axis=2)
+    assert np.array_equal(masks == 255, expected | ~known | ~valid)
+
+
+def test_as_many_stacks_are_cut_as_asked_for_with_the_rare_class_first(scene: dict[str, Any]) -> None:
+    labels = layers_of(scene["labels"])
+    labels[0, 70:80, 140:150] = 11
+    write(Path(scene["labels"]), labels, ["class"], 0)
+    manifest = make_stacks(config(scene, stacks=3, validation=("0.0",)))
+    assert len(manifest.stacks) == 3
+    assert manifest.class_counts("train")[10] == 100
+
+
+def test_polygons_choose_the_validation_stacks(scene: dict[str, Any], tmp_path: Path) -> None:
+    area = box(500000, 6800000 - 640, 500000 + 900, 6800000)
+    path = tmp_path / "val.gpkg"
+    geopandas.GeoDataFrame(geometry=[area], crs=UTM).to_file(path)
+    assert [s.number for s in make_stacks(config(scene, validation=(str(path),))).of("val")] == [0]
+
+
+@pytest.mark.parametrize("validation", [("1.5",), ("99",), ("3", "0.2"), ("no.gpkg",), ("x",)])
+def test_a_validation_that_fits_nothing_is_refused(scene: dict[str, Any], validation: Any) -> None:
+    with pytest.raises(InputError):
+        make_stacks(config(scene, validation=validation))
+    assert not (Path(scene["out"]) / "manifest.json").exists()
+
+
+def test_one_stack_cannot_be_split(scene: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="--size"):
+        make_stacks(config(scene, size=850))
+
+
+def test_a_finished_folder_is_kept_by_the_same_command_and_refused_to_another(
+    scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make_stacks(config(scene))
+    before = contents(scene["out"])
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "_write_stack", None)
+        assert make_stacks(config(scene)) == load_manifest(scene["out"])
+    with pytest.raises(InputError, match="--overwrite"):
+        make_stacks(config(scene, gap=6))
+    assert contents(scene["out"]) == before
+    second = make_stacks(config(scene, gap=6, overwrite=True))
+    assert second.key != first.key
+
+
+def test_overwriting_with_fewer_stacks_leaves_none_behind(scene: dict[str, Any]) -> None:
+    make_stacks(config(scene))
+    manifest = make_stacks(config(scene, stacks=3, overwrite=True))
+    listed = {p.name for s in manifest.stacks for p in (s.image, s.masks)}
+    assert {p.name for p in Path(scene["out"]).glob("*.npy")} == listed
+
+
+def test_stacks_of_another_origin_are_not_replaced_unasked(scene: dict[str, Any]) -> None:
+    alien = Path(scene["out"]) / "train_image_0.npy"
+    alien.parent.mkdir()
+    alien.write_bytes(b"precious")
+    with pytest.raises(InputError, match="another origin"):
+        make_stacks(config(scene))
+    assert alien.read_bytes() == b"precious"
+    make_stacks(config(scene, overwrite=True))
+
+
+def interrupted(scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch, after: int, **options: Any) -> None:
+    """Run until `after` stacks are written, then stop as Ctrl-C does."""
+    write_one = preparation._write_stack
+    written = 0
+
+    def stop(*arguments: Any) -> Any:
+        nonlocal written
+        if written == after:
+            raise KeyboardInterrupt
+        written += 1
+        return write_one(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparation, "_write_stack", stop)
+        make_stacks(config(scene, **options))
+
+
+def test_an_interrupted_run_continues_to_the_same_bytes(
+    scene: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_stacks(config(scene, out=str(tmp_path / "whole")))
+    interrupted(scene, monkeypatch, 3)
+    assert not (Path(scene["out"]) / "manifest.json").exists()
+    damaged = Path(scene["out"]) / "train_image_1.npy"
+    content = bytearray(damaged.read_bytes())
+    content[-5] ^= 4
+    damaged.write_bytes(content)
+    redone = []
+    write_one = preparation._write_stack
+
+    def record(folder: Path, place: Any, *rest: Any) -> Any:
+        redone.append(place.name)
+        return write_one(folder, place, *rest)
+
+    monkeypatch.setattr(preparation, "_write_stack", record)
+    make_stacks(config(scene))
+    assert contents(scene["out"]) == contents(str(tmp_path / "whole"))
+    assert "train_1" in redone and not {"train_0", "train_2"} & set(redone)
+
+
+def test_partial_work_of_other_parameters_is_refused_until_dropped(
+    scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(scene, monkeypatch, 2)
+    with pytest.raises(InputError, match="--restart"):
+        make_stacks(config(scene, gap=9))
+    assert make_stacks(config(scene, gap=9, restart=True)).parameters["gap"] == 9
+
+
+def test_a_damaged_record_of_progress_means_a_new_start(
+    scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_stacks(config(scene, out=str(tmp_path / "whole")))
+    interrupted(scene, monkeypatch, 2)
+    record = Path(scene["out"]) / "progress.json"
+    record.write_text(record.read_text()[:-40])
+    make_stacks(config(scene))
+    assert contents(scene["out"]) == contents(str(tmp_path / "whole"))
+
+
+def test_an_input_that_changes_while_it_is_read_is_noticed(
+    scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_one = preparation._write_stack
+
+    def touch(*arguments: Any) -> Any:
+        os.utime(scene["labels"], ns=(1, 1))
+        return write_one(*arguments)
+
+    monkeypatch.setattr(preparation, "_write_stack", touch)
+    with pytest.raises(InputError, match="changed while"):
+        make_stacks(config(scene))
+    assert not (Path(scene["out"]) / "manifest.json").exists()
+
+
+def test_killed_runs_continue_to_the_same_bytes(scene: dict[str, Any], tmp_path: Path) -> None:
+    make_stacks(config(scene, out=str(tmp_path / "whole")))
+    command = [sys.executable, str(ROOT / "preprocess.py"), *arguments(scene, "--quiet")]
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
+        deadline = time.monotonic() + 30
+        while process.poll() is None and not list(Path(scene["out"]).glob("*.npy")):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(float(rng.uniform(0, 0.02)))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert main(arguments(scene, "--quiet")) == 0
+    assert contents(scene["out"]) == contents(str(tmp_path / "whole"))
+    assert not list(Path(scene["out"]).glob("*.partial"))
+
+
+def test_two_runs_on_one_folder_are_refused(scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    survey = preparation._survey
+
+    def second(*arguments: Any) -> None:
+        with pytest.raises(InputError, match="another run"):
+            make_stacks(config(scene))
+        survey(*arguments)
+
+    monkeypatch.setattr(preparation, "_survey", second)
+    make_stacks(config(scene))
+
+
+def refused(scene: dict[str, Any], capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    assert main(arguments(scene, "--quiet", *more)) == 1
+    message = capsys.readouterr().err
+    assert message.count("error: ") == 1 and "Traceback" not in message
+    assert not (Path(scene["out"]) / "manifest.json").exists()
+    return message
+
+
+def test_unknown_codes_are_refused_with_their_counts(scene: dict[str, Any], capsys: Any) -> None:
+    labels = layers_of(scene["labels"])
+    labels[0, :3, :4] = 77
+    write(Path(scene["labels"]), labels, ["class"], 0)
+    assert "77 (12 px)" in refused(scene, capsys)
+
+
+def test_no_valid_pixel_and_only_one_class_are_refused(scene: dict[str, Any], capsys: Any) -> None:
+    labels = layers_of(scene["labels"])
+    write(Path(scene["labels"]), np.minimum(labels, 1), ["class"], 0)
+    assert "only 'Built-up areas, sparse'" in refused(scene, capsys)
+    write(Path(scene["labels"]), labels * 0, ["class"], 0)
+    assert "no valid pixel" in refused(scene, capsys, "--restart")
+
+
+def test_missing_files_and_shifted_labels_are_refused(scene: Any, capsys: Any, tmp_path: Path) -> None:
+    assert "nothing.tif" in refused({**scene, "labels": str(tmp_path / "nothing.tif")}, capsys)
+    with rasterio.open(scene["labels"], "r+") as data:
+        data.transform = TRANSFORM @ Affine.translation(0.5, 0)
+    assert "origin (500005" in refused(scene, capsys) and not Path(scene["out"]).exists()
+
+
+def test_a_full_disk_is_noticed_before_writing(
+    scene: dict[str, Any], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 1000})())
+    assert "are free there" in refused(scene, capsys)
+    assert not list(Path(scene["out"]).glob("*.npy"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(scene: dict[str, Any], capsys: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "file" in refused({**scene, "out": str(tmp_path / "file" / "stacks")}, capsys)
+
+
+@pytest.mark.parametrize("option", ["size", "stacks", "gap", "border_ignore"])
+def test_numbers_out_of_range_are_refused(scene: dict[str, Any], option: str) -> None:
+    with pytest.raises(InputError, match=option.replace("_", "-")):
+        make_stacks(replace(config(scene), **{option: -1}))
+
+
+def test_the_simulated_region_validates_on_its_block_3(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "data/kaakonkulma-sim"
+    manifest = make_stacks(
+        PreprocessConfig(
+            bands=(str(folder / "summer.tif"),), fill=(str(folder / "spring.tif"),),
+            indices=(str(folder / "indices.tif"),), labels=str(folder / "labels.tif"),
+            validation=("3",), out=str(tmp_path / "stacks"),
+        )
+    )  # fmt: skip
+    assert [(s.name, s.number, s.shape) for s in manifest.stacks] == [
+        ("train_0", 0, (850, 850)), ("train_1", 1, (850, 850)), ("train_2", 2, (850, 850)),
+        ("val_0", 3, (850, 850)),
+    ]  # fmt: skip
+    # Block 3 carries the labels of the original's validation stack, apart from invalid pixels.
+    original = np.load(shared / "data/kaakonkulma-labels/val_masks_0.npy")
+    masks = np.load(tmp_path / "stacks/val_masks_0.npy")
+    assert np.array_equal(masks[masks != 255], original[masks != 255])
+    assert np.mean(masks == 255) < 0.02
+    # The gap: 76 pixels beside and above the validation block, the corner included.
+    beside, above = (np.load(tmp_path / f"stacks/train_masks_{i}.npy") for i in (2, 1))
+    assert (beside[:, -76:] == 255).all() and (above[-76:] == 255).all()
+    assert (beside[:, -77] != 255).any() and (above[-77] != 255).any()
