@@ -1,0 +1,98 @@
+"""The command: what it prints, where it writes, how it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from lulc.commands.evaluate_classifications import main
+from lulc.findings import FILES
+from lulc.nomenclature import load_scheme
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    """A folder with map.tif and labels.tif, 30 x 40."""
+    labels = np.random.default_rng(1).integers(0, 14, (1, 30, 40)).astype(np.uint8)
+    mapped = np.where(labels == 0, 5, labels).astype(np.uint8)
+    mapped[0, :3] = 13
+    profile = {
+        "driver": "GTiff", "count": 1, "height": 30, "width": 40, "dtype": "uint8",
+        "crs": "EPSG:3067", "transform": Affine(10, 0, 500_000, 0, -10, 6_700_000),
+    }  # fmt: skip
+    for name, values in (("labels", labels), ("map", mapped)):
+        with rasterio.open(tmp_path / f"{name}.tif", "w", **profile) as file:
+            file.write(values)
+            if name == "map":
+                file.update_tags(LULC_LEGEND=json.dumps(load_scheme("kaakonkulma-13").legend.to_json()))
+    return tmp_path
+
+
+def arguments(scene: Path) -> list[str]:
+    return [str(scene / "map.tif"), str(scene / "labels.tif"), "--out", str(scene / "report"), "-q"]
+
+
+def test_the_command_prints_the_table_the_totals_and_its_files(scene, capsys) -> None:
+    assert main(arguments(scene)) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    total = json.loads((scene / "report" / "report.json").read_text())["total"]
+    for c in total["classes"]:
+        line = next(text for text in out.splitlines() if text.startswith(f"{c['number']} {c['name']}"))
+        assert f"{c['f1']:.3f}" in line
+    line = next(text for text in out.splitlines() if text.startswith("all classes"))
+    assert f"{total['overall_accuracy']:.3f}" in line and f"{total['macro']['f1']:.3f}" in line
+    for path in (scene / "report").iterdir():
+        assert str(path) in out
+        assert path.name in FILES
+    assert not list(scene.rglob("*.partial"))
+
+
+def test_a_second_run_is_refused_without_overwrite(scene, capsys) -> None:
+    assert main(arguments(scene)) == 0
+    assert main(arguments(scene)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: cannot write the report") and "--overwrite" in error
+    assert main([*arguments(scene), "--overwrite"]) == 0
+
+
+def test_a_missing_map_is_one_message_and_no_report(scene, capsys) -> None:
+    wrong = [str(scene / "absent.tif"), *arguments(scene)[1:]]
+    assert main(wrong) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "absent.tif" in error and "Traceback" not in error
+    assert not (scene / "report").exists()
+
+
+def test_a_reference_with_unknown_codes_lists_them(scene, capsys) -> None:
+    with rasterio.open(scene / "labels.tif", "r+") as file:
+        labels = file.read(1)
+        labels[0, :4] = 77
+        file.write(labels, 1)
+    assert main(arguments(scene)) == 1
+    assert "77 (4 px)" in capsys.readouterr().err
+    assert not (scene / "report").exists()
+
+
+def test_a_report_over_a_file_is_refused(scene, capsys) -> None:
+    (scene / "report").write_text("mine")
+    assert main(arguments(scene)) == 1
+    assert "expected a folder" in capsys.readouterr().err
+    assert (scene / "report").read_text() == "mine"
+
+
+def test_the_script_shows_its_help_and_refuses_a_mistyped_option() -> None:
+    script = str(ROOT / "evaluate_classifications.py")
+    shown = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+    assert "The result is a folder" in shown.stdout and "--compare" in shown.stdout
+    wrong = subprocess.run([sys.executable, script, "--comprae"], capture_output=True, text=True)
+    assert wrong.returncode == 2
