@@ -19,7 +19,7 @@ from pathlib import Path
 from lulc.commandline import run
 from lulc.config import RUN, option
 
-SHAPE = (896, 1024)
+SHAPE = (1024, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ class DemoConfig:
     """Where the demonstration goes, and how long it trains."""
 
     out: str = option("demo", "folder for everything", metavar="FOLDER")
-    epochs: int = option(6, "number of epochs", group=RUN)
+    epochs: int = option(8, "number of epochs", group=RUN)
     steps: int = option(50, "batches per epoch", group=RUN)
-    minutes: float = option(2.0, "longest training", unit="minutes", group=RUN)
+    minutes: float = option(3.0, "longest training", unit="minutes", group=RUN)
     seed: int = option(1, "seed of the scene and the training", group=RUN)
 
 
