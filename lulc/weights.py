@@ -200,7 +200,7 @@ def arrays_of(model: keras.Model) -> Arrays:
     from lulc.backend import keras
 
     return {
-        f"{layer.name}/{v.name}": np.array(keras.ops.convert_to_numpy(v.value), "float32")
+        f"{layer.name}/{v.name}": np.array(keras.ops.convert_to_numpy(v), "float32")
         for layer in model.layers for v in layer.weights
     }
 
@@ -379,14 +379,12 @@ def _halve(weights: bytes) -> bytes:
                 new.require_group(name).attrs.update(item.attrs)
                 return
             array = item[()]
-            if array.ndim == 4:
-                array = array.astype("float16")
-                if not np.isfinite(array).all():
-                    raise InputError(
-                        f"cannot store '{name}' as float16, since it holds values beyond 65504",
-                        "Store this network in float32.",
-                    )
-            new[name] = array
+            if array.ndim == 4 and np.abs(array).max() > np.finfo("float16").max:
+                raise InputError(
+                    f"cannot store '{name}' as float16, since it holds values beyond 65504",
+                    "Store this network in float32.",
+                )
+            new[name] = array.astype("float16") if array.ndim == 4 else array
 
         old.visititems(copy)
     return target.getvalue()
