@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import cv2
 import geopandas
 import numpy as np
 import pyogrio
@@ -24,7 +25,7 @@ from rasterio.warp import transform_bounds
 
 from lulc.grid import GridSpec
 from lulc.nomenclature import NO_CODE, Scheme, count_codes
-from lulc.schema import InputError, Legend
+from lulc.schema import IGNORE, InputError, Legend
 from lulc.sources import Source, open_source
 from lulc.storage import sha256_of
 from lulc.windows import Window
@@ -422,6 +423,32 @@ class VectorCodes:
         frame = frame.assign(code=_codes_of(self.path, values))
         frame = frame.to_crs(self._grid.crs)
         return frame[np.isfinite(frame.bounds).all(axis=1)]
+
+
+def near_borders(classes: np.ndarray, width: int) -> np.ndarray:
+    """Pixels from which another class lies within `width` pixels in any of the 8 directions.
+
+    Parameters
+    ----------
+    classes : uint8 (y, x)
+        Class numbers 1..254; 255 is ignored and makes no border.
+    width
+        Pixels; 1 marks the pixels on both sides of each border.
+
+    Returns
+    -------
+    bool (y, x)
+
+    Examples
+    --------
+    >>> near_borders(np.array([[1, 1, 1, 2, 2]], np.uint8), 1).tolist()
+    [[False, False, True, True, False]]
+    """
+    square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    # 255 never wins the minimum, nor 0 the maximum.
+    lowest = cv2.erode(classes, square)
+    highest = cv2.dilate(np.where(classes == IGNORE, 0, classes).astype(np.uint8), square)
+    return np.asarray((lowest != highest) & (classes != IGNORE))
 
 
 def tiles_of(extent: Window, side: int) -> Iterator[Window]:

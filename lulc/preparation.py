@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from lulc.config import PreprocessConfig
-from lulc.labels import Labels, VectorCodes, open_labels, tiles_of
+from lulc.labels import Labels, VectorCodes, near_borders, open_labels, tiles_of
 from lulc.nomenclature import NO_CODE, load_scheme
 from lulc.schema import CHANNELS, IGNORE, InputError
 from lulc.split import ENOUGH, candidate_windows, choose_stacks, choose_validation, near_windows
@@ -444,11 +443,7 @@ def _masked_labels(labels: Labels, window: Window, border: int) -> np.ndarray:
         window.row - border, window.col - border, window.height + 2 * border, window.width + 2 * border
     ).intersect(labels.grid.extent)
     classes = labels.read(grown)
-    # Ignored pixels are no border: highest in the minimum, lowest in the maximum, they never win.
-    square = np.ones((2 * border + 1, 2 * border + 1), np.uint8)
-    lowest = cv2.erode(classes, square)
-    highest = cv2.dilate(np.where(classes == IGNORE, 0, classes).astype(np.uint8), square)
-    classes[lowest != highest] = IGNORE
+    classes[near_borders(classes, border)] = IGNORE
     return classes[window.relative_to(grown).slices].copy()
 
 
