@@ -32,7 +32,7 @@ from lulc.windows import Window
 
 logger = logging.getLogger("lulc")
 
-WINDOW = 1024
+WINDOW = 512
 """Side of the windows that are counted together, a multiple of the block size of maps."""
 
 PICTURE = 1400

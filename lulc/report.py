@@ -164,9 +164,18 @@ def _legend_keys(arrays: Sequence[NDArray[np.uint8]], legend: Legend) -> list[Pa
         if present[c.number]
     ]
     if present[0]:
-        keys.append(Patch(facecolor=UNCLASSIFIED_COLOR, edgecolor="#555555", label=_label(0, "unclassified")))
+        keys.append(
+            Patch(
+                facecolor=UNCLASSIFIED_COLOR,
+                edgecolor="#555555",
+                linewidth=0.6,
+                label=_label(0, "unclassified"),
+            )
+        )
     if present[IGNORE]:
-        keys.append(Patch(facecolor=VOID_COLOR, edgecolor="#999999", label=_label("", "no data")))
+        keys.append(
+            Patch(facecolor=VOID_COLOR, edgecolor="#555555", linewidth=0.6, label=_label("", "no data"))
+        )
     return keys
 
 
@@ -276,7 +285,7 @@ def draw_reliability(calibration: Calibration, path: str | os.PathLike[str], *, 
         top.bar([b.lower for b in bins], [b.accuracy for b in bins], width, align="edge",
                 color=BLUE, edgecolor="white", label="accuracy")  # fmt: skip
         top.plot([b.confidence for b in bins], [b.accuracy for b in bins], "o", color=ORANGE,
-                 markeredgecolor="black", markersize=5, label="mean confidence of the bin")  # fmt: skip
+                 markeredgecolor="black", markersize=5, clip_on=False, label="mean confidence of the bin")  # fmt: skip
         top.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="confidence = accuracy")
         top.set(ylim=(0, 1), ylabel="share of pixels that are right")
         top.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")

@@ -397,13 +397,13 @@ def test_a_map_without_a_legend_needs_a_scheme(scene) -> None:
 
 def test_one_class_against_the_rest_is_scored_as_two_classes(tmp_path) -> None:
     scheme = load_scheme("kaakonkulma-13")
-    water = Legend("one", (LandCoverClass(1, "Water bodies", "#80f2ff", level1=5),))
+    water = Legend(scheme.name, (LandCoverClass(1, "Water bodies", "#80f2ff", level1=5),))
     labels = np.array([[13, 13, 5, 7, 13, 0]], np.uint8)
     p = np.array([[0.9, 0.4, 0.2, 0.7, 0.8, 0.1]], np.float32)
     bands = np.stack([p > 0.5, p]).astype(np.float32)
     path = write_raster(tmp_path / "map.tif", bands, nodata=-1, tags=tags_of(water))
     reference = write_raster(tmp_path / "labels.tif", labels[None])
-    config = EvaluateConfig(map=path, reference=reference, out=str(tmp_path / "r"), scheme=scheme.name)
+    config = EvaluateConfig(map=path, reference=reference, out=str(tmp_path / "r"))
     found = measure(config)[0]
     assert found.confusion[1:, 1:].tolist() == [[2, 1], [1, 1]]
     assert found.calibration.nll == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.3, 0.8]).mean(), rel=1e-6)
