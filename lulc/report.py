@@ -285,7 +285,8 @@ def draw_reliability(calibration: Calibration, path: str | os.PathLike[str], *, 
         top.bar([b.lower for b in bins], [b.accuracy for b in bins], width, align="edge",
                 color=BLUE, edgecolor="white", label="accuracy")  # fmt: skip
         top.plot([b.confidence for b in bins], [b.accuracy for b in bins], "o", color=ORANGE,
-                 markeredgecolor="black", markersize=5, clip_on=False, label="mean confidence of the bin")  # fmt: skip
+                 markeredgecolor="black", markersize=5, clip_on=False,
+                 label="mean confidence of the bin")  # fmt: skip
         top.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="confidence = accuracy")
         top.set(ylim=(0, 1), ylabel="share of pixels that are right")
         top.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")

@@ -154,9 +154,7 @@ def test_every_pixel_of_a_stratum_is_drawn_equally_often() -> None:
     rng = np.random.default_rng(3)
     drawn = np.zeros((6, 5))
     for _ in range(600):
-        points = draw_sample(
-            lambda w: classes[w.slices], windows, grid, np.array([30]), np.array([10]), rng
-        )
+        points = draw_sample(lambda w: classes[w.slices], windows, grid, np.array([30]), np.array([10]), rng)
         cols, rows = ~grid.transform @ (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
         drawn[rows.astype(int), cols.astype(int)] += 1
     assert abs(drawn - 200).max() < 5 * np.sqrt(600 * 1 / 3 * 2 / 3)
