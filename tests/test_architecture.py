@@ -15,8 +15,24 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lulc"
 
-PACKAGE_DOORS = {"argparse", "pickle", "matplotlib", "jinja2", "keras", "openvino", "nncf", "h5py",
-                 "tensorflow", "jax", "torch", "numcodecs", "xarray", "geopandas", "jsonschema", "sklearn"}  # fmt: skip
+PACKAGE_DOORS = {
+    "argparse",
+    "pickle",
+    "matplotlib",
+    "jinja2",
+    "keras",
+    "openvino",
+    "nncf",
+    "h5py",
+    "tensorflow",
+    "jax",
+    "torch",
+    "numcodecs",
+    "xarray",
+    "geopandas",
+    "jsonschema",
+    "sklearn",
+}
 """Packages that only the modules whose row names them import."""
 
 CALL_DOORS = {"rasterio.open", "np.load", "np.save", "print", "sys.exit"}
