@@ -38,7 +38,7 @@ def factor_of(source: GridSpec, grid: GridSpec) -> int | None:
     """
     for factor in FACTORS:
         rows, cols = (-(-size // factor) for size in grid.shape)
-        transform = grid.transform * grid.transform.scale(factor)
+        transform = grid.transform @ grid.transform.scale(factor)
         if source.matches(GridSpec(grid.crs, transform, rows, cols)):
             return factor
     return None

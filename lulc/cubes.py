@@ -98,7 +98,8 @@ class CubeSource(Source):
         data = self._data[place.variable]
         if place.dimension is not None:
             data = data.isel({place.dimension: place.position})
-        window = data.isel({self._y: rows, self._x: cols})
+        rest = {d: 0 for d in data.dims if d not in (self._x, self._y)}
+        window = data.isel({self._y: rows, self._x: cols, **rest})
         return np.asarray(window.transpose(self._y, self._x).values)
 
     def reopen(self) -> CubeSource:
@@ -172,18 +173,21 @@ def _layers(
     path: str, data: xr.Dataset, x: Hashable, y: Hashable
 ) -> tuple[tuple[Layer, ...], tuple[_Place, ...]]:
     layers, places = [], []
-    for name, variable in data.data_vars.items():
+    # By name: a Zarr folder lists its members in no particular order.
+    for name in sorted(data.data_vars, key=str):
+        variable = data[name]
         if not {x, y} <= set(variable.dims) or variable.dtype.kind not in "iufb":
             continue
         # A dimension of length one (a single date) is no more than a label.
         others = [d for d in variable.dims if d not in (x, y) and variable.sizes[d] != 1]
-        singles = {d: 0 for d in variable.dims if d not in (x, y) and variable.sizes[d] == 1}
+        singles = [d for d in variable.dims if d not in (x, y) and variable.sizes[d] == 1]
         if len(others) > 1 or (others and "time" in str(others[0]).lower()):
             raise InputError(
                 f"cannot use '{path}', since '{name}' has the dimensions {tuple(map(str, variable.dims))} "
                 f"of lengths {variable.shape}, expected y, x and at most one dimension of bands",
                 "Choose one date first: dataset.isel(time=0)",
             )
+        singles.sort(key=lambda d: not _names_bands(data, d))
         dimension = next(iter(others or singles), None)
         for i in range(variable.sizes[dimension] if dimension is not None else 1):
             label = _label(data, name, dimension, i)
@@ -200,13 +204,16 @@ def _layers(
 
 def _label(data: xr.Dataset, variable: Hashable, dimension: Hashable | None, position: int) -> str | None:
     """Name of a layer: the band coordinate where it has one that names, else the variable."""
-    coordinate = data.coords.get(dimension) if dimension is not None else None
-    # Numbers along the band dimension are positions, which name nothing.
-    if coordinate is not None and coordinate.dtype.kind in "USO":
-        label = coordinate.values[position]
+    if dimension is not None and _names_bands(data, dimension):
+        label = data[dimension].values[position]
         return label.decode() if isinstance(label, bytes) else str(label)
     long = dimension is not None and data.sizes[dimension] > 1
     return None if long else str(variable)
+
+
+def _names_bands(data: xr.Dataset, dimension: Hashable) -> bool:
+    """True for a coordinate of words; numbers along a dimension are positions, which name nothing."""
+    return dimension in data.coords and data[dimension].dtype.kind in "USO"
 
 
 def _layer(label: str | None, variable: xr.DataArray) -> Layer:

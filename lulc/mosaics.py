@@ -66,8 +66,9 @@ class Reader:
         return values, valid
 
     def _convert_into(
-        self, planes: Sequence[Plane], there: Window, values: Iterable[np.ndarray], valid: Iterable[np.ndarray]
-    ) -> None:
+        self, planes: Sequence[Plane], there: Window,
+        values: Iterable[np.ndarray], valid: Iterable[np.ndarray],
+    ) -> None:  # fmt: skip
         stored = self.source.read([p.position for p in planes], there)
         for plane, dn, out, ok in zip(planes, stored, values, valid, strict=True):
             if plane.name in INDICES:
