@@ -30,6 +30,7 @@ BLOCK = 256
 """Side of a block in pixels."""
 
 _CODEC = Zstd(level=1)
+_SMALL = Zstd(level=19)
 _INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 
 
@@ -92,7 +93,7 @@ ENCODINGS = {
 """Storage of activations by the name of the option; 65535 and 255 are no data, 65534 and 254 are 1."""
 
 
-def encode_block(values: np.ndarray) -> bytes:
+def encode_block(values: np.ndarray, codec: Zstd = _CODEC) -> bytes:
     """One band of a block as a TIFF tile: predictor 3 (float32) or 2 (integers), then ZSTD.
 
     Parameters
@@ -114,7 +115,7 @@ def encode_block(values: np.ndarray) -> bytes:
     differences = np.empty_like(values)
     differences[:, 0] = values[:, 0]
     np.subtract(values[:, 1:], values[:, :-1], out=differences[:, 1:])
-    return bytes(_CODEC.encode(differences))
+    return bytes(codec.encode(differences))
 
 
 def decode_block(payload: bytes, dtype: np.dtype[Any], side: int = BLOCK) -> np.ndarray:
@@ -195,7 +196,7 @@ class BlockWriter:
         self._offset = 0
         self._hash = hashlib.sha256()
         empty = np.full((BLOCK, BLOCK), encoding.nodata, encoding.dtype)
-        self._empty_payload = encode_block(empty)
+        self._empty_payload = encode_block(empty, _SMALL)
 
     def place(self, level: int, window: Window, values: np.ndarray | None) -> None:
         """Put a rectangle of a level; ``None`` for no data throughout.

@@ -30,6 +30,9 @@ from lulc.schema import IGNORE, InputError, Legend
 from lulc.storage import write_atomically
 from lulc.windows import Window
 
+CLASSIC_LIMIT = 2**32 - 1
+"""Largest classic TIFF in bytes; larger ones are BigTIFF."""
+
 
 @dataclass(frozen=True)
 class MapProfile:
@@ -345,7 +348,7 @@ def _header(
             result.append(dict(sorted(fields.items())))
         return result
 
-    if len(_lay_out(directories(0), format, ghost)) + total >= 2**32:
+    if len(_lay_out(directories(0), format, ghost)) + total > CLASSIC_LIMIT:
         format = _BIG
     # The length does not depend on the values, so the first pass tells where blocks start.
     return _lay_out(directories(len(_lay_out(directories(0), format, ghost))), format, ghost)
