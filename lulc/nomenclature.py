@@ -343,9 +343,7 @@ def _european(name: str, codes: str) -> Scheme:
     members = {g: tuple(c for c in _LEVEL3 if c // 10 ** (3 - level) == g) for g in groups}
     legend = Legend(
         name,
-        tuple(
-            LandCoverClass(numbers[g], *_european_class(g), members[g], int(str(g)[0])) for g in groups
-        ),
+        tuple(LandCoverClass(numbers[g], *_european_class(g), members[g], int(str(g)[0])) for g in groups),
     )
     classes = {code: numbers[clc // 10 ** (3 - level)] for code, clc in meaning.items()}
     classes |= dict.fromkeys(nodata, IGNORE)
@@ -411,9 +409,7 @@ def read_scheme(path: str) -> Scheme:
             f"{_listed(sorted(found)) or 'all ignored'}, expected 1..N without gaps",
             "Number the classes 1, 2, 3, ... in the column 'class'.",
         )
-    legend = Legend(
-        Path(path).stem, tuple(_class_from(path, n, found[n], classes) for n in sorted(found))
-    )
+    legend = Legend(Path(path).stem, tuple(_class_from(path, n, found[n], classes) for n in sorted(found)))
     hint = f"Add a row for each code to '{path}'; leave the class empty to ignore it."
     return Scheme(Path(path).stem, legend, classes, hint=hint)
 

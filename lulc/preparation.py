@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 from tqdm import tqdm
 
 from lulc.config import PreprocessConfig
@@ -49,6 +50,9 @@ LOCK = ".lock"
 
 STRIP = 2**18
 """Pixels that are held in memory at once: 14 channels of them are 15 MB, in float64 29 MB."""
+
+GDAL_CACHE = 192
+"""MB of decoded blocks; GDAL's own default is a share of the machine's memory, however large that is."""
 
 _STACK_FILE = re.compile(r"(train|val)_(image|masks)_\d+\.npy")
 
@@ -128,6 +132,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
     folder = Path(config.out)
     scheme = load_scheme(config.scheme, config.codes)
     with (
+        rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE),
         open_stack(config.bands, config.indices, config) as stack,
         open_labels(
             config.labels, stack.grid, scheme, field=config.label_field, pine=config.pine,

@@ -748,9 +748,7 @@ def _original_stack(
     split: str, index: int, image: Path, masks: Path, classes: int, scaling: Statistics | None
 ) -> StackFile:
     height, width = open_layers(masks).shape[:2]
-    stack = StackFile(
-        f"{split}_{index}", split, image, masks, (height, width), (), standardised_by=scaling
-    )
+    stack = StackFile(f"{split}_{index}", split, image, masks, (height, width), (), standardised_by=scaling)
     opened = open_tile(stack)[1]
     counts = np.zeros(256, np.int64)
     for row in range(0, height, 512):
