@@ -109,12 +109,15 @@ def _scaling(mean: np.ndarray, expected: np.ndarray) -> str:
     """``factor``, ``offset``, or nothing: what would explain the means of the bands."""
     if not len(mean):
         return ""
-    ratio = float(np.median(mean / expected)) if (expected > 0).all() else 1.0
+    ratio = float(np.median(mean / np.maximum(expected, 1.0)))
     shift = float(np.median(mean - expected))
-    spread = float(np.median(np.abs(mean - expected - shift)))
-    if abs(abs(shift) - OFFSET) < OFFSET_TOLERANCE and spread < OFFSET_TOLERANCE:
-        return "offset"
-    return "factor" if ratio > FACTOR or ratio < 1 / FACTOR else ""
+    residuals = {}
+    if not 1 / FACTOR <= ratio <= FACTOR:
+        residuals["factor"] = float(np.median(np.abs(mean - ratio * expected)))
+    if abs(abs(shift) - OFFSET) < OFFSET_TOLERANCE:
+        residuals["offset"] = float(np.median(np.abs(mean - expected - shift)))
+    kind = min(residuals, key=lambda name: residuals[name], default="")
+    return "" if kind == "offset" and residuals[kind] >= OFFSET_TOLERANCE else kind
 
 
 def _likely_reason(mean: np.ndarray, expected: np.ndarray) -> str:

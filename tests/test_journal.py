@@ -1,0 +1,120 @@
+"""A journal knows what is finished, and nothing that is not."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lulc.journal import Journal, open_journal
+from lulc.schema import InputError
+
+KEY = {"weights": "abc", "options": {"scale": 0.5, "fill": ["spring.tif"]}}
+
+
+def finish(journal: Journal, part: int, content: bytes = b"blocks") -> None:
+    journal.path_of(part).write_bytes(content)
+    journal.record(part, sha256(content).hexdigest(), {1: 10 * (part + 1), 255: 1})
+
+
+def begun(out: Path, parts: int = 4) -> Path:
+    """The folder of work with some finished parts."""
+    with open_journal(out) as journal:
+        journal.begin(KEY, restart=False)
+        for part in range(parts):
+            finish(journal, part)
+        return journal.folder
+
+
+def finished(out: Path, key: dict[str, object] = KEY, restart: bool = False) -> set[int]:
+    with open_journal(out) as journal:
+        journal.begin(key, restart=restart)
+        return journal.finished(10)
+
+
+def test_finished_parts_and_their_counts_are_known_to_the_next_run(tmp_path: Path) -> None:
+    begun(tmp_path / "map.tif")
+    with open_journal(tmp_path / "map.tif") as journal:
+        journal.begin(KEY, restart=False)
+        assert journal.finished(10) == {0, 1, 2, 3}
+        assert journal.counts == {1: 100, 255: 4}
+
+
+def test_another_key_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    begun(tmp_path / "map.tif")
+    other = {"weights": "abc", "options": {"scale": 0.25, "fill": ["spring.tif"]}}
+    with pytest.raises(InputError) as caught:
+        finished(tmp_path / "map.tif", other)
+    assert "options.scale (0.5, now 0.25)" in caught.value.problem
+    assert "weights" not in caught.value.problem
+    assert "--restart" in caught.value.hint
+    assert finished(tmp_path / "map.tif") == {0, 1, 2, 3}
+
+
+def test_restart_drops_what_is_there(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "map.tif")
+    assert finished(tmp_path / "map.tif", {"weights": "new"}, restart=True) == set()
+    assert not list(folder.glob("*.part"))
+
+
+def test_two_runs_on_one_map_are_refused(tmp_path: Path) -> None:
+    with open_journal(tmp_path / "map.tif"):
+        with pytest.raises(InputError, match="another run"), open_journal(tmp_path / "map.tif"):
+            pass
+        with open_journal(tmp_path / "other.tif"):
+            pass
+
+
+def test_a_run_that_did_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with open_journal(tmp_path / "map.tif"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_truncated_or_missing_part_is_made_again(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "map.tif")
+    (folder / "000000.part").write_bytes(b"block!")
+    (folder / "000001.part").write_bytes(b"")
+    (folder / "000002.part").unlink()
+    assert finished(tmp_path / "map.tif") == {3}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_journal_never_gives_a_part_that_is_not_whole(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    folder = begun(tmp_path / "map.tif")
+    path = folder / ["journal.jsonl", "key.json"][seed % 2]
+    content = bytearray(path.read_bytes())
+    where = int(rng.integers(len(content)))
+    if seed % 3 == 0:
+        del content[where:]
+    elif seed % 3 == 1:
+        content[where] ^= 1 << int(rng.integers(8))
+    else:
+        content[where : where + 20] = b""
+    path.write_bytes(content)
+    try:
+        left = finished(tmp_path / "map.tif")
+    except InputError as error:
+        assert "--restart" in error.hint
+        return
+    assert all((folder / f"{part:06d}.part").read_bytes() == b"blocks" for part in left)
+    with open_journal(tmp_path / "map.tif") as journal:
+        journal.begin(KEY, restart=False)
+        finish(journal, 9)
+    assert finished(tmp_path / "map.tif") == left | {9}
+
+
+def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "map.tif")
+    (folder / ".000004.part.abc.partial").write_bytes(b"half")
+    finished(tmp_path / "map.tif")
+    assert not list(folder.glob(".*"))
+
+
+def test_the_key_is_json_and_carries_its_format(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "map.tif")
+    assert json.loads((folder / "key.json").read_text())["format_version"] == 1
