@@ -31,7 +31,8 @@ def write(path: Path, data: np.ndarray, **profile: Any) -> Path:
     scales, offsets = profile.pop("scales", None), profile.pop("offsets", None)
     options = {"driver": "GTiff", "crs": "EPSG:3067", "transform": NORTH_UP} | profile
     count, height, width = data.shape
-    with rasterio.open(path, "w", count=count, height=height, width=width, dtype=data.dtype, **options) as file:
+    shape = {"count": count, "height": height, "width": width, "dtype": data.dtype}
+    with rasterio.open(path, "w", **shape, **options) as file:
         file.write(data)
         for i, name in enumerate(names, 1):
             file.set_band_description(i, name)
@@ -170,9 +171,10 @@ def test_complex_numbers_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_sparse_bomb_is_refused_unread(tmp_path: Path) -> None:
-    options = {"driver": "GTiff", "crs": "EPSG:3067", "transform": NORTH_UP, "dtype": "uint8", "SPARSE_OK": "YES"}
-    with rasterio.open(tmp_path / "a.tif", "w", count=1, height=600_000, width=600_000, tiled=True,
-                       blockxsize=65536, blockysize=65536, BIGTIFF="YES", **options):  # fmt: skip
+    options = {"crs": "EPSG:3067", "transform": NORTH_UP, "dtype": "uint8"}
+    options |= {"SPARSE_OK": "YES", "BIGTIFF": "YES"}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", count=1, height=600_000, width=600_000,
+                       tiled=True, blockxsize=65536, blockysize=65536, **options):  # fmt: skip
         pass
     assert (tmp_path / "a.tif").stat().st_size < 10_000
     refuse(tmp_path / "a.tif", "blocks have 4,096 MiB")
@@ -247,8 +249,9 @@ def test_a_vrt_under_another_name_is_never_opened(tmp_path: Path, allowed: bool)
 # NetCDF and Zarr
 
 
-def cube(height: int = 12, width: int = 9, *, south_up: bool = False, layout: str = "variables") -> xr.Dataset:
+def cube(*, south_up: bool = False, layout: str = "variables") -> xr.Dataset:
     """Bands B02 and B08 of known values on the grid of `NORTH_UP`."""
+    height, width = 12, 9
     values = numbers(2, height, width)
     y = 6700000 - 10 * (np.arange(height) + 0.5)
     x = 500000 + 10 * (np.arange(width) + 0.5)
@@ -299,7 +302,8 @@ def test_a_single_date_is_no_dimension_of_bands(tmp_path: Path) -> None:
     for layout in ("variables", "band"):
         dated = cube(layout=layout)
         bands = [n for n in dated.data_vars if n != "spatial_ref"]
-        path = store(dated.drop_vars(bands).merge(dated[bands].expand_dims(time=[0])), tmp_path / f"{layout}.nc")
+        dated = dated.drop_vars(bands).merge(dated[bands].expand_dims(time=[0]))
+        path = store(dated, tmp_path / f"{layout}.nc")
         with open_source(path) as source:
             assert source.names == ("B02", "B08") and source.read([1], Window(0, 0, 3, 4)).shape == (1, 3, 4)
 
