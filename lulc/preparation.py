@@ -21,26 +21,26 @@ import numpy as np
 import rasterio
 from tqdm import tqdm
 
+from lulc.arrays import NpyWriter
 from lulc.config import PreprocessConfig
 from lulc.labels import Labels, VectorCodes, near_borders, open_labels, tiles_of
+from lulc.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    STACK_SCHEMA,
+    Manifest,
+    StackFile,
+    channel_units,
+    read_sealed,
+    write_sealed,
+)
 from lulc.nomenclature import NO_CODE, load_scheme
 from lulc.schema import CHANNELS, IGNORE, InputError
 from lulc.split import ENOUGH, candidate_windows, choose_stacks, choose_validation, near_windows
 from lulc.stack import Coverage, Stack, open_stack
 from lulc.statistics import Statistics
 from lulc.storage import Lock, check_disk, sha256_of, write_atomically
-from lulc.tiles import (
-    FORMAT_VERSION,
-    MANIFEST,
-    STACK_SCHEMA,
-    Manifest,
-    NpyWriter,
-    StackFile,
-    channel_units,
-    load_manifest,
-    read_sealed,
-    write_sealed,
-)
+from lulc.tiles import load_manifest
 from lulc.windows import Window
 
 logger = logging.getLogger("lulc")
