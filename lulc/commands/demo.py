@@ -42,7 +42,7 @@ def command_lines(config: DemoConfig) -> list[list[str]]:
     train = [f"{out}/stacks", "--out", f"{out}/run", "--epochs", str(config.epochs)]
     train += ["--steps", str(config.steps), "--validation-steps", "10", "--filters", "8", "16", "32", "64"]
     train += ["--crop-sizes", "64", "128", "--validation-crop-sizes", "128"]
-    train += ["--minutes", str(config.minutes), "--seed", seed]
+    train += ["--minutes", f"{config.minutes:g}", "--seed", seed]
     classify = [f"{out}/run", summer, indices, f"{out}/map.tif", "--fill", spring]
     evaluate = [f"{out}/map.tif", labels, "--regions", f"{out}/stacks/manifest.json", "--image", summer]
     evaluate += ["--out", f"{out}/report"]
