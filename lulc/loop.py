@@ -30,6 +30,9 @@ CHECKPOINT_SECONDS = 120.0
 WEIGHTS_SECONDS = 1.0
 """Weights are looked through for NaN at most this often, and before every checkpoint."""
 
+PICTURE_SECONDS = 30.0
+"""The picture of the history is drawn at most this often, and when the loop ends."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -183,7 +186,7 @@ class Loop:
         self._epochs = epochs
         self._keep = keep
         self._workers = workers
-        self._weights_seen = self._saved = time.monotonic()
+        self._weights_seen = self._saved = self._drawn = time.monotonic()
         self._progress = Progress()
         self.rows: tuple[Row, ...] = ()
 
@@ -212,13 +215,14 @@ class Loop:
             total=self._epochs * steps, initial=done, unit="batch", disable=quiet, dynamic_ncols=True
         ) as bar:
             while self._progress.epoch <= self._epochs:
-                if self.rows and time.monotonic() >= deadline:
-                    return False
                 bar.set_description(f"epoch {self._progress.epoch}/{self._epochs}")
                 complete = self._train_epoch(stop, deadline, bar)
-                self._end_epoch(complete)
-                if not complete:
-                    return False
+                final = complete and self._progress.epoch == self._epochs
+                # Asked after an epoch, not before: the shortest budget still gets one batch further.
+                over = final or not complete or time.monotonic() >= deadline
+                self._end_epoch(complete, draw=over)
+                if over:
+                    return final
         return True
 
     def _restore(self) -> None:
@@ -262,7 +266,7 @@ class Loop:
             batches.close()
         return True
 
-    def _end_epoch(self, complete: bool) -> None:
+    def _end_epoch(self, complete: bool, draw: bool) -> None:
         """Validate, save model, card, history and picks; go on to the next epoch if this one is complete."""
         self._check_weights()
         started = time.monotonic()
@@ -284,7 +288,9 @@ class Loop:
         self._save(row, self.rows)
         self._run.write_history(self.rows)
         self._run.tidy(self.rows, self._keep)
-        report.draw_history(self._run.folder / HISTORY, self._run.folder / PICTURE)
+        if draw or time.monotonic() - self._drawn >= PICTURE_SECONDS:
+            report.draw_history(self._run.folder / HISTORY, self._run.folder / PICTURE)
+            self._drawn = time.monotonic()
         logger.info(
             "epoch %d: loss %.4f, accuracy %.4f, validation loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s",
             row.epoch, row.loss, row.accuracy, row.val_loss, row.val_accuracy, row.val_macro_f1, row.seconds,

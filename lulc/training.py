@@ -145,10 +145,11 @@ def check_options(config: TrainConfig) -> None:
         wrong.append(f"--minutes is {config.minutes}, expected more than 0")
     if wrong:
         raise InputError(f"cannot train as asked, since {wrong[0]}", "Change the option and type it again.")
-    if config.tensorboard and importlib.util.find_spec("tensorflow") is None:
+    missing = [name for name in ("tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
+    if config.tensorboard and missing:
         raise InputError(
-            "cannot write TensorBoard logs, since the Python package 'tensorflow' is not installed",
-            "Install it with `pip install 'lulc[cpu]'`, or leave --tensorboard out: the history is in "
+            f"cannot write TensorBoard logs, since the Python package '{missing[0]}' is not installed",
+            f"Install it with `pip install {missing[0]}`, or leave --tensorboard out: the history is in "
             f"{HISTORY} and {PICTURE} in any case.",
         )
 
@@ -226,6 +227,8 @@ def _compile(model: keras.Model, config: TrainConfig, dataset: Dataset) -> None:
         # XLA on TensorFlow's CPU compiles each crop side for minutes and runs no faster; JAX needs it.
         jit_compile=backend.name() == "jax",
     )
+    # Variables that the first step would make have TensorFlow trace that step twice.
+    model.optimizer.build(model.trainable_variables)
 
 
 def _make_loop(

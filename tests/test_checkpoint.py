@@ -97,7 +97,8 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before_it(tmp_path, caplog, 
         else:
             flipped = content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
             newest.write_bytes({
-                "truncated": content[:place], "emptied": b"", "flipped": flipped, "lengthened": content + b"}",
+                "truncated": content[:place], "emptied": b"", "flipped": flipped,
+                "lengthened": content + b"}",
             }[damage])  # fmt: skip
         with caplog.at_level(logging.WARNING, "lulc"):
             assert_same(load_checkpoint(folder, KEY), make_checkpoint(1))
