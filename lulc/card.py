@@ -226,7 +226,12 @@ def load_card(model: str | os.PathLike[str]) -> ModelCard:
     InputError
         If there is none, or it does not fit its schema, or is from a newer version, or contradicts itself.
     """
-    return ModelCard.from_json(read_document(card_path(model), CARD_SCHEMA, "model card", FORMAT_VERSION))
+    path = card_path(model)
+    data = read_document(path, CARD_SCHEMA, "model card", FORMAT_VERSION)
+    try:
+        return ModelCard.from_json(data)
+    except InputError as error:
+        raise InputError(f"cannot read the model card '{path}': {error.problem}", error.hint) from error
 
 
 def write_card(card: ModelCard, model: str | os.PathLike[str]) -> None:

@@ -46,10 +46,11 @@ def read_legacy(path: str | os.PathLike[str]) -> tuple[NetworkConfig, Arrays]:
             norm="batch" if "encoder_stage0_bn1/gamma" in shapes else "none",
             activation="sigmoid" if classes == 1 else "softmax",
         )
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, InputError) as error:
+        found = ", ".join(sorted(shapes)[:5]) or "none at all"
+        reason = getattr(error, "problem", f"they have no fitting variable {error}, but {found}")
         raise InputError(
-            f"cannot read the weights '{path}', since they have no fitting variable {error} as the original "
-            f"network has, but {', '.join(sorted(shapes)[:5]) or 'none at all'}",
+            f"cannot read the weights '{path}' as those of the original network, since {reason}",
             "Give a .h5 file of the original system, or train with train_model.py.",
         ) from error
     expected = {n: s for n, s in config.variable_shapes().items() if not n.startswith("standardization/")}

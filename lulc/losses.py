@@ -66,7 +66,8 @@ class _Batch:
         """Mean of `values` (pixel,) over labelled pixels, weighted by the weight of their class."""
         weight = self.known
         if weights != "none":
-            weight = ops.sum(self.q * class_weights(_required(self.counts, weights), weights, beta), axis=-1)
+            of_class = ops.convert_to_tensor(class_weights(_required(self.counts, weights), weights, beta))
+            weight = ops.sum(self.q * of_class, axis=-1)
         return ops.sum(values * weight) / ops.maximum(ops.sum(weight), SMALLEST)
 
     def mean_of_present(self, values: Any) -> Any:
@@ -168,7 +169,7 @@ def lovasz(batch: _Batch) -> Any:
 def logit_adjusted(batch: _Batch, *, tau: float = 1.0) -> Any:
     """Cross-entropy of softmax(logits + tau log prior) (Menon et al. 2021, ICLR, eq. 10)."""
     counts = np.maximum(_required(batch.counts, "logit-adjusted"), 1)
-    prior = np.asarray(tau * np.log(counts / counts.sum()), "float32")
+    prior = ops.convert_to_tensor(tau * np.log(counts / counts.sum()), "float32")
     # log p is the logits up to a constant of the pixel, which the softmax takes away again.
     log_p = batch.log_p + prior
     return batch.mean(-ops.sum(batch.q * (log_p - ops.logsumexp(log_p, axis=-1, keepdims=True)), axis=-1))

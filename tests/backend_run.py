@@ -1,0 +1,63 @@
+"""Train and predict with tiny networks on the backend in KERAS_BACKEND; test_backends.py runs this.
+
+FOLDER holds model.keras and picture.npz; the result is FOLDER/BACKEND.npz.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc import backend
+from lulc.backend import keras
+from lulc.losses import build_loss
+from lulc.schema import IGNORE
+from lulc.unet import NetworkConfig, build_unet
+from lulc.weights import arrays_of, load_model
+
+STEPS = 6
+
+
+def scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Crops whose class shows in their values, with holes: image (n, y, x, band), labels (n, y, x)."""
+    labels = rng.integers(0, 3, (4, 4, 4)).repeat(4, 1).repeat(4, 2).astype("uint8")
+    centres = np.array([[700, 60], [1000, 160], [1400, 90]])
+    image = (centres[labels] + rng.normal(0, 20, (*labels.shape, 2))).astype("float32")
+    image[0, :3, :5, 0] = np.nan
+    labels[0, :3, :5] = IGNORE
+    labels[1, 8:] = IGNORE
+    return image, labels
+
+
+def train(config: NetworkConfig, loss: str, image: Any, labels: Any) -> tuple[np.ndarray, bool]:
+    """Loss of each step, and whether all weights are finite in the end."""
+    backend.seed(1, deterministic=True)
+    model = build_unet(config, (np.array([1000.0, 100.0]), np.array([300.0, 40.0])))
+    counts = [int((labels == c).sum()) for c in range(max(config.classes, 2))]
+    model.compile(keras.optimizers.Nadam(0.01), build_loss(loss, counts, config.classes))
+    losses = np.array([model.train_on_batch(image, labels) for _ in range(STEPS)])
+    return losses, all(np.isfinite(a).all() for a in arrays_of(model).values())
+
+
+def main(folder: Path, losses: list[str]) -> None:
+    """Run everything and store what came out."""
+    backend.limit_threads(2)
+    image, labels = scene(np.random.default_rng(0))
+    model, card = load_model(folder / "model.keras")
+    with np.load(folder / "picture.npz") as picture:
+        results: dict[str, Any] = {"prediction": backend.compile_predict(model)(picture["x"])}
+    finite = []
+    for number, loss in enumerate(losses):
+        results[f"loss{number}"], ends_finite = train(card.network, loss, image, labels)
+        finite.append(ends_finite)
+    single = NetworkConfig(classes=1, channels=2, filters=(4,), activation="sigmoid")
+    binary = np.where(labels == IGNORE, IGNORE, labels == 1).astype("uint8")
+    results["single"], ends_finite = train(single, "ce+dice", image, binary)
+    np.savez(folder / f"{backend.name()}.npz", **results, finite=all([*finite, ends_finite]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
