@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
+import io
+import json
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -39,25 +44,48 @@ def test_the_example_in_a_command_s_help_parses(name: str) -> None:
     parser_for(CONFIGS[name], "").parse_args(shlex.split(example[1].replace("\\\n", " ")))
 
 
-def test_a_scene_becomes_stacks_weights_a_map_and_a_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(demo, "SHAPE", (256, 512))
-    out = tmp_path / "demo"
-    assert demo.main(["--out", str(out), "--epochs", "1", "--steps", "2"]) == 0
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder of a short demonstration on a small scene, and what it printed."""
+    out = tmp_path_factory.mktemp("demonstration") / "demo"
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(demo, "SHAPE", (256, 512))
+        assert demo.main(["--out", str(out), "--epochs", "1", "--steps", "2"]) == 0
+    return out, printed.getvalue()
 
-    with rasterio.open(out / "map.tif") as made, rasterio.open(out / "summer.tif") as summer:
+
+def test_a_scene_becomes_a_map_on_its_own_grid(run: tuple[Path, str]) -> None:
+    with rasterio.open(run[0] / "map.tif") as made, rasterio.open(run[0] / "summer.tif") as summer:
         assert made.count == 14
         assert (made.crs, made.transform, made.shape) == (summer.crs, summer.transform, summer.shape)
         activations = made.read(range(2, 15))
         valid = made.read(1) > 0
     np.testing.assert_allclose(activations.sum(axis=0)[valid], 1, atol=1e-4)
     assert valid.mean() > 0.9
-    with (out / "run" / "history.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 1
+
+
+def test_the_output_ends_with_a_class_table_and_where_each_result_lies(run: tuple[Path, str]) -> None:
+    out, printed = run
     assert "13 Water bodies" in printed
     for what in ("map", "weights", "history", "picture"):
         path = re.search(rf"^{what} +(\S+)$", printed, re.MULTILINE)
         assert path, what
         assert Path(path[1]).is_file(), what
+        assert Path(path[1]).is_relative_to(out)
+    with (out / "run" / "history.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 1
+
+
+def test_gdal_s_own_tools_read_the_map(run: tuple[Path, str]) -> None:
+    if not shutil.which("gdalinfo"):
+        pytest.skip("needs GDAL's tools: make system")
+    call = ["gdalinfo", "-json", "-checksum", str(run[0] / "map.tif")]
+    told = json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
+    assert told["size"] == [512, 256]
+    assert "3067" in told["coordinateSystem"]["wkt"]
+    assert {band["noDataValue"] for band in told["bands"]} == {-1.0}
+    assert {band["type"] for band in told["bands"]} == {"Float32"}
+    assert all(band["description"] and band["overviews"] for band in told["bands"])
+    with rasterio.open(run[0] / "map.tif") as made:
+        assert [band["checksum"] for band in told["bands"]] == [made.checksum(i) for i in made.indexes]
