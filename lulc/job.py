@@ -309,16 +309,17 @@ def _with_mosaic_statistics(card: ModelCard, stack: Stack) -> ModelCard:
 
 
 def _check_coding(card: ModelCard, stack: Stack) -> None:
-    """Warn where an index was read in training and is computed here, or the other way round."""
+    """Warn where indices were read in training and are computed here, or the other way round."""
+    changes: dict[tuple[str, str], list[str]] = {}
     for channel in card.channels:
-        coding = stack.coding.get(channel.name)
-        if coding is not None and channel.coding in ("read", "computed") and coding != channel.coding:
-            logger.warning(
-                "%s is %s here and was %s where '%s' was trained: indices of other dates or levels differ",
-                channel.name, coding, channel.coding, card.name,
-            )  # fmt: skip
-        elif coding is not None and channel.coding == "unknown":
-            logger.warning("how '%s' expects %s to be coded is not known", card.name, channel.name)
+        here = stack.coding.get(channel.name, channel.coding)
+        if here != channel.coding and channel.coding in ("read", "computed", "unknown"):
+            changes.setdefault((here, channel.coding), []).append(channel.name)
+    for (here, there), names in changes.items():
+        logger.warning(
+            "%s: %s here, %s where '%s' was trained; indices of other dates or levels differ",
+            ", ".join(names), here, "coded in an unknown way" if there == "unknown" else there, card.name,
+        )  # fmt: skip
 
 
 def _check_domain(card: ModelCard, stack: Stack, *, strict: bool) -> None:

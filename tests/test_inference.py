@@ -1,0 +1,594 @@
+"""The map equals one pass over the whole image, and survives whatever stops the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from lulc import backend, forecast, job
+from lulc.card import Channel, ModelCard, write_card
+from lulc.config import ClassifyConfig
+from lulc.engines import Engine, EngineRequest
+from lulc.inference import classify, forecast_classification
+from lulc.maps import open_map
+from lulc.network import NetworkConfig
+from lulc.prediction import predict_parts
+from lulc.schema import BANDS, InputError, LandCoverClass, Legend
+from lulc.statistics import Statistics
+from lulc.unet import build_unet, geometry
+from lulc.weights import save_model
+from lulc.windows import Plan
+
+TRANSFORM = Affine(10, 0, 566000.5, 0, -10, 6785000.25)
+LEGEND = Legend("test", tuple(LandCoverClass(i, f"class {i}", f"#0{i}20a0") for i in (1, 2, 3)))
+NETWORK = NetworkConfig(classes=3, channels=9, filters=(4, 8))
+STATISTICS = Statistics((1500.0,) * 9, (800.0,) * 9, 1)
+
+
+def network_of(config: NetworkConfig, seed: int = 0) -> Any:
+    """A network with batch statistics unlike those of a fresh one, so that nothing cancels."""
+    backend.seed(seed)
+    mean, std = (np.full(config.channels, value) for value in (1500.0, 800.0))
+    network = build_unet(config, (mean, std))
+    rng = np.random.default_rng(seed)
+    for layer in network.layers:
+        if layer.name.endswith(("_bn1", "_bn2", "final_conv")):
+            weights = layer.get_weights()
+            layer.set_weights([w + rng.uniform(0, 0.3, w.shape) * (w.ndim == 1) for w in weights])
+    return network
+
+
+def card_of(network: NetworkConfig = NETWORK, legend: Legend = LEGEND, **more: Any) -> ModelCard:
+    return ModelCard(
+        name="test", channels=tuple(Channel(name) for name in BANDS[: network.channels]), legend=legend,
+        statistics=STATISTICS, network=network, stride=4, halo=geometry(network).halo, **more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with its card."""
+    network = network_of(NETWORK)
+    path = tmp_path_factory.mktemp("model") / "small.keras"
+    save_model(network, card_of(), path)
+    return path
+
+
+@pytest.fixture
+def fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose network is three lines of NumPy, for what does not depend on the network."""
+    path = tmp_path / "fast.keras"
+    path.write_bytes(b"none")
+    write_card(dataclasses.replace(card_of(), sha256="0" * 64, bytes=4), path)
+    monkeypatch.setattr(job, "build_engine", fast_engine)
+    return path
+
+
+def fast_engine(name: str, request: EngineRequest) -> Engine:
+    def network(x: np.ndarray) -> np.ndarray:
+        powers = np.exp(np.nan_to_num(x[..., :3]) / 1000)
+        return np.asarray(powers / powers.sum(-1, keepdims=True), np.float32)
+
+    return Engine("keras", request.shape, {"precision": "float32"}, network)
+
+
+def image_of(height: int, width: int, seed: int = 0, holes: str = "scattered") -> np.ndarray:
+    """Digital numbers uint16 (band, y, x), 0 where there is none."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(200, 3500, (9, -(-height // 8), -(-width // 8)))
+    image = np.kron(coarse, np.ones((8, 8), int))[:, :height, :width]
+    image += rng.integers(0, 200, image.shape)
+    if holes == "scattered":
+        image[:, rng.random((height, width)) < 0.05] = 0
+        image[4, rng.random((height, width)) < 0.05] = 0
+    elif holes == "half":
+        image[:, :, : width // 2] = 0
+    elif holes == "block":
+        image[:, height // 4 : height // 2, width // 4 : -1] = 0
+    elif holes == "one pixel":
+        keep = image[:, height - 1, width - 1].copy()
+        image[:] = 0
+        image[:, height - 1, width - 1] = keep
+    return image.astype(np.uint16)
+
+
+def write_mosaic(path: Path, image: np.ndarray) -> Path:
+    with rasterio.open(
+        path, "w", driver="GTiff", width=image.shape[2], height=image.shape[1], count=9, dtype="uint16",
+        crs="EPSG:3067", transform=TRANSFORM, nodata=0, compress="zstd",
+    ) as target:  # fmt: skip
+        target.write(image)
+        target.descriptions = BANDS
+    return path
+
+
+def configure(model: Path, mosaic: Path, out: Path, **more: Any) -> ClassifyConfig:
+    options = {"scale": 1e-4, "offset": 0.0, "part": 256, **more}
+    return ClassifyConfig(model=str(model), inputs=(str(mosaic),), out=str(out), **options)
+
+
+def whole_pass(network: Any, image: np.ndarray, stride: int) -> np.ndarray:
+    """The reference: one pass, padded right and below, standardised 0 at padding and invalid pixels."""
+    height, width = image.shape[:2]
+    padding = [(0, -height % stride), (0, -width % stride), (0, 0)]
+    padded = np.pad(image, padding, constant_values=np.nan)
+    return np.asarray(network(padded[None]))[0, :height, :width]
+
+
+NETWORKS = {
+    "original shape": NetworkConfig(classes=5, channels=4, filters=(4, 4, 8, 8)),
+    "bottleneck": NetworkConfig(classes=3, channels=4, filters=(4, 8), bottleneck=2),
+    "upsampling": NetworkConfig(classes=3, channels=4, filters=(4, 4, 8), block="upsample", norm="none"),
+    "single class": NetworkConfig(classes=1, channels=4, filters=(4, 8), activation="sigmoid"),
+}
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_windows_give_what_one_pass_over_the_whole_image_gives(name: str) -> None:
+    network = network_of(NETWORKS[name])
+    function = backend.compile_predict(network)
+    found = geometry(network)
+    assert found.halo is not None
+    for (height, width), holes in {(257, 190): "scattered", (181, 301): "half", (203, 199): "block"}.items():
+        stored = np.moveaxis(image_of(height, width, holes=holes)[:4], 0, -1).astype("f4")
+        image = np.where((stored == 0).any(-1, keepdims=True), np.nan, stored).astype("f4")
+        expected = whole_pass(function, image, found.stride)
+        padded = [-(-n // found.stride) * found.stride for n in (height, width)]
+        for inner, part in ((32, 128), (64, 4096)):
+            side = 2 * found.halo + inner
+            window = (min(side, padded[0]), min(side + found.stride, padded[1]))
+            plan = Plan(height, width, found.stride, found.halo, window, part)
+            for p in predict_parts(lambda w, i=image: i[w.slices].copy(), function, plan, plan.parts()):
+                if p.probabilities is None or p.valid is None:
+                    continue
+                reference = expected[p.window.write.slices][p.valid]
+                assert np.abs(p.probabilities[p.valid] - reference).max() < 1e-5
+
+
+@pytest.mark.parametrize("activations", ["float32", "uint16", "uint8", "none"])
+@pytest.mark.parametrize("holes", ["scattered", "one pixel"])
+def test_the_map_on_disk_is_the_whole_pass(tmp_path: Path, model: Path, activations: str, holes: str) -> None:
+    stored = image_of(301, 270, holes=holes)
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", stored)
+    result = classify(configure(model, mosaic, tmp_path / "map.tif", activations=activations, window=96))
+    invalid = (stored == 0).any(0)
+    image = np.where(invalid, np.nan, stored).astype("f4")
+    network = network_of(NETWORK)
+    expected = whole_pass(backend.compile_predict(network), np.moveaxis(image, 0, -1), 4)
+    with rasterio.open(tmp_path / "map.tif") as source:
+        values = source.read()
+        assert source.transform == TRANSFORM and source.crs.to_epsg() == 3067
+        assert (source.read_masks(1) == np.where(invalid, 0, 255)).all()
+        assert (values[:, invalid] == source.nodata).all()
+        scales = np.array(source.scales)[1:, None, None]
+    top = np.sort(expected, axis=-1)
+    clear = ~invalid & (top[..., -1] - top[..., -2] > 1e-5)
+    assert (values[0][clear] == expected.argmax(-1)[clear] + 1).all()
+    if activations != "none":
+        difference = np.abs(values[1:] * scales - np.moveaxis(expected, -1, 0))[:, ~invalid]
+        quantum = 0.0 if activations == "float32" else scales.max()
+        assert difference.max() < quantum / 2 + 1e-5
+    assert sum(result.counts.values()) == (~invalid).sum()
+    with open_map(tmp_path / "map.tif") as opened:
+        assert opened.legend == LEGEND
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.tif", "mosaic.tif"]
+
+
+def test_window_batch_and_parts_do_not_change_the_classes(tmp_path: Path, model: Path) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(530, 300))
+    maps = []
+    for options in ({}, {"window": 96, "batch_size": 3}, {"part": 4096, "window": 128}):
+        path = tmp_path / "map.tif"
+        classify(configure(model, mosaic, path, overwrite=True, **options))
+        with rasterio.open(path) as source:
+            maps.append(source.read())
+    for other in maps[1:]:
+        np.testing.assert_allclose(other[1:], maps[0][1:], atol=1e-5)
+        assert (other[0] != maps[0][0]).mean() < 1e-4
+
+
+def test_equal_runs_give_equal_bytes_whatever_the_folder_and_the_hour(tmp_path: Path, fast: Path) -> None:
+    contents = []
+    for name in ("here", "there"):
+        folder = tmp_path / name
+        folder.mkdir()
+        mosaic = write_mosaic(folder / "mosaic.tif", image_of(300, 280))
+        os.utime(mosaic, (0, len(name)))
+        classify(configure(fast, mosaic, folder / "map.tif", cog=True))
+        contents.append((folder / "map.tif").read_bytes())
+    assert contents[0] == contents[1]
+    assert b"here" not in contents[0] and str(tmp_path).encode() not in contents[0]
+
+
+def test_unclassified_pixels_are_those_below_the_confidence(tmp_path: Path, fast: Path) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(300, 280))
+    result = classify(configure(fast, mosaic, tmp_path / "map.tif", min_confidence=0.6))
+    with rasterio.open(tmp_path / "map.tif") as source:
+        values = source.read()
+    valid = values[0] >= 0
+    np.testing.assert_array_equal((values[0] == 0)[valid], values[1:].max(0)[valid] < 0.6)
+    assert result.counts[0] == (values[0] == 0).sum() > 0
+
+
+def test_one_class_against_the_rest_gives_one_and_zero(tmp_path: Path) -> None:
+    config = NetworkConfig(classes=1, channels=9, filters=(4,), activation="sigmoid")
+    network = network_of(config)
+    card = dataclasses.replace(card_of(), network=config, stride=2, halo=4, single_class="class 2")
+    save_model(network, card, tmp_path / "one.keras")
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(120, 130))
+    classify(configure(tmp_path / "one.keras", mosaic, tmp_path / "map.tif"))
+    with rasterio.open(tmp_path / "map.tif") as source:
+        values = source.read()
+        assert source.descriptions == ("class", "class 2")
+    valid = values[0] >= 0
+    np.testing.assert_array_equal(values[0][valid], values[1][valid] >= 0.5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"blend": "gaussian"}, {"tta": True}, {"blend": "gaussian", "tta": True}], ids=str
+)
+def test_averaging_keeps_activations_that_sum_to_one(
+    tmp_path: Path, model: Path, options: dict[str, Any]
+) -> None:
+    stored = image_of(271, 150)
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", stored)
+    classify(configure(model, mosaic, tmp_path / "map.tif", window=96, **options))
+    with rasterio.open(tmp_path / "map.tif") as source:
+        values = source.read()
+    invalid = (stored == 0).any(0)
+    np.testing.assert_array_equal(values[0] == -1, invalid)
+    np.testing.assert_allclose(values[1:][:, ~invalid].sum(0), 1, atol=1e-5)
+    np.testing.assert_array_equal(values[0][~invalid], values[1:].argmax(0)[~invalid] + 1)
+
+
+def test_sieved_map_and_polygons_lie_beside_the_raw_map(tmp_path: Path, fast: Path) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(300, 520))
+    polygons = tmp_path / "map.gpkg"
+    result = classify(configure(fast, mosaic, tmp_path / "map.tif", sieve=30, polygons=str(polygons)))
+    assert result.further == (tmp_path / "map_sieved.tif", polygons)
+    with rasterio.open(tmp_path / "map.tif") as raw, rasterio.open(tmp_path / "map_sieved.tif") as sieved:
+        before, after = raw.read(1), sieved.read(1)
+        assert sieved.count == 1 and sieved.nodata == 255
+    np.testing.assert_array_equal(before == -1, after == 255)
+    assert (before[before != -1] != after[before != -1]).any()
+    assert polygons.exists()
+
+
+SCRIPT = """
+import json, sys, time
+import numpy as np
+from lulc import job
+from lulc.engines import Engine
+from lulc.commands.make_classifications import main
+
+def engine(name, request):
+    def network(x):
+        time.sleep(0.004)
+        powers = np.exp(np.nan_to_num(x[..., :3]) / 1000)
+        return (powers / powers.sum(-1, keepdims=True)).astype(np.float32)
+    return Engine("keras", request.shape, {"precision": "float32"}, network)
+
+job.build_engine = engine
+sys.exit(main(json.load(open(__file__ + ".json"))))
+"""
+
+
+class Runs:
+    """Runs of the command in processes of their own, started fast, to be killed."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        mosaic = write_mosaic(folder / "mosaic.tif", image_of(600, 700))
+        self.out = folder / "map.tif"
+        self._script = folder / "script.py"
+        self._script.write_text(SCRIPT)
+        self._arguments = [str(model), str(mosaic), str(self.out), "-q", "--window", "128", "--part", "256"]
+        self._arguments += ["--scale", "0.0001", "--offset", "0"]
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["lulc.inference", "lulc.commands.make_classifications"])
+
+    def start(self, *more: str) -> Any:
+        Path(f"{self._script}.json").write_text(json.dumps([*self._arguments, *more]))
+        process = self._context.Process(target=runpy.run_path, args=(str(self._script),))
+        process.start()
+        return process
+
+    def finish(self, *more: str) -> int:
+        process = self.start(*more)
+        process.join()
+        return int(process.exitcode)
+
+    def finished_parts(self) -> int:
+        journal = self.out.with_name("map.tif.parts") / "journal.jsonl"
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def kill_and_continue(runs: Runs, kills: int, number: int = signal.SIGKILL) -> int:
+    """Kill runs at seeded moments, continue each; returns how many kills hit a running process."""
+    runs.finish()
+    expected = runs.out.read_bytes()
+    start = time.monotonic()
+    runs.finish("--overwrite")
+    length = time.monotonic() - start
+    rng = np.random.default_rng(1)
+    hit = 0
+    while hit < kills:
+        runs.out.unlink(missing_ok=True)
+        done = 0
+        while not runs.out.exists():
+            process = runs.start()
+            process.join(float(rng.uniform(0.1, 0.9)) * length)
+            hit += process.exitcode is None
+            if process.exitcode is None:
+                os.kill(process.pid, number)
+            process.join()
+            assert runs.finished_parts() >= done or runs.out.exists()
+            done = runs.finished_parts()
+            if rng.random() < 0.3 and not runs.out.exists():
+                assert runs.finish() == 0
+        assert runs.out.read_bytes() == expected
+        assert runs.finish("--overwrite") == 0
+    assert {p.name for p in runs.out.parent.iterdir()} >= {"map.tif", "mosaic.tif"}
+    assert not list(runs.out.parent.glob("*.parts"))
+    return hit
+
+
+def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path: Path, fast: Path) -> None:
+    assert kill_and_continue(Runs(tmp_path, fast), 4) >= 4
+
+
+@pytest.mark.stress
+def test_a_hundred_kills_leave_the_same_bytes(tmp_path: Path, fast: Path) -> None:
+    assert kill_and_continue(Runs(tmp_path, fast), 100) >= 100
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_ends_cleanly_and_is_continued(tmp_path: Path, fast: Path, number: int) -> None:
+    runs = Runs(tmp_path, fast)
+    process = runs.start()
+    while not runs.finished_parts():
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.join(20)
+    assert process.exitcode == 1
+    assert not runs.out.exists()
+    done = runs.finished_parts()
+    assert done
+    assert runs.finish() == 0
+    with rasterio.open(runs.out) as source:
+        assert source.read(1).max() == 3
+
+
+def test_two_runs_on_one_map_are_refused(tmp_path: Path, fast: Path) -> None:
+    runs = Runs(tmp_path, fast)
+    first = runs.start()
+    while not runs.finished_parts():
+        time.sleep(0.01)
+    assert runs.finish() == 1
+    first.join()
+    assert first.exitcode == 0
+
+
+def interrupt(after: int) -> Callable[[str, EngineRequest], Engine]:
+    """An engine that fails after some calls, as a full memory would make it."""
+
+    def build(name: str, request: EngineRequest) -> Engine:
+        engine = fast_engine(name, request)
+        calls = 0
+
+        def network(x: np.ndarray) -> np.ndarray:
+            nonlocal calls
+            calls += 1
+            if calls > after:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return engine(x)
+
+        return dataclasses.replace(engine, function=network)
+
+    return build
+
+
+def interrupted(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> ClassifyConfig:
+    """A configuration whose run was interrupted when some parts were finished."""
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(530, 600))
+    config = configure(model, mosaic, tmp_path / "map.tif", window=128)
+    before = threading.active_count()
+    monkeypatch.setattr(job, "build_engine", interrupt(after=30))
+    with pytest.raises(OSError, match="No space"):
+        classify(config)
+    assert threading.active_count() == before
+    assert not (tmp_path / "map.tif").exists()
+    assert list((tmp_path / "map.tif.parts").glob("*.part"))
+    monkeypatch.setattr(job, "build_engine", fast_engine)
+    return config
+
+
+def test_other_parameters_are_refused_until_the_work_is_dropped(
+    tmp_path: Path, fast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = interrupted(tmp_path, fast, monkeypatch)
+    other = dataclasses.replace(config, min_confidence=0.5)
+    with pytest.raises(InputError, match="min_confidence"):
+        classify(other)
+    classify(dataclasses.replace(other, restart=True))
+    assert not (tmp_path / "map.tif.parts").exists()
+
+
+def test_another_mosaic_is_refused(tmp_path: Path, fast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = interrupted(tmp_path, fast, monkeypatch)
+    write_mosaic(tmp_path / "mosaic.tif", image_of(530, 600, seed=7))
+    with pytest.raises(InputError, match="inputs"):
+        classify(config)
+
+
+def test_damaged_parts_are_made_again(tmp_path: Path, fast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = interrupted(tmp_path, fast, monkeypatch)
+    for path in (tmp_path / "map.tif.parts").glob("*.part"):
+        path.write_bytes(path.read_bytes()[:-100])
+    classify(config)
+    content = (tmp_path / "map.tif").read_bytes()
+    classify(dataclasses.replace(config, overwrite=True))
+    assert (tmp_path / "map.tif").read_bytes() == content
+
+
+def test_an_input_that_changes_in_mid_run_leaves_no_map(
+    tmp_path: Path, fast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(300, 280))
+
+    def build(name: str, request: EngineRequest) -> Engine:
+        engine = fast_engine(name, request)
+
+        def network(x: np.ndarray) -> np.ndarray:
+            os.utime(mosaic, (1, 1))
+            return engine(x)
+
+        return dataclasses.replace(engine, function=network)
+
+    monkeypatch.setattr(job, "build_engine", build)
+    with pytest.raises(InputError, match="changed while it was read"):
+        classify(configure(fast, mosaic, tmp_path / "map.tif"))
+    assert not (tmp_path / "map.tif").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"window": 50}, "--window 48 or --window 52"),
+        ({"window": 8}, "--window"),
+        ({"part": 300}, "--part 256"),
+        ({"batch_size": 0}, "batch-size"),
+        ({"statistics": "none"}, "legacy"),
+        ({"min_confidence": 2.0}, "min-confidence"),
+        ({"out": "map.png"}, ".tif"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_bad_options_are_refused_before_any_work(
+    tmp_path: Path, fast: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(300, 280))
+    before = {p.name for p in tmp_path.iterdir()}
+    config = dataclasses.replace(configure(fast, mosaic, tmp_path / "map.tif"), **options)
+    with pytest.raises(InputError) as caught:
+        classify(config)
+    assert said in str(caught.value)
+    assert {p.name for p in tmp_path.iterdir()} == before
+
+
+def test_an_existing_map_is_replaced_only_on_request(tmp_path: Path, fast: Path) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(100, 120))
+    config = configure(fast, mosaic, tmp_path / "map.tif")
+    (tmp_path / "map.tif").write_bytes(b"precious")
+    with pytest.raises(InputError, match="--overwrite"):
+        classify(config)
+    assert (tmp_path / "map.tif").read_bytes() == b"precious"
+    classify(dataclasses.replace(config, overwrite=True))
+    assert (tmp_path / "map.tif").read_bytes() != b"precious"
+
+
+def test_a_mosaic_is_never_overwritten(tmp_path: Path, fast: Path) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(100, 120))
+    with pytest.raises(InputError, match="an input"):
+        classify(configure(fast, mosaic, mosaic, overwrite=True))
+
+
+def test_a_mosaic_without_a_valid_pixel_is_refused(tmp_path: Path, fast: Path) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", np.zeros((9, 300, 280), np.uint16))
+    with pytest.raises(InputError, match="no pixel of the mosaic is valid"):
+        classify(configure(fast, mosaic, tmp_path / "map.tif"))
+    assert not (tmp_path / "map.tif").exists() and not (tmp_path / "map.tif.parts").exists()
+
+
+def test_too_little_memory_or_disk_is_refused(
+    tmp_path: Path, fast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(300, 280))
+    with monkeypatch.context() as patch:
+        patch.setattr(forecast, "free_memory", lambda: 1e8)
+        with pytest.raises(InputError, match="GB of memory"):
+            classify(configure(fast, mosaic, tmp_path / "map.tif"))
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+        with pytest.raises(InputError, match="GB are free"):
+            classify(configure(fast, mosaic, tmp_path / "map.tif"))
+    assert not (tmp_path / "map.tif.parts").exists()
+
+
+def test_a_strange_mosaic_is_called_out_and_refused_when_strict(
+    tmp_path: Path, fast: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(300, 280))
+    strange = configure(fast, mosaic, tmp_path / "map.tif", scale=5e-6)
+    with pytest.raises(InputError) as caught:
+        classify(dataclasses.replace(strange, strict=True))
+    assert "B02: mean" in caught.value.problem
+    classify(strange)
+    assert "B02: mean" in caplog.text and "--scale" in caplog.text
+
+
+def test_activations_that_are_no_numbers_stop_the_run(
+    tmp_path: Path, fast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(name: str, request: EngineRequest) -> Engine:
+        return dataclasses.replace(fast_engine(name, request), function=lambda x: x[..., :3] * np.nan)
+
+    monkeypatch.setattr(job, "build_engine", build)
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(300, 280))
+    with pytest.raises(InputError, match="not finite"):
+        classify(configure(fast, mosaic, tmp_path / "map.tif"))
+    assert not (tmp_path / "map.tif").exists()
+
+
+def test_a_forecast_writes_nothing_and_counts_what_is_done(tmp_path: Path, fast: Path) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(530, 600, holes="half"))
+    config = configure(fast, mosaic, tmp_path / "map.tif", window=64, plan=True)
+    before = {p.name for p in tmp_path.iterdir()}
+    found = forecast_classification(config)
+    assert {p.name for p in tmp_path.iterdir()} == before
+    assert found.windows == sum(len(found.plan.windows(part)) for part in found.plan.parts())
+    assert 0.3 < found.empty < 0.7
+    assert found.seconds["all"] > 0 and found.disk > 0
+
+
+def test_the_legacy_network_runs_with_statistics_of_three_kinds(tmp_path: Path, shared: Path) -> None:
+    data = shared / "data" / "kaakonkulma-sim"
+    window = rasterio.windows.Window(100, 100, 150, 130)
+    for name in ("summer", "indices"):
+        with rasterio.open(data / f"{name}.tif") as source:
+            profile = source.profile | {
+                "width": 150, "height": 130, "transform": source.window_transform(window), "tiled": False
+            }  # fmt: skip
+            with rasterio.open(tmp_path / f"{name}.tif", "w", **profile) as target:
+                target.write(source.read(window=window))
+                target.descriptions = source.descriptions
+                for band in source.indexes:
+                    target.update_tags(band, **source.tags(band))
+    config = ClassifyConfig(
+        model=str(shared / "legacy" / "keras2-model.h5"), out=str(tmp_path / "map.tif"),
+        inputs=(str(tmp_path / "summer.tif"), str(tmp_path / "indices.tif")),
+        overwrite=True, index_nodata=(0, 0, 255, 0, 0),
+    )  # fmt: skip
+    with pytest.raises(InputError, match="--statistics"):
+        classify(config)
+    for statistics in (str(shared / "legacy" / "train_mean_and_std.obj"), "mosaic", "none"):
+        result = classify(dataclasses.replace(config, statistics=statistics))
+        assert sum(result.counts.values()) > 0
+
+
