@@ -81,6 +81,8 @@ def run(
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("stopped on request\n\nThe same command continues where this one stopped.")
+    except MemoryError:
+        return _fail("cannot go on, since memory ran out\n\nAsk for smaller windows or batches.")
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
             raise
@@ -93,7 +95,7 @@ def run(
 
 _USER_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT,
-    errno.ENOTDIR, errno.EISDIR,
+    errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE,
 }  # fmt: skip
 
 

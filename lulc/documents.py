@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,12 @@ from lulc.storage import write_atomically
 
 MAX_BYTES = 64 * 2**20
 """No document of the toolkit comes near this; a larger one is refused before it is read."""
+
+MAX_VALUES = 2_000_000
+"""Values of a document: Python takes a hundred bytes for each, however few it has in the file."""
+
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters that steer a terminal, end a C string, or are no text at all."""
 
 
 def read_document(
@@ -47,7 +56,7 @@ def read_document(
             "It is damaged or was not written by this toolkit; make it again.",
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        data = _parse(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"cannot read the {kind} '{path}', since it is not valid JSON ({error})",
@@ -83,5 +92,44 @@ def write_document(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _parse(text: str) -> Any:
+    """JSON as Python values: bounded in number, finite, and free of characters that are no text."""
+    values = text.count(",") + text.count("[") + text.count("{")
+    if values > MAX_VALUES:
+        raise ValueError(f"about {values} values, expected at most {MAX_VALUES}")
+    data = json.loads(
+        text, parse_constant=_refuse_constant, parse_float=_finite_float, parse_int=_bounded_int
+    )
+    # Characters that JSON admits only behind a backslash come from there; others stand in the text.
+    if _FORBIDDEN.search(text) or ("\\" in text and any(map(_FORBIDDEN.search, _strings_of(data)))):
+        raise ValueError("it holds control characters")
+    return data
+
+
+def _strings_of(data: Any) -> Iterator[str]:
+    waiting = [data]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"the value {name} is not allowed")
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return number
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > 19:
+        raise ValueError(f"the number {text[:40]} is too large")
+    return int(text)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from affine import Affine
 from rasterio.crs import CRS
+from rasterio.errors import CRSError
 
+from lulc.schema import InputError
 from lulc.windows import Window
 
 
@@ -110,10 +113,22 @@ class GridSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> GridSpec:
-        """A grid from the data that `to_json` gives (already validated by the reader)."""
-        return cls(
-            CRS.from_wkt(data["crs"]) if data["crs"] else CRS(),
-            Affine(*(float(v) for v in data["transform"])),
-            int(data["height"]),
-            int(data["width"]),
-        )
+        """A grid from the data that `to_json` gives, types and ranges checked by the reader.
+
+        Raises
+        ------
+        InputError
+            If its CRS is none, or its pixels have no area.
+        """
+        transform = Affine(*(float(v) for v in data["transform"]))
+        try:
+            crs = CRS.from_wkt(data["crs"]) if data["crs"] else CRS()
+        except CRSError as error:
+            raise InputError(
+                f"cannot use the CRS '{data['crs'][:80]}', since it is not understood, expected WKT"
+            ) from error
+        if not 0 < abs(transform.determinant) < math.inf:
+            raise InputError(
+                f"cannot use a grid of the geotransform {tuple(transform)[:6]}, since its pixels have no area"
+            )
+        return cls(crs, transform, int(data["height"]), int(data["width"]))

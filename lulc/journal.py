@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -27,8 +28,8 @@ class Journal:
     """The folder ``OUT.parts/`` beside a map: key, finished parts and their checksums.
 
     The key is everything that decides the bytes of a part; it lies in ``key.json``. Each line of
-    ``journal.jsonl`` names a finished part and its SHA-256 and is fsynced before the run goes on; a
-    line that a crash cut short is passed over, and the part made again.
+    ``journal.jsonl`` names a finished part and its SHA-256, ends with a checksum of itself, and is fsynced
+    before the run goes on; a line that was cut short or changed is passed over, and the part made again.
 
     Use `open_journal`, which locks the folder.
     """
@@ -53,9 +54,9 @@ class Journal:
 
     def record(self, part: int, sha256: str, counts: dict[int, int]) -> None:
         """Note that a part is finished, and its pixels by class; on disk when this returns."""
-        line = json.dumps({"part": part, "sha256": sha256, "counts": sorted(counts.items())}) + "\n"
+        entry = {"part": part, "sha256": sha256, "counts": sorted(counts.items())}
         with open(self._lines, "a", encoding="ascii") as file:
-            file.write(line)
+            file.write(json.dumps({**entry, "checksum": _checksum(entry)}) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._checksums[part], self._counts[part] = sha256, counts
@@ -139,7 +140,7 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none that can be read."""
     try:
         data = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
 
@@ -150,10 +151,15 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str, dict[int, int]]]:
     for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
-            counts = {int(value): int(count) for value, count in entry["counts"]}
-            yield int(entry["part"]), str(entry["sha256"]), counts
-        except (ValueError, KeyError, TypeError):
+            whole = entry.pop("checksum") == _checksum(entry)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
+        if whole:
+            yield entry["part"], entry["sha256"], dict(entry["counts"])
+
+
+def _checksum(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry).encode()).hexdigest()[:16]
 
 
 def _differences(found: Any, expected: Any, name: str = "") -> Iterator[str]:

@@ -93,18 +93,39 @@ class Lock:
         self._descriptor = -1
 
     def __enter__(self) -> Lock:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._descriptor)
-            raise InputError(
-                f"cannot write {self._what}, since another run is writing it "
-                f"(it holds the lock '{self._path}')",
-                "Wait for that run to end, or give another output.",
-            ) from error
+        if not any(self._acquire() for _ in range(100)):
+            raise self._refuse("that file comes and goes")
         return self
+
+    def _acquire(self) -> bool:
+        """Open and lock the file; False where the run that held it removed it between these two."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A lock on a file that has lost its name keeps nobody out.
+            if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
+                self._descriptor = descriptor
+                return True
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise self._refuse("another run is writing it") from error
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            os.close(descriptor)
+            raise self._refuse(f"its file system gives no locks: {error.strerror}") from error
+        os.close(descriptor)
+        return False
+
+    def _refuse(self, why: str) -> InputError:
+        return InputError(
+            f"cannot write {self._what}, since {why} (the lock is '{self._path}')",
+            "Wait for the other run to end, or give another output.",
+        )
 
     def __exit__(
         self,

@@ -101,6 +101,10 @@ def test_a_damaged_journal_never_gives_a_part_that_is_not_whole(tmp_path: Path, 
     except InputError as error:
         assert "--restart" in error.hint
         return
+    with open_journal(tmp_path / "map.tif") as journal:
+        journal.begin(KEY, restart=False)
+        journal.finished(10)
+        assert journal.counts == ({1: sum(10 * (p + 1) for p in left), 255: len(left)} if left else {})
     assert all((folder / f"{part:06d}.part").read_bytes() == b"blocks" for part in left)
     with open_journal(tmp_path / "map.tif") as journal:
         journal.begin(KEY, restart=False)
