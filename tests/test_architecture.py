@@ -22,7 +22,6 @@ PACKAGE_DOORS = {
     "jinja2",
     "keras",
     "openvino",
-    "nncf",
     "h5py",
     "tensorflow",
     "jax",
@@ -38,7 +37,7 @@ PACKAGE_DOORS = {
 CALL_DOORS = {"rasterio.open", "np.load", "np.save", "print", "sys.exit"}
 """Calls that only the modules whose row names them make."""
 
-FRAMEWORKS = {"keras", "tensorflow", "jax", "torch", "openvino", "nncf"}
+FRAMEWORKS = {"keras", "tensorflow", "jax", "torch", "openvino"}
 
 COMMANDS = ("preprocess", "train_model", "make_classifications", "evaluate_classifications", "demo")
 

@@ -1,80 +1,272 @@
-"""Engines are plain functions, and averages over flips and rotations are what they say."""
+"""Every engine is the same function: exactly in float32, within what it says in 8 bits."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lulc import backend
+from lulc import engines, weights
 from lulc.card import Channel, ModelCard
-from lulc.engines import EngineRequest, build_engine, choose_engine, dihedral, footprint
+from lulc.engines import EngineRequest, build_engine, choose_engine
 from lulc.network import NetworkConfig
 from lulc.schema import InputError, LandCoverClass, Legend
 from lulc.statistics import Statistics
-from lulc.unet import build_unet, geometry
-from lulc.weights import save_model
 
-NETWORK = NetworkConfig(classes=2, channels=3, filters=(4, 4))
+ROOT = Path(__file__).resolve().parents[1]
+
+SMALL = NetworkConfig(classes=4, channels=3, filters=(8, 12))
+
+NETWORKS = {
+    "original's blocks": SMALL,
+    "bottleneck": replace(SMALL, bottleneck=2),
+    "upsampling": replace(SMALL, block="upsample"),
+    "without norm": replace(SMALL, norm="none"),
+    "single class": replace(SMALL, classes=1, activation="sigmoid"),
+    "uneven decoder": replace(SMALL, decoder_filters=(10, 6), dropout=0.2),
+}
 
 
 @pytest.fixture(scope="module")
-def request_of(tmp_path_factory: pytest.TempPathFactory) -> EngineRequest:
-    model = build_unet(NETWORK, (np.full(3, 100.0), np.full(3, 30.0)))
-    window = geometry(model)
-    card = ModelCard(
-        name="small", channels=tuple(Channel(f"B0{i}") for i in (2, 3, 4)), network=NETWORK,
-        legend=Legend("two", tuple(LandCoverClass(i, f"class {i}", "#101010") for i in (1, 2))),
-        statistics=Statistics((100.0,) * 3, (30.0,) * 3), stride=window.stride, halo=window.halo,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("model") / "small.keras"
-    return EngineRequest(path=path, card=save_model(model, card, path), shape=(2, 16, 24))
+def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, ModelCard]]:
+    """A function that writes a network with weights of all kinds, and gives file and card."""
+    from lulc.unet import build_unet
+
+    def write(config: NetworkConfig = SMALL) -> tuple[Path, ModelCard]:
+        rng = np.random.default_rng(3)
+        statistics = Statistics((500.0,) * config.channels, (200.0,) * config.channels)
+        model = build_unet(config, (np.array(statistics.mean), np.array(statistics.std)))
+        for layer in model.layers:
+            for variable in layer.weights if layer.name != "standardization" else ():
+                if len(variable.shape) == 1:
+                    variable.assign(rng.uniform(0.3, 1.2, variable.shape))
+        classes = tuple(LandCoverClass(i, f"class {i}", "#102030") for i in range(1, config.classes + 1))
+        card = ModelCard(
+            name="test", channels=tuple(Channel(f"B{i:02d}") for i in range(config.channels)),
+            legend=Legend("test", classes), statistics=statistics, network=config,
+            stride=2 ** len(config.filters), halo=16,
+            single_class="class 1" if config.classes == 1 else None,
+        )  # fmt: skip
+        path = tmp_path_factory.mktemp("weights") / "model.keras"
+        return path, weights.save_model(model, card, path)
+
+    return write
 
 
-def test_the_keras_engine_is_the_network(request_of: EngineRequest) -> None:
-    engine = build_engine("keras", request_of)
-    x = np.random.default_rng(0).normal(100, 30, (2, 16, 24, 3)).astype("f4")
-    x[0, :5] = np.nan
-    y = engine(x)
-    assert y.shape == (2, 16, 24, 2) and y.dtype == np.float32
-    np.testing.assert_allclose(y.sum(-1), 1, atol=1e-6)
-    zeros = np.where(np.isnan(x), 100, x).astype("f4")
-    np.testing.assert_allclose(y, engine(zeros), atol=1e-6)
-    assert engine.identity["precision"] == "float32" and "keras" in engine.identity
-    assert backend.name() in engine.identity
+def scene(height: int, width: int, bands: int = 3, seed: int = 0) -> np.ndarray:
+    """Smooth fields with some no data, float32 (y, x, band)."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.normal(500, 250, (height // 8 + 1, width // 8 + 1, bands))
+    image = np.kron(coarse, np.ones((8, 8, 1)))[:height, :width] + rng.normal(0, 40, (height, width, bands))
+    image[rng.random((height, width)) < 0.02] = np.nan
+    return image.astype(np.float32)
 
 
-def test_auto_is_an_engine_and_other_names_are_refused() -> None:
-    assert choose_engine("auto") != "auto"
+def request_for(path: Path, card: ModelCard, shape: tuple[int, int, int], **options: Any) -> EngineRequest:
+    samples = [scene(64, 64, card.network.channels, seed) for seed in range(6)]
+
+    def give() -> Iterator[np.ndarray]:
+        return iter(samples)
+
+    return EngineRequest(path=path, card=card, shape=shape, **{"samples": give, **options})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_openvino_gives_what_keras_gives(save: Callable[..., Any], name: str) -> None:
+    path, card = save(NETWORKS[name])
+    request = request_for(path, card, (1, 36, 52))
+    x = scene(36, 52)[np.newaxis]
+    expected = build_engine("keras", request)(x)
+    found = build_engine("openvino", request)(x)
+    assert found.shape == expected.shape and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_openvino_gives_what_keras_gives_for_the_original_network(save: Callable[..., Any]) -> None:
+    path, card = save(NetworkConfig(filters=(8, 16, 32, 64), decoder_filters=(64, 32, 16, 8)))
+    request = request_for(path, card, (2, 48, 80))
+    x = np.stack([scene(48, 80, 14, seed) for seed in (1, 2)])
+    difference = build_engine("openvino", request)(x) - build_engine("keras", request)(x)
+    assert np.abs(difference).max() < 1e-5
+
+
+def test_no_data_is_the_mean_of_training(save: Callable[..., Any]) -> None:
+    path, card = save()
+    engine = build_engine("openvino", request_for(path, card, (1, 16, 16)))
+    empty = np.full((1, 16, 16, 3), np.nan, np.float32)
+    mean = np.full((1, 16, 16, 3), 500, np.float32)
+    np.testing.assert_array_equal(engine(empty), engine(mean))
+
+
+def test_a_window_of_one_stride_is_enough(save: Callable[..., Any]) -> None:
+    path, card = save()
+    request = request_for(path, card, (1, 4, 4))
+    x = scene(4, 4)[np.newaxis]
+    np.testing.assert_allclose(
+        build_engine("openvino", request)(x), build_engine("keras", request)(x), atol=1e-5
+    )
+
+
+def test_results_stay_when_the_engine_is_called_again(save: Callable[..., Any]) -> None:
+    path, card = save()
+    engine = build_engine("openvino", request_for(path, card, (1, 16, 16)))
+    first = engine(scene(16, 16, seed=1)[np.newaxis])
+    kept = first.copy()
+    engine(scene(16, 16, seed=2)[np.newaxis])
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("name", ["openvino-int8", "openvino-mixed"])
+def test_quantised_engines_agree_as_often_as_they_say(save: Callable[..., Any], name: str) -> None:
+    path, card = save()
+    request = request_for(path, card, (1, 128, 128), min_agreement=0.9)
+    x = scene(128, 128, seed=50)[np.newaxis]
+    engine = build_engine(name, request)
+    same = engine(x).argmax(-1) == build_engine("openvino", request)(x).argmax(-1)
+    assert same.mean() > 0.9
+    assert same.mean() == pytest.approx(float(engine.identity["agreement"]), abs=0.03)
+
+
+def test_mixed_is_finer_than_int8(save: Callable[..., Any]) -> None:
+    path, card = save()
+    agreement = {
+        name: float(
+            build_engine(name, request_for(path, card, (1, 32, 32), min_agreement=0.98)).identity["agreement"]
+        )
+        for name in ("openvino-int8", "openvino-mixed")
+    }
+    assert agreement["openvino-mixed"] >= agreement["openvino-int8"] - 0.002
+
+
+@pytest.mark.parametrize("block", ["transpose", "upsample"])
+def test_quantised_networks_of_either_block_run(save: Callable[..., Any], block: str) -> None:
+    path, card = save(replace(SMALL, block=block, bottleneck=1))
+    engine = build_engine("openvino-int8", request_for(path, card, (1, 32, 32), min_agreement=0.5))
+    np.testing.assert_allclose(engine(scene(32, 32)[np.newaxis]).sum(-1), 1, atol=1e-3)
+
+
+def test_too_little_agreement_stops_with_the_figure_and_the_way_out(save: Callable[..., Any]) -> None:
+    path, card = save()
+    with pytest.raises(InputError, match="agrees with float32") as error:
+        build_engine("openvino-int8", request_for(path, card, (1, 32, 32), min_agreement=1.0001))
+    assert "--min-agreement" in error.value.hint
+
+
+def test_a_cached_quantisation_is_used_and_a_damaged_one_made_anew(
+    save: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, card = save()
+    request = request_for(path, card, (1, 32, 32), min_agreement=0.5)
+    x = scene(32, 32)[np.newaxis]
+    first = build_engine("openvino-int8", request)
+    (cache,) = path.parent.glob("model.openvino-int8-*.json")
+    made = []
+    original = engines.quantization.quantise
+    monkeypatch.setattr(engines.quantization, "quantise", lambda *a, **k: made.append(1) or original(*a, **k))
+    again = build_engine("openvino-int8", request)
+    assert not made
+    assert again.identity == first.identity
+    np.testing.assert_array_equal(again(x), first(x))
+    cache.write_text(cache.read_text().replace('"ranges": {', '"ranges": {"more": 1.0,'))
+    build_engine("openvino-int8", request)
+    assert made
+
+
+def test_other_windows_are_another_calibration(save: Callable[..., Any]) -> None:
+    path, card = save()
+    for seed in (0, 1):
+        samples = [scene(64, 64, seed=10 * seed + i) for i in range(6)]
+        request = request_for(
+            path, card, (1, 32, 32), min_agreement=0.5, samples=lambda samples=samples: iter(samples)
+        )
+        build_engine("openvino-int8", request)
+    assert len(list(path.parent.glob("model.openvino-int8-*.json"))) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(
+    save: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, card = save()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(engines.quantization, "write_document", refuse)
+    with caplog.at_level("WARNING", "lulc"):
+        build_engine("openvino-int8", request_for(path, card, (1, 32, 32), min_agreement=0.5))
+    assert "not kept" in caplog.text
+
+
+def test_a_mosaic_of_one_small_window_can_be_quantised(save: Callable[..., Any]) -> None:
+    path, card = save()
+    sample = scene(21, 13)
+    for name in ("openvino-int8", "openvino-mixed"):
+        request = request_for(path, card, (1, 24, 16), min_agreement=0.5, samples=lambda: iter([sample]))
+        x = np.full((1, 24, 16, 3), np.nan, np.float32)
+        x[0, :21, :13] = sample
+        assert np.isfinite(build_engine(name, request)(x)).all()
+
+
+def test_samples_without_a_valid_pixel_are_refused(save: Callable[..., Any]) -> None:
+    path, card = save()
+    empty = np.full((64, 64, 3), np.nan, np.float32)
+    request = request_for(path, card, (1, 32, 32), samples=lambda: iter([empty]))
+    with pytest.raises(InputError, match="no window looked at has a valid pixel"):
+        build_engine("openvino-int8", request)
+
+
+def test_once_cached_a_run_imports_no_deep_learning_framework(save: Callable[..., Any]) -> None:
+    path, _ = save()
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np
+from lulc.engines import EngineRequest, build_engine
+from lulc.weights import load_card
+from pathlib import Path
+path = Path({str(path)!r})
+samples = [np.random.default_rng(i).normal(500, 200, (64, 64, 3)).astype("float32") for i in range(4)]
+for name in ("openvino", "openvino-int8", "openvino-mixed"):
+    request = EngineRequest(
+        path=path, card=load_card(path), shape=(1, 32, 32), samples=lambda: iter(samples), min_agreement=0.5
+    )
+    build_engine(name, request)(samples[0][None, :32, :32])
+unwanted = {{"keras", "tensorflow", "torch", "jax", "openvino_telemetry"}}
+assert not unwanted & {{m.split(".")[0] for m in sys.modules}}, unwanted & set(sys.modules)
+"""
+    for _ in range(2):
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+
+
+def test_openvino_that_is_not_installed_says_what_to_install(
+    save: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, card = save()
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(InputError, match="is not installed") as error:
+        build_engine("openvino", request_for(path, card, (1, 16, 16)))
+    assert "pip install" in error.value.hint and "--engine keras" in error.value.hint
+
+
+def test_auto_is_exact_and_an_unknown_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_engine("auto") in ("keras", "openvino")
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    assert choose_engine("auto") == "keras"
     with pytest.raises(InputError, match="expected one of"):
-        choose_engine("abacus")
+        choose_engine("tensorrt")
 
 
-def test_wider_networks_are_planned_with_more_memory() -> None:
-    wide, narrow = (
-        footprint("keras", NetworkConfig(filters=(n, n))) for n in (32, 8)
-    )  # fmt: skip
-    assert wide.per_pixel > narrow.per_pixel > 0
-
-
-@pytest.mark.parametrize("shape", [(12, 12), (8, 12)])
-def test_the_dihedral_mean_turns_with_its_input(shape: tuple[int, int]) -> None:
-    rng = np.random.default_rng(0)
-    ramp = rng.random((*shape, 1)).astype("f4")
-    calls = []
-
-    def network(x: np.ndarray) -> np.ndarray:
-        calls.append(x.shape)
-        weight = ramp if x.shape[1:3] == shape else np.swapaxes(ramp, 0, 1)
-        return x[..., :2] * weight
-
-    x = rng.random((1, *shape, 3)).astype("f4")
-    average = dihedral(network)
-    y = average(x)
-    assert len(calls) == (8 if shape[0] == shape[1] else 4) and set(calls) == {x.shape}
-    np.testing.assert_allclose(average(x[:, ::-1]), y[:, ::-1], rtol=1e-5)
-    np.testing.assert_allclose(average(x[:, :, ::-1]), y[:, :, ::-1], rtol=1e-5)
-    if shape[0] == shape[1]:
-        turned = np.rot90(x, axes=(1, 2))
-        np.testing.assert_allclose(average(turned), np.rot90(y, axes=(1, 2)), rtol=1e-5)
+def test_legacy_weights_run_without_a_framework(shared: Path) -> None:
+    path = shared / "legacy" / "keras2-weights.h5"
+    expected = np.load(shared / "legacy" / "expected.npz")
+    card = weights.load_legacy(path)[1]
+    x = expected["x"].astype(np.float32)
+    engine = build_engine("openvino", EngineRequest(path=path, card=card, shape=x.shape[:3]))
+    np.testing.assert_allclose(engine(x), expected["y"], atol=1e-4)

@@ -34,8 +34,6 @@ IMPORT_NAMES = {"opencv-python-headless": "cv2", "scikit-learn": "sklearn", "pyy
 NOT_IMPORTED = {
     "netcdf4": "xarray opens .nc with it",
     "zarr": "xarray opens .zarr with it",
-    "openvino": "engines takes it where a network was converted",
-    "nncf": "engines takes it where a network is quantised",
 }
 """Core and CPU packages that work behind another one, and for whom."""
 
