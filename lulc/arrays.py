@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -109,6 +110,8 @@ class _RasterLayers:
 
     def __init__(self, source: Source) -> None:
         self._source = source
+        # A raster file has one position in it; the threads that cut crops share it.
+        self._lock = threading.Lock()
         self._single = len(source.names) == 1
         self.names = tuple(source.names)
         grid = source.grid.shape
@@ -117,7 +120,8 @@ class _RasterLayers:
     def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
         (r0, r1, _), (c0, c1, _) = (k.indices(n) for k, n in zip(key, self.shape, strict=False))
         window = Window(r0, c0, max(0, r1 - r0), max(0, c1 - c0))
-        values = self._source.read(range(len(self.names)), window).astype(np.float32)
+        with self._lock:
+            values = self._source.read(range(len(self.names)), window).astype(np.float32)
         for layer, nodata in zip(values, self._source.nodata, strict=True):
             if nodata is not None:
                 layer[layer == np.float32(nodata)] = np.nan

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lulc.arrays import Layers
 from lulc.config import TrainConfig
+from lulc.manifest import MANIFEST, Manifest, StackFile, open_tile
 from lulc.schema import IGNORE, InputError, Legend
 from lulc.statistics import Statistics
 from lulc.storage import sha256_of
-from lulc.tiles import MANIFEST, Layers, Manifest, StackFile, find_overlaps, load_manifest, open_tile
+from lulc.tiles import find_overlaps, load_manifest
 from lulc.windows import Window
 
 logger = logging.getLogger("lulc")

@@ -42,8 +42,8 @@ from lulc.weights import arrays_of, find_model, load_model, record_picks, save_m
 
 logger = logging.getLogger("lulc")
 
-STEP_COPIES = 2.0
-"""Memory at the height of a training step, in outputs of all layers (measured on TensorFlow, CPU)."""
+STEP_COPIES = 1.4
+"""Memory at the height of a training step, in outputs of all layers (1.3 measured on a CPU)."""
 
 MEMORY_MARGIN = 0.9
 """Share of the free memory that a training may plan with."""

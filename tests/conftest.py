@@ -35,11 +35,12 @@ def write_stacks() -> Callable[..., Path]:
     from affine import Affine
     from rasterio.crs import CRS
 
+    from lulc.arrays import NpyWriter
     from lulc.grid import GridSpec
+    from lulc.manifest import Manifest, StackFile
     from lulc.schema import LandCoverClass, Legend
     from lulc.statistics import Statistics
     from lulc.storage import sha256_of
-    from lulc.tiles import Manifest, NpyWriter, StackFile
     from lulc.windows import Window
 
     def write(

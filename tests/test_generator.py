@@ -278,3 +278,23 @@ def test_the_stack_is_read_only_where_a_crop_lies():
 def test_one_class_is_learnt_against_the_rest():
     targets = class_targets(3, single_class=2)
     assert targets[[0, 1, 2, 3, 4, 255]].tolist() == [255, 0, 1, 0, 255, 255]
+
+
+@pytest.mark.parametrize("driver", ["GTiff", "HFA"])
+def test_crops_are_cut_from_raster_files_by_several_threads_alike(tmp_path, driver):
+    rasterio = pytest.importorskip("rasterio")
+    from lulc.arrays import open_layers
+
+    tile = make_tile(np.random.default_rng(19))
+    path = tmp_path / {"GTiff": "image.tif", "HFA": "image.img"}[driver]
+    height, width, bands = tile.image.shape
+    profile = {"driver": driver, "height": height, "width": width, "count": bands, "dtype": "float32"}
+    profile |= {"crs": "EPSG:3067", "transform": rasterio.Affine(10, 0, 5e5, 0, -10, 67e5)}
+    with rasterio.open(path, "w", **profile) as file:
+        file.write(np.moveaxis(tile.image, -1, 0))
+    on_disk = Tile("raster", open_layers(path), tile.masks)
+    cut = cut_ahead(make_generator([on_disk]), 0, 0, 4)
+    for index, (images, labels) in enumerate(cut):
+        expected_images, expected_labels = make_generator([tile]).batch(0, index)
+        np.testing.assert_array_equal(images, expected_images)
+        np.testing.assert_array_equal(labels, expected_labels)

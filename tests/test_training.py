@@ -23,10 +23,11 @@ from lulc.backend import keras
 from lulc.config import RECIPES, TrainConfig
 from lulc.dataset import open_dataset
 from lulc.loop import LabelledAccuracy, decide
+from lulc.manifest import open_tile
 from lulc.run import Row, kept_models, picks_of
 from lulc.schema import InputError, LandCoverClass, Legend
 from lulc.statistics import Statistics
-from lulc.tiles import load_manifest, open_tile
+from lulc.tiles import load_manifest
 from lulc.training import train
 from lulc.weights import find_model, load_card, read_arrays, read_picks
 
