@@ -23,10 +23,11 @@ from lulc.config import ClassifyConfig
 from lulc.engines import Engine
 from lulc.geotiff import MapProfile, assemble, read_classes, write_part
 from lulc.job import Job, no_valid_pixel, open_job
-from lulc.journal import Journal, open_journal
+from lulc.journal import Journal, claimed_by, open_journal
 from lulc.patches import merge_small_patches, write_polygons
 from lulc.prediction import Clock, predict_windows, windows_of
 from lulc.schema import IGNORE, InputError, Legend
+from lulc.sources import Stamp, moments_of, stamps_of
 from lulc.storage import check_disk, rename_durably
 from lulc.windows import Plan, PlannedWindow, Window
 
@@ -121,12 +122,12 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
     """
     begun = time.perf_counter()
     _check_outputs(config)
+    stamps = _stamps(config)
     with _reading(), open_job(config) as job, open_journal(job.out) as journal:
-        _check_resources(job)
-        stamps = _stamps(config)
+        _check_resources(job, journal)
         engine = job.build_engine()
         job.profile = dataclasses.replace(job.profile, tags=job.tags(engine))
-        journal.begin(job.key(engine), restart=config.restart)
+        journal.begin(job.key(engine) | {"changed": moments_of(stamps)}, restart=config.restart)
         clock = Clock()
         with ThreadPoolExecutor(forecast.cores()) as pool:
             started = time.perf_counter()
@@ -202,29 +203,30 @@ def _check_outputs(config: ClassifyConfig) -> None:
             f"cannot write the map '{out}', since the last argument names it, expected a name in .tif",
             f"Type the map's name last, for example {out.with_suffix('.tif')}.",
         )
-    targets = [out]
-    targets += [sieved_path(out)] if config.sieve else []
-    targets += [Path(config.polygons)] if config.polygons else []
+    targets = [out, *_further(config)]
     inputs = {Path(p).resolve() for p in (*config.inputs, *config.fill)}
+    ours = claimed_by(out)
     for target in targets:
         if target.resolve() in inputs or target.is_dir():
             raise InputError(
                 f"cannot write '{target}', since it is {'a folder' if target.is_dir() else 'an input'}",
                 "Give another output.",
             )
-        if target.exists() and not config.overwrite:
+        if target.exists() and not config.overwrite and str(target.resolve()) not in ours:
             raise InputError(
                 f"cannot write '{target}', since it exists already",
                 "Give another output, or add --overwrite to replace it.",
             )
 
 
-def _check_resources(job: Job) -> None:
+def _check_resources(job: Job, journal: Journal) -> None:
     needed = job.memory
     if job.config.sieve:
         needed = max(needed, float(SIEVE_BYTES * job.plan.height * job.plan.width))
     forecast.check_memory(needed)
-    check_disk(job.out.parent, forecast.disk_needed(job.profile), "the map and its parts")
+    # What an interrupted run has written is part of what is needed.
+    needed_on_disk = forecast.disk_needed(job.profile) - journal.bytes
+    check_disk(job.out.parent, needed_on_disk, "the map and its parts")
     budget = job.config.memory * 1e9
     if job.memory > budget:
         logger.warning(
@@ -233,14 +235,9 @@ def _check_resources(job: Job) -> None:
         )  # fmt: skip
 
 
-def _stamps(config: ClassifyConfig) -> list[tuple[str, int, int]]:
-    """(path, bytes, time of change) of all input files that are on this machine."""
+def _stamps(config: ClassifyConfig) -> list[Stamp]:
     named = [*config.inputs, *config.fill, *(p for p in (config.mask, config.aoi, config.like) if p)]
-    files: list[Path] = []
-    for path in map(Path, named):
-        files += sorted(path.rglob("*")) if path.is_dir() else [path]
-    status = [(str(f), f.stat()) for f in files if f.is_file()]
-    return [(name, s.st_size, s.st_mtime_ns) for name, s in status]
+    return stamps_of(named, allow_vrt=config.allow_vrt)
 
 
 def _changed() -> InputError:
@@ -281,20 +278,28 @@ def _finish(job: Job, journal: Journal, pool: Executor) -> tuple[Path, ...]:
     parts = [(part.extent, journal.path_of(part.index)) for part in job.plan.parts()]
     whole = journal.folder / "map.tif"
     assemble(job.profile, parts, whole, pool)
-    further = []
+    further = _further(job.config)
+    # The map gets its name last; a run that is killed before that may find the others there already.
+    journal.claim(further)
     if job.config.sieve:
         target = sieved_path(job.out)
         classes = read_classes(whole, job.stack.grid.extent)
-        _write_sieved(job, merge_small_patches(classes, job.config.sieve), target, journal.folder, pool)
-        further.append(target)
+        sieved = journal.folder / "sieved.tif"
+        _write_sieved(job, merge_small_patches(classes, job.config.sieve), sieved, journal.folder, pool)
+        rename_durably(sieved, target)
     if job.config.polygons:
         target = Path(job.config.polygons)
         extents = [extent for extent, _ in parts]
         write_polygons(target, partial(read_classes, whole), extents, job.stack.grid, job.profile.legend)
-        further.append(target)
     rename_durably(whole, job.out)
     journal.remove()
-    return tuple(further)
+    return further
+
+
+def _further(config: ClassifyConfig) -> tuple[Path, ...]:
+    """Files that are derived from the map."""
+    sieved = [sieved_path(Path(config.out))] if config.sieve else []
+    return (*sieved, *([Path(config.polygons)] if config.polygons else []))
 
 
 def _write_sieved(job: Job, classes: np.ndarray, target: Path, folder: Path, pool: Executor) -> None:

@@ -9,17 +9,18 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lulc.documents import write_document
 from lulc.schema import InputError
-from lulc.storage import Lock, sha256_of
+from lulc.storage import Lock, remove_partial, sha256_of
 
 FORMAT_VERSION = 1
 
 LOCK = "lock"
+CLAIMS = "claims.json"
 
 logger = logging.getLogger("lulc")
 
@@ -74,6 +75,16 @@ class Journal:
         self._counts = {part: self._counts[part] for part in found}
         return found
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files in the folder."""
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    def claim(self, paths: Sequence[Path]) -> None:
+        """Note which files beside the map this run is about to write, for `claimed_by`."""
+        claims = {"format_version": FORMAT_VERSION, "paths": [str(path.resolve()) for path in paths]}
+        write_document(self.folder / CLAIMS, claims)
+
     def remove(self) -> None:
         """Remove the folder, the map being finished."""
         shutil.rmtree(self.folder)
@@ -96,8 +107,7 @@ class Journal:
             write_document(path, document)
         elif found != document:
             raise self._other_key(found, document)
-        for leftover in self.folder.glob(".*.partial"):
-            leftover.unlink()
+        remove_partial(self.folder)
         for part, checksum, counts in _read_lines(self._lines):
             self._checksums[part], self._counts[part] = checksum, counts
         self._end_line()
@@ -117,6 +127,13 @@ class Journal:
         )
 
 
+def claimed_by(out: Path) -> set[str]:
+    """Paths of files that an interrupted run for the map `out` had begun to write under their final names."""
+    claims = _read_object(_folder_of(out) / CLAIMS) or {}
+    paths = claims.get("paths", ())
+    return {str(path) for path in paths} if isinstance(paths, list) else set()
+
+
 @contextlib.contextmanager
 def open_journal(out: Path) -> Iterator[Journal]:
     """Lock ``OUT.parts/``; the journal is to be begun with a key.
@@ -126,7 +143,7 @@ def open_journal(out: Path) -> Iterator[Journal]:
     InputError
         If another process writes the map `out`.
     """
-    folder = out.with_name(out.name + ".parts")
+    folder = _folder_of(out)
     with Lock(folder / LOCK, f"the map '{out}'"):
         journal = Journal(folder)
         try:
@@ -134,6 +151,10 @@ def open_journal(out: Path) -> Iterator[Journal]:
         finally:
             if folder.is_dir() and {p.name for p in folder.iterdir()} == {LOCK}:
                 journal.remove()
+
+
+def _folder_of(out: Path) -> Path:
+    return out.with_name(out.name + ".parts")
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:

@@ -36,10 +36,11 @@ from lulc.manifest import (
 )
 from lulc.nomenclature import NO_CODE, load_scheme
 from lulc.schema import CHANNELS, IGNORE, InputError
+from lulc.sources import Stamp, moments_of, stamps_of
 from lulc.split import ENOUGH, candidate_windows, choose_stacks, choose_validation, near_windows
 from lulc.stack import Coverage, Stack, open_stack
 from lulc.statistics import Statistics
-from lulc.storage import Lock, check_disk, sha256_of, write_atomically
+from lulc.storage import Lock, check_disk, remove_partial, sha256_of, write_atomically
 from lulc.tiles import load_manifest
 from lulc.windows import Window
 
@@ -131,6 +132,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
     _check_numbers(config)
     folder = Path(config.out)
     scheme = load_scheme(config.scheme, config.codes)
+    stamps = _stamps(config)
     with (
         rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE),
         open_stack(config.bands, config.indices, config) as stack,
@@ -143,12 +145,11 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
     ):  # fmt: skip
         sources = [*stack.identity(), *labels.identity()]
         parameters = _parameters(config, labels)
-        key = _key_of(sources, parameters)
+        key = _key_of([*sources, *({"changed": m} for m in moments_of(stamps))], parameters)
         _clear(folder, config)
         if (folder / MANIFEST).exists():
             return _finished(folder, key)
         progress = _progress(folder, key)
-        stamps = _stamps(config)
         if not progress.counts:
             _survey(progress, stack, labels, config.size)
             progress.write(folder)
@@ -201,20 +202,17 @@ def _key_of(sources: Sequence[dict[str, Any]], parameters: dict[str, Any]) -> st
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _stamps(config: PreprocessConfig) -> list[tuple[int, int]]:
-    """(bytes, time of change) of each input on this machine."""
+def _stamps(config: PreprocessConfig) -> list[Stamp]:
     paths: list[str] = []
     for name in _PATHS:
         value = getattr(config, name)
         paths += value if isinstance(value, tuple) else [value] if value else []
-    status = [Path(p).stat() for p in paths if Path(p).exists()]
-    return [(s.st_size, s.st_mtime_ns) for s in status]
+    return stamps_of(paths, allow_vrt=config.allow_vrt)
 
 
 def _clear(folder: Path, config: PreprocessConfig) -> None:
     """Remove what an interrupted run left half-written, and what the user allowed to be dropped."""
-    for leftover in folder.glob(".*.partial"):
-        leftover.unlink()
+    remove_partial(folder)
     if config.overwrite and (folder / MANIFEST).exists():
         (folder / MANIFEST).unlink()
         (folder / PROGRESS).unlink(missing_ok=True)

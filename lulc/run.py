@@ -17,7 +17,7 @@ from typing import Any
 from lulc.config import TrainConfig
 from lulc.documents import read_document, write_document
 from lulc.schema import InputError
-from lulc.storage import Lock, write_atomically
+from lulc.storage import Lock, remove_partial, write_atomically
 from lulc.weights import PICKS_FILE
 
 FORMAT_VERSION = 1
@@ -156,6 +156,8 @@ class Run:
             If it holds a finished run, a run with another key, or models of something else.
         """
         path = self.folder / DOCUMENT
+        remove_partial(self.folder)
+        remove_partial(self.checkpoints)
         if overwrite:
             self._clear()
         elif not path.exists():
@@ -219,7 +221,7 @@ class Run:
     def _clear(self) -> None:
         left = [self.folder / name for name in (DOCUMENT, HISTORY, PICTURE, PICKS_FILE)]
         left += self._models()
-        for pattern in (f"{CHECKPOINTS}/*", f"{CHECKPOINTS}/.*.partial", f"{TENSORBOARD}/**/*", ".*.partial"):
+        for pattern in (f"{CHECKPOINTS}/*", f"{TENSORBOARD}/**/*"):
             left += [p for p in self.folder.glob(pattern) if p.is_file()]
         for path in left:
             path.unlink(missing_ok=True)

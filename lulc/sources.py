@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
@@ -24,7 +25,16 @@ from rasterio.windows import Window as RasterWindow
 
 from lulc import guards
 from lulc.grid import GridSpec
-from lulc.layers import Layer, Source, check_grid, declared_nodata, declared_scaling, layer_name
+from lulc.layers import (
+    WHOLE_BYTES,
+    Layer,
+    Source,
+    check_grid,
+    declared_nodata,
+    declared_scaling,
+    identify,
+    layer_name,
+)
 from lulc.products import Product, is_product, read_product
 from lulc.schema import InputError
 from lulc.windows import Window
@@ -123,6 +133,49 @@ def is_safe(path: str | os.PathLike[str]) -> bool:
     return is_product(Path(os.fspath(path)))
 
 
+class Stamp(NamedTuple):
+    """What changes when a file is written to or replaced."""
+
+    path: str
+    bytes: int
+    changed: int
+    inode: int
+
+
+def stamps_of(paths: Iterable[str], *, allow_vrt: bool = False) -> list[Stamp]:
+    """Stamps of all files on this machine that inputs consist of: folders, and what VRTs name, included.
+
+    Two equal lists, one from before the first and one from after the last reading, mean that nothing
+    was exchanged meanwhile.
+    """
+    files = [f for path in paths for f in _files_of(Path(path), set() if allow_vrt else None)]
+    return [Stamp(str(f), s.st_size, s.st_mtime_ns, s.st_ino) for f in files for s in [f.stat()]]
+
+
+def moments_of(stamps: Sequence[Stamp]) -> list[tuple[str, int]]:
+    """Name and time of change of each file where together they are too large to be hashed whole.
+
+    A key of such inputs holds them beside the hash, which is of samples then.
+    """
+    if sum(stamp.bytes for stamp in stamps) <= WHOLE_BYTES:
+        return []
+    return [(Path(stamp.path).name, stamp.changed) for stamp in stamps]
+
+
+def _files_of(path: Path, named: set[Path] | None) -> list[Path]:
+    """Files of an input; `named` are the VRTs above it, None where VRTs are not followed."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if not path.is_file():
+        return []
+    if path.suffix.lower() == ".img":
+        return [file for file in (path, path.with_suffix(".ige")) if file.is_file()]
+    if named is None or path.suffix.lower() != ".vrt" or path in named:
+        return [path]
+    members = sorted(set(guards.vrt_sources(path)))
+    return [path, *(file for member in members for file in _files_of(member, named | {path}))]
+
+
 class RasterSource(Source):
     """A raster that GDAL reads; made by `open_source`.
 
@@ -176,12 +229,23 @@ class RasterSource(Source):
                 "Rectify it: gdalwarp IN OUT",
             )
         if local:
-            for file in data.files:
-                guards.check_inside(Path(file), Path(self._target).parent, path)
+            self._check_names(path, data.files)
             if self._driver == "GTiff":
                 _check_whole(path, self._target, data)
         self.grid = GridSpec(data.crs, data.transform, data.height, data.width)
         check_grid(path, self.grid)
+
+    def _check_names(self, path: str, files: Sequence[str]) -> None:
+        """Refuse what a file names beside itself, unless it is a VRT's or the rest of an Imagine file."""
+        target = Path(self._target)
+        for file in map(Path, files):
+            guards.check_inside(file, target.parent, path)
+            if self._driver != "VRT" and file not in (target, target.with_suffix(".ige")):
+                raise InputError(
+                    f"cannot open '{path}', since it names the file '{file}', "
+                    "expected a file that holds its own data",
+                    "Turn it into a GeoTIFF: gdal_translate IN OUT.tif",
+                )
 
     def read(self, layers: Sequence[int], window: Window) -> np.ndarray:
         area = RasterWindow(window.col, window.row, window.width, window.height)
@@ -207,7 +271,14 @@ class RasterSource(Source):
 
     def identity(self) -> dict[str, Any]:
         if not guards.is_address(self._target):
-            return super().identity()
+            files = [identify(file) for file in _files_of(Path(self._target), set())]
+            if len(files) == 1:
+                return super().identity()
+            return {
+                "name": Path(self.path).name,
+                "bytes": sum(file["bytes"] for file in files),
+                "sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+            }
         # A remote file is known by what it declares and by its corner blocks.
         digest = hashlib.sha256(repr((self.grid.to_json(), self.layers)).encode())
         rows, cols = (min(s, 256) for s in self.grid.shape)
@@ -323,5 +394,3 @@ def _remote_address(text: str) -> str:
         f"expected https://, {', '.join(schemes)} or /vsi...",
         "Download the file and give its path.",
     )
-
-

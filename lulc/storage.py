@@ -46,6 +46,15 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what killed runs left half-written in `folder`, which the caller has locked."""
+    for path in list(folder.glob(".*.partial")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def rename_durably(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Give a finished file, on disk already, its final name in the same file system, on disk too."""
     os.replace(source, target)

@@ -96,7 +96,7 @@ def save_model(
         )
     arrays = arrays_of(model)
     _compare(arrays, card, path)
-    content = _pack(card, arrays, half)
+    content = _pack(card, arrays, half, path.parent)
     # A former card must not lie beside other weights, not even after a crash.
     card_path(path).unlink(missing_ok=True)
     with write_atomically(path) as temporary:
@@ -130,10 +130,10 @@ def load_model(
             f"cannot use other statistics with '{path}', since its card has those that it was trained with",
             "Leave --statistics out; it is for .h5 files of the original system.",
         )
-    from lulc.unet import build_unet
-
     card = load_card(path)
     arrays = read_arrays(path, card)
+    from lulc.unet import build_unet
+
     model = build_unet(card.network)
     assign(model, arrays)
     return model, card
@@ -157,9 +157,9 @@ def load_legacy(
     InputError
         If the file is refused, or its layers are not those of the original network in any width.
     """
+    config, arrays = read_legacy(path)
     from lulc.unet import build_unet, geometry
 
-    config, arrays = read_legacy(path)
     statistics = statistics or Statistics((0.0,) * config.channels, (1.0,) * config.channels)
     mean, std = np.asarray(statistics.mean, "float32"), np.asarray(statistics.std, "float32")
     model = build_unet(config, (mean, std))
@@ -350,13 +350,14 @@ def _compare(arrays: Arrays, card: ModelCard, where: str | os.PathLike[str]) -> 
             )
 
 
-def _pack(card: ModelCard, arrays: Arrays, half: bool) -> bytes:
-    """A ``.keras`` archive, as Keras writes it but without optimizer and date."""
+def _pack(card: ModelCard, arrays: Arrays, half: bool, beside: Path) -> bytes:
+    """A ``.keras`` archive, as Keras writes it but without optimizer and date; it writes to a folder."""
     from lulc.unet import build_unet
 
     model = build_unet(card.network)
     assign(model, arrays)
-    with tempfile.TemporaryDirectory(prefix="lulc-") as folder:
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving.", suffix=".partial", dir=beside) as folder:
         model.save(f"{folder}/model.keras")
         with zipfile.ZipFile(f"{folder}/model.keras") as archive:
             members = {name: archive.read(name) for name in (METADATA, CONFIG, WEIGHTS)}

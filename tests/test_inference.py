@@ -22,7 +22,7 @@ import rasterio
 from affine import Affine
 
 from lulc import backend, forecast, job
-from lulc.card import Channel, ModelCard, write_card
+from lulc.card import Channel, ModelCard
 from lulc.config import ClassifyConfig
 from lulc.engines import Engine, EngineRequest
 from lulc.inference import classify, forecast_classification
@@ -71,13 +71,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fast(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model whose network is three lines of NumPy, for what does not depend on the network."""
-    path = tmp_path / "fast.keras"
-    path.write_bytes(b"none")
-    write_card(dataclasses.replace(card_of(), sha256="0" * 64, bytes=4), path)
     monkeypatch.setattr(job, "build_engine", fast_engine)
-    return path
+    return model
 
 
 def fast_engine(name: str, request: EngineRequest) -> Engine:
