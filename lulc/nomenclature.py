@@ -122,6 +122,8 @@ _KAAKONKULMA: tuple[tuple[str, str, int, tuple[int, ...]], ...] = (
     ("Water bodies", "#80f2ff", 5, (47, 48, 49)),
 )
 
+_KAAKONKULMA_LEVEL2 = (11, 12, 13, 32, 21, 31, 31, 31, 31, 32, 41, 41, 51)
+
 _FINNISH_LEVEL1 = {
     1: (*range(1, 17),), 2: (*range(17, 23),), 3: (*range(23, 41),), 4: (*range(41, 47),), 5: (47, 48, 49),
 }  # fmt: skip
@@ -267,6 +269,30 @@ def level1_of(legend: Legend) -> np.ndarray:
     return np.array([c.level1 for c in legend.classes], dtype=np.uint8)
 
 
+def level2_of(legend: Legend) -> np.ndarray:
+    """CORINE level-2 group of each class of a built-in legend.
+
+    Classes of several groups count as the one that holds most of them: of the 13 classes, dense built-up
+    areas as industrial, commercial and transport units, bare areas as mines, dumps and construction sites,
+    fields as arable land.
+
+    Returns
+    -------
+    uint8 (class,)
+        Group 1..15 of class 1, 2, ..., N, numbered as the classes of ``clc-level2``; 0 where there is none,
+        as for all classes of other legends.
+    """
+    groups = {code: number for number, code in enumerate(sorted(_LEVEL2), start=1)}
+    codes: tuple[int, ...] = ()
+    if legend.names == _kaakonkulma_legend(finnish=False).names:
+        codes = _KAAKONKULMA_LEVEL2
+    elif legend.names == tuple(name for name, _ in _LEVEL3.values()):
+        codes = tuple(code // 10 for code in _LEVEL3)
+    elif legend.names == tuple(_LEVEL2[code][0] for code in sorted(_LEVEL2)):
+        codes = tuple(sorted(_LEVEL2))
+    return np.array([groups[code] for code in codes] or [0] * len(legend), dtype=np.uint8)
+
+
 def load_scheme(name_or_csv: str, codes: str = "auto") -> Scheme:
     """The scheme of that name, or the one in a user's table.
 
@@ -385,7 +411,8 @@ def read_scheme(path: str) -> Scheme:
 
     Columns are ``code`` (an integer), ``class`` (1..N, or empty or ``ignore``), ``name`` and ``color``
     (``#rrggbb``) of the class, which must be given on one row at least, and agree where repeated;
-    a colour may be left out. A further column ``level1`` (1..5) gives CORINE's level 1. Separated by comma or
+    a colour may be left out. A row without a code declares a class that these labels lack and others of
+    the same legend have. A further column ``level1`` (1..5) gives CORINE's level 1. Separated by comma or
     semicolon, UTF-8.
 
     Raises
@@ -400,7 +427,8 @@ def read_scheme(path: str) -> Scheme:
         code, number = _code_and_class(path, line, row)
         if code in classes:
             raise _bad_row(path, line, f"code {code} is there twice", "each code once")
-        classes[code] = number
+        if code is not None:
+            classes[code] = number
         if number != IGNORE:
             _merge_class(path, line, found.setdefault(number, {}), row)
     if not found or sorted(found) != list(range(1, len(found) + 1)):
@@ -449,15 +477,17 @@ def _rows_of(path: str) -> list[tuple[int, dict[str, str]]]:
     return [(line, {k: v.strip() for k, v in row.items()}) for line, row in rows if any(row.values())]
 
 
-def _code_and_class(path: str, line: int, row: dict[str, str]) -> tuple[int, int]:
-    code, number = row["code"], row["class"].lower()
-    if not re.fullmatch(r"[+-]?[0-9]{1,9}", code):
-        raise _bad_row(path, line, f"the code is '{code[:40]}'", "an integer")
-    if number in ("", "ignore"):
-        return int(code), IGNORE
+def _code_and_class(path: str, line: int, row: dict[str, str]) -> tuple[int | None, int]:
+    text, number = row["code"], row["class"].lower()
+    ignored = number in ("", "ignore")
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text) and (text or ignored):
+        raise _bad_row(path, line, f"the code is '{text[:40]}'", "an integer")
+    code = int(text) if text else None
+    if ignored:
+        return code, IGNORE
     if not re.fullmatch(r"[0-9]{1,3}", number) or not 1 <= int(number) <= MAX_CLASSES:
         raise _bad_row(path, line, f"the class is '{number[:40]}'", f"1..{MAX_CLASSES}, 'ignore' or nothing")
-    return int(code), int(number)
+    return code, int(number)
 
 
 _PATTERNS = {

@@ -294,3 +294,15 @@ def test_the_real_corine_raster_of_sao_miguel_is_remapped(shared: Path, level: i
         if (remapped == c.number).any()
     }
     assert found == expected
+
+
+def test_a_row_without_a_code_declares_a_class_that_these_labels_lack(tmp_path: Path) -> None:
+    table = tmp_path / "scheme.csv"
+    table.write_text("code,class,name,color\n7,1,Water,#0000ff\n,2,Built,#ff0000\n")
+    scheme = load_scheme(str(table))
+    assert scheme.legend.names == ("Water", "Built")
+    assert scheme.legend.classes[1].sources == ()
+    assert scheme.remap(np.array([[7]])).tolist() == [[1]]
+    table.write_text("code,class,name,color\n7,1,Water,#0000ff\n,ignore,,\n")
+    with pytest.raises(InputError, match="line 3"):
+        load_scheme(str(table))
