@@ -148,6 +148,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         key = _key_of([*sources, *({"changed": m} for m in moments_of(stamps))], parameters)
         _clear(folder, config)
         if (folder / MANIFEST).exists():
+            (folder / PROGRESS).unlink(missing_ok=True)
             return _finished(folder, key)
         progress = _progress(folder, key)
         if not progress.counts:

@@ -170,6 +170,9 @@ class Run:
             self._clear()
         else:
             found = self._read(path)
+            if found["finished"]:
+                # A kill at the very end leaves checkpoints behind.
+                self._clear_checkpoints()
             if restart and not found["finished"]:
                 self._clear()
             else:
@@ -221,10 +224,14 @@ class Run:
     def _clear(self) -> None:
         left = [self.folder / name for name in (DOCUMENT, HISTORY, PICTURE, PICKS_FILE)]
         left += self._models()
-        for pattern in (f"{CHECKPOINTS}/*", f"{TENSORBOARD}/**/*"):
-            left += [p for p in self.folder.glob(pattern) if p.is_file()]
+        left += [p for p in self.folder.glob(f"{TENSORBOARD}/**/*") if p.is_file()]
         for path in left:
             path.unlink(missing_ok=True)
+        self._clear_checkpoints()
+
+    def _clear_checkpoints(self) -> None:
+        for path in self.checkpoints.glob("*"):
+            path.unlink()
 
 
 def parameters_of(config: TrainConfig) -> dict[str, Any]:

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
-import multiprocessing
 import os
-import runpy
-import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -265,120 +260,6 @@ def test_sieved_map_and_polygons_lie_beside_the_raw_map(tmp_path: Path, fast: Pa
     np.testing.assert_array_equal(before == -1, after == 255)
     assert (before[before != -1] != after[before != -1]).any()
     assert polygons.exists()
-
-
-SCRIPT = """
-import json, sys, time
-import numpy as np
-from lulc import job
-from lulc.engines import Engine
-from lulc.commands.make_classifications import main
-
-def engine(name, request):
-    def network(x):
-        time.sleep(0.004)
-        powers = np.exp(np.nan_to_num(x[..., :3]) / 1000)
-        return (powers / powers.sum(-1, keepdims=True)).astype(np.float32)
-    return Engine("keras", request.shape, {"precision": "float32"}, network)
-
-job.build_engine = engine
-sys.exit(main(json.load(open(__file__ + ".json"))))
-"""
-
-
-class Runs:
-    """Runs of the command in processes of their own, started fast, to be killed."""
-
-    def __init__(self, folder: Path, model: Path) -> None:
-        mosaic = write_mosaic(folder / "mosaic.tif", image_of(600, 700))
-        self.out = folder / "map.tif"
-        self._script = folder / "script.py"
-        self._script.write_text(SCRIPT)
-        self._arguments = [str(model), str(mosaic), str(self.out), "-q", "--window", "128", "--part", "256"]
-        self._arguments += ["--scale", "0.0001", "--offset", "0"]
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["lulc.inference", "lulc.commands.make_classifications"])
-
-    def start(self, *more: str) -> Any:
-        Path(f"{self._script}.json").write_text(json.dumps([*self._arguments, *more]))
-        process = self._context.Process(target=runpy.run_path, args=(str(self._script),))
-        process.start()
-        return process
-
-    def finish(self, *more: str) -> int:
-        process = self.start(*more)
-        process.join()
-        return int(process.exitcode)
-
-    def finished_parts(self) -> int:
-        journal = self.out.with_name("map.tif.parts") / "journal.jsonl"
-        return journal.read_bytes().count(b"\n") if journal.exists() else 0
-
-
-def kill_and_continue(runs: Runs, kills: int, number: int = signal.SIGKILL) -> int:
-    """Kill runs at seeded moments, continue each; returns how many kills hit a running process."""
-    runs.finish()
-    expected = runs.out.read_bytes()
-    start = time.monotonic()
-    runs.finish("--overwrite")
-    length = time.monotonic() - start
-    rng = np.random.default_rng(1)
-    hit = 0
-    while hit < kills:
-        runs.out.unlink(missing_ok=True)
-        done = 0
-        while not runs.out.exists():
-            process = runs.start()
-            process.join(float(rng.uniform(0.1, 0.9)) * length)
-            hit += process.exitcode is None
-            if process.exitcode is None:
-                os.kill(process.pid, number)
-            process.join()
-            assert runs.finished_parts() >= done or runs.out.exists()
-            done = runs.finished_parts()
-            if rng.random() < 0.3 and not runs.out.exists():
-                assert runs.finish() == 0
-        assert runs.out.read_bytes() == expected
-        assert runs.finish("--overwrite") == 0
-    assert {p.name for p in runs.out.parent.iterdir()} >= {"map.tif", "mosaic.tif"}
-    assert not list(runs.out.parent.glob("*.parts"))
-    return hit
-
-
-def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path: Path, fast: Path) -> None:
-    assert kill_and_continue(Runs(tmp_path, fast), 4) >= 4
-
-
-@pytest.mark.stress
-def test_a_hundred_kills_leave_the_same_bytes(tmp_path: Path, fast: Path) -> None:
-    assert kill_and_continue(Runs(tmp_path, fast), 100) >= 100
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_ends_cleanly_and_is_continued(tmp_path: Path, fast: Path, number: int) -> None:
-    runs = Runs(tmp_path, fast)
-    process = runs.start()
-    while not runs.finished_parts():
-        time.sleep(0.01)
-    os.kill(process.pid, number)
-    process.join(20)
-    assert process.exitcode == 1
-    assert not runs.out.exists()
-    done = runs.finished_parts()
-    assert done
-    assert runs.finish() == 0
-    with rasterio.open(runs.out) as source:
-        assert source.read(1).max() == 3
-
-
-def test_two_runs_on_one_map_are_refused(tmp_path: Path, fast: Path) -> None:
-    runs = Runs(tmp_path, fast)
-    first = runs.start()
-    while not runs.finished_parts():
-        time.sleep(0.01)
-    assert runs.finish() == 1
-    first.join()
-    assert first.exitcode == 0
 
 
 def interrupt(after: int) -> Callable[[str, EngineRequest], Engine]:

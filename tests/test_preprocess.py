@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -318,24 +316,6 @@ def test_an_input_that_changes_while_it_is_read_is_noticed(
     with pytest.raises(InputError, match="changed while"):
         make_stacks(config(scene))
     assert not (Path(scene["out"]) / "manifest.json").exists()
-
-
-def test_killed_runs_continue_to_the_same_bytes(scene: dict[str, Any], tmp_path: Path) -> None:
-    make_stacks(config(scene, out=str(tmp_path / "whole")))
-    command = [sys.executable, str(ROOT / "preprocess.py"), *arguments(scene, "--quiet")]
-    rng = np.random.default_rng(3)
-    for _ in range(3):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT)
-        deadline = time.monotonic() + 30
-        while process.poll() is None and not list(Path(scene["out"]).glob("*.npy")):
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        time.sleep(float(rng.uniform(0, 0.02)))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert main(arguments(scene, "--quiet")) == 0
-    assert contents(scene["out"]) == contents(str(tmp_path / "whole"))
-    assert not list(Path(scene["out"]).glob("*.partial"))
 
 
 def test_two_runs_on_one_folder_are_refused(scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
