@@ -468,5 +468,3 @@ def test_the_legacy_network_runs_with_statistics_of_three_kinds(tmp_path: Path, 
     for statistics in (str(shared / "legacy" / "train_mean_and_std.obj"), "mosaic", "none"):
         result = classify(dataclasses.replace(config, statistics=statistics))
         assert sum(result.counts.values()) > 0
-
-
