@@ -306,7 +306,7 @@ class ClassifyConfig(InputConfig, RunConfig):
         "0.97 for openvino-int8 and 0.995 for openvino-mixed where not given",
     )
     memory: float = option(2.0, "memory budget of the whole process", unit="GB")
-    window: int | None = option(
+    window: int | tuple[int, int] | None = option(
         None,
         "side of a window, a multiple of the network's stride; chosen for the memory where not given",
         unit="pixels",
@@ -370,3 +370,74 @@ class EvaluateConfig(RunConfig):
     resample: bool = option(False, "resample (nearest) a reference on another grid", group=INPUT)
     allow_vrt: bool = option(False, "admit VRT mosaics", group=INPUT)
     allow_remote: bool = option(False, "admit remote files, which open connections", group=INPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """A map for other programs."""
+
+    map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
+    out: tuple[str, ...] = option(
+        (),
+        "what to write, by its ending: .qml and .sld (styles), .tif.aux.xml (attribute table), .json (STAC "
+        "item), .nc (NetCDF), .zarr; where not given MAP.qml, MAP.sld and MAP.tif.aux.xml beside the map",
+        metavar="OUT",
+    )
+    date: tuple[str, ...] = option(
+        (),
+        "day of the imagery, or first and last day; a STAC item needs it",
+        metavar="YYYY-MM-DD",
+    )
+    model: str | None = option(
+        None, "weights of the map: their STAC item is written beside that of the map", metavar="MODEL"
+    )
+    scheme: str | None = option(None, "classes of a map whose tags don't hold them, as in preprocess.py")
+    overwrite: bool = option(False, "replace what exists", group=RUN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportModelConfig:
+    """Weights for catalogues."""
+
+    model: str = option(
+        ..., "weights file, name in weights/, or run folder", metavar="MODEL", positional=True
+    )
+    out: str | None = option(
+        None, "STAC item to write; NAME.stac.json beside the weights where not given", metavar="FILE.json"
+    )
+    pick: str = option(
+        "lowest-val-loss",
+        "which weights of a run folder; all: an item for each",
+        choices=("lowest-val-loss", "best-macro-f1", "highest-val-accuracy", "last", "all"),
+    )
+    date: tuple[str, ...] = option(
+        (),
+        "first and last day of imagery that the weights are for; the time of Sentinel-2 where not given",
+        metavar="YYYY-MM-DD",
+    )
+    overwrite: bool = option(False, "replace what exists", group=RUN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceConfig:
+    """A map and what it was made from to the same map, or to where it differs."""
+
+    map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
+    inputs: tuple[str, ...] = option(
+        (),
+        "folders to look for the inputs in, by name, deeper folders included; the map's own where not given",
+        metavar="FOLDER",
+    )
+    model: str | None = option(
+        None,
+        "weights file, or folder to look for them in; weights/ and the folders of the inputs where not given",
+        metavar="MODEL",
+    )
+    check: bool = option(False, "compare weights and inputs with what the map says, then stop")
+    out: str | None = option(None, "keep the map that was made again", metavar="OUT.tif")
+    difference: str | None = option(
+        None, "write where the class bands differ: 1 differs, 0 equal, no data where both are", metavar="OUT.tif"
+    )
+    memory: float = option(2.0, "memory budget of the whole process", unit="GB")
+    allow_vrt: bool = option(False, "admit VRT mosaics", group=INPUT)
+    overwrite: bool = option(False, "replace what exists", group=RUN)

@@ -77,7 +77,7 @@ def plan_map(
     stride: int,
     halo: int | None,
     memory: float,
-    window: int | None = None,
+    window: int | tuple[int, int] | None = None,
     square: bool = False,
 ) -> Plan:
     """Cut a map into parts and windows.
@@ -91,7 +91,7 @@ def plan_map(
     memory
         Budget in bytes.
     window
-        Side that the user asks for; chosen for the budget where not given.
+        Side that the user asks for, or rows and columns; chosen for the budget where not given.
     square
         Whether windows should be square, for rotations.
 
@@ -106,13 +106,13 @@ def plan_map(
     if window is None and demand.gaussian:
         window = -(-BLEND_WINDOW // stride) * stride
     if window is not None:
-        _check_window(window, stride, halo, padded)
-        shape = (min(window, padded[0]), min(window, padded[1]))
+        sides = (window, window) if isinstance(window, int) else window
+        for side in sorted(set(sides)):
+            _check_window(side, stride, halo, [p for s, p in zip(sides, padded, strict=True) if s == side])
+        shape = (min(sides[0], padded[0]), min(sides[1], padded[1]))
     else:
         limit = demand.pixels_within(memory, profile)
-        shape = choose_window(
-            height, width, stride=stride, halo=halo, part=profile.part, max_pixels=limit
-        )
+        shape = choose_window(height, width, stride=stride, halo=halo, part=profile.part, max_pixels=limit)
         if square:
             side = max(min(shape), 2 * halo + stride)
             shape = (min(side, padded[0]), min(side, padded[1]))

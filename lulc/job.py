@@ -10,7 +10,10 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numcodecs
 import numpy as np
+import rasterio
 
 from lulc import __version__, domain, forecast, weights
 from lulc.card import ModelCard, load_card
@@ -22,14 +25,14 @@ from lulc.prediction import Prediction, predict_parts
 from lulc.schema import IGNORE, UNCLASSIFIED, InputError, Legend
 from lulc.stack import Stack, open_stack, sort_inputs
 from lulc.statistics import Statistics, read_statistics
-from lulc.windows import Part, Plan, Window
+from lulc.windows import Part, Plan, squares_of
 
 FORMAT_VERSION = 1
 
 logger = logging.getLogger("lulc")
 
-_PATHS = ("fill", "like", "mask", "aoi")
-_PARAMETERS = ("activations", "batch_size", "blend", "tta", "min_confidence", "cog")
+_PATHS = ("inputs", "fill", "like", "mask", "aoi")
+_PARAMETERS = ("activations", "batch_size", "blend", "tta", "min_confidence", "min_agreement", "cog")
 
 
 class Job:
@@ -131,7 +134,7 @@ class Job:
             "options": self._options(),
             "engine": {"name": engine.name, **engine.identity},
             "plan": dataclasses.asdict(self.plan),
-            "numpy": np.__version__,
+            "versions": _versions(),
         }
 
     def tags(self, engine: Engine) -> dict[str, str]:
@@ -145,10 +148,14 @@ class Job:
             "LULC_MODEL": self.card.name,
             "LULC_MODEL_SHA256": self.card.sha256,
             "LULC_ENGINE": {"name": engine.name, **identity},
-            "LULC_PARAMETERS": self._options() | {"window": self.plan.window, "halo": self.plan.halo},
+            "LULC_VERSIONS": _versions(),
+            "LULC_PARAMETERS": self._options() | self._geometry(),
             "LULC_INPUTS": self.stack.identity(),
             "LULC_CHANNELS": {c.name: described.get(c.name, {}) for c in self.card.channels},
         }
+        if self.config.statistics is not None:
+            # A legacy file has none, so that the weights alone don't tell them.
+            tags["LULC_STATISTICS"] = self.card.statistics.to_json()
         if self.card.attribution:
             tags["LULC_ATTRIBUTION"] = self.card.attribution
         return {
@@ -156,9 +163,13 @@ class Job:
             for name, value in tags.items()
         }
 
+    def _geometry(self) -> dict[str, Any]:
+        """How the map was cut: with the options, all that is needed to make it again."""
+        return {"window": self.plan.window, "halo": self.plan.halo, "part": self.plan.part}
+
     def _options(self) -> dict[str, Any]:
         """Options that decide the result, paths by their last part only."""
-        names = [f.name for f in dataclasses.fields(InputConfig)] + list(_PARAMETERS)
+        names = ["inputs", *(f.name for f in dataclasses.fields(InputConfig)), *_PARAMETERS]
         options = {name: getattr(self.config, name) for name in names}
         for name in _PATHS:
             value = options[name]
@@ -195,6 +206,16 @@ def open_job(config: ClassifyConfig) -> Iterator[Job]:
         elif config.statistics != "none":
             _check_domain(card, stack, strict=config.strict)
         yield Job(config, model, card, stack)
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what decides values and bytes beside the engine."""
+    return {
+        "numpy": np.__version__,
+        "numcodecs": numcodecs.__version__,
+        "opencv": cv2.__version__,
+        "gdal": rasterio.__gdal_version__,
+    }
 
 
 def legend_of(card: ModelCard) -> Legend:
@@ -260,7 +281,8 @@ def _check_numbers(config: ClassifyConfig) -> None:
         f"--memory is {config.memory}, expected more than 0": config.memory > 0,
         f"--min-confidence is {config.min_confidence}, expected 0..1": 0 <= config.min_confidence <= 1,
         f"--sieve is {config.sieve}, expected 0 or more": config.sieve >= 0,
-        f"--window is {config.window}, expected 1 or more": config.window is None or config.window >= 1,
+        f"--window is {config.window}, expected 1 or more": config.window is None
+        or np.min(config.window) > 0,
     }
     for problem, holds in checks.items():
         if not holds:
@@ -276,7 +298,10 @@ def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
                 "expected a legacy .h5 file",
                 "Leave --statistics out.",
             )
-        return load_card(model)
+        card = load_card(model)
+        # Refused before a framework is loaded, which takes longer than all of these checks.
+        weights.read_arrays(model, card)
+        return card
     if config.statistics is None:
         raise InputError(
             f"cannot use the weights '{model}', since Keras 2 files hold no statistics to standardise with, "
@@ -294,13 +319,7 @@ def _with_mosaic_statistics(card: ModelCard, stack: Stack) -> ModelCard:
         "the mosaic is standardised by its own statistics, as the original script did: with another season "
         "or extent the same place gets other classes. Give those of the training where you have them."
     )
-    side = 512
-    height, width = stack.grid.shape
-    squares = [
-        Window(row, col, min(side, height - row), min(side, width - col))
-        for row in range(0, height, side)
-        for col in range(0, width, side)
-    ]
+    squares = list(squares_of(stack.grid.extent, side=512))
     found = domain.statistics_of(stack.read, squares)
     if not found.count:
         raise no_valid_pixel()

@@ -65,6 +65,8 @@ class ClassMap:
         Its classes 1..N.
     has_activations
         True where it holds an activation band for each class.
+    layers
+        What its file says of each band: stored type, no data, scale.
     """
 
     def __init__(self, source: Source, tags: Mapping[str, str], legend: Legend) -> None:
@@ -75,6 +77,7 @@ class ClassMap:
         self._alone = len(legend) == 1
         self.legend = Legend(legend.name, (*legend.classes, REST)) if self._alone else legend
         self._bands = len(legend)
+        self.layers = source.layers
         self.has_activations = len(source.layers) == 1 + self._bands
 
     @property
@@ -85,6 +88,15 @@ class ClassMap:
             for key, value in sorted(self._tags.items())
             if key.startswith(TAG_PREFIX) and key != LEGEND_TAG
         )
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Metadata of the file, as it declares them."""
+        return self._tags
+
+    def stored(self, number: int) -> int:
+        """What band 1 of the file holds for a class number of `legend`."""
+        return UNCLASSIFIED if self._alone and number == REST.number else number
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         """Class numbers uint8 (y, x): 1..N, 0 unclassified, 255 no data.

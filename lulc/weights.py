@@ -292,7 +292,7 @@ def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
         return path
     if path.is_dir():
         return _pick_from(path, pick)
-    for folder in _weights_folders():
+    for folder in weights_folders():
         named = folder / name_or_path
         if not named.resolve().is_relative_to(folder.resolve()):
             continue
@@ -324,7 +324,8 @@ def _pick_from(folder: Path, pick: str) -> Path:
     )
 
 
-def _weights_folders() -> Iterator[Path]:
+def weights_folders() -> Iterator[Path]:
+    """Where weights are looked for by name: the folders in ``LULC_WEIGHTS``, then the toolkit's own."""
     named = os.environ.get("LULC_WEIGHTS", "")
     yield from (Path(p) for p in named.split(os.pathsep) if p)
     yield Path(__file__).resolve().parents[1] / "weights"
@@ -334,7 +335,7 @@ def _weights_folders() -> Iterator[Path]:
 def _known_models() -> list[str]:
     return sorted({
         path.relative_to(folder).with_suffix("").as_posix()
-        for folder in _weights_folders() for path in folder.glob("**/*.keras")
+        for folder in weights_folders() for path in folder.glob("**/*.keras")
     })
 
 

@@ -213,6 +213,20 @@ def cover_axis(start: int, stop: int, length: int, size: int, halo: int) -> list
     return covered
 
 
+def squares_of(extent: Window, side: int = 1024) -> Iterator[Window]:
+    """Cover an extent with squares, row by row; those at the far borders are cut off.
+
+    Examples
+    --------
+    >>> [(w.row, w.col, *w.shape) for w in squares_of(Window(0, 0, 3, 5), side=3)]
+    [(0, 0, 3, 3), (0, 3, 3, 2)]
+    """
+    bottom, right = extent.stop
+    for row in range(extent.row, bottom, side):
+        for col in range(extent.col, right, side):
+            yield Window(row, col, min(side, bottom - row), min(side, right - col))
+
+
 def choose_window(
     height: int,
     width: int,

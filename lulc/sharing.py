@@ -1,0 +1,168 @@
+"""Maps and weights handed to other programs: which files, refused or written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lulc import styles
+from lulc.card import load_card
+from lulc.catalogue import MISSION, Item, map_item, model_item, parse_dates
+from lulc.config import ExportConfig, ExportModelConfig
+from lulc.documents import write_document
+from lulc.exports import write_netcdf, write_zarr
+from lulc.maps import ClassMap, open_map
+from lulc.nomenclature import load_scheme
+from lulc.schema import InputError
+from lulc.storage import check_disk
+from lulc.weights import find_model
+
+KINDS = (".qml", ".sld", ".aux.xml", ".json", ".nc", ".zarr")
+"""Endings of what a map can be written as."""
+
+
+def export_map(config: ExportConfig) -> tuple[Path, ...]:
+    """Write a map in the formats of other programs.
+
+    Parameters
+    ----------
+    config
+        What the options of ``export_map.py`` say.
+
+    Returns
+    -------
+    tuple of Path
+        What was written.
+
+    Raises
+    ------
+    InputError
+        If the map or an option doesn't fit, or an output exists; then nothing was written.
+    """
+    source = Path(config.map)
+    beside = [source.with_suffix(".qml"), source.with_suffix(".sld"), Path(f"{source}.aux.xml")]
+    outputs = [Path(out) for out in config.out] or beside
+    kinds = [_kind_of(out) for out in outputs]
+    model = find_model(config.model) if config.model is not None else None
+    items = [out.parent / _item_name(model) for out, kind in zip(outputs, kinds, strict=True)
+             if model is not None and kind == ".json"]  # fmt: skip
+    _check_outputs([*outputs, *items], source, overwrite=config.overwrite)
+    if ".json" in kinds and not config.date:
+        raise InputError(
+            f"cannot describe '{source}' as a STAC item, since no map says of when its imagery is, "
+            "expected --date",
+            "Type --date 2018-07-01, or --date 2018-06-01 2018-08-31.",
+        )
+    legend = load_scheme(config.scheme).legend if config.scheme is not None else None
+    with open_map(source, legend) as land_cover:
+        counted = set(kinds) & {".qml", ".sld", ".aux.xml", ".json"}
+        entries = styles.count_entries(land_cover) if counted else ()
+        texts = {
+            ".qml": lambda: styles.qml(entries),
+            ".sld": lambda: styles.sld(entries, source.stem),
+            ".aux.xml": lambda: styles.attribute_table(entries),
+        }
+        for out, kind in zip(outputs, kinds, strict=True):
+            if kind in texts:
+                styles.write_text(out, texts[kind]())
+            elif kind == ".json":
+                _write_item(out, source, land_cover, entries, config.date, model)
+            else:
+                _write_pixels(out, kind, source, land_cover)
+    return (*outputs, *items)
+
+
+def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
+    """Write the STAC items of weights.
+
+    Raises
+    ------
+    InputError
+        If the weights have no card, or an output exists; then nothing was written.
+    """
+    folder = Path(config.model)
+    if config.pick == "all" and folder.is_dir():
+        paths = sorted(folder.glob("*.keras"))
+    else:
+        paths = [find_model(config.model, "lowest-val-loss" if config.pick == "all" else config.pick)]
+    if not paths or (config.out is not None and len(paths) > 1):
+        raise InputError(
+            f"cannot write items of '{folder}', since it holds {len(paths)} weights files, expected "
+            + ("some" if not paths else "one where an output is named"),
+            "Give a run folder or weights file; leave --out out for several.",
+        )
+    outputs = [Path(config.out)] if config.out else [p.with_name(_item_name(p)) for p in paths]
+    for path, out in zip(paths, outputs, strict=True):
+        _check_outputs([out], path, overwrite=config.overwrite)
+    dates = config.date or MISSION
+    items = [_describe(path, out.parent, dates) for path, out in zip(paths, outputs, strict=True)]
+    for out, item in zip(outputs, items, strict=True):
+        write_document(out, item)
+    return tuple(outputs)
+
+
+def _kind_of(out: Path) -> str:
+    kind = next((k for k in KINDS if out.name.lower().endswith(k)), None)
+    if kind is None:
+        raise InputError(
+            f"cannot write '{out}', since its ending says no format, expected one of {', '.join(KINDS)}",
+            f"Type for example {out.with_suffix('.nc')}.",
+        )
+    return kind
+
+
+def _item_name(model: Path) -> str:
+    return f"{model.stem}.stac.json"
+
+
+def _check_outputs(outputs: Sequence[Path], source: Path, *, overwrite: bool) -> None:
+    for out in outputs:
+        if out.resolve() == source.resolve():
+            raise InputError(f"cannot write '{out}', since it is the input", "Give another output.")
+        if out.exists() and not overwrite:
+            raise InputError(
+                f"cannot write '{out}', since it exists already",
+                "Give another output, or add --overwrite to replace it.",
+            )
+
+
+def _write_item(
+    out: Path,
+    source: Path,
+    land_cover: ClassMap,
+    entries: Sequence[styles.Entry],
+    dates: Sequence[str],
+    model: Path | None,
+) -> None:
+    link = None
+    if model is not None:
+        item = _describe(model, out.parent, MISSION)
+        made_with = land_cover.tags.get("LULC_MODEL_SHA256")
+        if load_card(model).sha256 != made_with:
+            raise InputError(
+                f"cannot link '{source}' to the weights '{model}', since it was made with others "
+                f"({land_cover.tags.get('LULC_MODEL', 'unknown')}, sha256 {made_with})",
+                "Give the weights of this map, or leave --model out.",
+            )
+        write_document(out.parent / _item_name(model), item)
+        link = (f"./{_item_name(model)}", item)
+    write_document(out, map_item(source, out.parent, land_cover, entries, dates, link))
+
+
+def _describe(model: Path, folder: Path, dates: Sequence[str]) -> Item:
+    parse_dates(dates)
+    if model.suffix != ".keras":
+        raise InputError(
+            f"cannot describe the weights '{model}', since Keras 2 files have no card, expected .keras",
+            "Give weights that train_model.py wrote.",
+        )
+    return model_item(model, folder, load_card(model), dates)
+
+
+def _write_pixels(out: Path, kind: str, source: Path, land_cover: ClassMap) -> None:
+    # Deflated and Zstandard pixels of a map are about as large as the map.
+    check_disk(out.parent, int(1.5 * source.stat().st_size), f"'{out}'")
+    if kind == ".nc":
+        write_netcdf(land_cover, out)
+    else:
+        write_zarr(land_cover, out)

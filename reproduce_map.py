@@ -1,0 +1,5 @@
+"""A map made again from its tags and compared; see lulc/commands/reproduce_map.py."""
+
+from lulc.commands.reproduce_map import main
+
+raise SystemExit(main())
