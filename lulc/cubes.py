@@ -54,9 +54,16 @@ class CubeSource(Source):
             self._check_sizes(stored)
             self.grid, self._south_up = _grid(path, self._data, self._x, self._y, self._places[0])
             check_grid(path, self.grid)
-        except BaseException:
+        except BaseException as error:
             self._data.close()
-            raise
+            if isinstance(error, InputError) or not isinstance(error, Exception):
+                raise
+            # What attributes and coordinates hold is up to whoever wrote them.
+            raise InputError(
+                f"cannot use '{path}', since its variables or attributes are not those of a raster "
+                f"({type(error).__name__}: {error})",
+                "Check the file: ncdump -h FILE",
+            ) from error
 
     def _check_sizes(self, stored: int) -> None:
         block_bytes = 0

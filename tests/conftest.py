@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import contextlib
+import ctypes
+import os
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +67,9 @@ def write_stacks() -> Callable[..., Path]:
         folder.mkdir(parents=True, exist_ok=True)
         stacks, merged = [], None
         for i, split in enumerate(splits):
-            masks = np.kron(
-                rng.integers(1, len(legend) + 1, (-(-side // 12),) * 2), np.ones((12, 12), int)
-            )[:side, :side].astype(np.uint8)
+            masks = np.kron(rng.integers(1, len(legend) + 1, (-(-side // 12),) * 2), np.ones((12, 12), int))[
+                :side, :side
+            ].astype(np.uint8)
             centres = np.random.default_rng(1).uniform(300, 3000, (255, bands))
             image = (centres[masks - 1] + rng.normal(0, 150, (side, side, bands))).astype(np.float32)
             image[rng.random((side, side)) < 0.01] = np.nan
@@ -91,5 +96,100 @@ def write_stacks() -> Callable[..., Path]:
         )
         Manifest(folder, channels, "test", legend, tuple(stacks), merged or statistics).write()
         return folder
+
+    return write
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A port of this machine that nobody may have called when the test ends."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@pytest.fixture(scope="session")
+def unread() -> Callable[[Path], contextlib.AbstractContextManager[None]]:
+    """A context manager in which nobody may open a file; the kernel says so (inotify).
+
+    Python's audit hooks don't see what GDAL and HDF5 open.
+    """
+    kernel = ctypes.CDLL(None, use_errno=True)
+    opened, nonblocking = 0x20, 0x800
+
+    @contextlib.contextmanager
+    def watch(path: Path) -> Iterator[None]:
+        descriptor = kernel.inotify_init1(nonblocking)
+        if descriptor < 0:
+            pytest.skip("needs inotify, which this machine does not give")
+        try:
+            assert kernel.inotify_add_watch(descriptor, os.fsencode(path), opened) >= 0
+            yield
+            with pytest.raises(BlockingIOError):
+                os.read(descriptor, 4096)
+        finally:
+            os.close(descriptor)
+
+    return watch
+
+
+@pytest.fixture(scope="session")
+def write_map() -> Callable[..., Path]:
+    """A function that writes a map as make_classifications.py does: patches, a corner without data."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from affine import Affine
+    from rasterio.crs import CRS
+
+    from lulc.geotiff import MapProfile, assemble, write_part
+    from lulc.grid import GridSpec
+    from lulc.schema import LandCoverClass, Legend
+    from lulc.windows import Window
+
+    def write(
+        path: Path,
+        *,
+        shape: tuple[int, int] = (70, 90),
+        names: tuple[str, ...] = ("Water & ice", "Forest", "Peltoja å"),
+        activations: str = "float32",
+        epsg: int = 3067,
+        origin: tuple[float, float] = (500_000.0, 6_700_000.0),
+        pixel: float = 10.0,
+        unclassified: bool = False,
+        tags: dict[str, str] | None = None,
+        seed: int = 0,
+    ) -> Path:
+        rng = np.random.default_rng(seed)
+        legend = Legend(
+            "test", tuple(LandCoverClass(i, n, f"#{40 * i:02x}a0{i:02x}") for i, n in enumerate(names, 1))
+        )
+        grid = GridSpec(
+            CRS.from_epsg(epsg), Affine(pixel, 0, origin[0], 0, -pixel, origin[1]), *shape
+        )
+        known = {"LULC_LEGEND": json.dumps(legend.to_json()), "LULC_VERSION": "0.1.0", **(tags or {})}
+        profile = MapProfile(grid, legend, activations, 256, known)
+        patches = rng.dirichlet([0.3] * max(2, len(names)), tuple(-(-n // 8) for n in shape))
+        values = np.kron(patches, np.ones((8, 8, 1)))[: shape[0], : shape[1], : len(names)].astype("f4")
+        classes = (values.argmax(-1) + 1) if len(names) > 1 else (values[..., 0] >= 0.5).astype(int)
+        if unclassified:
+            classes[values.max(-1) < 0.6] = 0
+        valid = np.ones(shape, bool)
+        valid[: shape[0] // 3, : shape[1] // 4] = False
+        stored = profile.encoding.apply(classes, values, valid)
+        with ThreadPoolExecutor(2) as pool:
+            parts = []
+            for row in range(0, shape[0], 256):
+                for col in range(0, shape[1], 256):
+                    extent = Window(row, col, min(256, shape[0] - row), min(256, shape[1] - col))
+                    part = path.with_name(f"{path.name}-{row}-{col}.part")
+                    with write_part(part, profile, extent, pool) as writer:
+                        writer.write(extent, stored[(slice(None), *extent.slices)])
+                    parts.append((extent, part))
+            assemble(profile, parts, path, pool)
+        for _, part in parts:
+            part.unlink()
+        return path
 
     return write
