@@ -21,7 +21,6 @@ def option(
     choices: tuple[str, ...] | None = None,
     metavar: str | None = None,
     positional: bool = False,
-    repeat: bool = False,
     group: str = "",
 ) -> Any:
     """A dataclass field that is also a command-line option.
@@ -40,8 +39,6 @@ def option(
         Placeholder in the help.
     positional
         True for an argument without a name.
-    repeat
-        True where a tuple is collected from repeated options rather than from one list.
     group
         Heading under which the help shows it.
     """
@@ -51,7 +48,6 @@ def option(
         "choices": choices,
         "metavar": metavar,
         "positional": positional,
-        "repeat": repeat,
         "group": group,
     }
     if default is ...:
@@ -61,6 +57,7 @@ def option(
 
 INPUT = "input rasters"
 RUN = "running"
+AREA = "areas with intervals, from a sample of points"
 
 ORIGINAL: Mapping[str, Any] = MappingProxyType(
     {
@@ -327,13 +324,18 @@ class ClassifyConfig(InputConfig, RunConfig):
         "how activations are stored; none writes the class band alone",
         choices=("float32", "uint16", "uint8", "none"),
     )
-    cog: bool = option(False, "write a cloud-optimised GeoTIFF")
+    cog: bool = option(
+        False,
+        "declare the map cloud-optimised, as its layout always is; GDAL then guards it against edits in place",
+    )
     sieve: int = option(
         0,
         "also write OUT with class patches smaller than this merged into neighbours; 0 for not",
         unit="pixels",
     )
-    polygons: str | None = option(None, "also write the class areas as polygons", metavar="FILE.gpkg")
+    polygons: str | None = option(
+        None, "also write patches as polygons, cut at the borders of parts", metavar="FILE.gpkg"
+    )
     plan: bool = option(False, "print windows, memory, disk and time, then stop")
 
 
@@ -361,6 +363,22 @@ class EvaluateConfig(RunConfig):
     )
     compare: str | None = option(None, "second map: change matrix and McNemar's test", metavar="MAP")
     image: str | None = option(None, "mosaic to show beside the map", metavar="RASTER")
+    run: str | None = option(
+        None, "run folder of the weights: its training curves join the report", metavar="FOLDER"
+    )
+    design_sample: int = option(
+        0, "draw so many points to interpret, stratified by class, into sample.gpkg of --out", group=AREA
+    )
+    sample_error: float | None = option(
+        None,
+        "draw as many as give the overall accuracy this standard error (0.01)",
+        unit="0..1",
+        group=AREA,
+    )
+    sample: str | None = option(
+        None, "interpreted points: areas and accuracies with 95 %% intervals", metavar="FILE.gpkg", group=AREA
+    )
+    seed: int = option(1, "seed of the choice of points", group=AREA)
     mask: str | None = option(None, "cloud mask or scene classification", metavar="RASTER", group=INPUT)
     mask_values: tuple[int, ...] = option((), "values of the mask to leave out", metavar="N", group=INPUT)
     bounds: tuple[float, float, float, float] | None = option(
@@ -370,6 +388,16 @@ class EvaluateConfig(RunConfig):
     resample: bool = option(False, "resample (nearest) a reference on another grid", group=INPUT)
     allow_vrt: bool = option(False, "admit VRT mosaics", group=INPUT)
     allow_remote: bool = option(False, "admit remote files, which open connections", group=INPUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """A map as tiles for the browser of this machine."""
+
+    map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
+    image: str | None = option(None, "mosaic to show below the map", metavar="RASTER")
+    scheme: str | None = option(None, "classes of a map whose tags don't hold them, as in preprocess.py")
+    port: int = option(8010, "port on 127.0.0.1; 0 for any that is free")
 
 
 @dataclass(frozen=True, kw_only=True)
