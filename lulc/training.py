@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lulc import __version__, backend
@@ -20,7 +19,9 @@ from lulc.card import Channel, ModelCard
 from lulc.checkpoint import clear_checkpoints
 from lulc.config import TrainConfig
 from lulc.dataset import Dataset, class_targets, open_dataset
-from lulc.generator import TileGenerator, flip
+from lulc.forecast import free_memory
+from lulc.augmentation import flip
+from lulc.generator import TileGenerator
 from lulc.loop import LabelledAccuracy, Loop, StopRequest
 from lulc.losses import build_loss
 from lulc.network import NetworkConfig
@@ -176,7 +177,7 @@ def _check_limits(config: TrainConfig, model: keras.Model, run: Run) -> None:
     if backend.device_name() != "CPU":
         return
     needed, side = memory_needed(model, config), max(config.crop_sizes)
-    available = int(psutil.virtual_memory().available * MEMORY_MARGIN)
+    available = int(free_memory() * MEMORY_MARGIN)
     if needed > available:
         raise InputError(
             f"cannot train with batches of {config.batch_size} crops of {side} pixels, since that needs "

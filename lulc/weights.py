@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from lulc.backend import keras
 
 __all__ = [
-    "PICKS", "Arrays", "Channel", "ModelCard", "arrays_of", "assign", "find_model", "load_card",
-    "load_legacy", "load_model", "read_arrays", "read_picks", "record_picks", "save_model", "transfer",
+    "PICKS", "Arrays", "Channel", "ModelCard", "arrays_of", "assign", "check_model", "find_model",
+    "load_card", "load_legacy", "load_model", "read_arrays", "read_picks", "record_picks", "save_model", "transfer",
 ]
 
 PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1", "last")
@@ -196,6 +196,14 @@ def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> 
     arrays = read_archive(path, sha256=card.sha256, limit=most)
     _compare(arrays, card, path)
     return arrays
+
+
+def check_model(path: str | os.PathLike[str]) -> None:
+    """Refuse what `load_model` would refuse of a file, before a framework is loaded."""
+    if Path(path).suffix == ".keras":
+        read_arrays(path)
+    else:
+        read_legacy(path)
 
 
 def arrays_of(model: keras.Model) -> Arrays:

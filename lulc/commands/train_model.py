@@ -22,10 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(config: TrainConfig) -> None:
-    # Folders are opened before the framework is loaded, so that a bad one is refused at once.
+    # Folders and weights are opened before the framework is loaded, so that bad ones are refused at once.
     from lulc.dataset import open_dataset
 
     dataset = open_dataset(config)
+    if config.init:
+        from lulc.weights import check_model, find_model
+
+        check_model(find_model(config.init))
     from lulc.training import train
 
     result = train(config, dataset)
