@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -51,6 +52,16 @@ class Estimate:
         """The 95 % interval."""
         return (self.value - self.half_width, self.value + self.half_width)
 
+    def to_json(self) -> dict[str, Any] | None:
+        """Value, standard error and interval as JSON-ready data; None where the value is not defined."""
+        if not np.isfinite([self.value, self.standard_error]).all():
+            return None
+        return {
+            "value": self.value,
+            "standard_error": self.standard_error,
+            "interval_95": list(self.interval),
+        }
+
 
 @dataclass(frozen=True)
 class AreaEstimates:
@@ -71,6 +82,11 @@ class AreaEstimates:
     users: tuple[Estimate, ...]
     producers: tuple[Estimate, ...]
     areas: tuple[Estimate, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures as JSON-ready data."""
+        lists = {"users": self.users, "producers": self.producers, "areas": self.areas}
+        return {"overall": self.overall.to_json()} | {n: [e.to_json() for e in v] for n, v in lists.items()}
 
 
 def estimate(sample: NDArray[np.int64], mapped: NDArray[np.float64]) -> AreaEstimates:
@@ -158,6 +174,23 @@ def sample_size(
     spread = np.sqrt(np.asarray(expected) * (1 - np.asarray(expected)))
     # Rounding first keeps a sum such as 3.0000000000000004 from asking for a fourth point.
     return int(np.ceil(round(float((weights @ spread / standard_error) ** 2), 6)))
+
+
+def expected_accuracies(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """User's accuracies (class,) to expect, from a comparison with labels, for `sample_size`.
+
+    Labels are no sample of interpreted points, and their figures only a guess: kept within 0.5 and 0.95,
+    and 0.75 where no pixel was compared.
+
+    Parameters
+    ----------
+    confusion
+        int64 (N + 1, N + 1), rows reference, columns map, index 0 unclassified.
+    """
+    mapped = confusion[:, 1:].sum(axis=0)
+    hits = np.diag(confusion)[1:]
+    shares = np.divide(hits, mapped, out=np.full(len(mapped), 0.75), where=mapped > 0)
+    return np.clip(shares, 0.5, 0.95)
 
 
 def allocate(points: int, pixels: NDArray[np.int64], minimum: int = 50) -> NDArray[np.int64]:
@@ -289,13 +322,8 @@ def write_sample(points: geopandas.GeoDataFrame, path: str | os.PathLike[str]) -
         points.to_file(temporary, layer=LAYER, driver="GPKG")
 
 
-def read_sample(path: str | os.PathLike[str], legend: Legend) -> NDArray[np.int64]:
-    """The confusion matrix of interpreted points.
-
-    Returns
-    -------
-    int64 (class, class)
-        Rows the map's class, columns the reference, as `estimate` takes it.
+def read_points(path: str | os.PathLike[str], legend: Legend) -> geopandas.GeoDataFrame:
+    """Interpreted points, each with a stratum and a reference of the legend.
 
     Raises
     ------
@@ -328,6 +356,78 @@ def read_sample(path: str | os.PathLike[str], legend: Legend) -> NDArray[np.int6
             f"{', '.join(values)}, expected class numbers 1..{len(legend)}",
             "Interpret these points, and fill in their field 'reference'.",
         )
+    return points
+
+
+def read_sample(path: str | os.PathLike[str], legend: Legend) -> NDArray[np.int64]:
+    """The confusion matrix of interpreted points.
+
+    Returns
+    -------
+    int64 (class, class)
+        Rows the map's class, columns the reference, as `estimate` takes it.
+
+    Raises
+    ------
+    InputError
+        As `read_points`.
+    """
+    points = read_points(path, legend)
     matrix = np.zeros((len(legend), len(legend)), np.int64)
     np.add.at(matrix, (points["stratum"].astype(int) - 1, points["reference"].astype(int) - 1), 1)
     return matrix
+
+
+def check_strata(path: str | os.PathLike[str], legend: Legend, grid: GridSpec, read: ReadClasses) -> None:
+    """Refuse a sample that was drawn from another map.
+
+    Parameters
+    ----------
+    path, legend
+        As in `read_points`.
+    grid, read
+        Grid of the map, and class numbers uint8 (y, x) of a window.
+
+    Raises
+    ------
+    InputError
+        If a point lies outside the map, or where the map has another class than its stratum.
+    """
+    points = read_points(path, legend)
+    if points.crs is not None and points.crs.to_wkt() != grid.crs.to_wkt():
+        points = points.to_crs(grid.crs.to_wkt())
+    cols, rows = ~grid.transform @ (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
+    strata = points["stratum"].astype(int)
+    astray = 0
+    for row, col, stratum in zip(np.floor(rows), np.floor(cols), strata, strict=True):
+        pixel = Window(int(row), int(col), 1, 1).intersect(grid.extent)
+        astray += not pixel.height or not pixel.width or int(read(pixel)[0, 0]) != stratum
+    if astray:
+        raise InputError(
+            f"cannot use the sample '{path}', since {astray} of {len(points)} points lie where the map has "
+            "another class than their stratum, expected points that were drawn from this map",
+            "Give the map from which they were drawn, with the same --mask, --bounds and --aoi.",
+        )
+
+
+def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Refuse to replace a sample: it may hold days of interpretation.
+
+    Raises
+    ------
+    InputError
+        If there is a file and `overwrite` is not set, or a point in it has a reference.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    try:
+        begun = overwrite and geopandas.read_file(path, layer=LAYER)["reference"].notna().any()
+    except Exception:  # what can't be read may be anything
+        begun = True
+    if begun or not overwrite:
+        raise InputError(
+            f"cannot draw a sample into '{path}', since there is one already"
+            + (", with points that were interpreted" if overwrite else ""),
+            f"Use it: --sample {path}. Or move it away.",
+        )

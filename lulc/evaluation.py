@@ -17,17 +17,32 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lulc.accuracy import Reliability, Scores, aggregate, compare, count
+from lulc.accuracy import Reliability, Scores, compare, count
+from lulc.area import (
+    allocate,
+    check_free,
+    check_strata,
+    draw_sample,
+    estimate,
+    expected_accuracies,
+    hectares_per_pixel,
+    read_sample,
+    sample_size,
+    write_sample,
+)
 from lulc.config import EvaluateConfig
-from lulc.findings import FILES, Change, Findings, Views, write_findings
+from lulc.findings import Areas, Change, Findings, Gathered
 from lulc.grid import GridSpec
 from lulc.labels import Labels, open_labels, tiles_of
+from lulc.levels import levels_of
 from lulc.maps import REST, ClassMap, open_map
 from lulc.masks import Masks, open_masks
-from lulc.nomenclature import SCHEMES, Scheme, level1_of, load_scheme
+from lulc.nomenclature import SCHEMES, Scheme, load_scheme
+from lulc.publication import FILES, write_findings
 from lulc.regions import Region, read_regions
-from lulc.schema import IGNORE, InputError, Legend
+from lulc.schema import IGNORE, UNCLASSIFIED, InputError, Legend
 from lulc.sources import Source, open_source
+from lulc.views import Viewing, Views
 from lulc.windows import Window
 
 logger = logging.getLogger("lulc")
@@ -35,11 +50,14 @@ logger = logging.getLogger("lulc")
 WINDOW = 512
 """Side of the windows that are counted together, a multiple of the block size of maps."""
 
-PICTURE = 1400
-"""Longest side of the maps in pictures, in pixels."""
-
 GROUPS = 5
 """Groups of CORINE level 1."""
+
+SAMPLE = "sample.gpkg"
+"""Points to interpret, in the report's folder."""
+
+HISTORY = "history.csv"
+"""Epochs of a training, in its run folder."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +95,52 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """
     folder = Path(config.out)
     _check_folder(folder, config.overwrite)
+    designs = bool(config.design_sample or config.sample_error)
+    if designs:
+        check_free(folder / SAMPLE, overwrite=config.overwrite)
     findings, views = measure(config)
-    return EvaluationResult(folder, tuple(write_findings(findings, views, folder)), findings)
+    written = write_findings(findings, views, folder)
+    if designs:
+        written.append(design(config, findings, folder / SAMPLE))
+    return EvaluationResult(folder, tuple(written), findings)
+
+
+def design(config: EvaluateConfig, findings: Findings, path: Path) -> Path:
+    """Draw a stratified sample of the map's pixels, to be interpreted, into a GeoPackage.
+
+    Parameters
+    ----------
+    config
+        Number of points, or the standard error that they shall reach, and the seed.
+    findings
+        Mapped pixels, which share the points out, and the agreement with labels, from which the accuracy
+        to expect follows.
+    path
+        File to write.
+    """
+    pixels = findings.areas.mapped[1:]
+    points = config.design_sample
+    if config.sample_error is not None:
+        if not 0 < config.sample_error < 0.5:
+            raise InputError(
+                f"cannot size a sample for a standard error of {config.sample_error}, expected above 0 and "
+                "below 0.5",
+                "Type --sample-error 0.01 for an interval of about two per cent to each side.",
+            )
+        expected = expected_accuracies(findings.confusion)
+        points = max(points, sample_size(pixels.astype(float), expected, config.sample_error))
+    with ExitStack() as resources:
+        inputs = _open(config, resources)
+        windows = tiles_of(inputs.grid.extent, WINDOW)
+        drawn = draw_sample(
+            inputs.read_counted, windows, inputs.grid, pixels, allocate(points, pixels),
+            np.random.default_rng(config.seed),
+        )  # fmt: skip
+    write_sample(drawn, path)
+    logger.info(
+        "%d points to interpret in '%s': fill in the field 'reference', then give --sample", len(drawn), path
+    )
+    return path
 
 
 def measure(config: EvaluateConfig) -> tuple[Findings, Views]:
@@ -95,7 +157,7 @@ def measure(config: EvaluateConfig) -> tuple[Findings, Views]:
         windows = list(tiles_of(inputs.grid.extent, WINDOW))
         for window in tqdm(windows, desc="scoring", disable=not logger.isEnabledFor(logging.INFO)):
             counts.add(window)
-        findings, views = counts.findings(), counts.views()
+        findings, views = counts.findings(config), counts.views()
     if not findings.confusion.any():
         raise InputError(
             f"cannot score '{config.map}', since no pixel has both a class there and a class in "
@@ -156,6 +218,12 @@ class Inputs:
     def level1_from_codes(self) -> bool:
         """True where the reference's codes tell its level-1 group."""
         return bool(self.labels.scheme.level1)
+
+    def read_counted(self, window: Window) -> NDArray[np.uint8]:
+        """Class numbers of the map, 255 where it has no data or pixels don't count."""
+        mapped = self.map.read(window)
+        counting = self.masks.read(window)
+        return mapped if counting is None else np.where(counting, mapped, IGNORE).astype(np.uint8)
 
     def read_reference(self, window: Window) -> NDArray[np.uint8]:
         """The map's class numbers 1..N of the reference, 255 = ignore."""
@@ -299,16 +367,18 @@ class Counts:
         n = len(self._legend)
         self._confusion, self._near, self._change = (np.zeros((n + 1, n + 1), np.int64) for _ in range(3))
         self._regions = np.zeros((len(inputs.regions), n + 1, n + 1), np.int64)
-        self._groups = np.concatenate([[0], level1_of(self._legend)]).astype(np.uint8)
-        self._level1 = np.zeros((GROUPS + 1, GROUPS + 1), np.int64)
+        self._levels = levels_of(self._legend)
+        self._level1_codes = np.zeros((GROUPS + 1, GROUPS + 1), np.int64)
+        self._summed = [np.zeros((len(k.legend) + 1,) * 2, np.int64) for k in self._levels]
+        self._mapped = np.zeros(256, np.int64)
         # Rows: this map wrong, right; columns: the second map wrong, right.
         self._right = np.zeros((2, 2), np.int64)
         self._reliability = Reliability(n)
         self._without_map = self._without_reference = 0
-        self._step = max(1, -(-max(inputs.grid.shape) // PICTURE))
-        shape = tuple(-(-side // self._step) for side in inputs.grid.shape)
-        self._map_view, self._reference_view = (np.full(shape, IGNORE, np.uint8) for _ in range(2))
-        self._image_view = np.full((*shape, 3), np.nan, np.float32)
+        self._viewing = Viewing(
+            inputs.grid, n,
+            with_image=inputs.image is not None, with_activations=inputs.map.has_activations,
+        )  # fmt: skip
 
     def add(self, window: Window) -> None:
         """Count the pixels of a window."""
@@ -325,22 +395,45 @@ class Counts:
         if counting is not None:
             reference[~counting] = IGNORE
         mapped = inputs.map.read(window)
+        self._mapped += np.bincount((mapped if counting is None else mapped[counting]).ravel(), minlength=256)
         has_reference = reference != IGNORE
         scored = has_reference & (mapped != IGNORE)
         self._without_reference += int((~has_reference).sum())
         self._without_map += int((has_reference & ~scored).sum())
         self._count(window, scored, reference, mapped, near)
-        if inputs.level1_from_codes:
-            groups = inputs.labels.read_level1(window)
-            known = scored & (groups != IGNORE)
-            self._level1 += count(groups[known], self._groups[mapped[known]], GROUPS)
         if inputs.other:
             self._compare(window, scored, reference, mapped, inputs.other)
-        if inputs.map.has_activations and scored.any():
+        activations = None
+        if inputs.map.has_activations and (scored.any() or self._viewing.holds(window)):
             activations = inputs.map.read_activations(window)
             usable = scored & np.isfinite(activations).all(axis=-1)
             self._reliability.add(reference[usable], activations[usable])
-        self._show(window, mapped, reference)
+        self._gather(window, scored, reference, mapped, activations)
+        image = None
+        if inputs.image and self._viewing.holds(window):
+            image = _colors(inputs.image, inputs.grid, window)
+        self._viewing.add(window, mapped, reference, image, activations)
+
+    def _gather(
+        self,
+        window: Window,
+        scored: NDArray[np.bool_],
+        reference: NDArray[np.uint8],
+        mapped: NDArray[np.uint8],
+        activations: NDArray[np.float32] | None,
+    ) -> None:
+        """Count by CORINE level what the matrix of classes does not tell."""
+        for level, summed in zip(self._levels, self._summed, strict=True):
+            groups = level.gather_map(reference)
+            if level.number == 1 and self._inputs.level1_from_codes:
+                groups = self._inputs.labels.read_level1(window)
+                known = scored & (groups != IGNORE) & (groups != 0)
+                found = level.gather_map(mapped)
+                self._level1_codes += count(groups[known], found[known], GROUPS)
+            if activations is not None:
+                decided = np.where(mapped == UNCLASSIFIED, UNCLASSIFIED, level.decide(activations))
+                known = scored & (groups != IGNORE) & (groups != 0) & (decided != IGNORE)
+                summed += count(groups[known], decided[known], len(level.legend))
 
     def _count(
         self,
@@ -373,28 +466,9 @@ class Counts:
         right = (mapped[both] == reference[both], other[both] == reference[both])
         np.add.at(self._right, tuple(r.astype(np.intp) for r in right), 1)
 
-    def _show(self, window: Window, mapped: NDArray[np.uint8], reference: NDArray[np.uint8]) -> None:
-        """Keep every `step`-th row and column of the grid for the pictures."""
-        step = self._step
-        top, left = -window.row % step, -window.col % step
-        if top >= window.height or left >= window.width:
-            return
-        inside = (slice(top, None, step), slice(left, None, step))
-        row, col = (window.row + top) // step, (window.col + left) // step
-        height, width = mapped[inside].shape
-        place = (slice(row, row + height), slice(col, col + width))
-        self._map_view[place] = mapped[inside]
-        self._reference_view[place] = reference[inside]
-        if self._inputs.image:
-            self._image_view[place] = _colors(self._inputs.image, self._inputs.grid, window)[inside]
-
-    def findings(self) -> Findings:
-        """The counts so far."""
+    def findings(self, config: EvaluateConfig) -> Findings:
+        """The counts so far, with what a sample and a run folder add."""
         inputs = self._inputs
-        level1: NDArray[np.int64] | None = None
-        if self._groups.any():
-            by_class = aggregate(self._confusion, self._groups.astype(np.intp), GROUPS)
-            level1 = self._level1 if inputs.level1_from_codes else by_class
         change = None
         if inputs.other:
             (neither, second), (first, both) = self._right.tolist()
@@ -404,10 +478,8 @@ class Counts:
             map=inputs.map.name,
             reference=os.path.basename(inputs.labels.path),
             legend=self._legend,
-            level1_legend=load_scheme("clc-level1").legend,
+            levels=self._gathered(),
             confusion=self._confusion,
-            level1=level1,
-            level1_from_codes=inputs.level1_from_codes,
             border=self._border,
             near=self._near if banded else None,
             far=self._confusion - self._near if banded else None,
@@ -417,12 +489,43 @@ class Counts:
             without_map=self._without_map,
             without_reference=self._without_reference,
             made=inputs.map.made,
+            areas=self._areas(config.sample),
+            training=_history_of(config.run) if config.run else None,
+        )
+
+    def _gathered(self) -> tuple[Gathered, ...]:
+        result = []
+        for level, summed in zip(self._levels, self._summed, strict=True):
+            from_codes = level.number == 1 and self._inputs.level1_from_codes
+            matrix = self._level1_codes if from_codes else level.gather_matrix(self._confusion)
+            with_sums = summed if self._inputs.map.has_activations else None
+            result.append(Gathered(level, matrix, from_codes, with_sums))
+        return tuple(result)
+
+    def _areas(self, sample: str | None) -> Areas:
+        mapped, grid = self._mapped[: len(self._legend) + 1], self._inputs.grid
+        hectares = hectares_per_pixel(grid) if grid.crs and grid.crs.is_projected else None
+        if sample is None:
+            return Areas(mapped, hectares)
+        check_strata(sample, self._legend, grid, self._inputs.read_counted)
+        matrix = read_sample(sample, self._legend)
+        return Areas(
+            mapped, hectares, matrix, estimate(matrix, mapped[1:].astype(np.float64) * (hectares or 1.0))
         )
 
     def views(self) -> Views:
         """The pictures so far."""
-        image = stretch(self._image_view) if self._inputs.image else None
-        return Views(self._inputs.grid, self._map_view, self._reference_view, image)
+        return self._viewing.views()
+
+
+def _history_of(run: str) -> Path:
+    path = Path(run) / HISTORY
+    if not path.is_file():
+        raise InputError(
+            f"cannot show the training, since there is no '{path}', expected the run folder of the weights",
+            "Give the folder that train_model.py wrote: --run runs/first",
+        )
+    return path
 
 
 def _colors(image: Source, grid: GridSpec, window: Window) -> NDArray[np.float32]:
@@ -440,17 +543,4 @@ def _colors(image: Source, grid: GridSpec, window: Window) -> NDArray[np.float32
         nodata = [image.nodata[k] for k in layers]
         invalid = (values == [np.nan if v is None else v for v in nodata]) | (values == 0)
         result[common.relative_to(there).slices] = np.where(invalid, np.nan, values)
-    return result
-
-
-def stretch(colors: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Colours uint8 (y, x, 3) of reflectances: 2 % of each end saturated, white where there is none."""
-    result = np.full(colors.shape, 255, np.uint8)
-    for k in range(colors.shape[-1]):
-        plane = colors[..., k]
-        valid = np.isfinite(plane)
-        if valid.any():
-            low, high = np.percentile(plane[valid], (2, 98))
-            scaled = (plane[valid] - low) / max(high - low, 1e-6)
-            result[..., k][valid] = np.clip(255 * scaled, 0, 255).astype(np.uint8)
     return result

@@ -132,3 +132,18 @@ class GridSpec:
                 f"cannot use a grid of the geotransform {tuple(transform)[:6]}, since its pixels have no area"
             )
         return cls(crs, transform, int(data["height"]), int(data["width"]))
+
+
+METRES_PER_DEGREE = 111_320.0
+"""Length of a degree along a meridian, and along the equator."""
+
+
+def metres_per_pixel(grid: GridSpec) -> float | None:
+    """Width of a pixel on the ground in the middle of the grid; None where the CRS has no length."""
+    if not grid.crs:
+        return None
+    x, _ = grid.pixel_size
+    if grid.crs.is_geographic:
+        _, bottom, _, top = grid.bounds
+        return x * METRES_PER_DEGREE * math.cos(math.radians((bottom + top) / 2))
+    return x * float(grid.crs.linear_units_factor[1])

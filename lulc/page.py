@@ -6,14 +6,23 @@ The HTML holds its style and pictures itself and asks no network for anything.
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from lulc import __version__
 from lulc.storage import write_atomically
+from lulc.viewer import Viewer
+
+TEMPLATES = Path(__file__).with_name("templates")
+LEAFLET = TEMPLATES / "vendor" / "leaflet-1.9.4"
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,13 @@ class Picture:
         The file.
     alt
         What it shows, for those who can't see it.
+    instead
+        True where it stands for the viewer, on paper and where no script runs.
     """
 
     path: Path
     alt: str
+    instead: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,11 +93,14 @@ class Page:
         (name, value) of the few figures to be seen first.
     sections
         The rest.
+    viewer
+        A map to move and to ask, shown in the first section.
     """
 
     title: str
     summary: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
+    viewer: Viewer | None = None
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -152,6 +167,16 @@ def write_markdown(page: Page, path: str | os.PathLike[str]) -> None:
 
 def write_html(page: Page, path: str | os.PathLike[str]) -> None:
     """Write a report as one HTML file with everything inside."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(render_html(page), encoding="utf-8")
+
+
+def render_html(page: Page) -> str:
+    """A report as one HTML document with everything inside.
+
+    Its policy lets a browser run the scripts that stand in it and no other, and, unless the viewer is
+    live, ask no host for anything.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lulc"),
         autoescape=True,
@@ -160,10 +185,44 @@ def write_html(page: Page, path: str | os.PathLike[str]) -> None:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["data_uri"] = _data_uri
-    template = environment.get_template("report.html.j2")
-    text = template.render(page=page, version=__version__)
-    with write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    scripts = [_read(LEAFLET / "leaflet.js"), _read(TEMPLATES / "viewer.js")] if page.viewer else []
+    return environment.get_template("report.html.j2").render(
+        page=page,
+        version=__version__,
+        policy=Markup(_policy(scripts, live=page.viewer is not None and page.viewer.live)),
+        scripts=[Markup(script) for script in scripts],
+        viewer_data=_script_data(page.viewer.data) if page.viewer else "",
+        viewer_style=Markup(_read(TEMPLATES / "viewer.css")),
+        leaflet={
+            "version": LEAFLET.name.removeprefix("leaflet-"),
+            "style": Markup(_read(LEAFLET / "leaflet.css")),
+            "licence": Markup(_read(LEAFLET / "LICENSE")),
+        },
+    )
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _policy(scripts: Sequence[str], *, live: bool) -> str:
+    """Content security policy: these scripts by their hashes, pictures from the page itself."""
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode("ascii") for s in scripts]
+    rules = ["default-src 'none'", "style-src 'unsafe-inline'"]
+    rules.append("img-src data:" + (" blob:" if scripts else "") + (" 'self'" if live else ""))
+    if scripts:
+        rules.append("script-src " + " ".join(f"'sha256-{h}'" for h in hashes))
+    if live:
+        rules.append("connect-src 'self'")
+    return "; ".join(rules)
+
+
+def _script_data(data: Mapping[str, Any]) -> Markup:
+    """JSON that can stand in a script element: nothing in it ends the element or opens a comment."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
 
 
 def _data_uri(path: Path) -> str:

@@ -18,23 +18,23 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from lulc.accuracy import Calibration
-from lulc.grid import GridSpec
+from lulc.area import Estimate
+from lulc.grid import GridSpec, metres_per_pixel
 from lulc.schema import IGNORE, InputError, Legend
 from lulc.storage import write_atomically
+from lulc.views import UNCLASSIFIED_COLOR, Place
 
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 """Colours that people with any colour vision tell apart (Okabe and Ito, 2008)."""
 
-UNCLASSIFIED_COLOR = "#ffb3d9"
 VOID_COLOR = "#f2f2f2"
 DPI = 150
-METRES_PER_DEGREE = 111_320.0
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -208,17 +208,6 @@ def _north_arrow(ax: Axes) -> None:
     )  # fmt: skip
 
 
-def metres_per_pixel(grid: GridSpec) -> float | None:
-    """Width of a pixel on the ground in the middle of the grid; None where the CRS has no length."""
-    if not grid.crs:
-        return None
-    x, _ = grid.pixel_size
-    if grid.crs.is_geographic:
-        _, bottom, _, top = grid.bounds
-        return x * METRES_PER_DEGREE * math.cos(math.radians((bottom + top) / 2))
-    return x * float(grid.crs.linear_units_factor[1])
-
-
 def round_length(wanted: float) -> float:
     """The largest of 1, 2, 5 times a power of ten that is not above `wanted`.
 
@@ -297,6 +286,98 @@ def draw_reliability(calibration: Calibration, path: str | os.PathLike[str], *, 
         shares = [100 * b.pixels / calibration.pixels for b in bins]
         bottom.bar([b.lower for b in bins], shares, width, align="edge", color="#777777", edgecolor="white")
         bottom.set(xlim=(0, 1), xlabel="confidence (highest activation)", ylabel="% of pixels")
+
+
+def draw_uncertainty(
+    unsure: NDArray[np.float32],
+    places: Sequence[Place],
+    grid: GridSpec,
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw where a map is unsure, with numbered frames around the least sure places.
+
+    Parameters
+    ----------
+    unsure
+        float32 (y, x), 0..1, NaN = no data; may be decimated.
+    places
+        Least sure places, in pixels of the map.
+    grid
+        Grid of the whole map, which `unsure` covers.
+    path
+        PNG to write.
+    title
+        Text above the map.
+    """
+    # Finer noise says nothing at the size of a picture, and is most of its bytes.
+    step = max(1, max(unsure.shape) // 500)
+    unsure = unsure[::step, ::step]
+    height, width = unsure.shape
+    scale = 6.2 / max(height, width)
+    with _Canvas(path, max(width * scale, 2.6) + 1.0, max(height * scale, 1.8) + 0.4) as figure:
+        ax = figure.subplots()
+        ax.set_title(title)
+        ax.set_facecolor(VOID_COLOR)
+        image = ax.imshow(unsure, cmap="inferno", vmin=0, vmax=1, interpolation="nearest")
+        per_pixel = width / grid.width
+        for k, place in enumerate(places, start=1):
+            w = place.window
+            left, top = w.col * per_pixel, w.row * per_pixel
+            for color, line in (("black", 3.0), ("white", 1.4)):
+                ax.add_patch(
+                    Rectangle((left, top), w.width * per_pixel, w.height * per_pixel,
+                              fill=False, edgecolor=color, linewidth=line)
+                )  # fmt: skip
+            box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none"}
+            ax.text(left, top, str(k), ha="center", va="center", fontsize=8, weight="bold", bbox=box)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        _scale_bar(ax, grid, width)
+        bar = figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
+        bar.set_label("0 one class is sure, 1 all are equally likely")
+
+
+def draw_areas(
+    areas: Sequence[Estimate],
+    mapped: Sequence[float],
+    legend: Legend,
+    path: str | os.PathLike[str],
+    *,
+    unit: str,
+) -> None:
+    """Draw estimated areas with their 95 % intervals, and mapped areas beside them.
+
+    Parameters
+    ----------
+    areas, mapped
+        Of each class, in `unit`.
+    legend
+        The classes.
+    path
+        PNG to write.
+    unit
+        Unit of the areas, as printed.
+    """
+    rows = range(len(legend))
+    names = [f"{c.number}  {c.name}" for c in legend.classes]
+    with _Canvas(path, 7.5, 1.2 + 0.32 * len(legend)) as figure:
+        ax = figure.subplots()
+        ax.set_title("Area of each class, with its 95 % interval")
+        for k, (area, color) in enumerate(zip(areas, legend.colors, strict=True)):
+            low, high = area.interval
+            ax.plot([max(low, 0), high], [k, k], color="black", linewidth=5, solid_capstyle="butt")
+            ax.plot([max(low, 0), high], [k, k], color=color, linewidth=3.4, solid_capstyle="butt")
+        ax.plot([a.value for a in areas], rows, "o", color="black", markersize=5, label="estimated")
+        ax.plot(mapped, rows, "|", color=RED, markersize=13, markeredgewidth=2, label="mapped (pixel count)")
+        ax.set_yticks(rows, names)
+        ax.invert_yaxis()
+        ax.set_xlim(left=0)
+        ax.set_xlabel(unit)
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        ax.grid(axis="x", alpha=0.25)
+        ax.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def draw_history(history: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:

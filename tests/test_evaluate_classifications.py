@@ -13,7 +13,7 @@ import rasterio
 from affine import Affine
 
 from lulc.commands.evaluate_classifications import main
-from lulc.findings import FILES
+from lulc.publication import FILES
 from lulc.nomenclature import load_scheme
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,7 +24,7 @@ from lulc import evaluation
 from lulc.accuracy import Reliability, compare, count, score
 from lulc.config import EvaluateConfig
 from lulc.evaluation import evaluate, measure, near_borders
-from lulc.findings import FILES
+from lulc.publication import FILES
 from lulc.nomenclature import load_scheme
 from lulc.regions import read_regions
 from lulc.schema import InputError, LandCoverClass, Legend
@@ -193,7 +193,7 @@ def test_level_1_is_the_matrix_gathered_by_groups(scene) -> None:
     groups = np.array([0, 1, 3, 3, 5])
     truth, predicted = groups[scene.reference[scene.scored]], groups[scene.mapped[scene.scored]]
     expected = metrics.confusion_matrix(truth, predicted, labels=range(6))
-    assert np.array_equal(measure(scene.config())[0].level1, expected)
+    assert np.array_equal(measure(scene.config())[0].levels[0].matrix, expected)
 
 
 def test_level_1_of_the_reference_follows_from_its_codes_where_they_tell_it(tmp_path) -> None:
@@ -205,9 +205,9 @@ def test_level_1_of_the_reference_follows_from_its_codes_where_they_tell_it(tmp_
     config = EvaluateConfig(map=path, reference=labels, out=str(tmp_path / "r"), scheme="clc-fi-13")
     found = measure(config)[0]
     assert found.scores.overall_accuracy == 1.0
-    assert found.level1_from_codes
+    assert found.levels[0].from_codes
     expected = metrics.confusion_matrix([1, 3, 1, 2, 3, 5], [1, 1, 3, 3, 3, 5], labels=range(6))
-    assert np.array_equal(found.level1, expected)
+    assert np.array_equal(found.levels[0].matrix, expected)
 
 
 def test_border_and_interior_add_up_and_equal_a_plain_search(scene) -> None:

@@ -5,8 +5,12 @@ F1 and IoU of each class, their means, overall accuracy and Cohen's kappa, at CO
 borders and away from them, and for each stack or region. Where the map holds activations, how far they can
 be read as probabilities. With --compare, how a second map differs, and whether it is better.
 
-The result is a folder with report.html (everything on one page), report.md, report.json, tables as CSV and
-pictures.
+The result is a folder with report.html (everything on one page, with a map to move and to ask), report.md,
+report.json, tables as CSV and pictures.
+
+Areas are no pixel counts: --design-sample draws points to interpret, stratified by the map's classes, into
+sample.gpkg; once their field 'reference' is filled in, --sample reports areas and accuracies with 95 %
+intervals.
 
 Example, on the demo scene:
   python evaluate_classifications.py demo/map.tif demo/labels.tif --out demo/report
@@ -27,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _act(config: EvaluateConfig) -> None:
     from lulc.evaluation import evaluate
-    from lulc.findings import class_table, score_table
     from lulc.page import plain_table
+    from lulc.sections import class_table, score_table
 
     result = evaluate(config)
     print(plain_table(class_table(result.scores)))

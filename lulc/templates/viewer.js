@@ -1,0 +1,331 @@
+/* The map of a page: layers painted from packed values, or tiles of a server; a click names the pixel. */
+"use strict";
+
+(() => {
+  const host = document.getElementById("viewer");
+  const data = JSON.parse(document.getElementById("viewer-data").textContent);
+  const find = (name) => host.querySelector(`.viewer-${name}`);
+
+  /* An element with text or children; attributes that are null are left out. */
+  function make(tag, attributes = {}, ...children) {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (value !== null) element.setAttribute(name, value);
+    }
+    element.append(...children);
+    return element;
+  }
+
+  const rgb = (color) => [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
+  const opaque = ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
+
+  /* 256 colours at equal steps between the given ones. */
+  function ramp(colors) {
+    const stops = colors.map(rgb);
+    return Array.from({ length: 256 }, (_, i) => {
+      const at = (i / 255) * (stops.length - 1);
+      const k = Math.min(Math.floor(at), stops.length - 2);
+      return opaque(stops[k].map((v, c) => Math.round(v + (stops[k + 1][c] - v) * (at - k))));
+    });
+  }
+
+  function swatch(color) {
+    const box = make("span", { class: "viewer-swatch", "aria-hidden": "true" });
+    box.style.backgroundColor = color;
+    return box;
+  }
+
+  const nameOf = (number) =>
+    number === 255 ? "no data" : number === 0 ? "unclassified" : data.classes[number - 1].name;
+  const colorOf = (number) => (number ? data.classes[number - 1].color : data.unclassified);
+
+  /* Everything inside the page: rows and columns of the map, metres on the ground. */
+  function embedded() {
+    const [height, width] = data.size;
+    const [down, across] = data.pixel;
+    const void_ = data.digits === 3 ? 65535 : 255;
+    const full = 10 ** data.digits;
+    const unpacked = new Map();
+
+    function plane(key) {
+      if (!unpacked.has(key)) unpacked.set(key, unpack(data.planes[key]));
+      return unpacked.get(key);
+    }
+
+    async function unpack(packed) {
+      const text = atob(packed.data);
+      const bytes = new Uint8Array(text.length);
+      for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+      const raw = new Uint8Array(await new Response(stream).arrayBuffer());
+      if (packed.bytes === 1) return raw;
+      const count = raw.length / 2;
+      const values = new Uint16Array(count);
+      for (let i = 0; i < count; i++) values[i] = (raw[i] << 8) | raw[count + i];
+      return values;
+    }
+
+    const activations = () => Promise.all(data.classes.map((c) => plane(`activation${c.number}`)));
+
+    /* What one value adds to the entropy, so that no logarithm is taken per pixel. */
+    const terms = Float32Array.from({ length: full + 1 }, (_, v) =>
+      v ? (-(v / full) * Math.log(v / full)) / Math.log(data.classes.length) : 0);
+
+    async function entropy() {
+      const planes = await activations();
+      const result = new Float32Array(height * width);
+      for (const values of planes) {
+        for (let i = 0; i < result.length; i++) {
+          result[i] += values[i] === void_ ? NaN : terms[Math.min(values[i], full)];
+        }
+      }
+      return result;
+    }
+
+    async function paint(layer, pixels) {
+      if (layer.kind === "classes") {
+        const colors = layer.palette.map((c) => opaque(rgb(c)));
+        const values = await plane(layer.id);
+        for (let i = 0; i < pixels.length; i++) pixels[i] = colors[values[i]] ?? 0;
+      } else if (layer.kind === "difference") {
+        const [mapped, reference] = await Promise.all([plane("map"), plane("reference")]);
+        const color = opaque(rgb(layer.color));
+        for (let i = 0; i < pixels.length; i++) {
+          const both = mapped[i] !== 255 && reference[i] !== 255;
+          pixels[i] = both && mapped[i] !== reference[i] ? color : 0;
+        }
+      } else {
+        const colors = ramp(layer.colors);
+        const unsure = layer.id === "entropy";
+        const values = unsure ? await entropy() : await plane(layer.id);
+        const scale = unsure ? 255 : 255 / full;
+        for (let i = 0; i < pixels.length; i++) {
+          const missing = unsure ? Number.isNaN(values[i]) : values[i] === void_;
+          pixels[i] = missing ? 0 : colors[Math.min(255, Math.round(values[i] * scale))];
+        }
+      }
+    }
+
+    async function picture(layer) {
+      if (layer.kind === "picture") return layer.source;
+      const canvas = make("canvas", { width, height });
+      const context = canvas.getContext("2d");
+      const image = context.createImageData(width, height);
+      await paint(layer, new Uint32Array(image.data.buffer));
+      context.putImageData(image, 0, 0);
+      return URL.createObjectURL(await new Promise((done) => canvas.toBlob(done)));
+    }
+
+    const corner = (row, col) => L.latLng(-row * down, col * across);
+    const bounds = L.latLngBounds(corner(0, 0), corner(...data.shape));
+    const shown = L.latLngBounds(corner(0, 0), corner(height * data.step, width * data.step));
+    const rectangle = ([row, col, rows, cols]) => L.latLngBounds(corner(row, col), corner(row + rows, col + cols));
+
+    return {
+      bounds,
+      rectangle,
+      options: { crs: L.CRS.Simple, maxZoom: Math.log2(32 / across), minZoom: -40 },
+      layer: async (layer, zIndex) => {
+        const className = layer.kind === "picture" ? "" : "viewer-pixels";
+        return L.imageOverlay(await picture(layer), shown, { zIndex, className, alt: layer.name });
+      },
+      inspect: async (point) => {
+        const at = [Math.floor(-point.lat / down), Math.floor(point.lng / across)];
+        if (at.some((v, axis) => v < 0 || v >= data.shape[axis])) return null;
+        const [i, j] = at.map((v) => Math.floor(v / data.step));
+        const [row, col] = [i * data.step, j * data.step];
+        const index = i * width + j;
+        const [a, b, c, d, e, f] = data.transform;
+        const answer = {
+          row, col,
+          x: a * (col + 0.5) + b * (row + 0.5) + c,
+          y: d * (col + 0.5) + e * (row + 0.5) + f,
+          map: (await plane("map"))[index],
+          reference: (await plane("reference"))[index],
+          outline: rectangle([row, col, data.step, data.step]),
+        };
+        if (data.hasActivations) {
+          const values = (await activations()).map((p) => p[index]);
+          answer.activations = values.map((v) => (v === void_ ? null : v / full));
+        }
+        return answer;
+      },
+    };
+  }
+
+  /* Tiles and values of the server that gave this page. */
+  function served() {
+    const [west, south, east, north] = data.bounds;
+    const bounds = L.latLngBounds([south, west], [north, east]);
+    return {
+      bounds,
+      options: { maxZoom: data.maxZoom + 4, minZoom: 0 },
+      layer: async (layer, zIndex) =>
+        L.tileLayer(layer.tiles, { zIndex, bounds, maxNativeZoom: data.maxZoom, maxZoom: data.maxZoom + 4,
+          className: layer.kind === "picture" ? "" : "viewer-pixels" }),
+      inspect: async (point) => {
+        const asked = await fetch(`pixel?longitude=${point.lng}&latitude=${point.lat}`);
+        if (!asked.ok) return null;
+        const answer = await asked.json();
+        return answer && { ...answer, outline: L.latLngBounds(answer.corners) };
+      },
+    };
+  }
+
+  const source = data.source === "embedded" ? embedded() : served();
+  const map = L.map(find("map"), {
+    ...source.options, attributionControl: false, zoomSnap: 0, zoomDelta: 1, wheelPxPerZoomLevel: 100,
+    maxBoundsViscosity: 0.8, zoomControl: false,
+  });
+  L.control.zoom({ position: "topleft", zoomInTitle: "Nearer", zoomOutTitle: "Farther" }).addTo(map);
+  if (data.hasLength) L.control.scale({ imperial: false, maxWidth: 140 }).addTo(map);
+  const home = () => map.fitBounds(source.bounds, { animate: false, padding: [8, 8] });
+  home();
+  map.setMinZoom(map.getZoom() - 1).setMaxBounds(source.bounds.pad(0.5));
+  find("home").addEventListener("click", home);
+
+  /* Layers */
+  const overlays = new Map();
+
+  async function show(layer, on) {
+    host.setAttribute("aria-busy", "true");
+    if (on && !overlays.has(layer.id)) {
+      const index = data.layers.indexOf(layer);
+      overlays.set(layer.id, await source.layer(layer, layer.kind === "difference" ? 900 : index + 1));
+    }
+    const overlay = overlays.get(layer.id);
+    if (on) overlay.addTo(map).setOpacity(layer.opacity);
+    else overlay?.remove();
+    host.removeAttribute("aria-busy");
+  }
+
+  function row(layer) {
+    layer.opacity = 1;
+    const box = make("input", { type: "checkbox", id: `layer-${layer.id}` });
+    const fade = make("input", { type: "range", min: 0, max: 100, value: 100, step: 5,
+      id: `fade-${layer.id}`, "aria-label": `Opacity of ${layer.name}` });
+    const key = layer.colors ? gradient(layer.colors) : layer.color ? swatch(layer.color) : "";
+    const item = make("li", {}, make("label", { for: box.id }, box, key, make("span", {}, layer.name)), fade);
+    const update = () => {
+      item.classList.toggle("viewer-on", box.checked);
+      fade.disabled = !box.checked;
+      return show(layer, box.checked);
+    };
+    box.checked = layer.on;
+    box.addEventListener("change", update);
+    fade.addEventListener("input", () => {
+      layer.opacity = fade.value / 100;
+      overlays.get(layer.id)?.setOpacity(layer.opacity);
+    });
+    update();
+    return item;
+  }
+
+  function gradient(colors) {
+    const bar = make("span", { class: "viewer-gradient", title: "from 0 to 1", "aria-hidden": "true" });
+    bar.style.backgroundImage = `linear-gradient(to right, ${colors.join(",")})`;
+    return bar;
+  }
+
+  for (const group of ["layers", "activations"]) {
+    const rows = data.layers.filter((layer) => layer.group === group).map(row);
+    find(group).append(...rows);
+    if (!rows.length) find(group).closest("details, fieldset").hidden = true;
+  }
+
+  /* Legend */
+  const percent = (share) => (share < 0.0005 ? "<0.1 %" : `${(100 * share).toFixed(1)} %`);
+  const entries = [...data.classes.map((c) => c.number)];
+  if (data.shares?.[0]) entries.push(0);
+  find("legend").append(...entries.filter((n) => !data.shares || data.shares[n]).map((n) =>
+    make("li", {}, swatch(colorOf(n)), make("span", {}, `${n} ${nameOf(n)}`),
+      data.shares ? make("span", { class: "viewer-share" }, percent(data.shares[n])) : "")));
+
+  /* The pixel under a click, or under the cross when Enter is pressed. */
+  const output = find("pixel");
+  const frame = { className: "viewer-outline", fill: false, interactive: false };
+  const outline = L.rectangle(source.bounds, frame);
+  const ring = L.circleMarker(source.bounds.getCenter(), { ...frame, radius: 10 });
+
+  function fact(name, ...value) {
+    return [make("dt", {}, name), make("dd", { "data-fact": name.toLowerCase() }, ...value)];
+  }
+
+  function classFact(name, number) {
+    return number === 255 ? fact(name, "no data")
+      : fact(name, swatch(colorOf(number)), `${number} ${nameOf(number)}`);
+  }
+
+  function describe(answer) {
+    const digits = data.geographic ? 6 : 1;
+    const place = data.crs ? fact(data.crs, `${answer.x.toFixed(digits)}, ${answer.y.toFixed(digits)}`) : [];
+    const parts = [make("dl", {}, ...classFact("Map", answer.map),
+      ...(answer.reference === undefined ? [] : classFact("Reference", answer.reference)),
+      ...fact("Pixel", `row ${answer.row}, column ${answer.col}`), ...place)];
+    if (data.step > 1) {
+      parts.push(make("p", { class: "viewer-level" },
+        `Level 1:${data.step} of the pyramid. The values are those of this pixel of the map; ` +
+        `the page holds rows and columns that are multiples of ${data.step}.`));
+    }
+    const values = answer.activations;
+    if (values?.every((v) => v !== null)) {
+      const unsure = -values.reduce((sum, v) => sum + (v > 0 ? v * Math.log(v) : 0), 0) / Math.log(values.length);
+      parts[0].append(...fact("Uncertainty", Math.max(0, unsure).toFixed(2)));
+      parts.push(bars(values));
+    }
+    return parts;
+  }
+
+  function bars(values) {
+    const order = values.map((_, k) => k).sort((a, b) => values[b] - values[a] || a - b);
+    const rows = order.map((k) => {
+      const { number, name, color } = data.classes[k];
+      const bar = make("span", { class: "viewer-bar", "aria-hidden": "true" });
+      bar.style.width = `${100 * values[k]}%`;
+      bar.style.backgroundColor = color;
+      const value = values[k].toFixed(data.digits);
+      return make("tr", { "data-class": number }, make("th", { scope: "row" }, `${number} ${name}`, bar),
+        make("td", {}, value));
+    });
+    return make("table", {}, make("caption", {}, "Activations"), make("tbody", {}, ...rows));
+  }
+
+  async function inspect(point) {
+    const answer = await source.inspect(point);
+    outline.remove();
+    ring.remove();
+    if (!answer) {
+      output.replaceChildren(make("p", {}, "Outside the map."));
+      return;
+    }
+    outline.setBounds(answer.outline).addTo(map);
+    ring.setLatLng(answer.outline.getCenter()).addTo(map);
+    output.replaceChildren(...describe(answer));
+  }
+
+  map.on("click", (event) => inspect(event.latlng));
+  /* The cross marks what Enter asks for; whoever points needs none. */
+  const container = map.getContainer();
+  container.addEventListener("keydown", (event) => {
+    container.classList.add("viewer-keys");
+    if (event.key === "Enter" && event.target === container) inspect(map.getCenter());
+  });
+  for (const event of ["pointerdown", "blur"]) {
+    container.addEventListener(event, () => container.classList.remove("viewer-keys"));
+  }
+
+  /* Where the map is least sure */
+  for (const [k, place] of (data.places ?? []).entries()) {
+    const button = make("button", { type: "button" }, `${k + 1}`, make("span", {}, place.words));
+    button.addEventListener("click", () => {
+      const box = source.rectangle(place.window);
+      ring.remove();
+      outline.setBounds(box).addTo(map);
+      map.fitBounds(box.pad(0.6));
+    });
+    find("places").append(make("li", {}, button));
+  }
+  find("places").closest("section").hidden = !data.places?.length;
+  new ResizeObserver(() => map.invalidateSize({ animate: false })).observe(find("map"));
+  host.classList.add("viewer-ready");
+})();
