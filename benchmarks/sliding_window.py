@@ -1,0 +1,69 @@
+"""The same network in PyTorch below MONAI's sliding window: what a user would pick instead.
+
+Run by an interpreter that has both (``pip install 'lulc[benchmarks]'``), with the side of a square image
+in pixels; prints seconds and pixels per second as JSON. Its speed does not depend on its weights, so these
+are random, and the batch norms are folded away as in an exported network.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from itertools import pairwise
+
+import torch
+from monai.inferers import SlidingWindowInferer
+from torch import nn
+
+ENCODER, DECODER = (14, 32, 64, 128, 256), (256, 512, 256, 128, 64)
+
+
+def convolve(*widths: int) -> nn.Sequential:
+    """3x3 convolutions, each with a ReLU."""
+    layers = ((nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in pairwise(widths))
+    return nn.Sequential(*(layer for pair in layers for layer in pair))
+
+
+class UNet(nn.Module):
+    """The original network: (n, 14, y, x) to (n, 13, y, x)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(convolve(a, b, b) for a, b in pairwise(ENCODER))
+        self.up = nn.ModuleList(
+            nn.Sequential(nn.ConvTranspose2d(a, b, 4, stride=2, padding=1), nn.ReLU())
+            for a, b in pairwise(DECODER)
+        )
+        joined = zip(DECODER[1:], reversed(ENCODER[1:]), strict=True)
+        self.decoder = nn.ModuleList(convolve(a + skip, a) for a, skip in joined)
+        self.final = nn.Conv2d(64, 13, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skips = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+            x = nn.functional.max_pool2d(x, 2)
+        for rise, stage in zip(self.up, self.decoder, strict=True):
+            x = stage(torch.cat([rise(x), skips.pop()], 1))
+        result: torch.Tensor = self.final(x).softmax(1)
+        return result
+
+
+def main(side: int) -> None:
+    """Time one image, after one window that is not timed."""
+    network = UNet().eval().to(memory_format=torch.channels_last)
+    infer = SlidingWindowInferer(roi_size=256, sw_batch_size=1, overlap=0.5, mode="gaussian")
+    x = torch.randn(1, 14, side, side)
+    with torch.inference_mode():
+        infer(x[..., :256, :256], network)
+        begun = time.perf_counter()
+        infer(x, network)
+        seconds = time.perf_counter() - begun
+    found = {"windows": seconds, "pixels": side**2, "speed": side**2 / seconds}
+    print(json.dumps({"name": "(d) MONAI, 50 % overlap", **found}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
