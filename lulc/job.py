@@ -7,11 +7,11 @@ import dataclasses
 import json
 import logging
 from collections.abc import Generator, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numcodecs
 import numpy as np
 import rasterio
 
@@ -212,7 +212,7 @@ def _versions() -> dict[str, str]:
     """Versions of what decides values and bytes beside the engine."""
     return {
         "numpy": np.__version__,
-        "numcodecs": numcodecs.__version__,
+        "numcodecs": version("numcodecs"),
         "opencv": cv2.__version__,
         "gdal": rasterio.__gdal_version__,
     }

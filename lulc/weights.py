@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PICKS", "Arrays", "Channel", "ModelCard", "arrays_of", "assign", "check_model", "find_model",
-    "load_card", "load_legacy", "load_model", "read_arrays", "read_picks", "record_picks", "save_model", "transfer",
+    "load_card", "load_legacy", "load_model", "read_arrays", "read_picks", "record_picks", "save_model",
+    "transfer",
 ]
 
 PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1", "last")
