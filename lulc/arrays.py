@@ -98,7 +98,9 @@ def _open_npy(path: Path) -> np.ndarray:
                 f"{path.stat().st_size} bytes hold row by row"
             )
         return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, KeyError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # numpy reads the header as Python, which fails in many ways
         raise InputError(
             f"cannot open '{path}', since it is no plain array of numbers in .npy format ({error})",
             "It is damaged or was not written by numpy.save; make it again.",
