@@ -20,7 +20,10 @@ from typing import Any
 from urllib.parse import quote
 
 from rasterio.crs import CRS
-from rasterio.warp import transform_geom
+from rasterio.warp import transform
+from shapely import Polygon, box
+from shapely.affinity import translate
+from shapely.geometry.polygon import orient
 
 from lulc import __version__
 from lulc.card import ModelCard, card_path
@@ -142,6 +145,8 @@ def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] =
     weights = {
         **_file_asset(path, folder, identity, "application/octet-stream", "Weights, without code"),
         "roles": ["mlm:model", "mlm:weights", "data"],
+        # STAC admits bands in properties only where an asset has some; MLM looks for them there.
+        "bands": [{"name": c.name} for c in card.channels],
         "mlm:artifact_type": "keras" if path.suffix == ".keras" else "keras-2-hdf5",
     }
     assets = {"weights": weights}
@@ -158,7 +163,7 @@ def footprint(grid: GridSpec, points: int = 21) -> tuple[dict[str, Any], list[fl
     """Outline of a grid in degrees, and its bounding box west, south, east, north.
 
     The edges are followed with so many points each; what crosses longitude 180 is cut there, and its
-    west is then larger than its east.
+    west is then larger than its east. Not for grids that hold a pole.
 
     References
     ----------
@@ -170,18 +175,24 @@ def footprint(grid: GridSpec, points: int = 21) -> tuple[dict[str, Any], list[fl
     ys = [bottom + (top - bottom) * s for s in steps]
     ring = [(x, bottom) for x in xs[:-1]] + [(right, y) for y in ys[:-1]]
     ring += [(x, top) for x in xs[:0:-1]] + [(left, y) for y in ys[:0:-1]]
-    outline = {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}
-    geometry = transform_geom(grid.crs, CRS.from_epsg(4326), outline, antimeridian_cutting=True)
-    polygons = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
-    rings = [[[[round(x, 7), round(y, 7)] for x, y in ring] for ring in polygon] for polygon in polygons]
-    corners = [point for polygon in rings for point in polygon[0]]
-    west = min(x for x, _ in corners)
-    east = max(x for x, _ in corners)
-    if len(rings) > 1:
-        west, east = min(x for x, _ in corners if x > 0), max(x for x, _ in corners if x < 0)
-    bbox = [west, min(y for _, y in corners), east, max(y for _, y in corners)]
+    lons, lats = transform(grid.crs, CRS.from_epsg(4326), *zip(*ring, strict=True))
+    crosses = max(lons) - min(lons) > 180
+    outline = Polygon([(lon % 360 if crosses else lon, lat) for lon, lat in zip(lons, lats, strict=True)])
+    if not crosses:
+        parts = [outline]
+    else:
+        beyond = outline.intersection(box(180, -90, 360, 90))
+        parts = [outline.intersection(box(0, -90, 180, 90)), translate(beyond, xoff=-360)]
+    bounds = [part.bounds for part in parts]
+    bbox = [bounds[0][0], min(b[1] for b in bounds), bounds[-1][2], max(b[3] for b in bounds)]
+    rings = [[_rounded(orient(part).exterior.coords)] for part in parts]
     several = {"type": "MultiPolygon", "coordinates": rings}
-    return (several if len(rings) > 1 else {"type": "Polygon", "coordinates": rings[0]}), bbox
+    return several if crosses else {"type": "Polygon", "coordinates": rings[0]}, _rounded([bbox])[0]
+
+
+def _rounded(rows: Iterable[Sequence[float]]) -> list[list[float]]:
+    """Degrees to the centimetre."""
+    return [[round(value, 7) for value in row] for row in rows]
 
 
 def class_names(names: Iterable[str]) -> list[str]:

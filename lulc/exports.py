@@ -119,7 +119,8 @@ def frame_of(land_cover: ClassMap) -> xr.Dataset:
         mapping ``crs``; the provenance as global attributes ``lulc_...``.
     """
     grid = land_cover.grid
-    crs = pyproj.CRS.from_wkt(grid.crs.to_wkt())
+    code = grid.crs.to_epsg()
+    crs = pyproj.CRS.from_epsg(code) if code else pyproj.CRS.from_wkt(grid.crs.to_wkt())
     axes = {axis["axis"].lower(): axis for axis in crs.cs_to_cf()}
     t = grid.transform
     mapping = crs.to_cf() | {

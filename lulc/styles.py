@@ -85,7 +85,7 @@ def qml(entries: Iterable[Entry]) -> str:
 
 
 def sld(entries: Iterable[Entry], name: str) -> str:
-    """Styled layer descriptor 1.0.0, with the colour map of values that GeoServer and QGIS read.
+    """Styled layer descriptor 1.0.0 with a colour map of values, as GeoServer reads and QGIS writes it.
 
     References
     ----------

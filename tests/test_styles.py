@@ -1,0 +1,157 @@
+"""Styles and attribute tables say what the legend says, and GDAL and QGIS read them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from lulc.commands.export_map import main
+from lulc.maps import REST, open_map
+from lulc.styles import Entry, attribute_table, count_entries, qml, sld
+
+WriteMap = Callable[..., Path]
+
+HOSTILE = "<b>\"Wet\" & 'dry'</b> \x00\x1b[31m]]>"
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+"""The interpreter that Debian's QGIS is built for."""
+
+
+def counts_by_rasterio(path: Path) -> dict[int, int]:
+    with rasterio.open(path) as source:
+        values, counts = np.unique(source.read(1, masked=True).compressed(), return_counts=True)
+    return {int(v): int(n) for v, n in zip(values, counts, strict=True)}
+
+
+def gdal(*command: str | Path) -> str:
+    """What a GDAL program prints; a warning or an error fails the test."""
+    if shutil.which(str(command[0])) is None:
+        pytest.skip(f"needs {command[0]} (make system installs gdal-bin)")
+    ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "Warning" not in ended.stderr, ended.stderr
+    assert "ERROR" not in ended.stderr, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.parametrize("activations", ["float32", "uint8", "none"])
+def test_counts_are_those_of_rasterio(tmp_path: Path, write_map: WriteMap, activations: str) -> None:
+    path = write_map(tmp_path / "map.tif", activations=activations, unclassified=True)
+    with open_map(path) as land_cover:
+        entries = count_entries(land_cover)
+    assert {e.value: e.count for e in entries} == counts_by_rasterio(path)
+    assert [e.value for e in entries] == [0, 1, 2, 3]
+
+
+def test_a_map_of_one_class_is_styled_by_the_values_of_its_file(tmp_path: Path, write_map: WriteMap) -> None:
+    path = write_map(tmp_path / "map.tif", names=("Water",))
+    with open_map(path) as land_cover:
+        entries = count_entries(land_cover)
+    assert [(e.value, e.name) for e in entries] == [(0, REST.name), (1, "Water")]
+    assert {e.value: e.count for e in entries} == counts_by_rasterio(path)
+
+
+def test_qml_and_sld_have_one_colour_and_label_for_each_value() -> None:
+    entries = [Entry(0, "Unclassified", "#000000", 1), Entry(3, "Å & <b>", "#12ab9f", 2)]
+    palette = ET.fromstring(qml(entries)).findall(".//paletteEntry")
+    assert [(p.get("value"), p.get("color"), p.get("label")) for p in palette] == [
+        ("0", "#000000", "Unclassified"), ("3", "#12ab9f", "Å & <b>"),
+    ]  # fmt: skip
+    colors = ET.fromstring(sld(entries, "map")).findall(".//{http://www.opengis.net/sld}ColorMapEntry")
+    assert [(c.get("quantity"), c.get("color"), c.get("label")) for c in colors] == [
+        ("0", "#000000", "Unclassified"), ("3", "#12ab9f", "Å & <b>"),
+    ]  # fmt: skip
+
+
+def test_names_that_xml_cannot_hold_do_not_break_it(tmp_path: Path, write_map: WriteMap) -> None:
+    path = write_map(tmp_path / "map.tif", names=("Water", HOSTILE))
+    with open_map(path) as land_cover:
+        entries = count_entries(land_cover)
+    for text in (qml(entries), sld(entries, HOSTILE.replace("\x00", "").replace("\x1b", "")),
+                 attribute_table(entries)):  # fmt: skip
+        ET.fromstring(text)
+    assert entries[-1].name == HOSTILE.replace("\x00", "").replace("\x1b", "")
+
+
+def test_without_outputs_the_styles_lie_beside_the_map_and_equal_runs_give_equal_bytes(
+    tmp_path: Path, write_map: WriteMap, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_map(tmp_path / "map.tif")
+    assert main([str(path)]) == 0
+    written = [tmp_path / name for name in ("map.qml", "map.sld", "map.tif.aux.xml")]
+    assert capsys.readouterr().out.split() == [str(w) for w in written]
+    first = [w.read_bytes() for w in written]
+    assert main([str(path)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main([str(path), "--overwrite"]) == 0
+    assert [w.read_bytes() for w in written] == first
+
+
+def test_gdal_finds_the_attribute_table_by_itself(tmp_path: Path, write_map: WriteMap) -> None:
+    path = write_map(tmp_path / "map.tif", unclassified=True)
+    assert main([str(path)]) == 0
+    table = json.loads(gdal("gdalinfo", "-json", path))["rat"]
+    columns = [field["name"] for field in table["fieldDefn"]]
+    assert columns == ["Value", "Count", "Class", "Red", "Green", "Blue"]
+    rows = [dict(zip(columns, row["f"], strict=True)) for row in table["row"]]
+    assert {row["Value"]: row["Count"] for row in rows} == counts_by_rasterio(path)
+    assert [row["Class"] for row in rows] == ["Unclassified", "Water & ice", "Forest", "Peltoja å"]
+    assert [rows[3][c] for c in ("Red", "Green", "Blue")] == [120, 160, 3]
+
+
+def test_the_attribute_table_goes_along_when_gdal_converts(tmp_path: Path, write_map: WriteMap) -> None:
+    path = write_map(tmp_path / "map.tif")
+    assert main([str(path)]) == 0
+    copy = tmp_path / "copy.img"
+    gdal("gdal_translate", "-q", "-b", "1", "-of", "HFA", path, copy)
+    assert "Peltoja" in gdal("gdalinfo", copy)
+
+
+QGIS = """
+import sys
+from qgis.core import QgsApplication, QgsRasterLayer
+application = QgsApplication([], False)
+application.initQgis()
+layer = QgsRasterLayer(sys.argv[1], "map")
+assert layer.isValid()
+renderer = layer.renderer()
+assert renderer.type() == "paletted", renderer.type()
+print([(int(c.value), c.label, c.color.name()) for c in renderer.classes()])
+message, ended = layer.saveSldStyle(sys.argv[2])
+assert ended, message
+"""
+
+
+def colors_of(text: str) -> list[tuple[str | None, ...]]:
+    """Value, colour and label of each entry of an SLD, whatever its namespace."""
+    found = ET.fromstring(text).findall(".//{*}ColorMapEntry")
+    return [(e.get("quantity"), e.get("color"), e.get("label")) for e in found]
+
+
+@pytest.mark.stress
+def test_qgis_shows_the_legend_by_itself_and_writes_the_same_sld(tmp_path: Path, write_map: WriteMap) -> None:
+    environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen", "XDG_RUNTIME_DIR": str(tmp_path)}
+    environment.pop("PYTHONPATH", None)
+
+    def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [SYSTEM_PYTHON, "-c", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    if not os.path.exists(SYSTEM_PYTHON) or python("import qgis.core").returncode:
+        pytest.skip("needs QGIS for Python (Debian: python3-qgis)")
+    path = write_map(tmp_path / "map.tif")
+    assert main([str(path)]) == 0
+    ended = python(QGIS, str(path), str(tmp_path / "qgis.sld"))
+    assert ended.returncode == 0, ended.stderr
+    expected = [(1, "Water & ice", "#28a001"), (2, "Forest", "#50a002"), (3, "Peltoja å", "#78a003")]
+    assert ended.stdout.strip() == str(expected)
+    assert colors_of((tmp_path / "map.sld").read_text()) == colors_of((tmp_path / "qgis.sld").read_text())
