@@ -115,7 +115,7 @@ printable = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=2
 @given(
     source=printable,
     tile_size=st.integers(),
-    rate=st.none() | st.floats(allow_nan=False),
+    rate=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     names=st.lists(printable).map(tuple),
     box=st.none() | st.tuples(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)),
     force=st.booleans(),

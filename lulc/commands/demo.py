@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lulc.commandline import run
+from lulc.commandline import Answer, run
 from lulc.config import RUN, option
 
 SHAPE = (1024, 1024)
@@ -55,7 +55,7 @@ def command_lines(config: DemoConfig) -> list[list[str]]:
     return [[name, *arguments, "--overwrite"] for name, arguments in named.items()]
 
 
-def demonstrate(config: DemoConfig) -> None:
+def demonstrate(config: DemoConfig) -> Answer:
     """Simulate, then run the commands one after the other; stops at the first that fails."""
     from lulc.landscape import simulate, write_scene
 
@@ -68,22 +68,24 @@ def demonstrate(config: DemoConfig) -> None:
         code = importlib.import_module(f"lulc.commands.{name}").main(arguments)
         if code:
             raise SystemExit(code)
-    print_results(Path(config.out))
-    print(f"\n{time.monotonic() - started:.0f} s in all. The imagery is simulated.")
+    where = results(Path(config.out))
+    lines = [f"{what:8} {path}" for what, path in where.items()]
+    seconds = time.monotonic() - started
+    lines.append(f"\n{seconds:.0f} s in all. The imagery is simulated.")
+    return Answer("\n" + "\n".join(lines), {name: str(path) for name, path in where.items()})
 
 
-def print_results(out: Path) -> None:
-    """Where the map, weights, history and picture lie."""
+def results(out: Path) -> dict[str, Path]:
+    """Where map, weights, history, report and picture lie."""
     from lulc.weights import find_model
 
-    print()
-    for what, path in {
+    return {
         "map": out / "map.tif",
         "weights": find_model(str(out / "run"), "lowest-val-loss"),
         "history": out / "run" / "history.csv",
+        "report": out / "report" / "report.html",
         "picture": out / "report" / "side-by-side.png",
-    }.items():
-        print(f"{what:8} {path}")
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

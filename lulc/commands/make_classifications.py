@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lulc.commandline import run
+from lulc.commandline import Answer, run
 from lulc.config import ClassifyConfig
 
 if TYPE_CHECKING:
@@ -27,17 +27,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(ClassifyConfig, __doc__ or "", _classify, argv)
 
 
-def _classify(config: ClassifyConfig) -> None:
+def _classify(config: ClassifyConfig) -> Answer:
     from lulc.inference import classify, forecast_classification
 
     if config.plan:
-        print(describe_forecast(forecast_classification(config)))
-        return
+        forecast = forecast_classification(config)
+        return Answer(describe_forecast(forecast), figures_of_forecast(forecast))
     result = classify(config)
-    print(describe_result(result))
-    print(f"\nThe map is {result.path}", *(f"and {path}" for path in result.further))
-    command = ["evaluate_classifications.py", str(result.path), "LABELS", "--out", "report"]
-    print(f"Next, where there are reference labels:\n\n    python {shlex.join(command)}")
+    where = " ".join([f"The map is {result.path}", *(f"and {path}" for path in result.further)])
+    command = shlex.join(
+        ["python", "evaluate_classifications.py", str(result.path), "LABELS", "--out", "report"]
+    )
+    text = f"{describe_result(result)}\n\n{where}\nNext, where there are reference labels:\n\n    {command}"
+    return Answer(text, figures_of_result(result))
+
+
+def figures_of_result(result: ClassificationResult) -> dict[str, Any]:
+    """Where the map is, pixels of the classes and time, JSON-ready; areas in square metres."""
+    names = {0: "unclassified"} | {c.number: c.name for c in result.legend.classes}
+    return {
+        "map": str(result.path),
+        "further": [str(path) for path in result.further],
+        "classes": [
+            {"number": number, "name": name, "pixels": result.counts.get(number, 0)}
+            for number, name in names.items()
+        ],
+        "pixels": result.pixels,
+        "pixel_area": result.pixel_area,
+        "engine": result.engine,
+        "seconds": result.seconds,
+    }
+
+
+def figures_of_forecast(forecast: Forecast) -> dict[str, Any]:
+    """What a run would take, JSON-ready; memory and disk in bytes."""
+    plan = forecast.plan
+    return {
+        "pixels": [plan.height, plan.width],
+        "parts": len(plan),
+        "windows": forecast.windows,
+        "window": list(plan.window),
+        "halo": plan.halo,
+        "empty": forecast.empty,
+        "engine": forecast.engine,
+        "memory": forecast.memory,
+        "disk": forecast.disk,
+        "seconds": forecast.seconds,
+    }
 
 
 def describe_result(result: ClassificationResult) -> str:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lulc.commandline import run
+from lulc.commandline import Answer, run
 from lulc.config import PreprocessConfig
 
 if TYPE_CHECKING:
@@ -27,14 +27,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(PreprocessConfig, __doc__ or "", _prepare, argv)
 
 
-def _prepare(config: PreprocessConfig) -> None:
+def _prepare(config: PreprocessConfig) -> Answer:
     from lulc.preparation import make_stacks
 
     manifest = make_stacks(config)
-    print(summary(manifest))
-    out = shlex.quote(config.out)
-    print(f"\nThe stacks and their manifest are in {config.out}. Next:\n")
-    print(f"    python train_model.py {out} --out runs/first")
+    following = f"python train_model.py {shlex.quote(config.out)} --out runs/first"
+    text = (
+        f"{summary(manifest)}\n\nThe stacks and their manifest are in {config.out}. Next:\n\n    {following}"
+    )
+    return Answer(text, figures(manifest))
+
+
+def figures(manifest: Manifest) -> dict[str, Any]:
+    """Stacks, class counts and shares of patched and invalid pixels, JSON-ready."""
+    counts = zip(manifest.class_counts("train"), manifest.class_counts("val"), strict=True)
+    return {
+        "folder": str(manifest.folder),
+        "stacks": [
+            {"name": s.name, "split": s.split, "pixels": list(s.shape), "labelled": sum(s.class_counts)}
+            for s in manifest.stacks
+        ],
+        "classes": [
+            {"number": c.number, "name": c.name, "training": int(train), "validation": int(val)}
+            for c, (train, val) in zip(manifest.legend.classes, counts, strict=True)
+        ],
+        "coverage": manifest.provenance["coverage"],
+    }
 
 
 def summary(manifest: Manifest) -> str:

@@ -11,9 +11,13 @@ Example: python train_model.py demo/stacks --out demo/run
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from lulc.commandline import run
+from lulc.commandline import Answer, run
 from lulc.config import TrainConfig
+
+if TYPE_CHECKING:
+    from lulc.training import TrainingResult
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(TrainConfig, __doc__ or "", _train, argv)
 
 
-def _train(config: TrainConfig) -> None:
+def _train(config: TrainConfig) -> Answer:
     # Folders and weights are opened before the framework is loaded, so that bad ones are refused at once.
     from lulc.dataset import open_dataset
 
@@ -33,18 +37,45 @@ def _train(config: TrainConfig) -> None:
     from lulc.training import train
 
     result = train(config, dataset)
+    return Answer(describe(result), figures(result))
+
+
+def describe(result: TrainingResult) -> str:
+    """The best models and where everything lies, as text."""
     best = {row.model: row for row in result.rows}
-    print(f"{'model':22} {'file':24} {'epoch':>5} {'val. loss':>9} {'accuracy':>8} {'macro-F1':>8}")
+    lines = [f"{'model':22} {'file':24} {'epoch':>5} {'val. loss':>9} {'accuracy':>8} {'macro-F1':>8}"]
     for pick, path in result.picks.items():
         row = best[path.name]
-        print(
+        lines.append(
             f"{pick:22} {path.name:24} {row.epoch:5d} {row.val_loss:9.4f} {row.val_accuracy:8.4f} "
             f"{row.val_macro_f1:8.4f}"
         )
-    print(f"\nweights and cards: {result.folder}\nhistory: {result.history}, {result.picture}")
+    lines.append(f"\nweights and cards: {result.folder}\nhistory: {result.history}, {result.picture}")
     if not result.finished:
-        print(f"\nThe time is up after epoch {result.rows[-1].epoch}; the same command continues.")
-    print(f"\nNext: python make_classifications.py {result.folder} BANDS [INDICES] map.tif")
+        lines.append(f"\nThe time is up after epoch {result.rows[-1].epoch}; the same command continues.")
+    lines.append(f"\nNext: python make_classifications.py {result.folder} BANDS [INDICES] map.tif")
+    return "\n".join(lines)
+
+
+def figures(result: TrainingResult) -> dict[str, Any]:
+    """The same for machines: the history's row of each pick."""
+    best = {row.model: row for row in result.rows}
+    return {
+        "folder": str(result.folder),
+        "finished": result.finished,
+        "models": {
+            pick: {
+                "file": str(path),
+                "epoch": best[path.name].epoch,
+                "val_loss": best[path.name].val_loss,
+                "val_accuracy": best[path.name].val_accuracy,
+                "val_macro_f1": best[path.name].val_macro_f1,
+            }
+            for pick, path in result.picks.items()
+        },
+        "history": str(result.history),
+        "picture": str(result.picture),
+    }
 
 
 if __name__ == "__main__":
