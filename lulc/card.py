@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lulc.documents import read_document, write_document
+from lulc.documents import read_document, seal_of, write_document
 from lulc.network import NETWORK_SCHEMA, NetworkConfig
 from lulc.schema import MAX_CLASSES, InputError, Legend
 from lulc.statistics import STATISTICS_SCHEMA, Statistics
@@ -70,6 +70,7 @@ CARD_SCHEMA: dict[str, Any] = {
         "scores": {"type": "object"},
         "versions": {"type": "object", "additionalProperties": _TEXT},
         "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "seal": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
         "bytes": {"type": "integer", "minimum": 1},
         "description": _TEXT,
         "licence": _TEXT,
@@ -228,12 +229,21 @@ def load_card(model: str | os.PathLike[str]) -> ModelCard:
     """
     path = card_path(model)
     data = read_document(path, CARD_SCHEMA, "model card", FORMAT_VERSION)
+    seal = data.pop("seal", None)
     try:
-        return ModelCard.from_json(data)
+        card = ModelCard.from_json(data)
     except InputError as error:
         raise InputError(f"cannot read the model card '{path}': {error.problem}", error.hint) from error
+    # Another temperature or class name contradicts nothing else, so that only a seal tells damage.
+    if seal not in (None, seal_of(data)):
+        raise InputError(
+            f"cannot read the model card '{path}', since it was changed after it was written (see its seal)",
+            "Take it from its source again. If you changed it by hand, remove its entry 'seal'.",
+        )
+    return card
 
 
 def write_card(card: ModelCard, model: str | os.PathLike[str]) -> None:
-    """Write the card beside a weights file, whole or not at all."""
-    write_document(card_path(model), card.to_json())
+    """Write the card beside a weights file, whole or not at all, with the sha256 of its content as seal."""
+    data = card.to_json()
+    write_document(card_path(model), data | {"seal": seal_of(data)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -90,6 +91,12 @@ def write_document(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def seal_of(data: dict[str, Any]) -> str:
+    """sha256 of JSON-ready data, whatever their layout in a file; finds accidents, not intent."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _parse(text: str) -> Any:

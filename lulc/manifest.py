@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lulc.arrays import Classes, Converted, Ignoring, Layers, Physical, open_layers
-from lulc.documents import read_document, write_document
+from lulc.documents import read_document, seal_of, write_document
 from lulc.grid import GridSpec
 from lulc.schema import BANDS, CHANNELS, INDEX_UNIT, REFLECTANCE_UNIT, InputError, Legend
 from lulc.statistics import STATISTICS_SCHEMA, Statistics
@@ -268,7 +266,7 @@ _SCHEMA: dict[str, Any] = {
 
 def write_sealed(path: Path, data: dict[str, Any]) -> None:
     """Write a document with a field ``seal``, the sha256 of all others."""
-    write_document(path, data | {"seal": _seal_of(data)})
+    write_document(path, data | {"seal": seal_of(data)})
 
 
 def read_sealed(path: Path, schema: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -280,17 +278,12 @@ def read_sealed(path: Path, schema: dict[str, Any], kind: str) -> dict[str, Any]
         If it doesn't fit the schema, or was changed since.
     """
     data = read_document(path, schema, kind, FORMAT_VERSION)
-    if data.pop("seal") != _seal_of(data):
+    if data.pop("seal") != seal_of(data):
         raise InputError(
             f"cannot use the {kind} '{path}', since it was changed after it was written (its seal differs)",
             "Make it again with preprocess.py; options decide what it holds, not an editor.",
         )
     return data
-
-
-def _seal_of(data: dict[str, Any]) -> str:
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:

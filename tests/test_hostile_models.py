@@ -73,6 +73,7 @@ def write(
 def vouch(path: Path, original: Path, **changes: Any) -> None:
     content = path.read_bytes()
     card = json.loads(original.with_suffix(".json").read_text())
+    del card["seal"]
     card |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)} | changes
     path.with_suffix(".json").write_text(json.dumps(card))
 
