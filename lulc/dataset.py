@@ -17,6 +17,7 @@ from lulc.arrays import Layers
 from lulc.config import TrainConfig
 from lulc.manifest import MANIFEST, Manifest, StackFile, open_tile
 from lulc.schema import IGNORE, InputError, Legend
+from lulc.sources import Stamp, stamps_of
 from lulc.statistics import Statistics
 from lulc.storage import sha256_of
 from lulc.tiles import find_overlaps, load_manifest
@@ -71,6 +72,8 @@ class Dataset:
         sha256 by folder, in the order given: what the run's key is made of.
     provenance
         For the model card: folders, stacks and sources by name; JSON-ready.
+    stamps
+        Of the files of all stacks, from before they were read.
     """
 
     training: tuple[Tile, ...]
@@ -81,6 +84,20 @@ class Dataset:
     counts: NDArray[np.int64]
     inputs: dict[str, str]
     provenance: list[dict[str, Any]]
+    stamps: tuple[Stamp, ...] = ()
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if a file of a stack was changed or replaced since it was opened.
+
+        Stacks are read as crops are cut from them, so to the end of the training.
+        """
+        changed = set(stamps_of(stamp.path for stamp in self.stamps)) ^ set(self.stamps)
+        if changed:
+            raise InputError(
+                f"cannot finish the training, since '{min(changed).path}' was changed while it was read, "
+                "expected the same stacks to the end",
+                "Give `--restart` when the stacks are at rest: what was trained so far has seen both.",
+            )
 
 
 def open_dataset(config: TrainConfig) -> Dataset:
@@ -100,6 +117,8 @@ def open_dataset(config: TrainConfig) -> Dataset:
         )
     manifests = [load_manifest(f, already_standardised=config.already_standardised) for f in folders]
     _check_agreement(manifests)
+    files = [str(f) for m in manifests for s in m.stacks for f in (s.image, s.masks)]
+    stamps = tuple(stamps_of(files))
     identities = [_identity_of(manifest) for manifest in manifests]
     training, counts = _open_split(manifests, "train")
     validation, val_counts = _open_split(manifests, "val")
@@ -114,6 +133,7 @@ def open_dataset(config: TrainConfig) -> Dataset:
         counts=counts,
         inputs={f"data {i}": identity for i, identity in enumerate(identities, 1)},
         provenance=[_provenance_of(m, sha256) for m, sha256 in zip(manifests, identities, strict=True)],
+        stamps=stamps,
     )
 
 
