@@ -35,6 +35,9 @@ Bytes = NDArray[np.uint8]
 CLASSES = 13
 """Classes of a simulated scene, those of the scheme kaakonkulma-13."""
 
+PRODUCT = "S2A_MSIL2A_20180701T095031_N0500_R079_T35VNG_20180701T124512"
+"""What a simulated product is called."""
+
 _SHARES = (0.06, 0.03, 0.03, 0.05, 0.16, 0.06, 0.20, 0.12, 0.12, 0.08, 0.03, 0.0, 0.10)
 """Share of each class in a class map from random fields; class 12 grows along the shores of class 13."""
 
@@ -237,6 +240,87 @@ def write_scene(scene: Scene, folder: str | os.PathLike[str]) -> dict[str, Path]
         with write_atomically(paths[name]) as temporary:
             _write_raster(temporary, image, scene, names, nodata, tags)
     return paths
+
+
+def write_product(scene: Scene, folder: str | os.PathLike[str], name: str = PRODUCT) -> Path:
+    """Write the summer image as a folder of the form in which Copernicus delivers level 2A.
+
+    Bands are JPEG 2000 without loss, each at the resolution at which Sentinel-2 measures it, with the
+    offset of processing baseline 04.00; clouds are bright, and known to the scene classification alone.
+    What the toolkit does not read (previews, quality masks, most of the metadata) is left out.
+
+    Parameters
+    ----------
+    scene
+        Scene with even sides.
+    folder
+        Where the product's folder is made.
+    name
+        Of the product, as Copernicus names them: satellite_level_time_baseline_orbit_tile_time.
+
+    Returns
+    -------
+    Path
+        The ``.SAFE`` folder.
+
+    Raises
+    ------
+    InputError
+        If a side is odd, so that bands of 20 m do not cover the scene.
+    """
+    if scene.grid.height % 2 or scene.grid.width % 2:
+        raise InputError(
+            f"cannot write a product of {scene.grid.height} x {scene.grid.width} pixels, expected even sides",
+            "Simulate a scene with even sides.",
+        )
+    safe = Path(folder) / f"{name}.SAFE"
+    time, tile = name.split("_")[2], name.split("_")[5]
+    images = safe / "GRANULE" / f"L2A_{tile}_A000001_{time}" / "IMG_DATA"
+    clouds = (scene.summer == 0).any(axis=-1)
+    for number, band in enumerate(BANDS):
+        digits = np.where(clouds, 9000, scene.summer[..., number]).astype(np.float32) + 1000
+        step = 2 if band in _COARSE_BANDS else 1
+        digits = np.rint(_at_20_m(digits) if step == 2 else digits)
+        file = images / f"R{10 * step}m" / f"{tile}_{time}_{band}_{10 * step}m.jp2"
+        _write_jp2(file, digits[::step, ::step].astype(np.uint16), scene, step)
+    blocks = clouds.reshape(clouds.shape[0] // 2, 2, -1, 2).any(axis=(1, 3))
+    # Of the scene classification: 9 is cloud with high probability, 4 vegetation.
+    classes = np.where(blocks, 9, 4).astype(np.uint8)
+    _write_jp2(images / "R20m" / f"{tile}_{time}_SCL_20m.jp2", classes, scene, 2)
+    offsets = "".join(f'<BOA_ADD_OFFSET band_id="{k}">-1000</BOA_ADD_OFFSET>' for k in range(13))
+    with write_atomically(safe / "MTD_MSIL2A.xml") as temporary:
+        temporary.write_text(
+            "<Level-2A_User_Product><General_Info><Product_Image_Characteristics>"
+            "<QUANTIFICATION_VALUES_LIST><BOA_QUANTIFICATION_VALUE>10000</BOA_QUANTIFICATION_VALUE>"
+            f"</QUANTIFICATION_VALUES_LIST><BOA_ADD_OFFSET_VALUES_LIST>{offsets}"
+            "</BOA_ADD_OFFSET_VALUES_LIST></Product_Image_Characteristics></General_Info>"
+            f"<!-- simulated by lulc.landscape, seed {scene.seed}; not measured --></Level-2A_User_Product>",
+            encoding="utf-8",
+        )
+    return safe
+
+
+def _write_jp2(path: Path, image: NDArray[np.generic], scene: Scene, step: int) -> None:
+    """Write one layer (y, x) whose pixels are `step` pixels of the scene wide."""
+    with (
+        write_atomically(path) as temporary,
+        rasterio.Env(GDAL_PAM_ENABLED="NO"),  # everything into the file itself, as in real products
+        rasterio.open(
+            temporary,
+            "w",
+            driver="JP2OpenJPEG",
+            dtype=image.dtype,
+            count=1,
+            height=image.shape[0],
+            width=image.shape[1],
+            crs=scene.grid.crs,
+            transform=scene.grid.transform @ Affine.scale(step),
+            CODEC="JP2",  # with its georeference, whatever the temporary name
+            QUALITY="100",
+            REVERSIBLE="YES",
+        ) as target,
+    ):
+        target.write(image, 1)
 
 
 def _write_raster(

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import rasterio
 
-from lulc.landscape import CLASSES, Scene, simulate, write_scene
+from lulc.config import InputConfig
+from lulc.landscape import CLASSES, Scene, simulate, write_product, write_scene
 from lulc.schema import BANDS, INDICES, InputError
+from lulc.stack import open_stack
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +148,26 @@ def test_indices_carry_the_no_data_of_each_band_in_its_tags(scene: Scene, tmp_pa
     assert 0 < missing[0].mean() < 0.01
     assert planes[2][~missing[2]].max() <= 200
     assert (planes[2] == 0).any(), "a clipped built-up index is a value, not a gap"
+
+
+def test_a_product_reads_as_the_summer_image_with_its_clouds_left_out(tmp_path: Path) -> None:
+    scene = simulate((96, 128), 3)
+    safe = write_product(scene, tmp_path)
+    assert {path.suffix for path in safe.rglob("*") if path.is_file()} == {".jp2", ".xml"}
+    with open_stack([str(safe)], [], InputConfig()) as stack:
+        assert stack.grid == scene.grid
+        image = stack.read(scene.grid.extent)
+    clouds = (scene.summer == 0).any(axis=-1)
+    coarse = clouds.reshape(48, 2, 64, 2).any(axis=(1, 3)).repeat(2, axis=0).repeat(2, axis=1)
+    np.testing.assert_array_equal(np.isnan(image).any(axis=-1), coarse)
+    for k, name in enumerate(BANDS):
+        read, drawn = image[~coarse][:, k], scene.summer[~coarse][:, k].astype(float)
+        if name in ("B02", "B03", "B04", "B08"):
+            np.testing.assert_allclose(read, drawn, atol=0.01)
+        else:
+            assert np.median(abs(read - drawn)) < 0.05 * drawn.mean(), name
+
+
+def test_a_product_needs_even_sides(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="even sides"):
+        write_product(simulate((33, 64), 3), tmp_path)
