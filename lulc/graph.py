@@ -208,11 +208,13 @@ class _Builder:
         self._inputs.append(x)
         kernel = self._constant(convolution.kernel)
         if name in self._eight_bit:
-            signed = name == next(iter(self._convolutions))
-            x = self._quantise(x, np.asarray(self._eight_bit[name]), signed=signed)
+            # Only the input has signs, all others come from a ReLU. Signed inputs need all 256 values:
+            # with the symmetric 255 OpenVINO 2026.4 runs the convolution with twice the error.
+            low = -128 / 127 if name == next(iter(self._convolutions)) else 0.0
+            x = self._quantise(x, np.asarray(self._eight_bit[name]), low=low, levels=256)
             axes = (0, 2, 3) if convolution.transposed else (1, 2, 3)
             largest = np.abs(convolution.kernel).max(axes, keepdims=True)
-            kernel = self._quantise(kernel, largest, signed=True)
+            kernel = self._quantise(kernel, largest, low=-1.0, levels=255)
         if convolution.transposed:
             x = op.convolution_backprop_data(
                 x, kernel, strides=[2, 2], pads_begin=[1, 1], pads_end=[1, 1], dilations=[1, 1]
@@ -222,12 +224,12 @@ class _Builder:
         x = op.add(x, self._constant(convolution.bias[:, None, None]))
         return op.relu(x) if activate else x
 
-    def _quantise(self, x: Any, largest: np.ndarray, *, signed: bool) -> Any:
-        """Round to 255 steps between -largest and largest, or to 256 between 0 and largest."""
+    def _quantise(self, x: Any, largest: np.ndarray, *, low: float, levels: int) -> Any:
+        """Round to `levels` values evenly spaced between low * largest and largest."""
         # A channel that is 0 throughout has no steps otherwise.
         largest = np.maximum(largest, 1e-20)
-        high, low = self._constant(largest), self._constant(-largest if signed else 0.0)
-        return self._op.fake_quantize(x, low, high, low, high, 255 if signed else 256)
+        bounds = self._constant(low * largest), self._constant(largest)
+        return self._op.fake_quantize(x, *bounds, *bounds, levels)
 
     def _repeat(self, x: Any) -> Any:
         """Twice the resolution, each pixel four times."""

@@ -22,7 +22,7 @@ from lulc.graph import build_graph, fold, load_openvino
 from lulc.network import NetworkConfig
 from lulc.schema import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 MARGIN = 0.0005
 """The search goes on until the agreement is this much above what is asked for; others than the windows
@@ -104,8 +104,8 @@ def quantise(
 ) -> Quantization:
     """Find ranges, and the convolutions that must stay finer.
 
-    The first convolution always does: it costs a hundredth of the arithmetic, and its channels are so
-    correlated that their differences, which carry the class, drown in the steps of 8 bits.
+    The first convolution always does: it costs a hundredth of the arithmetic, and more agreement than any
+    other, since its channels are quantised together though their ranges differ.
 
     Parameters
     ----------

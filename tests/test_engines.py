@@ -135,13 +135,11 @@ def test_quantised_engines_agree_as_often_as_they_say(save: Callable[..., Any], 
 
 def test_mixed_is_finer_than_int8(save: Callable[..., Any]) -> None:
     path, card = save()
-    agreement = {
-        name: float(
-            build_engine(name, request_for(path, card, (1, 32, 32), min_agreement=0.98)).identity["agreement"]
-        )
-        for name in ("openvino-int8", "openvino-mixed")
-    }
-    assert agreement["openvino-mixed"] >= agreement["openvino-int8"] - 0.002
+    agreement = {}
+    for name, least in (("openvino-int8", 0.5), ("openvino-mixed", 0.97)):
+        engine = build_engine(name, request_for(path, card, (1, 32, 32), min_agreement=least))
+        agreement[name] = float(engine.identity["agreement"])
+    assert agreement["openvino-mixed"] >= max(0.97, agreement["openvino-int8"] - 0.002)
 
 
 @pytest.mark.parametrize("block", ["transpose", "upsample"])

@@ -80,7 +80,7 @@ def test_what_was_found_is_read_again_only_under_its_key(tmp_path: Path) -> None
     assert read_quantization(tmp_path / "absent.json", "key") is None
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1", '{"format_version": 1}'])
+@pytest.mark.parametrize("content", ["", "{}", "[1", '{"format_version": 2}'])
 def test_a_damaged_document_is_passed_over(tmp_path: Path, content: str) -> None:
     (tmp_path / "q.json").write_text(content)
     assert read_quantization(tmp_path / "q.json", "key") is None
