@@ -38,10 +38,12 @@ $(BACKENDS): requirements/backends.txt $(STAMP)
 
 system: ## install Debian packages that some tests use (root; elsewhere says what to ask for)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		command -v gdalinfo >/dev/null || { apt-get update -q && \
-			DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends gdal-bin; }; \
+		{ command -v gdalinfo && command -v chromium && command -v chromedriver; } >/dev/null || { apt-get update -q && \
+			DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+				gdal-bin chromium chromium-driver; }; \
 	else \
-		echo "not root, or no apt: ask for the package gdal-bin; tests that need it skip without it"; \
+		echo "not root, or no apt: ask for the packages gdal-bin, chromium and chromium-driver;" \
+			"tests that need them skip without them"; \
 	fi
 
 demo: setup ## simulate a scene, prepare, train, classify, evaluate (about 3 minutes)
@@ -67,7 +69,7 @@ stress: setup ## the long tests
 
 # uv is told of PyTorch's CPU builds by UV_FIND_LINKS or UV_EXTRA_INDEX_URL.
 lock: setup ## write requirements/*.txt anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra dev --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra dev --extra serve --universal --python-version 3.11 \
 		--custom-compile-command 'make lock' --annotation-style line --quiet -o requirements/lock.txt
 	$(BIN)/uv pip compile requirements/backends.in -c requirements/lock.txt --python-version 3.11 \
 		--custom-compile-command 'make lock' --annotation-style line --quiet -o requirements/backends.txt

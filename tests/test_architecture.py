@@ -31,6 +31,8 @@ PACKAGE_DOORS = {
     "geopandas",
     "jsonschema",
     "sklearn",
+    "titiler",
+    "uvicorn",
 }
 """Packages that only the modules whose row names them import."""
 

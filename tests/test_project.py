@@ -43,9 +43,15 @@ COMES_WITH = {
     "pyogrio": "geopandas",
     "pyproj": "geopandas",
     "shapely": "geopandas",
+    "markupsafe": "jinja2",
     "ml_dtypes": "keras",
     "jax": "an extra",
     "torch": "an extra",
+    "fastapi": "titiler.core, in the extra serve",
+    "rio_tiler": "titiler.core, in the extra serve",
+    "starlette": "titiler.core, in the extra serve",
+    "titiler": "the extra serve",
+    "uvicorn": "the extra serve",
 }
 """Packages that may be imported without being declared, and what brings them."""
 

@@ -1,0 +1,309 @@
+"""A map as tiles for the browser of this machine: TiTiler on the loopback interface, and the page of reports.
+
+Only what the page needs is served: tiles of the files named at the start, and the values of a pixel. No
+request names a file, a formula or an address.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import cv2
+import numpy as np
+from rasterio.warp import transform as project
+
+from lulc.config import ServeConfig
+from lulc.maps import REST, ClassMap, open_map
+from lulc.nomenclature import load_scheme
+from lulc.page import Page, Section, render_html
+from lulc.schema import InputError
+from lulc.sources import RasterSource, open_source
+from lulc.viewer import ACTIVATION_RAMP, UNSURE_RAMP, Viewer, describe
+from lulc.views import UNCLASSIFIED_COLOR
+from lulc.windows import Window
+
+HOST = "127.0.0.1"
+DEGREES = "EPSG:4326"
+TRUE_COLOR = ("B04", "B03", "B02")
+
+TILE = "tiles/WebMercatorQuad/{z}/{x}/{y}.png?tilesize=256&"
+
+BLANK = cv2.imencode(".png", np.zeros((1, 1, 4), np.uint8))[1].tobytes()
+"""A transparent tile, for places beyond the map."""
+
+ENVIRONMENT = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO", "CPL_LOG_ERRORS": "OFF"}
+"""Side-car files are not read: GDAL opens whatever they name."""
+
+
+class MapServer:
+    """The page of one map at an address of this machine; a context manager.
+
+    Parameters
+    ----------
+    config
+        Which map, which image, which port.
+
+    Attributes
+    ----------
+    url
+        Address of the page.
+
+    Raises
+    ------
+    InputError
+        If the packages that serve tiles are missing, a file can't be served, or the port is taken.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._resources = ExitStack()
+        try:
+            application = _application(config, self._resources)
+            self._socket = self._resources.enter_context(_listen(config.port))
+        except BaseException:
+            self._resources.close()
+            raise
+        import uvicorn
+
+        self._server = uvicorn.Server(uvicorn.Config(application, log_level="warning", access_log=False))
+        self.url = f"http://{HOST}:{self._socket.getsockname()[1]}/"
+
+    def run(self) -> None:
+        """Serve until the user ends it."""
+        self._server.run([self._socket])
+
+    def stop(self) -> None:
+        """Ask a server that runs in another thread to end."""
+        self._server.should_exit = True
+
+    def close(self) -> None:
+        """Release the port and the files."""
+        self._resources.close()
+
+    def __enter__(self) -> MapServer:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise InputError(
+            f"cannot serve at {HOST}:{port}, since {error}, expected a free port",
+            "Type --port 0 for any that is free.",
+        ) from error
+    return listener
+
+
+def _application(config: ServeConfig, resources: ExitStack) -> Any:
+    """The application: page, pixel, tiles of map, uncertainty and image."""
+    try:
+        import fastapi
+        import uvicorn  # noqa: F401
+        from rio_tiler.errors import TileOutsideBounds
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+        from starlette.responses import HTMLResponse, JSONResponse, Response
+        from titiler.core.factory import TilerFactory  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"cannot serve the map, since the package '{error.name}' is not installed",
+            "Install what serves tiles: pip install 'lulc[serve]'",
+        ) from error
+    legend = load_scheme(config.scheme).legend if config.scheme else None
+    the_map = resources.enter_context(open_map(config.map, legend))
+    if not the_map.grid.crs:
+        raise InputError(
+            f"cannot serve '{config.map}', since it has no CRS, expected one", "Tell it: gdal_edit.py -a_srs"
+        )
+    application = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # A page elsewhere that resolves its own name to this machine gets nothing.
+    application.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    for prefix, router in _routers(config, the_map).items():
+        application.include_router(router, prefix=prefix)
+    page = render_html(_page(config, the_map))
+    values = Values(the_map)
+
+    @application.get("/")
+    def show() -> Any:
+        return HTMLResponse(page)
+
+    @application.exception_handler(TileOutsideBounds)
+    def blank(request: Any, error: Exception) -> Any:
+        return Response(BLANK, media_type="image/png")
+
+    @application.get("/favicon.ico")
+    def icon() -> Any:
+        return Response(BLANK, media_type="image/png")
+
+    @application.get("/pixel")
+    def ask(longitude: float, latitude: float) -> Any:
+        return JSONResponse(values.at(longitude, latitude))
+
+    return application
+
+
+def _routers(config: ServeConfig, the_map: ClassMap) -> dict[str, Any]:
+    """Tile routers by prefix; each is bound to one file."""
+    from titiler.core.dependencies import BidxParams, DefaultDependency
+    from titiler.core.factory import TilerFactory
+
+    formula = _entropy_of(the_map)
+
+    class Tiles(TilerFactory):
+        """Tiles and nothing else of what TiTiler offers."""
+
+        def register_routes(self) -> None:
+            self.tile()
+
+    @dataclasses.dataclass
+    class Entropy(DefaultDependency):
+        """The uncertainty, whatever the request says."""
+
+        def as_dict(self, exclude_none: bool = True) -> dict[str, Any]:
+            return {"expression": formula}
+
+    def bound(file: str, layers: Any) -> Any:
+        path = str(Path(file).resolve())
+        return Tiles(
+            path_dependency=lambda: path, layer_dependency=layers, environment_dependency=lambda: ENVIRONMENT
+        ).router
+
+    routers = {"/map": bound(config.map, BidxParams)}
+    if the_map.has_activations:
+        routers["/entropy"] = bound(config.map, Entropy)
+    if config.image:
+        routers["/image"] = bound(config.image, BidxParams)
+    return routers
+
+
+def _alone(the_map: ClassMap) -> bool:
+    """True for a map of one class against the rest, whose file has no band of the rest."""
+    return the_map.legend.classes[-1] == REST
+
+
+def _entropy_of(the_map: ClassMap) -> str:
+    """Band arithmetic of the uncertainty: activations are bands 2, 3, ...
+
+    The small number keeps the logarithm of 0 finite; its term is 0 all the same.
+    """
+    count = len(the_map.legend)
+    shares = ["b2", "(1-b2)"] if _alone(the_map) else [f"b{k}" for k in range(2, count + 2)]
+    terms = "+".join(f"{p}*log({p}+1e-9)" for p in shares)
+    return f"-({terms})/{np.log(count):.9f}"
+
+
+def _page(config: ServeConfig, the_map: ClassMap) -> Page:
+    from rio_tiler.io import Reader
+
+    with Reader(config.map) as reader:
+        zoom, bounds = reader.maxzoom, reader.get_geographic_bounds(DEGREES)
+    data = {
+        "source": "served",
+        **describe(the_map.grid, the_map.legend, the_map.name),
+        "hasLength": True,
+        "digits": 3,
+        "step": 1,
+        "bounds": list(bounds),
+        "maxZoom": zoom,
+        "layers": _layers(config, the_map),
+    }
+    viewer = Viewer(data, f"Land-cover map {the_map.name}, as tiles of this machine", live=True)
+    text = "Tiles and values come from the server that was started on this machine; nothing else is asked."
+    return Page(the_map.name, (), (Section("Map", (text,)),), viewer)
+
+
+def _layers(config: ServeConfig, the_map: ClassMap) -> list[dict[str, Any]]:
+    def layer(key: str, name: str, kind: str, tiles: str, **more: Any) -> dict[str, Any]:
+        return {"id": key, "name": name, "kind": kind, "tiles": tiles, "on": False, "group": "layers"} | more
+
+    def ramp(name: str) -> str:
+        return urlencode({"rescale": "0,1", "colormap_name": name, "unscale": "true"})
+
+    legend, alone = the_map.legend, _alone(the_map)
+    colors = {0: REST.color if alone else UNCLASSIFIED_COLOR}
+    colors |= {c.number: c.color for c in legend.classes}
+    palette = urlencode({"bidx": 1, "colormap": json.dumps(colors)})
+    layers = [layer("map", "Map", "classes", f"map/{TILE}{palette}", on=True)]
+    if config.image:
+        layers.insert(0, layer("image", "Image", "picture", f"image/{TILE}{_stretch(config.image)}", on=True))
+    if the_map.has_activations:
+        tiles = f"entropy/{TILE}{ramp('inferno')}"
+        layers.append(layer("entropy", "Uncertainty", "ramp", tiles, colors=UNSURE_RAMP))
+        for c in legend.classes[: 1 if alone else None]:
+            tiles = f"map/{TILE}bidx={c.number + 1}&{ramp('viridis')}"
+            more = {"colors": ACTIVATION_RAMP, "group": "activations"}
+            layers.append(layer(f"activation{c.number}", f"{c.number} {c.name}", "ramp", tiles, **more))
+    return layers
+
+
+def _stretch(image: str) -> str:
+    """Bands and stretch of the image's tiles: 2 % of each end saturated, seen in its overviews."""
+    from rio_tiler.io import Reader
+
+    with open_source(image) as source:
+        if not isinstance(source, RasterSource):
+            raise InputError(
+                f"cannot show '{image}', since tiles are made of GeoTIFF, .img and JPEG 2000",
+                "Convert it: gdal_translate IN OUT.tif",
+            )
+        names = list(source.names)
+    known = set(TRUE_COLOR) <= set(names)
+    bands = [names.index(n) + 1 for n in TRUE_COLOR] if known else [min(k, len(names)) for k in (1, 2, 3)]
+    with Reader(image) as reader:
+        small = reader.preview(indexes=bands, max_size=512).array
+    limits = []
+    for plane in small:
+        values = plane.compressed()
+        low, high = np.percentile(values[values != 0], (2, 98)) if (values != 0).any() else (0, 1)
+        limits.append(("rescale", f"{low:g},{max(high, low + 1e-6):g}"))
+    return urlencode([*(("bidx", str(b)) for b in bands), *limits])
+
+
+class Values:
+    """What a map says about a place.
+
+    Parameters
+    ----------
+    the_map
+        An open map; it is read by one thread at a time.
+    """
+
+    def __init__(self, the_map: ClassMap) -> None:
+        self._map = the_map
+        self._lock = threading.Lock()
+
+    def at(self, longitude: float, latitude: float) -> dict[str, Any] | None:
+        """Class and activations of the pixel at a place, JSON-ready; None outside the map."""
+        grid = self._map.grid
+        xs, ys = project(DEGREES, grid.crs, [longitude], [latitude])
+        col, row = ~grid.transform @ (xs[0], ys[0])
+        if not (0 <= row < grid.height and 0 <= col < grid.width):
+            return None
+        pixel = Window(int(row), int(col), 1, 1)
+        with self._lock:
+            number = int(self._map.read(pixel)[0, 0])
+            shares = self._map.read_activations(pixel)[0, 0] if self._map.has_activations else None
+        x, y = grid.transform @ (pixel.col + 0.5, pixel.row + 0.5)
+        answer: dict[str, Any] = {"row": pixel.row, "col": pixel.col, "x": x, "y": y, "map": number}
+        if shares is not None:
+            answer["activations"] = [float(v) if np.isfinite(v) else None for v in shares]
+        return answer | {"corners": self._corners(pixel)}
+
+    def _corners(self, pixel: Window) -> list[list[float]]:
+        """(latitude, longitude) of two opposite corners of a pixel."""
+        grid = self._map.grid
+        ends = [grid.transform @ (pixel.col, pixel.row), grid.transform @ (pixel.col + 1, pixel.row + 1)]
+        longitudes, latitudes = project(grid.crs, DEGREES, [x for x, _ in ends], [y for _, y in ends])
+        return [[b, a] for a, b in zip(longitudes, latitudes, strict=True)]
