@@ -13,14 +13,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from lulc.augmentation import Augmentation, Image, Labels, rotate, square_around
 from lulc.backend import keras
 from lulc.dataset import Tile
+from lulc.sampling import Sampler, draw_place
 from lulc.schema import IGNORE, InputError
 
 logger = logging.getLogger("lulc")
@@ -28,85 +27,8 @@ logger = logging.getLogger("lulc")
 REDRAWS = 50
 """Places tried for one crop before a crop without a single labelled pixel is accepted."""
 
-MARGIN = 2
-"""Pixels added to the square that a rotated crop is cut from, so that rounding never leaves it."""
-
-Image = NDArray[np.float32]
-Labels = NDArray[np.uint8]
-Augmentation = Callable[[Image, Labels, np.random.Generator], tuple[Image, Labels]]
-"""(image (y, x, band), labels (y, x), rng) to the same; keeps the shape and gives views or new arrays."""
-
-
-Sampler = Callable[[Tile, int, np.random.Generator], tuple[int, int]]
-"""(tile, side of the square to read, rng) to its first row and column."""
-
-
-def draw_place(tile: Tile, side: int, rng: np.random.Generator) -> tuple[int, int]:
-    """First row and column of a square of `side` pixels, each possible place equally likely."""
-    height, width = tile.image.shape[:2]
-    return int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-
-
-def flip(image: Image, labels: Labels, rng: np.random.Generator) -> tuple[Image, Labels]:
-    """Mirror both upside down and left to right, each with probability 1/2."""
-    if rng.integers(2):
-        image, labels = image[::-1], labels[::-1]
-    if rng.integers(2):
-        image, labels = image[:, ::-1], labels[:, ::-1]
-    return image, labels
-
-
-def square_around(side: int, angle: float) -> int:
-    """Side of the upright square that holds a square of `side` pixels turned by `angle` degrees.
-
-    Examples
-    --------
-    >>> square_around(128, 90), square_around(128, 45)
-    (128, 184)
-    """
-    if angle % 90 == 0:
-        return side
-    turn = math.radians(angle)
-    return math.ceil(side * (abs(math.cos(turn)) + abs(math.sin(turn)))) + MARGIN
-
-
-def rotate(image: Image, labels: Labels, angle: float, side: int) -> tuple[Image, Labels]:
-    """Turn both counter-clockwise about their centre and keep the inner square, which has no empty corner.
-
-    Multiples of 90 degrees move pixels and compute nothing. Elsewhere the image is bilinear, and a pixel
-    of which any of the four sources is invalid is invalid (NaN passes through the sum); labels take
-    their nearest source under the same transform.
-
-    Parameters
-    ----------
-    image
-        float32 (y, x, band), a square of `square_around(side, angle)` pixels, NaN = invalid.
-    labels
-        uint8 (y, x).
-    angle
-        Degrees.
-    side
-        Side of the result in pixels.
-    """
-    quarters, rest = divmod(angle, 90)
-    if rest == 0:
-        return np.rot90(image, int(quarters)), np.rot90(labels, int(quarters))
-    turn = math.radians(angle)
-    cos, sin = math.cos(turn), math.sin(turn)
-    source, target = (image.shape[0] - 1) / 2, (side - 1) / 2
-    # From a pixel of the result (x, y) to its source: rows grow downwards, so the sign of sin is flipped.
-    matrix = np.array(
-        [
-            [cos, -sin, source - cos * target + sin * target],
-            [sin, cos, source - sin * target - cos * target],
-        ]
-    )
-    turned: list[Any] = [
-        cv2.warpAffine(array, matrix, (side, side), flags=method | cv2.WARP_INVERSE_MAP)
-        for array, method in ((image, cv2.INTER_LINEAR), (labels, cv2.INTER_NEAREST))
-    ]
-    # OpenCV drops the axis of a single band.
-    return turned[0].reshape(side, side, image.shape[2]), turned[1]
+Mixture = Callable[[Image, Labels, np.random.Generator], tuple[Image, Labels]]
+"""(images (n, y, x, band), labels (n, y, x), rng) to the same."""
 
 
 class TileGenerator(keras.utils.PyDataset):
@@ -127,11 +49,17 @@ class TileGenerator(keras.utils.PyDataset):
         uint8 (256,), network class 0..N-1 of each value in the masks, 255 = ignore; see
         `lulc.dataset.class_targets`.
     rotations
-        Number of equally spaced angles; 1 for none.
+        Number of equally spaced angles; 1 for none, 0 for any angle.
+    scale
+        Crops show squares of 1 / `scale` to `scale` times their side, the logarithm drawn evenly.
     augmentations
         Applied in order to each crop after rotation.
+    mixtures
+        Applied in order to each batch after that.
     sampler
         Where squares are cut.
+    shares
+        How often a batch is cut from each stack; all alike where not given.
     seed
         Of everything that is drawn.
     workers
@@ -152,8 +80,11 @@ class TileGenerator(keras.utils.PyDataset):
         crop_sizes: Sequence[int],
         targets: Labels,
         rotations: int = 1,
+        scale: float = 1.0,
         augmentations: Sequence[Augmentation] = (),
+        mixtures: Sequence[Mixture] = (),
         sampler: Sampler = draw_place,
+        shares: Sequence[float] | None = None,
         seed: int = 0,
         workers: int = 1,
     ) -> None:
@@ -163,14 +94,29 @@ class TileGenerator(keras.utils.PyDataset):
         self._batch_size = batch_size
         self._targets = targets
         self._angles = [k * 360 / rotations for k in range(rotations)]
+        self._scale = math.log(scale)
         self._augmentations = tuple(augmentations)
+        self._mixtures = tuple(mixtures)
         self._sampler = sampler
         self._seed = seed
-        self._choices = _fitting(tiles, sorted(set(crop_sizes)), self._angles)
+        # Any angle may come: the widest square is that of 45 degrees.
+        angles = self._angles or [45.0]
+        self._choices, chosen = _fitting(tiles, sorted(set(crop_sizes)), angles, scale)
+        self._shares = None
+        if shares is not None:
+            fitting = np.asarray(shares)[chosen]
+            # Where only stacks fit that nothing was to be cut from, they are all alike.
+            self._shares = fitting / fitting.sum() if fitting.sum() > 0 else None
 
     def __len__(self) -> int:
         """Batches per epoch."""
         return self._steps
+
+    @property
+    def pixels_per_batch(self) -> float:
+        """Pixels of a batch, on average."""
+        sides = [np.mean(np.square(sides)) for _, sides in self._choices]
+        return self._batch_size * float(np.average(sides, weights=self._shares))
 
     def __getitem__(self, index: int) -> tuple[Image, Labels]:
         """Batch number `index` of the current epoch."""
@@ -189,12 +135,14 @@ class TileGenerator(keras.utils.PyDataset):
         labels : uint8 (batch, y, x), network classes 0..N-1, 255 = ignore (also where the image is invalid)
         """
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch, index]))
-        tile, sides = self._choices[rng.integers(len(self._choices))]
+        tile, sides = self._choices[int(rng.choice(len(self._choices), p=self._shares))]
         side = sides[rng.integers(len(sides))]
         images = np.empty((self._batch_size, side, side, tile.image.shape[2]), np.float32)
         labels = np.empty((self._batch_size, side, side), np.uint8)
         for i in range(self._batch_size):
             images[i], labels[i] = self._crop(tile, side, rng)
+        for mixture in self._mixtures:
+            images, labels = mixture(images, labels, rng)
         # A dot product is the fastest look at all bands of a pixel: one NaN or Inf makes it not finite.
         invalid = ~np.isfinite(images @ np.ones(images.shape[-1], np.float32))
         images[invalid] = np.nan
@@ -202,8 +150,9 @@ class TileGenerator(keras.utils.PyDataset):
         return images, labels
 
     def _crop(self, tile: Tile, side: int, rng: np.random.Generator) -> tuple[Image, Labels]:
-        angle = self._angles[rng.integers(len(self._angles))]
-        outer = square_around(side, angle)
+        angle = self._angles[rng.integers(len(self._angles))] if self._angles else rng.uniform(0, 360)
+        scale = math.exp(rng.uniform(-self._scale, self._scale)) if self._scale else 1.0
+        outer = square_around(side, angle, scale)
         for _ in range(REDRAWS):
             row, col = self._sampler(tile, outer, rng)
             place = (slice(row, row + outer), slice(col, col + outer))
@@ -211,7 +160,7 @@ class TileGenerator(keras.utils.PyDataset):
             if (labels != IGNORE).any():
                 break
         image = np.ascontiguousarray(tile.image[place], np.float32)
-        image, labels = rotate(image, labels, angle, side)
+        image, labels = rotate(image, labels, angle, side, scale)
         for augmentation in self._augmentations:
             image, labels = augmentation(image, labels, rng)
         return image, labels
@@ -236,20 +185,24 @@ def cut_ahead(
 
 
 def _fitting(
-    tiles: Sequence[Tile], sides: Sequence[int], angles: Sequence[float]
-) -> list[tuple[Tile, list[int]]]:
-    """The sides that fit each stack at every angle; one warning for all that don't."""
-    outer = {side: max(square_around(side, angle) for angle in angles) for side in sides}
+    tiles: Sequence[Tile], sides: Sequence[int], angles: Sequence[float], scale: float
+) -> tuple[list[tuple[Tile, list[int]]], list[int]]:
+    """The sides that fit each stack at every angle, and the numbers of these stacks.
+
+    One warning names all that don't fit.
+    """
+    outer = {side: max(square_around(side, angle, scale) for angle in angles) for side in sides}
     choices = [(tile, [side for side in sides if outer[side] <= tile.side]) for tile in tiles]
     dropped = [(t, [s for s in sides if s not in kept]) for t, kept in choices if len(kept) < len(sides)]
-    choices = [(tile, kept) for tile, kept in choices if kept]
+    chosen = [i for i, (_, kept) in enumerate(choices) if kept]
+    choices = [choices[i] for i in chosen]
     if not choices:
         largest = max((tile.side for tile in tiles), default=0)
         raise InputError(
             f"cannot cut crops, since the largest stack has a side of {largest} pixels, expected at least "
             f"{outer[sides[0]]} for the smallest crop of {sides[0]} pixels"
-            + (" with its rotation" if len(angles) > 1 else ""),
-            "Give smaller crops, e.g. `--crop-sizes 32`, or fewer angles, e.g. `--rotations 4`.",
+            + (" with its rotation" if outer[sides[0]] > sides[0] else ""),
+            "Give smaller crops, e.g. `--crop-sizes 32`, or fewer angles (`--rotations 4`), or no --scale.",
         )
     if dropped:
         named = "; ".join(
@@ -257,4 +210,4 @@ def _fitting(
         )
         more = f" and {len(dropped) - 5} more stacks" if len(dropped) > 5 else ""
         logger.warning("crop sizes left out since they, rotated, don't fit a stack: %s%s", named, more)
-    return choices
+    return choices, chosen

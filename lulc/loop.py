@@ -17,9 +17,11 @@ from tqdm import tqdm
 
 from lulc import accuracy, report
 from lulc.backend import keras
+from lulc.calibration import Holdout
 from lulc.checkpoint import Checkpoint, load_checkpoint, restore_variables, save_checkpoint, variables_of
 from lulc.generator import TileGenerator, cut_ahead
-from lulc.run import HISTORY, PICTURE, Row, Run
+from lulc.optimization import averaged
+from lulc.run import HISTORY, PICTURE, Row, Run, is_stale
 from lulc.schema import IGNORE, InputError, Legend
 
 logger = logging.getLogger("lulc")
@@ -29,6 +31,9 @@ CHECKPOINT_SECONDS = 120.0
 
 WEIGHTS_SECONDS = 1.0
 """Weights are looked through for NaN at most this often, and before every checkpoint."""
+
+PACE_BATCHES = 8
+"""Batches after which the time of the whole run is forecast."""
 
 PICTURE_SECONDS = 30.0
 """The picture of the history is drawn at most this often, and when the loop ends."""
@@ -83,6 +88,25 @@ class Progress:
     def from_json(cls, data: dict[str, Any]) -> Progress:
         """Progress from data that `to_json` gave (the checkpoint's sha256 vouches for them)."""
         return cls(**{**data, "rows": tuple(Row(**row) for row in data["rows"])})
+
+
+class Pace:
+    """Speed of the training, once it is known: the first batch of each shape is slow and doesn't count."""
+
+    def __init__(self) -> None:
+        self._shapes: set[tuple[int, ...]] = set()
+        self._batches = 0
+        self._pixels = self._seconds = 0.0
+
+    def note(self, shape: tuple[int, ...], seconds: float) -> float | None:
+        """Pixels per second, once, when `PACE_BATCHES` were measured; None before and after."""
+        if shape not in self._shapes:
+            self._shapes.add(shape)
+            return None
+        self._batches += 1
+        self._pixels += math.prod(shape)
+        self._seconds += seconds
+        return self._pixels / max(self._seconds, 1e-9) if self._batches == PACE_BATCHES else None
 
 
 class StopRequest:
@@ -155,13 +179,18 @@ class Loop:
     run
         The run folder.
     save
-        Writes the model and its card: called with the row of the epoch.
+        Writes the model and its card: called with the row of the epoch, all rows, and the temperature;
+        the model then has its averaged weights where weights are averaged.
     epochs
         Epochs in all.
     keep
         Models kept, see `lulc.run.kept_models`.
     workers
         Threads that cut crops.
+    patience
+        Epochs in a row without a best score after which it stops; 0 for never.
+    calibrate
+        Whether a temperature is fitted on the validation crops: ``none``, ``one`` or ``per-class``.
     """
 
     def __init__(
@@ -171,11 +200,13 @@ class Loop:
         validation: TileGenerator,
         legend: Legend,
         run: Run,
-        save: Callable[[Row, tuple[Row, ...]], None],
+        save: Callable[[Row, tuple[Row, ...], float | tuple[float, ...]], None],
         *,
         epochs: int,
         keep: str,
         workers: int,
+        patience: int = 0,
+        calibrate: str = "none",
     ) -> None:
         self._model = model
         self._training = training
@@ -186,18 +217,21 @@ class Loop:
         self._epochs = epochs
         self._keep = keep
         self._workers = workers
+        self._patience = patience
+        self._calibrate = calibrate
+        self._pace = Pace()
         self._weights_seen = self._saved = self._drawn = time.monotonic()
         self._progress = Progress()
         self.rows: tuple[Row, ...] = ()
 
     def go(self, stop: StopRequest, seconds: float = math.inf) -> bool:
-        """Train until all epochs are done, or the time is up.
+        """Train until all epochs are done, nothing gets better, or the time is up.
 
         Returns
         -------
         bool
-            True where all epochs are done. Otherwise the epoch in work has been validated and saved as it
-            is, and the same call in a new process goes on from its checkpoint.
+            True where nothing is left to be done. Otherwise the epoch in work has been validated and saved as
+            it is, and the same call in a new process goes on from its checkpoint.
 
         Raises
         ------
@@ -214,7 +248,7 @@ class Loop:
         with tqdm(
             total=self._epochs * steps, initial=done, unit="batch", disable=quiet, dynamic_ncols=True
         ) as bar:
-            while self._progress.epoch <= self._epochs:
+            while self._progress.epoch <= self._epochs and not is_stale(self.rows, self._patience):
                 bar.set_description(f"epoch {self._progress.epoch}/{self._epochs}")
                 complete = self._train_epoch(stop, deadline, bar)
                 final = complete and self._progress.epoch == self._epochs
@@ -222,7 +256,7 @@ class Loop:
                 over = final or not complete or time.monotonic() >= deadline
                 self._end_epoch(complete, draw=over)
                 if over:
-                    return final
+                    return final or is_stale(self.rows, self._patience)
         return True
 
     def _restore(self) -> None:
@@ -249,6 +283,7 @@ class Loop:
                 self._progress = self._progress.after_batch(
                     {name: float(value) for name, value in logs.items()}, labelled, now - before
                 )
+                self._say_pace(images.shape[:3], now - before)
                 before = now
                 self._check_finite(float(logs["loss"]))
                 bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
@@ -266,11 +301,32 @@ class Loop:
             batches.close()
         return True
 
+    def _say_pace(self, shape: tuple[int, ...], seconds: float) -> None:
+        """Log once how long the run will take."""
+        speed = self._pace.note(shape, seconds)
+        if speed is None:
+            return
+        steps = len(self._training)
+        left = (self._epochs - self._progress.epoch + 1) * steps - self._progress.step
+        hours = left * self._training.pixels_per_batch / speed / 3600
+        logger.info(
+            "%.0f kpx/s: about %s for the %d batches to come, validations not counted",
+            speed / 1000, f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes", left,
+        )  # fmt: skip
+
     def _end_epoch(self, complete: bool, draw: bool) -> None:
-        """Validate, save model, card, history and picks; go on to the next epoch if this one is complete."""
+        """Validate and save with the averaged weights; go on to the next epoch if this one is complete."""
         self._check_weights()
+        with averaged(self._model):
+            self._judge(draw)
+        if complete:
+            self._progress = Progress(epoch=self._progress.epoch + 1, rows=self.rows)
+            self._checkpoint()
+
+    def _judge(self, draw: bool) -> None:
+        """Validate, save model, card, history and picks."""
         started = time.monotonic()
-        val_loss, scores = self._validate()
+        val_loss, scores, temperature = self._validate()
         p = self._progress
         row = Row(
             epoch=p.epoch,
@@ -285,7 +341,7 @@ class Loop:
             model=f"{p.epoch:02d}-{val_loss:.2f}.keras",
         )
         self.rows = (*p.rows, row)
-        self._save(row, self.rows)
+        self._save(row, self.rows, temperature)
         self._run.write_history(self.rows)
         self._run.tidy(self.rows, self._keep)
         if draw or time.monotonic() - self._drawn >= PICTURE_SECONDS:
@@ -295,14 +351,12 @@ class Loop:
             "epoch %d: loss %.4f, accuracy %.4f, validation loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s",
             row.epoch, row.loss, row.accuracy, row.val_loss, row.val_accuracy, row.val_macro_f1, row.seconds,
         )  # fmt: skip
-        if complete:
-            self._progress = Progress(epoch=p.epoch + 1, rows=self.rows)
-            self._checkpoint()
 
-    def _validate(self) -> tuple[float, accuracy.Scores]:
-        """Mean loss over labelled pixels, and scores from the confusion matrix."""
+    def _validate(self) -> tuple[float, accuracy.Scores, float | tuple[float, ...]]:
+        """Mean loss over labelled pixels, scores from the confusion matrix, and the temperature."""
         classes = len(self._legend)
         confusion = np.zeros((classes + 1, classes + 1), np.int64)
+        holdout = Holdout(len(self._validation))
         total, labelled = 0.0, 0
         for images, labels in cut_ahead(self._validation, 0, 0, self._workers):
             activations = self._model.predict_on_batch(images)
@@ -312,10 +366,13 @@ class Loop:
             total += float(keras.ops.convert_to_numpy(loss)) * count
             labelled += count
             confusion += accuracy.count(labels[known] + 1, decide(activations)[known] + 1, classes)
+            holdout.add(activations, labels)
         val_loss = total / max(labelled, 1)
         if not math.isfinite(val_loss):
             raise self._not_finite(f"the validation loss is {val_loss}")
-        return val_loss, accuracy.score(confusion, self._legend)
+        fitted = self._calibrate != "none"
+        temperature = holdout.fit(per_class=self._calibrate == "per-class") if fitted else 1.0
+        return val_loss, accuracy.score(confusion, self._legend), temperature
 
     def _checkpoint(self) -> None:
         self._check_weights()

@@ -107,6 +107,14 @@ def kept_models(rows: Sequence[Row], keep: str) -> set[str]:
     return set(picks_of(rows).values()) | {row.model for row in rows[-count:]}
 
 
+def is_stale(rows: Sequence[Row], patience: int) -> bool:
+    """Whether none of the last `patience` epochs is a pick by score; never with 0."""
+    if not rows or not patience:
+        return False
+    picked = [rows.index(row) for row in rows for pick in SCORES if row.model == picks_of(rows)[pick]]
+    return len(rows) - 1 - max(picked) >= patience
+
+
 def check_keep(keep: str) -> None:
     """Raise InputError unless `keep` is best, all or a number from 1."""
     if keep not in ("best", "all") and not (keep.isdecimal() and int(keep) > 0):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -18,13 +18,13 @@ from lulc.backend import keras
 from lulc.card import Channel, ModelCard
 from lulc.checkpoint import clear_checkpoints
 from lulc.config import TrainConfig
-from lulc.dataset import Dataset, class_targets, open_dataset
+from lulc.crops import training_crops, validation_crops
+from lulc.dataset import Dataset, open_dataset
 from lulc.forecast import free_memory
-from lulc.augmentation import flip
-from lulc.generator import TileGenerator
 from lulc.loop import LabelledAccuracy, Loop, StopRequest
 from lulc.losses import build_loss
 from lulc.network import NetworkConfig
+from lulc.optimization import build_optimizer, precision
 from lulc.run import (
     HISTORY,
     PICTURE,
@@ -48,6 +48,33 @@ STEP_COPIES = 1.4
 
 MEMORY_MARGIN = 0.9
 """Share of the free memory that a training may plan with."""
+
+RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, math.inf),
+    "steps": (1, math.inf),
+    "validation_steps": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "rotations": (0, math.inf),
+    "workers": (1, math.inf),
+    "learning_rate": (0, math.inf),
+    "seed": (0, math.inf),
+    "rare_classes": (0, 1),
+    "rare_temperature": (0.001, math.inf),
+    "copy_paste": (0, 100),
+    "scale": (1, 4),
+    "gain": (0, 1),
+    "offset_jitter": (0, 10_000),
+    "haze": (0, 10_000),
+    "channel_dropout": (0, 1),
+    "mix_share": (0, 1),
+    "warmup": (0, math.inf),
+    "weight_decay": (0, 1),
+    "clip_norm": (0, math.inf),
+    "average": (0, 1),
+    "accumulate": (1, math.inf),
+    "patience": (0, math.inf),
+}
+"""Least and largest value of options."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +129,8 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> TrainingResult
     inputs = dataset.inputs | ({"initial weights": sha256_of(initial)} if initial else {})
     with open_run(config, inputs) as run:
         backend.seed(config.seed)
-        model = build_unet(network, (np.array(dataset.statistics.mean), np.array(dataset.statistics.std)))
+        with precision(config.precision):
+            model = build_unet(network, (np.array(dataset.statistics.mean), np.array(dataset.statistics.std)))
         _check_limits(config, model, run)
         if initial:
             _start_from(initial, model, dataset, config.single_class)
@@ -111,6 +139,7 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> TrainingResult
         seconds = math.inf if config.minutes is None else 60 * config.minutes
         with StopRequest() as stop, logging_redirect_tqdm([logging.getLogger()]):
             finished = loop.go(stop, seconds)
+        dataset.check_unchanged()
         if finished:
             run.finish()
             clear_checkpoints(run.checkpoints)
@@ -127,13 +156,12 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> TrainingResult
 def check_options(config: TrainConfig) -> None:
     """Raise InputError where a resolved config asks for what can't be, before anything is read."""
     check_keep(config.keep)
-    least = {
-        "epochs": 1, "steps": 1, "validation_steps": 1, "batch_size": 1, "rotations": 1, "workers": 1,
-        "learning_rate": 0, "seed": 0,
-    }  # fmt: skip
     stride = 2 ** len(config.filters)
-    wrong = [f"--{name.replace('_', '-')} is {getattr(config, name)}, expected at least {value}"
-             for name, value in least.items() if getattr(config, name) < value]  # fmt: skip
+    wrong = [
+        f"--{name.replace('_', '-')} is {getattr(config, name)}, expected {least:g} or more"
+        + (f", at most {most:g}" if most < math.inf else "")
+        for name, (least, most) in RANGES.items() if not least <= getattr(config, name) <= most
+    ]  # fmt: skip
     for name in ("crop_sizes", "validation_crop_sizes"):
         sides = getattr(config, name)
         if not sides or any(side < stride or side % stride for side in sides):
@@ -193,7 +221,7 @@ def memory_needed(model: keras.Model, config: TrainConfig) -> int:
     outputs = keras.Model(model.inputs, [layer.output for layer in model.layers[1:]])
     shapes = outputs.compute_output_shape((config.batch_size, side, side, model.input_shape[-1]))
     activations = 4 * sum(math.prod(shape) for shape in shapes)
-    return int(STEP_COPIES * activations) + 16 * model.count_params()
+    return int(STEP_COPIES * activations) + 24 * model.count_params()
 
 
 def _start_from(path: Path, model: keras.Model, dataset: Dataset, single_class: str | None) -> None:
@@ -220,9 +248,8 @@ def _compile(model: keras.Model, config: TrainConfig, dataset: Dataset) -> None:
     if config.single_class is not None:
         of_class = counts[dataset.legend.names.index(config.single_class)]
         counts = np.array([counts.sum() - of_class, of_class])
-    optimizers = {"nadam": keras.optimizers.Nadam, "adamw": keras.optimizers.AdamW}
     model.compile(
-        optimizer=optimizers[config.optimizer](learning_rate=config.learning_rate),
+        optimizer=build_optimizer(config),
         loss=build_loss(config.loss, counts.tolist(), classes=model.output_shape[-1]),
         metrics=[LabelledAccuracy()],
         # XLA on TensorFlow's CPU compiles each crop side for minutes and runs no faster; JAX needs it.
@@ -235,43 +262,30 @@ def _compile(model: keras.Model, config: TrainConfig, dataset: Dataset) -> None:
 def _make_loop(
     config: TrainConfig, dataset: Dataset, network: NetworkConfig, model: keras.Model, run: Run
 ) -> Loop:
-    single = dataset.legend.names.index(config.single_class) + 1 if config.single_class else None
+    legend = dataset.legend
+    if config.single_class is not None:
+        legend = _against_the_rest(legend, legend.names.index(config.single_class) + 1)
     board = _TensorBoard(run.folder / TENSORBOARD, model) if config.tensorboard else None
 
-    def save(row: Row, rows: tuple[Row, ...]) -> None:
-        save_model(model, _card_of(config, dataset, network, model, row), run.folder / row.model)
+    def save(row: Row, rows: tuple[Row, ...], temperature: float | tuple[float, ...]) -> None:
+        card = _card_of(config, dataset, network, model, row)
+        save_model(model, dataclasses.replace(card, temperature=temperature), run.folder / row.model)
         record_picks(run.folder, picks_of(rows))
         if board:
             board.write(row)
 
-    common: dict[str, Any] = {
-        "targets": class_targets(len(dataset.legend), single),
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "workers": config.workers,
-    }
     return Loop(
         model,
-        TileGenerator(
-            dataset.training,
-            steps=config.steps,
-            crop_sizes=config.crop_sizes,
-            rotations=config.rotations,
-            augmentations=(flip,),
-            **common,
-        ),
-        TileGenerator(
-            dataset.validation,
-            steps=config.validation_steps,
-            crop_sizes=config.validation_crop_sizes,
-            **common,
-        ),
-        dataset.legend if single is None else _against_the_rest(dataset.legend, single),
+        training_crops(config, dataset),
+        validation_crops(config, dataset),
+        legend,
         run,
         save,
         epochs=config.epochs,
         keep=config.keep,
         workers=config.workers,
+        patience=config.patience,
+        calibrate=config.calibrate,
     )
 
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from lulc.augmentation import flip, rotate, square_around
 from lulc.dataset import Tile, class_targets
-from lulc.generator import TileGenerator, cut_ahead, flip, rotate, square_around
+from lulc.generator import TileGenerator, cut_ahead
 from lulc.schema import IGNORE, InputError
 
 ANGLES = [k * 22.5 for k in range(16)]

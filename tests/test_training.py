@@ -401,7 +401,7 @@ def test_data_from_which_nothing_can_be_learnt_are_refused(write_stacks, tmp_pat
         ({"crop_sizes": (31,)}, "--crop-sizes is 31, expected multiples of 2"),
         ({"validation_crop_sizes": (1,)}, "--validation-crop-sizes is 1, expected multiples of 2"),
         ({"crop_sizes": (128,)}, "largest stack has a side of 96 pixels, expected at least"),
-        ({"batch_size": 0}, "--batch-size is 0, expected at least 1"),
+        ({"batch_size": 0}, "--batch-size is 0, expected 1 or more"),
         ({"keep": "some"}, "--keep is 'some'"),
         ({"keep": "0"}, "--keep is '0'"),
         ({"minutes": 0.0}, "--minutes is 0.0, expected more than 0"),
