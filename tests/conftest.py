@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import contextlib
 import ctypes
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -165,9 +165,7 @@ def write_map() -> Callable[..., Path]:
         legend = Legend(
             "test", tuple(LandCoverClass(i, n, f"#{40 * i:02x}a0{i:02x}") for i, n in enumerate(names, 1))
         )
-        grid = GridSpec(
-            CRS.from_epsg(epsg), Affine(pixel, 0, origin[0], 0, -pixel, origin[1]), *shape
-        )
+        grid = GridSpec(CRS.from_epsg(epsg), Affine(pixel, 0, origin[0], 0, -pixel, origin[1]), *shape)
         known = {"LULC_LEGEND": json.dumps(legend.to_json()), "LULC_VERSION": "0.1.0", **(tags or {})}
         profile = MapProfile(grid, legend, activations, 256, known)
         patches = rng.dirichlet([0.3] * max(2, len(names)), tuple(-(-n // 8) for n in shape))
@@ -190,6 +188,59 @@ def write_map() -> Callable[..., Path]:
             assemble(profile, parts, path, pool)
         for _, part in parts:
             part.unlink()
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a network of 3 classes for the nine bands, with their card."""
+    from lulc.card import Channel, ModelCard
+    from lulc.network import NetworkConfig
+    from lulc.schema import BANDS, LandCoverClass, Legend
+    from lulc.statistics import Statistics
+    from lulc.unet import build_unet, geometry
+    from lulc.weights import save_model
+
+    network = NetworkConfig(classes=3, channels=9, filters=(2,))
+    reach = geometry(network)
+    card = ModelCard(
+        name="tiny",
+        channels=tuple(map(Channel, BANDS)),
+        network=network,
+        statistics=Statistics((1800.0,) * 9, (900.0,) * 9),
+        legend=Legend("test", tuple(LandCoverClass(i, f"class {i}", "#102030") for i in (1, 2, 3))),
+        stride=reach.stride,
+        halo=reach.halo,
+    )
+    path = tmp_path_factory.mktemp("model") / "tiny.keras"
+    save_model(build_unet(network, (np.full(9, 1800.0), np.full(9, 900.0))), card, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_bands() -> Callable[..., Path]:
+    """A function that writes digital numbers of the nine bands, 0 where there is none, or labels 1..6."""
+    import rasterio
+    from affine import Affine
+
+    from lulc.schema import BANDS
+
+    def write(path: Path, height: int, width: int, *, labels: bool = False, seed: int = 0) -> Path:
+        rng = np.random.default_rng(seed)
+        if labels:
+            layers = (np.add.outer(np.arange(height) // 24, np.arange(width) // 28) % 6 + 1)[np.newaxis]
+        else:
+            layers = rng.integers(200, 3500, (9, height, width))
+            layers[:, rng.random((height, width)) < 0.05] = 0
+        profile = {"driver": "GTiff", "width": width, "height": height, "count": len(layers), "nodata": 0}
+        profile |= {"tiled": True, "blockxsize": 64, "blockysize": 64, "crs": "EPSG:3067"}
+        transform = Affine(10, 0, 566000, 0, -10, 6785000)
+        dtype = "uint8" if labels else "uint16"
+        with rasterio.open(path, "w", dtype=dtype, transform=transform, **profile) as target:
+            target.write(layers.astype(dtype))
+            target.descriptions = ("class",) if labels else BANDS
         return path
 
     return write

@@ -17,11 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
-
-from lulc.schema import BANDS
-
-TRANSFORM = Affine(10, 0, 566000, 0, -10, 6785000)
 
 SCRIPT = """
 import json, os, sys
@@ -139,56 +134,15 @@ def timed(command: Command) -> float:
     return time.monotonic() - start
 
 
-def write(path: Path, layers: np.ndarray, names: tuple[str, ...]) -> Path:
-    with rasterio.open(
-        path, "w", driver="GTiff", width=layers.shape[2], height=layers.shape[1], count=len(layers),
-        dtype=layers.dtype, crs="EPSG:3067", transform=TRANSFORM, nodata=0, tiled=True, blockxsize=64,
-        blockysize=64,
-    ) as target:  # fmt: skip
-        target.write(layers)
-        target.descriptions = names
-    return path
-
-
-def image_of(bands: int, height: int, width: int) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    image = rng.integers(200, 3500, (bands, height, width)).astype(np.uint16)
-    image[:, rng.random((height, width)) < 0.05] = 0
-    return image
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != ".lock"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from lulc.card import Channel, ModelCard
-    from lulc.network import NetworkConfig
-    from lulc.schema import LandCoverClass, Legend
-    from lulc.statistics import Statistics
-    from lulc.unet import build_unet, geometry
-    from lulc.weights import save_model
-
-    network = NetworkConfig(classes=3, channels=9, filters=(2,))
-    reach = geometry(network)
-    statistics = Statistics((1800.0,) * 9, (900.0,) * 9)
-    card = ModelCard(
-        name="tiny", channels=tuple(map(Channel, BANDS)), network=network, statistics=statistics,
-        legend=Legend("test", tuple(LandCoverClass(i, f"class {i}", "#102030") for i in (1, 2, 3))),
-        stride=reach.stride, halo=reach.halo,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("model") / "tiny.keras"
-    built = build_unet(network, (np.full(9, 1800.0), np.full(9, 900.0)))
-    save_model(built, card, path)
-    return path
 
 
 class Maps(Command):
     """make_classifications.py on 600 x 700 pixels in 9 parts, its network three lines of NumPy."""
 
-    def __init__(self, folder: Path, model: Path) -> None:
-        mosaic = write(folder / "mosaic.tif", image_of(9, 600, 700), BANDS)
+    def __init__(self, folder: Path, model: Path, write_bands: Callable[..., Path]) -> None:
+        mosaic = write_bands(folder / "mosaic.tif", 600, 700)
         self.out = folder / "map.tif"
         options = ["-q", "--window", "64", "--part", "256", "--scale", "0.0001", "--offset", "0"]
         arguments = [str(model), str(mosaic), str(self.out), *options]
@@ -199,8 +153,7 @@ class Maps(Command):
         return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
-def kill_classification(folder: Path, model: Path, kills: int) -> None:
-    maps = Maps(folder, model)
+def kill_classification(maps: Maps, kills: int) -> None:
     assert maps.finish() == 0
     expected = maps.out.read_bytes()
     maps.out.unlink()
@@ -221,24 +174,28 @@ def kill_classification(folder: Path, model: Path, kills: int) -> None:
             assert maps.finish("--overwrite") == 0
         assert maps.out.read_bytes() == expected
         assert maps.calls() <= of_a_map + now * of_a_part
-        assert sorted(p.name for p in folder.glob("map*")) == ["map.tif"]
+        assert sorted(p.name for p in maps.out.parent.glob("map*")) == ["map.tif"]
     assert hits >= kills
 
 
-def test_a_killed_classification_continues_to_the_same_bytes(tmp_path: Path, model: Path) -> None:
-    kill_classification(tmp_path, model, 6)
+def test_a_killed_classification_continues_to_the_same_bytes(
+    tmp_path: Path, tiny_model: Path, write_bands: Callable[..., Path]
+) -> None:
+    kill_classification(Maps(tmp_path, tiny_model, write_bands), 6)
 
 
 @pytest.mark.stress
-def test_a_hundred_kills_of_a_classification_leave_the_same_bytes(tmp_path: Path, model: Path) -> None:
-    kill_classification(tmp_path, model, 100)
+def test_a_hundred_kills_of_a_classification_leave_the_same_bytes(
+    tmp_path: Path, tiny_model: Path, write_bands: Callable[..., Path]
+) -> None:
+    kill_classification(Maps(tmp_path, tiny_model, write_bands), 100)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_classification_ends_cleanly_and_is_continued(
-    tmp_path: Path, model: Path, number: int
+    tmp_path: Path, tiny_model: Path, write_bands: Callable[..., Path], number: int
 ) -> None:
-    maps = Maps(tmp_path, model)
+    maps = Maps(tmp_path, tiny_model, write_bands)
     process = maps.start()
     while not maps.finished_parts():
         time.sleep(0.01)
@@ -252,8 +209,10 @@ def test_a_stopped_classification_ends_cleanly_and_is_continued(
         assert source.read(1).max() == 3
 
 
-def test_two_runs_on_one_map_are_refused_and_a_dead_one_locks_nothing(tmp_path: Path, model: Path) -> None:
-    maps = Maps(tmp_path, model)
+def test_two_runs_on_one_map_are_refused_and_a_dead_one_locks_nothing(
+    tmp_path: Path, tiny_model: Path, write_bands: Callable[..., Path]
+) -> None:
+    maps = Maps(tmp_path, tiny_model, write_bands)
     first = maps.start()
     while not maps.finished_parts():
         time.sleep(0.01)
@@ -311,11 +270,10 @@ def test_twenty_kills_of_a_training_leave_the_same_bytes(
     kill_training(tmp_path, write_stacks(tmp_path / "stacks"), 20)
 
 
-def kill_preparation(folder: Path, kills: int) -> None:
+def kill_preparation(folder: Path, write_bands: Callable[..., Path], kills: int) -> None:
     out = folder / "stacks"
-    bands = write(folder / "bands.tif", image_of(9, 512, 512), BANDS)
-    classes = np.add.outer(np.arange(512) // 40, np.arange(512) // 28) % 6 + 1
-    labels = write(folder / "labels.tif", classes[np.newaxis].astype(np.uint8), ("class",))
+    bands = write_bands(folder / "bands.tif", 512, 512)
+    labels = write_bands(folder / "labels.tif", 512, 512, labels=True)
     options = ["-q", "--size", "128", "--gap", "8", "--scheme", "kaakonkulma-13", "--out", str(out)]
     arguments = ["--bands", str(bands), "--labels", str(labels), *options]
     preparation = Command(folder, "preprocess", PREPARE, arguments)
@@ -334,10 +292,14 @@ def kill_preparation(folder: Path, kills: int) -> None:
     assert hits >= kills
 
 
-def test_a_killed_preparation_continues_to_the_same_bytes(tmp_path: Path) -> None:
-    kill_preparation(tmp_path, 2)
+def test_a_killed_preparation_continues_to_the_same_bytes(
+    tmp_path: Path, write_bands: Callable[..., Path]
+) -> None:
+    kill_preparation(tmp_path, write_bands, 2)
 
 
 @pytest.mark.stress
-def test_twenty_kills_of_a_preparation_leave_the_same_bytes(tmp_path: Path) -> None:
-    kill_preparation(tmp_path, 20)
+def test_twenty_kills_of_a_preparation_leave_the_same_bytes(
+    tmp_path: Path, write_bands: Callable[..., Path]
+) -> None:
+    kill_preparation(tmp_path, write_bands, 20)

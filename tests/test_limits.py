@@ -1,0 +1,336 @@
+"""Where disk, memory, permission or an input fails, a command says so and leaves nothing half-made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lulc import forecast, job, preparation
+from lulc.commands.make_classifications import main as make_classifications
+from lulc.commands.preprocess import main as preprocess
+from lulc.commands.train_model import main as train_model
+from lulc.engines import Engine, EngineRequest
+from lulc.schema import InputError
+from lulc.storage import Lock
+
+ROOT = Path(__file__).resolve().parents[1]
+WriteBands = Callable[..., Path]
+
+FEW_BYTES = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+"""
+
+LITTLE_MEMORY = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (1_000_000_000, 1_000_000_000))
+"""
+
+# Permissions bind root, too, once it has given up the capability to pass over them.
+NO_PRIVILEGE = """
+import ctypes
+header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+kernel = ctypes.CDLL(None, use_errno=True)
+assert kernel.capget(header, sets) == 0
+for i in range(0, 6, 3):
+    sets[i] = 0
+assert kernel.capset(header, sets) == 0
+"""
+
+
+def limited(setting: str, command: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, which first limits itself."""
+    code = f"import sys\n{setting}\nfrom lulc.commands.{command} import main\nsys.exit(main({arguments!r}))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def check_refusal(done: subprocess.CompletedProcess[str], *says: str) -> None:
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    for text in says:
+        assert text in done.stderr
+
+
+@pytest.fixture
+def mapping(tmp_path: Path, tiny_model: Path, write_bands: WriteBands) -> list[str]:
+    """Arguments of make_classifications.py; the map is ``out/map.tif``."""
+    mosaic = write_bands(tmp_path / "mosaic.tif", 530, 600)
+    (tmp_path / "out").mkdir(exist_ok=True)
+    options = ["--scale", "0.0001", "--offset", "0", "--part", "256", "--window", "128", "-q"]
+    return [str(tiny_model), str(mosaic), str(tmp_path / "out" / "map.tif"), *options]
+
+
+@pytest.fixture
+def cutting(tmp_path: Path, write_bands: WriteBands) -> list[str]:
+    """Arguments of preprocess.py; the stacks are in ``out``."""
+    bands = write_bands(tmp_path / "bands.tif", 160, 224)
+    labels = write_bands(tmp_path / "labels.tif", 160, 224, labels=True)
+    (tmp_path / "out").mkdir(exist_ok=True)
+    inputs = ["--bands", str(bands), "--labels", str(labels), "--out", str(tmp_path / "out")]
+    return [*inputs, "--size", "64", "--gap", "4", "-q"]
+
+
+def numpy_engine(name: str, request: EngineRequest, before: Callable[[], object] = lambda: None) -> Engine:
+    def network(x: np.ndarray) -> np.ndarray:
+        before()
+        powers = np.exp(np.nan_to_num(x[..., :3]) / 1000)
+        return np.asarray(powers / powers.sum(-1, keepdims=True), np.float32)
+
+    return Engine("keras", request.shape, {"precision": "float32"}, network)
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Has maps made by three lines of NumPy, and something done before each call of them."""
+
+    def set_engine(before: Callable[[], object] = lambda: None) -> None:
+        monkeypatch.setattr(job, "build_engine", lambda name, request: numpy_engine(name, request, before))
+
+    return set_engine
+
+
+def test_a_full_disk_ends_a_classification_without_a_map(tmp_path: Path, mapping: list[str]) -> None:
+    check_refusal(limited(FEW_BYTES, "make_classifications", [*mapping, "--engine", "keras"]), "cannot write")
+    assert not list(tmp_path.glob("out/*.tif")) and not list(tmp_path.glob("out/**/*.part"))
+
+
+def test_a_full_disk_ends_preprocessing_without_a_manifest(tmp_path: Path, cutting: list[str]) -> None:
+    check_refusal(limited(FEW_BYTES, "preprocess", cutting), "cannot write")
+    assert not list(tmp_path.glob("out/*.npy")) and not (tmp_path / "out" / "manifest.json").exists()
+    assert not list(tmp_path.glob("out/.*.partial"))
+    assert preprocess(cutting) == 0
+
+
+def test_a_disk_that_will_not_do_is_refused_before_any_work(
+    tmp_path: Path, mapping: list[str], cutting: list[str], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setattr("lulc.storage.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    for command, arguments in ((make_classifications, mapping), (preprocess, cutting)):
+        assert command(arguments) == 1
+        assert "GB are free there" in capfd.readouterr().err
+    assert not list(tmp_path.glob("out/*.tif")) and not list(tmp_path.glob("out/*.npy"))
+
+
+def test_a_folder_that_may_not_be_written_is_named(
+    tmp_path: Path, mapping: list[str], cutting: list[str]
+) -> None:
+    (tmp_path / "out").chmod(0o555)
+    for command, arguments in (("make_classifications", mapping), ("preprocess", cutting)):
+        check_refusal(limited(NO_PRIVILEGE, command, arguments), str(tmp_path / "out"), "Permission denied")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_input_that_may_not_be_read_is_named(tmp_path: Path, mapping: list[str]) -> None:
+    (tmp_path / "mosaic.tif").chmod(0o000)
+    check_refusal(limited(NO_PRIVILEGE, "make_classifications", mapping), "mosaic.tif")
+
+
+def change_after(calls: int, change: Callable[[], object]) -> Callable[[], None]:
+    left = calls
+
+    def count() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            change()
+
+    return count
+
+
+def rewrite(path: Path) -> None:
+    """The same size and another pixel, as an editor or a download writes it."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def exchange(path: Path) -> None:
+    """Another file of the same size and time under the same name."""
+    status = path.stat()
+    copy = path.with_suffix(".copy")
+    copy.write_bytes(path.read_bytes())
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    copy.replace(path)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 3000)
+
+
+Change = Callable[[Path], object]
+CHANGES: list[Change] = [Path.unlink, rewrite, exchange, truncate]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=["vanished", "rewritten", "exchanged", "truncated"])
+def test_an_input_that_changes_in_mid_run_leaves_no_map(
+    tmp_path: Path, mapping: list[str], fast: Any, capfd: Any, change: Change
+) -> None:
+    fast(change_after(5, lambda: change(tmp_path / "mosaic.tif")))
+    assert make_classifications(mapping) == 1
+    message = capfd.readouterr().err
+    assert "changed while it was read" in message or "damaged or truncated" in message
+    assert not (tmp_path / "out" / "map.tif").exists()
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=["vanished", "rewritten", "exchanged", "truncated"])
+def test_an_input_that_changes_in_mid_run_leaves_no_manifest(
+    tmp_path: Path,
+    cutting: list[str],
+    capfd: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], object],
+) -> None:
+    write = preparation._write_stack
+    count = change_after(2, lambda: change(tmp_path / "bands.tif"))
+
+    def counted(*arguments: Any) -> Any:
+        count()
+        return write(*arguments)
+
+    monkeypatch.setattr(preparation, "_write_stack", counted)
+    assert preprocess(cutting) == 1
+    message = capfd.readouterr().err
+    assert "changed while it was read" in message or "damaged or truncated" in message
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_stack_that_changes_while_a_network_trains_on_it_is_named(
+    tmp_path: Path, write_stacks: Callable[..., Path], capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lulc import loop
+
+    stacks = write_stacks(tmp_path / "stacks", side=64)
+    check = loop.Loop._check_finite
+    count = change_after(2, lambda: rewrite(stacks / "train_image_0.npy"))
+
+    def counted(self: Any, loss: float) -> None:
+        count()
+        check(self, loss)
+
+    monkeypatch.setattr(loop.Loop, "_check_finite", counted)
+    small = ["--epochs", "1", "--steps", "3", "--validation-steps", "1", "--batch-size", "1", "-q"]
+    small += ["--crop-sizes", "32", "--validation-crop-sizes", "32", "--filters", "2"]
+    assert train_model([str(stacks), "--out", str(tmp_path / "run"), *small]) == 1
+    assert "train_image_0.npy' was changed" in capfd.readouterr().err
+    assert not json.loads((tmp_path / "run" / "run.json").read_text())["finished"]
+
+
+def test_too_little_memory_is_refused_before_any_work(tmp_path: Path, mapping: list[str]) -> None:
+    done = limited(LITTLE_MEMORY, "make_classifications", [*mapping, "--engine", "keras"])
+    check_refusal(done, "cannot classify, since that takes about", "of memory")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_training_that_no_memory_holds_is_refused(
+    tmp_path: Path, write_stacks: Callable[..., Path], capfd: Any
+) -> None:
+    stacks = write_stacks(tmp_path / "stacks", side=64)
+    large = ["--batch-size", "100000", "--crop-sizes", "64", "--validation-crop-sizes", "64", "-q"]
+    assert train_model([str(stacks), "--out", str(tmp_path / "run"), *large]) == 1
+    message = capfd.readouterr().err
+    assert "GB of memory" in message and "--batch-size" in message
+    assert not list((tmp_path / "run").glob("*.keras"))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_limits_of_control_groups_count(tmp_path: Path, version: int) -> None:
+    names = ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    root = tmp_path / "groups"
+    group = root / ("memory" if version == 1 else "") / "slurm" / "job_7"
+    group.mkdir(parents=True)
+    (group.parent / names[0]).write_text("max\n")
+    (group / names[0]).write_text("5000000000\n")
+    (group / names[1]).write_text("3000000000\n")
+    (group / "memory.stat").write_text(f"anon 1\n{names[2]} 500000000\n")
+    own = tmp_path / "own"
+    own.write_text("4:memory:/slurm/job_7\n" if version == 1 else "0::/slurm/job_7\n")
+    assert forecast.left_in_groups(root, own) == [2.5e9]
+
+
+def test_memory_that_runs_out_after_all_is_one_message(mapping: list[str], fast: Any, capfd: Any) -> None:
+    def fail() -> None:
+        raise MemoryError
+
+    fast(fail)
+    assert make_classifications(mapping) == 1
+    assert capfd.readouterr().err.startswith("error: cannot go on, since memory ran out")
+
+
+def test_a_lock_keeps_others_out_and_a_removed_file_locks_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "out.parts" / "lock"
+    with Lock(path, "the map"):
+        with pytest.raises(InputError, match="another run"), Lock(path, "the map"):
+            pass
+        path.unlink()
+        with Lock(path, "the map"), pytest.raises(InputError, match="another run"), Lock(path, "the map"):
+            pass
+    with Lock(path, "the map"):
+        pass
+
+
+def test_a_lock_where_none_can_lie_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "gone" / "away")
+    with pytest.raises(InputError, match="comes and goes"), Lock(tmp_path / "lock", "the map"):
+        pass
+
+
+def test_files_and_threads_are_given_back(tmp_path: Path, mapping: list[str], fast: Any) -> None:
+    fast()
+    assert make_classifications([*mapping, "--overwrite"]) == 0
+    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(3):
+        assert make_classifications([*mapping, "--overwrite"]) == 0
+        assert make_classifications(mapping) == 1
+    assert len(os.listdir("/proc/self/fd")) <= files
+    assert threading.active_count() <= threads
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["map.tif"]
+
+
+def test_what_an_interrupted_run_has_written_is_not_asked_for_again(
+    mapping: list[str], fast: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    asked = []
+    monkeypatch.setattr("lulc.inference.check_disk", lambda folder, needed, what: asked.append(needed))
+    fast(change_after(30, lambda: (_ for _ in ()).throw(MemoryError)))
+    assert make_classifications(mapping) == 1
+    fast()
+    assert make_classifications(mapping) == 0
+    assert asked[1] < asked[0]
+
+
+def test_files_beside_the_map_that_a_killed_run_has_named_do_not_stop_the_next(
+    tmp_path: Path, mapping: list[str], fast: Any, monkeypatch: pytest.MonkeyPatch, write_bands: WriteBands
+) -> None:
+    from lulc import inference
+
+    write_bands(tmp_path / "mosaic.tif", 60, 70)
+
+    class Killed(BaseException):
+        pass
+
+    def die(source: Path, target: Path) -> None:
+        raise Killed
+
+    fast()
+    further = ["--sieve", "20", "--polygons", str(tmp_path / "out" / "areas.gpkg")]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        rename = inference.rename_durably
+        patch.setattr(
+            inference, "rename_durably", lambda a, b: die(a, b) if Path(b).name == "map.tif" else rename(a, b)
+        )
+        make_classifications([*mapping, *further])
+    assert (tmp_path / "out" / "map_sieved.tif").exists() and not (tmp_path / "out" / "map.tif").exists()
+    assert make_classifications([*mapping, *further]) == 0
+    assert (tmp_path / "out" / "map.tif").exists()
