@@ -49,12 +49,14 @@ class Holdout:
         self._activations.append(activations.reshape(-1, activations.shape[-1])[chosen])
         self._labels.append(labels.reshape(-1)[chosen])
 
+    def pixels(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """All that was added: activations float32 (pixel, class), labels uint8 (pixel,)."""
+        return np.concatenate(self._activations), np.concatenate(self._labels)
+
     def fit(self, *, per_class: bool = False) -> float | tuple[float, ...]:
         """`fit_temperature` on all that was added; 1 where no pixel is labelled."""
-        labels = np.concatenate(self._labels)
-        if not labels.size:
-            return 1.0
-        return fit_temperature(np.concatenate(self._activations), labels, per_class=per_class)
+        activations, labels = self.pixels()
+        return fit_temperature(activations, labels, per_class=per_class) if labels.size else 1.0
 
 
 def fit_temperature(

@@ -32,7 +32,17 @@ KEPT = 2
 """Checkpoints kept in a folder, the newest ones."""
 
 DTYPES = (
-    "bool", "uint8", "int8", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64", "bfloat16"
+    "bool",
+    "uint8",
+    "int8",
+    "int32",
+    "uint32",
+    "int64",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+    "bfloat16",
 )
 """Types that arrays of a checkpoint may have."""
 
@@ -177,7 +187,9 @@ def restore_variables(model: keras.Model, arrays: Arrays) -> None:
 
 
 def _named_variables(model: keras.Model) -> list[tuple[str, Any]]:
-    model.optimizer.build(model.trainable_variables)
+    # Building a second time gives an optimizer that scales the loss a second set of variables.
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
     return [
         (f"{owner}/{i:04d}", variable)
         for owner, variables in (("model", model.variables), ("optimizer", model.optimizer.variables))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +110,53 @@ def open_dataset(config: TrainConfig) -> Dataset:
         If a folder is damaged, folders don't agree in channels or legend, or there is nothing to learn:
         no training or validation labels, one class only.
     """
+    return _assemble(_load(config), config)
+
+
+def leave_one_out(config: TrainConfig) -> list[tuple[str, Dataset]]:
+    """A dataset for each training stack left out: it validates, the other training stacks train.
+
+    Stacks that overlap on the ground are left out together, and the validation stacks of the folders take
+    no part. The statistics are those of the stacks that train, where the manifest knows them.
+
+    Returns
+    -------
+    list of (str, Dataset)
+        Names of what is left out, and the dataset.
+
+    Raises
+    ------
+    InputError
+        As `open_dataset`; or if there are no two stacks, or groups of them, to be told apart.
+    """
+    loaded = _load(config)
+    manifests = loaded.manifests
+    groups = _groups([stack for m in manifests for stack in m.of("train") if any(stack.class_counts)])
+    if len(groups) < 2:
+        raise InputError(
+            f"cannot cross-validate on {' '.join(config.data)}, since its labelled training stacks "
+            f"{'all overlap on the ground' if groups else 'are none'}, expected two that lie apart",
+            "Prepare more stacks, or train without --cross-validate.",
+        )
+    folds = []
+    for group in groups:
+        left_out = {stack.image for stack in group}
+        turned = [_with_validation(manifest, left_out) for manifest in manifests]
+        name = " + ".join(f"{stack.image.parent.name}/{stack.name}" for stack in group)
+        fold = _assemble(loaded._replace(manifests=turned), config)
+        folds.append((name, dataclasses.replace(fold, inputs=fold.inputs | {"left out": name})))
+    return folds
+
+
+class _Loaded(NamedTuple):
+    """Folders as opened: their manifests, the sha256 of each, and the state of their files before that."""
+
+    manifests: list[Manifest]
+    identities: list[str]
+    stamps: tuple[Stamp, ...]
+
+
+def _load(config: TrainConfig) -> _Loaded:
     folders = [Path(folder) for folder in config.data]
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError(
@@ -119,7 +167,11 @@ def open_dataset(config: TrainConfig) -> Dataset:
     _check_agreement(manifests)
     files = [str(f) for m in manifests for s in m.stacks for f in (s.image, s.masks)]
     stamps = tuple(stamps_of(files))
-    identities = [_identity_of(manifest) for manifest in manifests]
+    return _Loaded(manifests, [_identity_of(manifest) for manifest in manifests], stamps)
+
+
+def _assemble(loaded: _Loaded, config: TrainConfig) -> Dataset:
+    manifests, identities, stamps = loaded
     training, counts = _open_split(manifests, "train")
     validation, val_counts = _open_split(manifests, "val")
     legend = _merge_legends([manifest.legend for manifest in manifests])
@@ -135,6 +187,39 @@ def open_dataset(config: TrainConfig) -> Dataset:
         provenance=[_provenance_of(m, sha256) for m, sha256 in zip(manifests, identities, strict=True)],
         stamps=stamps,
     )
+
+
+def _groups(stacks: Sequence[StackFile]) -> list[list[StackFile]]:
+    """Stacks that share pixels on the ground, directly or through others, together."""
+    if any(stack.grid is None for stack in stacks):
+        logger.warning(
+            "some stacks don't say where they lie: it is not known whether they overlap on the ground"
+        )
+    groups: list[list[StackFile]] = []
+    for stack in stacks:
+        val = dataclasses.replace(stack, split="val")
+        touching = [
+            group for group in groups
+            if find_overlaps([*(dataclasses.replace(other, split="train") for other in group), val])
+        ]  # fmt: skip
+        rest = [group for group in groups if group not in touching]
+        groups = [*rest, [*(other for group in touching for other in group), stack]]
+    return groups
+
+
+def _with_validation(manifest: Manifest, left_out: set[Path]) -> Manifest:
+    """A manifest whose training stacks in `left_out` validate instead of its own validation stacks."""
+    stacks = tuple(
+        dataclasses.replace(stack, split="val" if stack.image in left_out else "train")
+        for stack in manifest.of("train")
+    )
+    trained = [stack for stack in stacks if stack.split == "train"]
+    known = [stack.statistics for stack in trained if stack.statistics is not None]
+    # A folder without a training stack weighs nothing.
+    statistics = dataclasses.replace(manifest.statistics, count=manifest.statistics.count if trained else 0)
+    if known and len(known) == len(trained):
+        statistics = functools.reduce(Statistics.merge, known)
+    return dataclasses.replace(manifest, stacks=stacks, statistics=statistics)
 
 
 def _check_agreement(manifests: Sequence[Manifest]) -> None:
@@ -179,9 +264,7 @@ def _merge_statistics(manifests: Sequence[Manifest]) -> Statistics:
     return merged
 
 
-def _open_split(
-    manifests: Sequence[Manifest], split: str
-) -> tuple[tuple[Tile, ...], NDArray[np.int64]]:
+def _open_split(manifests: Sequence[Manifest], split: str) -> tuple[tuple[Tile, ...], NDArray[np.int64]]:
     """Labelled stacks of all folders, and their pixels per class; what validates is not trained on."""
     shared: dict[Path, list[Window]] = {}
     if split == "train":

@@ -208,7 +208,12 @@ class Run:
                 path.unlink()
 
     def _read(self, path: Path) -> dict[str, Any]:
-        return read_document(path, SCHEMA, "run", FORMAT_VERSION)
+        try:
+            return read_document(path, SCHEMA, "run", FORMAT_VERSION)
+        except InputError as error:
+            raise InputError(
+                error.problem, "Give another --out, or `--overwrite` to drop what is there and begin again."
+            ) from error
 
     def _compare(self, found: dict[str, Any]) -> None:
         if found["finished"]:
@@ -245,6 +250,16 @@ class Run:
 def parameters_of(config: TrainConfig) -> dict[str, Any]:
     """The options of a resolved config that decide the weights, by name."""
     return {name: value for name, value in asdict(config).items() if name not in FREE}
+
+
+def is_finished(config: TrainConfig, inputs: dict[str, str]) -> bool:
+    """Whether the folder of a resolved config holds this very run, complete."""
+    path = Path(config.out) / DOCUMENT
+    if not path.exists():
+        return False
+    found = read_document(path, SCHEMA, "run", FORMAT_VERSION)
+    mine = json.loads(json.dumps({"parameters": parameters_of(config), "inputs": inputs}))
+    return bool(found["finished"]) and all(found[name] == value for name, value in mine.items())
 
 
 @contextlib.contextmanager

@@ -103,7 +103,11 @@ class TrainingResult:
     finished: bool
 
 
-def train(config: TrainConfig, dataset: Dataset | None = None) -> TrainingResult:
+def train(
+    config: TrainConfig,
+    dataset: Dataset | None = None,
+    temperature: float | tuple[float, ...] | None = None,
+) -> TrainingResult:
     """Train a network.
 
     Parameters
@@ -112,6 +116,8 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> TrainingResult
         What to train on and how; options that are None are filled in by its recipe.
     dataset
         The stacks of ``config.data``, where the caller has opened them already.
+    temperature
+        What the cards get, where it was fitted elsewhere (by `lulc.folds.cross_validate`).
 
     Raises
     ------
@@ -126,7 +132,9 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> TrainingResult
     dataset = dataset or open_dataset(config)
     network = _network_of(config, dataset)
     initial = find_model(config.init) if config.init else None
-    inputs = dataset.inputs | ({"initial weights": sha256_of(initial)} if initial else {})
+    inputs = inputs_of(config, dataset)
+    if temperature is not None:
+        inputs |= {"temperature": str(temperature)}
     with open_run(config, inputs) as run:
         backend.seed(config.seed)
         with precision(config.precision):
@@ -135,7 +143,7 @@ def train(config: TrainConfig, dataset: Dataset | None = None) -> TrainingResult
         if initial:
             _start_from(initial, model, dataset, config.single_class)
         _compile(model, config, dataset)
-        loop = _make_loop(config, dataset, network, model, run)
+        loop = _make_loop(config, dataset, network, model, run, temperature)
         seconds = math.inf if config.minutes is None else 60 * config.minutes
         with StopRequest() as stop, logging_redirect_tqdm([logging.getLogger()]):
             finished = loop.go(stop, seconds)
@@ -260,16 +268,19 @@ def _compile(model: keras.Model, config: TrainConfig, dataset: Dataset) -> None:
 
 
 def _make_loop(
-    config: TrainConfig, dataset: Dataset, network: NetworkConfig, model: keras.Model, run: Run
+    config: TrainConfig,
+    dataset: Dataset,
+    network: NetworkConfig,
+    model: keras.Model,
+    run: Run,
+    given: float | tuple[float, ...] | None,
 ) -> Loop:
-    legend = dataset.legend
-    if config.single_class is not None:
-        legend = _against_the_rest(legend, legend.names.index(config.single_class) + 1)
     board = _TensorBoard(run.folder / TENSORBOARD, model) if config.tensorboard else None
 
     def save(row: Row, rows: tuple[Row, ...], temperature: float | tuple[float, ...]) -> None:
         card = _card_of(config, dataset, network, model, row)
-        save_model(model, dataclasses.replace(card, temperature=temperature), run.folder / row.model)
+        card = dataclasses.replace(card, temperature=temperature if given is None else given)
+        save_model(model, card, run.folder / row.model)
         record_picks(run.folder, picks_of(rows))
         if board:
             board.write(row)
@@ -278,20 +289,29 @@ def _make_loop(
         model,
         training_crops(config, dataset),
         validation_crops(config, dataset),
-        legend,
+        classes_of(config, dataset),
         run,
         save,
         epochs=config.epochs,
         keep=config.keep,
         workers=config.workers,
         patience=config.patience,
-        calibrate=config.calibrate,
+        calibrate=config.calibrate if given is None else "none",
     )
 
 
-def _against_the_rest(legend: Legend, single: int) -> Legend:
-    """The two classes that a network for one class decides between."""
-    chosen = legend.classes[single - 1]
+def inputs_of(config: TrainConfig, dataset: Dataset) -> dict[str, str]:
+    """sha256 of everything that a training reads, by name."""
+    initial = find_model(config.init) if config.init else None
+    return dataset.inputs | ({"initial weights": sha256_of(initial)} if initial else {})
+
+
+def classes_of(config: TrainConfig, dataset: Dataset) -> Legend:
+    """The classes that the network decides between: those of the data, or the rest and one of them."""
+    legend = dataset.legend
+    if config.single_class is None:
+        return legend
+    chosen = next(c for c in legend.classes if c.name == config.single_class)
     return Legend(
         legend.name,
         (LandCoverClass(1, "the rest", "#ffffff"), LandCoverClass(2, chosen.name, chosen.color)),

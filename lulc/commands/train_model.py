@@ -3,7 +3,7 @@
 The result is a run folder: a weights file per kept epoch with its model card, `history.csv` and
 `history.png`, and a note of the best epochs (lowest validation loss, highest validation accuracy, best
 macro-F1, last), by which make_classifications.py finds them. The same command continues what was
-interrupted.
+interrupted. With --cross-validate the folder also holds `cross-validation.json` and the runs of its folds.
 
 Example: python train_model.py demo/stacks --out demo/run
 """
@@ -17,6 +17,7 @@ from lulc.commandline import Answer, run
 from lulc.config import TrainConfig
 
 if TYPE_CHECKING:
+    from lulc.folds import CrossValidation
     from lulc.training import TrainingResult
 
 
@@ -36,8 +37,34 @@ def _train(config: TrainConfig) -> Answer:
         check_model(find_model(config.init))
     from lulc.training import train
 
-    result = train(config, dataset)
-    return Answer(describe(result), figures(result))
+    if not config.cross_validate:
+        result = train(config, dataset)
+        return Answer(describe(result), figures(result))
+    from lulc.folds import cross_validate
+
+    found = cross_validate(config)
+    result = train(config, dataset, found.temperature if config.resolved().calibrate != "none" else None)
+    data = figures(result) | {"cross_validation": {"folds": len(found.folds), **found.figures()}}
+    return Answer(f"{describe_folds(found)}\n\n{describe(result)}", data)
+
+
+def describe_folds(found: CrossValidation) -> str:
+    """Scores of each stack that was left out, mean and spread, as text."""
+    rows: dict[str, list[float]] = {
+        fold.name: [
+            fold.scores.overall_accuracy or 0.0,
+            fold.scores.macro.f1 if fold.scores.macro else 0.0,
+            fold.ece,
+        ]
+        for fold in found.folds
+    }
+    for name in ("mean", "spread"):
+        rows[name] = [figure[name] for figure in found.figures().values()]
+    width = max(len("left out"), *map(len, rows))
+    lines = [f"{'left out':{width}} {'micro-F1':>8} {'macro-F1':>8} {'ECE':>8}"]
+    for name, values in rows.items():
+        lines.append(f"{name:{width}} " + " ".join(f"{value:8.4f}" for value in values))
+    return "\n".join([*lines, f"\ncross-validation: {found.document}"])
 
 
 def describe(result: TrainingResult) -> str:
