@@ -123,9 +123,12 @@ def frame_of(land_cover: ClassMap) -> xr.Dataset:
     crs = pyproj.CRS.from_epsg(code) if code else pyproj.CRS.from_wkt(grid.crs.to_wkt())
     axes = {axis["axis"].lower(): axis for axis in crs.cs_to_cf()}
     t = grid.transform
+    wkt = grid.crs.to_wkt()
     mapping = crs.to_cf() | {
-        "spatial_ref": grid.crs.to_wkt(), "GeoTransform": " ".join(repr(v) for v in t.to_gdal())
-    }  # fmt: skip
+        "crs_wkt": wkt,
+        "spatial_ref": wkt,
+        "GeoTransform": " ".join(map(repr, t.to_gdal())),
+    }
     coordinates = {
         "y": ("y", t.f + t.e * (np.arange(grid.height) + 0.5), axes["y"]),
         "x": ("x", t.c + t.a * (np.arange(grid.width) + 0.5), axes["x"]),

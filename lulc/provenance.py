@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 
 from lulc import forecast
 from lulc.config import ClassifyConfig, InputConfig, ReproduceConfig
@@ -242,7 +243,8 @@ def compare(first: Path, second: Path, difference: Path | None = None) -> Compar
     InputError
         If their grids differ.
     """
-    with open_map(first) as a, open_map(second) as b:
+    cache = rasterio.Env(GDAL_CACHEMAX=forecast.CACHE // 2**20)
+    with cache, open_map(first) as a, open_map(second) as b:
         if not a.grid.matches(b.grid):
             raise InputError(
                 f"cannot compare '{first}' with the map made again, since its grid is {a.grid.describe()}, "

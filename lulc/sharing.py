@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lulc import styles
+import rasterio
+
+from lulc import forecast, styles
 from lulc.card import load_card
 from lulc.catalogue import MISSION, Item, map_item, model_item, parse_dates
 from lulc.config import ExportConfig, ExportModelConfig
@@ -54,7 +56,7 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
             "Type --date 2018-07-01, or --date 2018-06-01 2018-08-31.",
         )
     legend = load_scheme(config.scheme).legend if config.scheme is not None else None
-    with open_map(source, legend) as land_cover:
+    with rasterio.Env(GDAL_CACHEMAX=forecast.CACHE // 2**20), open_map(source, legend) as land_cover:
         counted = set(kinds) & {".qml", ".sld", ".aux.xml", ".json"}
         entries = styles.count_entries(land_cover) if counted else ()
         texts = {

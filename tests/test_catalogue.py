@@ -276,7 +276,7 @@ def test_the_footprint_holds_the_corners_and_the_middle_of_the_edges() -> None:
 
 
 def test_a_footprint_across_longitude_180_is_cut_there() -> None:
-    grid = GridSpec(CRS.from_epsg(32601), Affine(100, 0, 200_000, 0, -100, 7_200_000), 500, 1500)
+    grid = GridSpec(CRS.from_epsg(32601), Affine(100, 0, 200_000, 0, -100, 7_200_000), 500, 3000)
     geometry, (west, south, east, north) = footprint(grid)
     assert geometry["type"] == "MultiPolygon"
     assert 170 < west <= 180
