@@ -115,13 +115,15 @@ def parse(config: type, description: str, argv: Sequence[str] | None = None) -> 
     probe = _probe(config, parser)
     first, rest = probe.parse_known_args(argv)
     if not first.config and not first.print_config:
-        return parser.parse_args(argv)
+        return parser.parse_intermixed_args(argv)
     given = read_settings(first.config, config) if first.config else {}
     typed = bool(rest) and not rest[0].startswith("-")
     if typed:
         nameless = {f.name for f in dataclasses.fields(config) if f.metadata["positional"]}
         given = {name: value for name, value in given.items() if name not in nameless}
-    return parser_for(config, description, given, lenient=first.print_config and not typed).parse_args(argv)
+    return parser_for(
+        config, description, given, lenient=first.print_config and not typed
+    ).parse_intermixed_args(argv)
 
 
 def run(
@@ -198,6 +200,12 @@ class _Console(logging.StreamHandler[TextIO]):
         super().__init__(sys.stderr)
         known = os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
         self._colored = known and sys.stderr.isatty()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        progress = sys.modules.get("tqdm")
+        # Lines of progress, where there are any, make room for the message.
+        with progress.tqdm.external_write_mode(self.stream) if progress else contextlib.nullcontext():
+            super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()

@@ -372,3 +372,11 @@ def test_bash_completes_options_choices_and_files(tmp_path: Path) -> None:
     assert {"--blend", "--batch-size"} <= completed("--b")
     assert completed("--blend", "g") == {"gaussian"}
     assert completed("--fill", "mos") == {"mosaic.tif"}
+
+
+def test_options_may_stand_between_arguments_without_a_name() -> None:
+    arguments = commandline.parse(
+        config.ClassifyConfig, "", "run s.tif --fill p.tif --pick last map.tif".split()
+    )
+    assert (arguments.model, arguments.inputs, arguments.out) == ("run", ["s.tif"], "map.tif")
+    assert arguments.fill == ["p.tif"]
