@@ -41,7 +41,10 @@ CALL_DOORS = {"rasterio.open", "np.load", "np.save", "print", "sys.exit"}
 
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch", "openvino"}
 
-COMMANDS = ("preprocess", "train_model", "make_classifications", "evaluate_classifications", "demo")
+COMMANDS = (
+    "preprocess", "train_model", "make_classifications", "evaluate_classifications", "demo", "export_map",
+    "export_model", "reproduce_map", "serve_map",
+)  # fmt: skip
 
 
 def modules() -> dict[str, Path]:
