@@ -375,8 +375,6 @@ def test_bash_completes_options_choices_and_files(tmp_path: Path) -> None:
 
 
 def test_options_may_stand_between_arguments_without_a_name() -> None:
-    arguments = commandline.parse(
-        config.ClassifyConfig, "", "run s.tif --fill p.tif --pick last map.tif".split()
-    )
+    arguments = parse(config.ClassifyConfig, "", "run s.tif --fill p.tif --pick last map.tif".split())
     assert (arguments.model, arguments.inputs, arguments.out) == ("run", ["s.tif"], "map.tif")
     assert arguments.fill == ["p.tif"]
