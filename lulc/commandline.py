@@ -283,6 +283,14 @@ class _PrintCompletion(argparse.Action):
         parser.exit()
 
 
+class _Collect(argparse.Action):
+    """Collect the values of a repeated option, which together replace the default."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        typed = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, (*(() if typed is self.default else typed), values))
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     """Options that every command has."""
     parser.add_argument("--version", action="version", version=f"lulc {__version__}")
@@ -334,7 +342,9 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any, default: A
         keywords["type"] = base
         if meta["metavar"]:
             keywords["metavar"] = meta["metavar"]
-        if many:
+        if meta["repeat"]:
+            keywords["action"] = _Collect
+        elif many:
             keywords["nargs"] = many
     if meta["positional"]:
         if not required:
@@ -342,9 +352,21 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any, default: A
         group.add_argument(field.name, default=default, **keywords)
         return
     name = field.name.replace("_", "-")
+    if many == "+":
+        keywords["action"] = _Collect
     group.add_argument(f"--{name}", required=required, default=default, **keywords)
     if base is bool and default:
         group.add_argument(f"--no-{name}", dest=field.name, action="store_false", help=argparse.SUPPRESS)
+
+
+class _Collect(argparse.Action):
+    """`--name A B` and `--name A --name B` are the same; what is given replaces the default."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*(before if before is not self.default else ()), *values])
 
 
 def _help_of(field: dataclasses.Field[Any]) -> str:

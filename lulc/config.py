@@ -21,6 +21,7 @@ def option(
     choices: tuple[str, ...] | None = None,
     metavar: str | None = None,
     positional: bool = False,
+    repeat: bool = False,
     group: str = "",
 ) -> Any:
     """A dataclass field that is also a command-line option.
@@ -39,6 +40,8 @@ def option(
         Placeholder in the help.
     positional
         True for an argument without a name.
+    repeat
+        True where a tuple is collected from repeated options rather than from one list.
     group
         Heading under which the help shows it.
     """
@@ -48,6 +51,7 @@ def option(
         "choices": choices,
         "metavar": metavar,
         "positional": positional,
+        "repeat": repeat,
         "group": group,
     }
     if default is ...:
@@ -464,6 +468,17 @@ class ClassifyConfig(InputConfig, RunConfig):
         choices=("none", "gaussian"),
     )
     tta: bool = option(False, "average over the 8 flips and rotations of each window (8 times the work)")
+    ensemble: tuple[str, ...] = option(
+        (),
+        "further weights with the same channels and classes: the map is of the mean of all activations",
+        metavar="MODEL",
+    )
+    extra: tuple[str, ...] = option(
+        (),
+        "further bands, 0..1: entropy (0 certain, 1 all classes alike), margin (of the highest activation to "
+        "the second, 1 certain)",
+        metavar="MEASURE",
+    )
     min_confidence: float = option(0.0, "pixels whose highest activation is lower get class 0", unit="0..1")
     activations: str = option(
         "float32",

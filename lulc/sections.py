@@ -197,29 +197,13 @@ def _change_section(change: Change, legend: Legend) -> Section:
 
 
 def _area_section(areas: Areas, legend: Legend, pictures: Mapping[str, Path]) -> Section:
-    unit = areas.unit
-    if areas.estimates is None:
-        counts = tuple(
-            (f"{c.number} {c.name}", f"{areas.of(int(areas.mapped[c.number])):,.1f}") for c in legend.classes
+    unit, found = areas.unit, areas.estimates
+    if found is None or areas.sample is None:
+        note = (
+            "These are counts of pixels, which carry the errors of the map. For areas with confidence "
+            "intervals, draw points (--design-sample 600), interpret them and give them back (--sample)."
         )
-        return Section(
-            "Areas",
-            (
-                "These are counts of pixels, which carry the errors of the map. For areas with confidence "
-                "intervals, draw points (--design-sample 600), interpret them and give them back (--sample).",
-            ),
-            tables=(Table("Mapped areas", ("class", f"mapped {unit}"), counts),),
-        )
-    found = areas.estimates
-    assert areas.sample is not None
-    rows = tuple(
-        (
-            f"{c.number} {c.name}", f"{areas.sample[k].sum():,}",
-            f"{areas.of(int(areas.mapped[c.number])):,.1f}",
-            _interval(found.areas[k], "{:,.1f}"), _interval(found.users[k]), _interval(found.producers[k]),
-        )
-        for k, c in enumerate(legend.classes)
-    )  # fmt: skip
+        return Section("Areas", (note,), tables=(area_table(areas, legend),))
     words = f"Estimated areas of {len(legend)} classes with 95 % intervals, in {unit}"
     unclassified = areas.of(int(areas.mapped[0]))
     left_out = (f"{unclassified:,.1f} {unit} are unclassified and in no stratum.",) if unclassified else ()
@@ -232,21 +216,29 @@ def _area_section(areas: Areas, legend: Legend, pictures: Mapping[str, Path]) ->
             *left_out,
         ),
         (Picture(pictures["areas.png"], words),),
-        (
-            Table(
-                "Areas and accuracies from the sample",
-                (
-                    "class",
-                    "points",
-                    f"mapped {unit}",
-                    f"area {unit}",
-                    "user's accuracy",
-                    "producer's accuracy",
-                ),
-                rows,
-            ),
-        ),
+        (area_table(areas, legend),),
     )
+
+
+def area_table(areas: Areas, legend: Legend) -> Table:
+    """A table with one row for each class: mapped area and, from a sample, what is estimated."""
+    unit, found, sample = areas.unit, areas.estimates, areas.sample
+    mapped = [f"{areas.of(int(areas.mapped[c.number])):,.1f}" for c in legend.classes]
+    names = [f"{c.number} {c.name}" for c in legend.classes]
+    if found is None or sample is None:
+        rows = tuple(zip(names, mapped, strict=True))
+        return Table("Mapped areas", ("class", f"mapped {unit}"), rows)
+    return Table(
+        "Areas and accuracies from the sample",
+        ("class", "points", f"mapped {unit}", f"area {unit}", "user's accuracy", "producer's accuracy"),
+        tuple(
+            (
+                name, f"{sample[k].sum():,}", mapped[k], _interval(found.areas[k], "{:,.1f}"),
+                _interval(found.users[k]), _interval(found.producers[k]),
+            )
+            for k, name in enumerate(names)
+        ),
+    )  # fmt: skip
 
 
 def _interval(estimate: Estimate, form: str = "{:.3f}") -> str:

@@ -42,6 +42,7 @@ class Example:
     rate: float | None = option(None, "how fast")
     names: tuple[str, ...] = option((), "which", metavar="NAME")
     box: tuple[float, float] | None = option(None, "where")
+    extra: tuple[str, ...] = option((), "what else", repeat=True)
     mode: str = option("fast", "how", choices=("fast", "exact"))
     force: bool = option(False, "regardless")
 
@@ -97,9 +98,10 @@ def test_defaults_on_the_command_line_are_those_of_the_config(kind: type) -> Non
 
 
 def test_values_arrive_with_their_types() -> None:
-    line = "in.tif --size 9 --rate 0.5 --names a b --box 1 2 --mode exact --force"
+    line = "in.tif --size 9 --rate 0.5 --names a b --box 1 2 --extra c --extra d --mode exact --force"
     assert config_from(Example, parser_for(Example, "").parse_args(line.split())) == Example(
-        source="in.tif", size=9, rate=0.5, names=("a", "b"), box=(1.0, 2.0), mode="exact", force=True,
+        source="in.tif", size=9, rate=0.5, names=("a", "b"), box=(1.0, 2.0), extra=("c", "d"),
+        mode="exact", force=True,
     )  # fmt: skip
 
 
@@ -191,13 +193,17 @@ def answering(seen: list[Any]) -> Any:
 
 def test_a_file_gives_options_and_what_is_typed_wins(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("source: in.tif\nsize: 9\nnames: [a, b]\nbox: [1, 2]\nforce: true\n")
-    wanted = Example(source="in.tif", size=9, names=("a", "b"), box=(1.0, 2.0), force=True)
+    file.write_text("source: in.tif\nsize: 9\nnames: [a, b]\nbox: [1, 2]\nextra: [c]\nforce: true\n")
+    wanted = Example(
+        source="in.tif", size=9, names=("a", "b"), box=(1.0, 2.0), extra=("c",), force=True
+    )  # fmt: skip
     assert config_from(Example, parse(Example, "", ["--config", str(file)])) == wanted
     typed = parse(
         Example, "", ["other.tif", "--config", str(file), "--size", "3", "--names", "c", "--no-force"]
     )
-    changed = dataclasses.replace(wanted, source="other.tif", size=3, names=("c",), force=False)
+    changed = dataclasses.replace(
+        wanted, source="other.tif", size=3, names=("c",), extra=("d", "e"), force=False
+    )
     assert config_from(Example, typed) == changed
 
 
