@@ -284,11 +284,13 @@ class _PrintCompletion(argparse.Action):
 
 
 class _Collect(argparse.Action):
-    """Collect the values of a repeated option, which together replace the default."""
+    """`--name A B` and `--name A --name B` are the same; what is given replaces the default."""
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
-        typed = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, (*(() if typed is self.default else typed), values))
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*(before if before is not self.default else ()), *values])
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -342,9 +344,7 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any, default: A
         keywords["type"] = base
         if meta["metavar"]:
             keywords["metavar"] = meta["metavar"]
-        if meta["repeat"]:
-            keywords["action"] = _Collect
-        elif many:
+        if many:
             keywords["nargs"] = many
     if meta["positional"]:
         if not required:
@@ -357,16 +357,6 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any, default: A
     group.add_argument(f"--{name}", required=required, default=default, **keywords)
     if base is bool and default:
         group.add_argument(f"--no-{name}", dest=field.name, action="store_false", help=argparse.SUPPRESS)
-
-
-class _Collect(argparse.Action):
-    """`--name A B` and `--name A --name B` are the same; what is given replaces the default."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
-    ) -> None:
-        before = getattr(namespace, self.dest)
-        setattr(namespace, self.dest, [*(before if before is not self.default else ()), *values])
 
 
 def _help_of(field: dataclasses.Field[Any]) -> str:

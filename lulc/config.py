@@ -21,7 +21,6 @@ def option(
     choices: tuple[str, ...] | None = None,
     metavar: str | None = None,
     positional: bool = False,
-    repeat: bool = False,
     group: str = "",
 ) -> Any:
     """A dataclass field that is also a command-line option.
@@ -40,8 +39,6 @@ def option(
         Placeholder in the help.
     positional
         True for an argument without a name.
-    repeat
-        True where a tuple is collected from repeated options rather than from one list.
     group
         Heading under which the help shows it.
     """
@@ -51,7 +48,6 @@ def option(
         "choices": choices,
         "metavar": metavar,
         "positional": positional,
-        "repeat": repeat,
         "group": group,
     }
     if default is ...:

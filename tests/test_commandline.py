@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -42,7 +43,7 @@ class Example:
     rate: float | None = option(None, "how fast")
     names: tuple[str, ...] = option((), "which", metavar="NAME")
     box: tuple[float, float] | None = option(None, "where")
-    extra: tuple[str, ...] = option((), "what else", repeat=True)
+    extra: tuple[str, ...] = option((), "what else")
     mode: str = option("fast", "how", choices=("fast", "exact"))
     force: bool = option(False, "regardless")
 
@@ -381,6 +382,6 @@ def test_bash_completes_options_choices_and_files(tmp_path: Path) -> None:
 
 
 def test_options_may_stand_between_arguments_without_a_name() -> None:
-    arguments = parse(config.ClassifyConfig, "", "run s.tif --fill p.tif --pick last map.tif".split())
+    arguments = parse(config.ClassifyConfig, "", shlex.split("run s.tif --fill p.tif --pick last map.tif"))
     assert (arguments.model, arguments.inputs, arguments.out) == ("run", ["s.tif"], "map.tif")
     assert arguments.fill == ["p.tif"]
