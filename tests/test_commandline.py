@@ -199,9 +199,8 @@ def test_a_file_gives_options_and_what_is_typed_wins(tmp_path: Path) -> None:
         source="in.tif", size=9, names=("a", "b"), box=(1.0, 2.0), extra=("c",), force=True
     )  # fmt: skip
     assert config_from(Example, parse(Example, "", ["--config", str(file)])) == wanted
-    typed = parse(
-        Example, "", ["other.tif", "--config", str(file), "--size", "3", "--names", "c", "--no-force"]
-    )
+    words = ["other.tif", "--config", str(file), "--size", "3", "--names", "c", "--no-force"]
+    typed = parse(Example, "", [*words, "--extra", "d", "--extra", "e"])
     changed = dataclasses.replace(
         wanted, source="other.tif", size=3, names=("c",), extra=("d", "e"), force=False
     )
