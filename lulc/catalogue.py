@@ -28,6 +28,7 @@ from shapely.geometry.polygon import orient
 from lulc import __version__
 from lulc.card import ModelCard, card_path
 from lulc.grid import GridSpec
+from lulc.layers import Layer
 from lulc.maps import REST, ClassMap
 from lulc.schema import InputError
 from lulc.storage import sha256_of
@@ -301,11 +302,12 @@ def _projection(grid: GridSpec) -> dict[str, Any]:
 
 def _bands(land_cover: ClassMap, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     described = ["Class number", *(f"Activation, 0..1: {name}" for name in _stored_names(land_cover))]
-    short = ["class", *class_names(_stored_names(land_cover))]
+    described += [f"Measure of certainty, 0..1: {name}" for name in _measures(land_cover)]
+    short = ["class", *class_names([*_stored_names(land_cover), *_measures(land_cover)])]
     bands: list[dict[str, Any]] = [
         {"name": name, "description": text, "data_type": layer.dtype}
         | ({} if layer.nodata is None else {"nodata": layer.nodata})
-        for name, text, layer in zip(short, described, land_cover.layers, strict=False)
+        for name, text, layer in zip(short, described, _layers(land_cover), strict=True)
     ]
     bands[0]["classification:classes"] = _classes(entries)
     return bands
@@ -313,7 +315,7 @@ def _bands(land_cover: ClassMap, entries: Sequence[Entry]) -> list[dict[str, Any
 
 def _raster_bands(land_cover: ClassMap, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     bands = []
-    for layer in land_cover.layers:
+    for layer in _layers(land_cover):
         band: dict[str, Any] = {"data_type": layer.dtype, "sampling": "area"}
         if layer.nodata is not None:
             band["nodata"] = layer.nodata
@@ -329,6 +331,18 @@ def _raster_bands(land_cover: ClassMap, entries: Sequence[Entry]) -> list[dict[s
 def _stored_names(land_cover: ClassMap) -> list[str]:
     """Names of the activation bands of the file: a map of one class has one."""
     return list(land_cover.legend.names)[: len(land_cover.layers) - 1]
+
+
+def _measures(land_cover: ClassMap) -> list[str]:
+    """Names of the bands after the activations, which are stored like them."""
+    parameters = _parsed(land_cover.tags.get("LULC_PARAMETERS", "{}"))
+    extra = parameters.get("extra") if isinstance(parameters, dict) else None
+    return [str(name) for name in extra] if isinstance(extra, list) and land_cover.has_activations else []
+
+
+def _layers(land_cover: ClassMap) -> list[Layer]:
+    """What the file says of each of its bands."""
+    return [*land_cover.layers, *[land_cover.layers[-1]] * len(_measures(land_cover))]
 
 
 def _classes(entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -48,6 +48,11 @@ _FILE: dict[str, Any] = {
         "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
     },
 }
+_WEIGHTS = {
+    "type": "object",
+    "required": ["name", "sha256"],
+    "properties": {"name": {"type": "string"}, "sha256": _FILE["properties"]["sha256"]},
+}
 _NAMES: dict[str, Any] = {"type": "array", "maxItems": 10_000, "items": _FILE["properties"]["name"]}
 _NUMBER: dict[str, Any] = {"type": ["number", "null"]}
 _WORDS = {"type": "array", "items": {"type": "string"}}
@@ -63,6 +68,7 @@ SCHEMA: dict[str, Any] = {
         "model": {"type": "string"},
         "model_sha256": _FILE["properties"]["sha256"],
         "engine": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
+        "ensemble": {"type": "array", "minItems": 1, "maxItems": 100, "items": _WEIGHTS},
         "inputs": {"type": "array", "maxItems": 10_000, "items": _FILE},
         "parameters": {
             "type": "object",
@@ -84,6 +90,7 @@ SCHEMA: dict[str, Any] = {
                 "mask_values": {"type": "array", "items": {"type": "integer"}},
                 "bounds": _FOUR_OR_NOTHING,
                 **dict.fromkeys(("band_names", "index_names"), _WORDS),
+                "extra": _WORDS,
                 **dict.fromkeys(("like", "mask", "aoi"), _NAME_OR_NOTHING),
                 **{name: {"type": "boolean"} for name in ("resample", "tta", "cog")},
             },
@@ -105,15 +112,21 @@ class File:
 
     Parameters
     ----------
+    kind
+        ``weights`` or ``input``.
     name
         Without folders.
+    sha256
+        As in the tags.
     path
         Where it was found; None where no file of this name was.
     same
         Whether its checksum is that of the tags.
     """
 
+    kind: str
     name: str
+    sha256: str
     path: Path | None
     same: bool
 
@@ -189,7 +202,7 @@ def reproduce(config: ReproduceConfig) -> Reproduction:
         provenance = read_provenance(original)
     folders = [Path(f) for f in config.inputs] or [path.parent]
     places = list_places(folders)
-    files = (_find_model(provenance, config, folders), *find_inputs(provenance, places))
+    files = (*_find_models(provenance, config, folders), *find_inputs(provenance, places))
     if config.check or not all(file.same for file in files):
         return Reproduction(provenance, files, None)
     with _workplace(config) as folder:
@@ -225,7 +238,8 @@ def find_inputs(provenance: Mapping[str, Any], places: Places) -> Iterator[File]
     for wanted in provenance["inputs"]:
         candidates = places.get(wanted["name"], [])
         same = next((p for p in candidates if identify(p)["sha256"] == wanted["sha256"]), None)
-        yield File(wanted["name"], same or next(iter(candidates), None), same is not None)
+        path = same or next(iter(candidates), None)
+        yield File("input", wanted["name"], wanted["sha256"], path, same is not None)
 
 
 def compare(first: Path, second: Path, difference: Path | None = None) -> Comparison:
@@ -287,22 +301,31 @@ def list_places(folders: Iterable[Path]) -> Places:
     return places
 
 
-def _find_model(provenance: Mapping[str, Any], config: ReproduceConfig, folders: list[Path]) -> File:
-    """The weights file with the sha256 of the tags, whatever its name."""
-    name, wanted = provenance["model"], provenance["model_sha256"]
+def _find_models(
+    provenance: Mapping[str, Any], config: ReproduceConfig, folders: list[Path]
+) -> Iterator[File]:
+    """The weights of the tags, known by their sha256, whatever the name of their file."""
+    alone = {"name": provenance["model"], "sha256": provenance["model_sha256"]}
     given = Path(config.model) if config.model is not None else None
-    if given is not None and given.is_file():
-        return File(name, given, sha256_of(given) == wanted)
     places = [given] if given is not None else [*weights_folders(), *folders]
-    for place in places:
-        for path in sorted(p for p in place.rglob("*") if p.suffix in (".keras", ".h5") and p.is_file()):
-            if sha256_of(path) == wanted:
-                return File(name, path, True)
-    return File(name, None, False)
+    members = provenance.get("ensemble", [alone])
+    missing = {member["sha256"] for member in members}
+    known: dict[str, Path] = {}
+    files = (p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*"))))
+    for path in (p for p in files if p.suffix in (".keras", ".h5") and p.is_file()):
+        if not missing - known.keys():
+            break
+        known.setdefault(sha256_of(path), path)
+    # A file that was named is shown even where it is another.
+    other = given if given is not None and given.is_file() else None
+    for member in members:
+        sha256 = member["sha256"]
+        yield File("weights", member["name"], sha256, known.get(sha256, other), sha256 in known)
 
 
 _OPTIONS = {f.name for f in dataclasses.fields(InputConfig)} | {
     "activations", "batch_size", "blend", "tta", "min_confidence", "min_agreement", "cog", "part", "window",
+    "extra",
 }  # fmt: skip
 """Parameters in the tags that are options, too."""
 
@@ -311,7 +334,8 @@ def _classify_config(
     provenance: Mapping[str, Any], files: tuple[File, ...], places: Places, config: ReproduceConfig, out: Path
 ) -> ClassifyConfig:
     """The options that the map was made with, names replaced by what was found."""
-    model, *inputs = files
+    models = [str(file.path) for file in files if file.kind == "weights"]
+    inputs = [file for file in files if file.kind == "input"]
     # Folders (.SAFE) and the raster of --like are not among the files that were read, and have no checksum.
     found = {name: list(paths) for name, paths in places.items()}
     for name in {file.name for file in inputs}:
@@ -340,7 +364,8 @@ def _classify_config(
         write_document(statistics, provenance["statistics"])
     options |= {"allow_vrt": config.allow_vrt, "allow_remote": False}
     return ClassifyConfig(
-        model=str(model.path),
+        model=models[0],
+        ensemble=tuple(models[1:]),
         inputs=tuple(map(locate, parameters["inputs"])),
         out=str(out),
         engine=provenance["engine"]["name"],

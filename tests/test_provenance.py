@@ -1,4 +1,4 @@
-"""A map says how it was made, and from that alone is made again: the same, or with the place of differences."""
+"""A map says how it was made, and is made again from that alone: the same, or with the places that differ."""
 
 from __future__ import annotations
 
@@ -119,6 +119,19 @@ def test_a_sieved_map_is_made_again_too(scene: Path, capsys: pytest.CaptureFixtu
     code, data = answer(capsys, sieved_path(scene / "maps" / "map.tif"), *found(scene))
     assert code == 0
     assert data["comparison"]["same_file"]
+
+
+def test_a_map_of_several_networks_with_measures_is_made_again(
+    scene: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "map.tif"
+    inputs = [scene / "run" / "small.keras", scene / "inputs" / "deep" / "spring.tif", path]
+    more = ["--ensemble", str(scene / "run" / "other.keras"), "--extra", "entropy", "margin"]
+    assert make([*map(str, inputs), *more, *OPTIONS]) == 0
+    code, data = answer(capsys, path, *found(scene))
+    assert code == 0
+    assert data["comparison"]["same_file"]
+    assert [file["kind"] for file in data["files"]] == ["weights", "weights", "input"]
 
 
 def test_how_a_map_was_made_is_printed_without_its_inputs(

@@ -71,10 +71,10 @@ def describe_provenance(result: Reproduction) -> str:
 def describe_files(result: Reproduction) -> str:
     """Which of the weights and inputs were found, as text."""
     lines = []
-    for file, sha256 in zip(result.files, _checksums(result), strict=True):
+    for file in result.files:
         state = "the same" if file.same else "not found" if file.path is None else "has another sha256"
-        what = "weights" if file is result.files[0] else "input"
-        lines.append(f"{what:11} {file.name} ({sha256[:12]}): {file.path or ''} {state}".replace(":  ", ": "))
+        where = "" if file.path is None else f"{file.path} "
+        lines.append(f"{file.kind:11} {file.name} ({file.sha256[:12]}): {where}{state}")
     return "\n".join(lines)
 
 
@@ -99,17 +99,9 @@ def describe_comparison(comparison: Comparison) -> str:
 
 
 def _data_of(result: Reproduction) -> dict[str, Any]:
-    files = [
-        {"name": f.name, "sha256": sha256, "path": f.path and str(f.path), "same": f.same}
-        for f, sha256 in zip(result.files, _checksums(result), strict=True)
-    ]
+    files = [dataclasses.asdict(f) | {"path": f.path and str(f.path)} for f in result.files]
     compared = None if result.comparison is None else dataclasses.asdict(result.comparison)
     return {"made": result.provenance, "files": files, "comparison": compared}
-
-
-def _checksums(result: Reproduction) -> list[str]:
-    """Those that the tags have of the weights and of each input."""
-    return [result.provenance["model_sha256"], *(item["sha256"] for item in result.provenance["inputs"])]
 
 
 def _pairs(values: dict[str, Any]) -> str:
