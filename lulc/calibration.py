@@ -13,8 +13,9 @@ from lulc.schema import IGNORE
 PIXELS = 200_000
 """Held-out pixels that a temperature is fitted on, at most; more move it by less than 0.001."""
 
-BOUNDS = (0.05, 20.0)
-"""Temperatures that are looked for between; a network that never errs would ask for 0."""
+BOUNDS = (0.2, 20.0)
+"""Temperatures that are looked for between; a network that never errs would ask for 0, and powers of float32
+end where 1 / T is large."""
 
 SMALLEST = 1e-7
 """Activations below this count as this: float32 can't tell them from what softmax rounded away."""
@@ -77,7 +78,7 @@ def fit_temperature(
     Returns
     -------
     float or tuple of float
-        As `lulc.job.calibrate` applies it.
+        As `calibrate` applies it.
 
     References
     ----------
@@ -102,3 +103,31 @@ def fit_temperature(
     found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
     temperatures = tuple(float(t) for t in np.exp(found.x).round(6))
     return temperatures if per_class else temperatures[0]
+
+
+def calibrate(probabilities: np.ndarray, temperature: float | tuple[float, ...]) -> np.ndarray:
+    """Activations at another temperature: the softmax of their logarithms divided by it.
+
+    Parameters
+    ----------
+    probabilities : float32 (y, x, class), 0..1
+        Of a softmax; or of a sigmoid, with one class.
+    temperature
+        One, or one for each class; at 1 nothing changes.
+
+    References
+    ----------
+    Guo et al. 2017, arXiv:1706.04599, section 4.2.
+
+    Examples
+    --------
+    >>> calibrate(np.float32([[[0.9, 0.1]]]), 2.0).round(2).tolist()
+    [[[0.75, 0.25]]]
+    """
+    exponent = 1 / np.asarray(temperature, np.float32)
+    if (exponent == 1).all():
+        return probabilities
+    powers = probabilities**exponent
+    if probabilities.shape[-1] == 1:
+        return np.asarray(powers / (powers + (1 - probabilities) ** exponent), np.float32)
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from lulc import accuracy, backend
 from lulc.accuracy import Reliability, Scores
-from lulc.calibration import Holdout
+from lulc.calibration import Holdout, calibrate
 from lulc.config import TrainConfig
 from lulc.dataset import Dataset, Tile, class_targets, leave_one_out
 from lulc.documents import write_document
-from lulc.job import calibrate
 from lulc.loop import decide
 from lulc.run import is_finished
 from lulc.schema import IGNORE

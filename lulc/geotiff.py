@@ -52,6 +52,8 @@ class MapProfile:
         Metadata of the dataset.
     cog
         Whether the header declares the cloud-optimised layout, so that GDAL warns before edits in place.
+    extra
+        Names of bands 0..1 that follow the activations and are stored like them.
     """
 
     grid: GridSpec
@@ -60,6 +62,7 @@ class MapProfile:
     part: int
     tags: dict[str, str] = field(default_factory=dict)
     cog: bool = False
+    extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.part <= 0 or self.part % BLOCK:
@@ -76,7 +79,7 @@ class MapProfile:
     @property
     def band_names(self) -> tuple[str, ...]:
         """Descriptions of the bands."""
-        return ("class", *(self.legend.names if self.encoding.has_activations else ()))
+        return ("class", *((*self.legend.names, *self.extra) if self.encoding.has_activations else ()))
 
     @cached_property
     def levels(self) -> tuple[tuple[int, int], ...]:
@@ -113,9 +116,7 @@ class MapProfile:
 
 
 @contextmanager
-def write_part(
-    path: Path, profile: MapProfile, part: Window, pool: Executor
-) -> Iterator[PartWriter]:
+def write_part(path: Path, profile: MapProfile, part: Window, pool: Executor) -> Iterator[PartWriter]:
     """Write one part: a file that appears under `path` when the block ends without error."""
     with write_atomically(path) as temporary, open(temporary, "wb") as file:
         blocks = BlockWriter(file, profile.encoding, len(profile.band_names), profile.extents_of(part), pool)
@@ -241,9 +242,7 @@ def _write_top(profile: MapProfile, sources: _Sources, path: Path, pool: Executo
                     payloads = blocks.read(level, row, col)
                     values = np.stack([decode_block(p, encoding.dtype) for p in payloads])
                     cell = Window(row * BLOCK, col * BLOCK, BLOCK, BLOCK).intersect(extents[level])
-                    half = Window(
-                        cell.row // 2, cell.col // 2, _halve(cell.height, 1), _halve(cell.width, 1)
-                    )
+                    half = Window(cell.row // 2, cell.col // 2, _halve(cell.height, 1), _halve(cell.width, 1))
                     reduced = reduce_block(values, encoding.nodata)
                     writer.place(level + 1, half, reduced[:, : half.height, : half.width])
         writer.finish()
@@ -329,9 +328,7 @@ class _Field(NamedTuple):
         return cls(type, np.atleast_1d(np.asarray(values)).astype(_TYPES[type]).tobytes())
 
 
-def _header(
-    profile: MapProfile, offsets: list[np.ndarray], sizes: list[np.ndarray], total: int
-) -> bytes:
+def _header(profile: MapProfile, offsets: list[np.ndarray], sizes: list[np.ndarray], total: int) -> bytes:
     """Everything in front of the blocks; `offsets` count from the first block."""
     template = _template(profile)
     ghost = _ghost() if profile.cog else b""
@@ -417,7 +414,7 @@ def _template(profile: MapProfile) -> dict[int, _Field]:
             for number, name in enumerate(profile.band_names, start=1):
                 empty.set_band_description(number, name)
             if encoding.has_activations and not floating:
-                empty.scales = (1.0, *[encoding.scale] * len(profile.legend))
+                empty.scales = (1.0, *[encoding.scale] * (empty.count - 1))
                 empty.offsets = (0.0,) * empty.count
             if not encoding.has_activations:
                 empty.write_colormap(1, colormap(profile.legend))

@@ -304,7 +304,7 @@ def _further(config: ClassifyConfig) -> tuple[Path, ...]:
 
 def _write_sieved(job: Job, classes: np.ndarray, target: Path, folder: Path, pool: Executor) -> None:
     tags = job.profile.tags | {"LULC_SIEVE": str(job.config.sieve)}
-    profile = dataclasses.replace(job.profile, activations="none", tags=tags)
+    profile = dataclasses.replace(job.profile, activations="none", tags=tags, extra=())
     files = []
     for part in job.plan.parts():
         path = folder / f"sieved-{part.index:06d}.part"

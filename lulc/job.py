@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ import numpy as np
 import rasterio
 
 from lulc import __version__, domain, forecast, weights
+from lulc.calibration import calibrate
 from lulc.card import ModelCard, load_card
+from lulc.certainty import MEASURES, with_measures
 from lulc.config import ClassifyConfig, InputConfig
-from lulc.engines import Engine, EngineRequest, Network, build_engine, choose_engine, dihedral, footprint
+from lulc.engines import Engine, EngineRequest, Network, build_engine, choose_engine, dihedral
+from lulc.ensemble import Member, average, check_alike, footprint_of, geometry_of
 from lulc.geotiff import MapProfile
 from lulc.maps import LEGEND_TAG
 from lulc.prediction import Prediction, predict_parts
@@ -32,7 +35,7 @@ FORMAT_VERSION = 1
 logger = logging.getLogger("lulc")
 
 _PATHS = ("inputs", "fill", "like", "mask", "aoi")
-_PARAMETERS = ("activations", "batch_size", "blend", "tta", "min_confidence", "min_agreement", "cog")
+_PARAMETERS = ("activations", "batch_size", "blend", "tta", "min_confidence", "min_agreement", "cog", "extra")
 
 
 class Job:
@@ -50,26 +53,30 @@ class Job:
         Peak memory of the process in bytes, as planned.
     """
 
-    def __init__(self, config: ClassifyConfig, model: Path, card: ModelCard, stack: Stack) -> None:
+    def __init__(self, config: ClassifyConfig, members: Sequence[Member], stack: Stack) -> None:
+        card = members[0].card
         self.config, self.card, self.stack = config, card, stack
         self.out = Path(config.out)
-        self._model = model
+        self._members = members
         self._engine = choose_engine(config.engine)
         self.gaussian = config.blend == "gaussian"
         legend = legend_of(card)
-        self.profile = MapProfile(stack.grid, legend, config.activations, config.part, cog=config.cog)
+        self.profile = MapProfile(
+            stack.grid, legend, config.activations, config.part, cog=config.cog, extra=config.extra
+        )
         demand = forecast.Demand(
-            footprint(self._engine, card.network),
+            footprint_of(self._engine, members),
             channels=len(card.channels),
             classes=card.network.classes,
             batch=config.batch_size,
             gaussian=self.gaussian,
         )
+        stride, halo = geometry_of(members)
         self.plan: Plan = forecast.plan_map(
             self.profile,
             demand,
-            stride=card.stride,
-            halo=card.halo,
+            stride=stride,
+            halo=halo,
             memory=config.memory * 1e9,
             window=config.window,
             square=config.tta,
@@ -77,17 +84,21 @@ class Job:
         self.memory = demand.bytes_of(self.plan.window, self.profile)
 
     def build_engine(self) -> Engine:
-        """The engine for windows of the plan."""
-        return build_engine(
-            self._engine,
-            EngineRequest(
-                path=self._model,
-                card=self.card,
-                shape=(self.config.batch_size, *self.plan.window),
-                samples=self._samples,
-                min_agreement=self.config.min_agreement,
-            ),
-        )
+        """The engine for windows of the plan; of several networks their mean."""
+        engines = [
+            build_engine(
+                self._engine,
+                EngineRequest(
+                    path=member.path,
+                    card=member.card,
+                    shape=(self.config.batch_size, *self.plan.window),
+                    samples=self._samples,
+                    min_agreement=self.config.min_agreement,
+                ),
+            )
+            for member in self._members
+        ]
+        return engines[0] if len(engines) == 1 else average(engines, self._members)
 
     def network(self, engine: Engine) -> Network:
         """What is called for each batch: the engine, or its mean over flips and rotations."""
@@ -110,7 +121,10 @@ class Job:
         pixels = prediction.window.write.height * prediction.window.write.width
         if prediction.probabilities is None or prediction.valid is None:
             return None, np.bincount([IGNORE], [pixels], 256).astype(np.int64)
-        probabilities = calibrate(prediction.probabilities, self.card.temperature)
+        probabilities = prediction.probabilities
+        if len(self._members) == 1:
+            # Those of several networks are calibrated before their mean is taken.
+            probabilities = calibrate(probabilities, self.card.temperature)
         classes, confidence = decide(probabilities)
         if not np.isfinite(confidence[prediction.valid]).all():
             raise InputError(
@@ -121,14 +135,15 @@ class Job:
         classes[confidence < self.config.min_confidence] = UNCLASSIFIED
         counts = np.bincount(classes[prediction.valid], minlength=256)
         counts[IGNORE] = pixels - int(prediction.valid.sum())
-        return self.profile.encoding.apply(classes, probabilities, prediction.valid), counts
+        measured = with_measures(probabilities, self.config.extra)
+        return self.profile.encoding.apply(classes, measured, prediction.valid), counts
 
     def key(self, engine: Engine) -> dict[str, Any]:
         """Everything that decides the bytes of a part."""
         return {
             "toolkit": __version__,
-            "weights": self.card.sha256,
-            "statistics": self.card.statistics.to_json(),
+            "weights": [member.to_json() for member in self._members],
+            "statistics": [member.card.statistics.to_json() for member in self._members],
             "inputs": self.stack.identity(),
             "conversion": self.stack.provenance,
             "options": self._options(),
@@ -156,8 +171,11 @@ class Job:
         if self.config.statistics is not None:
             # A legacy file has none, so that the weights alone don't tell them.
             tags["LULC_STATISTICS"] = self.card.statistics.to_json()
-        if self.card.attribution:
-            tags["LULC_ATTRIBUTION"] = self.card.attribution
+        if len(self._members) > 1:
+            tags["LULC_ENSEMBLE"] = [member.to_json() for member in self._members]
+        attributions = dict.fromkeys(m.card.attribution for m in self._members if m.card.attribution)
+        if attributions:
+            tags["LULC_ATTRIBUTION"] = "; ".join(attributions)
         return {
             name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
             for name, value in tags.items()
@@ -196,16 +214,23 @@ def open_job(config: ClassifyConfig) -> Iterator[Job]:
         If model or mosaic are refused, or don't fit together.
     """
     _check_numbers(config)
-    model = weights.find_model(config.model, config.pick)
+    models = [weights.find_model(name, config.pick) for name in (config.model, *config.ensemble)]
     bands, indices = sort_inputs(config.inputs, config)
-    card = _card_of(model, config)
-    with open_stack(bands, indices, config, channels=[c.name for c in card.channels]) as stack:
-        _check_coding(card, stack)
-        if config.statistics == "mosaic":
-            card = _with_mosaic_statistics(card, stack)
-        elif config.statistics != "none":
-            _check_domain(card, stack, strict=config.strict)
-        yield Job(config, model, card, stack)
+    members = [Member(model, _card_of(model, config)) for model in models]
+    check_alike(members)
+    channels = [c.name for c in members[0].card.channels]
+    with open_stack(bands, indices, config, channels=channels) as stack:
+        yield Job(config, [_compare(member, stack, config) for member in members], stack)
+
+
+def _compare(member: Member, stack: Stack, config: ClassifyConfig) -> Member:
+    """A network after a look at the mosaic; with the mosaic's statistics where that was asked for."""
+    _check_coding(member.card, stack)
+    if config.statistics == "mosaic":
+        return Member(member.path, _with_mosaic_statistics(member.card, stack))
+    if config.statistics != "none":
+        _check_domain(member.card, stack, strict=config.strict)
+    return member
 
 
 def _versions() -> dict[str, str]:
@@ -224,34 +249,6 @@ def legend_of(card: ModelCard) -> Legend:
         return card.legend
     chosen = next(c for c in card.legend.classes if c.name == card.single_class)
     return Legend(card.legend.name, (dataclasses.replace(chosen, number=1),))
-
-
-def calibrate(probabilities: np.ndarray, temperature: float | tuple[float, ...]) -> np.ndarray:
-    """Activations at another temperature: the softmax of their logarithms divided by it.
-
-    Parameters
-    ----------
-    probabilities : float32 (y, x, class), 0..1
-        Of a softmax; or of a sigmoid, with one class.
-    temperature
-        One, or one for each class; at 1 nothing changes.
-
-    References
-    ----------
-    Guo et al. 2017, arXiv:1706.04599, section 4.2.
-
-    Examples
-    --------
-    >>> calibrate(np.float32([[[0.9, 0.1]]]), 2.0).round(2).tolist()
-    [[[0.75, 0.25]]]
-    """
-    exponent = 1 / np.asarray(temperature, np.float32)
-    if (exponent == 1).all():
-        return probabilities
-    powers = probabilities**exponent
-    if probabilities.shape[-1] == 1:
-        return np.asarray(powers / (powers + (1 - probabilities) ** exponent), np.float32)
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
 
 
 def decide(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -276,6 +273,7 @@ def decide(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_numbers(config: ClassifyConfig) -> None:
+    measures = set(config.extra) <= MEASURES.keys() and len(set(config.extra)) == len(config.extra)
     checks = {
         f"--batch-size is {config.batch_size}, expected 1 or more": config.batch_size >= 1,
         f"--memory is {config.memory}, expected more than 0": config.memory > 0,
@@ -283,6 +281,9 @@ def _check_numbers(config: ClassifyConfig) -> None:
         f"--sieve is {config.sieve}, expected 0 or more": config.sieve >= 0,
         f"--window is {config.window}, expected 1 or more": config.window is None
         or np.min(config.window) > 0,
+        f"--extra is {' '.join(config.extra)}, expected some of {', '.join(MEASURES)}, each once": measures,
+        "--activations is none, expected another value with --extra": not config.extra
+        or config.activations != "none",
     }
     for problem, holds in checks.items():
         if not holds:

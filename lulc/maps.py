@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from lulc.certainty import MEASURES
 from lulc.documents import check_document
 from lulc.grid import GridSpec
 from lulc.schema import IGNORE, UNCLASSIFIED, InputError, LandCoverClass, Legend
@@ -66,7 +67,8 @@ class ClassMap:
     has_activations
         True where it holds an activation band for each class.
     layers
-        What its file says of each band: stored type, no data, scale.
+        What its file says of class band and activations: stored type, no data, scale. Measures of
+        certainty that follow them (`lulc.certainty`) are passed over.
     """
 
     def __init__(self, source: Source, tags: Mapping[str, str], legend: Legend) -> None:
@@ -77,8 +79,8 @@ class ClassMap:
         self._alone = len(legend) == 1
         self.legend = Legend(legend.name, (*legend.classes, REST)) if self._alone else legend
         self._bands = len(legend)
-        self.layers = source.layers
-        self.has_activations = len(source.layers) == 1 + self._bands
+        self.layers = source.layers[: 1 + self._bands]
+        self.has_activations = len(self.layers) == 1 + self._bands
 
     @property
     def made(self) -> tuple[tuple[str, str], ...]:
@@ -190,7 +192,8 @@ def open_map(
                 "written by make_classifications.py",
                 "Name its scheme: --scheme kaakonkulma-13, or a CSV with its classes.",
             )
-        if len(source.layers) not in (1, 1 + len(found)):
+        measures = [name for name in source.names[1 + len(found) :] if name in MEASURES]
+        if len(source.layers) - len(measures) not in (1, 1 + len(found)):
             raise InputError(
                 f"cannot read the map '{path}', since it has {len(source.layers)} bands, expected 1, or "
                 f"{1 + len(found)} for the {len(found)} classes of '{found.name}'",

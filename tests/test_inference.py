@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -468,3 +469,101 @@ def test_the_legacy_network_runs_with_statistics_of_three_kinds(tmp_path: Path, 
     for statistics in (str(shared / "legacy" / "train_mean_and_std.obj"), "mosaic", "none"):
         result = classify(dataclasses.replace(config, statistics=statistics))
         assert sum(result.counts.values()) > 0
+
+
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two further networks: one overconfident, one deeper, with another stride and halo."""
+    folder = tmp_path_factory.mktemp("others")
+    deeper = NetworkConfig(classes=3, channels=9, filters=(4, 4, 4))
+    cards = [card_of(temperature=2.0), dataclasses.replace(
+        card_of(), network=deeper, stride=8, halo=geometry(deeper).halo, temperature=(1.0, 1.5, 0.7)
+    )]  # fmt: skip
+    paths = [folder / "hot.keras", folder / "deep.keras"]
+    for seed, (path, card) in enumerate(zip(paths, cards, strict=True), 1):
+        save_model(network_of(card.network, seed), card, path)
+    return paths
+
+
+def test_the_map_of_an_ensemble_is_the_mean_of_the_calibrated_maps(
+    tmp_path: Path, model: Path, others: list[Path]
+) -> None:
+    # Sides are multiples of both strides: what lies beyond the image depends on the stride.
+    mosaic = write_mosaic(tmp_path / "bands.tif", image_of(88, 112))
+    alone = []
+    for i, path in enumerate([model, *others]):
+        classify(configure(path, mosaic, tmp_path / f"{i}.tif"))
+        with rasterio.open(tmp_path / f"{i}.tif") as source:
+            alone.append(source.read())
+    config = configure(model, mosaic, tmp_path / "mean.tif", ensemble=tuple(map(str, others)))
+    classify(config)
+    with rasterio.open(tmp_path / "mean.tif") as source:
+        mean, tags = source.read(), source.tags()
+    valid = mean[0] != -1
+    np.testing.assert_allclose(mean[1:], np.mean(alone, axis=0)[1:], atol=2e-5)
+    np.testing.assert_array_equal(mean[0][valid], mean[1:].argmax(0)[valid] + 1)
+    names = [member["sha256"] for member in json.loads(tags["LULC_ENSEMBLE"])]
+    assert len(set(names)) == 3 and tags["LULC_MODEL_SHA256"] == names[0]
+    assert "LULC_ENSEMBLE" not in rasterio.open(tmp_path / "0.tif").tags()
+
+
+def test_networks_of_other_classes_or_channels_are_not_averaged(tmp_path: Path, model: Path) -> None:
+    renamed = Legend("test", tuple(dataclasses.replace(c, name=f"other {c.number}") for c in LEGEND.classes))
+    save_model(network_of(NETWORK), card_of(legend=renamed), tmp_path / "renamed.keras")
+    mosaic = write_mosaic(tmp_path / "bands.tif", image_of(40, 40))
+    with pytest.raises(InputError, match=r"classes of the second are other 1, .* expected .* class 1"):
+        classify(configure(model, mosaic, tmp_path / "map.tif", ensemble=(str(tmp_path / "renamed.keras"),)))
+
+
+def test_an_interrupted_ensemble_goes_on_with_the_same_networks_only(
+    tmp_path: Path, model: Path, others: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mosaic = write_mosaic(tmp_path / "bands.tif", image_of(300, 520))
+    config = configure(model, mosaic, tmp_path / "map.tif", ensemble=(str(others[0]),), part=256, window=64)
+    monkeypatch.setattr(job, "build_engine", interrupt(after=50))
+    with pytest.raises(OSError, match="No space"):
+        classify(config)
+    monkeypatch.setattr(job, "build_engine", fast_engine)
+    with pytest.raises(InputError):
+        classify(dataclasses.replace(config, ensemble=(str(others[1]),)))
+    classify(config)
+    classify(dataclasses.replace(config, out=str(tmp_path / "straight.tif")))
+    assert (tmp_path / "map.tif").read_bytes() == (tmp_path / "straight.tif").read_bytes()
+
+
+@pytest.mark.parametrize("activations", ["float32", "uint8"])
+def test_entropy_and_margin_follow_the_activations(tmp_path: Path, fast: Path, activations: str) -> None:
+    mosaic = write_mosaic(tmp_path / "bands.tif", image_of(300, 260))
+    out = tmp_path / "map.tif"
+    classify(configure(fast, mosaic, out, activations=activations, extra=("margin", "entropy")))
+    with rasterio.open(out) as source:
+        assert source.descriptions == ("class", *LEGEND.names, "margin", "entropy")
+        assert set(source.scales[1:]) == {1.0 if activations == "float32" else 1 / 254}
+        stored, valid = (
+            source.read(masked=True) * np.array(source.scales)[:, None, None],
+            source.read_masks(1),
+        )
+    p, known = np.asarray(stored[1:4], float), valid > 0
+    _, middle, high = np.sort(p, axis=0)
+    near = 1e-5 if activations == "float32" else 0.02
+    np.testing.assert_allclose(stored[4][known], (high - middle)[known], atol=near)
+    expected = -(p * np.log(np.maximum(p, 1e-9))).sum(0) / np.log(3)
+    np.testing.assert_allclose(stored[5][known], expected[known], atol=3 * near)
+    with open_map(out) as found:
+        assert found.has_activations and len(found.layers) == 4
+        assert found.read_activations(found.grid.extent).shape[-1] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"extra": ("energy",)}, "--extra is energy"),
+        ({"extra": ("margin",), "activations": "none"}, "--extra"),
+    ],
+)
+def test_measures_that_there_are_not_are_refused(
+    tmp_path: Path, fast: Path, changes: dict[str, Any], message: str
+) -> None:
+    mosaic = write_mosaic(tmp_path / "bands.tif", image_of(40, 40))
+    with pytest.raises(InputError, match=message):
+        classify(configure(fast, mosaic, tmp_path / "map.tif", **changes))

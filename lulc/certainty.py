@@ -1,0 +1,66 @@
+"""How sure a network is of a pixel, from its activations alone: further bands of a map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Activations = NDArray[np.float32]
+
+
+def entropy(activations: Activations) -> Activations:
+    """Entropy of the activations, -sum p log p / log N: 0 where one class is certain, 1 where all are alike.
+
+    Parameters
+    ----------
+    activations
+        float32 (y, x, class), two classes or more that sum up to 1.
+
+    Returns
+    -------
+    float32 (y, x)
+
+    Examples
+    --------
+    >>> entropy(np.float32([[[0.5, 0.5], [1.0, 0.0]]])).tolist()
+    [[1.0, 0.0]]
+    """
+    terms = activations * np.log(np.maximum(activations, np.finfo(np.float32).tiny))
+    return np.asarray(np.clip(-terms.sum(axis=-1) / np.log(activations.shape[-1]), 0, 1), np.float32)
+
+
+def margin(activations: Activations) -> Activations:
+    """Highest activation less the second highest: 0 where two classes are alike, 1 where one is certain.
+
+    Parameters
+    ----------
+    activations
+        float32 (y, x, class), two classes or more.
+
+    Returns
+    -------
+    float32 (y, x)
+
+    Examples
+    --------
+    >>> margin(np.float32([[[0.125, 0.625, 0.25]]])).tolist()
+    [[0.375]]
+    """
+    second, first = np.moveaxis(np.partition(activations, -2, axis=-1)[..., -2:], -1, 0)
+    return np.asarray(first - second, np.float32)
+
+
+MEASURES: dict[str, Callable[[Activations], Activations]] = {"entropy": entropy, "margin": margin}
+"""Further bands by their name; all within 0..1."""
+
+
+def with_measures(activations: Activations, names: Sequence[str]) -> Activations:
+    """Activations (y, x, class) and after them the named measures, float32 (y, x, class + measure)."""
+    if not names:
+        return activations
+    both = activations
+    if activations.shape[-1] == 1:
+        both = np.concatenate([activations, 1 - activations], axis=-1)
+    return np.concatenate([activations, *(MEASURES[n](both)[..., np.newaxis] for n in names)], axis=-1)
