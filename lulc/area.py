@@ -13,6 +13,7 @@ practices for estimating area and assessing accuracy of land change. Remote Sens
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,7 +320,9 @@ def write_sample(points: geopandas.GeoDataFrame, path: str | os.PathLike[str]) -
     with write_atomically(path) as temporary:
         # The driver makes its own file, and wants none of that name to be there.
         temporary.unlink()
-        points.to_file(temporary, layer=LAYER, driver="GPKG")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The filename extension should be 'gpkg'")
+            points.to_file(temporary, layer=LAYER, driver="GPKG")
 
 
 def read_points(path: str | os.PathLike[str], legend: Legend) -> geopandas.GeoDataFrame:

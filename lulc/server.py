@@ -98,6 +98,8 @@ def _listen(port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((HOST, port))
+        # Who asks before the server runs is answered as soon as it does.
+        listener.listen()
     except (OSError, OverflowError) as error:
         listener.close()
         raise InputError(

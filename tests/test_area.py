@@ -10,9 +10,12 @@ from rasterio.crs import CRS
 
 from lulc.area import (
     allocate,
+    check_free,
+    check_strata,
     count_classes,
     draw_sample,
     estimate,
+    expected_accuracies,
     hectares_per_pixel,
     read_sample,
     sample_size,
@@ -37,12 +40,35 @@ def test_the_published_example_is_reproduced_to_the_printed_digits() -> None:
     assert users == [("0.88", "0.07"), ("0.73", "0.10"), ("0.93", "0.04"), ("0.96", "0.02")]
     assert round(result.users[0].half_width, 3) == 0.074
     assert [f"{e.value:.2f}" for e in result.producers] == ["0.75", "0.85", "0.93", "0.96"]
-    # The paper prints 0.23 and 0.01 for the second and fourth; its equation 7 gives 0.25 and 0.02 with
-    # its own table (see the simulation below for which is right).
-    assert [f"{e.half_width:.2f}" for e in result.producers] == ["0.21", "0.25", "0.03", "0.02"]
-    assert round(result.areas[0].value) == 235_086
-    hectares = estimate(SAMPLE, PIXELS * 0.09).areas[0]
-    assert (round(hectares.value), round(hectares.half_width)) == (21_158, 6_158)
+    assert [f"{result.producers[k].half_width:.2f}" for k in (0, 2)] == ["0.21", "0.03"]
+    assert (round(result.areas[0].value), round(result.areas[0].half_width)) == (235_086, 68_418)
+    hectares = [(round(e.value), round(e.half_width)) for e in estimate(SAMPLE, PIXELS * 0.09).areas]
+    assert hectares == [(21_158, 6_158), (11_686, 3_756), (285_770, 15_510), (581_386, 16_282)]
+
+
+def test_two_printed_intervals_of_producers_accuracy_do_not_follow_from_the_papers_own_equation() -> None:
+    """The paper prints 0.85 ± 0.23 and 0.96 ± 0.01 for the second and fourth class.
+
+    Its equation 7 gives 0.25 and 0.02 with its own table, computed here once more term by term, and so do
+    other programs that publish a check against this example. Neither a divisor n instead of n - 1 nor a
+    quantile of 2 gives the printed figures. (The same section prints a standard error of 34,097 pixels
+    beside a half-width of 68,418, which is 1.96 times 34,907: its figures hold slips.) The simulation
+    below sides with the equation, which is what `estimate` computes.
+    """
+    result = estimate(SAMPLE, PIXELS)
+    points = SAMPLE.sum(axis=1)
+    for j, printed in ((1, 0.23), (3, 0.01)):
+        column = PIXELS * SAMPLE[:, j] / points
+        found = column[j] / column.sum()
+        users = SAMPLE[j, j] / points[j]
+        variance = PIXELS[j] ** 2 * (1 - found) ** 2 * users * (1 - users) / (points[j] - 1)
+        for i in range(4):
+            if i != j:
+                share = SAMPLE[i, j] / points[i]
+                variance += found**2 * PIXELS[i] ** 2 * share * (1 - share) / (points[i] - 1)
+        half_width = 1.96 * variance**0.5 / column.sum()
+        assert result.producers[j].half_width == pytest.approx(half_width, rel=1e-12)
+        assert round(half_width, 2) == round(printed + (0.02 if j == 1 else 0.01), 2)
 
 
 def test_the_published_sample_size_is_reproduced() -> None:
@@ -190,3 +216,56 @@ def test_the_area_of_a_pixel_needs_a_projected_crs() -> None:
     assert hectares_per_pixel(GRID) == 0.01
     with pytest.raises(InputError, match="no projected CRS"):
         hectares_per_pixel(GridSpec(CRS.from_epsg(4326), Affine(0.001, 0, 24, 0, -0.001, 61), 9, 9))
+
+
+def drawn(path, classes: np.ndarray) -> geopandas.GeoDataFrame:
+    """A sample of a map, each point interpreted as what the map says, in a file."""
+    pixels = np.bincount(classes.ravel(), minlength=4)[1:4]
+    points = draw_sample(
+        lambda w: classes[w.slices],
+        [GRID.extent],
+        GRID,
+        pixels,
+        np.array([5, 6, 7]),
+        np.random.default_rng(2),
+    )
+    points["reference"] = points["stratum"]
+    write_sample(points, path)
+    return points
+
+
+def test_a_sample_of_this_map_is_accepted_in_any_crs_and_one_of_another_refused(tmp_path) -> None:
+    classes = np.random.default_rng(1).integers(1, 4, GRID.shape).astype(np.uint8)
+    points = drawn(tmp_path / "here.gpkg", classes)
+    check_strata(tmp_path / "here.gpkg", LEGEND, GRID, lambda w: classes[w.slices])
+    write_sample(points.to_crs("EPSG:4326"), tmp_path / "degrees.gpkg")
+    check_strata(tmp_path / "degrees.gpkg", LEGEND, GRID, lambda w: classes[w.slices])
+    with pytest.raises(InputError, match="18 of 18 points lie where the map has another class"):
+        check_strata(tmp_path / "here.gpkg", LEGEND, GRID, lambda w: classes[w.slices] % 3 + 1)
+    smaller = GridSpec(GRID.crs, GRID.transform, 45, 35)
+    with pytest.raises(InputError, match="of 18 points lie where"):
+        check_strata(tmp_path / "here.gpkg", LEGEND, smaller, lambda w: classes[w.slices])
+
+
+def test_work_on_a_sample_is_never_overwritten(tmp_path) -> None:
+    path = tmp_path / "sample.gpkg"
+    check_free(path, overwrite=False)
+    classes = np.random.default_rng(1).integers(1, 4, GRID.shape).astype(np.uint8)
+    points = drawn(path, classes)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="there is one already"):
+            check_free(path, overwrite=overwrite)
+    points["reference"] = points["reference"].astype("Int32").mask(np.ones(len(points), bool))
+    write_sample(points, path)
+    check_free(path, overwrite=True)
+    with pytest.raises(InputError, match="there is one already"):
+        check_free(path, overwrite=False)
+    path.write_bytes(b"something else")
+    with pytest.raises(InputError, match="there is one already"):
+        check_free(path, overwrite=True)
+
+
+def test_accuracies_to_expect_are_those_against_labels_kept_within_bounds() -> None:
+    confusion = np.zeros((5, 5), np.int64)
+    confusion[1:, 1:] = [[80, 0, 0, 0], [20, 1, 0, 0], [0, 9, 50, 0], [0, 0, 0, 0]]
+    assert expected_accuracies(confusion).tolist() == [0.8, 0.5, 0.95, 0.75]

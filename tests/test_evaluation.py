@@ -22,10 +22,11 @@ from sklearn import metrics
 
 from lulc import evaluation
 from lulc.accuracy import Reliability, compare, count, score
+from lulc.area import estimate
 from lulc.config import EvaluateConfig
 from lulc.evaluation import evaluate, measure, near_borders
-from lulc.publication import FILES
 from lulc.nomenclature import load_scheme
+from lulc.publication import FILES
 from lulc.regions import read_regions
 from lulc.schema import InputError, LandCoverClass, Legend
 
@@ -474,3 +475,88 @@ def test_a_map_of_the_real_labels_against_themselves_is_perfect(shared, tmp_path
     scores = evaluate(EvaluateConfig(map=path, reference=reference, out=str(tmp_path / "r"))).scores
     assert scores.pixels == int((labels > 0).sum())
     assert scores.macro.f1 == scores.overall_accuracy == 1.0
+
+
+def interpret(path: Path, scene: Scene) -> np.ndarray:
+    """Fill in a drawn sample with what the reference says; the confusion matrix of the points."""
+    points = geopandas.read_file(path)
+    cols, rows = ~TRANSFORM @ (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
+    truth = scene.reference[rows.astype(int), cols.astype(int)]
+    points["reference"] = np.where((truth > 0) & (truth < 255), truth, points["stratum"])
+    points.to_file(path, layer="sample", driver="GPKG")
+    matrix = np.zeros((4, 4), np.int64)
+    np.add.at(matrix, (points["stratum"] - 1, points["reference"] - 1), 1)
+    return matrix
+
+
+def test_a_sample_is_drawn_interpreted_and_read_back_as_areas(scene: Scene) -> None:
+    first = evaluate(scene.config(design_sample=400))
+    sample = scene.folder / "report" / "sample.gpkg"
+    assert sample in first.files
+    matrix = interpret(sample, scene)
+    assert matrix.sum() == 400
+    result = evaluate(scene.config(sample=str(sample), overwrite=True))
+    assert sample.exists()
+    areas = result.findings.areas
+    assert np.array_equal(areas.sample, matrix)
+    mapped = np.array([(scene.mapped == k).sum() for k in (1, 2, 3, 4)])
+    assert areas.mapped.tolist() == [(scene.mapped == 0).sum(), *mapped]
+    assert (areas.hectares, areas.unit) == (0.01, "ha")
+    expected = estimate(matrix, mapped * 0.01)
+    assert areas.estimates == expected
+    stored = json.loads((scene.folder / "report" / "report.json").read_text())["areas"]["estimates"]
+    assert stored["areas"][0]["value"] == expected.areas[0].value
+    page = (scene.folder / "report" / "report.md").read_text()
+    assert f"{expected.areas[0].value:,.1f} ± {expected.areas[0].half_width:,.1f}" in page
+    assert (scene.folder / "report" / "areas.csv").exists()
+
+
+def test_a_sample_sized_by_its_standard_error_reaches_it(scene: Scene) -> None:
+    evaluate(scene.config(sample_error=0.02))
+    sample = scene.folder / "report" / "sample.gpkg"
+    interpret(sample, scene)
+    found = measure(scene.config(sample=str(sample)))[0].areas.estimates
+    assert found.overall.standard_error <= 0.023
+
+
+@pytest.mark.parametrize("error", [0.0, -1.0, 0.7])
+def test_a_standard_error_out_of_range_is_refused(scene: Scene, error: float) -> None:
+    with pytest.raises(InputError, match="standard error"):
+        evaluate(scene.config(sample_error=error))
+
+
+def test_a_sample_drawn_within_bounds_is_about_what_lies_there(scene: Scene) -> None:
+    bounds = (500_000.0, 6_700_000.0 - 400, 500_400.0, 6_700_000.0)
+    evaluate(scene.config(design_sample=60, bounds=bounds))
+    points = geopandas.read_file(scene.folder / "report" / "sample.gpkg")
+    assert points.geometry.x.max() < 500_400 and points.geometry.y.min() > 6_699_600
+    assert measure(scene.config(bounds=bounds))[0].areas.mapped.sum() == (scene.mapped[:40, :40] != 255).sum()
+
+
+def test_activations_summed_by_level_are_scored_as_a_loop_would(scene: Scene) -> None:
+    (level1,) = measure(scene.config())[0].levels
+    groups = np.array([1, 3, 3, 5])
+    expected = np.zeros((6, 6), np.int64)
+    for row, col in np.argwhere(scene.scored):
+        sums = [scene.activations[row, col][groups == g].sum() for g in (1, 2, 3, 4, 5)]
+        found = int(np.argmax(sums)) + 1 if scene.mapped[row, col] else 0
+        expected[groups[scene.reference[row, col] - 1], found] += 1
+    assert np.array_equal(level1.summed, expected)
+
+
+def test_training_curves_come_from_the_run_folder(scene: Scene) -> None:
+    run = scene.folder / "run"
+    with pytest.raises(InputError, match="expected the run folder"):
+        evaluate(scene.config(run=str(run)))
+    run.mkdir()
+    (run / "history.csv").write_text("epoch,loss,val_loss\n1,2.0,2.5\n2,1.5,1.75\n")
+    evaluate(scene.config(run=str(run)))
+    assert (scene.folder / "report" / "history.png").exists()
+    assert "| lowest validation loss | 1.7500 | 2 |" in (scene.folder / "report" / "report.md").read_text()
+
+
+def test_a_report_says_where_the_map_is_least_sure_and_how_it_was_made(scene: Scene) -> None:
+    evaluate(scene.config())
+    text = (scene.folder / "report" / "report.md").read_text()
+    assert "## Where the map is least sure" in text
+    assert "| map's model | small.keras |" in text
