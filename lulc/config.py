@@ -483,7 +483,8 @@ class ClassifyConfig(InputConfig, RunConfig):
     )
     cog: bool = option(
         False,
-        "declare the map cloud-optimised, as its layout always is; GDAL then guards it against edits in place",
+        "declare the map cloud-optimised, as its layout always is; GDAL then guards it against edits in "
+        "place",
     )
     sieve: int = option(
         0,
@@ -522,6 +523,12 @@ class EvaluateConfig(RunConfig):
     image: str | None = option(None, "mosaic to show beside the map", metavar="RASTER")
     run: str | None = option(
         None, "run folder of the weights: its training curves join the report", metavar="FOLDER"
+    )
+    suspects: float | None = option(
+        None,
+        "write OUT/suspects.tif and .csv: labelled pixels where the activation of the map's class exceeds "
+        "that of the label by at least this (0.5), candidates for wrong labels",
+        unit="0..1",
     )
     design_sample: int = option(
         0, "draw so many points to interpret, stratified by class, into sample.gpkg of --out", group=AREA
@@ -570,7 +577,8 @@ class ExportConfig:
     )
     date: tuple[str, ...] = option(
         (),
-        "day of the imagery, or first and last day; a STAC item needs it",
+        "day of the imagery, or first and last day, for a STAC item; that in the names of the inputs where not "
+        "given",
         metavar="YYYY-MM-DD",
     )
     model: str | None = option(

@@ -42,6 +42,7 @@ from lulc.publication import FILES, write_findings
 from lulc.regions import Region, read_regions
 from lulc.schema import IGNORE, UNCLASSIFIED, InputError, Legend
 from lulc.sources import Source, open_source
+from lulc.suspects import find_suspects
 from lulc.views import Viewing, Views
 from lulc.windows import Window
 
@@ -102,6 +103,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     written = write_findings(findings, views, folder)
     if designs:
         written.append(design(config, findings, folder / SAMPLE))
+    if config.suspects is not None:
+        written += suspect(config, folder)
     return EvaluationResult(folder, tuple(written), findings)
 
 
@@ -141,6 +144,20 @@ def design(config: EvaluateConfig, findings: Findings, path: Path) -> Path:
         "%d points to interpret in '%s': fill in the field 'reference', then give --sample", len(drawn), path
     )
     return path
+
+
+def suspect(config: EvaluateConfig, folder: Path) -> tuple[Path, Path]:
+    """Write where the map contradicts the reference; see `lulc.suspects`."""
+    with ExitStack() as resources:
+        inputs = _open(config, resources)
+
+        def read_labels(window: Window) -> NDArray[np.uint8]:
+            labels, counting = inputs.read_reference(window), inputs.masks.read(window)
+            return labels if counting is None else np.where(counting, labels, IGNORE).astype(np.uint8)
+
+        return find_suspects(
+            inputs.map, read_labels, folder, least=config.suspects or 0.0, regions=inputs.regions
+        )
 
 
 def measure(config: EvaluateConfig) -> tuple[Findings, Views]:
@@ -411,7 +428,7 @@ class Counts:
         self._gather(window, scored, reference, mapped, activations)
         image = None
         if inputs.image and self._viewing.holds(window):
-            image = _colors(inputs.image, inputs.grid, window)
+            image = _colors(inputs.image, inputs.grid, window, self._viewing.step)
         self._viewing.add(window, mapped, reference, image, activations)
 
     def _gather(
@@ -528,19 +545,28 @@ def _history_of(run: str) -> Path:
     return path
 
 
-def _colors(image: Source, grid: GridSpec, window: Window) -> NDArray[np.float32]:
-    """Red, green and blue of a mosaic, float32 (y, x, 3), NaN = no data or outside."""
+def _colors(image: Source, grid: GridSpec, window: Window, step: int) -> NDArray[np.float32]:
+    """Red, green and blue of a mosaic, float32 (y, x, 3), NaN = no data or outside.
+
+    Rows and columns are those of `window` whose numbers in `grid` are multiples of `step`.
+    """
     names = list(image.names)
     true_color = ("B04", "B03", "B02")
     layers = [names.index(n) for n in true_color] if set(true_color) <= set(names) else [0, 1, 2]
     layers = [min(k, len(names) - 1) for k in layers]
+    top, left = -window.row % step, -window.col % step
     row, col = image.grid.offset_of(grid)
-    there = Window(window.row + row, window.col + col, window.height, window.width)
-    common = there.intersect(image.grid.extent)
-    result = np.full((*window.shape, 3), np.nan, np.float32)
-    if common.height and common.width:
-        values = np.moveaxis(image.read(layers, common), 0, -1).astype(np.float32)
+    there = Window(window.row + row + top, window.col + col + left, window.height - top, window.width - left)
+    # What lies left of or above the image is left out in whole steps.
+    above, before = (step * max(0, -(n // step)) for n in (there.row, there.col))
+    common = Window(
+        there.row + above, there.col + before, there.height - above, there.width - before
+    ).intersect(image.grid.extent)
+    result = np.full((*(-(-side // step) for side in there.shape), 3), np.nan, np.float32)
+    if common.height > 0 and common.width > 0:
+        values = np.moveaxis(image.read_every(step, layers, common), 0, -1).astype(np.float32)
         nodata = [image.nodata[k] for k in layers]
         invalid = (values == [np.nan if v is None else v for v in nodata]) | (values == 0)
-        result[common.relative_to(there).slices] = np.where(invalid, np.nan, values)
+        part = result[above // step :, before // step :][: values.shape[0], : values.shape[1]]
+        part[...] = np.where(invalid, np.nan, values)
     return result
