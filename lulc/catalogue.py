@@ -231,6 +231,25 @@ def parse_dates(dates: Sequence[str]) -> tuple[datetime.date, datetime.date]:
     return first, last
 
 
+def known_dates(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """First and last day of a map's imagery, where every input has its date in its name; else none.
+
+    Copernicus names products and bands so: ``S2B_MSIL2A_20200223T034729_...``.
+
+    Examples
+    --------
+    >>> known_dates({"LULC_PARAMETERS": '{"inputs": ["T48QUE_20200223T034729_B02_10m.jp2"], "fill": []}'})
+    ('2020-02-23', '2020-02-23')
+    """
+    parameters = _parsed(tags.get("LULC_PARAMETERS", "{}"))
+    if not isinstance(parameters, dict) or not isinstance(parameters.get("inputs"), list):
+        return ()
+    names = [str(name) for name in (*parameters["inputs"], *(parameters.get("fill") or ()))]
+    found = [re.search(r"(?<!\d)(20\d\d)(\d\d)(\d\d)T\d{6}(?!\d)", name) for name in names]
+    days = sorted("-".join(match.groups()) for match in found if match)
+    return (days[0], days[-1]) if days and len(days) == len(names) else ()
+
+
 def _time(dates: Sequence[str]) -> dict[str, Any]:
     first, last = parse_dates(dates)
     if first == last:

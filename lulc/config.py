@@ -577,8 +577,8 @@ class ExportConfig:
     )
     date: tuple[str, ...] = option(
         (),
-        "day of the imagery, or first and last day, for a STAC item; that in the names of the inputs where not "
-        "given",
+        "day of the imagery, or first and last day, for a STAC item; where not given those in the names of "
+        "the inputs",
         metavar="YYYY-MM-DD",
     )
     model: str | None = option(

@@ -9,7 +9,7 @@ import rasterio
 
 from lulc import forecast, styles
 from lulc.card import load_card
-from lulc.catalogue import MISSION, Item, map_item, model_item, parse_dates
+from lulc.catalogue import MISSION, Item, known_dates, map_item, model_item, parse_dates
 from lulc.config import ExportConfig, ExportModelConfig
 from lulc.documents import write_document
 from lulc.exports import write_netcdf, write_zarr
@@ -49,14 +49,11 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
     items = [out.parent / _item_name(model) for out, kind in zip(outputs, kinds, strict=True)
              if model is not None and kind == ".json"]  # fmt: skip
     _check_outputs([*outputs, *items], source, overwrite=config.overwrite)
-    if ".json" in kinds and not config.date:
-        raise InputError(
-            f"cannot describe '{source}' as a STAC item, since no map says of when its imagery is, "
-            "expected --date",
-            "Type --date 2018-07-01, or --date 2018-06-01 2018-08-31.",
-        )
     legend = load_scheme(config.scheme).legend if config.scheme is not None else None
     with rasterio.Env(GDAL_CACHEMAX=forecast.CACHE // 2**20), open_map(source, legend) as land_cover:
+        dates = config.date or known_dates(land_cover.tags)
+        if ".json" in kinds:
+            _check_dates(dates, source)
         counted = set(kinds) & {".qml", ".sld", ".aux.xml", ".json"}
         entries = styles.count_entries(land_cover) if counted else ()
         texts = {
@@ -68,7 +65,7 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
             if kind in texts:
                 styles.write_text(out, texts[kind]())
             elif kind == ".json":
-                _write_item(out, source, land_cover, entries, config.date, model)
+                _write_item(out, source, land_cover, entries, dates, model)
             else:
                 _write_pixels(out, kind, source, land_cover)
     return (*outputs, *items)
@@ -126,6 +123,16 @@ def _check_outputs(outputs: Sequence[Path], source: Path, *, overwrite: bool) ->
                 f"cannot write '{out}', since it exists already",
                 "Give another output, or add --overwrite to replace it.",
             )
+
+
+def _check_dates(dates: Sequence[str], source: Path) -> None:
+    if not dates:
+        raise InputError(
+            f"cannot describe '{source}' as a STAC item, since the names of its inputs hold no dates, "
+            "expected --date",
+            "Type --date 2018-07-01, or --date 2018-06-01 2018-08-31.",
+        )
+    parse_dates(dates)
 
 
 def _write_item(

@@ -189,6 +189,20 @@ def test_an_item_needs_its_date(
     assert not out.exists()
 
 
+def test_the_date_is_known_from_the_names_of_copernicus(
+    tmp_path: Path, write_map: WriteMap, validate: Callable[..., list[str]]
+) -> None:
+    names = {"inputs": ["S2B_MSIL2A_20200223T034729_N9999_R104_T48QUE_20200223T084110.SAFE"],
+             "fill": ["T48QUE_20200114T034101_B02_10m.jp2"]}  # fmt: skip
+    path = write_map(tmp_path / "map.tif", tags={"LULC_PARAMETERS": json.dumps(names)})
+    out = tmp_path / "map.json"
+    assert export_map.main([str(path), "--out", str(out)]) == 0
+    item = read(out)
+    validate(item)
+    assert item["properties"]["start_datetime"] == "2020-01-14T00:00:00Z"
+    assert item["properties"]["end_datetime"] == "2020-02-23T23:59:59Z"
+
+
 def test_items_of_weights_are_valid_and_complete(tmp_path: Path, validate: Callable[..., list[str]]) -> None:
     path = write_model(tmp_path)
     assert export_model.main([str(path)]) == 0

@@ -19,6 +19,7 @@ from lulc.commands.make_classifications import main as make
 from lulc.commands.reproduce_map import main
 from lulc.config import ReproduceConfig
 from lulc.inference import sieved_path
+from lulc.landscape import simulate, write_product
 from lulc.network import NetworkConfig
 from lulc.provenance import compare, read_provenance, reproduce
 from lulc.schema import BANDS, InputError, LandCoverClass, Legend
@@ -132,6 +133,18 @@ def test_a_map_of_several_networks_with_measures_is_made_again(
     assert code == 0
     assert data["comparison"]["same_file"]
     assert [file["kind"] for file in data["files"]] == ["weights", "weights", "input"]
+
+
+def test_a_map_of_a_product_folder_is_made_again(
+    scene: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    product = write_product(simulate((96, 96), seed=1), tmp_path / "products")
+    path = tmp_path / "map.tif"
+    assert make([str(scene / "run" / "small.keras"), str(product), str(path), "-q"]) == 0
+    options = ["--inputs", tmp_path / "products", "--model", scene / "run"]
+    code, data = answer(capsys, path, *options)
+    assert code == 0
+    assert data["comparison"]["same_file"]
 
 
 def test_how_a_map_was_made_is_printed_without_its_inputs(
