@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/setup.stamp
 BACKENDS := $(VENV)/backends.stamp
 PYTEST_ARGS ?=
+SOAK_MINUTES ?= 30
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -38,11 +39,12 @@ $(BACKENDS): requirements/backends.txt $(STAMP)
 
 system: ## install Debian packages that some tests use (root; elsewhere says what to ask for)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		{ command -v gdalinfo && command -v chromium && command -v chromedriver; } >/dev/null || { apt-get update -q && \
+		{ command -v gdalinfo && command -v strace && command -v chromium && command -v chromedriver; } \
+			>/dev/null || { apt-get update -q && \
 			DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
-				gdal-bin chromium chromium-driver; }; \
+				gdal-bin strace chromium chromium-driver; }; \
 	else \
-		echo "not root, or no apt: ask for the packages gdal-bin, chromium and chromium-driver;" \
+		echo "not root, or no apt: ask for the packages gdal-bin, strace, chromium and chromium-driver;" \
 			"tests that need them skip without them"; \
 	fi
 
@@ -64,8 +66,9 @@ format: setup ## let ruff format and sort
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-stress: setup ## the long tests
+stress: setup ## the long tests, then half an hour of the same runs again and again
 	$(BIN)/python -m pytest -m stress $(PYTEST_ARGS)
+	$(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES)
 
 # uv is told of PyTorch's CPU builds by UV_FIND_LINKS or UV_EXTRA_INDEX_URL.
 lock: setup ## write requirements/*.txt anew from pyproject.toml
