@@ -30,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _act(config: EvaluateConfig) -> None:
+    # What tables and pictures need takes longer to load than it takes to refuse a bad map.
+    from lulc.sources import open_source
+
+    open_source(config.map, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote).close()
     from lulc.evaluation import evaluate
     from lulc.page import plain_table
     from lulc.sections import class_table, score_table
