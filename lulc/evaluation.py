@@ -96,7 +96,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """
     folder = Path(config.out)
     _check_folder(folder, config.overwrite)
-    designs = bool(config.design_sample or config.sample_error)
+    designs = _is_designing(config)
     if designs:
         check_free(folder / SAMPLE, overwrite=config.overwrite)
     findings, views = measure(config)
@@ -106,6 +106,22 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     if config.suspects is not None:
         written += suspect(config, folder)
     return EvaluationResult(folder, tuple(written), findings)
+
+
+def _is_designing(config: EvaluateConfig) -> bool:
+    """True where a sample is asked for; refuses one that can't be."""
+    if config.design_sample < 0:
+        raise InputError(
+            f"cannot draw a sample of {config.design_sample} points, expected 1 or more",
+            "Type --design-sample 600, or leave it out.",
+        )
+    if config.sample_error is not None and not 0 < config.sample_error < 0.5:
+        raise InputError(
+            f"cannot size a sample for a standard error of {config.sample_error}, "
+            "expected above 0 and below 0.5",
+            "Type --sample-error 0.01 for an interval of about two per cent to each side.",
+        )
+    return bool(config.design_sample) or config.sample_error is not None
 
 
 def design(config: EvaluateConfig, findings: Findings, path: Path) -> Path:
@@ -124,12 +140,6 @@ def design(config: EvaluateConfig, findings: Findings, path: Path) -> Path:
     pixels = findings.areas.mapped[1:]
     points = config.design_sample
     if config.sample_error is not None:
-        if not 0 < config.sample_error < 0.5:
-            raise InputError(
-                f"cannot size a sample for a standard error of {config.sample_error}, expected above 0 and "
-                "below 0.5",
-                "Type --sample-error 0.01 for an interval of about two per cent to each side.",
-            )
         expected = expected_accuracies(findings.confusion)
         points = max(points, sample_size(pixels.astype(float), expected, config.sample_error))
     with ExitStack() as resources:

@@ -102,6 +102,16 @@ class Source(abc.ABC):
             If the file is damaged there.
         """
 
+    def read_every(self, step: int, layers: Sequence[int], window: Window) -> np.ndarray:
+        """About every `step`-th row and column of a window, for pictures: quick where there are overviews.
+
+        Returns
+        -------
+        array (band, ceil(y / step), ceil(x / step)), the stored dtype
+            Pixels near those places; which ones is the reader's choice.
+        """
+        return self.read(layers, window)[:, ::step, ::step]
+
     @abc.abstractmethod
     def reopen(self) -> Self:
         """The same raster, opened once more (for another thread)."""

@@ -325,13 +325,12 @@ def _entries(value: str) -> tuple[tuple[str, str], ...] | None:
         data: Any = json.loads(value)
     except (ValueError, RecursionError):
         return None
-    if isinstance(data, list):
-        data = {
-            str(d.get("name", k)) if isinstance(d, dict) else str(k): d for k, d in enumerate(data, start=1)
-        }
-    if not isinstance(data, dict):
+    if isinstance(data, dict):
+        return tuple((field, _words(entry)) for field, entry in data.items())
+    if not isinstance(data, list):
         return None
-    return tuple((str(field), _words(entry)) for field, entry in data.items())
+    names = [str(d.get("name", k)) if isinstance(d, dict) else str(k) for k, d in enumerate(data, start=1)]
+    return tuple((name, _words(entry)) for name, entry in zip(names, data, strict=True))
 
 
 def _words(entry: Any) -> str:
@@ -340,4 +339,6 @@ def _words(entry: Any) -> str:
         return ", ".join(f"{k} {_words(v)}" for k, v in entry.items() if k != "name")
     if isinstance(entry, list):
         return " ".join(_words(v) for v in entry) or number(None)
+    if isinstance(entry, bool):
+        return "yes" if entry else "no"
     return number(None) if entry is None else str(entry)

@@ -248,10 +248,21 @@ class RasterSource(Source):
                 )
 
     def read(self, layers: Sequence[int], window: Window) -> np.ndarray:
+        return self._read(layers, window, window.shape)
+
+    def read_every(self, step: int, layers: Sequence[int], window: Window) -> np.ndarray:
+        rows, cols = (-(-side // step) for side in window.shape)
+        # GDAL divides the window evenly: one of whole steps keeps every pixel in its place.
+        even = Window(window.row, window.col, rows * step, cols * step).intersect(self.grid.extent)
+        return self._read(layers, even, (rows, cols))
+
+    def _read(self, layers: Sequence[int], window: Window, shape: tuple[int, int]) -> np.ndarray:
         area = RasterWindow(window.col, window.row, window.width, window.height)
         try:
             with rasterio.Env(**_ENVIRONMENT):
-                array: np.ndarray = self._dataset.read([i + 1 for i in layers], window=area)
+                array: np.ndarray = self._dataset.read(
+                    [i + 1 for i in layers], window=area, out_shape=(len(layers), *shape)
+                )
         except RasterioError as error:
             raise InputError(
                 f"cannot read rows {window.row} to {window.stop[0]} of '{self.path}', "

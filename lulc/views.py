@@ -160,7 +160,7 @@ class Viewing:
         mapped, reference
             uint8 (y, x), class numbers.
         image
-            float32 (y, x, 3), NaN = no data.
+            float32 (y, x, 3) of the kept rows and columns alone, NaN = no data.
         activations
             float32 (y, x, class), NaN = no data.
         """
@@ -174,7 +174,7 @@ class Viewing:
         self._map[place] = mapped[inside]
         self._reference[place] = reference[inside]
         if image is not None and self._image is not None:
-            self._image[place] = image[inside]
+            self._image[place] = image
         if activations is not None and self._activations is not None:
             void = np.iinfo(self._activations.dtype).max
             scaled = np.round(activations[inside].astype(np.float64) * 10**self._digits)

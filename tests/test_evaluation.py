@@ -25,10 +25,13 @@ from lulc.accuracy import Reliability, compare, count, score
 from lulc.area import estimate
 from lulc.config import EvaluateConfig
 from lulc.evaluation import evaluate, measure, near_borders
+from lulc.grid import GridSpec
+from lulc.labels import tiles_of
 from lulc.nomenclature import load_scheme
 from lulc.publication import FILES
 from lulc.regions import read_regions
 from lulc.schema import InputError, LandCoverClass, Legend
+from lulc.sources import open_source
 
 LEGEND = Legend(
     "four",
@@ -560,3 +563,26 @@ def test_a_report_says_where_the_map_is_least_sure_and_how_it_was_made(scene: Sc
     text = (scene.folder / "report" / "report.md").read_text()
     assert "## Where the map is least sure" in text
     assert "| map's model | small.keras |" in text
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+def test_colors_of_an_image_lie_where_its_pixels_do(tmp_path: Path, step: int) -> None:
+    # Equal in blocks of 8 pixels, so that it matters where a block lies, not which pixel of it is taken.
+    coarse = np.random.default_rng(1).integers(1, 1000, (3, 9, 11)).repeat(8, axis=1).repeat(8, axis=2)
+    shifted = TRANSFORM @ Affine.translation(-5, 7)
+    path = write_raster(tmp_path / "image.tif", coarse.astype(np.uint16), transform=shifted)
+    grid = GridSpec(CRS.from_epsg(3067), TRANSFORM, 70, 90)
+    full = np.full((70, 90, 3), np.nan)
+    full[7:70, :83] = np.moveaxis(coarse, 0, -1)[:63, 5:88]
+    whole = np.full((70 // step + 1, 90 // step + 1, 3), np.inf)[: -(-70 // step), : -(-90 // step)]
+    with open_source(path) as image:
+        for window in tiles_of(grid.extent, 32):
+            colors = evaluation._colors(image, grid, window, step)
+            row, col = -(-window.row // step), -(-window.col // step)
+            whole[row : row + colors.shape[0], col : col + colors.shape[1]] = colors
+    expected = full[::step, ::step]
+    assert np.array_equal(np.isnan(whole), np.isnan(expected)) or step > 1
+    moves = [(i, j) for i in range(-1, step) for j in range(-1, step)] if step > 1 else [(0, 0)]
+    moved = (np.roll(full, (-i, -j), (0, 1))[::step, ::step] for i, j in moves)
+    near = np.min([np.nan_to_num(np.abs(m - whole)) for m in moved], axis=0)
+    assert near.max() == 0

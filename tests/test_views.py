@@ -40,7 +40,11 @@ def viewed(longest: int, window: int = 32, seed: int = 1):
     mapped, reference, shares = scene(seed)
     viewing = Viewing(GRID, 13, with_image=True, with_activations=True, longest=longest)
     for w in tiles_of(GRID.extent, window):
-        image = np.dstack([mapped[w.slices]] * 3).astype(np.float32)
+        kept = (
+            slice(-w.row % viewing.step, None, viewing.step),
+            slice(-w.col % viewing.step, None, viewing.step),
+        )
+        image = np.dstack([mapped[w.slices][kept]] * 3).astype(np.float32)
         viewing.add(w, mapped[w.slices], reference[w.slices], image, shares[w.slices])
     return viewing.views()
 

@@ -45,6 +45,7 @@ def command_lines(config: DemoConfig) -> list[list[str]]:
     train += ["--minutes", f"{config.minutes:g}", "--seed", seed]
     classify = [f"{out}/run", summer, indices, f"{out}/map.tif", "--fill", spring]
     evaluate = [f"{out}/map.tif", labels, "--regions", f"{out}/stacks/manifest.json", "--image", summer]
+    evaluate += ["--run", f"{out}/run"]
     evaluate += ["--out", f"{out}/report"]
     named = {
         "preprocess": prepare,
