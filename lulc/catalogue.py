@@ -32,7 +32,7 @@ from lulc.layers import Layer
 from lulc.maps import REST, ClassMap
 from lulc.schema import InputError
 from lulc.storage import sha256_of
-from lulc.styles import Entry
+from lulc.styles import Entry, printable
 
 STAC_VERSION = "1.1.0"
 
@@ -82,7 +82,7 @@ def map_item(
     geometry, bbox = footprint(grid)
     properties = {
         **_time(dates),
-        "title": f"Land cover: {land_cover.legend.name}",
+        "title": f"Land cover: {printable(land_cover.legend.name)}",
         "description": _description(tags),
         **_projection(grid),
         "processing:level": "L4",
@@ -207,7 +207,9 @@ def class_names(names: Iterable[str]) -> list[str]:
     found: list[str] = []
     for i, name in enumerate(names, start=1):
         short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or f"class-{i}"
-        found.append(short if short not in found else f"{short}-{i}")
+        while short in found:
+            short = f"{short}-{i}"
+        found.append(short)
     return found
 
 
@@ -349,7 +351,7 @@ def _raster_bands(land_cover: ClassMap, entries: Sequence[Entry]) -> list[dict[s
 
 def _stored_names(land_cover: ClassMap) -> list[str]:
     """Names of the activation bands of the file: a map of one class has one."""
-    return list(land_cover.legend.names)[: len(land_cover.layers) - 1]
+    return [printable(name) for name in land_cover.legend.names[: len(land_cover.layers) - 1]]
 
 
 def _measures(land_cover: ClassMap) -> list[str]:

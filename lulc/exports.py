@@ -11,6 +11,7 @@ CF conventions 1.10, sections 3.5 (flags), 4 (coordinates), 5.6 (grid mappings),
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from lulc.layers import Layer
 from lulc.maps import LEGEND_TAG, TAG_PREFIX, ClassMap
 from lulc.schema import IGNORE, UNCLASSIFIED, InputError
 from lulc.storage import rename_durably, write_atomically
-from lulc.styles import UNCLASSIFIED_COLOR, UNCLASSIFIED_NAME
+from lulc.styles import UNCLASSIFIED_COLOR, UNCLASSIFIED_NAME, printable
 from lulc.windows import Window, squares_of
 
 CHUNK = 512
@@ -135,7 +136,7 @@ def frame_of(land_cover: ClassMap) -> xr.Dataset:
     }
     if land_cover.has_activations:
         # Of fixed length, since GDAL reads no others from Zarr.
-        names = np.array(land_cover.legend.names, "U")
+        names = np.array([printable(name) for name in land_cover.legend.names], "U")
         coordinates["land_cover_class"] = ("land_cover_class", names, {"long_name": "class of an activation"})
     frame = xr.Dataset(
         {GRID_MAPPING: ((), np.int32(0), mapping)}, coordinates, _global_attributes(land_cover)
@@ -146,11 +147,13 @@ def frame_of(land_cover: ClassMap) -> xr.Dataset:
 
 
 def _global_attributes(land_cover: ClassMap) -> dict[str, str]:
-    tags = {k.lower(): v for k, v in sorted(land_cover.tags.items()) if k.startswith(TAG_PREFIX)}
+    # Other tags might have names that NetCDF does not admit.
+    own = {k: v for k, v in sorted(land_cover.tags.items()) if re.fullmatch(f"{TAG_PREFIX}[A-Z0-9_]+", k)}
+    tags = {k.lower(): v for k, v in own.items()}
     tags.pop(LEGEND_TAG.lower(), None)
     return {
         "Conventions": "CF-1.10",
-        "title": f"Land cover: {land_cover.legend.name}",
+        "title": f"Land cover: {printable(land_cover.legend.name)}",
         "source": f"network {tags.get('lulc_model', 'unknown')} (lulc)",
         **tags,
     }
@@ -182,7 +185,7 @@ def _flags(land_cover: ClassMap) -> dict[str, Any]:
     names = [UNCLASSIFIED_NAME, *legend.names]
     return {
         "_FillValue": np.uint8(IGNORE),
-        "long_name": f"land-cover class, {legend.name}",
+        "long_name": f"land-cover class, {printable(legend.name)}",
         "flag_values": np.arange(UNCLASSIFIED, len(names), dtype="u1"),
         "flag_meanings": " ".join(word.replace("-", "_") for word in class_names(names)),
         "flag_colors": " ".join([UNCLASSIFIED_COLOR, *legend.colors]),

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -378,11 +379,12 @@ def _classify_config(
 
 @contextlib.contextmanager
 def _workplace(config: ReproduceConfig) -> Iterator[Path]:
-    """A folder for the map that is made again, on the disk where it is to stay."""
-    beside = Path(config.out).resolve().parent if config.out is not None else None
-    if beside is not None:
+    """A folder for the map that is made again: on the disk where it is to stay, or where maps have room."""
+    beside = Path(config.out or config.map).resolve().parent
+    if config.out is not None:
         beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".reproduced-", dir=beside) as folder:
+    chosen = beside if os.access(beside, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".reproduced-", dir=chosen) as folder:
         yield Path(folder)
 
 

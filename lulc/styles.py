@@ -56,7 +56,7 @@ def count_entries(land_cover: ClassMap) -> tuple[Entry, ...]:
 def describe_entries(land_cover: ClassMap, counts: Sequence[int] | np.ndarray) -> tuple[Entry, ...]:
     """As `count_entries`, from counts by class number of the map's legend."""
     entries = [
-        Entry(land_cover.stored(c.number), _printable(c.name), c.color, int(counts[c.number]))
+        Entry(land_cover.stored(c.number), printable(c.name), c.color, int(counts[c.number]))
         for c in land_cover.legend.classes
     ]
     if counts[UNCLASSIFIED]:
@@ -140,15 +140,15 @@ def attribute_table(entries: Iterable[Entry]) -> str:
     return _text(root)
 
 
+def printable(name: str) -> str:
+    """A name without control characters and lone surrogates, which XML and UTF-8 have no way to write."""
+    return "".join(c for c in name if c.isprintable())
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a style, whole or not at all."""
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _printable(name: str) -> str:
-    """A name without the characters that XML has no way to write."""
-    return "".join(c for c in name if c.isprintable())
 
 
 def _text(root: ET.Element) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,19 @@ def test_what_the_tags_say_goes_along(tmp_path: Path, write_map: WriteMap, kind:
     with opened(export(path, kind)) as data:
         assert data.attrs["lulc_model"] == "run/å"
         assert data.attrs["lulc_version"] == "0.1.0"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_and_tags_that_no_format_can_hold_do_not_break_it(
+    tmp_path: Path, write_map: WriteMap, kind: str
+) -> None:
+    names = ("a\x00b", "\ud800", "a-b")
+    classes = [{"number": i, "name": name, "color": "#102030"} for i, name in enumerate(names, 1)]
+    tags = {"LULC_A/B": "x", "LULC_ ": "y", "LULC_LEGEND": json.dumps({"name": "\ud800", "classes": classes})}
+    path = write_map(tmp_path / "map.tif", tags=tags)
+    with opened(export(path, kind)) as data:
+        assert list(data["land_cover_class"].values) == ["ab", "", "a-b"]
+        assert not [name for name in data.attrs if "/" in name]
 
 
 @pytest.mark.parametrize("kind", KINDS)
