@@ -41,9 +41,9 @@ class Holdout:
         Parameters
         ----------
         activations
-            float32 (n, y, x, class).
+            float32 (..., class).
         labels
-            uint8 (n, y, x), 0..N-1, 255 = ignore; with one class 1 is the class and 0 the rest.
+            uint8 (...), 0..N-1, 255 = ignore; with one class 1 is the class and 0 the rest.
         """
         known = np.flatnonzero(labels != IGNORE)
         chosen = known[:: max(1, -(-known.size // self._most))]

@@ -108,21 +108,22 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
     check_options(config)
     datasets = leave_one_out(config)
     found = []
-    holdout = Holdout(sum(_squares(tile) for _, dataset in datasets for tile in dataset.validation))
+    holdout = Holdout(len(datasets))
     for number, (name, dataset) in enumerate(datasets, 1):
         logger.info("fold %d of %d leaves out %s", number, len(datasets), name)
         fold = _fold_config(config, number)
         if not is_finished(fold, inputs_of(fold, dataset)):
             train(fold, dataset)
-        found.append((name, Path(fold.out), dataset, _classify(fold, dataset, holdout)))
+        outcome = classify_left_out(fold, dataset)
+        holdout.add(outcome.activations, outcome.labels)
+        found.append((name, Path(fold.out), outcome))
     per_class = config.calibrate == "per-class"
     temperature = holdout.fit(per_class=per_class) if config.calibrate != "none" else 1.0
     legend = classes_of(config, datasets[0][1])
     folds, total = [], np.zeros((len(legend) + 1,) * 2, np.int64)
-    for name, folder, _, outcome in found:
+    for name, folder, outcome in found:
         total += outcome.confusion
-        ece = _calibration_error(outcome, temperature, len(legend))
-        folds.append(Fold(name, folder, accuracy.score(outcome.confusion, legend), ece))
+        folds.append(Fold(name, folder, accuracy.score(outcome.confusion, legend), outcome.ece(temperature)))
     document = Path(config.out) / DOCUMENT
     result = CrossValidation(tuple(folds), accuracy.score(total, legend), temperature, document)
     write_document(document, _to_json(result))
@@ -135,16 +136,34 @@ def _fold_config(config: TrainConfig, number: int) -> TrainConfig:
 
 
 @dataclass(frozen=True)
-class _Outcome:
-    """Confusion matrix of all pixels left out; activations and labels of some of them."""
+class Outcome:
+    """What came of classifying what was left out.
+
+    Parameters
+    ----------
+    confusion
+        int64 (N + 1, N + 1), of all its labelled pixels, see `lulc.accuracy`.
+    activations, labels
+        Of some of them: float32 (pixel, class), uint8 (pixel,), 0..N-1.
+    """
 
     confusion: NDArray[np.int64]
     activations: NDArray[np.float32]
     labels: NDArray[np.uint8]
 
+    def ece(self, temperature: float | tuple[float, ...]) -> float:
+        """Expected calibration error at a temperature; 0 where nothing is labelled."""
+        p = calibrate(self.activations[np.newaxis], temperature)[0]
+        if p.shape[1] == 1:
+            p = np.concatenate([1 - p, p], axis=1)
+        reliability = Reliability(p.shape[1])
+        reliability.add(self.labels + 1, p)
+        result = reliability.result()
+        return result.ece if result else 0.0
 
-def _classify(config: TrainConfig, dataset: Dataset, holdout: Holdout) -> _Outcome:
-    """Classify what a fold left out, and give `holdout` its predictions."""
+
+def classify_left_out(config: TrainConfig, dataset: Dataset) -> Outcome:
+    """Classify the validation stacks of a dataset, each pixel once, with the last model of a finished run."""
     model, card = load_model(find_model(config.out, "last"))
     halo = HALO // card.stride * card.stride if card.halo is None else card.halo
     side = -(-SIDE // card.stride) * card.stride
@@ -159,9 +178,8 @@ def _classify(config: TrainConfig, dataset: Dataset, holdout: Holdout) -> _Outco
             labels = np.where(valid, targets[np.asarray(tile.masks[place])], IGNORE).astype(np.uint8)
             known = labels != IGNORE
             confusion += accuracy.count(labels[known] + 1, decide(activations)[known] + 1, classes)
-            for part in (holdout, own):
-                part.add(activations, labels)
-    return _Outcome(confusion, *own.pixels())
+            own.add(activations, labels)
+    return Outcome(confusion, *own.pixels())
 
 
 def predict_tile(
@@ -200,16 +218,6 @@ def predict_tile(
 def _squares(tile: Tile) -> int:
     height, width = tile.masks.shape
     return -(-height // SIDE) * -(-width // SIDE)
-
-
-def _calibration_error(outcome: _Outcome, temperature: float | tuple[float, ...], classes: int) -> float:
-    probabilities = calibrate(outcome.activations[np.newaxis], temperature)[0]
-    if probabilities.shape[1] == 1:
-        probabilities = np.concatenate([1 - probabilities, probabilities], axis=1)
-    reliability = Reliability(classes)
-    reliability.add(outcome.labels + 1, probabilities)
-    result = reliability.result()
-    return result.ece if result else 0.0
 
 
 def _to_json(result: CrossValidation) -> dict[str, Any]:

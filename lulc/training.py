@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lulc import __version__, backend
 from lulc.backend import keras
@@ -137,15 +136,13 @@ def train(
         inputs |= {"temperature": str(temperature)}
     with open_run(config, inputs) as run:
         backend.seed(config.seed)
-        with precision(config.precision):
-            model = build_unet(network, (np.array(dataset.statistics.mean), np.array(dataset.statistics.std)))
+        model = build_model(config, dataset)
         _check_limits(config, model, run)
         if initial:
             _start_from(initial, model, dataset, config.single_class)
-        _compile(model, config, dataset)
         loop = _make_loop(config, dataset, network, model, run, temperature)
         seconds = math.inf if config.minutes is None else 60 * config.minutes
-        with StopRequest() as stop, logging_redirect_tqdm([logging.getLogger()]):
+        with StopRequest() as stop:
             finished = loop.go(stop, seconds)
         dataset.check_unchanged()
         if finished:
@@ -251,7 +248,11 @@ def _start_from(path: Path, model: keras.Model, dataset: Dataset, single_class: 
         logger.warning("%d arrays don't fit the network and begin anew: %s", len(kept), ", ".join(kept[:3]))
 
 
-def _compile(model: keras.Model, config: TrainConfig, dataset: Dataset) -> None:
+def build_model(config: TrainConfig, dataset: Dataset) -> keras.Model:
+    """The network of a resolved config with fresh weights, compiled to be trained on a dataset."""
+    with precision(config.precision):
+        statistics = (np.array(dataset.statistics.mean), np.array(dataset.statistics.std))
+        model = build_unet(_network_of(config, dataset), statistics)
     counts = dataset.counts
     if config.single_class is not None:
         of_class = counts[dataset.legend.names.index(config.single_class)]
@@ -265,6 +266,7 @@ def _compile(model: keras.Model, config: TrainConfig, dataset: Dataset) -> None:
     )
     # Variables that the first step would make have TensorFlow trace that step twice.
     model.optimizer.build(model.trainable_variables)
+    return model
 
 
 def _make_loop(
