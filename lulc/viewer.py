@@ -1,7 +1,7 @@
 """What a page needs to show a map that can be panned, zoomed and asked: layers, values, legend, places.
 
 Values travel as bytes of fixed meaning, packed by zlib and written in base64: the browser paints layers
-from them and answers clicks with them. Demonstration scene, 1024 x 1024 and 13 classes: 12 MB.
+from them and answers clicks with them. The demonstration scene, 1024 x 1024 and 13 classes: 12 MB.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import rasterio
 from affine import Affine
 
 from lulc.commands.evaluate_classifications import main
-from lulc.publication import FILES
 from lulc.nomenclature import load_scheme
+from lulc.publication import FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,3 +96,11 @@ def test_the_script_shows_its_help_and_refuses_a_mistyped_option() -> None:
     assert "The result is a folder" in shown.stdout and "--compare" in shown.stdout
     wrong = subprocess.run([sys.executable, script, "--comprae"], capture_output=True, text=True)
     assert wrong.returncode == 2
+
+
+def test_figures_for_machines_are_those_of_the_report(scene, capsys) -> None:
+    assert main([*arguments(scene), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    written = answer.pop("written")
+    (report,) = (path for path in written if path.endswith("report.json"))
+    assert json.loads(Path(report).read_text(encoding="utf-8")) == answer

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lulc.commandline import run
+from lulc.commandline import Answer, run
 from lulc.config import EvaluateConfig
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(EvaluateConfig, __doc__ or "", _act, argv)
 
 
-def _act(config: EvaluateConfig) -> None:
+def _act(config: EvaluateConfig) -> Answer:
     # What tables and pictures need takes longer to load than it takes to refuse a bad map.
     from lulc.sources import open_source
 
@@ -39,9 +39,7 @@ def _act(config: EvaluateConfig) -> None:
     from lulc.sections import class_table, score_table
 
     result = evaluate(config)
-    print(plain_table(class_table(result.scores)))
-    print()
-    print(plain_table(score_table("Scores", result.findings.parts())))
-    print()
-    for path in sorted(result.files):
-        print(path)
+    files = sorted(str(path) for path in result.files)
+    tables = (class_table(result.scores), score_table("Scores", result.findings.parts()))
+    text = "\n\n".join([*map(plain_table, tables), "\n".join(files)])
+    return Answer(text, {"written": files, **result.findings.to_json()})

@@ -172,6 +172,11 @@
     };
   }
 
+  if (data.source === "embedded" && !window.DecompressionStream) {
+    const text = "This browser is too old for the map that can be moved; the pictures below show the same.";
+    host.replaceChildren(make("p", { class: "viewer-old" }, text));
+    return;
+  }
   const source = data.source === "embedded" ? embedded() : served();
   const map = L.map(find("map"), {
     ...source.options, attributionControl: false, zoomSnap: 0, zoomDelta: 1, wheelPxPerZoomLevel: 100,
