@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system demo test test-backends stress lint format lock image clean
+.PHONY: help setup system demo test test-backends stress lint format docs lock image clean
 
 # The first interpreter of at least 3.11; `make setup PYTHON=/path/to/python` overrides it.
 CANDIDATES := python3 python3.13 python3.12 python3.11 python
@@ -66,6 +66,9 @@ format: setup ## let ruff format and sort
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
+docs: setup ## build the documentation into site/, notebooks executed; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 stress: setup ## the long tests, then half an hour of the same runs again and again
 	$(BIN)/python -m pytest -m stress $(PYTEST_ARGS)
 	$(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES)
@@ -82,4 +85,4 @@ image: ## build the container that clusters ask for
 	apptainer build lulc.sif apptainer.def
 
 clean: ## remove what was made, .venv included
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo site

@@ -1,0 +1,138 @@
+"""What mkdocs makes of the repository besides docs/: executed notebooks, and the documents at its top.
+
+`make docs` calls this by the entry `hooks` of mkdocs.yml. A notebook that was executed since it and the
+package last changed (by the tests, or by an earlier build) is not executed again.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXECUTED = ROOT / "build" / "notebooks"
+COMMANDS = ROOT / "lulc" / "commands"
+
+TOP = ("CHANGES", "CONTRIBUTING", "SECURITY")
+"""Documents at the top of the repository that are pages as well."""
+
+SECONDS = 600
+"""A cell that takes longer has gone wrong."""
+
+
+def execute(path: Path) -> Any:
+    """Run a notebook from a clean state; the result is kept in ``build/notebooks``."""
+    notebook = nbformat.read(path, as_version=4)
+    # The kernel starts in a folder of its own: what a notebook needs is the installed package.
+    folder = EXECUTED / path.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    NotebookClient(
+        notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}}
+    ).execute()
+    folder.rmdir()
+    nbformat.write(notebook, EXECUTED / path.name)
+    return notebook
+
+
+def executed(path: Path) -> Any:
+    """A notebook with its outputs; executed where it, or the package, is newer than they are."""
+    kept = EXECUTED / path.name
+    sources = [path, *(ROOT / "lulc").rglob("*.py")]
+    if kept.exists() and kept.stat().st_mtime > max(source.stat().st_mtime for source in sources):
+        return nbformat.read(kept, as_version=4)
+    return execute(path)
+
+
+def render(notebook: Any, name: str) -> tuple[str, dict[str, bytes]]:
+    """An executed notebook as Markdown, and the pictures that it shows, by file name."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts.append(cell.source)
+            heading = _last_heading(cell.source)
+            continue
+        parts.append(f"```python\n{cell.source}\n```")
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "image/png" in data:
+                file = f"{name}-{len(pictures) + 1}.png"
+                pictures[file] = base64.b64decode(data["image/png"])
+                parts.append(f"![{heading}]({file})")
+            else:
+                text = output.get("text") or data.get("text/plain", "")
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n", pictures
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Leave out of the navigation what this checkout doesn't have."""
+    made = {f"notebooks/{path.stem}.md" for path in NOTEBOOKS} | set(_documents())
+    config.nav = [_prune(item, made, Path(config.docs_dir)) for item in config.nav or []]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add notebooks, the documents at the top of the repository, and the help of the commands."""
+    for path in NOTEBOOKS:
+        markdown, pictures = render(executed(path), path.stem)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=markdown))
+        for name, content in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=content))
+    for name, content in _documents().items():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def _documents() -> dict[str, str]:
+    """Pages that are made of other files: name to Markdown."""
+    pages = {"index.md": "README.md"} | {f"{n.lower()}.md": f"{n}.md" for n in TOP}
+    texts = {page: _moved((ROOT / source).read_text(encoding="utf-8")) for page, source in pages.items()}
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    texts["citation.md"] = f"# Citation\n\n```yaml\n{citation}```\n"
+    texts["reference/commands.md"] = _commands()
+    return texts
+
+
+def _moved(text: str) -> str:
+    """A document of the top of the repository with its links as they are within docs/."""
+    text = text.replace("](docs/", "](")
+    return re.sub(rf"\]\(({'|'.join(TOP)})\.md\)", lambda m: f"]({m[1].lower()}.md)", text)
+
+
+def _commands() -> str:
+    """The help of every command that stands at the top of the repository."""
+    parts = ["# Commands\n\nWhat `--help` prints."]
+    for script in sorted(path for path in ROOT.glob("*.py") if (COMMANDS / path.name).exists()):
+        called = [sys.executable, script.name, "--help"]
+        told = subprocess.run(
+            called, cwd=ROOT, env=os.environ | {"COLUMNS": "100"}, capture_output=True, text=True, check=True
+        )
+        parts.append(f"## {script.name}\n\n```text\n{told.stdout.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _prune(item: Any, made: set[str], docs: Path) -> Any:
+    if isinstance(item, dict):
+        name, value = next(iter(item.items()))
+        if isinstance(value, list):
+            kept = [_prune(child, made, docs) for child in value]
+            return {name: [child for child in kept if child is not None]}
+        return item if value in made or (docs / value).exists() else None
+    return item
+
+
+def _last_heading(source: str) -> str:
+    headings = re.findall(r"^#+ (.+)$", source, re.MULTILINE)
+    return headings[-1] if headings else "Figure"
