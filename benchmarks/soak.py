@@ -1,7 +1,9 @@
-"""Prepare, train and classify again and again, and report what grows: memory, descriptors, threads, files.
+"""Train for long, then prepare and classify again and again; report what grows: memory, descriptors, files.
 
-One process repeats all three stages on a small scene until the time is up. Growth is judged from the second
-tenth of the rounds on, when caches are warm: medians of the last third against those of the first. Example:
+A third of the time is one training of as many epochs as it takes, looked at every second. The rest is
+preprocessing and classification of a small scene, over and over in one process. (Trainings are not repeated
+in it: TensorFlow keeps the functions of every network until its process ends, about 12 MB each here.)
+Growth is judged when caches are warm: medians of the last third against those of the first. Example:
 
     python benchmarks/soak.py --minutes 30
 
@@ -15,9 +17,7 @@ import contextlib
 import gc
 import io
 import os
-import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -30,14 +30,14 @@ import psutil
 import rasterio
 from affine import Affine
 
-from lulc.backend import keras
+from lulc.commands import make_classifications, preprocess, train_model
 from lulc.schema import BANDS
 
 SHAPE = (200, 264)
 
 
-class Round(NamedTuple):
-    """What the process holds after a round: bytes, descriptors, threads, and files left in its folders."""
+class State(NamedTuple):
+    """What the process holds: bytes, descriptors, threads, and unfinished files in its folders."""
 
     memory: int
     descriptors: int
@@ -60,46 +60,67 @@ def write_scene(folder: Path) -> None:
             target.descriptions = names
 
 
-def commands(folder: Path) -> list[tuple[Callable[[list[str]], int], list[str]]]:
-    """The three commands with their arguments; all results go to ``folder/out``."""
-    from lulc.commands import make_classifications, preprocess, train_model
-
-    out, bands = folder / "out", str(folder / "bands.tif")
-    cut = ["--bands", bands, "--labels", str(folder / "labels.tif"), "--size", "64", "--gap", "8"]
-    small = ["--epochs", "1", "--steps", "4", "--validation-steps", "1", "--batch-size", "2"]
-    small += ["--crop-sizes", "32", "--validation-crop-sizes", "32", "--filters", "4", "8"]
-    options = ["--part", "256", "--cog", "--sieve", "8"]
-    return [
-        (preprocess.main, [*cut, "--out", str(out / "stacks"), "-q"]),
-        (train_model.main, [str(out / "stacks"), "--out", str(out / "run"), *small, "-q"]),
-        (make_classifications.main, [str(out / "run"), bands, str(out / "map.tif"), *options, "-q"]),
-    ]
+def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> None:
+    """Run a command that has to succeed; what it prints is shown where it does not."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = main(arguments)
+    if code:
+        raise SystemExit(f"error: {main.__module__} ended with {code}: {said.getvalue()}")
 
 
-def run_round(folder: Path, temporary: Path) -> Round:
-    """Run all commands, drop their results, and look at what stays."""
-    for main, arguments in commands(folder):
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            code = main(arguments)
-        if code:
-            raise SystemExit(f"error: {main.__module__} ended with {code}: {said.getvalue()}")
-    left = [p for p in (folder / "out").rglob("*") if p.name.endswith((".partial", ".parts", ".part"))]
-    shutil.rmtree(folder / "out")
-    # Keras keeps every network of a process, which a command, being a process, never notices.
-    keras.utils.clear_session()
-    gc.collect()
+def look(folder: Path) -> State:
+    """What this process holds now, and what it has left behind in its folders."""
     process = psutil.Process()
-    files = len(left) + len(list(temporary.iterdir()))
-    return Round(process.memory_info().rss, process.num_fds(), threading.active_count(), files)
+    names = (".partial", ".parts", ".part")
+    files = [p for p in (folder / "out").rglob("*") if p.name.endswith(names)]
+    files += (folder / "tmp").iterdir()
+    return State(process.memory_info().rss, process.num_fds(), threading.active_count(), len(files))
 
 
-def judge(rounds: list[Round]) -> bool:
+def prepare(folder: Path) -> None:
+    """Cut stacks of the scene."""
+    inputs = ["--bands", str(folder / "bands.tif"), "--labels", str(folder / "labels.tif")]
+    out = ["--out", str(folder / "out" / "stacks"), "--overwrite", "-q"]
+    run_command(preprocess.main, [*inputs, "--size", "64", "--gap", "8", *out])
+
+
+def train(folder: Path, seconds: float) -> list[State]:
+    """One training; its states in every second, files that it is writing left out."""
+    small = ["--epochs", "1000000", "--steps", "4", "--validation-steps", "1", "--batch-size", "2"]
+    small += ["--crop-sizes", "32", "--validation-crop-sizes", "32", "--filters", "4", "8"]
+    stacks, run = str(folder / "out" / "stacks"), str(folder / "run")
+    states: list[State] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            states.append(look(folder)._replace(files=0, descriptors=0))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        minutes = ["--minutes", str(seconds / 60)]
+        run_command(train_model.main, [stacks, "--out", run, *small, *minutes, "-q"])
+    finally:
+        done.set()
+        watcher.join()
+    return states
+
+
+def classify(folder: Path) -> None:
+    """Make a map of the scene, and a sieved one."""
+    out = ["--part", "256", "--cog", "--sieve", "8", "--overwrite", "-q"]
+    paths = [folder / "run", folder / "bands.tif", folder / "out" / "map.tif"]
+    run_command(make_classifications.main, [*map(str, paths), *out])
+
+
+def judge(states: list[State]) -> bool:
     """Print how each quantity went; True where none grew."""
-    warm = rounds[len(rounds) // 10 + 1 :]
+    warm = states[len(states) // 10 + 1 :]
     third = max(1, len(warm) // 3)
     steady = True
-    for name in Round._fields:
+    for name in State._fields:
         values = [getattr(r, name) for r in warm]
         first, last = statistics.median(values[:third]), statistics.median(values[-third:])
         allowed = max(0.05 * first, 20e6) if name == "memory" else 0
@@ -120,19 +141,27 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--minutes", type=float, default=30.0, help="how long [default 30]")
     minutes = parser.parse_args(argv).minutes
-    rounds = []
     with tempfile.TemporaryDirectory(prefix="lulc-soak-") as name:
-        folder, temporary = Path(name), Path(name) / "tmp"
-        temporary.mkdir()
+        folder = Path(name)
+        (folder / "tmp").mkdir()
         # Whatever any library leaves in the folder for temporary files is seen there.
-        tempfile.tempdir = os.environ["TMPDIR"] = str(temporary)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(folder / "tmp")
         write_scene(folder)
-        end = time.monotonic() + 60 * minutes
+        prepare(folder)
+        states = train(folder, 20 * minutes)
+        epochs = len((folder / "run" / "history.csv").read_text().splitlines()) - 1
+        print(f"one training of {epochs} epochs")
+        steady = judge(states)
+        rounds: list[State] = []
+        end = time.monotonic() + 40 * minutes
         while time.monotonic() < end or len(rounds) < 6:
-            rounds.append(run_round(folder, temporary))
-            print(f"round {len(rounds)}: {rounds[-1]}", file=sys.stderr)
-    print(f"{len(rounds)} rounds of prepare, train, classify in {minutes:g} minutes")
-    return 0 if judge(rounds) else 1
+            prepare(folder)
+            classify(folder)
+            gc.collect()
+            rounds.append(look(folder))
+        print(f"{len(rounds)} rounds of preprocessing and classification")
+        steady &= judge(rounds)
+    return 0 if steady else 1
 
 
 if __name__ == "__main__":
