@@ -238,6 +238,12 @@
     if (!rows.length) find(group).closest("details, fieldset").hidden = true;
   }
 
+  const ramped = data.layers.find((layer) => layer.group === "activations");
+  if (ramped) {
+    const key = make("p", { class: "viewer-scale" }, "0", gradient(ramped.colors), "1");
+    find("activations").before(key);
+  }
+
   /* Legend */
   const percent = (share) => (share < 0.0005 ? "<0.1 %" : `${(100 * share).toFixed(1)} %`);
   const entries = [...data.classes.map((c) => c.number)];
