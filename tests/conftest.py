@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import json
 import os
 import socket
@@ -244,3 +245,16 @@ def write_bands() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def demonstration(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder of a short demonstration on a small scene, and what it printed."""
+    from lulc.commands import demo
+
+    out = tmp_path_factory.mktemp("demonstration") / "demo"
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(demo, "SHAPE", (256, 512))
+        assert demo.main(["--out", str(out), "--epochs", "1", "--steps", "2"]) == 0
+    return out, printed.getvalue()

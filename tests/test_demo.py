@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import importlib
-import io
 import json
 import re
 import shlex
@@ -44,15 +42,10 @@ def test_the_example_in_a_command_s_help_parses(name: str) -> None:
     parser_for(CONFIGS[name], "").parse_args(shlex.split(example[1].replace("\\\n", " ")))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+@pytest.fixture
+def run(demonstration: tuple[Path, str]) -> tuple[Path, str]:
     """Folder of a short demonstration on a small scene, and what it printed."""
-    out = tmp_path_factory.mktemp("demonstration") / "demo"
-    printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(demo, "SHAPE", (256, 512))
-        assert demo.main(["--out", str(out), "--epochs", "1", "--steps", "2"]) == 0
-    return out, printed.getvalue()
+    return demonstration
 
 
 def test_a_scene_becomes_a_map_on_its_own_grid(run: tuple[Path, str]) -> None:

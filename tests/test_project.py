@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -101,8 +103,13 @@ def commands_in(path: Path) -> list[list[str]]:
         r"```(?:text|bash|console|sh)?\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL
     )
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    found = [re.match(r"\s*(?:\$ )?(?:python )?(\w+)\.py (.+)", line) for line in lines]
-    return [[m[1], *shlex.split(m[2], comments=True)] for m in found if m and m[1] in CONFIGS | FURTHER]
+    called = r"\s*(?:\$ )?(?:\w+=\S+ |srun )*(?:(?:python )?(\w+)\.py|lulc-([\w-]+)) ([^>]+)"
+    found = [m for m in (re.match(called, line) for line in lines) if m]
+    named = [((m[1] or m[2]).replace("-", "_"), m[3]) for m in found]
+    return [[name, *shlex.split(rest, comments=True)] for name, rest in named if name in CONFIGS | FURTHER]
+
+
+DOCUMENTS = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 
 
 def test_conda_and_pip_ask_for_the_same_packages() -> None:
@@ -192,12 +199,36 @@ def test_the_file_map_of_the_readme_is_the_tree() -> None:
     assert not {m for m in mapped if not (ROOT / m).exists()}
 
 
-@pytest.mark.parametrize("document", ["README.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_in_documents_parse(document: str) -> None:
-    commands = commands_in(ROOT / document)
-    assert {line[0] for line in commands} >= set(CONFIGS)
-    for name, *arguments in commands:
-        parser_for((CONFIGS | FURTHER)[name], "").parse_args(arguments)
+    for name, *arguments in commands_in(ROOT / document):
+        if "--print-completion" not in arguments:
+            parser = parser_for((CONFIGS | FURTHER)[name], "", lenient="--config" in arguments)
+            parser.parse_intermixed_args(arguments)
+
+
+def test_the_first_page_shows_each_of_the_four_commands() -> None:
+    assert {line[0] for line in commands_in(ROOT / "README.md")} >= set(CONFIGS)
+
+
+def test_every_page_of_the_documentation_is_in_its_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [document for document in DOCUMENTS[1:] if f": {document.removeprefix('docs/')}" not in text] == []
+
+
+def test_the_citation_has_what_the_format_asks_for() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    # The required keys and the closed lists of the Citation File Format 1.2.0.
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["type"] in {"software", "dataset"}
+    people = citation["authors"] + [a for r in citation["references"] for a in r["authors"]]
+    entity, person = {"name"}, {"family-names", "given-names", "alias", "orcid", "affiliation"}
+    assert all(set(one) and (set(one) == entity or set(one) <= person) for one in people)
+    for reference in citation["references"]:
+        assert {"type", "title", "authors"} <= set(reference)
+        assert reference["type"] in {"thesis", "article", "software", "book", "conference-paper"}
+        assert isinstance(reference.get("year", 2018), int)
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
@@ -211,3 +242,40 @@ def test_make_targets_named_in_documents_exist() -> None:
     for document in ("README.md", "CONTRIBUTING.md", ".ci/run"):
         named = set(re.findall(r"^\s*(?:\$ )?make ([a-z-]+)", (ROOT / document).read_text(), re.MULTILINE))
         assert named <= targets, document
+
+
+def runnable() -> list[list[str]]:
+    """Commands of the documents that need nothing but the demonstration, and take seconds on its scene."""
+    found = []
+    for document in DOCUMENTS:
+        for name, *arguments in commands_in(ROOT / document):
+            files = [word for word in arguments if "/" in word or Path(word).suffix]
+            long = name in {"train_model", "serve_map"} and "--print-config" not in arguments
+            if files and all(word.startswith("demo/") for word in files) and not long:
+                repeat = ["--overwrite"] * ("overwrite" in fields_of(name) and "--overwrite" not in arguments)
+                line = [name, *arguments, *repeat]
+                found += [] if line in found else [line]
+    return found
+
+
+def fields_of(name: str) -> set[str]:
+    return {field.name for field in dataclasses.fields((CONFIGS | FURTHER)[name])}
+
+
+@pytest.fixture(scope="module")
+def workplace(demonstration: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a demonstration of its own, which commands may change."""
+    folder = tmp_path_factory.mktemp("documents")
+    shutil.copytree(demonstration[0], folder / "demo")
+    return folder
+
+
+@pytest.mark.documents
+@pytest.mark.parametrize("line", runnable(), ids=" ".join)
+def test_commands_in_documents_run(
+    line: list[str], workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    main = importlib.import_module(f"lulc.commands.{line[0]}").main
+    assert main(line[1:]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out
