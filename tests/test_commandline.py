@@ -384,3 +384,9 @@ def test_options_may_stand_between_arguments_without_a_name() -> None:
     arguments = parse(config.ClassifyConfig, "", shlex.split("run s.tif --fill p.tif --pick last map.tif"))
     assert (arguments.model, arguments.inputs, arguments.out) == ("run", ["s.tif"], "map.tif")
     assert arguments.fill == ["p.tif"]
+
+
+@pytest.mark.parametrize("words", [["--names", "a", "b", "--names", "c"], ["--names", "a", "b", "c"]])
+def test_a_list_may_be_given_at_once_or_one_by_one(words: list[str]) -> None:
+    given = parser_for(Example, "An example.", {"names": ("other",)}).parse_args(["SOURCE", *words])
+    assert config_from(Example, given).names == ("a", "b", "c")
