@@ -66,11 +66,12 @@ def test_a_notebook_says_that_its_scene_is_simulated(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_from_a_clean_state_and_shows_pictures_and_no_warning(path: Path) -> None:
+def test_a_notebook_runs_from_a_clean_state_and_shows_pictures_and_no_library_s_warning(path: Path) -> None:
     module = hooks()
     notebook = module.execute(path)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    # What the toolkit says of the data is welcome; warnings of libraries are not.
+    assert not [o.text for o in outputs if o.get("name") == "stderr" and "Warning" in o.text]
     markdown, pictures = module.render(notebook, path.stem)
     assert pictures
     assert all(
