@@ -46,13 +46,28 @@ VARIABLES = {
 """Variables of each layer in the order in which Keras numbers them."""
 
 LAYERS = VARIABLES.keys() | {
-    "Activation", "Concatenate", "Dropout", "InputLayer", "MaxPooling2D", "ReLU", "Softmax", "UpSampling2D",
+    "Activation",
+    "Concatenate",
+    "Dropout",
+    "InputLayer",
+    "MaxPooling2D",
+    "ReLU",
+    "Softmax",
+    "UpSampling2D",
 }
 """Layers that a network of this toolkit consists of."""
 
 CLASSES = LAYERS | {
-    "Functional", "Model", "DTypePolicy", "HeNormal", "GlorotUniform", "VarianceScaling", "Zeros", "Ones",
-    "__tuple__", "__keras_tensor__",
+    "Functional",
+    "Model",
+    "DTypePolicy",
+    "HeNormal",
+    "GlorotUniform",
+    "VarianceScaling",
+    "Zeros",
+    "Ones",
+    "__tuple__",
+    "__keras_tensor__",
 }
 """Everything that a configuration may name as a class."""
 
@@ -90,8 +105,17 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
         _check_values(arrays)
     except _Refusal as refusal:
         raise _refused(path, str(refusal)) from refusal
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, RecursionError, MemoryError,
-            NotImplementedError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+    ) as error:
         raise _refused(path, f"it is damaged or no weights file ({error})") from error
     return arrays
 
@@ -102,8 +126,9 @@ def compare_shapes(
     """Raise InputError naming what differs between two sets of variables, shapes by ``layer/variable``."""
     missing = [n for n in expected if n not in found]
     other = [n for n in found if n not in expected]
-    differing = [f"{n} {found[n]} instead of {expected[n]}" for n in expected
-                 if n in found and found[n] != expected[n]]
+    differing = [
+        f"{n} {found[n]} instead of {expected[n]}" for n in expected if n in found and found[n] != expected[n]
+    ]
     parts = (("it lacks", missing), ("it has also", other), ("shapes differ:", differing))
     problems = [f"{text} {_shorten(names)}" for text, names in parts if names]
     if problems:

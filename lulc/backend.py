@@ -70,7 +70,14 @@ keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
 
 __all__ = [
-    "BACKENDS", "Predict", "compile_predict", "device_name", "keras", "limit_threads", "name", "seed",
+    "BACKENDS",
+    "Predict",
+    "compile_predict",
+    "device_name",
+    "keras",
+    "limit_threads",
+    "name",
+    "seed",
     "versions",
 ]
 

@@ -257,9 +257,7 @@ class BlockWriter:
     def _cell(self, level: int, row: int, col: int) -> Window:
         return Window(row * BLOCK, col * BLOCK, BLOCK, BLOCK).intersect(self._extents[level])
 
-    def _encode(
-        self, values: np.ndarray | None, reduce: bool
-    ) -> tuple[list[bytes], np.ndarray | None]:
+    def _encode(self, values: np.ndarray | None, reduce: bool) -> tuple[list[bytes], np.ndarray | None]:
         if values is None:
             return [self._empty_payload] * self._bands, None
         payloads = [encode_block(band) for band in values]

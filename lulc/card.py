@@ -24,27 +24,45 @@ _POSITIVE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}
 CARD_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
-    "required": ["format_version", "name", "channels", "legend", "statistics", "network", "stride", "halo",
-                 "sha256", "bytes"],
+    "required": [
+        "format_version",
+        "name",
+        "channels",
+        "legend",
+        "statistics",
+        "network",
+        "stride",
+        "halo",
+        "sha256",
+        "bytes",
+    ],
     "additionalProperties": False,
     "properties": {
         "format_version": {"const": FORMAT_VERSION},
         "name": _NAME,
         "channels": {
-            "type": "array", "minItems": 1, "maxItems": 1024,
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 1024,
             "items": {
-                "type": "object", "required": ["name", "unit", "coding"], "additionalProperties": False,
+                "type": "object",
+                "required": ["name", "unit", "coding"],
+                "additionalProperties": False,
                 "properties": {"name": _NAME, "unit": _TEXT, "coding": _TEXT},
             },
         },
         "legend": {
-            "type": "object", "required": ["name", "classes"],
+            "type": "object",
+            "required": ["name", "classes"],
             "properties": {
                 "name": _NAME,
                 "classes": {
-                    "type": "array", "minItems": 1, "maxItems": MAX_CLASSES,
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": MAX_CLASSES,
                     "items": {
-                        "type": "object", "required": ["number", "name", "color"],
+                        "type": "object",
+                        "required": ["number", "name", "color"],
                         "properties": {
                             "number": {"type": "integer", "minimum": 1, "maximum": MAX_CLASSES},
                             "name": _NAME,
@@ -62,7 +80,8 @@ CARD_SCHEMA: dict[str, Any] = {
         "halo": {"type": ["integer", "null"], "minimum": 0, "maximum": 65_536},
         "temperature": {
             "oneOf": [
-                _POSITIVE, {"type": "array", "minItems": 1, "maxItems": MAX_CLASSES, "items": _POSITIVE}
+                _POSITIVE,
+                {"type": "array", "minItems": 1, "maxItems": MAX_CLASSES, "items": _POSITIVE},
             ],
         },
         "single_class": {"oneOf": [_NAME, {"type": "null"}]},
@@ -160,18 +179,24 @@ class ModelCard:
         checks = {
             f"it names {len(names)} channels and its network has {channels}": len(names) == channels,
             f"it names a channel twice ({', '.join(names)})": len(set(names)) == len(names),
-            f"its statistics are of {len(self.statistics.mean)} channels, expected {channels}":
-                len(self.statistics.mean) == channels,
-            f"its standard deviations are {self.statistics.std}, expected positive ones":
-                all(s > 0 for s in self.statistics.std),
-            f"its network has {self.network.classes} outputs, expected {classes}":
-                self.network.classes == classes,
-            f"its single class '{self.single_class}' is not in its legend ({', '.join(self.legend.names)})":
-                self.single_class is None or self.single_class in self.legend.names,
-            f"its halo is {self.halo}, expected a multiple of its stride {self.stride}":
-                self.halo is None or self.halo % self.stride == 0,
-            f"it has {self.temperature} as temperatures, expected one, or {classes}":
-                not isinstance(self.temperature, tuple) or len(self.temperature) == classes,
+            f"its statistics are of {len(self.statistics.mean)} channels, expected {channels}": len(
+                self.statistics.mean
+            )
+            == channels,
+            f"its standard deviations are {self.statistics.std}, expected positive ones": all(
+                s > 0 for s in self.statistics.std
+            ),
+            f"its network has {self.network.classes} outputs, expected {classes}": self.network.classes
+            == classes,
+            f"its single class '{self.single_class}' is not in its legend ({', '.join(self.legend.names)})": self.single_class
+            is None
+            or self.single_class in self.legend.names,
+            f"its halo is {self.halo}, expected a multiple of its stride {self.stride}": self.halo is None
+            or self.halo % self.stride == 0,
+            f"it has {self.temperature} as temperatures, expected one, or {classes}": not isinstance(
+                self.temperature, tuple
+            )
+            or len(self.temperature) == classes,
         }
         return [problem for problem, holds in checks.items() if not holds]
 
@@ -205,13 +230,16 @@ class ModelCard:
         """A card from data that fit `CARD_SCHEMA`."""
         temperature = data.get("temperature", 1.0)
         rest = {k: v for k, v in data.items() if k != "format_version"}
-        return cls(**rest | {
-            "channels": tuple(Channel(**c) for c in data["channels"]),
-            "legend": Legend.from_json(data["legend"]),
-            "statistics": Statistics.from_json(data["statistics"]),
-            "network": NetworkConfig.from_json(data["network"]),
-            "temperature": tuple(temperature) if isinstance(temperature, list) else temperature,
-        })
+        return cls(
+            **rest
+            | {
+                "channels": tuple(Channel(**c) for c in data["channels"]),
+                "legend": Legend.from_json(data["legend"]),
+                "statistics": Statistics.from_json(data["statistics"]),
+                "network": NetworkConfig.from_json(data["network"]),
+                "temperature": tuple(temperature) if isinstance(temperature, list) else temperature,
+            }
+        )
 
 
 def card_path(model: str | os.PathLike[str]) -> Path:

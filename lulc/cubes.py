@@ -235,9 +235,7 @@ def _layer(label: str | None, variable: xr.DataArray) -> Layer:
     return Layer(canonical_name(label) or label, dtype, nodata, scale, offset)
 
 
-def _grid(
-    path: str, data: xr.Dataset, x: Hashable, y: Hashable, first: _Place
-) -> tuple[GridSpec, bool]:
+def _grid(path: str, data: xr.Dataset, x: Hashable, y: Hashable, first: _Place) -> tuple[GridSpec, bool]:
     """(north-up grid, whether rows are stored from south to north)."""
     left, x_step = _even_spacing(path, data, x)
     top, y_step = _even_spacing(path, data, y)

@@ -33,7 +33,8 @@ def sample_windows(height: int, width: int, count: int = _SAMPLES, side: int = _
         axes.append(sorted({round(i * last / max(1, number - 1)) for i in range(number)}))
     return [
         Window(row, col, min(side, height - row), min(side, width - col))
-        for row in axes[0] for col in axes[1]
+        for row in axes[0]
+        for col in axes[1]
     ]
 
 
@@ -55,9 +56,7 @@ def statistics_of(read: Read, windows: Sequence[Window]) -> Statistics:
     return total
 
 
-def differences(
-    names: Sequence[str], found: Statistics, training: Statistics
-) -> tuple[list[str], str]:
+def differences(names: Sequence[str], found: Statistics, training: Statistics) -> tuple[list[str], str]:
     """What makes a mosaic unlike the training data.
 
     Parameters

@@ -304,7 +304,8 @@ _RANGES: dict[tuple[str, str], tuple[float, float]] = {
 
 def _parse_parameters(text: str, name: str, listed: str) -> dict[str, Any]:
     known = {
-        p.name: p.default for p in inspect.signature(LOSSES[name]).parameters.values()
+        p.name: p.default
+        for p in inspect.signature(LOSSES[name]).parameters.values()
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     }
     parameters: dict[str, Any] = {}

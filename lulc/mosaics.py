@@ -49,9 +49,7 @@ class Reader:
         planes = self.planes if only is None else [self.planes[i] for i in only]
         return self.alignment.bilinear(lambda there: self._convert(planes, there), window)
 
-    def read_into(
-        self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]
-    ) -> None:
+    def read_into(self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]) -> None:
         """Read all planes into their slots of values and valid (plane, y, x)."""
         own = [slots[p.name] for p in self.planes]
         if self.alignment.kind == "same":

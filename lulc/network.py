@@ -15,8 +15,11 @@ MAX_FILTERS = 4096
 
 MAX_STAGES = 8
 
-_WIDTHS = {"type": "array", "maxItems": MAX_STAGES,
-           "items": {"type": "integer", "minimum": 1, "maximum": MAX_FILTERS}}
+_WIDTHS = {
+    "type": "array",
+    "maxItems": MAX_STAGES,
+    "items": {"type": "integer", "minimum": 1, "maximum": MAX_FILTERS},
+}
 
 NETWORK_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -88,22 +91,23 @@ class NetworkConfig:
     def _problems(self) -> list[str]:
         widths = (*self.filters, *self.decoder_filters)
         checks = {
-            f"it has {len(self.filters)} encoder stages, expected 1..{MAX_STAGES}":
-                1 <= len(self.filters) <= MAX_STAGES,
+            f"it has {len(self.filters)} encoder stages, expected 1..{MAX_STAGES}": 1
+            <= len(self.filters)
+            <= MAX_STAGES,
             f"it has {len(self.decoder_filters)} decoder and {len(self.filters)} encoder stages, "
             "expected as many of each": len(self.decoder_filters) == len(self.filters),
-            f"its filters are {widths}, expected 1..{MAX_FILTERS} each":
-                all(1 <= w <= MAX_FILTERS for w in widths),
+            f"its filters are {widths}, expected 1..{MAX_FILTERS} each": all(
+                1 <= w <= MAX_FILTERS for w in widths
+            ),
             f"it has {self.classes} classes, expected 1..{MAX_CLASSES}": 1 <= self.classes <= MAX_CLASSES,
             f"it has {self.channels} channels, expected at least 1": self.channels >= 1,
             f"it has {self.bottleneck} bottleneck convolutions, expected 0 or more": self.bottleneck >= 0,
             f"its dropout rate is {self.dropout}, expected 0 <= rate < 1": 0 <= self.dropout < 1,
-            f"its block is '{self.block}', expected transpose or upsample":
-                self.block in ("transpose", "upsample"),
+            f"its block is '{self.block}', expected transpose or upsample": self.block
+            in ("transpose", "upsample"),
             f"its norm is '{self.norm}', expected batch or none": self.norm in ("batch", "none"),
             f"its activation is '{self.activation}' with {self.classes} classes, expected sigmoid with 1 "
-            "class or softmax with more":
-                self.activation == ("sigmoid" if self.classes == 1 else "softmax"),
+            "class or softmax with more": self.activation == ("sigmoid" if self.classes == 1 else "softmax"),
         }
         return [problem for problem, holds in checks.items() if not holds]
 
@@ -123,7 +127,8 @@ class NetworkConfig:
         Known without a framework, so that a file is compared before anything is allocated for it.
         """
         shapes: dict[str, tuple[int, ...]] = {
-            "standardization/mean": (self.channels,), "standardization/std": (self.channels,)
+            "standardization/mean": (self.channels,),
+            "standardization/std": (self.channels,),
         }
         wide = self.channels
         for s, filters in enumerate(self.filters):

@@ -103,4 +103,4 @@ def _square_metres(geometry: geopandas.GeoSeries) -> Any:
         return geometry.area
     if geometry.crs.is_geographic:
         return geometry.to_crs(EQUAL_AREA).area
-    return geometry.area * geometry.crs.axis_info[0].unit_conversion_factor**2
+    return geometry.area * geometry.crs.axis_info[0].unit_conversion_factor ** 2

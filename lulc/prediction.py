@@ -168,8 +168,7 @@ def overlapping_windows(plan: Plan, part: Part) -> list[PlannedWindow]:
     The lattice does not depend on the part, so that blended parts fit together without a seam.
     """
     axes = [
-        _lattice(length, size, plan.stride)
-        for length, size in zip(plan.padded, plan.window, strict=True)
+        _lattice(length, size, plan.stride) for length, size in zip(plan.padded, plan.window, strict=True)
     ]
     windows = [Window(row, col, *plan.window) for row in axes[0] for col in axes[1]]
     meetings = [(read, read.intersect(part.extent)) for read in windows]
@@ -286,7 +285,7 @@ class _Strip:
             yield Prediction(self.part, planned, self._sum[:count] / weight[..., np.newaxis], valid)
         for array in (self._sum, self._weight, self._valid):
             if array is not None:
-                array[:-count or None] = array[count:].copy()
+                array[: -count or None] = array[count:].copy()
                 array[self._rows - count :] = 0
         self.top = below
 

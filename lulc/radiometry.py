@@ -113,9 +113,7 @@ def reflectance(
         valid &= dn != _in_type(nodata, dn.dtype)
 
 
-def check_radiometry(
-    samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str
-) -> None:
+def check_radiometry(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str) -> None:
     """Look at samples of a mosaic for signs that scale or offset are wrong.
 
     Parameters
@@ -216,9 +214,7 @@ def _check_range(
     )
 
 
-def _check_offset(
-    values: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str
-) -> None:
+def _check_offset(values: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str) -> None:
     """Recognise the +1000 of processing baseline 04.00: no band has anything darker than 0.09.
 
     Snow and clouds are dark in short-wave infrared, vegetation in red, water in infrared; only a desert
@@ -249,9 +245,7 @@ def _check_offset(
     )
 
 
-def _check_negative(
-    values: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str
-) -> None:
+def _check_negative(values: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str) -> None:
     """Warn where an offset makes much of the scene negative: it was taken off before."""
     used = next(iter(scaling.values()))
     share = float(np.mean(np.concatenate([v < 0 for v in values.values()])))

@@ -28,8 +28,7 @@ STATISTICS_SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
     "properties": {
         "mean": {"type": "array", "minItems": 1, "maxItems": 1024, "items": {"type": "number"}},
-        "std": {"type": "array", "minItems": 1, "maxItems": 1024,
-                "items": {"type": "number", "minimum": 0}},
+        "std": {"type": "array", "minItems": 1, "maxItems": 1024, "items": {"type": "number", "minimum": 0}},
         "count": {"type": "integer", "minimum": 0},
     },
 }
@@ -97,7 +96,8 @@ class Statistics:
         difference = np.subtract(other.mean, self.mean)
         mean = np.asarray(self.mean) + share * difference
         variance = (
-            (1 - share) * np.square(self.std) + share * np.square(other.std)
+            (1 - share) * np.square(self.std)
+            + share * np.square(other.std)
             + share * (1 - share) * np.square(difference)
         )
         return Statistics(tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()), count)

@@ -120,7 +120,11 @@ def _check_statistics(statistics: tuple[Array, Array], channels: int) -> None:
 def _convolve(x: Any, config: NetworkConfig, filters: int, stage: str, i: int) -> Any:
     """3x3 convolution, normalisation, ReLU."""
     x = keras.layers.Conv2D(
-        filters, 3, padding="same", use_bias=config.norm == "none", kernel_initializer="he_normal",
+        filters,
+        3,
+        padding="same",
+        use_bias=config.norm == "none",
+        kernel_initializer="he_normal",
         name=f"{stage}_conv{i}",
     )(x)
     return _activate(x, config, stage, i)
@@ -136,8 +140,13 @@ def _decode(x: Any, skip: Any, config: NetworkConfig, filters: int, stage: str) 
     """One decoder stage: twice the resolution, joined with the skip of the encoder."""
     if config.block == "transpose":
         x = keras.layers.Conv2DTranspose(
-            filters, 4, strides=2, padding="same", use_bias=config.norm == "none",
-            kernel_initializer="he_normal", name=f"{stage}_up",
+            filters,
+            4,
+            strides=2,
+            padding="same",
+            use_bias=config.norm == "none",
+            kernel_initializer="he_normal",
+            name=f"{stage}_up",
         )(x)
         x = _activate(x, config, stage, 1)
         x = keras.layers.Concatenate(name=f"{stage}_concat")([x, skip])
@@ -183,12 +192,35 @@ class _Reach:
 
 _SAME = _Reach(Fraction(1), lambda span: span)
 
-_ELEMENTWISE = frozenset({
-    "Activation", "Add", "Average", "BatchNormalization", "Concatenate", "Dense", "Dropout", "ELU",
-    "GaussianNoise", "Identity", "LayerNormalization", "LayerScale", "LeakyReLU", "Maximum", "Multiply",
-    "Normalization", "PReLU", "ReLU", "Rescaling", "Softmax", "SpatialDropout2D", "Standardization",
-    "StochasticDepth", "Subtract", "UnitNormalization",
-})
+_ELEMENTWISE = frozenset(
+    {
+        "Activation",
+        "Add",
+        "Average",
+        "BatchNormalization",
+        "Concatenate",
+        "Dense",
+        "Dropout",
+        "ELU",
+        "GaussianNoise",
+        "Identity",
+        "LayerNormalization",
+        "LayerScale",
+        "LeakyReLU",
+        "Maximum",
+        "Multiply",
+        "Normalization",
+        "PReLU",
+        "ReLU",
+        "Rescaling",
+        "Softmax",
+        "SpatialDropout2D",
+        "Standardization",
+        "StochasticDepth",
+        "Subtract",
+        "UnitNormalization",
+    }
+)
 """Layers whose output at a place depends on their inputs at that place only."""
 
 _CONVOLUTIONS = frozenset({"Conv2D", "DepthwiseConv2D", "SeparableConv2D"})
@@ -248,9 +280,7 @@ def _axis_geometry(model: keras.Model, axis: int) -> Geometry:
     return Geometry(stride, halo, max(max(p - a, b - p) for p, (a, b) in enumerate(spans)))
 
 
-def _needed(
-    model: keras.Model, nodes: list[Any], reaches: dict[int, _Reach], span: Span
-) -> Span | None:
+def _needed(model: keras.Model, nodes: list[Any], reaches: dict[int, _Reach], span: Span) -> Span | None:
     """First and last input index that the outputs in `span` depend on; None for the whole axis."""
     demands: dict[int, list[Span]] = {id(model.outputs[0]): [span]}
     for node in reversed(nodes):

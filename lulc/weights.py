@@ -36,8 +36,21 @@ if TYPE_CHECKING:
     from lulc.backend import keras
 
 __all__ = [
-    "PICKS", "Arrays", "Channel", "ModelCard", "arrays_of", "assign", "check_model", "find_model",
-    "load_card", "load_legacy", "load_model", "read_arrays", "read_picks", "record_picks", "save_model",
+    "PICKS",
+    "Arrays",
+    "Channel",
+    "ModelCard",
+    "arrays_of",
+    "assign",
+    "check_model",
+    "find_model",
+    "load_card",
+    "load_legacy",
+    "load_model",
+    "read_arrays",
+    "read_picks",
+    "record_picks",
+    "save_model",
     "transfer",
 ]
 
@@ -213,7 +226,8 @@ def arrays_of(model: keras.Model) -> Arrays:
 
     return {
         f"{layer.name}/{v.name}": np.array(keras.ops.convert_to_numpy(v), "float32")
-        for layer in model.layers for v in layer.weights
+        for layer in model.layers
+        for v in layer.weights
     }
 
 
@@ -342,10 +356,13 @@ def weights_folders() -> Iterator[Path]:
 
 
 def _known_models() -> list[str]:
-    return sorted({
-        path.relative_to(folder).with_suffix("").as_posix()
-        for folder in weights_folders() for path in folder.glob("**/*.keras")
-    })
+    return sorted(
+        {
+            path.relative_to(folder).with_suffix("").as_posix()
+            for folder in weights_folders()
+            for path in folder.glob("**/*.keras")
+        }
+    )
 
 
 def _compare(arrays: Arrays, card: ModelCard, where: str | os.PathLike[str]) -> None:
@@ -388,6 +405,7 @@ def _halve(weights: bytes) -> bytes:
     """The same HDF5 file with its kernels (all arrays of four axes) as float16."""
     target = io.BytesIO()
     with h5py.File(io.BytesIO(weights), "r") as old, h5py.File(target, "w") as new:
+
         def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
             if isinstance(item, h5py.Group):
                 new.require_group(name).attrs.update(item.attrs)

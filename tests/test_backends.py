@@ -38,8 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     windows = geometry(NETWORK)
     legend = Legend("t", tuple(LandCoverClass(i, f"c{i}", "#000000") for i in (1, 2, 3)))
     card = ModelCard(
-        name="t", channels=(Channel("B02"), Channel("NDVI")), legend=legend, statistics=STATISTICS,
-        network=NETWORK, stride=windows.stride, halo=windows.halo,
+        name="t",
+        channels=(Channel("B02"), Channel("NDVI")),
+        legend=legend,
+        statistics=STATISTICS,
+        network=NETWORK,
+        stride=windows.stride,
+        halo=windows.halo,
     )
     model = build_unet(NETWORK, (np.array(STATISTICS.mean), np.array(STATISTICS.std)))
     save_model(model, card, folder / "model.keras")
@@ -52,6 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Run:
     """What backend_run.py gives on a backend, once for all tests."""
+
     def run_on(backend: str) -> dict[str, np.ndarray]:
         if not importlib.util.find_spec(backend):
             pytest.skip(f"needs {backend}: make test-backends installs JAX and PyTorch")
@@ -69,7 +75,11 @@ def start(arguments: list[str], backend: str) -> subprocess.CompletedProcess[str
     environment = {"KERAS_BACKEND": backend, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "2"}
     return subprocess.run(
         [sys.executable, *arguments],
-        env=os.environ | environment, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 

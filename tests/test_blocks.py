@@ -102,7 +102,9 @@ def cut(length: int, cuts: list[int]) -> list[tuple[int, int]]:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    st.integers(1, 700), st.integers(1, 700), st.lists(st.integers(0, 999), max_size=4),
+    st.integers(1, 700),
+    st.integers(1, 700),
+    st.lists(st.integers(0, 999), max_size=4),
     st.lists(st.integers(0, 999), max_size=4),
 )
 def test_any_rectangles_give_the_same_pixels_at_every_level(

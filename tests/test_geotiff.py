@@ -118,7 +118,10 @@ def test_overviews_agree_with_those_of_gdal(tmp_path: Path) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    st.integers(1, 600), st.integers(1, 600), st.sampled_from(list(ENCODINGS)), st.booleans(),
+    st.integers(1, 600),
+    st.integers(1, 600),
+    st.sampled_from(list(ENCODINGS)),
+    st.booleans(),
     st.integers(0, 99),
 )
 def test_any_map_is_whole(

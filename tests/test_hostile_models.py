@@ -36,9 +36,13 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = NetworkConfig(classes=2, channels=2, filters=(3,))
     windows = geometry(network)
     card = ModelCard(
-        name="honest", channels=(Channel("B02"), Channel("B03")), network=network,
+        name="honest",
+        channels=(Channel("B02"), Channel("B03")),
+        network=network,
         legend=Legend("t", tuple(LandCoverClass(i, f"c{i}", "#000000") for i in (1, 2))),
-        statistics=Statistics((0.0, 0.0), (1.0, 1.0)), stride=windows.stride, halo=windows.halo,
+        statistics=Statistics((0.0, 0.0), (1.0, 1.0)),
+        stride=windows.stride,
+        halo=windows.halo,
     )
     path = tmp_path_factory.mktemp("original") / "model.keras"
     save_model(build_unet(network), card, path)
@@ -58,9 +62,7 @@ def members_of(path: Path) -> Members:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def write(
-    folder: Path, original: Path, members: Members, *, compression: int = zipfile.ZIP_STORED
-) -> Path:
+def write(folder: Path, original: Path, members: Members, *, compression: int = zipfile.ZIP_STORED) -> Path:
     """The members as a model file, with a card that vouches for it: a hash is no proof of good will."""
     path = folder / "model.keras"
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -103,9 +105,18 @@ def test_the_honest_original_loads(original: Path) -> None:
     load_model(original)
 
 
-@pytest.mark.parametrize("name", [
-    "Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "Dense", "evil>Layer", "function",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Lambda",
+        "TFSMLayer",
+        "TorchModuleWrapper",
+        "JaxLayer",
+        "Dense",
+        "evil>Layer",
+        "function",
+    ],
+)
 def test_classes_that_no_network_here_has_are_refused(tmp_path: Path, original: Path, name: str) -> None:
     def change(config: dict) -> None:
         config["config"]["layers"][3]["class_name"] = name
@@ -240,17 +251,36 @@ def many_groups(file: h5py.File, canary: Path) -> None:
         deep = deep.create_group("g")
 
 
-@pytest.mark.parametrize("change, reason", [
-    (external_link, "external link"), (soft_link, "soft link"), (hard_link, "linked twice"),
-    (cycle, "linked twice"), (external_storage, "another file"), (virtual, "another file"),
-    (shape_bomb, "shape bomb"), (late_allocation, "shape bomb"), (compressed, "compressed"),
-    (objects, "expected numbers"), (references, "expected numbers"), (compound, "expected numbers"),
-    (integers, "floating-point"), (not_a_number, "NaN or infinite"), (infinite, "NaN or infinite"),
-    (negative_variance, "positive"), (zero_deviation, "positive"), (other_mean, "as their card says"),
-    (other_shape, "shapes differ"), (missing, "lacks encoder_stage0_conv1/kernel"),
-    (renamed, "no variable of a layer"), (more, "no variable of a layer"), (twice, "twice"),
-    (optimizer, "no variable"), (many_groups, "too deep"),
-])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (external_link, "external link"),
+        (soft_link, "soft link"),
+        (hard_link, "linked twice"),
+        (cycle, "linked twice"),
+        (external_storage, "another file"),
+        (virtual, "another file"),
+        (shape_bomb, "shape bomb"),
+        (late_allocation, "shape bomb"),
+        (compressed, "compressed"),
+        (objects, "expected numbers"),
+        (references, "expected numbers"),
+        (compound, "expected numbers"),
+        (integers, "floating-point"),
+        (not_a_number, "NaN or infinite"),
+        (infinite, "NaN or infinite"),
+        (negative_variance, "positive"),
+        (zero_deviation, "positive"),
+        (other_mean, "as their card says"),
+        (other_shape, "shapes differ"),
+        (missing, "lacks encoder_stage0_conv1/kernel"),
+        (renamed, "no variable of a layer"),
+        (more, "no variable of a layer"),
+        (twice, "twice"),
+        (optimizer, "no variable"),
+        (many_groups, "too deep"),
+    ],
+)
 def test_weights_that_are_more_or_less_than_arrays_are_refused(
     tmp_path: Path, original: Path, canary: Path, change: Callable, reason: str
 ) -> None:
@@ -379,7 +409,11 @@ def legacy(tmp_path: Path) -> Path:
 def test_legacy_files_of_any_width_and_block_are_read(legacy: Path, tmp_path: Path) -> None:
     assert read_legacy(legacy)[0].filters == (2, 3)
     config = NetworkConfig(
-        classes=1, channels=9, filters=(4, 5, 6), decoder_filters=(3, 2, 7), block="upsample",
+        classes=1,
+        channels=9,
+        filters=(4, 5, 6),
+        decoder_filters=(3, 2, 7),
+        block="upsample",
         activation="sigmoid",
     )
     other = tmp_path / "other.h5"
@@ -401,8 +435,16 @@ CONV = "encoder_stage0_conv1/encoder_stage0_conv1/kernel:0"
 
 
 def lambda_config(file: h5py.File) -> None:
-    file.attrs["model_config"] = json.dumps({"class_name": "Model", "config": {"layers": [
-        {"class_name": "Lambda", "config": {"name": "x", "function": ["Y29kZQ==", None, None]}}]}})
+    file.attrs["model_config"] = json.dumps(
+        {
+            "class_name": "Model",
+            "config": {
+                "layers": [
+                    {"class_name": "Lambda", "config": {"name": "x", "function": ["Y29kZQ==", None, None]}}
+                ]
+            },
+        }
+    )
 
 
 def link_outside(file: h5py.File) -> None:
@@ -441,11 +483,20 @@ def giant_filters(file: h5py.File) -> None:
     file["final_conv/final_conv/kernel:0"] = np.zeros((1, 1, 1, 300), "float32")
 
 
-@pytest.mark.parametrize("change, reason", [
-    (lambda_config, "Lambda layer"), (link_outside, "external link"), (unknown_layer, "has also bottleneck"),
-    (wrong_width, "shapes differ"), (no_head, "final_conv"), (nan_weight, "NaN"),
-    (strings, "expected numbers"), (flat_kernel, "fitting variable"), (giant_filters, "300 classes"),
-])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda_config, "Lambda layer"),
+        (link_outside, "external link"),
+        (unknown_layer, "has also bottleneck"),
+        (wrong_width, "shapes differ"),
+        (no_head, "final_conv"),
+        (nan_weight, "NaN"),
+        (strings, "expected numbers"),
+        (flat_kernel, "fitting variable"),
+        (giant_filters, "300 classes"),
+    ],
+)
 def test_legacy_files_with_more_or_less_than_the_original_are_refused(
     legacy: Path, change: Callable, reason: str
 ) -> None:

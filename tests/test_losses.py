@@ -56,6 +56,7 @@ def weighted(weight: Callable[[float], float], value: Callable[[int, np.ndarray]
 
 def over_classes(value: Callable[[float, float, float], float]) -> Reference:
     """Mean over present classes of a function of soft true positives, false positives, false negatives."""
+
     def reference(labels: np.ndarray, p: np.ndarray) -> float:
         scores = []
         for c in range(3):
@@ -218,15 +219,29 @@ def test_rare_classes_weigh_more_and_absent_ones_nothing(weighting: str) -> None
     assert weights.sum() == pytest.approx(4)
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("", "no term"), ("cross", "no loss 'cross'"), ("ce+", "does not continue"), ("ce dice", "continue"),
-    ("ce-dice", "no loss"), ("2ce", "no term"), ("focal(alpha=1)", "no parameter"),
-    ("focal(gamma)", "no parameter"), ("focal(gamma=x)", "expected a number"), ("focal(gamma=inf)", "number"),
-    ("ce(weights=magic)", "expected none"), ("focal(gamma=-1)", "expected"), ("dice*0.5", "continue"),
-    ("ce(smoothing=1)", "expected"), ("ce(weights=effective,beta=1)", "expected"),
-    ("focal-tversky(gamma=0)", "expected"),
-    ("__import__('os')", "no term"), ("ce(weights=inverse", "continue"),
-])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("", "no term"),
+        ("cross", "no loss 'cross'"),
+        ("ce+", "does not continue"),
+        ("ce dice", "continue"),
+        ("ce-dice", "no loss"),
+        ("2ce", "no term"),
+        ("focal(alpha=1)", "no parameter"),
+        ("focal(gamma)", "no parameter"),
+        ("focal(gamma=x)", "expected a number"),
+        ("focal(gamma=inf)", "number"),
+        ("ce(weights=magic)", "expected none"),
+        ("focal(gamma=-1)", "expected"),
+        ("dice*0.5", "continue"),
+        ("ce(smoothing=1)", "expected"),
+        ("ce(weights=effective,beta=1)", "expected"),
+        ("focal-tversky(gamma=0)", "expected"),
+        ("__import__('os')", "no term"),
+        ("ce(weights=inverse", "continue"),
+    ],
+)
 def test_what_is_no_loss_is_answered_with_the_losses(text: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:
         build_loss(text, COUNTS, 3)

@@ -37,7 +37,11 @@ def collect(plan: Plan, predictions: list[Prediction]) -> tuple[np.ndarray, np.n
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 90), st.integers(1, 90), st.integers(1, 3), st.booleans(), st.integers(0, 99),
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(1, 3),
+    st.booleans(),
+    st.integers(0, 99),
     st.sampled_from([16, 32, 64]),
 )
 def test_the_identity_gives_the_image_and_its_holes(
@@ -150,9 +154,7 @@ def test_an_error_in_any_thread_arrives_and_all_threads_end(where: str) -> None:
 def test_all_threads_end_when_the_caller_stops() -> None:
     plan = Plan(64, 64, 4, 0, (16, 16), 64)
     before = threading.active_count()
-    predictions = predict_parts(
-        lambda w: np.ones((*w.shape, CLASSES), "f4"), lambda x: x, plan, plan.parts()
-    )
+    predictions = predict_parts(lambda w: np.ones((*w.shape, CLASSES), "f4"), lambda x: x, plan, plan.parts())
     next(predictions)
     predictions.close()
     assert threading.active_count() == before

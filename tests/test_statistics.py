@@ -41,9 +41,15 @@ def test_statistics_of_other_channels_do_not_merge() -> None:
         Statistics((1.0,), (1.0,), 1).merge(Statistics((1.0, 2.0), (1.0, 2.0), 1))
 
 
-@pytest.mark.parametrize("mean, std", [
-    ((1.0,), (1.0, 2.0)), ((float("nan"),), (1.0,)), ((1.0,), (-1.0,)), ((1.0,), (float("inf"),)),
-])
+@pytest.mark.parametrize(
+    "mean, std",
+    [
+        ((1.0,), (1.0, 2.0)),
+        ((float("nan"),), (1.0,)),
+        ((1.0,), (-1.0,)),
+        ((1.0,), (float("inf"),)),
+    ],
+)
 def test_impossible_statistics_are_refused(mean: tuple, std: tuple) -> None:
     with pytest.raises(InputError, match="cannot use the statistics"):
         Statistics(mean, std)
@@ -81,16 +87,35 @@ class RunsByName:
         return eval, ("__import__('os').system('touch canary')",)
 
 
-@pytest.mark.parametrize("content", [
-    pickle.dumps(Runs()), pickle.dumps(RunsByName()), pickle.dumps(([Runs()], [1.0]), protocol=0),
-    pickle.dumps(([1.0], np.array([1.0]))), pickle.dumps(([1.0], "abc")), pickle.dumps({"mean": [1.0]}),
-    b"cos\nsystem\n(S'touch canary'\ntR.", b"cnumpy\nload\n(S'canary'\ntR.", b"\x80\x04r\xff\xff\xff\x7f.",
-    b"(lr\xff\xff\xff\x7f0.", b"\x80\x04\x8a\xff" + b"\x7f" * 255 + b".", b"", b"\x00" * 100, b"[1, 2]",
-    b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O8'\nI0\nI1\ntRS'abcdefgh'\ntR.",
-    pickle.dumps(([1.0] * 20_000, [1.0] * 20_000)), b'{"mean": [1], "std": [NaN]}', b'{"mean": 1, "std": 2}',
-    b'{"mean": [1]}', b'{"mean": ["a"], "std": ["b"]}', b'{"statistics": [1]}', b"{" * 100_000,
-    b'{"mean": [1e999], "std": [1]}', b'{"mean": [1], "std": [1], "count": 1e999}',
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(Runs()),
+        pickle.dumps(RunsByName()),
+        pickle.dumps(([Runs()], [1.0]), protocol=0),
+        pickle.dumps(([1.0], np.array([1.0]))),
+        pickle.dumps(([1.0], "abc")),
+        pickle.dumps({"mean": [1.0]}),
+        b"cos\nsystem\n(S'touch canary'\ntR.",
+        b"cnumpy\nload\n(S'canary'\ntR.",
+        b"\x80\x04r\xff\xff\xff\x7f.",
+        b"(lr\xff\xff\xff\x7f0.",
+        b"\x80\x04\x8a\xff" + b"\x7f" * 255 + b".",
+        b"",
+        b"\x00" * 100,
+        b"[1, 2]",
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(S'O8'\nI0\nI1\ntRS'abcdefgh'\ntR.",
+        pickle.dumps(([1.0] * 20_000, [1.0] * 20_000)),
+        b'{"mean": [1], "std": [NaN]}',
+        b'{"mean": 1, "std": 2}',
+        b'{"mean": [1]}',
+        b'{"mean": ["a"], "std": ["b"]}',
+        b'{"statistics": [1]}',
+        b"{" * 100_000,
+        b'{"mean": [1e999], "std": [1]}',
+        b'{"mean": [1], "std": [1], "count": 1e999}',
+    ],
+)
 def test_files_that_hold_more_than_numbers_are_refused(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

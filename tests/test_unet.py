@@ -45,10 +45,18 @@ def test_the_default_is_the_original_network() -> None:
 
 
 @pytest.mark.parametrize("block", ["transpose", "upsample"])
-@pytest.mark.parametrize("changes", [
-    {}, {"bottleneck": 2}, {"norm": "none"}, {"filters": (3,)}, {"classes": 1, "activation": "sigmoid"},
-    {"dropout": 0.5}, {"decoder_filters": (7, 6, 5, 4)},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"bottleneck": 2},
+        {"norm": "none"},
+        {"filters": (3,)},
+        {"classes": 1, "activation": "sigmoid"},
+        {"dropout": 0.5},
+        {"decoder_filters": (7, 6, 5, 4)},
+    ],
+)
 def test_variables_are_known_without_a_framework(block: str, changes: dict) -> None:
     config = narrow(block=block, **changes)
     model = build_unet(config)
@@ -57,11 +65,22 @@ def test_variables_are_known_without_a_framework(block: str, changes: dict) -> N
     assert NetworkConfig.from_json(config.to_json()) == config
 
 
-@pytest.mark.parametrize("changes", [
-    {"classes": 0}, {"classes": 255}, {"filters": ()}, {"filters": (0,)}, {"decoder_filters": (1,)},
-    {"dropout": 1.0}, {"block": "magic"}, {"norm": "group"}, {"activation": "sigmoid"},
-    {"bottleneck": -1}, {"channels": 0},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": 0},
+        {"classes": 255},
+        {"filters": ()},
+        {"filters": (0,)},
+        {"decoder_filters": (1,)},
+        {"dropout": 1.0},
+        {"block": "magic"},
+        {"norm": "group"},
+        {"activation": "sigmoid"},
+        {"bottleneck": -1},
+        {"channels": 0},
+    ],
+)
 def test_contradictory_options_are_refused(changes: dict) -> None:
     with pytest.raises(InputError, match="cannot build the network"):
         narrow(**changes)
@@ -88,9 +107,10 @@ def test_no_data_becomes_exactly_the_mean() -> None:
     assert (y[0, 1, 2] == 0).all() and np.isfinite(y).all() and (y[0, 0, 0] != 0).all()
 
 
-@pytest.mark.parametrize("mean, std", [
-    ([1.0], [1.0]), ([1.0, 2.0], [1.0, 0.0]), ([1.0, np.nan], [1.0, 1.0]), ([1.0, 2.0], [1.0, np.inf])
-])
+@pytest.mark.parametrize(
+    "mean, std",
+    [([1.0], [1.0]), ([1.0, 2.0], [1.0, 0.0]), ([1.0, np.nan], [1.0, 1.0]), ([1.0, 2.0], [1.0, np.inf])],
+)
 def test_impossible_statistics_are_refused(mean: list[float], std: list[float]) -> None:
     with pytest.raises(InputError, match="statistics"):
         build_unet(narrow(), (np.array(mean), np.array(std)))
@@ -115,19 +135,29 @@ def test_a_single_class_gets_a_sigmoid() -> None:
     assert model.output_shape == (None, None, None, 1) and model.layers[-1].name == "sigmoid"
 
 
-@pytest.mark.parametrize("changes, expected", [
-    ({}, Geometry(16, 64, 76)),
-    ({"bottleneck": 2}, Geometry(16, 96, 108)),
-    ({"filters": (2,) * 5, "bottleneck": 2}, Geometry(32, 192, 220)),
-    ({"filters": (2,)}, Geometry(2, 6, 6)),
-])
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, Geometry(16, 64, 76)),
+        ({"bottleneck": 2}, Geometry(16, 96, 108)),
+        ({"filters": (2,) * 5, "bottleneck": 2}, Geometry(32, 192, 220)),
+        ({"filters": (2,)}, Geometry(2, 6, 6)),
+    ],
+)
 def test_stride_and_halo_follow_from_the_network(changes: dict, expected: Geometry) -> None:
     assert geometry(narrow(**changes)) == expected
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"bottleneck": 1}, {"block": "upsample"}, {"filters": (2, 2)}, {"filters": (2,), "norm": "none"},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"bottleneck": 1},
+        {"block": "upsample"},
+        {"filters": (2, 2)},
+        {"filters": (2,), "norm": "none"},
+    ],
+)
 def test_an_impulse_reaches_as_far_as_the_radius_says(changes: dict) -> None:
     model = without_activation(build_unet(narrow(**changes)))
     make_positive(model, np.random.default_rng(0))
@@ -191,9 +221,18 @@ def chain(*layers: keras.layers.Layer) -> keras.Model:
     return keras.Model(inputs, x)
 
 
-@pytest.mark.parametrize("kernel, stride, dilation", [
-    (1, 1, 1), (3, 1, 2), (5, 1, 1), (2, 2, 1), (3, 2, 1), (7, 4, 1), (4, 1, 1),
-])
+@pytest.mark.parametrize(
+    "kernel, stride, dilation",
+    [
+        (1, 1, 1),
+        (3, 1, 2),
+        (5, 1, 1),
+        (2, 2, 1),
+        (3, 2, 1),
+        (7, 4, 1),
+        (4, 1, 1),
+    ],
+)
 def test_the_reach_of_other_layers_agrees_with_an_impulse(kernel: int, stride: int, dilation: int) -> None:
     layers = keras.layers
     for up in ("transposed", "nearest", "bilinear"):
@@ -202,8 +241,8 @@ def test_the_reach_of_other_layers_agrees_with_an_impulse(kernel: int, stride: i
         )
         grow = (
             layers.Conv2DTranspose(1, kernel, strides=stride, padding="same", use_bias=False)
-            if up == "transposed" and kernel >= stride else
-            layers.UpSampling2D(stride, interpolation="bilinear" if up == "bilinear" else "nearest")
+            if up == "transposed" and kernel >= stride
+            else layers.UpSampling2D(stride, interpolation="bilinear" if up == "bilinear" else "nearest")
         )
         model = chain(down, grow)
         make_positive(model, np.random.default_rng(2))

@@ -93,8 +93,15 @@ def test_equal_models_are_equal_bytes(tmp_path: Path, model: keras.Model, networ
 
 def test_a_card_keeps_everything(network: NetworkConfig) -> None:
     full = card_of(
-        network, temperature=(1.0, 1.5, 2.0), description="d", licence="l", attribution="a", not_for="n",
-        halo=None, sha256="0" * 64, bytes=5,
+        network,
+        temperature=(1.0, 1.5, 2.0),
+        description="d",
+        licence="l",
+        attribution="a",
+        not_for="n",
+        halo=None,
+        sha256="0" * 64,
+        bytes=5,
     )
     assert ModelCard.from_json(json.loads(json.dumps(full.to_json()))) == full
 
@@ -106,15 +113,18 @@ def test_a_single_class_has_one_output_whatever_the_legend() -> None:
         card_of(single, single_class="c9")
 
 
-@pytest.mark.parametrize("changes, reason", [
-    ({"channels": (Channel("B02"),)}, "names 1 channels"),
-    ({"channels": (Channel("B02"), Channel("B02"))}, "twice"),
-    ({"statistics": Statistics((1.0,), (1.0,))}, "statistics are of 1"),
-    ({"statistics": Statistics((1.0, 2.0), (1.0, 0.0))}, "positive"),
-    ({"legend": Legend("t", (LandCoverClass(1, "a", "#000000"),))}, "3 outputs, expected 1"),
-    ({"halo": 3}, "multiple of its stride"),
-    ({"temperature": (1.0, 2.0)}, "temperatures"),
-])
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"channels": (Channel("B02"),)}, "names 1 channels"),
+        ({"channels": (Channel("B02"), Channel("B02"))}, "twice"),
+        ({"statistics": Statistics((1.0,), (1.0,))}, "statistics are of 1"),
+        ({"statistics": Statistics((1.0, 2.0), (1.0, 0.0))}, "positive"),
+        ({"legend": Legend("t", (LandCoverClass(1, "a", "#000000"),))}, "3 outputs, expected 1"),
+        ({"halo": 3}, "multiple of its stride"),
+        ({"temperature": (1.0, 2.0)}, "temperatures"),
+    ],
+)
 def test_a_card_that_contradicts_itself_is_refused(
     network: NetworkConfig, changes: dict, reason: str
 ) -> None:
@@ -122,12 +132,24 @@ def test_a_card_that_contradicts_itself_is_refused(
         card_of(network, **changes)
 
 
-@pytest.mark.parametrize("key, value", [
-    ("format_version", 2), ("stride", 0), ("stride", "16"), ("halo", -4), ("temperature", 0), ("sha256", "x"),
-    ("network", {"classes": 3, "channels": 2, "filters": [10**9]}), ("channels", []), ("bytes", 0),
-    ("statistics", {"mean": [1, 2], "std": [-1, 2]}), ("legend", {"name": "t", "classes": []}), ("extra", 1),
-    ("name", "x" * 300),
-])
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("format_version", 2),
+        ("stride", 0),
+        ("stride", "16"),
+        ("halo", -4),
+        ("temperature", 0),
+        ("sha256", "x"),
+        ("network", {"classes": 3, "channels": 2, "filters": [10**9]}),
+        ("channels", []),
+        ("bytes", 0),
+        ("statistics", {"mean": [1, 2], "std": [-1, 2]}),
+        ("legend", {"name": "t", "classes": []}),
+        ("extra", 1),
+        ("name", "x" * 300),
+    ],
+)
 def test_a_card_is_held_to_its_schema(saved: Path, key: str, value: object) -> None:
     path = saved.with_suffix(".json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))

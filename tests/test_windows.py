@@ -68,7 +68,10 @@ def test_computed_pixels_are_those_of_all_windows(plan: Plan) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([4, 16]), st.integers(0, 5),
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+    st.sampled_from([4, 16]),
+    st.integers(0, 5),
     st.integers(1, 4_000_000),
 )
 def test_the_chosen_window_makes_a_plan_within_the_budget_where_one_can(
