@@ -176,29 +176,36 @@ class ModelCard:
         channels = self.network.channels
         names = [c.name for c in self.channels]
         classes = len(self.legend) if self.single_class is None else 1
-        checks = {
-            f"it names {len(names)} channels and its network has {channels}": len(names) == channels,
-            f"it names a channel twice ({', '.join(names)})": len(set(names)) == len(names),
-            f"its statistics are of {len(self.statistics.mean)} channels, expected {channels}": len(
-                self.statistics.mean
-            )
-            == channels,
-            f"its standard deviations are {self.statistics.std}, expected positive ones": all(
-                s > 0 for s in self.statistics.std
+        single, legend, halo, temperature = self.single_class, self.legend.names, self.halo, self.temperature
+        checks = [
+            (len(names) == channels, f"it names {len(names)} channels and its network has {channels}"),
+            (len(set(names)) == len(names), f"it names a channel twice ({', '.join(names)})"),
+            (
+                len(self.statistics.mean) == channels,
+                f"its statistics are of {len(self.statistics.mean)} channels, expected {channels}",
             ),
-            f"its network has {self.network.classes} outputs, expected {classes}": self.network.classes
-            == classes,
-            f"its single class '{self.single_class}' is not in its legend ({', '.join(self.legend.names)})": self.single_class
-            is None
-            or self.single_class in self.legend.names,
-            f"its halo is {self.halo}, expected a multiple of its stride {self.stride}": self.halo is None
-            or self.halo % self.stride == 0,
-            f"it has {self.temperature} as temperatures, expected one, or {classes}": not isinstance(
-                self.temperature, tuple
-            )
-            or len(self.temperature) == classes,
-        }
-        return [problem for problem, holds in checks.items() if not holds]
+            (
+                all(s > 0 for s in self.statistics.std),
+                f"its standard deviations are {self.statistics.std}, expected positive ones",
+            ),
+            (
+                self.network.classes == classes,
+                f"its network has {self.network.classes} outputs, expected {classes}",
+            ),
+            (
+                single is None or single in legend,
+                f"its single class '{single}' is not in its legend ({', '.join(legend)})",
+            ),
+            (
+                halo is None or halo % self.stride == 0,
+                f"its halo is {halo}, expected a multiple of its stride {self.stride}",
+            ),
+            (
+                not isinstance(temperature, tuple) or len(temperature) == classes,
+                f"it has {temperature} as temperatures, expected one, or {classes}",
+            ),
+        ]
+        return [problem for holds, problem in checks if not holds]
 
     def to_json(self) -> dict[str, Any]:
         """The card as JSON-ready data, the inverse of `from_json`."""

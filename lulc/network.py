@@ -90,26 +90,36 @@ class NetworkConfig:
 
     def _problems(self) -> list[str]:
         widths = (*self.filters, *self.decoder_filters)
-        checks = {
-            f"it has {len(self.filters)} encoder stages, expected 1..{MAX_STAGES}": 1
-            <= len(self.filters)
-            <= MAX_STAGES,
-            f"it has {len(self.decoder_filters)} decoder and {len(self.filters)} encoder stages, "
-            "expected as many of each": len(self.decoder_filters) == len(self.filters),
-            f"its filters are {widths}, expected 1..{MAX_FILTERS} each": all(
-                1 <= w <= MAX_FILTERS for w in widths
+        encoder, decoder = len(self.filters), len(self.decoder_filters)
+        checks = [
+            (1 <= encoder <= MAX_STAGES, f"it has {encoder} encoder stages, expected 1..{MAX_STAGES}"),
+            (
+                encoder == decoder,
+                f"it has {decoder} decoder and {encoder} encoder stages, expected as many of each",
             ),
-            f"it has {self.classes} classes, expected 1..{MAX_CLASSES}": 1 <= self.classes <= MAX_CLASSES,
-            f"it has {self.channels} channels, expected at least 1": self.channels >= 1,
-            f"it has {self.bottleneck} bottleneck convolutions, expected 0 or more": self.bottleneck >= 0,
-            f"its dropout rate is {self.dropout}, expected 0 <= rate < 1": 0 <= self.dropout < 1,
-            f"its block is '{self.block}', expected transpose or upsample": self.block
-            in ("transpose", "upsample"),
-            f"its norm is '{self.norm}', expected batch or none": self.norm in ("batch", "none"),
-            f"its activation is '{self.activation}' with {self.classes} classes, expected sigmoid with 1 "
-            "class or softmax with more": self.activation == ("sigmoid" if self.classes == 1 else "softmax"),
-        }
-        return [problem for problem, holds in checks.items() if not holds]
+            (
+                all(1 <= w <= MAX_FILTERS for w in widths),
+                f"its filters are {widths}, expected 1..{MAX_FILTERS} each",
+            ),
+            (1 <= self.classes <= MAX_CLASSES, f"it has {self.classes} classes, expected 1..{MAX_CLASSES}"),
+            (self.channels >= 1, f"it has {self.channels} channels, expected at least 1"),
+            (
+                self.bottleneck >= 0,
+                f"it has {self.bottleneck} bottleneck convolutions, expected 0 or more",
+            ),
+            (0 <= self.dropout < 1, f"its dropout rate is {self.dropout}, expected 0 <= rate < 1"),
+            (
+                self.block in ("transpose", "upsample"),
+                f"its block is '{self.block}', expected transpose or upsample",
+            ),
+            (self.norm in ("batch", "none"), f"its norm is '{self.norm}', expected batch or none"),
+            (
+                self.activation == ("sigmoid" if self.classes == 1 else "softmax"),
+                f"its activation is '{self.activation}' with {self.classes} classes, expected sigmoid "
+                "with 1 class or softmax with more",
+            ),
+        ]
+        return [problem for holds, problem in checks if not holds]
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON-ready data, the inverse of `from_json`."""
