@@ -165,7 +165,7 @@ class InputConfig:
         (), "names of the layers of an unnamed index raster (NDVI NDTI ...)", metavar="NAME", group=INPUT
     )
     nodata: float | None = option(
-        None, "no-data value of files that declare none (0 is always no data in integer bands)", group=INPUT
+        None, "no-data value of files that declare none (a stored 0 is always no data in bands)", group=INPUT
     )
     index_nodata: tuple[float, ...] = option(
         (),

@@ -397,7 +397,7 @@ def _sample(source: Source, planes: Sequence[Plane]) -> list[np.ndarray]:
 
 def _present(values: np.ndarray, plane: Plane) -> np.ndarray:
     present = np.isfinite(values)
-    if plane.name not in INDICES and values.dtype.kind in "iu":
+    if plane.name not in INDICES:
         present &= values != 0
     if plane.nodata is not None:
         present &= values != plane.nodata

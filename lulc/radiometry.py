@@ -91,7 +91,7 @@ def reflectance(
     scaling
         How they are converted.
     nodata
-        Value of no data, None for none. 0 is no data in integer planes in any case.
+        Value of no data, None for none. A stored 0 is no data in any case.
     out
         float32 (y, x), receives reflectance x 10000; meaningless where invalid.
     valid
@@ -106,9 +106,8 @@ def reflectance(
     np.less_equal(out, np.float32(HIGHEST * UNIT), out=valid)
     if dn.dtype.kind != "u" or scaling.offset < 0:
         valid &= out >= np.float32(LOWEST * UNIT)
-    if dn.dtype.kind in "iu":
-        valid &= dn != 0
-    if nodata is not None and np.isfinite(nodata) and not (nodata == 0 and dn.dtype.kind in "iu"):
+    valid &= dn != 0
+    if nodata is not None and np.isfinite(nodata) and nodata != 0:
         # Compared in the stored type: float32(-9999.9) is not the float64 of the metadata.
         valid &= dn != _in_type(nodata, dn.dtype)
 
