@@ -29,6 +29,7 @@ WHOLE_BYTES = 256 * 2**20
 _SAMPLES, _SAMPLE_BYTES, _END_BYTES = 256, 64 * 2**10, 2**20
 
 _BAND = re.compile(r"(?:B|BAND[ _]?)0?(1[0-2]|[1-9]|8A)(?=$|[^0-9A-Z])")
+_NUMBERED = re.compile(r"BAND[ _]?0?([1-9][0-9]{0,3}|8A)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Layer:
     ----------
     name
         Canonical band or index name (``B8A``, ``NDVI``) where one is recognised, else the file's own
-        description; None where there is none.
+        description; None where there is none. What ``Band 8`` means only `Source.names` can tell.
     dtype
         numpy name of the stored type.
     nodata
@@ -122,7 +123,14 @@ class Source(abc.ABC):
 
     @property
     def names(self) -> tuple[str | None, ...]:
-        return tuple(layer.name for layer in self.layers)
+        """Names of all layers: ``Band 8`` is B08, unless the layers are numbered by position."""
+        names = tuple(layer.name for layer in self.layers)
+        numbers = [m and m.group(1) for m in (_NUMBERED.fullmatch(n or "") for n in names)]
+        # Converters write Band 1, Band 2, ... into files of unnamed layers, whatever these hold.
+        if numbers == [str(i) for i in range(1, len(names) + 1)]:
+            return names
+        bands = [_padded(n.upper()) if n else "" for n in numbers]
+        return tuple(b if b in SENTINEL_BANDS else n for b, n in zip(bands, names, strict=True))
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -146,7 +154,7 @@ class Source(abc.ABC):
         return (
             len(self.layers) == 1
             and np.issubdtype(self.layers[0].dtype, np.integer)
-            and self.layers[0].name not in SENTINEL_BANDS + INDICES
+            and self.names[0] not in SENTINEL_BANDS + INDICES
         )
 
     def identity(self) -> dict[str, Any]:
@@ -168,14 +176,16 @@ class Source(abc.ABC):
 def canonical_name(text: str | None) -> str | None:
     """The band or index that a description names, None where it names none.
 
+    A bare ``Band 8`` names none: it may be a position, which `Source.names` decides.
+
     Examples
     --------
-    >>> canonical_name("B2, central wavelength 490 nm"), canonical_name("b8a"), canonical_name("Band 11")
+    >>> canonical_name("B2, central wavelength 490 nm"), canonical_name("b8a"), canonical_name("Band 11 SWIR")
     ('B02', 'B8A', 'B11')
-    >>> canonical_name("ndvi"), canonical_name("AOT"), canonical_name("Band 8 of 13 dB")
-    ('NDVI', None, 'B08')
+    >>> canonical_name("ndvi"), canonical_name("AOT"), canonical_name("Band 8")
+    ('NDVI', None, None)
     """
-    if not text:
+    if not text or _NUMBERED.fullmatch(text.strip()):
         return None
     upper = text.strip().upper()
     if upper in INDICES:

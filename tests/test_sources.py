@@ -86,6 +86,17 @@ def test_a_single_layer_is_named_by_its_file_and_many_never(tmp_path: Path) -> N
         assert source.names == (None, None)
 
 
+@pytest.mark.parametrize("form", ["Band {}", "Band_{}", "band{}", "Band {:02d}"])
+def test_layers_numbered_by_position_are_unnamed_and_others_are_bands(tmp_path: Path, form: str) -> None:
+    numbered = [form.format(i) for i in range(1, 14)]
+    with open_source(write(tmp_path / "a.tif", numbers(13), names=numbered)) as source:
+        assert source.names == tuple(numbered)
+    with open_source(write(tmp_path / "b.tif", numbers(3), names=[*numbered[1:3], "Band 8A"])) as source:
+        assert source.names == ("B02", "B03", "B8A")
+    with open_source(write(tmp_path / "S2_B05.tif", numbers(1), names=numbered[:1])) as source:
+        assert source.names == ("B05",)
+
+
 def test_every_thread_may_open_its_own(tmp_path: Path) -> None:
     data = numbers(2, 300, 200)
     results: list[bool] = []

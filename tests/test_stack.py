@@ -104,6 +104,9 @@ def test_unnamed_layers_are_named_by_the_option_and_never_by_position(tmp_path: 
     assert "(unnamed)" in error.problem and "--band-names B02 B03" in error.hint
     np.testing.assert_array_equal(read([path], band_names=BANDS)[..., :9], last(data))
     np.testing.assert_array_equal(read([path], band_names=BANDS[::-1])[..., :9], last(data)[..., ::-1])
+    numbered = write(tmp_path / "b.tif", data, [f"Band {i}" for i in range(1, 10)])
+    assert "--band-names B02 B03" in refuse("missing; found", [numbered]).hint
+    np.testing.assert_array_equal(read([numbered], band_names=BANDS)[..., :9], last(data))
     refuse("8 names", [path], band_names=BANDS[:8])
     refuse("no such name", [path], band_names=(*BANDS[:8], "B99"))
 
