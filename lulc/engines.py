@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -91,20 +92,40 @@ class EngineRequest:
     min_agreement: float | None = None
 
 
-def choose_engine(name: str) -> str:
+def choose_engine(name: str, devices: Path = Path("/dev")) -> str:
     """The engine that a name stands for: ``auto`` is the fastest that is exact on this machine.
 
     That is Keras where there is an NVIDIA GPU, OpenVINO where there is none and it is installed.
+
+    Parameters
+    ----------
+    name
+        Name of an engine, or ``auto``.
+    devices
+        Folder of the device files.
     """
     if name == "auto":
-        on_processor = not Path("/dev/nvidia0").exists() and importlib.util.find_spec("openvino")
-        name = "openvino" if on_processor else "keras"
+        name, reason = _fastest(devices)
+        logger.info("engine %s, since %s", name, reason)
     if name not in _ENGINES:
         raise InputError(
             f"cannot run the network with the engine '{name}', expected one of {', '.join(_ENGINES)}",
             "Type --engine auto.",
         )
     return name
+
+
+def _fastest(devices: Path) -> tuple[str, str]:
+    """(engine, why) on this machine, found out without loading a framework."""
+    # A batch system gives a job the GPU with any number, and hides those of other jobs.
+    found = sorted(devices.glob("nvidia[0-9]*"))
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
+    if found and not hidden:
+        return "keras", f"there is an NVIDIA GPU ({found[0]})"
+    reason = "CUDA_VISIBLE_DEVICES hides all GPUs" if found else f"there is no NVIDIA GPU in {devices}"
+    if importlib.util.find_spec("openvino"):
+        return "openvino", reason
+    return "keras", f"{reason}, and OpenVINO is not installed"
 
 
 def footprint(name: str, network: NetworkConfig) -> Footprint:

@@ -261,6 +261,35 @@ def test_auto_is_exact_and_an_unknown_engine_is_refused(monkeypatch: pytest.Monk
         choose_engine("tensorrt")
 
 
+@pytest.mark.parametrize(
+    ("files", "visible", "expected", "why"),
+    [
+        (["nvidia0"], None, "keras", "nvidia0"),
+        (["nvidia3", "nvidiactl"], "3", "keras", "nvidia3"),
+        (["nvidia0"], "", "openvino", "CUDA_VISIBLE_DEVICES"),
+        (["nvidia0"], "-1", "openvino", "CUDA_VISIBLE_DEVICES"),
+        (["nvidiactl"], None, "openvino", "no NVIDIA GPU"),
+    ],
+)
+def test_auto_takes_any_gpu_that_is_not_hidden_and_says_why(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    files: list[str],
+    visible: str | None,
+    expected: str,
+    why: str,
+) -> None:
+    for file in files:
+        (tmp_path / file).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with caplog.at_level("INFO", "lulc"):
+        assert choose_engine("auto", tmp_path) == expected
+    assert why in caplog.text
+
+
 def test_legacy_weights_run_without_a_framework(shared: Path) -> None:
     path = shared / "legacy" / "keras2-weights.h5"
     expected = np.load(shared / "legacy" / "expected.npz")
