@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -33,7 +32,7 @@ from lulc.area import (
 from lulc.config import EvaluateConfig
 from lulc.findings import Areas, Change, Findings, Gathered
 from lulc.grid import GridSpec
-from lulc.labels import Labels, open_labels, tiles_of
+from lulc.labels import Labels, near_borders, open_labels
 from lulc.levels import levels_of
 from lulc.maps import REST, ClassMap, open_map
 from lulc.masks import Masks, open_masks
@@ -44,7 +43,7 @@ from lulc.schema import IGNORE, UNCLASSIFIED, InputError, Legend
 from lulc.sources import Source, open_source
 from lulc.suspects import find_suspects
 from lulc.views import Viewing, Views
-from lulc.windows import Window
+from lulc.windows import Window, squares_of
 
 logger = logging.getLogger("lulc")
 
@@ -144,7 +143,7 @@ def design(config: EvaluateConfig, findings: Findings, path: Path) -> Path:
         points = max(points, sample_size(pixels.astype(float), expected, config.sample_error))
     with ExitStack() as resources:
         inputs = _open(config, resources)
-        windows = tiles_of(inputs.grid.extent, WINDOW)
+        windows = squares_of(inputs.grid.extent, WINDOW)
         drawn = draw_sample(
             inputs.read_counted, windows, inputs.grid, pixels, allocate(points, pixels),
             np.random.default_rng(config.seed),
@@ -181,7 +180,7 @@ def measure(config: EvaluateConfig) -> tuple[Findings, Views]:
     with ExitStack() as resources:
         inputs = _open(config, resources)
         counts = Counts(inputs, config.border)
-        windows = list(tiles_of(inputs.grid.extent, WINDOW))
+        windows = list(squares_of(inputs.grid.extent, WINDOW))
         for window in tqdm(windows, desc="scoring", disable=not logger.isEnabledFor(logging.INFO)):
             counts.add(window)
         findings, views = counts.findings(config), counts.views()
@@ -265,7 +264,7 @@ def _open(config: EvaluateConfig, resources: ExitStack) -> Inputs:
     grid = the_map.grid
     labels = resources.enter_context(
         open_labels(
-            config.reference, grid, given or _scheme_of(the_map.legend, config.codes),
+            config.reference, grid, given or _scheme_of(the_map, config),
             field=config.label_field, pine=config.pine, spruce=config.spruce, resample=config.resample,
             **admitted,
         )
@@ -294,19 +293,40 @@ def _open(config: EvaluateConfig, resources: ExitStack) -> Inputs:
     )
 
 
-def _scheme_of(legend: Legend, codes: str) -> Scheme:
-    """The scheme by which a reference is read where none is named: that of the map's own legend."""
-    if legend.name in SCHEMES:
-        return load_scheme(legend.name, codes)
+def _scheme_of(the_map: ClassMap, config: EvaluateConfig) -> Scheme:
+    """The scheme by which a reference is read where none is named: that of the map's own legend.
+
+    Raises
+    ------
+    InputError
+        If the legend tells no codes: its numbers may be those of the reference, or may not.
+    """
+    legend = the_map.legend
+    for name in SCHEMES:
+        scheme = load_scheme(name, config.codes)
+        if legend.name in (name, scheme.legend.name) and _agrees(legend, scheme.legend):
+            return scheme
+    hint = "Type --scheme with the scheme of the training: a name, or the CSV with its codes."
     if legend.classes[-1] == REST:
         raise InputError(
-            f"cannot read the reference, since the map holds the single class '{legend.names[0]}', "
+            f"cannot read '{config.reference}', since the map holds the single class '{legend.names[0]}', "
             "expected to be told how codes become classes",
-            "Type --scheme with the scheme of the training, e.g. --scheme kaakonkulma-13.",
+            hint,
         )
-    numbers = {c.number: c.number for c in legend.classes}
-    hint = "Name the scheme of the reference: --scheme NAME, or a CSV with its codes."
+    numbers = {code: c.number for c in legend.classes for code in c.sources}
+    if not numbers:
+        raise InputError(
+            f"cannot read '{config.reference}', since the legend '{legend.name}' of the map has no source "
+            "codes, expected to be told how codes become classes",
+            hint,
+        )
     return Scheme(legend.name, legend, {0: IGNORE, IGNORE: IGNORE} | numbers, hint=hint)
+
+
+def _agrees(legend: Legend, known: Legend) -> bool:
+    """True where no class of a legend gathers other codes than the class of that name in a known one."""
+    codes = {c.name: c.sources for c in known.classes}
+    return all(c.sources in ((), codes.get(c.name)) for c in legend.classes)
 
 
 def _translation(reference: Legend, mapped: Legend, config: EvaluateConfig) -> NDArray[np.uint8]:
@@ -342,34 +362,6 @@ def _check_same(first: ClassMap, second: ClassMap, config: EvaluateConfig) -> No
             f"{', '.join(first.legend.names)} and {', '.join(second.legend.names)}, expected the same",
             "Give two maps with one legend.",
         )
-
-
-def near_borders(labels: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
-    """Pixels from which another class lies within `width` pixels in any of the 8 directions.
-
-    Parameters
-    ----------
-    labels
-        uint8 (y, x), class numbers 1..254, 255 ignore: not a class, so it makes no border.
-    width
-        Pixels; 1 marks the pixels on both sides of each border.
-
-    Returns
-    -------
-    bool (y, x)
-
-    Examples
-    --------
-    >>> near_borders(np.array([[1, 1, 1, 2, 2]], "u1"), 1).tolist()
-    [[False, False, True, True, False]]
-    """
-    if width == 0:
-        return np.zeros(labels.shape, bool)
-    square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    # 255 is the neutral element of the minimum, 0 that of the maximum.
-    lowest = cv2.erode(labels, square)
-    highest = cv2.dilate(np.where(labels == IGNORE, 0, labels).astype(np.uint8), square)
-    return np.asarray((lowest != highest) & (labels != IGNORE))
 
 
 class Counts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -24,19 +25,20 @@ from lulc import evaluation
 from lulc.accuracy import Reliability, compare, count, score
 from lulc.area import estimate
 from lulc.config import EvaluateConfig
-from lulc.evaluation import evaluate, measure, near_borders
+from lulc.evaluation import evaluate, measure
 from lulc.grid import GridSpec
-from lulc.labels import tiles_of
+from lulc.labels import near_borders
 from lulc.nomenclature import load_scheme
 from lulc.publication import FILES
 from lulc.regions import read_regions
 from lulc.schema import InputError, LandCoverClass, Legend
 from lulc.sources import open_source
+from lulc.windows import squares_of
 
 LEGEND = Legend(
     "four",
     tuple(
-        LandCoverClass(k, f"class {k}", color, level1=group)
+        LandCoverClass(k, f"class {k}", color, (k,), group)
         for k, color, group in ((1, "#ff0000", 1), (2, "#00ff00", 3), (3, "#0000ff", 3), (4, "#ffff00", 5))
     ),
 )
@@ -399,6 +401,50 @@ def test_a_map_without_a_legend_needs_a_scheme(scene) -> None:
     assert scores.pixels == int(scene.scored.sum())
 
 
+def test_codes_of_a_users_table_are_those_of_the_reference(scene) -> None:
+    table = scene.folder / "swapped.csv"
+    rows = (f"{5 - k},{k},class {k},#00000{k}\n" for k in range(1, 5))
+    table.write_text("code,class,name,color\n0,ignore,,\n255,ignore,,\n" + "".join(rows))
+    legend = load_scheme(str(table)).legend
+    path = write_raster(scene.folder / "m.tif", scene.mapped[None], nodata=255, tags=tags_of(legend))
+    codes = np.where(np.isin(scene.reference, (0, 255)), scene.reference, 5 - scene.reference)
+    reference = write_raster(scene.folder / "codes.tif", codes[None].astype(np.uint8))
+    expected = measure(scene.config())[0].confusion
+    for scheme in (None, str(table)):
+        found = measure(scene.config(map=path, reference=reference, scheme=scheme))[0]
+        assert np.array_equal(found.confusion, expected)
+
+
+def test_a_table_named_as_a_built_in_scheme_keeps_its_own_codes(scene) -> None:
+    known = load_scheme("clc-level1").legend
+    classes = [dataclasses.replace(c, sources=(6 - c.number,)) for c in known.classes]
+    legend = Legend(known.name, tuple(classes))
+    path = write_raster(scene.folder / "m.tif", scene.mapped[None], nodata=255, tags=tags_of(legend))
+    codes = np.where(np.isin(scene.reference, (0, 255)), scene.reference, 6 - scene.reference)
+    reference = write_raster(scene.folder / "codes.tif", codes[None].astype(np.uint8))
+    found = measure(scene.config(map=path, reference=reference))[0].confusion
+    assert np.array_equal(found[:5, :5], measure(scene.config())[0].confusion)
+
+
+def test_a_map_of_finnish_corine_is_read_by_its_codes(tmp_path) -> None:
+    path = write_raster(
+        tmp_path / "map.tif", np.array([[[13, 5, 13]]], np.uint8), nodata=255,
+        tags=tags_of(load_scheme("clc-fi-13").legend),
+    )  # fmt: skip
+    water = load_scheme("clc-fi-13").legend.classes[12].sources[0]
+    reference = write_raster(tmp_path / "labels.tif", np.array([[[water, water, 25]]], np.uint8))
+    config = EvaluateConfig(map=path, reference=reference, out=str(tmp_path / "r"))
+    found = measure(config)[0].confusion
+    assert (found[13, 13], found[13, 5], found.sum()) == (1, 1, 2)
+
+
+def test_a_legend_without_codes_needs_a_scheme(scene) -> None:
+    bare = Legend("four", tuple(dataclasses.replace(c, sources=()) for c in LEGEND.classes))
+    path = write_raster(scene.folder / "m.tif", scene.mapped[None], nodata=255, tags=tags_of(bare))
+    with pytest.raises(InputError, match=r"'four' of the map has no source codes(?s:.*)--scheme"):
+        measure(scene.config(map=path))
+
+
 def test_one_class_against_the_rest_is_scored_as_two_classes(tmp_path) -> None:
     scheme = load_scheme("kaakonkulma-13")
     water = Legend(scheme.name, (LandCoverClass(1, "Water bodies", "#80f2ff", level1=5),))
@@ -576,7 +622,7 @@ def test_colors_of_an_image_lie_where_its_pixels_do(tmp_path: Path, step: int) -
     full[7:70, :83] = np.moveaxis(coarse, 0, -1)[:63, 5:88]
     whole = np.full((70 // step + 1, 90 // step + 1, 3), np.inf)[: -(-70 // step), : -(-90 // step)]
     with open_source(path) as image:
-        for window in tiles_of(grid.extent, 32):
+        for window in squares_of(grid.extent, 32):
             colors = evaluation._colors(image, grid, window, step)
             row, col = -(-window.row // step), -(-window.col // step)
             whole[row : row + colors.shape[0], col : col + colors.shape[1]] = colors
