@@ -189,7 +189,7 @@ class Masks:
         self.close()
 
 
-def open_masks(config: MaskConfig, grid: GridSpec) -> Masks:
+def open_masks(config: MaskConfig, grid: GridSpec, *, classified: bool = False) -> Masks:
     """Open what the options ``--mask --mask-values --bounds --aoi`` name.
 
     Parameters
@@ -198,12 +198,21 @@ def open_masks(config: MaskConfig, grid: GridSpec) -> Masks:
         Any config with these options.
     grid
         Pixels to read onto.
+    classified
+        True where products bring a scene classification, which ``--mask-values`` may mean.
 
     Raises
     ------
     InputError
-        If a file cannot be used, or bounds or mask lie elsewhere.
+        If a file cannot be used, bounds or mask lie elsewhere, or there are mask values and no mask.
     """
+    if config.mask_values and config.mask is None and not classified:
+        values = " ".join(map(str, config.mask_values))
+        raise InputError(
+            f"cannot leave out the mask values {values}, since no --mask is given, expected the raster "
+            "that holds them (only .SAFE folders of level 2A bring their own)",
+            f"Type --mask RASTER --mask-values {values}, or leave --mask-values out.",
+        )
     polygons = None
     provenance: dict[str, Any] = {"mask": None, "bounds": None, "aoi": None}
     if config.bounds is not None:

@@ -160,9 +160,13 @@ def open_in(path: str, config: InputConfig, opened: contextlib.ExitStack) -> Sou
 
 
 def open_bands(
-    paths: Sequence[str], config: InputConfig, wanted: Sequence[str], opened: contextlib.ExitStack
-) -> tuple[list[Source], Source | None]:
-    """The sources of band files and products, and the scene classification of the (only) product."""
+    paths: Sequence[str], config: InputConfig, wanted: Sequence[str], opened: contextlib.ExitStack,
+    *, classified: bool = True,
+) -> tuple[list[Source], Source | None]:  # fmt: skip
+    """The sources of band files and products, and the scene classification of the (only) product.
+
+    The latter is None where there is none, or where it is not wanted (`classified`).
+    """
     sources: list[Source] = []
     masks: list[Source] = []
     for path in paths:
@@ -171,13 +175,13 @@ def open_bands(
             continue
         found, product = open_product(path, wanted)
         sources += [opened.enter_context(source) for source in found]
-        if product.mask is not None:
+        if product.mask is not None and classified:
             masks.append(open_in(str(product.mask), config, opened))
         logger.info(
             "'%s': level %s, scale %g, offset %s DN",
             path, product.level, product.scale, sorted({product.offsets[s.names[0] or ""] for s in found}),
         )  # fmt: skip
-    return sources, masks[0] if masks and config.mask is None else None
+    return sources, masks[0] if masks else None
 
 
 def build_mosaic(
@@ -192,7 +196,9 @@ def build_mosaic(
     ]
     scene = None
     if mask is not None:
-        scene = ValueMask(mask, grid, config.mask_values or SCL_VALUES, resample=config.resample)
+        # With --mask the values given are those of that raster.
+        values = SCL_VALUES if config.mask else config.mask_values or SCL_VALUES
+        scene = ValueMask(mask, grid, values, resample=config.resample)
     return Mosaic(path, readers, scene)
 
 

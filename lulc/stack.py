@@ -283,7 +283,9 @@ def open_stack(
     """
     with contextlib.ExitStack() as opened:
         wanted = [c for c in channels if c not in INDICES]
-        sources, mask = open_bands(bands, config, _bands_for(channels, set(INDICES)), opened)
+        sources, mask = open_bands(
+            bands, config, _bands_for(channels, set(INDICES)), opened, classified=config.mask is None
+        )
         given = [open_in(path, config, opened) for path in indices]
         coded = index_planes(given, config, channels)
         read = {p.name for planes in coded for p in planes}
@@ -295,7 +297,8 @@ def open_stack(
         check_samples(main)
         index = build_mosaic("indices", given, coded, grid, config, None) if read else None
         fills = [_open_fill(path, config, needed, grid, opened) for path in config.fill]
-        masks = opened.enter_context(open_masks(config, grid))
+        classified = any(mosaic.mask for mosaic in (main, *fills))
+        masks = opened.enter_context(open_masks(config, grid, classified=classified))
         opened.pop_all()
     _log_left_out([*sources, *given], {*needed, *read})
     return Stack(grid, channels, main, fills, index, masks)

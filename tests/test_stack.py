@@ -428,11 +428,8 @@ def test_threads_with_stacks_of_their_own_read_the_same(tmp_path: Path) -> None:
 # Products
 
 
-def test_clouds_of_a_product_are_patched_from_the_fill(tmp_path: Path) -> None:
-    product = tmp_path / "S2A_MSIL2A_20220301.SAFE"
-    fine = scene(128, 128) + 1000
-    classes = np.full((1, 64, 64), 4, "uint8")
-    classes[0, :10, :10] = 9
+def make_product(product: Path, fine: np.ndarray, classes: np.ndarray) -> str:
+    """A product of level 2A: DN (9, 128, 128) at 10 m, scene classification (1, 64, 64) at 20 m."""
     lossless = {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES", "crs": "EPSG:3067"}
     layers = {n: fine[i : i + 1] for i, n in enumerate(BANDS)}
     layers["SCL"] = np.kron(classes, np.ones((1, 2, 2), "uint8"))
@@ -450,16 +447,53 @@ def test_clouds_of_a_product_are_patched_from_the_fill(tmp_path: Path) -> None:
     offsets = "".join(f'<BOA_ADD_OFFSET band_id="{i}">-1000</BOA_ADD_OFFSET>' for i in range(13))
     (product / "MTD_MSIL2A.xml").write_text(
         f"<P><BOA_QUANTIFICATION_VALUE>10000</BOA_QUANTIFICATION_VALUE>{offsets}</P>")  # fmt: skip
-    assert sort_inputs([str(product)], InputConfig()) == ([str(product)], [])
-    image = read([str(product)])
+    return str(product)
+
+
+def clouded(*columns: slice) -> np.ndarray:
+    """Scene classification (1, 64, 64): vegetation, and clouds (9) in ten rows of some columns."""
+    classes = np.full((1, 64, 64), 4, "uint8")
+    for part in columns:
+        classes[0, :10, part] = 9
+    return classes
+
+
+def test_clouds_of_a_product_are_patched_from_the_fill(tmp_path: Path) -> None:
+    fine = scene(128, 128) + 1000
+    product = make_product(tmp_path / "S2A_MSIL2A_20220301.SAFE", fine, clouded(slice(0, 10)))
+    assert sort_inputs([product], InputConfig()) == ([product], [])
+    image = read([product])
     cloud = np.zeros((128, 128), bool)
     cloud[:20, :20] = True
     np.testing.assert_array_equal(np.isnan(image[..., 0]), cloud)
     np.testing.assert_array_equal(image[~cloud][:, 0], fine[0][~cloud] - 1000.0)
     fill = write(tmp_path / "fill.tif", scene(128, 128, seed=4))
-    patched = read([str(product)], fill=(fill,))
+    patched = read([product], fill=(fill,))
     np.testing.assert_array_equal(patched[cloud][:, :9], last(scene(128, 128, seed=4))[cloud])
     np.testing.assert_array_equal(patched[~cloud], image[~cloud])
+
+
+def test_clouds_of_a_fill_are_never_patched_in_whatever_the_mask(tmp_path: Path) -> None:
+    data = scene(128, 128)
+    data[:, :20, :20] = 0
+    main = write(tmp_path / "a.tif", data)
+    fill = make_product(tmp_path / "S2A_20220401.SAFE", scene(128, 128, seed=4) + 1000, clouded(slice(5, 40)))
+    mask = np.zeros((1, 128, 128), "uint8")
+    mask[0, 100:] = 7
+    options = {"mask": write(tmp_path / "mask.tif", mask, None), "mask_values": (7,)}
+    missing = np.isnan(read([main], fill=(fill,), **options)[..., 0])
+    expected = np.zeros((128, 128), bool)
+    expected[:20, 10:20] = expected[100:] = True
+    np.testing.assert_array_equal(missing, expected)
+    own = make_product(tmp_path / "S2A_20220301.SAFE", scene(128, 128) + 1000, clouded(slice(0, 10)))
+    missing = np.isnan(read([own], **options)[..., 0])
+    np.testing.assert_array_equal(missing, mask[0] == 7)
+    assert not np.isnan(read([own], mask_values=(8,))).any()
+
+
+def test_mask_values_without_anything_that_holds_them_are_refused(tmp_path: Path) -> None:
+    error = refuse("no --mask is given", [write(tmp_path / "a.tif", scene())], mask_values=(8, 9))
+    assert "--mask RASTER --mask-values 8 9" in error.hint
 
 
 # Real scenes
