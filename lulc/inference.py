@@ -27,7 +27,7 @@ from lulc.journal import Journal, claimed_by, open_journal
 from lulc.patches import merge_small_patches, write_polygons
 from lulc.prediction import Clock, predict_windows, windows_of
 from lulc.schema import IGNORE, InputError, Legend
-from lulc.sources import Stamp, moments_of, stamps_of
+from lulc.sources import Stamp, moments_of, open_source, stamps_of
 from lulc.storage import check_disk, rename_durably
 from lulc.windows import Plan, PlannedWindow, Window
 
@@ -121,8 +121,8 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
         suffice. Whatever happens, there is no file under the final name unless it is whole.
     """
     begun = time.perf_counter()
-    _check_outputs(config)
     stamps = _stamps(config)
+    _check_outputs(config, stamps)
     with _reading(), open_job(config) as job, open_journal(job.out) as journal:
         _check_resources(job, journal)
         engine = job.build_engine()
@@ -195,28 +195,61 @@ def _reading() -> rasterio.Env:
     return rasterio.Env(GDAL_CACHEMAX=forecast.CACHE // 2**20)
 
 
-def _check_outputs(config: ClassifyConfig) -> None:
-    """Refuse, before any work, what exists already, and names that are no files of the right kind."""
+def _check_outputs(config: ClassifyConfig, stamps: list[Stamp]) -> None:
+    """Refuse, before any work, names that are no files of the right kind, and what may not be replaced."""
     out = Path(config.out)
     if out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(
             f"cannot write the map '{out}', since the last argument names it, expected a name in .tif",
             f"Type the map's name last, for example {out.with_suffix('.tif')}.",
         )
-    targets = [out, *_further(config)]
-    inputs = {Path(p).resolve() for p in (*config.inputs, *config.fill)}
+    if config.polygons and Path(config.polygons).suffix.lower() != ".gpkg":
+        raise InputError(
+            f"cannot write the polygons '{config.polygons}', expected a name in .gpkg",
+            f"Type --polygons {Path(config.polygons).with_suffix('.gpkg')}.",
+        )
+    inputs = _named_files(config) | {Path(stamp.path).resolve() for stamp in stamps}
     ours = claimed_by(out)
-    for target in targets:
+    for target in (out, *_further(config)):
         if target.resolve() in inputs or target.is_dir():
             raise InputError(
                 f"cannot write '{target}', since it is {'a folder' if target.is_dir() else 'an input'}",
-                "Give another output.",
+                "Give another output: the last argument names the map.",
             )
-        if target.exists() and not config.overwrite and str(target.resolve()) not in ours:
-            raise InputError(
-                f"cannot write '{target}', since it exists already",
-                "Give another output, or add --overwrite to replace it.",
-            )
+        if target.exists() and str(target.resolve()) not in ours:
+            _check_replaceable(target, config)
+
+
+def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
+    """Refuse to replace what can't be made again, and anything where nobody asked for it."""
+    polygons = config.polygons is not None and target == Path(config.polygons)
+    if not polygons and not _is_map(target):
+        raise InputError(
+            f"cannot write '{target}', since it is there already and not a map of this toolkit, "
+            "expected a new name",
+            f"The last argument names the map: type a new name there, or move '{target}' away.",
+        )
+    if not config.overwrite:
+        raise InputError(
+            f"cannot write '{target}', since it exists already",
+            "Give another output, or add --overwrite to replace it.",
+        )
+
+
+def _is_map(path: Path) -> bool:
+    """Whether a file is a whole map that a classification wrote."""
+    try:
+        with closing(open_source(path)) as source:
+            return "LULC_VERSION" in source.tags
+    except InputError:
+        return False
+
+
+def _named_files(config: ClassifyConfig) -> set[Path]:
+    """All that the command names for reading."""
+    single = (config.model, config.mask, config.like, config.aoi, config.statistics)
+    named = (*config.inputs, *config.fill, *config.ensemble, *filter(None, single))
+    return {Path(name).resolve() for name in named}
 
 
 def _check_resources(job: Job, journal: Journal) -> None:

@@ -373,19 +373,60 @@ def test_bad_options_are_refused_before_any_work(
 
 def test_an_existing_map_is_replaced_only_on_request(tmp_path: Path, fast: Path) -> None:
     mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(100, 120))
-    config = configure(fast, mosaic, tmp_path / "map.tif")
-    (tmp_path / "map.tif").write_bytes(b"precious")
-    with pytest.raises(InputError, match="--overwrite"):
+    config = configure(fast, mosaic, tmp_path / "map.tif", polygons=str(tmp_path / "map.gpkg"))
+    classify(config)
+    os.utime(tmp_path / "map.tif", (0, 0))
+    with pytest.raises(InputError, match="exists already") as caught:
         classify(config)
-    assert (tmp_path / "map.tif").read_bytes() == b"precious"
+    assert "--overwrite" in caught.value.hint
+    assert (tmp_path / "map.tif").stat().st_mtime == 0
     classify(dataclasses.replace(config, overwrite=True))
-    assert (tmp_path / "map.tif").read_bytes() != b"precious"
+    assert (tmp_path / "map.tif").stat().st_mtime > 0
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["map.tif", "map_sieved.tif"])
+def test_what_is_no_map_is_never_replaced(tmp_path: Path, fast: Path, name: str, overwrite: bool) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(100, 120))
+    config = configure(fast, mosaic, tmp_path / "map.tif", sieve=4, overwrite=overwrite)
+    for content in (mosaic.read_bytes(), b"precious", b""):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="not a map of this toolkit") as caught:
+            classify(config)
+        assert "last argument names the map" in caught.value.hint and "--overwrite" not in caught.value.hint
+        assert (tmp_path / name).read_bytes() == content
+
+
+def test_a_forgotten_name_of_the_map_costs_no_input(tmp_path: Path, fast: Path) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(100, 120))
+    forgotten = write_mosaic(tmp_path / "indices.tif", image_of(100, 120))
+    content = forgotten.read_bytes()
+    with pytest.raises(InputError, match="not a map of this toolkit"):
+        classify(configure(fast, mosaic, forgotten, overwrite=True))
+    assert forgotten.read_bytes() == content
 
 
 def test_a_mosaic_is_never_overwritten(tmp_path: Path, fast: Path) -> None:
     mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(100, 120))
     with pytest.raises(InputError, match="an input"):
         classify(configure(fast, mosaic, mosaic, overwrite=True))
+
+
+@pytest.mark.parametrize("option", ["mask", "like", "aoi", "statistics"])
+def test_no_named_file_is_overwritten_even_where_it_is_a_map(tmp_path: Path, fast: Path, option: str) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(100, 120))
+    config = configure(fast, mosaic, tmp_path / "map.tif")
+    classify(config)
+    named = {"overwrite": True, option: config.out}
+    with pytest.raises(InputError, match="an input"):
+        classify(dataclasses.replace(config, **named))
+    area = tmp_path / "area.gpkg"
+    area.write_bytes(b"precious")
+    named = {option: str(area), "out": str(tmp_path / "new.tif"), "polygons": str(area), "overwrite": True}
+    with pytest.raises(InputError, match="an input"):
+        classify(dataclasses.replace(config, **named))
+    with pytest.raises(InputError, match=r"expected a name in \.gpkg"):
+        classify(dataclasses.replace(config, polygons=config.inputs[0], overwrite=True))
 
 
 def test_a_mosaic_without_a_valid_pixel_is_refused(tmp_path: Path, fast: Path) -> None:
