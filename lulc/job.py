@@ -218,6 +218,7 @@ def open_job(config: ClassifyConfig) -> Iterator[Job]:
     bands, indices = sort_inputs(config.inputs, config)
     members = [Member(model, _card_of(model, config)) for model in models]
     check_alike(members)
+    _check_confidence(members[0].card, config)
     channels = [c.name for c in members[0].card.channels]
     with open_stack(bands, indices, config, channels=channels) as stack:
         yield Job(config, [_compare(member, stack, config) for member in members], stack)
@@ -288,6 +289,16 @@ def _check_numbers(config: ClassifyConfig) -> None:
     for problem, holds in checks.items():
         if not holds:
             raise InputError(f"cannot classify, since {problem}", "Correct this option.")
+
+
+def _check_confidence(card: ModelCard, config: ClassifyConfig) -> None:
+    """Refuse a second meaning of class 0."""
+    if card.single_class is not None and config.min_confidence:
+        raise InputError(
+            f"cannot use --min-confidence with '{card.name}', since it tells '{card.single_class}' from the "
+            "rest, and 0 is the rest in its maps, expected a network of several classes",
+            "Leave --min-confidence out: the activation band says how sure each pixel is.",
+        )
 
 
 def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
