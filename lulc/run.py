@@ -46,6 +46,9 @@ SCHEMA: dict[str, Any] = {
     },
 }
 
+DECISIVE = ("parameters", "inputs")
+"""Parts of the document that the key is made of."""
+
 _MODEL = re.compile(r"(\d{2,}-\d+\.\d{2})\.(keras|json)")
 
 
@@ -143,6 +146,7 @@ class Run:
             "parameters": parameters,
             "inputs": inputs,
         }
+        self._anew = False
 
     @property
     def key(self) -> str:
@@ -155,19 +159,20 @@ class Run:
         """Folder of the checkpoints."""
         return self.folder / CHECKPOINTS
 
-    def begin(self, *, overwrite: bool, restart: bool) -> None:
-        """Take the folder over: continue what it holds, or begin anew where that was asked for.
+    def check(self, *, overwrite: bool, restart: bool) -> None:
+        """Decide whether to continue what the folder holds or to begin anew; no result is touched yet.
 
         Raises
         ------
         InputError
             If it holds a finished run, a run with another key, or models of something else.
         """
-        path = self.folder / DOCUMENT
         remove_partial(self.folder)
         remove_partial(self.checkpoints)
+        path = self.folder / DOCUMENT
+        self._anew = True
         if overwrite:
-            self._clear()
+            self._anew = restart or not self._holds_part()
         elif not path.exists():
             if self._models():
                 raise InputError(
@@ -175,17 +180,20 @@ class Run:
                     "expected an empty folder or a run of this command",
                     "Give another --out, or `--overwrite` to replace them.",
                 )
-            self._clear()
         else:
             found = self._read(path)
             if found["finished"]:
                 # A kill at the very end leaves checkpoints behind.
                 self._clear_checkpoints()
-            if restart and not found["finished"]:
-                self._clear()
-            else:
+            if not restart or found["finished"]:
                 self._compare(found)
-        write_document(path, self._document)
+                self._anew = False
+
+    def begin(self) -> None:
+        """Take the folder over as `check` decided."""
+        if self._anew:
+            self.clear()
+        write_document(self.folder / DOCUMENT, self._document)
 
     def finish(self) -> None:
         """Say that the run is complete."""
@@ -221,7 +229,7 @@ class Run:
                 f"cannot train into '{self.folder}', since it holds a finished run, expected an empty folder",
                 "Give another --out, or `--overwrite` to replace it.",
             )
-        for what in ("parameters", "inputs"):
+        for what in DECISIVE:
             old, new = found[what], json.loads(json.dumps(self._document[what]))
             for name in sorted(old.keys() | new.keys()):
                 if old.get(name) != new.get(name):
@@ -231,10 +239,18 @@ class Run:
                         "Give `--restart` to drop the partial work and begin again, or another --out.",
                     )
 
+    def _holds_part(self) -> bool:
+        """Whether the folder holds this very run, interrupted."""
+        found = _document_in(self.folder)
+        if found is None or found["finished"]:
+            return False
+        return all(found[what] == json.loads(json.dumps(self._document[what])) for what in DECISIVE)
+
     def _models(self) -> list[Path]:
         return [path for path in self.folder.glob("*-*.*") if _MODEL.fullmatch(path.name)]
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Remove what a run leaves in its folder, and nothing else."""
         left = [self.folder / name for name in (DOCUMENT, HISTORY, PICTURE, PICKS_FILE)]
         left += self._models()
         left += [p for p in self.folder.glob(f"{TENSORBOARD}/**/*") if p.is_file()]
@@ -254,17 +270,38 @@ def parameters_of(config: TrainConfig) -> dict[str, Any]:
 
 def is_finished(config: TrainConfig, inputs: dict[str, str]) -> bool:
     """Whether the folder of a resolved config holds this very run, complete."""
-    path = Path(config.out) / DOCUMENT
-    if not path.exists():
-        return False
-    found = read_document(path, SCHEMA, "run", FORMAT_VERSION)
+    found = _document_in(Path(config.out))
     mine = json.loads(json.dumps({"parameters": parameters_of(config), "inputs": inputs}))
-    return bool(found["finished"]) and all(found[name] == value for name, value in mine.items())
+    return found is not None and found["finished"] and all(found[what] == mine[what] for what in DECISIVE)
+
+
+def is_interrupted(folder: Path) -> bool:
+    """Whether a folder holds the partial work of some run."""
+    found = _document_in(folder)
+    return found is not None and not found["finished"]
+
+
+def clear_run(folder: Path) -> None:
+    """Remove what a run left in a folder; raises InputError where another process works on it."""
+    with _lock(folder):
+        Run(folder, {}, {}).clear()
+
+
+def _document_in(folder: Path) -> dict[str, Any] | None:
+    """The document of a folder; None where there is none, or a damaged one."""
+    try:
+        return read_document(folder / DOCUMENT, SCHEMA, "run", FORMAT_VERSION)
+    except InputError:
+        return None
+
+
+def _lock(folder: Path) -> Lock:
+    return Lock(folder / ".lock", f"the run '{folder}'")
 
 
 @contextlib.contextmanager
 def open_run(config: TrainConfig, inputs: dict[str, str]) -> Iterator[Run]:
-    """Lock the run folder and take it over.
+    """Lock the run folder and check that it can be taken over, which `Run.begin` then does.
 
     Parameters
     ----------
@@ -276,10 +313,10 @@ def open_run(config: TrainConfig, inputs: dict[str, str]) -> Iterator[Run]:
     Raises
     ------
     InputError
-        As `Run.begin` does, and where another process holds the lock.
+        As `Run.check` does, and where another process holds the lock.
     """
     folder = Path(config.out)
-    with Lock(folder / ".lock", f"the run '{folder}'"):
+    with _lock(folder):
         run = Run(folder, parameters_of(config), inputs)
-        run.begin(overwrite=config.overwrite, restart=config.restart)
+        run.check(overwrite=config.overwrite, restart=config.restart)
         yield run

@@ -20,6 +20,7 @@ from lulc.config import TrainConfig
 from lulc.crops import training_crops, validation_crops
 from lulc.dataset import Dataset, open_dataset
 from lulc.forecast import free_memory
+from lulc.generator import TileGenerator
 from lulc.loop import LabelledAccuracy, Loop, StopRequest
 from lulc.losses import build_loss
 from lulc.network import NetworkConfig
@@ -140,7 +141,10 @@ def train(
         _check_limits(config, model, run)
         if initial:
             _start_from(initial, model, dataset, config.single_class)
-        loop = _make_loop(config, dataset, network, model, run, temperature)
+        crops = training_crops(config, dataset), validation_crops(config, dataset)
+        # From here on nothing is known that could hinder the run: what --overwrite replaces may go.
+        run.begin()
+        loop = _make_loop(config, dataset, network, model, crops, run, temperature)
         seconds = math.inf if config.minutes is None else 60 * config.minutes
         with StopRequest() as stop:
             finished = loop.go(stop, seconds)
@@ -274,6 +278,7 @@ def _make_loop(
     dataset: Dataset,
     network: NetworkConfig,
     model: keras.Model,
+    crops: tuple[TileGenerator, TileGenerator],
     run: Run,
     given: float | tuple[float, ...] | None,
 ) -> Loop:
@@ -289,8 +294,7 @@ def _make_loop(
 
     return Loop(
         model,
-        training_crops(config, dataset),
-        validation_crops(config, dataset),
+        *crops,
         classes_of(config, dataset),
         run,
         save,

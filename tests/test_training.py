@@ -199,6 +199,51 @@ def test_a_finished_run_is_refused_without_overwrite(stacks, tmp_path):
     assert not np.array_equal(before, weights_of(train(other))["final_conv/kernel"])
 
 
+def test_overwrite_continues_its_own_interrupted_run(stacks, straight, tmp_path, monkeypatch):
+    config = make_config(stacks, tmp_path / "run", seed=9, epochs=1)
+    train(config)
+    config = make_config(stacks, tmp_path / "run", overwrite=True)
+    monkeypatch.setattr(training, "StopRequest", lambda: StopAfter(6))
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(training, "StopRequest", lambda: StopAfter(4))
+    continued = train(config)
+    assert_equal_weights(weights_of(straight), weights_of(continued))
+
+
+@pytest.mark.parametrize("damage", ["another seed", "damaged", "restart"])
+def test_overwrite_drops_other_and_damaged_work(stacks, straight, tmp_path, monkeypatch, damage):
+    config = make_config(stacks, tmp_path / "run", seed=9 if damage == "another seed" else 3)
+    monkeypatch.setattr(training, "StopRequest", lambda: StopAfter(6))
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    if damage == "damaged":
+        (tmp_path / "run" / "run.json").write_text("{")
+    again = make_config(stacks, tmp_path / "run", overwrite=True, restart=damage == "restart")
+    drawn = []
+    original = loop_module.Loop._check_finite
+    monkeypatch.setattr(loop_module.Loop, "_check_finite", lambda *a: (drawn.append(1), original(*a)))
+    assert_equal_weights(weights_of(straight), weights_of(train(again)))
+    assert len(drawn) == 8
+
+
+@pytest.mark.parametrize(
+    "changes", [{"crop_sizes": (4096,)}, {"batch_size": 10**7}, {"init": "bands"}], ids=str
+)
+def test_overwrite_keeps_the_finished_result_where_the_new_run_is_refused(
+    stacks, straight, write_stacks, tmp_path, changes
+):
+    finished = train(make_config(stacks, tmp_path / "run", epochs=1, steps=1))
+    before = {p: p.read_bytes() for p in finished.folder.rglob("*") if p.is_file()}
+    if "init" in changes:
+        other = write_stacks(tmp_path / "bands", bands=4)
+        changes = {"init": str(train(make_config(other, tmp_path / "other", epochs=1, steps=1)).folder)}
+    with pytest.raises(InputError):
+        train(make_config(stacks, tmp_path / "run", overwrite=True, **changes))
+    assert {p: p.read_bytes() for p in finished.folder.rglob("*") if p.is_file()} == before
+
+
 def test_another_key_is_refused_and_names_what_differs(stacks, write_stacks, tmp_path, monkeypatch):
     config = make_config(stacks, tmp_path / "run")
     monkeypatch.setattr(training, "StopRequest", lambda: StopAfter(1))
