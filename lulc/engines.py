@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,6 +144,11 @@ def build_engine(name: str, request: EngineRequest) -> Engine:
     return _ENGINES[choose_engine(name)][0](request)
 
 
+def turns_of(height: int, width: int) -> tuple[int, ...]:
+    """Quarter turns that keep the shape of a window, each with and without a flip."""
+    return (0, 1, 2, 3) if height == width else (0, 2)
+
+
 def dihedral(network: Network) -> Network:
     """The mean of `network` over the flips and rotations of its input (test-time augmentation).
 
@@ -152,7 +157,7 @@ def dihedral(network: Network) -> Network:
     """
 
     def average(x: np.ndarray) -> np.ndarray:
-        turns: Sequence[int] = range(4) if x.shape[1] == x.shape[2] else (0, 2)
+        turns = turns_of(*x.shape[1:3])
         total: np.ndarray | None = None
         for turn in turns:
             for flip in (False, True):

@@ -20,7 +20,7 @@ from lulc.calibration import calibrate
 from lulc.card import ModelCard, load_card
 from lulc.certainty import MEASURES, with_measures
 from lulc.config import ClassifyConfig, InputConfig
-from lulc.engines import Engine, EngineRequest, Network, build_engine, choose_engine, dihedral
+from lulc.engines import Engine, EngineRequest, Network, build_engine, choose_engine, dihedral, turns_of
 from lulc.ensemble import Member, average, check_alike, footprint_of, geometry_of
 from lulc.geotiff import MapProfile
 from lulc.maps import LEGEND_TAG
@@ -102,7 +102,20 @@ class Job:
 
     def network(self, engine: Engine) -> Network:
         """What is called for each batch: the engine, or its mean over flips and rotations."""
-        return dihedral(engine) if self.config.tta else engine
+        if not self.config.tta:
+            return engine
+        if self._averaged < 8:
+            logger.warning(
+                "--tta averages %d instead of 8 flips and rotations, since windows of %d x %d don't fit when "
+                "turned by 90 degrees; --window SIDE makes them square where the map is large enough",
+                self._averaged, *self.plan.window,
+            )  # fmt: skip
+        return dihedral(engine)
+
+    @property
+    def _averaged(self) -> int:
+        """Flips and rotations that --tta averages."""
+        return 2 * len(turns_of(*self.plan.window))
 
     def predictions(self, network: Network, parts: list[Part]) -> Generator[Prediction, None, None]:
         """All windows of some parts."""
@@ -183,7 +196,8 @@ class Job:
 
     def _geometry(self) -> dict[str, Any]:
         """How the map was cut: with the options, all that is needed to make it again."""
-        return {"window": self.plan.window, "halo": self.plan.halo, "part": self.plan.part}
+        geometry = {"window": self.plan.window, "halo": self.plan.halo, "part": self.plan.part}
+        return geometry | ({"tta_averaged": self._averaged} if self.config.tta else {})
 
     def _options(self) -> dict[str, Any]:
         """Options that decide the result, paths by their last part only."""

@@ -252,6 +252,17 @@ def test_averaging_keeps_activations_that_sum_to_one(
     np.testing.assert_array_equal(values[0][~invalid], values[1:].argmax(0)[~invalid] + 1)
 
 
+@pytest.mark.parametrize(("window", "averaged"), [((64, 64), 8), ((64, 96), 4)])
+def test_tta_says_how_many_flips_and_rotations_it_averages(
+    tmp_path: Path, fast: Path, caplog: pytest.LogCaptureFixture, window: tuple[int, int], averaged: int
+) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(100, 120))
+    classify(configure(fast, mosaic, tmp_path / "map.tif", tta=True, window=window))
+    assert ("averages 4 instead of 8" in caplog.text) == (averaged == 4)
+    with open_map(tmp_path / "map.tif") as made:
+        assert json.loads(made.tags["LULC_PARAMETERS"])["tta_averaged"] == averaged
+
+
 def test_sieved_map_and_polygons_lie_beside_the_raw_map(tmp_path: Path, fast: Path) -> None:
     mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(300, 520))
     polygons = tmp_path / "map.gpkg"
