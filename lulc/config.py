@@ -207,7 +207,7 @@ class InputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every command offers about the run itself."""
+    """What every command that continues its work offers about the run itself."""
 
     overwrite: bool = option(False, "replace a finished result", group=RUN)
     restart: bool = option(False, "drop the partial work of an interrupted run", group=RUN)
@@ -498,7 +498,7 @@ class ClassifyConfig(InputConfig, RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(RunConfig):
+class EvaluateConfig:
     """Map and reference to figures."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
@@ -552,6 +552,7 @@ class EvaluateConfig(RunConfig):
     resample: bool = option(False, "resample (nearest) a reference on another grid", group=INPUT)
     allow_vrt: bool = option(False, "admit VRT mosaics", group=INPUT)
     allow_remote: bool = option(False, "admit remote files, which open connections", group=INPUT)
+    overwrite: bool = option(False, "replace a finished report", group=RUN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,12 @@ GROUPS = 5
 SAMPLE = "sample.gpkg"
 """Points to interpret, in the report's folder."""
 
+FIRST, LAST = "classes.csv", "report.json"
+"""What `lulc.publication.write_findings` writes first and last."""
+
+FIRST_BYTES = b"number,name,precision,"
+"""How the first begins, by which it is told from a table of the user's."""
+
 HISTORY = "history.csv"
 """Epochs of a training, in its run folder."""
 
@@ -200,11 +206,20 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
             "Give another folder: --out report/",
         )
     present = [name for name in FILES if (folder / name).exists()]
-    if present and not overwrite:
+    if present and not _is_unfinished(folder) and not overwrite:
         raise InputError(
             f"cannot write the report to '{folder}', since it holds {', '.join(present)} already",
             "Add --overwrite to replace that report, or give another folder.",
         )
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """True where a report was begun and interrupted; files of its names alone may be anybody's."""
+    first = folder / FIRST
+    if (folder / LAST).exists() or not first.is_file():
+        return False
+    with first.open("rb") as file:
+        return file.read(len(FIRST_BYTES)) == FIRST_BYTES
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 COLORS = ("#ff0000", "#00aa00", "#0000ff", "#ffff00")
 NAMES = ("Fields & <b>meadows</b>", "</script><script>window.broken = 1</script>", "Water", "Forest")
 CLASSES = zip(range(1, 5), NAMES, COLORS, strict=True)
-LEGEND = Legend("four", tuple(LandCoverClass(k, name, color, level1=k) for k, name, color in CLASSES))
+LEGEND = Legend("four", tuple(LandCoverClass(k, name, color, (k,), k) for k, name, color in CLASSES))
 SMALL, TALL = (90, 130), (2600, 60)
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -94,6 +94,7 @@ def test_the_script_shows_its_help_and_refuses_a_mistyped_option() -> None:
     script = str(ROOT / "evaluate_classifications.py")
     shown = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
     assert "The result is a folder" in shown.stdout and "--compare" in shown.stdout
+    assert "--overwrite" in shown.stdout and "--restart" not in shown.stdout
     wrong = subprocess.run([sys.executable, script, "--comprae"], capture_output=True, text=True)
     assert wrong.returncode == 2
 

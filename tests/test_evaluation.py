@@ -21,7 +21,7 @@ from scipy import stats
 from shapely.geometry import box
 from sklearn import metrics
 
-from lulc import evaluation
+from lulc import evaluation, publication
 from lulc.accuracy import Reliability, compare, count, score
 from lulc.area import estimate
 from lulc.config import EvaluateConfig
@@ -498,6 +498,40 @@ def test_a_report_is_replaced_on_request_only_and_other_files_stay(scene) -> Non
     assert not (report / "reliability.png").exists()
     assert {p.name for p in report.iterdir()} == {p.name for p in second.files} | {"notes.txt"}
     assert {p.name for p in first.files} <= set(FILES)
+
+
+def test_a_report_that_was_interrupted_is_made_by_the_same_command(scene, monkeypatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    report = scene.folder / "report"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(publication, "write_html", interrupted)
+        evaluate(scene.config())
+    assert (report / "map.png").exists() and not (report / "report.json").exists()
+    again = evaluate(scene.config())
+    assert {p.name for p in report.iterdir()} == {p.name for p in again.files}
+
+
+@pytest.mark.parametrize("name", ["history.png", "classes.csv"])
+def test_files_of_others_with_the_names_of_a_report_are_not_replaced(scene, name: str) -> None:
+    report = scene.folder / "report"
+    report.mkdir()
+    (report / name).write_text("code,class,name,color\n")
+    with pytest.raises(InputError, match=r"holds \w+\.\w+ already(?s:.*)--overwrite"):
+        evaluate(scene.config())
+    assert (report / name).read_text() == "code,class,name,color\n"
+
+
+def test_the_first_and_the_last_file_of_a_report_are_those(scene, monkeypatch) -> None:
+    moved: list[str] = []
+    for name in ("_write_rows", "write_document"):
+        original = getattr(publication, name)
+        monkeypatch.setattr(
+            publication, name, lambda path, *a, o=original: (moved.append(path.name), o(path, *a))[1]
+        )
+    evaluate(scene.config())
+    assert (moved[0], moved[-1]) == (evaluation.FIRST, evaluation.LAST)
 
 
 def test_the_json_report_holds_the_figures_and_no_nan(scene) -> None:
