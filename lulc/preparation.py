@@ -145,7 +145,8 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
     ):  # fmt: skip
         sources = [*stack.identity(), *labels.identity()]
         parameters = _parameters(config, labels)
-        key = _key_of([*sources, *({"changed": m} for m in moments_of(stamps))], parameters)
+        moments = [{"changed": m} for m in moments_of(stamps)]
+        key = _key_of([*sources, *moments, labels.legend.to_json()], parameters)
         _clear(folder, config)
         if (folder / MANIFEST).exists():
             (folder / PROGRESS).unlink(missing_ok=True)

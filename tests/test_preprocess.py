@@ -226,6 +226,19 @@ def test_a_finished_folder_is_kept_by_the_same_command_and_refused_to_another(
     assert second.key != first.key
 
 
+def test_another_legend_of_the_same_codes_makes_other_stacks(scene: dict[str, Any], tmp_path: Path) -> None:
+    table = tmp_path / "own.csv"
+    rows = [f"{n},{n},class {n},#0000{n:02x}" for n in range(1, 7)]
+    table.write_text("\n".join(["code,class,name,color", *rows]))
+    first = make_stacks(config(scene, scheme=str(table)))
+    assert make_stacks(config(scene, scheme=str(table))).key == first.key
+    for old, new in (("class 3", "lake"), ("#000003", "#123456")):
+        table.write_text(table.read_text().replace(old, new))
+        with pytest.raises(InputError, match="other inputs or parameters"):
+            make_stacks(config(scene, scheme=str(table)))
+    assert make_stacks(config(scene, scheme=str(table), overwrite=True)).legend.names[2] == "lake"
+
+
 def test_overwriting_with_fewer_stacks_leaves_none_behind(scene: dict[str, Any]) -> None:
     make_stacks(config(scene))
     manifest = make_stacks(config(scene, stacks=3, overwrite=True))
