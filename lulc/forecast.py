@@ -136,8 +136,17 @@ def disk_needed(profile: MapProfile) -> int:
     return int(2.2 * profile.bytes_of(profile.grid.height * profile.grid.width)) + 2**20
 
 
-def check_memory(needed: float) -> None:
+def check_memory(
+    needed: float, way_out: str = "Free memory, or type a smaller --window, --part or --batch-size."
+) -> None:
     """Refuse what does not fit in the memory that is free now.
+
+    Parameters
+    ----------
+    needed
+        Bytes.
+    way_out
+        What to do where they are not free.
 
     Raises
     ------
@@ -149,7 +158,7 @@ def check_memory(needed: float) -> None:
         raise InputError(
             f"cannot classify, since that takes about {needed / 1e9:.1f} GB of memory "
             f"and {free / 1e9:.1f} GB are free",
-            "Free memory, or type a smaller --window, --part or --batch-size.",
+            way_out,
         )
 
 

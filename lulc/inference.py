@@ -39,6 +39,12 @@ COPY_SPEED = 400e6
 SIEVE_BYTES = 16
 """Memory of sieving for each pixel of the map: class band, result, and GDAL's tables of patches."""
 
+SIEVE_WAY_OUT = (
+    "Free memory, or leave --sieve out: it holds the classes of the whole map at once, also with --bounds. "
+    "To sieve a smaller area, cut the inputs out first: gdal_translate -projwin WEST NORTH EAST SOUTH IN OUT"
+)
+"""What helps where the map is too large to be sieved."""
+
 
 @dataclass(frozen=True)
 class ClassificationResult:
@@ -180,7 +186,7 @@ def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast
             engine=engine.name,
             windows=len(windows),
             empty=empty,
-            memory=job.memory,
+            memory=_memory_of(job),
             disk=forecast.disk_needed(job.profile),
             seconds=seconds | {"all": sum(seconds.values())},
         )
@@ -253,10 +259,8 @@ def _named_files(config: ClassifyConfig) -> set[Path]:
 
 
 def _check_resources(job: Job, journal: Journal) -> None:
-    needed = job.memory
-    if job.config.sieve:
-        needed = max(needed, float(SIEVE_BYTES * job.plan.height * job.plan.width))
-    forecast.check_memory(needed)
+    forecast.check_memory(job.memory)
+    forecast.check_memory(_memory_of(job), SIEVE_WAY_OUT)
     # What an interrupted run has written is part of what is needed.
     needed_on_disk = forecast.disk_needed(job.profile) - journal.bytes
     check_disk(job.out.parent, needed_on_disk, "the map and its parts")
@@ -266,6 +270,11 @@ def _check_resources(job: Job, journal: Journal) -> None:
             "windows of %d x %d take about %.1f GB, more than --memory %g",
             *job.plan.window, job.memory / 1e9, job.config.memory,
         )  # fmt: skip
+
+
+def _memory_of(job: Job) -> float:
+    """Peak memory in bytes: the engine is still there while the map is sieved."""
+    return job.memory + (SIEVE_BYTES * job.plan.height * job.plan.width if job.config.sieve else 0)
 
 
 def _stamps(config: ClassifyConfig) -> list[Stamp]:

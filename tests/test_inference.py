@@ -464,6 +464,20 @@ def test_too_little_memory_or_disk_is_refused(
     assert not (tmp_path / "map.tif.parts").exists()
 
 
+def test_sieving_adds_to_the_memory_of_the_engine_and_says_so(
+    tmp_path: Path, fast: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(300, 280))
+    config = configure(fast, mosaic, tmp_path / "map.tif")
+    plain, sieved = (forecast_classification(dataclasses.replace(config, sieve=n)).memory for n in (0, 30))
+    assert sieved - plain >= 300 * 280
+    monkeypatch.setattr(forecast, "free_memory", lambda: (plain + sieved) / 2)
+    with pytest.raises(InputError, match="GB of memory") as caught:
+        classify(dataclasses.replace(config, sieve=30))
+    assert "--sieve" in caught.value.hint and "--window" not in caught.value.hint
+    classify(config)
+
+
 def test_a_strange_mosaic_is_called_out_and_refused_when_strict(
     tmp_path: Path, fast: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
