@@ -92,8 +92,11 @@ class Forecast:
         How the map is cut, and which engine runs.
     windows, empty
         Windows in all, and the share of them estimated to hold no valid pixel.
-    memory, disk
-        Bytes: peak of the process; parts and map together while the map is assembled.
+    memory
+        Bytes: peak of the process.
+    disk, disk_bound
+        Bytes of parts and map together while the map is assembled: as the windows looked at are
+        compressed, and without compression, for which there must be room.
     seconds
         By stage (start, windows, finish), and ``all``.
     """
@@ -104,6 +107,7 @@ class Forecast:
     empty: float
     memory: float
     disk: float
+    disk_bound: float
     seconds: dict[str, float]
 
 
@@ -187,7 +191,8 @@ def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast
             windows=len(windows),
             empty=empty,
             memory=_memory_of(job),
-            disk=forecast.disk_needed(job.profile),
+            disk=2 * filled * encoded,
+            disk_bound=forecast.disk_needed(job.profile),
             seconds=seconds | {"all": sum(seconds.values())},
         )
 

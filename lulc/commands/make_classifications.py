@@ -72,6 +72,7 @@ def figures_of_forecast(forecast: Forecast) -> dict[str, Any]:
         "engine": forecast.engine,
         "memory": forecast.memory,
         "disk": forecast.disk,
+        "disk_bound": forecast.disk_bound,
         "seconds": forecast.seconds,
     }
 
@@ -113,11 +114,15 @@ def describe_forecast(forecast: Forecast) -> str:
         ["computed", f"{plan.computed_pixels / (plan.height * plan.width):.2f} pixels per pixel written"],
         ["engine", forecast.engine],
         ["memory", f"{forecast.memory / 1e9:.2f} GB"],
-        ["disk", f"{forecast.disk / 1e9:.2f} GB at most, parts included"],
+        ["disk", f"about {_size(forecast.disk)}, {_size(forecast.disk_bound)} must be free; parts included"],
         ["time", f"{seconds['all']:.1f} s ({stages})"],
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _table(rows: list[list[str]]) -> str:
