@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.arrays import Layers
-from lulc.config import TrainConfig
+from lulc.config import PreprocessConfig, TrainConfig
 from lulc.manifest import MANIFEST, Manifest, StackFile, open_tile
 from lulc.schema import IGNORE, InputError, Legend
 from lulc.sources import Stamp, stamps_of
@@ -27,6 +27,9 @@ from lulc.windows import Window
 logger = logging.getLogger("lulc")
 
 ROWS_AT_ONCE = 256
+
+GAP = PreprocessConfig.gap
+"""Pixels around validation stacks without training labels, where the manifests don't say how many."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ def leave_one_out(config: TrainConfig) -> list[tuple[str, Dataset]]:
     """A dataset for each training stack left out: it validates, the other training stacks train.
 
     Stacks that overlap on the ground are left out together, and the validation stacks of the folders take
-    no part. The statistics are those of the stacks that train, where the manifest knows them.
+    no part. Training labels in the gap around what is left out are ignored. The statistics are those of the
+    stacks that train, where the manifest knows them.
 
     Returns
     -------
@@ -265,20 +269,27 @@ def _merge_statistics(manifests: Sequence[Manifest]) -> Statistics:
 
 
 def _open_split(manifests: Sequence[Manifest], split: str) -> tuple[tuple[Tile, ...], NDArray[np.int64]]:
-    """Labelled stacks of all folders, and their pixels per class; what validates is not trained on."""
-    shared: dict[Path, list[Window]] = {}
+    """Labelled stacks of all folders, and their pixels per class.
+
+    Training labels on the ground of validation stacks, of any folder, and in the gap around them are ignored:
+    a network sees that far when it is scored. The gap is the largest that the folders were prepared with.
+    """
+    near: dict[Path, list[Window]] = {}
     if split == "train":
-        for overlap in find_overlaps([stack for manifest in manifests for stack in manifest.stacks]):
-            shared.setdefault(overlap.train.image, []).append(overlap.window)
+        gap = max(_gap_of(manifest) for manifest in manifests)
+        for overlap in find_overlaps([stack for manifest in manifests for stack in manifest.stacks], gap):
+            near.setdefault(overlap.train.image, []).append(overlap.window)
     tiles, counts = [], np.zeros(len(manifests[0].legend), np.int64)
     for manifest in manifests:
         for stack in manifest.of(split):
             name = f"{manifest.folder.name}/{stack.name}"
-            ignored = shared.get(stack.image, [])
+            masks = open_tile(stack)[1]
+            # The preparation has hidden the labels around validation stacks of the same folder.
+            ignored = [w for w in near.get(stack.image, []) if _count(masks, len(counts), w).any()]
             tile = Tile(name, *open_tile(stack, ignored))
             labelled = _count(tile.masks, len(counts)) if ignored else np.array(stack.class_counts)
             if ignored:
-                logger.warning("labels of '%s' that lie in a validation stack are ignored", name)
+                logger.warning("labels of '%s' in or near a validation stack are ignored", name)
             if labelled.any():
                 tiles.append(tile)
                 counts += labelled
@@ -287,12 +298,19 @@ def _open_split(manifests: Sequence[Manifest], split: str) -> tuple[tuple[Tile, 
     return tuple(tiles), counts
 
 
-def _count(masks: Layers, classes: int) -> NDArray[np.int64]:
-    """Pixels of class 1..N; int64 (class,)."""
-    height, width = masks.shape
+def _gap_of(manifest: Manifest) -> int:
+    gap = manifest.parameters.get("gap")
+    return gap if isinstance(gap, int) and gap >= 0 else GAP
+
+
+def _count(masks: Layers, classes: int, window: Window | None = None) -> NDArray[np.int64]:
+    """Pixels of class 1..N, of a window only where one is given; int64 (class,)."""
+    window = window or Window(0, 0, *masks.shape)
+    rows, cols = window.slices
     total = np.zeros(256, np.int64)
-    for row in range(0, height, ROWS_AT_ONCE):
-        total += np.bincount(masks[row : row + ROWS_AT_ONCE, 0:width].ravel(), minlength=256)
+    for row in range(rows.start, rows.stop, ROWS_AT_ONCE):
+        block = masks[row : min(row + ROWS_AT_ONCE, rows.stop), cols]
+        total += np.bincount(block.ravel(), minlength=256)
     return total[1 : classes + 1]
 
 

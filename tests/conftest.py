@@ -58,6 +58,7 @@ def write_stacks() -> Callable[..., Path]:
         classes: int = 3,
         seed: int = 0,
         east: float = 0.0,
+        gap: int | None = 0,
         legend: Legend | None = None,
         change: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
     ) -> Path:
@@ -95,7 +96,9 @@ def write_stacks() -> Callable[..., Path]:
         channels: tuple[dict[str, Any], ...] = tuple(
             {"name": f"B{b + 2:02d}", "unit": "reflectance x 10000", "coding": "read"} for b in range(bands)
         )
-        Manifest(folder, channels, "test", legend, tuple(stacks), merged or statistics).write()
+        parameters = {} if gap is None else {"gap": gap}
+        whole = merged or statistics
+        Manifest(folder, channels, "test", legend, tuple(stacks), whole, parameters=parameters).write()
         return folder
 
     return write

@@ -389,6 +389,35 @@ def test_what_validates_in_one_folder_is_not_trained_on_in_another(write_stacks,
     assert dataset.counts.sum() < sum(load_manifest(f).class_counts("train").sum() for f in (a, b))
 
 
+@pytest.mark.parametrize(("gaps", "hidden"), [((0, 0), 48), ((10, 20), 68), ((0, None), 96)])
+def test_labels_in_the_gap_around_validation_of_another_folder_are_ignored(
+    write_stacks, tmp_path, gaps, hidden
+):
+    a = write_stacks(tmp_path / "a", ("train", "train", "val"), seed=1, gap=gaps[0])
+    b = write_stacks(tmp_path / "b", ("train", "train"), seed=2, east=20 * 96 + 480, gap=gaps[1])
+    dataset = open_dataset(make_config((a, b), tmp_path / "run"))
+    masks = {tile.name: np.asarray(tile.masks[0:96, 0:96]) for tile in dataset.training}
+    if hidden == 96:
+        assert "b/train_0" not in masks
+    else:
+        assert (masks["b/train_0"][:, :hidden] == 255).all()
+        assert (masks["b/train_0"][:, hidden:] != 255).mean() > 0.9
+    labelled = sum(np.isin(m, (1, 2, 3)).sum() for m in masks.values())
+    assert dataset.counts.sum() == pytest.approx(labelled, rel=0.02)
+
+
+def test_labels_that_the_preparation_has_hidden_are_no_news(write_stacks, tmp_path, caplog):
+    def hide(name, image, masks):
+        if name == "train_1":
+            masks[:, 96 - 30 :] = 255
+
+    data = write_stacks(tmp_path / "a", gap=30, change=hide)
+    with caplog.at_level(logging.WARNING, "lulc"):
+        dataset = open_dataset(make_config(data, tmp_path / "run"))
+    assert not caplog.text
+    np.testing.assert_array_equal(dataset.counts, load_manifest(data).class_counts("train"))
+
+
 def other_legend(names):
     return Legend("other", tuple(LandCoverClass(i, n, "#000000") for i, n in enumerate(names, 1)))
 
