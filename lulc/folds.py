@@ -19,7 +19,7 @@ from lulc.config import TrainConfig
 from lulc.dataset import Dataset, Tile, class_targets, leave_one_out
 from lulc.documents import write_document
 from lulc.loop import decide
-from lulc.run import is_finished
+from lulc.run import clear_run, is_finished, is_interrupted
 from lulc.schema import IGNORE
 from lulc.training import check_options, classes_of, inputs_of, train
 from lulc.weights import find_model, load_model
@@ -97,7 +97,7 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
     """Train one network for each training stack left out, and score it there.
 
     The last model counts, not the one that was best on what was left out. Each fold is a run of its own in
-    ``OUT/folds``; what is finished there is not trained again.
+    ``OUT/folds``; what is finished there is not trained again, unless ``config.overwrite`` asks for it.
 
     Raises
     ------
@@ -107,6 +107,8 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
     config = config.resolved()
     check_options(config)
     datasets = leave_one_out(config)
+    if config.overwrite:
+        _clear_finished(Path(config.out))
     found = []
     holdout = Holdout(len(datasets))
     for number, (name, dataset) in enumerate(datasets, 1):
@@ -130,9 +132,19 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
     return result
 
 
+def _clear_finished(out: Path) -> None:
+    """Drop the folds of a finished cross-validation; those of an interrupted command are continued."""
+    if not (out / DOCUMENT).exists() or is_interrupted(out):
+        return
+    for folder in sorted(path for path in (out / FOLDS).glob("*") if path.is_dir()):
+        clear_run(folder)
+    # Last: what is killed before this line clears again, what is killed after it continues.
+    (out / DOCUMENT).unlink()
+
+
 def _fold_config(config: TrainConfig, number: int) -> TrainConfig:
     out = str(Path(config.out) / FOLDS / f"{number:02d}")
-    return dataclasses.replace(config, out=out, cross_validate=False, minutes=None)
+    return dataclasses.replace(config, out=out, cross_validate=False)
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,11 @@ def check_options(config: TrainConfig) -> None:
             )
     if config.minutes is not None and not config.minutes > 0:
         wrong.append(f"--minutes is {config.minutes}, expected more than 0")
+    if config.minutes is not None and config.cross_validate:
+        wrong.append(
+            f"--minutes is {config.minutes}, expected none with --cross-validate, whose folds are only "
+            "compared where each is trained to its end"
+        )
     if wrong:
         raise InputError(f"cannot train as asked, since {wrong[0]}", "Change the option and type it again.")
     missing = [name for name in ("tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]

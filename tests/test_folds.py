@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lulc import folds
 from lulc.backend import compile_predict
 from lulc.commands.train_model import main
 from lulc.config import TrainConfig
 from lulc.dataset import leave_one_out
 from lulc.folds import cross_validate, predict_tile
+from lulc.network import NetworkConfig
 from lulc.schema import InputError
 from lulc.statistics import Statistics
 from lulc.tiles import load_manifest
+from lulc.unet import geometry
 from lulc.weights import find_model, load_card, load_model
 
 SMALL = {
@@ -34,9 +38,9 @@ def stacks(write_stacks, tmp_path_factory):
 
 
 def test_every_training_stack_is_left_out_once_and_validation_stacks_take_no_part(stacks):
-    folds = leave_one_out(make_config(stacks))
-    assert [name for name, _ in folds] == [f"stacks/train_{i}" for i in range(3)]
-    for i, (name, dataset) in enumerate(folds):
+    datasets = leave_one_out(make_config(stacks))
+    assert [name for name, _ in datasets] == [f"stacks/train_{i}" for i in range(3)]
+    for i, (name, dataset) in enumerate(datasets):
         assert [tile.name for tile in dataset.validation] == [name]
         assert [tile.name for tile in dataset.training] == [f"stacks/train_{k}" for k in range(3) if k != i]
         trained = np.concatenate([t.image.reshape(-1, 3) for t in dataset.training])
@@ -50,6 +54,19 @@ def test_stacks_that_overlap_on_the_ground_are_left_out_together(stacks, write_s
     other = write_stacks(tmp_path / "other", ("train", "val"), east=960.0, seed=5)
     names = [name for name, _ in leave_one_out(make_config(stacks, other))]
     assert sorted(names) == ["stacks/train_0", "stacks/train_1 + other/train_0", "stacks/train_2"]
+
+
+def test_labels_within_the_radius_of_the_network_around_a_stack_left_out_are_ignored(write_stacks, tmp_path):
+    folder = write_stacks(tmp_path / "stacks", ("train", "train", "train"), gap=None)
+    (_, first), (_, middle), _ = leave_one_out(make_config(folder))
+    radius = geometry(NetworkConfig(classes=3, channels=3)).radius
+    near, far = (np.asarray(tile.masks[0:96, 0:96]) for tile in first.training)
+    assert (near[:, :radius] == 255).all() and (near[:, radius:] != 255).mean() > 0.9
+    assert (far != 255).mean() > 0.9
+    left, right = (np.asarray(tile.masks[0:96, 0:96]) for tile in middle.training)
+    assert (left[:, 96 - radius :] == 255).all() and (right[:, :radius] == 255).all()
+    labelled = sum((masks != 255).sum() for masks in (left, right))
+    assert middle.counts.sum() == pytest.approx(labelled, rel=0.02)
 
 
 def test_one_group_of_stacks_can_not_be_cross_validated(write_stacks, tmp_path):
@@ -102,3 +119,31 @@ def test_finished_folds_are_not_trained_again(stacks, tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(InputError, match="holds a finished run"):
         cross_validate(dataclasses.replace(config, seed=9))
+
+
+def test_overwrite_trains_finished_folds_again_and_continues_interrupted_ones(stacks, tmp_path, monkeypatch):
+    config = make_config(stacks, out=tmp_path / "run")
+    cross_validate(config)
+    config = dataclasses.replace(config, overwrite=True)
+    trained, real = [], folds.train
+
+    def stop_after_one(fold, dataset):
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        trained.append(Path(fold.out).name)
+        return real(fold, dataset)
+
+    monkeypatch.setattr("lulc.folds.train", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validate(config)
+    monkeypatch.setattr("lulc.folds.train", lambda *a: (trained.append(Path(a[0].out).name), real(*a)))
+    cross_validate(config)
+    assert trained == ["01", "02", "03"]
+
+
+def test_a_time_budget_and_cross_validation_are_refused_together(stacks, tmp_path, capsys):
+    arguments = [str(stacks), "--out", str(tmp_path / "run"), "--cross-validate", "--minutes", "5"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "--minutes is 5.0, expected none with --cross-validate" in error
+    assert not (tmp_path / "run").exists()
