@@ -147,15 +147,18 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         parameters = _parameters(config, labels)
         moments = [{"changed": m} for m in moments_of(stamps)]
         key = _key_of([*sources, *moments, labels.legend.to_json()], parameters)
+        progress, places = Progress(key), []
+        if config.overwrite and (folder / MANIFEST).exists():
+            # What must be refused is refused while the finished stacks are still there.
+            places = _planned(progress, stack, labels, config)
         _clear(folder, config)
         if (folder / MANIFEST).exists():
             (folder / PROGRESS).unlink(missing_ok=True)
             return _finished(folder, key)
-        progress = _progress(folder, key)
-        if not progress.counts:
-            _survey(progress, stack, labels, config.size)
-            progress.write(folder)
-        places = _plan(np.array(progress.counts), stack, config)
+        if not places:
+            progress = _progress(folder, key)
+            places = _planned(progress, stack, labels, config)
+        progress.write(folder)
         _write_stacks(folder, progress, places, stack, labels, config.border_ignore)
         if _stamps(config) != stamps:
             raise InputError(
@@ -271,6 +274,13 @@ def _progress(folder: Path, key: str) -> Progress:
     return progress
 
 
+def _planned(progress: Progress, stack: Stack, labels: Labels, config: PreprocessConfig) -> list[Place]:
+    """The stacks to write, after a survey where there was none."""
+    if not progress.counts:
+        _survey(progress, stack, labels, config.size)
+    return _plan(np.array(progress.counts), stack, config)
+
+
 def _survey(progress: Progress, stack: Stack, labels: Labels, size: int) -> None:
     """Count the labelled valid pixels of each class in every place, and refuse unknown codes."""
     labels.check()
@@ -301,7 +311,18 @@ def _plan(counts: np.ndarray, stack: Stack, config: PreprocessConfig) -> list[Pl
     windows = candidate_windows(stack.grid.height, stack.grid.width, config.size)
     rng = np.random.default_rng(config.seed)
     named = _named_stacks(config.validation, windows, counts, stack)
+    if named and 0 < config.stacks <= len(named):
+        raise InputError(
+            f"cannot cut {config.stacks} stacks, since --validation takes {len(named)} of them, "
+            "expected some for training as well",
+            f"--stacks must exceed the number of validation stacks: type --stacks {len(named) + 1} or more.",
+        )
     chosen = choose_stacks(counts, config.stacks, rng, named or ())
+    if config.stacks > len(chosen):
+        logger.warning(
+            "%d stacks are cut instead of %d, since no more places hold labels; a smaller --size gives more",
+            len(chosen), config.stacks,
+        )  # fmt: skip
     if named is None:
         fraction = _fraction(config.validation)
         if fraction > 0 and len(chosen) < 2:

@@ -192,6 +192,19 @@ def test_as_many_stacks_are_cut_as_asked_for_with_the_rare_class_first(scene: di
     assert manifest.class_counts("train")[10] == 100
 
 
+def test_more_stacks_than_there_are_is_said_and_fewer_than_validate_is_refused(
+    scene: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    for stacks in (2, 3):
+        with pytest.raises(InputError) as error:
+            make_stacks(config(scene, stacks=stacks, validation=("0", "1", "2")))
+        assert "--stacks must exceed the number of validation stacks" in error.value.hint
+    assert len(make_stacks(config(scene, stacks=5, validation=("0", "1", "2"))).of("val")) == 3
+    assert "instead of" not in caplog.text
+    cut = len(make_stacks(config(scene, stacks=50, overwrite=True)).stacks)
+    assert f"{cut} stacks are cut instead of 50" in caplog.text
+
+
 def test_polygons_choose_the_validation_stacks(scene: dict[str, Any], tmp_path: Path) -> None:
     area = box(500000, 6800000 - 640, 500000 + 900, 6800000)
     path = tmp_path / "val.gpkg"
@@ -244,6 +257,24 @@ def test_overwriting_with_fewer_stacks_leaves_none_behind(scene: dict[str, Any])
     manifest = make_stacks(config(scene, stacks=3, overwrite=True))
     listed = {p.name for s in manifest.stacks for p in (s.image, s.masks)}
     assert {p.name for p in Path(scene["out"]).glob("*.npy")} == listed
+
+
+def test_what_is_refused_overwrites_nothing(scene: dict[str, Any]) -> None:
+    make_stacks(config(scene))
+    before = contents(scene["out"])
+    for options in (
+        {"validation": ("99",)},
+        {"bounds": (500000.0, 6799980.0, 500020.0, 6800000.0), "gap": 0},
+    ):
+        with pytest.raises(InputError):
+            make_stacks(config(scene, overwrite=True, **options))
+        assert contents(scene["out"]) == before
+    labels = layers_of(scene["labels"])
+    labels[0, 5, 5] = 99
+    write(Path(scene["labels"]), labels, ["class"], 0)
+    with pytest.raises(InputError, match="99"):
+        make_stacks(config(scene, overwrite=True))
+    assert contents(scene["out"]) == before
 
 
 def test_stacks_of_another_origin_are_not_replaced_unasked(scene: dict[str, Any]) -> None:
