@@ -55,6 +55,12 @@ def test_classes_do_not_change_with_one_temperature():
     assert (calibrate(p[None], fit_temperature(p, labels))[0].argmax(1) == p.argmax(1)).all()
 
 
+@pytest.mark.parametrize("temperature", [1, 1.0, (1.0, 1.0, 1.0)])
+def test_a_temperature_of_one_costs_nothing(temperature):
+    p = np.full((2, 2, 3), 1 / 3, np.float32)
+    assert calibrate(p, temperature) is p
+
+
 def test_one_class_against_the_rest_has_one_temperature():
     rng = np.random.default_rng(3)
     logits = rng.normal(0, 3, 40_000)
