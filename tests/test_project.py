@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 
 from lulc import config
 from lulc.commandline import parser_for
+from lulc.nomenclature import load_scheme
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -205,6 +206,14 @@ def test_commands_in_documents_parse(document: str) -> None:
         if "--print-completion" not in arguments:
             parser = parser_for((CONFIGS | FURTHER)[name], "", lenient="--config" in arguments)
             parser.parse_intermixed_args(arguments)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_tables_of_codes_in_documents_are_schemes(document: str, tmp_path: Path) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for table in re.findall(r"```\w*\n(code,class,name,color\n.*?)```", text, re.DOTALL):
+        (tmp_path / "table.csv").write_text(table, encoding="utf-8")
+        assert len(load_scheme(str(tmp_path / "table.csv")).legend)
 
 
 def test_the_first_page_shows_each_of_the_four_commands() -> None:
