@@ -7,6 +7,7 @@ nearest neighbour and only on request, polygons and points are burnt onto pixel 
 from __future__ import annotations
 
 import logging
+import shlex
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -41,6 +42,9 @@ VOLUME_NODATA = 32766
 MAX_GEOJSON_BYTES = 64 * 2**20
 
 _VECTORS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".json": "GeoJSON"}
+_CONVERTIBLE = (".shp", ".zip", ".fgb", ".gml", ".kml")
+"""How vector files end that are not read but converted, since few drivers mean few surprises."""
+
 _GEOPACKAGE_IDS = (b"GPKG", b"GP10", b"GP11")
 
 
@@ -195,7 +199,10 @@ def open_labels(
             return resources.enter_context(source)
 
         cells: Codes
-        if Path(path).suffix.lower() in _VECTORS:
+        suffix = Path(path).suffix.lower()
+        if suffix in _CONVERTIBLE and Path(path).is_file():
+            raise _unreadable(path, f"its name ends in '{suffix}'")
+        if suffix in _VECTORS:
             cells = VectorCodes(path, grid, field)
         else:
             cells = RasterCodes(RasterCells(opened(path), grid, path, resample=resample))
@@ -548,8 +555,13 @@ def _ordered(bounds: tuple[float, float, float, float]) -> tuple[float, float, f
 
 
 def _unreadable(path: str, has: str) -> InputError:
+    file = Path(path)
+    suffix = file.suffix.lower()
+    command = ["ogr2ogr", str(file.with_suffix(".gpkg")), f"/vsizip/{path}" if suffix == ".zip" else path]
     return InputError(
         f"cannot read labels from '{path}', since {has}, expected one layer of polygons or points "
         "in a GeoPackage (.gpkg) or GeoJSON (.geojson)",
-        "Check the file in QGIS, or convert it with ogr2ogr.",
+        f"Convert it: {shlex.join(command)}"
+        if suffix in _CONVERTIBLE
+        else "Check the file in QGIS, or convert it with ogr2ogr.",
     )

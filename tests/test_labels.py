@@ -278,6 +278,18 @@ def test_what_is_disguised_as_a_vector_file_is_refused(tmp_path: Path, name: str
         read_all(str(tmp_path / name))
 
 
+@pytest.mark.parametrize("suffix", [".shp", ".fgb", ".gml", ".kml", ".zip", ".SHP"])
+def test_vector_files_of_other_kinds_are_answered_by_the_conversion(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"labels{suffix}"
+    path.write_bytes(b"anything")
+    with pytest.raises(InputError) as error, open_labels(str(path), GRID, SCHEME):
+        pass
+    source = f"/vsizip/{path}" if suffix == ".zip" else path
+    assert f"ogr2ogr {tmp_path}/labels.gpkg {source}" in error.value.hint
+    with pytest.raises(InputError, match=r"no such file|there is no|does not exist"):
+        read_all(str(tmp_path / f"other{suffix}"))
+
+
 @pytest.mark.parametrize("path", ["/vsicurl/http://127.0.0.1/l.gpkg", "http://127.0.0.1/l.json", "no.gpkg"])
 def test_remote_and_missing_vector_files_are_refused(path: str) -> None:
     with pytest.raises(InputError, match="no regular file"):
