@@ -321,7 +321,9 @@ def _check_names(
     raise InputError(
         f"cannot make a stack of {what}, since {problem}; found\n{listing or '  no file'}\n"
         f"expected {', '.join(needed)}, each once",
-        "Give each band once." if twice else
+        ("Give each index once." if index else "Give each band once: mosaics of other dates with --fill, "
+         "neighbouring tiles as one file (gdalbuildvrt mosaic.vrt A.tif B.tif) with --allow-vrt.")
+        if twice else
         f"Give the missing files, or name unnamed layers in file order: {option} {' '.join(needed)}",
     )  # fmt: skip
 

@@ -368,7 +368,15 @@ def _open_fill(
     sources, mask = open_bands([path], config, needed, opened)
     planes = band_planes(sources, config, needed, f"the fill mosaic '{path}'", complete=False)
     mosaic = build_mosaic(path, sources, planes, grid, config, mask)
-    check_samples(mosaic)
+    try:
+        check_samples(mosaic)
+    except InputError as error:
+        # The bands passed, so that what fits the fill would spoil them.
+        raise InputError(
+            error.problem,
+            "Convert this fill first, since --scale and --offset hold for bands and fills alike, or write "
+            "its own into it: gdal_edit.py -scale S -offset O FILE, where reflectance is stored number x S + O.",
+        ) from error
     return mosaic
 
 

@@ -117,7 +117,8 @@ def test_missing_and_doubled_bands_are_refused_with_both_lists(tmp_path: Path) -
     error = refuse("B12 is missing", [path])
     assert "B02, B03" in error.problem and "expected B02" in error.problem
     again = write(tmp_path / "b.tif", data, BANDS)
-    refuse("there twice", [path, again])
+    error = refuse("there twice", [path, again])
+    assert "--fill" in error.hint and "gdalbuildvrt" in error.hint and "--allow-vrt" in error.hint
 
 
 def test_scale_and_offset_come_from_options_then_metadata(tmp_path: Path) -> None:
@@ -293,6 +294,20 @@ def test_fills_patch_band_by_band_in_order_and_the_shares_are_counted(tmp_path: 
     for i, name in enumerate(BANDS):
         assert shares["patched"][name] == pytest.approx(((data[i] == 0) & (expected[i] != 0)).mean())
         assert shares["invalid"][name] == pytest.approx((expected[i] == 0).mean())
+
+
+def test_a_fill_of_another_offset_is_never_answered_by_an_option_for_all(tmp_path: Path) -> None:
+    data = scene()
+    data[:, :20, :20] = 0
+    main = write(tmp_path / "a.tif", data)
+    fill = write(tmp_path / "fill.tif", scene(seed=4) + 1000)
+    error = refuse("baseline 04.00", [main], fill=(fill,))
+    assert "fill.tif" in error.problem and "Convert this fill first" in error.hint
+    assert "--offset -" not in error.hint
+    with rasterio.open(fill, "r+") as file:
+        file.scales, file.offsets = (0.0001,) * 9, (-0.1,) * 9
+    patched = read([main], fill=(fill,))
+    np.testing.assert_array_equal(patched[:20, :20, :9], last(scene(seed=4))[:20, :20])
 
 
 def test_coverage_of_parts_adds_up_to_that_of_the_whole(tmp_path: Path) -> None:
