@@ -375,7 +375,7 @@ def _open_fill(
         raise InputError(
             error.problem,
             "Convert this fill first, since --scale and --offset hold for bands and fills alike, or write "
-            "its own into it: gdal_edit.py -scale S -offset O FILE, where reflectance is stored number x S + O.",
+            "its own into it: gdal_edit.py -scale S -offset O FILE, where reflectance is number x S + O.",
         ) from error
     return mosaic
 
