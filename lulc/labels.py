@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import shlex
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +28,7 @@ from lulc.nomenclature import NO_CODE, Scheme, count_codes
 from lulc.schema import IGNORE, InputError, Legend
 from lulc.sources import Source, open_source
 from lulc.storage import sha256_of
-from lulc.windows import Window
+from lulc.windows import Window, squares_of
 
 logger = logging.getLogger("lulc")
 
@@ -117,7 +116,7 @@ class Labels:
             Source code to number of pixels on the grid.
         """
         counts: Counter[int] = Counter()
-        for window in tiles_of(self.grid.extent, 2048):
+        for window in squares_of(self.grid.extent, 2048):
             counts += count_codes(self._codes.read(window))
         self.scheme.check(counts, f"'{self.path}'")
         return counts
@@ -456,13 +455,6 @@ def near_borders(classes: np.ndarray, width: int) -> np.ndarray:
     lowest = cv2.erode(classes, square)
     highest = cv2.dilate(np.where(classes == IGNORE, 0, classes).astype(np.uint8), square)
     return np.asarray((lowest != highest) & (classes != IGNORE))
-
-
-def tiles_of(extent: Window, side: int) -> Iterator[Window]:
-    """Squares of `side` pixels that cover a window, row by row; those at the far borders are smaller."""
-    for row in range(extent.row, extent.stop[0], side):
-        for col in range(extent.col, extent.stop[1], side):
-            yield Window(row, col, side, side).intersect(extent)
 
 
 def _volume(layer: RasterCells, window: Window) -> np.ndarray:

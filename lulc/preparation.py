@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lulc.arrays import NpyWriter
 from lulc.config import PreprocessConfig
-from lulc.labels import Labels, VectorCodes, near_borders, open_labels, tiles_of
+from lulc.labels import Labels, VectorCodes, near_borders, open_labels
 from lulc.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -42,7 +42,7 @@ from lulc.stack import Coverage, Stack, open_stack
 from lulc.statistics import Statistics
 from lulc.storage import Lock, check_disk, remove_partial, sha256_of, write_atomically
 from lulc.tiles import load_manifest
-from lulc.windows import Window
+from lulc.windows import Window, squares_of
 
 logger = logging.getLogger("lulc")
 
@@ -291,7 +291,7 @@ def _survey(progress: Progress, stack: Stack, labels: Labels, size: int) -> None
         logger.info("%.1f %% of the mosaic are strips too narrow for a stack", 100 * lost)
     for window in _shown(windows, "counting classes"):
         counts = np.zeros(256, np.int64)
-        for part in tiles_of(window, 1024):
+        for part in squares_of(window, 1024):
             classes = labels.read(part)
             if (classes != IGNORE).any():
                 classes[~_valid(stack.read(part, coverage))] = IGNORE
@@ -405,7 +405,7 @@ def _named_stacks(
 
 
 def _share_inside(regions: VectorCodes, window: Window) -> float:
-    covered = sum(int((regions.read(part) != NO_CODE).sum()) for part in tiles_of(window, 1024))
+    covered = sum(int((regions.read(part) != NO_CODE).sum()) for part in squares_of(window, 1024))
     return covered / (window.height * window.width)
 
 

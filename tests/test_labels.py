@@ -18,10 +18,10 @@ from shapely.geometry import LineString, Point, Polygon, box
 
 from lulc import labels as labels_module
 from lulc.grid import GridSpec
-from lulc.labels import VectorCodes, open_labels, tiles_of
+from lulc.labels import VectorCodes, open_labels
 from lulc.nomenclature import NO_CODE, load_scheme
 from lulc.schema import InputError
-from lulc.windows import Window
+from lulc.windows import Window, squares_of
 
 UTM = CRS.from_epsg(32635)
 GRID = GridSpec(UTM, Affine(10, 0, 500000, 0, -10, 6800000), 60, 80)
@@ -51,7 +51,7 @@ def read_all(path: str, **options: Any) -> np.ndarray:
     with open_labels(path, GRID, options.pop("scheme", SCHEME), **options) as labels:
         whole = labels.read(GRID.extent)
         parts = np.full(GRID.shape, 77, np.uint8)
-        for window in tiles_of(GRID.extent, 17):
+        for window in squares_of(GRID.extent, 17):
             parts[window.slices] = labels.read(window)
         assert np.array_equal(parts, whole), "windows and the whole differ"
         labels.check()
@@ -152,8 +152,8 @@ def test_unknown_codes_of_all_windows_are_counted_together(tmp_path: Path, monke
     codes = random_codes()
     codes[0, 0] = codes[-1, -1] = 40
     codes[5] = 41
-    tiles = labels_module.tiles_of
-    monkeypatch.setattr(labels_module, "tiles_of", lambda extent, side: tiles(extent, 16))
+    tiles = labels_module.squares_of
+    monkeypatch.setattr(labels_module, "squares_of", lambda extent, side: tiles(extent, 16))
     with (
         open_labels(write(tmp_path / "l.tif", codes), GRID, SCHEME) as labels,
         pytest.raises(InputError, match=r"l\.tif' has the unknown codes 40 \(2 px\), 41 \(80 px\)"),

@@ -14,13 +14,13 @@ from rasterio.crs import CRS
 from scipy import stats
 
 from lulc.grid import GridSpec
-from lulc.labels import tiles_of
 from lulc.levels import levels_of
 from lulc.nomenclature import load_scheme
 from lulc.page import Page, Section, render_html
 from lulc.schema import LandCoverClass, Legend
 from lulc.viewer import embed, pack
 from lulc.views import Viewing, entropy, entropy_by_class, least_sure
+from lulc.windows import squares_of
 
 SHAPE = (83, 97)
 GRID = GridSpec(CRS.from_epsg(3067), Affine(10, 0, 500_000, 0, -10, 6_700_000), *SHAPE)
@@ -39,7 +39,7 @@ def scene(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def viewed(longest: int, window: int = 32, seed: int = 1):
     mapped, reference, shares = scene(seed)
     viewing = Viewing(GRID, 13, with_image=True, with_activations=True, longest=longest)
-    for w in tiles_of(GRID.extent, window):
+    for w in squares_of(GRID.extent, window):
         kept = (
             slice(-w.row % viewing.step, None, viewing.step),
             slice(-w.col % viewing.step, None, viewing.step),
