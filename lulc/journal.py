@@ -86,8 +86,21 @@ class Journal:
         write_document(self.folder / CLAIMS, claims)
 
     def remove(self) -> None:
-        """Remove the folder, the map being finished."""
-        shutil.rmtree(self.folder)
+        """Remove the folder, the map being finished.
+
+        Renamed first, so that a kill leaves a journal that is whole, or none: half of one would have the
+        same command make parts again that the map already holds.
+        """
+        dropped = self._drop()
+        os.rename(self.folder, dropped)
+        shutil.rmtree(dropped)
+
+    def _drop(self) -> Path:
+        """Name of the folder while it is removed; what a killed run left there goes."""
+        dropped = self.folder.with_name(f".{self.folder.name}.partial")
+        if dropped.is_dir():
+            shutil.rmtree(dropped)
+        return dropped
 
     def begin(self, key: dict[str, Any], *, restart: bool) -> None:
         """Take up the work in the folder if it has this key; begin where there is none.
@@ -107,6 +120,7 @@ class Journal:
             write_document(path, document)
         elif found != document:
             raise self._other_key(found, document)
+        self._drop()
         remove_partial(self.folder)
         for part, checksum, counts in _read_lines(self._lines):
             self._checksums[part], self._counts[part] = checksum, counts

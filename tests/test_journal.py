@@ -122,3 +122,19 @@ def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
 def test_the_key_is_json_and_carries_its_format(tmp_path: Path) -> None:
     folder = begun(tmp_path / "map.tif")
     assert json.loads((folder / "key.json").read_text())["format_version"] == 1
+
+
+def test_a_journal_killed_while_it_is_removed_is_gone_and_the_next_run_clears_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "map.tif"
+    with monkeypatch.context() as patch, open_journal(out) as journal:
+        journal.begin({"weights": "a"}, restart=False)
+        patch.setattr("lulc.journal.shutil.rmtree", lambda path: None)
+        journal.remove()
+    assert [p.name for p in tmp_path.iterdir()] == [".map.tif.parts.partial"]
+    with open_journal(out) as journal:
+        journal.begin({"weights": "a"}, restart=False)
+        assert [p.name for p in tmp_path.iterdir()] == ["map.tif.parts"]
+        journal.remove()
+    assert not list(tmp_path.iterdir())
