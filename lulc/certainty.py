@@ -28,7 +28,7 @@ def entropy(activations: Activations) -> Activations:
     [[1.0, 0.0]]
     """
     terms = activations * np.log(np.maximum(activations, np.finfo(np.float32).tiny))
-    return np.asarray(np.clip(-terms.sum(axis=-1) / np.log(activations.shape[-1]), 0, 1), np.float32)
+    return np.asarray(np.clip((0 - terms.sum(axis=-1)) / np.log(activations.shape[-1]), 0, 1), np.float32)
 
 
 def margin(activations: Activations) -> Activations:
