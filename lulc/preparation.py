@@ -1,8 +1,8 @@
 """Rasters and labels to .npy stacks: surveyed, split, then written one after the other.
 
 The mosaic is read twice, in windows: once to count the classes of every place, once to write the
-stacks that were chosen. Both results are kept in ``progress.json`` until the manifest, which is written
-last, makes them a finished whole; the same command continues from it.
+stacks that were chosen. Both results are kept in ``progress.json``, while they grow, until the manifest,
+which is written last, makes them a finished whole; the same command continues from it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,15 +56,29 @@ STRIP = 2**18
 GDAL_CACHE = 192
 """MB of decoded blocks; GDAL's own default is a share of the machine's memory, however large that is."""
 
+SURVEY_SECONDS = 10.0
+"""Time after which the survey is written down again."""
+
 _STACK_FILE = re.compile(r"(train|val)_(image|masks)_\d+\.npy")
 
+_COUNTED = {"type": "object", "additionalProperties": {"type": "integer", "minimum": 0}}
 _PROGRESS_SCHEMA: dict[str, Any] = {
     "type": "object",
-    "required": ["format_version", "seal", "key", "counts", "provenance", "stacks"],
+    "required": ["format_version", "seal", "key", "counts", "coverage", "stacks"],
     "properties": {
         "key": {"type": "string"},
         "counts": {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0}}},
-        "provenance": {"type": "object"},
+        "coverage": {
+            "type": "object",
+            "required": ["pixels", "valid", "patched", "missing"],
+            "additionalProperties": False,
+            "properties": {
+                "pixels": {"type": "integer", "minimum": 0},
+                "valid": {"type": "integer", "minimum": 0},
+                "patched": _COUNTED,
+                "missing": _COUNTED,
+            },
+        },
         "stacks": {"type": "array", "items": STACK_SCHEMA},
     },
 }
@@ -90,11 +105,23 @@ class Place:
 
 @dataclass
 class Progress:
-    """What an interrupted run has finished: the survey and the stacks."""
+    """What an interrupted run has finished.
+
+    Parameters
+    ----------
+    key
+        sha256 of inputs and parameters.
+    counts
+        Labelled valid pixels of each class, for each place surveyed so far, in the order of the places.
+    coverage
+        Of the pixels read for it.
+    stacks
+        Those written.
+    """
 
     key: str
     counts: list[list[int]] = dataclasses.field(default_factory=list)
-    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    coverage: Coverage = dataclasses.field(default_factory=Coverage)
     stacks: list[StackFile] = dataclasses.field(default_factory=list)
 
     def write(self, folder: Path) -> None:
@@ -103,7 +130,7 @@ class Progress:
             "format_version": FORMAT_VERSION,
             "key": self.key,
             "counts": self.counts,
-            "provenance": self.provenance,
+            "coverage": dataclasses.asdict(self.coverage),
             "stacks": [s.to_json() for s in self.stacks],
         }
         write_sealed(folder / PROGRESS, data)
@@ -147,17 +174,18 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         parameters = _parameters(config, labels)
         moments = [{"changed": m} for m in moments_of(stamps)]
         key = _key_of([*sources, *moments, labels.legend.to_json()], parameters)
-        progress, places = Progress(key), []
-        if config.overwrite and (folder / MANIFEST).exists():
-            # What must be refused is refused while the finished stacks are still there.
-            places = _planned(progress, stack, labels, config)
-        _clear(folder, config)
-        if (folder / MANIFEST).exists():
-            (folder / PROGRESS).unlink(missing_ok=True)
-            return _finished(folder, key)
-        if not places:
-            progress = _progress(folder, key)
-            places = _planned(progress, stack, labels, config)
+        remove_partial(folder)
+        replacing = config.overwrite and (folder / MANIFEST).exists()
+        if not replacing:
+            _clear(folder, config)
+            if (folder / MANIFEST).exists():
+                return _finished(folder, key)
+        progress = _progress(folder, key, replacing=replacing)
+        places = _planned(folder, progress, stack, labels, config)
+        _check_room(folder, progress, places, replacing=replacing)
+        if replacing:
+            # What had to be refused was refused while the finished stacks were still there.
+            _clear(folder, config)
         progress.write(folder)
         _write_stacks(folder, progress, places, stack, labels, config.border_ignore)
         if _stamps(config) != stamps:
@@ -216,11 +244,11 @@ def _stamps(config: PreprocessConfig) -> list[Stamp]:
 
 
 def _clear(folder: Path, config: PreprocessConfig) -> None:
-    """Remove what an interrupted run left half-written, and what the user allowed to be dropped."""
-    remove_partial(folder)
+    """Remove what the user allowed to be dropped."""
     if config.overwrite and (folder / MANIFEST).exists():
-        (folder / MANIFEST).unlink()
+        # In this order a kill leaves the finished whole, or stacks that the same command removes.
         (folder / PROGRESS).unlink(missing_ok=True)
+        (folder / MANIFEST).unlink()
     known = (folder / MANIFEST).exists() or (folder / PROGRESS).exists()
     if config.restart and not (folder / MANIFEST).exists() and known:
         (folder / PROGRESS).unlink()
@@ -238,6 +266,7 @@ def _clear(folder: Path, config: PreprocessConfig) -> None:
 
 
 def _finished(folder: Path, key: str) -> Manifest:
+    (folder / PROGRESS).unlink(missing_ok=True)
     manifest = load_manifest(folder)
     if manifest.key != key:
         raise InputError(
@@ -250,8 +279,8 @@ def _finished(folder: Path, key: str) -> Manifest:
     return manifest
 
 
-def _progress(folder: Path, key: str) -> Progress:
-    """What can be kept of an interrupted run."""
+def _progress(folder: Path, key: str, *, replacing: bool) -> Progress:
+    """What can be kept of an interrupted run; of one that was to replace finished stacks, its survey."""
     if not (folder / PROGRESS).exists():
         return Progress(key)
     try:
@@ -259,12 +288,16 @@ def _progress(folder: Path, key: str) -> Progress:
     except InputError as error:
         logger.warning("starting anew: %s", error.problem)
         return Progress(key)
+    if data["key"] != key and (replacing or not data["stacks"]):
+        return Progress(key)
     if data["key"] != key:
         raise InputError(
             f"cannot continue in '{folder}', since it holds partial work of other inputs or parameters",
             "Give another --out, or type --restart to drop the partial work.",
         )
-    progress = Progress(key, data["counts"], data["provenance"])
+    progress = Progress(key, data["counts"], Coverage(**data["coverage"]))
+    if replacing:
+        return progress
     for entry in data["stacks"]:
         stack = StackFile.from_json(entry, folder)
         paths = (stack.image, stack.masks)
@@ -274,30 +307,37 @@ def _progress(folder: Path, key: str) -> Progress:
     return progress
 
 
-def _planned(progress: Progress, stack: Stack, labels: Labels, config: PreprocessConfig) -> list[Place]:
-    """The stacks to write, after a survey where there was none."""
-    if not progress.counts:
-        _survey(progress, stack, labels, config.size)
-    return _plan(np.array(progress.counts), stack, config)
+def _planned(
+    folder: Path, progress: Progress, stack: Stack, labels: Labels, config: PreprocessConfig
+) -> list[Place]:
+    """The stacks to write, once the mosaic is surveyed."""
+    _survey(folder, progress, stack, labels, config.size)
+    places = _plan(np.array(progress.counts), stack, config)
+    _check_classes(folder, places, stack, labels, config.border_ignore)
+    return places
 
 
-def _survey(progress: Progress, stack: Stack, labels: Labels, size: int) -> None:
+def _survey(folder: Path, progress: Progress, stack: Stack, labels: Labels, size: int) -> None:
     """Count the labelled valid pixels of each class in every place, and refuse unknown codes."""
-    labels.check()
-    coverage = Coverage()
     windows = candidate_windows(stack.grid.height, stack.grid.width, size)
+    if len(progress.counts) == len(windows):
+        return
+    labels.check()
     lost = 1 - sum(w.height * w.width for w in windows) / (stack.grid.height * stack.grid.width)
     if lost > 0:
         logger.info("%.1f %% of the mosaic are strips too narrow for a stack", 100 * lost)
-    for window in _shown(windows, "counting classes"):
+    written = time.monotonic()
+    for window in _shown(windows[len(progress.counts) :], "counting classes"):
         counts = np.zeros(256, np.int64)
         for part in squares_of(window, 1024):
             classes = labels.read(part)
             if (classes != IGNORE).any():
-                classes[~_valid(stack.read(part, coverage))] = IGNORE
+                classes[~_valid(stack.read(part, progress.coverage))] = IGNORE
                 counts += np.bincount(classes.ravel(), minlength=256)
         progress.counts.append([int(n) for n in counts[1 : len(labels.legend) + 1]])
-    progress.provenance = {**stack.provenance, "coverage": coverage.to_json()}
+        if time.monotonic() - written >= SURVEY_SECONDS:
+            progress.write(folder)
+            written = time.monotonic()
 
 
 def _plan(counts: np.ndarray, stack: Stack, config: PreprocessConfig) -> list[Place]:
@@ -409,14 +449,23 @@ def _share_inside(regions: VectorCodes, window: Window) -> float:
     return covered / (window.height * window.width)
 
 
+def _missing(progress: Progress, places: Sequence[Place]) -> list[Place]:
+    done = {s.name for s in progress.stacks}
+    return [p for p in places if p.name not in done]
+
+
+def _check_room(folder: Path, progress: Progress, places: Sequence[Place], *, replacing: bool) -> None:
+    """Refuse stacks that the disk can't hold, counting what the replaced ones free."""
+    pixels = sum(p.window.height * p.window.width for p in _missing(progress, places))
+    stale = [p for p in folder.iterdir() if _STACK_FILE.fullmatch(p.name)] if replacing else []
+    needed = pixels * (4 * len(CHANNELS) + 1) + 2**20
+    check_disk(folder, needed - sum(p.stat().st_size for p in stale), "the stacks")
+
+
 def _write_stacks(
     folder: Path, progress: Progress, places: Sequence[Place], stack: Stack, labels: Labels, border: int
 ) -> None:
-    done = {s.name for s in progress.stacks}
-    missing = [p for p in places if p.name not in done]
-    pixels = sum(p.window.height * p.window.width for p in missing)
-    check_disk(folder, pixels * (4 * len(CHANNELS) + 1) + 2**20, "the stacks")
-    for place in _shown(missing, "writing stacks"):
+    for place in _shown(_missing(progress, places), "writing stacks"):
         progress.stacks.append(_write_stack(folder, place, stack, labels, border))
         progress.write(folder)
 
@@ -428,19 +477,12 @@ def _write_stack(folder: Path, place: Place, stack: Stack, labels: Labels, borde
     paths = [folder / f"{place.split}_{kind}_{index}.npy" for kind in ("image", "masks")]
     counts = np.zeros(256, np.int64)
     statistics = Statistics((0.0,) * len(CHANNELS), (0.0,) * len(CHANNELS))
-    rows = max(1, STRIP // window.width)
     with write_atomically(paths[0]) as first, write_atomically(paths[1]) as second:
         with (
             NpyWriter(first, np.dtype(np.float32), (*window.shape, len(CHANNELS))) as images,
             NpyWriter(second, np.dtype(np.uint8), window.shape) as masks,
         ):
-            for row in range(0, window.height, rows):
-                strip = Window(window.row + row, window.col, rows, window.width).intersect(window)
-                image = stack.read(strip)
-                classes = _masked_labels(labels, strip, border)
-                classes[~_valid(image)] = IGNORE
-                for hidden in near_windows(strip.relative_to(window), place.hidden, 0):
-                    classes[hidden.slices] = IGNORE
+            for image, classes in _strips(place, stack, labels, border):
                 images.write(image)
                 masks.write(classes)
                 counts += np.bincount(classes.ravel(), minlength=256)
@@ -459,6 +501,22 @@ def _write_stack(folder: Path, place: Place, stack: Stack, labels: Labels, borde
         statistics=statistics,
         sha256=sha256,
     )
+
+
+def _strips(
+    place: Place, stack: Stack, labels: Labels, border: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Image float32 (y, x, band) and masks uint8 (y, x) of a place, strip by strip from above."""
+    window = place.window
+    rows = max(1, STRIP // window.width)
+    for row in range(0, window.height, rows):
+        strip = Window(window.row + row, window.col, rows, window.width).intersect(window)
+        image = stack.read(strip)
+        classes = _masked_labels(labels, strip, border)
+        classes[~_valid(image)] = IGNORE
+        for hidden in near_windows(strip.relative_to(window), place.hidden, 0):
+            classes[hidden.slices] = IGNORE
+        yield image, classes
 
 
 def _masked_labels(labels: Labels, window: Window, border: int) -> np.ndarray:
@@ -500,23 +558,34 @@ def _manifest(
         statistics=statistics,
         sources=tuple(sources),
         parameters=parameters,
-        provenance=progress.provenance,
+        provenance={**stack.provenance, "coverage": progress.coverage.to_json()},
         key=progress.key,
     )
-    _check_classes(manifest)
+    _warn_of_rare_classes(manifest)
     return manifest
 
 
-def _check_classes(manifest: Manifest) -> None:
+def _check_classes(folder: Path, places: Sequence[Place], stack: Stack, labels: Labels, border: int) -> None:
+    """Refuse training stacks of fewer than two classes, reading no more of them than shows two."""
+    present: set[int] = set()
+    for place in places:
+        if place.split != "train":
+            continue
+        for _, classes in _strips(place, stack, labels, border):
+            present |= set(np.unique(classes).tolist()) - {IGNORE}
+            if len(present) > 1:
+                return
+    names = [c.name for c in labels.legend.classes if c.number in present]
+    has = f"only '{names[0]}'" if names else "no class at all"
+    raise InputError(
+        f"cannot train on the stacks in '{folder}', since their labels hold {has}, "
+        "expected two classes at least",
+        "Give a larger mosaic, a smaller --gap or --border-ignore, or another --scheme.",
+    )
+
+
+def _warn_of_rare_classes(manifest: Manifest) -> None:
     train, val = manifest.class_counts("train"), manifest.class_counts("val")
-    present = [c.name for c, n in zip(manifest.legend.classes, train, strict=True) if n]
-    if len(present) < 2:
-        has = f"only '{present[0]}'" if present else "no class at all"
-        raise InputError(
-            f"cannot train on the stacks in '{manifest.folder}', since their labels hold {has}, "
-            "expected two classes at least",
-            "Give a larger mosaic, a smaller --gap or --border-ignore, or another --scheme.",
-        )
     for land_cover, in_train, in_val in zip(manifest.legend.classes, train, val, strict=True):
         for count, split in ((in_train, "training"), (in_val, "validation")):
             if count < ENOUGH and (split == "training" or manifest.of("val")):

@@ -259,16 +259,21 @@ def test_overwriting_with_fewer_stacks_leaves_none_behind(scene: dict[str, Any])
     assert {p.name for p in Path(scene["out"]).glob("*.npy")} == listed
 
 
-def test_what_is_refused_overwrites_nothing(scene: dict[str, Any]) -> None:
+def test_what_is_refused_overwrites_nothing(scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     make_stacks(config(scene))
     before = contents(scene["out"])
     for options in (
         {"validation": ("99",)},
         {"bounds": (500000.0, 6799980.0, 500020.0, 6800000.0), "gap": 0},
+        {"border_ignore": 200},
     ):
         with pytest.raises(InputError):
             make_stacks(config(scene, overwrite=True, **options))
         assert contents(scene["out"]) == before
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="are free"):
+        patch.setattr("shutil.disk_usage", lambda _: type("usage", (), {"free": 1000})())
+        make_stacks(config(scene, overwrite=True, size=72))
+    assert contents(scene["out"]) == before
     labels = layers_of(scene["labels"])
     labels[0, 5, 5] = 99
     write(Path(scene["labels"]), labels, ["class"], 0)
@@ -325,6 +330,46 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     make_stacks(config(scene))
     assert contents(scene["out"]) == contents(str(tmp_path / "whole"))
     assert "train_1" in redone and not {"train_0", "train_2"} & set(redone)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_interrupted_survey_continues_to_the_same_bytes(
+    scene: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    make_stacks(config(scene, out=str(tmp_path / "whole")))
+    if overwrite:
+        make_stacks(config(scene, gap=9))
+    monkeypatch.setattr(preparation, "SURVEY_SECONDS", 0.0)
+    counted: list[int] = []
+
+    def until(last: int) -> Any:
+        def shown(items: Sequence[Any], what: str) -> Any:
+            for number, item in enumerate(items):
+                if what == "counting classes":
+                    if number == last:
+                        raise KeyboardInterrupt
+                    counted.append(item)
+                yield item
+
+        return shown
+
+    monkeypatch.setattr(preparation, "_shown", until(4))
+    with pytest.raises(KeyboardInterrupt):
+        make_stacks(config(scene, overwrite=overwrite))
+    assert (Path(scene["out"]) / "manifest.json").exists() == overwrite
+    monkeypatch.setattr(preparation, "_shown", until(-1))
+    make_stacks(config(scene, overwrite=overwrite))
+    assert contents(scene["out"]) == contents(str(tmp_path / "whole"))
+    assert len(counted) == len(set(counted)) == 6
+
+
+def test_an_interrupted_survey_binds_nobody_to_its_parameters(
+    scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation, "SURVEY_SECONDS", 0.0)
+    with pytest.raises(InputError, match="stack 99"):
+        make_stacks(config(scene, validation=("99",)))
+    assert make_stacks(config(scene, validation=("5",))).of("val")[0].number == 5
 
 
 def test_partial_work_of_other_parameters_is_refused_until_dropped(
