@@ -10,6 +10,7 @@ import pickle
 import pickletools
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,23 @@ STATISTICS_SCHEMA: dict[str, Any] = {
     },
 }
 """JSON Schema of `Statistics.to_json`."""
+
+_SUMS = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": 1024,
+    "items": {"type": "string", "pattern": "^-?[0-9]{1,400}(/[1-9][0-9]{0,400})?$"},
+}
+MOMENTS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["count", "sums", "squares"],
+    "additionalProperties": False,
+    "properties": {"count": {"type": "integer", "minimum": 0}, "sums": _SUMS, "squares": _SUMS},
+}
+"""JSON Schema of `Moments.to_json`."""
+
+_PIXELS = 2**13
+"""Pixels summed at once: 14 channels of them in float64 stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +132,91 @@ class Statistics:
             tuple(float(v) for v in data["std"]),
             int(data.get("count", 0)),
         )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Exact sums over pixels: added in any order, from any pieces, they are the same numbers.
+
+    Parameters
+    ----------
+    count
+        Pixels without NaN.
+    sums, squares
+        Sums of the values and of their squares, for each channel.
+    """
+
+    count: int
+    sums: tuple[Fraction, ...]
+    squares: tuple[Fraction, ...]
+
+    @classmethod
+    def zero(cls, channels: int) -> Moments:
+        """The moments of no pixel."""
+        return cls(0, (Fraction(0),) * channels, (Fraction(0),) * channels)
+
+    @classmethod
+    def of(cls, image: np.ndarray) -> Moments:
+        """Moments of the pixels without NaN in `image`, float32 (..., channel)."""
+        total = cls.zero(image.shape[-1])
+        pixels = image.reshape(-1, image.shape[-1])
+        for start in range(0, len(pixels), _PIXELS):
+            piece = pixels[start : start + _PIXELS]
+            whole = ~np.isnan(piece).any(axis=1)
+            planes = np.array((piece if whole.all() else piece[whole]).T, "float64", order="C")
+            sums = tuple(map(_exact_sum, planes))
+            # Squares of float32 are exact in float64.
+            squares = tuple(map(_exact_sum, np.square(planes, out=planes)))
+            total += cls(planes.shape[1], sums, squares)
+        return total
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.count + other.count,
+            tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
+            tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
+        )
+
+    @property
+    def statistics(self) -> Statistics:
+        """Mean and standard deviation, each rounded once."""
+        count = max(1, self.count)
+        means = [total / count for total in self.sums]
+        variances = [total / count - mean**2 for total, mean in zip(self.squares, means, strict=True)]
+        deviations = tuple(math.sqrt(float(variance)) for variance in variances)
+        return Statistics(tuple(map(float, means)), deviations, self.count)
+
+    def to_json(self) -> dict[str, Any]:
+        """The moments as JSON-ready data, the inverse of `from_json`."""
+        return {
+            "count": self.count,
+            "sums": [str(total) for total in self.sums],
+            "squares": [str(total) for total in self.squares],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Moments:
+        """Moments from data that fit `MOMENTS_SCHEMA`."""
+        return cls(data["count"], tuple(map(Fraction, data["sums"])), tuple(map(Fraction, data["squares"])))
+
+
+def _exact_sum(values: np.ndarray) -> Fraction:
+    """Sum of finite float64 (n,), without rounding.
+
+    Values are rounded to multiples of a unit so large that these add up exactly, and the same is done with
+    what that leaves, until nothing is left (Rump, Ogita, Oishi 2008, algorithm 3.3).
+    """
+    total = Fraction(0)
+    while values.size:
+        largest = max(values.max(), -values.min())
+        if not largest:
+            break
+        split = math.ldexp(1.5, math.frexp(largest)[1] + values.size.bit_length() + 1)
+        upper = values + split
+        upper -= split
+        total += Fraction(float(upper.sum()))
+        values = values - upper
+    return total
 
 
 def read_statistics(path: str | os.PathLike[str]) -> Statistics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lulc.schema import InputError
-from lulc.statistics import Statistics, read_statistics
+from lulc.statistics import Moments, Statistics, read_statistics
 
 
 @settings(max_examples=50, deadline=None)
@@ -29,6 +30,39 @@ def test_merged_pieces_are_the_whole(sizes: list[int], seed: int) -> None:
     if len(whole):
         np.testing.assert_allclose(merged.mean, whole.mean(0), rtol=1e-12)
         np.testing.assert_allclose(merged.std, whole.std(0), rtol=1e-6, atol=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=2),
+        max_size=40,
+    ),
+    st.integers(0, 2**32 - 1),
+)
+def test_moments_are_the_exact_sums_however_the_pixels_are_divided(
+    rows: list[list[float]], seed: int
+) -> None:
+    pixels = np.array(rows, np.float32).reshape(-1, 2)
+    whole = Moments.of(pixels)
+    assert whole.sums == tuple(sum(map(Fraction, column.tolist()), Fraction(0)) for column in pixels.T)
+    assert whole.squares == tuple(
+        sum((Fraction(v) ** 2 for v in column.tolist()), Fraction(0)) for column in pixels.T
+    )
+    rng = np.random.default_rng(seed)
+    pieces = np.array_split(rng.permutation(pixels), rng.integers(1, 6))
+    assert sum(map(Moments.of, pieces), Moments.zero(2)) == whole
+    assert Moments.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+
+
+def test_statistics_of_moments_are_those_of_the_valid_pixels_without_cancellation() -> None:
+    x = np.array([[[4096.0, 1.0], [4096.5, np.nan]], [[4097.0, 3.0], [4096.0, 2.0]]], np.float32)
+    valid = x.reshape(-1, 2)[[0, 2, 3]].astype(np.float64)
+    found = Moments.of(x).statistics
+    assert found == Statistics(tuple(valid.mean(0)), tuple(valid.std(0)), 3)
+    far = np.float32(2**23) + np.arange(100_000, dtype=np.float32)[:, None] % 2
+    assert Moments.of(far).statistics == Statistics((2**23 + 0.5,), (0.5,), 100_000)
+    assert Moments.zero(2).statistics == Statistics((0.0, 0.0), (0.0, 0.0), 0)
 
 
 def test_pixels_with_any_invalid_channel_do_not_count() -> None:
