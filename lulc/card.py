@@ -12,6 +12,7 @@ from typing import Any
 
 from lulc.documents import read_document, seal_of, write_document
 from lulc.network import NETWORK_SCHEMA, NetworkConfig
+from lulc.novelty import NOVELTY_SCHEMA, Novelty
 from lulc.schema import MAX_CLASSES, InputError, Legend
 from lulc.statistics import STATISTICS_SCHEMA, Statistics
 
@@ -84,6 +85,7 @@ CARD_SCHEMA: dict[str, Any] = {
                 {"type": "array", "minItems": 1, "maxItems": MAX_CLASSES, "items": _POSITIVE},
             ],
         },
+        "novelty": {"oneOf": [NOVELTY_SCHEMA, {"type": "null"}]},
         "single_class": {"oneOf": [_NAME, {"type": "null"}]},
         "training": {"type": "object"},
         "scores": {"type": "object"},
@@ -129,6 +131,8 @@ class ModelCard:
         See `lulc.unet.Geometry`, pixels.
     temperature
         Divides the logits before the softmax: one number, or one for each class.
+    novelty
+        What tells pixels unlike the training data; None where that was not learnt.
     single_class
         Name of the class that a sigmoid network tells from the rest; None for a softmax network.
     training, scores
@@ -154,6 +158,7 @@ class ModelCard:
     stride: int
     halo: int | None
     temperature: float | tuple[float, ...] = 1.0
+    novelty: Novelty | None = None
     single_class: str | None = None
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
@@ -201,6 +206,10 @@ class ModelCard:
                 f"its halo is {halo}, expected a multiple of its stride {self.stride}",
             ),
             (
+                self.novelty is None or len(self.novelty.whitening) == channels,
+                f"its novelty is that of other channels, expected {channels}",
+            ),
+            (
                 not isinstance(temperature, tuple) or len(temperature) == classes,
                 f"it has {temperature} as temperatures, expected one, or {classes}",
             ),
@@ -220,6 +229,7 @@ class ModelCard:
             "stride": self.stride,
             "halo": self.halo,
             "temperature": list(temperature) if isinstance(temperature, tuple) else temperature,
+            "novelty": self.novelty.to_json() if self.novelty else None,
             "single_class": self.single_class,
             "training": self.training,
             "scores": self.scores,
@@ -245,6 +255,7 @@ class ModelCard:
                 "statistics": Statistics.from_json(data["statistics"]),
                 "network": NetworkConfig.from_json(data["network"]),
                 "temperature": tuple(temperature) if isinstance(temperature, list) else temperature,
+                "novelty": Novelty.from_json(data["novelty"]) if data.get("novelty") else None,
             }
         )
 

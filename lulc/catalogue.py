@@ -323,7 +323,7 @@ def _projection(grid: GridSpec) -> dict[str, Any]:
 
 def _bands(land_cover: ClassMap, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     described = ["Class number", *(f"Activation, 0..1: {name}" for name in _stored_names(land_cover))]
-    described += [f"Measure of certainty, 0..1: {name}" for name in _measures(land_cover)]
+    described += [f"Measure, 0..1: {name}" for name in _measures(land_cover)]
     short = ["class", *class_names([*_stored_names(land_cover), *_measures(land_cover)])]
     bands: list[dict[str, Any]] = [
         {"name": name, "description": text, "data_type": layer.dtype}

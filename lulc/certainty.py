@@ -1,4 +1,4 @@
-"""How sure a network is of a pixel, from its activations alone: further bands of a map."""
+"""How sure a network is of a pixel: further bands of a map."""
 
 from __future__ import annotations
 
@@ -52,15 +52,26 @@ def margin(activations: Activations) -> Activations:
     return np.asarray(first - second, np.float32)
 
 
-MEASURES: dict[str, Callable[[Activations], Activations]] = {"entropy": entropy, "margin": margin}
-"""Further bands by their name; all within 0..1."""
+_OF_ACTIVATIONS: dict[str, Callable[[Activations], Activations]] = {"entropy": entropy, "margin": margin}
+
+NOVELTY = "novelty"
+"""The measure that looks at the channels instead (`lulc.novelty`)."""
+
+MEASURES = (*_OF_ACTIVATIONS, NOVELTY)
+"""Names of the further bands; all within 0..1."""
 
 
-def with_measures(activations: Activations, names: Sequence[str]) -> Activations:
-    """Activations (y, x, class) and after them the named measures, float32 (y, x, class + measure)."""
+def with_measures(
+    activations: Activations, names: Sequence[str], novelty: Activations | None = None
+) -> Activations:
+    """Activations (y, x, class) and after them the named measures, float32 (y, x, class + measure).
+
+    `novelty`, float32 (y, x), is needed where it is named.
+    """
     if not names:
         return activations
     both = activations
     if activations.shape[-1] == 1:
         both = np.concatenate([activations, 1 - activations], axis=-1)
-    return np.concatenate([activations, *(MEASURES[n](both)[..., np.newaxis] for n in names)], axis=-1)
+    measures = [novelty if name == NOVELTY else _OF_ACTIVATIONS[name](both) for name in names]
+    return np.concatenate([activations, *(m[..., np.newaxis] for m in measures if m is not None)], axis=-1)

@@ -57,6 +57,7 @@ def option(
 
 INPUT = "input rasters"
 RUN = "running"
+CLUSTER = "several processes and machines"
 AREA = "areas with intervals, from a sample of points"
 SAMPLING = "which crops are cut"
 AUGMENTATION = "how crops are changed"
@@ -208,6 +209,22 @@ class RunConfig:
 
     overwrite: bool = option(False, "replace a finished result", group=RUN)
     restart: bool = option(False, "drop the partial work of an interrupted run", group=RUN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """Where a stage runs that consists of independent parts."""
+
+    dask: str | None = option(
+        None,
+        "run on a Dask cluster: local (processes of this machine), slurm (jobs, by Dask's settings "
+        "jobqueue.slurm), or the address of a scheduler; all see the same files under the same paths",
+        metavar="CLUSTER",
+        group=CLUSTER,
+    )
+    workers: int = option(
+        2, "worker processes of --dask local, which share out the cores, or of --dask slurm", group=CLUSTER
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,7 +412,7 @@ class TrainConfig(RunConfig):
     init: str | None = option(
         None, "start from these weights; the head is new where the classes differ", metavar="MODEL"
     )
-    minutes: float | None = option(None, "stop cleanly after this time", unit="minutes")
+    minutes: float | None = option(None, "stop cleanly after this time; not with --cross-validate", unit="minutes")
     keep: str = option(
         "best",
         "models kept beside the best by each score: best (only the last), all, or a number of last ones",
@@ -414,7 +431,7 @@ class TrainConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyConfig(InputConfig, RunConfig):
+class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     """Mosaic and weights to a map."""
 
     model: str = option(
@@ -423,7 +440,9 @@ class ClassifyConfig(InputConfig, RunConfig):
     inputs: tuple[str, ...] = option(
         ..., "band rasters, and index rasters where there are any", metavar="INPUT", positional=True
     )
-    out: str = option(..., "map to write (GeoTIFF)", metavar="OUT", positional=True)
+    out: str = option(
+        ..., "map to write (GeoTIFF); with --tiles a folder", metavar="OUT", positional=True
+    )
     pick: str = option(
         "lowest-val-loss",
         "which weights of a run folder",
@@ -469,7 +488,8 @@ class ClassifyConfig(InputConfig, RunConfig):
     extra: tuple[str, ...] = option(
         (),
         "further bands, 0..1: entropy (0 certain, 1 all classes alike), margin (of the highest activation to "
-        "the second, 1 certain)",
+        "the second, 1 certain), novelty (share of held-out pixels that were more like the training data: "
+        "above 0.99, 1 %% of the pixels are flagged where nothing is new)",
         metavar="MEASURE",
     )
     min_confidence: float = option(0.0, "pixels whose highest activation is lower get class 0", unit="0..1")
@@ -490,6 +510,24 @@ class ClassifyConfig(InputConfig, RunConfig):
     )
     polygons: str | None = option(
         None, "also write patches as polygons, cut at the borders of parts", metavar="FILE.gpkg"
+    )
+    tiles: bool = option(
+        False,
+        "write what is too large for one file into the folder OUT: each part as a cloud-optimised GeoTIFF, a "
+        "VRT over them and a STAC collection",
+    )
+    date: tuple[str, ...] = option(
+        (),
+        "day of the imagery, or first and last day, for the STAC collection of --tiles; where not given those "
+        "in the names of the inputs",
+        metavar="YYYY-MM-DD",
+    )
+    share: str | None = option(
+        None,
+        "make only the I-th of N shares of the parts (1/8) and no map, at the same time as other processes "
+        "make theirs; the same command without it makes what is missing, and the map",
+        metavar="I/N",
+        group=CLUSTER,
     )
     plan: bool = option(False, "print windows, memory, disk and time, then stop")
 

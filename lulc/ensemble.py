@@ -65,6 +65,17 @@ def footprint_of(name: str, members: Sequence[Member]) -> Footprint:
     return Footprint(sum(part.fixed for part in parts), sum(part.per_pixel for part in parts))
 
 
+def with_novelty(network: Network, cards: Sequence[ModelCard]) -> Network:
+    """`network` with one more channel: novelty, of several networks the highest; 0 where invalid."""
+
+    def both(x: np.ndarray) -> np.ndarray:
+        found = [card.novelty.of(x, card.statistics) for card in cards if card.novelty]
+        novelty = np.nan_to_num(np.maximum.reduce(found), copy=False)
+        return np.concatenate([network(x), novelty[..., np.newaxis]], axis=-1)
+
+    return both
+
+
 def average(engines: Sequence[Engine], members: Sequence[Member]) -> Engine:
     """One engine that gives the mean of the calibrated activations of all."""
     networks: list[Network] = list(engines)

@@ -18,10 +18,10 @@ import rasterio
 from lulc import __version__, domain, forecast, weights
 from lulc.calibration import calibrate
 from lulc.card import ModelCard, load_card
-from lulc.certainty import MEASURES, with_measures
+from lulc.certainty import MEASURES, NOVELTY, with_measures
 from lulc.config import ClassifyConfig, InputConfig
 from lulc.engines import Engine, EngineRequest, Network, build_engine, choose_engine, dihedral, turns_of
-from lulc.ensemble import Member, average, check_alike, footprint_of, geometry_of
+from lulc.ensemble import Member, average, check_alike, footprint_of, geometry_of, with_novelty
 from lulc.geotiff import MapProfile
 from lulc.maps import LEGEND_TAG
 from lulc.prediction import Prediction, predict_parts
@@ -101,16 +101,22 @@ class Job:
         return engines[0] if len(engines) == 1 else average(engines, self._members)
 
     def network(self, engine: Engine) -> Network:
-        """What is called for each batch: the engine, or its mean over flips and rotations."""
+        """What is called for each batch: the engine, or its mean over flips and rotations.
+
+        Where novelty is asked for, it is one more channel after the activations.
+        """
+        network: Network = engine
+        if NOVELTY in self.config.extra:
+            network = with_novelty(engine, [member.card for member in self._members])
         if not self.config.tta:
-            return engine
+            return network
         if self._averaged < 8:
             logger.warning(
                 "--tta averages %d instead of 8 flips and rotations, since windows of %d x %d don't fit when "
                 "turned by 90 degrees; --window SIDE makes them square where the map is large enough",
                 self._averaged, *self.plan.window,
             )  # fmt: skip
-        return dihedral(engine)
+        return dihedral(network)
 
     @property
     def _averaged(self) -> int:
@@ -134,7 +140,9 @@ class Job:
         pixels = prediction.window.write.height * prediction.window.write.width
         if prediction.probabilities is None or prediction.valid is None:
             return None, np.bincount([IGNORE], [pixels], 256).astype(np.int64)
-        probabilities = prediction.probabilities
+        probabilities, novelty = prediction.probabilities, None
+        if NOVELTY in self.config.extra:
+            probabilities, novelty = probabilities[..., :-1], probabilities[..., -1]
         if len(self._members) == 1:
             # Those of several networks are calibrated before their mean is taken.
             probabilities = calibrate(probabilities, self.card.temperature)
@@ -148,7 +156,7 @@ class Job:
         classes[confidence < self.config.min_confidence] = UNCLASSIFIED
         counts = np.bincount(classes[prediction.valid], minlength=256)
         counts[IGNORE] = pixels - int(prediction.valid.sum())
-        measured = with_measures(probabilities, self.config.extra)
+        measured = with_measures(probabilities, self.config.extra, novelty)
         return self.profile.encoding.apply(classes, measured, prediction.valid), counts
 
     def key(self, engine: Engine) -> dict[str, Any]:
@@ -157,6 +165,9 @@ class Job:
             "toolkit": __version__,
             "weights": [member.to_json() for member in self._members],
             "statistics": [member.card.statistics.to_json() for member in self._members],
+            "novelty": [m.card.novelty and m.card.novelty.to_json() for m in self._members]
+            if NOVELTY in self.config.extra
+            else None,
             "inputs": self.stack.identity(),
             "conversion": self.stack.provenance,
             "options": self._options(),
@@ -233,6 +244,7 @@ def open_job(config: ClassifyConfig) -> Iterator[Job]:
     members = [Member(model, _card_of(model, config)) for model in models]
     check_alike(members)
     _check_confidence(members[0].card, config)
+    _check_novelty(members, config)
     channels = [c.name for c in members[0].card.channels]
     with open_stack(bands, indices, config, channels=channels) as stack:
         yield Job(config, [_compare(member, stack, config) for member in members], stack)
@@ -288,7 +300,7 @@ def decide(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_numbers(config: ClassifyConfig) -> None:
-    measures = set(config.extra) <= MEASURES.keys() and len(set(config.extra)) == len(config.extra)
+    measures = set(config.extra) <= set(MEASURES) and len(set(config.extra)) == len(config.extra)
     checks = {
         f"--batch-size is {config.batch_size}, expected 1 or more": config.batch_size >= 1,
         f"--memory is {config.memory}, expected more than 0": config.memory > 0,
@@ -312,6 +324,17 @@ def _check_confidence(card: ModelCard, config: ClassifyConfig) -> None:
             f"cannot use --min-confidence with '{card.name}', since it tells '{card.single_class}' from the "
             "rest, and 0 is the rest in its maps, expected a network of several classes",
             "Leave --min-confidence out: the activation band says how sure each pixel is.",
+        )
+
+
+def _check_novelty(members: Sequence[Member], config: ClassifyConfig) -> None:
+    """Refuse what the training has to have looked at."""
+    lacking = [str(member.path) for member in members if member.card.novelty is None]
+    if NOVELTY in config.extra and lacking:
+        raise InputError(
+            f"cannot write the band 'novelty', since the card of '{lacking[0]}' doesn't say what its "
+            "training data look like, expected an entry 'novelty'",
+            "Leave novelty out of --extra, or train again: train_model.py writes that entry.",
         )
 
 

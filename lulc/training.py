@@ -24,6 +24,7 @@ from lulc.generator import TileGenerator
 from lulc.loop import LabelledAccuracy, Loop, StopRequest
 from lulc.losses import build_loss
 from lulc.network import NetworkConfig
+from lulc.novelty import fit_novelty
 from lulc.optimization import build_optimizer, precision
 from lulc.run import (
     HISTORY,
@@ -131,17 +132,11 @@ def train(
     check_options(config)
     dataset = dataset or open_dataset(config)
     network = _network_of(config, dataset)
-    initial = find_model(config.init) if config.init else None
     inputs = inputs_of(config, dataset)
     if temperature is not None:
         inputs |= {"temperature": str(temperature)}
     with open_run(config, inputs) as run:
-        backend.seed(config.seed)
-        model = build_model(config, dataset)
-        _check_limits(config, model, run)
-        if initial:
-            _start_from(initial, model, dataset, config.single_class)
-        crops = training_crops(config, dataset), validation_crops(config, dataset)
+        model, crops = prepare(config, dataset)
         # From here on nothing is known that could hinder the run: what --overwrite replaces may go.
         run.begin()
         loop = _make_loop(config, dataset, network, model, crops, run, temperature)
@@ -160,6 +155,22 @@ def train(
         picture=run.folder / PICTURE,
         finished=finished,
     )
+
+
+def prepare(config: TrainConfig, dataset: Dataset) -> tuple[keras.Model, tuple[TileGenerator, TileGenerator]]:
+    """Model, and crops to train and to validate on, of a run that is about to begin; nothing is written.
+
+    Raises
+    ------
+    InputError
+        If the data don't fit the network or the initial weights, or memory or disk can't hold the run.
+    """
+    backend.seed(config.seed)
+    model = build_model(config, dataset)
+    _check_limits(config, model)
+    if config.init:
+        _start_from(find_model(config.init), model, dataset, config.single_class)
+    return model, (training_crops(config, dataset), validation_crops(config, dataset))
 
 
 def check_options(config: TrainConfig) -> None:
@@ -212,10 +223,10 @@ def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
     )
 
 
-def _check_limits(config: TrainConfig, model: keras.Model, run: Run) -> None:
+def _check_limits(config: TrainConfig, model: keras.Model) -> None:
     """Refuse what neither memory nor disk can hold; frameworks die without a word when memory ends."""
     weights = 4 * model.count_params()
-    check_disk(run.folder, 12 * weights, "models and checkpoints")
+    check_disk(config.out, 12 * weights, "models and checkpoints")
     if backend.device_name() != "CPU":
         return
     needed, side = memory_needed(model, config), max(config.crop_sizes)
@@ -288,10 +299,13 @@ def _make_loop(
     given: float | tuple[float, ...] | None,
 ) -> Loop:
     board = _TensorBoard(run.folder / TENSORBOARD, model) if config.tensorboard else None
+    stacks = [[(t.image, t.masks) for t in tiles] for tiles in (dataset.training, dataset.validation)]
+    novelty = fit_novelty(*stacks, dataset.statistics)
 
     def save(row: Row, rows: tuple[Row, ...], temperature: float | tuple[float, ...]) -> None:
         card = _card_of(config, dataset, network, model, row)
-        card = dataclasses.replace(card, temperature=temperature if given is None else given)
+        fitted = temperature if given is None else given
+        card = dataclasses.replace(card, temperature=fitted, novelty=novelty)
         save_model(model, card, run.folder / row.model)
         record_picks(run.folder, picks_of(rows))
         if board:
