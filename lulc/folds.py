@@ -21,7 +21,7 @@ from lulc.documents import write_document
 from lulc.loop import decide
 from lulc.run import clear_run, is_finished, is_interrupted
 from lulc.schema import IGNORE
-from lulc.training import check_options, classes_of, inputs_of, train
+from lulc.training import check_options, classes_of, inputs_of, prepare, train
 from lulc.weights import find_model, load_model
 
 FORMAT_VERSION = 1
@@ -107,8 +107,11 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
     config = config.resolved()
     check_options(config)
     datasets = leave_one_out(config)
-    if config.overwrite:
-        _clear_finished(Path(config.out))
+    if config.overwrite and _is_finished(Path(config.out)):
+        # What would be refused is refused while the finished folds are still there.
+        for number, (_, dataset) in enumerate(datasets, 1):
+            prepare(_fold_config(config, number), dataset)
+        _clear(Path(config.out))
     found = []
     holdout = Holdout(len(datasets))
     for number, (name, dataset) in enumerate(datasets, 1):
@@ -132,10 +135,13 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
     return result
 
 
-def _clear_finished(out: Path) -> None:
-    """Drop the folds of a finished cross-validation; those of an interrupted command are continued."""
-    if not (out / DOCUMENT).exists() or is_interrupted(out):
-        return
+def _is_finished(out: Path) -> bool:
+    """Whether a folder holds a finished cross-validation; an interrupted one is continued."""
+    return (out / DOCUMENT).exists() and not is_interrupted(out)
+
+
+def _clear(out: Path) -> None:
+    """Drop the folds of a finished cross-validation."""
     for folder in sorted(path for path in (out / FOLDS).glob("*") if path.is_dir()):
         clear_run(folder)
     # Last: what is killed before this line clears again, what is killed after it continues.

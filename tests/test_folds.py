@@ -141,6 +141,17 @@ def test_overwrite_trains_finished_folds_again_and_continues_interrupted_ones(st
     assert trained == ["01", "02", "03"]
 
 
+def test_what_is_refused_leaves_the_finished_folds(stacks, tmp_path):
+    config = make_config(stacks, out=tmp_path / "run")
+    cross_validate(config)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    refused = (({"batch_size": 10**6}, "GB of memory"), ({"crop_sizes": (256,)}, "the largest stack"))
+    for changes, reason in refused:
+        with pytest.raises(InputError, match=reason):
+            cross_validate(dataclasses.replace(config, overwrite=True, **changes))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
 def test_a_time_budget_and_cross_validation_are_refused_together(stacks, tmp_path, capsys):
     arguments = [str(stacks), "--out", str(tmp_path / "run"), "--cross-validate", "--minutes", "5"]
     assert main(arguments) == 1
