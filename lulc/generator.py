@@ -1,8 +1,8 @@
 """Batches of augmented crops, cut from stacks while the network trains.
 
-A batch is a pure function of (seed, epoch, index): threads, prefetching and a run that was interrupted
-never change it. Every geometric change is applied to image and labels together; labels are never
-interpolated.
+A batch is a pure function of (seed, epoch, index), and each of its crops one of (seed, epoch, index, number
+in the batch): neither threads, nor prefetching, nor an interruption, nor the processes that share a batch out
+change it. Every geometric change is applied to image and labels together; labels are never interpolated.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ class TileGenerator(keras.utils.PyDataset):
         How often a batch is cut from each stack; all alike where not given.
     seed
         Of everything that is drawn.
+    share
+        Numbers of the crops of each batch that are cut; all where not given. With mixtures all are cut, since
+        they look at neighbours, and those of the share are given out.
     workers
         Threads that `keras.Model.fit` uses; the batches don't depend on it.
 
@@ -86,6 +89,7 @@ class TileGenerator(keras.utils.PyDataset):
         sampler: Sampler = draw_place,
         shares: Sequence[float] | None = None,
         seed: int = 0,
+        share: range | None = None,
         workers: int = 1,
     ) -> None:
         super().__init__(workers=workers, use_multiprocessing=False)
@@ -99,6 +103,7 @@ class TileGenerator(keras.utils.PyDataset):
         self._mixtures = tuple(mixtures)
         self._sampler = sampler
         self._seed = seed
+        self._share = range(batch_size) if share is None else share
         # Any angle may come: the widest square is that of 45 degrees.
         angles = self._angles or [45.0]
         self._choices, chosen = _fitting(tiles, sorted(set(crop_sizes)), angles, scale)
@@ -114,7 +119,7 @@ class TileGenerator(keras.utils.PyDataset):
 
     @property
     def pixels_per_batch(self) -> float:
-        """Pixels of a batch, on average."""
+        """Pixels of a whole batch, on average."""
         sides = [np.mean(np.square(sides)) for _, sides in self._choices]
         return self._batch_size * float(np.average(sides, weights=self._shares))
 
@@ -127,22 +132,27 @@ class TileGenerator(keras.utils.PyDataset):
         self.epoch += 1
 
     def batch(self, epoch: int, index: int) -> tuple[Image, Labels]:
-        """Batch number `index` of epoch number `epoch`.
+        """The share of batch number `index` of epoch number `epoch`.
 
         Returns
         -------
-        images : float32 (batch, y, x, band), physical units, NaN in every band of invalid pixels
-        labels : uint8 (batch, y, x), network classes 0..N-1, 255 = ignore (also where the image is invalid)
+        images : float32 (crop, y, x, band), physical units, NaN in every band of invalid pixels
+        labels : uint8 (crop, y, x), network classes 0..N-1, 255 = ignore (also where the image is invalid)
         """
-        rng = np.random.default_rng(np.random.SeedSequence([self._seed, epoch, index]))
+        entropy = [self._seed, epoch, index]
+        rng = np.random.default_rng(np.random.SeedSequence(entropy))
         tile, sides = self._choices[int(rng.choice(len(self._choices), p=self._shares))]
         side = sides[rng.integers(len(sides))]
-        images = np.empty((self._batch_size, side, side, tile.image.shape[2]), np.float32)
-        labels = np.empty((self._batch_size, side, side), np.uint8)
-        for i in range(self._batch_size):
-            images[i], labels[i] = self._crop(tile, side, rng)
-        for mixture in self._mixtures:
-            images, labels = mixture(images, labels, rng)
+        cut = range(self._batch_size) if self._mixtures else self._share
+        images = np.empty((len(cut), side, side, tile.image.shape[2]), np.float32)
+        labels = np.empty((len(cut), side, side), np.uint8)
+        for i, number in enumerate(cut):
+            own = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))
+            images[i], labels[i] = self._crop(tile, side, own)
+        if self._mixtures:
+            for mixture in self._mixtures:
+                images, labels = mixture(images, labels, rng)
+            images, labels = images[list(self._share)], labels[list(self._share)]
         # A dot product is the fastest look at all bands of a pixel: one NaN or Inf makes it not finite.
         invalid = ~np.isfinite(images @ np.ones(images.shape[-1], np.float32))
         images[invalid] = np.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from lulc.augmentation import flip, rotate, square_around
+from lulc.augmentation import Mix, flip, rotate, square_around
 from lulc.dataset import Tile, class_targets
 from lulc.generator import TileGenerator, cut_ahead
 from lulc.schema import IGNORE, InputError
@@ -299,3 +300,29 @@ def test_crops_are_cut_from_raster_files_by_several_threads_alike(tmp_path, driv
         expected_images, expected_labels = make_generator([tile]).batch(0, index)
         np.testing.assert_array_equal(images, expected_images)
         np.testing.assert_array_equal(labels, expected_labels)
+
+
+@given(
+    batch=st.integers(1, 12),
+    processes=st.integers(1, 6),
+    mixed=st.booleans(),
+    index=st.integers(0, 50),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=40, deadline=None)
+def test_shares_of_any_number_of_processes_make_up_the_same_batch(batch, processes, mixed, index, seed):
+    tile = make_tile(np.random.default_rng(6))
+    options = {"batch_size": batch, "seed": seed, "mixtures": (Mix("cutmix", 0.5),) if mixed else ()}
+    whole = make_generator([tile], **options).batch(2, index)
+    bounds = [k * batch // processes for k in range(processes + 1)]
+    shares = [
+        make_generator([tile], **options, share=range(*pair)).batch(2, index) for pair in pairwise(bounds)
+    ]
+    for array, parts in zip(whole, zip(*shares, strict=True), strict=True):
+        np.testing.assert_array_equal(array, np.concatenate(parts))
+
+
+def test_the_crops_of_a_batch_and_of_batches_beside_it_all_differ():
+    generator = make_generator([make_tile(np.random.default_rng(7))], batch_size=5, crop_sizes=(16,))
+    crops = [crop.tobytes() for epoch in (0, 1) for i in range(4) for crop in generator.batch(epoch, i)[0]]
+    assert len(set(crops)) == len(crops) == 40
