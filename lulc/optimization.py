@@ -64,9 +64,11 @@ def build_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
         warmup = min(config.warmup, total // 10)
         rate = Schedule(config.learning_rate, warmup, total, cosine=config.schedule == "cosine")
     kinds = {"nadam": keras.optimizers.Nadam, "adamw": keras.optimizers.AdamW}
+    # Keras' AdamW must have a decay, if only of 0; Nadam is the original's where it has none.
+    decay = config.weight_decay or (0.0 if config.optimizer == "adamw" else None)
     optimizer = kinds[config.optimizer](
         learning_rate=rate,
-        weight_decay=config.weight_decay or None,
+        weight_decay=decay,
         global_clipnorm=config.clip_norm or None,
         use_ema=config.average > 0,
         # The memory of a moving average with momentum m is 1 / (1 - m) batches.

@@ -50,6 +50,14 @@ def test_the_original_recipe_is_nadam_with_default_settings():
     assert RECIPES["original"]["loss"] == "ce" and RECIPES["original"]["rare_classes"] == 0
 
 
+def test_adamw_without_decay_moves_no_weight_without_a_gradient():
+    optimizer = build_optimizer(make_config(optimizer="adamw", weight_decay=0.0))
+    variable = keras.Variable(np.ones(3, np.float32))
+    optimizer.build([variable])
+    optimizer.apply([keras.ops.zeros(3)], [variable])
+    assert (numbers(variable) == 1).all()
+
+
 def make_model(config):
     keras.utils.set_random_seed(1)
     model = build_unet(NetworkConfig(classes=3, channels=2, filters=(4,)))
