@@ -33,13 +33,16 @@ PACKAGE_DOORS = {
     "sklearn",
     "titiler",
     "uvicorn",
+    "dask",
+    "distributed",
+    "dask_jobqueue",
 }
 """Packages that only the modules whose row names them import."""
 
 CALL_DOORS = {"rasterio.open", "np.load", "np.save", "print", "sys.exit"}
 """Calls that only the modules whose row names them make."""
 
-FRAMEWORKS = {"keras", "tensorflow", "jax", "torch", "openvino"}
+FRAMEWORKS = {"keras", "tensorflow", "jax", "torch", "openvino", "distributed"}
 
 COMMANDS = (
     "preprocess", "train_model", "make_classifications", "evaluate_classifications", "demo", "export_map",

@@ -1,0 +1,417 @@
+"""A Dask cluster: processes of this machine, jobs of SLURM, or what answers at an address.
+
+What it is given are tasks that don't depend on each other and may be repeated. Of each worker process one
+task is asked at a time, and one more waits there, so that nothing grows with the number of tasks.
+
+Whoever can connect to a scheduler or a worker can run code as its owner. ``local`` and ``slurm`` therefore
+talk over TLS with certificates of their own for each run, unless Dask's settings name others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from lulc.config import ClusterConfig
+from lulc.schema import InputError
+
+ATTEMPTS = 3
+"""Times that one task may fail, and that one worker may fail in a row."""
+
+ANSWER_SECONDS = 30.0
+"""How long a scheduler may take to answer."""
+
+AT_ONCE = 256
+"""Results that are brought from the workers together, at most."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+logger = logging.getLogger("lulc")
+
+
+class UnfitWorkerError(InputError):
+    """A worker can't do what others may: its versions differ, or it doesn't see the files."""
+
+
+@dataclass
+class Cluster:
+    """Made by `open_cluster`.
+
+    Parameters
+    ----------
+    client
+        The ``distributed.Client``.
+    name
+        As the user gave it, for messages.
+    cores
+        Processors of each worker of this machine by its name; empty where workers lie elsewhere.
+    """
+
+    client: Any
+    name: str
+    cores: dict[int, frozenset[int]] = field(default_factory=dict)
+
+    @property
+    def workers(self) -> list[str]:
+        """Addresses of the workers that are there now."""
+        return list(self.client.scheduler_info()["workers"])
+
+
+@contextlib.contextmanager
+def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
+    """Start or find the cluster that ``--dask`` names, and wait for its first worker.
+
+    Raises
+    ------
+    InputError
+        If Dask is not installed, its settings don't say what they have to, or no scheduler answers.
+    """
+    name = str(config.dask)
+    if config.workers < 1:
+        raise InputError(f"cannot use {config.workers} workers, expected 1 or more", "Type --workers 2.")
+    try:
+        import dask_jobqueue  # noqa: F401
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"cannot run on a cluster, since the package '{error.name}' is not installed",
+            "Install what a cluster needs: pip install 'lulc[cluster]'",
+        ) from error
+    with contextlib.ExitStack() as stack:
+        cores: dict[int, frozenset[int]] = {}
+        if name == "local":
+            cores = dict(enumerate(_shared_out(os.sched_getaffinity(0), config.workers)))
+            address: Any = stack.enter_context(_local(config.workers))
+        elif name == "slurm":
+            address = stack.enter_context(_slurm(config.workers))
+        elif ":" in name:
+            address = name
+        else:
+            raise InputError(
+                f"cannot run on the cluster '{name}', expected local, slurm or the address of a scheduler",
+                "Type for example --dask tcp://host:8786, as the scheduler printed it.",
+            )
+        cluster = Cluster(stack.enter_context(_connected(address, name)), name, cores)
+        if not cluster.workers:
+            logger.info("waiting for the first worker of %s", name)
+        cluster.client.wait_for_workers(1)
+        yield cluster
+
+
+def run_tasks(
+    cluster: Cluster,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    what: Callable[[Item], str] = str,
+) -> Generator[Result, None, None]:
+    """Call a function for each item, on whichever worker is free.
+
+    A task that was lost with its worker is done again; one that fails for want of memory, disk or files
+    (`MemoryError`, `OSError`) is tried on other workers.
+
+    Parameters
+    ----------
+    cluster
+        An open one.
+    function
+        Of a module that the workers can import, or a ``functools.partial`` of one; called for one item at a
+        time in each process.
+    items
+        Consumed as workers become free.
+    what
+        Name of an item in messages.
+
+    Yields
+    ------
+    Result
+        In the order in which they are finished.
+
+    Raises
+    ------
+    InputError
+        If the function raises one, a task has failed `ATTEMPTS` times, workers died of it, no worker is
+        left that can do the work, or the scheduler is gone.
+    """
+    yield from _Run(cluster, function, what).results(iter(items))
+
+
+def ask(cluster: Cluster, function: Callable[[Item], Result], item: Item) -> Result:
+    """The result of one task."""
+    return next(iter(list(run_tasks(cluster, function, [item], what=lambda _: "the first task"))))
+
+
+@dataclass
+class _Task(Generic[Item]):
+    """An item on its way; `avoid` are workers that it failed on, `allowed` those that it may run on."""
+
+    item: Item
+    avoid: set[str] = field(default_factory=set)
+    allowed: set[str] | None = None
+    failures: int = 0
+
+
+class _Run:
+    """The tasks of one `run_tasks` that are under way."""
+
+    def __init__(self, cluster: Cluster, function: Callable[[Any], Any], what: Callable[[Any], str]) -> None:
+        self._cluster, self._client = cluster, cluster.client
+        self._function, self._what = function, what
+        self._pending: dict[Any, _Task[Any]] = {}
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._strikes: Counter[str] = Counter()
+        self._unfit: dict[str, BaseException] = {}
+        self._workers: set[str] = set()
+        self._looked = 0.0
+
+    def results(self, items: Iterator[Any]) -> Generator[Any, None, None]:
+        try:
+            self._look()
+            self._fill(items)
+            while self._pending:
+                for task, future, answer in self._ended():
+                    yield from self._settle(task, future, answer)
+                self._look(every=5.0)
+                self._fill(items)
+        finally:
+            with contextlib.suppress(Exception):
+                self._client.cancel(list(self._pending), force=True)
+
+    def _ended(self) -> Iterator[tuple[_Task[Any], Any, Any]]:
+        """Tasks that have ended within a second, with what was brought of their results in one go."""
+        with contextlib.suppress(queue.Empty):
+            found = [self._done.get(timeout=1.0)]
+            while not self._done.empty() and len(found) < AT_ONCE:
+                found.append(self._done.get())
+            found = [future for future in found if future in self._pending]
+            fetched = [future for future in found if future.status == "finished"]
+            answers: dict[Any, Any] = {}
+            with contextlib.suppress(CancelledError, TimeoutError, OSError):
+                answers = dict(zip(fetched, self._client.gather(fetched), strict=True))
+            for future in found:
+                yield self._pending.pop(future), future, answers.get(future)
+
+    def _fill(self, items: Iterator[Any]) -> None:
+        room = 2 * max(1, len(self._workers - self._unfit.keys())) - len(self._pending)
+        for _, item in zip(range(room), items, strict=False):
+            self._submit(_Task(item))
+
+    def _submit(self, task: _Task[Any]) -> None:
+        fit = self._workers - self._unfit.keys()
+        if self._unfit or task.avoid:
+            task.allowed = (fit - task.avoid) or fit
+        future = self._client.submit(
+            _call, self._function, task.item, self._cluster.cores, pure=False, key=None,
+            workers=sorted(task.allowed) if task.allowed else None,
+        )  # fmt: skip
+        self._pending[future] = task
+        future.add_done_callback(self._done.put)
+
+    def _look(self, every: float = 0.0) -> None:
+        """See which workers are there, and send tasks on whose workers have all gone."""
+        if time.monotonic() - self._looked < every:
+            return
+        self._looked = time.monotonic()
+        if self._client.status != "running":
+            raise self._gone()
+        before = bool(self._workers)
+        self._workers = set(self._cluster.workers)
+        if before and not self._workers:
+            logger.warning("no worker of %s is left: waiting for others", self._cluster.name)
+        stranded = [f for f, t in self._pending.items() if t.allowed and not t.allowed & self._workers]
+        if self._workers:
+            for future in stranded:
+                task = self._pending.pop(future)
+                future.cancel()
+                self._submit(task)
+
+    def _settle(self, task: _Task[Any], future: Any, answer: Any) -> Iterator[Any]:
+        """Give the result of a task that has ended, or do it again."""
+        if self._client.status != "running":
+            raise self._gone()
+        if future.status == "error":
+            raise self._killed(task, future.exception())
+        if answer is None:
+            # It was lost with its worker, or with the connection; doing it twice changes nothing.
+            self._submit(task)
+            return
+        worker, outcome = answer
+        if isinstance(outcome, _Failure):
+            self._failed(task, worker, outcome)
+            self._submit(task)
+        else:
+            self._strikes.pop(worker, None)
+            yield outcome
+
+    def _failed(self, task: _Task[Any], worker: str, failure: _Failure) -> None:
+        """Decide what becomes of a task and its worker; raise where there is no use in going on."""
+        error, name = failure.error, self._what(task.item)
+        logger.debug("%s failed on %s:\n%s", name, worker, failure.trace)
+        if isinstance(error, UnfitWorkerError):
+            self._exclude(worker, error)
+            return
+        if not isinstance(error, (MemoryError, OSError)):
+            error.add_note(f"on worker {worker}:\n{failure.trace}")
+            raise error
+        task.failures += 1
+        task.avoid.add(worker)
+        self._strikes[worker] += 1
+        reason = _reason_of(error)
+        logger.warning("%s failed on %s and is tried again: %s", name, worker, reason)
+        if task.failures >= ATTEMPTS:
+            raise InputError(
+                f"cannot finish {name}, since it failed {ATTEMPTS} times, the last time on the worker "
+                f"{worker}: {reason}",
+                "Give the workers what they lack, or take a smaller --memory, then run the same command "
+                "again: what is finished is kept.",
+            ) from error
+        if self._strikes[worker] >= ATTEMPTS:
+            self._exclude(worker, error)
+
+    def _exclude(self, worker: str, error: BaseException) -> None:
+        """Ask a worker no more; raise where it was the last."""
+        if worker not in self._unfit:
+            self._unfit[worker] = error
+            logger.warning("the worker %s is left out: %s", worker, _reason_of(error))
+        self._look()
+        if self._workers and self._workers <= self._unfit.keys():
+            hint = error.hint if isinstance(error, InputError) else "Give the workers what they lack."
+            raise InputError(
+                f"cannot go on, since no worker of {self._cluster.name} can do the work; the last was left "
+                f"out because: {_reason_of(error)}",
+                f"{hint} Then run the same command again: what is finished is kept.",
+            ) from error
+
+    def _killed(self, task: _Task[Any], error: BaseException) -> BaseException:
+        if type(error).__name__ != "KilledWorker":
+            return error
+        return InputError(
+            f"cannot finish {self._what(task.item)}, since {error.args[2] + 1} workers died while they were "
+            f"at it, the last being {error.args[1].address}; memory is the likeliest reason",
+            "Take a smaller --memory, or give the workers more, then run the same command again: what is "
+            "finished is kept.",
+        )
+
+    def _gone(self) -> InputError:
+        return InputError(
+            f"cannot go on, since the scheduler of {self._cluster.name} is gone",
+            "Start it again, then run the same command again: what is finished is kept.",
+        )
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error of a worker, with its traceback as text."""
+
+    error: Exception
+    trace: str
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _call(function: Callable[[Any], Any], item: Any, cores: dict[int, frozenset[int]]) -> tuple[str, Any]:
+    """On a worker: its address, and the result of the function or a `_Failure`."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    with _ONE_AT_A_TIME:
+        if cores:
+            # Threads that the function starts inherit it; those that keep the connection alive don't.
+            os.sched_setaffinity(0, cores[worker.name])
+        try:
+            return worker.address, function(item)
+        except Exception as error:
+            return worker.address, _Failure(error, traceback.format_exc())
+
+
+def _reason_of(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "memory ran out"
+    if isinstance(error, InputError):
+        return error.problem
+    return str(error)
+
+
+def _shared_out(cores: Iterable[int], workers: int) -> list[frozenset[int]]:
+    """Cores for each worker, disjoint where there are enough.
+
+    Examples
+    --------
+    >>> [sorted(share) for share in _shared_out({0, 1, 2, 3, 4}, 2)]
+    [[0, 2, 4], [1, 3]]
+    >>> [sorted(share) for share in _shared_out({0, 1}, 3)]
+    [[0], [1], [0]]
+    """
+    known = sorted(cores)
+    return [frozenset(known[i % len(known) :: workers]) for i in range(workers)]
+
+
+def _local(workers: int) -> Any:
+    import distributed
+
+    # Without a limit of Dask's own, which would halt workers quietly: the plan of the work holds to --memory.
+    return distributed.LocalCluster(
+        n_workers=workers, threads_per_worker=1, host="127.0.0.1", protocol="tls", memory_limit=0,
+        security=_certificates(), dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR,
+    )  # fmt: skip
+
+
+def _slurm(workers: int) -> Any:
+    import dask
+    import dask_jobqueue
+
+    settings = dask.config.get("jobqueue.slurm")
+    try:
+        cluster = dask_jobqueue.SLURMCluster(
+            security=_certificates(),
+            # Files that only their owner may read, on a disk that all machines see.
+            shared_temp_directory=settings.get("shared-temp-directory") or os.path.expanduser("~"),
+            scheduler_options={"dashboard": False, **(settings.get("scheduler-options") or {})},
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise InputError(
+            f"cannot start workers as jobs of SLURM: {error}",
+            "Say in ~/.config/dask/jobqueue.yaml what a job is given (jobqueue: slurm: cores, memory, "
+            "walltime, account, queue), or in variables such as DASK_JOBQUEUE__SLURM__CORES=8.",
+        ) from error
+    cluster.scale(workers)
+    return cluster
+
+
+def _certificates() -> Any:
+    """Those of Dask's settings where they name some, else new ones for this run."""
+    import distributed
+
+    security = distributed.Security()
+    return security if security.tls_ca_file else distributed.Security.temporary()
+
+
+@contextlib.contextmanager
+def _connected(address: Any, name: str) -> Iterator[Any]:
+    import distributed
+
+    # A lost connection is reported as a change of status; Dask's own lines would come on top of ours.
+    for part in ("distributed.client", "distributed.core", "distributed.comm"):
+        logging.getLogger(part).setLevel(logging.CRITICAL)
+    try:
+        client = distributed.Client(address, timeout=ANSWER_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot run on the cluster '{name}', since no scheduler answers there: {error}",
+            "Start one (dask scheduler), and type the address that it prints; for tls:// Dask's settings "
+            "name the certificates (distributed.comm.tls).",
+        ) from error
+    with contextlib.closing(client):
+        yield client
