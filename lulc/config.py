@@ -518,8 +518,8 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     )
     date: tuple[str, ...] = option(
         (),
-        "day of the imagery, or first and last day, for the STAC collection of --tiles; where not given those "
-        "in the names of the inputs",
+        "day of the imagery, or first and last day, for the STAC collection of --tiles; where not given "
+        "those in the names of the inputs",
         metavar="YYYY-MM-DD",
     )
     share: str | None = option(
