@@ -187,8 +187,10 @@ def _pixels(stacks: Stacks) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
 
 def _rows_of(stacks: Stacks, step: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
     for image, masks in stacks:
-        for row in range(0, image.shape[0], step):
-            yield np.asarray(image[row : row + 1], np.float32), np.asarray(masks[row : row + 1])
+        height, width = masks.shape
+        for row in range(0, height, step):
+            place = (slice(row, row + 1), slice(0, width))
+            yield np.asarray(image[place], np.float32), np.asarray(masks[place])
 
 
 def _rows(values: Iterable[Iterable[float]]) -> Rows:

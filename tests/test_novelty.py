@@ -15,6 +15,7 @@ from affine import Affine
 from sklearn.covariance import EmpiricalCovariance
 
 from lulc import novelty
+from lulc.arrays import Ignoring
 from lulc.card import load_card, write_card
 from lulc.config import ClassifyConfig, TrainConfig
 from lulc.inference import classify
@@ -23,6 +24,7 @@ from lulc.schema import IGNORE, InputError
 from lulc.statistics import Statistics
 from lulc.training import train
 from lulc.weights import find_model
+from lulc.windows import Window
 
 CENTRES = np.array([[500, 2000, 100], [3000, 1000, 20], [800, 800, 180]], np.float32)
 
@@ -77,6 +79,17 @@ def test_distances_are_those_of_mahalanobis(monkeypatch: pytest.MonkeyPatch) -> 
     model = EmpiricalCovariance(assume_centered=True).fit(values - means[labels - 1])
     expected = np.min([model.mahalanobis(values - mean) for mean in means], axis=0)
     np.testing.assert_allclose(found._squares(image[known], statistics), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_labels_hidden_near_validation_teach_nothing() -> None:
+    image, masks = stack_of(np.random.default_rng(4))
+    statistics = Statistics.of(image)
+    hidden = masks.copy()
+    hidden[:40] = IGNORE
+    near = Ignoring(masks, (Window(0, 0, 40, 120),))
+    assert fit_novelty([(image, near)], [(image, masks)], statistics) == fit_novelty(
+        [(image, hidden)], [(image, masks)], statistics
+    )
 
 
 def test_a_stack_without_labels_teaches_nothing() -> None:
