@@ -13,7 +13,7 @@ from typing import Any
 from lulc.documents import read_document, seal_of, write_document
 from lulc.network import NETWORK_SCHEMA, NetworkConfig
 from lulc.novelty import NOVELTY_SCHEMA, Novelty
-from lulc.schema import MAX_CLASSES, InputError, Legend
+from lulc.schema import LEGEND_SCHEMA, MAX_CLASSES, InputError, Legend
 from lulc.statistics import STATISTICS_SCHEMA, Statistics
 
 FORMAT_VERSION = 1
@@ -52,29 +52,7 @@ CARD_SCHEMA: dict[str, Any] = {
                 "properties": {"name": _NAME, "unit": _TEXT, "coding": _TEXT},
             },
         },
-        "legend": {
-            "type": "object",
-            "required": ["name", "classes"],
-            "properties": {
-                "name": _NAME,
-                "classes": {
-                    "type": "array",
-                    "minItems": 1,
-                    "maxItems": MAX_CLASSES,
-                    "items": {
-                        "type": "object",
-                        "required": ["number", "name", "color"],
-                        "properties": {
-                            "number": {"type": "integer", "minimum": 1, "maximum": MAX_CLASSES},
-                            "name": _NAME,
-                            "color": {"type": "string", "pattern": "^#[0-9a-fA-F]{6}$"},
-                            "sources": {"type": "array", "maxItems": 10_000, "items": {"type": "integer"}},
-                            "level1": {"type": "integer", "minimum": 0, "maximum": 5},
-                        },
-                    },
-                },
-            },
-        },
+        "legend": LEGEND_SCHEMA,
         "statistics": STATISTICS_SCHEMA,
         "network": NETWORK_SCHEMA,
         "stride": {"type": "integer", "minimum": 1, "maximum": 4096},

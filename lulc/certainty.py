@@ -1,4 +1,4 @@
-"""How sure a network is of a pixel: further bands of a map."""
+"""What a network says of a pixel, and how sure it is of that: class, confidence, further bands of a map."""
 
 from __future__ import annotations
 
@@ -8,6 +8,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 Activations = NDArray[np.float32]
+
+
+def decide(activations: Activations) -> NDArray[np.uint8]:
+    """Network class of each pixel.
+
+    Parameters
+    ----------
+    activations
+        float32 (..., class): softmax, or with one class sigmoid, decided at 0.5.
+
+    Returns
+    -------
+    uint8 (...)
+        0..N-1; with sigmoid 1 for the class and 0 for the rest.
+
+    Examples
+    --------
+    >>> decide(np.float32([[0.2, 0.7, 0.1]])).tolist(), decide(np.float32([[0.2], [0.5]])).tolist()
+    ([1], [0, 1])
+    """
+    if activations.shape[-1] == 1:
+        return (activations[..., 0] >= 0.5).astype(np.uint8)
+    return activations.argmax(axis=-1).astype(np.uint8)
+
+
+def confidence(activations: Activations) -> Activations:
+    """Activation of the class that `decide` gives, with sigmoid that of the rest too: float32 (...)."""
+    highest = activations.max(axis=-1)
+    return np.maximum(highest, 1 - highest) if activations.shape[-1] == 1 else np.asarray(highest)
 
 
 def entropy(activations: Activations) -> Activations:

@@ -412,7 +412,9 @@ class TrainConfig(RunConfig):
     init: str | None = option(
         None, "start from these weights; the head is new where the classes differ", metavar="MODEL"
     )
-    minutes: float | None = option(None, "stop cleanly after this time; not with --cross-validate", unit="minutes")
+    minutes: float | None = option(
+        None, "stop cleanly after this time; not with --cross-validate", unit="minutes"
+    )
     keep: str = option(
         "best",
         "models kept beside the best by each score: best (only the last), all, or a number of last ones",

@@ -37,7 +37,7 @@ from lulc.levels import levels_of
 from lulc.maps import REST, ClassMap, open_map
 from lulc.masks import Masks, open_masks
 from lulc.nomenclature import SCHEMES, Scheme, load_scheme
-from lulc.publication import FILES, write_findings
+from lulc.publication import FILES, FIRST, LAST, write_findings
 from lulc.regions import Region, read_regions
 from lulc.schema import IGNORE, UNCLASSIFIED, InputError, Legend
 from lulc.sources import Source, open_source
@@ -56,11 +56,8 @@ GROUPS = 5
 SAMPLE = "sample.gpkg"
 """Points to interpret, in the report's folder."""
 
-FIRST, LAST = "classes.csv", "report.json"
-"""What `lulc.publication.write_findings` writes first and last."""
-
 FIRST_BYTES = b"number,name,precision,"
-"""How the first begins, by which it is told from a table of the user's."""
+"""How the first file of a report begins, by which it is told from a table of the user's."""
 
 HISTORY = "history.csv"
 """Epochs of a training, in its run folder."""
@@ -103,13 +100,15 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     _check_folder(folder, config.overwrite)
     designs = _is_designing(config)
     if designs:
-        check_free(folder / SAMPLE, overwrite=config.overwrite)
+        # A run that was interrupted after it had drawn its points draws them again.
+        check_free(folder / SAMPLE, overwrite=config.overwrite or _is_unfinished(folder))
     findings, views = measure(config)
-    written = write_findings(findings, views, folder)
-    if designs:
-        written.append(design(config, findings, folder / SAMPLE))
-    if config.suspects is not None:
-        written += suspect(config, folder)
+
+    def write_more() -> list[Path]:
+        written = [design(config, findings, folder / SAMPLE)] if designs else []
+        return written + list(suspect(config, folder) if config.suspects is not None else ())
+
+    written = write_findings(findings, views, folder, write_more)
     return EvaluationResult(folder, tuple(written), findings)
 
 

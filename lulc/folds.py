@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from lulc import accuracy, backend
 from lulc.accuracy import Reliability, Scores
 from lulc.calibration import Holdout, calibrate
+from lulc.certainty import decide
 from lulc.config import TrainConfig
 from lulc.dataset import Dataset, Tile, class_targets, leave_one_out
 from lulc.documents import write_document
-from lulc.loop import decide
 from lulc.run import clear_run, is_finished, is_interrupted
 from lulc.schema import IGNORE
 from lulc.training import check_options, classes_of, inputs_of, prepare, train

@@ -18,7 +18,7 @@ import rasterio
 from lulc import __version__, domain, forecast, weights
 from lulc.calibration import calibrate
 from lulc.card import ModelCard, load_card
-from lulc.certainty import MEASURES, NOVELTY, with_measures
+from lulc.certainty import MEASURES, NOVELTY, confidence, decide, with_measures
 from lulc.config import ClassifyConfig, InputConfig
 from lulc.engines import Engine, EngineRequest, Network, build_engine, choose_engine, dihedral, turns_of
 from lulc.ensemble import Member, average, check_alike, footprint_of, geometry_of, with_novelty
@@ -146,14 +146,16 @@ class Job:
         if len(self._members) == 1:
             # Those of several networks are calibrated before their mean is taken.
             probabilities = calibrate(probabilities, self.card.temperature)
-        classes, confidence = decide(probabilities)
-        if not np.isfinite(confidence[prediction.valid]).all():
+        # Networks of one class decide between it and 0, the rest.
+        classes = decide(probabilities) + np.uint8(probabilities.shape[-1] > 1)
+        sure = confidence(probabilities)
+        if not np.isfinite(sure[prediction.valid]).all():
             raise InputError(
                 f"cannot classify {prediction.window.write}, since the network '{self.card.name}' gives "
                 "activations there that are not finite",
                 "Check the values of the mosaic there, or take other weights.",
             )
-        classes[confidence < self.config.min_confidence] = UNCLASSIFIED
+        classes[sure < self.config.min_confidence] = UNCLASSIFIED
         counts = np.bincount(classes[prediction.valid], minlength=256)
         counts[IGNORE] = pixels - int(prediction.valid.sum())
         measured = with_measures(probabilities, self.config.extra, novelty)
@@ -276,27 +278,6 @@ def legend_of(card: ModelCard) -> Legend:
         return card.legend
     chosen = next(c for c in card.legend.classes if c.name == card.single_class)
     return Legend(card.legend.name, (dataclasses.replace(chosen, number=1),))
-
-
-def decide(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Class numbers and their confidence.
-
-    Parameters
-    ----------
-    probabilities : float32 (y, x, class)
-        With one class, 0.5 and more is class 1 and less is 0, the rest.
-
-    Returns
-    -------
-    (uint8 (y, x), float32 (y, x))
-        The class of the highest activation, from 1, and that activation.
-    """
-    if probabilities.shape[-1] == 1:
-        alone = probabilities[..., 0]
-        return (alone >= 0.5).astype(np.uint8), np.maximum(alone, 1 - alone)
-    classes = probabilities.argmax(axis=-1)
-    confidence = np.take_along_axis(probabilities, classes[..., np.newaxis], axis=-1)[..., 0]
-    return (classes + 1).astype(np.uint8), confidence
 
 
 def _check_numbers(config: ClassifyConfig) -> None:

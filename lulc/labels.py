@@ -11,7 +11,6 @@ import shlex
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import cv2
@@ -27,7 +26,7 @@ from lulc.grid import GridSpec
 from lulc.nomenclature import NO_CODE, Scheme, count_codes
 from lulc.schema import IGNORE, InputError, Legend
 from lulc.sources import Source, open_source
-from lulc.storage import sha256_of
+from lulc.storage import Resource, sha256_of
 from lulc.windows import Window, squares_of
 
 logger = logging.getLogger("lulc")
@@ -57,7 +56,7 @@ class Codes(Protocol):
         """Name, bytes and sha256 of the file."""
 
 
-class Labels:
+class Labels(Resource):
     """Class numbers on a grid; made by `open_labels`, closed as a context manager.
 
     Attributes
@@ -128,17 +127,6 @@ class Labels:
     def close(self) -> None:
         """Close the files."""
         self._resources.close()
-
-    def __enter__(self) -> Labels:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_labels(

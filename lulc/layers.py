@@ -9,13 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 
 from lulc.grid import GridSpec
 from lulc.schema import INDICES, InputError
+from lulc.storage import Resource
 from lulc.windows import Window
 
 SENTINEL_BANDS = (
@@ -56,7 +57,7 @@ class Layer:
     offset: float | None = None
 
 
-class Source(abc.ABC):
+class Source(Resource, abc.ABC):
     """A raster that was checked before it was opened; a context manager.
 
     One source belongs to one thread; `reopen` gives another thread its own.
@@ -160,17 +161,6 @@ class Source(abc.ABC):
     def identity(self) -> dict[str, Any]:
         """``{"name", "bytes", "sha256"}`` of the file, see `identify`."""
         return identify(Path(self.path))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def canonical_name(text: str | None) -> str | None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from lulc import accuracy, report
 from lulc.backend import keras
 from lulc.calibration import Holdout
+from lulc.certainty import decide
 from lulc.checkpoint import Checkpoint, load_checkpoint, restore_variables, save_checkpoint, variables_of
 from lulc.generator import TileGenerator, cut_ahead
 from lulc.optimization import averaged
@@ -401,21 +402,3 @@ class Loop:
             "Lower `--learning-rate` and look at the values of the stacks, then give `--restart`: crops "
             "follow from the seed, so that the same command would come to the same batch again.",
         )
-
-
-def decide(activations: np.ndarray) -> np.ndarray:
-    """Network class of each pixel.
-
-    Parameters
-    ----------
-    activations
-        float32 (n, y, x, class): softmax, or with one class sigmoid, decided at 0.5.
-
-    Returns
-    -------
-    uint8 (n, y, x)
-        0..N-1; with sigmoid 1 for the class and 0 for the rest.
-    """
-    if activations.shape[-1] == 1:
-        return (activations[..., 0] >= 0.5).astype(np.uint8)
-    return activations.argmax(axis=-1).astype(np.uint8)

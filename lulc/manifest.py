@@ -12,7 +12,7 @@ import numpy as np
 from lulc.arrays import Classes, Converted, Ignoring, Layers, Physical, open_layers
 from lulc.documents import read_document, seal_of, write_document
 from lulc.grid import GridSpec
-from lulc.schema import BANDS, CHANNELS, INDEX_UNIT, REFLECTANCE_UNIT, InputError, Legend
+from lulc.schema import BANDS, CHANNELS, INDEX_UNIT, LEGEND_SCHEMA, REFLECTANCE_UNIT, InputError, Legend
 from lulc.statistics import STATISTICS_SCHEMA, Statistics
 from lulc.storage import sha256_of
 from lulc.windows import Window
@@ -194,29 +194,6 @@ GRID_SCHEMA: dict[str, Any] = {
         "transform": {"type": "array", "minItems": 6, "maxItems": 6, "items": {"type": "number"}},
         "height": {"type": "integer", "minimum": 1},
         "width": {"type": "integer", "minimum": 1},
-    },
-}
-LEGEND_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["name", "classes"],
-    "properties": {
-        "name": {"type": "string"},
-        "classes": {
-            "type": "array",
-            "minItems": 1,
-            "maxItems": 254,
-            "items": {
-                "type": "object",
-                "required": ["number", "name", "color"],
-                "properties": {
-                    "number": {"type": "integer", "minimum": 1, "maximum": 254},
-                    "name": {"type": "string", "maxLength": 200},
-                    "color": {"type": "string", "pattern": "^#[0-9a-fA-F]{6}$"},
-                    "sources": {"type": "array", "items": {"type": "integer"}},
-                    "level1": {"type": "integer", "minimum": 0, "maximum": 5},
-                },
-            },
-        },
     },
 }
 STACK_SCHEMA: dict[str, Any] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +12,9 @@ from numpy.typing import NDArray
 from lulc.certainty import MEASURES
 from lulc.documents import check_document
 from lulc.grid import GridSpec
-from lulc.schema import IGNORE, UNCLASSIFIED, InputError, LandCoverClass, Legend
+from lulc.schema import IGNORE, LEGEND_SCHEMA, UNCLASSIFIED, InputError, LandCoverClass, Legend
 from lulc.sources import Source, open_source
+from lulc.storage import Resource
 from lulc.windows import Window
 
 LEGEND_TAG = "LULC_LEGEND"
@@ -25,32 +25,8 @@ TAG_PREFIX = "LULC_"
 REST = LandCoverClass(2, "Other classes", "#d9d9d9")
 """What a map of one class against the rest calls the rest."""
 
-LEGEND_SCHEMA = {
-    "type": "object",
-    "required": ["name", "classes"],
-    "properties": {
-        "name": {"type": "string", "maxLength": 200},
-        "classes": {
-            "type": "array",
-            "minItems": 1,
-            "maxItems": 254,
-            "items": {
-                "type": "object",
-                "required": ["number", "name", "color"],
-                "properties": {
-                    "number": {"type": "integer", "minimum": 1, "maximum": 254},
-                    "name": {"type": "string", "maxLength": 200},
-                    "color": {"type": "string", "pattern": "^#[0-9a-fA-F]{6}$"},
-                    "sources": {"type": "array", "items": {"type": "integer"}},
-                    "level1": {"type": "integer", "minimum": 0, "maximum": 5},
-                },
-            },
-        },
-    },
-}
 
-
-class ClassMap:
+class ClassMap(Resource):
     """A map on disk; made by `open_map`, closed as a context manager.
 
     A map of one class (1) against the rest (0) is given as one of two classes, 1 and 2, so that it is
@@ -146,17 +122,6 @@ class ClassMap:
     def close(self) -> None:
         """Release the file."""
         self._source.close()
-
-    def __enter__(self) -> ClassMap:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_map(

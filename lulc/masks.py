@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,6 +14,7 @@ from lulc.layers import Source
 from lulc.products import SCL_VALUES
 from lulc.schema import InputError
 from lulc.sources import open_source
+from lulc.storage import Resource
 from lulc.windows import Window
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class ValueMask:
         self._source.close()
 
 
-class Masks:
+class Masks(Resource):
     """All that leaves pixels of a grid out; made by `open_masks`, closed as a context manager.
 
     Attributes
@@ -176,17 +176,6 @@ class Masks:
     def close(self) -> None:
         if self._mask is not None:
             self._mask.close()
-
-    def __enter__(self) -> Masks:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_masks(config: MaskConfig, grid: GridSpec, *, classified: bool = False) -> Masks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,29 @@ FILES = (
 )  # fmt: skip
 """Everything that is written; nothing else in the folder is touched."""
 
+FIRST, LAST = "classes.csv", "report.json"
+"""What is written first and last: a report with the one and without the other was interrupted."""
 
-def write_findings(findings: Findings, views: Views, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write every file of a report, each whole or not at all; `report.json` comes last.
+
+def write_findings(
+    findings: Findings,
+    views: Views,
+    folder: str | os.PathLike[str],
+    more: Callable[[], Sequence[Path]] = tuple,
+) -> list[Path]:
+    """Write every file of a report, each whole or not at all: `FIRST` first, `LAST` last.
 
     Files of an earlier report that this one has no content for are removed, so that the folder holds
     one report.
+
+    Parameters
+    ----------
+    findings, views
+        What the report says and shows.
+    folder
+        Where to.
+    more
+        Writes what belongs to the report beside these files, and returns its paths.
 
     Returns
     -------
@@ -49,8 +67,9 @@ def write_findings(findings: Findings, views: Views, folder: str | os.PathLike[s
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / LAST).unlink(missing_ok=True)
     written = [
-        _write_rows(folder / "classes.csv", _class_rows(findings)),
+        _write_rows(folder / FIRST, _class_rows(findings)),
         _write_rows(folder / "confusion.csv", _matrix_rows(findings.confusion, findings.legend)),
     ]
     if findings.change:
@@ -64,12 +83,13 @@ def write_findings(findings: Findings, views: Views, folder: str | os.PathLike[s
     page = page_of(findings, views, places, {p.name: p for p in pictures})
     write_markdown(page, folder / "report.md")
     write_html(page, folder / "report.html")
-    write_document(folder / "report.json", findings.to_json())
-    written += [folder / name for name in ("report.md", "report.html", "report.json")]
+    written += [folder / name for name in ("report.md", "report.html")]
     for name in FILES:
         if folder / name not in written:
             (folder / name).unlink(missing_ok=True)
-    return written
+    written += more()
+    write_document(folder / LAST, findings.to_json())
+    return [*written, folder / LAST]
 
 
 def _class_rows(findings: Findings) -> list[list[Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lulc.card import ModelCard
+from lulc.certainty import decide
 from lulc.documents import read_document, write_document
 from lulc.graph import build_graph, fold, load_openvino
 from lulc.network import NetworkConfig
@@ -156,7 +157,7 @@ class _Judge:
     def _classes(self, eight_bit: Mapping[str, float] | None, precision: str) -> list[np.ndarray]:
         shape = (1, *self._windows[0].shape[:2])
         run = compile_graph(build_graph(self._network, self._arrays, shape, eight_bit), precision)
-        return [_classes(run(window[np.newaxis])[0][0]) for window in self._windows]
+        return [decide(run(window[np.newaxis])[0][0]) for window in self._windows]
 
 
 class _Search(_Judge):
@@ -202,12 +203,6 @@ def _ranges(network: NetworkConfig, arrays: Arrays, windows: Sequence[np.ndarray
     results = (run(window[np.newaxis]) for window in windows)
     seen = [[float(result[i + 1].max()) for i in range(len(names))] for result in results]
     return {name: max(values) for name, values in zip(names, zip(*seen, strict=True), strict=True)}
-
-
-def _classes(activations: np.ndarray) -> np.ndarray:
-    if activations.shape[-1] == 1:
-        return np.asarray(activations[..., 0] >= 0.5)
-    return np.asarray(activations.argmax(-1))
 
 
 def _cut(samples: Sequence[np.ndarray], stride: int) -> list[np.ndarray]:

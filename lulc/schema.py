@@ -33,6 +33,32 @@ NODATA = -1.0
 """No-data value of float32 maps, in every band."""
 
 
+LEGEND_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["name", "classes"],
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 200},
+        "classes": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_CLASSES,
+            "items": {
+                "type": "object",
+                "required": ["number", "name", "color"],
+                "properties": {
+                    "number": {"type": "integer", "minimum": 1, "maximum": MAX_CLASSES},
+                    "name": {"type": "string", "minLength": 1, "maxLength": 200},
+                    "color": {"type": "string", "pattern": "^#[0-9a-fA-F]{6}$"},
+                    "sources": {"type": "array", "maxItems": 10_000, "items": {"type": "integer"}},
+                    "level1": {"type": "integer", "minimum": 0, "maximum": 5},
+                },
+            },
+        },
+    },
+}
+"""JSON Schema of `Legend.to_json`, as manifests, cards and tags of maps hold it."""
+
+
 class InputError(Exception):
     """What the user gave does not fit; the message says why and what to type next.
 

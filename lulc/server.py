@@ -25,6 +25,7 @@ from lulc.nomenclature import load_scheme
 from lulc.page import Page, Section, render_html
 from lulc.schema import InputError
 from lulc.sources import RasterSource, open_source
+from lulc.storage import Resource
 from lulc.viewer import ACTIVATION_RAMP, UNSURE_RAMP, Viewer, describe
 from lulc.views import UNCLASSIFIED_COLOR
 from lulc.windows import Window
@@ -42,7 +43,7 @@ ENVIRONMENT = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": 
 """Side-car files are not read: GDAL opens whatever they name."""
 
 
-class MapServer:
+class MapServer(Resource):
     """The page of one map at an address of this machine; a context manager.
 
     Parameters
@@ -85,12 +86,6 @@ class MapServer:
     def close(self) -> None:
         """Release the port and the files."""
         self._resources.close()
-
-    def __enter__(self) -> MapServer:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self.close()
 
 
 def _listen(port: int) -> socket.socket:

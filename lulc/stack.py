@@ -17,7 +17,6 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,7 @@ from lulc.mosaics import (
 )
 from lulc.schema import BANDS, CHANNELS, INDICES, InputError
 from lulc.sources import is_safe, open_source
+from lulc.storage import Resource
 from lulc.windows import Window
 
 logger = logging.getLogger("lulc")
@@ -89,7 +89,7 @@ class Coverage:
         }
 
 
-class Stack:
+class Stack(Resource):
     """All channels on one grid; made by `open_stack`, closed as a context manager.
 
     A stack belongs to one thread; `reopen` gives another thread its own.
@@ -247,17 +247,6 @@ class Stack:
         for mosaic in (self._main, *self._fills, *([self._indices] if self._indices else [])):
             mosaic.close()
         self._masks.close()
-
-    def __enter__(self) -> Stack:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_stack(

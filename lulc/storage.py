@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from lulc.schema import InputError
 
@@ -85,6 +86,20 @@ def check_disk(folder: str | os.PathLike[str], needed: int, what: str) -> None:
             f"expected at least {needed / 1e9:.2f} GB",
             "Free some space, or give a path on another disk.",
         )
+
+
+class Resource:
+    """What holds files open: released by `close`, or at the end of a `with` block."""
+
+    def close(self) -> None:
+        """Release the files."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
 
 
 class Lock:

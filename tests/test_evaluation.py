@@ -513,6 +513,25 @@ def test_a_report_that_was_interrupted_is_made_by_the_same_command(scene, monkey
     assert {p.name for p in report.iterdir()} == {p.name for p in again.files}
 
 
+@pytest.mark.parametrize("after", ["design", "suspect"])
+def test_a_report_lacks_its_last_file_until_sample_and_suspects_are_there(scene, monkeypatch, after) -> None:
+    asked = scene.config(design_sample=20, suspects=0.5)
+    original = getattr(evaluation, after)
+
+    def interrupted(*arguments: Any) -> None:
+        original(*arguments)
+        raise KeyboardInterrupt
+
+    report = scene.folder / "report"
+    for overwrite in (False, True):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(evaluation, after, interrupted)
+            evaluate(dataclasses.replace(asked, overwrite=overwrite))
+        assert (report / "sample.gpkg").exists() and not (report / "report.json").exists()
+        again = evaluate(dataclasses.replace(asked, overwrite=overwrite))
+        assert {p.name for p in report.iterdir()} == {p.name for p in again.files}
+
+
 @pytest.mark.parametrize("name", ["history.png", "classes.csv"])
 def test_files_of_others_with_the_names_of_a_report_are_not_replaced(scene, name: str) -> None:
     report = scene.folder / "report"
@@ -531,7 +550,7 @@ def test_the_first_and_the_last_file_of_a_report_are_those(scene, monkeypatch) -
             publication, name, lambda path, *a, o=original: (moved.append(path.name), o(path, *a))[1]
         )
     evaluate(scene.config())
-    assert (moved[0], moved[-1]) == (evaluation.FIRST, evaluation.LAST)
+    assert (moved[0], moved[-1]) == (publication.FIRST, publication.LAST)
 
 
 def test_the_json_report_holds_the_figures_and_no_nan(scene) -> None:
