@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,94 @@ def test_a_full_disk_ends_preprocessing_without_a_manifest(tmp_path: Path, cutti
     assert not list(tmp_path.glob("out/*.npy")) and not (tmp_path / "out" / "manifest.json").exists()
     assert not list(tmp_path.glob("out/.*.partial"))
     assert preprocess(cutting) == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MB, in memory."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16M", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill_up(folder: Path) -> None:
+    """Take all room of a disk but a page or two, as another program might."""
+    with open(folder / "filler", "wb") as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
+
+
+def on_disk(arguments: list[str], out: Path, disk: Path) -> list[str]:
+    return [str(disk / Path(a).relative_to(out)) if a.startswith(str(out)) else a for a in arguments]
+
+
+def check_full(code: int, message: str) -> None:
+    assert code == 1
+    assert message.startswith("error: ") and message.count("error: ") == 1
+    assert "No space left on device" in message
+
+
+def test_a_disk_that_fills_up_ends_a_classification_that_continues_when_there_is_room(
+    tmp_path: Path, mapping: list[str], fast: Any, capfd: Any, small_disk: Path
+) -> None:
+    arguments = on_disk(mapping, tmp_path / "out", small_disk)
+    fast(change_after(5, lambda: fill_up(small_disk)))
+    check_full(make_classifications(arguments), capfd.readouterr().err)
+    assert not list(small_disk.glob("*.tif"))
+    (small_disk / "filler").unlink()
+    fast()
+    assert make_classifications(arguments) == make_classifications(mapping) == 0
+    assert (small_disk / "map.tif").read_bytes() == (tmp_path / "out" / "map.tif").read_bytes()
+    assert [p.name for p in small_disk.iterdir()] == ["map.tif"]
+
+
+def test_a_disk_that_fills_up_ends_preprocessing_that_continues_when_there_is_room(
+    tmp_path: Path, cutting: list[str], capfd: Any, monkeypatch: pytest.MonkeyPatch, small_disk: Path
+) -> None:
+    arguments = on_disk(cutting, tmp_path / "out", small_disk)
+    write = preparation._write_stack
+    count = change_after(2, lambda: fill_up(small_disk))
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "_write_stack", lambda *a: (count(), write(*a))[1])
+        check_full(preprocess(arguments), capfd.readouterr().err)
+    assert not (small_disk / "manifest.json").exists() and not list(small_disk.glob(".*.partial"))
+    (small_disk / "filler").unlink()
+    assert preprocess(arguments) == preprocess(cutting) == 0
+    assert contents(small_disk) == contents(tmp_path / "out")
+
+
+def test_a_disk_that_fills_up_ends_a_training_that_continues_when_there_is_room(
+    tmp_path: Path,
+    write_stacks: Callable[..., Path],
+    capfd: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    small_disk: Path,
+) -> None:
+    from lulc import loop
+
+    small = ["--epochs", "2", "--steps", "2", "--validation-steps", "1", "--batch-size", "1", "-q"]
+    small += ["--crop-sizes", "32", "--validation-crop-sizes", "32", "--filters", "2", "--workers", "1"]
+    arguments = [str(write_stacks(tmp_path / "stacks", side=64)), *small, "--out"]
+    check = loop.Loop._check_finite
+    count = change_after(3, lambda: fill_up(small_disk))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_check_finite", lambda self, loss: (count(), check(self, loss))[1])
+        check_full(train_model([*arguments, str(small_disk / "run")]), capfd.readouterr().err)
+    models = contents(small_disk / "run", "*.keras")
+    assert len(models) == 1 and not list(small_disk.rglob(".*.partial"))
+    (small_disk / "filler").unlink()
+    for run in (small_disk / "run", tmp_path / "run"):
+        assert train_model([*arguments, str(run)]) == 0
+    # Cards name the run's folder, which is the same.
+    assert contents(small_disk / "run", "??-*") == contents(tmp_path / "run", "??-*")
+
+
+def contents(folder: Path, names: str = "[!.]*") -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.glob(names)) if p.is_file()}
 
 
 def test_a_disk_that_will_not_do_is_refused_before_any_work(
