@@ -190,18 +190,25 @@
   find("home").addEventListener("click", home);
 
   /* Layers */
-  const overlays = new Map();
+  const overlays = new Map(); /* layer id to the promise of its overlay */
+  let loading = 0;
 
-  async function show(layer, on) {
+  /* Layers are made one beside the other, and a box may be clicked again meanwhile: its last state counts. */
+  async function show(layer, box) {
+    loading += 1;
     host.setAttribute("aria-busy", "true");
-    if (on && !overlays.has(layer.id)) {
-      const index = data.layers.indexOf(layer);
-      overlays.set(layer.id, await source.layer(layer, layer.kind === "difference" ? 900 : index + 1));
+    try {
+      if (box.checked && !overlays.has(layer.id)) {
+        const index = data.layers.indexOf(layer);
+        overlays.set(layer.id, Promise.resolve(source.layer(layer, layer.kind === "difference" ? 900 : index + 1)));
+      }
+      const overlay = await overlays.get(layer.id);
+      if (overlay && box.checked) overlay.addTo(map).setOpacity(layer.opacity);
+      else overlay?.remove();
+    } finally {
+      loading -= 1;
+      if (!loading) host.removeAttribute("aria-busy");
     }
-    const overlay = overlays.get(layer.id);
-    if (on) overlay.addTo(map).setOpacity(layer.opacity);
-    else overlay?.remove();
-    host.removeAttribute("aria-busy");
   }
 
   function row(layer) {
@@ -214,13 +221,13 @@
     const update = () => {
       item.classList.toggle("viewer-on", box.checked);
       fade.disabled = !box.checked;
-      return show(layer, box.checked);
+      return show(layer, box);
     };
     box.checked = layer.on;
     box.addEventListener("change", update);
     fade.addEventListener("input", () => {
       layer.opacity = fade.value / 100;
-      overlays.get(layer.id)?.setOpacity(layer.opacity);
+      overlays.get(layer.id)?.then((overlay) => overlay.setOpacity(layer.opacity));
     });
     update();
     return item;
