@@ -160,6 +160,73 @@ def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] =
     return _item(_identifier(card.name), ("file", "mlm"), None, None, properties, [], assets)
 
 
+def collection(
+    name: str,
+    grid: GridSpec,
+    tags: Mapping[str, str],
+    dates: Sequence[str],
+    mosaic: str,
+    children: Sequence[str],
+) -> Item:
+    """The STAC collection of a map in tiles.
+
+    Parameters
+    ----------
+    name
+        Of the map.
+    grid, tags
+        Of the whole map.
+    dates
+        Day of the imagery, or its first and last day.
+    mosaic, children
+        File that shows all tiles as one raster, and the catalogs of the rows of tiles, named from where the
+        collection lies.
+    """
+    first, last = parse_dates(dates)
+    return {
+        "type": "Collection",
+        "stac_version": STAC_VERSION,
+        "stac_extensions": [],
+        "id": _identifier(name),
+        "title": f"Land cover: {name}",
+        "description": _description(tags),
+        "license": "other",
+        "extent": {
+            "spatial": {"bbox": [footprint(grid)[1]]},
+            "temporal": {"interval": [[f"{first}T00:00:00Z", f"{last}T23:59:59Z"]]},
+        },
+        "links": [_link("root", "collection.json"), *(_link("child", child) for child in children)],
+        "assets": {
+            "map": {
+                "href": f"./{mosaic}", "type": "application/x-gdal-vrt", "title": "All tiles",
+                "roles": ["data"],
+            }
+        },
+    }  # fmt: skip
+
+
+def catalog(name: str, description: str, top: str, items: Sequence[str]) -> Item:
+    """The STAC catalog of some items of a collection; `top` is the collection, named like the items."""
+    return {
+        "type": "Catalog",
+        "stac_version": STAC_VERSION,
+        "id": name,
+        "description": description,
+        "links": [_link("root", top), _link("parent", top), *(_link("item", item) for item in items)],
+    }
+
+
+def belonging(item: Item, name: str, top: str, parent: str) -> Item:
+    """An item with its place in the collection `name`, whose file is `top`, below the catalog `parent`."""
+    links = [_link("root", top), _link("parent", parent), _link("collection", top)]
+    return {**item, "collection": _identifier(name), "links": [*item["links"], *links]}
+
+
+def _link(kind: str, name: str) -> dict[str, Any]:
+    media = "application/geo+json" if kind == "item" else "application/json"
+    return {"rel": kind, "href": name if name.startswith("../") else f"./{name}", "type": media}
+
+
 def footprint(grid: GridSpec, points: int = 21) -> tuple[dict[str, Any], list[float]]:
     """Outline of a grid in degrees, and its bounding box west, south, east, north.
 

@@ -25,6 +25,9 @@ from typing import Any, Generic, TypeVar
 from lulc.config import ClusterConfig
 from lulc.schema import InputError
 
+WORKERS = 2
+"""Workers of a cluster of our own, where the user doesn't say how many."""
+
 ATTEMPTS = 3
 """Times that one task may fail, and that one worker may fail in a row."""
 
@@ -77,9 +80,9 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     InputError
         If Dask is not installed, its settings don't say what they have to, or no scheduler answers.
     """
-    name = str(config.dask)
-    if config.workers < 1:
-        raise InputError(f"cannot use {config.workers} workers, expected 1 or more", "Type --workers 2.")
+    name, workers = str(config.dask), WORKERS if config.workers is None else config.workers
+    if workers < 1:
+        raise InputError(f"cannot use {workers} workers, expected 1 or more", f"Type --workers {WORKERS}.")
     try:
         import dask_jobqueue  # noqa: F401
         import distributed  # noqa: F401
@@ -91,10 +94,10 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     with contextlib.ExitStack() as stack:
         cores: dict[int, frozenset[int]] = {}
         if name == "local":
-            cores = dict(enumerate(_shared_out(os.sched_getaffinity(0), config.workers)))
-            address: Any = stack.enter_context(_local(config.workers))
+            cores = dict(enumerate(_shared_out(os.sched_getaffinity(0), workers)))
+            address: Any = stack.enter_context(_local(workers))
         elif name == "slurm":
-            address = stack.enter_context(_slurm(config.workers))
+            address = stack.enter_context(_slurm(workers))
         elif ":" in name:
             address = name
         else:
@@ -402,9 +405,8 @@ def _certificates() -> Any:
 def _connected(address: Any, name: str) -> Iterator[Any]:
     import distributed
 
-    # A lost connection is reported as a change of status; Dask's own lines would come on top of ours.
-    for part in ("distributed.client", "distributed.core", "distributed.comm"):
-        logging.getLogger(part).setLevel(logging.CRITICAL)
+    # What goes wrong is told by `run_tasks`; Dask's own lines would come on top of ours.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=ANSWER_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from lulc.schema import ENCODERS
+
 
 def option(
     default: Any,
@@ -62,6 +64,7 @@ AREA = "areas with intervals, from a sample of points"
 SAMPLING = "which crops are cut"
 AUGMENTATION = "how crops are changed"
 OPTIMISATION = "how weights change"
+NETWORK = "encoders of Keras"
 
 ORIGINAL: Mapping[str, Any] = MappingProxyType(
     {
@@ -222,8 +225,10 @@ class ClusterConfig:
         metavar="CLUSTER",
         group=CLUSTER,
     )
-    workers: int = option(
-        2, "worker processes of --dask local, which share out the cores, or of --dask slurm", group=CLUSTER
+    workers: int | None = option(
+        None,
+        "worker processes of --dask local, which share out the cores, or of --dask slurm; 2 where not given",
+        group=CLUSTER,
     )
 
 
@@ -398,9 +403,30 @@ class TrainConfig(RunConfig):
         "first leave out one training stack after the other (OUT/folds), and report mean and spread; "
         "takes the time of a run for each",
     )
+    encoder: str | None = option(
+        None,
+        "encoder of keras.applications instead of the original's stages",
+        choices=ENCODERS,
+        group=NETWORK,
+    )
+    encoder_weights: str | None = option(
+        None,
+        "weights of --encoder: imagenet, which Keras downloads, or an HDF5 file that Keras wrote",
+        metavar="FILE",
+        group=NETWORK,
+    )
+    first_convolution: str | None = option(
+        None,
+        "what channels other than B04, B03, B02 get of the first convolution of --encoder-weights: repeat "
+        "(red, green, blue in turn; the default), zero, mean (of the three) or random",
+        choices=("repeat", "zero", "mean", "random"),
+        group=NETWORK,
+    )
     filters: tuple[int, ...] = by_recipe("filters", "filters of the encoder stages")
     decoder_filters: tuple[int, ...] = option(
-        (), "filters of the decoder stages; twice the mirrored encoder filters where not given"
+        (),
+        "filters of the decoder stages; twice the mirrored encoder filters where not given. Over --encoder "
+        "their number is how often it halves the resolution (256 128 64 32 16 where not given)",
     )
     bottleneck: int = by_recipe("bottleneck", "convolutions between encoder and decoder")
     block: str = by_recipe("block", "how the decoder upsamples", choices=("transpose", "upsample"))
@@ -429,6 +455,8 @@ class TrainConfig(RunConfig):
     def resolved(self) -> TrainConfig:
         """The same config with every option that is still None filled in from the recipe."""
         values = {name: value for name, value in RECIPES[self.recipe].items() if getattr(self, name) is None}
+        if self.encoder and self.filters is None:
+            values["filters"] = ()
         return dataclasses.replace(self, **values)
 
 
@@ -442,9 +470,7 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     inputs: tuple[str, ...] = option(
         ..., "band rasters, and index rasters where there are any", metavar="INPUT", positional=True
     )
-    out: str = option(
-        ..., "map to write (GeoTIFF); with --tiles a folder", metavar="OUT", positional=True
-    )
+    out: str = option(..., "map to write (GeoTIFF); with --tiles a folder", metavar="OUT", positional=True)
     pick: str = option(
         "lowest-val-loss",
         "which weights of a run folder",

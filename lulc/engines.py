@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,10 +92,11 @@ class EngineRequest:
     min_agreement: float | None = None
 
 
-def choose_engine(name: str, devices: Path = Path("/dev")) -> str:
+def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence[NetworkConfig] = ()) -> str:
     """The engine that a name stands for: ``auto`` is the fastest that is exact on this machine.
 
-    That is Keras where there is an NVIDIA GPU, OpenVINO where there is none and it is installed.
+    That is Keras where there is an NVIDIA GPU or a network has an encoder of `keras.applications`, OpenVINO
+    otherwise where it is installed.
 
     Parameters
     ----------
@@ -103,10 +104,24 @@ def choose_engine(name: str, devices: Path = Path("/dev")) -> str:
         Name of an engine, or ``auto``.
     devices
         Folder of the device files.
+    networks
+        What it is to run.
+
+    Raises
+    ------
+    InputError
+        If there is no such engine, or it does not know the layers of a network.
     """
+    encoder = next((network.encoder for network in networks if network.encoder), "")
     if name == "auto":
-        name, reason = _fastest(devices)
+        name, reason = ("keras", f"it alone knows {encoder}") if encoder else _fastest(devices)
         logger.info("engine %s, since %s", name, reason)
+    if encoder and name in _ENGINES and name != "keras":
+        raise InputError(
+            f"cannot run the network with the engine '{name}', since its encoder is {encoder}, expected "
+            "the toolkit's own stages, which alone are known there",
+            "Type --engine keras, or --engine auto.",
+        )
     if name not in _ENGINES:
         raise InputError(
             f"cannot run the network with the engine '{name}', expected one of {', '.join(_ENGINES)}",
@@ -130,7 +145,7 @@ def _fastest(devices: Path) -> tuple[str, str]:
 
 def footprint(name: str, network: NetworkConfig) -> Footprint:
     """What the engine `name` takes for a network, for planning windows before it is built."""
-    return _ENGINES[choose_engine(name)][1](network)
+    return _ENGINES[choose_engine(name, networks=[network])][1](network)
 
 
 def build_engine(name: str, request: EngineRequest) -> Engine:
@@ -141,7 +156,7 @@ def build_engine(name: str, request: EngineRequest) -> Engine:
     InputError
         If the engine is not installed, or the weights are refused.
     """
-    return _ENGINES[choose_engine(name)][0](request)
+    return _ENGINES[choose_engine(name, networks=[request.card.network])][0](request)
 
 
 def turns_of(height: int, width: int) -> tuple[int, ...]:

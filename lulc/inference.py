@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
+import json
 import logging
+import re
 import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import rasterio
 from tqdm import tqdm
 
-from lulc import forecast
+from lulc import forecast, worker
 from lulc.blocks import BlockWriter
+from lulc.catalogue import known_dates, parse_dates
+from lulc.cluster import WORKERS, Cluster, ask, open_cluster, run_tasks
 from lulc.config import ClassifyConfig
+from lulc.documents import seal_of
 from lulc.engines import Engine
 from lulc.geotiff import MapProfile, assemble, read_classes, write_part
 from lulc.job import Job, no_valid_pixel, open_job
-from lulc.journal import Journal, claimed_by, open_journal
+from lulc.journal import Journal, claimed_by, folder_of, open_journal
+from lulc.outputs import Made, Output, is_tileset, put
 from lulc.patches import merge_small_patches, write_polygons
 from lulc.prediction import Clock, predict_windows, windows_of
 from lulc.schema import IGNORE, InputError, Legend
-from lulc.sources import Stamp, moments_of, open_source, stamps_of
+from lulc.sources import Stamp, open_source
 from lulc.storage import check_disk, rename_durably
 from lulc.windows import Plan, PlannedWindow, Window
+from lulc.worker import Described, output_of, reading, stamps_of_inputs, work_of
 
 logger = logging.getLogger("lulc")
 
@@ -111,6 +119,33 @@ class Forecast:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class ShareResult:
+    """What a run has made that was to make a share of the parts.
+
+    Parameters
+    ----------
+    path
+        Where the map will be.
+    number, of
+        Which share, and of how many.
+    parts, made
+        Parts of the share, and how many of them this run made: the others were there.
+    engine
+        What ran.
+    seconds
+        Of the whole run.
+    """
+
+    path: Path
+    number: int
+    of: int
+    parts: int
+    made: int
+    engine: str
+    seconds: float
+
+
 def classify(config: ClassifyConfig) -> ClassificationResult:
     """Classify a mosaic.
 
@@ -131,39 +166,72 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
         suffice. Whatever happens, there is no file under the final name unless it is whole.
     """
     begun = time.perf_counter()
-    stamps = _stamps(config)
-    _check_outputs(config, stamps)
-    with _reading(), open_job(config) as job, open_journal(job.out) as journal:
-        _check_resources(job, journal)
-        engine = job.build_engine()
-        job.profile = dataclasses.replace(job.profile, tags=job.tags(engine))
-        journal.begin(job.key(engine) | {"changed": moments_of(stamps)}, restart=config.restart)
-        clock = Clock()
-        with ThreadPoolExecutor(forecast.cores()) as pool:
-            started = time.perf_counter()
-            _classify_parts(job, engine, journal, clock, pool)
-            classified = time.perf_counter()
-            if _stamps(config) != stamps:
-                raise _changed()
-            counts = {value: count for value, count in journal.counts.items() if value != IGNORE}
-            if not counts:
-                journal.remove()
-                raise no_valid_pixel()
-            further = _finish(job, journal, pool)
+    with _begun(config) as run:
+        started = time.perf_counter()
+        parts = range(len(run.job.plan))
+        _make_parts(run, parts)
+        classified = time.perf_counter()
+        run.check_inputs()
+        counts = {value: count for value, count in run.journal.counts.items() if value != IGNORE}
+        if not counts:
+            run.journal.remove()
+            raise no_valid_pixel()
+        further = _finish(run)
         end = time.perf_counter()
         stages = {"start": started - begun, "windows": classified - started, "finish": end - classified}
         return ClassificationResult(
-            path=job.out,
+            path=run.job.out,
             further=further,
-            legend=job.profile.legend,
+            legend=run.job.profile.legend,
             counts=counts,
-            pixels=job.plan.height * job.plan.width,
-            pixel_area=_pixel_area(job),
-            plan=job.plan,
-            engine=engine.name,
+            pixels=run.job.plan.height * run.job.plan.width,
+            pixel_area=_pixel_area(run.job),
+            plan=run.job.plan,
+            engine=run.makers.described.engine,
             seconds=stages | {"all": end - begun},
-            network_share=clock.share,
+            network_share=run.makers.network_share,
         )
+
+
+def classify_share(config: ClassifyConfig) -> ShareResult:
+    """Make a share of the parts of a map and no map, while other processes make theirs.
+
+    Parameters
+    ----------
+    config
+        As for `classify`, with a share; `classify` without it makes what is missing, and the map.
+
+    Raises
+    ------
+    InputError
+        As in `classify`, or if the share is no share or being made by another process.
+    """
+    begun = time.perf_counter()
+    number, of = share_of(str(config.share))
+    with _begun(config) as run:
+        parts = range(len(run.job.plan))[number - 1 :: of]
+        made = _make_parts(run, parts)
+        run.check_inputs()
+        seconds = time.perf_counter() - begun
+        return ShareResult(run.job.out, number, of, len(parts), made, run.makers.described.engine, seconds)
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """I and N of ``I/N``, I from 1 to N.
+
+    Examples
+    --------
+    >>> share_of("3/8")
+    (3, 8)
+    """
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(
+            f"cannot make the share '{text}', expected I/N with I from 1 to N",
+            "Type for example --share 1/8; in an array of SLURM from 1 to N "
+            '--share "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT".',
+        )
+    return int(found[1]), int(found[2])
 
 
 def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast:
@@ -177,7 +245,8 @@ def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast
         Calls of the network that are timed, after one that is not.
     """
     begun = time.perf_counter()
-    with _reading(), open_job(config) as job:
+    _check_combinations(config)
+    with reading(), open_job(config) as job:
         engine = job.build_engine()
         start = time.perf_counter() - begun
         windows = [w for part in job.plan.parts() for w in windows_of(job.plan, part, gaussian=job.gaussian)]
@@ -202,14 +271,199 @@ def sieved_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}_sieved{out.suffix}")
 
 
-def _reading() -> rasterio.Env:
-    return rasterio.Env(GDAL_CACHEMAX=forecast.CACHE // 2**20)
+@dataclass(frozen=True)
+class _Run:
+    """A classification whose journal is begun."""
+
+    job: Job
+    journal: Journal
+    output: Output
+    makers: _Makers
+    pool: Executor
+    stamps: list[Stamp]
+
+    def check_inputs(self) -> None:
+        """Raise where an input isn't the file any more that it was at the start."""
+        if stamps_of_inputs(self.job.config) != self.stamps:
+            raise InputError(
+                "cannot finish the map, since an input changed while it was read, expected the same file to "
+                "the end",
+                "Run the same command with --restart when the inputs are at rest.",
+            )
+
+
+class _Makers(Protocol):
+    """Who makes the parts: this process, or the workers of a cluster."""
+
+    described: Described
+
+    @property
+    def network_share(self) -> float:
+        """Share of the time in which the network was busy."""
+
+    def make(
+        self, run: _Run, parts: list[int], progress: Callable[[int], object]
+    ) -> Generator[Made, None, None]:
+        """Make parts; `progress` is called with pixels."""
+
+
+class _Local:
+    """This process."""
+
+    def __init__(self, job: Job, dates: Sequence[str], stamps: list[Stamp]) -> None:
+        self._engine = job.build_engine()
+        self._clock = Clock()
+        self.described = worker.describe_job(job, self._engine, stamps, dates)
+
+    @property
+    def network_share(self) -> float:
+        return self._clock.share
+
+    def make(
+        self, run: _Run, parts: list[int], progress: Callable[[int], object]
+    ) -> Generator[Made, None, None]:
+        planned = [run.job.plan.part_at(part) for part in parts]
+        yield from worker.make_parts(
+            run.job, self._engine, run.output, planned, run.pool, clock=self._clock, progress=progress
+        )
+
+
+class _Workers:
+    """Those of a cluster."""
+
+    def __init__(self, cluster: Cluster, job: Job, dates: Sequence[str]) -> None:
+        work = work_of(job, dates)
+        config = dataclasses.replace(work.config, engine=job.engine, window=job.plan.window)
+        self._cluster, self._work = cluster, dataclasses.replace(work, config=config)
+        self._busy = self._seconds = 0.0
+        self.described = ask(cluster, worker.describe, self._work)
+
+    @property
+    def network_share(self) -> float:
+        return self._busy / self._seconds if self._seconds else 1.0
+
+    def make(
+        self, run: _Run, parts: list[int], progress: Callable[[int], object]
+    ) -> Generator[Made, None, None]:
+        seal = seal_of(run.journal.key)
+        function = partial(worker.make_part, self._work, seal)
+        with closing(run_tasks(self._cluster, function, parts, what=lambda part: f"part {part}")) as results:
+            for made, busy, seconds in results:
+                self._busy, self._seconds = self._busy + busy, self._seconds + seconds
+                extent = run.job.plan.part_at(made.part).extent
+                progress(extent.height * extent.width)
+                yield made
+
+
+@contextlib.contextmanager
+def _begun(config: ClassifyConfig) -> Iterator[_Run]:
+    """Check everything, start who makes the parts, and begin or take up the journal."""
+    _check_combinations(config)
+    dates = _dates(config)
+    stamps = stamps_of_inputs(config)
+    _check_outputs(config, stamps)
+    share = "{}-of-{}".format(*share_of(config.share)) if config.share else None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(reading())
+        job = stack.enter_context(open_job(config))
+        _check_grid(job)
+        journal = stack.enter_context(open_journal(job.out, share))
+        _check_resources(job, journal)
+        makers: _Makers
+        if config.dask is None:
+            makers = _Local(job, dates, stamps)
+        else:
+            cluster = stack.enter_context(open_cluster(config))
+            engine = ask(cluster, worker.choose_here, work_of(job, dates))
+            job = Job(dataclasses.replace(config, engine=engine), job.members, job.stack)
+            makers = _Workers(cluster, job, dates)
+        job.profile = dataclasses.replace(job.profile, tags=makers.described.tags)
+        journal.begin(makers.described.key, restart=config.restart)
+        pool = stack.enter_context(ThreadPoolExecutor(forecast.cores()))
+        yield _Run(job, journal, output_of(job, journal.folder, dates), makers, pool, stamps)
+
+
+def _check_combinations(config: ClassifyConfig) -> None:
+    """Refuse options that can't work together."""
+    started = config.dask in ("local", "slurm")
+    parts = folder_of(Path(config.out))
+    checks = [
+        (
+            config.tiles and config.sieve,
+            "--sieve with --tiles, since it needs the classes of the whole map at once",
+            "Leave --sieve out.",
+        ),
+        (
+            config.tiles and config.polygons,
+            "--polygons with --tiles, since they are taken from a map in one file",
+            "Leave --polygons out.",
+        ),
+        (
+            config.date and not config.tiles,
+            "--date without --tiles, since only the STAC collection of tiles has a date",
+            "Leave --date out, or add --tiles.",
+        ),
+        (
+            config.share and config.dask,
+            "--share with --dask, since each of them shares out the parts",
+            "Leave one of them out.",
+        ),
+        (
+            config.share and config.restart,
+            "--share with --restart, since that would drop what other shares have made",
+            f"To begin anew remove '{parts}', then start all shares.",
+        ),
+        (
+            config.plan and (config.share or config.dask),
+            "--plan with --share or --dask, since it tells what one process takes on this machine",
+            "Leave them out: each process takes that memory, and all together that time.",
+        ),
+        (
+            config.workers is not None and not started,
+            "--workers without --dask local or slurm, since only these start workers",
+            "Leave --workers out, or add --dask local.",
+        ),
+    ]
+    for refused, problem, hint in checks:
+        if refused:
+            raise InputError(f"cannot use {problem}", hint)
+
+
+def _dates(config: ClassifyConfig) -> tuple[str, ...]:
+    """Dates of the imagery, where tiles are to have them."""
+    if not config.tiles:
+        return ()
+    names = {"inputs": [Path(p).name for p in config.inputs], "fill": [Path(p).name for p in config.fill]}
+    dates = config.date or known_dates({"LULC_PARAMETERS": json.dumps(names)})
+    if not dates:
+        raise InputError(
+            "cannot describe the tiles as a STAC collection, since the names of the inputs hold no dates, "
+            "expected --date",
+            "Type --date 2018-07-01, or --date 2018-06-01 2018-08-31.",
+        )
+    parse_dates(dates)
+    return dates
+
+
+def _check_grid(job: Job) -> None:
+    if job.config.tiles and not job.stack.grid.crs:
+        raise InputError(
+            "cannot write tiles, since the mosaic has no coordinate reference system, expected one that says "
+            "where on Earth a tile lies",
+            "Leave --tiles out, or give the mosaic its own: gdal_edit.py -a_srs EPSG:3067 MOSAIC",
+        )
 
 
 def _check_outputs(config: ClassifyConfig, stamps: list[Stamp]) -> None:
     """Refuse, before any work, names that are no files of the right kind, and what may not be replaced."""
     out = Path(config.out)
-    if out.suffix.lower() not in (".tif", ".tiff"):
+    if config.tiles and out.suffix:
+        raise InputError(
+            f"cannot write tiles to '{out}', since the last argument names the folder for them, expected a "
+            "name without an ending",
+            f"Type the folder's name last, for example {out.with_suffix('')}.",
+        )
+    if not config.tiles and out.suffix.lower() not in (".tif", ".tiff"):
         raise InputError(
             f"cannot write the map '{out}', since the last argument names it, expected a name in .tif",
             f"Type the map's name last, for example {out.with_suffix('.tif')}.",
@@ -222,9 +476,10 @@ def _check_outputs(config: ClassifyConfig, stamps: list[Stamp]) -> None:
     inputs = _named_files(config) | {Path(stamp.path).resolve() for stamp in stamps}
     ours = claimed_by(out)
     for target in (out, *_further(config)):
-        if target.resolve() in inputs or target.is_dir():
+        folder = target.is_dir() and not config.tiles
+        if target.resolve() in inputs or folder:
             raise InputError(
-                f"cannot write '{target}', since it is {'a folder' if target.is_dir() else 'an input'}",
+                f"cannot write '{target}', since it is {'a folder' if folder else 'an input'}",
                 "Give another output: the last argument names the map.",
             )
         if target.exists() and str(target.resolve()) not in ours:
@@ -248,7 +503,9 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
 
 
 def _is_map(path: Path) -> bool:
-    """Whether a file is a whole map that a classification wrote."""
+    """Whether a file, or a folder of tiles, is a whole map that a classification wrote."""
+    if path.is_dir():
+        return is_tileset(path)
     try:
         with closing(open_source(path)) as source:
             return "LULC_VERSION" in source.tags
@@ -264,67 +521,49 @@ def _named_files(config: ClassifyConfig) -> set[Path]:
 
 
 def _check_resources(job: Job, journal: Journal) -> None:
-    forecast.check_memory(job.memory)
+    config = job.config
+    # Workers elsewhere look for themselves.
+    processes = {None: 1, "local": config.workers or WORKERS}.get(config.dask, 0)
+    forecast.check_memory(processes * job.memory)
     forecast.check_memory(_memory_of(job), SIEVE_WAY_OUT)
-    # What an interrupted run has written is part of what is needed.
-    needed_on_disk = forecast.disk_needed(job.profile) - journal.bytes
+    # What an interrupted run has written is part of what is needed; tiles are not copied.
+    needed_on_disk = forecast.disk_needed(job.profile) // (2 if config.tiles else 1) - journal.bytes
     check_disk(job.out.parent, needed_on_disk, "the map and its parts")
-    budget = job.config.memory * 1e9
-    if job.memory > budget:
+    if job.memory > config.memory * 1e9:
         logger.warning(
             "windows of %d x %d take about %.1f GB, more than --memory %g",
-            *job.plan.window, job.memory / 1e9, job.config.memory,
+            *job.plan.window, job.memory / 1e9, config.memory,
         )  # fmt: skip
 
 
 def _memory_of(job: Job) -> float:
     """Peak memory in bytes: the engine is still there while the map is sieved."""
-    return job.memory + (SIEVE_BYTES * job.plan.height * job.plan.width if job.config.sieve else 0)
+    own = job.memory if job.config.dask is None else 0
+    return own + (SIEVE_BYTES * job.plan.height * job.plan.width if job.config.sieve else 0)
 
 
-def _stamps(config: ClassifyConfig) -> list[Stamp]:
-    named = [*config.inputs, *config.fill, *(p for p in (config.mask, config.aoi, config.like) if p)]
-    return stamps_of(named, allow_vrt=config.allow_vrt)
-
-
-def _changed() -> InputError:
-    return InputError(
-        "cannot finish the map, since an input changed while it was read, expected the same file to the end",
-        "Run the same command with --restart when the inputs are at rest.",
-    )
-
-
-def _classify_parts(job: Job, engine: Engine, journal: Journal, clock: Clock, pool: Executor) -> None:
-    """Write and journal all parts that are missing."""
-    finished = journal.finished(len(job.plan))
+def _make_parts(run: _Run, parts: range) -> int:
+    """Make and journal those of some parts that are missing; how many they were."""
+    plan, journal = run.job.plan, run.journal
+    finished = journal.finished(parts, run.output.checksum)
     if finished:
-        logger.info("continuing: %d of %d parts are finished", len(finished), len(job.plan))
-    parts = [part for part in job.plan.parts() if part.index not in finished]
-    total = job.plan.height * job.plan.width
-    missing = sum(part.extent.height * part.extent.width for part in parts)
-    predictions = job.predictions(clock.measure(job.network(engine)), parts)
+        logger.info("continuing: %d of %d parts are finished", len(finished), len(parts))
+    missing = [part for part in parts if part not in finished]
+    pixels = {done: sum(map(plan.pixels_of, some)) for done, some in ((True, finished), (False, missing))}
     bar = tqdm(
-        total=total, initial=total - missing, unit="px", unit_scale=True, desc="classifying",
+        total=sum(pixels.values()), initial=pixels[True], unit="px", unit_scale=True, desc="classifying",
         disable=not logger.isEnabledFor(logging.INFO),
     )  # fmt: skip
-    with bar, closing(predictions):
-        for part, windows in itertools.groupby(predictions, key=lambda p: p.part):
-            counts = np.zeros(256, np.int64)
-            with write_part(journal.path_of(part.index), job.profile, part.extent, pool) as writer:
-                for prediction in windows:
-                    values, of_window = job.encode(prediction)
-                    counts += of_window
-                    writer.write(prediction.window.write, values)
-                    bar.update(prediction.window.write.height * prediction.window.write.width)
-            by_class = {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-            journal.record(part.index, writer.sha256, by_class)
+    with bar, closing(run.makers.make(run, missing, bar.update)) as results:
+        for made in results:
+            journal.record(made.part, made.checksum, made.counts)
+    return len(missing)
 
 
-def _finish(job: Job, journal: Journal, pool: Executor) -> tuple[Path, ...]:
+def _finish(run: _Run) -> tuple[Path, ...]:
     """Assemble the map, derive the further files, then give the map its name and drop the parts."""
-    parts = [(part.extent, journal.path_of(part.index)) for part in job.plan.parts()]
-    whole = journal.folder / "map.tif"
-    assemble(job.profile, parts, whole, pool)
+    job, journal = run.job, run.journal
+    whole = run.output.assemble(run.pool)
     further = _further(job.config)
     # The map gets its name last; a run that is killed before that may find the others there already.
     journal.claim(further)
@@ -332,13 +571,13 @@ def _finish(job: Job, journal: Journal, pool: Executor) -> tuple[Path, ...]:
         target = sieved_path(job.out)
         classes = read_classes(whole, job.stack.grid.extent)
         sieved = journal.folder / "sieved.tif"
-        _write_sieved(job, merge_small_patches(classes, job.config.sieve), sieved, journal.folder, pool)
+        _write_sieved(job, merge_small_patches(classes, job.config.sieve), sieved, journal.folder, run.pool)
         rename_durably(sieved, target)
     if job.config.polygons:
         target = Path(job.config.polygons)
-        extents = [extent for extent, _ in parts]
+        extents = [part.extent for part in job.plan.parts()]
         write_polygons(target, partial(read_classes, whole), extents, job.stack.grid, job.profile.legend)
-    rename_durably(whole, job.out)
+    put(whole, job.out)
     journal.remove()
     return further
 

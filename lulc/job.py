@@ -45,6 +45,10 @@ class Job:
     ----------
     config, card, stack, plan
         What is classified, with what, and in which windows.
+    members : sequence of Member
+        The networks; `card` is that of the first.
+    engine : str
+        Name of what runs them.
     out : Path
         Final name of the map.
     profile : MapProfile
@@ -57,15 +61,15 @@ class Job:
         card = members[0].card
         self.config, self.card, self.stack = config, card, stack
         self.out = Path(config.out)
-        self._members = members
-        self._engine = choose_engine(config.engine)
+        self.members = members
+        self.engine = choose_engine(config.engine)
         self.gaussian = config.blend == "gaussian"
         legend = legend_of(card)
         self.profile = MapProfile(
             stack.grid, legend, config.activations, config.part, cog=config.cog, extra=config.extra
         )
         demand = forecast.Demand(
-            footprint_of(self._engine, members),
+            footprint_of(self.engine, members),
             channels=len(card.channels),
             classes=card.network.classes,
             batch=config.batch_size,
@@ -87,7 +91,7 @@ class Job:
         """The engine for windows of the plan; of several networks their mean."""
         engines = [
             build_engine(
-                self._engine,
+                self.engine,
                 EngineRequest(
                     path=member.path,
                     card=member.card,
@@ -96,9 +100,9 @@ class Job:
                     min_agreement=self.config.min_agreement,
                 ),
             )
-            for member in self._members
+            for member in self.members
         ]
-        return engines[0] if len(engines) == 1 else average(engines, self._members)
+        return engines[0] if len(engines) == 1 else average(engines, self.members)
 
     def network(self, engine: Engine) -> Network:
         """What is called for each batch: the engine, or its mean over flips and rotations.
@@ -107,7 +111,7 @@ class Job:
         """
         network: Network = engine
         if NOVELTY in self.config.extra:
-            network = with_novelty(engine, [member.card for member in self._members])
+            network = with_novelty(engine, [member.card for member in self.members])
         if not self.config.tta:
             return network
         if self._averaged < 8:
@@ -143,7 +147,7 @@ class Job:
         probabilities, novelty = prediction.probabilities, None
         if NOVELTY in self.config.extra:
             probabilities, novelty = probabilities[..., :-1], probabilities[..., -1]
-        if len(self._members) == 1:
+        if len(self.members) == 1:
             # Those of several networks are calibrated before their mean is taken.
             probabilities = calibrate(probabilities, self.card.temperature)
         # Networks of one class decide between it and 0, the rest.
@@ -165,9 +169,9 @@ class Job:
         """Everything that decides the bytes of a part."""
         return {
             "toolkit": __version__,
-            "weights": [member.to_json() for member in self._members],
-            "statistics": [member.card.statistics.to_json() for member in self._members],
-            "novelty": [m.card.novelty and m.card.novelty.to_json() for m in self._members]
+            "weights": [member.to_json() for member in self.members],
+            "statistics": [member.card.statistics.to_json() for member in self.members],
+            "novelty": [m.card.novelty and m.card.novelty.to_json() for m in self.members]
             if NOVELTY in self.config.extra
             else None,
             "inputs": self.stack.identity(),
@@ -175,7 +179,7 @@ class Job:
             "options": self._options(),
             "engine": {"name": engine.name, **engine.identity},
             "plan": dataclasses.asdict(self.plan),
-            "versions": _versions(),
+            "versions": versions(),
         }
 
     def tags(self, engine: Engine) -> dict[str, str]:
@@ -189,7 +193,7 @@ class Job:
             "LULC_MODEL": self.card.name,
             "LULC_MODEL_SHA256": self.card.sha256,
             "LULC_ENGINE": {"name": engine.name, **identity},
-            "LULC_VERSIONS": _versions(),
+            "LULC_VERSIONS": versions(),
             "LULC_PARAMETERS": self._options() | self._geometry(),
             "LULC_INPUTS": self.stack.identity(),
             "LULC_CHANNELS": {c.name: described.get(c.name, {}) for c in self.card.channels},
@@ -197,9 +201,9 @@ class Job:
         if self.config.statistics is not None:
             # A legacy file has none, so that the weights alone don't tell them.
             tags["LULC_STATISTICS"] = self.card.statistics.to_json()
-        if len(self._members) > 1:
-            tags["LULC_ENSEMBLE"] = [member.to_json() for member in self._members]
-        attributions = dict.fromkeys(m.card.attribution for m in self._members if m.card.attribution)
+        if len(self.members) > 1:
+            tags["LULC_ENSEMBLE"] = [member.to_json() for member in self.members]
+        attributions = dict.fromkeys(m.card.attribution for m in self.members if m.card.attribution)
         if attributions:
             tags["LULC_ATTRIBUTION"] = "; ".join(attributions)
         return {
@@ -232,8 +236,15 @@ class Job:
 
 
 @contextlib.contextmanager
-def open_job(config: ClassifyConfig) -> Iterator[Job]:
+def open_job(config: ClassifyConfig, members: Sequence[Member] = ()) -> Iterator[Job]:
     """Find the model, open the mosaic and compare the two.
+
+    Parameters
+    ----------
+    config
+        What is to be classified, and how.
+    members
+        The networks where they are known and were compared with the mosaic already, by another process.
 
     Raises
     ------
@@ -241,6 +252,11 @@ def open_job(config: ClassifyConfig) -> Iterator[Job]:
         If model or mosaic are refused, or don't fit together.
     """
     _check_numbers(config)
+    if members:
+        bands, indices = sort_inputs(config.inputs, config)
+        with open_stack(bands, indices, config, channels=[c.name for c in members[0].card.channels]) as stack:
+            yield Job(config, members, stack)
+        return
     models = [weights.find_model(name, config.pick) for name in (config.model, *config.ensemble)]
     bands, indices = sort_inputs(config.inputs, config)
     members = [Member(model, _card_of(model, config)) for model in models]
@@ -262,7 +278,7 @@ def _compare(member: Member, stack: Stack, config: ClassifyConfig) -> Member:
     return member
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Versions of what decides values and bytes beside the engine."""
     return {
         "numpy": np.__version__,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lulc.storage import Lock, remove_partial, sha256_of
 FORMAT_VERSION = 1
 
 LOCK = "lock"
+KEY = "key.json"
 CLAIMS = "claims.json"
 
 logger = logging.getLogger("lulc")
@@ -32,14 +34,26 @@ class Journal:
     ``journal.jsonl`` names a finished part and its SHA-256, ends with a checksum of itself, and is fsynced
     before the run goes on; a line that was cut short or changed is passed over, and the part made again.
 
+    Runs that make a share of the parts each, at the same time, write journals of their own beside it
+    (``journal-3-of-8.jsonl``); what is finished is what any of them names.
+
     Use `open_journal`, which locks the folder.
+
+    Attributes
+    ----------
+    folder : Path
+        The folder.
+    key : dict
+        What the work was begun with, as it is written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, share: str | None = None) -> None:
         self.folder = folder
-        self._lines = folder / "journal.jsonl"
+        self._share = share
+        self.key: dict[str, Any] = {}
+        self._lines = folder / (f"journal-{share}.jsonl" if share else "journal.jsonl")
         self._checksums: dict[int, str] = {}
-        self._counts: dict[int, dict[int, int]] = {}
+        self._counts: dict[int, tuple[tuple[int, int], ...]] = {}
 
     def path_of(self, part: int) -> Path:
         """File of part number `part`."""
@@ -50,7 +64,7 @@ class Journal:
         """Pixels of each value of the class band in all finished parts."""
         total: Counter[int] = Counter()
         for counts in self._counts.values():
-            total.update(counts)
+            total.update(dict(counts))
         return dict(sorted(total.items()))
 
     def record(self, part: int, sha256: str, counts: dict[int, int]) -> None:
@@ -60,25 +74,43 @@ class Journal:
             file.write(json.dumps({**entry, "checksum": _checksum(entry)}) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._checksums[part], self._counts[part] = sha256, counts
+        self._checksums[part], self._counts[part] = sha256, tuple(counts.items())
 
-    def finished(self, parts: int) -> set[int]:
-        """Numbers below `parts` of the parts whose file is there and has the recorded checksum."""
+    def finished(self, parts: Collection[int], checksum_of: Callable[[int], str] | None = None) -> set[int]:
+        """Those of some parts that are there and have the recorded checksum.
+
+        Parameters
+        ----------
+        parts
+            Numbers of the parts that the caller is to make.
+        checksum_of
+            Gives the checksum of a part as it lies on disk, empty where it is missing; the SHA-256 of its
+            file where not given.
+        """
         found = set()
+        of_part = checksum_of or self._sha256_of
         for part, checksum in self._checksums.items():
-            path = self.path_of(part)
-            if part < parts and path.is_file() and sha256_of(path) == checksum:
+            if part in parts and of_part(part) == checksum:
                 found.add(part)
-            else:
+            elif part in parts:
                 logger.warning("part %d is missing or damaged and is made again", part)
         self._checksums = {part: self._checksums[part] for part in found}
         self._counts = {part: self._counts[part] for part in found}
         return found
 
+    def _sha256_of(self, part: int) -> str:
+        path = self.path_of(part)
+        return sha256_of(path) if path.is_file() else ""
+
     @property
     def bytes(self) -> int:
         """Bytes of all files in the folder."""
-        return sum(path.stat().st_size for path in self.folder.iterdir())
+        found = 0
+        for path in self.folder.rglob("*"):
+            # Other runs may give their files the final names meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                found += path.stat().st_size
+        return found
 
     def claim(self, paths: Sequence[Path]) -> None:
         """Note which files beside the map this run is about to write, for `claimed_by`."""
@@ -110,19 +142,22 @@ class Journal:
         InputError
             If the work was begun with another key and `restart` is False.
         """
-        document = {"format_version": FORMAT_VERSION, **json.loads(json.dumps(key))}
-        path = self.folder / "key.json"
-        found = None if restart else _read_object(path)
-        if found is None:
-            for leftover in self.folder.iterdir():
-                if leftover.name != LOCK:
-                    leftover.unlink()
-            write_document(path, document)
-        elif found != document:
+        self.key = document = document_of(key)
+        with Lock(self.folder / f"begin.{LOCK}", "the key of the work", wait=True):
+            found = None if restart else read_key(self.folder)
+            if found is None:
+                for leftover in self.folder.iterdir():
+                    if not _is_lock(leftover):
+                        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                write_document(self.folder / KEY, document)
+        if found is not None and found != document:
             raise self._other_key(found, document)
         self._drop()
-        remove_partial(self.folder)
-        for part, checksum, counts in _read_lines(self._lines):
+        if self._share is None:
+            # Those of shares are of runs that live.
+            remove_partial(self.folder, below=True)
+        journals = sorted(self.folder.glob("journal*.jsonl"))
+        for part, checksum, counts in itertools.chain.from_iterable(map(_read_lines, journals)):
             self._checksums[part], self._counts[part] = checksum, counts
         self._end_line()
 
@@ -133,42 +168,72 @@ class Journal:
                 file.write(b"\n")
 
     def _other_key(self, found: dict[str, Any], expected: dict[str, Any]) -> InputError:
-        names = sorted(_differences(found, expected))
+        begin_anew = f"remove '{self.folder}'" if self._share else "add --restart"
         return InputError(
             f"cannot continue the work in '{self.folder}', since it was begun with another "
-            f"{', '.join(names)}",
-            "Repeat the command as it was, or add --restart to drop the finished parts and begin anew.",
+            f"{differences(found, expected)}",
+            f"Repeat the command as it was, or {begin_anew} to drop the finished parts and begin anew.",
         )
+
+
+def document_of(key: dict[str, Any]) -> dict[str, Any]:
+    """A key as it is written and read again."""
+    return {"format_version": FORMAT_VERSION, **json.loads(json.dumps(key))}
+
+
+def read_key(folder: Path) -> dict[str, Any] | None:
+    """The key that the work in a folder was begun with; None where there is none."""
+    return _read_object(folder / KEY)
+
+
+def differences(found: Any, expected: Any) -> str:
+    """What differs between two keys, in words."""
+    return ", ".join(sorted(_differences(found, expected)))
 
 
 def claimed_by(out: Path) -> set[str]:
     """Paths of files that an interrupted run for the map `out` had begun to write under their final names."""
-    claims = _read_object(_folder_of(out) / CLAIMS) or {}
+    claims = _read_object(folder_of(out) / CLAIMS) or {}
     paths = claims.get("paths", ())
     return {str(path) for path in paths} if isinstance(paths, list) else set()
 
 
 @contextlib.contextmanager
-def open_journal(out: Path) -> Iterator[Journal]:
+def open_journal(out: Path, share: str | None = None) -> Iterator[Journal]:
     """Lock ``OUT.parts/``; the journal is to be begun with a key.
+
+    Parameters
+    ----------
+    out
+        Final name of the map.
+    share
+        Name of a share of the parts (``3-of-8``), where others make the other shares at the same time.
 
     Raises
     ------
     InputError
-        If another process writes the map `out`.
+        If another process writes the map `out`, or the same share of it.
     """
-    folder = _folder_of(out)
-    with Lock(folder / LOCK, f"the map '{out}'"):
-        journal = Journal(folder)
+    folder = folder_of(out)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Lock(folder / LOCK, f"the map '{out}'", shared=share is not None))
+        if share is not None:
+            stack.enter_context(Lock(folder / f"{share}.{LOCK}", f"share {share} of the map '{out}'"))
+        journal = Journal(folder, share)
         try:
             yield journal
         finally:
-            if folder.is_dir() and {p.name for p in folder.iterdir()} == {LOCK}:
+            if share is None and folder.is_dir() and all(map(_is_lock, folder.iterdir())):
                 journal.remove()
 
 
-def _folder_of(out: Path) -> Path:
+def folder_of(out: Path) -> Path:
+    """Where the parts of a map lie until it is whole."""
     return out.with_name(out.name + ".parts")
+
+
+def _is_lock(path: Path) -> bool:
+    return path.name == LOCK or path.name.endswith(f".{LOCK}")
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
@@ -180,7 +245,7 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, str, dict[int, int]]]:
+def _read_lines(path: Path) -> Iterator[tuple[int, str, tuple[tuple[int, int], ...]]]:
     if not path.exists():
         return
     for line in path.read_bytes().splitlines():
@@ -190,7 +255,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, str, dict[int, int]]]:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
         if whole:
-            yield entry["part"], entry["sha256"], dict(entry["counts"])
+            yield entry["part"], entry["sha256"], tuple((value, count) for value, count in entry["counts"])
 
 
 def _checksum(entry: dict[str, Any]) -> str:

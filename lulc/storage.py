@@ -47,9 +47,12 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def remove_partial(folder: Path) -> None:
-    """Remove what killed runs left half-written in `folder`, which the caller has locked."""
-    for path in list(folder.glob(".*.partial")):
+def remove_partial(folder: Path, *, below: bool = False) -> None:
+    """Remove what killed runs left half-written in `folder`, which the caller has locked.
+
+    With `below`, in its subfolders too.
+    """
+    for path in list(folder.rglob(".*.partial") if below else folder.glob(".*.partial")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -103,7 +106,18 @@ class Resource:
 
 
 class Lock:
-    """An exclusive lock on a path, held by a living process only (``flock``).
+    """A lock on a path, held by a living process only (``flock``).
+
+    Parameters
+    ----------
+    path
+        File that is locked, made where it is missing.
+    what
+        What it stands for, in messages.
+    shared
+        Whether others may hold it too that share it.
+    wait
+        Whether to wait for who holds it, instead of being refused.
 
     Raises
     ------
@@ -111,9 +125,12 @@ class Lock:
         On entering, if another process holds it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], what: str) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], what: str, *, shared: bool = False, wait: bool = False
+    ) -> None:
         self._path = Path(path)
         self._what = what
+        self._kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
         self._descriptor = -1
 
     def __enter__(self) -> Lock:
@@ -129,7 +146,7 @@ class Lock:
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, self._kind)
             # A lock on a file that has lost its name keeps nobody out.
             if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
                 self._descriptor = descriptor

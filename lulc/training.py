@@ -19,11 +19,12 @@ from lulc.checkpoint import clear_checkpoints
 from lulc.config import TrainConfig
 from lulc.crops import training_crops, validation_crops
 from lulc.dataset import Dataset, open_dataset
+from lulc.encoders import IMAGENET, load_encoder
 from lulc.forecast import free_memory
 from lulc.generator import TileGenerator
 from lulc.loop import LabelledAccuracy, Loop, StopRequest
 from lulc.losses import build_loss
-from lulc.network import NetworkConfig
+from lulc.network import DECODER, NetworkConfig
 from lulc.novelty import fit_novelty
 from lulc.optimization import build_optimizer, precision
 from lulc.run import (
@@ -176,7 +177,9 @@ def prepare(config: TrainConfig, dataset: Dataset) -> tuple[keras.Model, tuple[T
 def check_options(config: TrainConfig) -> None:
     """Raise InputError where a resolved config asks for what can't be, before anything is read."""
     check_keep(config.keep)
-    stride = 2 ** len(config.filters)
+    _check_encoder(config)
+    depth = len(config.decoder_filters or (DECODER if config.encoder else config.filters))
+    stride = 2**depth
     wrong = [
         f"--{name.replace('_', '-')} is {getattr(config, name)}, expected {least:g} or more"
         + (f", at most {most:g}" if most < math.inf else "")
@@ -188,7 +191,7 @@ def check_options(config: TrainConfig) -> None:
             shown = " ".join(str(side) for side in sides)
             wrong.append(
                 f"--{name.replace('_', '-')} is {shown}, expected multiples of {stride}, the stride of a "
-                f"network with {len(config.filters)} stages"
+                f"network with {depth} stages"
             )
     if config.minutes is not None and not config.minutes > 0:
         wrong.append(f"--minutes is {config.minutes}, expected more than 0")
@@ -208,6 +211,27 @@ def check_options(config: TrainConfig) -> None:
         )
 
 
+def _check_encoder(config: TrainConfig) -> None:
+    given = {
+        "--encoder-weights": config.encoder_weights is not None and not config.encoder,
+        "--first-convolution": config.first_convolution is not None and not config.encoder_weights,
+    }
+    needed = {"--encoder-weights": "--encoder", "--first-convolution": "--encoder-weights"}
+    wrong = [f"{name} is given without {needed[name]}, which it is for" for name, it in given.items() if it]
+    if config.encoder and config.filters:
+        wrong.append(f"--filters is given, expected none with --encoder {config.encoder}, which has its own")
+    if config.encoder_weights and config.init:
+        wrong.append("--encoder-weights and --init are given, expected one: both say what weights come first")
+    weights = config.encoder_weights
+    if weights not in (None, IMAGENET) and not Path(weights or "").is_file():
+        wrong.append(
+            f"there is no such file as '{weights}', expected 'imagenet' or an HDF5 file with weights of "
+            f"{config.encoder} after --encoder-weights"
+        )
+    if wrong:
+        raise InputError(f"cannot train as asked, since {wrong[0]}", "Change the option and type it again.")
+
+
 def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
     single = config.single_class is not None
     return NetworkConfig(
@@ -220,6 +244,7 @@ def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
         dropout=config.dropout,
         norm=config.norm,
         activation="sigmoid" if single else "softmax",
+        encoder=config.encoder or "",
     )
 
 
@@ -273,6 +298,10 @@ def build_model(config: TrainConfig, dataset: Dataset) -> keras.Model:
     with precision(config.precision):
         statistics = (np.array(dataset.statistics.mean), np.array(dataset.statistics.std))
         model = build_unet(_network_of(config, dataset), statistics)
+    if config.encoder and config.encoder_weights:
+        names = [channel["name"] for channel in dataset.channels]
+        how = config.first_convolution or "repeat"
+        load_encoder(model, config.encoder, names, config.encoder_weights, how)
     counts = dataset.counts
     if config.single_class is not None:
         of_class = counts[dataset.legend.names.index(config.single_class)]
@@ -328,7 +357,12 @@ def _make_loop(
 def inputs_of(config: TrainConfig, dataset: Dataset) -> dict[str, str]:
     """sha256 of everything that a training reads, by name."""
     initial = find_model(config.init) if config.init else None
-    return dataset.inputs | ({"initial weights": sha256_of(initial)} if initial else {})
+    encoder = config.encoder_weights
+    return (
+        dataset.inputs
+        | ({"initial weights": sha256_of(initial)} if initial else {})
+        | ({"encoder weights": encoder if encoder == IMAGENET else sha256_of(encoder)} if encoder else {})
+    )
 
 
 def classes_of(config: TrainConfig, dataset: Dataset) -> Legend:

@@ -1,7 +1,8 @@
 """The network: a U-Net whose first layer standardises, and the stride and halo that windows need.
 
 The default is the original network, layer for layer and name for name: four encoder stages of two 3x3
-convolutions, no bottleneck, four decoder stages that upsample by 4x4 transposed convolutions.
+convolutions, no bottleneck, four decoder stages that upsample by 4x4 transposed convolutions. The encoder
+may be one of `keras.applications` instead.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lulc.backend import keras
+from lulc.encoders import encode
 from lulc.network import NetworkConfig
 from lulc.schema import InputError
 
@@ -82,14 +84,9 @@ def build_unet(
     if statistics is not None:
         _check_statistics(statistics, config.channels)
         standardization.set_weights([np.asarray(s, "float32") for s in statistics])
-    skips = []
-    for s, filters in enumerate(config.filters):
-        for i in (1, 2):
-            x = _convolve(x, config, filters, f"encoder_stage{s}", i)
-        skips.append(x)
-        x = keras.layers.MaxPooling2D(2, name=f"encoder_stage{s}_pool")(x)
+    *skips, x = encode(config.encoder, x, config.depth) if config.encoder else _encode(x, config)
     for i in range(1, config.bottleneck + 1):
-        x = _convolve(x, config, 2 * config.filters[-1], "bottleneck", i)
+        x = _convolve(x, config, config.bottleneck_filters, "bottleneck", i)
     for s, filters in enumerate(config.decoder_filters):
         x = _decode(x, skips.pop(), config, filters, f"decoder_stage{s}")
     if config.dropout:
@@ -117,6 +114,17 @@ def _check_statistics(statistics: tuple[Array, Array], channels: int) -> None:
         )
 
 
+def _encode(x: Any, config: NetworkConfig) -> list[Any]:
+    """The results of the encoder stages at strides 1, 2, ..., and what the decoder starts from."""
+    results = []
+    for s, filters in enumerate(config.filters):
+        for i in (1, 2):
+            x = _convolve(x, config, filters, f"encoder_stage{s}", i)
+        results.append(x)
+        x = keras.layers.MaxPooling2D(2, name=f"encoder_stage{s}_pool")(x)
+    return [*results, x]
+
+
 def _convolve(x: Any, config: NetworkConfig, filters: int, stage: str, i: int) -> Any:
     """3x3 convolution, normalisation, ReLU."""
     x = keras.layers.Conv2D(
@@ -137,7 +145,7 @@ def _activate(x: Any, config: NetworkConfig, stage: str, i: int) -> Any:
 
 
 def _decode(x: Any, skip: Any, config: NetworkConfig, filters: int, stage: str) -> Any:
-    """One decoder stage: twice the resolution, joined with the skip of the encoder."""
+    """One decoder stage: twice the resolution, joined with the skip of the encoder where there is one."""
     if config.block == "transpose":
         x = keras.layers.Conv2DTranspose(
             filters,
@@ -148,13 +156,15 @@ def _decode(x: Any, skip: Any, config: NetworkConfig, filters: int, stage: str) 
             kernel_initializer="he_normal",
             name=f"{stage}_up",
         )(x)
-        x = _activate(x, config, stage, 1)
-        x = keras.layers.Concatenate(name=f"{stage}_concat")([x, skip])
+        x = _join(_activate(x, config, stage, 1), skip, stage)
     else:
-        x = keras.layers.UpSampling2D(2, name=f"{stage}_up")(x)
-        x = keras.layers.Concatenate(name=f"{stage}_concat")([x, skip])
+        x = _join(keras.layers.UpSampling2D(2, name=f"{stage}_up")(x), skip, stage)
         x = _convolve(x, config, filters, stage, 1)
     return _convolve(x, config, filters, stage, 2)
+
+
+def _join(x: Any, skip: Any, stage: str) -> Any:
+    return x if skip is None else keras.layers.Concatenate(name=f"{stage}_concat")([x, skip])
 
 
 @dataclass(frozen=True)

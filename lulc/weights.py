@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from lulc.archive import CONFIG, METADATA, WEIGHTS, Arrays, compare_shapes, read_archive
+from lulc.archive import CONFIG, METADATA, WEIGHTS, Arrays, compare_shapes, read_archive, variables_of
 from lulc.card import Channel, ModelCard, card_path, load_card, write_card
 from lulc.documents import read_document, write_document
 from lulc.legacy import describe_legacy, read_legacy
@@ -225,9 +225,7 @@ def arrays_of(model: keras.Model) -> Arrays:
     from lulc.backend import keras
 
     return {
-        f"{layer.name}/{v.name}": np.array(keras.ops.convert_to_numpy(v), "float32")
-        for layer in model.layers
-        for v in layer.weights
+        name: np.array(keras.ops.convert_to_numpy(v), "float32") for name, v in variables_of(model).items()
     }
 
 
@@ -239,7 +237,7 @@ def assign(model: keras.Model, arrays: Arrays) -> None:
     InputError
         If the two sets differ.
     """
-    variables = {f"{layer.name}/{v.name}": v for layer in model.layers for v in layer.weights}
+    variables = variables_of(model)
     compare_shapes(
         {n: a.shape for n, a in arrays.items()}, {n: tuple(v.shape) for n, v in variables.items()}, model.name
     )
@@ -267,13 +265,14 @@ def transfer(
         Variables that kept their values, those of `fresh` layers left out.
     """
     kept = []
-    for layer in model.layers:
-        for variable in layer.weights if layer.name not in fresh else ():
-            array = arrays.get(f"{layer.name}/{variable.name}")
-            if array is None or array.shape != tuple(variable.shape):
-                kept.append(f"{layer.name}/{variable.name}")
-            else:
-                variable.assign(array)
+    for name, variable in variables_of(model).items():
+        if name.split("/")[0] in fresh:
+            continue
+        array = arrays.get(name)
+        if array is None or array.shape != tuple(variable.shape):
+            kept.append(name)
+        else:
+            variable.assign(array)
     return kept
 
 

@@ -147,6 +147,11 @@ class Plan:
         width = min(self.part, self.width - left)
         return Part(index, Window(top, left, height, width))
 
+    def pixels_of(self, index: int) -> int:
+        """Pixels of part number `index`."""
+        extent = self.part_at(index).extent
+        return extent.height * extent.width
+
     def parts(self) -> Iterator[Part]:
         """All parts, in plan order."""
         return (self.part_at(i) for i in range(len(self)))

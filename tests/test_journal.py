@@ -32,14 +32,14 @@ def begun(out: Path, parts: int = 4) -> Path:
 def finished(out: Path, key: dict[str, object] = KEY, restart: bool = False) -> set[int]:
     with open_journal(out) as journal:
         journal.begin(key, restart=restart)
-        return journal.finished(10)
+        return journal.finished(range(10))
 
 
 def test_finished_parts_and_their_counts_are_known_to_the_next_run(tmp_path: Path) -> None:
     begun(tmp_path / "map.tif")
     with open_journal(tmp_path / "map.tif") as journal:
         journal.begin(KEY, restart=False)
-        assert journal.finished(10) == {0, 1, 2, 3}
+        assert journal.finished(range(10)) == {0, 1, 2, 3}
         assert journal.counts == {1: 100, 255: 4}
 
 
@@ -103,7 +103,7 @@ def test_a_damaged_journal_never_gives_a_part_that_is_not_whole(tmp_path: Path, 
         return
     with open_journal(tmp_path / "map.tif") as journal:
         journal.begin(KEY, restart=False)
-        journal.finished(10)
+        journal.finished(range(10))
         assert journal.counts == ({1: sum(10 * (p + 1) for p in left), 255: len(left)} if left else {})
     assert all((folder / f"{part:06d}.part").read_bytes() == b"blocks" for part in left)
     with open_journal(tmp_path / "map.tif") as journal:

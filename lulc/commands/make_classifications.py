@@ -19,7 +19,7 @@ from lulc.commandline import Answer, run
 from lulc.config import ClassifyConfig
 
 if TYPE_CHECKING:
-    from lulc.inference import ClassificationResult, Forecast
+    from lulc.inference import ClassificationResult, Forecast, ShareResult
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,16 +28,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _classify(config: ClassifyConfig) -> Answer:
-    from lulc.inference import classify, forecast_classification
+    from lulc.inference import classify, classify_share, forecast_classification
+    from lulc.outputs import MOSAIC
 
     if config.plan:
         forecast = forecast_classification(config)
         return Answer(describe_forecast(forecast), figures_of_forecast(forecast))
+    if config.share:
+        share = classify_share(config)
+        return Answer(describe_share(share), figures_of_share(share))
     result = classify(config)
     where = " ".join([f"The map is {result.path}", *(f"and {path}" for path in result.further)])
-    command = shlex.join(
-        ["python", "evaluate_classifications.py", str(result.path), "LABELS", "--out", "report"]
-    )
+    raster = [str(result.path / MOSAIC), "--allow-vrt"] if config.tiles else [str(result.path)]
+    command = shlex.join(["python", "evaluate_classifications.py", *raster, "LABELS", "--out", "report"])
     text = f"{describe_result(result)}\n\n{where}\nNext, where there are reference labels:\n\n    {command}"
     return Answer(text, figures_of_result(result))
 
@@ -57,6 +60,27 @@ def figures_of_result(result: ClassificationResult) -> dict[str, Any]:
         "engine": result.engine,
         "seconds": result.seconds,
     }
+
+
+def figures_of_share(result: ShareResult) -> dict[str, Any]:
+    """Which share of the parts is made, JSON-ready."""
+    return {
+        "map": str(result.path),
+        "share": [result.number, result.of],
+        "parts": result.parts,
+        "made": result.made,
+        "engine": result.engine,
+        "seconds": result.seconds,
+    }
+
+
+def describe_share(result: ShareResult) -> str:
+    """Which share of the parts is made, and what makes the map of it, as text."""
+    return (
+        f"Share {result.number} of {result.of} is made: {result.parts} parts, {result.made} of them now, in "
+        f"{result.seconds:.1f} s; engine {result.engine}\n\n"
+        "When all shares are made, the same command without --share makes the map."
+    )
 
 
 def figures_of_forecast(forecast: Forecast) -> dict[str, Any]:
