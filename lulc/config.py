@@ -233,11 +233,19 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessConfig(InputConfig, RunConfig):
+class PreprocessConfig(InputConfig, RunConfig, ClusterConfig):
     """Rasters to .npy stacks."""
 
     bands: tuple[str, ...] = option(
-        ..., "Sentinel-2 bands: one file with many bands, many files, or a .SAFE folder", metavar="RASTER"
+        (),
+        "Sentinel-2 bands: one file with many bands, many files, a .SAFE folder or a STAC item (.json)",
+        metavar="RASTER",
+    )
+    scenes: tuple[str, ...] = option(
+        (),
+        "instead of --bands many scenes on one grid: files, .SAFE folders, STAC items (.json) or folders of "
+        "these; where they overlap, the first that has a pixel gives it",
+        metavar="SCENE",
     )
     indices: tuple[str, ...] = option(
         (), "SYKE-coded spectral indices; computed from the bands where not given", metavar="RASTER"

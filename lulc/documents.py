@@ -93,6 +93,29 @@ def write_document(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def append_line(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
+    """Add `data` to a file of JSON lines, with a checksum that tells a line that was cut short or changed."""
+    line = json.dumps({**data, "checksum": seal_of(data)[:16]}, allow_nan=False)
+    with open(path, "a+b") as file:
+        # A line that a crash cut short is closed, so that this one stands by itself.
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            file.write(b"\n")
+        file.write(line.encode() + b"\n")
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """The entries that `append_line` wrote, one at a time; damaged ones are passed over."""
+    with open(path, "rb") as file:
+        while line := file.readline(MAX_BYTES):
+            try:
+                data = _parse(line.decode())
+                checksum = data.pop("checksum")
+                if checksum == seal_of(data)[:16]:
+                    yield data
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                continue
+
+
 def seal_of(data: dict[str, Any]) -> str:
     """sha256 of JSON-ready data, whatever their layout in a file; finds accidents, not intent."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -134,6 +134,18 @@ class GridSpec:
         return cls(crs, transform, int(data["height"]), int(data["width"]))
 
 
+GRID_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["crs", "transform", "height", "width"],
+    "properties": {
+        "crs": {"type": "string", "maxLength": 100_000},
+        "transform": {"type": "array", "minItems": 6, "maxItems": 6, "items": {"type": "number"}},
+        "height": {"type": "integer", "minimum": 1},
+        "width": {"type": "integer", "minimum": 1},
+    },
+}
+"""JSON Schema of `GridSpec.to_json`."""
+
 METRES_PER_DEGREE = 111_320.0
 """Length of a degree along a meridian, and along the equator."""
 

@@ -27,7 +27,7 @@ from lulc.nomenclature import NO_CODE, Scheme, count_codes
 from lulc.schema import IGNORE, InputError, Legend
 from lulc.sources import Source, open_source
 from lulc.storage import Resource, sha256_of
-from lulc.windows import Window, squares_of
+from lulc.windows import Window
 
 logger = logging.getLogger("lulc")
 
@@ -106,19 +106,13 @@ class Labels(Resource):
         """CORINE level-1 groups by code: uint8 (y, x), 1..5, 255 = ignore or no group."""
         return self.scheme.remap_level1(self._codes.read(window))
 
-    def check(self) -> Counter[int]:
-        """Read every window once and refuse unknown codes together, with their pixel counts.
+    def count(self, window: Window) -> Counter[int]:
+        """Source code to number of pixels in a window."""
+        return count_codes(self._codes.read(window))
 
-        Returns
-        -------
-        Counter
-            Source code to number of pixels on the grid.
-        """
-        counts: Counter[int] = Counter()
-        for window in squares_of(self.grid.extent, 2048):
-            counts += count_codes(self._codes.read(window))
+    def check(self, counts: Counter[int]) -> None:
+        """Refuse codes that the scheme doesn't know, together, with their numbers of pixels."""
         self.scheme.check(counts, f"'{self.path}'")
-        return counts
 
     def identity(self) -> list[dict[str, Any]]:
         """Name, bytes and sha256 of each file that is read."""

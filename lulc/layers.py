@@ -256,8 +256,15 @@ def check_grid(name: str, grid: GridSpec) -> None:
     )
 
 
-def identify(path: Path) -> dict[str, Any]:
+def identify(path: Path, *, sampled: bool = False) -> dict[str, Any]:
     """What journals and manifests record of a file or folder.
+
+    Parameters
+    ----------
+    path
+        What is there.
+    sampled
+        Hash a file of any size by samples, as one of many that are large together.
 
     Returns
     -------
@@ -277,10 +284,11 @@ def identify(path: Path) -> dict[str, Any]:
             _hash_content(digest, file, size, sampled=total > WHOLE_BYTES)
         return {"name": path.name, "bytes": total, "sha256": digest.hexdigest()}
     size = path.stat().st_size
+    sampled = sampled or size > WHOLE_BYTES
     digest = hashlib.sha256()
-    if size > WHOLE_BYTES:
+    if sampled:
         digest.update(f"{size}\0".encode())
-    _hash_content(digest, path, size, sampled=size > WHOLE_BYTES)
+    _hash_content(digest, path, size, sampled=sampled)
     return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
 
 

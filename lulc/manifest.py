@@ -11,7 +11,7 @@ import numpy as np
 
 from lulc.arrays import Classes, Converted, Ignoring, Layers, Physical, open_layers
 from lulc.documents import read_document, seal_of, write_document
-from lulc.grid import GridSpec
+from lulc.grid import GRID_SCHEMA, GridSpec
 from lulc.schema import BANDS, CHANNELS, INDEX_UNIT, LEGEND_SCHEMA, REFLECTANCE_UNIT, InputError, Legend
 from lulc.statistics import STATISTICS_SCHEMA, Statistics
 from lulc.storage import sha256_of
@@ -185,16 +185,6 @@ _FILE = {
     "type": "object",
     "required": ["file", "sha256"],
     "properties": {"file": {"type": "string", "pattern": _PLAIN_NAME, "maxLength": 100}, "sha256": _SHA256},
-}
-GRID_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["crs", "transform", "height", "width"],
-    "properties": {
-        "crs": {"type": "string", "maxLength": 100_000},
-        "transform": {"type": "array", "minItems": 6, "maxItems": 6, "items": {"type": "number"}},
-        "height": {"type": "integer", "minimum": 1},
-        "width": {"type": "integer", "minimum": 1},
-    },
 }
 STACK_SCHEMA: dict[str, Any] = {
     "type": "object",

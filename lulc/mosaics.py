@@ -14,15 +14,18 @@ import numpy as np
 from lulc.alignment import Alignment
 from lulc.config import InputConfig
 from lulc.grid import GridSpec
+from lulc.items import is_item
 from lulc.layers import SENTINEL_BANDS, Layer, Source
 from lulc.masks import ValueMask
 from lulc.products import SCL_VALUES
 from lulc.radiometry import Scaling, check_radiometry, choose_scaling, reflectance
 from lulc.schema import INDICES, InputError
-from lulc.sources import is_safe, open_product, open_source
+from lulc.sources import is_safe, open_item, open_product, open_source
 from lulc.windows import Window
 
 logger = logging.getLogger("lulc")
+
+_NATIVE_10_M = ("B02", "B03", "B04", "B08")
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,20 @@ class Mosaic:
     def names(self) -> tuple[str, ...]:
         return tuple(p.name for r in self.readers for p in r.planes)
 
+    @property
+    def block_rows(self) -> int:
+        """Rows that files store together, at most."""
+        return max((r.source.block[0] for r in self.readers), default=1)
+
+    @property
+    def left_out(self) -> tuple[int, ...] | None:
+        """Values of the scene classification that make a pixel missing; None where there is none."""
+        return self.mask.values if self.mask else None
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Plane name to file and conversion, JSON-ready."""
+        return {name: said for reader in self.readers for name, said in reader.describe().items()}
+
     def read(self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]) -> None:
         """Fill the slots of this mosaic's planes in values and valid (plane, y, x)."""
         for reader in self.readers:
@@ -163,13 +180,19 @@ def open_bands(
     paths: Sequence[str], config: InputConfig, wanted: Sequence[str], opened: contextlib.ExitStack,
     *, classified: bool = True,
 ) -> tuple[list[Source], Source | None]:  # fmt: skip
-    """The sources of band files and products, and the scene classification of the (only) product.
+    """The sources of band files, products and STAC items, and the scene classification of the (only) product.
 
     The latter is None where there is none, or where it is not wanted (`classified`).
     """
     sources: list[Source] = []
     masks: list[Source] = []
     for path in paths:
+        if is_item(path):
+            found, mask = open_item(path, wanted, allow_remote=config.allow_remote)
+            sources += [opened.enter_context(source) for source in found]
+            if mask is not None and classified:
+                masks.append(open_in(mask, config, opened))
+            continue
         if not is_safe(path):
             sources.append(open_in(path, config, opened))
             continue
@@ -182,6 +205,23 @@ def open_bands(
             path, product.level, product.scale, sorted({product.offsets[s.names[0] or ""] for s in found}),
         )  # fmt: skip
     return sources, masks[0] if masks else None
+
+
+def finest_grid(sources: Sequence[Source], planes: Sequence[Sequence[Plane]]) -> GridSpec:
+    """The finest grid among the bands that Sentinel-2 has at 10 m, else among all bands."""
+    candidates = [
+        source.grid
+        for preferred in (_NATIVE_10_M, SENTINEL_BANDS)
+        for source, own in zip(sources, planes, strict=True)
+        if any(p.name in preferred for p in own)
+    ]
+    if not candidates:
+        raise InputError(
+            "cannot decide on a grid, since no band is read, expected at least one",
+            "Give the bands, or a grid: --like RASTER",
+        )
+    # Pixel sizes in one CRS compare; min keeps the first of equals.
+    return min(candidates, key=lambda g: g.pixel_size if g.crs == candidates[0].crs else (np.inf, np.inf))
 
 
 def build_mosaic(

@@ -3,7 +3,8 @@
 GeoTIFF, ERDAS Imagine and JPEG 2000 are read through rasterio, each opened by the name of its driver, so
 that a file is never taken for something else because of what it contains. Side-car files (``.aux.xml``,
 ``.ovr``, ``.msk``, world files) are not read: GDAL opens whatever they name. NetCDF and Zarr are
-read through xarray (`lulc.cubes`), Copernicus ``.SAFE`` folders through `lulc.products`.
+read through xarray (`lulc.cubes`), Copernicus ``.SAFE`` folders through `lulc.products`, STAC items through
+`lulc.items`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rasterio.windows import Window as RasterWindow
 
 from lulc import guards
 from lulc.grid import GridSpec
+from lulc.items import Asset, is_item, item_files, read_item
 from lulc.layers import (
     WHOLE_BYTES,
     Layer,
@@ -128,6 +130,64 @@ def open_product(path: str | os.PathLike[str], bands: Sequence[str]) -> tuple[li
     return sources, product
 
 
+def open_item(
+    path: str | os.PathLike[str], bands: Sequence[str], *, allow_remote: bool = False
+) -> tuple[list[Source], str | None]:
+    """The bands of a STAC item.
+
+    Parameters
+    ----------
+    path
+        The item, a JSON file; what it names lies below its folder.
+    bands
+        Names of the bands that are wanted; those the item lacks are left out.
+    allow_remote
+        Admit assets at addresses.
+
+    Returns
+    -------
+    sources
+        Each file once, its layers named and scaled as the item says.
+    mask
+        Path or address of the scene classification, None where there is none.
+    """
+    assets, mask = read_item(Path(path), allow_remote=allow_remote)
+    wanted = {assets[name].path: assets[name] for name in bands if name in assets}
+    sources: list[Source] = []
+    try:
+        for asset in wanted.values():
+            sources.append(open_source(asset.path, allow_remote=allow_remote))
+            sources[-1].layers = _described_layers(
+                sources[-1], asset, [n for n in bands if assets.get(n) == asset]
+            )
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+    return sources, mask
+
+
+def _described_layers(source: Source, asset: Asset, wanted: Sequence[str]) -> tuple[Layer, ...]:
+    """The layers of an asset as its item describes them, those of other bands without a name."""
+    if len(source.layers) != len(asset.names):
+        raise InputError(
+            f"cannot use '{source.path}', since it has {len(source.layers)} layers, but its STAC item "
+            f"describes {len(asset.names)}, expected as many",
+            "Correct the bands in the item, or give the files themselves.",
+        )
+    return tuple(
+        dataclasses.replace(
+            layer,
+            name=name if name in wanted else None,
+            scale=layer.scale if scale is None else scale,
+            offset=layer.offset if offset is None else offset,
+        )
+        for layer, name, scale, offset in zip(
+            source.layers, asset.names, asset.scales, asset.offsets, strict=True
+        )
+    )
+
+
 def is_safe(path: str | os.PathLike[str]) -> bool:
     """True where the path is a Copernicus product folder."""
     return is_product(Path(os.fspath(path)))
@@ -170,6 +230,8 @@ def _files_of(path: Path, named: set[Path] | None) -> list[Path]:
         return []
     if path.suffix.lower() == ".img":
         return [file for file in (path, path.with_suffix(".ige")) if file.is_file()]
+    if is_item(path):
+        return [path, *item_files(path)]
     if named is None or path.suffix.lower() != ".vrt" or path in named:
         return [path]
     members = sorted(set(guards.vrt_sources(path)))

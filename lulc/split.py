@@ -14,6 +14,9 @@ MIN_SIDE = 64
 ENOUGH = 1000
 """Pixels from which a class counts as present."""
 
+EXCHANGES = 50_000_000
+"""Stacks that `choose_validation` weighs in exchanges, at most: seconds, and all that 500 stacks ask for."""
+
 
 def candidate_windows(height: int, width: int, size: int) -> list[Window]:
     """Squares of `size` pixels on a regular grid from the upper left, numbered row by row.
@@ -83,8 +86,8 @@ def choose_stacks(
 def choose_validation(counts: np.ndarray, fraction: float) -> list[int]:
     """Choose stacks for validation so that as many classes as possible occur on both sides.
 
-    Greedily first, then by exchanging single stacks while that helps. Among equals that choice wins
-    whose share of each class is nearest to `fraction`.
+    Greedily first, then by exchanging single stacks while that helps and `EXCHANGES` lasts. Among equals that
+    choice wins whose share of each class is nearest to `fraction`.
 
     Parameters
     ----------
@@ -103,7 +106,7 @@ def choose_validation(counts: np.ndarray, fraction: float) -> list[int]:
     chosen: list[int] = []
     for _ in range(wanted):
         chosen.append(_best_addition(counts, chosen, fraction)[0])
-    for _ in range(10 * wanted):
+    for _ in range(min(10 * wanted, EXCHANGES // max(1, wanted * number))):
         exchanges = []
         for place in chosen:
             rest = [c for c in chosen if c != place]
@@ -143,3 +146,39 @@ def near_windows(window: Window, others: Sequence[Window], gap: int) -> list[Win
     grown = (Window(o.row - gap, o.col - gap, o.height + 2 * gap, o.width + 2 * gap) for o in others)
     common = (g.intersect(window) for g in grown)
     return [c.relative_to(window) for c in common if c.height and c.width]
+
+
+class Neighbours:
+    """Windows by where they lie, so that those near a place are found without looking at all.
+
+    Parameters
+    ----------
+    windows
+        Any number.
+    gap
+        Pixels within which a place is near.
+
+    Examples
+    --------
+    >>> Neighbours([Window(0, 10, 10, 10), Window(500, 0, 9, 9)], 3).of(Window(0, 0, 10, 10))
+    [Window(row=0, col=7, height=10, width=3)]
+    """
+
+    def __init__(self, windows: Sequence[Window], gap: int) -> None:
+        self._gap = gap
+        self._side = max([1, gap, *(max(window.shape) for window in windows)])
+        self._cells: dict[tuple[int, int], list[tuple[int, Window]]] = {}
+        for number, window in enumerate(windows):
+            for cell in self._cells_of(window, 0):
+                self._cells.setdefault(cell, []).append((number, window))
+
+    def of(self, window: Window) -> list[Window]:
+        """Rectangles of `window` near any of the windows, as `near_windows` gives them for all."""
+        found = {n: w for cell in self._cells_of(window, self._gap) for n, w in self._cells.get(cell, ())}
+        return near_windows(window, [found[number] for number in sorted(found)], self._gap)
+
+    def _cells_of(self, window: Window, gap: int) -> list[tuple[int, int]]:
+        (bottom, right), side = window.stop, self._side
+        rows = range((window.row - gap) // side, (bottom + gap) // side + 1)
+        cols = range((window.col - gap) // side, (right + gap) // side + 1)
+        return [(row, col) for row in rows for col in cols]

@@ -24,18 +24,20 @@ import numpy as np
 from lulc.config import InputConfig
 from lulc.grid import GridSpec
 from lulc.indices import encode, needed_bands, spectral_index
+from lulc.items import is_item
 from lulc.layers import SENTINEL_BANDS, Source
 from lulc.masks import Masks, open_masks
 from lulc.mosaics import (
     Mosaic,
-    Plane,
     band_planes,
     build_mosaic,
     check_samples,
+    finest_grid,
     index_planes,
     open_bands,
     open_in,
 )
+from lulc.scenes import Scenes, find_scenes, open_scenes
 from lulc.schema import BANDS, CHANNELS, INDICES, InputError
 from lulc.sources import is_safe, open_source
 from lulc.storage import Resource
@@ -43,7 +45,6 @@ from lulc.windows import Window
 
 logger = logging.getLogger("lulc")
 
-_NATIVE_10_M = ("B02", "B03", "B04", "B08")
 _ROWS = 256
 _STRIP = 8
 
@@ -107,7 +108,7 @@ class Stack(Resource):
     """
 
     def __init__(
-        self, grid: GridSpec, channels: Sequence[str], main: Mosaic, fills: Sequence[Mosaic],
+        self, grid: GridSpec, channels: Sequence[str], main: Mosaic | Scenes, fills: Sequence[Mosaic],
         indices: Mosaic | None, masks: Masks,
     ) -> None:  # fmt: skip
         self.grid = grid
@@ -119,8 +120,7 @@ class Stack(Resource):
         extras = [band for band in main.names if band not in self.channels]
         self._slots = {name: i for i, name in enumerate((*self.channels, *extras))}
         self._arrays: tuple[np.ndarray, np.ndarray] | None = None
-        tallest = max((r.source.block[0] for r in main.readers), default=1)
-        self._rows = min(max(_ROWS, tallest), 4 * _ROWS)
+        self._rows = min(max(_ROWS, main.block_rows), 4 * _ROWS)
 
     def read(self, window: Window, coverage: Coverage | None = None) -> np.ndarray:
         """All channels of a window.
@@ -213,18 +213,22 @@ class Stack(Resource):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        channels = {n: d for r in self._main.readers for n, d in r.describe().items()}
-        for reader in self._indices.readers if self._indices else ():
-            channels |= reader.describe()
+        channels = self._main.describe() | (self._indices.describe() if self._indices else {})
         for name, coding in self.coding.items():
             channels.setdefault(name, {"coding": coding})
-        scene = self._main.mask
+        left_out = self._main.left_out
         return {
             "channels": channels,
-            "fills": [{n: d for r in f.readers for n, d in r.describe().items()} for f in self._fills],
-            "scene_classification": {"left_out": list(scene.values)} if scene else None,
+            **({"scenes": self.scenes.provenance} if self.scenes else {}),
+            "fills": [fill.describe() for fill in self._fills],
+            "scene_classification": {"left_out": list(left_out)} if left_out else None,
             **self._masks.provenance,
         }
+
+    @property
+    def scenes(self) -> Scenes | None:
+        """The scenes that the bands are read from, where they were given as such."""
+        return self._main if isinstance(self._main, Scenes) else None
 
     def identity(self) -> list[dict[str, Any]]:
         """Name, bytes and sha256 of all files that are read, each once, in the order of use."""
@@ -250,18 +254,26 @@ class Stack(Resource):
 
 
 def open_stack(
-    bands: Sequence[str], indices: Sequence[str], config: InputConfig, *, channels: Sequence[str] = CHANNELS
+    bands: Sequence[str],
+    indices: Sequence[str],
+    config: InputConfig,
+    *,
+    scenes: Sequence[str] | Scenes = (),
+    channels: Sequence[str] = CHANNELS,
 ) -> Stack:
     """Open everything that makes one aligned stack, and check that it fits.
 
     Parameters
     ----------
     bands
-        Sentinel-2 bands: files with one or many bands, or ``.SAFE`` folders.
+        Sentinel-2 bands: files with one or many bands, ``.SAFE`` folders, or STAC items.
     indices
         Index rasters in SYKE coding; indices in none of them are computed from the bands.
     config
         The input options.
+    scenes
+        Instead of bands, scenes as `lulc.scenes.find_scenes` takes them; or those of another `Stack` of this
+        config, which are not looked at again.
     channels
         Names wanted, in order; layers with other names are left out.
 
@@ -271,26 +283,45 @@ def open_stack(
         If names are missing, unclear or given twice, grids differ, or the radiometry looks wrong.
     """
     with contextlib.ExitStack() as opened:
-        wanted = [c for c in channels if c not in INDICES]
-        sources, mask = open_bands(
-            bands, config, _bands_for(channels, set(INDICES)), opened, classified=config.mask is None
-        )
         given = [open_in(path, config, opened) for path in indices]
         coded = index_planes(given, config, channels)
         read = {p.name for planes in coded for p in planes}
-        computed = [c for c in channels if c in INDICES and c not in read]
-        needed = tuple(dict.fromkeys((*wanted, *needed_bands(computed))))
-        planes = band_planes(sources, config, needed, "bands")
-        grid = _choose_grid(sources, planes, config, opened)
-        main = build_mosaic("bands", sources, planes, grid, config, mask)
-        check_samples(main)
+        needed = _bands_for(channels, set(INDICES) - read)
+        sources: list[Source] = []
+        main: Mosaic | Scenes
+        if scenes:
+            main = _open_scenes(scenes, config, needed)
+            opened.callback(main.close)
+            grid = main.grid
+        else:
+            wanted = _bands_for(channels, set(INDICES))
+            sources, mask = open_bands(bands, config, wanted, opened, classified=config.mask is None)
+            grid, main = _lay_bands(sources, mask, config, needed, opened)
         index = build_mosaic("indices", given, coded, grid, config, None) if read else None
         fills = [_open_fill(path, config, needed, grid, opened) for path in config.fill]
-        classified = any(mosaic.mask for mosaic in (main, *fills))
+        classified = any(mosaic.left_out for mosaic in (main, *fills))
         masks = opened.enter_context(open_masks(config, grid, classified=classified))
         opened.pop_all()
     _log_left_out([*sources, *given], {*needed, *read})
     return Stack(grid, channels, main, fills, index, masks)
+
+
+def _open_scenes(scenes: Sequence[str] | Scenes, config: InputConfig, needed: Sequence[str]) -> Scenes:
+    if isinstance(scenes, Scenes):
+        return scenes.reopen()
+    return open_scenes(find_scenes(scenes, allow_vrt=config.allow_vrt), config, needed)
+
+
+def _lay_bands(
+    sources: Sequence[Source], mask: Source | None, config: InputConfig, needed: Sequence[str],
+    opened: contextlib.ExitStack,
+) -> tuple[GridSpec, Mosaic]:  # fmt: skip
+    """The grid of ``--like``, else the finest of the bands; and the bands on it, checked."""
+    planes = band_planes(sources, config, needed, "bands")
+    grid = finest_grid(sources, planes) if config.like is None else open_in(config.like, config, opened).grid
+    main = build_mosaic("bands", sources, planes, grid, config, mask)
+    check_samples(main)
+    return grid, main
 
 
 def sort_inputs(inputs: Sequence[str], config: InputConfig) -> tuple[list[str], list[str]]:
@@ -316,7 +347,7 @@ def sort_inputs(inputs: Sequence[str], config: InputConfig) -> tuple[list[str], 
     bands, indices, unclear = [], [], []
     unnamed = 0
     for path in inputs:
-        if is_safe(path):
+        if is_safe(path) or is_item(path):
             bands.append(path)
             continue
         with open_source(path, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote) as source:
@@ -367,28 +398,6 @@ def _open_fill(
             "its own into it: gdal_edit.py -scale S -offset O FILE, where reflectance is number x S + O.",
         ) from error
     return mosaic
-
-
-def _choose_grid(
-    sources: Sequence[Source], planes: Sequence[Sequence[Plane]], config: InputConfig,
-    opened: contextlib.ExitStack,
-) -> GridSpec:  # fmt: skip
-    """The grid of ``--like``, else the finest among the bands that Sentinel-2 has at 10 m."""
-    if config.like is not None:
-        return open_in(config.like, config, opened).grid
-    candidates = [
-        source.grid
-        for preferred in (_NATIVE_10_M, SENTINEL_BANDS)
-        for source, own in zip(sources, planes, strict=True)
-        if any(p.name in preferred for p in own)
-    ]
-    if not candidates:
-        raise InputError(
-            "cannot decide on a grid, since no band is read, expected at least one",
-            "Give the bands, or a grid: --like RASTER",
-        )
-    # Pixel sizes in one CRS compare; min keeps the first of equals.
-    return min(candidates, key=lambda g: g.pixel_size if g.crs == candidates[0].crs else (np.inf, np.inf))
 
 
 def _interleave(planes: np.ndarray, image: np.ndarray) -> None:

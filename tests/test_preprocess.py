@@ -20,7 +20,7 @@ from rasterio.crs import CRS
 from scipy import ndimage
 from shapely.geometry import box
 
-from lulc import preparation
+from lulc import cuts, preparation
 from lulc.commands.preprocess import main
 from lulc.config import PreprocessConfig
 from lulc.preparation import make_stacks
@@ -84,7 +84,8 @@ def layers_of(path: str) -> np.ndarray:
 
 
 def contents(folder: str) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if not p.name.startswith(".")}
+    files = [p for p in sorted(Path(folder).iterdir()) if not p.name.startswith((".", "progress"))]
+    return {p.name: p.read_bytes() for p in files}
 
 
 def test_stacks_hold_what_the_rasters_say(scene: dict[str, Any]) -> None:
@@ -159,14 +160,9 @@ def test_strips_of_any_height_give_the_same_stacks(
     scene: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_stacks(config(scene, border_ignore=3))
-    monkeypatch.setattr(preparation, "STRIP", 64 * 7)
+    monkeypatch.setattr(cuts, "STRIP", 64 * 7)
     make_stacks(config(scene, border_ignore=3, out=str(tmp_path / "strips")))
-    first, second = contents(scene["out"]), contents(str(tmp_path / "strips"))
-    assert {k: v for k, v in first.items() if k.endswith(".npy")} == {
-        k: v for k, v in second.items() if k.endswith(".npy")
-    }
-    means = [load_manifest(f).statistics.mean for f in (scene["out"], tmp_path / "strips")]
-    assert means[0] == pytest.approx(means[1], rel=1e-12)
+    assert contents(scene["out"]) == contents(str(tmp_path / "strips"))
 
 
 def test_labels_along_class_borders_are_ignored(scene: dict[str, Any]) -> None:
@@ -230,7 +226,7 @@ def test_a_finished_folder_is_kept_by_the_same_command_and_refused_to_another(
     first = make_stacks(config(scene))
     before = contents(scene["out"])
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "_write_stack", None)
+        patch.setattr(preparation, "cut", None)
         assert make_stacks(config(scene)) == load_manifest(scene["out"])
     with pytest.raises(InputError, match="--overwrite"):
         make_stacks(config(scene, gap=6))
@@ -294,18 +290,17 @@ def test_stacks_of_another_origin_are_not_replaced_unasked(scene: dict[str, Any]
 
 def interrupted(scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch, after: int, **options: Any) -> None:
     """Run until `after` stacks are written, then stop as Ctrl-C does."""
-    write_one = preparation._write_stack
     written = 0
 
-    def stop(*arguments: Any) -> Any:
+    def stop(inputs: Any, place: Any) -> Any:
         nonlocal written
         if written == after:
             raise KeyboardInterrupt
         written += 1
-        return write_one(*arguments)
+        return cuts.cut(inputs, place)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparation, "_write_stack", stop)
+        patch.setattr(preparation, "cut", stop)
         make_stacks(config(scene, **options))
 
 
@@ -320,13 +315,12 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
     content[-5] ^= 4
     damaged.write_bytes(content)
     redone = []
-    write_one = preparation._write_stack
 
-    def record(folder: Path, place: Any, *rest: Any) -> Any:
+    def record(inputs: Any, place: Any) -> Any:
         redone.append(place.name)
-        return write_one(folder, place, *rest)
+        return cuts.cut(inputs, place)
 
-    monkeypatch.setattr(preparation, "_write_stack", record)
+    monkeypatch.setattr(preparation, "cut", record)
     make_stacks(config(scene))
     assert contents(scene["out"]) == contents(str(tmp_path / "whole"))
     assert "train_1" in redone and not {"train_0", "train_2"} & set(redone)
@@ -339,37 +333,39 @@ def test_an_interrupted_survey_continues_to_the_same_bytes(
     make_stacks(config(scene, out=str(tmp_path / "whole")))
     if overwrite:
         make_stacks(config(scene, gap=9))
-    monkeypatch.setattr(preparation, "SURVEY_SECONDS", 0.0)
     counted: list[int] = []
 
     def until(last: int) -> Any:
-        def shown(items: Sequence[Any], what: str) -> Any:
-            for number, item in enumerate(items):
-                if what == "counting classes":
-                    if number == last:
-                        raise KeyboardInterrupt
-                    counted.append(item)
-                yield item
+        def counting(inputs: Any, place: Any) -> Any:
+            if len(counted) == last:
+                raise KeyboardInterrupt
+            counted.append(place[0])
+            return cuts.survey(inputs, place)
 
-        return shown
+        return counting
 
-    monkeypatch.setattr(preparation, "_shown", until(4))
+    monkeypatch.setattr(preparation, "survey", until(4))
     with pytest.raises(KeyboardInterrupt):
         make_stacks(config(scene, overwrite=overwrite))
     assert (Path(scene["out"]) / "manifest.json").exists() == overwrite
-    monkeypatch.setattr(preparation, "_shown", until(-1))
+    monkeypatch.setattr(preparation, "survey", until(-1))
     make_stacks(config(scene, overwrite=overwrite))
     assert contents(scene["out"]) == contents(str(tmp_path / "whole"))
     assert len(counted) == len(set(counted)) == 6
 
 
-def test_an_interrupted_survey_binds_nobody_to_its_parameters(
-    scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(preparation, "SURVEY_SECONDS", 0.0)
+def test_an_interrupted_survey_binds_nobody_to_its_parameters(scene: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="stack 99"):
         make_stacks(config(scene, validation=("99",)))
     assert make_stacks(config(scene, validation=("5",))).of("val")[0].number == 5
+
+
+def counted(function: Any, done: list[Any]) -> Any:
+    def call(inputs: Any, item: Any) -> Any:
+        done.append(item)
+        return function(inputs, item)
+
+    return call
 
 
 def test_partial_work_of_other_parameters_is_refused_until_dropped(
@@ -381,41 +377,54 @@ def test_partial_work_of_other_parameters_is_refused_until_dropped(
     assert make_stacks(config(scene, gap=9, restart=True)).parameters["gap"] == 9
 
 
-def test_a_damaged_record_of_progress_means_a_new_start(
-    scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("damage", ["cut short", "first line", "one place", "empty", "no text"])
+def test_a_damaged_record_of_progress_costs_what_it_recorded_and_no_more(
+    scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
 ) -> None:
     make_stacks(config(scene, out=str(tmp_path / "whole")))
     interrupted(scene, monkeypatch, 2)
-    record = Path(scene["out"]) / "progress.json"
-    record.write_text(record.read_text()[:-40])
+    record = Path(scene["out"]) / "progress.jsonl"
+    header, first, *rest = record.read_text().splitlines(keepends=True)
+    assert len(rest) == 7
+    record.write_bytes(
+        {
+            "cut short": "".join([header, first, *rest])[:-40].encode(),
+            "first line": "".join([header[:-9], first, *rest]).encode(),
+            "one place": "".join([header, first.replace(":", ": ", 1).replace("1", "2"), *rest]).encode(),
+            "empty": b"",
+            "no text": b"\xff\x00" * 99,
+        }[damage]
+    )
+    done: list[Any] = []
+    for name in ("survey", "cut"):
+        monkeypatch.setattr(preparation, name, counted(getattr(cuts, name), done))
     make_stacks(config(scene))
+    places, stacks = len(load_manifest(scene["out"]).stacks), len(load_manifest(scene["out"]).stacks)
+    redone = {"cut short": stacks - 1, "one place": 1 + stacks - 2}.get(damage, places + stacks)
+    assert len(done) == redone
     assert contents(scene["out"]) == contents(str(tmp_path / "whole"))
 
 
 def test_an_input_that_changes_while_it_is_read_is_noticed(
     scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_one = preparation._write_stack
-
-    def touch(*arguments: Any) -> Any:
+    def touch(inputs: Any, place: Any) -> Any:
         os.utime(scene["labels"], ns=(1, 1))
-        return write_one(*arguments)
+        return cuts.cut(inputs, place)
 
-    monkeypatch.setattr(preparation, "_write_stack", touch)
+    monkeypatch.setattr(preparation, "cut", touch)
     with pytest.raises(InputError, match="changed while"):
         make_stacks(config(scene))
     assert not (Path(scene["out"]) / "manifest.json").exists()
 
 
 def test_two_runs_on_one_folder_are_refused(scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    survey = preparation._survey
-
-    def second(*arguments: Any) -> None:
+    def second(inputs: Any, place: Any) -> Any:
         with pytest.raises(InputError, match="another run"):
             make_stacks(config(scene))
-        survey(*arguments)
+        return cuts.survey(inputs, place)
 
-    monkeypatch.setattr(preparation, "_survey", second)
+    monkeypatch.setattr(preparation, "survey", second)
     make_stacks(config(scene))
 
 
