@@ -30,7 +30,13 @@ def decide(activations: Activations) -> NDArray[np.uint8]:
     """
     if activations.shape[-1] == 1:
         return (activations[..., 0] >= 0.5).astype(np.uint8)
-    return activations.argmax(axis=-1).astype(np.uint8)
+    highest = activations.max(axis=-1)
+    classes = np.zeros(highest.shape, np.uint8)
+    # Plane by plane, the first of equals last: many times faster than argmax where planes are contiguous.
+    for number in range(activations.shape[-1] - 1, 0, -1):
+        np.copyto(classes, np.uint8(number), where=activations[..., number] == highest)
+    np.copyto(classes, np.uint8(0), where=activations[..., 0] == highest)
+    return classes
 
 
 def confidence(activations: Activations) -> Activations:

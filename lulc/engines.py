@@ -19,6 +19,7 @@ import numpy as np
 
 from lulc import quantization
 from lulc.archive import Arrays
+from lulc.buffers import Buffers
 from lulc.card import ModelCard
 from lulc.graph import build_graph, load_openvino
 from lulc.legacy import read_legacy
@@ -251,18 +252,20 @@ def _arrays(request: EngineRequest) -> Arrays:
 
 
 class _OpenVINO:
-    """A compiled model; it writes each result into an array of its own, so that none is copied."""
+    """A compiled model; it writes each result into memory of its own, so that none is copied."""
 
     def __init__(self, model: object, precision: str, request: EngineRequest) -> None:
         self._tensor = load_openvino().Tensor
         self._request = compile_graph(model, precision).create_infer_request()
-        self._shape = (*request.shape, request.card.network.classes)
+        count, *sides = request.shape
+        self._shape = (count, request.card.network.classes, *sides)
+        self._results = Buffers()
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        y = np.empty(self._shape, np.float32)
+        y = self._results.empty(self._shape)
         self._request.set_output_tensor(self._tensor(y, shared_memory=True))
         self._request.infer({0: self._tensor(np.ascontiguousarray(x, np.float32), shared_memory=True)})
-        return y
+        return np.moveaxis(y, 1, -1)
 
 
 def _openvino_version() -> str:

@@ -143,7 +143,7 @@ def build_graph(
     Returns
     -------
     openvino.Model
-        float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, y, x, class).
+        float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, class, y, x).
 
     Raises
     ------
@@ -171,8 +171,9 @@ class _Builder:
         op = self._op
         given = op.parameter([*shape, self._network.channels], np.float32, name="x")
         x = op.transpose(self._standardise(given), op.constant(np.array([0, 3, 1, 2])))
-        logits = op.transpose(self._unet(x), op.constant(np.array([0, 2, 3, 1])))
-        result = op.softmax(logits, -1) if self._network.activation == "softmax" else op.sigmoid(logits)
+        logits = self._unet(x)
+        # Left in planes, as a map stores them.
+        result = op.softmax(logits, 1) if self._network.activation == "softmax" else op.sigmoid(logits)
         axes = op.constant(np.array([0, 1, 2, 3]))
         probes = [op.reduce_max(op.abs(node), axes) for node in self._inputs] if probe else []
         return openvino.Model([node.output(0) for node in (result, *probes)], [given], "unet")

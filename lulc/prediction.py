@@ -26,6 +26,9 @@ Network = Callable[[np.ndarray], np.ndarray]
 
 Item = TypeVar("Item")
 
+STRIP = 256
+"""Rows that are handed on together, those of a row of blocks: a copy of them stays near the processor."""
+
 
 class Batch(NamedTuple):
     """Windows of one part, in plan order.
@@ -47,14 +50,14 @@ class Batch(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The result of one window.
+    """The result of one window, or of some of its rows.
 
     Parameters
     ----------
     part, window
         Where it belongs; the arrays cover ``window.write``.
     probabilities : float32 (y, x, class), or None
-        Activations, None where no pixel is valid.
+        Activations, None where no pixel of the window is valid.
     valid : bool (y, x), or None
         Pixels that are valid.
     """
@@ -110,7 +113,8 @@ def predict_parts(
 ) -> Generator[Prediction, None, None]:
     """Classify parts, one after the other.
 
-    Reading and the network run in threads of their own, at most two batches ahead of the caller.
+    Reading and the network run in threads of their own, each one batch ahead of who takes it: while a
+    window is computed, the next one is read and the one before is handed on in strips of `STRIP` rows.
 
     Parameters
     ----------
@@ -135,9 +139,9 @@ def predict_parts(
         In plan order; the write rectangles of a part tile it exactly.
     """
     work = ((part, windows_of(plan, part, gaussian=gaussian)) for part in parts)
-    predictions = predict_windows(read, network, plan, work, batch=batch, threads=threads)
+    predictions = _predict_windows(read, network, plan, work, batch, threads=threads)
     with closing(predictions):
-        yield from _blend(predictions, plan) if gaussian else predictions
+        yield from _blend(predictions, plan) if gaussian else _strips(predictions)
 
 
 def predict_windows(
@@ -150,6 +154,20 @@ def predict_windows(
     threads: bool = True,
 ) -> Generator[Prediction, None, None]:
     """As `predict_parts`, for given windows of each part, without blending."""
+    predictions = _predict_windows(read, network, plan, work, batch, threads=threads)
+    with closing(predictions):
+        yield from _strips(predictions)
+
+
+def _predict_windows(
+    read: Read,
+    network: Network,
+    plan: Plan,
+    work: Iterable[tuple[Part, Iterable[PlannedWindow]]],
+    batch: int,
+    *,
+    threads: bool,
+) -> Generator[Prediction, None, None]:
     ahead = _ahead if threads else _at_once
     batches = ahead(_read_batches(read, plan, work, batch))
     predictions = ahead(_predict(batches, network, batch))
@@ -229,9 +247,32 @@ def _predict(batches: Iterable[Batch], network: Network, size: int) -> Iterator[
                 # The last batch of a part is filled up, since every call has one static shape.
                 x = np.concatenate([x, np.full((size - len(x), *x.shape[1:]), np.nan, np.float32)])
             results = iter(network(x))
+        # Dropped now rather than with the next batch, so that its memory can hold the one after that.
+        x = None
         for window, valid in windows:
             probabilities = None if valid is None else next(results)[window.crop.slices]
             yield Prediction(part, window, probabilities, valid)
+
+
+def _strips(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    """Predictions cut at multiples of `STRIP` rows of the map; planes of classes contiguous."""
+    for prediction in predictions:
+        yield from _cut(prediction)
+        # What the caller still holds are copies; the network's array goes before the next is asked for.
+        del prediction
+
+
+def _cut(prediction: Prediction) -> Iterator[Prediction]:
+    part, window, probabilities, valid = prediction
+    if probabilities is None or valid is None:
+        yield prediction
+        return
+    write = window.write
+    for top in range(write.row // STRIP * STRIP, write.stop[0], STRIP):
+        rows = Window(top, write.col, STRIP, write.width).intersect(write)
+        place = rows.relative_to(write).slices
+        planes = np.array(np.moveaxis(probabilities[place], -1, 0), order="C")
+        yield Prediction(part, PlannedWindow(window.read, rows), np.moveaxis(planes, 0, -1), valid[place])
 
 
 def _blend(predictions: Iterable[Prediction], plan: Plan) -> Iterator[Prediction]:
@@ -315,31 +356,26 @@ def _at_once(items: Iterator[Item]) -> Generator[Item, None, None]:
     yield from items
 
 
-def _ahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]:
-    """Iterate in a thread of its own, at most `depth` finished items ahead of the caller.
+def _ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """Iterate in a thread of its own, which makes one item while the caller has the one before.
 
-    An error in the thread is raised here; when the caller stops early, the thread ends.
+    An error in the thread is raised here; when the caller stops early, the thread ends. No item is held
+    here or in the thread that the caller has let go.
     """
-    finished: queue.Queue[object] = queue.Queue(depth)
+    finished: queue.SimpleQueue[object] = queue.SimpleQueue()
+    wanted = threading.Semaphore()
     stop = threading.Event()
-
-    def put(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                finished.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
 
     def work() -> None:
         try:
-            for item in items:
-                if not put(item):
+            while wanted.acquire() and not stop.is_set():
+                item = next(items, _END)
+                finished.put(item)
+                if item is _END:
                     return
-            put(_END)
+                del item
         except BaseException as error:
-            put(_Failure(error))
+            finished.put(_Failure(error))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -347,7 +383,11 @@ def _ahead(items: Iterator[Item], depth: int = 1) -> Generator[Item, None, None]
         while (item := finished.get()) is not _END:
             if isinstance(item, _Failure):
                 raise item.error
-            yield item  # type: ignore[misc]
+            wanted.release()
+            box = [item]
+            del item
+            yield box.pop()  # type: ignore[misc]
     finally:
         stop.set()
+        wanted.release()
         thread.join()

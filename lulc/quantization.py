@@ -157,7 +157,7 @@ class _Judge:
     def _classes(self, eight_bit: Mapping[str, float] | None, precision: str) -> list[np.ndarray]:
         shape = (1, *self._windows[0].shape[:2])
         run = compile_graph(build_graph(self._network, self._arrays, shape, eight_bit), precision)
-        return [decide(run(window[np.newaxis])[0][0]) for window in self._windows]
+        return [decide(np.moveaxis(run(window[np.newaxis])[0][0], 0, -1)) for window in self._windows]
 
 
 class _Search(_Judge):

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from lulc.buffers import Buffers
 from lulc.config import InputConfig
 from lulc.grid import GridSpec
 from lulc.indices import encode, needed_bands, spectral_index
@@ -120,6 +121,7 @@ class Stack(Resource):
         extras = [band for band in main.names if band not in self.channels]
         self._slots = {name: i for i, name in enumerate((*self.channels, *extras))}
         self._arrays: tuple[np.ndarray, np.ndarray] | None = None
+        self._images = Buffers()
         self._rows = min(max(_ROWS, main.block_rows), 4 * _ROWS)
 
     def read(self, window: Window, coverage: Coverage | None = None) -> np.ndarray:
@@ -142,7 +144,7 @@ class Stack(Resource):
         InputError
             If a file is damaged there.
         """
-        image = np.empty((*window.shape, len(self.channels)), dtype="float32")
+        image = self._images.empty((*window.shape, len(self.channels)))
         inner = window.intersect(self.grid.extent)
         if inner != window:
             image.fill(np.nan)
@@ -240,6 +242,7 @@ class Stack(Resource):
         """The same stack with files of its own, for another thread; checks are not repeated."""
         again = copy.copy(self)
         again._arrays = None
+        again._images = Buffers()
         again._main = self._main.reopen()
         again._fills = tuple(fill.reopen() for fill in self._fills)
         again._indices = self._indices.reopen() if self._indices else None
