@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
+import os
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -44,11 +46,11 @@ logger = logging.getLogger("lulc")
 COPY_SPEED = 400e6
 """Encoded bytes copied into the map and flushed in a second, as measured on a virtual disk."""
 
-SIEVE_BYTES = 16
-"""Memory of sieving for each pixel of the map: class band, result, and GDAL's tables of patches."""
+SIEVE_BYTES = 3
+"""Memory of sieving for each pixel of the map: its table of patches, where they have 16 pixels each."""
 
 SIEVE_WAY_OUT = (
-    "Free memory, or leave --sieve out: it holds the classes of the whole map at once, also with --bounds. "
+    "Free memory, or leave --sieve out: it holds a table of all patches of the map, also with --bounds. "
     "To sieve a smaller area, cut the inputs out first: gdal_translate -projwin WEST NORTH EAST SOUTH IN OUT"
 )
 """What helps where the map is too large to be sieved."""
@@ -390,7 +392,7 @@ def _check_combinations(config: ClassifyConfig) -> None:
     checks = [
         (
             config.tiles and config.sieve,
-            "--sieve with --tiles, since it needs the classes of the whole map at once",
+            "--sieve with --tiles, since it needs the patches of the whole map at once",
             "Leave --sieve out.",
         ),
         (
@@ -528,6 +530,8 @@ def _check_resources(job: Job, journal: Journal) -> None:
     forecast.check_memory(_memory_of(job), SIEVE_WAY_OUT)
     # What an interrupted run has written is part of what is needed; tiles are not copied.
     needed_on_disk = forecast.disk_needed(job.profile) // (2 if config.tiles else 1) - journal.bytes
+    if config.sieve:
+        needed_on_disk += job.plan.height * job.plan.width
     check_disk(job.out.parent, needed_on_disk, "the map and its parts")
     if job.memory > config.memory * 1e9:
         logger.warning(
@@ -569,9 +573,8 @@ def _finish(run: _Run) -> tuple[Path, ...]:
     journal.claim(further)
     if job.config.sieve:
         target = sieved_path(job.out)
-        classes = read_classes(whole, job.stack.grid.extent)
         sieved = journal.folder / "sieved.tif"
-        _write_sieved(job, merge_small_patches(classes, job.config.sieve), sieved, journal.folder, run.pool)
+        _write_sieved(job, whole, sieved, journal.folder, run.pool)
         rename_durably(sieved, target)
     if job.config.polygons:
         target = Path(job.config.polygons)
@@ -588,7 +591,9 @@ def _further(config: ClassifyConfig) -> tuple[Path, ...]:
     return (*sieved, *([Path(config.polygons)] if config.polygons else []))
 
 
-def _write_sieved(job: Job, classes: np.ndarray, target: Path, folder: Path, pool: Executor) -> None:
+def _write_sieved(job: Job, whole: Path, target: Path, folder: Path, pool: Executor) -> None:
+    classes = _map_classes(whole, job.plan, folder / "classes")
+    merge_small_patches(classes, job.config.sieve)
     tags = job.profile.tags | {"LULC_SIEVE": str(job.config.sieve)}
     profile = dataclasses.replace(job.profile, activations="none", tags=tags, extra=())
     files = []
@@ -598,6 +603,18 @@ def _write_sieved(job: Job, classes: np.ndarray, target: Path, folder: Path, poo
             writer.write(part.extent, classes[part.extent.slices][np.newaxis])
         files.append((part.extent, path))
     assemble(profile, files, target, pool)
+
+
+def _map_classes(whole: Path, plan: Plan, file: Path) -> np.ndarray:
+    """The classes of a map as a memory-mapped file, uint8 (y, x)."""
+    shape = plan.height, plan.width
+    with open(file, "wb") as stream:
+        # A disk that is full would end the process by SIGBUS where the file had holes.
+        os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
+    classes = np.memmap(file, np.uint8, "r+", shape=shape)
+    for part in plan.parts():
+        classes[part.extent.slices] = read_classes(whole, part.extent)
+    return classes
 
 
 def _pixel_area(job: Job) -> float | None:

@@ -8,7 +8,11 @@ import geopandas
 import numpy as np
 import pytest
 from affine import Affine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from rasterio.crs import CRS
+from rasterio.features import sieve
 from scipy import ndimage
 
 from lulc.grid import GridSpec
@@ -37,17 +41,52 @@ def sizes(classes: np.ndarray) -> list[int]:
     ]
 
 
+def sieved(classes: np.ndarray, size: int, strip: int = 2**20) -> np.ndarray:
+    merged = classes.copy()
+    merge_small_patches(merged, size, strip)
+    return merged
+
+
 def test_no_small_patch_is_left_and_invalid_pixels_stay() -> None:
     classes = classes_of()
     assert min(sizes(classes)) < 5
-    merged = merge_small_patches(classes, 5)
+    merged = sieved(classes, 5)
     assert min(sizes(merged)) >= 5
     np.testing.assert_array_equal(merged == 255, classes == 255)
 
 
 def test_a_map_of_large_patches_does_not_change() -> None:
     classes = np.kron(np.array([[1, 2], [3, 1]], np.uint8), np.ones((20, 20), np.uint8))
-    np.testing.assert_array_equal(merge_small_patches(classes, 100), classes)
+    np.testing.assert_array_equal(sieved(classes, 100), classes)
+
+
+def test_a_map_of_small_patches_alone_does_not_change() -> None:
+    classes = classes_of()
+    np.testing.assert_array_equal(sieved(classes, 10_000), classes)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    classes=arrays(
+        np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20)),
+        elements=st.sampled_from([0, 1, 2, 3, 255]),
+    ),
+    size=st.integers(1, 9),
+    strip=st.integers(1, 60),
+)  # fmt: skip
+def test_strips_of_any_height_give_what_gdal_gives(classes: np.ndarray, size: int, strip: int) -> None:
+    size = min(size, classes.size)
+    expected = sieve(classes, size, mask=classes != 255, connectivity=4)
+    expected[classes == 255] = 255
+    np.testing.assert_array_equal(sieved(classes, size, strip), expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_patches_that_cross_many_strips_are_merged_as_gdal_does(seed: int) -> None:
+    classes = classes_of(seed, (150, 200))
+    expected = sieve(classes, 20, mask=classes != 255, connectivity=4)
+    expected[classes == 255] = 255
+    np.testing.assert_array_equal(sieved(classes, 20, 7 * 200), expected)
 
 
 @pytest.mark.parametrize("side", [25, 100])
