@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -177,10 +178,11 @@ class Scenes:
                 yield identify(file, sampled=total > WHOLE_BYTES)
 
     def write(self, path: Path) -> None:
-        """Write down what was found, for `read_scenes`."""
+        """Write down what was found, for `read_scenes` in a process of any folder."""
         entries = [
             {
                 **dataclasses.asdict(scene),
+                "paths": [path if guards.is_address(path) else os.path.abspath(path) for path in scene.paths],
                 "grid": scene.grid.to_json(),
                 "place": [scene.place.row, scene.place.col, scene.place.height, scene.place.width],
             }
