@@ -64,6 +64,7 @@ AREA = "areas with intervals, from a sample of points"
 SAMPLING = "which crops are cut"
 AUGMENTATION = "how crops are changed"
 OPTIMISATION = "how weights change"
+DEVICES = "several devices"
 NETWORK = "encoders of Keras"
 
 ORIGINAL: Mapping[str, Any] = MappingProxyType(
@@ -448,6 +449,28 @@ class TrainConfig(RunConfig):
     )
     minutes: float | None = option(
         None, "stop cleanly after this time; not with --cross-validate", unit="minutes"
+    )
+    devices: str = option(
+        "1",
+        "GPUs (or else processors) that share out each batch of this process: a number, or all; the batches "
+        "don't depend on it",
+        metavar="N",
+        group=DEVICES,
+    )
+    processes: int = option(
+        1,
+        "processes, on one machine or many, that train together, each started with this command (JAX only); "
+        "srun starts them",
+        group=DEVICES,
+    )
+    process: int | None = option(
+        None, "number of this process, from 0; SLURM_PROCID where not given", group=DEVICES
+    )
+    coordinator: str | None = option(
+        None,
+        "where process 0 listens for the others; the first node of SLURM_STEP_NODELIST where not given",
+        metavar="HOST:PORT",
+        group=DEVICES,
     )
     keep: str = option(
         "best",

@@ -11,7 +11,7 @@ from lulc.generator import TileGenerator
 from lulc.sampling import ClassSampler, Places, draw_place, stack_shares
 
 
-def training_crops(config: TrainConfig, dataset: Dataset) -> TileGenerator:
+def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
     """Batches to train on.
 
     Parameters
@@ -20,6 +20,8 @@ def training_crops(config: TrainConfig, dataset: Dataset) -> TileGenerator:
         Resolved.
     dataset
         Its training stacks are cut, and searched where classes are to be drawn.
+    share
+        Numbers of the crops of each batch that are cut; all where not given.
 
     Raises
     ------
@@ -35,6 +37,7 @@ def training_crops(config: TrainConfig, dataset: Dataset) -> TileGenerator:
     return TileGenerator(
         dataset.training,
         steps=config.steps,
+        share=share,
         crop_sizes=config.crop_sizes,
         rotations=config.rotations,
         scale=config.scale,
@@ -45,11 +48,12 @@ def training_crops(config: TrainConfig, dataset: Dataset) -> TileGenerator:
     )
 
 
-def validation_crops(config: TrainConfig, dataset: Dataset) -> TileGenerator:
-    """Batches to validate on: cut anywhere, changed by nothing."""
+def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
+    """Batches to validate on, or the share of each: cut anywhere, changed by nothing."""
     return TileGenerator(
         dataset.validation,
         steps=config.validation_steps,
+        share=share,
         crop_sizes=config.validation_crop_sizes,
         **_common(config, dataset),
     )

@@ -20,6 +20,7 @@ from lulc.backend import keras
 from lulc.calibration import Holdout
 from lulc.certainty import decide
 from lulc.checkpoint import Checkpoint, load_checkpoint, restore_variables, save_checkpoint, variables_of
+from lulc.devices import ONE, Devices
 from lulc.generator import TileGenerator, cut_ahead
 from lulc.optimization import averaged
 from lulc.run import HISTORY, PICTURE, Row, Run, is_stale
@@ -192,6 +193,9 @@ class Loop:
         Epochs in a row without a best score after which it stops; 0 for never.
     calibrate
         Whether a temperature is fitted on the validation crops: ``none``, ``one`` or ``per-class``.
+    devices
+        What the model was built on. All processes go through the same batches and epochs; the first one
+        writes, and its clock counts.
     """
 
     def __init__(
@@ -208,6 +212,7 @@ class Loop:
         workers: int,
         patience: int = 0,
         calibrate: str = "none",
+        devices: Devices = ONE,
     ) -> None:
         self._model = model
         self._training = training
@@ -220,6 +225,7 @@ class Loop:
         self._workers = workers
         self._patience = patience
         self._calibrate = calibrate
+        self._devices = devices
         self._pace = Pace()
         self._weights_seen = self._saved = self._drawn = time.monotonic()
         self._progress = Progress()
@@ -254,18 +260,22 @@ class Loop:
                 complete = self._train_epoch(stop, deadline, bar)
                 final = complete and self._progress.epoch == self._epochs
                 # Asked after an epoch, not before: the shortest budget still gets one batch further.
-                over = final or not complete or time.monotonic() >= deadline
+                late = self._agree(0, False, time.monotonic() >= deadline)[2]
+                over = final or not complete or late
                 self._end_epoch(complete, draw=over)
                 if over:
                     return final or is_stale(self.rows, self._patience)
         return True
 
     def _restore(self) -> None:
-        checkpoint = load_checkpoint(self._run.checkpoints, self._run.key)
-        if checkpoint is None:
+        devices = self._devices
+        checkpoint = load_checkpoint(self._run.checkpoints, self._run.key) if devices.first else None
+        state = devices.spread(checkpoint.state if checkpoint else None)
+        if state is None:
             return
-        restore_variables(self._model, checkpoint.arrays)
-        self._progress = Progress.from_json(checkpoint.state)
+        arrays = checkpoint.arrays if checkpoint else variables_of(self._model)
+        restore_variables(self._model, devices.spread_arrays(arrays))
+        self._progress = Progress.from_json(state)
         self.rows = self._progress.rows
         logger.info(
             "continuing in epoch %d after %d of its %d batches",
@@ -278,29 +288,40 @@ class Loop:
         before = time.monotonic()
         try:
             for images, labels in batches:
-                logs = self._model.train_on_batch(images, labels, return_dict=True)
+                logs = self._devices.train(self._model, images, labels)
                 now = time.monotonic()
-                labelled = int(np.count_nonzero(labels != IGNORE))
+                labelled, stopped, late, due, look = self._agree(
+                    np.count_nonzero(labels != IGNORE),
+                    stop.received,
+                    now >= deadline,
+                    now - self._saved >= CHECKPOINT_SECONDS,
+                    now - self._weights_seen >= WEIGHTS_SECONDS,
+                )
                 self._progress = self._progress.after_batch(
                     {name: float(value) for name, value in logs.items()}, labelled, now - before
                 )
                 self._say_pace(images.shape[:3], now - before)
                 before = now
-                self._check_finite(float(logs["loss"]))
+                self._check_finite(float(logs["loss"]), look)
                 bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
                 bar.update()
-                if stop.received:
+                if stopped:
                     self._checkpoint()
                     raise KeyboardInterrupt
                 complete = self._progress.step == len(self._training)
-                if now >= deadline and not complete:
+                if late and not complete:
                     self._checkpoint()
                     return False
-                if now - self._saved >= CHECKPOINT_SECONDS:
+                if due:
                     self._checkpoint()
         finally:
             batches.close()
         return True
+
+    def _agree(self, labelled: int, stop: bool, *clock: bool) -> list[int]:
+        """Labelled pixels of all processes, whether any is to stop, and what the first one's clock says."""
+        said = self._devices.gather(np.array([[labelled, stop, *clock]], np.int32))
+        return [int(said[:, 0].sum()), int(said[:, 1].max()), *said[0, 2:].tolist()]
 
     def _say_pace(self, shape: tuple[int, ...], seconds: float) -> None:
         """Log once how long the run will take."""
@@ -325,7 +346,7 @@ class Loop:
             self._checkpoint()
 
     def _judge(self, draw: bool) -> None:
-        """Validate, save model, card, history and picks."""
+        """Validate, and have model, card, history and picks written."""
         started = time.monotonic()
         val_loss, scores, temperature = self._validate()
         p = self._progress
@@ -341,7 +362,12 @@ class Loop:
             learning_rate=float(keras.ops.convert_to_numpy(self._model.optimizer.learning_rate)),
             model=f"{p.epoch:02d}-{val_loss:.2f}.keras",
         )
+        row = Row(**self._devices.spread(asdict(row)))
         self.rows = (*p.rows, row)
+        if self._devices.first:
+            self._write(row, temperature, draw)
+
+    def _write(self, row: Row, temperature: float | tuple[float, ...], draw: bool) -> None:
         self._save(row, self.rows, temperature)
         self._run.write_history(self.rows)
         self._run.tidy(self.rows, self._keep)
@@ -360,7 +386,7 @@ class Loop:
         holdout = Holdout(len(self._validation))
         total, labelled = 0.0, 0
         for images, labels in cut_ahead(self._validation, 0, 0, self._workers):
-            activations = self._model.predict_on_batch(images)
+            activations, labels = self._devices.predict(self._model, images), self._devices.gather(labels)
             known = labels != IGNORE
             count = int(known.sum())
             loss = self._model.loss(labels, keras.ops.convert_to_tensor(activations))
@@ -377,15 +403,16 @@ class Loop:
 
     def _checkpoint(self) -> None:
         self._check_weights()
-        checkpoint = Checkpoint(variables_of(self._model), self._progress.to_json())
-        save_checkpoint(self._run.checkpoints, checkpoint, self._run.key)
+        if self._devices.first:
+            checkpoint = Checkpoint(variables_of(self._model), self._progress.to_json())
+            save_checkpoint(self._run.checkpoints, checkpoint, self._run.key)
         self._saved = time.monotonic()
 
-    def _check_finite(self, loss: float) -> None:
+    def _check_finite(self, loss: float, look: int) -> None:
         if not math.isfinite(loss):
             raise self._not_finite(f"the loss is {loss}")
         # The loss of a network whose weights are NaN may stay finite, so the weights are looked at too.
-        if time.monotonic() - self._weights_seen >= WEIGHTS_SECONDS:
+        if look:
             self._check_weights()
 
     def _check_weights(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lulc.backend import keras
 from lulc.config import TrainConfig
+from lulc.devices import ONE, Devices
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 """Keras' policy for each precision; with float16 Keras scales the loss by itself."""
@@ -53,8 +54,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return {"peak": self._peak, "warmup": self._warmup, "total": self._total, "cosine": self._cosine}
 
 
-def build_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
-    """The optimizer of a resolved config.
+def build_optimizer(config: TrainConfig, devices: Devices = ONE) -> keras.optimizers.Optimizer:
+    """The optimizer of a resolved config, on the devices that it works on.
 
     All of its state, averages and accumulated gradients included, is in its variables.
     """
@@ -66,7 +67,7 @@ def build_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
     kinds = {"nadam": keras.optimizers.Nadam, "adamw": keras.optimizers.AdamW}
     # Keras' AdamW must have a decay, if only of 0; Nadam is the original's where it has none.
     decay = config.weight_decay or (0.0 if config.optimizer == "adamw" else None)
-    optimizer = kinds[config.optimizer](
+    optimizer = devices.optimizer(kinds[config.optimizer])(
         learning_rate=rate,
         weight_decay=decay,
         global_clipnorm=config.clip_norm or None,

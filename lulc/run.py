@@ -33,6 +33,7 @@ SCORES = {"lowest-val-loss": ("val_loss", min), "highest-val-accuracy": ("val_ac
 """Picks by score: column of the history, and which end of it is best."""
 
 FREE = {"data", "out", "minutes", "keep", "workers", "tensorboard", "overwrite", "restart", "init",
+        "devices", "processes", "process", "coordinator",
         "encoder_weights"}  # fmt: skip
 """Options that don't decide the weights, and inputs, which the key holds by their content."""
 
@@ -301,7 +302,7 @@ def _lock(folder: Path) -> Lock:
 
 
 @contextlib.contextmanager
-def open_run(config: TrainConfig, inputs: dict[str, str]) -> Iterator[Run]:
+def open_run(config: TrainConfig, inputs: dict[str, str], *, follow: bool = False) -> Iterator[Run]:
     """Lock the run folder and check that it can be taken over, which `Run.begin` then does.
 
     Parameters
@@ -310,6 +311,8 @@ def open_run(config: TrainConfig, inputs: dict[str, str]) -> Iterator[Run]:
         Resolved, see `TrainConfig.resolved`.
     inputs
         sha256 of everything that is read, by name.
+    follow
+        True in a process that trains along with the one that holds the lock, and writes nothing.
 
     Raises
     ------
@@ -317,7 +320,10 @@ def open_run(config: TrainConfig, inputs: dict[str, str]) -> Iterator[Run]:
         As `Run.check` does, and where another process holds the lock.
     """
     folder = Path(config.out)
+    run = Run(folder, parameters_of(config), inputs)
+    if follow:
+        yield run
+        return
     with _lock(folder):
-        run = Run(folder, parameters_of(config), inputs)
         run.check(overwrite=config.overwrite, restart=config.restart)
         yield run

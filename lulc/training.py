@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -19,6 +20,7 @@ from lulc.checkpoint import clear_checkpoints
 from lulc.config import TrainConfig
 from lulc.crops import training_crops, validation_crops
 from lulc.dataset import Dataset, open_dataset
+from lulc.devices import ONE, Devices, open_devices
 from lulc.encoders import IMAGENET, load_encoder
 from lulc.forecast import free_memory
 from lulc.generator import TileGenerator
@@ -75,6 +77,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "average": (0, 1),
     "accumulate": (1, math.inf),
     "patience": (0, math.inf),
+    "processes": (1, math.inf),
 }
 """Least and largest value of options."""
 
@@ -95,6 +98,8 @@ class TrainingResult:
         The history as CSV and as a picture.
     finished
         False where the time budget ended the run; the same command continues it.
+    first
+        Whether this is the process that wrote them, where several trained together.
     """
 
     folder: Path
@@ -103,6 +108,7 @@ class TrainingResult:
     history: Path
     picture: Path
     finished: bool
+    first: bool
 
 
 def train(
@@ -136,16 +142,22 @@ def train(
     inputs = inputs_of(config, dataset)
     if temperature is not None:
         inputs |= {"temperature": str(temperature)}
-    with open_run(config, inputs) as run:
-        model, crops = prepare(config, dataset)
+    with contextlib.ExitStack() as held:
+        devices = held.enter_context(open_devices(config))
+        with devices.agreed():
+            run = held.enter_context(open_run(config, inputs, follow=not devices.first))
+        with devices.agreed():
+            model, crops = prepare(config, dataset, devices)
         # From here on nothing is known that could hinder the run: what --overwrite replaces may go.
-        run.begin()
-        loop = _make_loop(config, dataset, network, model, crops, run, temperature)
+        if devices.first:
+            run.begin()
+        loop = _make_loop(config, dataset, network, model, crops, run, temperature, devices)
         seconds = math.inf if config.minutes is None else 60 * config.minutes
         with StopRequest() as stop:
             finished = loop.go(stop, seconds)
-        dataset.check_unchanged()
-        if finished:
+        with devices.agreed():
+            dataset.check_unchanged()
+        if finished and devices.first:
             run.finish()
             clear_checkpoints(run.checkpoints)
     return TrainingResult(
@@ -155,10 +167,13 @@ def train(
         history=run.folder / HISTORY,
         picture=run.folder / PICTURE,
         finished=finished,
+        first=devices.first,
     )
 
 
-def prepare(config: TrainConfig, dataset: Dataset) -> tuple[keras.Model, tuple[TileGenerator, TileGenerator]]:
+def prepare(
+    config: TrainConfig, dataset: Dataset, devices: Devices = ONE
+) -> tuple[keras.Model, tuple[TileGenerator, TileGenerator]]:
     """Model, and crops to train and to validate on, of a run that is about to begin; nothing is written.
 
     Raises
@@ -167,11 +182,12 @@ def prepare(config: TrainConfig, dataset: Dataset) -> tuple[keras.Model, tuple[T
         If the data don't fit the network or the initial weights, or memory or disk can't hold the run.
     """
     backend.seed(config.seed)
-    model = build_model(config, dataset)
-    _check_limits(config, model)
+    model = build_model(config, dataset, devices)
+    share = devices.share(config.batch_size)
+    _check_limits(dataclasses.replace(config, batch_size=len(share)), model)
     if config.init:
         _start_from(find_model(config.init), model, dataset, config.single_class)
-    return model, (training_crops(config, dataset), validation_crops(config, dataset))
+    return model, (training_crops(config, dataset, share), validation_crops(config, dataset, share))
 
 
 def check_options(config: TrainConfig) -> None:
@@ -200,6 +216,7 @@ def check_options(config: TrainConfig) -> None:
             f"--minutes is {config.minutes}, expected none with --cross-validate, whose folds are only "
             "compared where each is trained to its end"
         )
+    wrong += _wrong_devices(config)
     if wrong:
         raise InputError(f"cannot train as asked, since {wrong[0]}", "Change the option and type it again.")
     missing = [name for name in ("tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
@@ -209,6 +226,23 @@ def check_options(config: TrainConfig) -> None:
             f"Install it with `pip install {missing[0]}`, or leave --tensorboard out: the history is in "
             f"{HISTORY} and {PICTURE} in any case.",
         )
+
+
+def _wrong_devices(config: TrainConfig) -> list[str]:
+    wrong = []
+    if config.devices != "all" and not (config.devices.isdecimal() and int(config.devices) > 0):
+        wrong.append(f"--devices is '{config.devices}', expected a number from 1, or all")
+    if config.processes == 1:
+        alone = {"--process": config.process, "--coordinator": config.coordinator}
+        wrong += [
+            f"{name} is {value}, expected none without --processes"
+            for name, value in alone.items() if value is not None
+        ]  # fmt: skip
+    elif config.cross_validate:
+        wrong.append(
+            f"--processes is {config.processes}, expected 1 with --cross-validate, which is one's work"
+        )
+    return wrong
 
 
 def _check_encoder(config: TrainConfig) -> None:
@@ -293,8 +327,13 @@ def _start_from(path: Path, model: keras.Model, dataset: Dataset, single_class: 
         logger.warning("%d arrays don't fit the network and begin anew: %s", len(kept), ", ".join(kept[:3]))
 
 
-def build_model(config: TrainConfig, dataset: Dataset) -> keras.Model:
+def build_model(config: TrainConfig, dataset: Dataset, devices: Devices = ONE) -> keras.Model:
     """The network of a resolved config with fresh weights, compiled to be trained on a dataset."""
+    with devices.scope():
+        return _build_model(config, dataset, devices)
+
+
+def _build_model(config: TrainConfig, dataset: Dataset, devices: Devices) -> keras.Model:
     with precision(config.precision):
         statistics = (np.array(dataset.statistics.mean), np.array(dataset.statistics.std))
         model = build_unet(_network_of(config, dataset), statistics)
@@ -306,10 +345,11 @@ def build_model(config: TrainConfig, dataset: Dataset) -> keras.Model:
     if config.single_class is not None:
         of_class = counts[dataset.legend.names.index(config.single_class)]
         counts = np.array([counts.sum() - of_class, of_class])
+    devices.unite(model)
     model.compile(
-        optimizer=build_optimizer(config),
-        loss=build_loss(config.loss, counts.tolist(), classes=model.output_shape[-1]),
-        metrics=[LabelledAccuracy()],
+        optimizer=build_optimizer(config, devices),
+        loss=devices.loss(build_loss(config.loss, counts.tolist(), classes=model.output_shape[-1])),
+        metrics=[devices.metric(LabelledAccuracy())],
         # XLA on TensorFlow's CPU compiles each crop side for minutes and runs no faster; JAX needs it.
         jit_compile=backend.name() == "jax",
     )
@@ -326,10 +366,11 @@ def _make_loop(
     crops: tuple[TileGenerator, TileGenerator],
     run: Run,
     given: float | tuple[float, ...] | None,
+    devices: Devices,
 ) -> Loop:
-    board = _TensorBoard(run.folder / TENSORBOARD, model) if config.tensorboard else None
+    board = _TensorBoard(run.folder / TENSORBOARD, model) if config.tensorboard and devices.first else None
     stacks = [[(t.image, t.masks) for t in tiles] for tiles in (dataset.training, dataset.validation)]
-    novelty = fit_novelty(*stacks, dataset.statistics)
+    novelty = fit_novelty(*stacks, dataset.statistics) if devices.first else None
 
     def save(row: Row, rows: tuple[Row, ...], temperature: float | tuple[float, ...]) -> None:
         card = _card_of(config, dataset, network, model, row)
@@ -351,6 +392,7 @@ def _make_loop(
         workers=config.workers,
         patience=config.patience,
         calibrate=config.calibrate if given is None else "none",
+        devices=devices,
     )
 
 

@@ -131,10 +131,10 @@ def test_third_party_doors_are_opened_only_where_the_table_says(module: str) -> 
     assert not closed, f"{module} opens {closed}, which its row in docs/architecture.md does not name"
 
 
-def test_only_backend_names_a_framework_other_than_keras() -> None:
+def test_only_backend_and_devices_name_a_framework_other_than_keras() -> None:
     backends = {"tensorflow", "jax", "torch"}
     users = {m for m, p in modules().items() if {n.split(".")[0] for n in imports(p)} & backends}
-    assert users <= {"backend"}
+    assert users <= {"backend", "devices"}
 
 
 @pytest.mark.parametrize("script", sorted(ROOT.glob("*.py")), ids=lambda p: p.name)

@@ -137,11 +137,11 @@ def test_a_kill_between_two_checkpoints_repeats_their_batches(stacks, straight, 
     monkeypatch.setattr(loop_module, "CHECKPOINT_SECONDS", 0.0)
     original, calls = loop_module.Loop._check_finite, []
 
-    def die(self, loss):
+    def die(self, loss, look):
         calls.append(loss)
         if len(calls) == 7:
             raise Killed
-        original(self, loss)
+        original(self, loss, look)
 
     monkeypatch.setattr(loop_module.Loop, "_check_finite", die)
     with pytest.raises(Killed):

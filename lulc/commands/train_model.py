@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(TrainConfig, __doc__ or "", _train, argv)
 
 
-def _train(config: TrainConfig) -> Answer:
+def _train(config: TrainConfig) -> Answer | None:
     # Folders and weights are opened before the framework is loaded, so that bad ones are refused at once.
     from lulc.dataset import open_dataset
 
@@ -39,7 +39,7 @@ def _train(config: TrainConfig) -> Answer:
 
     if not config.cross_validate:
         result = train(config, dataset)
-        return Answer(describe(result), figures(result))
+        return Answer(describe(result), figures(result)) if result.first else None
     from lulc.folds import cross_validate
 
     found = cross_validate(config)
