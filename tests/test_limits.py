@@ -159,10 +159,10 @@ def test_a_disk_that_fills_up_ends_preprocessing_that_continues_when_there_is_ro
     tmp_path: Path, cutting: list[str], capfd: Any, monkeypatch: pytest.MonkeyPatch, small_disk: Path
 ) -> None:
     arguments = on_disk(cutting, tmp_path / "out", small_disk)
-    write = preparation._write_stack
+    write = preparation.cut
     count = change_after(2, lambda: fill_up(small_disk))
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "_write_stack", lambda *a: (count(), write(*a))[1])
+        patch.setattr(preparation, "cut", lambda *a: (count(), write(*a))[1])
         check_full(preprocess(arguments), capfd.readouterr().err)
     assert not (small_disk / "manifest.json").exists() and not list(small_disk.glob(".*.partial"))
     (small_disk / "filler").unlink()
@@ -279,14 +279,14 @@ def test_an_input_that_changes_in_mid_run_leaves_no_manifest(
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Path], object],
 ) -> None:
-    write = preparation._write_stack
+    write = preparation.cut
     count = change_after(2, lambda: change(tmp_path / "bands.tif"))
 
     def counted(*arguments: Any) -> Any:
         count()
         return write(*arguments)
 
-    monkeypatch.setattr(preparation, "_write_stack", counted)
+    monkeypatch.setattr(preparation, "cut", counted)
     assert preprocess(cutting) == 1
     message = capfd.readouterr().err
     assert "changed while it was read" in message or "damaged or truncated" in message

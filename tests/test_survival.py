@@ -59,12 +59,12 @@ loop.Loop._check_finite = count
 
 PREPARE = """
 from lulc import preparation
-write = preparation._write_stack
+write = preparation.cut
 calls = os.open(task["calls"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def count(*arguments):
     os.write(calls, b".")
     return write(*arguments)
-preparation._write_stack = count
+preparation.cut = count
 """
 
 
