@@ -1,0 +1,39 @@
+# Sourced by the jobs that share their work out with Dask: a scheduler and workers inside the job.
+# shellcheck shell=bash
+
+# start_workers: one for each task of the job; sets `address`, where their scheduler answers.
+start_workers() {
+    # On a disk that all nodes see, closed to others.
+    folder=$PWD/.dask-$SLURM_JOB_ID
+    rm -rf "$folder"
+    mkdir -m 700 "$folder"
+    trap 'rm -rf "$folder"' EXIT
+    certify
+    local scheduler=(dask scheduler --protocol tls --port 0 --no-dashboard)
+    local worker=(dask worker --protocol tls --nthreads 1 --memory-limit 0 --no-dashboard --death-timeout 120)
+    srun --overlap --nodes=1 --ntasks=1 "${START[@]}" "${scheduler[@]}" --scheduler-file "$folder/file" &
+    local step=$!
+    # One that dies doesn't take the others along. SLURM ends all of them with the job.
+    srun --kill-on-bad-exit=0 --wait=0 "${START[@]}" "${worker[@]}" --scheduler-file "$folder/file" \
+        --local-directory "${TMPDIR:-/tmp}" &
+    until address=$(sed -n 's/^ *"address": "\(tls:.*\)",$/\1/p' "$folder/file" 2> /dev/null) && [[ $address ]]
+    do
+        kill -0 "$step" || { echo "error: the scheduler of Dask has ended, see above" >&2; exit 1; }
+        sleep 1
+    done
+}
+
+# Whoever reaches a scheduler or a worker can run code as its owner: each shows a certificate of this job.
+certify() {
+    openssl req -x509 -newkey rsa:2048 -nodes -days 365 -subj "/CN=lulc-$SLURM_JOB_ID" \
+        -keyout "$folder/key" -out "$folder/certificate" 2> "$folder/openssl" || { cat "$folder/openssl"; exit 1; }
+    export DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=True
+    export DASK_DISTRIBUTED__COMM__TLS__CA_FILE=$folder/certificate
+    local role
+    for role in SCHEDULER WORKER CLIENT; do
+        export "DASK_DISTRIBUTED__COMM__TLS__${role}__CERT=$folder/certificate"
+        export "DASK_DISTRIBUTED__COMM__TLS__${role}__KEY=$folder/key"
+    done
+    # Dask gives its workers one thread otherwise.
+    export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON__OMP_NUM_THREADS=$OMP_NUM_THREADS
+}
