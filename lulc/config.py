@@ -667,8 +667,14 @@ class ExportConfig:
     out: tuple[str, ...] = option(
         (),
         "what to write, by its ending: .qml and .sld (styles), .tif.aux.xml (attribute table), .json (STAC "
-        "item), .nc (NetCDF), .zarr; where not given MAP.qml, MAP.sld and MAP.tif.aux.xml beside the map",
+        "item), .nc (NetCDF), .zarr, with --level .tif; where not given MAP.qml, MAP.sld and MAP.tif.aux.xml "
+        "beside the map, or with --level MAP_level1.tif",
         metavar="OUT",
+    )
+    level: str | None = option(
+        None,
+        "write the map of the groups of this CORINE level, decided by summed activations",
+        choices=("1", "2"),
     )
     date: tuple[str, ...] = option(
         (),

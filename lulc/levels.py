@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lulc.accuracy import aggregate
 from lulc.nomenclature import level1_of, level2_of, load_scheme
-from lulc.schema import IGNORE, Legend
+from lulc.schema import IGNORE, UNCLASSIFIED, Legend
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,27 @@ class Level:
         """Group uint8 (y, x) with the highest summed activation, 255 = no data.
 
         It may differ from the group of the class with the highest activation: three kinds of forest that
-        share 0.6 outvote one field of 0.4.
+        share 0.6 outvote one field of 0.4. It is 0 where classes without a group outvote every group.
         """
         summed = self.gather_activations(activations)
         valid = np.asarray(np.isfinite(summed).all(axis=-1))
         best = np.where(np.isnan(summed), 0.0, summed).argmax(axis=-1) + 1
+        if not self.groups.all():
+            best[activations[..., self.groups == 0].sum(axis=-1) > summed.max(axis=-1)] = UNCLASSIFIED
         return np.where(valid, best, IGNORE).astype(np.uint8)
+
+    def gather(
+        self, classes: NDArray[np.uint8], activations: NDArray[np.float32] | None
+    ) -> NDArray[np.uint8]:
+        """Groups uint8 (y, x) of a map, by `decide` where it has activations.
+
+        Pixels without a class stay without.
+        """
+        groups = self.gather_map(classes)
+        if activations is None:
+            return groups
+        decided = self.decide(activations)
+        return np.where((decided != IGNORE) & (classes != UNCLASSIFIED), decided, groups).astype(np.uint8)
 
     def gather_matrix(self, confusion: NDArray[np.int64]) -> NDArray[np.int64]:
         """The (M + 1, M + 1) matrix of an (N + 1, N + 1) matrix; see `lulc.accuracy.aggregate`."""

@@ -28,6 +28,7 @@ from lulc.inference import classify, sieved_path
 from lulc.layers import identify
 from lulc.maps import LEGEND_TAG, ClassMap, open_map
 from lulc.schema import IGNORE, InputError, LandCoverClass, Legend
+from lulc.sharing import write_level
 from lulc.storage import rename_durably, sha256_of
 from lulc.weights import weights_folders
 from lulc.windows import Plan, Window, squares_of
@@ -98,6 +99,7 @@ SCHEMA: dict[str, Any] = {
         },
         "statistics": {"type": "object"},
         "sieve": {"type": "integer", "minimum": 0},
+        "level": {"enum": [1, 2]},
     },
 }
 """JSON Schema of what `read_provenance` gives, by the names of the tags without ``LULC_``."""
@@ -211,6 +213,10 @@ def reproduce(config: ReproduceConfig) -> Reproduction:
         classify(_classify_config(provenance, files, places, config, again))
         if "sieve" in provenance:
             again = sieved_path(again)
+        if "level" in provenance:
+            with open_map(again) as land_cover:
+                again = folder / "level.tif"
+                write_level(land_cover, provenance["level"], again)
         comparison = compare(path, again, Path(config.difference) if config.difference else None)
         if config.out is not None:
             rename_durably(again, config.out)

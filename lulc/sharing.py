@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import rasterio
 
 from lulc import forecast, styles
+from lulc.blocks import ENCODINGS, Encoding
 from lulc.card import load_card
 from lulc.catalogue import MISSION, Item, known_dates, map_item, model_item, parse_dates
 from lulc.config import ExportConfig, ExportModelConfig
 from lulc.documents import write_document
 from lulc.exports import write_netcdf, write_zarr
-from lulc.maps import ClassMap, open_map
+from lulc.geotiff import MapProfile, assemble, write_part
+from lulc.levels import Level, levels_of
+from lulc.maps import LEGEND_TAG, TAG_PREFIX, ClassMap, open_map
 from lulc.nomenclature import load_scheme
-from lulc.schema import InputError
+from lulc.schema import IGNORE, InputError
 from lulc.storage import check_disk
 from lulc.weights import find_model
+from lulc.windows import Plan, Window
 
-KINDS = (".qml", ".sld", ".aux.xml", ".json", ".nc", ".zarr")
+KINDS = (".qml", ".sld", ".aux.xml", ".json", ".nc", ".zarr", ".tif")
 """Endings of what a map can be written as."""
+
+LEVEL_TAG = "LULC_LEVEL"
+"""Tag of a map that `write_level` wrote: its level."""
+
+SIDE = 1024
+"""Side of the windows of a map that are gathered together."""
 
 
 def export_map(config: ExportConfig) -> tuple[Path, ...]:
@@ -42,9 +56,9 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
         If the map or an option doesn't fit, or an output exists; then nothing was written.
     """
     source = Path(config.map)
-    beside = [source.with_suffix(".qml"), source.with_suffix(".sld"), Path(f"{source}.aux.xml")]
-    outputs = [Path(out) for out in config.out] or beside
+    outputs = [Path(out) for out in config.out] or _beside(source, config.level)
     kinds = [_kind_of(out) for out in outputs]
+    _check_level(config.level, outputs, kinds)
     model = find_model(config.model) if config.model is not None else None
     items = [out.parent / _item_name(model) for out, kind in zip(outputs, kinds, strict=True)
              if model is not None and kind == ".json"]  # fmt: skip
@@ -67,7 +81,7 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
             elif kind == ".json":
                 _write_item(out, source, land_cover, entries, dates, model)
             else:
-                _write_pixels(out, kind, source, land_cover)
+                _write_pixels(out, kind, source, land_cover, config.level)
     return (*outputs, *items)
 
 
@@ -98,6 +112,30 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
     for out, item in zip(outputs, items, strict=True):
         write_document(out, item)
     return tuple(outputs)
+
+
+def _beside(source: Path, level: str | None) -> list[Path]:
+    """What is written where no output is named."""
+    if level is not None:
+        return [source.with_name(f"{source.stem}_level{level}.tif")]
+    return [source.with_suffix(".qml"), source.with_suffix(".sld"), Path(f"{source}.aux.xml")]
+
+
+def _check_level(level: str | None, outputs: Sequence[Path], kinds: Sequence[str]) -> None:
+    """Refuse a level in other formats than GeoTIFF, and GeoTIFF without a level."""
+    fits = [(kind == ".tif") == (level is not None) for kind in kinds]
+    if all(fits):
+        return
+    other = outputs[fits.index(False)]
+    if level is None:
+        raise InputError(
+            f"cannot write '{other}', since the map is a GeoTIFF already, expected --level beside it",
+            "Type --level 1 or --level 2 for its CORINE groups, or copy the file.",
+        )
+    raise InputError(
+        f"cannot write '{other}' at level {level}, expected an output in .tif",
+        f"Write the level first: --level {level} --out {other.with_suffix('.tif')}; then export that map.",
+    )
 
 
 def _kind_of(out: Path) -> str:
@@ -168,10 +206,62 @@ def _describe(model: Path, folder: Path, dates: Sequence[str]) -> Item:
     return model_item(model, folder, load_card(model), dates)
 
 
-def _write_pixels(out: Path, kind: str, source: Path, land_cover: ClassMap) -> None:
+def write_level(land_cover: ClassMap, number: int, out: Path) -> None:
+    """Write a map gathered at a CORINE level as a map of its own, whole or not at all.
+
+    Its activations are sums, stored like those of `land_cover`; further bands are left out.
+
+    Raises
+    ------
+    InputError
+        If the legend of the map has no groups at that level.
+    """
+    level = next((known for known in levels_of(land_cover.legend) if known.number == number), None)
+    if level is None:
+        raise InputError(
+            f"cannot gather the classes of '{land_cover.name}' at CORINE level {number}, since its legend "
+            f"'{land_cover.legend.name}' says no groups of that level",
+            "Level 1 takes classes with level-1 groups, level 2 those of a built-in scheme.",
+        )
+    height, width = land_cover.grid.shape
+    plan = Plan(height, width, 1, 0, (min(SIDE, height), min(SIDE, width)), 4 * SIDE)
+    profile = _level_profile(land_cover, level, plan.part)
+    parts = [(part, out.with_name(f".{out.name}.{part.index}.partial")) for part in plan.parts()]
+    with ExitStack() as files, ThreadPoolExecutor(forecast.cores()) as pool:
+        for part, path in parts:
+            files.callback(path.unlink, missing_ok=True)
+            with write_part(path, profile, part.extent, pool) as writer:
+                for window in plan.windows(part):
+                    values = _gathered(land_cover, level, window.write, profile.encoding)
+                    writer.write(window.write, values)
+        assemble(profile, [(part.extent, path) for part, path in parts], out, pool)
+
+
+def _level_profile(land_cover: ClassMap, level: Level, part: int) -> MapProfile:
+    stored = land_cover.layers[1].dtype if land_cover.has_activations else None
+    kinds = (kind for kind, known in ENCODINGS.items() if known.has_activations and known.dtype == stored)
+    tags = {name: value for name, value in land_cover.tags.items() if name.startswith(TAG_PREFIX)}
+    tags[LEGEND_TAG] = json.dumps(level.legend.to_json(), ensure_ascii=False, sort_keys=True)
+    tags[LEVEL_TAG] = str(level.number)
+    return MapProfile(land_cover.grid, level.legend, next(kinds, "none"), part, tags)
+
+
+def _gathered(land_cover: ClassMap, level: Level, window: Window, encoding: Encoding) -> np.ndarray:
+    """What is stored of a window: groups, and sums of activations."""
+    classes, sums = land_cover.read(window), np.zeros((*window.shape, 0), np.float32)
+    activations = land_cover.read_activations(window) if land_cover.has_activations else None
+    if activations is not None and encoding.has_activations:
+        sums = np.nan_to_num(level.gather_activations(activations))
+    groups = level.gather(classes, activations)
+    return encoding.apply(groups, sums, groups != IGNORE)
+
+
+def _write_pixels(out: Path, kind: str, source: Path, land_cover: ClassMap, level: str | None) -> None:
     # Deflated and Zstandard pixels of a map are about as large as the map.
     check_disk(out.parent, int(1.5 * source.stat().st_size), f"'{out}'")
-    if kind == ".nc":
+    if level is not None:
+        write_level(land_cover, int(level), out)
+    elif kind == ".nc":
         write_netcdf(land_cover, out)
     else:
         write_zarr(land_cover, out)

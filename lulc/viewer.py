@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lulc.grid import METRES_PER_DEGREE, GridSpec, metres_per_pixel
 from lulc.levels import Level
-from lulc.schema import IGNORE, UNCLASSIFIED, InputError, Legend
+from lulc.schema import InputError, Legend
 from lulc.views import UNCLASSIFIED_COLOR, Place, Views
 from lulc.windows import Window
 
@@ -144,15 +144,13 @@ def _palette(legend: Legend) -> list[str]:
 
 def _level_view(views: Views, level: Level) -> NDArray[np.uint8]:
     """Groups uint8 (y, x) of a level, by summed activations where there are any."""
-    groups = level.gather_map(views.map)
     if views.activations is None:
-        return groups
+        return level.gather_map(views.map)
+    groups = np.empty_like(views.map)
     # In strips: floats of all classes at once would need half a gigabyte.
     for row in range(0, len(groups), 128):
         rows = Window(row, 0, min(128, len(groups) - row), groups.shape[1])
-        decided = level.decide(np.moveaxis(views.shares(rows), 0, -1))
-        known = (decided != IGNORE) & (views.map[rows.slices] != UNCLASSIFIED)
-        groups[rows.slices] = np.where(known, decided, groups[rows.slices])
+        groups[rows.slices] = level.gather(views.map[rows.slices], np.moveaxis(views.shares(rows), 0, -1))
     return groups
 
 

@@ -164,11 +164,13 @@ def write_map() -> Callable[..., Path]:
         unclassified: bool = False,
         tags: dict[str, str] | None = None,
         seed: int = 0,
+        legend: Legend | None = None,
     ) -> Path:
         rng = np.random.default_rng(seed)
-        legend = Legend(
+        legend = legend or Legend(
             "test", tuple(LandCoverClass(i, n, f"#{40 * i:02x}a0{i:02x}") for i, n in enumerate(names, 1))
         )
+        names = legend.names
         grid = GridSpec(CRS.from_epsg(epsg), Affine(pixel, 0, origin[0], 0, -pixel, origin[1]), *shape)
         known = {"LULC_LEGEND": json.dumps(legend.to_json()), "LULC_VERSION": "0.1.0", **(tags or {})}
         profile = MapProfile(grid, legend, activations, 256, known)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import rasterio
 
+from lulc import sharing
 from lulc.accuracy import count
-from lulc.levels import levels_of
+from lulc.commands.export_map import main
+from lulc.levels import Level, levels_of
 from lulc.nomenclature import load_scheme
 from lulc.schema import LandCoverClass, Legend
 
@@ -62,3 +70,68 @@ def test_three_forests_outvote_one_field() -> None:
     shares[0, 1] = np.nan
     assert LEVEL1.decide(shares).tolist() == [[3, 255]]
     assert LEVEL1.gather_map(np.array([[5]], np.uint8)).tolist() == [[2]]
+
+
+def test_classes_without_a_group_outvote_groups() -> None:
+    level = Level(1, LEVEL1.legend, np.array([0, 2, 3, 0], np.uint8))
+    shares = np.array([[[0.3, 0.4, 0.1, 0.2], [0.1, 0.4, 0.3, 0.2]]], np.float32)
+    assert level.decide(shares).tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize("activations", ["float32", "uint16", "uint8", "none"])
+@pytest.mark.parametrize("level", [LEVEL1, LEVEL2], ids=lambda k: k.name)
+def test_a_map_of_a_level_holds_groups_and_sums(
+    tmp_path: Path,
+    write_map: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    activations: str,
+    level: Any,
+) -> None:
+    monkeypatch.setattr(sharing, "SIDE", 256)
+    source = write_map(
+        tmp_path / "map.tif", shape=(300, 530), activations=activations, legend=LEGEND, unclassified=True
+    )
+    assert main([str(source), "--level", str(level.number), "-q"]) == 0
+    with rasterio.open(source) as before, rasterio.open(tmp_path / f"map_level{level.number}.tif") as after:
+        assert (after.transform, after.crs, after.dtypes[0]) == (
+            before.transform,
+            before.crs,
+            before.dtypes[0],
+        )
+        assert json.loads(after.tags()["LULC_LEGEND"]) == level.legend.to_json()
+        stored, found = before.read(masked=True), after.read(masked=True)
+        assert np.array_equal(stored.mask[0], found.mask[0])
+        classes, valid = stored[0].filled(0).astype(np.uint8), ~stored.mask[0]
+        assert (classes[valid] == 0).any()
+        expected = level.gather_map(classes)
+        if activations == "none":
+            assert after.count == 1
+        else:
+            scale = before.scales[1]
+            sums = level.gather_activations(np.moveaxis(stored[1:].filled(0) * np.float32(scale), 0, -1))
+            np.testing.assert_allclose(
+                np.moveaxis(found[1:].filled(0), 0, -1)[valid] * scale,
+                sums[valid],
+                atol=scale if scale < 1 else 1e-6,
+            )
+            expected = np.where(classes == 0, 0, sums.argmax(-1) + 1)
+        agree = found[0].filled(0)[valid] == expected[valid]
+        assert agree.mean() > 0.999  # equal sums may be decided either way
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.tif", f"map_level{level.number}.tif"]
+
+
+def test_levels_that_can_not_be_are_refused(
+    tmp_path: Path, write_map: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, own = write_map(tmp_path / "a.tif", legend=LEGEND), write_map(tmp_path / "b.tif")
+    before = known.read_bytes()
+    for arguments, says in (
+        ([known, "--out", tmp_path / "c.tif"], "expected --level"),
+        ([known, "--level", "1", "--out", tmp_path / "c.nc"], "expected an output in .tif"),
+        ([known, "--level", "1", "--out", known, "--overwrite"], "it is the input"),
+        ([own, "--level", "1"], "says no groups of that level"),
+    ):
+        assert main([*map(str, arguments), "-q"]) == 1
+        assert says in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tif", "b.tif"]
+    assert known.read_bytes() == before

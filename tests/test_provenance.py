@@ -15,6 +15,7 @@ from affine import Affine
 
 from lulc import backend
 from lulc.card import Channel, ModelCard
+from lulc.commands.export_map import main as export
 from lulc.commands.make_classifications import main as make
 from lulc.commands.reproduce_map import main
 from lulc.config import ReproduceConfig
@@ -36,7 +37,7 @@ def write_model(path: Path, seed: int) -> Path:
     """A small network with random weights and its card."""
     backend.seed(seed)
     network = build_unet(NETWORK, (np.full(9, 1500.0), np.full(9, 800.0)))
-    legend = Legend("test", tuple(LandCoverClass(i, f"class {i}", f"#0{i}20a0") for i in (1, 2, 3)))
+    legend = Legend("test", tuple(LandCoverClass(i, f"class {i}", f"#0{i}20a0", (), i) for i in (1, 2, 3)))
     card = ModelCard(
         name="small", channels=tuple(Channel(name) for name in BANDS), legend=legend,
         statistics=Statistics((1500.0,) * 9, (800.0,) * 9, 1), network=NETWORK, stride=4,
@@ -118,6 +119,16 @@ def test_a_map_is_made_again_byte_for_byte(
 
 def test_a_sieved_map_is_made_again_too(scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, data = answer(capsys, sieved_path(scene / "maps" / "map.tif"), *found(scene))
+    assert code == 0
+    assert data["comparison"]["same_file"]
+
+
+def test_a_map_of_a_level_is_made_again_too(
+    scene: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "level.tif"
+    assert export([str(scene / "maps" / "map.tif"), "--level", "1", "--out", str(path), "-q"]) == 0
+    code, data = answer(capsys, path, *found(scene))
     assert code == 0
     assert data["comparison"]["same_file"]
 
