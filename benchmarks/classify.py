@@ -200,7 +200,12 @@ def _run(*arguments: Any) -> tuple[float, int, str]:
 
 
 def _stage(name: str, *arguments: Any) -> Result:
-    seconds, memory, text = _run(sys.executable, Path(__file__), "--stage", name, "--arguments", *arguments)
+    return stage_of(Path(__file__), name, *arguments)
+
+
+def stage_of(script: Path, name: str, *arguments: Any) -> Result:
+    """A stage of a benchmark in a process of its own, with its time and peak memory."""
+    seconds, memory, text = _run(sys.executable, script, "--stage", name, "--arguments", *arguments)
     result: Result = json.loads(text.rpartition("RESULT ")[2])
     return (
         {"seconds": seconds, "memory": memory}

@@ -1,0 +1,122 @@
+"""Work grows with the number of parts and no faster, counted in calls and bytes: seconds depend on the machine."""
+
+from __future__ import annotations
+
+import cProfile
+import importlib
+import pstats
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lulc.cuts import Survey
+from lulc.progress import open_progress
+from lulc.split import Neighbours, candidate_windows
+from lulc.stack import Coverage
+from lulc.windows import Window
+
+ROOT = Path(__file__).resolve().parents[1]
+FEW, MANY = 60, 240
+
+
+@pytest.fixture(scope="module")
+def scale() -> Any:
+    """The benchmark, as a module."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module("scale")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """Calls of Python and C functions that a function makes."""
+    with cProfile.Profile() as profile:
+        function()
+    return int(pstats.Stats(profile).total_calls)  # type: ignore[attr-defined]
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_plan_journal_and_collection_grow_with_the_parts(scale: Any, tmp_path: Path) -> None:
+    calls: dict[str, list[int]] = {}
+    sizes = []
+    for number in (FEW, FEW, MANY):
+        # Once before it counts: what is imported or cached the first time belongs to no part.
+        place = tmp_path / f"{len(sizes)}"
+        for name, step in scale.steps(place, number):
+            calls.setdefault(name, []).append(calls_of(step))
+        sizes.append(bytes_of(place / "map.parts"))
+    for name, (_, few, many) in calls.items():
+        assert many / few < 1.1 * MANY / FEW, f"{name}: {few} calls for {FEW} parts, {many} for {MANY}"
+    assert sizes[2] / sizes[1] < 1.1 * MANY / FEW
+
+
+def survey(folder: Path, places: int) -> None:
+    """Record a survey, then take it up again."""
+    coverage = Coverage(100, 90, {"B02": 3}, {"B02": 7})
+    for _ in range(2):
+        progress = open_progress(folder, "key", places, 13, replacing=False)
+        for number in progress.unsurveyed:
+            progress.add(Survey(number, (number,) * 13, coverage))
+        assert progress.coverage.pixels == 100 * places
+
+
+def test_the_record_of_a_survey_grows_with_the_places(tmp_path: Path) -> None:
+    folders = [tmp_path / str(i) for i in range(3)]
+    calls = []
+    for folder, places in zip(folders, (FEW, FEW, MANY), strict=True):
+        folder.mkdir()
+        calls.append(calls_of(lambda folder=folder, places=places: survey(folder, places)))  # type: ignore[misc]
+    assert calls[2] / calls[1] < 1.1 * MANY / FEW
+    assert bytes_of(folders[2]) / bytes_of(folders[1]) < 1.1 * MANY / FEW
+
+
+def look_round(side: int) -> int:
+    """Look for validation stacks near each of side x side others, a fifth of which validate."""
+    windows = candidate_windows(100 * side, 100 * side, 100)
+    near = Neighbours(windows[::5], 30)
+    return sum(len(near.of(window)) for window in windows)
+
+
+def test_stacks_near_validation_are_found_without_looking_at_all() -> None:
+    calls = [calls_of(lambda side=side: look_round(side)) for side in (8, 16)]  # type: ignore[misc]
+    assert calls[1] / calls[0] < 1.2 * 4
+
+
+def test_neighbours_are_those_found_by_looking_at_all() -> None:
+    from lulc.split import near_windows
+
+    rng = np.random.default_rng(0)
+    for gap in (0, 1, 30, 500):
+        windows = [
+            Window(*map(int, rng.integers(0, 900, 2)), *map(int, rng.integers(1, 90, 2))) for _ in range(60)
+        ]
+        near = Neighbours(windows[:30], gap)
+        for window in windows[30:]:
+            assert near.of(window) == near_windows(window, windows[:30], gap)
+    assert Neighbours([], 5).of(Window(0, 0, 9, 9)) == []
+
+
+def test_what_is_reckoned_follows_from_the_assumptions(scale: Any) -> None:
+    assumed = scale.Assumptions(
+        part=1000, core_speed=1e5, gpu_speed=1e7, read_bytes=18, written_bytes=20, halo=0, core_price=0.5,
+        gpu_price=2.0, encode_speed=5e6, disk_speed=78e6, tasks=10.0,
+    )  # fmt: skip
+    found = scale.reckon(3.6e9, assumed)
+    assert (found["parts"], found["core_hours"], found["core_price"]) == (3600, 10.0, 5.0)
+    assert (found["gpu_hours"], found["gpu_price"]) == (0.1, 0.2)
+    # Read once, and the blocks once more where they are assembled, which writes them a second time.
+    assert (found["read"], found["written"]) == (3.6e9 * 38, 3.6e9 * 40)
+    assert found["disk_hours"] == pytest.approx(1.0)
+    assert found["workers_by_scheduler"] == pytest.approx(10.0 * 1e6 / 1e5)
+    assert found["workers_by_disk"] == pytest.approx(1e6 / 1e5)
+    assert found["encoding_cores_for_a_gpu"] == 2
+    doubled = scale.reckon(7.2e9, assumed)
+    assert doubled["core_hours"] == 20 and doubled["workers_by_disk"] == found["workers_by_disk"]
