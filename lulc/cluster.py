@@ -10,9 +10,11 @@ talk over TLS with certificates of their own for each run, unless Dask's setting
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import queue
+import signal
 import threading
 import time
 import traceback
@@ -36,6 +38,9 @@ ANSWER_SECONDS = 30.0
 
 AT_ONCE = 256
 """Results that are brought from the workers together, at most."""
+
+_AGAIN = "Then run the same command again: what is finished is kept."
+_WAY_OUT = f"Give the workers the memory and disk that they lack, or take a smaller --memory. {_AGAIN}"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -83,14 +88,12 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     name, workers = str(config.dask), WORKERS if config.workers is None else config.workers
     if workers < 1:
         raise InputError(f"cannot use {workers} workers, expected 1 or more", f"Type --workers {WORKERS}.")
-    try:
-        import dask_jobqueue  # noqa: F401
-        import distributed  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"cannot run on a cluster, since the package '{error.name}' is not installed",
-            "Install what a cluster needs: pip install 'lulc[cluster]'",
-        ) from error
+    for package in ("distributed", "dask_jobqueue", "cryptography"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"cannot run on a cluster, since the package '{package}' is not installed",
+                "Install what a cluster needs: pip install 'lulc[cluster]'",
+            )
     with contextlib.ExitStack() as stack:
         cores: dict[int, frozenset[int]] = {}
         if name == "local":
@@ -276,8 +279,7 @@ class _Run:
             raise InputError(
                 f"cannot finish {name}, since it failed {ATTEMPTS} times, the last time on the worker "
                 f"{worker}: {reason}",
-                "Give the workers what they lack, or take a smaller --memory, then run the same command "
-                "again: what is finished is kept.",
+                _WAY_OUT,
             ) from error
         if self._strikes[worker] >= ATTEMPTS:
             self._exclude(worker, error)
@@ -289,11 +291,11 @@ class _Run:
             logger.warning("the worker %s is left out: %s", worker, _reason_of(error))
         self._look()
         if self._workers and self._workers <= self._unfit.keys():
-            hint = error.hint if isinstance(error, InputError) else "Give the workers what they lack."
+            hint = f"{error.hint} {_AGAIN}" if isinstance(error, InputError) else _WAY_OUT
             raise InputError(
                 f"cannot go on, since no worker of {self._cluster.name} can do the work; the last was left "
                 f"out because: {_reason_of(error)}",
-                f"{hint} Then run the same command again: what is finished is kept.",
+                hint,
             ) from error
 
     def _killed(self, task: _Task[Any], error: BaseException) -> BaseException:
@@ -302,14 +304,13 @@ class _Run:
         return InputError(
             f"cannot finish {self._what(task.item)}, since {error.args[2] + 1} workers died while they were "
             f"at it, the last being {error.args[1].address}; memory is the likeliest reason",
-            "Take a smaller --memory, or give the workers more, then run the same command again: what is "
-            "finished is kept.",
+            _WAY_OUT,
         )
 
     def _gone(self) -> InputError:
         return InputError(
             f"cannot go on, since the scheduler of {self._cluster.name} is gone",
-            "Start it again, then run the same command again: what is finished is kept.",
+            f"Start it again. {_AGAIN}",
         )
 
 
@@ -373,8 +374,12 @@ def _local(workers: int) -> Any:
 
 def _slurm(workers: int) -> Any:
     import dask
+
+    # Importing it exchanges what Ctrl-C does.
+    interrupt = signal.getsignal(signal.SIGINT)
     import dask_jobqueue
 
+    signal.signal(signal.SIGINT, interrupt)
     settings = dask.config.get("jobqueue.slurm")
     try:
         cluster = dask_jobqueue.SLURMCluster(
@@ -397,7 +402,7 @@ def _certificates() -> Any:
     """Those of Dask's settings where they name some, else new ones for this run."""
     import distributed
 
-    security = distributed.Security()
+    security: Any = distributed.Security()
     return security if security.tls_ca_file else distributed.Security.temporary()
 
 
