@@ -238,6 +238,16 @@ class ModelCard:
         )
 
 
+def check_classifies(card: ModelCard) -> None:
+    """Raise InputError where the network of a card was pretrained only, and knows no classes."""
+    if card.network.activation == "linear":
+        raise InputError(
+            f"cannot use '{card.name}' to classify, since it was pretrained to fill in hidden values and "
+            "knows no classes, expected a network that was trained on labels",
+            "Train from it: python train_model.py DATA --init MODEL --out FOLDER, then use what that made.",
+        )
+
+
 def card_path(model: str | os.PathLike[str]) -> Path:
     """Path of the card that belongs to a weights file."""
     return Path(model).with_suffix(".json")

@@ -66,6 +66,7 @@ AUGMENTATION = "how crops are changed"
 OPTIMISATION = "how weights change"
 DEVICES = "several devices"
 NETWORK = "encoders of Keras"
+PRETRAINING = "pretraining without labels"
 
 ORIGINAL: Mapping[str, Any] = MappingProxyType(
     {
@@ -127,6 +128,23 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
     }
 )
 """Training that ends within an evening on two processor cores."""
+
+WITHOUT_LABELS: Mapping[str, Any] = MappingProxyType(
+    {
+        "loss": "absolute difference of hidden values",
+        "rare_classes": 0.0,
+        "rare_temperature": 1.0,
+        "balance": "stacks",
+        "copy_paste": 0.0,
+        "mix": "none",
+        "mix_share": 0.0,
+        "calibrate": "none",
+    }
+)
+"""Values of the options about labels in a pretraining, which has none."""
+
+HIDE, HIDE_BLOCK = 0.6, 16
+"""Share of a crop that pretraining hides, in blocks of so many pixels."""
 
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType({"default": DEFAULT, "original": ORIGINAL})
 """Values of the training options that the user leaves open."""
@@ -294,7 +312,7 @@ class TrainConfig(RunConfig):
     """.npy stacks to weights."""
 
     data: tuple[str, ...] = option(
-        ..., "folders that preprocess.py wrote, or in the original's naming", metavar="DATA", positional=True
+        (), "folders that preprocess.py wrote, or in the original's naming", metavar="DATA", positional=True
     )
     out: str = option(..., "run folder for weights, cards and history", metavar="FOLDER")
     recipe: str = option("default", "set of training defaults", choices=tuple(RECIPES))
@@ -447,6 +465,25 @@ class TrainConfig(RunConfig):
     init: str | None = option(
         None, "start from these weights; the head is new where the classes differ", metavar="MODEL"
     )
+    pretrain: tuple[str, ...] = option(
+        (),
+        "instead of DATA band rasters, and index rasters where there are any, without labels: the network "
+        "learns to fill in hidden blocks; --init then starts from it",
+        metavar="RASTER",
+        group=PRETRAINING,
+    )
+    input_options: str | None = option(
+        None,
+        "how these rasters are read: a file with options, as preprocess.py --print-config prints them",
+        metavar="FILE",
+        group=PRETRAINING,
+    )
+    hide: float | None = option(
+        None, "share of each crop that is hidden; 0.6 where not given", unit="0..1", group=PRETRAINING
+    )
+    hide_block: int | None = option(
+        None, "side of a hidden block; 16 where not given", unit="pixels", group=PRETRAINING
+    )
     minutes: float | None = option(
         None, "stop cleanly after this time; not with --cross-validate", unit="minutes"
     )
@@ -486,8 +523,11 @@ class TrainConfig(RunConfig):
     def resolved(self) -> TrainConfig:
         """The same config with every option that is still None filled in from the recipe."""
         values = {name: value for name, value in RECIPES[self.recipe].items() if getattr(self, name) is None}
-        if self.encoder and self.filters is None:
+        if self.encoder and "filters" in values:
             values["filters"] = ()
+        if self.pretrain:
+            without = {**WITHOUT_LABELS, "hide": HIDE, "hide_block": HIDE_BLOCK}
+            values |= {name: value for name, value in without.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **values)
 
 

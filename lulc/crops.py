@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lulc.augmentation import Augmentation, ChannelDropout, CopyPaste, Jitter, Mix, flip
 from lulc.config import TrainConfig
 from lulc.dataset import Dataset, class_targets
 from lulc.generator import TileGenerator
+from lulc.hiding import HiddenCrops
 from lulc.sampling import ClassSampler, Places, draw_place, stack_shares
 
 
@@ -34,7 +37,7 @@ def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = 
         places = Places(dataset.training, common["targets"], config.seed)
         options["sampler"] = ClassSampler(places, config.rare_classes, config.rare_temperature)
         options["shares"] = stack_shares(places, config.balance, config.rare_temperature).tolist()
-    return TileGenerator(
+    return _kind(config, dataset)(
         dataset.training,
         steps=config.steps,
         share=share,
@@ -50,13 +53,19 @@ def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = 
 
 def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
     """Batches to validate on, or the share of each: cut anywhere, changed by nothing."""
-    return TileGenerator(
+    return _kind(config, dataset)(
         dataset.validation,
         steps=config.validation_steps,
         share=share,
         crop_sizes=config.validation_crop_sizes,
         **_common(config, dataset),
     )
+
+
+def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]:
+    if not config.pretrain:
+        return TileGenerator
+    return partial(HiddenCrops, statistics=dataset.statistics, hidden=config.hide, block=config.hide_block)
 
 
 def _augmentations(config: TrainConfig, dataset: Dataset) -> tuple[Augmentation, ...]:

@@ -162,6 +162,12 @@ class _Loaded(NamedTuple):
 
 def _load(config: TrainConfig) -> _Loaded:
     folders = [Path(folder) for folder in config.data]
+    if not folders:
+        raise InputError(
+            "cannot train, since no folder with stacks is given, expected at least one",
+            "Type python train_model.py DATA --out FOLDER with a folder that preprocess.py wrote, or without "
+            "labels python train_model.py --pretrain MOSAIC --out FOLDER",
+        )
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError(
             f"cannot train on {', '.join(config.data)}, since a folder is named twice, expected each once",

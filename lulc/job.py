@@ -17,7 +17,7 @@ import rasterio
 
 from lulc import __version__, domain, forecast, weights
 from lulc.calibration import calibrate
-from lulc.card import ModelCard, load_card
+from lulc.card import ModelCard, check_classifies, load_card
 from lulc.certainty import MEASURES, NOVELTY, confidence, decide, with_measures
 from lulc.config import ClassifyConfig, InputConfig
 from lulc.engines import Engine, EngineRequest, Network, build_engine, choose_engine, dihedral, turns_of
@@ -62,7 +62,7 @@ class Job:
         self.config, self.card, self.stack = config, card, stack
         self.out = Path(config.out)
         self.members = members
-        self.engine = choose_engine(config.engine)
+        self.engine = choose_engine(config.engine, networks=[member.card.network for member in members])
         self.gaussian = config.blend == "gaussian"
         legend = legend_of(card)
         self.profile = MapProfile(
@@ -76,6 +76,12 @@ class Job:
             gaussian=self.gaussian,
         )
         stride, halo = geometry_of(members)
+        if halo is None and not self.gaussian:
+            logger.warning(
+                "each pixel of %s sees its whole window, so that borders of windows may show in the map; "
+                "--blend gaussian evens them out, or train with fewer --decoder-filters",
+                " and ".join(m.card.network.encoder or m.card.name for m in members if m.card.halo is None),
+            )
         self.plan: Plan = forecast.plan_map(
             self.profile,
             demand,
@@ -345,6 +351,7 @@ def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
                 "Leave --statistics out.",
             )
         card = load_card(model)
+        check_classifies(card)
         # Refused before a framework is loaded, which takes longer than all of these checks.
         weights.read_arrays(model, card)
         return card

@@ -348,7 +348,7 @@ class Loop:
     def _judge(self, draw: bool) -> None:
         """Validate, and have model, card, history and picks written."""
         started = time.monotonic()
-        val_loss, scores, temperature = self._validate()
+        val_loss, val_accuracy, val_macro_f1, temperature = self._validate()
         p = self._progress
         row = Row(
             epoch=p.epoch,
@@ -357,8 +357,8 @@ class Loop:
             loss=p.loss / max(p.labelled, 1),
             accuracy=p.hits / max(p.labelled, 1),
             val_loss=val_loss,
-            val_accuracy=scores.overall_accuracy or 0.0,
-            val_macro_f1=scores.macro.f1 if scores.macro else 0.0,
+            val_accuracy=val_accuracy,
+            val_macro_f1=val_macro_f1,
             learning_rate=float(keras.ops.convert_to_numpy(self._model.optimizer.learning_rate)),
             model=f"{p.epoch:02d}-{val_loss:.2f}.keras",
         )
@@ -379,8 +379,8 @@ class Loop:
             row.epoch, row.loss, row.accuracy, row.val_loss, row.val_accuracy, row.val_macro_f1, row.seconds,
         )  # fmt: skip
 
-    def _validate(self) -> tuple[float, accuracy.Scores, float | tuple[float, ...]]:
-        """Mean loss over labelled pixels, scores from the confusion matrix, and the temperature."""
+    def _validate(self) -> tuple[float, float, float, float | tuple[float, ...]]:
+        """Mean loss over labelled pixels, accuracy, macro-F1, and the temperature."""
         classes = len(self._legend)
         confusion = np.zeros((classes + 1, classes + 1), np.int64)
         holdout = Holdout(len(self._validation))
@@ -399,7 +399,9 @@ class Loop:
             raise self._not_finite(f"the validation loss is {val_loss}")
         fitted = self._calibrate != "none"
         temperature = holdout.fit(per_class=self._calibrate == "per-class") if fitted else 1.0
-        return val_loss, accuracy.score(confusion, self._legend), temperature
+        scores = accuracy.score(confusion, self._legend)
+        macro_f1 = scores.macro.f1 if scores.macro else 0.0
+        return val_loss, scores.overall_accuracy or 0.0, macro_f1, temperature
 
     def _checkpoint(self) -> None:
         self._check_weights()

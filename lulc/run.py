@@ -34,7 +34,7 @@ SCORES = {"lowest-val-loss": ("val_loss", min), "highest-val-accuracy": ("val_ac
 
 FREE = {"data", "out", "minutes", "keep", "workers", "tensorboard", "overwrite", "restart", "init",
         "devices", "processes", "process", "coordinator",
-        "encoder_weights"}  # fmt: skip
+        "encoder_weights", "pretrain", "input_options"}  # fmt: skip
 """Options that don't decide the weights, and inputs, which the key holds by their content."""
 
 SCHEMA: dict[str, Any] = {
@@ -70,6 +70,7 @@ class Row:
         Of the training batches, while the weights changed; weighted by labelled pixels.
     val_loss, val_accuracy, val_macro_f1
         Of the validation crops, which are the same in every epoch.
+        A pretraining has other figures there, see `lulc.pretraining.Filling`.
     learning_rate
         At the end of the epoch.
     model

@@ -203,7 +203,9 @@ def _describe(model: Path, folder: Path, dates: Sequence[str]) -> Item:
             f"cannot describe the weights '{model}', since Keras 2 files have no card, expected .keras",
             "Give weights that train_model.py wrote.",
         )
-    return model_item(model, folder, load_card(model), dates)
+    card = load_card(model)
+    check_classifies(card)
+    return model_item(model, folder, card, dates)
 
 
 def write_level(land_cover: ClassMap, number: int, out: Path) -> None:

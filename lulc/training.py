@@ -17,18 +17,20 @@ from lulc import __version__, backend
 from lulc.backend import keras
 from lulc.card import Channel, ModelCard
 from lulc.checkpoint import clear_checkpoints
-from lulc.config import TrainConfig
+from lulc.config import WITHOUT_LABELS, TrainConfig
 from lulc.crops import training_crops, validation_crops
 from lulc.dataset import Dataset, open_dataset
 from lulc.devices import ONE, Devices, open_devices
 from lulc.encoders import IMAGENET, load_encoder
 from lulc.forecast import free_memory
 from lulc.generator import TileGenerator
+from lulc.hiding import Filled, absolute_difference
 from lulc.loop import LabelledAccuracy, Loop, StopRequest
-from lulc.losses import build_loss
+from lulc.losses import Loss, build_loss
 from lulc.network import DECODER, NetworkConfig
 from lulc.novelty import fit_novelty
 from lulc.optimization import build_optimizer, precision
+from lulc.pretraining import Filling
 from lulc.run import (
     HISTORY,
     PICTURE,
@@ -43,6 +45,7 @@ from lulc.run import (
 from lulc.schema import InputError, LandCoverClass, Legend
 from lulc.storage import check_disk, sha256_of
 from lulc.unet import build_unet, geometry
+from lulc.unlabelled import open_mosaic
 from lulc.weights import arrays_of, find_model, load_model, record_picks, save_model, transfer
 
 logger = logging.getLogger("lulc")
@@ -100,6 +103,8 @@ class TrainingResult:
         False where the time budget ended the run; the same command continues it.
     first
         Whether this is the process that wrote them, where several trained together.
+    pretrained
+        Whether it was trained without labels, and knows no classes.
     """
 
     folder: Path
@@ -109,6 +114,7 @@ class TrainingResult:
     picture: Path
     finished: bool
     first: bool
+    pretrained: bool = False
 
 
 def train(
@@ -137,7 +143,7 @@ def train(
     """
     config = config.resolved()
     check_options(config)
-    dataset = dataset or open_dataset(config)
+    dataset = dataset or (open_mosaic(config) if config.pretrain else open_dataset(config))
     network = _network_of(config, dataset)
     inputs = inputs_of(config, dataset)
     if temperature is not None:
@@ -168,6 +174,7 @@ def train(
         picture=run.folder / PICTURE,
         finished=finished,
         first=devices.first,
+        pretrained=bool(config.pretrain),
     )
 
 
@@ -194,6 +201,7 @@ def check_options(config: TrainConfig) -> None:
     """Raise InputError where a resolved config asks for what can't be, before anything is read."""
     check_keep(config.keep)
     _check_encoder(config)
+    _check_pretraining(config)
     depth = len(config.decoder_filters or (DECODER if config.encoder else config.filters))
     stride = 2**depth
     wrong = [
@@ -245,6 +253,36 @@ def _wrong_devices(config: TrainConfig) -> list[str]:
     return wrong
 
 
+def _check_pretraining(config: TrainConfig) -> None:
+    if not config.pretrain:
+        wrong = [
+            name for name in ("hide", "hide_block", "input_options") if getattr(config, name) is not None
+        ]
+        if wrong:
+            raise InputError(
+                f"cannot train as asked, since --{wrong[0].replace('_', '-')} is given without --pretrain, "
+                "which it is for",
+                "Leave it out, or give the rasters to pretrain on.",
+            )
+        return
+    given = [name for name in ("single_class", "cross_validate", "data") if getattr(config, name)]
+    given += [name for name, value in WITHOUT_LABELS.items() if getattr(config, name) != value]
+    if given:
+        shown = "DATA" if given[0] == "data" else f"--{given[0].replace('_', '-')}"
+        raise InputError(
+            f"cannot pretrain as asked, since {shown} is given, which is about labels, expected none",
+            "Pretrain without it, then train on labels with --init FOLDER and this option.",
+        )
+    smallest = min(*config.crop_sizes, *config.validation_crop_sizes)
+    hide, block = config.hide or 0.0, config.hide_block or 0
+    if not (0 < hide < 1 and 1 <= block < smallest):
+        raise InputError(
+            f"cannot pretrain as asked, since --hide is {hide} and --hide-block {block}, expected a share "
+            f"between 0 and 1 and blocks of 1 to {smallest - 1} pixels, smaller than the smallest crop",
+            "Change the option and type it again.",
+        )
+
+
 def _check_encoder(config: TrainConfig) -> None:
     given = {
         "--encoder-weights": config.encoder_weights is not None and not config.encoder,
@@ -268,6 +306,7 @@ def _check_encoder(config: TrainConfig) -> None:
 
 def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
     single = config.single_class is not None
+    activation = "linear" if config.pretrain else "sigmoid" if single else "softmax"
     return NetworkConfig(
         classes=1 if single else len(dataset.legend),
         channels=len(dataset.channels),
@@ -277,7 +316,7 @@ def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
         block=config.block,
         dropout=config.dropout,
         norm=config.norm,
-        activation="sigmoid" if single else "softmax",
+        activation=activation,
         encoder=config.encoder or "",
     )
 
@@ -322,7 +361,8 @@ def _start_from(path: Path, model: keras.Model, dataset: Dataset, single_class: 
     same_classes = (card.legend.names, card.single_class) == (dataset.legend.names, single_class)
     fresh = ("standardization",) if same_classes else ("standardization", "final_conv")
     kept = transfer(model, arrays_of(initial), fresh=fresh)
-    logger.info("starting from '%s'%s", path, "" if same_classes else "; the head is new, as the classes are")
+    head = "" if same_classes else "; the head is new, as the classes are"
+    logger.info("starting from '%s'%s; statistics are those of the data here", path, head)
     if kept:
         logger.warning("%d arrays don't fit the network and begin anew: %s", len(kept), ", ".join(kept[:3]))
 
@@ -341,21 +381,28 @@ def _build_model(config: TrainConfig, dataset: Dataset, devices: Devices) -> ker
         names = [channel["name"] for channel in dataset.channels]
         how = config.first_convolution or "repeat"
         load_encoder(model, config.encoder, names, config.encoder_weights, how)
-    counts = dataset.counts
-    if config.single_class is not None:
-        of_class = counts[dataset.legend.names.index(config.single_class)]
-        counts = np.array([counts.sum() - of_class, of_class])
     devices.unite(model)
+    metric = Filled() if config.pretrain else LabelledAccuracy()
     model.compile(
         optimizer=build_optimizer(config, devices),
-        loss=devices.loss(build_loss(config.loss, counts.tolist(), classes=model.output_shape[-1])),
-        metrics=[devices.metric(LabelledAccuracy())],
+        loss=devices.loss(_loss_of(config, dataset)),
+        metrics=[devices.metric(metric)],
         # XLA on TensorFlow's CPU compiles each crop side for minutes and runs no faster; JAX needs it.
         jit_compile=backend.name() == "jax",
     )
     # Variables that the first step would make have TensorFlow trace that step twice.
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def _loss_of(config: TrainConfig, dataset: Dataset) -> Loss:
+    if config.pretrain:
+        return absolute_difference
+    counts = dataset.counts
+    if config.single_class is not None:
+        of_class = counts[dataset.legend.names.index(config.single_class)]
+        counts = np.array([counts.sum() - of_class, of_class])
+    return build_loss(config.loss, counts.tolist(), classes=_network_of(config, dataset).classes)
 
 
 def _make_loop(
@@ -370,7 +417,8 @@ def _make_loop(
 ) -> Loop:
     board = _TensorBoard(run.folder / TENSORBOARD, model) if config.tensorboard and devices.first else None
     stacks = [[(t.image, t.masks) for t in tiles] for tiles in (dataset.training, dataset.validation)]
-    novelty = fit_novelty(*stacks, dataset.statistics) if devices.first else None
+    classifies = devices.first and not config.pretrain
+    novelty = fit_novelty(*stacks, dataset.statistics) if classifies else None
 
     def save(row: Row, rows: tuple[Row, ...], temperature: float | tuple[float, ...]) -> None:
         card = _card_of(config, dataset, network, model, row)
@@ -381,7 +429,8 @@ def _make_loop(
         if board:
             board.write(row)
 
-    return Loop(
+    kind = Filling if config.pretrain else Loop
+    return kind(
         model,
         *crops,
         classes_of(config, dataset),
@@ -439,9 +488,16 @@ def _card_of(
             "epoch": row.epoch,
             "batches": row.batches,
         },
-        scores={name: getattr(row, name) for name in ("val_loss", "val_accuracy", "val_macro_f1")},
+        scores={name: getattr(row, column) for name, column in _scores_of(config).items()},
         versions={"lulc": __version__, **backend.versions()},
     )
+
+
+def _scores_of(config: TrainConfig) -> dict[str, str]:
+    """Columns of the history by what a card calls them; a pretraining has other figures in them."""
+    columns = ("val_loss", "val_accuracy", "val_macro_f1")
+    names = ("val_loss", "val_filled", "val_filled_by_channel") if config.pretrain else columns
+    return dict(zip(names, columns, strict=True))
 
 
 class _TensorBoard:

@@ -4,6 +4,8 @@ The result is a run folder: a weights file per kept epoch with its model card, `
 `history.png`, and a note of the best epochs (lowest validation loss, highest validation accuracy, best
 macro-F1, last), by which make_classifications.py finds them. The same command continues what was
 interrupted. With --cross-validate the folder also holds `cross-validation.json` and the runs of its folds.
+With --pretrain there are no labels: the network learns to fill in hidden blocks of a mosaic, and --init takes
+it from there.
 
 Example: python train_model.py demo/stacks --out demo/run
 """
@@ -30,7 +32,8 @@ def _train(config: TrainConfig) -> Answer | None:
     # Folders and weights are opened before the framework is loaded, so that bad ones are refused at once.
     from lulc.dataset import open_dataset
 
-    dataset = open_dataset(config)
+    # A mosaic is looked through at length, so after all else was checked.
+    dataset = None if config.pretrain else open_dataset(config)
     if config.init:
         from lulc.weights import check_model, find_model
 
@@ -70,7 +73,8 @@ def describe_folds(found: CrossValidation) -> str:
 def describe(result: TrainingResult) -> str:
     """The best models and where everything lies, as text."""
     best = {row.model: row for row in result.rows}
-    lines = [f"{'model':22} {'file':24} {'epoch':>5} {'val. loss':>9} {'accuracy':>8} {'macro-F1':>8}"]
+    scores = ("filled", "by band") if result.pretrained else ("accuracy", "macro-F1")
+    lines = [f"{'model':22} {'file':24} {'epoch':>5} {'val. loss':>9} {scores[0]:>8} {scores[1]:>8}"]
     for pick, path in result.picks.items():
         row = best[path.name]
         lines.append(
@@ -80,7 +84,10 @@ def describe(result: TrainingResult) -> str:
     lines.append(f"\nweights and cards: {result.folder}\nhistory: {result.history}, {result.picture}")
     if not result.finished:
         lines.append(f"\nThe time is up after epoch {result.rows[-1].epoch}; the same command continues.")
-    lines.append(f"\nNext: python make_classifications.py {result.folder} BANDS [INDICES] map.tif")
+    following = f"make_classifications.py {result.folder} BANDS [INDICES] map.tif"
+    if result.pretrained:
+        following = f"train_model.py DATA --init {result.folder} --out FOLDER"
+    lines.append(f"\nNext: python {following}")
     return "\n".join(lines)
 
 
