@@ -13,7 +13,7 @@ import rasterio
 
 from lulc import forecast, styles
 from lulc.blocks import ENCODINGS, Encoding
-from lulc.card import load_card
+from lulc.card import check_classifies, load_card
 from lulc.catalogue import MISSION, Item, known_dates, map_item, model_item, parse_dates
 from lulc.config import ExportConfig, ExportModelConfig
 from lulc.documents import write_document
