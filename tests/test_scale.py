@@ -1,4 +1,4 @@
-"""Work grows with the number of parts and no faster, counted in calls and bytes: seconds depend on the machine."""
+"""Work grows with the number of parts and no faster: counted in calls and bytes, not in seconds."""
 
 from __future__ import annotations
 
