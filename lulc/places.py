@@ -20,8 +20,8 @@ from lulc.windows import Window, squares_of
 
 logger = logging.getLogger("lulc")
 
-MAX_PLACES = 20_000
-"""Stacks that one manifest can name and still be checked on reading; 0.8 TB of the default size."""
+MAX_PLACES = 10_000
+"""Stacks that one manifest can name within what `lulc.documents` reads; 0.4 TB of the default size."""
 
 
 @dataclass(frozen=True)

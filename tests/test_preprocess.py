@@ -20,7 +20,7 @@ from rasterio.crs import CRS
 from scipy import ndimage
 from shapely.geometry import box
 
-from lulc import cuts, preparation
+from lulc import cuts, places, preparation
 from lulc.commands.preprocess import main
 from lulc.config import PreprocessConfig
 from lulc.preparation import make_stacks
@@ -74,7 +74,8 @@ def config(scene: dict[str, Any], **options: Any) -> PreprocessConfig:
 def arguments(scene: dict[str, Any], *more: str) -> list[str]:
     listed = []
     for name, value in scene.items():
-        listed += ["--" + name, *(value if isinstance(value, tuple) else [str(value)])]
+        if value != ():
+            listed += ["--" + name, *(value if isinstance(value, tuple) else [str(value)])]
     return [*listed, *more]
 
 
@@ -213,6 +214,33 @@ def test_a_validation_that_fits_nothing_is_refused(scene: dict[str, Any], valida
     with pytest.raises(InputError):
         make_stacks(config(scene, validation=validation))
     assert not (Path(scene["out"]) / "manifest.json").exists()
+
+
+def test_more_stacks_than_a_manifest_can_name_are_refused_with_what_to_type(
+    scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "MAX_PLACES", 4)
+    for stacks in (0, 5):
+        with pytest.raises(InputError, match="at most 4") as refused:
+            make_stacks(config(scene, stacks=stacks))
+        assert "--stacks 4 " in refused.value.hint
+    assert len(make_stacks(config(scene, stacks=4)).stacks) == 4
+
+
+def test_what_is_cut_is_given_once_as_bands_or_as_scenes(scene: dict[str, Any], capsys: Any) -> None:
+    assert "both are given" in refused(scene, capsys, "--scenes", *scene["bands"])
+    assert "neither is given" in refused({**scene, "bands": ()}, capsys)
+    assert main(arguments({**scene, "bands": (), "scenes": scene["bands"]}, "-q")) == 0
+    manifest = load_manifest(scene["out"])
+    assert manifest.parameters["scenes"] == ["summer.tif"] and manifest.provenance["scenes"]
+
+
+def test_one_scene_is_cut_as_one_mosaic(scene: dict[str, Any], tmp_path: Path) -> None:
+    make_stacks(config(scene))
+    make_stacks(config(scene, bands=(), scenes=scene["bands"], out=str(tmp_path / "scenes")))
+    first, second = contents(scene["out"]), contents(str(tmp_path / "scenes"))
+    del first["manifest.json"], second["manifest.json"]
+    assert first == second
 
 
 def test_one_stack_cannot_be_split(scene: dict[str, Any]) -> None:
@@ -399,9 +427,9 @@ def test_a_damaged_record_of_progress_costs_what_it_recorded_and_no_more(
     for name in ("survey", "cut"):
         monkeypatch.setattr(preparation, name, counted(getattr(cuts, name), done))
     make_stacks(config(scene))
-    places, stacks = len(load_manifest(scene["out"]).stacks), len(load_manifest(scene["out"]).stacks)
-    redone = {"cut short": stacks - 1, "one place": 1 + stacks - 2}.get(damage, places + stacks)
-    assert len(done) == redone
+    stacks = len(load_manifest(scene["out"]).stacks)
+    # Every place became a stack, so that all of it is as many surveys and as many stacks.
+    assert len(done) == {"cut short": stacks - 1, "one place": 1 + stacks - 2}.get(damage, 2 * stacks)
     assert contents(scene["out"]) == contents(str(tmp_path / "whole"))
 
 
