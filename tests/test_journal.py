@@ -138,3 +138,40 @@ def test_a_journal_killed_while_it_is_removed_is_gone_and_the_next_run_clears_wh
         assert [p.name for p in tmp_path.iterdir()] == ["map.tif.parts"]
         journal.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_shares_of_one_map_are_made_at_the_same_time_and_read_together(tmp_path: Path) -> None:
+    out = tmp_path / "map.tif"
+    with open_journal(out, "1-of-2") as first, open_journal(out, "2-of-2") as second:
+        first.begin(KEY, restart=False)
+        finish(first, 0)
+        second.begin(KEY, restart=False)
+        finish(second, 1)
+        finish(first, 2)
+        assert second.finished(range(1, 4, 2)) == {1}
+        with pytest.raises(InputError, match="another run"), open_journal(out):
+            pass
+        with pytest.raises(InputError, match="share 2-of-2"), open_journal(out, "2-of-2"):
+            pass
+    with open_journal(out) as journal:
+        journal.begin(KEY, restart=False)
+        assert journal.finished(range(4)) == {0, 1, 2}
+        assert journal.counts == {1: 60, 255: 3}
+        with pytest.raises(InputError, match="another run"), open_journal(out, "1-of-2"):
+            pass
+        journal.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_share_leaves_what_others_are_writing_and_has_their_key(tmp_path: Path) -> None:
+    out = tmp_path / "map.tif"
+    with open_journal(out, "1-of-2") as first:
+        first.begin(KEY, restart=False)
+        written = first.folder / ".000000.part.x.partial"
+        written.write_bytes(b"half")
+        with open_journal(out, "2-of-2") as second:
+            second.begin(KEY, restart=False)
+            assert written.exists()
+        with open_journal(out, "2-of-2") as second, pytest.raises(InputError) as caught:
+            second.begin({**KEY, "weights": "new"}, restart=False)
+        assert "weights" in caught.value.problem and "remove" in caught.value.hint
