@@ -79,7 +79,7 @@ class Place:
         wait_until(lambda: self.finished() >= parts)
 
     def said(self) -> str:
-        return self.stderr.read_text()
+        return self.stderr.read_text() if self.stderr.exists() else ""
 
     def stop(self) -> None:
         for process in self.running:

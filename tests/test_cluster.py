@@ -1,0 +1,143 @@
+"""A cluster of this machine makes the map of one process; what can't run is refused before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import ipaddress
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from lulc import cluster
+from lulc.cluster import Cluster, ask, open_cluster, run_tasks
+from lulc.config import ClassifyConfig, ClusterConfig
+from lulc.inference import classify, classify_share, forecast_classification, share_of
+from lulc.schema import InputError
+
+
+def configure(model: Path, mosaic: Path, out: Path, **more: Any) -> ClassifyConfig:
+    options: dict[str, Any] = {"scale": 1e-4, "offset": 0.0, "part": 256, "engine": "openvino", **more}
+    return ClassifyConfig(model=str(model), inputs=(str(mosaic),), out=str(out), **options)
+
+
+def test_local_workers_continue_what_a_share_began_and_make_the_bytes_of_one_process(
+    tmp_path: Path, tiny_model: Path, write_bands: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bands(tmp_path / "mosaic.tif", 520, 520)
+    monkeypatch.chdir(tmp_path)
+    one = configure(tiny_model, Path("mosaic.tif"), Path("one.tif"))
+    classify(one)
+    many = dataclasses.replace(one, out="many.tif")
+    assert classify_share(dataclasses.replace(many, share="1/3")).made == 3
+    before = set(psutil.Process().children(recursive=True))
+    result = classify(dataclasses.replace(many, dask="local", workers=2))
+    assert result.engine == "openvino"
+    assert Path("many.tif").read_bytes() == Path("one.tif").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["many.tif", "mosaic.tif", "one.tif"]
+    left = {p for p in psutil.Process().children(recursive=True) if "spawn" in " ".join(p.cmdline())}
+    assert not left - before
+
+
+@pytest.fixture(scope="module")
+def two_workers() -> Any:
+    with open_cluster(ClusterConfig(dask="local", workers=2)) as opened:
+        yield opened
+
+
+def test_tasks_give_their_results_however_many_there_are(two_workers: Cluster) -> None:
+    assert sorted(run_tasks(two_workers, abs, range(-100, 0))) == list(range(1, 101))
+    assert list(run_tasks(two_workers, abs, [])) == []
+    assert ask(two_workers, abs, -5) == 5
+
+
+def test_a_fault_of_the_function_ends_the_tasks_with_where_it_was(two_workers: Cluster) -> None:
+    with pytest.raises(ValueError) as caught:
+        list(run_tasks(two_workers, math.sqrt, [4.0, -1.0]))
+    assert "on worker tls://127.0.0.1:" in caught.value.__notes__[0]
+    assert list(run_tasks(two_workers, math.sqrt, [4.0])) == [2.0]
+
+
+def test_a_cluster_of_this_machine_is_encrypted_and_heard_on_loopback_alone(two_workers: Cluster) -> None:
+    assert all(address.startswith("tls://127.0.0.1:") for address in two_workers.workers)
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    heard = [c for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert heard
+    assert all(ipaddress.ip_address(found.laddr.ip).is_loopback for found in heard)
+
+
+def test_each_worker_has_cores_of_its_own_where_there_are_enough(two_workers: Cluster) -> None:
+    cores = list(two_workers.cores.values())
+    assert len(cores) == 2
+    if len(cores[0] | cores[1]) > 1:
+        assert not cores[0] & cores[1]
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (ClusterConfig(dask="slurmm"), "expected local, slurm or the address"),
+        (ClusterConfig(dask="local", workers=0), "expected 1 or more"),
+        (ClusterConfig(dask="slurm"), "cannot start workers as jobs of SLURM"),
+        (ClusterConfig(dask="tcp://127.0.0.1:1"), "no scheduler answers there"),
+    ],
+)
+def test_a_cluster_that_is_none_is_refused(
+    config: ClusterConfig, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1.0)
+    with pytest.raises(InputError) as caught, open_cluster(config):
+        pass
+    assert problem in caught.value.problem
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("package", ["distributed", "dask_jobqueue", "cryptography"])
+def test_a_missing_package_is_told_with_what_installs_it(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(InputError) as caught, open_cluster(ClusterConfig(dask="local")):
+        pass
+    assert package in caught.value.problem
+    assert "pip install 'lulc[cluster]'" in caught.value.hint
+
+
+def test_a_run_without_a_cluster_does_not_load_dask() -> None:
+    code = "import sys, lulc.inference; sys.exit('distributed' in sys.modules or 'dask' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["", "0/2", "3/2", "1", "1/0", "-1/2", "1/2/3", "a/b", "1.0/2"])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        share_of(text)
+    assert "SLURM_ARRAY_TASK_ID" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"share": "1/2", "dask": "local"}, "--share with --dask"),
+        ({"share": "1/2", "restart": True}, "--share with --restart"),
+        ({"workers": 3}, "--workers without --dask"),
+        ({"workers": 3, "dask": "tcp://127.0.0.1:1"}, "--workers without --dask local or slurm"),
+        ({"plan": True, "dask": "local"}, "--plan with"),
+        ({"plan": True, "share": "1/2"}, "--plan with"),
+    ],
+)
+def test_options_that_can_not_work_together_are_refused(
+    tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
+    config = configure(Path("no.keras"), Path("no.tif"), tmp_path / "map.tif", **changes)
+    with pytest.raises(InputError) as caught:
+        (forecast_classification if config.plan else classify)(config)
+    assert problem in caught.value.problem
+    assert caught.value.hint
