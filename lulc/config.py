@@ -112,22 +112,23 @@ ORIGINAL: Mapping[str, Any] = MappingProxyType(
 DEFAULT: Mapping[str, Any] = MappingProxyType(
     {
         **ORIGINAL,
-        # 3,000 batches of 0.47 Mpx: four and a half hours at the 90,000 pixels per second of two cores.
+        # 3,000 batches of 0.12 Mpx: little more than an hour at the 90,000 pixels per second of two cores.
+        # What these values give is in docs/accuracy.md; what is not here stays as it was in the original.
         "epochs": 6,
-        # A third of the crops centred by class is nnU-Net's choice; at 0.5 no class is drawn 8 times as
-        # often as another. What is off stays off until docs/accuracy.md shows what it gives.
-        "rare_classes": 0.33,
-        "rare_temperature": 0.5,
+        "batch_size": 2,
+        "rotations": 4,
+        "loss": "logit-adjusted(tau=0.65)",
         "optimizer": "adamw",
+        "learning_rate": 0.003,
         "warmup": 100,
         "schedule": "cosine",
         "weight_decay": 0.01,
         "clip_norm": 1.0,
-        "average": 0.02,
+        "average": 0.1,
         "calibrate": "one",
     }
 )
-"""Training that ends within an evening on two processor cores."""
+"""The best training found, which ends within an evening on two processor cores."""
 
 WITHOUT_LABELS: Mapping[str, Any] = MappingProxyType(
     {
@@ -325,7 +326,11 @@ class TrainConfig(RunConfig):
         "validation_crop_sizes", "sides of validation crops", unit="pixels"
     )
     rare_classes: float = by_recipe(
-        "rare_classes", "share of crops centred on a pixel of a drawn class", unit="0..1", group=SAMPLING
+        "rare_classes",
+        "share of crops centred on a pixel of a drawn class; off, since a third gave nothing beside a "
+        "logit-adjusted loss (docs/accuracy.md)",
+        unit="0..1",
+        group=SAMPLING,
     )
     rare_temperature: float = by_recipe(
         "rare_temperature",
@@ -334,53 +339,67 @@ class TrainConfig(RunConfig):
     )
     balance: str = by_recipe(
         "balance",
-        "how often batches come from each stack: all alike, by labelled pixels, or by the classes it holds",
+        "how often batches come from each stack: all alike, by labelled pixels, or by the classes it holds; "
+        "what the latter two give is not measured",
         choices=("stacks", "pixels", "classes"),
         group=SAMPLING,
     )
     copy_paste: float = by_recipe(
         "copy_paste",
         "connected components of labels pasted into a crop from any stack, on average; classes are drawn as "
-        "by --rare-temperature",
+        "by --rare-temperature; off, since what it gives is not measured",
         group=SAMPLING,
     )
     rotations: int = by_recipe(
         "rotations",
-        "number of equally spaced rotation angles; 1 for none, 0 for any angle",
+        "number of equally spaced rotation angles; 1 for none, 0 for any angle; other angles than the four "
+        "right ones smooth crops, which cost accuracy (docs/accuracy.md)",
         group=AUGMENTATION,
     )
     scale: float = by_recipe(
-        "scale", "crops show squares of 1/SCALE to SCALE times their side; 1 for none", group=AUGMENTATION
+        "scale",
+        "crops show squares of 1/SCALE to SCALE times their side; 1 for none; off, since what it gives is "
+        "not measured",
+        group=AUGMENTATION,
     )
     gain: float = by_recipe(
         "gain",
         "spread of the factor of each band (deviation of its logarithm, e.g. 0.05); computed indices follow, "
-        "those that were read stay",
+        "those that were read stay; off, since 0.05 cost much accuracy (docs/accuracy.md)",
         group=AUGMENTATION,
     )
     offset_jitter: float = by_recipe(
         "offset_jitter",
-        "spread of what is added to each band, e.g. 30",
+        "spread of what is added to each band, e.g. 30; off, as --gain",
         unit="reflectance x 10000",
         group=AUGMENTATION,
     )
     haze: float = by_recipe(
         "haze",
-        "most that haze adds to B02, in half of the crops, e.g. 300",
+        "most that haze adds to B02, in half of the crops, e.g. 300; off, since what it gives is not "
+        "measured",
         unit="reflectance x 10000",
         group=AUGMENTATION,
     )
     channel_dropout: float = by_recipe(
-        "channel_dropout", "share of channels replaced by their mean", unit="0..1", group=AUGMENTATION
+        "channel_dropout",
+        "share of channels replaced by their mean; off, since what it gives is not measured",
+        unit="0..1",
+        group=AUGMENTATION,
     )
     mix: str = by_recipe(
         "mix",
-        "paste parts of crops of a batch over each other",
+        "paste parts of crops of a batch over each other; off, since cutmix gave nothing (docs/accuracy.md) "
+        "and classmix is not measured",
         choices=("none", "cutmix", "classmix"),
         group=AUGMENTATION,
     )
     mix_share: float = by_recipe("mix_share", "share of crops that --mix pastes into", group=AUGMENTATION)
-    loss: str = by_recipe("loss", "loss, or a weighted sum such as ce+0.5*dice", group=OPTIMISATION)
+    loss: str = by_recipe(
+        "loss",
+        "loss, or a weighted sum such as ce+0.5*dice; docs/accuracy.md says which were compared",
+        group=OPTIMISATION,
+    )
     optimizer: str = by_recipe("optimizer", "optimizer", choices=("nadam", "adamw"), group=OPTIMISATION)
     learning_rate: float = by_recipe("learning_rate", "(highest) learning rate", group=OPTIMISATION)
     warmup: int = by_recipe(
@@ -479,10 +498,10 @@ class TrainConfig(RunConfig):
         group=PRETRAINING,
     )
     hide: float | None = option(
-        None, "share of each crop that is hidden; 0.6 where not given", unit="0..1", group=PRETRAINING
+        None, f"share of each crop that is hidden; {HIDE} where not given", unit="0..1", group=PRETRAINING
     )
     hide_block: int | None = option(
-        None, "side of a hidden block; 16 where not given", unit="pixels", group=PRETRAINING
+        None, f"side of a hidden block; {HIDE_BLOCK} where not given", unit="pixels", group=PRETRAINING
     )
     minutes: float | None = option(
         None, "stop cleanly after this time; not with --cross-validate", unit="minutes"
@@ -695,7 +714,16 @@ class ServeConfig:
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
     image: str | None = option(None, "mosaic to show below the map", metavar="RASTER")
-    scheme: str | None = option(None, "classes of a map whose tags don't hold them, as in preprocess.py")
+    reference: str | None = option(
+        None,
+        "label raster, or vector file: shown as a layer, with where the map differs from it; read whole "
+        "before the page opens",
+        metavar="FILE",
+    )
+    scheme: str | None = option(
+        None, "classes of a map whose tags don't hold them, and of the reference, as in preprocess.py"
+    )
+    label_field: str | None = option(None, "field of a vector reference that holds the code", metavar="NAME")
     port: int = option(8010, "port on 127.0.0.1; 0 for any that is free")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from lulc.config import InputConfig, PreprocessConfig, TrainConfig
 from lulc.dataset import Dataset, Tile
@@ -113,7 +114,11 @@ def _survey(stack: Stack, crop: int) -> tuple[list[Window], Statistics]:
     side = SIDE
     while side // 2 >= crop and len(list(squares_of(stack.grid.extent, side))) < 2:
         side //= 2
-    found = [(window, Statistics.of(stack.read(window))) for window in squares_of(stack.grid.extent, side)]
+    windows = tqdm(
+        list(squares_of(stack.grid.extent, side)), unit="square", desc="looking through",
+        disable=not logger.isEnabledFor(logging.INFO),
+    )  # fmt: skip
+    found = [(window, Statistics.of(stack.read(window))) for window in windows]
     total = found[0][1]
     for _, statistics in found[1:]:
         total = total.merge(statistics)

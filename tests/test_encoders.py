@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import rasterio
 
 from lulc.archive import variables_of
 from lulc.backbones import BACKBONES
 from lulc.backend import compile_predict, keras
-from lulc.card import Channel, ModelCard
+from lulc.card import Channel, ModelCard, load_card, write_card
+from lulc.commands import make_classifications
 from lulc.config import TrainConfig
 from lulc.encoders import COLOURS, _application, adapt, load_encoder
 from lulc.engines import choose_engine
@@ -295,6 +298,14 @@ def test_arrays_of_other_shapes_or_not_finite_are_refused(
             load_encoder(over_colours, "resnet50", FIVE, str(path))
 
 
+def test_links_out_of_a_file_are_refused(over_colours: keras.Model, tmp_path: Path) -> None:
+    path = tmp_path / "link.h5"
+    with h5py.File(path, "w") as file:
+        file["conv1_conv"] = h5py.ExternalLink("/etc/hostname", "/")
+    with pytest.raises(InputError, match="external link"):
+        load_encoder(over_colours, "resnet50", FIVE, str(path))
+
+
 def test_imagenet_weights_that_cannot_be_downloaded_are_named(
     over_colours: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +326,19 @@ def test_openvino_refuses_an_encoder_and_auto_passes_it_over(tmp_path: Path) -> 
             choose_engine(name, tmp_path, networks=[network])
 
 
+def test_a_network_that_sees_the_whole_image_is_run_with_a_warning(
+    tiny_model: Path, tmp_path: Path, write_bands: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tmp_path / "whole.keras"
+    model.write_bytes(tiny_model.read_bytes())
+    write_card(dataclasses.replace(load_card(tiny_model), halo=None), model)
+    arguments = [str(model), str(write_bands(tmp_path / "mosaic.tif", 64, 64)), str(tmp_path / "map.tif")]
+    for blend, warned in (("none", True), ("gaussian", False)):
+        caplog.clear()
+        assert make_classifications.main([*arguments, "--plan", "--engine", "keras", "--blend", blend]) == 0
+        assert ("--blend gaussian evens them out" in caplog.text) == warned
+
+
 def config_of(data: Path, out: Path, **changes: object) -> TrainConfig:
     fields: dict = {
         "data": (str(data),), "out": str(out), "epochs": 1, "steps": 1, "validation_steps": 1,
@@ -325,7 +349,7 @@ def config_of(data: Path, out: Path, **changes: object) -> TrainConfig:
 
 
 def test_a_run_starts_from_a_file_and_the_next_from_that_run(
-    tmp_path: Path, write_stacks: Callable[..., Path], colour_file: Path
+    tmp_path: Path, write_stacks: Callable[..., Path], write_bands: Callable[..., Path], colour_file: Path
 ) -> None:
     data = write_stacks(tmp_path / "data")
     config = config_of(data, tmp_path / "run", encoder_weights=str(colour_file), first_convolution="zero")
@@ -342,6 +366,11 @@ def test_a_run_starts_from_a_file_and_the_next_from_that_run(
         learning_rate=1e-20,
         weight_decay=0.0,
     )
+    # The fastest engine that knows its layers is Keras, with or without a GPU.
+    mosaic, target = write_bands(tmp_path / "mosaic.tif", 64, 64), tmp_path / "map.tif"
+    assert make_classifications.main([str(tmp_path / "run"), str(mosaic), str(target)]) == 0
+    with rasterio.open(target) as opened:
+        assert json.loads(opened.tags()["LULC_ENGINE"])["name"] == "keras"
     started = arrays_of(load_model(train(single).picks["last"])[0])
     kernel = "conv1_conv/kernel"
     assert (started[kernel] == arrays_of(model)[kernel]).all()
