@@ -112,6 +112,10 @@ class Devices:
         """Arrays of the first process; the others give any of the same names, shapes and types."""
         return arrays
 
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
+        """What the first process does inside without the others, on a device of its own."""
+        return contextlib.nullcontext()
+
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
         """What one process refuses inside, all refuse: nobody waits for one that is gone."""
@@ -253,6 +257,15 @@ class _Distributed(_Parallel):
         return {name: np.asarray(array) for name, array in given.items()}
 
     @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        # Keras compares each value that a variable of all processes is given among them.
+        keras.distribution.set_distribution(None)
+        try:
+            yield
+        finally:
+            keras.distribution.set_distribution(self.distribution)
+
+    @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
         refused = []
         try:
@@ -295,7 +308,7 @@ def open_devices(config: TrainConfig) -> Iterator[Devices]:
                 f"Give e.g. `--batch-size {-(-config.batch_size // devices.count) * devices.count}`.",
             )
         if devices.count > 1 and devices.first:
-            logger.info("training on %d devices, %d of this process", devices.count, devices.count // devices.processes)
+            logger.info("training on %d devices, in %d processes", devices.count, devices.processes)
         if not devices.first:
             # What all processes would say, the first one says.
             logger.setLevel(logging.ERROR)

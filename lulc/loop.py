@@ -365,7 +365,8 @@ class Loop:
         row = Row(**self._devices.spread(asdict(row)))
         self.rows = (*p.rows, row)
         if self._devices.first:
-            self._write(row, temperature, draw)
+            with self._devices.alone():
+                self._write(row, temperature, draw)
 
     def _write(self, row: Row, temperature: float | tuple[float, ...], draw: bool) -> None:
         self._save(row, self.rows, temperature)
