@@ -139,7 +139,9 @@ class Tileset:
         path = self.path_of(part.index)
         path.parent.mkdir(parents=True, exist_ok=True)
         blocks = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        profile = replace(self._profile, grid=self._profile.grid.crop(part.extent), cog=True)
+        tags = self._profile.tags | {"LULC_TILE": path.stem}
+        grid = self._profile.grid.crop(part.extent)
+        profile = replace(self._profile, grid=grid, tags=tags, cog=True)
         extent = profile.grid.extent
         try:
             with write_part(blocks, profile, extent, pool) as writer:

@@ -203,6 +203,11 @@ def reproduce(config: ReproduceConfig) -> Reproduction:
     _check_outputs(config)
     with open_map(path) as original:
         provenance = read_provenance(original)
+    if "tile" in provenance:
+        raise InputError(
+            f"cannot make '{path}' again, since it is a tile of a larger map, expected a map in one file",
+            "Classify the inputs again with --tiles into another folder, and compare the tiles.",
+        )
     folders = [Path(f) for f in config.inputs] or [path.parent]
     places = list_places(folders)
     files = (*_find_models(provenance, config, folders), *find_inputs(provenance, places))

@@ -21,13 +21,14 @@ from rio_cogeo.cogeo import cog_validate
 
 from lulc import job, outputs
 from lulc.catalogue import EXTENSIONS
-from lulc.config import ClassifyConfig
+from lulc.config import ClassifyConfig, ReproduceConfig
 from lulc.engines import Engine, EngineRequest
 from lulc.geotiff import MapProfile
 from lulc.grid import GridSpec
 from lulc.inference import classify, classify_share
 from lulc.maps import open_map
 from lulc.outputs import Tileset, is_tileset
+from lulc.provenance import reproduce
 from lulc.schema import InputError, LandCoverClass, Legend
 from lulc.windows import Plan
 
@@ -114,6 +115,8 @@ def test_each_part_with_a_valid_pixel_is_a_cog_and_no_other(
     classify(configure(tiny_model, mosaic, out, tiles=True))
     found = sorted(path.name for path in out.rglob("*.tif"))
     assert found == ["000-000.tif", "000-001.tif", "000-002.tif", "001-000.tif", "001-002.tif"]
+    with pytest.raises(InputError, match="a tile of a larger map"):
+        reproduce(ReproduceConfig(map=str(out / "tiles" / "000" / "000-000.tif")))
     for path in out.rglob("*.tif"):
         valid, errors, warnings = cog_validate(path)
         assert valid and not errors and not warnings
