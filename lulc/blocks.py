@@ -1,7 +1,7 @@
 """Blocks of a map: encoded once, reduced in flight, kept in part files.
 
 A block is a square of 256 pixels in all bands. Rectangles of any shape fill the blocks of a level; a
-whole block is encoded (ZSTD level 1 behind TIFF's predictor, as in a GeoTIFF) and reduced to a quarter,
+whole block is encoded (ZSTD behind TIFF's predictor, as in a GeoTIFF) and reduced to a quarter,
 which fills a block of the next level, and so on. The encoded blocks go to one file in the order in
 which they became whole, with an index at its end; `lulc.geotiff` copies them into the map as they are.
 
@@ -30,6 +30,9 @@ BLOCK = 256
 """Side of a block in pixels."""
 
 _CODEC = Zstd(level=1)
+_NOISY = Zstd(level=-3)
+"""For floats, most of whose bytes are noise: a third less time for a fourteenth more bytes."""
+
 _SMALL = Zstd(level=19)
 _INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 
@@ -74,11 +77,14 @@ class Encoding(NamedTuple):
         count = probabilities.shape[-1] if self.has_activations else 0
         values = np.empty((1 + count, *classes.shape), self.dtype)
         values[0] = classes
-        if count:
-            stored = probabilities
-            if self.dtype.kind == "u":
-                stored = np.rint(probabilities * np.float32(1 / self.scale))
-            np.copyto(values[1:], np.moveaxis(stored, -1, 0), casting="unsafe")
+        planes = np.moveaxis(probabilities, -1, 0)
+        if count and self.dtype.kind == "u":
+            np.copyto(values[1:], np.rint(planes * np.float32(1 / self.scale)), casting="unsafe")
+        elif count:
+            # Between 1 and 2 float32 has multiples of 2 ** -23. Finer digits of small activations are what
+            # a softmax rounds away in large ones; noise, they took a quarter of the file.
+            np.add(planes, np.float32(1), out=values[1:])
+            values[1:] -= np.float32(1)
         if not valid.all():
             np.copyto(values, self.dtype.type(self.nodata), where=~valid)
         return values
@@ -93,19 +99,22 @@ ENCODINGS = {
 """Storage of activations by the name of the option; 65535 and 255 are no data, 65534 and 254 are 1."""
 
 
-def encode_block(values: np.ndarray, codec: Zstd = _CODEC) -> bytes:
+def encode_block(values: np.ndarray, codec: Zstd | None = None) -> bytes:
     """One band of a block as a TIFF tile: predictor 3 (float32) or 2 (integers), then ZSTD.
 
     Parameters
     ----------
     values : float32, uint16 or uint8 (y, x)
         Little-endian.
+    codec
+        None for the one that is quick with such values.
 
     References
     ----------
     Adobe Photoshop TIFF Technical Note 3 (floating-point predictor); TIFF 6.0, section 14 (differencing).
     """
     rows, cols = values.shape
+    codec = codec or (_NOISY if values.dtype.kind == "f" else _CODEC)
     if values.dtype.kind == "f":
         bits = values.view("<u4")
         planes = np.empty((rows, 4, cols), np.uint8)
@@ -240,19 +249,27 @@ class BlockWriter:
                 cell = Window(row * BLOCK, col * BLOCK, BLOCK, BLOCK)
                 overlap = cell.intersect(window)
                 block = self._open.setdefault((level, row, col), _Open())
+                inside = self._cell(level, row, col)
+                rows, cols = overlap.relative_to(cell).slices
                 if values is not None:
                     if block.values is None:
-                        shape = (self._bands, BLOCK, BLOCK)
-                        block.values = np.full(shape, self._encoding.nodata, self._encoding.dtype)
-                    rows, cols = overlap.relative_to(cell).slices
+                        block.values = self._new(whole=block.filled == 0 and inside == cell)
                     source_rows, source_cols = overlap.relative_to(window).slices
                     block.values[:, rows, cols] = values[:, source_rows, source_cols]
+                elif block.values is not None:
+                    block.values[:, rows, cols] = self._encoding.nodata
                 block.filled += overlap.height * overlap.width
-                inside = self._cell(level, row, col)
                 if block.filled == inside.height * inside.width:
                     del self._open[level, row, col]
                     task = self._pool.submit(self._encode, block.values, level + 1 in self._extents)
                     self._pending.append(((level, row, col), task))
+
+    def _new(self, *, whole: bool) -> np.ndarray:
+        """A block (band, y, x), no data where rectangles to come won't fill it `whole`."""
+        values = np.empty((self._bands, BLOCK, BLOCK), self._encoding.dtype)
+        if not whole:
+            values.fill(self._encoding.nodata)
+        return values
 
     def _cell(self, level: int, row: int, col: int) -> Window:
         return Window(row * BLOCK, col * BLOCK, BLOCK, BLOCK).intersect(self._extents[level])

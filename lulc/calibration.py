@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
 
 from lulc.schema import IGNORE
 
@@ -84,6 +83,9 @@ def fit_temperature(
     ----------
     Guo et al. 2017, ICML, section 4.2: temperature scaling; per class it is vector scaling without bias.
     """
+    # It takes longer to import than everything else that making a map needs.
+    from scipy import optimize, special
+
     p = np.asarray(activations, np.float64)
     if p.shape[1] == 1:
         p, per_class = np.concatenate([1 - p, p], axis=1), False

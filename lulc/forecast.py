@@ -64,10 +64,10 @@ class Demand:
         return self.footprint.fixed + CACHE + 2 * along * block
 
     def _per_pixel(self, profile: MapProfile) -> float:
-        # At most two batches wait on each side of the network, and one is in hand on each side.
-        in_flight = 4 * (3 * self.channels + 3 * self.classes) * self.batch
-        stored = 3 * len(profile.band_names) * profile.encoding.dtype.itemsize
-        return self.footprint.per_pixel * self.batch + in_flight + stored
+        # Of each two: while one batch is computed, the next is read and the one before encoded, in strips.
+        in_flight = 4 * (2 * self.channels + 2 * self.classes) * self.batch
+        strips = len(profile.band_names) * profile.encoding.dtype.itemsize
+        return self.footprint.per_pixel * self.batch + in_flight + strips
 
 
 def plan_map(

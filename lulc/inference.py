@@ -33,7 +33,6 @@ from lulc.geotiff import MapProfile, assemble, read_classes, write_part
 from lulc.job import Job, no_valid_pixel, open_job
 from lulc.journal import Journal, claimed_by, folder_of, open_journal
 from lulc.outputs import Made, Output, is_tileset, put
-from lulc.patches import merge_small_patches, write_polygons
 from lulc.prediction import Clock, predict_windows, windows_of
 from lulc.schema import IGNORE, InputError, Legend
 from lulc.sources import Stamp, open_source
@@ -577,6 +576,9 @@ def _finish(run: _Run) -> tuple[Path, ...]:
         _write_sieved(job, whole, sieved, journal.folder, run.pool)
         rename_durably(sieved, target)
     if job.config.polygons:
+        # geopandas takes longer to import than most windows to classify.
+        from lulc.patches import write_polygons
+
         target = Path(job.config.polygons)
         extents = [part.extent for part in job.plan.parts()]
         write_polygons(target, partial(read_classes, whole), extents, job.stack.grid, job.profile.legend)
@@ -592,6 +594,8 @@ def _further(config: ClassifyConfig) -> tuple[Path, ...]:
 
 
 def _write_sieved(job: Job, whole: Path, target: Path, folder: Path, pool: Executor) -> None:
+    from lulc.patches import merge_small_patches
+
     classes = _map_classes(whole, job.plan, folder / "classes")
     merge_small_patches(classes, job.config.sieve)
     tags = job.profile.tags | {"LULC_SIEVE": str(job.config.sieve)}
@@ -642,20 +646,18 @@ def _windows_with_data(
 
 
 def _time_windows(job: Job, engine: Engine, windows: list[PlannedWindow]) -> tuple[float, float]:
-    """(seconds, encoded bytes) of a window from all calls but the first, through the whole pipeline."""
+    """(seconds, encoded bytes) of a window, through the whole pipeline; the first call is not timed."""
     batch = job.config.batch_size
     work = [(job.plan.part_at(0), windows)]
     started, size = 0.0, 0
     with ThreadPoolExecutor(forecast.cores()) as pool:
-        results = predict_windows(job.stack.read, job.network(engine), job.plan, work, batch=batch)
-        for number, prediction in enumerate(results):
-            if number == batch:
-                started = time.perf_counter()
+        for prediction in predict_windows(job.stack.read, job.network(engine), job.plan, work, batch=batch):
+            # From here on the network is busy with the second call.
+            started = started or time.perf_counter()
             values, _ = job.encode(prediction)
-            if values is not None and number >= batch:
+            if values is not None:
                 size += _encoded_size(job.profile, values, pool)
-    timed = len(windows) - batch
-    return (time.perf_counter() - started) / timed, size / timed
+    return (time.perf_counter() - started) / (len(windows) - batch), size / len(windows)
 
 
 def _encoded_size(profile: MapProfile, values: np.ndarray, pool: Executor) -> int:

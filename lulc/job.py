@@ -235,7 +235,7 @@ class Job:
     def _samples(self) -> Iterator[np.ndarray]:
         """Windows of the mosaic that hold valid pixels, spread over it."""
         side = min(256, *self.plan.window)
-        for window in domain.sample_windows(*self.stack.grid.shape, side=side):
+        for window in domain.sample_windows(*self.stack.grid.shape, count=6, side=side):
             values = self.stack.read(window)
             if not np.isnan(values[..., 0]).all():
                 yield values

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -221,16 +221,17 @@ def _cut(samples: Sequence[np.ndarray], stride: int) -> list[np.ndarray]:
     for sample in given:
         for row in range(0, sample.shape[0], side):
             for col in range(0, sample.shape[1], side):
-                window = np.full((side, side, sample.shape[2]), np.nan, np.float32)
-                piece = sample[row : row + side, col : col + side]
-                window[: piece.shape[0], : piece.shape[1]] = piece
+                window = piece = sample[row : row + side, col : col + side]
+                if piece.shape[:2] != (side, side):
+                    window = np.full((side, side, sample.shape[2]), np.nan, np.float32)
+                    window[: piece.shape[0], : piece.shape[1]] = piece
                 if not np.isnan(window[..., 0]).all():
                     windows.append(window)
     return windows
 
 
-def key_of(card: ModelCard, samples: Sequence[np.ndarray], target: float | None) -> str:
-    """SHA-256 of everything that decides a quantisation."""
+def key_of(card: ModelCard, samples: Iterable[np.ndarray], target: float | None) -> str:
+    """SHA-256 of everything that decides a quantisation; no sample is held."""
     decides = {
         "format": FORMAT_VERSION,
         "weights": card.sha256,
