@@ -8,4 +8,4 @@ set -euo pipefail
 source "${LULC_JOBS:-$SLURM_SUBMIT_DIR/jobs}/until_done.sh"
 
 export KERAS_BACKEND=$FRAMEWORK
-until_done lulc-train-model --devices "${SLURM_GPUS_ON_NODE:-1}" "$@"
+until_done lulc-train-model --devices all "$@"

@@ -9,4 +9,4 @@ source "${LULC_JOBS:-$SLURM_SUBMIT_DIR/jobs}/until_done.sh"
 
 # The only framework whose processes train together.
 export KERAS_BACKEND=jax
-until_done lulc-train-model --devices "${SLURM_GPUS_ON_NODE:-1}" --processes "$SLURM_NTASKS" "$@"
+until_done lulc-train-model --devices all --processes "$SLURM_NTASKS" "$@"

@@ -67,14 +67,14 @@ PartitionName=urgent Nodes=n[1-2] PriorityTier=10 PreemptMode=OFF
 SITE = """
 ACCOUNT=test
 declare -A RESOURCES=(
-    [preprocess]="--cpus-per-task=1 --time=5"
-    [preprocess-dask]="--ntasks=2 --cpus-per-task=1 --time=5"
-    [train-gpu]="--cpus-per-task=1 --time=5"
-    [train-node]="--cpus-per-task=1 --time=5"
-    [train-nodes]="--nodes=2 --cpus-per-task=1 --time=5"
-    [classify-array]="--array=1-2 --cpus-per-task=1 --time=5"
-    [classify]="--cpus-per-task=1 --time=5"
-    [classify-dask]="--ntasks=2 --cpus-per-task=1 --time=5"
+    [preprocess]="--cpus-per-task=1 --time=30"
+    [preprocess-dask]="--ntasks=2 --cpus-per-task=1 --time=30"
+    [train-gpu]="--cpus-per-task=1 --time=30"
+    [train-node]="--cpus-per-task=1 --time=30"
+    [train-nodes]="--nodes=2 --cpus-per-task=1 --time=30"
+    [classify-array]="--array=1-2 --cpus-per-task=1 --time=30"
+    [classify]="--cpus-per-task=1 --time=30"
+    [classify-dask]="--ntasks=2 --cpus-per-task=1 --time=30"
 )
 RESTARTS=2
 FRAMEWORK=tensorflow
@@ -136,10 +136,12 @@ class Slurm:
     def show(self, job: str) -> dict[str, str]:
         return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", job)))
 
-    def wait_for(self, done: Callable[[], bool], seconds: float = 90.0) -> None:
+    def wait_for(self, done: Callable[[], bool], job: str = "", seconds: float = 300.0) -> None:
+        """Wait for something; not in vain for what a job does that has failed."""
         end = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < end, self.logs()
+            assert not job or self.show(job)["JobState"] != "FAILED", self.logs()
             time.sleep(0.1)
 
     def wait(self, *jobs: str) -> list[str]:
@@ -310,23 +312,52 @@ def test_stacks_of_a_job_are_those_of_the_command(slurm: Slurm, tmp_path: Path) 
     assert contents(slurm.work / "stacks") == contents(tmp_path / "stacks")
 
 
+TINY = ["--epochs", "3", "--steps", "60", "--validation-steps", "1", "--filters", "4", "4"]
+TINY += ["--crop-sizes", "32", "--validation-crop-sizes", "32", "--batch-size", "2"]
+"""A training of seconds."""
+
+
 def test_a_training_that_is_queued_again_gives_the_weights_of_one_that_is_not(
     slurm: Slurm, tmp_path: Path, write_stacks: Callable[..., Path]
 ) -> None:
-    stacks = write_stacks(tmp_path / "stacks")
-    options = ["--epochs", "3", "--steps", "30", "--validation-steps", "1", "--filters", "8", "8"]
-    options += ["--crop-sizes", "64", "--validation-crop-sizes", "64"]
+    options = [str(write_stacks(tmp_path / "stacks")), *TINY]
     straight, run = tmp_path / "straight", slurm.work / "run"
-    (job,) = slurm.submit("train-gpu", str(stacks), "--out", "run", *options)
-    (other,) = slurm.submit("train-gpu", str(stacks), "--out", str(straight), *options)
-    slurm.wait_for(lambda: (run / "history.csv").exists() or slurm.show(job)["JobState"] == "FAILED")
+    (job,) = slurm.submit("train-gpu", *options, "--out", "run")
+    (other,) = slurm.submit("train-node", *options, "--out", str(straight))
+    slurm.wait_for((run / "history.csv").exists, job)
     # As SLURM does it where a node fails.
     slurm.run("scontrol", "requeue", job)
     assert slurm.wait(job, other) == ["COMPLETED", "COMPLETED"], slurm.logs()
     assert slurm.log(job).count("stopped on request") == slurm.log(job).count("continuing in epoch") == 1
-    first, second = (read_arrays(find_model(str(folder), "last")) for folder in (straight, run))
+    first, second = trained(straight), trained(run)
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def trained(run: Path) -> dict[str, np.ndarray]:
+    return dict(read_arrays(find_model(str(run), "last")))
+
+
+@pytest.mark.backends
+def test_a_training_on_two_nodes_that_is_queued_again_is_that_of_one_process(
+    slurm: Slurm, tmp_path: Path, write_stacks: Callable[..., Path]
+) -> None:
+    pytest.importorskip("jax", reason="needs JAX, which `make test-backends` installs")
+    options = [str(write_stacks(tmp_path / "stacks")), *TINY]
+    # The names of this cluster's nodes are no names of machines.
+    wide = ["--out", "wide", "--coordinator", f"127.0.0.1:{free_ports(1)[0]}"]
+    (job,) = slurm.submit("train-nodes", *options, *wide)
+    site = slurm.site("jax")
+    site.write_text(site.read_text().replace("FRAMEWORK=tensorflow", "FRAMEWORK=jax"))
+    (other,) = slurm.submit("train-gpu", *options, "--out", str(tmp_path / "one"), site=site)
+    history = slurm.work / "wide" / "history.csv"
+    slurm.wait_for(history.exists, job)
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
+    assert slurm.wait(job, other) == ["COMPLETED", "COMPLETED"], slurm.logs()
+    assert slurm.log(job).count("continuing in epoch") == 1
+    first, second = trained(tmp_path / "one"), trained(slurm.work / "wide")
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], atol=1e-3, err_msg=name)
 
 
 @pytest.fixture(scope="module")
