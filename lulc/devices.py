@@ -140,7 +140,7 @@ class _Mirrored(Devices):
         self._strategy = framework.distribute.MirroredStrategy(names, cross_device_ops=reduction)
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        return self._strategy.scope()  # type: ignore[no-any-return]
+        return self._strategy.scope()
 
     def optimizer(self, kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
         """An optimizer whose gradients are summed before they are clipped.
@@ -150,7 +150,7 @@ class _Mirrored(Devices):
         """
         count, tf = self.count, self._tf
 
-        class Summed(kind):  # type: ignore[misc, valid-type]
+        class Summed(kind):
             def __init__(self, *args: Any, global_clipnorm: float | None = None, **keywords: Any) -> None:
                 clip = global_clipnorm and global_clipnorm / count
                 super().__init__(*args, global_clipnorm=clip, **keywords)

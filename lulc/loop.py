@@ -261,7 +261,7 @@ class Loop:
                 final = complete and self._progress.epoch == self._epochs
                 # Asked after an epoch, not before: the shortest budget still gets one batch further.
                 late = self._agree(0, False, time.monotonic() >= deadline)[2]
-                over = final or not complete or late
+                over = final or not complete or bool(late)
                 self._end_epoch(complete, draw=over)
                 if over:
                     return final or is_stale(self.rows, self._patience)
@@ -291,7 +291,7 @@ class Loop:
                 logs = self._devices.train(self._model, images, labels)
                 now = time.monotonic()
                 labelled, stopped, late, due, look = self._agree(
-                    np.count_nonzero(labels != IGNORE),
+                    int(np.count_nonzero(labels != IGNORE)),
                     stop.received,
                     now >= deadline,
                     now - self._saved >= CHECKPOINT_SECONDS,
