@@ -14,15 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jinja2
 from markupsafe import Markup
 
 from lulc import __version__
+from lulc.schema import InputError
 from lulc.storage import write_atomically
 from lulc.viewer import Viewer
 
 TEMPLATES = Path(__file__).with_name("templates")
 LEAFLET = TEMPLATES / "vendor" / "leaflet-1.9.4"
+
+WEBP_QUALITY, LOSSLESS = 85, 101
+"""Of pictures in a page; WebP takes what is above 100 as without loss."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,13 @@ def _script_data(data: Mapping[str, Any]) -> Markup:
 
 
 def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    """A picture as WebP: charts are smaller without loss, imagery with some, a third of the PNG together."""
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise InputError(f"cannot show '{path}' in the report, since it can't be decoded", "Make it again.")
+    qualities = (WEBP_QUALITY, LOSSLESS)
+    encoded = (cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, q])[1].tobytes() for q in qualities)
+    return "data:image/webp;base64," + base64.b64encode(min(encoded, key=len)).decode("ascii")
 
 
 def _escape(text: str) -> str:

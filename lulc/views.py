@@ -20,8 +20,8 @@ from lulc.windows import Window
 LONGEST = 2048
 """Maps with longer sides are decimated to this."""
 
-FINE_VALUES = 16_000_000
-"""Up to so many activations a page holds three decimals of each, above two: 16 MB rather than 60."""
+FINE_VALUES = 8_000_000
+"""Up to so many activations a page holds three decimals of each, 7 MB; above two, half of that for each."""
 
 UNCLASSIFIED_COLOR = "#ffb3d9"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import re
 from html.parser import HTMLParser
@@ -181,9 +182,18 @@ def test_the_page_holds_everything_and_asks_no_network(html: str) -> None:
     for tag, attributes in elements.found:
         assert tag not in {"script", "link", "iframe", "object"}
         for name in ("src", "href", "srcset", "action"):
-            assert re.match(r"data:image/png;base64,|#", attributes.get(name) or "#")
+            assert re.match(r"data:image/webp;base64,|#", attributes.get(name) or "#")
     assert "url(" not in html and "@import" not in html
     assert "default-src 'none'" in html
+
+
+def test_pictures_in_the_page_are_those_of_the_folder_and_smaller(html: str, tmp_path: Path) -> None:
+    (source,) = (a["src"] for tag, a in Elements(html).found if tag == "img")
+    encoded = base64.b64decode(source.partition(",")[2])
+    shown = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    drawn = cv2.imread(str(tmp_path / "map.png"), cv2.IMREAD_COLOR)
+    assert shown.shape == drawn.shape and len(encoded) < (tmp_path / "map.png").stat().st_size
+    assert np.abs(shown.astype(int) - drawn).mean() < 2
 
 
 def test_the_page_can_be_used_without_seeing_it(html: str) -> None:
