@@ -147,7 +147,7 @@ def design(config: EvaluateConfig, findings: Findings, path: Path) -> Path:
         expected = expected_accuracies(findings.confusion)
         points = max(points, sample_size(pixels.astype(float), expected, config.sample_error))
     with ExitStack() as resources:
-        inputs = _open(config, resources)
+        inputs = open_inputs(config, resources)
         windows = squares_of(inputs.grid.extent, WINDOW)
         drawn = draw_sample(
             inputs.read_counted, windows, inputs.grid, pixels, allocate(points, pixels),
@@ -163,7 +163,7 @@ def design(config: EvaluateConfig, findings: Findings, path: Path) -> Path:
 def suspect(config: EvaluateConfig, folder: Path) -> tuple[Path, Path]:
     """Write where the map contradicts the reference; see `lulc.suspects`."""
     with ExitStack() as resources:
-        inputs = _open(config, resources)
+        inputs = open_inputs(config, resources)
 
         def read_labels(window: Window) -> NDArray[np.uint8]:
             labels, counting = inputs.read_reference(window), inputs.masks.read(window)
@@ -183,7 +183,7 @@ def measure(config: EvaluateConfig) -> tuple[Findings, Views]:
         As `evaluate`, but for the folder.
     """
     with ExitStack() as resources:
-        inputs = _open(config, resources)
+        inputs = open_inputs(config, resources)
         counts = Counts(inputs, config.border)
         windows = list(squares_of(inputs.grid.extent, WINDOW))
         for window in tqdm(windows, desc="scoring", disable=not logger.isEnabledFor(logging.INFO)):
@@ -270,7 +270,8 @@ class Inputs:
         return self.translation[self.labels.read(window)]
 
 
-def _open(config: EvaluateConfig, resources: ExitStack) -> Inputs:
+def open_inputs(config: EvaluateConfig, resources: ExitStack) -> Inputs:
+    """Open all that the config names; `resources` closes it."""
     admitted = {"allow_vrt": config.allow_vrt, "allow_remote": config.allow_remote}
     given = load_scheme(config.scheme, config.codes) if config.scheme else None
     legend = given.legend if given else None

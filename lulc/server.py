@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import socket
+import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -19,16 +23,19 @@ import cv2
 import numpy as np
 from rasterio.warp import transform as project
 
-from lulc.config import ServeConfig
+from lulc.config import EvaluateConfig, ServeConfig
+from lulc.geotiff import MapProfile
 from lulc.maps import REST, ClassMap, open_map
 from lulc.nomenclature import load_scheme
 from lulc.page import Page, Section, render_html
-from lulc.schema import InputError
+from lulc.schema import IGNORE, InputError, LandCoverClass, Legend
 from lulc.sources import RasterSource, open_source
 from lulc.storage import Resource
-from lulc.viewer import ACTIVATION_RAMP, UNSURE_RAMP, Viewer, describe
+from lulc.viewer import ACTIVATION_RAMP, UNSURE_RAMP, WRONG_COLOR, Viewer, describe
 from lulc.views import UNCLASSIFIED_COLOR
 from lulc.windows import Window
+
+logger = logging.getLogger("lulc")
 
 HOST = "127.0.0.1"
 DEGREES = "EPSG:4326"
@@ -127,10 +134,11 @@ def _application(config: ServeConfig, resources: ExitStack) -> Any:
     application = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     # A page elsewhere that resolves its own name to this machine gets nothing.
     application.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    for prefix, router in _routers(config, the_map).items():
+    reference = _Reference(config, resources) if config.reference else None
+    for prefix, router in _routers(config, the_map, reference).items():
         application.include_router(router, prefix=prefix)
     page = render_html(_page(config, the_map))
-    values = Values(the_map)
+    values = Values(the_map, reference)
 
     @application.get("/")
     def show() -> Any:
@@ -151,7 +159,51 @@ def _application(config: ServeConfig, resources: ExitStack) -> Any:
     return application
 
 
-def _routers(config: ServeConfig, the_map: ClassMap) -> dict[str, Any]:
+class _Reference:
+    """Labels in the map's classes on the map's grid, and where the map differs, as files with overviews.
+
+    Attributes
+    ----------
+    files
+        Prefix of tiles to file.
+    """
+
+    def __init__(self, config: ServeConfig, resources: ExitStack) -> None:
+        # These take seconds to import, which a map without a reference need not wait for.
+        from lulc.evaluation import open_inputs
+        from lulc.sharing import PART, write_map
+
+        named = EvaluateConfig(
+            map=config.map, reference=config.reference or "", out="", scheme=config.scheme,
+            label_field=config.label_field,
+        )  # fmt: skip
+        self._inputs = open_inputs(named, resources)
+        folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="lulc-serve-")))
+        legend = self._inputs.map.legend
+        differs = Legend("difference", (LandCoverClass(1, "differs", WRONG_COLOR),))
+        self.files = {}
+        for name, shown, read in (("reference", legend, self.read), ("difference", differs, self._differs)):
+            logger.info("reading the %s of map and reference", name)
+            profile = MapProfile(self._inputs.grid, shown, "none", PART)
+            self.files[name] = folder / f"{name}.tif"
+            write_map(profile, partial(_one_band, read), self.files[name])
+
+    def read(self, window: Window) -> np.ndarray:
+        """The map's class numbers of the reference, uint8 (y, x), 255 where there is none."""
+        return self._inputs.read_reference(window)
+
+    def _differs(self, window: Window) -> np.ndarray:
+        """1 where both have a class and not the same, 255 elsewhere."""
+        mapped, labels = self._inputs.map.read(window), self.read(window)
+        wrong = (mapped != labels) & (mapped != IGNORE) & (labels != IGNORE)
+        return np.where(wrong, 1, IGNORE).astype(np.uint8)
+
+
+def _one_band(read: Callable[[Window], np.ndarray], window: Window) -> np.ndarray:
+    return read(window)[np.newaxis]
+
+
+def _routers(config: ServeConfig, the_map: ClassMap, reference: _Reference | None) -> dict[str, Any]:
     """Tile routers by prefix; each is bound to one file."""
     from titiler.core.dependencies import BidxParams, DefaultDependency
     from titiler.core.factory import TilerFactory
@@ -182,6 +234,8 @@ def _routers(config: ServeConfig, the_map: ClassMap) -> dict[str, Any]:
         routers["/entropy"] = bound(config.map, Entropy)
     if config.image:
         routers["/image"] = bound(config.image, BidxParams)
+    for name, file in (reference.files if reference else {}).items():
+        routers[f"/{name}"] = bound(str(file), BidxParams)
     return routers
 
 
@@ -233,6 +287,11 @@ def _layers(config: ServeConfig, the_map: ClassMap) -> list[dict[str, Any]]:
     colors |= {c.number: c.color for c in legend.classes}
     palette = urlencode({"bidx": 1, "colormap": json.dumps(colors)})
     layers = [layer("map", "Map", "classes", f"map/{TILE}{palette}", on=True)]
+    if config.reference:
+        wrong = urlencode({"bidx": 1, "colormap": json.dumps({1: WRONG_COLOR})})
+        layers.append(layer("reference", "Reference", "classes", f"reference/{TILE}{palette}"))
+        name, tiles = "Map differs from reference", f"difference/{TILE}{wrong}"
+        layers.append(layer("difference", name, "difference", tiles, color=WRONG_COLOR))
     if config.image:
         layers.insert(0, layer("image", "Image", "picture", f"image/{TILE}{_stretch(config.image)}", on=True))
     if the_map.has_activations:
@@ -273,12 +332,12 @@ class Values:
 
     Parameters
     ----------
-    the_map
-        An open map; it is read by one thread at a time.
+    the_map, reference
+        Open; they are read by one thread at a time.
     """
 
-    def __init__(self, the_map: ClassMap) -> None:
-        self._map = the_map
+    def __init__(self, the_map: ClassMap, reference: _Reference | None = None) -> None:
+        self._map, self._reference = the_map, reference
         self._lock = threading.Lock()
 
     def at(self, longitude: float, latitude: float) -> dict[str, Any] | None:
@@ -292,11 +351,12 @@ class Values:
         with self._lock:
             number = int(self._map.read(pixel)[0, 0])
             shares = self._map.read_activations(pixel)[0, 0] if self._map.has_activations else None
+            labels = {"reference": int(self._reference.read(pixel)[0, 0])} if self._reference else {}
         x, y = grid.transform @ (pixel.col + 0.5, pixel.row + 0.5)
         answer: dict[str, Any] = {"row": pixel.row, "col": pixel.col, "x": x, "y": y, "map": number}
         if shares is not None:
             answer["activations"] = [float(v) if np.isfinite(v) else None for v in shares]
-        return answer | {"corners": self._corners(pixel)}
+        return answer | labels | {"corners": self._corners(pixel)}
 
     def _corners(self, pixel: Window) -> list[list[float]]:
         """(latitude, longitude) of two opposite corners of a pixel."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,7 +34,10 @@ LEVEL_TAG = "LULC_LEVEL"
 """Tag of a map that `write_level` wrote: its level."""
 
 SIDE = 1024
-"""Side of the windows of a map that are gathered together."""
+"""Side of the windows of a map that are written together."""
+
+PART = 4096
+"""Side of its parts."""
 
 
 def export_map(config: ExportConfig) -> tuple[Path, ...]:
@@ -225,27 +228,41 @@ def write_level(land_cover: ClassMap, number: int, out: Path) -> None:
             f"'{land_cover.legend.name}' says no groups of that level",
             "Level 1 takes classes with level-1 groups, level 2 those of a built-in scheme.",
         )
-    height, width = land_cover.grid.shape
-    plan = Plan(height, width, 1, 0, (min(SIDE, height), min(SIDE, width)), 4 * SIDE)
-    profile = _level_profile(land_cover, level, plan.part)
+    profile = _level_profile(land_cover, level)
+    write_map(profile, lambda window: _gathered(land_cover, level, window, profile.encoding), out)
+
+
+def write_map(profile: MapProfile, read: Callable[[Window], np.ndarray], out: Path) -> None:
+    """Write a map window by window, whole or not at all.
+
+    Parameters
+    ----------
+    profile
+        Its look; of its parts, `PART` is the side.
+    read
+        Window to what is stored, (band, y, x).
+    out
+        File to write; parts lie beside it meanwhile.
+    """
+    height, width = profile.grid.shape
+    plan = Plan(height, width, 1, 0, (min(SIDE, height), min(SIDE, width)), profile.part)
     parts = [(part, out.with_name(f".{out.name}.{part.index}.partial")) for part in plan.parts()]
     with ExitStack() as files, ThreadPoolExecutor(forecast.cores()) as pool:
         for part, path in parts:
             files.callback(path.unlink, missing_ok=True)
             with write_part(path, profile, part.extent, pool) as writer:
                 for window in plan.windows(part):
-                    values = _gathered(land_cover, level, window.write, profile.encoding)
-                    writer.write(window.write, values)
+                    writer.write(window.write, read(window.write))
         assemble(profile, [(part.extent, path) for part, path in parts], out, pool)
 
 
-def _level_profile(land_cover: ClassMap, level: Level, part: int) -> MapProfile:
+def _level_profile(land_cover: ClassMap, level: Level) -> MapProfile:
     stored = land_cover.layers[1].dtype if land_cover.has_activations else None
     kinds = (kind for kind, known in ENCODINGS.items() if known.has_activations and known.dtype == stored)
     tags = {name: value for name, value in land_cover.tags.items() if name.startswith(TAG_PREFIX)}
     tags[LEGEND_TAG] = json.dumps(level.legend.to_json(), ensure_ascii=False, sort_keys=True)
     tags[LEVEL_TAG] = str(level.number)
-    return MapProfile(land_cover.grid, level.legend, next(kinds, "none"), part, tags)
+    return MapProfile(land_cover.grid, level.legend, next(kinds, "none"), PART, tags)
 
 
 def _gathered(land_cover: ClassMap, level: Level, window: Window, encoding: Encoding) -> np.ndarray:

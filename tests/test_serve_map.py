@@ -23,6 +23,7 @@ from rasterio.warp import transform
 
 from lulc.commands import serve_map
 from lulc.config import ServeConfig
+from lulc.maps import REST
 from lulc.schema import InputError, LandCoverClass, Legend
 from lulc.server import MapServer
 
@@ -55,11 +56,29 @@ def write_map(path: Path, *, single: bool = False, scaled: bool = False) -> np.n
     return bands.astype(kind)
 
 
+def reference_of() -> np.ndarray:
+    """Class 1 above row 80, class 2 below, no label in a corner."""
+    labels = np.ones(SHAPE, np.uint8)
+    labels[80:] = 2
+    labels[:10, :10] = 0
+    return labels
+
+
+def write_reference(folder: Path) -> dict[str, str]:
+    """Labels and a scheme of their codes, as options."""
+    profile = {"driver": "GTiff", "height": SHAPE[0], "width": SHAPE[1], "count": 1, **GRID}
+    with rasterio.open(folder / "labels.tif", "w", dtype="uint8", nodata=0, **profile) as file:
+        file.write(reference_of(), 1)
+    (folder / "own.csv").write_text("code,class,name,color\n1,1,Forest,#00ff00\n2,2,Water,#0000ff\n")
+    return {"reference": str(folder / "labels.tif"), "scheme": str(folder / "own.csv")}
+
+
 @pytest.fixture
 def served(request, tmp_path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    options = getattr(request, "param", {})
+    options = dict(getattr(request, "param", {}))
+    labels = write_reference(tmp_path) if options.pop("reference", False) else {}
     bands = write_map(tmp_path / "map.tif", **options)
-    with MapServer(ServeConfig(map=str(tmp_path / "map.tif"), port=0)) as server:
+    with MapServer(ServeConfig(map=str(tmp_path / "map.tif"), port=0, **labels)) as server:
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
@@ -94,6 +113,29 @@ def test_a_pixel_answers_what_rasterio_reads(served) -> None:
         expected = bands[1:, row, col] * scale
         assert answer["activations"][: len(expected)] == pytest.approx(expected.tolist())
         assert sum(answer["activations"]) == pytest.approx(1, abs=1e-3)
+
+
+@needs_titiler
+@pytest.mark.parametrize(
+    "served", [{"reference": True}, {"reference": True, "single": True}], indirect=True, ids=str
+)
+def test_the_reference_is_a_layer_and_where_the_map_differs_another(served) -> None:
+    url, bands = served
+    labels = reference_of()
+    mapped = np.where(bands[0] == 0, 2, bands[0])
+    tiles = tiles_in(url)
+    assert {"reference", "difference"} <= tiles.keys()
+    legend = (LEGEND.classes[0].color, REST.color if len(bands) == 2 else LEGEND.classes[1].color)
+    for row, col in ((60, 20), (60, 70), (100, 20), (5, 5)):
+        longitude, latitude = place_of(row, col)
+        answer = json.loads(get(f"{url}pixel?longitude={longitude}&latitude={latitude}"))
+        known = labels[row, col] != 0
+        assert answer["reference"] == (labels[row, col] if known else 255)
+        shown, wrong = (tile_at(tiles[name], url, row, col, 17) for name in ("reference", "difference"))
+        assert bool(shown[3]) == known
+        if known:
+            assert "#{:02x}{:02x}{:02x}".format(*shown[:3]) == legend[labels[row, col] - 1]
+        assert bool(wrong[3]) == (known and labels[row, col] != mapped[row, col])
 
 
 @needs_titiler
