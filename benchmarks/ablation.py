@@ -1,12 +1,14 @@
 """What each lever of the training gives, from the original's recipe to the default (docs/accuracy.md).
 
-``screen`` changes the original's recipe by one lever at a time, at half width and 15 Mpx, and scores by
-leaving out one of blocks 0 to 2 of the simulated Kaakonkulma after the other. ``final`` trains the recipes
-named at full width and 79 Mpx, on blocks 0 to 2, and scores them once on block 3; nothing is chosen there. A
-random forest per pixel stands beside both. A row that is in ``benchmarks/results/ablation.json`` is not made
-again, and a run that was interrupted goes on; ``tables`` writes the document anew from that file.
+``screen`` goes from the original's recipe to the default step by step and then changes one lever at a time,
+at half width and 15 Mpx, scored on block 0 of the simulated Kaakonkulma by networks of blocks 1 and 2.
+``held-out`` does the same at 79 Mpx; temperatures come from there. ``final`` trains the rows named on blocks
+0 to 2, at 79 Mpx, and scores them once on block 3; nothing is chosen there. A random forest per pixel stands
+beside them. A row that is in ``benchmarks/results/ablation.json`` is not made again, and a run that was
+interrupted goes on; ``tables`` writes the document anew from that file.
 
-Example: python benchmarks/ablation.py screen --seeds 1 2 3
+Example: python benchmarks/ablation.py screen --seeds 1
+         python benchmarks/ablation.py held-out original default
          python benchmarks/ablation.py final original default --seeds 1 2 3
 """
 
@@ -16,19 +18,25 @@ import argparse
 import dataclasses
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from lulc.accuracy import Reliability, Scores  # noqa: E402
+from lulc.calibration import calibrate, fit_temperature  # noqa: E402
 from lulc.config import PreprocessConfig, TrainConfig  # noqa: E402
 from lulc.storage import write_atomically  # noqa: E402
+
+if TYPE_CHECKING:
+    from lulc.dataset import Dataset
 
 SCENE = ROOT.parent / "shared" / "data" / "kaakonkulma-sim"
 RESULTS = ROOT / "benchmarks" / "results" / "ablation.json"
@@ -36,54 +44,86 @@ DOCUMENT = ROOT / "docs" / "accuracy.md"
 BEGIN, END = "<!-- written by benchmarks/ablation.py -->", "<!-- end of what it wrote -->"
 PACKAGE = logging.getLogger("lulc")
 
-COMMON = {"batch_size": 8, "crop_sizes": (128,), "validation_crop_sizes": (128,), "calibrate": "one"}
-"""Of all rows: the crops of the first measurements, and a temperature fitted on all folds."""
+EPOCHS = 8
+"""Of each training; their only use is that a run keeps its best models."""
 
-STAGES: Mapping[str, tuple[tuple[int, ...], float]] = {
-    "screen": ((16, 32, 64, 128), 15.0),
-    "final": ((32, 64, 128, 256), 79.0),
+HALF = (16, 32, 64, 128)
+"""Filters of a network of half the original's width."""
+
+COMMON: Mapping[str, Any] = {
+    "crop_sizes": (128,), "validation_crop_sizes": (128,), "filters": HALF, "precision": "bfloat16",
+    "average": 0.1,
+}  # fmt: skip
+"""Of all rows. One snapshot of the weights swings by 0.05, so that averages are scored on both sides."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Mpx of a training, the heading of its table, and whether block 0 is left out and scored."""
+
+    mpx: float
+    heading: str
+    left_out: bool
+
+
+STAGES: Mapping[str, Stage] = {
+    "screen": Stage(15.0, "One lever at a time: half width, 15 Mpx, blocks 1 and 2, scored on block 0", True),
+    "held-out": Stage(79.0, "Half width, 79 Mpx, trained on blocks 1 and 2, scored on block 0", True),
+    "final": Stage(79.0, "Half width, 79 Mpx, trained on blocks 0 to 2, scored on block 3", False),
 }
-"""Filters and Mpx of a training."""
+
+SMALL_BATCHES = {"batch_size": 2}
+CORE = SMALL_BATCHES | {
+    "optimizer": "adamw", "learning_rate": 0.003, "warmup": 100, "schedule": "cosine", "weight_decay": 0.01,
+    "clip_norm": 1.0,
+}  # fmt: skip
+"""What single levers are added to: AdamW with decay and clipping, warm-up and cosine, small batches."""
+
+ADJUSTED = CORE | {"loss": "logit-adjusted(tau=0.5)"}
+TURNED = ADJUSTED | {"rotations": 4}
+"""Angles between those of the pixels' grid smooth a crop, which no mosaic is when it is classified."""
 
 LEVERS: Mapping[str, Mapping[str, Any]] = {
     "original": {},
-    "averaged weights": {"average": 0.02},
-    "AdamW": {"optimizer": "adamw"},
-    "warm-up and cosine": {"warmup": 100, "schedule": "cosine"},
-    "weight decay 0.01": {"weight_decay": 0.01},
-    "gradients clipped at 1": {"clip_norm": 1.0},
-    "rare classes, T 0.5": {"rare_classes": 0.33, "rare_temperature": 0.5},
-    "rare classes, T 0.1": {"rare_classes": 0.33, "rare_temperature": 0.1},
-    "rare classes, all alike": {"rare_classes": 0.33, "rare_temperature": 100.0},
-    "stacks by their classes": {"balance": "classes"},
-    "copy-paste, 1 a crop": {"copy_paste": 1.0},
-    "copy-paste, 3 a crop": {"copy_paste": 3.0},
-    "any angle": {"rotations": 0},
-    "scale 1.25": {"scale": 1.25},
-    "gain 0.05": {"gain": 0.05},
-    "offset 30": {"offset_jitter": 30.0},
-    "haze 200": {"haze": 200.0},
-    "channel dropout 0.05": {"channel_dropout": 0.05},
-    "CutMix": {"mix": "cutmix"},
-    "ClassMix": {"mix": "classmix"},
-    "weights by 1 over sqrt(n)": {"loss": "ce(weights=sqrt)"},
-    "weights by 1 over n": {"loss": "ce(weights=inverse)"},
-    "effective number": {"loss": "ce(weights=effective)"},
-    "focal": {"loss": "focal"},
-    "ce + 0.5 dice": {"loss": "ce+0.5*dice"},
-    "ce + 0.5 focal Tversky": {"loss": "ce+0.5*focal-tversky"},
-    "ce + 0.5 Lovasz": {"loss": "ce+0.5*lovasz"},
-    "logit adjustment": {"loss": "logit-adjusted"},
-    "label smoothing 0.1": {"loss": "ce(smoothing=0.1)"},
-    "symmetric": {"loss": "symmetric"},
-    "bootstrapping, soft": {"loss": "bootstrap-soft"},
-    "two bottleneck convolutions": {"bottleneck": 2},
+    "original, batches of 2": SMALL_BATCHES,
+    "core": CORE,
+    "core, weights by 1 over sqrt(n)": CORE | {"loss": "ce(weights=sqrt)"},
+    "core, ce + 0.5 dice": CORE | {"loss": "ce+0.5*dice"},
+    "core, label smoothing 0.1": CORE | {"loss": "ce(smoothing=0.1)"},
+    "core, symmetric": CORE | {"loss": "symmetric"},
+    "core, focal": CORE | {"loss": "focal"},
+    "core, logit adjustment 0.5": ADJUSTED,
+    "adjusted, gain 0.05, offset 20": ADJUSTED | {"gain": 0.05, "offset_jitter": 20.0},
+    "adjusted, 4 angles": TURNED,
+    "turned, tau 0.75": TURNED | {"loss": "logit-adjusted(tau=0.75)"},
+    "turned, no averaged weights": TURNED | {"average": 0.0},
+    "turned, rate 0.001": TURNED | {"learning_rate": 0.001},
+    "turned, rare classes, all alike": TURNED | {"rare_classes": 0.33, "rare_temperature": 100.0},
+    "turned, copy-paste, 1 a crop": TURNED | {"copy_paste": 1.0, "rare_temperature": 100.0},
+    "turned, scale 1.25": TURNED | {"scale": 1.25},
+    "turned, CutMix": TURNED | {"mix": "cutmix"},
+    "turned, ClassMix": TURNED | {"mix": "classmix"},
+    "turned, dropout 0.3": TURNED | {"dropout": 0.3},
+    "turned, weight decay 0.1": TURNED | {"weight_decay": 0.1},
+    "turned, + 0.5 dice": TURNED | {"loss": "logit-adjusted(tau=0.5)+0.5*dice"},
+    "turned, + 0.5 Lovasz": TURNED | {"loss": "logit-adjusted(tau=0.5)+0.5*lovasz"},
     "default": {"recipe": "default"},
+    "default, float32": {"recipe": "default", "precision": "float32"},
+    "default, a quarter of the width": {"recipe": "default", "filters": (8, 16, 32, 64)},
+    "default, full width": {"recipe": "default", "filters": (32, 64, 128, 256)},
 }
 """What each row changes in the original's recipe."""
 
 FOREST = "random forest"
-COLUMNS = ("micro-F1", "macro-F1", "macro-F1 of large classes", "grassland F1", "ECE", "seconds")
+COLUMNS = (
+    "micro-F1",
+    "macro-F1",
+    "macro-F1 of large classes",
+    "grassland F1",
+    "ECE",
+    "classwise ECE",
+    "seconds",
+)
 LARGE = 1000
 """Pixels of the reference from which a class is large."""
 
@@ -104,29 +144,27 @@ def main() -> int:
         rows = options.rows or [FOREST, *(LEVERS if options.stage == "screen" else ("original", "default"))]
         make_rows(options, rows)
     if options.results == RESULTS:
-        write_tables(_read(RESULTS))
+        write_tables(read(RESULTS))
     return 0
 
 
 def make_rows(options: argparse.Namespace, rows: Sequence[str]) -> None:
     """Measure and store each row that isn't stored yet."""
-    measure = {"screen": _screen, "final": _final}[options.stage]
     for seed in options.seeds:
         for name in rows:
             key = f"{options.stage}/{name}/{seed}"
-            stored = _read(options.results)
-            if key in stored:
+            if key in read(options.results):
                 continue
             started = time.monotonic()
             stacks = make_stacks(options.scene, options.runs)
-            figures = measure_forest(stacks, options.stage, seed) if name == FOREST else measure(
-                stacks, name, seed, options
-            )  # fmt: skip
-            figures["seconds"] = round(time.monotonic() - started, 1)
-            print(key, json.dumps({column: figures[column] for column in COLUMNS}), flush=True)
+            measure = measure_forest if name == FOREST else measure_network
+            row = measure(stacks, name, seed, options)
+            row["seconds"] = round(time.monotonic() - started, 1)
+            print(key, json.dumps({column: row[column] for column in COLUMNS}), flush=True)
             options.results.parent.mkdir(parents=True, exist_ok=True)
             with write_atomically(options.results) as temporary:
-                temporary.write_text(json.dumps(stored | {key: figures}, indent=1) + "\n", encoding="utf-8")
+                stored = read(options.results) | {key: row}
+                temporary.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
 def make_stacks(scene: Path, folder: Path) -> Path:
@@ -143,109 +181,114 @@ def make_stacks(scene: Path, folder: Path) -> Path:
     return out
 
 
-def config_of(stacks: Path, stage: str, name: str, seed: int, options: argparse.Namespace) -> TrainConfig:
-    """The training of one row; its length is the same for all rows of a stage."""
-    filters, mpx = STAGES[stage]
-    batches = max(4, round((options.mpx or mpx) * 1e6 / (COMMON["batch_size"] * 128**2)))  # type: ignore[operator]
-    out = options.runs / stage / f"{name.replace(' ', '-').replace('/', '')}-{seed}"
-    values: dict[str, Any] = {
-        "data": (str(stacks),), "out": str(out), "recipe": "original", "seed": seed, "filters": filters,
-        "epochs": 4, "steps": -(-batches // 4), "validation_steps": 4,
-    }  # fmt: skip
-    return TrainConfig(**values | COMMON | LEVERS[name]).resolved()
+def config_of(stacks: Path, name: str, seed: int, options: argparse.Namespace) -> TrainConfig:
+    """The training of one row; it sees as many pixels as all rows of its stage."""
+    out = options.runs / options.stage / f"{re.sub('[^a-z0-9.]+', '-', name.lower())}-{seed}"
+    values = (
+        {"data": (str(stacks),), "out": str(out), "recipe": "original", "seed": seed} | COMMON | LEVERS[name]
+    )
+    config = TrainConfig(**values).resolved()
+    pixels = config.batch_size * float(np.mean(np.square(config.crop_sizes)))
+    batches = max(EPOCHS, round(1e6 * (options.mpx or STAGES[options.stage].mpx) / pixels))
+    return dataclasses.replace(
+        config, epochs=EPOCHS, steps=-(-batches // EPOCHS), validation_steps=round(1e6 / pixels),
+        calibrate="none",
+    )  # fmt: skip
 
 
-def _screen(stacks: Path, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    from lulc.folds import cross_validate
+def open_set(config: TrainConfig, stage: str) -> Dataset:
+    """Stacks to train and score on: block 0 scored, or block 3."""
+    from lulc.dataset import leave_one_out, open_dataset
 
-    found = cross_validate(config_of(stacks, "screen", name, seed, options))
-    each = [_figures(fold.scores, fold.ece) for fold in found.folds]
-    return _mean(each) | {"temperature": found.temperature}
+    return leave_one_out(config)[0][1] if STAGES[stage].left_out else open_dataset(config)
 
 
-def _final(stacks: Path, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def measure_network(stacks: Path, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and score a row; the last model counts, not the one that is best on what it is scored on."""
     from lulc import accuracy
-    from lulc.dataset import open_dataset
     from lulc.folds import classify_left_out
     from lulc.run import is_finished
     from lulc.training import inputs_of, train
 
-    # Both sides are scored on averaged weights: one snapshot swings by 0.05.
-    config = config_of(stacks, "final", name, seed, options)
-    config = dataclasses.replace(config, average=config.average or 0.02, calibrate="none")
-    dataset = open_dataset(config)
+    config = config_of(stacks, name, seed, options)
+    dataset = open_set(config, options.stage)
     if not is_finished(config, inputs_of(config, dataset)):
         train(config, dataset)
     outcome = classify_left_out(config, dataset)
-    screened = [
-        v["temperature"] for k, v in _read(options.results).items() if k.startswith(f"screen/{name}/")
-    ]
-    temperature = float(np.exp(np.mean(np.log(screened)))) if screened else 1.0
+    stored = read(options.results)
+    if STAGES[options.stage].left_out:
+        temperature = float(fit_temperature(outcome.activations, outcome.labels))
+    else:
+        temperature = temperature_of(stored, name)
     scores = accuracy.score(outcome.confusion, dataset.legend)
-    return _figures(scores, outcome.ece(temperature)) | {"temperature": temperature}
+    reliability = Reliability(len(dataset.legend))
+    reliability.add(outcome.labels + 1, calibrate(outcome.activations[np.newaxis], temperature)[0])
+    return figures(scores) | _errors(reliability) | {"temperature": temperature}
 
 
-def measure_forest(stacks: Path, stage: str, seed: int) -> dict[str, Any]:
-    """A random forest of 150 trees on 60,000 pixels; the screening leaves out one block after the other."""
+def temperature_of(stored: Mapping[str, Any], name: str) -> float:
+    """What a row was calibrated to where block 0 was left out, at 79 Mpx where that is known; else 1."""
+    for stage in ("held-out", "screen"):
+        found = [row["temperature"] for row in _by_row(stored, stage).get(name, [])]
+        if found:
+            return float(np.exp(np.mean(np.log(found))))
+    return 1.0
+
+
+def measure_forest(stacks: Path, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """A random forest of 150 trees on 60,000 pixels."""
+    config = TrainConfig(data=(str(stacks),), out="-", recipe="original").resolved()
+    return forest_on(open_set(config, options.stage), seed)
+
+
+def forest_on(dataset: Dataset, seed: int) -> dict[str, Any]:
+    """Figures of a random forest per pixel, trained and scored on the two sides of a dataset."""
     from sklearn.ensemble import RandomForestClassifier
 
     from lulc import accuracy
-    from lulc.accuracy import Reliability
-    from lulc.dataset import leave_one_out, open_dataset
 
-    config = TrainConfig(data=(str(stacks),), out="-", recipe="original").resolved()
-    sets = [d for _, d in leave_one_out(config)] if stage == "screen" else [open_dataset(config)]
-    each = []
-    for dataset in sets:
-        x, y = _pixels(dataset.training)
-        chosen = np.random.default_rng(seed).choice(len(y), min(60_000, len(y)), replace=False)
-        forest = RandomForestClassifier(150, n_jobs=-1, random_state=seed).fit(x[chosen], y[chosen])
-        x, y = _pixels(dataset.validation)
-        classes = len(dataset.legend)
-        p = np.zeros((len(y), classes), np.float32)
-        p[:, forest.classes_ - 1] = forest.predict_proba(x)
-        reliability = Reliability(classes)
-        reliability.add(y, p)
-        confusion = accuracy.count(y, (p.argmax(1) + 1).astype(np.uint8), classes)
-        found = reliability.result()
-        each.append(_figures(accuracy.score(confusion, dataset.legend), found.ece if found else 0.0))
-    return _mean(each)
+    x, y = _pixels(dataset.training)
+    chosen = np.random.default_rng(seed).choice(len(y), min(60_000, len(y)), replace=False)
+    forest = RandomForestClassifier(150, n_jobs=-1, random_state=seed).fit(x[chosen], y[chosen])
+    x, y = _pixels(dataset.validation)
+    classes = len(dataset.legend)
+    p = np.zeros((len(y), classes), np.float32)
+    p[:, forest.classes_ - 1] = forest.predict_proba(x)
+    reliability = Reliability(classes)
+    reliability.add(y, p)
+    confusion = accuracy.count(y, (p.argmax(1) + 1).astype(np.uint8), classes)
+    return figures(accuracy.score(confusion, dataset.legend)) | _errors(reliability)
 
 
 def _pixels(tiles: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Valid labelled pixels of some stacks: float32 (pixel, band), uint8 (pixel,) 1..N."""
     images = np.concatenate([np.asarray(t.image).reshape(-1, t.image.shape[-1]) for t in tiles])
-    labels = np.concatenate([np.asarray(t.masks).ravel() for t in tiles])
+    labels = np.concatenate([t.masks[0 : t.masks.shape[0], 0 : t.masks.shape[1]].ravel() for t in tiles])
     usable = np.isfinite(images).all(1) & (labels != 255) & (labels != 0)
     return images[usable], labels[usable]
 
 
-def _figures(scores: Any, ece: float) -> dict[str, Any]:
+def figures(scores: Scores) -> dict[str, Any]:
+    """What the tables show of some scores, and F1 and pixels of each class."""
     f1 = {c.name: c.f1 for c in scores.classes if c.f1 is not None}
     large = [c.f1 or 0.0 for c in scores.classes if c.support > LARGE]
     return {
         "micro-F1": scores.overall_accuracy,
-        "macro-F1": scores.macro.f1,
+        "macro-F1": scores.macro.f1 if scores.macro else 0.0,
         "macro-F1 of large classes": float(np.mean(large)),
         "grassland F1": next((value for name, value in f1.items() if "grass" in name.lower()), None),
-        "ECE": ece,
         "F1": f1,
+        "support": {c.name: c.support for c in scores.classes},
     }
 
 
-def _mean(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean of the folds; a class that a fold lacks is left out of its mean."""
-    names = [name for name in each[0] if name != "F1"]
-    values = {name: [row[name] for row in each if row[name] is not None] for name in names}
-    classes = {name for row in each for name in row["F1"]}
-    means: dict[str, Any] = {name: float(np.mean(v)) if v else None for name, v in values.items()}
-    for name in sorted(classes):
-        of_class = [row["F1"][name] for row in each if name in row["F1"]]
-        means.setdefault("F1", {})[name] = float(np.mean(of_class))
-    return means
+def _errors(reliability: Reliability) -> dict[str, float]:
+    found = reliability.result()
+    return {"ECE": found.ece, "classwise ECE": found.classwise_ece} if found else {}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """Rows by stage/name/seed; none where nothing was measured yet."""
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
@@ -253,11 +296,13 @@ def write_tables(stored: Mapping[str, Any]) -> None:
     """Put the tables between their marks in the document."""
     text = DOCUMENT.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    headings = {
-        "screen": "One lever at a time: half width, 15 Mpx, mean of blocks 0 to 2 left out in turn",
-        "final": "Full width, 79 Mpx, trained on blocks 0 to 2, scored on block 3",
-    }
-    parts = [f"### {headings[stage]}\n\n{table(stored, stage)}" for stage in STAGES if _by_row(stored, stage)]
+    parts = [
+        f"### {stage.heading}\n\n{table(stored, name)}"
+        for name, stage in STAGES.items()
+        if _by_row(stored, name)
+    ]
+    if finals := _by_row(stored, "final"):
+        parts.append(f"### F1 of each class on block 3\n\n{class_table(finals)}")
     if not parts:
         parts = ["*Nothing measured yet: the commands above make the tables.*"]
     with write_atomically(DOCUMENT) as temporary:
@@ -274,6 +319,17 @@ def table(stored: Mapping[str, Any], stage: str) -> str:
     return "\n".join(lines)
 
 
+def class_table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Mean F1 of each class over seeds, a column for each row of the stage."""
+    names = [n for n in (FOREST, *LEVERS) if n in rows]
+    support = rows[names[0]][0]["support"]
+    lines = ["| | pixels | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    for of_class, pixels in support.items():
+        cells = [_cell([row["F1"].get(of_class) for row in rows[name]], of_class) for name in names]
+        lines.append(f"| {of_class} | {pixels:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _cell(values: Sequence[float | None], column: str) -> str:
     form = "{:.0f}" if column == "seconds" else "{:.3f}"
     known = [value for value in values if value is not None]
@@ -285,10 +341,10 @@ def _cell(values: Sequence[float | None], column: str) -> str:
 
 def _by_row(stored: Mapping[str, Any], stage: str) -> dict[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict[str, Any]]] = {}
-    for key, figures in stored.items():
+    for key, row in stored.items():
         of_stage, name, _ = key.split("/")
         if of_stage == stage:
-            rows.setdefault(name, []).append(figures)
+            rows.setdefault(name, []).append(row)
     return rows
 
 
