@@ -41,7 +41,7 @@ CALM = {
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.worker.profile.enabled": False,
 }
-"""How often processes of this machine look at themselves: by Dask's own settings 2 to 3 % of a core each, idle."""
+"""How often processes of this machine look at themselves: by Dask's own settings 2 to 3 % of a core each."""
 
 AT_ONCE = 256
 """Results that are brought from the workers together, at most."""
@@ -104,9 +104,9 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     with contextlib.ExitStack() as stack:
         cores: dict[int, frozenset[int]] = {}
         if name == "local":
-            # For as long as it runs: workers that are started again take them from here.
-            stack.enter_context(_import("dask").config.set(CALM))
             cores = dict(enumerate(_shared_out(os.sched_getaffinity(0), workers)))
+            # For as long as the cluster runs: a worker that is started again takes them from here.
+            stack.enter_context(_calm())
             address: Any = stack.enter_context(_local(workers))
         elif name == "slurm":
             address = stack.enter_context(_slurm(workers))
@@ -369,6 +369,12 @@ def _shared_out(cores: Iterable[int], workers: int) -> list[frozenset[int]]:
     """
     known = sorted(cores)
     return [frozenset(known[i % len(known) :: workers]) for i in range(workers)]
+
+
+def _calm() -> Any:
+    import dask
+
+    return dask.config.set(CALM)
 
 
 def _local(workers: int) -> Any:
