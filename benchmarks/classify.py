@@ -4,6 +4,7 @@ Compares, in one run and each in a process of its own: (a) what the original sys
 command with each engine, (c) the network alone in the same engine and window, (d) a sliding window with
 50 % overlap and Gaussian weights in PyTorch, as MONAI does it. The mosaic is the simulated scene mirrored
 to the size asked for; the weights must be trained ones, since random ones say nothing about agreement.
+Beside that: what ``--plan`` says of each run before it, and the memory of a large mosaic, most of it no data.
 
 Example: python benchmarks/classify.py runs/kaakonkulma --size 4096 --monai /path/to/venv/bin/python
 """
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
@@ -35,6 +36,9 @@ ENGINES = ("keras", "openvino", "openvino-mixed", "openvino-int8")
 EXACT = ("keras", "openvino")
 SCENE = 1700
 """Side of the simulated scene, pixels."""
+
+CONTEXT = 128
+"""Pixels at the border of the part that was passed whole that are not compared: they see less there."""
 
 Result = dict[str, Any]
 
@@ -54,10 +58,16 @@ def main() -> int:
     whole = folder / "whole.npy"
     _stage("whole", options.model, *small, whole)
     for engine in options.engines:
-        rows += measure_engine(engine, options, mosaic, small, folder, whole)
+        rows += measure_engine(engine, options, mosaic, folder, whole)
+    if options.sparse:
+        rows += measure_memory(options, small, folder)
     if options.monai:
         rows.append(measure_monai(options.monai, min(options.size, 1024)))
-    document = {"machine": describe_machine(), "size": options.size, "whole": options.whole, "rows": rows}
+    seconds = min(_run(sys.executable, ROOT / "make_classifications.py", "--help").wall for _ in range(3))
+    document = {
+        "machine": describe_machine(), "size": options.size, "whole": options.whole, "help": seconds,
+        "rows": rows,
+    }  # fmt: skip
     text = render(document)
     print(text)
     target = ROOT / "benchmarks" / "results" / f"classify-{options.size}.json"
@@ -76,6 +86,12 @@ def _parse() -> argparse.Namespace:
         type=int,
         default=2048,
         help="side on which maps are compared with one pass (default: 2048)",
+    )
+    parser.add_argument(
+        "--sparse",
+        type=int,
+        default=16384,
+        help="side of a large mosaic, to compare its memory with that of --whole (default: 16384; 0: none)",
     )
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
     parser.add_argument("--activations", default="float32", help="as in make_classifications.py")
@@ -96,6 +112,7 @@ def _parse() -> argparse.Namespace:
     options = parser.parse_args()
     if not options.stage and options.model is None:
         parser.error("the weights are missing")
+    options.whole = min(options.whole, options.size)
     return options
 
 
@@ -131,63 +148,120 @@ def _write_mirrored(path: Path, values: np.ndarray, size: int, like: rasterio.Da
             target.update_tags(band, **like.tags(band))
 
 
+def make_sparse(scene: Path, folder: Path, size: int) -> tuple[Path, Path]:
+    """A mosaic of `size` with eight squares of the scene on its diagonal, and no data elsewhere."""
+    paths = folder / f"bands-{size}-sparse.tif", folder / f"indices-{size}-sparse.tif"
+    for path, name in zip(paths, ("summer.tif", "indices.tif"), strict=True):
+        with rasterio.open(scene / name) as source:
+            square = source.read(window=Window(512, 512, 512, 512))
+            profile = source.profile | {"width": size, "height": size, "tiled": True, "sparse_ok": True}
+            profile |= {"blockxsize": 256, "blockysize": 256, "compress": "zstd", "predictor": 2}
+            with rasterio.open(path, "w", **profile) as target:
+                for start in range(0, size, size // 8 // 256 * 256)[:8]:
+                    target.write(square, window=Window(start, start, 512, 512))
+                target.descriptions = source.descriptions
+                for band in range(1, source.count + 1):
+                    target.update_tags(band, **source.tags(band))
+    return paths
+
+
 def measure_engine(
-    engine: str, options: argparse.Namespace, mosaic: Any, small: Any, folder: Path, whole: Path
+    engine: str, options: argparse.Namespace, mosaic: Any, folder: Path, whole: Path
 ) -> list[Result]:
-    """The command on both mosaics and the network alone; a first run fills the cache of the 8-bit grades."""
-    compared = folder / f"{engine}-{options.whole}.tif"
-    _command(engine, options, small, compared)
+    """Its forecast, the command and the network alone; a first run fills the cache of the 8-bit grades."""
     out = folder / f"{engine}-{options.size}.tif"
-    if engine not in EXACT:
-        _command(engine, options, mosaic, out)
-    row = _command(engine, options, mosaic, out)
+    planned = plan_command(engine, options, mosaic, out)
+    row = _command(engine, options, mosaic, out) | planned
     plan = _plan_of(out)
     row["computed"] = plan.computed_pixels / (plan.height * plan.width)
     row["window"] = plan.window
-    with rasterio.open(compared) as found:
-        classes = found.read(1)
-        # The pass over the whole knows no invalid pixels; the map holds no data there.
-        row["flips"] = float((classes != np.load(whole))[classes != found.nodata].mean())
-    row["macro_f1"] = _macro_f1(compared, options.scene)
+    row["flips"] = _flips(out, np.load(whole), CONTEXT if options.size > options.whole else 0)
+    row["macro_f1"] = _macro_f1(out, options.scene)
     roof = _stage("network", engine, options.model, *mosaic, *plan.window)
     row["roof_share"] = row["computed"] * row["pixels"] / row["windows"] / roof["speed"]
-    for path in (compared, out):
-        path.unlink()
+    out.unlink()
     return [row, roof]
+
+
+def plan_command(engine: str, options: argparse.Namespace, mosaic: Any, out: Path) -> Result:
+    """Seconds and bytes that ``--plan`` says; it makes the 8-bit network too, as a first run would."""
+    arguments = [*_arguments(engine, options, mosaic, out), "--plan"]
+    if engine not in EXACT:
+        _run(sys.executable, *arguments)
+    text = _run(sys.executable, *arguments).text
+    seconds = re.search(r"time +([\d.]+) s", text)
+    memory = re.search(r"memory +([\d.]+) GB", text)
+    assert seconds and memory, text
+    return {"planned_seconds": float(seconds[1]), "planned_memory": float(memory[1]) * 1e9}
+
+
+def measure_memory(options: argparse.Namespace, small: Any, folder: Path) -> list[Result]:
+    """Peak memory at two sizes of mosaic with windows of one size, in the engine named last."""
+    engine = options.engines[-1]
+    rows = []
+    for mosaic in (small, make_sparse(options.scene, folder, options.sparse)):
+        out = folder / "memory.tif"
+        row = _command(engine, options, mosaic, out, "--window", 1024)
+        side = round(row["pixels"] ** 0.5)
+        rows.append(row | {"name": f"memory at {side} x {side}, {engine}"})
+        out.unlink()
+    return rows
+
+
+def _flips(path: Path, classes: np.ndarray, context: int) -> float:
+    """Share of valid pixels of a map with another class than one pass over its upper left part."""
+    side = len(classes) - context
+    with rasterio.open(path) as found:
+        values = found.read(1, window=Window(0, 0, side, side))
+        # The pass over the whole knows no invalid pixels; the map holds no data there.
+        return float((values != classes[:side, :side])[values != found.nodata].mean())
 
 
 def measure_monai(python: str, size: int) -> Result:
     """The sliding window in an interpreter that has PyTorch and MONAI."""
-    _, memory, text = _run(python, ROOT / "benchmarks" / "sliding_window.py", size)
-    result: Result = json.loads(text)
-    return {"memory": memory} | result
+    run = _run(python, ROOT / "benchmarks" / "sliding_window.py", size)
+    result: Result = json.loads(run.text)
+    return {"memory": run.memory, "processor": run.processor} | result
 
 
-def _command(engine: str, options: argparse.Namespace, mosaic: tuple[Path, Path], out: Path) -> Result:
+def _arguments(engine: str, options: argparse.Namespace, mosaic: tuple[Path, Path], out: Path) -> list[Any]:
+    least = "0.995" if engine == "openvino-mixed" else "0"
+    command = [ROOT / "make_classifications.py", options.model, *mosaic, out, "--engine", engine]
+    return [*command, "--overwrite", "--min-agreement", least, "--activations", options.activations]
+
+
+def _command(
+    engine: str, options: argparse.Namespace, mosaic: tuple[Path, Path], out: Path, *further: Any
+) -> Result:
     """The real command; its figures are those that it prints, its time and memory those of its process."""
-    arguments = [options.model, *mosaic, out, "--engine", engine, "--overwrite", "--min-agreement", "0"]
-    if engine == "openvino-mixed":
-        arguments[-1] = "0.995"
-    arguments += ["--activations", options.activations]
-    seconds, memory, text = _run(sys.executable, ROOT / "make_classifications.py", *arguments)
-    stages = re.findall(r"(start|windows|finish) ([\d.]+)", text)
-    busy = re.search(r"busy (\d+)%", text)
+    run = _run(sys.executable, *_arguments(engine, options, mosaic, out), *further)
+    stages = re.findall(r"(start|windows|finish) ([\d.]+)", run.text)
+    busy = re.search(r"busy (\d+)%", run.text)
     pixels = _pixels(out)
     # Starting the interpreter and importing belongs to the start.
     row: Result = {name: float(value) for name, value in stages}
     row |= {"name": f"(b) {engine}", "pixels": pixels}
-    row["start"] = seconds - row["windows"] - row["finish"]
-    busy_share = int(busy.group(1)) / 100 if busy else None
+    row["start"] = run.wall - row["windows"] - row["finish"]
     return row | {
-        "seconds": seconds,
-        "memory": memory,
-        "network_share": busy_share,
-        "speed": pixels / seconds,
+        "seconds": run.wall,
+        "processor": run.processor,
+        "memory": run.memory,
+        "network_share": int(busy.group(1)) / 100 if busy else None,
+        "speed": pixels / run.wall,
     }
 
 
-def _run(*arguments: Any) -> tuple[float, int, str]:
-    """(seconds, peak bytes, standard output) of a process that must end well."""
+class Run(NamedTuple):
+    """What a process took: seconds, those of all processors, peak bytes; and what it printed."""
+
+    wall: float
+    processor: float
+    memory: int
+    text: str
+
+
+def _run(*arguments: Any) -> Run:
+    """Run a process that must end well."""
     begun = time.perf_counter()
     process = subprocess.Popen([str(a) for a in arguments], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
@@ -196,22 +270,15 @@ def _run(*arguments: Any) -> tuple[float, int, str]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"error: {arguments} ended with {process.returncode}")
-    return time.perf_counter() - begun, usage.ru_maxrss * 1024, text
+    wall = time.perf_counter() - begun
+    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, text)
 
 
 def _stage(name: str, *arguments: Any) -> Result:
-    return stage_of(Path(__file__), name, *arguments)
-
-
-def stage_of(script: Path, name: str, *arguments: Any) -> Result:
-    """A stage of a benchmark in a process of its own, with its time and peak memory."""
-    seconds, memory, text = _run(sys.executable, script, "--stage", name, "--arguments", *arguments)
-    result: Result = json.loads(text.rpartition("RESULT ")[2])
-    return (
-        {"seconds": seconds, "memory": memory}
-        | result
-        | ({"speed": result["pixels"] / seconds} if "speed" not in result and "pixels" in result else {})
-    )
+    run = _run(sys.executable, Path(__file__), "--stage", name, "--arguments", *arguments)
+    result: Result = json.loads(run.text.rpartition("RESULT ")[2])
+    result = {"seconds": run.wall, "processor": run.processor, "memory": run.memory} | result
+    return {"speed": result["pixels"] / run.wall} | result
 
 
 def run_reference(model: str, bands: str, indices: str, out: str) -> Result:
@@ -258,7 +325,7 @@ def run_network(engine: str, model: str, bands: str, indices: str, height: str, 
     image, function = _engine_for(engine, model, bands, indices, (int(height), int(width)))
     function(image)
     seconds = []
-    for _ in range(5):
+    for _ in range(3):
         begun = time.perf_counter()
         function(image)
         seconds.append(time.perf_counter() - begun)
@@ -332,8 +399,8 @@ def describe_machine() -> dict[str, str]:
 
 
 HEADER = (
-    "| | start s | windows s | finish s | Mpx/s | against (a) | share of the roof | network's share "
-    "| computed per written | peak GB | other class than one pass | macro-F1 |"
+    "| | start s | windows s | finish s | planned s | processor s | Mpx/s | against (a) | share of the roof "
+    "| network's share | computed per written | peak GB | other class than one pass | macro-F1 |"
 )
 
 
@@ -341,11 +408,14 @@ def render(document: Result) -> str:
     """The table and the targets, as Markdown."""
     rows = document["rows"]
     base = rows[0]["speed"]
-    lines = [HEADER, "|---" * 12 + "|"]
+    lines = [HEADER, "|---" * 14 + "|"]
     for row in rows:
         cells = [
             row["name"],
-            *(_number(row.get(stage), ".1f") for stage in ("start", "windows", "finish")),
+            *(
+                _number(row.get(key), ".1f")
+                for key in ("start", "windows", "finish", "planned_seconds", "processor")
+            ),
             f"{row['speed'] / 1e6:.3f}",
             f"{row['speed'] / base:.2f}",
             *(_number(row.get(key), ".2f") for key in ("roof_share", "network_share", "computed")),
@@ -359,10 +429,10 @@ def render(document: Result) -> str:
     head = (
         f"{size} x {size} pixels, classes compared on {document['whole']} x {document['whole']}. {machine}."
     )
-    return "\n".join([head, "", *lines, "", *_targets(rows)])
+    return "\n".join([head, "", *lines, "", *_targets(rows, document["help"])])
 
 
-def _targets(rows: list[Result]) -> list[str]:
+def _targets(rows: list[Result], help_seconds: float) -> list[str]:
     """What was asked for beside what was found, for the rows that are there."""
     by_name = {row["name"]: row for row in rows}
     base = rows[0]["speed"]
@@ -386,6 +456,8 @@ def _targets(rows: list[Result]) -> list[str]:
             line(f"{engine}: agreement with one pass", agreement, 1 - row["flips"])
             line(f"{engine}: computed per written", 1.25, row["computed"], at_most=True)
             line(f"{engine}: peak GB", 2.2, row["memory"] / 1e9, at_most=True)
+            line(f"{engine}: seconds planned per second taken, from 1", 0.2,
+                 abs(row["planned_seconds"] / row["seconds"] - 1), at_most=True)  # fmt: skip
             if share:
                 line(f"{engine}: network's share", share, row["network_share"])
             if monai and share:
@@ -394,6 +466,11 @@ def _targets(rows: list[Result]) -> list[str]:
         line("openvino-int8: start and finish", 0.2, 1 - row["windows"] / row["seconds"], at_most=True)
         if exact and np.isfinite(row["macro_f1"]):
             line("openvino-int8: macro-F1 lost", 0.002, exact["macro_f1"] - row["macro_f1"], at_most=True)
+    memory = [row["memory"] / 1e9 for row in rows if row["name"].startswith("memory at")]
+    if memory:
+        line("large mosaic: peak GB", 2.2, memory[-1], at_most=True)
+        line("large mosaic: peak per peak of the small one", 1.1, memory[-1] / memory[0], at_most=True)
+    line("--help: seconds", 0.5, help_seconds, at_most=True)
     return lines
 
 
