@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Generator, Iterator, Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ class Job:
             "novelty": [m.card.novelty and m.card.novelty.to_json() for m in self.members]
             if NOVELTY in self.config.extra
             else None,
-            "inputs": self.stack.identity(),
+            "inputs": self._inputs,
             "conversion": self.stack.provenance,
             "options": self._options(),
             "engine": {"name": engine.name, **engine.identity},
@@ -201,7 +202,7 @@ class Job:
             "LULC_ENGINE": {"name": engine.name, **identity},
             "LULC_VERSIONS": versions(),
             "LULC_PARAMETERS": self._options() | self._geometry(),
-            "LULC_INPUTS": self.stack.identity(),
+            "LULC_INPUTS": self._inputs,
             "LULC_CHANNELS": {c.name: described.get(c.name, {}) for c in self.card.channels},
         }
         if self.config.statistics is not None:
@@ -231,6 +232,11 @@ class Job:
             many = isinstance(value, tuple)
             options[name] = [Path(v).name for v in value] if many else value and Path(value).name
         return options | {"temperature": self.card.temperature}
+
+    @cached_property
+    def _inputs(self) -> list[dict[str, Any]]:
+        """All files that are read, hashed once for key and tags."""
+        return self.stack.identity()
 
     def _samples(self) -> Iterator[np.ndarray]:
         """Windows of the mosaic that hold valid pixels, spread over it."""
