@@ -9,12 +9,16 @@ start_workers() {
     mkdir -m 700 "$folder"
     trap 'rm -rf "$folder"' EXIT
     certify
-    local scheduler=(dask scheduler --protocol tls --port 0 --no-dashboard)
-    local worker=(dask worker --protocol tls --nthreads 1 --memory-limit 0 --no-dashboard --death-timeout 120)
-    srun --overlap --nodes=1 --ntasks=1 "${START[@]}" "${scheduler[@]}" --scheduler-file "$folder/file" &
+    export DASK_LOGGING__DISTRIBUTED=warning
+    # Dask gives its workers one thread otherwise.
+    export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON__OMP_NUM_THREADS=$OMP_NUM_THREADS
+    # Their pages in HTTP are not encrypted.
+    local common=(--protocol tls --no-dashboard --dashboard-address 127.0.0.1:0 --scheduler-file "$folder/file")
+    local worker=(dask worker --nthreads 1 --memory-limit 0 --death-timeout 120)
+    srun --overlap --nodes=1 --ntasks=1 "${START[@]}" dask scheduler --port 0 "${common[@]}" &
     local step=$!
     # One that dies doesn't take the others along. SLURM ends all of them with the job.
-    srun --kill-on-bad-exit=0 --wait=0 "${START[@]}" "${worker[@]}" --scheduler-file "$folder/file" \
+    srun --kill-on-bad-exit=0 --wait=0 "${START[@]}" "${worker[@]}" "${common[@]}" \
         --local-directory "${TMPDIR:-/tmp}" &
     until address=$(sed -n 's/^ *"address": "\(tls:.*\)",$/\1/p' "$folder/file" 2> /dev/null) && [[ $address ]]
     do
@@ -34,6 +38,4 @@ certify() {
         export "DASK_DISTRIBUTED__COMM__TLS__${role}__CERT=$folder/certificate"
         export "DASK_DISTRIBUTED__COMM__TLS__${role}__KEY=$folder/key"
     done
-    # Dask gives its workers one thread otherwise.
-    export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON__OMP_NUM_THREADS=$OMP_NUM_THREADS
 }

@@ -303,13 +303,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
 
 
-def test_stacks_of_a_job_are_those_of_the_command(slurm: Slurm, tmp_path: Path) -> None:
+def test_stacks_of_jobs_are_those_of_the_command(slurm: Slurm, tmp_path: Path) -> None:
     scene = write_scene(simulate((256, 256), seed=1), slurm.work)
     options = ["--bands", str(scene["summer"]), "--labels", str(scene["labels"]), "--size", "128"]
     (job,) = slurm.submit("preprocess", *options, "--out", "stacks")
+    (dask,) = slurm.submit("preprocess-dask", *options, "--out", "dask")
     assert preprocess.main([*options, "--out", str(tmp_path / "stacks"), "-q"]) == 0
-    assert slurm.wait(job) == ["COMPLETED"], slurm.logs()
-    assert contents(slurm.work / "stacks") == contents(tmp_path / "stacks")
+    assert slurm.wait(job, dask) == ["COMPLETED", "COMPLETED"], slurm.logs()
+    expected = contents(tmp_path / "stacks")
+    assert contents(slurm.work / "stacks") == expected
+    assert contents(slurm.work / "dask") == expected
+    assert not list(slurm.work.glob(".dask-*"))
 
 
 TINY = ["--epochs", "3", "--steps", "60", "--validation-steps", "1", "--filters", "4", "4"]
@@ -391,7 +395,7 @@ def test_a_map_that_dask_workers_make_is_that_of_the_command(
 
 
 def test_a_job_that_does_not_exist_is_refused_with_those_that_do() -> None:
-    command = [JOBS / "submit", "clasify", "a.tif"]
+    command = [str(JOBS / "submit"), "clasify", "a.tif"]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "cannot submit the job 'clasify'" in refused.stderr
