@@ -20,7 +20,6 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -199,6 +198,9 @@ class _Run:
                     yield from self._settle(task, future, answer)
                 self._look(every=5.0)
                 self._fill(items)
+        except OSError as error:
+            # Those of tasks are results here; this is the connection.
+            raise self._gone() from error
         finally:
             with contextlib.suppress(Exception):
                 self._client.cancel(list(self._pending), force=True)
@@ -212,7 +214,8 @@ class _Run:
             found = [future for future in found if future in self._pending]
             fetched = [future for future in found if future.status == "finished"]
             answers: dict[Any, Any] = {}
-            with contextlib.suppress(CancelledError, TimeoutError, OSError):
+            # What can't be brought was lost with its worker, and is made again.
+            with contextlib.suppress(Exception):
                 answers = dict(zip(fetched, self._client.gather(fetched), strict=True))
             for future in found:
                 yield self._pending.pop(future), future, answers.get(future)
@@ -258,7 +261,6 @@ class _Run:
         if future.status == "error":
             raise self._killed(task, future.exception())
         if answer is None:
-            # It was lost with its worker, or with the connection; doing it twice changes nothing.
             self._submit(task)
             return
         worker, outcome = answer

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).with_name("cluster_run.py")
@@ -39,8 +40,7 @@ class Place:
     def __init__(self, folder: Path, model: Path, mosaic: Path) -> None:
         self.folder, self.out = folder, folder / "map.tif"
         self.calls, self.stderr = folder / "calls", folder / "stderr"
-        self.port = free_port()
-        self.address = f"tcp://127.0.0.1:{self.port}"
+        self.move()
         options = ["--window", "64", "--part", "256", "--scale", "0.0001", "--offset", "0"]
         self.arguments = [str(model), str(mosaic), str(self.out), *options]
         self._context = multiprocessing.get_context("forkserver")
@@ -58,6 +58,11 @@ class Place:
         process = self.start("scheduler", port=self.port)
         wait_until(lambda: answers(self.port))
         return process
+
+    def move(self) -> None:
+        """Another port, the old one being held by what is left of its connections."""
+        self.port = free_port()
+        self.address = f"tcp://127.0.0.1:{self.port}"
 
     def worker(self, **task: Any) -> Any:
         folder = self.folder / f"worker-{len(self.running)}"
@@ -259,8 +264,7 @@ def test_after_the_scheduler_was_killed_the_same_command_continues(
     kept = place.finished()
     assert kept >= 2
     calls = place.calls.stat().st_size
-    place.port = free_port()
-    place.address = f"tcp://127.0.0.1:{place.port}"
+    place.move()
     place.scheduler()
     place.worker()
     assert ended(place.classify()) == 0, place.said()
@@ -353,3 +357,33 @@ def test_a_stopped_run_says_how_to_continue_and_one_process_does(
     assert ended(place.command()) == 0
     assert whole(place, undisturbed)
     assert place.calls.stat().st_size > calls and kept
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_is_killed_whenever_the_same_command_comes_to_the_same_bytes(
+    place: Place, undisturbed: Undisturbed, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    scheduler, kills = place.scheduler(), 0
+    workers = [place.worker(pause=0.02), place.worker(pause=0.02)]
+    command = place.classify()
+    while command.exitcode != 0:
+        time.sleep(float(rng.uniform(0.2, 1.5)))
+        victim = int(rng.integers(6)) if kills < 20 else -1
+        if victim == 0:
+            scheduler.kill()
+        elif victim == 1:
+            command.kill()
+        elif victim > 1:
+            workers[victim % 2].kill()
+        kills += victim >= 0
+        if scheduler.exitcode is not None:
+            assert ended(command) in (0, 1, -signal.SIGKILL)
+            place.move()
+            scheduler = place.scheduler()
+            workers = [place.worker(pause=0.02), place.worker(pause=0.02)]
+        workers = [w if w.exitcode is None else place.worker(pause=0.02) for w in workers]
+        if command.exitcode not in (None, 0):
+            command = place.classify()
+    assert whole(place, undisturbed), kills
