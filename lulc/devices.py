@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -391,21 +392,38 @@ def _meet(jax: Any, config: TrainConfig, wanted: int | None) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Its own handler of SIGTERM would take the place of that which ends a run cleanly.
     jax.config.update("jax_enable_preemption_service", False)
+    from jax.experimental import multihost_utils
+
     try:
-        jax.distributed.initialize(
-            address,
-            config.processes,
-            process,
-            local_device_ids=local_numbers(wanted, os.environ),
-            cluster_detection_method="deactivate",
-            shutdown_timeout_seconds=PATIENCE,
-        )
+        with _output_kept():
+            jax.distributed.initialize(
+                address,
+                config.processes,
+                process,
+                local_device_ids=local_numbers(wanted, os.environ),
+                cluster_detection_method="deactivate",
+                shutdown_timeout_seconds=PATIENCE,
+            )
+            multihost_utils.sync_global_devices("met")
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"cannot meet the {config.processes} processes of this training at {address}, since "
             f"{str(error).splitlines()[0]}",
             "Start all of them with the same --processes and --coordinator, each with its own --process.",
         ) from error
+
+
+@contextlib.contextmanager
+def _output_kept() -> Iterator[None]:
+    """Standard output is for answers; what native code says there of connections goes to standard error."""
+    sys.stdout.flush()
+    standard_output = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(standard_output, 1)
+        os.close(standard_output)
 
 
 def meeting_of(config: TrainConfig, environment: Mapping[str, str]) -> tuple[str, int]:
