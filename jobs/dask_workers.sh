@@ -13,15 +13,16 @@ start_workers() {
     # Dask gives its workers one thread otherwise.
     export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON__OMP_NUM_THREADS=$OMP_NUM_THREADS
     # Their pages in HTTP are not encrypted.
-    local common=(--protocol tls --no-dashboard --dashboard-address 127.0.0.1:0 --scheduler-file "$folder/file")
+    local common=(--protocol tls --scheduler-file "$folder/file")
+    common+=(--no-dashboard --dashboard-address 127.0.0.1:0)
     local worker=(dask worker --nthreads 1 --memory-limit 0 --death-timeout 120)
     srun --overlap --nodes=1 --ntasks=1 "${START[@]}" dask scheduler --port 0 "${common[@]}" &
     local step=$!
     # One that dies doesn't take the others along. SLURM ends all of them with the job.
     srun --kill-on-bad-exit=0 --wait=0 "${START[@]}" "${worker[@]}" "${common[@]}" \
         --local-directory "${TMPDIR:-/tmp}" &
-    until address=$(sed -n 's/^ *"address": "\(tls:.*\)",$/\1/p' "$folder/file" 2> /dev/null) && [[ $address ]]
-    do
+    local pattern='s/^ *"address": "\(tls:.*\)",$/\1/p'
+    until address=$(sed -n "$pattern" "$folder/file" 2> /dev/null) && [[ $address ]]; do
         kill -0 "$step" || { echo "error: the scheduler of Dask has ended, see above" >&2; exit 1; }
         sleep 1
     done
@@ -29,8 +30,9 @@ start_workers() {
 
 # Whoever reaches a scheduler or a worker can run code as its owner: each shows a certificate of this job.
 certify() {
-    openssl req -x509 -newkey rsa:2048 -nodes -days 365 -subj "/CN=lulc-$SLURM_JOB_ID" \
-        -keyout "$folder/key" -out "$folder/certificate" 2> "$folder/openssl" || { cat "$folder/openssl"; exit 1; }
+    local asked=(-newkey rsa:2048 -nodes -days 365 -subj "/CN=lulc-$SLURM_JOB_ID" -keyout "$folder/key")
+    openssl req -x509 "${asked[@]}" -out "$folder/certificate" 2> "$folder/log" ||
+        { cat "$folder/log" >&2; exit 1; }
     export DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=True
     export DASK_DISTRIBUTED__COMM__TLS__CA_FILE=$folder/certificate
     local role

@@ -1,6 +1,6 @@
 # Everything that differs between clusters, and nothing else: the account, what each job asks for, and how a
 # command is started on a node. Sourced by jobs/submit and by the jobs themselves.
-# The values are for Roihu at CSC: `sinfo --summarize` and `scontrol show partition NAME` tell a machine's own.
+# The values are for Roihu at CSC. `sinfo --summarize` and `scontrol show partition NAME` tell others'.
 # shellcheck shell=bash disable=SC2034
 
 # Billed for the jobs; `csc-projects` lists yours.
