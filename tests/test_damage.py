@@ -123,14 +123,14 @@ def test_a_damaged_stack_or_record_of_progress_never_makes_another_folder(
     assert preprocess(line) == 0
     expected = contents()
     shutil.rmtree(out)
-    write, count = preparation._write_stack, stop_after(4)
+    write, count = preparation.cut, stop_after(4)
 
     def counted(*arguments: Any) -> Any:
         count()
         return write(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(preparation, "_write_stack", counted)
+        patch.setattr(preparation, "cut", counted)
         preprocess(line)
     out.rename(kept)
     rng = np.random.default_rng(1)
@@ -192,9 +192,9 @@ def test_damage_to_checkpoints_and_history_never_makes_other_weights(
     shutil.rmtree(out)
     check, count = loop.Loop._check_finite, stop_after(5)
 
-    def counted(self: Any, loss: float) -> None:
+    def counted(*arguments: Any) -> None:
         count()
-        check(self, loss)
+        check(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(loop.Loop, "_check_finite", counted)

@@ -185,7 +185,7 @@ def test_a_disk_that_fills_up_ends_a_training_that_continues_when_there_is_room(
     check = loop.Loop._check_finite
     count = change_after(3, lambda: fill_up(small_disk))
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Loop, "_check_finite", lambda self, loss: (count(), check(self, loss))[1])
+        patch.setattr(loop.Loop, "_check_finite", lambda *a: (count(), check(*a))[1])
         check_full(train_model([*arguments, str(small_disk / "run")]), capfd.readouterr().err)
     models = contents(small_disk / "run", "*.keras")
     assert len(models) == 1 and not list(small_disk.rglob(".*.partial"))
@@ -302,9 +302,9 @@ def test_a_stack_that_changes_while_a_network_trains_on_it_is_named(
     check = loop.Loop._check_finite
     count = change_after(2, lambda: rewrite(stacks / "train_image_0.npy"))
 
-    def counted(self: Any, loss: float) -> None:
+    def counted(*arguments: Any) -> None:
         count()
-        check(self, loss)
+        check(*arguments)
 
     monkeypatch.setattr(loop.Loop, "_check_finite", counted)
     small = ["--epochs", "1", "--steps", "3", "--validation-steps", "1", "--batch-size", "1", "-q"]

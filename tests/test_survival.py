@@ -51,9 +51,9 @@ limit_threads(1)
 loop.CHECKPOINT_SECONDS = 0.0
 check = loop.Loop._check_finite
 calls = os.open(task["calls"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-def count(self, loss):
+def count(*arguments):
     os.write(calls, b".")
-    check(self, loss)
+    check(*arguments)
 loop.Loop._check_finite = count
 """
 
