@@ -289,7 +289,7 @@ def _keras_footprint(network: NetworkConfig) -> Footprint:
 
 
 def _openvino_footprint(per_pixel: float, network: NetworkConfig) -> Footprint:
-    return Footprint(0.3e9, per_pixel * _width(network))
+    return Footprint(0.33e9, per_pixel * _width(network))
 
 
 def _width(network: NetworkConfig) -> float:

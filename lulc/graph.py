@@ -1,7 +1,8 @@
 """The network as an OpenVINO model, made from its arrays alone: no other framework is needed to run it.
 
 Standardisation and batch norms are part of the arithmetic: the former is two operations on the input,
-the latter are folded into the convolutions before them. Any convolution can be computed in 8 bits.
+the latter are folded into the convolutions before them. Any convolution can be computed in 8 bits; in float32
+the widest are computed with fewer multiplications (Winograd's algorithm).
 """
 
 from __future__ import annotations
@@ -19,6 +20,16 @@ from lulc.schema import InputError
 
 EPSILON = 1e-3
 """Of the batch norms, Keras's default and the original's."""
+
+WINOGRAD_CHANNELS = 384
+"""Channels from which Winograd's algorithm saves time. Measured on two cores with AVX-512, as processor time
+of the original network: 8 % less with the convolution of 768 channels, 10 % with that of 384 too; nothing
+with that of 192, but a third more memory."""
+
+_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
+"""Transforms of F(2 x 2, 3 x 3)."""
 
 Ranges = Mapping[str, float]
 """Largest magnitude of the input of each convolution that is computed in 8 bits."""
@@ -207,6 +218,9 @@ class _Builder:
         """Convolution and ReLU."""
         op, convolution = self._op, self._convolutions[name]
         self._inputs.append(x)
+        if self._is_wide(name):
+            x = op.add(self._winograd(x, convolution.kernel), self._constant(convolution.bias[:, None, None]))
+            return op.relu(x) if activate else x
         kernel = self._constant(convolution.kernel)
         if name in self._eight_bit:
             # Only the input has signs, all others come from a ReLU. Signed inputs need all 256 values:
@@ -224,6 +238,65 @@ class _Builder:
             x = op.convolution(x, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
         x = op.add(x, self._constant(convolution.bias[:, None, None]))
         return op.relu(x) if activate else x
+
+    def _is_wide(self, name: str) -> bool:
+        """Whether a convolution is computed by `_winograd`."""
+        convolution = self._convolutions[name]
+        # Where the resolution is halved fully, sides may be odd and squares of 2 x 2 lie elsewhere in each
+        # window. Rounding hurts the transforms more than the products, so all must be float32.
+        aligned = _level(name, self._network) < len(self._network.filters)
+        wide = convolution.kernel.shape[1] >= WINOGRAD_CHANNELS
+        return wide and aligned and not convolution.transposed and not self._eight_bit
+
+    def _winograd(self, x: Any, kernel: np.ndarray) -> Any:
+        """Convolution 3 x 3 with 16 instead of 36 multiplications for each square of 2 x 2 results.
+
+        Parameters
+        ----------
+        x
+            (n, in, y, x), both sides even.
+        kernel
+            float32 (out, in, 3, 3).
+
+        References
+        ----------
+        Lavin & Gray 2016, doi:10.1109/CVPR.2016.435, section 4.1.
+        """
+        op = self._op
+        _, channels, height, width = x.get_output_shape(0)
+        around = _integers([0, 0, 1, 1])
+        # Its four phases as channels, so that the 16 pixels under each square are slices without steps.
+        phases = op.space_to_depth(op.pad(x, around, around, "constant", np.float32(0)), "blocks_first", 2)
+
+        def pixel(row: int, col: int) -> Any:
+            first = _integers([(row % 2 * 2 + col % 2) * channels, row // 2, col // 2])
+            last = first + _integers([channels, height // 2, width // 2])
+            return op.slice(phases, first, last, _integers([1, 1, 1]), _integers([1, 2, 3]))
+
+        kernels = np.einsum("ia,ocab,jb->ijoc", _KERNEL, kernel.astype(np.float64), _KERNEL)
+        tiles = self._transform([[pixel(i, j) for j in range(4)] for i in range(4)], _INPUT)
+        products = [[self._multiply(tiles[i][j], kernels[i, j]) for j in range(4)] for i in range(4)]
+        squares = self._transform(products, _OUTPUT)
+        return op.depth_to_space(op.concat([node for row in squares for node in row], 1), "blocks_first", 2)
+
+    def _transform(self, tile: Sequence[Sequence[Any]], matrix: np.ndarray) -> list[list[Any]]:
+        """``matrix @ tile @ matrix.T`` of nodes; the entries of the matrix are -1, 0 and 1."""
+
+        def combine(nodes: Sequence[Any], signs: np.ndarray) -> Any:
+            # Positive terms first, so that none has to be negated.
+            terms = sorted(((s, n) for s, n in zip(signs, nodes, strict=True) if s), key=lambda t: -t[0])
+            total = terms[0][1]
+            for sign, node in terms[1:]:
+                total = self._op.add(total, node) if sign > 0 else self._op.subtract(total, node)
+            return total
+
+        rows = [[combine(column, signs) for column in zip(*tile, strict=True)] for signs in matrix]
+        return [[combine(row, signs) for signs in matrix] for row in rows]
+
+    def _multiply(self, x: Any, matrix: np.ndarray) -> Any:
+        """`matrix` (out, in) times the channels of each pixel."""
+        kernel = self._constant(np.ascontiguousarray(matrix[:, :, None, None]))
+        return self._op.convolution(x, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
 
     def _quantise(self, x: Any, largest: np.ndarray, *, low: float, levels: int) -> Any:
         """Round to `levels` values evenly spaced between low * largest and largest."""
@@ -246,3 +319,7 @@ class _Builder:
 
     def _constant(self, value: Sequence[float] | np.ndarray | float) -> Any:
         return self._op.constant(np.asarray(value, np.float32))
+
+
+def _integers(values: Sequence[int]) -> np.ndarray:
+    return np.asarray(values, np.int64)
