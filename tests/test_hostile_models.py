@@ -112,7 +112,7 @@ def test_the_honest_original_loads(original: Path) -> None:
         "TFSMLayer",
         "TorchModuleWrapper",
         "JaxLayer",
-        "Dense",
+        "Embedding",
         "evil>Layer",
         "function",
     ],
