@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pwd
 import re
@@ -155,7 +156,9 @@ class Slurm:
         return "".join(path.read_text() for path in self.work.glob(f"*-{job}.out"))
 
     def logs(self) -> str:
-        return "\n".join(f"{path.name}:\n{path.read_text()}" for path in sorted(self.work.glob("*.out")))
+        """What daemons and jobs have said."""
+        paths = [self.folder / "daemons.log", *sorted(self.work.glob("*.out"))]
+        return "\n".join(f"{path.name}:\n{path.read_text()}" for path in paths)
 
 
 def free_ports(count: int) -> list[int]:
@@ -184,12 +187,25 @@ def daemon(*command: str, folder: Path, user: str = "") -> Iterator[None]:
             process.wait()
 
 
+@contextlib.contextmanager
+def adopting() -> Iterator[None]:
+    """Processes whose parents end, as those that watch over jobs have it, become children of this one."""
+    prctl, set_child_subreaper = ctypes.CDLL(None).prctl, 36
+    prctl(set_child_subreaper, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(set_child_subreaper, 0, 0, 0, 0)
+
+
 def left_over(folder: Path) -> list[psutil.Process]:
-    """Processes of jobs: whatever was started with this cluster's configuration, but this process."""
+    """Processes of this cluster: what watches over jobs, and whatever knows its configuration."""
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("SLURM_CONF") == str(folder / "slurm.conf"):
+            ours = process.environ().get("SLURM_CONF") == str(folder / "slurm.conf")
+            # These write their title over their environment.
+            if ours or process.name() == "slurmstepd":
                 found.append(process)
     return found
 
@@ -209,21 +225,24 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
     slurm = Slurm(folder)
     paths = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
     munge = [f"--{option}={folder}/munge/{name}" for option, name in paths.items()]
-    try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(daemon("munged", "--foreground", *munge, folder=folder, user="munge"))
-            slurm.wait_for((folder / "munge" / "socket").exists)
-            stack.enter_context(daemon("slurmctld", "-D", "-f", str(conf), folder=folder))
-            for node in ("n1", "n2"):
-                stack.enter_context(daemon("slurmd", "-D", "-N", node, "-f", str(conf), folder=folder))
-            slurm.wait_for(lambda: answers(slurm))
-            yield slurm
-    finally:
-        remaining = left_over(folder)
-        for process in remaining:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(remaining, 10)
+    with adopting():
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(daemon("munged", "--foreground", *munge, folder=folder, user="munge"))
+                slurm.wait_for((folder / "munge" / "socket").exists, seconds=60)
+                stack.enter_context(daemon("slurmctld", "-D", "-f", str(conf), folder=folder))
+                for node in ("n1", "n2"):
+                    stack.enter_context(daemon("slurmd", "-D", "-N", node, "-f", str(conf), folder=folder))
+                slurm.wait_for(lambda: answers(slurm), seconds=60)
+                yield slurm
+        finally:
+            remaining = left_over(folder)
+            for process in remaining:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(remaining, 10)
+            remaining = left_over(folder)
+        assert not remaining
 
 
 def answers(slurm: Slurm) -> bool:
@@ -249,7 +268,6 @@ def slurm() -> Iterator[Slurm]:
         folder.chmod(0o755)
         with running_slurm(folder) as running:
             yield running
-        assert not left_over(folder)
 
 
 def notes(slurm: Slurm, name: str, *, code: int = 0, restarts: int = 2) -> Path:
