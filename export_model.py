@@ -2,4 +2,5 @@
 
 from lulc.commands.export_model import main
 
-raise SystemExit(main())
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -100,6 +100,11 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
                 f"cannot run on a cluster, since the package '{package}' is not installed",
                 "Install what a cluster needs: pip install 'lulc[cluster]'",
             )
+    import distributed  # noqa: F401 - it sets what its loggers say
+
+    # What goes wrong is told by `run_tasks`; Dask's own lines would come on top of ours.
+    for part in ("distributed", "distributed.client"):
+        logging.getLogger(part).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         cores: dict[int, frozenset[int]] = {}
         if name == "local":
@@ -385,8 +390,18 @@ def _local(workers: int) -> Any:
     # Without a limit of Dask's own, which would halt workers quietly: the plan of the work holds to --memory.
     return distributed.LocalCluster(
         n_workers=workers, threads_per_worker=1, host="127.0.0.1", protocol="tls", memory_limit=0,
-        security=_certificates(), dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR,
+        security=_certificates(), dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
+        preload=[__name__],
     )  # fmt: skip
+
+
+def dask_setup(worker: object) -> None:
+    """Called by Dask in each worker of `_local`.
+
+    Ctrl-C in a terminal reaches all processes that were started there; how the run ends is up to the first.
+    """
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _slurm(workers: int) -> Any:
@@ -427,8 +442,6 @@ def _certificates() -> Any:
 def _connected(address: Any, name: str) -> Iterator[Any]:
     import distributed
 
-    # What goes wrong is told by `run_tasks`; Dask's own lines would come on top of ours.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=ANSWER_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:

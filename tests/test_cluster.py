@@ -6,8 +6,11 @@ import dataclasses
 import importlib.util
 import ipaddress
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,34 @@ def test_local_workers_continue_what_a_share_began_and_make_the_bytes_of_one_pro
     assert sorted(p.name for p in tmp_path.iterdir()) == ["many.tif", "mosaic.tif", "one.tif"]
     left = {p for p in psutil.Process().children(recursive=True) if "spawn" in " ".join(p.cmdline())}
     assert not left - before
+
+
+def test_ctrl_c_in_a_terminal_ends_the_command_and_its_workers_with_one_message(
+    tmp_path: Path, tiny_model: Path, write_bands: Callable[..., Path]
+) -> None:
+    mosaic, out = write_bands(tmp_path / "mosaic.tif", 520, 1000), tmp_path / "map.tif"
+    script = Path(__file__).parents[1] / "make_classifications.py"
+    options = ["--scale", "0.0001", "--offset", "0", "--part", "256", "--window", "48", "--tta", "-q"]
+    command = subprocess.Popen(
+        [sys.executable, script, tiny_model, mosaic, out, *options, "--dask", "local"],
+        start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=restore_interrupt,
+    )  # fmt: skip
+    journal = tmp_path / "map.tif.parts" / "journal.jsonl"
+    end = time.monotonic() + 120
+    while not journal.exists() and command.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    os.killpg(command.pid, signal.SIGINT)
+    said = command.communicate(timeout=60)[1]
+    assert command.returncode == 1, said
+    assert said == "error: stopped on request\n\nThe same command continues where this one stopped.\n"
+    left = [p for p in psutil.process_iter() if p.status() != "zombie" and os.getsid(p.pid) == command.pid]
+    assert not left
+    assert journal.exists() and not out.exists()
+
+
+def restore_interrupt() -> None:
+    """Tests may themselves run where SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
