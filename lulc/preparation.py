@@ -176,6 +176,11 @@ def _check_given(config: PreprocessConfig) -> None:
             f"cannot tell what to cut, since of --bands and --scenes {given}, expected one of them",
             "Type --bands with the files of one mosaic, or --scenes with many scenes.",
         )
+    if config.workers is not None and config.dask not in ("local", "slurm"):
+        raise InputError(
+            "cannot use --workers without --dask local or slurm, since only these start workers",
+            "Leave --workers out, or add --dask local.",
+        )
 
 
 def _parameters(inputs: Inputs) -> dict[str, Any]:

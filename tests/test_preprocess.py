@@ -235,6 +235,11 @@ def test_what_is_cut_is_given_once_as_bands_or_as_scenes(scene: dict[str, Any], 
     assert manifest.parameters["scenes"] == ["summer.tif"] and manifest.provenance["scenes"]
 
 
+def test_workers_are_refused_where_none_are_started(scene: dict[str, Any], capsys: Any) -> None:
+    for more in ((), ("--dask", "tcp://127.0.0.1:9")):
+        assert "only these start workers" in refused(scene, capsys, "--workers", "2", *more)
+
+
 def test_one_scene_is_cut_as_one_mosaic(scene: dict[str, Any], tmp_path: Path) -> None:
     make_stacks(config(scene))
     make_stacks(config(scene, bands=(), scenes=scene["bands"], out=str(tmp_path / "scenes")))
