@@ -18,6 +18,7 @@ import math
 import os
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,18 +28,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from classify import describe_machine, make_mosaic, stage_of  # noqa: E402
+from classify import describe_machine, make_mosaic  # noqa: E402
 
 Result = dict[str, Any]
 
 PART = 512
 """Side of the parts that are timed: an overhead shows best where parts are small."""
 
-SIZES = (2 * PART, 3 * PART)
-"""Mosaics of 4 and 9 parts: what starting costs is the same in both and drops out of the difference."""
+SIDE = 4 * PART
+"""Of the mosaic: 16 parts, timed from the end of the first to the end of the last."""
 
 RUNS = {"local": (1, 0), "1 worker": (1, 1), "2 workers": (2, 2)}
 """Name to (cores, workers of --dask local); no workers: no cluster."""
@@ -86,6 +89,9 @@ class Assumptions:
 REGIONS = {"Finland": 3.4e9, "Europe": 100e9}
 """Pixels of 10 m."""
 
+GPU_SPEEDS = (1e6, 10e6, 50e6)
+"""Pixels a second for which the hours of GPUs are reckoned, none of them measured here."""
+
 
 def main() -> int:
     """Measure, reckon, print, and store all of it under ``benchmarks/results``."""
@@ -95,14 +101,19 @@ def main() -> int:
         return 0
     with _folder(options.folder) as folder:
         document: Result = {
-            "machine": describe_machine() | {"load": f"{os.getloadavg()[0]:.1f}"},
-            "runs": measure_runs(options.model, options.scene, folder, options.repeats),
-            "tasks": [_stage("tasks", workers, 2000) for workers in (1, 2, 32)],
+            "machine": describe_machine(),
             "simulated": [_stage("simulate", folder, parts) for parts in options.parts],
+            "tasks": [_stage("tasks", workers, 2000) for workers in (1, 2, 32)],
+            "runs": measure_runs(options.model, options.scene, folder, options.repeats),
         }
+        document["machine"]["load at the end"] = f"{os.getloadavg()[0]:.1f}"
     assumed = _assumptions(options, document)
     document["assumptions"] = dataclasses.asdict(assumed)
     document["regions"] = {name: reckon(pixels, assumed) for name, pixels in REGIONS.items()}
+    document["gpus"] = [
+        {"speed": speed, **reckon(REGIONS["Europe"], dataclasses.replace(assumed, gpu_speed=speed))}
+        for speed in GPU_SPEEDS
+    ]
     text = render(document)
     print(text)
     target = ROOT / "benchmarks" / "results" / "scale.json"
@@ -152,34 +163,30 @@ def _folder(given: Path | None) -> Iterator[Path]:
 
 
 def _stage(name: str, *arguments: Any) -> Result:
-    """A stage in a process of its own, with its time and peak memory."""
-    return stage_of(Path(__file__), name, *arguments)
+    """The figures of a stage, in a process of its own."""
+    command = [sys.executable, __file__, "--stage", name, "--arguments", *map(str, arguments)]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True)
+    result: Result = json.loads(ended.stdout.rpartition("RESULT ")[2])
+    return result
 
 
 # Parts on workers
 
 
 def measure_runs(model: Path, scene: Path, folder: Path, repeats: int) -> list[Result]:
-    """Seconds that one more part takes, wall and processor, for each row of `RUNS`; least of the repeats."""
-    mosaics = {size: make_mosaic(scene, folder, size) for size in SIZES}
-    found: dict[tuple[str, int], list[Result]] = {}
+    """Seconds that a part takes, wall and processor, for each row of `RUNS`; least of the repeats."""
+    mosaic = make_mosaic(scene, folder, SIDE)
+    out = folder / "map.tif"
+    found: dict[str, list[Result]] = {name: [] for name in RUNS}
     for _ in range(repeats):
         for name, (cores, workers) in RUNS.items():
-            for size, mosaic in mosaics.items():
-                out = folder / "map.tif"
-                row = _stage("run", model, *mosaic, out, cores, workers)
-                found.setdefault((name, size), []).append(row)
-                out.unlink()
-    rows = []
-    few, many = ((size // PART) ** 2 for size in SIZES)
-    for name, (cores, _) in RUNS.items():
-        row: Result = {"name": name, "cores": cores}
-        for kind in ("wall", "processor"):
-            least = [min(r[kind] for r in found[name, size]) for size in SIZES]
-            row[kind] = (least[1] - least[0]) / (many - few)
-        row["bytes"] = found[name, SIZES[1]][0]["bytes"]
-        rows.append(row)
-    return rows
+            found[name].append(_stage("run", model, *mosaic, out, cores, workers))
+            out.unlink()
+    kinds = ("wall", "processor", "bytes")
+    return [
+        {"name": name, "cores": RUNS[name][0], **{kind: min(row[kind] for row in rows) for kind in kinds}}
+        for name, rows in found.items()
+    ]
 
 
 def run(model: str, bands: str, indices: str, out: str, cores: str, workers: str) -> Result:
@@ -187,24 +194,29 @@ def run(model: str, bands: str, indices: str, out: str, cores: str, workers: str
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     from lulc.config import ClassifyConfig
     from lulc.inference import classify
+    from lulc.journal import Journal
 
+    seen: list[tuple[float, float]] = []
+    record = Journal.record
+
+    def noted(journal: Journal, *made: Any) -> None:
+        record(journal, *made)
+        seen.append((time.perf_counter(), _processor()))
+
+    Journal.record = noted  # type: ignore[method-assign, assignment]
     cluster: Result = {"dask": "local", "workers": int(workers)} if int(workers) else {}
     result = classify(
-        ClassifyConfig(
-            model=model,
-            inputs=(bands, indices),
-            out=out,
-            part=PART,
-            engine="openvino",
-            **cluster,
-        )
+        ClassifyConfig(model=model, inputs=(bands, indices), out=out, part=PART, engine="openvino", **cluster)
     )
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return {
-        "wall": result.seconds["windows"],
-        "processor": sum(usage.ru_utime + usage.ru_stime for usage in used),
-        "bytes": Path(out).stat().st_size / result.pixels,
-    }
+    wall, processor = ((seen[-1][i] - seen[0][i]) / (len(seen) - 1) for i in (0, 1))
+    return {"wall": wall, "processor": processor, "bytes": Path(out).stat().st_size / result.pixels}
+
+
+def _processor() -> float:
+    """Seconds that processors have worked for this process and those that it started."""
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
 
 
 # Tasks that do nothing
@@ -212,12 +224,14 @@ def run(model: str, bands: str, indices: str, out: str, cores: str, workers: str
 
 def tasks(workers: str, count: str) -> Result:
     """How many tasks that do nothing a scheduler hands out in a second; many workers are threads here."""
+    import dask
     import distributed
 
-    from lulc.cluster import Cluster, run_tasks
+    from lulc.cluster import CALM, Cluster, run_tasks
 
     number = int(workers)
     with (
+        dask.config.set(CALM),
         distributed.LocalCluster(
             n_workers=number, threads_per_worker=1, processes=number <= 2, dashboard_address="127.0.0.1:0",
             silence_logs=50,
@@ -355,7 +369,8 @@ def _assumptions(options: argparse.Namespace, document: Result) -> Assumptions:
         gpu_price=options.gpu_price,
         encode_speed=options.encode_speed,
         disk_speed=options.disk_speed,
-        tasks=min(row["per_second"] for row in document["tasks"]),
+        # What one core hands out, whatever else the machine does: with many workers, so that none waits.
+        tasks=1 / document["tasks"][-1]["processor"],
     )
 
 
@@ -402,26 +417,31 @@ def render(document: Result) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
     blocks = [
         f"{machine}. The machine was used by others meanwhile: ratios count, absolute times don't.",
-        f"Parts of {PART} x {PART} pixels, seconds for one more part:\n\n" + _runs(document["runs"]),
+        f"Parts of {PART} x {PART} pixels, seconds for each:\n\n"
+        + _runs(document["runs"], document["assumptions"]),
         "Tasks that do nothing:\n\n" + _tasks(document["tasks"]),
         "Simulated maps, for each part:\n\n" + _simulated(document["simulated"]),
         "Reckoned, from the assumptions below:\n\n" + _regions(document["regions"]),
+        "Europe with GPUs of an assumed speed:\n\n" + _gpus(document["gpus"]),
         "Assumptions: " + ", ".join(f"{k} {v:,.6g}" for k, v in document["assumptions"].items() if v) + ".",
     ]
     return "\n\n".join(blocks)
 
 
-def _runs(rows: list[Result]) -> str:
+def _runs(rows: list[Result], assumed: Result) -> str:
     local = rows[0]
-    shown = [
-        [
-            row["name"], f"{row['wall']:.2f}", f"{row['processor']:.2f}",
-            f"{row['processor'] / local['processor'] - 1:+.1%}",
+    larger = (assumed["part"] / PART) ** 2
+    shown = []
+    for row in rows:
+        more = row["processor"] - local["processor"]
+        shown.append([
+            row["name"], f"{row['wall']:.3f}", f"{row['processor']:.3f}", f"{1000 * more:+.0f}",
+            f"{more / local['processor']:+.1%}", f"{more / local['processor'] / larger:+.2%}",
             f"{local['wall'] / row['wall'] / row['cores']:.0%}",
-        ]
-        for row in rows
-    ]  # fmt: skip
-    return _table(["", "wall s", "processor s", "processor against local", "efficiency (wall)"], shown)
+        ])  # fmt: skip
+    part = f"of {assumed['part']} x {assumed['part']}"
+    header = ["", "wall", "processor", "more, ms", "more", f"more {part}", "efficiency (wall)"]
+    return _table(header, shown)
 
 
 def _tasks(rows: list[Result]) -> str:
@@ -449,6 +469,12 @@ def _regions(regions: dict[str, Result]) -> str:
     names = list(dict.fromkeys(name for row in regions.values() for name in row))
     shown = [[name.replace("_", " "), *(f"{row[name]:,.4g}" for row in regions.values())] for name in names]
     return _table(["", *regions], shown)
+
+
+def _gpus(rows: list[Result]) -> str:
+    names = ("gpu_hours", "gpu_price", "gpus_by_disk", "gpus_by_scheduler", "encoding_cores_for_a_gpu")
+    shown = [[f"{row['speed'] / 1e6:g}", *(f"{row[name]:,.4g}" for name in names)] for row in rows]
+    return _table(["Mpx/s", *(name.replace("_", " ") for name in names)], shown)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
