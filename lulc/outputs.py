@@ -7,8 +7,10 @@ milliseconds for each.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -138,7 +140,8 @@ class Tileset:
     def make(self, part: Part, pieces: Iterable[Piece], pool: Executor) -> Made:
         path = self.path_of(part.index)
         path.parent.mkdir(parents=True, exist_ok=True)
-        blocks = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        # Processes of other machines, which may be making this part too, can have the same number.
+        blocks = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         tags = self._profile.tags | {"LULC_TILE": path.stem}
         grid = self._profile.grid.crop(part.extent)
         profile = replace(self._profile, grid=grid, tags=tags, cog=True)
@@ -174,7 +177,9 @@ class Tileset:
             if found := [part for part in parts if self.path_of(part.index).is_file()]:
                 described.append(self._describe_row(found))
             else:
-                self.path_of(parts[0].index).parent.rmdir()
+                # A run that was killed here may have removed it already.
+                with contextlib.suppress(FileNotFoundError):
+                    self.path_of(parts[0].index).parent.rmdir()
         grid = self._profile.grid
         write_vrt(self._folder / MOSAIC, self._profile, grid, described, self._profile.tags)
         children = [f"{Path(file).parent}/catalog.json" for file, _ in described]

@@ -193,6 +193,24 @@ def test_an_interrupted_run_continues_with_tiles_as_with_a_file(
     assert [p.name for p in out.parent.iterdir()] == ["whole"]
 
 
+def test_a_run_that_was_killed_while_tiles_were_described_continues(
+    tmp_path: Path, tiny_model: Path, mosaic: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(tiny_model, mosaic, tmp_path / "tiles", tiles=True)
+
+    def die(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "collection", die)
+        with pytest.raises(KeyboardInterrupt):
+            classify(config)
+    before = len(calls)
+    classify(config)
+    assert is_tileset(tmp_path / "tiles")
+    assert len(calls) == before
+
+
 def test_finished_tiles_are_replaced_only_when_asked_to_and_nothing_else_ever(
     tmp_path: Path, tiny_model: Path, mosaic: Path, calls: list[int]
 ) -> None:
