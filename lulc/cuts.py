@@ -15,6 +15,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,7 +31,7 @@ from lulc.labels import Labels, near_borders, open_labels
 from lulc.manifest import StackFile
 from lulc.nomenclature import load_scheme
 from lulc.places import Place
-from lulc.scenes import find_scenes, read_scenes
+from lulc.scenes import Scenes, find_scenes, read_scenes
 from lulc.schema import CHANNELS, IGNORE, InputError
 from lulc.sources import stamps_of
 from lulc.split import near_windows
@@ -45,8 +46,8 @@ STRIP = 2**18
 GDAL_CACHE = 192
 """MB of decoded blocks; GDAL's own default is a share of the machine's memory, however large that is."""
 
-SCENES = "scenes.json"
-"""Beside the stacks while they are made: the scenes that were found, for other processes."""
+SCENES, CURRENT = "scenes.json", "run.json"
+"""Beside the stacks while they are made: the scenes that were found, and the key of the run."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,11 +55,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Inputs:
-    """The open inputs of one process, and what is asked of them; made by `open_inputs`."""
+    """The open inputs of one process, and what is asked of them; made by `open_inputs`.
+
+    `check` is called before a stack gets its name, and raises where it must not.
+    """
 
     config: PreprocessConfig
     stack: Stack
     labels: Labels
+    check: Callable[[], object] = lambda: None
 
 
 class Survey(NamedTuple):
@@ -123,13 +128,11 @@ def anywhere(config: PreprocessConfig) -> PreprocessConfig:
 
 
 @contextlib.contextmanager
-def open_inputs(config: PreprocessConfig) -> Iterator[Inputs]:
-    """Open mosaic and labels; of scenes that another process has looked at, only those that are read."""
-    known = Path(config.out) / SCENES
-    scenes = read_scenes(known, config) if config.scenes and known.is_file() else config.scenes
+def open_inputs(config: PreprocessConfig, found: Scenes | None = None) -> Iterator[Inputs]:
+    """Open mosaic and labels; of scenes that another process has `found`, only those that are read."""
     with (
         rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE),
-        open_stack(config.bands, config.indices, config, scenes=scenes) as stack,
+        open_stack(config.bands, config.indices, config, scenes=found or config.scenes) as stack,
         open_labels(
             config.labels, stack.grid, load_scheme(config.scheme, config.codes), field=config.label_field,
             pine=config.pine, spruce=config.spruce, resample=config.resample, allow_vrt=config.allow_vrt,
@@ -175,6 +178,7 @@ def cut(inputs: Inputs, place: Place) -> Cut:
                 counts += np.bincount(classes.ravel(), minlength=256)
                 moments += Moments.of(image)
         sha256 = (sha256_of(first), sha256_of(second))
+        inputs.check()
     file = StackFile(
         name=place.name,
         split=place.split,
@@ -221,7 +225,8 @@ _OPENED: dict[Site, tuple[Inputs, contextlib.ExitStack]] = {}
 def _open_at(site: Site) -> tuple[Inputs, contextlib.ExitStack]:
     with contextlib.ExitStack() as opened:
         try:
-            inputs = opened.enter_context(open_inputs(site.config))
+            scenes = read_scenes(Path(site.config.out) / SCENES, site.config) if site.config.scenes else None
+            inputs = opened.enter_context(open_inputs(site.config, scenes))
             found = stamps_at(site.config)
         except InputError as error:
             raise UnfitWorkerError(
@@ -234,7 +239,14 @@ def _open_at(site: Site) -> tuple[Inputs, contextlib.ExitStack]:
                 f"a worker has other {differs} than this machine, expected the same on all",
                 "Give all workers the same files under the same paths, and the same environment.",
             )
-        return inputs, opened.pop_all()
+        return dataclasses.replace(inputs, check=partial(_check_current, site)), opened.pop_all()
+
+
+def _check_current(site: Site) -> None:
+    """Raise where the run that asked is over: what is written now may be the stacks of another."""
+    current = Path(site.config.out) / CURRENT
+    if not current.is_file() or json.loads(current.read_bytes()) != {"key": site.key}:
+        raise UnfitWorkerError(f"cannot cut stacks into '{site.config.out}', since another run does so now")
 
 
 def stamps_at(config: PreprocessConfig) -> str:
