@@ -48,6 +48,9 @@ SCHEMA: dict[str, Any] = {
     },
 }
 
+STREAMS = 2
+"""Version of how everything that is drawn follows from the seed: a run does not change it midway."""
+
 DECISIVE = ("parameters", "inputs")
 """Parts of the document that the key is made of."""
 
@@ -267,8 +270,9 @@ class Run:
 
 
 def parameters_of(config: TrainConfig) -> dict[str, Any]:
-    """The options of a resolved config that decide the weights, by name."""
-    return {name: value for name, value in asdict(config).items() if name not in FREE}
+    """What decides the weights beside the inputs, by name: options of a resolved config, and `STREAMS`."""
+    options = {name: value for name, value in asdict(config).items() if name not in FREE}
+    return options | {"random streams": STREAMS}
 
 
 def is_finished(config: TrainConfig, inputs: dict[str, str]) -> bool:

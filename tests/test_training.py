@@ -257,6 +257,12 @@ def test_another_key_is_refused_and_names_what_differs(stacks, write_stacks, tmp
     other = write_stacks(tmp_path / "stacks", seed=5)
     with pytest.raises(InputError, match="input data 1 was"):
         train(dataclasses.replace(config, data=(str(other),)))
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InputError, match="random streams was 2, expected .* 3"),
+    ):
+        patch.setattr("lulc.run.STREAMS", 3)
+        train(config)
     restarted = train(dataclasses.replace(config, batch_size=3, epochs=1, restart=True))
     assert restarted.finished and len(restarted.rows) == 1
 
