@@ -186,9 +186,12 @@ def _pixels(stacks: Stacks) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
 
 
 def _rows_of(stacks: Stacks, step: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    """Every `step`-th row of all stacks, one below the other."""
+    above = 0
     for image, masks in stacks:
         height, width = masks.shape
-        for row in range(0, height, step):
+        first, above = -above % step, above + height
+        for row in range(first, height, step):
             place = (slice(row, row + 1), slice(0, width))
             yield np.asarray(image[place], np.float32), np.asarray(masks[place])
 

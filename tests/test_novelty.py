@@ -107,6 +107,14 @@ def test_a_large_stack_is_thinned_out_evenly(monkeypatch: pytest.MonkeyPatch) ->
     assert 500 < len(values) == len(labels) <= 1200
 
 
+def test_many_stacks_are_thinned_out_as_one_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(novelty, "PIXELS", 100)
+    image, masks = stack_of(np.random.default_rng(7), 40)
+    parts = [(image[row : row + 4], masks[row : row + 4]) for row in range(0, 40, 4)]
+    for apart, whole in zip(novelty._pixels(parts), novelty._pixels([(image, masks)]), strict=True):
+        assert np.array_equal(apart, whole) and 0 < len(apart) <= 140
+
+
 def test_an_entry_that_contradicts_itself_is_refused(
     fitted: tuple[Novelty, Statistics, np.ndarray],
 ) -> None:
