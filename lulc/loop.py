@@ -300,7 +300,7 @@ class Loop:
                 self._progress = self._progress.after_batch(
                     {name: float(value) for name, value in logs.items()}, labelled, now - before
                 )
-                self._say_pace(images.shape[:3], now - before)
+                self._say_pace((len(images) * self._devices.processes, *images.shape[1:3]), now - before)
                 before = now
                 self._check_finite(float(logs["loss"]), look)
                 bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
