@@ -108,11 +108,15 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "turned, + 0.5 dice": TURNED | {"loss": "logit-adjusted(tau=0.5)+0.5*dice"},
     "turned, + 0.5 Lovasz": TURNED | {"loss": "logit-adjusted(tau=0.5)+0.5*lovasz"},
     "default": {"recipe": "default"},
+    "default, 40 Mpx": {"recipe": "default"},
     "default, float32": {"recipe": "default", "precision": "float32"},
     "default, a quarter of the width": {"recipe": "default", "filters": (8, 16, 32, 64)},
     "default, full width": {"recipe": "default", "filters": (32, 64, 128, 256)},
 }
 """What each row changes in the original's recipe."""
+
+BUDGETS = {"default, 40 Mpx": 40.0}
+"""Mpx of rows that get other than those of their stage."""
 
 FOREST = "random forest"
 COLUMNS = (
@@ -182,14 +186,15 @@ def make_stacks(scene: Path, folder: Path) -> Path:
 
 
 def config_of(stacks: Path, name: str, seed: int, options: argparse.Namespace) -> TrainConfig:
-    """The training of one row; it sees as many pixels as all rows of its stage."""
+    """The training of one row; it sees as many pixels as the others of its stage, but for `BUDGETS`."""
     out = options.runs / options.stage / f"{re.sub('[^a-z0-9.]+', '-', name.lower())}-{seed}"
     values = (
         {"data": (str(stacks),), "out": str(out), "recipe": "original", "seed": seed} | COMMON | LEVERS[name]
     )
     config = TrainConfig(**values).resolved()
     pixels = config.batch_size * float(np.mean(np.square(config.crop_sizes)))
-    batches = max(EPOCHS, round(1e6 * (options.mpx or STAGES[options.stage].mpx) / pixels))
+    mpx = options.mpx or BUDGETS.get(name, STAGES[options.stage].mpx)
+    batches = max(EPOCHS, round(1e6 * mpx / pixels))
     return dataclasses.replace(
         config, epochs=EPOCHS, steps=-(-batches // EPOCHS), validation_steps=round(1e6 / pixels),
         calibrate="none",

@@ -4,7 +4,7 @@ Kernels become float16, cards get scores of the file as it is shipped, and what 
 the weights it writes ``weights/README.md``, ``weights/SHA256SUMS`` and the predictions that tests compare
 with.
 
-Example: python benchmarks/ablation.py final default
+Example: python benchmarks/ablation.py final "default, 40 Mpx"
          python benchmarks/real_scenes.py --ship
          python benchmarks/ship_weights.py
 """
@@ -78,6 +78,9 @@ TEXTS = {
 }
 """Of each folder, for its cards."""
 
+ROW = "default, 40 Mpx"
+"""Of benchmarks/ablation.py, stage final."""
+
 PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1")
 SIDE = 32
 """Side of the stored predictions; any network of the toolkit's stride or a finer one takes it."""
@@ -104,9 +107,9 @@ def _trainings(options: argparse.Namespace) -> dict[str, tuple[TrainConfig, Data
 
     options.stage, options.mpx, options.runs = "final", None, options.ablation_runs
     stacks = ablation.make_stacks(ablation.SCENE, options.runs)
-    large = ablation.config_of(stacks, "default", 1, options)
+    large = ablation.config_of(stacks, ROW, 1, options)
     found = {"kaakonkulma-sim": (large, open_dataset(large), PICKS, ablation.temperature_of(
-        ablation.read(ablation.RESULTS), "default"))}  # fmt: skip
+        ablation.read(ablation.RESULTS), ROW))}  # fmt: skip
     options.runs, options.mpx = options.scenes_runs, real_scenes.MPX
     small, dataset = real_scenes.open_shipped(1, options)
     calibrated = load_card(find_model(small.out, "last")).temperature
@@ -178,7 +181,7 @@ says what it was trained on, its scores per class, licence, attribution, and wha
 ROWS
 
 `kaakonkulma-sim` are the three that the original provided, of one training of the default recipe at half
-width, 79 Mpx: the epochs with the lowest loss, the highest accuracy and the best macro-F1 on validation
+width, 40 Mpx: the epochs with the lowest loss, the highest accuracy and the best macro-F1 on validation
 crops. Imagery was **simulated**: they are to try the commands with, and no networks for real regions.
 Scored on block 3, from which the validation crops were cut too. `level1-sentinel2` is of real Sentinel-2
 L2A, four small patches of TerraMesh; its scores here are those of the quarter of each patch that validated,
