@@ -196,12 +196,13 @@ def plan_command(engine: str, options: argparse.Namespace, mosaic: Any, out: Pat
 
 
 def measure_memory(options: argparse.Namespace, small: Any, folder: Path) -> list[Result]:
-    """Peak memory at two sizes of mosaic with windows of one size, in the engine named last."""
+    """Peak memory at two sizes of mosaic with windows and parts of one size, in the engine named last."""
     engine = options.engines[-1]
     rows = []
     for mosaic in (small, make_sparse(options.scene, folder, options.sparse)):
         out = folder / "memory.tif"
-        row = _command(engine, options, mosaic, out, "--window", 1024)
+        # A part holds a row of its blocks; the smaller mosaic is one part.
+        row = _command(engine, options, mosaic, out, "--window", 1024, "--part", options.whole)
         side = round(row["pixels"] ** 0.5)
         rows.append(row | {"name": f"memory at {side} x {side}, {engine}"})
         out.unlink()
