@@ -27,6 +27,7 @@ from tqdm import tqdm
 from lulc.cluster import open_cluster, run_tasks
 from lulc.config import PreprocessConfig
 from lulc.cuts import (
+    CURRENT,
     PATHS,
     SCENES,
     Inputs,
@@ -42,6 +43,7 @@ from lulc.cuts import (
     survey,
     versions,
 )
+from lulc.documents import write_document
 from lulc.manifest import FORMAT_VERSION, MANIFEST, Manifest, StackFile, channel_units
 from lulc.places import Place, plan_places, polygon_file
 from lulc.progress import PROGRESS, Progress, open_progress
@@ -102,6 +104,9 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         # What an item or product says of its numbers lies in none of the files that are hashed.
         found = inputs.stack.scenes.provenance if inputs.stack.scenes else []
         key = _key_of([*sources, *moments, *found, inputs.labels.legend.to_json()], parameters)
+        # Of workers of a killed run, some may still be at work for it.
+        for name in (CURRENT, SCENES):
+            (folder / name).unlink(missing_ok=True)
         remove_partial(folder)
         replacing = config.overwrite and (folder / MANIFEST).exists()
         if not replacing:
@@ -120,6 +125,8 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
             missing = [place for place in places if place.name not in progress.stacks]
             for done in _shown(crew(cut, missing, lambda p: p.name), len(missing), "writing stacks"):
                 progress.add(done)
+        # What workers left that were killed meanwhile.
+        remove_partial(folder)
         if _stamps(config) != stamps:
             raise InputError(
                 f"cannot finish '{folder}', since an input was changed while it was read",
@@ -143,10 +150,12 @@ def _open_crew(inputs: Inputs, key: str) -> Iterator[Crew]:
         yield here
         return
     site = Site(anywhere(config), key, stamps_at(anywhere(config)), versions())
-    listed = Path(config.out) / SCENES
+    current, listed = (Path(config.out) / name for name in (CURRENT, SCENES))
     with open_cluster(config) as cluster, contextlib.ExitStack() as kept:
+        for path in (current, listed):
+            kept.callback(path.unlink, missing_ok=True)
+        write_document(current, {"key": key})
         if inputs.stack.scenes:
-            kept.callback(listed.unlink, missing_ok=True)
             inputs.stack.scenes.write(listed)
 
         def away(

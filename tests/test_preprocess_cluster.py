@@ -16,6 +16,7 @@ import rasterio
 from affine import Affine
 
 from lulc import cuts, preparation
+from lulc.cluster import UnfitWorkerError
 from lulc.config import PreprocessConfig
 from lulc.preparation import make_stacks
 from lulc.schema import BANDS, InputError
@@ -110,6 +111,35 @@ def test_scenes_are_cut_by_workers_that_started_elsewhere(
     assert len([name for name in alone if name.endswith(".npy")]) == 2 * 12
 
 
+def test_scenes_that_a_killed_run_has_noted_down_are_not_those_of_another(
+    config: PreprocessConfig, inputs: Path, tmp_path: Path
+) -> None:
+    config = replace(config, bands=(), scenes=(str(inputs / "scenes"),))
+    alone = made_by(config, tmp_path, "alone")
+    fewer = replace(config, scenes=tuple(str(inputs / "scenes" / f"{i}.tif") for i in (0, 1)))
+    with cuts.open_inputs(fewer) as found:
+        assert found.stack.scenes
+        found.stack.scenes.write(Path(config.out) / "scenes.json")
+    make_stacks(config)
+    assert contents(config) == alone
+
+
+def test_a_worker_of_a_run_that_is_over_names_no_stack(config: PreprocessConfig) -> None:
+    site = cuts.Site(config, "first", cuts.stamps_at(config), cuts.versions())
+    place, current = (
+        cuts.Place("train_0", "train", 0, cuts.Window(0, 0, 64, 64)),
+        Path(config.out, "run.json"),
+    )
+    for found in (None, '{"key": "second"}'):
+        if found:
+            current.write_text(found)
+        with pytest.raises(UnfitWorkerError, match="another run"):
+            cuts.at_work(site, cuts.cut, place)
+        assert not list(Path(config.out).glob("*.npy")) + list(Path(config.out).glob(".*.partial"))
+    current.write_text('{"key": "first"}')
+    assert cuts.at_work(site, cuts.cut, place).file.image.is_file()
+
+
 def stop_after(monkeypatch: pytest.MonkeyPatch, results: int) -> None:
     """Interrupt the run, as Ctrl-C does, when so many results were taken."""
     take, taken = preparation.Progress.add, 0
@@ -157,6 +187,7 @@ def test_a_worker_that_is_killed_loses_nothing(
     def add(progress: Any, done: Any) -> None:
         nonlocal taken
         taken += 1
+        (Path(config.out) / ".train_image_0.npy.x.partial").write_bytes(b"of a worker that was killed")
         if taken in (3, 14):
             worker = next(iter(cluster.workers.values()))
             os.kill(worker.process.process.pid, signal.SIGKILL)
@@ -207,10 +238,10 @@ def test_tasks_of_a_site_open_their_inputs_once(
     opened = 0
     open_inputs = cuts.open_inputs
 
-    def counting(config: PreprocessConfig) -> Any:
+    def counting(*arguments: Any) -> Any:
         nonlocal opened
         opened += 1
-        return open_inputs(config)
+        return open_inputs(*arguments)
 
     monkeypatch.setattr(cuts, "open_inputs", counting)
     found = {
