@@ -10,6 +10,7 @@ talk over TLS with certificates of their own for each run, unless Dask's setting
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import logging
 import os
@@ -168,7 +169,8 @@ def run_tasks(
 
 def ask(cluster: Cluster, function: Callable[[Item], Result], item: Item) -> Result:
     """The result of one task."""
-    return next(iter(list(run_tasks(cluster, function, [item], what=lambda _: "the first task"))))
+    (result,) = run_tasks(cluster, function, [item], what=lambda _: "the first task")
+    return result
 
 
 @dataclass
@@ -353,7 +355,17 @@ def _call(function: Callable[[Any], Any], item: Any, cores: dict[int, frozenset[
         try:
             return worker.address, function(item)
         except Exception as error:
-            return worker.address, _Failure(error, traceback.format_exc())
+            return worker.address, _Failure(_sendable(error), traceback.format_exc())
+
+
+def _sendable(error: Exception) -> Exception:
+    """An error as another process can make it again: not every class takes the arguments that it has."""
+    try:
+        copy.copy(error)
+    except Exception:
+        kind = next((kind for kind in (MemoryError, OSError) if isinstance(error, kind)), RuntimeError)
+        return kind(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _reason_of(error: BaseException) -> str:

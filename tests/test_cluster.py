@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.util
 import ipaddress
@@ -93,6 +94,23 @@ def test_a_fault_of_the_function_ends_the_tasks_with_where_it_was(two_workers: C
         list(run_tasks(two_workers, math.sqrt, [4.0, -1.0]))
     assert "on worker tls://127.0.0.1:" in caught.value.__notes__[0]
     assert list(run_tasks(two_workers, math.sqrt, [4.0])) == [2.0]
+
+
+class OddError(MemoryError):
+    """One that can't be made again from its arguments, as some libraries have them."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def test_an_error_that_can_not_be_sent_goes_as_one_that_can() -> None:
+    odd = OddError("this", "that")
+    with pytest.raises(TypeError):
+        copy.copy(odd)
+    sent = cluster._sendable(odd)
+    assert type(sent) is MemoryError and str(sent) == "OddError: this and that"
+    refused = InputError("cannot do this", "Type that.")
+    assert cluster._sendable(refused) is refused
 
 
 def test_a_cluster_of_this_machine_is_encrypted_and_heard_on_loopback_alone(two_workers: Cluster) -> None:
