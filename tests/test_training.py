@@ -259,7 +259,7 @@ def test_another_key_is_refused_and_names_what_differs(stacks, write_stacks, tmp
         train(dataclasses.replace(config, data=(str(other),)))
     with (
         monkeypatch.context() as patch,
-        pytest.raises(InputError, match="random streams was 2, expected .* 3"),
+        pytest.raises(InputError, match=r"random streams was 2, expected .* 3"),
     ):
         patch.setattr("lulc.run.STREAMS", 3)
         train(config)
