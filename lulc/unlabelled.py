@@ -112,7 +112,7 @@ def _text_of(options: InputConfig) -> str:
 def _survey(stack: Stack, crop: int) -> tuple[list[Window], Statistics]:
     """Squares with valid pixels, and the statistics of all valid pixels."""
     side = SIDE
-    while side // 2 >= crop and len(list(squares_of(stack.grid.extent, side))) < 2:
+    while side // 2 >= crop and sum(min(w.shape) >= crop for w in squares_of(stack.grid.extent, side)) < 2:
         side //= 2
     windows = tqdm(
         list(squares_of(stack.grid.extent, side)), unit="square", desc="looking through",

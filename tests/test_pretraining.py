@@ -11,7 +11,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from lulc import training
+from lulc import training, unlabelled
 from lulc.card import load_card
 from lulc.commands import make_classifications, train_model
 from lulc.config import PreprocessConfig, TrainConfig
@@ -93,6 +93,14 @@ def test_a_mosaic_becomes_squares_of_which_some_validate(mosaic: Path, tmp_path:
     )
     np.testing.assert_allclose(dataset.statistics.mean, np.nanmean(whole, axis=0, dtype="f8"), rtol=1e-6)
     np.testing.assert_allclose(dataset.statistics.std, np.nanstd(whole, axis=0, dtype="f8"), rtol=1e-6)
+
+
+def test_squares_are_small_enough_that_two_hold_a_crop(
+    mosaic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unlabelled, "SIDE", SIDE - 12)
+    dataset = open_mosaic(config_of(mosaic, tmp_path).resolved())
+    assert {tile.side for tile in (*dataset.training, *dataset.validation)} == {(SIDE - 12) // 2}
 
 
 def test_what_is_hidden_is_asked_where_it_is_valid_and_nothing_else(mosaic: Path, tmp_path: Path) -> None:
