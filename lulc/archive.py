@@ -133,8 +133,8 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
 def read_layers(path: str | os.PathLike[str], groups: Mapping[str, Sequence[str]]) -> Arrays:
     """Arrays of an HDF5 file of a network that is not this toolkit's own, as Keras 2 or 3 wrote it.
 
-    Layers are known by their names; where a file names them otherwise but has as many, they follow each other
-    as they do here, which is how Keras reads such a file.
+    Layers are known by their names; where a file in the format of Keras 2 has other names but as many, they
+    follow each other as they do here, which is how Keras reads such a file.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def read_layers(path: str | os.PathLike[str], groups: Mapping[str, Sequence[str]
         content = _read_file(path, "")
         with h5py.File(io.BytesIO(content), "r") as file:
             found = _grouped(file, dict(_walk(file, len(content), MAX_BYTES)))
-            arrays = _named(found, groups)
+            arrays = _named(found, groups, ordered=bool(_order_of(file)))
         _check_values(arrays)
     except _Refusal as refusal:
         raise _refused(path, str(refusal)) from refusal
@@ -317,20 +317,26 @@ def _grouped(file: h5py.File, datasets: dict[str, h5py.Dataset]) -> dict[str, li
         names = [_text(n) for n in file[root + layer].attrs.get("weight_names", ())]
         if rest in names:
             found.setdefault(layer, {})[names.index(rest)] = dataset
-    order = [_text(n) for n in file.get("model_weights", file).attrs.get("layer_names", ())]
     return {
         layer: [found[layer][i] for i in sorted(found[layer])]
-        for layer in (order or sorted(found))
+        for layer in (_order_of(file) or sorted(found))
         if layer in found
     }
 
 
-def _named(found: dict[str, list[h5py.Dataset]], groups: Mapping[str, Sequence[str]]) -> Arrays:
+def _order_of(file: h5py.File) -> list[str]:
+    """Names of the layers in the network's order, which the format of Keras 2 alone has."""
+    return [_text(n) for n in file.get("model_weights", file).attrs.get("layer_names", ())]
+
+
+def _named(
+    found: dict[str, list[h5py.Dataset]], groups: Mapping[str, Sequence[str]], *, ordered: bool
+) -> Arrays:
     flat: dict[str, list[str]] = {}
     for name in (name for names in groups.values() for name in names):
         flat.setdefault(name.split("/")[0], []).append(name)
     known: Mapping[str, Sequence[str]] = groups if found.keys() & groups.keys() == groups.keys() else flat
-    if not found.keys() & known.keys() and len(found) == len(groups):
+    if ordered and not found.keys() & known.keys() and len(found) == len(groups):
         known = dict(zip(found, groups.values(), strict=True))
     arrays: Arrays = {}
     for layer, names in known.items():

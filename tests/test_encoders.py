@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from lulc.archive import variables_of
+from lulc.archive import read_layers, variables_of
 from lulc.backbones import BACKBONES
 from lulc.backend import compile_predict, keras
 from lulc.card import Channel, ModelCard, load_card, write_card
@@ -20,6 +20,7 @@ from lulc.commands import make_classifications
 from lulc.config import TrainConfig
 from lulc.encoders import COLOURS, _application, adapt, load_encoder
 from lulc.engines import choose_engine
+from lulc.losses import build_loss
 from lulc.network import NetworkConfig
 from lulc.run import parameters_of
 from lulc.schema import CHANNELS, ENCODERS, InputError, LandCoverClass, Legend
@@ -156,7 +157,8 @@ def test_a_model_is_saved_and_loaded_as_arrays_alone(encoder: str, tmp_path: Pat
 @pytest.mark.parametrize("encoder", SMALL)
 def test_a_training_step_reaches_the_first_convolution_and_the_last(encoder: str) -> None:
     model = build_unet(over(encoder, 5, 4))
-    model.compile(optimizer="sgd", loss="sparse_categorical_crossentropy")
+    # Keras' own loss of sparse labels has no gradient here on PyTorch.
+    model.compile(optimizer="sgd", loss=build_loss("ce", classes=3))
     before = arrays_of(model)
     rng = np.random.default_rng(0)
     images = rng.normal(0, 1, (2, 32, 32, 5)).astype("float32")
@@ -264,6 +266,17 @@ def test_layers_of_other_names_are_read_in_their_order(tmp_path: Path) -> None:
     )
 
 
+def test_names_alone_are_no_order(tmp_path: Path) -> None:
+    groups = {"first": ["first/kernel"], "second": ["second/kernel"]}
+    with h5py.File(tmp_path / "own.weights.h5", "w") as file:
+        for place, name, value in (("a", "second", 2.0), ("b", "first", 1.0)):
+            file[f"layers/{place}/vars/0"] = np.full(3, value, "f4")
+            file[f"layers/{place}/vars"].attrs["name"] = name
+    assert read_layers(tmp_path / "own.weights.h5", groups)["first/kernel"][0] == 1
+    with pytest.raises(InputError, match="another network: its layer 'third'"):
+        read_layers(tmp_path / "own.weights.h5", {"third": ["third/kernel"], "fourth": ["fourth/kernel"]})
+
+
 def test_weights_of_another_network_or_damaged_ones_are_refused(
     colour_file: Path, over_colours: keras.Model, tmp_path: Path
 ) -> None:
@@ -281,7 +294,7 @@ def test_weights_of_another_network_or_damaged_ones_are_refused(
 
 
 def test_arrays_of_other_shapes_or_not_finite_are_refused(
-    colour_network: keras.Model, tmp_path: Path
+    over_colours: keras.Model, colour_network: keras.Model, tmp_path: Path
 ) -> None:
     for name, value, reason in (
         ("wide", np.zeros((7, 7, 4, 64), "f4"), "shapes differ: conv1_conv/kernel"),
