@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -24,18 +22,18 @@ from tqdm import tqdm
 
 from lulc import forecast, worker
 from lulc.blocks import BlockWriter
-from lulc.catalogue import known_dates, parse_dates
 from lulc.cluster import WORKERS, Cluster, ask, open_cluster, run_tasks
 from lulc.config import ClassifyConfig
 from lulc.documents import seal_of
 from lulc.engines import Engine
 from lulc.geotiff import MapProfile, assemble, read_classes, write_part
 from lulc.job import Job, no_valid_pixel, open_job
-from lulc.journal import Journal, claimed_by, folder_of, open_journal
-from lulc.outputs import Made, Output, is_tileset, put
+from lulc.journal import Journal, open_journal
+from lulc.outputs import Made, Output, put
 from lulc.prediction import Clock, predict_windows, windows_of
+from lulc.request import check_options, check_outputs, dates_of, further_of, share_of, sieved_path
 from lulc.schema import IGNORE, InputError, Legend
-from lulc.sources import Stamp, open_source
+from lulc.sources import Stamp
 from lulc.storage import check_disk, rename_durably
 from lulc.windows import Plan, PlannedWindow, Window
 from lulc.worker import Described, output_of, reading, stamps_of_inputs, work_of
@@ -217,24 +215,6 @@ def classify_share(config: ClassifyConfig) -> ShareResult:
         return ShareResult(run.job.out, number, of, len(parts), made, run.makers.described.engine, seconds)
 
 
-def share_of(text: str) -> tuple[int, int]:
-    """I and N of ``I/N``, I from 1 to N.
-
-    Examples
-    --------
-    >>> share_of("3/8")
-    (3, 8)
-    """
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(
-            f"cannot make the share '{text}', expected I/N with I from 1 to N",
-            "Type for example --share 1/8; in an array of SLURM from 1 to N "
-            '--share "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT".',
-        )
-    return int(found[1]), int(found[2])
-
-
 def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast:
     """What `classify` would take, from running it on a few windows; writes nothing.
 
@@ -246,7 +226,7 @@ def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast
         Calls of the network that are timed, after one that is not.
     """
     begun = time.perf_counter()
-    _check_combinations(config)
+    check_options(config)
     with reading(), open_job(config) as job:
         engine = job.build_engine()
         start = time.perf_counter() - begun
@@ -267,11 +247,6 @@ def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast
         )
 
 
-def sieved_path(out: Path) -> Path:
-    """Where the sieved map of `out` lies: ``OUT_sieved.tif``."""
-    return out.with_name(f"{out.stem}_sieved{out.suffix}")
-
-
 @dataclass(frozen=True)
 class _Run:
     """A classification whose journal is begun."""
@@ -289,7 +264,9 @@ class _Run:
             raise InputError(
                 "cannot finish the map, since an input changed while it was read, expected the same file to "
                 "the end",
-                "Run the same command with --restart when the inputs are at rest.",
+                f"Remove '{self.journal.folder}' when the inputs are at rest, then start all shares."
+                if self.job.config.share
+                else "Run the same command with --restart when the inputs are at rest.",
             )
 
 
@@ -359,10 +336,10 @@ class _Workers:
 @contextlib.contextmanager
 def _begun(config: ClassifyConfig) -> Iterator[_Run]:
     """Check everything, start who makes the parts, and begin or take up the journal."""
-    _check_combinations(config)
-    dates = _dates(config)
+    check_options(config)
+    dates = dates_of(config)
     stamps = stamps_of_inputs(config)
-    _check_outputs(config, stamps)
+    check_outputs(config, stamps)
     share = "{}-of-{}".format(*share_of(config.share)) if config.share else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(reading())
@@ -384,68 +361,6 @@ def _begun(config: ClassifyConfig) -> Iterator[_Run]:
         yield _Run(job, journal, output_of(job, journal.folder, dates), makers, pool, stamps)
 
 
-def _check_combinations(config: ClassifyConfig) -> None:
-    """Refuse options that can't work together."""
-    started = config.dask in ("local", "slurm")
-    parts = folder_of(Path(config.out))
-    checks = [
-        (
-            config.tiles and config.sieve,
-            "--sieve with --tiles, since it needs the patches of the whole map at once",
-            "Leave --sieve out.",
-        ),
-        (
-            config.tiles and config.polygons,
-            "--polygons with --tiles, since they are taken from a map in one file",
-            "Leave --polygons out.",
-        ),
-        (
-            config.date and not config.tiles,
-            "--date without --tiles, since only the STAC collection of tiles has a date",
-            "Leave --date out, or add --tiles.",
-        ),
-        (
-            config.share and config.dask,
-            "--share with --dask, since each of them shares out the parts",
-            "Leave one of them out.",
-        ),
-        (
-            config.share and config.restart,
-            "--share with --restart, since that would drop what other shares have made",
-            f"To begin anew remove '{parts}', then start all shares.",
-        ),
-        (
-            config.plan and (config.share or config.dask),
-            "--plan with --share or --dask, since it tells what one process takes on this machine",
-            "Leave them out: each process takes that memory, and all together that time.",
-        ),
-        (
-            config.workers is not None and not started,
-            "--workers without --dask local or slurm, since only these start workers",
-            "Leave --workers out, or add --dask local.",
-        ),
-    ]
-    for refused, problem, hint in checks:
-        if refused:
-            raise InputError(f"cannot use {problem}", hint)
-
-
-def _dates(config: ClassifyConfig) -> tuple[str, ...]:
-    """Dates of the imagery, where tiles are to have them."""
-    if not config.tiles:
-        return ()
-    names = {"inputs": [Path(p).name for p in config.inputs], "fill": [Path(p).name for p in config.fill]}
-    dates = config.date or known_dates({"LULC_PARAMETERS": json.dumps(names)})
-    if not dates:
-        raise InputError(
-            "cannot describe the tiles as a STAC collection, since the names of the inputs hold no dates, "
-            "expected --date",
-            "Type --date 2018-07-01, or --date 2018-06-01 2018-08-31.",
-        )
-    parse_dates(dates)
-    return dates
-
-
 def _check_grid(job: Job) -> None:
     if job.config.tiles and not job.stack.grid.crs:
         raise InputError(
@@ -453,72 +368,6 @@ def _check_grid(job: Job) -> None:
             "where on Earth a tile lies",
             "Leave --tiles out, or give the mosaic its own: gdal_edit.py -a_srs EPSG:3067 MOSAIC",
         )
-
-
-def _check_outputs(config: ClassifyConfig, stamps: list[Stamp]) -> None:
-    """Refuse, before any work, names that are no files of the right kind, and what may not be replaced."""
-    out = Path(config.out)
-    if config.tiles and out.suffix:
-        raise InputError(
-            f"cannot write tiles to '{out}', since the last argument names the folder for them, expected a "
-            "name without an ending",
-            f"Type the folder's name last, for example {out.with_suffix('')}.",
-        )
-    if not config.tiles and out.suffix.lower() not in (".tif", ".tiff"):
-        raise InputError(
-            f"cannot write the map '{out}', since the last argument names it, expected a name in .tif",
-            f"Type the map's name last, for example {out.with_suffix('.tif')}.",
-        )
-    if config.polygons and Path(config.polygons).suffix.lower() != ".gpkg":
-        raise InputError(
-            f"cannot write the polygons '{config.polygons}', expected a name in .gpkg",
-            f"Type --polygons {Path(config.polygons).with_suffix('.gpkg')}.",
-        )
-    inputs = _named_files(config) | {Path(stamp.path).resolve() for stamp in stamps}
-    ours = claimed_by(out)
-    for target in (out, *_further(config)):
-        folder = target.is_dir() and not config.tiles
-        if target.resolve() in inputs or folder:
-            raise InputError(
-                f"cannot write '{target}', since it is {'a folder' if folder else 'an input'}",
-                "Give another output: the last argument names the map.",
-            )
-        if target.exists() and str(target.resolve()) not in ours:
-            _check_replaceable(target, config)
-
-
-def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
-    """Refuse to replace what can't be made again, and anything where nobody asked for it."""
-    polygons = config.polygons is not None and target == Path(config.polygons)
-    if not polygons and not _is_map(target):
-        raise InputError(
-            f"cannot write '{target}', since it is there already and not a map of this toolkit, "
-            "expected a new name",
-            f"The last argument names the map: type a new name there, or move '{target}' away.",
-        )
-    if not config.overwrite:
-        raise InputError(
-            f"cannot write '{target}', since it exists already",
-            "Give another output, or add --overwrite to replace it.",
-        )
-
-
-def _is_map(path: Path) -> bool:
-    """Whether a file, or a folder of tiles, is a whole map that a classification wrote."""
-    if path.is_dir():
-        return is_tileset(path)
-    try:
-        with closing(open_source(path)) as source:
-            return "LULC_VERSION" in source.tags
-    except InputError:
-        return False
-
-
-def _named_files(config: ClassifyConfig) -> set[Path]:
-    """All that the command names for reading."""
-    single = (config.model, config.mask, config.like, config.aoi, config.statistics)
-    named = (*config.inputs, *config.fill, *config.ensemble, *filter(None, single))
-    return {Path(name).resolve() for name in named}
 
 
 def _check_resources(job: Job, journal: Journal) -> None:
@@ -567,7 +416,7 @@ def _finish(run: _Run) -> tuple[Path, ...]:
     """Assemble the map, derive the further files, then give the map its name and drop the parts."""
     job, journal = run.job, run.journal
     whole = run.output.assemble(run.pool)
-    further = _further(job.config)
+    further = further_of(job.config)
     # The map gets its name last; a run that is killed before that may find the others there already.
     journal.claim(further)
     if job.config.sieve:
@@ -585,12 +434,6 @@ def _finish(run: _Run) -> tuple[Path, ...]:
     put(whole, job.out)
     journal.remove()
     return further
-
-
-def _further(config: ClassifyConfig) -> tuple[Path, ...]:
-    """Files that are derived from the map."""
-    sieved = [sieved_path(Path(config.out))] if config.sieve else []
-    return (*sieved, *([Path(config.polygons)] if config.polygons else []))
 
 
 def _write_sieved(job: Job, whole: Path, target: Path, folder: Path, pool: Executor) -> None:

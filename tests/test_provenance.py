@@ -19,10 +19,10 @@ from lulc.commands.export_map import main as export
 from lulc.commands.make_classifications import main as make
 from lulc.commands.reproduce_map import main
 from lulc.config import ReproduceConfig
-from lulc.inference import sieved_path
 from lulc.landscape import simulate, write_product
 from lulc.network import NetworkConfig
 from lulc.provenance import compare, read_provenance, reproduce
+from lulc.request import sieved_path
 from lulc.schema import BANDS, InputError, LandCoverClass, Legend
 from lulc.statistics import Statistics
 from lulc.unet import build_unet, geometry
