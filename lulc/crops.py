@@ -65,6 +65,7 @@ def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None 
 def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]:
     if not config.pretrain:
         return TileGenerator
+    assert config.hide is not None and config.hide_block is not None, "of a config that is not resolved"
     return partial(HiddenCrops, statistics=dataset.statistics, hidden=config.hide, block=config.hide_block)
 
 

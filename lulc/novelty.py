@@ -113,8 +113,8 @@ class Novelty:
 
     def _squares(self, pixels: NDArray[np.float32], statistics: Statistics) -> NDArray[np.float32]:
         """Squared distance from the nearest centre, float32 (pixel,)."""
-        z = _standardise(pixels, statistics) @ np.float32(self.whitening).T
-        centres = np.float32(self.centres)
+        z = _standardise(pixels, statistics) @ np.array(self.whitening, np.float32).T
+        centres = np.array(self.centres, np.float32)
         products = z @ centres.T
         nearest = (0.5 * np.einsum("cb,cb->c", centres, centres) - products).min(axis=1)
         return np.asarray(np.maximum(np.einsum("pb,pb->p", z, z) + 2 * nearest, 0), np.float32)
@@ -170,7 +170,8 @@ def fit_novelty(training: Stacks, held_out: Stacks, statistics: Statistics) -> N
 
 
 def _standardise(pixels: NDArray[np.float32], statistics: Statistics) -> NDArray[np.float32]:
-    return (pixels - np.float32(statistics.mean)) / np.float32(statistics.std)
+    mean, std = (np.array(values, np.float32) for values in (statistics.mean, statistics.std))
+    return (pixels - mean) / std
 
 
 def _pixels(stacks: Stacks) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
