@@ -81,7 +81,7 @@ SHIPPED = ("brazil", "chile", "denmark", "tanzania")
 """Scenes whose terms allow weights to be passed on."""
 
 SETTINGS: Mapping[str, Any] = {
-    "filters": (16, 32, 64, 128), "crop_sizes": (64,), "validation_crop_sizes": (64,), "batch_size": 8,
+    "filters": (16, 32, 64, 128), "crop_sizes": (64,), "validation_crop_sizes": (64,), "batch_size": 4,
     "precision": "bfloat16", "epochs": 4, "validation_steps": 8, "calibrate": "one",
 }  # fmt: skip
 """Of all trainings: half width, and crops that fit the smallest scene at every angle."""
@@ -93,7 +93,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 """Rows beside the forest; both are scored on averaged weights."""
 
 FOREST, SHIP = "random forest", "shipped"
-MPX = 4.0
+MPX = 8.0
 FIGURES = ("macro-F1 of large classes", "micro-F1", "ECE")
 """Of the tables; a class of which a scene has 1,000 pixels or fewer says little."""
 
