@@ -451,7 +451,7 @@ class TrainConfig(RunConfig):
     )
     encoder: str | None = option(
         None,
-        "encoder of keras.applications instead of the original's stages",
+        "encoder of keras.applications instead of the original's stages; what it gives is not measured",
         choices=ENCODERS,
         group=NETWORK,
     )
@@ -487,7 +487,7 @@ class TrainConfig(RunConfig):
     pretrain: tuple[str, ...] = option(
         (),
         "instead of DATA band rasters, and index rasters where there are any, without labels: the network "
-        "learns to fill in hidden blocks; --init then starts from it",
+        "learns to fill in hidden blocks; --init then starts from it; what that gives is not measured",
         metavar="RASTER",
         group=PRETRAINING,
     )
