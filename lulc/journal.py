@@ -125,11 +125,12 @@ class Journal:
         """
         dropped = self._drop()
         os.rename(self.folder, dropped)
-        shutil.rmtree(dropped)
+        # NFS keeps a name for files that are open, such as the lock, so that the folder is not empty yet.
+        shutil.rmtree(dropped, ignore_errors=True)
 
     def _drop(self) -> Path:
         """Name of the folder while it is removed; what a killed run left there goes."""
-        dropped = self.folder.with_name(f".{self.folder.name}.partial")
+        dropped = _dropped_of(self.folder)
         if dropped.is_dir():
             shutil.rmtree(dropped)
         return dropped
@@ -215,9 +216,12 @@ def open_journal(out: Path, share: str | None = None) -> Iterator[Journal]:
         If another process writes the map `out`, or the same share of it.
     """
     folder = folder_of(out)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as stack:
         stack.enter_context(Lock(folder / LOCK, f"the map '{out}'", shared=share is not None))
-        if share is not None:
+        if share is None:
+            # When the lock is closed, nothing keeps what `Journal.remove` had to leave.
+            afterwards.callback(shutil.rmtree, _dropped_of(folder), ignore_errors=True)
+        else:
             stack.enter_context(Lock(folder / f"{share}.{LOCK}", f"share {share} of the map '{out}'"))
         journal = Journal(folder, share)
         try:
@@ -232,15 +236,21 @@ def folder_of(out: Path) -> Path:
     return out.with_name(out.name + ".parts")
 
 
+def _dropped_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
+
+
 def _is_lock(path: Path) -> bool:
     return path.name == LOCK or path.name.endswith(f".{LOCK}")
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is none that can be read."""
+    """A JSON object, or None where there is none. A disk that doesn't answer is an error, and no reason to
+    drop what others have made.
+    """
     try:
         data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -128,16 +129,46 @@ def test_a_journal_killed_while_it_is_removed_is_gone_and_the_next_run_clears_wh
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "map.tif"
-    with monkeypatch.context() as patch, open_journal(out) as journal:
-        journal.begin({"weights": "a"}, restart=False)
-        patch.setattr("lulc.journal.shutil.rmtree", lambda path: None)
-        journal.remove()
+    with monkeypatch.context() as patch:
+        patch.setattr("lulc.journal.shutil.rmtree", lambda path, **options: None)
+        with open_journal(out) as journal:
+            journal.begin({"weights": "a"}, restart=False)
+            journal.remove()
     assert [p.name for p in tmp_path.iterdir()] == [".map.tif.parts.partial"]
     with open_journal(out) as journal:
         journal.begin({"weights": "a"}, restart=False)
         assert [p.name for p in tmp_path.iterdir()] == ["map.tif.parts"]
         journal.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_journal_goes_where_files_that_are_open_keep_a_name_as_on_nfs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = os.unlink
+
+    def keep_the_lock(path: str, *, dir_fd: int | None = None) -> None:
+        if path == "lock":
+            os.rename(path, ".nfs0001", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        elif not path.startswith(".nfs"):
+            unlink(path, dir_fd=dir_fd)
+
+    with open_journal(tmp_path / "map.tif") as journal:
+        journal.begin(KEY, restart=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "unlink", keep_the_lock)
+            journal.remove()
+        assert [p.name for p in tmp_path.iterdir()] == [".map.tif.parts.partial"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_key_that_can_not_be_read_drops_nothing(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "map.tif")
+    (folder / "key.json").unlink()
+    (folder / "key.json").mkdir()
+    with open_journal(tmp_path / "map.tif", "1-of-2") as journal, pytest.raises(IsADirectoryError):
+        journal.begin(KEY, restart=False)
+    assert len(list(folder.glob("*.part"))) == 4
 
 
 def test_shares_of_one_map_are_made_at_the_same_time_and_read_together(tmp_path: Path) -> None:
