@@ -56,7 +56,11 @@ def main(folder: Path, losses: list[str]) -> None:
     single = NetworkConfig(classes=1, channels=2, filters=(4,), activation="sigmoid")
     binary = np.where(labels == IGNORE, IGNORE, labels == 1).astype("uint8")
     results["single"], ends_finite = train(single, "ce+dice", image, binary)
-    np.savez(folder / f"{backend.name()}.npz", **results, finite=all([*finite, ends_finite]))
+    finite.append(ends_finite)
+    encoder = NetworkConfig(classes=3, channels=2, filters=(), encoder="resnet50", decoder_filters=(6, 4))
+    results["encoder"], ends_finite = train(encoder, losses[0], image, labels)
+    finite.append(ends_finite)
+    np.savez(folder / f"{backend.name()}.npz", **results, finite=all(finite))
 
 
 if __name__ == "__main__":
