@@ -20,7 +20,8 @@ FORMAT_VERSION = 1
 
 _TEXT = {"type": "string", "maxLength": 10_000}
 _NAME = {"type": "string", "minLength": 1, "maxLength": 200}
-_POSITIVE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}
+_TEMPERATURE = {"type": "number", "minimum": 0.1, "maximum": 1000}
+"""At lower ones powers of activations that are all alike underflow, and their quotients are NaN."""
 
 CARD_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -59,8 +60,8 @@ CARD_SCHEMA: dict[str, Any] = {
         "halo": {"type": ["integer", "null"], "minimum": 0, "maximum": 65_536},
         "temperature": {
             "oneOf": [
-                _POSITIVE,
-                {"type": "array", "minItems": 1, "maxItems": MAX_CLASSES, "items": _POSITIVE},
+                _TEMPERATURE,
+                {"type": "array", "minItems": 1, "maxItems": MAX_CLASSES, "items": _TEMPERATURE},
             ],
         },
         "novelty": {"oneOf": [NOVELTY_SCHEMA, {"type": "null"}]},
