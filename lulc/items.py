@@ -169,12 +169,13 @@ def _asset(path: Path, key: str, data: dict[str, Any], *, added: bool, allow_rem
 def _place(item: Path, href: str, *, allow_remote: bool) -> str:
     """Where an asset lies: below the folder of its item, or at an address where those are allowed."""
     if guards.is_address(href):
-        if allow_remote:
+        # Other addresses, as /vsizip/, may lead to files of this machine, wherever they lie.
+        if allow_remote and re.match(r"(https?|s3|gs|az)://|/vsicurl/https?://", href):
             return href
         raise InputError(
             f"cannot open '{href[:200]}', which the STAC item '{item}' names, since it is an address, "
             "expected files below the folder of the item",
-            "Download the files beside the item, or open addresses with --allow-remote.",
+            "Download the files beside the item, or open https://, s3://, gs://, az:// with --allow-remote.",
         )
     file = guards.check_regular_file(item.parent / href, f"a file of the STAC item '{item}',")
     guards.check_inside(file, item.parent, str(item))

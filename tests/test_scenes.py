@@ -288,3 +288,18 @@ def test_an_item_that_leads_elsewhere_or_is_none_is_refused(tmp_path: Path, docu
     (folder / "item.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=what):
         read_item(folder / "item.json")
+
+
+@pytest.mark.parametrize(
+    "href", ["/vsizip//home/a.zip/B02.tif", "/vsimem/a", "file:///B02.tif", "NETCDF:a:b"]
+)
+def test_an_item_leads_over_the_network_but_never_elsewhere_on_this_machine(
+    tmp_path: Path, href: str
+) -> None:
+    (tmp_path / "item.json").write_text(json.dumps(item({"B02": {"href": href}})))
+    with pytest.raises(InputError, match="address"):
+        read_item(tmp_path / "item.json", allow_remote=True)
+    (tmp_path / "item.json").write_text(json.dumps(item({"B02": {"href": "https://example.com/B02.tif"}})))
+    assert (
+        read_item(tmp_path / "item.json", allow_remote=True)[0]["B02"].path == "https://example.com/B02.tif"
+    )
