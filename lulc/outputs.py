@@ -299,6 +299,12 @@ def is_tileset(folder: Path) -> bool:
     return (folder / COLLECTION).is_file() and vrt.is_file() and b"LULC_VERSION" in vrt.read_bytes()
 
 
+def foreign_files(folder: Path) -> list[str]:
+    """Names of what lies in a folder of tiles and is no part of it; what GDAL notes beside a raster is."""
+    own = {COLLECTION, MOSAIC, "tiles", f"{MOSAIC}.aux.xml", f"{MOSAIC}.ovr"}
+    return sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+
+
 def put(whole: Path, out: Path) -> None:
     """Give a finished result, file or folder, its final name, in place of what is there."""
     if not whole.is_dir():

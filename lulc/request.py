@@ -10,7 +10,7 @@ from pathlib import Path
 from lulc.catalogue import known_dates, parse_dates
 from lulc.config import ClassifyConfig
 from lulc.journal import claimed_by, folder_of
-from lulc.outputs import is_tileset
+from lulc.outputs import foreign_files, is_tileset
 from lulc.schema import InputError
 from lulc.sources import Stamp, open_source
 
@@ -151,6 +151,12 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
         raise InputError(
             f"cannot write '{target}', since it exists already",
             "Give another output, or add --overwrite to replace it.",
+        )
+    if others := foreign_files(target):
+        raise InputError(
+            f"cannot replace '{target}', since the folder holds '{others[0]}' beside the tiles, which would be "
+            "lost, expected tiles alone",
+            "Move it away, or type a new name.",
         )
 
 

@@ -222,6 +222,10 @@ def test_finished_tiles_are_replaced_only_when_asked_to_and_nothing_else_ever(
     before = files(tmp_path / "tiles")
     classify(dataclasses.replace(config, overwrite=True))
     assert files(tmp_path / "tiles") == before
+    (tmp_path / "tiles" / "report").mkdir()
+    with pytest.raises(InputError, match="holds 'report' beside the tiles"):
+        classify(dataclasses.replace(config, overwrite=True))
+    (tmp_path / "tiles" / "report").rmdir()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     with pytest.raises(InputError, match="not a map of this toolkit"):
