@@ -28,6 +28,7 @@ from lulc.config import ClassifyConfig
 from lulc.documents import seal_of
 from lulc.engines import Engine, choose_engine
 from lulc.ensemble import Member
+from lulc.guards import is_address
 from lulc.job import Job, open_job, versions
 from lulc.journal import KEY, differences, document_of, folder_of, read_key
 from lulc.outputs import Made, OneFile, Output, Piece, Tileset
@@ -91,8 +92,7 @@ def work_of(job: Job, dates: Sequence[str]) -> Work:
 def _absolute(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_absolute, value))
-    remote = value is None or "://" in value or value.startswith("/vsi")
-    return value if remote else os.path.abspath(value)
+    return value if value is None or is_address(value) else os.path.abspath(value)
 
 
 def reading() -> rasterio.Env:
