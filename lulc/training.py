@@ -265,12 +265,14 @@ def _check_pretraining(config: TrainConfig) -> None:
                 "Leave it out, or give the rasters to pretrain on.",
             )
         return
-    given = [name for name in ("single_class", "cross_validate", "data") if getattr(config, name)]
+    labelled = ("single_class", "cross_validate", "already_standardised", "data")
+    given = [name for name in labelled if getattr(config, name)]
     given += [name for name, value in WITHOUT_LABELS.items() if getattr(config, name) != value]
     if given:
         shown = "DATA" if given[0] == "data" else f"--{given[0].replace('_', '-')}"
         raise InputError(
-            f"cannot pretrain as asked, since {shown} is given, which is about labels, expected none",
+            f"cannot pretrain as asked, since {shown} is given, which is about stacks with labels, expected "
+            "none",
             "Pretrain without it, then train on labels with --init FOLDER and this option.",
         )
     smallest = min(*config.crop_sizes, *config.validation_crop_sizes)
@@ -416,9 +418,11 @@ def _make_loop(
     devices: Devices,
 ) -> Loop:
     board = _TensorBoard(run.folder / TENSORBOARD, model) if config.tensorboard and devices.first else None
-    stacks = [[(t.image, t.masks) for t in tiles] for tiles in (dataset.training, dataset.validation)]
-    classifies = devices.first and not config.pretrain
-    novelty = fit_novelty(*stacks, dataset.statistics) if classifies else None
+    novelty = None
+    if devices.first and not config.pretrain:
+        tiles = dataset.training, dataset.validation
+        trained, held_out = ([(t.image, t.masks) for t in some] for some in tiles)
+        novelty = fit_novelty(trained, held_out, dataset.statistics)
 
     def save(row: Row, rows: tuple[Row, ...], temperature: float | tuple[float, ...]) -> None:
         card = _card_of(config, dataset, network, model, row)
