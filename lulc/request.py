@@ -154,8 +154,8 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
         )
     if others := foreign_files(target):
         raise InputError(
-            f"cannot replace '{target}', since the folder holds '{others[0]}' beside the tiles, which would be "
-            "lost, expected tiles alone",
+            f"cannot replace '{target}', since the folder holds '{others[0]}' beside the tiles, which would "
+            "be lost, expected tiles alone",
             "Move it away, or type a new name.",
         )
 
