@@ -246,14 +246,14 @@ def measure_forest(stacks: Path, name: str, seed: int, options: argparse.Namespa
     return forest_on(open_set(config, options.stage), seed)
 
 
-def forest_on(dataset: Dataset, seed: int) -> dict[str, Any]:
-    """Figures of a random forest per pixel, trained and scored on the two sides of a dataset."""
+def forest_on(dataset: Dataset, seed: int, pixels: int = 60_000) -> dict[str, Any]:
+    """Figures of a random forest of 150 trees per pixel, trained and scored on the two sides of a dataset."""
     from sklearn.ensemble import RandomForestClassifier
 
     from lulc import accuracy
 
     x, y = _pixels(dataset.training)
-    chosen = np.random.default_rng(seed).choice(len(y), min(60_000, len(y)), replace=False)
+    chosen = np.random.default_rng(seed).choice(len(y), min(pixels, len(y)), replace=False)
     forest = RandomForestClassifier(150, n_jobs=-1, random_state=seed).fit(x[chosen], y[chosen])
     x, y = _pixels(dataset.validation)
     classes = len(dataset.legend)

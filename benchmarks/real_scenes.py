@@ -94,6 +94,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 
 FOREST, SHIP = "random forest", "shipped"
 MPX = 8.0
+FOREST_PIXELS = 20_000
 FIGURES = ("macro-F1 of large classes", "micro-F1", "ECE")
 """Of the tables; a class of which a scene has 1,000 pixels or fewer says little."""
 
@@ -168,7 +169,10 @@ def measure_forest(name: str, seed: int, options: argparse.Namespace) -> dict[st
     from lulc.dataset import leave_one_out
 
     config = config_of(make_stacks(options.runs, tuple(SCENES)), "default", seed, options)
-    return {left_out.split("/")[0]: forest_on(dataset, seed) for left_out, dataset in leave_one_out(config)}
+    return {
+        left_out.split("/")[0]: forest_on(dataset, seed, FOREST_PIXELS)
+        for left_out, dataset in leave_one_out(config)
+    }
 
 
 def open_shipped(seed: int, options: argparse.Namespace) -> tuple[TrainConfig, Dataset]:
