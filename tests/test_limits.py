@@ -415,10 +415,7 @@ def test_files_beside_the_map_that_a_killed_run_has_named_do_not_stop_the_next(
     fast()
     further = ["--sieve", "20", "--polygons", str(tmp_path / "out" / "areas.gpkg")]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        rename = inference.rename_durably
-        patch.setattr(
-            inference, "rename_durably", lambda a, b: die(a, b) if Path(b).name == "map.tif" else rename(a, b)
-        )
+        patch.setattr(inference, "put", die)
         make_classifications([*mapping, *further])
     assert (tmp_path / "out" / "map_sieved.tif").exists() and not (tmp_path / "out" / "map.tif").exists()
     assert make_classifications([*mapping, *further]) == 0
