@@ -34,7 +34,7 @@ from lulc.weights import find_model, load_card, read_arrays, read_picks
 
 SMALL = {
     "epochs": 2, "steps": 4, "validation_steps": 2, "batch_size": 2, "crop_sizes": (32,),
-    "validation_crop_sizes": (32,), "rotations": 8, "filters": (4,), "seed": 3,
+    "validation_crop_sizes": (32,), "rotations": 8, "filters": (4,), "seed": 3, "loss": "ce",
 }  # fmt: skip
 
 
