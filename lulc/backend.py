@@ -63,7 +63,8 @@ except ModuleNotFoundError as error:
     wanted = os.environ["KERAS_BACKEND"]
     raise InputError(
         f"cannot use the backend '{wanted}', since the Python package '{error.name}' is not installed",
-        f"Install it with: pip install 'lulc[{BACKENDS[wanted]}]', or set KERAS_BACKEND to an installed one.",
+        f"Install it in the folder of this project with: pip install '.[{BACKENDS[wanted]}]', or set "
+        "KERAS_BACKEND to an installed one.",
     ) from error
 
 keras.config.set_image_data_format("channels_last")

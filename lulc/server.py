@@ -123,7 +123,7 @@ def _application(config: ServeConfig, resources: ExitStack) -> Any:
     except ImportError as error:
         raise InputError(
             f"cannot serve the map, since the package '{error.name}' is not installed",
-            "Install what serves tiles: pip install 'lulc[serve]'",
+            "Install what serves tiles, in the folder of this project: pip install '.[serve]'",
         ) from error
     legend = load_scheme(config.scheme).legend if config.scheme else None
     the_map = resources.enter_context(open_map(config.map, legend))

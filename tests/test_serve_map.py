@@ -220,7 +220,7 @@ def test_a_missing_package_is_named_with_what_to_type(tmp_path: Path, monkeypatc
     write_map(tmp_path / "map.tif")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert serve_map.main([str(tmp_path / "map.tif"), "--port", "0"]) == 1
-    assert "pip install 'lulc[serve]'" in capsys.readouterr().err
+    assert "pip install '.[serve]'" in capsys.readouterr().err
 
 
 @needs_titiler

@@ -1,9 +1,9 @@
 """Write a map in the formats of other programs.
 
 QGIS style, SLD and raster attribute table with the legend's colours; a STAC item for catalogues; the pixels
-as CF-NetCDF or Zarr; the map of the groups of a CORINE level (--level), as GeoTIFF. Beside MAP
-and under its name, QGIS takes the style and GDAL the table by themselves.
-The result is the files named, each whole or absent; equal maps give equal files.
+as CF-NetCDF or Zarr; the map of the groups of a CORINE level (--level), as GeoTIFF. Beside MAP and under its
+name, QGIS takes the style and GDAL the table by themselves. The result is the files named, each whole or
+absent; equal maps give equal files.
 
 Examples, on the demo scene:
   python export_map.py demo/map.tif

@@ -2,11 +2,10 @@
 
 Serves tiles of the map from its overviews, and the page of the reports: layers that are switched and faded, a
 click that shows class and activations of a pixel; with --reference its class too, and where the map differs.
-Only this machine is answered (127.0.0.1), and nothing is
-loaded from a network. The result is an address to open; Ctrl-C ends it. Maps written by
-make_classifications.py have the overviews that make this fast.
+Only this machine is answered (127.0.0.1), and nothing is loaded from a network. The result is an address to
+open; Ctrl-C ends it. Maps written by make_classifications.py have the overviews that make this fast.
 
-Needs the packages of the extra 'serve': pip install 'lulc[serve]'
+Needs the packages of the extra 'serve': pip install '.[serve]' in the folder of this project.
 
 Example, on the demo scene:
   python serve_map.py demo/map.tif --image demo/summer.tif --reference demo/labels.tif
