@@ -22,6 +22,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from lulc.config import ClusterConfig
@@ -71,11 +72,14 @@ class Cluster:
         As the user gave it, for messages.
     cores
         Processors of each worker of this machine by its name; empty where workers lie elsewhere.
+    refill
+        Starts workers in place of those that are gone; None where that is others' business.
     """
 
     client: Any
     name: str
     cores: dict[int, frozenset[int]] = field(default_factory=dict)
+    refill: Callable[[], object] | None = None
 
     @property
     def workers(self) -> list[str]:
@@ -95,12 +99,13 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     name, workers = str(config.dask), WORKERS if config.workers is None else config.workers
     if workers < 1:
         raise InputError(f"cannot use {workers} workers, expected 1 or more", f"Type --workers {WORKERS}.")
-    for package in ("distributed", "dask_jobqueue", "cryptography"):
-        if importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"cannot run on a cluster, since the package '{package}' is not installed",
-                "Install what a cluster needs: pip install 'lulc[cluster]'",
-            )
+    needed = ["distributed", "cryptography", *(["dask_jobqueue"] if name == "slurm" else [])]
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise InputError(
+            f"cannot run on a cluster, since these Python packages are not installed: {', '.join(missing)}",
+            "Install what a cluster needs, in the folder of this project: pip install '.[cluster]'",
+        )
     import distributed  # noqa: F401 - it sets what its loggers say
 
     # What goes wrong is told by `run_tasks`; Dask's own lines would come on top of ours.
@@ -108,6 +113,7 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
         logging.getLogger(part).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         cores: dict[int, frozenset[int]] = {}
+        refill = None
         if name == "local":
             cores = dict(enumerate(_shared_out(os.sched_getaffinity(0), workers)))
             # For as long as the cluster runs: a worker that is started again takes them from here.
@@ -115,6 +121,8 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
             address: Any = stack.enter_context(_local(workers))
         elif name == "slurm":
             address = stack.enter_context(_slurm(workers))
+            # Jobs end with their time limit: Dask submits others only when it is asked again.
+            refill = partial(address.scale, workers)
         elif ":" in name:
             address = name
         else:
@@ -122,7 +130,7 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
                 f"cannot run on the cluster '{name}', expected local, slurm or the address of a scheduler",
                 "Type for example --dask tcp://host:8786, as the scheduler printed it.",
             )
-        cluster = Cluster(stack.enter_context(_connected(address, name)), name, cores)
+        cluster = Cluster(stack.enter_context(_connected(address, name)), name, cores, refill)
         if not cluster.workers:
             logger.info("waiting for the first worker of %s", name)
         cluster.client.wait_for_workers(1)
@@ -252,6 +260,8 @@ class _Run:
             raise self._gone()
         before = bool(self._workers)
         self._workers = set(self._cluster.workers)
+        if self._cluster.refill is not None:
+            self._cluster.refill()
         if before and not self._workers:
             logger.warning("no worker of %s is left: waiting for others", self._cluster.name)
         stranded = [f for f, t in self._pending.items() if t.allowed and not t.allowed & self._workers]

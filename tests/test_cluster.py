@@ -148,16 +148,18 @@ def test_a_cluster_that_is_none_is_refused(
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("package", ["distributed", "dask_jobqueue", "cryptography"])
-def test_a_missing_package_is_told_with_what_installs_it(
-    package: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [("local", "distributed, cryptography"), ("slurm", "distributed, cryptography, dask_jobqueue")],
+)
+def test_all_packages_that_a_cluster_lacks_are_told_with_what_installs_them(
+    name: str, needed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
-    with pytest.raises(InputError) as caught, open_cluster(ClusterConfig(dask="local")):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with pytest.raises(InputError) as caught, open_cluster(ClusterConfig(dask=name)):
         pass
-    assert package in caught.value.problem
-    assert "pip install 'lulc[cluster]'" in caught.value.hint
+    assert caught.value.problem.endswith(f"not installed: {needed}")
+    assert "pip install '.[cluster]'" in caught.value.hint
 
 
 def test_a_run_without_a_cluster_does_not_load_dask() -> None:
