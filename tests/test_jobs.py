@@ -412,6 +412,29 @@ def test_a_map_that_dask_workers_make_is_that_of_the_command(
     assert (slurm.work / "dask.tif").read_bytes() == expected
 
 
+def test_workers_whose_jobs_end_are_replaced_by_others(
+    slurm: Slurm, tiny_model: Path, write_bands: Callable[..., Path], tmp_path: Path
+) -> None:
+    bands = write_bands(tmp_path / "mosaic.tif", 1500, 1500)
+    alone, out = tmp_path / "a.tif", tmp_path / "b.tif"
+    options = ["--part", "256", "--window", "256", "--scale", "0.0001", "--offset", "0", "-q"]
+    assert make_classifications.main([str(tiny_model), str(bands), str(alone), *options]) == 0
+    settings = {"CORES": "1", "MEMORY": "2GB", "WALLTIME": "00:10:00", "SHARED_TEMP_DIRECTORY": str(tmp_path)}
+    environment = slurm.environment | {f"DASK_JOBQUEUE__SLURM__{k}": v for k, v in settings.items()}
+    environment["DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT"] = "1s"
+    command = [sys.executable, str(ROOT / "make_classifications.py"), str(tiny_model), str(bands), str(out)]
+    with subprocess.Popen(
+        [*command, *options, "--dask", "slurm", "--workers", "1"],
+        env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        slurm.wait_for(lambda: any(tmp_path.glob("b.tif.parts/*.part")) or run.poll() is not None)
+        slurm.run("scancel", "--name=dask-worker")
+        _, said = run.communicate(timeout=300)
+    assert run.returncode == 0, said
+    assert "no worker" in said
+    assert out.read_bytes() == alone.read_bytes()
+
+
 def test_a_job_that_does_not_exist_is_refused_with_those_that_do() -> None:
     command = [str(JOBS / "submit"), "clasify", "a.tif"]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
