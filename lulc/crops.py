@@ -58,6 +58,7 @@ def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None 
         steps=config.validation_steps,
         share=share,
         crop_sizes=config.validation_crop_sizes,
+        option="--validation-crop-sizes",
         **_common(config, dataset),
     )
 

@@ -27,6 +27,9 @@ logger = logging.getLogger("lulc")
 REDRAWS = 50
 """Places tried for one crop before a crop without a single labelled pixel is accepted."""
 
+STRIDE = 16
+"""Multiple of the crop sides that messages suggest: the stride of a network with four stages."""
+
 Mixture = Callable[[Image, Labels, np.random.Generator], tuple[Image, Labels]]
 """(images (n, y, x, band), labels (n, y, x), rng) to the same."""
 
@@ -67,6 +70,8 @@ class TileGenerator(keras.utils.PyDataset):
         they look at neighbours, and those of the share are given out.
     workers
         Threads that `keras.Model.fit` uses; the batches don't depend on it.
+    option
+        What `crop_sizes` are called on the command line, for messages.
 
     Raises
     ------
@@ -91,6 +96,7 @@ class TileGenerator(keras.utils.PyDataset):
         seed: int = 0,
         share: range | None = None,
         workers: int = 1,
+        option: str = "--crop-sizes",
     ) -> None:
         super().__init__(workers=workers, use_multiprocessing=False)
         self.epoch = 0
@@ -106,7 +112,7 @@ class TileGenerator(keras.utils.PyDataset):
         self._share = range(batch_size) if share is None else share
         # Any angle may come: the widest square is that of 45 degrees.
         angles = self._angles or [45.0]
-        self._choices, chosen = _fitting(tiles, sorted(set(crop_sizes)), angles, scale)
+        self._choices, chosen = _fitting(tiles, sorted(set(crop_sizes)), angles, scale, option)
         self._shares = None
         if shares is not None:
             fitting = np.asarray(shares)[chosen]
@@ -195,24 +201,26 @@ def cut_ahead(
 
 
 def _fitting(
-    tiles: Sequence[Tile], sides: Sequence[int], angles: Sequence[float], scale: float
+    tiles: Sequence[Tile], sides: Sequence[int], angles: Sequence[float], scale: float, option: str
 ) -> tuple[list[tuple[Tile, list[int]]], list[int]]:
     """The sides that fit each stack at every angle, and the numbers of these stacks.
 
     One warning names all that don't fit.
     """
-    outer = {side: max(square_around(side, angle, scale) for angle in angles) for side in sides}
+    outer = {side: _outer(side, angles, scale) for side in sides}
     choices = [(tile, [side for side in sides if outer[side] <= tile.side]) for tile in tiles]
     dropped = [(t, [s for s in sides if s not in kept]) for t, kept in choices if len(kept) < len(sides)]
     chosen = [i for i, (_, kept) in enumerate(choices) if kept]
     choices = [choices[i] for i in chosen]
     if not choices:
         largest = max((tile.side for tile in tiles), default=0)
+        turned = any(angle % 90 for angle in angles)
+        how = [word for word, used in (("rotation", turned), ("scale", scale > 1)) if used]
         raise InputError(
-            f"cannot cut crops, since the largest stack has a side of {largest} pixels, expected at least "
-            f"{outer[sides[0]]} for the smallest crop of {sides[0]} pixels"
-            + (" with its rotation" if outer[sides[0]] > sides[0] else ""),
-            "Give smaller crops, e.g. `--crop-sizes 32`, or fewer angles (`--rotations 4`), or no --scale.",
+            f"cannot cut crops of {option}, since the largest stack has a side of {largest} pixels, "
+            f"expected at least {outer[sides[0]]} for the smallest crop of {sides[0]} pixels"
+            + (f" with its {' and '.join(how)}" if how else ""),
+            _way_out(largest, angles, scale, option),
         )
     if dropped:
         named = "; ".join(
@@ -221,3 +229,16 @@ def _fitting(
         more = f" and {len(dropped) - 5} more stacks" if len(dropped) > 5 else ""
         logger.warning("crop sizes left out since they, rotated, don't fit a stack: %s%s", named, more)
     return choices, chosen
+
+
+def _outer(side: int, angles: Sequence[float], scale: float) -> int:
+    return max(square_around(side, angle, scale) for angle in angles)
+
+
+def _way_out(largest: int, angles: Sequence[float], scale: float, option: str) -> str:
+    """What to type where no side fits a stack with a side of `largest` pixels."""
+    fitting = [side for side in range(STRIDE, largest + 1, STRIDE) if _outer(side, angles, scale) <= largest]
+    ways = [f"`{option} {fitting[-1]}`"] if fitting else [f"larger stacks than {largest} pixels"]
+    ways += ["`--rotations 4`"] if any(angle % 90 for angle in angles) else []
+    ways += ["no `--scale`"] if scale > 1 else []
+    return f"Give {' or '.join(ways)}."

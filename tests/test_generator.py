@@ -238,8 +238,14 @@ def test_sides_that_do_not_fit_are_left_out_for_that_stack_with_one_warning(capl
 
 def test_it_is_an_error_only_if_no_side_fits_any_stack(caplog):
     rng = np.random.default_rng(16)
-    with pytest.raises(InputError, match=r"side of 40 pixels, expected at least 93 for .* with its rotation"):
+    with pytest.raises(InputError, match=r"of 40 pixels, expected at least 93 for .* its rotation") as raised:
         make_generator([make_tile(rng, 40, 50)], crop_sizes=(64, 128))
+    assert raised.value.hint == "Give `--crop-sizes 16` or `--rotations 4`."
+    with pytest.raises(InputError, match=r"of --validation-crop-sizes, .* of 128 pixels\n") as raised:
+        make_generator(
+            [make_tile(rng, 112, 112)], crop_sizes=(128,), rotations=1, option="--validation-crop-sizes"
+        )
+    assert raised.value.hint == "Give `--validation-crop-sizes 112`."
     make_generator([make_tile(rng, 64, 64)], crop_sizes=(64, 128), rotations=4)
     assert "128" in caplog.text
 
