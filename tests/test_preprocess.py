@@ -21,7 +21,7 @@ from scipy import ndimage
 from shapely.geometry import box
 
 from lulc import cuts, places, preparation
-from lulc.commands.preprocess import main
+from lulc.commands.preprocess import crop_options, main
 from lulc.config import PreprocessConfig
 from lulc.preparation import make_stacks
 from lulc.schema import BANDS, INDICES, InputError
@@ -131,12 +131,39 @@ def test_the_command_prints_counts_shares_and_what_to_type_next(
 ) -> None:
     assert main(arguments(scene, "--quiet")) == 0
     printed = capsys.readouterr().out
-    assert "python train_model.py" in printed and scene["out"] in printed
+    # The stacks have sides of 64 pixels.
+    following = f"python train_model.py {scene['out']} --out runs/first --crop-sizes 64"
+    assert f"{following} --validation-crop-sizes 64\n" in printed
+    assert "labels: codes as in the scheme kaakonkulma-13 (1 " in printed
+    assert "indices: read from indices.tif\n" in printed
     # Of the 128 x 192 pixels of the six stacks.
     assert "B02       2.44 %   0.81 %" in printed and "NDTI      0.00 %   1.22 %" in printed
     manifest = load_manifest(scene["out"])
     for land_cover, count in zip(manifest.legend.classes, manifest.class_counts("train"), strict=True):
         assert any(land_cover.name in line and f"{count:,}" in line for line in printed.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [
+        (850, ""),
+        (256, " --crop-sizes 64 128 256"),
+        (112, " --crop-sizes 64 --validation-crop-sizes 112"),
+        (40, " --crop-sizes 32 --validation-crop-sizes 32"),
+        (8, ""),
+    ],
+)
+def test_what_to_type_next_has_crops_that_fit_the_stacks(
+    side: int, expected: str, scene: dict[str, Any]
+) -> None:
+    manifest = make_stacks(config(scene))
+    stacks = tuple(replace(stack, shape=(side, 2 * side)) for stack in manifest.stacks)
+    assert crop_options(replace(manifest, stacks=stacks)) == expected
+
+
+def test_indices_that_no_raster_gives_are_said_to_be_computed(scene: dict[str, Any], capsys: Any) -> None:
+    assert main(arguments({**scene, "indices": ()}, "--quiet")) == 0
+    assert f"indices: {', '.join(INDICES)} computed from the bands\n" in capsys.readouterr().out
 
 
 def test_the_manifest_names_channels_sources_and_parameters_but_no_place_on_this_machine(

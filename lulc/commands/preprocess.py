@@ -16,10 +16,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lulc.commandline import Answer, run
-from lulc.config import PreprocessConfig
+from lulc.config import DEFAULT, PreprocessConfig
 
 if TYPE_CHECKING:
     from lulc.tiles import Manifest
+
+STRIDE = 16
+"""Crop sides are multiples of the stride of the default network."""
+
+SHOWN = 3
+"""Codes that are printed with their classes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +37,7 @@ def _prepare(config: PreprocessConfig) -> Answer:
     from lulc.preparation import make_stacks
 
     manifest = make_stacks(config)
-    following = f"python train_model.py {shlex.quote(config.out)} --out runs/first"
+    following = f"python train_model.py {shlex.quote(config.out)} --out runs/first{crop_options(manifest)}"
     text = (
         f"{summary(manifest)}\n\nThe stacks and their manifest are in {config.out}. Next:\n\n    {following}"
     )
@@ -43,6 +49,8 @@ def figures(manifest: Manifest) -> dict[str, Any]:
     counts = zip(manifest.class_counts("train"), manifest.class_counts("val"), strict=True)
     return {
         "folder": str(manifest.folder),
+        "scheme": manifest.scheme,
+        "indices_computed": _computed(manifest),
         "stacks": [
             {"name": s.name, "split": s.split, "pixels": list(s.shape), "labelled": sum(s.class_counts)}
             for s in manifest.stacks
@@ -57,7 +65,35 @@ def figures(manifest: Manifest) -> dict[str, Any]:
 
 def summary(manifest: Manifest) -> str:
     """Stacks, class counts and shares of patched and invalid pixels, as text tables."""
-    return "\n\n".join((_stack_table(manifest), _class_table(manifest), _channel_table(manifest)))
+    tables = (_stack_table(manifest), _class_table(manifest), _channel_table(manifest))
+    return "\n\n".join((*tables, _readings(manifest)))
+
+
+def crop_options(manifest: Manifest) -> str:
+    """Options of a training whose default crops are larger than the stacks; empty where these fit."""
+    options = ""
+    for split, name in (("train", "crop_sizes"), ("val", "validation_crop_sizes")):
+        # Of stacks of several sizes each gives the crops that fit it: the largest decides.
+        side = max((min(stack.shape) for stack in manifest.of(split)), default=0)
+        fitting = [s for s in DEFAULT[name] if s <= side] or [side // STRIDE * STRIDE]
+        if fitting[0] and len(fitting) < len(DEFAULT[name]):
+            options += f" --{name.replace('_', '-')} {' '.join(str(s) for s in fitting)}"
+    return options
+
+
+def _readings(manifest: Manifest) -> str:
+    """By which scheme the codes of the labels were read, and where the indices come from."""
+    names = {c.number: c.name for c in manifest.legend.classes}
+    codes = [f"{code} {names[number]}" for code, number in manifest.parameters["classes"] if number in names]
+    shown = "; ".join(codes[:SHOWN] + (["..."] if len(codes) > SHOWN else []))
+    computed, files = _computed(manifest), ", ".join(manifest.parameters["indices"])
+    origins = [f"read from {files}"] if files else []
+    origins += [f"{', '.join(computed)} computed from the bands"] if computed else []
+    return f"labels: codes as in the scheme {manifest.scheme} ({shown})\nindices: {'; '.join(origins)}"
+
+
+def _computed(manifest: Manifest) -> list[str]:
+    return [str(c["name"]) for c in manifest.channels if c["coding"] == "computed"]
 
 
 def _stack_table(manifest: Manifest) -> str:
