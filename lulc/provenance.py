@@ -126,6 +126,8 @@ class File:
         Where it was found; None where no file of this name was.
     same
         Whether its checksum is that of the tags.
+    found
+        The checksum of what was found; None where nothing was.
     """
 
     kind: str
@@ -133,6 +135,7 @@ class File:
     sha256: str
     path: Path | None
     same: bool
+    found: str | None
 
 
 @dataclass(frozen=True)
@@ -250,9 +253,15 @@ def find_inputs(provenance: Mapping[str, Any], places: Places) -> Iterator[File]
     """Each input of the tags, looked for by name."""
     for wanted in provenance["inputs"]:
         candidates = places.get(wanted["name"], [])
-        same = next((p for p in candidates if identify(p)["sha256"] == wanted["sha256"]), None)
-        path = same or next(iter(candidates), None)
-        yield File("input", wanted["name"], wanted["sha256"], path, same is not None)
+        path, found = None, None
+        for candidate in candidates:
+            sha256 = identify(candidate)["sha256"]
+            # Where none is the same, the shallowest is shown.
+            if path is None or sha256 == wanted["sha256"]:
+                path, found = candidate, sha256
+            if sha256 == wanted["sha256"]:
+                break
+        yield File("input", wanted["name"], wanted["sha256"], path, found == wanted["sha256"], found)
 
 
 def compare(first: Path, second: Path, difference: Path | None = None) -> Comparison:
@@ -329,11 +338,14 @@ def _find_models(
         if not missing - known.keys():
             break
         known.setdefault(sha256_of(path), path)
-    # A file that was named is shown even where it is another.
-    other = given if given is not None and given.is_file() else None
     for member in members:
-        sha256 = member["sha256"]
-        yield File("weights", member["name"], sha256, known.get(sha256, other), sha256 in known)
+        name, sha256 = member["name"], member["sha256"]
+        # Others of its name are shown, that of its run folder first; and a file that the user named.
+        others = {p: found for found, p in known.items() if p == given or p.stem == name.split("/")[-1]}
+        shown = min(others, key=lambda p: f"{p.parent.name}/{p.stem}" != name, default=None)
+        path = known.get(sha256, shown)
+        found = None if path is None else sha256 if sha256 in known else others[path]
+        yield File("weights", name, sha256, path, sha256 in known, found)
 
 
 _OPTIONS = {f.name for f in dataclasses.fields(InputConfig)} | {

@@ -25,6 +25,7 @@ from lulc.provenance import compare, read_provenance, reproduce
 from lulc.request import sieved_path
 from lulc.schema import BANDS, InputError, LandCoverClass, Legend
 from lulc.statistics import Statistics
+from lulc.storage import sha256_of
 from lulc.unet import build_unet, geometry
 from lulc.weights import save_model
 
@@ -194,6 +195,22 @@ def test_other_weights_are_refused(scene: Path, capsys: pytest.CaptureFixture[st
     assert code == 1
     assert not data["files"][0]["same"]
     assert data["comparison"] is None
+
+
+def test_files_of_the_right_name_and_other_content_are_shown_with_both_checksums(
+    scene: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    weights = Path(shutil.copy(scene / "run" / "other.keras", tmp_path / "small.keras"))
+    summer = write_mosaic(tmp_path / "summer.tif", seed=5)
+    path = scene / "maps" / "map.tif"
+    arguments = [str(path), "--check", "-q", "--inputs", str(tmp_path), "--model", str(tmp_path)]
+    assert main(arguments) == 1
+    printed = capsys.readouterr().out
+    expected = {"weights": scene / "run" / "small.keras", "input": scene / "inputs" / "deep" / "summer.tif"}
+    for kind, file in (("weights", weights), ("input", summer)):
+        right = sha256_of(expected[kind])[:12]
+        assert f"{file} is another (sha256 {sha256_of(file)[:12]}, expected {right})" in printed
+    assert printed.count("not found") == 1
 
 
 def test_a_changed_input_is_found_and_the_right_one_of_two_is_taken(

@@ -72,9 +72,10 @@ def describe_files(result: Reproduction) -> str:
     """Which of the weights and inputs were found, as text."""
     lines = []
     for file in result.files:
-        state = "the same" if file.same else "not found" if file.path is None else "has another sha256"
-        where = "" if file.path is None else f"{file.path} "
-        lines.append(f"{file.kind:11} {file.name} ({file.sha256[:12]}): {where}{state}")
+        expected = file.sha256[:12]
+        other = f"is another (sha256 {(file.found or '')[:12]}, expected {expected})"
+        state = "not found" if file.path is None else f"{file.path} {'the same' if file.same else other}"
+        lines.append(f"{file.kind:11} {file.name} ({expected}): {state}")
     return "\n".join(lines)
 
 
