@@ -98,14 +98,14 @@ def test_a_fault_of_the_function_ends_the_tasks_with_where_it_was(two_workers: C
 
 
 class OddError(MemoryError):
-    """One that can't be made again from its arguments, as some libraries have them."""
+    """One that holds what can't be sent, as some libraries have them."""
 
-    def __init__(self, first: str, second: str) -> None:
-        super().__init__(f"{first} and {second}")
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("cannot pickle a socket")
 
 
 def test_an_error_that_can_not_be_sent_goes_as_one_that_can() -> None:
-    odd = OddError("this", "that")
+    odd = OddError("this and that")
     with pytest.raises(TypeError):
         copy.copy(odd)
     sent = cluster._sendable(odd)
