@@ -103,6 +103,8 @@ class TrainingResult:
         False where the time budget ended the run; the same command continues it.
     first
         Whether this is the process that wrote them, where several trained together.
+    epochs, steps
+        Epochs in all, and batches of each, as asked for.
     pretrained
         Whether it was trained without labels, and knows no classes.
     """
@@ -114,6 +116,8 @@ class TrainingResult:
     picture: Path
     finished: bool
     first: bool
+    epochs: int
+    steps: int
     pretrained: bool = False
 
 
@@ -174,6 +178,8 @@ def train(
         picture=run.folder / PICTURE,
         finished=finished,
         first=devices.first,
+        epochs=config.epochs,
+        steps=config.steps,
         pretrained=bool(config.pretrain),
     )
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lulc.commands.train_model import main
+from lulc.commands.train_model import describe, main
+from lulc.run import Row, picks_of
+from lulc.training import TrainingResult
 from lulc.weights import find_model, read_arrays
 
 SCRIPT = Path(__file__).resolve().parents[1] / "train_model.py"
@@ -55,6 +57,46 @@ def test_it_prints_the_picks_the_history_and_what_to_type_next(stacks, tmp_path,
         assert find_model(str(out), pick).name in line
     assert str(out / "history.csv") in printed and str(out / "history.png") in printed
     assert f"python make_classifications.py {out}" in printed
+
+
+def test_an_epoch_that_the_time_cut_short_is_said_to_be_replaced(stacks, tmp_path, capsys):
+    arguments = [
+        str(stacks),
+        "--out",
+        str(tmp_path / "run"),
+        "--epochs",
+        "2",
+        "--minutes",
+        "1e-6",
+        "-q",
+        *SMALL,
+    ]
+    assert main(arguments) == 0
+    said = "The time is up in epoch 1 of 2 (batch 1 of 4); the same command continues and replaces the model"
+    assert said in capsys.readouterr().out
+
+
+def result_of(*accuracies, finished=True):
+    """A result of as many epochs with losses that rise."""
+    rows = tuple(
+        Row(i, 4, 1.0, 1.0, 0.5, float(i), accuracy, 0.4, 0.001, f"{i:02d}-{i}.00.keras")
+        for i, accuracy in enumerate(accuracies, 1)
+    )
+    return TrainingResult(
+        folder=Path("run"), picks={pick: Path("run") / name for pick, name in picks_of(rows).items()},
+        rows=rows, history=Path("run/history.csv"), picture=Path("run/history.png"), finished=finished,
+        first=True, epochs=3, steps=4,
+    )  # fmt: skip
+
+
+def test_a_lowest_loss_with_far_less_accuracy_is_told():
+    told = describe(result_of(0.42, 0.71))
+    assert "far less accurate than 02-2.00.keras: compare `--pick highest-val-accuracy`" in told
+    assert "less accurate" not in describe(result_of(0.68, 0.71))
+
+
+def test_a_time_that_is_up_after_a_whole_epoch_replaces_nothing():
+    assert "The time is up after epoch 2 of 3; the same" in describe(result_of(0.4, 0.4, finished=False))
 
 
 def test_the_same_command_again_says_that_the_run_is_finished(stacks, tmp_path, capsys):

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 from lulc.commandline import Answer, run
 from lulc.config import TrainConfig
 
+ACCURACY_LOST = 0.05
+"""Accuracy below the best that is told of the model of the lowest loss, which others take by default."""
+
 if TYPE_CHECKING:
     from lulc.folds import CrossValidation
     from lulc.training import TrainingResult
@@ -82,13 +85,29 @@ def describe(result: TrainingResult) -> str:
             f"{row.val_macro_f1:8.4f}"
         )
     lines.append(f"\nweights and cards: {result.folder}\nhistory: {result.history}, {result.picture}")
+    default, accurate = (best[result.picks[p].name] for p in ("lowest-val-loss", "highest-val-accuracy"))
+    if not result.pretrained and accurate.val_accuracy - default.val_accuracy > ACCURACY_LOST:
+        lines.append(
+            f"\nThe model of the lowest loss, which is taken where none is named, is far less accurate than "
+            f"{accurate.model}: compare `--pick highest-val-accuracy`."
+        )
     if not result.finished:
-        lines.append(f"\nThe time is up after epoch {result.rows[-1].epoch}; the same command continues.")
+        lines.append(f"\n{_time_is_up(result)}")
     following = f"make_classifications.py {result.folder} BANDS [INDICES] map.tif"
     if result.pretrained:
         following = f"train_model.py DATA --init {result.folder} --out FOLDER"
     lines.append(f"\nNext: python {following}")
     return "\n".join(lines)
+
+
+def _time_is_up(result: TrainingResult) -> str:
+    last = result.rows[-1]
+    if last.batches == result.steps:
+        return f"The time is up after epoch {last.epoch} of {result.epochs}; the same command continues."
+    return (
+        f"The time is up in epoch {last.epoch} of {result.epochs} (batch {last.batches} of {result.steps}); "
+        "the same command continues and replaces the model of that epoch."
+    )
 
 
 def figures(result: TrainingResult) -> dict[str, Any]:
