@@ -343,7 +343,7 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any, default: A
     else:
         keywords["type"] = base
         if meta["metavar"]:
-            keywords["metavar"] = meta["metavar"]
+            keywords["metavar"] = tuple(meta["metavar"].split()) if isinstance(many, int) else meta["metavar"]
         if many:
             keywords["nargs"] = many
     if meta["positional"]:
@@ -367,7 +367,7 @@ def _help_of(field: dataclasses.Field[Any]) -> str:
         notes.append("by recipe: " + ", ".join(f"{name} {value}" for name, value in recipes.items()))
     elif recipes:
         notes.append(f"default {recipes['default']}")
-    elif field.default not in (dataclasses.MISSING, None, False, (), ""):
+    elif field.default is not False and field.default not in (dataclasses.MISSING, None, (), ""):
         notes.append(f"default {_shown(field.default)}")
     return f"{text} [{'; '.join(notes)}]" if notes else text
 

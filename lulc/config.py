@@ -38,7 +38,7 @@ def option(
     choices
         Allowed values.
     metavar
-        Placeholder in the help.
+        Placeholder in the help; of an option with several values one for each.
     positional
         True for an argument without a name.
     group
@@ -213,7 +213,11 @@ class InputConfig:
         group=INPUT,
     )
     bounds: tuple[float, float, float, float] | None = option(
-        None, "left bottom right top: only pixels inside are valid", unit="units of the CRS", group=INPUT
+        None,
+        "left bottom right top: only pixels inside are valid",
+        unit="units of the CRS",
+        metavar="LEFT BOTTOM RIGHT TOP",
+        group=INPUT,
     )
     aoi: str | None = option(
         None, "polygons (GeoPackage, GeoJSON): only pixels inside are valid", metavar="FILE", group=INPUT
@@ -699,7 +703,11 @@ class EvaluateConfig:
     mask: str | None = option(None, "cloud mask or scene classification", metavar="RASTER", group=INPUT)
     mask_values: tuple[int, ...] = option((), "values of the mask to leave out", metavar="N", group=INPUT)
     bounds: tuple[float, float, float, float] | None = option(
-        None, "left bottom right top: only pixels inside count", unit="units of the CRS", group=INPUT
+        None,
+        "left bottom right top: only pixels inside count",
+        unit="units of the CRS",
+        metavar="LEFT BOTTOM RIGHT TOP",
+        group=INPUT,
     )
     aoi: str | None = option(None, "polygons: only pixels inside count", metavar="FILE", group=INPUT)
     resample: bool = option(False, "resample (nearest) a reference on another grid", group=INPUT)

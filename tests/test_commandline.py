@@ -42,7 +42,8 @@ class Example:
     size: int = option(7, "how large", unit="pixels")
     rate: float | None = option(None, "how fast")
     names: tuple[str, ...] = option((), "which", metavar="NAME")
-    box: tuple[float, float] | None = option(None, "where")
+    box: tuple[float, float] | None = option(None, "where", metavar="LEFT TOP")
+    least: int = option(0, "how few")
     extra: tuple[str, ...] = option((), "what else")
     mode: str = option("fast", "how", choices=("fast", "exact"))
     force: bool = option(False, "regardless")
@@ -75,7 +76,7 @@ def test_every_option_has_help_with_its_default_and_unit(kind: type) -> None:
         assert len(text) > 3, field.name
         assert field.metadata["unit"] in text, field.name
         default = field.default
-        if default in (dataclasses.MISSING, None, False, (), ""):
+        if default is False or default in (dataclasses.MISSING, None, (), ""):
             continue
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
         assert f"default {shown}" in text, field.name
@@ -318,6 +319,12 @@ def test_colours_are_for_terminals_that_want_them(
     monkeypatch.setattr(sys, "stderr", stream())
     run(Example, "", acting(InputError("cannot do it", "Do that.")), ["in.tif"])
     assert ("\033[" in sys.stderr.getvalue()) is colored  # type: ignore[attr-defined]
+
+
+def test_a_default_of_0_and_a_name_for_each_of_several_values_are_in_the_help() -> None:
+    text = parser_for(Example, "").format_help()
+    assert "how few [default 0]" in text and "--box LEFT TOP" in text
+    assert "regardless [" not in text
 
 
 def test_environment_variables_are_in_the_help() -> None:
