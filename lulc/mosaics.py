@@ -357,7 +357,8 @@ def _check_names(
     )
     index = bool(needed) and needed[0] in INDICES
     option = "--index-names" if index else "--band-names"
-    problem = f"{', '.join(twice)} is there twice" if twice else f"{', '.join(missing)} is missing"
+    verb = "is" if len(twice or missing) == 1 else "are"
+    problem = f"{', '.join(twice or missing)} {verb} {'there twice' if twice else 'missing'}"
     raise InputError(
         f"cannot make a stack of {what}, since {problem}; found\n{listing or '  no file'}\n"
         f"expected {', '.join(needed)}, each once",

@@ -116,6 +116,7 @@ def test_missing_and_doubled_bands_are_refused_with_both_lists(tmp_path: Path) -
     path = write(tmp_path / "a.tif", data[:8], BANDS[:8])
     error = refuse("B12 is missing", [path])
     assert "B02, B03" in error.problem and "expected B02" in error.problem
+    refuse("B11, B12 are missing", [write(tmp_path / "c.tif", data[:7], BANDS[:7])])
     again = write(tmp_path / "b.tif", data, BANDS)
     error = refuse("there twice", [path, again])
     assert "--fill" in error.hint and "gdalbuildvrt" in error.hint and "--allow-vrt" in error.hint
