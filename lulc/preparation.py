@@ -176,6 +176,12 @@ def _check_numbers(config: PreprocessConfig) -> None:
                 f"cannot cut stacks, since {option} is {value}, expected at least {lowest}",
                 f"Type {option} with a larger number.",
             )
+    if config.gap < PreprocessConfig.gap:
+        logger.warning(
+            "--gap is %d, less than %d, the receptive radius of the default network: training sees pixels of "
+            "validation stacks, whose scores may then be too good",
+            config.gap, PreprocessConfig.gap,
+        )  # fmt: skip
 
 
 def _check_given(config: PreprocessConfig) -> None:

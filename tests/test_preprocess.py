@@ -537,6 +537,14 @@ def test_numbers_out_of_range_are_refused(scene: dict[str, Any], option: str) ->
         make_stacks(replace(config(scene), **{option: -1}))
 
 
+@pytest.mark.parametrize(("gap", "told"), [(5, True), (76, False)])
+def test_a_gap_that_shares_context_with_validation_is_told(
+    gap: int, told: bool, scene: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    make_stacks(config(scene, gap=gap, size=112))
+    assert ("less than 76, the receptive radius" in caplog.text) == told
+
+
 def test_the_simulated_region_validates_on_its_block_3(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data/kaakonkulma-sim"
     manifest = make_stacks(
