@@ -343,9 +343,9 @@ def _find_models(
         # Others of its name are shown, that of its run folder first; and a file that the user named.
         others = {p: found for found, p in known.items() if p == given or p.stem == name.split("/")[-1]}
         shown = min(others, key=lambda p: f"{p.parent.name}/{p.stem}" != name, default=None)
-        path = known.get(sha256, shown)
-        found = None if path is None else sha256 if sha256 in known else others[path]
-        yield File("weights", name, sha256, path, sha256 in known, found)
+        chosen = known.get(sha256, shown)
+        found = None if chosen is None else sha256 if sha256 in known else others[chosen]
+        yield File("weights", name, sha256, chosen, sha256 in known, found)
 
 
 _OPTIONS = {f.name for f in dataclasses.fields(InputConfig)} | {
