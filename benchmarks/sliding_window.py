@@ -1,7 +1,7 @@
 """The same network in PyTorch below MONAI's sliding window: what a user would pick instead.
 
-Run by an interpreter that has both (``pip install '.[benchmarks]'`` in the project's folder), with the side of
-a square image in pixels; prints seconds and pixels per second as JSON. Its speed does not depend on its
+Run by an interpreter that has both (``pip install '.[benchmarks]'`` in the project's folder), with the side
+of a square image in pixels; prints seconds and pixels per second as JSON. Its speed does not depend on its
 weights, so these are random, and the batch norms are folded away as in an exported network.
 """
 
