@@ -14,6 +14,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+# TensorFlow brings a ZSTD of its own, which would take the place of this one where it is loaded first: the
+# bytes of maps depended on it.
+import numcodecs.zstd  # noqa: F401
 import numpy as np
 
 from lulc.schema import InputError

@@ -277,6 +277,8 @@ class _PrintCompletion(argparse.Action):
         import shtab
 
         for action in parser._actions:
+            if isinstance(action.metavar, tuple):
+                action.metavar = " ".join(action.metavar)  # as text, which is what shells show
             if action.metavar in PATHS or action.dest in {"config", "log"}:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
         print(shtab.complete(parser, values))

@@ -80,7 +80,8 @@ def open_mosaic(config: TrainConfig) -> Dataset:
         legend=Legend("channels", tuple(names)),
         statistics=statistics,
         counts=np.full(len(names), statistics.count, np.int64),
-        inputs={item["name"]: item["sha256"] for item in identity} | {"input options": _text_of(options)},
+        inputs={f"mosaic {i} ({item['name']})": item["sha256"] for i, item in enumerate(identity, 1)}
+        | {"input options": _text_of(options)},
         provenance=[{"mosaic": identity, "conversion": stack.provenance}],
         stamps=stamps,
     )

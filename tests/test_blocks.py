@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +37,20 @@ def test_decoding_undoes_encoding(name: str, data: st.DataObject) -> None:
     values = data.draw(hnp.arrays(dtype, (16, 16)))
     again = decode_block(encode_block(values), dtype, side=16)
     assert again.tobytes() == values.tobytes()
+
+
+ENCODE = """
+import hashlib, numpy as np
+values = np.random.default_rng(0).random(2**18, dtype=np.float32).round(2).tobytes()
+from numcodecs.zstd import Zstd
+print([hashlib.sha256(Zstd(level=level).encode(values)).hexdigest() for level in (-3, 1, 3, 19)])
+"""
+
+
+def test_blocks_have_the_same_bytes_where_a_framework_is_loaded() -> None:
+    programs = (ENCODE, f"import lulc.backend\n{ENCODE}")
+    alone, beside = (subprocess.check_output([sys.executable, "-c", program]) for program in programs)
+    assert alone == beside
 
 
 def reduce_slowly(values: np.ndarray, nodata: float) -> np.ndarray:

@@ -362,6 +362,13 @@ def test_completions_are_printed_and_name_every_option(
             assert f"--{field.name.replace('_', '-')}" in script, field.name
 
 
+def test_completions_name_the_values_of_an_option_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(config.PreprocessConfig, "An example.", acting(None), ["--print-completion", "zsh"])
+    script = capsys.readouterr().out
+    assert "LEFT BOTTOM RIGHT TOP" in script and "('LEFT'" not in script
+
+
 def test_bash_completes_options_choices_and_files(tmp_path: Path) -> None:
     (tmp_path / "mosaic.tif").touch()
     source = ROOT / "make_classifications.py"
