@@ -114,20 +114,21 @@ class Job:
     def network(self, engine: Engine) -> Network:
         """What is called for each batch: the engine, or its mean over flips and rotations.
 
-        Where novelty is asked for, it is one more channel after the activations.
+        Where novelty is asked for, it is one more channel after the activations; no turn changes it.
         """
-        network: Network = engine
-        if NOVELTY in self.config.extra:
-            network = with_novelty(engine, [member.card for member in self.members])
-        if not self.config.tta:
+        network = self._turned(engine) if self.config.tta else engine
+        if NOVELTY not in self.config.extra:
             return network
+        return with_novelty(network, [member.card for member in self.members])
+
+    def _turned(self, engine: Engine) -> Network:
         if self._averaged < 8:
             logger.warning(
                 "--tta averages %d instead of 8 flips and rotations, since windows of %d x %d don't fit when "
                 "turned by 90 degrees; --window SIDE makes them square where the map is large enough",
                 self._averaged, *self.plan.window,
             )  # fmt: skip
-        return dihedral(network)
+        return dihedral(engine)
 
     @property
     def _averaged(self) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from lulc.documents import write_document
 from lulc.schema import InputError
-from lulc.storage import Lock, remove_partial, sha256_of
+from lulc.storage import Lock, remove_partial
 
 FORMAT_VERSION = 1
 
@@ -55,10 +55,6 @@ class Journal:
         self._checksums: dict[int, str] = {}
         self._counts: dict[int, tuple[tuple[int, int], ...]] = {}
 
-    def path_of(self, part: int) -> Path:
-        """File of part number `part`."""
-        return self.folder / f"{part:06d}.part"
-
     @property
     def counts(self) -> dict[int, int]:
         """Pixels of each value of the class band in all finished parts."""
@@ -76,7 +72,7 @@ class Journal:
             os.fsync(file.fileno())
         self._checksums[part], self._counts[part] = sha256, tuple(counts.items())
 
-    def finished(self, parts: Collection[int], checksum_of: Callable[[int], str] | None = None) -> set[int]:
+    def finished(self, parts: Collection[int], checksum_of: Callable[[int], str]) -> set[int]:
         """Those of some parts that are there and have the recorded checksum.
 
         Parameters
@@ -84,23 +80,17 @@ class Journal:
         parts
             Numbers of the parts that the caller is to make.
         checksum_of
-            Gives the checksum of a part as it lies on disk, empty where it is missing; the SHA-256 of its
-            file where not given.
+            Gives the checksum of a part as it lies on disk, empty where it is missing.
         """
         found = set()
-        of_part = checksum_of or self._sha256_of
         for part, checksum in self._checksums.items():
-            if part in parts and of_part(part) == checksum:
+            if part in parts and checksum_of(part) == checksum:
                 found.add(part)
             elif part in parts:
                 logger.warning("part %d is missing or damaged and is made again", part)
         self._checksums = {part: self._checksums[part] for part in found}
         self._counts = {part: self._counts[part] for part in found}
         return found
-
-    def _sha256_of(self, part: int) -> str:
-        path = self.path_of(part)
-        return sha256_of(path) if path.is_file() else ""
 
     @property
     def bytes(self) -> int:
