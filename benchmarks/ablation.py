@@ -30,13 +30,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lulc.accuracy import Reliability, Scores  # noqa: E402
-from lulc.calibration import calibrate, fit_temperature  # noqa: E402
+from lulc.assessment.accuracy import Reliability, Scores  # noqa: E402
+from lulc.confidence.calibration import calibrate, fit_temperature  # noqa: E402
 from lulc.config import PreprocessConfig, TrainConfig  # noqa: E402
 from lulc.storage import write_atomically  # noqa: E402
 
 if TYPE_CHECKING:
-    from lulc.dataset import Dataset
+    from lulc.samples.dataset import Dataset
 
 SCENE = ROOT.parent / "shared" / "data" / "kaakonkulma-sim"
 RESULTS = ROOT / "benchmarks" / "results" / "ablation.json"
@@ -203,16 +203,16 @@ def config_of(stacks: Path, name: str, seed: int, options: argparse.Namespace) -
 
 def open_set(config: TrainConfig, stage: str) -> Dataset:
     """Stacks to train and score on: block 0 scored, or block 3."""
-    from lulc.dataset import leave_one_out, open_dataset
+    from lulc.samples.dataset import leave_one_out, open_dataset
 
     return leave_one_out(config)[0][1] if STAGES[stage].left_out else open_dataset(config)
 
 
 def measure_network(stacks: Path, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and score a row; the last model counts, not the one that is best on what it is scored on."""
-    from lulc import accuracy
-    from lulc.folds import classify_left_out
-    from lulc.run import is_finished
+    from lulc.assessment import accuracy
+    from lulc.fitting.folds import classify_left_out
+    from lulc.fitting.run import is_finished
     from lulc.training import inputs_of, train
 
     config = config_of(stacks, name, seed, options)
@@ -250,7 +250,7 @@ def forest_on(dataset: Dataset, seed: int, pixels: int = 60_000) -> dict[str, An
     """Figures of a random forest of 150 trees per pixel, trained and scored on the two sides of a dataset."""
     from sklearn.ensemble import RandomForestClassifier
 
-    from lulc import accuracy
+    from lulc.assessment import accuracy
 
     x, y = _pixels(dataset.training)
     chosen = np.random.default_rng(seed).choice(len(y), min(pixels, len(y)), replace=False)

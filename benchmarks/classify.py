@@ -341,7 +341,7 @@ def _engine_for(
     from dataclasses import replace
 
     from lulc.config import ClassifyConfig
-    from lulc.job import open_job
+    from lulc.mapping.job import open_job
     from lulc.windows import Window as Rectangle
 
     least = 0.995 if engine == "openvino-mixed" else 0.0

@@ -31,13 +31,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from ablation import figures, forest_on  # noqa: E402
 
-from lulc import accuracy  # noqa: E402
+from lulc.assessment import accuracy  # noqa: E402
 from lulc.config import PreprocessConfig, TrainConfig  # noqa: E402
 from lulc.storage import write_atomically  # noqa: E402
 from lulc.weights import find_model, load_card  # noqa: E402
 
 if TYPE_CHECKING:
-    from lulc.dataset import Dataset, Tile
+    from lulc.samples.dataset import Dataset, Tile
 
 DATA = ROOT.parent / "shared" / "data"
 SCHEMES = ROOT / "docs" / "real-scenes"
@@ -158,7 +158,7 @@ def config_of(data: tuple[str, ...], name: str, seed: int, options: argparse.Nam
 
 def measure_networks(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of each scene from a network of the others."""
-    from lulc.folds import cross_validate
+    from lulc.fitting.folds import cross_validate
 
     found = cross_validate(config_of(make_stacks(options.runs, tuple(SCENES)), name, seed, options))
     return {fold.name.split("/")[0]: figures(fold.scores) | {"ECE": fold.ece} for fold in found.folds}
@@ -166,7 +166,7 @@ def measure_networks(name: str, seed: int, options: argparse.Namespace) -> dict[
 
 def measure_forest(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of each scene from a random forest of the others."""
-    from lulc.dataset import leave_one_out
+    from lulc.samples.dataset import leave_one_out
 
     config = config_of(make_stacks(options.runs, tuple(SCENES)), "default", seed, options)
     return {
@@ -180,7 +180,7 @@ def open_shipped(seed: int, options: argparse.Namespace) -> tuple[TrainConfig, D
 
     Everything in their card comes from the patches.
     """
-    from lulc.dataset import open_dataset
+    from lulc.samples.dataset import open_dataset
 
     folders = make_stacks(options.runs, SHIPPED, size=112, validation=("0.25",), gap=16)
     config = config_of(folders, SHIP, seed, options)
@@ -189,7 +189,7 @@ def open_shipped(seed: int, options: argparse.Namespace) -> tuple[TrainConfig, D
 
 def measure_shipped(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of the scenes that may not be trained on, from one network of the patches that may."""
-    from lulc.folds import classify_left_out
+    from lulc.fitting.folds import classify_left_out
     from lulc.training import train
 
     config, dataset = open_shipped(seed, options)
@@ -205,8 +205,8 @@ def measure_shipped(name: str, seed: int, options: argparse.Namespace) -> dict[s
 
 
 def _tiles(folder: str) -> tuple[Tile, ...]:
-    from lulc.dataset import Tile
-    from lulc.manifest import open_tile
+    from lulc.samples.dataset import Tile
+    from lulc.stacks.manifest import open_tile
     from lulc.tiles import load_manifest
 
     return tuple(Tile(stack.name, *open_tile(stack)) for stack in load_manifest(folder).stacks)

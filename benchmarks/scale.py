@@ -194,7 +194,7 @@ def run(model: str, bands: str, indices: str, out: str, cores: str, workers: str
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     from lulc.config import ClassifyConfig
     from lulc.inference import classify
-    from lulc.journal import Journal
+    from lulc.mapping.journal import Journal
 
     seen: list[tuple[float, float]] = []
     record = Journal.record
@@ -280,7 +280,7 @@ def simulate(folder: str, parts: str) -> Result:
 
 def steps(place: Path, number: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """What a run of `number` parts does beside classifying: names and functions, to be called in order."""
-    from lulc.journal import open_journal
+    from lulc.mapping.journal import open_journal
     from lulc.windows import Plan, choose_window
 
     side = math.isqrt(number - 1) + 1
@@ -319,7 +319,7 @@ def simulated_tiles(place: Path, plan: Any) -> Any:
 
     from lulc.geotiff import MapProfile
     from lulc.grid import GridSpec
-    from lulc.outputs import Made, Piece, Tileset
+    from lulc.mapping.outputs import Made, Piece, Tileset
     from lulc.schema import LandCoverClass, Legend
 
     legend = Legend("simulated", tuple(LandCoverClass(i, f"class {i}", "#102030") for i in (1, 2, 3)))

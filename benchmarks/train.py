@@ -1,8 +1,8 @@
 """Whether crops are cut as fast as the network takes them: pixels per second of both, alone and together.
 
 Three measurements on one machine and backend, of the same sequence of batches: (a) the generator alone,
-(b) the training step alone on batches that are in memory already, (c) both together, as `lulc.loop` runs
-them. Together divided by the step alone is the share of the time that the network is not kept waiting.
+(b) the training step alone on batches that are in memory already, (c) both together, as `lulc.fitting.loop`
+runs them. Together divided by the step alone is the share of the time that the network is not kept waiting.
 
 Example: KERAS_BACKEND=jax python benchmarks/train.py demo/stacks --seconds 60 --workers 2
 """
@@ -61,10 +61,10 @@ def _parse() -> argparse.Namespace:
 
 def measure(config: TrainConfig, seconds: float) -> dict[str, Any]:
     """Pixels per second of generator, step and both, each for about `seconds`."""
-    from lulc import backend
-    from lulc.crops import training_crops
-    from lulc.dataset import open_dataset
     from lulc.generator import cut_ahead
+    from lulc.networks import backend
+    from lulc.samples.crops import training_crops
+    from lulc.samples.dataset import open_dataset
     from lulc.training import build_model
 
     dataset = open_dataset(config)

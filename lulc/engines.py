@@ -18,14 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lulc import quantization
-from lulc.archive import Arrays
-from lulc.buffers import Buffers
-from lulc.card import ModelCard
-from lulc.graph import build_graph, load_openvino
-from lulc.legacy import read_legacy
-from lulc.network import NetworkConfig
-from lulc.quantization import Quantization, compile_graph
+from lulc.mapping.buffers import Buffers
+from lulc.networks import quantization
+from lulc.networks.archive import Arrays
+from lulc.networks.card import ModelCard
+from lulc.networks.graph import build_graph, load_openvino
+from lulc.networks.legacy import read_legacy
+from lulc.networks.network import NetworkConfig
+from lulc.networks.quantization import Quantization, compile_graph
 from lulc.schema import InputError
 from lulc.weights import load_model, read_arrays
 
@@ -191,7 +191,7 @@ def dihedral(network: Network) -> Network:
 
 
 def _build_keras(request: EngineRequest) -> Engine:
-    from lulc import backend
+    from lulc.networks import backend
 
     legacy = None if request.path.suffix == ".keras" else request.card.statistics
     model, _ = load_model(request.path, statistics=legacy)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lulc.accuracy import Reliability, Scores, compare, count
-from lulc.area import (
+from lulc.assessment.accuracy import Reliability, Scores, compare, count
+from lulc.assessment.area import (
     allocate,
     check_free,
     check_strata,
@@ -29,20 +29,20 @@ from lulc.area import (
     sample_size,
     write_sample,
 )
+from lulc.assessment.findings import Areas, Change, Findings, Gathered
+from lulc.assessment.levels import levels_of
+from lulc.assessment.regions import Region, read_regions
+from lulc.assessment.suspects import find_suspects
 from lulc.config import EvaluateConfig
-from lulc.findings import Areas, Change, Findings, Gathered
 from lulc.grid import GridSpec
 from lulc.labels import Labels, near_borders, open_labels
-from lulc.levels import levels_of
 from lulc.maps import REST, ClassMap, open_map
-from lulc.masks import Masks, open_masks
 from lulc.nomenclature import SCHEMES, Scheme, load_scheme
-from lulc.publication import FILES, FIRST, LAST, write_findings
-from lulc.regions import Region, read_regions
+from lulc.pages.publication import FILES, FIRST, LAST, write_findings
+from lulc.pages.views import Viewing, Views
+from lulc.rasters.masks import Masks, open_masks
+from lulc.rasters.sources import Source, open_source
 from lulc.schema import IGNORE, UNCLASSIFIED, InputError, Legend
-from lulc.sources import Source, open_source
-from lulc.suspects import find_suspects
-from lulc.views import Viewing, Views
 from lulc.windows import Window, squares_of
 
 logger = logging.getLogger("lulc")
@@ -161,7 +161,7 @@ def design(config: EvaluateConfig, findings: Findings, path: Path) -> Path:
 
 
 def suspect(config: EvaluateConfig, folder: Path) -> tuple[Path, Path]:
-    """Write where the map contradicts the reference; see `lulc.suspects`."""
+    """Write where the map contradicts the reference; see `lulc.assessment.suspects`."""
     with ExitStack() as resources:
         inputs = open_inputs(config, resources)
 

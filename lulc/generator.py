@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from lulc.augmentation import Augmentation, Image, Labels, rotate, square_around
-from lulc.backend import keras
-from lulc.dataset import Tile
-from lulc.sampling import Sampler, draw_place
+from lulc.networks.backend import keras
+from lulc.samples.augmentation import Augmentation, Image, Labels, rotate, square_around
+from lulc.samples.dataset import Tile
+from lulc.samples.sampling import Sampler, draw_place
 from lulc.schema import IGNORE, InputError
 
 logger = logging.getLogger("lulc")
@@ -50,7 +50,7 @@ class TileGenerator(keras.utils.PyDataset):
         it, with a warning.
     targets
         uint8 (256,), network class 0..N-1 of each value in the masks, 255 = ignore; see
-        `lulc.dataset.class_targets`.
+        `lulc.samples.dataset.class_targets`.
     rotations
         Number of equally spaced angles; 1 for none, 0 for any angle.
     scale

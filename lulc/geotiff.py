@@ -1,6 +1,6 @@
 """The map as a GeoTIFF: its profile, its parts, their assembly and verification.
 
-Parts hold encoded blocks (`lulc.blocks`). When all are there, their blocks are copied, as they are,
+Parts hold encoded blocks (`lulc.mapping.blocks`). When all are there, their blocks are copied, as they are,
 behind a TIFF header whose sizes are known by then: directories first, then the levels, smallest first,
 which is the layout of a cloud-optimised GeoTIFF. GDAL writes the tags (georeferencing, metadata, no
 data, colours) of an empty template, from which they are copied, so that none of them is composed here.
@@ -24,8 +24,8 @@ import rasterio
 from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterWindow
 
-from lulc.blocks import BLOCK, ENCODINGS, BlockFile, BlockWriter, Encoding, decode_block, reduce_block
 from lulc.grid import GridSpec
+from lulc.mapping.blocks import BLOCK, ENCODINGS, BlockFile, BlockWriter, Encoding, decode_block, reduce_block
 from lulc.schema import IGNORE, InputError, Legend
 from lulc.storage import write_atomically
 from lulc.windows import Window
@@ -45,7 +45,7 @@ class MapProfile:
     legend
         Its classes, in the order of the activation bands.
     activations
-        A key of `lulc.blocks.ENCODINGS`.
+        A key of `lulc.mapping.blocks.ENCODINGS`.
     part
         Side of a part in pixels, a multiple of `BLOCK`.
     tags

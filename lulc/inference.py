@@ -20,23 +20,23 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from lulc import forecast, worker
-from lulc.blocks import BlockWriter
 from lulc.cluster import WORKERS, Cluster, ask, open_cluster, run_tasks
 from lulc.config import ClassifyConfig
 from lulc.documents import seal_of
 from lulc.engines import Engine
 from lulc.geotiff import MapProfile, assemble, read_classes, write_part
-from lulc.job import Job, no_valid_pixel, open_job
-from lulc.journal import Journal, open_journal
-from lulc.outputs import Made, Output, put
-from lulc.prediction import Clock, predict_windows, windows_of
-from lulc.request import check_options, check_outputs, dates_of, further_of, share_of, sieved_path
+from lulc.mapping import forecast, worker
+from lulc.mapping.blocks import BlockWriter
+from lulc.mapping.job import Job, no_valid_pixel, open_job
+from lulc.mapping.journal import Journal, open_journal
+from lulc.mapping.outputs import Made, Output, put
+from lulc.mapping.prediction import Clock, predict_windows, windows_of
+from lulc.mapping.request import check_options, check_outputs, dates_of, further_of, share_of, sieved_path
+from lulc.mapping.worker import Described, output_of, reading, stamps_of_inputs, work_of
+from lulc.rasters.sources import Stamp
 from lulc.schema import IGNORE, InputError, Legend
-from lulc.sources import Stamp
 from lulc.storage import check_disk, rename_durably
 from lulc.windows import Plan, PlannedWindow, Window
-from lulc.worker import Described, output_of, reading, stamps_of_inputs, work_of
 
 logger = logging.getLogger("lulc")
 
@@ -426,7 +426,7 @@ def _finish(run: _Run) -> tuple[Path, ...]:
         rename_durably(sieved, target)
     if job.config.polygons:
         # geopandas takes longer to import than most windows to classify.
-        from lulc.patches import write_polygons
+        from lulc.mapping.patches import write_polygons
 
         target = Path(job.config.polygons)
         extents = [part.extent for part in job.plan.parts()]
@@ -437,7 +437,7 @@ def _finish(run: _Run) -> tuple[Path, ...]:
 
 
 def _write_sieved(job: Job, whole: Path, target: Path, folder: Path, pool: Executor) -> None:
-    from lulc.patches import merge_small_patches
+    from lulc.mapping.patches import merge_small_patches
 
     classes = _map_classes(whole, job.plan, folder / "classes")
     merge_small_patches(classes, job.config.sieve)

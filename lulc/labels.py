@@ -24,8 +24,8 @@ from rasterio.warp import transform_bounds
 
 from lulc.grid import GridSpec
 from lulc.nomenclature import NO_CODE, Scheme, count_codes
+from lulc.rasters.sources import Source, open_source
 from lulc.schema import IGNORE, InputError, Legend
-from lulc.sources import Source, open_source
 from lulc.storage import Resource, sha256_of
 from lulc.windows import Window
 
@@ -153,7 +153,7 @@ def open_labels(
     resample
         Take the nearest label of a raster on another grid instead of refusing it.
     allow_vrt, allow_remote
-        As in `lulc.sources.open_source`.
+        As in `lulc.rasters.sources.open_source`.
 
     Raises
     ------

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lulc.backend import keras
+from lulc.networks.backend import keras
 from lulc.schema import IGNORE, InputError
 
 __all__ = ["LOSSES", "build_loss", "class_weights"]

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lulc.certainty import MEASURES
+from lulc.confidence.certainty import MEASURES
 from lulc.documents import check_document
 from lulc.grid import GridSpec
+from lulc.rasters.sources import Source, open_source
 from lulc.schema import IGNORE, LEGEND_SCHEMA, UNCLASSIFIED, InputError, LandCoverClass, Legend
-from lulc.sources import Source, open_source
 from lulc.storage import Resource
 from lulc.windows import Window
 
@@ -44,7 +44,7 @@ class ClassMap(Resource):
         True where it holds an activation band for each class.
     layers
         What its file says of class band and activations: stored type, no data, scale. Measures of
-        certainty that follow them (`lulc.certainty`) are passed over.
+        certainty that follow them (`lulc.confidence.certainty`) are passed over.
     """
 
     def __init__(self, source: Source, tags: Mapping[str, str], legend: Legend) -> None:
@@ -140,7 +140,7 @@ def open_map(
     legend
         Its classes, where its tags don't hold them.
     allow_vrt, allow_remote
-        As in `lulc.sources.open_source`.
+        As in `lulc.rasters.sources.open_source`.
 
     Raises
     ------

@@ -26,7 +26,10 @@ from tqdm import tqdm
 
 from lulc.cluster import open_cluster, run_tasks
 from lulc.config import PreprocessConfig
-from lulc.cuts import (
+from lulc.documents import write_document
+from lulc.rasters.sources import Stamp, moments_of, stamps_of
+from lulc.schema import CHANNELS, IGNORE, InputError
+from lulc.stacks.cuts import (
     CURRENT,
     PATHS,
     SCENES,
@@ -43,13 +46,10 @@ from lulc.cuts import (
     survey,
     versions,
 )
-from lulc.documents import write_document
-from lulc.manifest import FORMAT_VERSION, MANIFEST, Manifest, StackFile, channel_units
-from lulc.places import Place, plan_places, polygon_file
-from lulc.progress import PROGRESS, Progress, open_progress
-from lulc.schema import CHANNELS, IGNORE, InputError
-from lulc.sources import Stamp, moments_of, stamps_of
-from lulc.split import ENOUGH, candidate_windows
+from lulc.stacks.manifest import FORMAT_VERSION, MANIFEST, Manifest, StackFile, channel_units
+from lulc.stacks.places import Place, plan_places, polygon_file
+from lulc.stacks.progress import PROGRESS, Progress, open_progress
+from lulc.stacks.split import ENOUGH, candidate_windows
 from lulc.storage import Lock, check_disk, remove_partial, sha256_of
 from lulc.tiles import load_manifest
 from lulc.windows import Window, squares_of

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import rasterio
 
-from lulc import forecast
 from lulc.config import ClassifyConfig, InputConfig, ReproduceConfig
 from lulc.documents import check_document, write_document
 from lulc.geotiff import MapProfile, assemble, write_part
 from lulc.inference import classify
-from lulc.layers import identify
+from lulc.mapping import forecast
+from lulc.mapping.request import sieved_path
 from lulc.maps import LEGEND_TAG, ClassMap, open_map
-from lulc.request import sieved_path
+from lulc.rasters.layers import identify
 from lulc.schema import IGNORE, InputError, LandCoverClass, Legend
 from lulc.sharing import write_level
 from lulc.storage import rename_durably, sha256_of

@@ -24,12 +24,12 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
-from lulc.accuracy import Calibration
-from lulc.area import Estimate
+from lulc.assessment.accuracy import Calibration
+from lulc.assessment.area import Estimate
 from lulc.grid import GridSpec, metres_per_pixel
+from lulc.pages.views import UNCLASSIFIED_COLOR, Place
 from lulc.schema import IGNORE, InputError, Legend
 from lulc.storage import write_atomically
-from lulc.views import UNCLASSIFIED_COLOR, Place
 
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 """Colours that people with any colour vision tell apart (Okabe and Ito, 2008)."""

@@ -31,7 +31,7 @@ ENCODERS = (
     "efficientnetv2-b0", "efficientnetv2-b1", "efficientnetv2-b2", "efficientnetv2-b3", "efficientnetv2-s",
     "convnext-tiny", "convnext-small", "convnext-base",
 )  # fmt: skip
-"""Encoders that a network may have instead of its own stages, see `lulc.backbones`."""
+"""Encoders that a network may have instead of its own stages, see `lulc.networks.backbones`."""
 
 MAX_CLASSES = 254
 """Class numbers run from 1 to at most this; 0 and 255 are reserved."""

@@ -27,12 +27,12 @@ from lulc.config import EvaluateConfig, ServeConfig
 from lulc.geotiff import MapProfile
 from lulc.maps import REST, ClassMap, open_map
 from lulc.nomenclature import load_scheme
-from lulc.page import Page, Section, render_html
+from lulc.pages.page import Page, Section, render_html
+from lulc.pages.viewer import ACTIVATION_RAMP, UNSURE_RAMP, WRONG_COLOR, Viewer, describe
+from lulc.pages.views import UNCLASSIFIED_COLOR
+from lulc.rasters.sources import RasterSource, open_source
 from lulc.schema import IGNORE, InputError, LandCoverClass, Legend
-from lulc.sources import RasterSource, open_source
 from lulc.storage import Resource
-from lulc.viewer import ACTIVATION_RAMP, UNSURE_RAMP, WRONG_COLOR, Viewer, describe
-from lulc.views import UNCLASSIFIED_COLOR
 from lulc.windows import Window
 
 logger = logging.getLogger("lulc")

@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from lulc import forecast, styles
-from lulc.blocks import ENCODINGS, Encoding
-from lulc.card import check_classifies, load_card
-from lulc.catalogue import MISSION, Item, known_dates, map_item, model_item, parse_dates
+from lulc.assessment.levels import Level, levels_of
 from lulc.config import ExportConfig, ExportModelConfig
 from lulc.documents import write_document
-from lulc.exports import write_netcdf, write_zarr
+from lulc.exchange import styles
+from lulc.exchange.catalogue import MISSION, Item, known_dates, map_item, model_item, parse_dates
+from lulc.exchange.exports import write_netcdf, write_zarr
 from lulc.geotiff import MapProfile, assemble, write_part
-from lulc.levels import Level, levels_of
+from lulc.mapping import forecast
+from lulc.mapping.blocks import ENCODINGS, Encoding
 from lulc.maps import LEGEND_TAG, TAG_PREFIX, ClassMap, open_map
+from lulc.networks.card import check_classifies, load_card
 from lulc.nomenclature import load_scheme
 from lulc.schema import IGNORE, InputError
 from lulc.storage import check_disk

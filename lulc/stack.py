@@ -2,8 +2,8 @@
 
 What `Stack.read` gives is what the network sees, in preprocessing and classification alike:
 
-1. Bands become reflectance x 10000 (`lulc.radiometry`); those of 20 m are interpolated bilinearly to
-   the 10 m grid (`lulc.alignment`).
+1. Bands become reflectance x 10000 (`lulc.rasters.radiometry`); those of 20 m are interpolated bilinearly to
+   the 10 m grid (`lulc.rasters.alignment`).
 2. Missing reflectance is patched band by band from the fill mosaics, in order. The scene classification
    inside a ``.SAFE`` folder makes that product's own clouds missing, so that they are patched too.
 3. Indices are read as SYKE code, or computed from the patched bands.
@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from lulc.buffers import Buffers
 from lulc.config import InputConfig
 from lulc.grid import GridSpec
 from lulc.indices import encode, needed_bands, spectral_index
-from lulc.items import is_item
-from lulc.layers import SENTINEL_BANDS, Source
-from lulc.masks import Masks, open_masks
-from lulc.mosaics import (
+from lulc.mapping.buffers import Buffers
+from lulc.rasters.items import is_item
+from lulc.rasters.layers import SENTINEL_BANDS, Source
+from lulc.rasters.masks import Masks, open_masks
+from lulc.rasters.mosaics import (
     Mosaic,
     band_planes,
     build_mosaic,
@@ -38,9 +38,9 @@ from lulc.mosaics import (
     open_bands,
     open_in,
 )
-from lulc.scenes import Scenes, find_scenes, open_scenes
+from lulc.rasters.scenes import Scenes, find_scenes, open_scenes
+from lulc.rasters.sources import is_safe, open_source
 from lulc.schema import BANDS, CHANNELS, INDICES, InputError
-from lulc.sources import is_safe, open_source
 from lulc.storage import Resource
 from lulc.windows import Window
 
@@ -275,8 +275,8 @@ def open_stack(
     config
         The input options.
     scenes
-        Instead of bands, scenes as `lulc.scenes.find_scenes` takes them; or those of another `Stack` of this
-        config, which are not looked at again.
+        Instead of bands, scenes as `lulc.rasters.scenes.find_scenes` takes them; or those of another
+        `Stack` of this config, which are not looked at again.
     channels
         Names wanted, in order; layers with other names are left out.
 

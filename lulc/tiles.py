@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from rasterio.warp import transform_bounds
 
-from lulc.arrays import Layers, NpyWriter
 from lulc.grid import GridSpec
-from lulc.manifest import MANIFEST, Manifest, StackFile, channel_units, open_tile, read_manifest
-from lulc.originals import is_original, read_originals
 from lulc.schema import InputError
-from lulc.split import near_windows
+from lulc.stacks.arrays import Layers, NpyWriter
+from lulc.stacks.manifest import MANIFEST, Manifest, StackFile, channel_units, open_tile, read_manifest
+from lulc.stacks.originals import is_original, read_originals
+from lulc.stacks.split import near_windows
 from lulc.windows import Window
 
 __all__ = [

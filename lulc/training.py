@@ -13,25 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from lulc import __version__, backend
-from lulc.backend import keras
-from lulc.card import Channel, ModelCard
-from lulc.checkpoint import clear_checkpoints
+from lulc import __version__
+from lulc.confidence.novelty import fit_novelty
 from lulc.config import WITHOUT_LABELS, TrainConfig
-from lulc.crops import training_crops, validation_crops
-from lulc.dataset import Dataset, open_dataset
-from lulc.devices import ONE, Devices, open_devices
-from lulc.encoders import IMAGENET, load_encoder
-from lulc.forecast import free_memory
-from lulc.generator import TileGenerator
-from lulc.hiding import Filled, absolute_difference
-from lulc.loop import LabelledAccuracy, Loop, StopRequest
-from lulc.losses import Loss, build_loss
-from lulc.network import DECODER, NetworkConfig
-from lulc.novelty import fit_novelty
-from lulc.optimization import build_optimizer, precision
-from lulc.pretraining import Filling
-from lulc.run import (
+from lulc.fitting.checkpoint import clear_checkpoints
+from lulc.fitting.devices import ONE, Devices, open_devices
+from lulc.fitting.loop import LabelledAccuracy, Loop, StopRequest
+from lulc.fitting.optimization import build_optimizer, precision
+from lulc.fitting.pretraining import Filling
+from lulc.fitting.run import (
     HISTORY,
     PICTURE,
     TENSORBOARD,
@@ -42,10 +32,21 @@ from lulc.run import (
     parameters_of,
     picks_of,
 )
+from lulc.generator import TileGenerator
+from lulc.losses import Loss, build_loss
+from lulc.mapping.forecast import free_memory
+from lulc.networks import backend
+from lulc.networks.backend import keras
+from lulc.networks.card import Channel, ModelCard
+from lulc.networks.encoders import IMAGENET, load_encoder
+from lulc.networks.network import DECODER, NetworkConfig
+from lulc.samples.crops import training_crops, validation_crops
+from lulc.samples.dataset import Dataset, open_dataset
+from lulc.samples.hiding import Filled, absolute_difference
+from lulc.samples.unlabelled import open_mosaic
 from lulc.schema import InputError, LandCoverClass, Legend
 from lulc.storage import check_disk, sha256_of
 from lulc.unet import build_unet, geometry
-from lulc.unlabelled import open_mosaic
 from lulc.weights import arrays_of, find_model, load_model, record_picks, save_model, transfer
 
 logger = logging.getLogger("lulc")
@@ -135,7 +136,7 @@ def train(
     dataset
         The stacks of ``config.data``, where the caller has opened them already.
     temperature
-        What the cards get, where it was fitted elsewhere (by `lulc.folds.cross_validate`).
+        What the cards get, where it was fitted elsewhere (by `lulc.fitting.folds.cross_validate`).
 
     Raises
     ------

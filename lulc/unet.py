@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from lulc.backend import keras
-from lulc.encoders import encode
-from lulc.network import NetworkConfig
+from lulc.networks.backend import keras
+from lulc.networks.encoders import encode
+from lulc.networks.network import NetworkConfig
 from lulc.schema import InputError
 
 __all__ = ["Geometry", "NetworkConfig", "Standardization", "build_unet", "geometry"]

@@ -24,16 +24,24 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
-from lulc.archive import CONFIG, METADATA, WEIGHTS, Arrays, compare_shapes, read_archive, variables_of
-from lulc.card import Channel, ModelCard, card_path, load_card, write_card
 from lulc.documents import read_document, write_document
-from lulc.legacy import describe_legacy, read_legacy
+from lulc.networks.archive import (
+    CONFIG,
+    METADATA,
+    WEIGHTS,
+    Arrays,
+    compare_shapes,
+    read_archive,
+    variables_of,
+)
+from lulc.networks.card import Channel, ModelCard, card_path, load_card, write_card
+from lulc.networks.legacy import describe_legacy, read_legacy
 from lulc.schema import InputError
 from lulc.statistics import Statistics
 from lulc.storage import write_atomically
 
 if TYPE_CHECKING:
-    from lulc.backend import keras
+    from lulc.networks.backend import keras
 
 __all__ = [
     "PICKS",
@@ -200,8 +208,9 @@ def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> 
     Raises
     ------
     InputError
-        With the reason: wrong sha256, anything in it but plain weights (see `lulc.archive`), other layers
-        or shapes than the card's network has, NaN or infinite values, other statistics than the card's.
+        With the reason: wrong sha256, anything in it but plain weights (see `lulc.networks.archive`), other
+        layers or shapes than the card's network has, NaN or infinite values, other statistics than the
+        card's.
     """
     card = card or load_card(path)
     expected = card.network.variable_shapes()
@@ -222,7 +231,7 @@ def check_model(path: str | os.PathLike[str]) -> None:
 
 def arrays_of(model: keras.Model) -> Arrays:
     """Copies of the weights of `model` as float32 by ``layer/variable``."""
-    from lulc.backend import keras
+    from lulc.networks.backend import keras
 
     return {
         name: np.array(keras.ops.convert_to_numpy(v), "float32") for name, v in variables_of(model).items()

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from lulc import backend
-from lulc.backend import keras
 from lulc.losses import build_loss
+from lulc.networks import backend
+from lulc.networks.backend import keras
 from lulc.schema import IGNORE
 from lulc.unet import NetworkConfig, build_unet
 from lulc.weights import arrays_of, load_model

@@ -27,8 +27,8 @@ def patch_engine(task: dict[str, Any]) -> None:
     """Exchange the engine for one that needs no framework."""
     import numpy as np
 
-    from lulc import job
     from lulc.engines import Engine
+    from lulc.mapping import job
 
     def network(x: np.ndarray) -> np.ndarray:
         note(task["calls"])

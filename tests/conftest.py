@@ -47,10 +47,10 @@ def write_stacks() -> Callable[..., Path]:
     from affine import Affine
     from rasterio.crs import CRS
 
-    from lulc.arrays import NpyWriter
     from lulc.grid import GridSpec
-    from lulc.manifest import Manifest, StackFile
     from lulc.schema import LandCoverClass, Legend
+    from lulc.stacks.arrays import NpyWriter
+    from lulc.stacks.manifest import Manifest, StackFile
     from lulc.statistics import Statistics
     from lulc.storage import sha256_of
     from lulc.windows import Window
@@ -208,8 +208,8 @@ def write_map() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a network of 3 classes for the nine bands, with their card."""
-    from lulc.card import Channel, ModelCard
-    from lulc.network import NetworkConfig
+    from lulc.networks.card import Channel, ModelCard
+    from lulc.networks.network import NetworkConfig
     from lulc.schema import BANDS, LandCoverClass, Legend
     from lulc.statistics import Statistics
     from lulc.unet import build_unet, geometry

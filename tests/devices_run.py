@@ -15,8 +15,9 @@ import sys
 from typing import Any
 from unittest import mock
 
-from lulc import backend, devices
 from lulc.commands.train_model import main
+from lulc.fitting import devices
+from lulc.networks import backend
 
 
 def split_processor() -> None:
@@ -29,7 +30,7 @@ def split_processor() -> None:
 
 def run(words: list[str], stop: int = 0, apart: bool = False, readonly: bool = False) -> int:
     """Exit code of the command."""
-    from lulc.loop import Loop
+    from lulc.fitting.loop import Loop
 
     agree, batches = Loop._agree, []
 

@@ -8,7 +8,7 @@ import pytest
 from affine import Affine
 from rasterio.crs import CRS
 
-from lulc.area import (
+from lulc.assessment.area import (
     allocate,
     check_free,
     check_strata,

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from lulc import augmentation
-from lulc.augmentation import ChannelDropout, CopyPaste, Jitter, Mix, rotate, square_around
 from lulc.config import TrainConfig
-from lulc.crops import training_crops
-from lulc.dataset import Tile, class_targets, open_dataset
 from lulc.generator import TileGenerator, cut_ahead
 from lulc.indices import compute_indices
+from lulc.samples import augmentation
+from lulc.samples.augmentation import ChannelDropout, CopyPaste, Jitter, Mix, rotate, square_around
+from lulc.samples.crops import training_crops
+from lulc.samples.dataset import Tile, class_targets, open_dataset
 from lulc.schema import BANDS, CHANNELS, InputError
 
 BAND_UNIT = "reflectance x 10000"

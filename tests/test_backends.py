@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lulc.backend import BACKENDS, compile_predict
-from lulc.card import Channel, ModelCard
+from lulc.networks.backend import BACKENDS, compile_predict
+from lulc.networks.card import Channel, ModelCard
 from lulc.schema import LandCoverClass, Legend
 from lulc.statistics import Statistics
 from lulc.unet import NetworkConfig, build_unet, geometry
@@ -110,7 +110,7 @@ def test_the_same_weights_predict_the_same(backend: str, run: Run, folder: Path)
 
 
 def test_an_unknown_backend_is_answered_with_the_known_ones() -> None:
-    done = start(["-c", "import lulc.backend"], "theano")
+    done = start(["-c", "import lulc.networks.backend"], "theano")
     assert "cannot use the backend 'theano', expected one of tensorflow, jax, torch" in done.stderr
 
 

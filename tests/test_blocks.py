@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lulc.blocks import (
+from lulc.mapping.blocks import (
     BLOCK,
     ENCODINGS,
     BlockFile,
@@ -48,7 +48,7 @@ print([hashlib.sha256(Zstd(level=level).encode(values)).hexdigest() for level in
 
 
 def test_blocks_have_the_same_bytes_where_a_framework_is_loaded() -> None:
-    programs = (ENCODE, f"import lulc.backend\n{ENCODE}")
+    programs = (ENCODE, f"import lulc.networks.backend\n{ENCODE}")
     alone, beside = (subprocess.check_output([sys.executable, "-c", program]) for program in programs)
     assert alone == beside
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from lulc.calibration import PIXELS, Holdout, calibrate, fit_temperature
+from lulc.confidence.calibration import PIXELS, Holdout, calibrate, fit_temperature
 
 
 def draw(temperature, classes=5, pixels=40_000, seed=0):

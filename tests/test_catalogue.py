@@ -24,11 +24,11 @@ from rasterio.crs import CRS
 from rasterio.warp import transform, transform_bounds
 
 from lulc import __version__
-from lulc.card import Channel, ModelCard, load_card, write_card
-from lulc.catalogue import EXTENSIONS, footprint
 from lulc.commands import export_map, export_model
+from lulc.exchange.catalogue import EXTENSIONS, footprint
 from lulc.grid import GridSpec
-from lulc.network import NetworkConfig
+from lulc.networks.card import Channel, ModelCard, load_card, write_card
+from lulc.networks.network import NetworkConfig
 from lulc.schema import BANDS, INDICES, LandCoverClass, Legend
 from lulc.statistics import Statistics
 

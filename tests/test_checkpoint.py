@@ -9,8 +9,7 @@ import logging
 import numpy as np
 import pytest
 
-from lulc.backend import keras
-from lulc.checkpoint import (
+from lulc.fitting.checkpoint import (
     KEPT,
     Checkpoint,
     clear_checkpoints,
@@ -19,6 +18,7 @@ from lulc.checkpoint import (
     save_checkpoint,
     variables_of,
 )
+from lulc.networks.backend import keras
 from lulc.schema import InputError
 
 KEY = "a" * 64

@@ -23,7 +23,7 @@ from lulc import cluster
 from lulc.cluster import Cluster, ask, open_cluster, run_tasks
 from lulc.config import ClassifyConfig, ClusterConfig
 from lulc.inference import classify, classify_share, forecast_classification
-from lulc.request import share_of
+from lulc.mapping.request import share_of
 from lulc.schema import InputError
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lulc import job, loop, preparation
-from lulc.card import load_card
+from lulc import preparation
 from lulc.commands.make_classifications import main as make_classifications
 from lulc.commands.preprocess import main as preprocess
 from lulc.commands.train_model import main as train_model
 from lulc.engines import Engine, EngineRequest
+from lulc.fitting import loop
+from lulc.mapping import job
+from lulc.networks.card import load_card
 from lulc.schema import InputError
 
 WriteBands = Callable[..., Path]

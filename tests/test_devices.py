@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lulc.config import TrainConfig
-from lulc.devices import Devices, local_numbers, meeting_of, open_devices
+from lulc.fitting.devices import Devices, local_numbers, meeting_of, open_devices
 from lulc.schema import InputError
 from lulc.training import check_options
 from lulc.weights import find_model, read_arrays

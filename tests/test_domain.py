@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lulc.domain import differences, sample_windows, statistics_of
+from lulc.confidence.domain import differences, sample_windows, statistics_of
 from lulc.schema import CHANNELS
 from lulc.statistics import Statistics
 

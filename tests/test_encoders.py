@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import rasterio
 
-from lulc.archive import read_layers, variables_of
-from lulc.backbones import BACKBONES
-from lulc.backend import compile_predict, keras
-from lulc.card import Channel, ModelCard, load_card, write_card
 from lulc.commands import make_classifications
 from lulc.config import TrainConfig
-from lulc.encoders import COLOURS, _application, adapt, load_encoder
 from lulc.engines import choose_engine
+from lulc.fitting.run import parameters_of
 from lulc.losses import build_loss
-from lulc.network import NetworkConfig
-from lulc.run import parameters_of
+from lulc.networks.archive import read_layers, variables_of
+from lulc.networks.backbones import BACKBONES
+from lulc.networks.backend import compile_predict, keras
+from lulc.networks.card import Channel, ModelCard, load_card, write_card
+from lulc.networks.encoders import COLOURS, _application, adapt, load_encoder
+from lulc.networks.network import NetworkConfig
 from lulc.schema import CHANNELS, ENCODERS, InputError, LandCoverClass, Legend
 from lulc.statistics import Statistics
 from lulc.training import memory_needed, train

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from lulc import engines, weights
-from lulc.card import Channel, ModelCard
 from lulc.engines import EngineRequest, build_engine, choose_engine
-from lulc.network import NetworkConfig
+from lulc.networks.card import Channel, ModelCard
+from lulc.networks.network import NetworkConfig
 from lulc.schema import InputError, LandCoverClass, Legend
 from lulc.statistics import Statistics
 

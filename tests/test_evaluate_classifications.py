@@ -14,7 +14,7 @@ from affine import Affine
 
 from lulc.commands.evaluate_classifications import main
 from lulc.nomenclature import load_scheme
-from lulc.publication import FILES
+from lulc.pages.publication import FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -21,18 +21,19 @@ from scipy import stats
 from shapely.geometry import box
 from sklearn import metrics
 
-from lulc import evaluation, publication
-from lulc.accuracy import Reliability, compare, count, score
-from lulc.area import estimate
+from lulc import evaluation
+from lulc.assessment.accuracy import Reliability, compare, count, score
+from lulc.assessment.area import estimate
+from lulc.assessment.regions import read_regions
 from lulc.config import EvaluateConfig
 from lulc.evaluation import evaluate, measure
 from lulc.grid import GridSpec
 from lulc.labels import near_borders
 from lulc.nomenclature import load_scheme
-from lulc.publication import FILES
-from lulc.regions import read_regions
+from lulc.pages import publication
+from lulc.pages.publication import FILES
+from lulc.rasters.sources import open_source
 from lulc.schema import InputError, LandCoverClass, Legend
-from lulc.sources import open_source
 from lulc.windows import squares_of
 
 LEGEND = Legend(

@@ -18,8 +18,8 @@ import rasterio
 import xarray as xr
 
 from lulc.commands.export_map import main
+from lulc.rasters.sources import open_source
 from lulc.schema import IGNORE
-from lulc.sources import open_source
 from lulc.windows import Window
 
 WriteMap = Callable[..., Path]
@@ -149,7 +149,7 @@ def test_equal_maps_give_equal_bytes_and_nothing_else_lies_around(
 def test_an_export_that_fails_leaves_what_was_there(
     tmp_path: Path, write_map: WriteMap, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lulc import exports
+    from lulc.exchange import exports
 
     path = write_map(tmp_path / "map.tif")
     first = contents(export(path, kind))

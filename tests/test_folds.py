@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lulc import folds
-from lulc.backend import compile_predict
 from lulc.commands.train_model import main
 from lulc.config import TrainConfig
-from lulc.dataset import leave_one_out
-from lulc.folds import cross_validate, predict_tile
-from lulc.network import NetworkConfig
+from lulc.fitting import folds
+from lulc.fitting.folds import cross_validate, predict_tile
+from lulc.networks.backend import compile_predict
+from lulc.networks.network import NetworkConfig
+from lulc.samples.dataset import leave_one_out
 from lulc.schema import InputError
 from lulc.statistics import Statistics
 from lulc.tiles import load_manifest
@@ -113,7 +113,7 @@ def test_the_command_reports_folds_and_gives_the_final_card_their_temperature(st
 def test_finished_folds_are_not_trained_again(stacks, tmp_path, monkeypatch):
     config = make_config(stacks, out=tmp_path / "run")
     first = cross_validate(config)
-    monkeypatch.setattr("lulc.folds.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("lulc.fitting.folds.train", lambda *_: pytest.fail("trained again"))
     again = cross_validate(config)
     assert again.figures() == first.figures() and again.temperature == first.temperature
     monkeypatch.undo()
@@ -133,10 +133,12 @@ def test_overwrite_trains_finished_folds_again_and_continues_interrupted_ones(st
         trained.append(Path(fold.out).name)
         return real(fold, dataset)
 
-    monkeypatch.setattr("lulc.folds.train", stop_after_one)
+    monkeypatch.setattr("lulc.fitting.folds.train", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(config)
-    monkeypatch.setattr("lulc.folds.train", lambda *a: (trained.append(Path(a[0].out).name), real(*a)))
+    monkeypatch.setattr(
+        "lulc.fitting.folds.train", lambda *a: (trained.append(Path(a[0].out).name), real(*a))
+    )
     cross_validate(config)
     assert trained == ["01", "02", "03"]
 

@@ -9,9 +9,9 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from lulc.engines import Footprint
-from lulc.forecast import Demand, check_memory, disk_needed, free_memory, plan_map
 from lulc.geotiff import MapProfile
 from lulc.grid import GridSpec
+from lulc.mapping.forecast import Demand, check_memory, disk_needed, free_memory, plan_map
 from lulc.schema import InputError, LandCoverClass, Legend
 
 LEGEND = Legend("test", tuple(LandCoverClass(i, f"class {i}", "#102030") for i in range(1, 14)))

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rio_cogeo.cogeo import cog_validate
 
-from lulc.blocks import ENCODINGS, reduce_block
 from lulc.geotiff import MapProfile, assemble, read_classes, verify, write_part
 from lulc.grid import GridSpec
+from lulc.mapping.blocks import ENCODINGS, reduce_block
 from lulc.schema import InputError, LandCoverClass, Legend
 from lulc.windows import Window
 

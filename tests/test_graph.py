@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lulc import graph
-from lulc.graph import build_graph
-from lulc.network import NetworkConfig
-from lulc.quantization import compile_graph
+from lulc.networks import graph
+from lulc.networks.graph import build_graph
+from lulc.networks.network import NetworkConfig
+from lulc.networks.quantization import compile_graph
 
 WIDE = NetworkConfig(channels=3, classes=4, filters=(8, 8), decoder_filters=(graph.WINOGRAD_CHANNELS, 8))
 

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lulc.card import CARD_SCHEMA, Channel, ModelCard, load_card, write_card
 from lulc.commands.train_model import main as train_model
 from lulc.documents import MAX_VALUES, read_document
-from lulc.network import NetworkConfig
+from lulc.networks.card import CARD_SCHEMA, Channel, ModelCard, load_card, write_card
+from lulc.networks.network import NetworkConfig
 from lulc.nomenclature import load_scheme
 from lulc.schema import InputError, LandCoverClass, Legend
 from lulc.statistics import Statistics, read_statistics

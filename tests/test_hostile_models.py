@@ -16,10 +16,10 @@ import h5py
 import numpy as np
 import pytest
 
-from lulc.archive import CONFIG, METADATA, WEIGHTS, read_archive
-from lulc.backend import keras
-from lulc.card import Channel, ModelCard
-from lulc.legacy import read_legacy
+from lulc.networks.archive import CONFIG, METADATA, WEIGHTS, read_archive
+from lulc.networks.backend import keras
+from lulc.networks.card import Channel, ModelCard
+from lulc.networks.legacy import read_legacy
 from lulc.schema import InputError, LandCoverClass, Legend
 from lulc.statistics import Statistics
 from lulc.unet import NetworkConfig, build_unet, geometry

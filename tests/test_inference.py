@@ -17,14 +17,15 @@ import pytest
 import rasterio
 from affine import Affine
 
-from lulc import backend, forecast, job
-from lulc.card import Channel, ModelCard
 from lulc.config import ClassifyConfig
 from lulc.engines import Engine, EngineRequest
 from lulc.inference import classify, forecast_classification
+from lulc.mapping import forecast, job
+from lulc.mapping.prediction import predict_parts
 from lulc.maps import open_map
-from lulc.network import NetworkConfig
-from lulc.prediction import predict_parts
+from lulc.networks import backend
+from lulc.networks.card import Channel, ModelCard
+from lulc.networks.network import NetworkConfig
 from lulc.schema import BANDS, InputError, LandCoverClass, Legend
 from lulc.statistics import Statistics
 from lulc.unet import build_unet, geometry

@@ -12,9 +12,9 @@ import pytest
 import rasterio
 
 from lulc import sharing
-from lulc.accuracy import count
+from lulc.assessment.accuracy import count
+from lulc.assessment.levels import Level, levels_of
 from lulc.commands.export_map import main
-from lulc.levels import Level, levels_of
 from lulc.nomenclature import load_scheme
 from lulc.schema import LandCoverClass, Legend
 

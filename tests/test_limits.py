@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lulc import forecast, job, preparation
+from lulc import preparation
 from lulc.commands.make_classifications import main as make_classifications
 from lulc.commands.preprocess import main as preprocess
 from lulc.commands.train_model import main as train_model
 from lulc.engines import Engine, EngineRequest
+from lulc.mapping import forecast, job
 from lulc.schema import InputError
 from lulc.storage import Lock
 
@@ -178,7 +179,7 @@ def test_a_disk_that_fills_up_ends_a_training_that_continues_when_there_is_room(
     monkeypatch: pytest.MonkeyPatch,
     small_disk: Path,
 ) -> None:
-    from lulc import loop
+    from lulc.fitting import loop
 
     small = ["--epochs", "2", "--steps", "2", "--validation-steps", "1", "--batch-size", "1", "-q"]
     small += ["--crop-sizes", "32", "--validation-crop-sizes", "32", "--filters", "2", "--workers", "1"]
@@ -297,7 +298,7 @@ def test_an_input_that_changes_in_mid_run_leaves_no_manifest(
 def test_a_stack_that_changes_while_a_network_trains_on_it_is_named(
     tmp_path: Path, write_stacks: Callable[..., Path], capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lulc import loop
+    from lulc.fitting import loop
 
     stacks = write_stacks(tmp_path / "stacks", side=64)
     check = loop.Loop._check_finite

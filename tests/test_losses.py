@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lulc import backend
-from lulc.backend import keras
 from lulc.losses import LOSSES, build_loss, class_weights
+from lulc.networks import backend
+from lulc.networks.backend import keras
 from lulc.schema import IGNORE, InputError
 
 COUNTS = [500.0, 40.0, 3.0]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import rasterio
 
-from lulc.card import Channel, ModelCard
 from lulc.commands.make_classifications import main
 from lulc.landscape import simulate, write_scene
-from lulc.network import NetworkConfig
+from lulc.networks.card import Channel, ModelCard
+from lulc.networks.network import NetworkConfig
 from lulc.nomenclature import load_scheme
 from lulc.schema import CHANNELS
 from lulc.statistics import Statistics

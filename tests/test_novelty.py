@@ -14,13 +14,13 @@ import rasterio
 from affine import Affine
 from sklearn.covariance import EmpiricalCovariance
 
-from lulc import novelty
-from lulc.arrays import Ignoring
-from lulc.card import load_card, write_card
+from lulc.confidence import novelty
+from lulc.confidence.novelty import LEVELS, Novelty, fit_novelty
 from lulc.config import ClassifyConfig, TrainConfig
 from lulc.inference import classify
-from lulc.novelty import LEVELS, Novelty, fit_novelty
+from lulc.networks.card import load_card, write_card
 from lulc.schema import IGNORE, InputError
+from lulc.stacks.arrays import Ignoring
 from lulc.statistics import Statistics
 from lulc.training import train
 from lulc.weights import find_model

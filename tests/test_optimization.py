@@ -8,13 +8,13 @@ import itertools
 import numpy as np
 import pytest
 
-from lulc import loop as loop_module
 from lulc import training
-from lulc.backend import keras
 from lulc.config import RECIPES, TrainConfig
-from lulc.network import NetworkConfig
-from lulc.optimization import FINAL, Schedule, averaged, build_optimizer, precision
-from lulc.run import Row, is_stale
+from lulc.fitting import loop as loop_module
+from lulc.fitting.optimization import FINAL, Schedule, averaged, build_optimizer, precision
+from lulc.fitting.run import Row, is_stale
+from lulc.networks.backend import keras
+from lulc.networks.network import NetworkConfig
 from lulc.schema import InputError
 from lulc.training import train
 from lulc.unet import build_unet

@@ -19,15 +19,15 @@ from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from rasterio.crs import CRS
 from rio_cogeo.cogeo import cog_validate
 
-from lulc import job, outputs
-from lulc.catalogue import EXTENSIONS
 from lulc.config import ClassifyConfig, ReproduceConfig
 from lulc.engines import Engine, EngineRequest
+from lulc.exchange.catalogue import EXTENSIONS
 from lulc.geotiff import MapProfile
 from lulc.grid import GridSpec
 from lulc.inference import classify, classify_share
+from lulc.mapping import job, outputs
+from lulc.mapping.outputs import Tileset, is_tileset
 from lulc.maps import open_map
-from lulc.outputs import Tileset, is_tileset
 from lulc.provenance import reproduce
 from lulc.schema import InputError, LandCoverClass, Legend
 from lulc.windows import Plan

@@ -16,7 +16,7 @@ from rasterio.features import sieve
 from scipy import ndimage
 
 from lulc.grid import GridSpec
-from lulc.patches import merge_small_patches, write_polygons
+from lulc.mapping.patches import merge_small_patches, write_polygons
 from lulc.schema import LandCoverClass, Legend
 from lulc.windows import Window
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lulc.prediction import Clock, Prediction, predict_parts
+from lulc.mapping.prediction import Clock, Prediction, predict_parts
 from lulc.windows import Part, Plan, Window
 
 CLASSES = 3

@@ -20,11 +20,12 @@ from rasterio.crs import CRS
 from scipy import ndimage
 from shapely.geometry import box
 
-from lulc import cuts, places, preparation
+from lulc import preparation
 from lulc.commands.preprocess import crop_options, main
 from lulc.config import PreprocessConfig
 from lulc.preparation import make_stacks
 from lulc.schema import BANDS, INDICES, InputError
+from lulc.stacks import cuts, places
 from lulc.tiles import find_overlaps, load_manifest
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,11 +15,12 @@ import pytest
 import rasterio
 from affine import Affine
 
-from lulc import cuts, preparation
+from lulc import preparation
 from lulc.cluster import UnfitWorkerError
 from lulc.config import PreprocessConfig
 from lulc.preparation import make_stacks
 from lulc.schema import BANDS, InputError
+from lulc.stacks import cuts
 
 SHAPE = (200, 260)
 ORIGIN = Affine(10, 0, 500000, 0, -10, 6800000)

@@ -11,16 +11,17 @@ import pytest
 import rasterio
 from affine import Affine
 
-from lulc import training, unlabelled
-from lulc.card import load_card
+from lulc import training
 from lulc.commands import make_classifications, train_model
 from lulc.config import PreprocessConfig, TrainConfig
-from lulc.crops import training_crops
-from lulc.hiding import Filled, HiddenCrops, absolute_difference
+from lulc.networks.card import load_card
 from lulc.preparation import make_stacks
+from lulc.samples import unlabelled
+from lulc.samples.crops import training_crops
+from lulc.samples.hiding import Filled, HiddenCrops, absolute_difference
+from lulc.samples.unlabelled import input_options, open_mosaic
 from lulc.schema import BANDS, CHANNELS, IGNORE, InputError
 from lulc.training import train
-from lulc.unlabelled import input_options, open_mosaic
 from lulc.weights import arrays_of, find_model, load_model
 
 SIDE = 192

@@ -200,6 +200,8 @@ def test_the_file_map_of_the_readme_is_the_tree() -> None:
     modules = {n for n in tracked() if re.fullmatch(r"lulc/\w+\.py", n) and not n.endswith("__init__.py")}
     assert mapped - {m for m in mapped if m.startswith("lulc/")} == top - {"lulc"}
     assert {m for m in mapped if m.endswith(".py") and m.startswith("lulc/")} == modules
+    folders = {n.rpartition("/")[0] for n in tracked() if re.fullmatch(r"lulc/\w+/__init__.py", n)}
+    assert {m for m in mapped if m.startswith("lulc/") and not m.endswith(".py")} == folders
     assert not {m for m in mapped if not (ROOT / m).exists()}
 
 

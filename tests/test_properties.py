@@ -15,12 +15,12 @@ from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lulc import job
-from lulc.blocks import ENCODINGS
-from lulc.card import load_card, write_card
 from lulc.config import ClassifyConfig
 from lulc.engines import Engine, EngineRequest
 from lulc.inference import classify
+from lulc.mapping import job
+from lulc.mapping.blocks import ENCODINGS
+from lulc.networks.card import load_card, write_card
 from lulc.schema import BANDS, InputError
 
 HOLES = ("none", "scattered", "rows", "a corner", "one pixel left", "in one band", "everything")

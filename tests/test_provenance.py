@@ -13,16 +13,16 @@ import pytest
 import rasterio
 from affine import Affine
 
-from lulc import backend
-from lulc.card import Channel, ModelCard
 from lulc.commands.export_map import main as export
 from lulc.commands.make_classifications import main as make
 from lulc.commands.reproduce_map import main
 from lulc.config import ReproduceConfig
 from lulc.landscape import simulate, write_product
-from lulc.network import NetworkConfig
+from lulc.mapping.request import sieved_path
+from lulc.networks import backend
+from lulc.networks.card import Channel, ModelCard
+from lulc.networks.network import NetworkConfig
 from lulc.provenance import compare, read_provenance, reproduce
-from lulc.request import sieved_path
 from lulc.schema import BANDS, InputError, LandCoverClass, Legend
 from lulc.statistics import Statistics
 from lulc.storage import sha256_of

@@ -7,9 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lulc.graph import build_graph, fold
-from lulc.network import NetworkConfig
-from lulc.quantization import Quantization, compile_graph, quantise, read_quantization, write_quantization
+from lulc.networks.graph import build_graph, fold
+from lulc.networks.network import NetworkConfig
+from lulc.networks.quantization import (
+    Quantization,
+    compile_graph,
+    quantise,
+    read_quantization,
+    write_quantization,
+)
 
 NETWORK = NetworkConfig(classes=3, channels=2, filters=(6, 8))
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from lulc.layers import Layer
-from lulc.radiometry import Scaling, check_radiometry, choose_scaling, reflectance
+from lulc.rasters.layers import Layer
+from lulc.rasters.radiometry import Scaling, check_radiometry, choose_scaling, reflectance
 from lulc.schema import BANDS, InputError
 
 

@@ -15,10 +15,10 @@ from affine import Affine
 from matplotlib.colors import to_rgb
 from rasterio.crs import CRS
 
-from lulc.accuracy import Reliability, count
+from lulc.assessment.accuracy import Reliability, count
 from lulc.grid import GridSpec
 from lulc.nomenclature import load_scheme
-from lulc.page import Page, Picture, Section, Table, write_html, write_markdown
+from lulc.pages.page import Page, Picture, Section, Table, write_html, write_markdown
 from lulc.report import (
     draw_confusion,
     draw_history,

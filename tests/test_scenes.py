@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
-from lulc import scenes as scenes_module
 from lulc.config import InputConfig
-from lulc.items import read_item
-from lulc.scenes import find_scenes, open_scenes, read_scenes
+from lulc.rasters import scenes as scenes_module
+from lulc.rasters.items import read_item
+from lulc.rasters.scenes import find_scenes, open_scenes, read_scenes
 from lulc.schema import BANDS, InputError
 from lulc.stack import Coverage, open_stack
 from lulc.windows import Window

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lulc.split import MIN_SIDE, candidate_windows, choose_stacks, choose_validation, near_windows
+from lulc.stacks.split import MIN_SIDE, candidate_windows, choose_stacks, choose_validation, near_windows
 from lulc.windows import Window
 
 sides = st.integers(1, 400)

@@ -15,8 +15,8 @@ import pytest
 import rasterio
 
 from lulc.commands.export_map import main
+from lulc.exchange.styles import Entry, attribute_table, count_entries, qml, sld
 from lulc.maps import REST, open_map
-from lulc.styles import Entry, attribute_table, count_entries, qml, sld
 
 WriteMap = Callable[..., Path]
 

@@ -29,7 +29,7 @@ sys.exit(main(task["arguments"]))
 CLASSIFY = """
 import time
 import numpy as np
-from lulc import job
+from lulc.mapping import job
 from lulc.engines import Engine
 
 def build(name, request):
@@ -45,8 +45,8 @@ job.build_engine = build
 """
 
 TRAIN = """
-from lulc import loop
-from lulc.backend import keras, limit_threads
+from lulc.fitting import loop
+from lulc.networks.backend import keras, limit_threads
 limit_threads(1)
 loop.CHECKPOINT_SECONDS = 0.0
 check = loop.Loop._check_finite

@@ -11,11 +11,11 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 
+from lulc.assessment.regions import Region
+from lulc.assessment.suspects import find_suspects
 from lulc.grid import GridSpec
 from lulc.maps import LEGEND_TAG, open_map
-from lulc.regions import Region
 from lulc.schema import InputError, LandCoverClass, Legend
-from lulc.suspects import find_suspects
 from lulc.windows import Window
 
 LEGEND = Legend("test", tuple(LandCoverClass(i, f"class {i}", "#102030") for i in (1, 2, 3)))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lulc.commands.train_model import describe, main
-from lulc.run import Row, picks_of
+from lulc.fitting.run import Row, picks_of
 from lulc.training import TrainingResult
 from lulc.weights import find_model, read_arrays
 

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from lulc import loop as loop_module
 from lulc import training
-from lulc.backend import keras
-from lulc.certainty import decide
+from lulc.confidence.certainty import decide
 from lulc.config import RECIPES, TrainConfig
-from lulc.dataset import open_dataset
-from lulc.loop import LabelledAccuracy
-from lulc.manifest import open_tile
-from lulc.run import Row, kept_models, picks_of
+from lulc.fitting import loop as loop_module
+from lulc.fitting.loop import LabelledAccuracy
+from lulc.fitting.run import Row, kept_models, picks_of
+from lulc.networks.backend import keras
+from lulc.samples.dataset import open_dataset
 from lulc.schema import InputError, LandCoverClass, Legend
+from lulc.stacks.manifest import open_tile
 from lulc.statistics import Statistics
 from lulc.tiles import load_manifest
 from lulc.training import train
@@ -261,7 +261,7 @@ def test_another_key_is_refused_and_names_what_differs(stacks, write_stacks, tmp
         monkeypatch.context() as patch,
         pytest.raises(InputError, match=r"random streams was 2, expected .* 3"),
     ):
-        patch.setattr("lulc.run.STREAMS", 3)
+        patch.setattr("lulc.fitting.run.STREAMS", 3)
         train(config)
     restarted = train(dataclasses.replace(config, batch_size=3, epochs=1, restart=True))
     assert restarted.finished and len(restarted.rows) == 1
@@ -300,8 +300,8 @@ def test_ignored_and_invalid_pixels_change_nothing(write_stacks, tmp_path):
 
 
 def test_validation_scores_agree_with_scikit_learn(stacks, straight):
-    from lulc.dataset import class_targets
     from lulc.generator import TileGenerator
+    from lulc.samples.dataset import class_targets
     from lulc.weights import load_model
 
     dataset = open_dataset(make_config(stacks, "unused"))

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lulc.backend import compile_predict, keras
+from lulc.networks.backend import compile_predict, keras
 from lulc.schema import InputError
 from lulc.unet import Geometry, NetworkConfig, build_unet, geometry
 

@@ -13,13 +13,13 @@ from affine import Affine
 from rasterio.crs import CRS
 from scipy import stats
 
+from lulc.assessment.levels import levels_of
 from lulc.grid import GridSpec
-from lulc.levels import levels_of
 from lulc.nomenclature import load_scheme
-from lulc.page import Page, Section, render_html
+from lulc.pages.page import Page, Section, render_html
+from lulc.pages.viewer import embed, pack
+from lulc.pages.views import Viewing, entropy, entropy_by_class, least_sure
 from lulc.schema import LandCoverClass, Legend
-from lulc.viewer import embed, pack
-from lulc.views import Viewing, entropy, entropy_by_class, least_sure
 from lulc.windows import squares_of
 
 SHAPE = (83, 97)
@@ -62,7 +62,7 @@ def test_every_kept_pixel_is_one_pixel_of_the_map(longest: int, step: int, windo
 
 
 def test_many_values_are_kept_with_two_decimals(monkeypatch) -> None:
-    monkeypatch.setattr("lulc.views.FINE_VALUES", 1000)
+    monkeypatch.setattr("lulc.pages.views.FINE_VALUES", 1000)
     views = viewed(200)
     assert (views.digits, views.activations.dtype) == (2, np.uint8)
     expected = np.round(np.moveaxis(scene()[2], -1, 0), 2)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lulc import weights
-from lulc.backend import compile_predict, keras
+from lulc.networks.backend import compile_predict, keras
 from lulc.schema import CHANNELS, InputError, LandCoverClass, Legend
 from lulc.statistics import Statistics
 from lulc.unet import NetworkConfig, build_unet, geometry

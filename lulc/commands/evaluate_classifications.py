@@ -31,12 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _act(config: EvaluateConfig) -> Answer:
     # What tables and pictures need takes longer to load than it takes to refuse a bad map.
-    from lulc.sources import open_source
+    from lulc.rasters.sources import open_source
 
     open_source(config.map, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote).close()
     from lulc.evaluation import evaluate
-    from lulc.page import plain_table
-    from lulc.sections import class_table, score_table
+    from lulc.pages.page import plain_table
+    from lulc.pages.sections import class_table, score_table
 
     result = evaluate(config)
     files = sorted(str(path) for path in result.files)

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _classify(config: ClassifyConfig) -> Answer:
     from lulc.inference import classify, classify_share, forecast_classification
-    from lulc.outputs import MOSAIC
+    from lulc.mapping.outputs import MOSAIC
 
     if config.plan:
         forecast = forecast_classification(config)

@@ -22,7 +22,7 @@ ACCURACY_LOST = 0.05
 """Accuracy below the best that is told of the model of the lowest loss, which others take by default."""
 
 if TYPE_CHECKING:
-    from lulc.folds import CrossValidation
+    from lulc.fitting.folds import CrossValidation
     from lulc.training import TrainingResult
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(config: TrainConfig) -> Answer | None:
     # Folders and weights are opened before the framework is loaded, so that bad ones are refused at once.
-    from lulc.dataset import open_dataset
+    from lulc.samples.dataset import open_dataset
 
     # A mosaic is looked through at length, so after all else was checked.
     dataset = None if config.pretrain else open_dataset(config)
@@ -46,7 +46,7 @@ def _train(config: TrainConfig) -> Answer | None:
     if not config.cross_validate:
         result = train(config, dataset)
         return Answer(describe(result), figures(result)) if result.first else None
-    from lulc.folds import cross_validate
+    from lulc.fitting.folds import cross_validate
 
     found = cross_validate(config)
     result = train(config, dataset, found.temperature if config.resolved().calibrate != "none" else None)

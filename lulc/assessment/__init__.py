@@ -1,0 +1,1 @@
+"""A map against its reference: counts, figures, areas with intervals."""

@@ -1,0 +1,1 @@
+"""A map for other programs: styles, STAC items, NetCDF and Zarr."""

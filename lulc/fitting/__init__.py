@@ -1,0 +1,1 @@
+"""The training loop, what changes weights, and what of a run is kept."""

@@ -1,0 +1,221 @@
+"""What a classification takes: window shape, memory, disk and time, known before it starts."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from lulc.engines import Footprint
+from lulc.geotiff import MapProfile
+from lulc.mapping.blocks import BLOCK
+from lulc.schema import InputError
+from lulc.windows import Plan, choose_window
+
+INEXACT_HALO = 64
+"""Halo of networks whose every output depends on the whole image, so that no halo is exact."""
+
+BLEND_WINDOW = 512
+"""Side of windows blended by Gaussian weights, near the crops that networks are trained on."""
+
+CACHE = 64 * 2**20
+"""GDAL's cache of decoded input blocks, bytes; its own default is a twentieth of the machine's memory."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What decides memory beside the window shape.
+
+    Parameters
+    ----------
+    footprint
+        Of the engine.
+    channels, classes
+        Of the network.
+    batch
+        Windows per call.
+    gaussian
+        Whether windows are blended.
+    """
+
+    footprint: Footprint
+    channels: int
+    classes: int
+    batch: int = 1
+    gaussian: bool = False
+
+    def bytes_of(self, window: tuple[int, int], profile: MapProfile) -> float:
+        """Peak memory of the process with windows of this shape."""
+        pixels = window[0] * window[1]
+        width = min(profile.part, profile.grid.width)
+        strip = (window[0] * width * 4 * (self.classes + 2)) if self.gaussian else 0
+        return self._fixed(profile) + strip + pixels * self._per_pixel(profile)
+
+    def pixels_within(self, budget: float, profile: MapProfile) -> int:
+        """Largest number of pixels of a window that stays within `budget` bytes; may be negative."""
+        return int((budget - self._fixed(profile)) / self._per_pixel(profile))
+
+    def _fixed(self, profile: MapProfile) -> float:
+        block = BLOCK * BLOCK * len(profile.band_names) * profile.encoding.dtype.itemsize
+        along = -(-min(profile.part, profile.grid.width) // BLOCK) + 2
+        return self.footprint.fixed + CACHE + 2 * along * block
+
+    def _per_pixel(self, profile: MapProfile) -> float:
+        # Of each two: while one batch is computed, the next is read and the one before encoded, in strips.
+        in_flight = 4 * (2 * self.channels + 2 * self.classes) * self.batch
+        strips = len(profile.band_names) * profile.encoding.dtype.itemsize
+        return self.footprint.per_pixel * self.batch + in_flight + strips
+
+
+def plan_map(
+    profile: MapProfile,
+    demand: Demand,
+    *,
+    stride: int,
+    halo: int | None,
+    memory: float,
+    window: int | tuple[int, int] | None = None,
+    square: bool = False,
+) -> Plan:
+    """Cut a map into parts and windows.
+
+    Parameters
+    ----------
+    profile, demand
+        The map, and what its windows take.
+    stride, halo
+        Of the network, see `lulc.unet.Geometry`.
+    memory
+        Budget in bytes.
+    window
+        Side that the user asks for, or rows and columns; chosen for the budget where not given.
+    square
+        Whether windows should be square, for rotations.
+
+    Raises
+    ------
+    InputError
+        If `window` is no multiple of the stride or no larger than its halo.
+    """
+    height, width = profile.grid.shape
+    halo = 0 if demand.gaussian else -(-INEXACT_HALO // stride) * stride if halo is None else halo
+    padded = [-(-length // stride) * stride for length in (height, width)]
+    if window is None and demand.gaussian:
+        window = -(-BLEND_WINDOW // stride) * stride
+    if window is not None:
+        sides = (window, window) if isinstance(window, int) else window
+        for side in sorted(set(sides)):
+            _check_window(side, stride, halo, [p for s, p in zip(sides, padded, strict=True) if s == side])
+        shape = (min(sides[0], padded[0]), min(sides[1], padded[1]))
+    else:
+        limit = demand.pixels_within(memory, profile)
+        shape = choose_window(height, width, stride=stride, halo=halo, part=profile.part, max_pixels=limit)
+        if square:
+            side = max(min(shape), 2 * halo + stride)
+            shape = (min(side, padded[0]), min(side, padded[1]))
+    return Plan(height, width, stride, halo, shape, profile.part)
+
+
+def _check_window(window: int, stride: int, halo: int, padded: list[int]) -> None:
+    smallest = 2 * halo + stride
+    below = max(window // stride * stride, smallest)
+    above = max(-(-window // stride) * stride, smallest)
+    if window % stride or (window < smallest and window < max(padded)):
+        raise InputError(
+            f"cannot use windows of {window} pixels, since the network halves its input down to 1/{stride} "
+            f"and needs {halo} pixels around each window, expected a multiple of {stride} from {smallest} on",
+            f"Type --window {below} or --window {above if above != below else below + stride}.",
+        )
+
+
+def disk_needed(profile: MapProfile) -> int:
+    """Bytes that parts and map take together while the map is assembled, with a margin of a tenth."""
+    return int(2.2 * profile.bytes_of(profile.grid.height * profile.grid.width)) + 2**20
+
+
+def check_memory(
+    needed: float, way_out: str = "Free memory, or type a smaller --window, --part or --batch-size."
+) -> None:
+    """Refuse what does not fit in the memory that is free now.
+
+    Parameters
+    ----------
+    needed
+        Bytes.
+    way_out
+        What to do where they are not free.
+
+    Raises
+    ------
+    InputError
+        Naming what is needed and what is free.
+    """
+    free = free_memory()
+    if needed > free:
+        raise InputError(
+            f"cannot classify, since that takes about {needed / 1e9:.1f} GB of memory "
+            f"and {free / 1e9:.1f} GB are free",
+            way_out,
+        )
+
+
+def free_memory() -> float:
+    """Bytes that this process can still take: what the machine, its control group and limits leave."""
+    process = psutil.Process().memory_info()
+    free = [float(psutil.virtual_memory().available) + process.rss]
+    for limit, used in ((resource.RLIMIT_AS, process.vms), (resource.RLIMIT_DATA, process.rss)):
+        soft = resource.getrlimit(limit)[0]
+        if soft != resource.RLIM_INFINITY:
+            free.append(float(soft) - used + process.rss)
+    free += [left + process.rss for left in left_in_groups()]
+    return min(free)
+
+
+def left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[float]:
+    """Bytes that each control group of this process leaves, as a batch system or a container sets them.
+
+    Parameters
+    ----------
+    root
+        Where control groups are mounted, of version 2 or (below ``memory``) 1.
+    own
+        Lists the groups of this process.
+    """
+    if not own.is_file():
+        return []
+    found = []
+    for line in own.read_text().splitlines():
+        number, kind, name = line.split(":", 2)
+        if number == "0":
+            base, files = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in kind.split(","):
+            base = root / "memory"
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # In a container the names are those of the machine outside, and only the mount itself is there.
+        group = base / name.lstrip("/")
+        for folder in dict.fromkeys((group, *group.parents, base)):
+            if folder == base or base in folder.parents:
+                found += _left_in(folder, *files)
+    return found
+
+
+def _left_in(group: Path, limit: str, used: str, cache: str) -> list[float]:
+    """What one group leaves, files that the kernel may drop counted as free; nothing without a limit."""
+    try:
+        most = (group / limit).read_text().strip()
+        if not most.isdigit():
+            return []
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return [float(most) - float((group / used).read_text()) + float(statistics.get(cache, 0))]
+    except (OSError, ValueError):
+        return []
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0))

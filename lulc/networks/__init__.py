@@ -1,0 +1,1 @@
+"""Networks in words, as arrays in files, and as graphs of a framework."""

@@ -1,0 +1,212 @@
+"""The deep-learning framework below Keras: the only place that imports tensorflow, jax or torch.
+
+Importing this module imports Keras and the framework that ``KERAS_BACKEND`` names (tensorflow where it
+names none). Modules that need Keras take it from here (``from lulc.networks.backend import keras``), so that
+logs are quiet and arrays are channels-last whatever the user's own Keras settings say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+# TensorFlow brings a ZSTD of its own, which would take the place of this one where it is loaded first: the
+# bytes of maps depended on it.
+import numcodecs.zstd  # noqa: F401
+import numpy as np
+
+from lulc.schema import InputError
+
+BACKENDS = {"tensorflow": "cpu", "jax": "jax", "torch": "torch"}
+"""Frameworks that Keras runs on, and the extra of this package that installs each."""
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""float32 (n, y, x, band) to float32 (n, y, x, class)."""
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GLOG_minloglevel", "3")
+
+if os.environ["KERAS_BACKEND"] not in BACKENDS:
+    raise InputError(
+        f"cannot use the backend '{os.environ['KERAS_BACKEND']}', expected one of {', '.join(BACKENDS)}",
+        "Set KERAS_BACKEND=tensorflow, or unset it.",
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep standard error from native code that ignores every log level while it starts.
+
+    What was written is given out after all when the block fails.
+    """
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            written.seek(0)
+            os.write(standard_error, written.read())
+            raise
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+
+
+try:
+    with _quiet():
+        import keras
+except ModuleNotFoundError as error:
+    wanted = os.environ["KERAS_BACKEND"]
+    raise InputError(
+        f"cannot use the backend '{wanted}', since the Python package '{error.name}' is not installed",
+        f"Install it in the folder of this project with: pip install '.[{BACKENDS[wanted]}]', or set "
+        "KERAS_BACKEND to an installed one.",
+    ) from error
+
+keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
+
+__all__ = [
+    "BACKENDS",
+    "Predict",
+    "compile_predict",
+    "device_name",
+    "keras",
+    "limit_threads",
+    "name",
+    "seed",
+    "versions",
+]
+
+
+def name() -> str:
+    """Name of the framework in use: tensorflow, jax or torch."""
+    return str(keras.backend.backend())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Keras and of the framework, for cards and tags."""
+    framework: Any = _framework()
+    return {"keras": str(keras.__version__), name(): str(framework.__version__).split("+")[0]}
+
+
+def device_name() -> str:
+    """What the network runs on, in words: ``CPU`` or the name of the first GPU."""
+    framework: Any = _framework()
+    if name() == "tensorflow":
+        gpus = framework.config.list_physical_devices("GPU")
+        if not gpus:
+            return "CPU"
+        return str(framework.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
+    if name() == "jax":
+        device = framework.devices()[0]
+        return "CPU" if device.platform == "cpu" else str(device.device_kind)
+    return str(framework.cuda.get_device_name(0)) if framework.cuda.is_available() else "CPU"
+
+
+def seed(value: int, *, deterministic: bool = False) -> None:
+    """Seed Python, NumPy and the framework.
+
+    Parameters
+    ----------
+    value
+        Seed, 0 or more.
+    deterministic
+        Also ask the framework for operations whose result does not depend on the order of threads.
+    """
+    keras.utils.set_random_seed(value)
+    if not deterministic:
+        return
+    framework: Any = _framework()
+    if name() == "tensorflow":
+        framework.config.experimental.enable_op_determinism()
+    elif name() == "torch":
+        framework.use_deterministic_algorithms(True, warn_only=True)
+
+
+def limit_threads(count: int) -> None:
+    """Let the framework compute with at most `count` threads.
+
+    To be called before the first network is built; JAX reads its thread count from the processor
+    affinity when it starts, so there the whole process is bound to `count` processors.
+    """
+    framework: Any = _framework()
+    if name() == "tensorflow":
+        framework.config.threading.set_intra_op_parallelism_threads(count)
+        framework.config.threading.set_inter_op_parallelism_threads(min(count, 2))
+    elif name() == "torch":
+        framework.set_num_threads(count)
+    else:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
+def compile_predict(model: keras.Model, shape: tuple[int, int, int] | None = None) -> Predict:
+    """The forward pass of `model` as a compiled function from arrays to arrays.
+
+    Parameters
+    ----------
+    model
+        Network with one input (n, y, x, band) and one output.
+    shape
+        (n, y, x) of every call, where all are equal; a static shape lets the framework plan its memory.
+
+    Returns
+    -------
+    Predict
+        float32 (n, y, x, band) to float32 (n, y, x, class). The weights are those at the time of the
+        call on TensorFlow and PyTorch, those at the time of compilation on JAX.
+    """
+    compilers = {"tensorflow": _compile_tensorflow, "jax": _compile_jax, "torch": _compile_torch}
+    return compilers[name()](model, shape)
+
+
+def _compile_tensorflow(model: keras.Model, shape: tuple[int, int, int] | None) -> Predict:
+    tensorflow: Any = _framework()
+    signature = tensorflow.TensorSpec((*(shape or (None,) * 3), model.input_shape[-1]), "float32")
+
+    @tensorflow.function(input_signature=[signature], autograph=False)
+    def forward(x: Any) -> Any:
+        return tensorflow.cast(model(x, training=False), "float32")
+
+    concrete = forward.get_concrete_function()
+    return lambda x: np.asarray(concrete(tensorflow.constant(x, "float32")))
+
+
+def _compile_jax(model: keras.Model, shape: tuple[int, int, int] | None) -> Predict:
+    jax: Any = _framework()
+    trainable = [v.value for v in model.trainable_variables]
+    fixed = [v.value for v in model.non_trainable_variables]
+
+    @jax.jit
+    def forward(trainable: Any, fixed: Any, x: Any) -> Any:
+        return model.stateless_call(trainable, fixed, x, training=False)[0].astype("float32")
+
+    return lambda x: np.asarray(forward(trainable, fixed, np.asarray(x, "float32")))
+
+
+def _compile_torch(model: keras.Model, shape: tuple[int, int, int] | None) -> Predict:
+    torch: Any = _framework()
+
+    def forward(x: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            y = model(keras.ops.convert_to_tensor(x, "float32"), training=False)
+        return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")))
+
+    return forward
+
+
+def _framework() -> Any:
+    if name() == "tensorflow":
+        import tensorflow as framework
+    elif name() == "jax":
+        import jax as framework
+    else:
+        import torch as framework
+    return framework

@@ -1,0 +1,96 @@
+"""Several networks as one: the mean of their calibrated activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc.confidence.calibration import calibrate
+from lulc.engines import Engine, Footprint, Network, footprint
+from lulc.networks.card import ModelCard
+from lulc.schema import InputError
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network: its weights file and their card."""
+
+    path: Path
+    card: ModelCard
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides its results, JSON-ready."""
+        temperature = self.card.temperature
+        return {
+            "name": self.card.name,
+            "sha256": self.card.sha256,
+            "temperature": list(temperature) if isinstance(temperature, tuple) else temperature,
+        }
+
+
+def check_alike(members: Sequence[Member]) -> None:
+    """Raise InputError unless all members have the channels and classes of the first."""
+    first = members[0]
+    for other in members[1:]:
+        pair = (first.card, other.card)
+        for what, (a, b) in (
+            ("channels", [[c.name for c in card.channels] for card in pair]),
+            ("classes", [[*card.legend.names, *filter(None, [card.single_class])] for card in pair]),
+        ):
+            if a != b:
+                raise InputError(
+                    f"cannot average '{first.path}' and '{other.path}', since the {what} of the second are "
+                    f"{', '.join(b)}, expected those of the first: {', '.join(a)}",
+                    "Leave it out, or train it on stacks with the same bands, indices and scheme.",
+                )
+
+
+def geometry_of(members: Sequence[Member]) -> tuple[int, int | None]:
+    """Stride and halo that are enough for all members; halo None where one sees the whole image."""
+    stride = math.lcm(*(member.card.stride for member in members))
+    halos = [member.card.halo for member in members]
+    if any(halo is None for halo in halos):
+        return stride, None
+    return stride, -(-max(halo for halo in halos if halo is not None) // stride) * stride
+
+
+def footprint_of(name: str, members: Sequence[Member]) -> Footprint:
+    """Memory of the engines of all members, which are all there at once."""
+    parts = [footprint(name, member.card.network) for member in members]
+    return Footprint(sum(part.fixed for part in parts), sum(part.per_pixel for part in parts))
+
+
+def with_novelty(network: Network, cards: Sequence[ModelCard]) -> Network:
+    """`network` with one more channel: novelty, of several networks the highest; 0 where invalid."""
+
+    def both(x: np.ndarray) -> np.ndarray:
+        found = [card.novelty.of(x, card.statistics) for card in cards if card.novelty]
+        novelty = np.nan_to_num(np.maximum.reduce(found), copy=False)
+        return np.concatenate([network(x), novelty[..., np.newaxis]], axis=-1)
+
+    return both
+
+
+def average(engines: Sequence[Engine], members: Sequence[Member]) -> Engine:
+    """One engine that gives the mean of the calibrated activations of all."""
+    networks: list[Network] = list(engines)
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        total: np.ndarray | None = None
+        for network, member in zip(networks, members, strict=True):
+            y = calibrate(network(x), member.card.temperature)
+            total = y.copy() if total is None else np.add(total, y, out=total)
+        assert total is not None
+        return total / np.float32(len(networks))
+
+    first = engines[0]
+    identity = dict(first.identity)
+    for number, engine in enumerate(engines[1:], 2):
+        differing = engine.identity.items() - first.identity.items()
+        identity |= {f"{name} of network {number}": value for name, value in sorted(differing)}
+    return Engine(first.name, first.shape, identity, mean)

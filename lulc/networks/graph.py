@@ -1,0 +1,325 @@
+"""The network as an OpenVINO model, made from its arrays alone: no other framework is needed to run it.
+
+Standardisation and batch norms are part of the arithmetic: the former is two operations on the input,
+the latter are folded into the convolutions before them. Any convolution can be computed in 8 bits; in float32
+the widest are computed with fewer multiplications (Winograd's algorithm).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lulc.networks.network import NetworkConfig
+from lulc.schema import InputError
+
+EPSILON = 1e-3
+"""Of the batch norms, Keras's default and the original's."""
+
+WINOGRAD_CHANNELS = 384
+"""Channels from which Winograd's algorithm saves time. Measured on two cores with AVX-512, as processor time
+of the original network: 8 % less with the convolution of 768 channels, 10 % with that of 384 too; nothing
+with that of 192, but a third more memory."""
+
+_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
+"""Transforms of F(2 x 2, 3 x 3)."""
+
+Ranges = Mapping[str, float]
+"""Largest magnitude of the input of each convolution that is computed in 8 bits."""
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution with the batch norm after it folded in.
+
+    Parameters
+    ----------
+    kernel
+        float32 (out, in, y, x); (in, out, y, x) where transposed.
+    bias
+        float32 (out,).
+    transposed
+        Whether it doubles the resolution (4 x 4, stride 2).
+    cost
+        Multiplications for each pixel of the image.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    transposed: bool
+    cost: float
+
+
+def load_openvino() -> Any:
+    """The package ``openvino``, its telemetry off.
+
+    Raises
+    ------
+    InputError
+        If it is not installed.
+    """
+    # Importing OpenVINO sends a message to its makers, unless the package that sends it is not there.
+    telemetry = "openvino_telemetry"
+    absent = telemetry not in sys.modules
+    if absent:
+        sys.modules[telemetry] = None  # type: ignore[assignment]
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"cannot run the network with OpenVINO, since the Python package '{error.name}' is not installed",
+            "Install it in the folder of this project with: pip install '.[cpu]', or type --engine keras.",
+        ) from error
+    finally:
+        if absent:
+            del sys.modules[telemetry]
+    return openvino
+
+
+def fold(network: NetworkConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, Convolution]:
+    """The convolutions of a network in the order in which they are computed, batch norms folded in.
+
+    Parameters
+    ----------
+    network
+        Its shape.
+    arrays
+        float32, by ``layer/variable``, as `lulc.weights.read_arrays` gives them.
+
+    References
+    ----------
+    Jacob et al. 2018, doi:10.1109/CVPR.2018.00286, section 3.2 (folding).
+    """
+    names = [n.removesuffix("/kernel") for n in network.variable_shapes() if n.endswith("/kernel")]
+    return {name: _fold(name, network, arrays) for name in names}
+
+
+def _fold(name: str, network: NetworkConfig, arrays: Mapping[str, np.ndarray]) -> Convolution:
+    transposed = name.endswith("_up")
+    kernel = arrays[f"{name}/kernel"].astype(np.float64).transpose(3, 2, 0, 1)
+    norm = re.sub("_up$", "_bn1", name).replace("_conv", "_bn")
+    if f"{norm}/gamma" in arrays:
+        gamma, beta, mean, variance = (
+            arrays[f"{norm}/{v}"].astype(np.float64)
+            for v in ("gamma", "beta", "moving_mean", "moving_variance")
+        )
+        scale = gamma / np.sqrt(variance + EPSILON)
+        kernel = kernel * (scale[:, None, None] if transposed else scale[:, None, None, None])
+        bias = beta - mean * scale
+    else:
+        bias = arrays[f"{name}/bias"]
+    cost = kernel.size / 4 ** _level(name, network)
+    return Convolution(np.ascontiguousarray(kernel, np.float32), bias.astype(np.float32), transposed, cost)
+
+
+def _level(name: str, network: NetworkConfig) -> int:
+    """How many times the resolution is halved where a convolution reads its input."""
+    depth = len(network.filters)
+    if name == "final_conv":
+        return 0
+    if name.startswith("bottleneck"):
+        return depth
+    stage = int(re.findall(r"stage(\d+)_", name)[0])
+    return stage if name.startswith("encoder") else depth - 1 - stage + name.endswith("_up")
+
+
+def build_graph(
+    network: NetworkConfig,
+    arrays: Mapping[str, np.ndarray],
+    shape: tuple[int, int, int],
+    eight_bit: Ranges | None = None,
+    *,
+    probe: bool = False,
+) -> Any:
+    """The network for windows of one shape.
+
+    Parameters
+    ----------
+    network, arrays
+        Its shape and weights.
+    shape
+        (n, y, x) of every call, y and x multiples of the stride.
+    eight_bit
+        Convolutions to compute in 8 bits; the others are computed as the device is asked to.
+    probe
+        Give, after the activations, the largest magnitude of the input of each convolution, in order.
+
+    Returns
+    -------
+    openvino.Model
+        float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, class, y, x).
+
+    Raises
+    ------
+    InputError
+        If OpenVINO is not installed.
+    """
+    openvino = load_openvino()
+    return _Builder(network, arrays, eight_bit or {}).model(openvino, shape, probe=probe)
+
+
+class _Builder:
+    """Appends layer after layer, channels before rows, as OpenVINO orders axes."""
+
+    def __init__(self, network: NetworkConfig, arrays: Mapping[str, np.ndarray], eight_bit: Ranges) -> None:
+        import openvino.opset13 as operations
+
+        self._op: Any = operations
+        self._network = network
+        self._arrays = arrays
+        self._convolutions = fold(network, arrays)
+        self._eight_bit = eight_bit
+        self._inputs: list[Any] = []
+
+    def model(self, openvino: Any, shape: tuple[int, int, int], *, probe: bool) -> Any:
+        op = self._op
+        given = op.parameter([*shape, self._network.channels], np.float32, name="x")
+        x = op.transpose(self._standardise(given), op.constant(np.array([0, 3, 1, 2])))
+        logits = self._unet(x)
+        # Left in planes, as a map stores them.
+        result = op.softmax(logits, 1) if self._network.activation == "softmax" else op.sigmoid(logits)
+        axes = op.constant(np.array([0, 1, 2, 3]))
+        probes = [op.reduce_max(op.abs(node), axes) for node in self._inputs] if probe else []
+        return openvino.Model([node.output(0) for node in (result, *probes)], [given], "unet")
+
+    def _standardise(self, x: Any) -> Any:
+        op = self._op
+        mean, std = (self._arrays[f"standardization/{v}"] for v in ("mean", "std"))
+        known = op.select(op.is_nan(x), self._constant(mean), x)
+        return op.divide(op.subtract(known, self._constant(mean)), self._constant(std))
+
+    def _unet(self, x: Any) -> Any:
+        op, network = self._op, self._network
+        skips = []
+        for s in range(len(network.filters)):
+            x = self._convolve(self._convolve(x, f"encoder_stage{s}_conv1"), f"encoder_stage{s}_conv2")
+            skips.append(x)
+            # Its second output would be the positions.
+            x = op.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
+        for i in range(1, network.bottleneck + 1):
+            x = self._convolve(x, f"bottleneck_conv{i}")
+        for s in range(len(network.decoder_filters)):
+            stage = f"decoder_stage{s}"
+            if network.block == "transpose":
+                x = op.concat([self._convolve(x, f"{stage}_up"), skips.pop()], 1)
+            else:
+                x = self._convolve(op.concat([self._repeat(x), skips.pop()], 1), f"{stage}_conv1")
+            x = self._convolve(x, f"{stage}_conv2")
+        return self._convolve(x, "final_conv", activate=False)
+
+    def _convolve(self, x: Any, name: str, *, activate: bool = True) -> Any:
+        """Convolution and ReLU."""
+        op, convolution = self._op, self._convolutions[name]
+        self._inputs.append(x)
+        if self._is_wide(name):
+            x = op.add(self._winograd(x, convolution.kernel), self._constant(convolution.bias[:, None, None]))
+            return op.relu(x) if activate else x
+        kernel = self._constant(convolution.kernel)
+        if name in self._eight_bit:
+            # Only the input has signs, all others come from a ReLU. Signed inputs need all 256 values:
+            # with the symmetric 255 OpenVINO 2026.4 runs the convolution with twice the error.
+            low = -128 / 127 if name == next(iter(self._convolutions)) else 0.0
+            x = self._quantise(x, np.asarray(self._eight_bit[name]), low=low, levels=256)
+            axes = (0, 2, 3) if convolution.transposed else (1, 2, 3)
+            largest = np.abs(convolution.kernel).max(axes, keepdims=True)
+            kernel = self._quantise(kernel, largest, low=-1.0, levels=255)
+        if convolution.transposed:
+            x = op.convolution_backprop_data(
+                x, kernel, strides=[2, 2], pads_begin=[1, 1], pads_end=[1, 1], dilations=[1, 1]
+            )
+        else:
+            x = op.convolution(x, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
+        x = op.add(x, self._constant(convolution.bias[:, None, None]))
+        return op.relu(x) if activate else x
+
+    def _is_wide(self, name: str) -> bool:
+        """Whether a convolution is computed by `_winograd`."""
+        convolution = self._convolutions[name]
+        # Where the resolution is halved fully, sides may be odd and squares of 2 x 2 lie elsewhere in each
+        # window. Rounding hurts the transforms more than the products, so all must be float32.
+        aligned = _level(name, self._network) < len(self._network.filters)
+        wide = convolution.kernel.shape[1] >= WINOGRAD_CHANNELS
+        return wide and aligned and not convolution.transposed and not self._eight_bit
+
+    def _winograd(self, x: Any, kernel: np.ndarray) -> Any:
+        """Convolution 3 x 3 with 16 instead of 36 multiplications for each square of 2 x 2 results.
+
+        Parameters
+        ----------
+        x
+            (n, in, y, x), both sides even.
+        kernel
+            float32 (out, in, 3, 3).
+
+        References
+        ----------
+        Lavin & Gray 2016, doi:10.1109/CVPR.2016.435, section 4.1.
+        """
+        op = self._op
+        _, channels, height, width = x.get_output_shape(0)
+        around = _integers([0, 0, 1, 1])
+        # Its four phases as channels, so that the 16 pixels under each square are slices without steps.
+        phases = op.space_to_depth(op.pad(x, around, around, "constant", np.float32(0)), "blocks_first", 2)
+
+        def pixel(row: int, col: int) -> Any:
+            first = _integers([(row % 2 * 2 + col % 2) * channels, row // 2, col // 2])
+            last = first + _integers([channels, height // 2, width // 2])
+            return op.slice(phases, first, last, _integers([1, 1, 1]), _integers([1, 2, 3]))
+
+        kernels = np.einsum("ia,ocab,jb->ijoc", _KERNEL, kernel.astype(np.float64), _KERNEL)
+        tiles = self._transform([[pixel(i, j) for j in range(4)] for i in range(4)], _INPUT)
+        products = [[self._multiply(tiles[i][j], kernels[i, j]) for j in range(4)] for i in range(4)]
+        squares = self._transform(products, _OUTPUT)
+        return op.depth_to_space(op.concat([node for row in squares for node in row], 1), "blocks_first", 2)
+
+    def _transform(self, tile: Sequence[Sequence[Any]], matrix: np.ndarray) -> list[list[Any]]:
+        """``matrix @ tile @ matrix.T`` of nodes; the entries of the matrix are -1, 0 and 1."""
+
+        def combine(nodes: Sequence[Any], signs: np.ndarray) -> Any:
+            # Positive terms first, so that none has to be negated.
+            terms = sorted(((s, n) for s, n in zip(signs, nodes, strict=True) if s), key=lambda t: -t[0])
+            total = terms[0][1]
+            for sign, node in terms[1:]:
+                total = self._op.add(total, node) if sign > 0 else self._op.subtract(total, node)
+            return total
+
+        rows = [[combine(column, signs) for column in zip(*tile, strict=True)] for signs in matrix]
+        return [[combine(row, signs) for signs in matrix] for row in rows]
+
+    def _multiply(self, x: Any, matrix: np.ndarray) -> Any:
+        """`matrix` (out, in) times the channels of each pixel."""
+        kernel = self._constant(np.ascontiguousarray(matrix[:, :, None, None]))
+        return self._op.convolution(x, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
+
+    def _quantise(self, x: Any, largest: np.ndarray, *, low: float, levels: int) -> Any:
+        """Round to `levels` values evenly spaced between low * largest and largest."""
+        # A channel that is 0 throughout has no steps otherwise.
+        largest = np.maximum(largest, 1e-20)
+        bounds = self._constant(low * largest), self._constant(largest)
+        return self._op.fake_quantize(x, *bounds, *bounds, levels)
+
+    def _repeat(self, x: Any) -> Any:
+        """Twice the resolution, each pixel four times."""
+        return self._op.interpolate(
+            x,
+            self._constant([2, 2]),
+            "nearest",
+            "scales",
+            axes=self._op.constant(np.array([2, 3])),
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+
+    def _constant(self, value: Sequence[float] | np.ndarray | float) -> Any:
+        return self._op.constant(np.asarray(value, np.float32))
+
+
+def _integers(values: Sequence[int]) -> np.ndarray:
+    return np.asarray(values, np.int64)

@@ -1,0 +1,1 @@
+"""One raster, or many on one grid: opened with care, layers by name, in physical units."""

@@ -1,0 +1,262 @@
+"""Which pixels of a grid count: cloud mask or scene classification, bounds, and polygons."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from lulc.grid import GridSpec
+from lulc.rasters.alignment import Alignment
+from lulc.rasters.layers import Source
+from lulc.rasters.products import SCL_VALUES
+from lulc.rasters.sources import open_source
+from lulc.schema import InputError
+from lulc.storage import Resource
+from lulc.windows import Window
+
+if TYPE_CHECKING:
+    from lulc.labels import VectorCodes
+
+logger = logging.getLogger("lulc")
+
+_SAMPLED = 16
+_SAMPLE_SIDE = 256
+
+
+class MaskConfig(Protocol):
+    """The options of every command that leaves pixels out."""
+
+    @property
+    def mask(self) -> str | None: ...
+    @property
+    def mask_values(self) -> tuple[int, ...]: ...
+    @property
+    def bounds(self) -> tuple[float, float, float, float] | None: ...
+    @property
+    def aoi(self) -> str | None: ...
+    @property
+    def resample(self) -> bool: ...
+    @property
+    def allow_vrt(self) -> bool: ...
+    @property
+    def allow_remote(self) -> bool: ...
+
+
+class ValueMask:
+    """A raster of whole numbers, some of which leave a pixel out; read by nearest neighbour.
+
+    Parameters
+    ----------
+    source
+        Raster with one layer, on any grid of the same CRS.
+    grid
+        Pixels to read onto.
+    values
+        Values to leave out; empty for a mask of 0 and 1, where 1 is left out.
+    resample
+        Admit another CRS.
+
+    Raises
+    ------
+    InputError
+        If the raster has several layers or fractions, lies elsewhere, or its values are not clear.
+    """
+
+    def __init__(self, source: Source, grid: GridSpec, values: tuple[int, ...], *, resample: bool) -> None:
+        if len(source.layers) != 1 or not np.issubdtype(source.dtypes[0], np.integer):
+            raise InputError(
+                f"cannot use the mask '{source.path}', since it has {len(source.layers)} layers of type "
+                f"{source.dtypes[0]}, expected one layer of whole numbers",
+                "Give a cloud mask, or the scene classification (SCL) of the product.",
+            )
+        if source.grid.crs != grid.crs and not resample:
+            raise InputError(
+                f"cannot use the mask '{source.path}', since its grid is\n  {source.grid.describe()}\n"
+                f"expected the CRS of\n  {grid.describe()}",
+                "Add --resample to warp it (nearest neighbour).",
+            )
+        self._source = source
+        self._alignment = Alignment(source.grid, grid)
+        if not self._alignment.touches():
+            raise InputError(
+                f"cannot use the mask '{source.path}', since it lies elsewhere:\n  {source.grid.describe()}\n"
+                f"expected some of\n  {grid.describe()}",
+                "Give the mask of this scene.",
+            )
+        if not self._alignment.covers():
+            logger.warning("the mask '%s' does not cover the bands; pixels beyond it are kept", source.path)
+        self._binary = not values
+        if self._binary:
+            _check_binary(source.path, self._sample())
+            logger.info("mask '%s': pixels of value 1 are left out, those of 0 kept", source.path)
+        self.values = values or (1,)
+
+    def read(self, window: Window) -> np.ndarray:
+        """True where a pixel counts, bool (y, x)."""
+        codes, inside = self._alignment.nearest(lambda there: self._source.read([0], there)[0], window)
+        if self._binary and codes.size and not np.isin(codes, (0, 1)).all():
+            _check_binary(self._source.path, np.unique(codes))
+        return np.asarray(~(np.isin(codes, self.values) & inside))
+
+    def _sample(self) -> np.ndarray:
+        height, width = self._source.grid.shape
+        side = int(_SAMPLED**0.5)
+        found = [
+            np.unique(
+                self._source.read(
+                    [0], Window(row, col, min(_SAMPLE_SIDE, height - row), min(_SAMPLE_SIDE, width - col))
+                )
+            )
+            for row in sorted({i * max(0, height - _SAMPLE_SIDE) // (side - 1) for i in range(side)})
+            for col in sorted({i * max(0, width - _SAMPLE_SIDE) // (side - 1) for i in range(side)})
+        ]
+        return np.unique(np.concatenate(found))
+
+    def identity(self) -> dict[str, Any]:
+        return self._source.identity()
+
+    def reopen(self) -> ValueMask:
+        again = object.__new__(ValueMask)
+        again.__dict__.update(self.__dict__)
+        again._source = self._source.reopen()
+        return again
+
+    def close(self) -> None:
+        self._source.close()
+
+
+class Masks(Resource):
+    """All that leaves pixels of a grid out; made by `open_masks`, closed as a context manager.
+
+    Attributes
+    ----------
+    provenance
+        JSON-ready: mask and its values, bounds, polygons.
+    """
+
+    def __init__(
+        self,
+        grid: GridSpec,
+        mask: ValueMask | None,
+        bounds: tuple[float, float, float, float] | None,
+        polygons: VectorCodes | None,
+        provenance: dict[str, Any],
+    ) -> None:
+        self.grid = grid
+        self.provenance = provenance
+        self._mask = mask
+        self._bounds = bounds
+        self._polygons = polygons
+
+    def read(self, window: Window) -> np.ndarray | None:
+        """True where a pixel counts, bool (y, x); None where all do, for want of any mask."""
+        parts = []
+        if self._bounds is not None:
+            rows, cols = _inside_bounds(self.grid.crop(window), self._bounds)
+            parts.append(rows[:, None] & cols)
+        if self._polygons is not None:
+            parts.append(self._polygons.read(window) == 1)
+        # A mask need not be decoded where bounds and polygons leave nothing.
+        if self._mask is not None and (not parts or np.logical_and.reduce(parts).any()):
+            parts.append(self._mask.read(window))
+        return np.logical_and.reduce(parts) if parts else None
+
+    def identity(self) -> list[dict[str, Any]]:
+        """Name, bytes and sha256 of the files that were given."""
+        return [part.identity() for part in (self._mask, self._polygons) if part is not None]
+
+    def reopen(self) -> Masks:
+        """The same masks for another thread."""
+        mask = self._mask.reopen() if self._mask else None
+        return Masks(self.grid, mask, self._bounds, self._polygons, self.provenance)
+
+    def close(self) -> None:
+        if self._mask is not None:
+            self._mask.close()
+
+
+def open_masks(config: MaskConfig, grid: GridSpec, *, classified: bool = False) -> Masks:
+    """Open what the options ``--mask --mask-values --bounds --aoi`` name.
+
+    Parameters
+    ----------
+    config
+        Any config with these options.
+    grid
+        Pixels to read onto.
+    classified
+        True where products bring a scene classification, which ``--mask-values`` may mean.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be used, bounds or mask lie elsewhere, or there are mask values and no mask.
+    """
+    if config.mask_values and config.mask is None and not classified:
+        values = " ".join(map(str, config.mask_values))
+        raise InputError(
+            f"cannot leave out the mask values {values}, since no --mask is given, expected the raster "
+            "that holds them (only .SAFE folders of level 2A bring their own)",
+            f"Type --mask RASTER --mask-values {values}, or leave --mask-values out.",
+        )
+    polygons = None
+    provenance: dict[str, Any] = {"mask": None, "bounds": None, "aoi": None}
+    if config.bounds is not None:
+        _check_bounds(config.bounds, grid)
+        provenance["bounds"] = list(config.bounds)
+    if config.aoi is not None:
+        # geopandas takes longer to import than most stacks to open.
+        from lulc.labels import VectorCodes
+
+        polygons = VectorCodes(config.aoi, grid, presence=True)
+        provenance["aoi"] = Path(config.aoi).name
+    mask = None
+    if config.mask is not None:
+        source = open_source(config.mask, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
+        try:
+            mask = ValueMask(source, grid, config.mask_values, resample=config.resample)
+        except BaseException:
+            source.close()
+            raise
+        provenance["mask"] = {"file": Path(config.mask).name, "left_out": list(mask.values)}
+    return Masks(grid, mask, config.bounds, polygons, provenance)
+
+
+def _check_binary(path: str, values: np.ndarray) -> None:
+    """Refuse values other than 0 and 1 where nothing says which to leave out."""
+    if np.isin(values, (0, 1)).all():
+        return
+    shown = ", ".join(str(v) for v in values[:12]) + (", ..." if values.size > 12 else "")
+    scene = values.max() <= 11
+    suggestion = " ".join(map(str, SCL_VALUES)) if scene else str(values.max())
+    meaning = " (scene classification: no data, saturated, cloud shadows, clouds, cirrus)" if scene else ""
+    raise InputError(
+        f"cannot use the mask '{path}', since it holds the values {shown}, "
+        "expected only 0 and 1 where no values to leave out are given",
+        f"Say which values to leave out, e.g. --mask-values {suggestion}{meaning}",
+    )
+
+
+def _check_bounds(bounds: tuple[float, float, float, float], grid: GridSpec) -> None:
+    left, bottom, right, top = bounds
+    rows, cols = _inside_bounds(grid, bounds)
+    if not (left < right and bottom < top and rows.any() and cols.any()):
+        raise InputError(
+            f"cannot use the bounds {' '.join(f'{v:.10g}' for v in bounds)}, since no pixel lies inside, "
+            f"expected left bottom right top within {' '.join(f'{v:.10g}' for v in grid.bounds)}",
+            f"Give them in the CRS of the bands: {grid.describe()}",
+        )
+
+
+def _inside_bounds(
+    grid: GridSpec, bounds: tuple[float, float, float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns, bool (y,) and (x,), whose pixel centres lie inside."""
+    left, bottom, right, top = bounds
+    t = grid.transform
+    x = t.c + t.a * (np.arange(grid.width) + 0.5)
+    y = t.f + t.e * (np.arange(grid.height) + 0.5)
+    return (y >= bottom) & (y <= top), (x >= left) & (x <= right)

@@ -1,0 +1,470 @@
+"""Mosaics: layers of one or many files, found by name, converted, and brought onto one grid."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc.config import InputConfig
+from lulc.grid import GridSpec
+from lulc.rasters.alignment import Alignment
+from lulc.rasters.items import is_item
+from lulc.rasters.layers import SENTINEL_BANDS, Layer, Source
+from lulc.rasters.masks import ValueMask
+from lulc.rasters.products import SCL_VALUES
+from lulc.rasters.radiometry import Scaling, check_radiometry, choose_scaling, reflectance
+from lulc.rasters.sources import is_safe, open_item, open_product, open_source
+from lulc.schema import INDICES, InputError
+from lulc.windows import Window
+
+logger = logging.getLogger("lulc")
+
+_NATIVE_10_M = ("B02", "B03", "B04", "B08")
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One layer that is read: which, and what becomes of it."""
+
+    name: str
+    position: int
+    layer: Layer
+    scaling: Scaling
+    nodata: float | None
+
+
+class Reader:
+    """Some layers of one source, converted and on the stack's grid."""
+
+    def __init__(self, source: Source, alignment: Alignment, planes: Sequence[Plane]) -> None:
+        self.source = source
+        self.alignment = alignment
+        self.planes = tuple(planes)
+
+    def read(self, window: Window, only: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(values float32 (plane, y, x), valid bool (plane, y, x)) of all planes, or of those of `only`."""
+        planes = self.planes if only is None else [self.planes[i] for i in only]
+        return self.alignment.bilinear(lambda there: self._convert(planes, there), window)
+
+    def read_into(self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]) -> None:
+        """Read all planes into their slots of values and valid (plane, y, x)."""
+        own = [slots[p.name] for p in self.planes]
+        if self.alignment.kind == "same":
+            self._convert_into(self.planes, window, [values[i] for i in own], [valid[i] for i in own])
+        else:
+            values[own], valid[own] = self.read(window)
+
+    def _convert(self, planes: Sequence[Plane], there: Window) -> tuple[np.ndarray, np.ndarray]:
+        values = np.empty((len(planes), *there.shape), dtype="float32")
+        valid = np.empty(values.shape, dtype=bool)
+        self._convert_into(planes, there, values, valid)
+        return values, valid
+
+    def _convert_into(
+        self, planes: Sequence[Plane], there: Window,
+        values: Iterable[np.ndarray], valid: Iterable[np.ndarray],
+    ) -> None:  # fmt: skip
+        stored = self.source.read([p.position for p in planes], there)
+        for plane, dn, out, ok in zip(planes, stored, values, valid, strict=True):
+            if plane.name in INDICES:
+                _decode(dn, plane, out, ok)
+            else:
+                reflectance(dn, plane.scaling, plane.nodata, out, ok)
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Plane name to file and conversion, JSON-ready."""
+        file = Path(self.source.path).name
+        moved = {"same": "none"}.get(self.alignment.kind, "bilinear")
+        described = {}
+        for p in self.planes:
+            said: dict[str, Any] = {"file": file, "resampling": moved}
+            if p.name in INDICES:
+                said |= {"coding": "read", "nodata": p.nodata}
+            else:
+                said |= {"scale": p.scaling.scale, "scale_from": p.scaling.scale_from,
+                         "offset": p.scaling.offset, "offset_from": p.scaling.offset_from}  # fmt: skip
+            described[p.name] = said
+        return described
+
+    def reopen(self) -> Reader:
+        return Reader(self.source.reopen(), self.alignment, self.planes)
+
+
+class Mosaic:
+    """The readers of one mosaic, with the scene classification of its own product where there is one."""
+
+    def __init__(self, path: str, readers: Sequence[Reader], mask: ValueMask | None) -> None:
+        self.path = path
+        self.readers = tuple(readers)
+        self.mask = mask
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(p.name for r in self.readers for p in r.planes)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows that files store together, at most."""
+        return max((r.source.block[0] for r in self.readers), default=1)
+
+    @property
+    def left_out(self) -> tuple[int, ...] | None:
+        """Values of the scene classification that make a pixel missing; None where there is none."""
+        return self.mask.values if self.mask else None
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Plane name to file and conversion, JSON-ready."""
+        return {name: said for reader in self.readers for name, said in reader.describe().items()}
+
+    def read(self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]) -> None:
+        """Fill the slots of this mosaic's planes in values and valid (plane, y, x)."""
+        for reader in self.readers:
+            reader.read_into(window, values, valid, slots)
+        if self.mask is not None:
+            clear = self.mask.read(window)
+            for name in self.names:
+                valid[slots[name]] &= clear
+
+    def patch(
+        self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]
+    ) -> dict[str, np.ndarray]:
+        """Fill what is missing; gives, for each band that gained, the pixels bool (y, x)."""
+        gained: dict[str, np.ndarray] = {}
+        clear: np.ndarray | None = None
+        for reader in self.readers:
+            lacking = [i for i, p in enumerate(reader.planes) if not valid[slots[p.name]].all()]
+            if not lacking:
+                continue
+            found, ok = reader.read(window, lacking)
+            if self.mask is not None and clear is None:
+                clear = self.mask.read(window)
+            for i, value, good in zip(lacking, found, ok, strict=True):
+                slot = slots[reader.planes[i].name]
+                take = good & ~valid[slot] if clear is None else good & clear & ~valid[slot]
+                np.copyto(values[slot], value, where=take)
+                valid[slot] |= take
+                gained[reader.planes[i].name] = take
+        return gained
+
+    def reopen(self) -> Mosaic:
+        mask = self.mask.reopen() if self.mask else None
+        return Mosaic(self.path, [r.reopen() for r in self.readers], mask)
+
+    def close(self) -> None:
+        for reader in self.readers:
+            reader.source.close()
+        if self.mask is not None:
+            self.mask.close()
+
+    def identity(self) -> Iterator[dict[str, Any]]:
+        for reader in self.readers:
+            yield reader.source.identity()
+        if self.mask is not None:
+            yield self.mask.identity()
+
+
+def open_in(path: str, config: InputConfig, opened: contextlib.ExitStack) -> Source:
+    """Open one raster as the options admit, closed with `opened`."""
+    return opened.enter_context(
+        open_source(path, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
+    )
+
+
+def open_bands(
+    paths: Sequence[str], config: InputConfig, wanted: Sequence[str], opened: contextlib.ExitStack,
+    *, classified: bool = True,
+) -> tuple[list[Source], Source | None]:  # fmt: skip
+    """The sources of band files, products and STAC items, and the scene classification of the (only) product.
+
+    The latter is None where there is none, or where it is not wanted (`classified`).
+    """
+    sources: list[Source] = []
+    masks: list[Source] = []
+    for path in paths:
+        if is_item(path):
+            found, mask = open_item(path, wanted, allow_remote=config.allow_remote)
+            sources += [opened.enter_context(source) for source in found]
+            if mask is not None and classified:
+                masks.append(open_in(mask, config, opened))
+            continue
+        if not is_safe(path):
+            sources.append(open_in(path, config, opened))
+            continue
+        found, product = open_product(path, wanted)
+        sources += [opened.enter_context(source) for source in found]
+        if product.mask is not None and classified:
+            masks.append(open_in(str(product.mask), config, opened))
+        logger.info(
+            "'%s': level %s, scale %g, offset %s DN",
+            path, product.level, product.scale, sorted({product.offsets[s.names[0] or ""] for s in found}),
+        )  # fmt: skip
+    return sources, masks[0] if masks else None
+
+
+def finest_grid(sources: Sequence[Source], planes: Sequence[Sequence[Plane]]) -> GridSpec:
+    """The finest grid among the bands that Sentinel-2 has at 10 m, else among all bands."""
+    candidates = [
+        source.grid
+        for preferred in (_NATIVE_10_M, SENTINEL_BANDS)
+        for source, own in zip(sources, planes, strict=True)
+        if any(p.name in preferred for p in own)
+    ]
+    if not candidates:
+        raise InputError(
+            "cannot decide on a grid, since no band is read, expected at least one",
+            "Give the bands, or a grid: --like RASTER",
+        )
+    # Pixel sizes in one CRS compare; min keeps the first of equals.
+    return min(candidates, key=lambda g: g.pixel_size if g.crs == candidates[0].crs else (np.inf, np.inf))
+
+
+def build_mosaic(
+    path: str, sources: Sequence[Source], planes: Sequence[Sequence[Plane]], grid: GridSpec,
+    config: InputConfig, mask: Source | None,
+) -> Mosaic:  # fmt: skip
+    """The planes of some sources on one grid; `mask` is the scene classification of their product."""
+    readers = [
+        Reader(source, _align(source, grid, config), own)
+        for source, own in zip(sources, planes, strict=True)
+        if own
+    ]
+    scene = None
+    if mask is not None:
+        # With --mask the values given are those of that raster.
+        values = SCL_VALUES if config.mask else config.mask_values or SCL_VALUES
+        scene = ValueMask(mask, grid, values, resample=config.resample)
+    return Mosaic(path, readers, scene)
+
+
+def band_planes(
+    sources: Sequence[Source], config: InputConfig, needed: Sequence[str], what: str, *, complete: bool = True
+) -> list[list[Plane]]:
+    """For each source the planes to read of it, checked against the names needed."""
+    names = _given_names(sources, config.band_names, "--band-names", SENTINEL_BANDS)
+    planes = [
+        [
+            Plane(
+                str(name), i, layer, choose_scaling(layer, config.scale, config.offset),
+                layer.nodata if layer.nodata is not None else config.nodata,
+            )
+            for i, (name, layer) in enumerate(zip(own, source.layers, strict=True))
+            if name in needed
+        ]
+        for source, own in zip(sources, names, strict=True)
+    ]  # fmt: skip
+    _check_names(sources, names, [p.name for own in planes for p in own], needed, what, complete=complete)
+    return planes
+
+
+def index_planes(
+    sources: Sequence[Source], config: InputConfig, channels: Sequence[str]
+) -> list[list[Plane]]:
+    """For each index raster the planes to read of it."""
+    names = _given_names(sources, config.index_names, "--index-names", INDICES)
+    wanted = [c for c in channels if c in INDICES]
+    planes: list[list[Plane]] = []
+    position = 0
+    total = sum(name in INDICES for own in names for name in own)
+    for source, own in zip(sources, names, strict=True):
+        planes.append([])
+        for i, (name, layer) in enumerate(zip(own, source.layers, strict=True)):
+            if name not in INDICES:
+                continue
+            nodata = _index_nodata(source.path, str(name), layer, config.index_nodata, position, total)
+            position += 1
+            if name in wanted:
+                planes[-1].append(Plane(str(name), i, layer, Scaling(), nodata))
+        _check_coding(source, planes[-1])
+    found = [p.name for own in planes for p in own]
+    if sources:
+        _check_names(sources, names, found, wanted, "the index rasters", complete=False)
+    return planes
+
+
+def _index_nodata(
+    path: str, name: str, layer: Layer, given: Sequence[float], position: int, total: int
+) -> float | None:
+    if layer.nodata is not None:
+        return layer.nodata
+    if len(given) == 1:
+        return given[0]
+    if given and len(given) == total:
+        return given[position]
+    if np.issubdtype(layer.dtype, np.floating) and not given:
+        return None
+    found = f"{len(given)} values were given for {total} layers" if given else "its file declares none"
+    raise InputError(
+        f"cannot read the index {name} of '{path}', since its no-data value is not known ({found}), "
+        "expected one in the file (per band), or one for all or for each layer",
+        "Say it: --index-nodata 0, or one value per layer in file order; SYKE's mosaics have 0, "
+        "but 255 for NDBI: --index-nodata 0 0 255 0 0",
+    )
+
+
+def _given_names(
+    sources: Sequence[Source], given: Sequence[str], option: str, known: Sequence[str]
+) -> list[list[str | None]]:
+    """Names of all layers, those without a known one named by the option, in file order."""
+    names = [list(source.names) for source in sources]
+    if not given:
+        return names
+    wrong = [n for n in given if n not in known]
+    if wrong:
+        raise InputError(
+            f"cannot use {option} {' '.join(given)}, since {', '.join(wrong)} is no such name, "
+            f"expected names among {', '.join(known)}",
+            "Spell them as in B02, B8A, NDVI.",
+        )
+    unnamed = [(i, j) for i, own in enumerate(names) for j, n in enumerate(own) if n not in known]
+    if not unnamed:
+        flat = [n for own in names for n in own]
+        if set(flat) & set(given) != set(given):
+            raise InputError(
+                f"cannot use {option} {' '.join(given)}, since the layers are named already: "
+                f"{', '.join(map(str, flat))}, expected unnamed layers",
+                f"Leave {option} out, or correct the names in the file (band descriptions).",
+            )
+        return names
+    if len(unnamed) != len(given):
+        raise InputError(
+            f"cannot use {option} with {len(given)} names, since {len(unnamed)} layers are unnamed in "
+            f"{', '.join(repr(s.path) for s in sources)}, expected one name for each",
+            f"Give {len(unnamed)} names, in file order.",
+        )
+    for (i, j), name in zip(unnamed, given, strict=True):
+        names[i][j] = name
+    return names
+
+
+def _check_names(
+    sources: Sequence[Source], names: Sequence[Sequence[str | None]], found: Sequence[str],
+    needed: Sequence[str], what: str, *, complete: bool,
+) -> None:  # fmt: skip
+    """Refuse names that are missing (all of them, where not `complete`) or given twice."""
+    missing = [n for n in needed if n not in found]
+    twice = sorted({n for n in found if found.count(n) > 1})
+    if not twice and (not missing or (not complete and found)):
+        return
+    listing = "\n".join(
+        f"  {source.path}: {', '.join(str(n or '(unnamed)') for n in own[:20])}"
+        for source, own in zip(sources, names, strict=True)
+    )
+    index = bool(needed) and needed[0] in INDICES
+    option = "--index-names" if index else "--band-names"
+    verb = "is" if len(twice or missing) == 1 else "are"
+    problem = f"{', '.join(twice or missing)} {verb} {'there twice' if twice else 'missing'}"
+    raise InputError(
+        f"cannot make a stack of {what}, since {problem}; found\n{listing or '  no file'}\n"
+        f"expected {', '.join(needed)}, each once",
+        ("Give each index once." if index else "Give each band once: mosaics of other dates with --fill, "
+         "neighbouring tiles as one file (gdalbuildvrt mosaic.vrt A.tif B.tif) with --allow-vrt.")
+        if twice else
+        f"Give the missing files, or name unnamed layers in file order: {option} {' '.join(needed)}",
+    )  # fmt: skip
+
+
+def _align(source: Source, grid: GridSpec, config: InputConfig) -> Alignment:
+    alignment = Alignment(source.grid, grid)
+    if alignment.kind not in ("same", "scaled") and not config.resample:
+        raise InputError(
+            f"cannot stack '{source.path}', since its grid is\n  {source.grid.describe()}\n"
+            f"expected\n  {grid.describe()}",
+            "Add --resample to resample it (bilinear), or --like RASTER to choose the grid.",
+        )
+    if alignment.kind not in ("same", "scaled"):
+        if not alignment.touches():
+            raise InputError(
+                f"cannot stack '{source.path}', since it lies elsewhere:\n  {source.grid.describe()}\n"
+                f"expected some of\n  {grid.describe()}",
+                "Give rasters of one region.",
+            )
+        logger.info("'%s' is resampled (bilinear) to %s", source.path, grid.describe())
+    return alignment
+
+
+def _decode(dn: np.ndarray, plane: Plane, out: np.ndarray, valid: np.ndarray) -> None:
+    """SYKE code float32 of one stored index plane, and where it is valid (0..200, not no data)."""
+    np.copyto(out, dn, casting="unsafe")
+    if plane.layer.scale is not None:
+        # Metadata that turn stored values into the index itself: v = (stored + offset) x scale.
+        out += np.float32(plane.layer.offset or 0.0)
+        out *= np.float32(100 * plane.layer.scale)
+        out += np.float32(100)
+    np.less_equal(out, 200, out=valid)
+    valid &= out >= 0
+    if plane.nodata is not None:
+        valid &= dn != plane.nodata
+
+
+def _check_coding(source: Source, planes: Sequence[Plane]) -> None:
+    """Refuse an index raster that holds -1..1 rather than SYKE code."""
+    stored = [p for p in planes if np.issubdtype(p.layer.dtype, np.floating) and p.layer.scale is None]
+    for p, values in zip(stored, _sample(source, stored), strict=True):
+        if values.size and np.abs(values).max() <= 2:
+            raise InputError(
+                f"cannot read the index {p.name} of '{source.path}', since its values lie in "
+                f"{values.min():.3g}..{values.max():.3g}, expected SYKE code 100 x index + 100 in 0..200",
+                "Leave the index raster out, and the indices are computed from the bands.",
+            )
+
+
+def check_samples(mosaic: Mosaic) -> None:
+    """Look at samples of a mosaic's bands for signs of a wrong scale or offset."""
+    samples: dict[str, np.ndarray] = {}
+    scaling: dict[str, Scaling] = {}
+    for reader in mosaic.readers:
+        for plane, values in zip(reader.planes, _sample(reader.source, reader.planes), strict=True):
+            samples[plane.name] = values
+            scaling[plane.name] = plane.scaling
+    paths = list(dict.fromkeys(r.source.path for r in mosaic.readers))
+    name = paths[0] if len(paths) == 1 else f"{paths[0]}' and {len(paths) - 1} more '"
+    check_radiometry(samples, scaling, name.rstrip(" '"))
+
+
+def _sample(source: Source, planes: Sequence[Plane]) -> list[np.ndarray]:
+    """Stored values (n,) of each plane without no data, from a lattice of places."""
+    if not planes:
+        return []
+    # Few places where blocks are large and slow to decode; each within one block where it can be.
+    large = source.block[0] * source.block[1] > 2**19
+    stored: list[np.ndarray] = []
+    for count, side in ((2, 512) if large else (4, 128), (8, 64)):
+        windows = _lattice(source, count, side)
+        read = [source.read([p.position for p in planes], w).reshape(len(planes), -1) for w in windows]
+        stored = list(np.concatenate(read, axis=1))
+        present = np.logical_and.reduce([_present(v, p) for v, p in zip(stored, planes, strict=True)])
+        if present.sum() >= 4096:
+            break
+    return [v[present] for v in stored]
+
+
+def _present(values: np.ndarray, plane: Plane) -> np.ndarray:
+    present = np.isfinite(values)
+    if plane.name not in INDICES:
+        present &= values != 0
+    if plane.nodata is not None:
+        present &= values != plane.nodata
+    return present
+
+
+def _lattice(source: Source, count: int, side: int) -> list[Window]:
+    starts = []
+    for length, block in zip(source.grid.shape, source.block, strict=True):
+        own = min(side, length)
+        places = (round(i * (length - own) / max(1, count - 1)) for i in range(count))
+        snapped = {_snap(place, block, own, length) for place in places}
+        starts.append((sorted(snapped), own))
+    (rows, height), (cols, width) = starts
+    return [Window(row, col, height, width) for row in rows for col in cols]
+
+
+def _snap(place: int, block: int, size: int, length: int) -> int:
+    """The start of the block that holds `place`, where a window of `size` fits into that block."""
+    start = place // block * block
+    return start if block >= size and start + size <= length else place

@@ -1,0 +1,147 @@
+"""Copernicus ``.SAFE`` folders: which files hold the bands, and what their metadata say of DN."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from lulc.rasters import guards
+from lulc.rasters.layers import SENTINEL_BANDS
+from lulc.schema import InputError
+
+_METADATA = ("MTD_MSIL2A.xml", "MTD_MSIL1C.xml")
+_BAND_FILE = re.compile(r"_(B\d\d|B8A|SCL)(?:_(\d\d)m)?\.(?:jp2|tif)$", re.IGNORECASE)
+
+SCL_VALUES = (0, 1, 3, 8, 9, 10)
+"""Scene classification: no data, saturated, cloud shadow, cloud (medium, high), thin cirrus."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a ``.SAFE`` folder holds.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    level
+        ``L2A`` or ``L1C``.
+    files
+        Band name to its file, each at its finest resolution.
+    scale
+        Reflectance per DN: 1 / quantification value.
+    offsets
+        Band name to what is added to DN before scaling (0 before processing baseline 04.00).
+    mask
+        Scene classification at 20 m, None at level 1C.
+    metadata
+        The xml that was read.
+    """
+
+    path: Path
+    level: str
+    files: dict[str, Path]
+    scale: float
+    offsets: dict[str, float]
+    mask: Path | None
+    metadata: Path
+
+
+def is_product(path: Path) -> bool:
+    """True for a folder named ``.SAFE`` or holding a product's metadata."""
+    return path.is_dir() and (
+        path.name.upper().endswith(".SAFE") or any((path / name).is_file() for name in _METADATA)
+    )
+
+
+def read_product(path: Path) -> Product:
+    """Find the files of a product and read its metadata.
+
+    Raises
+    ------
+    InputError
+        If metadata or bands are missing, or a file leads out of the folder.
+    """
+    metadata = next((path / name for name in _METADATA if (path / name).is_file()), None)
+    if metadata is None:
+        raise InputError(
+            f"cannot use '{path}', since it holds neither {' nor '.join(_METADATA)}, "
+            "expected a Sentinel-2 product of level 2A or 1C",
+            "Unpack the product whole, or give its band files themselves.",
+        )
+    guards.check_inside(metadata, path, str(path))
+    level = metadata.stem[-3:]
+    root = guards.read_xml(metadata, "the metadata")
+    files = _find_files(path)
+    mask = files.pop("SCL", None)
+    if not files:
+        raise InputError(
+            f"cannot use '{path}', since no band was found in GRANULE/*/IMG_DATA, "
+            "expected files such as ..._B02_10m.jp2",
+            "Unpack the product whole.",
+        )
+    scale, offsets = _calibration(metadata, root, level)
+    return Product(path, level, files, scale, offsets, mask, metadata)
+
+
+def _find_files(path: Path) -> dict[str, Path]:
+    """Band name (and SCL) to the file of the finest resolution."""
+    best: dict[str, tuple[int, Path]] = {}
+    for file in sorted(path.glob("GRANULE/*/IMG_DATA/**/*")):
+        match = _BAND_FILE.search(file.name)
+        if not match or not file.is_file():
+            continue
+        guards.check_inside(file, path, str(path))
+        name, meters = match.group(1).upper(), int(match.group(2) or 0)
+        if name in best and best[name][0] == meters:
+            raise InputError(
+                f"cannot use '{path}', since it holds {name} twice: "
+                f"'{best[name][1].name}' and '{file.name}', expected one granule",
+                "Give the band files of one granule.",
+            )
+        if name not in best or meters < best[name][0]:
+            best[name] = (meters, file)
+    return {name: file for name, (_, file) in best.items()}
+
+
+def _calibration(metadata: Path, root: Element, level: str) -> tuple[float, dict[str, float]]:
+    """(reflectance per DN, offset in DN of each band)."""
+    prefix, kind = ("BOA_", "BOA") if level == "L2A" else ("", "RADIO")
+    quantification = [_number(metadata, e) for e in _elements(root, f"{prefix}QUANTIFICATION_VALUE")]
+    if not quantification or quantification[0] <= 0:
+        raise InputError(
+            f"cannot read '{metadata}', since it states no {prefix}QUANTIFICATION_VALUE, expected 10000",
+            "Give the band files themselves with --scale 0.0001 and --offset.",
+        )
+    offsets = dict.fromkeys(SENTINEL_BANDS, 0.0)
+    for element in _elements(root, f"{kind}_ADD_OFFSET"):
+        number = element.get("band_id", "")
+        if not number.isdecimal() or int(number) >= len(SENTINEL_BANDS):
+            raise InputError(
+                f"cannot read '{metadata}', since {kind}_ADD_OFFSET names band '{number[:20]}', "
+                "expected 0..12",
+                "The metadata are damaged; get the product again.",
+            )
+        offsets[SENTINEL_BANDS[int(number)]] = _number(metadata, element)
+    return 1.0 / quantification[0], offsets
+
+
+def _elements(root: Element, name: str) -> list[Element]:
+    """Elements of a local name, in any namespace."""
+    return [e for e in root.iter() if e.tag.rsplit("}", 1)[-1] == name]
+
+
+def _number(metadata: Path, element: Element) -> float:
+    try:
+        value = float(element.text or "")
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < 1e9:
+        raise InputError(
+            f"cannot read '{metadata}', since {element.tag.rsplit('}', 1)[-1]} is "
+            f"'{(element.text or '')[:40]}', expected a number",
+            "The metadata are damaged; get the product again.",
+        )
+    return value

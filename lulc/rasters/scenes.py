@@ -1,0 +1,414 @@
+"""Many scenes on one grid: opened when they are read, the first that has a pixel gives it.
+
+Where scenes overlap, each band of a pixel is taken from the first scene, in the order given, in which it is
+valid; that is the rule of ``--fill``, from scene to scene. The scene classification of a product or STAC item
+makes that scene's own clouds missing, so that a later scene fills them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rasterio.warp import transform_bounds
+
+from lulc.config import InputConfig
+from lulc.documents import read_document, write_document
+from lulc.grid import GRID_SCHEMA, GridSpec
+from lulc.rasters import guards
+from lulc.rasters.items import is_item, item_files
+from lulc.rasters.layers import SENTINEL_BANDS, WHOLE_BYTES, identify, name_from_file
+from lulc.rasters.mosaics import (
+    Mosaic,
+    band_planes,
+    build_mosaic,
+    check_samples,
+    finest_grid,
+    open_bands,
+    open_in,
+)
+from lulc.rasters.sources import is_safe
+from lulc.schema import InputError
+from lulc.windows import Window
+
+logger = logging.getLogger("lulc")
+
+OPEN = 16
+"""Scenes that are open at once; with a file for each band that is less than 250 files."""
+
+_RASTERS = (".tif", ".tiff", ".img", ".jp2", ".nc", ".nc4", ".zarr")
+_RESOLUTION = re.compile(r"\d+M", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene, closed.
+
+    Parameters
+    ----------
+    paths
+        What it is read from: one file, product or item, or a file for each band.
+    grid, place
+        The pixels that it covers: by themselves, and as a window of the common grid, which it may leave.
+    block_rows
+        Rows that its files store together.
+    described
+        JSON-ready: for each band its file and conversion.
+    left_out
+        Values of its scene classification that make a pixel missing; None where it has none.
+    """
+
+    paths: tuple[str, ...]
+    grid: GridSpec
+    place: Window
+    block_rows: int
+    described: dict[str, dict[str, Any]]
+    left_out: tuple[int, ...] | None
+
+
+class Scenes:
+    """Scenes on their common grid, read like a `lulc.rasters.mosaics.Mosaic`; made by `open_scenes`.
+
+    Files are opened when a window needs them, and a few are kept open. `write` and `read_scenes` hand what
+    was found to another process, which then opens nothing that it doesn't read.
+
+    Attributes
+    ----------
+    grid : GridSpec
+        The common grid.
+    names : tuple of str
+        Bands.
+    """
+
+    def __init__(
+        self, scenes: Sequence[Scene], grid: GridSpec, names: Sequence[str], config: InputConfig
+    ) -> None:
+        self.scenes = tuple(scenes)
+        self.grid = grid
+        self.names = tuple(names)
+        self._config = config
+        self._opened: OrderedDict[int, Mosaic] = OrderedDict()
+        # Rows and columns of all places, first and one past the last: int64 (4, scene).
+        self._sides = np.array([(s.place.row, s.place.col, *s.place.stop) for s in scenes], np.int64).T
+
+    @property
+    def block_rows(self) -> int:
+        """Rows that files store together, at most."""
+        return max(scene.block_rows for scene in self.scenes)
+
+    @property
+    def left_out(self) -> tuple[int, ...] | None:
+        """Values of scene classifications that make a pixel missing; None where no scene has one."""
+        return next((scene.left_out for scene in self.scenes if scene.left_out), None)
+
+    def read(self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]) -> None:
+        """Fill the slots of the bands in values and valid (plane, y, x)."""
+        own = [slots[name] for name in self.names]
+        for slot in own:
+            values[slot], valid[slot] = 0, False
+        local = {name: i for i, name in enumerate(self.names)}
+        for number in self._touching(window):
+            common = window.intersect(self.scenes[number].place)
+            rows, cols = common.relative_to(window).slices
+            if all(valid[slot, rows, cols].all() for slot in own):
+                continue
+            found = np.empty((len(own), *common.shape), "float32")
+            good = np.empty(found.shape, bool)
+            there = common.relative_to(self.scenes[number].place)
+            self._open(number).read(there, found, good, local)
+            for i, slot in enumerate(own):
+                good[i] &= ~valid[slot, rows, cols]
+                np.copyto(values[slot, rows, cols], found[i], where=good[i])
+                valid[slot, rows, cols] |= good[i]
+
+    def _touching(self, window: Window) -> list[int]:
+        """Numbers of the scenes that have a pixel of the window, in order."""
+        top, left, bottom, right = self._sides
+        there = (
+            (top < window.stop[0]) & (bottom > window.row) & (left < window.stop[1]) & (right > window.col)
+        )
+        return [int(i) for i in np.flatnonzero(there)]
+
+    def _open(self, number: int) -> Mosaic:
+        if number not in self._opened:
+            while len(self._opened) >= OPEN:
+                self._opened.popitem(last=False)[1].close()
+            scene = self.scenes[number]
+            with contextlib.ExitStack() as opened:
+                self._opened[number] = _build(scene.paths, self._config, self.names, scene.grid, opened)
+                opened.pop_all()
+        self._opened.move_to_end(number)
+        return self._opened[number]
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Band to what all scenes have in common, JSON-ready."""
+        described = {}
+        for name in self.names:
+            first, *others = [scene.described[name] for scene in self.scenes]
+            same = {k: v for k, v in first.items() if all(other.get(k) == v for other in others)}
+            described[name] = {"file": f"{len(self.scenes)} scenes", **same}
+        return described
+
+    @property
+    def provenance(self) -> list[dict[str, Any]]:
+        """Files, place and conversion of each scene, JSON-ready."""
+        return [
+            {
+                "files": [Path(path).name for path in scene.paths],
+                "window": [scene.place.row, scene.place.col, scene.place.height, scene.place.width],
+                "channels": scene.described,
+            }
+            for scene in self.scenes
+        ]
+
+    def identity(self) -> Iterator[dict[str, Any]]:
+        """Name, bytes and sha256 of all files; of samples of them where they are large together."""
+        total = 0
+        for number, scene in enumerate(self.scenes):
+            files = [Path(path) for path in scene.paths if is_item(path)]
+            for reader in self._open(number).readers:
+                if guards.is_address(reader.source.path):
+                    yield reader.source.identity()
+                else:
+                    files.append(Path(reader.source.path))
+            for file in files:
+                total += file.stat().st_size
+                yield identify(file, sampled=total > WHOLE_BYTES)
+
+    def write(self, path: Path) -> None:
+        """Write down what was found, for `read_scenes` in a process of any folder."""
+        entries = [
+            {
+                **dataclasses.asdict(scene),
+                "paths": [path if guards.is_address(path) else os.path.abspath(path) for path in scene.paths],
+                "grid": scene.grid.to_json(),
+                "place": [scene.place.row, scene.place.col, scene.place.height, scene.place.width],
+            }
+            for scene in self.scenes
+        ]
+        write_document(path, {"grid": self.grid.to_json(), "names": list(self.names), "scenes": entries})
+
+    def reopen(self) -> Scenes:
+        """The same scenes for another thread."""
+        return Scenes(self.scenes, self.grid, self.names, self._config)
+
+    def close(self) -> None:
+        """Release all files."""
+        while self._opened:
+            self._opened.popitem()[1].close()
+
+
+_COUNT = {"type": "integer", "minimum": 0}
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["grid", "names", "scenes"],
+    "properties": {
+        "grid": GRID_SCHEMA,
+        "names": {"type": "array", "items": {"enum": list(SENTINEL_BANDS)}},
+        "scenes": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["paths", "grid", "place", "block_rows", "described", "left_out"],
+                "additionalProperties": False,
+                "properties": {
+                    "paths": {"type": "array", "minItems": 1, "items": {"type": "string"}},
+                    "grid": GRID_SCHEMA,
+                    "place": {"type": "array", "minItems": 4, "maxItems": 4, "items": {"type": "integer"}},
+                    "block_rows": _COUNT,
+                    "described": {"type": "object", "additionalProperties": {"type": "object"}},
+                    "left_out": {"type": ["array", "null"], "items": _COUNT},
+                },
+            },
+        },
+    },
+}
+
+
+def read_scenes(path: Path, config: InputConfig) -> Scenes:
+    """The scenes that `Scenes.write` wrote down, for the config that they were found with."""
+    data = read_document(path, _SCHEMA, "list of scenes", 0)
+    scenes = [
+        Scene(
+            paths=tuple(entry["paths"]),
+            grid=GridSpec.from_json(entry["grid"]),
+            place=Window(*entry["place"]),
+            block_rows=entry["block_rows"],
+            described=entry["described"],
+            left_out=entry["left_out"] and tuple(entry["left_out"]),
+        )
+        for entry in data["scenes"]
+    ]
+    return Scenes(scenes, GridSpec.from_json(data["grid"]), data["names"], config)
+
+
+def find_scenes(paths: Sequence[str], *, allow_vrt: bool = False) -> list[tuple[str, ...]]:
+    """Tell which files make a scene.
+
+    Parameters
+    ----------
+    paths
+        Rasters, VRTs, ``.SAFE`` folders, STAC items, and folders of these, searched by name, deeper folders
+        included. Files whose names differ in the band alone (``T35VLG_B02_10m.tif``) are one scene. In a
+        folder, what an item or VRT names is not taken a second time, and VRTs are passed over where they are
+        not allowed.
+
+    Returns
+    -------
+    list of tuple of str
+        Paths of each scene, in the order given.
+
+    Raises
+    ------
+    InputError
+        If a folder holds no scene.
+    """
+    scenes: dict[tuple[str, ...], list[str]] = {}
+    for path in paths:
+        entries = [path]
+        if _is_plain_folder(Path(path)):
+            entries = _in_folder(Path(path), allow_vrt=allow_vrt)
+            if not entries:
+                raise InputError(
+                    f"cannot use the folder '{path}', since it holds no scene, expected rasters, "
+                    ".SAFE folders or STAC items",
+                    "Check the path; VRTs are taken with --allow-vrt.",
+                )
+        for entry in entries:
+            scenes.setdefault(_scene_of(entry), []).append(entry)
+    return [tuple(files) for files in scenes.values()]
+
+
+def _is_plain_folder(path: Path) -> bool:
+    return path.is_dir() and not is_safe(path) and path.suffix.lower() != ".zarr"
+
+
+def _in_folder(folder: Path, *, allow_vrt: bool) -> list[str]:
+    """Scenes and files of scenes in a folder and below, by name; what others of them name is left out."""
+    found: list[Path] = []
+    named: set[Path] = set()
+    for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+        suffix = path.suffix.lower()
+        if _is_plain_folder(path):
+            found += [Path(entry) for entry in _in_folder(path, allow_vrt=allow_vrt)]
+        elif is_item(path):
+            members = item_files(path)
+            named.update(members)
+            found += [path] if members else []
+        elif suffix == ".vrt" and allow_vrt:
+            named.update(guards.vrt_sources(path))
+            found.append(path)
+        elif suffix in _RASTERS or is_safe(path):
+            found.append(path)
+    return [str(path) for path in found if path.resolve() not in named]
+
+
+def _scene_of(path: str) -> tuple[str, ...]:
+    """Equal for the files of one scene: the folder, and the name without band and resolution."""
+    if is_item(path) or name_from_file(path) not in SENTINEL_BANDS:
+        return (path,)
+    tokens = re.split(r"[^0-9A-Za-z]+", Path(path).stem)
+    rest = [t for t in tokens if not (_RESOLUTION.fullmatch(t) or name_from_file(t) in SENTINEL_BANDS)]
+    return (str(Path(path).parent), *rest)
+
+
+def open_scenes(scenes: Sequence[Sequence[str]], config: InputConfig, needed: Sequence[str]) -> Scenes:
+    """Look at scenes, one after the other, and lay them on one grid.
+
+    Parameters
+    ----------
+    scenes
+        Paths of each, see `find_scenes`.
+    config
+        The input options.
+    needed
+        Bands that each scene must have.
+
+    Returns
+    -------
+    Scenes
+        On the grid of ``--like``, else on the pixels of the first scene, extended to all of them.
+
+    Raises
+    ------
+    InputError
+        If a scene lacks a band, lies on other pixels (without ``--resample``), or its radiometry looks wrong.
+    """
+    lattice: GridSpec | None = None
+    if config.like is not None:
+        with contextlib.ExitStack() as opened:
+            lattice = open_in(config.like, config, opened).grid
+    found: list[Scene] = []
+    for paths in scenes:
+        with contextlib.ExitStack() as opened:
+            sources, _ = open_bands(paths, config, needed, opened, classified=False)
+            own = finest_grid(sources, band_planes(sources, config, needed, f"'{paths[0]}'"))
+        lattice = lattice or own
+        place = _place_of(paths[0], own, lattice, config)
+        if config.like is not None and not all(place.intersect(lattice.extent).shape):
+            logger.info("'%s' lies beyond the grid of '%s' and is left out", paths[0], config.like)
+            continue
+        found.append(_look_at(tuple(paths), lattice.crop(place), place, config, needed))
+    if lattice is None or not found:
+        raise InputError(
+            f"cannot use the scenes, since none lies on the grid of '{config.like}'",
+            "Give another --like RASTER.",
+        )
+    if config.like is not None:
+        return Scenes(found, lattice, needed, config)
+    whole = _union([scene.place for scene in found])
+    placed = [dataclasses.replace(scene, place=scene.place.relative_to(whole)) for scene in found]
+    return Scenes(placed, lattice.crop(whole), needed, config)
+
+
+def _look_at(
+    paths: tuple[str, ...], grid: GridSpec, place: Window, config: InputConfig, needed: Sequence[str]
+) -> Scene:
+    with contextlib.ExitStack() as opened:
+        mosaic = _build(paths, config, needed, grid, opened)
+        check_samples(mosaic)
+        return Scene(paths, grid, place, mosaic.block_rows, mosaic.describe(), mosaic.left_out)
+
+
+def _build(
+    paths: Sequence[str], config: InputConfig, needed: Sequence[str], grid: GridSpec,
+    opened: contextlib.ExitStack,
+) -> Mosaic:  # fmt: skip
+    sources, mask = open_bands(paths, config, needed, opened, classified=config.mask is None)
+    planes = band_planes(sources, config, needed, f"'{paths[0]}'")
+    return build_mosaic(paths[0], sources, planes, grid, config, mask)
+
+
+def _place_of(path: str, own: GridSpec, lattice: GridSpec, config: InputConfig) -> Window:
+    """The window of `lattice`, beyond which it may reach, that a scene covers."""
+    if lattice.is_aligned(own):
+        return Window(*lattice.offset_of(own), *own.shape)
+    if not config.resample:
+        raise InputError(
+            f"cannot lay '{path}' beside the other scenes, since its grid is\n  {own.describe()}\n"
+            f"expected the CRS and pixels of\n  {lattice.describe()}",
+            "Add --resample to resample it (bilinear) to the pixels of the first scene, or of --like RASTER.",
+        )
+    left, bottom, right, top = transform_bounds(own.crs, lattice.crs, *own.bounds)
+    corners = [~lattice.transform @ (x, y) for x in (left, right) for y in (bottom, top)]
+    cols, rows = zip(*corners, strict=True)
+    row, col = math.floor(min(rows)), math.floor(min(cols))
+    return Window(row, col, math.ceil(max(rows)) - row, math.ceil(max(cols)) - col)
+
+
+def _union(places: Sequence[Window]) -> Window:
+    """The smallest window that holds all."""
+    row, col = min(p.row for p in places), min(p.col for p in places)
+    bottom, right = (max(p.stop[axis] for p in places) for axis in (0, 1))
+    return Window(row, col, bottom - row, right - col)

@@ -1,0 +1,469 @@
+"""One raster file (or store), guarded before a pixel is read, with named layers on a north-up grid.
+
+GeoTIFF, ERDAS Imagine and JPEG 2000 are read through rasterio, each opened by the name of its driver, so
+that a file is never taken for something else because of what it contains. Side-car files (``.aux.xml``,
+``.ovr``, ``.msk``, world files) are not read: GDAL opens whatever they name. NetCDF and Zarr are
+read through xarray (`lulc.rasters.cubes`), Copernicus ``.SAFE`` folders through `lulc.rasters.products`,
+STAC items through `lulc.rasters.items`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rasterio
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as RasterWindow
+
+from lulc.grid import GridSpec
+from lulc.rasters import guards
+from lulc.rasters.items import Asset, is_item, item_files, read_item
+from lulc.rasters.layers import (
+    WHOLE_BYTES,
+    Layer,
+    Source,
+    check_grid,
+    declared_nodata,
+    declared_scaling,
+    identify,
+    layer_name,
+)
+from lulc.rasters.products import Product, is_product, read_product
+from lulc.schema import InputError
+from lulc.windows import Window
+
+DRIVERS = ("GTiff", "HFA", "JP2OpenJPEG")
+"""GDAL drivers that may open a file."""
+
+REMOTE_DRIVERS = ("GTiff", "JP2OpenJPEG")
+
+_ENVIRONMENT: dict[str, Any] = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "CPL_LOG_ERRORS": "OFF",
+}
+_CHECKED_BLOCKS = 4096
+
+
+def open_source(
+    path: str | os.PathLike[str], *, allow_vrt: bool = False, allow_remote: bool = False
+) -> Source:
+    """Open one raster after checking it.
+
+    Parameters
+    ----------
+    path
+        GeoTIFF, ERDAS Imagine (.img), JPEG 2000, NetCDF (.nc), Zarr folder (.zarr); VRT and remote
+        files where they are allowed.
+    allow_vrt
+        Admit plain VRT mosaics whose files lie below the VRT's folder.
+    allow_remote
+        Admit URLs and ``/vsi`` paths, which open connections.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, of another kind, damaged, without CRS, not north-up, declares sizes
+        that no honest raster has, or names other files.
+    """
+    text = os.fspath(path)
+    if guards.is_address(text) and allow_remote and not text.lstrip().startswith(("<", "{")):
+        return RasterSource(text, _remote_address(text), REMOTE_DRIVERS)
+    if text.rstrip("/").endswith(".zarr") and Path(text).is_dir():
+        return _open_cube(text)
+    resolved = guards.check_regular_file(text, "the raster")
+    if resolved.suffix.lower() in (".nc", ".nc4", ".cdf"):
+        return _open_cube(text)
+    if resolved.suffix.lower() == ".vrt":
+        if not allow_vrt:
+            raise InputError(
+                f"cannot open '{text}', since it is a VRT, which names other files, "
+                f"expected one of {', '.join(DRIVERS)}",
+                "If it is your own mosaic, add --allow-vrt (its files must lie below its folder).",
+            )
+        _check_vrt(resolved)
+        return RasterSource(text, str(resolved), ("VRT",))
+    if resolved.suffix.lower() == ".img":
+        return RasterSource(text, str(resolved), ("HFA", "GTiff"))
+    return RasterSource(text, str(resolved), DRIVERS)
+
+
+def open_product(path: str | os.PathLike[str], bands: Sequence[str]) -> tuple[list[Source], Product]:
+    """The bands of a Copernicus ``.SAFE`` folder, each at its finest resolution.
+
+    Parameters
+    ----------
+    path
+        The product folder.
+    bands
+        Names of the bands that are wanted; those the product lacks are left out.
+
+    Returns
+    -------
+    sources
+        One per band, with scale and offset of the product's metadata.
+    product
+        What the metadata say; its `mask` is the scene classification, None at level 1C.
+    """
+    product = read_product(Path(os.fspath(path)))
+    sources: list[Source] = []
+    for name in bands:
+        if name in product.files:
+            file = str(product.files[name])
+            source = RasterSource(file, os.path.realpath(file), ("JP2OpenJPEG", "GTiff"))
+            source.layers = tuple(
+                dataclasses.replace(
+                    layer, name=name, nodata=0.0, scale=product.scale, offset=product.offsets[name]
+                )
+                for layer in source.layers
+            )
+            sources.append(source)
+    return sources, product
+
+
+def open_item(
+    path: str | os.PathLike[str], bands: Sequence[str], *, allow_remote: bool = False
+) -> tuple[list[Source], str | None]:
+    """The bands of a STAC item.
+
+    Parameters
+    ----------
+    path
+        The item, a JSON file; what it names lies below its folder.
+    bands
+        Names of the bands that are wanted; those the item lacks are left out.
+    allow_remote
+        Admit assets at addresses.
+
+    Returns
+    -------
+    sources
+        Each file once, its layers named and scaled as the item says.
+    mask
+        Path or address of the scene classification, None where there is none.
+    """
+    assets, mask = read_item(Path(path), allow_remote=allow_remote)
+    wanted = {assets[name].path: assets[name] for name in bands if name in assets}
+    sources: list[Source] = []
+    try:
+        for asset in wanted.values():
+            sources.append(open_source(asset.path, allow_remote=allow_remote))
+            sources[-1].layers = _described_layers(
+                sources[-1], asset, [n for n in bands if assets.get(n) == asset]
+            )
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+    return sources, mask
+
+
+def _described_layers(source: Source, asset: Asset, wanted: Sequence[str]) -> tuple[Layer, ...]:
+    """The layers of an asset as its item describes them, those of other bands without a name."""
+    if len(source.layers) != len(asset.names):
+        raise InputError(
+            f"cannot use '{source.path}', since it has {len(source.layers)} layers, but its STAC item "
+            f"describes {len(asset.names)}, expected as many",
+            "Correct the bands in the item, or give the files themselves.",
+        )
+    return tuple(
+        dataclasses.replace(
+            layer,
+            name=name if name in wanted else None,
+            scale=layer.scale if scale is None else scale,
+            offset=layer.offset if offset is None else offset,
+        )
+        for layer, name, scale, offset in zip(
+            source.layers, asset.names, asset.scales, asset.offsets, strict=True
+        )
+    )
+
+
+def is_safe(path: str | os.PathLike[str]) -> bool:
+    """True where the path is a Copernicus product folder."""
+    return is_product(Path(os.fspath(path)))
+
+
+class Stamp(NamedTuple):
+    """What changes when a file is written to or replaced."""
+
+    path: str
+    bytes: int
+    changed: int
+    inode: int
+
+
+def stamps_of(paths: Iterable[str], *, allow_vrt: bool = False) -> list[Stamp]:
+    """Stamps of all files on this machine that inputs consist of: folders, and what VRTs name, included.
+
+    Two equal lists, one from before the first and one from after the last reading, mean that nothing
+    was exchanged meanwhile.
+    """
+    files = [f for path in paths for f in _files_of(Path(path), set() if allow_vrt else None)]
+    return [Stamp(str(f), s.st_size, s.st_mtime_ns, s.st_ino) for f in files for s in [f.stat()]]
+
+
+def moments_of(stamps: Sequence[Stamp]) -> list[tuple[str, int]]:
+    """Name and time of change of each file where together they are too large to be hashed whole.
+
+    A key of such inputs holds them beside the hash, which is of samples then.
+    """
+    if sum(stamp.bytes for stamp in stamps) <= WHOLE_BYTES:
+        return []
+    return [(Path(stamp.path).name, stamp.changed) for stamp in stamps]
+
+
+def _files_of(path: Path, named: set[Path] | None) -> list[Path]:
+    """Files of an input; `named` are the VRTs above it, None where VRTs are not followed."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if not path.is_file():
+        return []
+    if path.suffix.lower() == ".img":
+        return [file for file in (path, path.with_suffix(".ige")) if file.is_file()]
+    if is_item(path):
+        return [path, *item_files(path)]
+    if named is None or path.suffix.lower() != ".vrt" or path in named:
+        return [path]
+    members = sorted(set(guards.vrt_sources(path)))
+    return [path, *(file for member in members for file in _files_of(member, named | {path}))]
+
+
+class RasterSource(Source):
+    """A raster that GDAL reads; made by `open_source`.
+
+    Parameters
+    ----------
+    path
+        As the user wrote it, for messages.
+    target
+        What GDAL opens: an absolute path that was checked, or a remote address.
+    drivers
+        GDAL drivers to try, one after the other.
+    """
+
+    def __init__(self, path: str, target: str, drivers: Sequence[str]) -> None:
+        self.path = path
+        self._target = target
+        self._dataset = _open(path, target, drivers)
+        self._driver = self._dataset.driver
+        try:
+            self._check(path)
+            self.tags = self._dataset.tags()
+            self.layers = tuple(_layer(self._dataset, i, path) for i in self._dataset.indexes)
+        except BaseException:
+            self._dataset.close()
+            raise
+
+    def _check(self, path: str) -> None:
+        data = self._dataset
+        local = not guards.is_address(self._target)
+        itemsize = max((np.dtype(d).itemsize for d in map(_real_dtype, data.dtypes)), default=0)
+        self.block = tuple(data.block_shapes[0]) if data.count else (1, 1)
+        interleaved = data.count if str(data.interleaving).lower().endswith("pixel") else 1
+        guards.check_size(
+            path,
+            layers=data.count,
+            height=data.height,
+            width=data.width,
+            layer_bytes=itemsize,
+            block_bytes=self.block[0] * self.block[1] * itemsize * interleaved,
+            stored_bytes=_stored_bytes(self._target, data.files) if local else None,
+        )
+        if any(np.dtype(_real_dtype(d)).kind not in "iuf" for d in data.dtypes):
+            raise InputError(
+                f"cannot read '{path}', since its type is {data.dtypes[0]}, expected real numbers",
+                "Convert it: gdal_translate -ot Float32 IN OUT",
+            )
+        if data.gcps[0] and not data.crs:
+            raise InputError(
+                f"cannot use '{path}', since it has ground control points instead of a grid, "
+                "expected a north-up grid",
+                "Rectify it: gdalwarp IN OUT",
+            )
+        if local:
+            self._check_names(path, data.files)
+            if self._driver == "GTiff":
+                _check_whole(path, self._target, data)
+        self.grid = GridSpec(data.crs, data.transform, data.height, data.width)
+        check_grid(path, self.grid)
+
+    def _check_names(self, path: str, files: Sequence[str]) -> None:
+        """Refuse what a file names beside itself, unless it is a VRT's or the rest of an Imagine file."""
+        target = Path(self._target)
+        for file in map(Path, files):
+            guards.check_inside(file, target.parent, path)
+            if self._driver != "VRT" and file not in (target, target.with_suffix(".ige")):
+                raise InputError(
+                    f"cannot open '{path}', since it names the file '{file}', "
+                    "expected a file that holds its own data",
+                    "Turn it into a GeoTIFF: gdal_translate IN OUT.tif",
+                )
+
+    def read(self, layers: Sequence[int], window: Window) -> np.ndarray:
+        return self._read(layers, window, window.shape)
+
+    def read_every(self, step: int, layers: Sequence[int], window: Window) -> np.ndarray:
+        rows, cols = (-(-side // step) for side in window.shape)
+        # GDAL divides the window evenly: one of whole steps keeps every pixel in its place.
+        even = Window(window.row, window.col, rows * step, cols * step).intersect(self.grid.extent)
+        return self._read(layers, even, (rows, cols))
+
+    def _read(self, layers: Sequence[int], window: Window, shape: tuple[int, int]) -> np.ndarray:
+        area = RasterWindow(window.col, window.row, window.width, window.height)
+        try:
+            with rasterio.Env(**_ENVIRONMENT):
+                array: np.ndarray = self._dataset.read(
+                    [i + 1 for i in layers], window=area, out_shape=(len(layers), *shape)
+                )
+        except RasterioError as error:
+            raise InputError(
+                f"cannot read rows {window.row} to {window.stop[0]} of '{self.path}', "
+                f"since it is damaged or truncated there ({error.__cause__ or error})",
+                "Copy or download the file again.",
+            ) from error
+        return array
+
+    def reopen(self) -> RasterSource:
+        again = RasterSource(self.path, self._target, (self._driver,))
+        # A product's metadata may have replaced what the file itself says.
+        again.layers = self.layers
+        return again
+
+    def close(self) -> None:
+        self._dataset.close()
+
+    def identity(self) -> dict[str, Any]:
+        if not guards.is_address(self._target):
+            files = [identify(file) for file in _files_of(Path(self._target), set())]
+            if len(files) == 1:
+                return super().identity()
+            return {
+                "name": Path(self.path).name,
+                "bytes": sum(file["bytes"] for file in files),
+                "sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+            }
+        # A remote file is known by what it declares and by its corner blocks.
+        digest = hashlib.sha256(repr((self.grid.to_json(), self.layers)).encode())
+        rows, cols = (min(s, 256) for s in self.grid.shape)
+        for row in {0, self.grid.height - rows}:
+            for col in {0, self.grid.width - cols}:
+                digest.update(self.read([0], Window(row, col, rows, cols)).tobytes())
+        return {"name": self.path.rsplit("/", 1)[-1], "bytes": 0, "sha256": digest.hexdigest()}
+
+
+def _open_cube(path: str) -> Source:
+    # xarray and pandas take longer to import than most rasters take to open.
+    from lulc.rasters.cubes import open_cube
+
+    return open_cube(path)
+
+
+def _open(path: str, target: str, drivers: Sequence[str]) -> Any:
+    """The dataset, opened by the first driver that takes it."""
+    failures = []
+    for driver in drivers:
+        options = {"NUM_THREADS": "ALL_CPUS"} if driver == "GTiff" else {}
+        with (
+            rasterio.Env(**_ENVIRONMENT),
+            warnings.catch_warnings(),
+            contextlib.suppress(TypeError),
+        ):
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            try:
+                return rasterio.open(target, driver=driver, **options)
+            except RasterioError as error:
+                failures.append(str(error))
+    reasons = [f for f in failures if "not recognized" not in f]
+    raise InputError(
+        f"cannot read '{path}', since it is damaged or no raster of an admitted kind"
+        f"{f' ({reasons[0][:300]})' if reasons else ''}, expected one of {', '.join(drivers)}",
+        "Convert it with gdal_translate IN OUT.tif, or copy it again if it is truncated.",
+    )
+
+
+def _layer(data: Any, index: int, path: str) -> Layer:
+    scale, offset = declared_scaling(data.scales[index - 1], data.offsets[index - 1])
+    return Layer(
+        name=layer_name(data.descriptions[index - 1], path, alone=data.count == 1),
+        dtype=_real_dtype(data.dtypes[index - 1]),
+        nodata=declared_nodata(data.tags(index), data.nodatavals[index - 1]),
+        scale=scale,
+        offset=offset,
+    )
+
+
+def _real_dtype(name: str) -> str:
+    """Numpy's name of a GDAL type; complex integers have none and become complex64."""
+    return "complex64" if name.startswith("complex_") else name
+
+
+def _stored_bytes(target: str, files: Sequence[str]) -> int:
+    return sum(os.path.getsize(f) for f in {target, *files} if os.path.isfile(f))
+
+
+def _check_whole(path: str, target: str, data: Any) -> None:
+    """Refuse a GeoTIFF with blocks beyond its end; of many, an even sample and the last are looked at."""
+    size = os.path.getsize(target)
+    rows, cols = (-(-n // b) for n, b in zip(data.shape, data.block_shapes[0], strict=True))
+    count = rows * cols
+    step = max(1, count // _CHECKED_BLOCKS)
+    bands = data.indexes if str(data.interleaving).lower().endswith("band") else (1,)
+    for band in (bands[0], bands[-1]) if step > 1 else bands:
+        for i in {*range(0, count, step), *range(max(0, count - cols), count)}:
+            name = f"{i % cols}_{i // cols}"
+            start = data.get_tag_item(f"BLOCK_OFFSET_{name}", "TIFF", bidx=band)
+            length = data.get_tag_item(f"BLOCK_SIZE_{name}", "TIFF", bidx=band)
+            if start and length and int(start) + int(length) > size:
+                raise InputError(
+                    f"cannot read '{path}', since it is truncated: a block ends at byte "
+                    f"{int(start) + int(length)}, but the file has {size} bytes",
+                    "Copy or download the file again.",
+                )
+
+
+def _check_vrt(path: Path, depth: int = 0) -> None:
+    """Check a VRT and everything it names, nested VRTs included."""
+    if depth > 8:
+        raise InputError(
+            f"cannot open the VRT '{path}', since VRTs are nested more than 8 deep (or name themselves), "
+            "expected a plain mosaic",
+            "Build one VRT from the rasters themselves.",
+        )
+    for file in sorted(set(guards.vrt_sources(path))):
+        if file.suffix.lower() == ".vrt":
+            _check_vrt(file, depth + 1)
+        elif guards.looks_like_vrt(file):
+            raise InputError(
+                f"cannot open the VRT '{path}', since '{file}' in it is a VRT under another name, "
+                "expected rasters or .vrt files",
+                "Name VRT files .vrt.",
+            )
+        else:
+            RasterSource(str(file), str(file), DRIVERS).close()
+
+
+def _remote_address(text: str) -> str:
+    """What GDAL opens for a URL: its own network file system, without listing the folder."""
+    if text.startswith(("http://", "https://", "ftp://")):
+        return f"/vsicurl/{text}"
+    schemes = {"s3://": "/vsis3/", "gs://": "/vsigs/", "az://": "/vsiaz/"}
+    for scheme, prefix in schemes.items():
+        if text.startswith(scheme):
+            return prefix + text.removeprefix(scheme)
+    if text.startswith("/vsi"):
+        return text
+    raise InputError(
+        f"cannot open '{text[:200]}', since its kind of address is not known, "
+        f"expected https://, {', '.join(schemes)} or /vsi...",
+        "Download the file and give its path.",
+    )

@@ -1,0 +1,1 @@
+"""What a network is shown: where crops are cut, how they are changed."""

@@ -1,0 +1,96 @@
+"""The crops that a network is trained and validated on, as a config asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lulc.config import TrainConfig
+from lulc.generator import TileGenerator
+from lulc.samples.augmentation import Augmentation, ChannelDropout, CopyPaste, Jitter, Mix, flip
+from lulc.samples.dataset import Dataset, class_targets
+from lulc.samples.hiding import HiddenCrops
+from lulc.samples.sampling import ClassSampler, Places, draw_place, stack_shares
+
+
+def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
+    """Batches to train on.
+
+    Parameters
+    ----------
+    config
+        Resolved.
+    dataset
+        Its training stacks are cut, and searched where classes are to be drawn.
+    share
+        Numbers of the crops of each batch that are cut; all where not given.
+
+    Raises
+    ------
+    InputError
+        If no crop fits a stack, or bands are to be changed that the stacks don't have.
+    """
+    common = _common(config, dataset)
+    options: dict[str, Any] = {"sampler": draw_place}
+    if config.rare_classes or config.balance != "stacks":
+        places = Places(dataset.training, common["targets"], config.seed)
+        options["sampler"] = ClassSampler(places, config.rare_classes, config.rare_temperature)
+        options["shares"] = stack_shares(places, config.balance, config.rare_temperature).tolist()
+    return _kind(config, dataset)(
+        dataset.training,
+        steps=config.steps,
+        share=share,
+        crop_sizes=config.crop_sizes,
+        rotations=config.rotations,
+        scale=config.scale,
+        augmentations=_augmentations(config, dataset),
+        mixtures=() if config.mix == "none" else (Mix(config.mix, config.mix_share),),
+        **common,
+        **options,
+    )
+
+
+def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
+    """Batches to validate on, or the share of each: cut anywhere, changed by nothing."""
+    return _kind(config, dataset)(
+        dataset.validation,
+        steps=config.validation_steps,
+        share=share,
+        crop_sizes=config.validation_crop_sizes,
+        option="--validation-crop-sizes",
+        **_common(config, dataset),
+    )
+
+
+def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]:
+    if not config.pretrain:
+        return TileGenerator
+    assert config.hide is not None and config.hide_block is not None, "of a config that is not resolved"
+    return partial(HiddenCrops, statistics=dataset.statistics, hidden=config.hide, block=config.hide_block)
+
+
+def _augmentations(config: TrainConfig, dataset: Dataset) -> tuple[Augmentation, ...]:
+    """What happens to each crop, in this order: what is pasted is flipped and changed with the rest."""
+    chosen: list[Augmentation] = []
+    if config.copy_paste:
+        targets = _common(config, dataset)["targets"]
+        chosen.append(CopyPaste(dataset.training, targets, config.copy_paste, config.rare_temperature))
+    chosen.append(flip)
+    if config.gain or config.offset_jitter or config.haze:
+        changes = {"gain": config.gain, "offset": config.offset_jitter, "haze": config.haze}
+        chosen.append(Jitter(dataset.channels, **changes))
+    if config.channel_dropout:
+        chosen.append(ChannelDropout(config.channel_dropout, dataset.statistics.mean))
+    return tuple(chosen)
+
+
+def _common(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    names = dataset.legend.names
+    single = None if config.single_class is None else names.index(config.single_class) + 1
+    return {
+        "targets": class_targets(len(names), single),
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "workers": config.workers,
+    }
