@@ -77,8 +77,8 @@ class NetworkConfig:
         fills in hidden values of its channels.
     encoder
         One of `lulc.networks.backbones.BACKBONES` instead of the encoder stages; empty for these. The
-        decoder's last stage then joins with the standardised image, and stages of resolutions that the encoder
-        passes over join with nothing.
+        decoder's last stage then joins with the standardised image, and stages of resolutions that the
+        encoder passes over join with nothing.
 
     Raises
     ------
