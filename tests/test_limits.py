@@ -422,3 +422,42 @@ def test_files_beside_the_map_that_a_killed_run_has_named_do_not_stop_the_next(
     assert (tmp_path / "out" / "map_sieved.tif").exists() and not (tmp_path / "out" / "map.tif").exists()
     assert make_classifications([*mapping, *further]) == 0
     assert (tmp_path / "out" / "map.tif").exists()
+
+
+@pytest.mark.parametrize("tiles", [[], ["--tiles", "--date", "2018-07-01"]], ids=["file", "tiles"])
+def test_parts_that_a_run_left_which_was_killed_when_the_map_had_its_name_go_with_the_same_command(
+    tmp_path: Path,
+    mapping: list[str],
+    fast: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
+    tiles: list[str],
+) -> None:
+    from lulc.mapping.journal import Journal
+
+    class Killed(BaseException):
+        pass
+
+    def die(journal: Journal) -> None:
+        raise Killed
+
+    fast()
+    command = [
+        str(tmp_path / "out" / "map") if tiles and word.endswith("map.tif") else word for word in mapping
+    ]
+    command += tiles
+    out = tmp_path / "out" / ("map" if tiles else "map.tif")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Journal, "remove", die)
+        make_classifications(command)
+    parts = out.with_name(out.name + ".parts")
+    assert out.exists() and parts.is_dir()
+    # What a run with --overwrite has not finished yet is not touched.
+    unfinished = parts / ("result" if tiles else "map.tif")
+    unfinished.touch()
+    assert make_classifications(command) == 1
+    assert parts.is_dir()
+    unfinished.unlink()
+    assert make_classifications(command) == 1
+    assert "exists already" in capfd.readouterr().err
+    assert out.exists() and not parts.exists()

@@ -27,6 +27,7 @@ from lulc.exchange.styles import describe_entries
 from lulc.geotiff import MapProfile, PartWriter, assemble, colormap, write_part
 from lulc.grid import GridSpec
 from lulc.mapping.blocks import BLOCK
+from lulc.mapping.journal import CLAIMS, folder_of
 from lulc.maps import REST, open_map
 from lulc.schema import IGNORE, UNCLASSIFIED
 from lulc.storage import remove_partial, rename_durably, sha256_of, write_atomically
@@ -34,6 +35,9 @@ from lulc.windows import Part, Plan, Window
 
 COLLECTION, MOSAIC = "collection.json", "map.vrt"
 """Files of a folder of tiles that stand for the whole of it."""
+
+FILE, FOLDER = "map.tif", "result"
+"""The result beside its parts, until it gets its name."""
 
 
 class Piece(NamedTuple):
@@ -104,7 +108,7 @@ class OneFile:
         return sha256_of(path) if path.is_file() else ""
 
     def assemble(self, pool: Executor) -> Path:
-        whole = self._folder / "map.tif"
+        whole = self._folder / FILE
         parts = [(part.extent, self.path_of(part.index)) for part in self._plan.parts()]
         assemble(self._profile, parts, whole, pool)
         return whole
@@ -129,7 +133,7 @@ class Tileset:
         self, profile: MapProfile, plan: Plan, folder: Path, name: str, dates: Sequence[str]
     ) -> None:
         self._profile, self._plan, self._dates = profile, plan, tuple(dates)
-        self._folder, self._name = folder / "result", name
+        self._folder, self._name = folder / FOLDER, name
         self._digits = max(3, len(str(max(plan.part_counts) - 1)))
 
     def path_of(self, part: int) -> Path:
@@ -303,6 +307,15 @@ def foreign_files(folder: Path) -> list[str]:
     """Names of what lies in a folder of tiles and is no part of it; what GDAL notes beside a raster is."""
     own = {COLLECTION, MOSAIC, "tiles", f"{MOSAIC}.aux.xml", f"{MOSAIC}.ovr"}
     return sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+
+
+def is_named(out: Path) -> bool:
+    """Whether what lies beside a map are its parts, left though it has its name.
+
+    What is about to be named is claimed first; the result lies there from then until it has its name.
+    """
+    folder = folder_of(out)
+    return (folder / CLAIMS).is_file() and not any((folder / name).exists() for name in (FILE, FOLDER))
 
 
 def put(whole: Path, out: Path) -> None:

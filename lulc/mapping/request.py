@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import re
 from contextlib import closing
 from pathlib import Path
 
 from lulc.config import ClassifyConfig
 from lulc.exchange.catalogue import known_dates, parse_dates
-from lulc.mapping.journal import claimed_by, folder_of
-from lulc.mapping.outputs import foreign_files, is_tileset
+from lulc.mapping.journal import claimed_by, folder_of, open_journal
+from lulc.mapping.outputs import foreign_files, is_named, is_tileset
 from lulc.rasters.sources import Stamp, open_source
 from lulc.schema import InputError
+
+logger = logging.getLogger("lulc")
 
 
 def check_options(config: ClassifyConfig) -> None:
@@ -153,6 +157,7 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
             f"The last argument names the map: type a new name there, or move '{target}' away.",
         )
     if not config.overwrite:
+        _tidy(Path(config.out))
         raise InputError(
             f"cannot write '{target}', since it exists already",
             "Give another output, or add --overwrite to replace it.",
@@ -163,6 +168,17 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
             "be lost, expected tiles alone",
             "Move it away, or type a new name.",
         )
+
+
+def _tidy(out: Path) -> None:
+    """Remove the parts of a map that a run left which was killed when the map had its name."""
+    if not is_named(out):
+        return
+    # Another process may be at it.
+    with contextlib.suppress(InputError), open_journal(out) as journal:
+        if is_named(out):
+            journal.remove()
+            logger.info("removed '%s', which a killed run left: the map is finished", journal.folder)
 
 
 def _is_map(path: Path) -> bool:
