@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from lulc.config import TrainConfig
 from lulc.generator import TileGenerator
@@ -12,6 +15,9 @@ from lulc.samples.augmentation import Augmentation, ChannelDropout, CopyPaste, J
 from lulc.samples.dataset import Dataset, class_targets
 from lulc.samples.hiding import HiddenCrops
 from lulc.samples.sampling import ClassSampler, Places, draw_place, stack_shares
+
+PLAIN_PIXELS = 4e6
+"""Pixels from which statistics of a network are estimated."""
 
 
 def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
@@ -61,6 +67,17 @@ def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None 
         option="--validation-crop-sizes",
         **_common(config, dataset),
     )
+
+
+def plain_crops(config: TrainConfig, dataset: Dataset) -> TileGenerator:
+    """Whole batches of the training stacks as they are when they are classified: changed by nothing.
+
+    `PLAIN_PIXELS` in all, but at most a quarter of an epoch's batches.
+    """
+    common = _common(config, dataset) | {"seed": config.seed + 1}
+    pixels = config.batch_size * float(np.mean(np.square(config.crop_sizes)))
+    steps = min(math.ceil(PLAIN_PIXELS / pixels), math.ceil(config.steps / 4))
+    return _kind(config, dataset)(dataset.training, steps=steps, crop_sizes=config.crop_sizes, **common)
 
 
 def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]:
