@@ -13,7 +13,7 @@ from lulc.fitting.normalization import Normalization
 from lulc.generator import TileGenerator
 from lulc.networks.backend import keras
 from lulc.networks.network import NetworkConfig
-from lulc.samples.crops import PLAIN_PIXELS, plain_crops
+from lulc.samples.crops import PLAIN_LEAST, PLAIN_PIXELS, plain_crops
 from lulc.samples.dataset import Tile, open_dataset
 from lulc.training import train
 from lulc.unet import build_unet
@@ -134,8 +134,12 @@ def test_models_are_saved_with_those_of_their_averaged_weights(config, monkeypat
         np.testing.assert_allclose(values, expected[name], rtol=1e-5)
 
 
-def test_crops_to_estimate_from_are_at_most_a_quarter_of_an_epoch(config):
+def test_crops_to_estimate_from_are_large_and_not_many(config):
     dataset = open_dataset(config)
-    assert len(plain_crops(config, dataset)) == 2
+    short = plain_crops(config, dataset)
+    assert len(short) == PLAIN_LEAST
+    images, _ = short.batch(0, 0)
+    side = max(tile.side for tile in dataset.training) // 2 * 2
+    assert images.shape[:3] == (1, side, side)
     long = dataclasses.replace(config, steps=10**6)
-    assert len(plain_crops(long, dataset)) == -(-PLAIN_PIXELS // (2 * 32**2))
+    assert len(plain_crops(long, dataset)) == -(-PLAIN_PIXELS // side**2)

@@ -11,13 +11,15 @@ import numpy as np
 
 from lulc.config import TrainConfig
 from lulc.generator import TileGenerator
+from lulc.networks.network import DECODER
 from lulc.samples.augmentation import Augmentation, ChannelDropout, CopyPaste, Jitter, Mix, flip
 from lulc.samples.dataset import Dataset, class_targets
 from lulc.samples.hiding import HiddenCrops
 from lulc.samples.sampling import ClassSampler, Places, draw_place, stack_shares
 
-PLAIN_PIXELS = 4e6
-"""Pixels from which statistics of a network are estimated."""
+PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
+"""Pixels from which statistics of a network are estimated, fewest crops, and their side in pixels: the zeros
+that stand for land beyond the border of a crop belong to no map."""
 
 
 def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
@@ -70,14 +72,16 @@ def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None 
 
 
 def plain_crops(config: TrainConfig, dataset: Dataset) -> TileGenerator:
-    """Whole batches of the training stacks as they are when they are classified: changed by nothing.
+    """Crops of the training stacks as they are when they are classified: large, and changed by nothing.
 
-    `PLAIN_PIXELS` in all, but at most a quarter of an epoch's batches.
+    `PLAIN_PIXELS` in all, but not many more than a quarter of what an epoch trains on.
     """
-    common = _common(config, dataset) | {"seed": config.seed + 1}
-    pixels = config.batch_size * float(np.mean(np.square(config.crop_sizes)))
-    steps = min(math.ceil(PLAIN_PIXELS / pixels), math.ceil(config.steps / 4))
-    return _kind(config, dataset)(dataset.training, steps=steps, crop_sizes=config.crop_sizes, **common)
+    stride = 2 ** len(config.decoder_filters or config.filters or DECODER)
+    side = min(PLAIN_SIDE, max(tile.side for tile in dataset.training)) // stride * stride
+    epoch = config.steps * config.batch_size * float(np.mean(np.square(config.crop_sizes)))
+    steps = max(PLAIN_LEAST, math.ceil(min(PLAIN_PIXELS, epoch / 4) / side**2))
+    common = _common(config, dataset) | {"batch_size": 1, "seed": config.seed + 1}
+    return _kind(config, dataset)(dataset.training, steps=steps, crop_sizes=(side,), **common)
 
 
 def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]:
