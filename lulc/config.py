@@ -659,7 +659,13 @@ class EvaluateConfig:
     """Map and reference to figures."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
-    reference: str = option(..., "label raster, or vector file", metavar="REFERENCE", positional=True)
+    reference: str | None = option(
+        None,
+        "label raster, or vector file; may be left out where points are drawn (--design-sample, "
+        "--sample-error) or read (--sample)",
+        metavar="REFERENCE",
+        positional=True,
+    )
     out: str = option(..., "folder for tables and pictures", metavar="FOLDER")
     scheme: str | None = option(
         None, "how reference codes become classes, as in preprocess.py; the map's own where not given"
@@ -692,7 +698,8 @@ class EvaluateConfig:
     )
     sample_error: float | None = option(
         None,
-        "draw as many as give the overall accuracy this standard error (0.01)",
+        "draw as many as give the overall accuracy this standard error (0.01); without REFERENCE a user's "
+        "accuracy of 0.75 is expected of each class",
         unit="0..1",
         group=AREA,
     )

@@ -174,7 +174,7 @@ class _Reference:
         from lulc.sharing import PART, write_map
 
         named = EvaluateConfig(
-            map=config.map, reference=config.reference or "", out="", scheme=config.scheme,
+            map=config.map, reference=config.reference, out="", scheme=config.scheme,
             label_field=config.label_field,
         )  # fmt: skip
         self._inputs = open_inputs(named, resources)
