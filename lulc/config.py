@@ -740,6 +740,9 @@ class ServeConfig:
     )
     label_field: str | None = option(None, "field of a vector reference that holds the code", metavar="NAME")
     port: int = option(8010, "port on 127.0.0.1; 0 for any that is free")
+    allow_vrt: bool = option(
+        False, "admit VRTs, as of --tiles, whose files must lie below the folder of the VRT"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -769,6 +772,9 @@ class ExportConfig:
         None, "weights of the map: their STAC item is written beside that of the map", metavar="MODEL"
     )
     scheme: str | None = option(None, "classes of a map whose tags don't hold them, as in preprocess.py")
+    allow_vrt: bool = option(
+        False, "admit VRTs, as of --tiles, whose files must lie below the folder of the VRT", group=INPUT
+    )
     overwrite: bool = option(False, "replace what exists", group=RUN)
 
 

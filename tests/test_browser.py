@@ -444,6 +444,26 @@ def test_everything_that_is_operated_has_a_name(scenes, show) -> None:
     assert [n for n in nameless if "viewer-pixel" not in n] == []
 
 
+def test_a_class_alone_is_served_between_two_levels_of_tiles(scenes, show) -> None:
+    """The whole map fits the screen at a zoom that is no whole number; tiles exist for whole ones."""
+    pytest.importorskip("titiler.core")
+    from lulc.server import MapServer
+
+    with MapServer(ServeConfig(map=str(scenes / "tall" / "map.tif"), port=0)) as server:
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            screen = show(server.url)
+            screen.run("document.querySelectorAll('.viewer-legend button')[2].click()")
+            pale = "i.src.includes('%2300aa0026') && i.naturalWidth === 256"
+            screen.wait(f"return [...document.querySelectorAll('.viewer-map img')].some((i) => {pale})")
+            screen.settle()
+            assert screen.errors() == []
+        finally:
+            server.stop()
+            thread.join(20)
+
+
 def test_a_served_map_shows_tiles_and_answers_as_rasterio_reads(scenes, show) -> None:
     pytest.importorskip("titiler.core")
     from lulc.server import MapServer

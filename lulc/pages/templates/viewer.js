@@ -261,7 +261,9 @@
           className: layer.kind === "picture" ? "" : "viewer-pixels" }),
       reduction: () => 1,
       refresh: async (layer, overlay) => {
-        if (layer.kind === "classes" && overlay._url !== tiles(layer)) overlay.setUrl(tiles(layer));
+        if (layer.kind !== "classes" || overlay._url === tiles(layer)) return;
+        /* Leaflet's own redraw asks for tiles of a zoom between two levels; a layer that is new doesn't. */
+        overlay.setUrl(tiles(layer), true).remove().addTo(map);
       },
       inspect: async (point) => {
         const asked = await fetch(`pixel?longitude=${point.lng}&latitude=${point.lat}`);
