@@ -361,7 +361,7 @@ def test_completions_are_printed_and_name_every_option(
         if not field.metadata["positional"]:
             assert f"--{field.name.replace('_', '-')}" in script, field.name
     if shell == "zsh":  # bash completes names of files where it knows no better
-        assert re.search(r'^  ".*stacks.*:_files"$', script, re.MULTILINE)
+        assert re.search(r'^  ".*folders that preprocess.*:_files"$', script, re.MULTILINE)
 
 
 def test_completions_name_the_values_of_an_option_as_text(capsys: pytest.CaptureFixture[str]) -> None:
