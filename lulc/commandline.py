@@ -145,6 +145,9 @@ def parse(config: type, description: str, argv: Sequence[str] | None = None) -> 
     parser = parser_for(config, description)
     probe = _probe(config, parser)
     first, rest = probe.parse_known_args(argv)
+    if first.print_completion:
+        print(_completions(parser, first.print_completion))
+        parser.exit()
     if not first.config and not first.print_config:
         return parser.parse_intermixed_args(argv)
     given = read_settings(first.config, config) if first.config else {}
@@ -299,21 +302,21 @@ def _versions() -> str:
     return ", ".join(parts)
 
 
-class _PrintCompletion(argparse.Action):
-    """Print the completions of a shell, and stop: nothing else needs to be typed."""
+def _completions(parser: argparse.ArgumentParser, shell: str) -> str:
+    """The script by which a shell completes a command line."""
+    import shtab
 
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
-    ) -> None:
-        import shtab
-
-        for action in parser._actions:
-            if isinstance(action.metavar, tuple):
-                action.metavar = " ".join(action.metavar)  # as text, which is what shells show
-            if action.metavar in PATHS or action.dest in {"config", "log"}:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
-        print(shtab.complete(parser, values))
-        parser.exit()
+    several = [action.metavar for action in parser._actions if isinstance(action.metavar, tuple)]
+    for action in parser._actions:
+        if isinstance(action.metavar, tuple):
+            action.metavar = " ".join(action.metavar)  # as text, which is what shells show
+        if action.metavar in PATHS or action.dest in {"config", "log"}:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    text: str = shtab.complete(parser, shell)
+    for names in several if shell == "zsh" else ():
+        # One message for each value: with one for all, zsh takes what follows the first for another argument.
+        text = text.replace(f"]:{' '.join(names)}:", "]" + "".join(f":{name}: " for name in names))
+    return text
 
 
 class _Collect(argparse.Action):
@@ -346,7 +349,6 @@ def _add_common(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--print-completion",
-        action=_PrintCompletion,
         choices=("bash", "zsh"),
         help="print the completions of a shell, then stop",
     )

@@ -660,7 +660,13 @@ class EvaluateConfig:
     """Map and reference to figures."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
-    reference: str = option(..., "label raster, or vector file", metavar="REFERENCE", positional=True)
+    reference: str | None = option(
+        None,
+        "label raster, or vector file; may be left out where points are drawn (--design-sample, "
+        "--sample-error) or read (--sample)",
+        metavar="REFERENCE",
+        positional=True,
+    )
     out: str = option(..., "folder for tables and pictures", metavar="FOLDER")
     scheme: str | None = option(
         None, "how reference codes become classes, as in preprocess.py; the map's own where not given"
@@ -693,7 +699,8 @@ class EvaluateConfig:
     )
     sample_error: float | None = option(
         None,
-        "draw as many as give the overall accuracy this standard error (0.01)",
+        "draw as many as give the overall accuracy this standard error (0.01); without REFERENCE a user's "
+        "accuracy of 0.75 is expected of each class",
         unit="0..1",
         group=AREA,
     )
@@ -734,6 +741,9 @@ class ServeConfig:
     )
     label_field: str | None = option(None, "field of a vector reference that holds the code", metavar="NAME")
     port: int = option(8010, "port on 127.0.0.1; 0 for any that is free")
+    allow_vrt: bool = option(
+        False, "admit VRTs, as of --tiles, whose files must lie below the folder of the VRT"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -763,6 +773,9 @@ class ExportConfig:
         None, "weights of the map: their STAC item is written beside that of the map", metavar="MODEL"
     )
     scheme: str | None = option(None, "classes of a map whose tags don't hold them, as in preprocess.py")
+    allow_vrt: bool = option(
+        False, "admit VRTs, as of --tiles, whose files must lie below the folder of the VRT", group=INPUT
+    )
     overwrite: bool = option(False, "replace what exists", group=RUN)
 
 
