@@ -66,9 +66,10 @@ class Demand:
     def per_pixel(self, profile: MapProfile) -> tuple[float, float]:
         """Bytes for each pixel of a window that is read, and for each that is given."""
         # Of each two: while one batch is computed, the next is read and the one before encoded, in strips.
+        read = self.footprint.per_pixel + 4 * 2 * self.channels
+        given = self.footprint.per_given + 4 * 2 * self.classes
         strips = len(profile.band_names) * profile.encoding.dtype.itemsize
-        given = self.footprint.per_pixel * self.batch + 4 * 2 * self.classes * self.batch + strips
-        return 4 * 2 * self.channels * self.batch, given
+        return read * self.batch, given * self.batch + strips
 
     def _fixed(self, profile: MapProfile) -> float:
         block = BLOCK * BLOCK * len(profile.band_names) * profile.encoding.dtype.itemsize

@@ -74,7 +74,7 @@ def margins_of(members: Sequence[Member], halo: int) -> Margins:
 def footprint_of(name: str, members: Sequence[Member]) -> Footprint:
     """Memory of the engines of all members, which are all there at once."""
     parts = [footprint(name, member.card.network) for member in members]
-    return Footprint(sum(part.fixed for part in parts), sum(part.per_pixel for part in parts))
+    return Footprint(*map(sum, zip(*parts, strict=True)))
 
 
 def with_novelty(network: Network, cards: Sequence[ModelCard]) -> Network:
