@@ -68,6 +68,7 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = {
     "screen": Stage(15.0, "One lever at a time: half width, 15 Mpx, blocks 1 and 2, scored on block 0", True),
+    "refine": Stage(40.0, "One change of the default at a time: half width, 40 Mpx, scored on block 0", True),
     "held-out": Stage(79.0, "Half width, 79 Mpx, trained on blocks 1 and 2, scored on block 0", True),
     "final": Stage(79.0, "Half width, 79 Mpx, trained on blocks 0 to 2, scored on block 3", False),
 }
@@ -109,6 +110,20 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "turned, + 0.5 Lovasz": TURNED | {"loss": "logit-adjusted(tau=0.5)+0.5*lovasz"},
     "default": {"recipe": "default"},
     "default, 40 Mpx": {"recipe": "default"},
+    "default, no dropout": {"recipe": "default", "dropout": 0.0},
+    "default, dropout 0.5": {"recipe": "default", "dropout": 0.5},
+    "default, weight decay 0.1": {"recipe": "default", "weight_decay": 0.1},
+    "default, copy-paste, 1 a crop": {"recipe": "default", "copy_paste": 1.0, "rare_temperature": 100.0},
+    "default, ClassMix": {"recipe": "default", "mix": "classmix"},
+    "default, CutMix": {"recipe": "default", "mix": "cutmix"},
+    "default, channel dropout 0.1": {"recipe": "default", "channel_dropout": 0.1},
+    "default, gain 0.01, offset 5": {"recipe": "default", "gain": 0.01, "offset_jitter": 5.0},
+    "default, 16 angles": {"recipe": "default", "rotations": 16},
+    "default, scale 1.25": {"recipe": "default", "scale": 1.25},
+    "default, crops of 256": {"recipe": "default", "crop_sizes": (256,), "batch_size": 1},
+    "default, batches of 8": {"recipe": "default", "batch_size": 8},
+    "default, three stages": {"recipe": "default", "filters": (16, 32, 64)},
+    "default, bottleneck": {"recipe": "default", "bottleneck": 2},
     "default, float32": {"recipe": "default", "precision": "float32"},
     "default, a quarter of the width": {"recipe": "default", "filters": (8, 16, 32, 64)},
     "default, full width": {"recipe": "default", "filters": (32, 64, 128, 256)},
@@ -233,7 +248,7 @@ def measure_network(stacks: Path, name: str, seed: int, options: argparse.Namesp
 
 def temperature_of(stored: Mapping[str, Any], name: str) -> float:
     """What a row was calibrated to where block 0 was left out, at 79 Mpx where that is known; else 1."""
-    for stage in ("held-out", "screen"):
+    for stage in ("held-out", "refine", "screen"):
         found = [row["temperature"] for row in _by_row(stored, stage).get(name, [])]
         if found:
             return float(np.exp(np.mean(np.log(found))))

@@ -126,6 +126,7 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "clip_norm": 1.0,
         "average": 0.1,
         "calibrate": "one",
+        "dropout": 0.3,
     }
 )
 """The best training found, which ends within an evening on two processor cores."""
