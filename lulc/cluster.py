@@ -14,13 +14,15 @@ import copy
 import importlib.util
 import logging
 import os
+import pickle
 import queue
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -37,6 +39,9 @@ ATTEMPTS = 3
 ANSWER_SECONDS = 30.0
 """How long a scheduler may take to answer."""
 
+REMIND_SECONDS = 60.0
+"""After so long without a worker it is said what is waited for; then after twice as long, and so on."""
+
 CALM = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
@@ -48,6 +53,9 @@ AT_ONCE = 256
 """Results that are brought from the workers together, at most."""
 
 _AGAIN = "Then run the same command again: what is finished is kept."
+_SAME_PACKAGES = (
+    f"Start workers in the environment that this command runs in (on this machine {sys.executable})."
+)
 _WAY_OUT = f"Give the workers the memory and disk that they lack, or take a smaller --memory. {_AGAIN}"
 
 Item = TypeVar("Item")
@@ -74,17 +82,49 @@ class Cluster:
         Processors of each worker of this machine by its name; empty where workers lie elsewhere.
     refill
         Starts workers in place of those that are gone; None where that is others' business.
+    patience
+        Seconds that a run waits while no worker is there; None for without end.
+    unfit
+        Workers that are asked no more, and why.
     """
 
     client: Any
     name: str
     cores: dict[int, frozenset[int]] = field(default_factory=dict)
     refill: Callable[[], object] | None = None
+    patience: float | None = None
+    unfit: dict[str, BaseException] = field(default_factory=dict)
 
     @property
-    def workers(self) -> list[str]:
-        """Addresses of the workers that are there now."""
-        return list(self.client.scheduler_info()["workers"])
+    def workers(self) -> set[str]:
+        """Addresses of the workers that are there now.
+
+        Raises
+        ------
+        InputError
+            If the scheduler is gone.
+        """
+        if self.client.status != "running":
+            raise self.gone()
+        return set(self.client.scheduler_info(n_workers=-1)["workers"])
+
+    def gone(self) -> InputError:
+        """What is said where the scheduler has gone."""
+        return InputError(
+            f"cannot go on, since the scheduler of {self.name} is gone", f"Start it again. {_AGAIN}"
+        )
+
+    @property
+    def way_to_workers(self) -> str:
+        """What a user can do where workers are missing."""
+        if self.name == "local":
+            return "They are processes of this machine: see whether its memory or disk is full."
+        if self.name == "slurm":
+            return (
+                "`squeue --me` shows the jobs that they come in, and what these wait for; jobqueue.slurm in "
+                "Dask's settings says what they ask for."
+            )
+        return f"Start one on a machine that sees the same files: dask worker {self.name} --nthreads 1"
 
 
 @contextlib.contextmanager
@@ -94,11 +134,17 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     Raises
     ------
     InputError
-        If Dask is not installed, its settings don't say what they have to, or no scheduler answers.
+        If Dask is not installed, its settings don't say what they have to, no scheduler answers, or no
+        worker comes in the time that is given.
     """
     name, workers = str(config.dask), WORKERS if config.workers is None else config.workers
     if workers < 1:
         raise InputError(f"cannot use {workers} workers, expected 1 or more", f"Type --workers {WORKERS}.")
+    if config.worker_wait is not None and not config.worker_wait >= 0:
+        raise InputError(
+            f"cannot wait {config.worker_wait:g} minutes for workers, expected 0 or more",
+            "Type for example --worker-wait 30, or leave it out.",
+        )
     needed = ["distributed", "cryptography", *(["dask_jobqueue"] if name == "slurm" else [])]
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
@@ -130,11 +176,51 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
                 f"cannot run on the cluster '{name}', expected local, slurm or the address of a scheduler",
                 "Type for example --dask tcp://host:8786, as the scheduler printed it.",
             )
-        cluster = Cluster(stack.enter_context(_connected(address, name)), name, cores, refill)
-        if not cluster.workers:
-            logger.info("waiting for the first worker of %s", name)
-        cluster.client.wait_for_workers(1)
+        patience = None if config.worker_wait is None else 60 * config.worker_wait
+        cluster = Cluster(stack.enter_context(_connected(address, name)), name, cores, refill, patience)
+        _wait_for_first(cluster)
         yield cluster
+
+
+def _wait_for_first(cluster: Cluster) -> None:
+    absence = _Absence(cluster)
+    if cluster.workers:
+        return
+    logger.info("waiting for the first worker of %s. %s", cluster.name, cluster.way_to_workers)
+    while not (workers := cluster.workers):
+        absence.note(workers)
+        time.sleep(0.1)
+
+
+class _Absence:
+    """How long no worker has been there: told now and then, and borne for as long as the user wants."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._since: float | None = None
+        self._next = REMIND_SECONDS
+
+    def note(self, workers: Collection[str]) -> None:
+        """Take notice of the workers that are there; raise where they have been away for too long."""
+        if workers:
+            self._since = None
+            return
+        now = time.monotonic()
+        if self._since is None:
+            self._since, self._next = now, REMIND_SECONDS
+        name, patience, seconds = self._cluster.name, self._cluster.patience, now - self._since
+        if patience is not None and seconds >= patience:
+            raise InputError(
+                f"cannot go on, since no worker of {name} was there for {patience / 60:g} minutes, as long "
+                "as --worker-wait allows",
+                f"{self._cluster.way_to_workers}\n{_AGAIN}",
+            )
+        if seconds >= self._next:
+            self._next *= 2
+            logger.warning(
+                "waiting for %.0f minutes already, since no worker of %s is there. %s",
+                max(seconds / 60, 1), name, self._cluster.way_to_workers,
+            )  # fmt: skip
 
 
 def run_tasks(
@@ -200,8 +286,9 @@ class _Run:
         self._pending: dict[Any, _Task[Any]] = {}
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._strikes: Counter[str] = Counter()
-        self._unfit: dict[str, BaseException] = {}
+        self._unfit = cluster.unfit
         self._workers: set[str] = set()
+        self._absence = _Absence(cluster)
         self._looked = 0.0
 
     def results(self, items: Iterator[Any]) -> Generator[Any, None, None]:
@@ -215,7 +302,7 @@ class _Run:
                 self._fill(items)
         except OSError as error:
             # Those of tasks are results here; this is the connection.
-            raise self._gone() from error
+            raise self._cluster.gone() from error
         finally:
             with contextlib.suppress(Exception):
                 self._client.cancel(list(self._pending), force=True)
@@ -244,10 +331,11 @@ class _Run:
         fit = self._workers - self._unfit.keys()
         if self._unfit or task.avoid:
             task.allowed = (fit - task.avoid) or fit
-        future = self._client.submit(
-            _call, self._function, task.item, self._cluster.cores, pure=False, key=None,
-            workers=sorted(task.allowed) if task.allowed else None,
-        )  # fmt: skip
+        # In bytes, which the task itself takes apart: the scheduler needs no modules of ours then, and a
+        # worker that lacks one says so, where Dask's own way of sending a function would end that worker.
+        call = pickle.dumps(_Call(self._function, task.item, self._cluster.cores))
+        workers = sorted(task.allowed) if task.allowed else None
+        future = self._client.submit(pickle.loads, call, pure=False, key=None, workers=workers)
         self._pending[future] = task
         future.add_done_callback(self._done.put)
 
@@ -256,14 +344,13 @@ class _Run:
         if time.monotonic() - self._looked < every:
             return
         self._looked = time.monotonic()
-        if self._client.status != "running":
-            raise self._gone()
         before = bool(self._workers)
-        self._workers = set(self._cluster.workers)
+        self._workers = self._cluster.workers
         if self._cluster.refill is not None:
             self._cluster.refill()
         if before and not self._workers:
             logger.warning("no worker of %s is left: waiting for others", self._cluster.name)
+        self._absence.note(self._workers)
         stranded = [f for f, t in self._pending.items() if t.allowed and not t.allowed & self._workers]
         if self._workers:
             for future in stranded:
@@ -274,9 +361,11 @@ class _Run:
     def _settle(self, task: _Task[Any], future: Any, answer: Any) -> Iterator[Any]:
         """Give the result of a task that has ended, or do it again."""
         if self._client.status != "running":
-            raise self._gone()
+            raise self._cluster.gone()
         if future.status == "error":
-            raise self._killed(task, future.exception())
+            self._not_begun(task, future.exception())
+            self._submit(task)
+            return
         if answer is None:
             self._submit(task)
             return
@@ -326,20 +415,24 @@ class _Run:
                 hint,
             ) from error
 
-    def _killed(self, task: _Task[Any], error: BaseException) -> BaseException:
-        if type(error).__name__ != "KilledWorker":
-            return error
-        return InputError(
-            f"cannot finish {self._what(task.item)}, since {error.args[2] + 1} workers died while they were "
-            f"at it, the last being {error.args[1].address}; memory is the likeliest reason",
-            _WAY_OUT,
-        )
-
-    def _gone(self) -> InputError:
-        return InputError(
-            f"cannot go on, since the scheduler of {self._cluster.name} is gone",
-            f"Start it again. {_AGAIN}",
-        )
+    def _not_begun(self, task: _Task[Any], error: BaseException) -> None:
+        """Find out why a task never came to its function; raise, or leave out the workers that lack it."""
+        if type(error).__name__ == "KilledWorker":
+            raise InputError(
+                f"cannot finish {self._what(task.item)}, since {error.args[2] + 1} workers died while they "
+                f"were at it, the last being {error.args[1].address}; memory is the likeliest reason",
+                _WAY_OUT,
+            )
+        # Dask says what went wrong, but not where: whoever can't load what is to be called is asked no more.
+        called = pickle.dumps((_call, self._function))
+        workers = sorted(task.allowed or self._cluster.workers)
+        answers = self._client.run(pickle.loads, called, workers=workers, on_error="return")
+        lacking = {w: said for w, said in answers.items() if isinstance(said, (ImportError, AttributeError))}
+        if not lacking:
+            raise error
+        for worker, lack in lacking.items():
+            problem = f"cannot do the work, since this worker lacks a module: {lack}"
+            self._exclude(worker, UnfitWorkerError(problem, _SAME_PACKAGES))
 
 
 @dataclass(frozen=True)
@@ -348,6 +441,18 @@ class _Failure:
 
     error: Exception
     trace: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a worker does, in a form that is done by being unpickled."""
+
+    function: Callable[[Any], Any]
+    item: Any
+    cores: dict[int, frozenset[int]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _call, (self.function, self.item, self.cores)
 
 
 _ONE_AT_A_TIME = threading.Lock()

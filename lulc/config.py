@@ -255,6 +255,13 @@ class ClusterConfig:
         "worker processes of --dask local, which share out the cores, or of --dask slurm; 2 where not given",
         group=CLUSTER,
     )
+    worker_wait: float | None = option(
+        None,
+        "give up where no worker of --dask has been there for so long, at the start or later; without end "
+        "where not given, since jobs may wait for their turn",
+        unit="minutes",
+        group=CLUSTER,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lulc.cluster import open_cluster, run_tasks
-from lulc.config import PreprocessConfig
+from lulc.config import ClusterConfig, PreprocessConfig
 from lulc.documents import write_document
 from lulc.rasters.sources import Stamp, moments_of, stamps_of
 from lulc.schema import CHANNELS, IGNORE, InputError
@@ -196,13 +196,19 @@ def _check_given(config: PreprocessConfig) -> None:
             "cannot use --workers without --dask local or slurm, since only these start workers",
             "Leave --workers out, or add --dask local.",
         )
+    if config.worker_wait is not None and config.dask is None:
+        raise InputError(
+            "cannot use --worker-wait without --dask, whose workers it waits for",
+            "Leave --worker-wait out, or add --dask.",
+        )
 
 
 def _parameters(inputs: Inputs) -> dict[str, Any]:
     """What decides the stacks beside the content of the inputs; paths by their last part only."""
     config = inputs.config
     values = dataclasses.asdict(config)
-    for name in ("out", "overwrite", "restart", "allow_vrt", "allow_remote", "dask", "workers"):
+    where = [field.name for field in dataclasses.fields(ClusterConfig)]
+    for name in ("out", "overwrite", "restart", "allow_vrt", "allow_remote", *where):
         del values[name]
     for name in PATHS:
         value = values[name]

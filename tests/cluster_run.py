@@ -66,15 +66,36 @@ async def worker(task: dict[str, Any]) -> None:
         await running.finished()
 
 
+class Lacking:
+    """Finds no module of some name, as where it isn't installed."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.partition(".")[0] == self._name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def forget(name: str) -> None:
+    """Go on without a package that this process has already; ours is to look for it again."""
+    for module in [module for module in sys.modules if module.partition(".")[0] in (name, "lulc")]:
+        del sys.modules[module]
+    sys.meta_path.insert(0, Lacking(name))  # type: ignore[arg-type]
+
+
 def main(task: dict[str, Any]) -> int:
     """Play the role that the task names."""
     import dask
 
     dask.config.set({"distributed.comm.timeouts.connect": "2s", "distributed.scheduler.worker-ttl": "10s"})
+    if "lacks" in task:
+        forget(task["lacks"])
     if task["role"] == "scheduler":
         asyncio.run(scheduler(task))
         return 0
-    patch_engine(task)
+    if "lacks" not in task:
+        patch_engine(task)
     if task["role"] == "worker":
         asyncio.run(worker(task))
         return 0

@@ -54,8 +54,8 @@ class Place:
         self.running.append(process)
         return process
 
-    def scheduler(self) -> Any:
-        process = self.start("scheduler", port=self.port)
+    def scheduler(self, **task: Any) -> Any:
+        process = self.start("scheduler", port=self.port, **task)
         wait_until(lambda: answers(self.port))
         return process
 
@@ -339,6 +339,60 @@ def test_a_worker_that_would_make_other_bytes_is_left_out(place: Place, undistur
     assert whole(place, undisturbed)
     assert "is left out: " in place.said()
     assert 'engine.precision ("float32", now "float16")' in place.said()
+
+
+@pytest.mark.parametrize("lacks", ["lulc", "rasterio"])
+def test_a_worker_without_a_module_is_left_out_and_told_what_it_lacks(
+    place: Place, undisturbed: Undisturbed, lacks: str
+) -> None:
+    place.scheduler()
+    poor = place.worker(lacks=lacks)
+    place.worker(pause=0.02)
+    assert ended(place.classify()) == 0, place.said()
+    assert whole(place, undisturbed)
+    assert poor.exitcode is None
+    assert "is left out: cannot do the work, since this worker lacks a module: No module" in place.said()
+    assert f"'{lacks}" in place.said()
+
+
+def test_where_no_worker_has_the_toolkit_the_run_ends_and_says_so(place: Place) -> None:
+    place.scheduler()
+    place.worker(lacks="lulc")
+    assert ended(place.classify()) == 1
+    assert "no worker" in place.said() and "lacks a module: No module named 'lulc" in place.said()
+    assert "Start workers in the environment that this command runs in" in place.said()
+    assert "Traceback" not in place.said()
+
+
+def test_a_scheduler_needs_nothing_of_the_toolkit(place: Place, undisturbed: Undisturbed) -> None:
+    place.scheduler(lacks="lulc")
+    place.worker()
+    assert ended(place.classify()) == 0, place.said()
+    assert whole(place, undisturbed)
+
+
+def test_a_run_without_a_worker_ends_when_it_was_told_to_and_says_how_to_start_one(place: Place) -> None:
+    place.scheduler()
+    assert ended(place.command("--dask", place.address, "--worker-wait", "0.01")) == 1
+    assert f"waiting for the first worker of {place.address}. Start one on" in place.said()
+    assert f"no worker of {place.address} was there for 0.01 minutes" in place.said()
+    assert place.said().count(f"dask worker {place.address} --nthreads 1") == 2
+
+
+def test_a_run_whose_workers_are_gone_waits_no_longer_than_it_was_told_to(
+    place: Place, undisturbed: Undisturbed
+) -> None:
+    place.scheduler()
+    only = place.worker(pause=0.02)
+    command = place.command("--dask", place.address, "--worker-wait", "0.02")
+    place.under_way()
+    only.kill()
+    assert ended(command) == 1
+    assert "no worker" in place.said() and "as long as --worker-wait allows" in place.said()
+    # What was finished is kept.
+    place.worker()
+    assert ended(place.classify()) == 0, place.said()
+    assert whole(place, undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -55,6 +55,11 @@ def check_options(config: ClassifyConfig) -> None:
             "--workers without --dask local or slurm, since only these start workers",
             "Leave --workers out, or add --dask local.",
         ),
+        (
+            config.worker_wait is not None and config.dask is None,
+            "--worker-wait without --dask, whose workers it waits for",
+            "Leave --worker-wait out, or add --dask.",
+        ),
     ]
     for refused, problem, hint in checks:
         if refused:
