@@ -1,7 +1,8 @@
 """What each lever of the training gives, from the original's recipe to the default (docs/accuracy.md).
 
-``screen`` goes from the original's recipe to the default step by step and then changes one lever at a time,
-at half width and 15 Mpx, scored on block 0 of the simulated Kaakonkulma by networks of blocks 1 and 2.
+``screen`` goes from the original's recipe towards the default step by step and then changes one lever at a
+time, at half width and 15 Mpx, scored on block 0 of the simulated Kaakonkulma by networks of blocks 1 and 2.
+``refine`` changes one lever of the default at 40 Mpx, where a network has seen each pixel 27 times.
 ``held-out`` does the same at 79 Mpx; temperatures come from there. ``final`` trains the rows named on blocks
 0 to 2, at 79 Mpx, and scores them once on block 3; nothing is chosen there. A random forest per pixel stands
 beside them. A row that is in ``benchmarks/results/ablation.json`` is not made again, and a run that was
@@ -67,7 +68,8 @@ class Stage:
 
 
 STAGES: Mapping[str, Stage] = {
-    "screen": Stage(15.0, "One lever at a time: half width, 15 Mpx, blocks 1 and 2, scored on block 0", True),
+    "screen": Stage(15.0, "From the original on: half width, 15 Mpx, scored on block 0", True),
+    "refine": Stage(40.0, "One change of the default at a time: half width, 40 Mpx, scored on block 0", True),
     "held-out": Stage(79.0, "Half width, 79 Mpx, trained on blocks 1 and 2, scored on block 0", True),
     "final": Stage(79.0, "Half width, 79 Mpx, trained on blocks 0 to 2, scored on block 3", False),
 }
@@ -108,15 +110,25 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "turned, + 0.5 dice": TURNED | {"loss": "logit-adjusted(tau=0.5)+0.5*dice"},
     "turned, + 0.5 Lovasz": TURNED | {"loss": "logit-adjusted(tau=0.5)+0.5*lovasz"},
     "default": {"recipe": "default"},
-    "default, 40 Mpx": {"recipe": "default"},
+    "default, no dropout": {"recipe": "default", "dropout": 0.0},
+    "default, dropout 0.5": {"recipe": "default", "dropout": 0.5},
+    "default, weight decay 0.1": {"recipe": "default", "weight_decay": 0.1},
+    "default, copy-paste, 1 a crop": {"recipe": "default", "copy_paste": 1.0, "rare_temperature": 100.0},
+    "default, ClassMix": {"recipe": "default", "mix": "classmix"},
+    "default, CutMix": {"recipe": "default", "mix": "cutmix"},
+    "default, channel dropout 0.1": {"recipe": "default", "channel_dropout": 0.1},
+    "default, gain 0.01, offset 5": {"recipe": "default", "gain": 0.01, "offset_jitter": 5.0},
+    "default, 16 angles": {"recipe": "default", "rotations": 16},
+    "default, scale 1.25": {"recipe": "default", "scale": 1.25},
+    "default, crops of 256": {"recipe": "default", "crop_sizes": (256,), "batch_size": 1},
+    "default, batches of 8": {"recipe": "default", "batch_size": 8},
+    "default, three stages": {"recipe": "default", "filters": (16, 32, 64)},
+    "default, bottleneck": {"recipe": "default", "bottleneck": 2},
     "default, float32": {"recipe": "default", "precision": "float32"},
     "default, a quarter of the width": {"recipe": "default", "filters": (8, 16, 32, 64)},
     "default, full width": {"recipe": "default", "filters": (32, 64, 128, 256)},
 }
 """What each row changes in the original's recipe."""
-
-BUDGETS = {"default, 40 Mpx": 40.0}
-"""Mpx of rows that get other than those of their stage."""
 
 FOREST = "random forest"
 COLUMNS = (
@@ -136,7 +148,7 @@ def main() -> int:
     """Make the rows that are missing, then the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("stage", choices=(*STAGES, "tables"))
-    parser.add_argument("rows", nargs="*", help="all of them for screen; original and default for final")
+    parser.add_argument("rows", nargs="*", help="those of its own for screen and refine, else three")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--mpx", type=float, help="Mpx of a training, for a trial of this script")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where rows are stored")
@@ -145,11 +157,17 @@ def main() -> int:
     options = parser.parse_args()
     PACKAGE.setLevel(logging.WARNING)
     if options.stage != "tables":
-        rows = options.rows or [FOREST, *(LEVERS if options.stage == "screen" else ("original", "default"))]
-        make_rows(options, rows)
+        make_rows(options, options.rows or rows_of(options.stage))
     if options.results == RESULTS:
         write_tables(read(RESULTS))
     return 0
+
+
+def rows_of(stage: str) -> list[str]:
+    """Names of the rows that a stage makes where none are asked for."""
+    of_default = [name for name in LEVERS if name.startswith("default")]
+    steps = [name for name in LEVERS if name not in of_default]
+    return {"screen": steps, "refine": of_default}.get(stage, [FOREST, "original", "default"])
 
 
 def make_rows(options: argparse.Namespace, rows: Sequence[str]) -> None:
@@ -186,14 +204,14 @@ def make_stacks(scene: Path, folder: Path) -> Path:
 
 
 def config_of(stacks: Path, name: str, seed: int, options: argparse.Namespace) -> TrainConfig:
-    """The training of one row; it sees as many pixels as the others of its stage, but for `BUDGETS`."""
+    """The training of one row; it sees as many pixels as the others of its stage."""
     out = options.runs / options.stage / f"{re.sub('[^a-z0-9.]+', '-', name.lower())}-{seed}"
     values = (
         {"data": (str(stacks),), "out": str(out), "recipe": "original", "seed": seed} | COMMON | LEVERS[name]
     )
     config = TrainConfig(**values).resolved()
     pixels = config.batch_size * float(np.mean(np.square(config.crop_sizes)))
-    mpx = options.mpx or BUDGETS.get(name, STAGES[options.stage].mpx)
+    mpx = options.mpx or STAGES[options.stage].mpx
     batches = max(EPOCHS, round(1e6 * mpx / pixels))
     return dataclasses.replace(
         config, epochs=EPOCHS, steps=-(-batches // EPOCHS), validation_steps=round(1e6 / pixels),
@@ -233,7 +251,7 @@ def measure_network(stacks: Path, name: str, seed: int, options: argparse.Namesp
 
 def temperature_of(stored: Mapping[str, Any], name: str) -> float:
     """What a row was calibrated to where block 0 was left out, at 79 Mpx where that is known; else 1."""
-    for stage in ("held-out", "screen"):
+    for stage in ("held-out", "refine"):
         found = [row["temperature"] for row in _by_row(stored, stage).get(name, [])]
         if found:
             return float(np.exp(np.mean(np.log(found))))

@@ -172,27 +172,30 @@ def measure_engine(
     out = folder / f"{engine}-{options.size}.tif"
     planned = plan_command(engine, options, mosaic, out)
     row = _command(engine, options, mosaic, out) | planned
-    plan = _plan_of(out)
-    row["computed"] = plan.computed_pixels / (plan.height * plan.width)
-    row["window"] = plan.window
+    row["window"] = _window_of(out)
     row["flips"] = _flips(out, np.load(whole), CONTEXT if options.size > options.whole else 0)
     row["macro_f1"] = _macro_f1(out, options.scene)
-    roof = _stage("network", engine, options.model, *mosaic, *plan.window)
+    roof = _stage("network", engine, options.model, *mosaic, *row["window"])
     row["roof_share"] = row["computed"] * row["pixels"] / row["windows"] / roof["speed"]
     out.unlink()
     return [row, roof]
 
 
 def plan_command(engine: str, options: argparse.Namespace, mosaic: Any, out: Path) -> Result:
-    """Seconds and bytes that ``--plan`` says; it makes the 8-bit network too, as a first run would."""
+    """What ``--plan`` says it takes and computes; it makes the 8-bit network too, as a first run would."""
     arguments = [*_arguments(engine, options, mosaic, out), "--plan"]
     if engine not in EXACT:
         _run(sys.executable, *arguments)
     text = _run(sys.executable, *arguments).text
     seconds = re.search(r"time +([\d.]+) s", text)
     memory = re.search(r"memory +([\d.]+) GB", text)
-    assert seconds and memory, text
-    return {"planned_seconds": float(seconds[1]), "planned_memory": float(memory[1]) * 1e9}
+    computed = re.search(r"computed +([\d.]+) pixels", text)
+    assert seconds and memory and computed, text
+    return {
+        "planned_seconds": float(seconds[1]),
+        "planned_memory": float(memory[1]) * 1e9,
+        "computed": float(computed[1]),
+    }
 
 
 def measure_memory(options: argparse.Namespace, small: Any, folder: Path) -> list[Result]:
@@ -349,7 +352,7 @@ def _engine_for(
         model=model, inputs=(bands, indices), out="benchmark.tif", engine=engine, min_agreement=least
     )
     with open_job(config) as job:
-        job.plan = replace(job.plan, window=shape or job.plan.padded)
+        job.plan = replace(job.plan, window=shape or job.plan.padded, margins=())
         image = job.stack.read(Rectangle(0, 0, *job.plan.window))
         return image[np.newaxis], job.build_engine()
 
@@ -361,12 +364,10 @@ STAGES: dict[str, Callable[..., Result]] = {
 }
 
 
-def _plan_of(path: Path) -> Any:
-    from lulc.windows import Plan
-
+def _window_of(path: Path) -> list[int]:
     with rasterio.open(path) as source:
-        said = json.loads(source.tags()["LULC_PARAMETERS"])
-        return Plan(source.height, source.width, 16, said["halo"], tuple(said["window"]), 4096)
+        window: list[int] = json.loads(source.tags()["LULC_PARAMETERS"])["window"]
+        return window
 
 
 def _pixels(path: Path) -> int:

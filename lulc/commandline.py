@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import errno
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -79,12 +81,12 @@ def parser_for(
     """
     width = max(map(len, ENVIRONMENT))
     epilog = "\n".join(f"  {name:{width}}  {text}" for name, text in ENVIRONMENT.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=description,
         epilog=f"environment variables:\n{epilog}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
     )
-    _add_common(parser)
     groups: dict[str, Any] = {"": parser}
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
@@ -94,7 +96,36 @@ def parser_for(
         default = (given or {}).get(field.name, field.default)
         needed = default is dataclasses.MISSING and not lenient
         _add_option(groups[heading], field, hints[field.name], default, needed)
+    # Last, since they are the same everywhere and nobody came for them.
+    general = parser.add_argument_group("help and messages")
+    general.add_argument("-h", "--help", action="help", help="show this and stop")
+    _add_common(general)
+    parser.usage = _usage(parser)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends a wrong command line with what is wrong, and where to look."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.print_usage(sys.stderr)
+        wrong = re.findall(r"(?<!\S)--[\w-]+", message) if "unrecognized" in message else []
+        near = [n for w in wrong for n in difflib.get_close_matches(w, self._option_string_actions, 1)]
+        meant = f"Did you mean {', '.join(near)}? " if near else ""
+        self.exit(2, f"error: {message}\n\n{meant}All options: {self.prog} --help\n")
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """What has to be typed; sixty options in a row would hide it, and the error that they stand above."""
+    words = ["%(prog)s"]
+    for action in parser._actions:
+        name = action.metavar or action.dest.upper()
+        if action.required:
+            values = f"{name} [{name} ...]" if action.nargs == "+" else name
+            words.append(" ".join([*action.option_strings[:1], str(values)]))
+        elif not action.option_strings:
+            words.append(f"[{name} ...]" if action.nargs == "*" else f"[{name}]")
+    return " ".join([*words, "[options]"])
 
 
 def config_from(config: type[Config], arguments: argparse.Namespace) -> Config:
@@ -114,6 +145,9 @@ def parse(config: type, description: str, argv: Sequence[str] | None = None) -> 
     parser = parser_for(config, description)
     probe = _probe(config, parser)
     first, rest = probe.parse_known_args(argv)
+    if first.print_completion:
+        print(_completions(parser, first.print_completion))
+        parser.exit()
     if not first.config and not first.print_config:
         return parser.parse_intermixed_args(argv)
     given = read_settings(first.config, config) if first.config else {}
@@ -268,21 +302,21 @@ def _versions() -> str:
     return ", ".join(parts)
 
 
-class _PrintCompletion(argparse.Action):
-    """Print the completions of a shell, and stop: nothing else needs to be typed."""
+def _completions(parser: argparse.ArgumentParser, shell: str) -> str:
+    """The script by which a shell completes a command line."""
+    import shtab
 
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
-    ) -> None:
-        import shtab
-
-        for action in parser._actions:
-            if isinstance(action.metavar, tuple):
-                action.metavar = " ".join(action.metavar)  # as text, which is what shells show
-            if action.metavar in PATHS or action.dest in {"config", "log"}:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
-        print(shtab.complete(parser, values))
-        parser.exit()
+    several = [action.metavar for action in parser._actions if isinstance(action.metavar, tuple)]
+    for action in parser._actions:
+        if isinstance(action.metavar, tuple):
+            action.metavar = " ".join(action.metavar)  # as text, which is what shells show
+        if action.metavar in PATHS or action.dest in {"config", "log"}:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    text: str = shtab.complete(parser, shell)
+    for names in several if shell == "zsh" else ():
+        # One message for each value: with one for all, zsh takes what follows the first for another argument.
+        text = text.replace(f"]:{' '.join(names)}:", "]" + "".join(f":{name}: " for name in names))
+    return text
 
 
 class _Collect(argparse.Action):
@@ -295,7 +329,7 @@ class _Collect(argparse.Action):
         setattr(namespace, self.dest, [*(before if before is not self.default else ()), *values])
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_common(parser: argparse._ActionsContainer) -> None:
     """Options that every command has."""
     parser.add_argument("--version", action="version", version=f"lulc {__version__}")
     noise = parser.add_mutually_exclusive_group()
@@ -315,7 +349,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--print-completion",
-        action=_PrintCompletion,
         choices=("bash", "zsh"),
         help="print the completions of a shell, then stop",
     )
@@ -323,7 +356,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _probe(config: type, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """A parser that knows all options with names, needs none, and leaves arguments without names over."""
-    probe = argparse.ArgumentParser(prog=parser.prog, usage=parser.format_usage()[7:], add_help=False)
+    probe = _Parser(prog=parser.prog, usage=parser.usage, add_help=False)
     _add_common(probe)
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):

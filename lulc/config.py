@@ -126,6 +126,7 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "clip_norm": 1.0,
         "average": 0.1,
         "calibrate": "one",
+        "dropout": 0.3,
     }
 )
 """The best training found, which ends within an evening on two processor cores."""
@@ -400,8 +401,8 @@ class TrainConfig(RunConfig):
     )
     mix: str = by_recipe(
         "mix",
-        "paste parts of crops of a batch over each other; off, since cutmix gave nothing (docs/accuracy.md) "
-        "and classmix is not measured",
+        "paste parts of crops of a batch over each other; off, since neither gave anything that dropout does "
+        "not give (docs/accuracy.md)",
         choices=("none", "cutmix", "classmix"),
         group=AUGMENTATION,
     )
@@ -487,7 +488,11 @@ class TrainConfig(RunConfig):
     )
     bottleneck: int = by_recipe("bottleneck", "convolutions between encoder and decoder")
     block: str = by_recipe("block", "how the decoder upsamples", choices=("transpose", "upsample"))
-    dropout: float = by_recipe("dropout", "dropout rate before the last convolution")
+    dropout: float = by_recipe(
+        "dropout",
+        "dropout rate before the last convolution; without any, accuracy on other land fell again after some "
+        "twenty passes over the pixels (docs/accuracy.md)",
+    )
     norm: str = by_recipe("norm", "normalisation of the blocks", choices=("batch", "none"))
     single_class: str | None = option(
         None, "train this class against the rest (sigmoid, binary cross-entropy)", metavar="NAME"
@@ -666,7 +671,13 @@ class EvaluateConfig:
     """Map and reference to figures."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
-    reference: str = option(..., "label raster, or vector file", metavar="REFERENCE", positional=True)
+    reference: str | None = option(
+        None,
+        "label raster, or vector file; may be left out where points are drawn (--design-sample, "
+        "--sample-error) or read (--sample)",
+        metavar="REFERENCE",
+        positional=True,
+    )
     out: str = option(..., "folder for tables and pictures", metavar="FOLDER")
     scheme: str | None = option(
         None, "how reference codes become classes, as in preprocess.py; the map's own where not given"
@@ -699,7 +710,8 @@ class EvaluateConfig:
     )
     sample_error: float | None = option(
         None,
-        "draw as many as give the overall accuracy this standard error (0.01)",
+        "draw as many as give the overall accuracy this standard error (0.01); without REFERENCE a user's "
+        "accuracy of 0.75 is expected of each class",
         unit="0..1",
         group=AREA,
     )
@@ -740,6 +752,9 @@ class ServeConfig:
     )
     label_field: str | None = option(None, "field of a vector reference that holds the code", metavar="NAME")
     port: int = option(8010, "port on 127.0.0.1; 0 for any that is free")
+    allow_vrt: bool = option(
+        False, "admit VRTs, as of --tiles, whose files must lie below the folder of the VRT"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -769,6 +784,9 @@ class ExportConfig:
         None, "weights of the map: their STAC item is written beside that of the map", metavar="MODEL"
     )
     scheme: str | None = option(None, "classes of a map whose tags don't hold them, as in preprocess.py")
+    allow_vrt: bool = option(
+        False, "admit VRTs, as of --tiles, whose files must lie below the folder of the VRT", group=INPUT
+    )
     overwrite: bool = option(False, "replace what exists", group=RUN)
 
 

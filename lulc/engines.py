@@ -22,6 +22,7 @@ from lulc.mapping.buffers import Buffers
 from lulc.networks import quantization
 from lulc.networks.archive import Arrays
 from lulc.networks.card import ModelCard
+from lulc.networks.cropping import computed, cores_of
 from lulc.networks.graph import build_graph, load_openvino
 from lulc.networks.legacy import read_legacy
 from lulc.networks.network import NetworkConfig
@@ -34,17 +35,19 @@ logger = logging.getLogger("lulc")
 MIN_AGREEMENT = {"openvino-int8": 0.97, "openvino-mixed": 0.995}
 """Share of pixels on which a quantised engine gives the class that float32 gives, at least."""
 
-Network = Callable[[np.ndarray], np.ndarray]
-"""float32 (n, y, x, band) to float32 (n, y, x, class)."""
+Network = Callable[..., np.ndarray]
+"""float32 (n, y, x, band) to float32 (n, y, x, class); of one that gives the core of each window, the second
+argument says where that begins, int (n, 2)."""
 
 
 class Footprint(NamedTuple):
-    """Memory that an engine takes, as measured: bytes of the process, and for each window pixel beside those
-    of input and result.
+    """Memory that an engine takes, as measured: bytes of the process, and for each pixel of a window that is
+    read and that is computed to the end, beside those of input and result.
     """
 
     fixed: float
     per_pixel: float
+    per_given: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ class Engine:
     identity: dict[str, str]
     function: Network
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Activations of a batch, float32 (n, y, x, class)."""
-        return self.function(x)
+    def __call__(self, x: np.ndarray, *first: np.ndarray) -> np.ndarray:
+        """Activations of a batch, float32 (n, y, x, class); of its cores where it was built for these."""
+        return self.function(x, *first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,8 @@ class EngineRequest:
         Weights file and its card; the card holds the statistics, for legacy files too.
     shape
         (n, y, x) of every call.
+    core
+        (y, x) of what is given of each window, the rest being its halo; None for all of it.
     samples
         Gives windows of the mosaic, each float32 (y, x, band) with NaN where invalid, for calibration.
     min_agreement
@@ -92,6 +97,7 @@ class EngineRequest:
     path: Path
     card: ModelCard
     shape: tuple[int, int, int]
+    core: tuple[int, int] | None = None
     samples: Callable[[], Iterator[np.ndarray]] = lambda: iter(())
     min_agreement: float | None = None
 
@@ -145,6 +151,11 @@ def _fastest(devices: Path) -> tuple[str, str]:
     if importlib.util.find_spec("openvino"):
         return "openvino", reason
     return "keras", f"{reason}, and OpenVINO is not installed"
+
+
+def gives_cores(name: str) -> bool:
+    """Whether the engine `name` can give the core of each window without computing the rest of it."""
+    return name in _CROPPING
 
 
 def footprint(name: str, network: NetworkConfig) -> Footprint:
@@ -201,7 +212,7 @@ def _build_keras(request: EngineRequest) -> Engine:
 
 
 def _build_openvino(request: EngineRequest) -> Engine:
-    model = build_graph(request.card.network, _arrays(request), request.shape)
+    model = build_graph(request.card.network, _arrays(request), request.shape, core=_core_of(request))
     identity = {"precision": "float32", "openvino": _openvino_version()}
     return Engine("openvino", request.shape, identity, _OpenVINO(model, "f32", request))
 
@@ -217,7 +228,7 @@ def _build_quantised(name: str, request: EngineRequest) -> Engine:
             f"on {100 * found.agreement:.2f} % of the pixels, expected at least {100 * least:.2f} %",
             "Type --engine openvino, or a lower --min-agreement.",
         )
-    model = build_graph(request.card.network, arrays, request.shape, found.eight_bit)
+    model = build_graph(request.card.network, arrays, request.shape, found.eight_bit, core=_core_of(request))
     identity = {
         "precision": f"int8; {found.precision}: {' '.join(found.finer)}",
         "agreement": f"{found.agreement:.4f}",
@@ -254,23 +265,33 @@ def _arrays(request: EngineRequest) -> Arrays:
     }
 
 
+def _core_of(request: EngineRequest) -> tuple[int, int] | None:
+    """The core of each window, None where it is all of it."""
+    return None if request.core == request.shape[1:] else request.core
+
+
 class _OpenVINO:
     """A compiled model; it writes each result into memory of its own, so that none is copied."""
 
     def __init__(self, model: object, precision: str, request: EngineRequest) -> None:
         self._tensor = load_openvino().Tensor
         self._request = compile_graph(model, precision).create_infer_request()
-        count, *sides = request.shape
+        count, *window = request.shape
+        self._window, self._core = (window[0], window[1]), _core_of(request)
+        sides = computed(self._window, self._core) if self._core else self._window
         self._shape = (count, request.card.network.classes, *sides)
         self._results = Buffers()
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
+    def __call__(self, x: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
         y = self._results.empty(self._shape)
         self._request.set_output_tensor(self._tensor(y, shared_memory=True))
-        given = self._tensor(np.ascontiguousarray(x, np.float32), shared_memory=True)
+        given = {0: self._tensor(np.ascontiguousarray(x, np.float32), shared_memory=True)}
+        if self._core and first is not None:
+            given[1] = self._tensor(np.ascontiguousarray(first, np.int32))
         # Unless shared, what this returns is a copy.
-        self._request.infer({0: given}, share_outputs=True)
-        return np.moveaxis(y, 1, -1)
+        self._request.infer(given, share_outputs=True)
+        y = np.moveaxis(y, 1, -1)
+        return cores_of(y, self._window, self._core, first) if self._core and first is not None else y
 
 
 def _openvino_version() -> str:
@@ -288,8 +309,8 @@ def _keras_footprint(network: NetworkConfig) -> Footprint:
     return Footprint(0.85e9 + 4 * weights, per_pixel * max(network.decoder_filters[-1] / 16, 1))
 
 
-def _openvino_footprint(per_pixel: float, network: NetworkConfig) -> Footprint:
-    return Footprint(0.33e9, per_pixel * _width(network))
+def _openvino_footprint(per_pixel: float, per_given: float, network: NetworkConfig) -> Footprint:
+    return Footprint(0.33e9, per_pixel * _width(network), per_given * _width(network))
 
 
 def _width(network: NetworkConfig) -> float:
@@ -299,8 +320,11 @@ def _width(network: NetworkConfig) -> float:
 
 _ENGINES: dict[str, tuple[Callable[[EngineRequest], Engine], Callable[[NetworkConfig], Footprint]]] = {
     "keras": (_build_keras, _keras_footprint),
-    # Bytes per pixel measured with OpenVINO 2026.4 and static shapes; the mixed one with 5 of 17 finer.
-    "openvino": (_build_openvino, partial(_openvino_footprint, 780)),
-    "openvino-mixed": (partial(_build_quantised, "openvino-mixed"), partial(_openvino_footprint, 390)),
-    "openvino-int8": (partial(_build_quantised, "openvino-int8"), partial(_openvino_footprint, 200)),
+    # Bytes per pixel measured with OpenVINO 2026.4 and static shapes; the mixed one with 5 of 17 finer. In 8
+    # bits no stage takes as much as the encoder's first, which computes whole windows.
+    "openvino": (_build_openvino, partial(_openvino_footprint, 215, 565)),
+    "openvino-mixed": (partial(_build_quantised, "openvino-mixed"), partial(_openvino_footprint, 390, 0)),
+    "openvino-int8": (partial(_build_quantised, "openvino-int8"), partial(_openvino_footprint, 190, 0)),
 }
+
+_CROPPING = frozenset({"openvino", "openvino-mixed", "openvino-int8"})

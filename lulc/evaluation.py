@@ -1,4 +1,4 @@
-"""A map against its reference, counted window by window.
+"""A map against its reference, or what it says alone, counted window by window.
 
 Memory does not depend on the size of the map: what grows are matrices of classes and one decimated
 picture of the map and of the reference.
@@ -88,14 +88,15 @@ class EvaluationResult:
 
 
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
-    """Compare a map with a reference and write a report.
+    """Compare a map with a reference, or with interpreted points alone, and write a report.
 
     Raises
     ------
     InputError
-        If the report's folder holds a report and may not be overwritten, a file can't be read, grids or
-        legends don't fit, or no pixel has both a map and a reference.
+        If there is nothing to compare with, the report's folder holds a report and may not be overwritten,
+        a file can't be read, grids or legends don't fit, or no pixel has both a map and a reference.
     """
+    _check_asked(config)
     folder = Path(config.out)
     _check_folder(folder, config.overwrite)
     designs = _is_designing(config)
@@ -110,6 +111,36 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
     written = write_findings(findings, views, folder, write_more)
     return EvaluationResult(folder, tuple(written), findings)
+
+
+def _check_asked(config: EvaluateConfig) -> None:
+    """Refuse a map with nothing to judge it by, and what only a reference can answer where there is none.
+
+    Raises
+    ------
+    InputError
+        As said.
+    """
+    if config.reference is not None:
+        return
+    if config.sample is None and config.sample_error is None and not config.design_sample:
+        raise InputError(
+            f"cannot judge '{config.map}', since neither a reference nor a sample is given, expected labels, "
+            "interpreted points, or to be told how many to draw",
+            "Type the label raster behind the map, or --sample sample.gpkg, or --design-sample 600 to draw "
+            "points to interpret.",
+        )
+    asked = {
+        "--compare": config.compare, "--regions": config.regions, "--suspects": config.suspects,
+        "--label-field": config.label_field, "--pine": config.pine, "--spruce": config.spruce,
+    }  # fmt: skip
+    idle = [name for name, value in asked.items() if value is not None]
+    if idle:
+        raise InputError(
+            f"cannot take {', '.join(idle)}, since no reference is given, expected one: "
+            "points are compared with the map class by class alone",
+            f"Type the label raster behind '{config.map}', or leave out {', '.join(idle)}.",
+        )
 
 
 def _is_designing(config: EvaluateConfig) -> bool:
@@ -175,13 +206,14 @@ def suspect(config: EvaluateConfig, folder: Path) -> tuple[Path, Path]:
 
 
 def measure(config: EvaluateConfig) -> tuple[Findings, Views]:
-    """Compare a map with a reference; nothing is written.
+    """Compare a map with a reference, or with interpreted points alone; nothing is written.
 
     Raises
     ------
     InputError
         As `evaluate`, but for the folder.
     """
+    _check_asked(config)
     with ExitStack() as resources:
         inputs = open_inputs(config, resources)
         counts = Counts(inputs, config.border)
@@ -189,7 +221,13 @@ def measure(config: EvaluateConfig) -> tuple[Findings, Views]:
         for window in tqdm(windows, desc="scoring", disable=not logger.isEnabledFor(logging.INFO)):
             counts.add(window)
         findings, views = counts.findings(config), counts.views()
-    if not findings.confusion.any():
+    if config.reference is None:
+        if not findings.areas.mapped.any():
+            raise InputError(
+                f"cannot judge '{config.map}', since no pixel that counts has a class there",
+                "Check --mask, --bounds and --aoi.",
+            )
+    elif not findings.confusion.any():
         raise InputError(
             f"cannot score '{config.map}', since no pixel has both a class there and a class in "
             f"'{config.reference}'",
@@ -230,9 +268,9 @@ class Inputs:
     map, other
         The map, and the second map of a comparison.
     labels
-        The reference on the map's grid.
+        The reference on the map's grid, or None.
     translation
-        uint8 (256,), the reference's class numbers to those of the map.
+        uint8 (256,), the reference's class numbers to those of the map; all 255 without one.
     regions
         What is scored apart.
     masks
@@ -243,7 +281,7 @@ class Inputs:
 
     map: ClassMap
     other: ClassMap | None
-    labels: Labels
+    labels: Labels | None
     translation: NDArray[np.uint8]
     regions: list[Region]
     masks: Masks
@@ -257,7 +295,7 @@ class Inputs:
     @property
     def level1_from_codes(self) -> bool:
         """True where the reference's codes tell its level-1 group."""
-        return bool(self.labels.scheme.level1)
+        return self.labels is not None and bool(self.labels.scheme.level1)
 
     def read_counted(self, window: Window) -> NDArray[np.uint8]:
         """Class numbers of the map, 255 where it has no data or pixels don't count."""
@@ -266,7 +304,9 @@ class Inputs:
         return mapped if counting is None else np.where(counting, mapped, IGNORE).astype(np.uint8)
 
     def read_reference(self, window: Window) -> NDArray[np.uint8]:
-        """The map's class numbers 1..N of the reference, 255 = ignore."""
+        """The map's class numbers 1..N of the reference, 255 = ignore; everywhere without a reference."""
+        if self.labels is None:
+            return np.full(window.shape, IGNORE, np.uint8)
         return self.translation[self.labels.read(window)]
 
 
@@ -277,13 +317,16 @@ def open_inputs(config: EvaluateConfig, resources: ExitStack) -> Inputs:
     legend = given.legend if given else None
     the_map = resources.enter_context(open_map(config.map, legend, **admitted))
     grid = the_map.grid
-    labels = resources.enter_context(
-        open_labels(
-            config.reference, grid, given or _scheme_of(the_map, config),
-            field=config.label_field, pine=config.pine, spruce=config.spruce, resample=config.resample,
-            **admitted,
-        )
-    )  # fmt: skip
+    labels, translation = None, np.full(256, IGNORE, np.uint8)
+    if config.reference is not None:
+        labels = resources.enter_context(
+            open_labels(
+                config.reference, grid, given or _scheme_of(the_map, config),
+                field=config.label_field, pine=config.pine, spruce=config.spruce, resample=config.resample,
+                **admitted,
+            )
+        )  # fmt: skip
+        translation = _translation(labels.legend, the_map.legend, config)
     other = None
     if config.compare:
         other = resources.enter_context(open_map(config.compare, legend, **admitted))
@@ -301,7 +344,7 @@ def open_inputs(config: EvaluateConfig, resources: ExitStack) -> Inputs:
         the_map,
         other,
         labels,
-        _translation(labels.legend, the_map.legend, config),
+        translation,
         read_regions(config.regions, grid) if config.regions else [],
         resources.enter_context(open_masks(config, grid)),
         image,
@@ -412,6 +455,7 @@ class Counts:
         self._viewing = Viewing(
             inputs.grid, n,
             with_image=inputs.image is not None, with_activations=inputs.map.has_activations,
+            with_reference=inputs.labels is not None,
         )  # fmt: skip
 
     def add(self, window: Window) -> None:
@@ -459,7 +503,7 @@ class Counts:
         """Count by CORINE level what the matrix of classes does not tell."""
         for level, summed in zip(self._levels, self._summed, strict=True):
             groups = level.gather_map(reference)
-            if level.number == 1 and self._inputs.level1_from_codes:
+            if level.number == 1 and self._inputs.labels and self._inputs.level1_from_codes:
                 groups = self._inputs.labels.read_level1(window)
                 known = scored & (groups != IGNORE) & (groups != 0)
                 found = level.gather_map(mapped)
@@ -507,10 +551,10 @@ class Counts:
         if inputs.other:
             (neither, second), (first, both) = self._right.tolist()
             change = Change(inputs.other.name, self._change, compare(first, second, both, neither))
-        banded = self._border > 0
+        banded = self._border > 0 and inputs.labels is not None
         return Findings(
             map=inputs.map.name,
-            reference=os.path.basename(inputs.labels.path),
+            reference=os.path.basename(inputs.labels.path) if inputs.labels else None,
             legend=self._legend,
             levels=self._gathered(),
             confusion=self._confusion,
@@ -543,9 +587,8 @@ class Counts:
             return Areas(mapped, hectares)
         check_strata(sample, self._legend, grid, self._inputs.read_counted)
         matrix = read_sample(sample, self._legend)
-        return Areas(
-            mapped, hectares, matrix, estimate(matrix, mapped[1:].astype(np.float64) * (hectares or 1.0))
-        )
+        estimates = estimate(matrix, mapped[1:].astype(np.float64) * (hectares or 1.0))
+        return Areas(mapped, hectares, matrix, estimates, os.path.basename(sample))
 
     def views(self) -> Views:
         """The pictures so far."""

@@ -442,10 +442,12 @@ def draw_uncertainty(
                               fill=False, edgecolor=color, linewidth=line)
                 )  # fmt: skip
             box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none"}
-            ax.text(left, top, str(k), ha="center", va="center", fontsize=8, weight="bold", bbox=box)
+            ax.text(left, top, str(k), ha="left", va="top", fontsize=8, weight="bold", bbox=box)
         ax.set_xticks([])
         ax.set_yticks([])
         _scale_bar(ax, grid, width)
+        if grid.is_north_up:
+            _north_arrow(ax)
         bar = figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
         bar.set_label("0 one class is sure, 1 all are equally likely")
 

@@ -39,6 +39,10 @@ logger = logging.getLogger("lulc")
 
 HOST = "127.0.0.1"
 DEGREES = "EPSG:4326"
+
+FEW = 4096
+"""Longest side of a map that is read whole while one waits."""
+
 TRUE_COLOR = ("B04", "B03", "B02")
 
 TILE = "tiles/WebMercatorQuad/{z}/{x}/{y}.png?tilesize=256&"
@@ -126,7 +130,7 @@ def _application(config: ServeConfig, resources: ExitStack) -> Any:
             "Install what serves tiles, in the folder of this project: pip install '.[serve]'",
         ) from error
     legend = load_scheme(config.scheme).legend if config.scheme else None
-    the_map = resources.enter_context(open_map(config.map, legend))
+    the_map = resources.enter_context(open_map(config.map, legend, allow_vrt=config.allow_vrt))
     if not the_map.grid.crs:
         raise InputError(
             f"cannot serve '{config.map}', since it has no CRS, expected one", "Tell it: gdal_edit.py -a_srs"
@@ -174,16 +178,16 @@ class _Reference:
         from lulc.sharing import PART, write_map
 
         named = EvaluateConfig(
-            map=config.map, reference=config.reference or "", out="", scheme=config.scheme,
-            label_field=config.label_field,
+            map=config.map, reference=config.reference, out="", scheme=config.scheme,
+            label_field=config.label_field, allow_vrt=config.allow_vrt,
         )  # fmt: skip
         self._inputs = open_inputs(named, resources)
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="lulc-serve-")))
         legend = self._inputs.map.legend
         differs = Legend("difference", (LandCoverClass(1, "differs", WRONG_COLOR),))
         self.files = {}
+        logger.info("reading the reference, and where the map differs from it")
         for name, shown, read in (("reference", legend, self.read), ("difference", differs, self._differs)):
-            logger.info("reading the %s of map and reference", name)
             profile = MapProfile(self._inputs.grid, shown, "none", PART)
             self.files[name] = folder / f"{name}.tif"
             write_map(profile, partial(_one_band, read), self.files[name])
@@ -260,6 +264,11 @@ def _page(config: ServeConfig, the_map: ClassMap) -> Page:
 
     with Reader(config.map) as reader:
         zoom, bounds = reader.maxzoom, reader.get_geographic_bounds(DEGREES)
+        if max(the_map.grid.shape) > FEW and not reader.dataset.overviews(1):
+            logger.warning(
+                "'%s' has no overviews: seen from afar, every pixel of it is read (gdaladdo adds them)",
+                config.map,
+            )
     data = {
         "source": "served",
         **describe(the_map.grid, the_map.legend, the_map.name),
@@ -293,7 +302,7 @@ def _layers(config: ServeConfig, the_map: ClassMap) -> list[dict[str, Any]]:
         name, tiles = "Map differs from reference", f"difference/{TILE}{wrong}"
         layers.append(layer("difference", name, "difference", tiles, color=WRONG_COLOR))
     if config.image:
-        layers.insert(0, layer("image", "Image", "picture", f"image/{TILE}{_stretch(config.image)}", on=True))
+        layers.insert(0, layer("image", "Image", "picture", f"image/{TILE}{_stretch(config)}", on=True))
     if the_map.has_activations:
         tiles = f"entropy/{TILE}{ramp('inferno')}"
         layers.append(layer("entropy", "Uncertainty", "ramp", tiles, colors=UNSURE_RAMP))
@@ -304,11 +313,12 @@ def _layers(config: ServeConfig, the_map: ClassMap) -> list[dict[str, Any]]:
     return layers
 
 
-def _stretch(image: str) -> str:
+def _stretch(config: ServeConfig) -> str:
     """Bands and stretch of the image's tiles: 2 % of each end saturated, seen in its overviews."""
     from rio_tiler.io import Reader
 
-    with open_source(image) as source:
+    image = config.image or ""
+    with open_source(image, allow_vrt=config.allow_vrt) as source:
         if not isinstance(source, RasterSource):
             raise InputError(
                 f"cannot show '{image}', since tiles are made of GeoTIFF, .img and JPEG 2000",

@@ -68,7 +68,8 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
              if model is not None and kind == ".json"]  # fmt: skip
     _check_outputs([*outputs, *items], source, overwrite=config.overwrite)
     legend = load_scheme(config.scheme).legend if config.scheme is not None else None
-    with rasterio.Env(GDAL_CACHEMAX=forecast.CACHE // 2**20), open_map(source, legend) as land_cover:
+    cache = rasterio.Env(GDAL_CACHEMAX=forecast.CACHE // 2**20)
+    with cache, open_map(source, legend, allow_vrt=config.allow_vrt) as land_cover:
         dates = config.date or known_dates(land_cover.tags)
         if ".json" in kinds:
             _check_dates(dates, source)

@@ -19,6 +19,7 @@ from lulc.config import WITHOUT_LABELS, TrainConfig
 from lulc.fitting.checkpoint import clear_checkpoints
 from lulc.fitting.devices import ONE, Devices, open_devices
 from lulc.fitting.loop import LabelledAccuracy, Loop, StopRequest
+from lulc.fitting.normalization import Normalization
 from lulc.fitting.optimization import build_optimizer, precision
 from lulc.fitting.pretraining import Filling
 from lulc.fitting.run import (
@@ -40,7 +41,7 @@ from lulc.networks.backend import keras
 from lulc.networks.card import Channel, ModelCard
 from lulc.networks.encoders import IMAGENET, load_encoder
 from lulc.networks.network import DECODER, NetworkConfig
-from lulc.samples.crops import training_crops, validation_crops
+from lulc.samples.crops import plain_crops, training_crops, validation_crops
 from lulc.samples.dataset import Dataset, open_dataset
 from lulc.samples.hiding import Filled, absolute_difference
 from lulc.samples.unlabelled import open_mosaic
@@ -440,6 +441,12 @@ def _make_loop(
         if board:
             board.write(row)
 
+    def build() -> keras.Model:
+        return build_unet(network, (np.array(dataset.statistics.mean), np.array(dataset.statistics.std)))
+
+    normalization = None
+    if config.average:
+        normalization = Normalization(build, plain_crops(config, dataset), config.workers)
     kind = Filling if config.pretrain else Loop
     return kind(
         model,
@@ -452,6 +459,7 @@ def _make_loop(
         workers=config.workers,
         patience=config.patience,
         calibrate=config.calibrate if given is None else "none",
+        normalization=normalization,
         devices=devices,
     )
 

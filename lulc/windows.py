@@ -7,13 +7,21 @@ only its inner *write* rectangle is kept, so that every pixel is written exactly
 The reference is one pass over the whole image, padded right and below to a multiple of the network's
 stride. A window equals that pass on its write rectangle when its origin and size are multiples of the
 stride and each side that does not lie on the border of the padded image is at least one halo away.
+
+A network may give less than it reads: of a window only its *core*, that is the window without a halo on each
+side, all sizes being static. The core then lies anywhere in the window: at its border where this is that of
+the image.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
+
+Margins = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -65,15 +73,23 @@ class PlannedWindow:
         image to the right and below, by padding only.
     write
         In the image, inside `read`.
+    core
+        What the network gives of it, inside `read` and around `write`; None for all that is read.
     """
 
     read: Window
     write: Window
+    core: Window | None = None
+
+    @property
+    def valid(self) -> Window:
+        """`write` in the coordinates of `read`."""
+        return self.write.relative_to(self.read)
 
     @property
     def crop(self) -> Window:
-        """`write` in the coordinates of `read`."""
-        return self.write.relative_to(self.read)
+        """`write` in the coordinates of what the network gives."""
+        return self.write.relative_to(self.core or self.read)
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,9 @@ class Plan:
         (rows, columns) of every window read, multiples of `stride`.
     part
         Side of a part, a multiple of `stride`.
+    margins
+        (pixels around the core, share of the arithmetic that is done on core and margin) of a network that
+        gives the core of each window; empty for one that gives whole windows.
     """
 
     height: int
@@ -108,6 +127,7 @@ class Plan:
     halo: int
     window: tuple[int, int]
     part: int
+    margins: Margins = ()
 
     def __post_init__(self) -> None:
         multiples = {"halo": self.halo, "part": self.part}
@@ -159,30 +179,61 @@ class Plan:
     def windows(self, part: Part) -> list[PlannedWindow]:
         """The windows of a part, row by row; their write rectangles tile the part exactly."""
         e = part.extent
-        padded_height, padded_width = self.padded
-        rows = cover_axis(e.row, e.row + e.height, padded_height, self.window[0], self.halo)
-        cols = cover_axis(e.col, e.col + e.width, padded_width, self.window[1], self.halo)
+        rows, cols = (
+            self._cover(axis, start, start + length)
+            for axis, (start, length) in enumerate([(e.row, e.height), (e.col, e.width)])
+        )
+        height, width = self.core
         return [
-            PlannedWindow(read=Window(r0, c0, *self.window), write=Window(r1, c1, r2 - r1, c2 - c1))
-            for r0, r1, r2 in rows
-            for c0, c1, c2 in cols
+            PlannedWindow(
+                read=Window(r.read, c.read, *self.window),
+                write=Window(r.start, c.start, r.stop - r.start, c.stop - c.start),
+                core=Window(r.core, c.core, height, width) if self.margins else None,
+            )
+            for r in rows
+            for c in cols
         ]
 
     @property
-    def computed_pixels(self) -> int:
-        """Pixels that pass through the network, halo included, for the whole map."""
-        totals = []
-        for axis, length in enumerate((self.height, self.width)):
-            padded = self.padded[axis]
-            count = sum(
-                len(cover_axis(a, min(a + self.part, length), padded, self.window[axis], self.halo))
-                for a in range(0, length, self.part)
-            )
-            totals.append(count * self.window[axis])
-        return totals[0] * totals[1]
+    def core(self) -> tuple[int, int]:
+        """(rows, columns) of the core of every window."""
+        rows, cols = (core_of(*sides, self.halo) for sides in zip(self.window, self.padded, strict=True))
+        return (rows, cols)
+
+    @property
+    def given_pixels(self) -> int:
+        """Pixels of every window that are computed at full resolution to the end."""
+        return _given(self.window, self.core, self.margins)
+
+    @property
+    def computed_pixels(self) -> float:
+        """Pixels that pass through the network, halo included, for the whole map.
+
+        Those that only a part of the arithmetic is done on count as that part.
+        """
+        count = math.prod(
+            sum(len(self._cover(axis, a, min(a + self.part, length))) for a in range(0, length, self.part))
+            for axis, length in enumerate((self.height, self.width))
+        )
+        return count * _work_of(self.window, self.core, self.margins)
+
+    def _cover(self, axis: int, start: int, stop: int) -> list[Cover]:
+        length, size = self.padded[axis], self.window[axis]
+        return cover_axis(start, stop, length, size, self.halo, cropped=bool(self.margins))
 
 
-def cover_axis(start: int, stop: int, length: int, size: int, halo: int) -> list[tuple[int, int, int]]:
+class Cover(NamedTuple):
+    """A window along one axis: where it is read and its core begins, and what is written of it."""
+
+    read: int
+    core: int
+    start: int
+    stop: int
+
+
+def cover_axis(
+    start: int, stop: int, length: int, size: int, halo: int, *, cropped: bool = False
+) -> list[Cover]:
     """Cover [start, stop) of an axis with windows of one size.
 
     Parameters
@@ -195,27 +246,62 @@ def cover_axis(start: int, stop: int, length: int, size: int, halo: int) -> list
         Length of every window, at most `length`.
     halo
         Context cropped from each side that is not a border of the padded axis.
+    cropped
+        Whether the network gives the core of each window only; otherwise all of it is called its core.
 
     Returns
     -------
-    list of (read start, write start, write stop)
+    list of Cover
         Write ranges are disjoint, in order, and their union is [start, stop).
 
     Examples
     --------
-    >>> cover_axis(0, 100, 112, 64, 16)
-    [(0, 0, 48), (32, 48, 80), (48, 80, 100)]
+    >>> [tuple(c) for c in cover_axis(0, 100, 112, 64, 16)]
+    [(0, 0, 0, 48), (32, 32, 48, 80), (48, 48, 80, 100)]
+    >>> [tuple(c) for c in cover_axis(0, 100, 112, 64, 16, cropped=True)]
+    [(0, 0, 0, 32), (16, 32, 32, 64), (48, 64, 64, 96), (48, 80, 96, 100)]
     """
     covered = []
     done = start
+    core = core_of(size, length, halo)
     while done < stop:
         # Shifted inwards at the far border, where no halo is needed beyond the image.
-        origin = max(0, min(done - halo, length - size))
-        end = length if origin + size == length else origin + size - halo
+        if cropped:
+            first = min(done, length - core)
+            origin = max(0, min(first - halo, length - size))
+            end = first + core
+        else:
+            first = origin = max(0, min(done - halo, length - size))
+            end = length if origin + size == length else origin + size - halo
         end = min(end, stop)
-        covered.append((origin, done, end))
+        covered.append(Cover(origin, first, done, end))
         done = end
     return covered
+
+
+def core_of(size: int, length: int, halo: int) -> int:
+    """Length of the core of windows of one size along an axis: all where they are as long as the axis."""
+    return size if size == length else size - 2 * halo
+
+
+def _work_of(window: tuple[int, int], core: tuple[int, int], margins: Margins) -> float:
+    """Pixels of a window that are computed, those that a part of the arithmetic is done on as that part."""
+    if not margins:
+        return math.prod(window)
+    return sum(
+        share * math.prod(extended(c, margin, size) for c, size in zip(core, window, strict=True))
+        for margin, share in margins
+    )
+
+
+def _given(window: tuple[int, int], core: tuple[int, int], margins: Margins) -> int:
+    narrowest = min(margin for margin, _ in margins) if margins else max(window)
+    return math.prod(extended(c, narrowest, size) for c, size in zip(core, window, strict=True))
+
+
+def extended(core: int, margin: int, size: int) -> int:
+    """Length of a core with a margin on each side, within its window."""
+    return min(core + 2 * margin, size)
 
 
 def squares_of(extent: Window, side: int = 1024) -> Iterator[Window]:
@@ -239,51 +325,77 @@ def choose_window(
     stride: int,
     halo: int,
     part: int,
-    max_pixels: int,
+    budget: float,
+    weights: tuple[float, float] = (1.0, 0.0),
+    margins: Margins = (),
 ) -> tuple[int, int]:
-    """The window shape that computes the fewest pixels within a budget of pixels per window.
+    """The window shape that computes the fewest pixels within a budget for each window.
 
     Parameters
     ----------
     height, width
         Size of the image.
-    stride, halo, part
+    stride, halo, part, margins
         As in `Plan`.
-    max_pixels
-        Largest allowed product of rows and columns; the smallest possible window is given where
-        even that exceeds it.
+    budget
+        What a window may take; the smallest possible window is given where even that takes more.
+    weights
+        What each pixel that is read takes, and each that is computed to the end.
 
     Returns
     -------
     (rows, columns)
         Multiples of `stride`, at most the padded image.
     """
-    candidates = [_axis_candidates(length, stride, halo, part) for length in (height, width)]
-    best = min(
-        ((r, c) for r in candidates[0] for c in candidates[1] if r[0] * c[0] <= max_pixels),
-        key=lambda rc: (rc[0][1] * rc[1][1], rc[0][0] * rc[1][0], abs(rc[0][0] - rc[1][0])),
-        default=(min(candidates[0]), min(candidates[1])),
+    rows, cols = (
+        _axis_candidates(length, stride, halo, part, cropped=bool(margins)) for length in (height, width)
     )
-    return (best[0][0], best[1][0])
+
+    def taken(r: _Candidate, c: _Candidate) -> float:
+        given = _given((r.size, c.size), (r.core, c.core), margins)
+        return weights[0] * r.size * c.size + weights[1] * given
+
+    def computed(r: _Candidate, c: _Candidate) -> float:
+        return r.number * c.number * _work_of((r.size, c.size), (r.core, c.core), margins)
+
+    fitting = [pair for pair in itertools.product(rows, cols) if taken(*pair) <= budget]
+    best = min(
+        fitting,
+        key=lambda pair: (computed(*pair), pair[0].size * pair[1].size, abs(pair[0].size - pair[1].size)),
+        default=(rows[-1], cols[-1]),
+    )
+    return (best[0].size, best[1].size)
 
 
-def _axis_candidates(length: int, stride: int, halo: int, part: int) -> list[tuple[int, int]]:
-    """(window size, pixels computed along the axis) for every useful size."""
+class _Candidate(NamedTuple):
+    """A window along one axis, and how many of them cover it."""
+
+    size: int
+    core: int
+    number: int
+
+
+def _axis_candidates(length: int, stride: int, halo: int, part: int, *, cropped: bool) -> list[_Candidate]:
+    """The smallest window for every number of windows, the smallest number first."""
     padded = _round_up(length, stride)
     largest = min(padded, part + 2 * halo)
     smallest = min(padded, 2 * halo + stride)
-    result = []
+    found: dict[int, _Candidate] = {}
     for size in range(smallest, largest + 1, stride):
         count = sum(
-            len(cover_axis(a, min(a + part, length), padded, size, halo))
-            for a in {0, part, (math.ceil(length / part) - 1) * part}
-            if a < length
+            times * len(cover_axis(a, min(a + part, length), padded, size, halo, cropped=cropped))
+            for a, times in _kinds_of_parts(length, part)
         )
-        inner = max(0, math.ceil(length / part) - 3)
-        if inner:
-            count += inner * len(cover_axis(part, 2 * part, padded, size, halo))
-        result.append((size, count * size))
-    return result
+        found.setdefault(count, _Candidate(size, core_of(size, padded, halo), count))
+    return sorted(found.values(), key=lambda candidate: candidate.number)
+
+
+def _kinds_of_parts(length: int, part: int) -> list[tuple[int, int]]:
+    """First pixel of the parts along an axis that are covered in ways of their own, and how many are so."""
+    count = math.ceil(length / part)
+    # All between the first two and the last are covered as the second.
+    kinds = {0: 1, part: max(1, count - 2), (count - 1) * part: 1}
+    return [(a, times) for a, times in kinds.items() if a < length]
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -31,7 +31,7 @@ COLORS = ("#ff0000", "#00aa00", "#0000ff", "#ffff00")
 NAMES = ("Fields & <b>meadows</b>", "</script><script>window.broken = 1</script>", "Water", "Forest")
 CLASSES = zip(range(1, 5), NAMES, COLORS, strict=True)
 LEGEND = Legend("four", tuple(LandCoverClass(k, name, color, (k,), k) for k, name, color in CLASSES))
-SMALL, TALL = (90, 130), (2600, 60)
+SMALL, TALL = (90, 130), (2600, 62)
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
@@ -236,6 +236,110 @@ def test_a_reduced_map_names_its_level_and_the_pixel_whose_values_it_shows(scene
     assert_answers(answer, scenes / "tall", row, col, x, y)
 
 
+def painted(screen: Screen, layer: str) -> np.ndarray:
+    """Colours uint8 (y, x, 4) of a layer as it is shown."""
+    height, width, pixels = screen.run(
+        "const i = [...document.querySelectorAll('.viewer-map img')].find((i) => i.alt === arguments[0]);"
+        "const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight;"
+        "const g = c.getContext('2d'); g.drawImage(i, 0, 0);"
+        "return [c.height, c.width, [...g.getImageData(0, 0, c.width, c.height).data]]",
+        layer,
+    )
+    return np.array(pixels, np.uint8).reshape(height, width, 4)
+
+
+def blocks(array: np.ndarray, n: int) -> list[list[np.ndarray]]:
+    """The squares of n x n values that one pixel of a reduced level stands for."""
+    height, width = array.shape[-2:]
+    return [[array[..., i : i + n, j : j + n] for j in range(0, width, n)] for i in range(0, height, n)]
+
+
+def test_from_afar_a_pixel_is_the_commonest_class_or_the_mean_of_those_below_it(scenes, show) -> None:
+    screen = show(report_of(scenes, "tall"), width=390, height=844)
+    for layer in ("difference", "activation2"):
+        screen.switch(layer)
+    shown = screen.run("return document.querySelector('.viewer-level-shown').textContent")
+    assert shown.startswith("Level 1:4 is shown: of each 2 × 2 pixels")
+    with rasterio.open(scenes / "tall" / "map.tif") as file:
+        bands = file.read()[:, ::2, ::2]
+    with rasterio.open(scenes / "tall" / "labels.tif") as file:
+        labels = file.read(1)[::2, ::2]
+    mapped = np.where(bands[0] < 0, 255, bands[0]).astype(int)
+    # The first of the most frequent, as argmax gives it.
+    classes = np.array(
+        [[np.bincount(b.ravel(), minlength=256).argmax() for b in row] for row in blocks(mapped, 2)]
+    )
+    found = painted(screen, "Map")
+    rgb = np.array([[int(c[k : k + 2], 16) for k in (1, 3, 5)] for c in ("#ffb3d9", *COLORS)])
+    assert np.array_equal(found[classes < 255][:, :3], rgb[classes[classes < 255]])
+    wrong = np.where(mapped == 255, np.nan, mapped != labels)
+    shares = np.array([[np.nanmean(b) for b in row] for row in blocks(wrong, 2)])
+    assert np.abs(painted(screen, "Map differs from reference")[..., 3] - 255 * shares).max() <= 0.51
+    activation = np.where(bands[2] < 0, np.nan, bands[2])
+    means = np.array([[np.nanmean(b) for b in row] for row in blocks(activation, 2)])
+    # Viridis rises in green, a step of it by at most two: the order of the means is that of the colours.
+    green = painted(screen, "2 </script><script>window.broken = 1</script>")[..., 1].astype(int)
+    order = np.argsort(means.ravel(), kind="stable")
+    assert np.diff(green.ravel()[order]).min() >= -3
+    answer = screen.click(1301, 33, TALL)
+    assert answer["level"].startswith("Level 1:2 of the pyramid (level 1:4 is shown).")
+    _, row, _, col = answer["facts"]["pixel"].replace(",", "").split()
+    number, *shares_there = read(scenes / "tall" / "map.tif", int(row), int(col))
+    assert answer["facts"]["map"].startswith(f"{int(number)} ")
+    assert answer["activations"] == {
+        k + 1: pytest.approx(round(float(v), 3)) for k, v in enumerate(shares_there)
+    }
+    screen.run("document.querySelector('.viewer-map').focus()")
+    for _ in range(3):
+        webdriver.ActionChains(screen.driver).send_keys("+").pause(0.6).perform()
+    screen.settle()
+    shown = screen.run("return document.querySelector('.viewer-level-shown').textContent")
+    assert shown == "Level 1:2 is shown: rows and columns that are multiples of 2."
+    assert painted(screen, "Map").shape[:2] == (1300, 31)
+
+
+def test_a_class_is_looked_at_alone_and_levels_have_a_legend_of_their_own(scenes, show) -> None:
+    screen = show(report_of(scenes, "small"))
+    legends = (
+        "return [...document.querySelectorAll('.viewer-legend')]"
+        ".map((l) => [l.offsetParent !== null, l.innerText])"
+    )
+    assert [seen for seen, _ in screen.run(legends)] == [True, False]
+    screen.switch("level1")
+    assert [seen for seen, _ in screen.run(legends)] == [True, True]
+    assert "2 Agricultural areas" in screen.run(legends)[1][1]
+    answer = screen.click(44, 71, SMALL)
+    number = int(read(scenes / "small" / "map.tif", 44, 71)[0])
+    assert answer["facts"]["corine level 1"][0] in "12345" and answer["facts"]["map"][0] == str(number)
+    screen.switch("level1")
+    press = "document.querySelectorAll('.viewer-legend button')[arguments[0]].click()"
+    screen.run(press, 1)
+    screen.settle()
+    with rasterio.open(scenes / "small" / "map.tif") as file:
+        mapped = file.read(1)
+    alpha = painted(screen, "Map")[..., 3]
+    assert np.array_equal(alpha == 255, mapped == 2)
+    assert set(alpha[(mapped >= 0) & (mapped != 2)]) == {38}
+    pressed = "return [...document.querySelectorAll('.viewer-legend button')].map((b) => b.ariaPressed)"
+    assert screen.run(pressed)[:4] == ["false", "true", "false", "false"]
+    screen.run(press, 1)
+    screen.settle()
+    assert np.array_equal(painted(screen, "Map")[..., 3] == 255, mapped >= 0)
+
+
+def test_a_report_without_a_reference_has_no_layer_and_no_word_of_one(scenes, show) -> None:
+    folder = scenes / "small"
+    evaluate(EvaluateConfig(map=str(folder / "map.tif"), design_sample=40, out=str(folder / "points")))
+    screen = show((folder / "points" / "report.html").as_uri())
+    answer = screen.click(44, 71, SMALL)
+    assert "reference" not in answer["facts"] and answer["facts"]["map"]
+    boxes = screen.run(
+        "return [...document.querySelectorAll('.viewer-layers input[type=checkbox]')].map((b) => b.id)"
+    )
+    assert boxes == ["layer-map", "layer-level1", "layer-entropy"]
+    assert screen.errors() == []
+
+
 def test_layers_are_switched_and_faded(scenes, show) -> None:
     screen = show(report_of(scenes, "small"))
     assert screen.layers() == ["Image", "Map"]
@@ -258,14 +362,7 @@ def test_layers_are_switched_and_faded(scenes, show) -> None:
 def test_layers_have_the_colors_of_the_legend(scenes, show, layer: str) -> None:
     screen = show(report_of(scenes, "small"))
     screen.switch({"Map": "image", "Reference": "reference"}.get(layer, "difference"))
-    pixels = screen.run(
-        "const i = [...document.querySelectorAll('.viewer-map img')].find((i) => i.alt === arguments[0]);"
-        "const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight;"
-        "const g = c.getContext('2d'); g.drawImage(i, 0, 0);"
-        "return [...g.getImageData(0, 0, c.width, c.height).data]",
-        layer,
-    )
-    painted = np.array(pixels, np.uint8).reshape(*SMALL, 4)
+    found = painted(screen, layer)
     with rasterio.open(scenes / "small" / "map.tif") as file:
         mapped = file.read(1).astype(int)
     with rasterio.open(scenes / "small" / "labels.tif") as file:
@@ -278,8 +375,8 @@ def test_layers_have_the_colors_of_the_legend(scenes, show, layer: str) -> None:
     else:
         seen = (mapped >= 0) & (mapped != reference)
         expected = np.broadcast_to([0xD6, 0x00, 0x6C], (*SMALL, 3))
-    assert np.array_equal(painted[..., 3] == 255, seen)
-    assert np.array_equal(painted[seen][:, :3], expected[seen])
+    assert np.array_equal(found[..., 3] == 255, seen)
+    assert np.array_equal(found[seen][:, :3], expected[seen])
 
 
 def test_the_map_can_be_used_without_a_mouse(scenes, show) -> None:
@@ -347,6 +444,26 @@ def test_everything_that_is_operated_has_a_name(scenes, show) -> None:
     assert [n for n in nameless if "viewer-pixel" not in n] == []
 
 
+def test_a_class_alone_is_served_between_two_levels_of_tiles(scenes, show) -> None:
+    """The whole map fits the screen at a zoom that is no whole number; tiles exist for whole ones."""
+    pytest.importorskip("titiler.core")
+    from lulc.server import MapServer
+
+    with MapServer(ServeConfig(map=str(scenes / "tall" / "map.tif"), port=0)) as server:
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            screen = show(server.url)
+            screen.run("document.querySelectorAll('.viewer-legend button')[2].click()")
+            pale = "i.src.includes('%2300aa0026') && i.naturalWidth === 256"
+            screen.wait(f"return [...document.querySelectorAll('.viewer-map img')].some((i) => {pale})")
+            screen.settle()
+            assert screen.errors() == []
+        finally:
+            server.stop()
+            thread.join(20)
+
+
 def test_a_served_map_shows_tiles_and_answers_as_rasterio_reads(scenes, show) -> None:
     pytest.importorskip("titiler.core")
     from lulc.server import MapServer
@@ -361,6 +478,11 @@ def test_a_served_map_shows_tiles_and_answers_as_rasterio_reads(scenes, show) ->
             screen = show(server.url)
             for layer in ("entropy", "activation3"):
                 screen.switch(layer)
+            screen.run("document.querySelector('.viewer-legend button').click()")
+            paler = (
+                "[...document.querySelectorAll('.viewer-map img')].some((i) => i.src.includes('%2300aa0026'))"
+            )
+            screen.wait(f"return {paler}")
             screen.wait("return document.querySelectorAll('.viewer-map img.leaflet-tile-loaded').length > 3")
             x, y = screen.run(
                 "const r = document.querySelector('.viewer-map').getBoundingClientRect();"

@@ -157,6 +157,21 @@ def test_a_wrong_command_line_exits_with_2(words: list[str], capsys: pytest.Capt
     assert "usage:" in capsys.readouterr().err
 
 
+def test_a_mistyped_option_is_answered_by_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(Example, "An example.", acting(None), ["in.tif", "--sise", "3"])
+    assert "Did you mean --size?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [config.TrainConfig, config.ClassifyConfig])
+def test_the_usage_is_a_line_that_names_all_that_must_be_typed(kind: type) -> None:
+    parser = parser_for(kind, "An example.")
+    (line,) = parser.format_usage().strip().splitlines()
+    needed = [a.option_strings[0] if a.option_strings else a.metavar for a in parser._actions if a.required]
+    assert needed
+    assert all(str(name) in line for name in needed)
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run(Example, "An example.", acting(ZeroDivisionError()), ["in.tif"])
@@ -360,13 +375,15 @@ def test_completions_are_printed_and_name_every_option(
     for field in dataclasses.fields(config.TrainConfig):
         if not field.metadata["positional"]:
             assert f"--{field.name.replace('_', '-')}" in script, field.name
+    if shell == "zsh":  # bash completes names of files where it knows no better
+        assert re.search(r'^  ".*folders that preprocess.*:_files"$', script, re.MULTILINE)
 
 
 def test_completions_name_the_values_of_an_option_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(config.PreprocessConfig, "An example.", acting(None), ["--print-completion", "zsh"])
     script = capsys.readouterr().out
-    assert "LEFT BOTTOM RIGHT TOP" in script and "('LEFT'" not in script
+    assert ':LEFT: :BOTTOM: :RIGHT: :TOP: "' in script and "('LEFT'" not in script
 
 
 def test_bash_completes_options_choices_and_files(tmp_path: Path) -> None:

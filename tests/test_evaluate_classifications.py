@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
@@ -105,3 +106,20 @@ def test_figures_for_machines_are_those_of_the_report(scene, capsys) -> None:
     written = answer.pop("written")
     (report,) = (path for path in written if path.endswith("report.json"))
     assert json.loads(Path(report).read_text(encoding="utf-8")) == answer
+
+
+def test_points_are_drawn_and_read_without_a_reference(scene, capsys) -> None:
+    drawn = [str(scene / "map.tif"), "--design-sample", "60", "--out", str(scene / "points"), "-q"]
+    assert main(drawn) == 0
+    path = scene / "points" / "sample.gpkg"
+    points = geopandas.read_file(path)
+    points["reference"] = points["stratum"]
+    points.to_file(path, layer="sample", driver="GPKG")
+    capsys.readouterr()
+    areas = [str(scene / "map.tif"), "--sample", str(path), "--out", str(scene / "areas"), "-q"]
+    assert main(areas) == 0
+    out, _ = capsys.readouterr()
+    assert "overall accuracy 1.000 ± 0.000" in out and "producer's accuracy" in out
+    assert "kappa" not in out
+    assert main([str(scene / "map.tif"), "--out", str(scene / "none"), "-q"]) == 1
+    assert "neither a reference nor a sample" in capsys.readouterr().err

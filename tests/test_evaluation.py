@@ -686,3 +686,51 @@ def test_colors_of_an_image_lie_where_its_pixels_do(tmp_path: Path, step: int) -
     moved = (np.roll(full, (-i, -j), (0, 1))[::step, ::step] for i, j in moves)
     near = np.min([np.nan_to_num(np.abs(m - whole)) for m in moved], axis=0)
     assert near.max() == 0
+
+
+def test_areas_from_interpreted_points_need_no_reference(scene: Scene) -> None:
+    """The points alone give what they give beside a reference, and the page says nothing of agreement."""
+    drawn = evaluate(scene.config(reference=None, design_sample=400))
+    sample = scene.folder / "report" / "sample.gpkg"
+    assert sample in drawn.files
+    matrix = interpret(sample, scene)
+    beside = measure(scene.config(sample=str(sample)))[0]
+    result = evaluate(scene.config(reference=None, sample=str(sample), overwrite=True))
+    areas = result.findings.areas
+    assert np.array_equal(areas.sample, matrix)
+    assert (areas.mapped.tolist(), areas.estimates) == (beside.areas.mapped.tolist(), beside.areas.estimates)
+    folder = scene.folder / "report"
+    stored = json.loads((folder / "report.json").read_text())
+    assert stored["areas"] == json.loads(json.dumps(beside.areas.to_json()))
+    assert {stored[k] for k in ("reference", "total", "level1", "border", "without_map")} == {None}
+    assert not {"confusion.csv", "confusion.png", "reliability.png"} & {p.name for p in folder.iterdir()}
+    page = (folder / "report.md").read_text()
+    assert page.startswith("# map.tif against the points of sample.gpkg")
+    assert f"{areas.estimates.overall.value:.3f} ± {areas.estimates.overall.half_width:.3f}" in page
+    assert not any(word in page for word in ("kappa", "Confusion", "Reference", "Calibration"))
+    row = next(line for line in page.splitlines() if line.startswith("| 2 class 2 |") and "±" not in line)
+    assert row == "| 2 class 2 | " + " | ".join(str(n) for n in matrix[1]) + " |"
+    classes = (folder / "classes.csv").read_text().splitlines()[1:]
+    assert classes == [f"{k},class {k},,,,,,{(scene.mapped == k).sum()}" for k in (1, 2, 3, 4)]
+
+
+def test_a_map_with_nothing_to_judge_it_by_is_refused_with_what_to_type(scene: Scene) -> None:
+    with pytest.raises(InputError, match=r"(?s)neither a reference nor a sample.*--sample.*--design-sample"):
+        evaluate(scene.config(reference=None))
+    assert not (scene.folder / "report").exists()
+
+
+@pytest.mark.parametrize("option", ["compare", "regions", "label_field", "pine", "suspects"])
+def test_what_only_a_reference_answers_is_refused_without_one(scene: Scene, option: str) -> None:
+    more = {option: 0.5 if option == "suspects" else scene.map_path}
+    with pytest.raises(InputError, match=f"cannot take --{option.replace('_', '-')}, since no reference"):
+        evaluate(scene.config(reference=None, design_sample=20, **more))
+
+
+def test_a_map_without_a_class_is_refused_without_a_reference(scene: Scene) -> None:
+    far = (0.0, 0.0, 10.0, 10.0)
+    with pytest.raises(InputError):
+        evaluate(scene.config(reference=None, design_sample=20, bounds=far))
+    corner = (500_000.0, 6_700_000.0 - 70, 500_110.0, 6_700_000.0)
+    with pytest.raises(InputError, match="no pixel that counts has a class there"):
+        evaluate(scene.config(reference=None, design_sample=20, bounds=corner))

@@ -70,6 +70,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fast(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model whose network is three lines of NumPy, for what does not depend on the network."""
+    monkeypatch.setattr(job, "gives_cores", lambda name: False)
     monkeypatch.setattr(job, "build_engine", fast_engine)
     return model
 
@@ -301,6 +302,7 @@ def interrupted(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) ->
     mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(530, 600))
     config = configure(model, mosaic, tmp_path / "map.tif", window=128)
     before = threading.active_count()
+    monkeypatch.setattr(job, "gives_cores", lambda name: False)
     monkeypatch.setattr(job, "build_engine", interrupt(after=30))
     with pytest.raises(OSError, match="No space"):
         classify(config)
@@ -592,6 +594,7 @@ def test_an_interrupted_ensemble_goes_on_with_the_same_networks_only(
 ) -> None:
     mosaic = write_mosaic(tmp_path / "bands.tif", image_of(300, 520))
     config = configure(model, mosaic, tmp_path / "map.tif", ensemble=(str(others[0]),), part=256, window=64)
+    monkeypatch.setattr(job, "gives_cores", lambda name: False)
     monkeypatch.setattr(job, "build_engine", interrupt(after=50))
     with pytest.raises(OSError, match="No space"):
         classify(config)

@@ -116,18 +116,46 @@ def test_the_attribute_table_goes_along_when_gdal_converts(tmp_path: Path, write
     assert "Peltoja" in gdal("gdalinfo", copy)
 
 
+def test_a_map_of_tiles_is_styled_by_its_vrt(tmp_path: Path, write_map: WriteMap, capsys) -> None:
+    path = write_map(tmp_path / "map.tif")
+    gdal("gdal_translate", "-q", "-of", "VRT", path, tmp_path / "tiles.vrt")
+    assert main([str(tmp_path / "tiles.vrt")]) == 1
+    assert "--allow-vrt" in capsys.readouterr().err
+    assert main([str(tmp_path / "tiles.vrt"), "--allow-vrt"]) == 0
+    assert main([str(path)]) == 0
+    assert (tmp_path / "tiles.qml").read_bytes() == (tmp_path / "map.qml").read_bytes()
+
+
 QGIS = """
 import sys
-from qgis.core import QgsApplication, QgsRasterLayer
+from qgis.core import QgsApplication, QgsMapRendererParallelJob, QgsMapSettings, QgsRasterLayer
+from qgis.PyQt.QtCore import QSize
+from qgis.PyQt.QtGui import QColor
 application = QgsApplication([], False)
 application.initQgis()
-layer = QgsRasterLayer(sys.argv[1], "map")
-assert layer.isValid()
+source, style, sld, picture = sys.argv[1:]
+layer = QgsRasterLayer(source, "map")
+assert layer.isValid(), source
+if style:
+    message, ended = layer.loadNamedStyle(style)
+    assert ended, message
 renderer = layer.renderer()
 assert renderer.type() == "paletted", renderer.type()
 print([(int(c.value), c.label, c.color.name()) for c in renderer.classes()])
-message, ended = layer.saveSldStyle(sys.argv[2])
+print(layer.crs().authid(), layer.extent().toString(0))
+message, ended = layer.saveSldStyle(sld)
 assert ended, message
+settings = QgsMapSettings()
+settings.setLayers([layer])
+settings.setExtent(layer.extent())
+settings.setDestinationCrs(layer.crs())
+settings.setOutputSize(QSize(layer.width(), layer.height()))
+settings.setBackgroundColor(QColor("white"))
+job = QgsMapRendererParallelJob(settings)
+job.start()
+job.waitForFinished()
+assert not job.errors()
+assert job.renderedImage().save(picture)
 """
 
 
@@ -138,7 +166,9 @@ def colors_of(text: str) -> list[tuple[str | None, ...]]:
 
 
 @pytest.mark.stress
-def test_qgis_shows_the_legend_by_itself_and_writes_the_same_sld(tmp_path: Path, write_map: WriteMap) -> None:
+def test_qgis_shows_every_form_of_a_map_in_the_colours_of_its_legend(
+    tmp_path: Path, write_map: WriteMap
+) -> None:
     environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen", "XDG_RUNTIME_DIR": str(tmp_path)}
     environment.pop("PYTHONPATH", None)
 
@@ -149,9 +179,26 @@ def test_qgis_shows_the_legend_by_itself_and_writes_the_same_sld(tmp_path: Path,
     if not os.path.exists(SYSTEM_PYTHON) or python("import qgis.core").returncode:
         pytest.skip("needs QGIS for Python (Debian: python3-qgis)")
     path = write_map(tmp_path / "map.tif")
+    vrt, netcdf, zarr = tmp_path / "map.vrt", tmp_path / "map.nc", tmp_path / "map.zarr"
+    gdal("gdal_translate", "-q", "-of", "VRT", path, vrt)
     assert main([str(path)]) == 0
-    ended = python(QGIS, str(path), str(tmp_path / "qgis.sld"))
-    assert ended.returncode == 0, ended.stderr
+    assert main([str(path), "--out", str(netcdf), str(zarr)]) == 0
+    style, sld, picture = tmp_path / "map.qml", tmp_path / "qgis.sld", tmp_path / "qgis.png"
     expected = [(1, "Water & ice", "#28a001"), (2, "Forest", "#50a002"), (3, "Peltoja å", "#78a003")]
-    assert ended.stdout.strip() == str(expected)
-    assert colors_of((tmp_path / "map.sld").read_text()) == colors_of((tmp_path / "qgis.sld").read_text())
+    colors = np.array([[int(c[k : k + 2], 16) for k in (1, 3, 5)] for _, _, c in expected], np.uint8)
+    with rasterio.open(path) as file:
+        stored = file.read(1)
+    painted = np.where((stored > 0)[..., None], colors[np.maximum(stored, 1).astype(int) - 1], 255)
+    # Beside the map and the VRT of its name lies their style; the others are given it.
+    for source, given in (
+        (path, ""), (vrt, ""), (path, style), (f"NETCDF:{netcdf}:land_cover", style),
+        (f'ZARR:"{zarr}":/land_cover', style),
+    ):  # fmt: skip
+        ended = python(QGIS, str(source), str(given), str(sld), str(picture))
+        assert ended.returncode == 0, (source, ended.stderr)
+        assert ended.stdout.splitlines() == [
+            str(expected), "EPSG:3067 500000,6699300 : 500900,6700000"
+        ]  # fmt: skip
+        assert colors_of((tmp_path / "map.sld").read_text()) == colors_of(sld.read_text())
+        with rasterio.open(picture) as file:
+            assert np.array_equal(np.moveaxis(file.read([1, 2, 3]), 0, -1), painted), source

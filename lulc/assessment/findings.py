@@ -81,12 +81,15 @@ class Areas:
         int64 (class, class), interpreted points: rows the map's class, columns the reference; or None.
     estimates
         What they say, areas in hectares, or in pixels without; None without a sample.
+    name
+        File of the points.
     """
 
     mapped: NDArray[np.int64]
     hectares: float | None
     sample: NDArray[np.int64] | None = None
     estimates: AreaEstimates | None = None
+    name: str | None = None
 
     @property
     def unit(self) -> str:
@@ -104,6 +107,7 @@ class Areas:
             "mapped_pixels": self.mapped.tolist(),
             "hectares_per_pixel": self.hectares,
             "sample": None if self.sample is None else self.sample.tolist(),
+            "sample_file": self.name,
             "estimates": None if self.estimates is None else self.estimates.to_json(),
         }
 
@@ -115,13 +119,13 @@ class Findings:
     Parameters
     ----------
     map, reference
-        Names of the files.
+        Names of the files; no reference where there are interpreted points alone, or none yet.
     legend
         The classes.
     levels
         The same by CORINE level, where classes have groups.
     confusion
-        int64 (N + 1, N + 1), rows reference, columns map, index 0 unclassified.
+        int64 (N + 1, N + 1), rows reference, columns map, index 0 unclassified; all 0 without a reference.
     border
         Width of the band along label borders in pixels.
     near, far
@@ -143,7 +147,7 @@ class Findings:
     """
 
     map: str
-    reference: str
+    reference: str | None
     legend: Legend
     levels: tuple[Gathered, ...]
     confusion: NDArray[np.int64]
@@ -165,7 +169,9 @@ class Findings:
         return score(self.confusion, self.legend)
 
     def parts(self) -> list[tuple[str, Scores]]:
-        """(name, figures) of the total, of the CORINE levels, and of border and interior."""
+        """(name, figures) of the total, the CORINE levels, border and interior; none without a reference."""
+        if self.reference is None:
+            return []
         named = [("all classes", self.confusion, self.legend)]
         for gathered in self.levels:
             level = gathered.level
@@ -179,7 +185,8 @@ class Findings:
 
     def to_json(self) -> dict[str, Any]:
         """All figures as JSON-ready data."""
-        levels = {f"level{g.level.number}": g.to_json() for g in self.levels}
+        compared = self.reference is not None
+        levels = {f"level{g.level.number}": g.to_json() for g in self.levels if compared}
         return {
             "format_version": FORMAT_VERSION,
             "lulc": __version__,
@@ -187,9 +194,9 @@ class Findings:
             "reference": self.reference,
             "made": dict(self.made),
             "legend": self.legend.to_json(),
-            "without_map": self.without_map,
-            "without_reference": self.without_reference,
-            "total": figures_of(self.confusion, self.legend),
+            "without_map": self.without_map if compared else None,
+            "without_reference": self.without_reference if compared else None,
+            "total": figures_of(self.confusion, self.legend) if compared else None,
             "level1": levels.get("level1"),
             "level2": levels.get("level2"),
             "areas": self.areas.to_json(),

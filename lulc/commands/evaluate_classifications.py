@@ -1,4 +1,4 @@
-"""Score a land-cover map against a reference.
+"""Score a land-cover map against a reference, or against interpreted points.
 
 Counts every pixel that has a class in the map and in the reference: confusion matrix, precision, recall,
 F1 and IoU of each class, their means, overall accuracy and Cohen's kappa, at CORINE level 1 too, near label
@@ -10,10 +10,11 @@ report.json, tables as CSV and pictures.
 
 Areas are no pixel counts: --design-sample draws points to interpret, stratified by the map's classes, into
 sample.gpkg; once their field 'reference' is filled in, --sample reports areas and accuracies with 95 %
-intervals.
+intervals. Neither needs a reference of the whole map.
 
-Example, on the demo scene:
+Examples, on the demo scene:
   python evaluate_classifications.py demo/map.tif demo/labels.tif --out demo/report
+  python evaluate_classifications.py demo/map.tif --design-sample 600 --out demo/points
 """
 
 from __future__ import annotations
@@ -36,10 +37,14 @@ def _act(config: EvaluateConfig) -> Answer:
     open_source(config.map, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote).close()
     from lulc.evaluation import evaluate
     from lulc.pages.page import plain_table
-    from lulc.pages.sections import class_table, score_table
+    from lulc.pages.sections import area_table, class_table, points_words, score_table
 
     result = evaluate(config)
+    findings = result.findings
     files = sorted(str(path) for path in result.files)
-    tables = (class_table(result.scores), score_table("Scores", result.findings.parts()))
-    text = "\n\n".join([*map(plain_table, tables), "\n".join(files)])
-    return Answer(text, {"written": files, **result.findings.to_json()})
+    tables = [class_table(result.scores), score_table("Scores", findings.parts())] if config.reference else []
+    if not config.reference or findings.areas.estimates:
+        tables.append(area_table(findings.areas, findings.legend))
+    words = [points_words(findings.areas)] if findings.areas.estimates else []
+    text = "\n\n".join([*map(plain_table, tables), *words, "\n".join(files)])
+    return Answer(text, {"written": files, **findings.to_json()})

@@ -92,6 +92,7 @@ def figures_of_forecast(forecast: Forecast) -> dict[str, Any]:
         "windows": forecast.windows,
         "window": list(plan.window),
         "halo": plan.halo,
+        "computed": plan.computed_pixels / (plan.height * plan.width),
         "empty": forecast.empty,
         "engine": forecast.engine,
         "memory": forecast.memory,

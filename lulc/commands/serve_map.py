@@ -14,6 +14,7 @@ Example, on the demo scene:
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 
 from lulc.commandline import run
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _act(config: ServeConfig) -> None:
     from lulc.server import MapServer
 
+    # The first is said once, by the server, not at every tile; the second is of tiles, which are pictures.
+    warnings.filterwarnings("ignore", "The dataset has no Overviews")
+    warnings.filterwarnings("ignore", "Dataset has no geotransform")
     with MapServer(config) as server:
         print(f"{server.url} shows {config.map}; Ctrl-C ends.", flush=True)
         # Ctrl-C is how this ends, not how it fails.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import signal
@@ -27,6 +28,7 @@ from lulc.fitting.checkpoint import (
     variables_of,
 )
 from lulc.fitting.devices import ONE, Devices
+from lulc.fitting.normalization import Normalization
 from lulc.fitting.optimization import averaged
 from lulc.fitting.run import HISTORY, PICTURE, Row, Run, is_stale
 from lulc.generator import TileGenerator, cut_ahead
@@ -200,6 +202,9 @@ class Loop:
         Epochs in a row without a best score after which it stops; 0 for never.
     calibrate
         Whether a temperature is fitted on the validation crops: ``none``, ``one`` or ``per-class``.
+    normalization
+        Estimates batch norm's statistics anew before the model is validated and saved; None where those that
+        training gathered are taken.
     devices
         What the model was built on. All processes go through the same batches and epochs; the first one
         writes, and its clock counts.
@@ -219,6 +224,7 @@ class Loop:
         workers: int,
         patience: int = 0,
         calibrate: str = "none",
+        normalization: Normalization | None = None,
         devices: Devices = ONE,
     ) -> None:
         self._model = model
@@ -232,6 +238,7 @@ class Loop:
         self._workers = workers
         self._patience = patience
         self._calibrate = calibrate
+        self._normalization = normalization
         self._devices = devices
         self._pace = Pace()
         self._weights_seen = self._saved = self._drawn = time.monotonic()
@@ -346,7 +353,10 @@ class Loop:
     def _end_epoch(self, complete: bool, draw: bool) -> None:
         """Validate and save with the averaged weights; go on to the next epoch if this one is complete."""
         self._check_weights()
-        with averaged(self._model):
+        with contextlib.ExitStack() as held:
+            held.enter_context(averaged(self._model))
+            if self._normalization:
+                held.enter_context(self._normalization.settled(self._model, self._devices))
             self._judge(draw)
         if complete:
             self._progress = Progress(epoch=self._progress.epoch + 1, rows=self.rows)

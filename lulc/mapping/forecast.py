@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from lulc.engines import Footprint
 from lulc.geotiff import MapProfile
 from lulc.mapping.blocks import BLOCK
 from lulc.schema import InputError
-from lulc.windows import Plan, choose_window
+from lulc.windows import Margins, Plan, choose_window
 
 INEXACT_HALO = 64
 """Halo of networks whose every output depends on the whole image, so that no halo is exact."""
@@ -39,6 +40,8 @@ class Demand:
         Windows per call.
     gaussian
         Whether windows are blended.
+    margins
+        Of the plan, see `lulc.windows.Plan`.
     """
 
     footprint: Footprint
@@ -46,28 +49,32 @@ class Demand:
     classes: int
     batch: int = 1
     gaussian: bool = False
+    margins: Margins = ()
 
-    def bytes_of(self, window: tuple[int, int], profile: MapProfile) -> float:
-        """Peak memory of the process with windows of this shape."""
-        pixels = window[0] * window[1]
+    def bytes_of(self, plan: Plan, profile: MapProfile) -> float:
+        """Peak memory of the process with the windows of a plan."""
+        read, given = self.per_pixel(profile)
         width = min(profile.part, profile.grid.width)
-        strip = (window[0] * width * 4 * (self.classes + 2)) if self.gaussian else 0
-        return self._fixed(profile) + strip + pixels * self._per_pixel(profile)
+        strip = (plan.window[0] * width * 4 * (self.classes + 2)) if self.gaussian else 0
+        pixels = read * math.prod(plan.window) + given * plan.given_pixels
+        return self._fixed(profile) + strip + pixels
 
-    def pixels_within(self, budget: float, profile: MapProfile) -> int:
-        """Largest number of pixels of a window that stays within `budget` bytes; may be negative."""
-        return int((budget - self._fixed(profile)) / self._per_pixel(profile))
+    def left_of(self, budget: float, profile: MapProfile) -> float:
+        """Bytes of a budget that are left for what grows with windows; may be negative."""
+        return budget - self._fixed(profile)
+
+    def per_pixel(self, profile: MapProfile) -> tuple[float, float]:
+        """Bytes for each pixel of a window that is read, and for each that is given."""
+        # Of each two: while one batch is computed, the next is read and the one before encoded, in strips.
+        read = self.footprint.per_pixel + 4 * 2 * self.channels
+        given = self.footprint.per_given + 4 * 2 * self.classes
+        strips = len(profile.band_names) * profile.encoding.dtype.itemsize
+        return read * self.batch, given * self.batch + strips
 
     def _fixed(self, profile: MapProfile) -> float:
         block = BLOCK * BLOCK * len(profile.band_names) * profile.encoding.dtype.itemsize
         along = -(-min(profile.part, profile.grid.width) // BLOCK) + 2
         return self.footprint.fixed + CACHE + 2 * along * block
-
-    def _per_pixel(self, profile: MapProfile) -> float:
-        # Of each two: while one batch is computed, the next is read and the one before encoded, in strips.
-        in_flight = 4 * (2 * self.channels + 2 * self.classes) * self.batch
-        strips = len(profile.band_names) * profile.encoding.dtype.itemsize
-        return self.footprint.per_pixel * self.batch + in_flight + strips
 
 
 def plan_map(
@@ -111,12 +118,14 @@ def plan_map(
             _check_window(side, stride, halo, [p for s, p in zip(sides, padded, strict=True) if s == side])
         shape = (min(sides[0], padded[0]), min(sides[1], padded[1]))
     else:
-        limit = demand.pixels_within(memory, profile)
-        shape = choose_window(height, width, stride=stride, halo=halo, part=profile.part, max_pixels=limit)
+        shape = choose_window(
+            height, width, stride=stride, halo=halo, part=profile.part, margins=demand.margins,
+            budget=demand.left_of(memory, profile), weights=demand.per_pixel(profile),
+        )  # fmt: skip
         if square:
             side = max(min(shape), 2 * halo + stride)
             shape = (min(side, padded[0]), min(side, padded[1]))
-    return Plan(height, width, stride, halo, shape, profile.part)
+    return Plan(height, width, stride, halo, shape, profile.part, demand.margins)
 
 
 def _check_window(window: int, stride: int, halo: int, padded: list[int]) -> None:

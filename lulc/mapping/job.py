@@ -21,13 +21,30 @@ from lulc.confidence import domain
 from lulc.confidence.calibration import calibrate
 from lulc.confidence.certainty import MEASURES, NOVELTY, confidence, decide, with_measures
 from lulc.config import ClassifyConfig, InputConfig
-from lulc.engines import Engine, EngineRequest, Network, build_engine, choose_engine, dihedral, turns_of
+from lulc.engines import (
+    Engine,
+    EngineRequest,
+    Network,
+    build_engine,
+    choose_engine,
+    dihedral,
+    gives_cores,
+    turns_of,
+)
 from lulc.geotiff import MapProfile
 from lulc.mapping import forecast
 from lulc.mapping.prediction import Prediction, predict_parts
 from lulc.maps import LEGEND_TAG
 from lulc.networks.card import ModelCard, check_classifies, load_card
-from lulc.networks.ensemble import Member, average, check_alike, footprint_of, geometry_of, with_novelty
+from lulc.networks.ensemble import (
+    Member,
+    average,
+    check_alike,
+    footprint_of,
+    geometry_of,
+    margins_of,
+    with_novelty,
+)
 from lulc.schema import IGNORE, UNCLASSIFIED, InputError, Legend
 from lulc.stack import Stack, open_stack, sort_inputs
 from lulc.statistics import Statistics, read_statistics
@@ -71,14 +88,17 @@ class Job:
         self.profile = MapProfile(
             stack.grid, legend, config.activations, config.part, cog=config.cog, extra=config.extra
         )
+        stride, halo = geometry_of(members)
+        # Where the core lies in a window that is turned, no engine is told.
+        cropped = gives_cores(self.engine) and halo is not None and not (self.gaussian or config.tta)
         demand = forecast.Demand(
             footprint_of(self.engine, members),
             channels=len(card.channels),
             classes=card.network.classes,
             batch=config.batch_size,
             gaussian=self.gaussian,
+            margins=margins_of(members, halo) if cropped and halo is not None else (),
         )
-        stride, halo = geometry_of(members)
         if halo is None and not self.gaussian:
             logger.warning(
                 "each pixel of %s sees its whole window, so that borders of windows may show in the map; "
@@ -94,7 +114,7 @@ class Job:
             window=config.window,
             square=config.tta,
         )
-        self.memory = demand.bytes_of(self.plan.window, self.profile)
+        self.memory = demand.bytes_of(self.plan, self.profile)
 
     def build_engine(self) -> Engine:
         """The engine for windows of the plan; of several networks their mean."""
@@ -105,6 +125,7 @@ class Job:
                     path=member.path,
                     card=member.card,
                     shape=(self.config.batch_size, *self.plan.window),
+                    core=self.plan.core if self.plan.margins else None,
                     samples=self._samples,
                     min_agreement=self.config.min_agreement,
                 ),

@@ -21,8 +21,9 @@ from lulc.windows import Part, Plan, PlannedWindow, Window
 Read = Callable[[Window], np.ndarray]
 """Window inside the image to float32 (y, x, band), NaN in every channel of invalid pixels."""
 
-Network = Callable[[np.ndarray], np.ndarray]
-"""float32 (n, y, x, band) to float32 (n, y, x, class)."""
+Network = Callable[..., np.ndarray]
+"""float32 (n, y, x, band) to float32 (n, y, x, class). Where the plan's windows have cores, it is called with
+a second argument, where in each window its core begins, int (n, 2), and gives the cores."""
 
 Item = TypeVar("Item")
 
@@ -89,9 +90,9 @@ class Clock:
     def measure(self, network: Network) -> Network:
         """`network`, its calls being timed."""
 
-        def timed(x: np.ndarray) -> np.ndarray:
+        def timed(x: np.ndarray, *first: np.ndarray) -> np.ndarray:
             start = time.perf_counter()
-            y = network(x)
+            y = network(x, *first)
             self.last = time.perf_counter()
             self.first = start if self.first is None else self.first
             self.busy += self.last - start
@@ -209,7 +210,7 @@ def _read_batches(
         arrays: list[np.ndarray] = []
         for window in planned:
             x = _read_padded(read, plan, window.read)
-            valid = ~np.isnan(x[..., 0][window.crop.slices])
+            valid = ~np.isnan(x[..., 0][window.valid.slices])
             if valid.any():
                 arrays.append(x)
                 windows.append((window, valid))
@@ -246,12 +247,26 @@ def _predict(batches: Iterable[Batch], network: Network, size: int) -> Iterator[
             if len(x) < size:
                 # The last batch of a part is filled up, since every call has one static shape.
                 x = np.concatenate([x, np.full((size - len(x), *x.shape[1:]), np.nan, np.float32)])
-            results = iter(network(x))
+            results = iter(network(x, *_cores(windows, len(x))))
         # Dropped now rather than with the next batch, so that its memory can hold the one after that.
         x = None
         for window, valid in windows:
             probabilities = None if valid is None else next(results)[window.crop.slices]
             yield Prediction(part, window, probabilities, valid)
+
+
+def _cores(windows: list[tuple[PlannedWindow, np.ndarray | None]], count: int) -> tuple[np.ndarray, ...]:
+    """Where in each of `count` windows its core begins, int (n, 2); nothing where windows have none."""
+    begun = [
+        (window.core.row - window.read.row, window.core.col - window.read.col)
+        for window, valid in windows
+        if valid is not None and window.core is not None
+    ]
+    if not begun:
+        return ()
+    first = np.zeros((count, 2), np.int32)
+    first[: len(begun)] = begun
+    return (first,)
 
 
 def _strips(predictions: Iterable[Prediction]) -> Iterator[Prediction]:

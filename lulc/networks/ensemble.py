@@ -13,7 +13,9 @@ import numpy as np
 from lulc.confidence.calibration import calibrate
 from lulc.engines import Engine, Footprint, Network, footprint
 from lulc.networks.card import ModelCard
+from lulc.networks.cropping import work_by_margin
 from lulc.schema import InputError
+from lulc.windows import Margins
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,33 @@ def geometry_of(members: Sequence[Member]) -> tuple[int, int | None]:
     return stride, -(-max(halo for halo in halos if halo is not None) // stride) * stride
 
 
+def margins_of(members: Sequence[Member], halo: int) -> Margins:
+    """Margins of a plan: what of the arithmetic of all members is done how far around the core."""
+    work: dict[int, float] = {}
+    for member in members:
+        for margin, cost in work_by_margin(member.card.network, halo).items():
+            work[margin] = work.get(margin, 0.0) + cost
+    total = sum(work.values())
+    return tuple((margin, round(work[margin] / total, 4)) for margin in sorted(work))
+
+
 def footprint_of(name: str, members: Sequence[Member]) -> Footprint:
     """Memory of the engines of all members, which are all there at once."""
     parts = [footprint(name, member.card.network) for member in members]
-    return Footprint(sum(part.fixed for part in parts), sum(part.per_pixel for part in parts))
+    return Footprint(*map(sum, zip(*parts, strict=True)))
 
 
 def with_novelty(network: Network, cards: Sequence[ModelCard]) -> Network:
     """`network` with one more channel: novelty, of several networks the highest; 0 where invalid."""
 
-    def both(x: np.ndarray) -> np.ndarray:
+    def both(x: np.ndarray, *first: np.ndarray) -> np.ndarray:
+        y = network(x, *first)
+        if first:
+            height, width = y.shape[1:3]
+            x = np.stack([a[r : r + height, c : c + width] for a, (r, c) in zip(x, *first, strict=True)])
         found = [card.novelty.of(x, card.statistics) for card in cards if card.novelty]
         novelty = np.nan_to_num(np.maximum.reduce(found), copy=False)
-        return np.concatenate([network(x), novelty[..., np.newaxis]], axis=-1)
+        return np.concatenate([y, novelty[..., np.newaxis]], axis=-1)
 
     return both
 
@@ -80,10 +96,10 @@ def average(engines: Sequence[Engine], members: Sequence[Member]) -> Engine:
     """One engine that gives the mean of the calibrated activations of all."""
     networks: list[Network] = list(engines)
 
-    def mean(x: np.ndarray) -> np.ndarray:
+    def mean(x: np.ndarray, *first: np.ndarray) -> np.ndarray:
         total: np.ndarray | None = None
         for network, member in zip(networks, members, strict=True):
-            y = calibrate(network(x), member.card.temperature)
+            y = calibrate(network(x, *first), member.card.temperature)
             total = y.copy() if total is None else np.add(total, y, out=total)
         assert total is not None
         return total / np.float32(len(networks))

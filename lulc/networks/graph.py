@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lulc.networks.cropping import Cropping, Sides, level_of
 from lulc.networks.network import NetworkConfig
 from lulc.schema import InputError
 
@@ -115,19 +116,8 @@ def _fold(name: str, network: NetworkConfig, arrays: Mapping[str, np.ndarray]) -
         bias = beta - mean * scale
     else:
         bias = arrays[f"{name}/bias"]
-    cost = kernel.size / 4 ** _level(name, network)
+    cost = kernel.size / 4 ** level_of(name, network)
     return Convolution(np.ascontiguousarray(kernel, np.float32), bias.astype(np.float32), transposed, cost)
-
-
-def _level(name: str, network: NetworkConfig) -> int:
-    """How many times the resolution is halved where a convolution reads its input."""
-    depth = len(network.filters)
-    if name == "final_conv":
-        return 0
-    if name.startswith("bottleneck"):
-        return depth
-    stage = int(re.findall(r"stage(\d+)_", name)[0])
-    return stage if name.startswith("encoder") else depth - 1 - stage + name.endswith("_up")
 
 
 def build_graph(
@@ -136,6 +126,7 @@ def build_graph(
     shape: tuple[int, int, int],
     eight_bit: Ranges | None = None,
     *,
+    core: Sides | None = None,
     probe: bool = False,
 ) -> Any:
     """The network for windows of one shape.
@@ -148,13 +139,17 @@ def build_graph(
         (n, y, x) of every call, y and x multiples of the stride.
     eight_bit
         Convolutions to compute in 8 bits; the others are computed as the device is asked to.
+    core
+        (y, x) of what is wanted of each window, multiples of the stride; None for all of it.
     probe
         Give, after the activations, the largest magnitude of the input of each convolution, in order.
 
     Returns
     -------
     openvino.Model
-        float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, class, y, x).
+        float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, class, y, x). With a
+        `core` its second input says where in each window that lies, and the result is of the core and a
+        margin around it, see `lulc.networks.cropping`.
 
     Raises
     ------
@@ -162,7 +157,7 @@ def build_graph(
         If OpenVINO is not installed.
     """
     openvino = load_openvino()
-    return _Builder(network, arrays, eight_bit or {}).model(openvino, shape, probe=probe)
+    return _Builder(network, arrays, eight_bit or {}).model(openvino, shape, core, probe=probe)
 
 
 class _Builder:
@@ -177,9 +172,12 @@ class _Builder:
         self._convolutions = fold(network, arrays)
         self._eight_bit = eight_bit
         self._inputs: list[Any] = []
+        self._cropping: Cropping | None = None
 
-    def model(self, openvino: Any, shape: tuple[int, int, int], *, probe: bool) -> Any:
+    def model(self, openvino: Any, shape: tuple[int, int, int], core: Sides | None, *, probe: bool) -> Any:
         op = self._op
+        if core is not None:
+            self._cropping = Cropping(op, shape, core, len(self._network.filters))
         given = op.parameter([*shape, self._network.channels], np.float32, name="x")
         x = op.transpose(self._standardise(given), op.constant(np.array([0, 3, 1, 2])))
         logits = self._unet(x)
@@ -187,7 +185,8 @@ class _Builder:
         result = op.softmax(logits, 1) if self._network.activation == "softmax" else op.sigmoid(logits)
         axes = op.constant(np.array([0, 1, 2, 3]))
         probes = [op.reduce_max(op.abs(node), axes) for node in self._inputs] if probe else []
-        return openvino.Model([node.output(0) for node in (result, *probes)], [given], "unet")
+        inputs = [given, *([self._cropping.given] if self._cropping else [])]
+        return openvino.Model([node.output(0) for node in (result, *probes)], inputs, "unet")
 
     def _standardise(self, x: Any) -> Any:
         op = self._op
@@ -206,27 +205,36 @@ class _Builder:
         for i in range(1, network.bottleneck + 1):
             x = self._convolve(x, f"bottleneck_conv{i}")
         for s in range(len(network.decoder_filters)):
-            stage = f"decoder_stage{s}"
-            if network.block == "transpose":
-                x = op.concat([self._convolve(x, f"{stage}_up"), skips.pop()], 1)
-            else:
-                x = self._convolve(op.concat([self._repeat(x), skips.pop()], 1), f"{stage}_conv1")
-            x = self._convolve(x, f"{stage}_conv2")
+            x = self._decode(x, skips.pop(), s)
         return self._convolve(x, "final_conv", activate=False)
 
-    def _convolve(self, x: Any, name: str, *, activate: bool = True) -> Any:
-        """Convolution and ReLU."""
+    def _decode(self, x: Any, skip: Any, s: int) -> Any:
+        """Stage `s` of the decoder; `x` comes from below, `skip` from the encoder."""
+        op, stage, level = self._op, f"decoder_stage{s}", len(self._network.filters) - 1 - s
+        transposes = self._network.block == "transpose"
+        first = f"{stage}_up" if transposes else f"{stage}_conv1"
+        joined = f"{stage}_conv2" if transposes else first
+        # Rounded before they are cut and joined: what is moved then has 8 bits.
+        x, skip = self._round(x, first), self._round(skip, joined)
+        if self._cropping:
+            x = self._cropping.cut(x, level + 1, level, whole=s == 0)
+            skip = self._cropping.cut(skip, level, level, whole=True)
+        if not transposes:
+            x = self._convolve(op.concat([self._repeat(x), skip], 1), joined, rounded=True)
+            return self._convolve(x, f"{stage}_conv2")
+        x = self._round(self._convolve(x, first, rounded=True), joined)
+        return self._convolve(op.concat([x, skip], 1), joined, rounded=True)
+
+    def _convolve(self, x: Any, name: str, *, activate: bool = True, rounded: bool = False) -> Any:
+        """Convolution and ReLU; `rounded` says whether `x` comes from `_round`."""
         op, convolution = self._op, self._convolutions[name]
         self._inputs.append(x)
         if self._is_wide(name):
             x = op.add(self._winograd(x, convolution.kernel), self._constant(convolution.bias[:, None, None]))
             return op.relu(x) if activate else x
+        x = x if rounded else self._round(x, name)
         kernel = self._constant(convolution.kernel)
         if name in self._eight_bit:
-            # Only the input has signs, all others come from a ReLU. Signed inputs need all 256 values:
-            # with the symmetric 255 OpenVINO 2026.4 runs the convolution with twice the error.
-            low = -128 / 127 if name == next(iter(self._convolutions)) else 0.0
-            x = self._quantise(x, np.asarray(self._eight_bit[name]), low=low, levels=256)
             axes = (0, 2, 3) if convolution.transposed else (1, 2, 3)
             largest = np.abs(convolution.kernel).max(axes, keepdims=True)
             kernel = self._quantise(kernel, largest, low=-1.0, levels=255)
@@ -239,12 +247,21 @@ class _Builder:
         x = op.add(x, self._constant(convolution.bias[:, None, None]))
         return op.relu(x) if activate else x
 
+    def _round(self, x: Any, name: str) -> Any:
+        """`x` as the convolution `name` takes it: in steps where that is computed in 8 bits."""
+        if name not in self._eight_bit:
+            return x
+        # Only the input has signs, all others come from a ReLU. Signed inputs need all 256 values:
+        # with the symmetric 255 OpenVINO 2026.4 runs the convolution with twice the error.
+        low = -128 / 127 if name == next(iter(self._convolutions)) else 0.0
+        return self._quantise(x, np.asarray(self._eight_bit[name]), low=low, levels=256)
+
     def _is_wide(self, name: str) -> bool:
         """Whether a convolution is computed by `_winograd`."""
         convolution = self._convolutions[name]
         # Where the resolution is halved fully, sides may be odd and squares of 2 x 2 lie elsewhere in each
         # window. Rounding hurts the transforms more than the products, so all must be float32.
-        aligned = _level(name, self._network) < len(self._network.filters)
+        aligned = level_of(name, self._network) < len(self._network.filters)
         wide = convolution.kernel.shape[1] >= WINOGRAD_CHANNELS
         return wide and aligned and not convolution.transposed and not self._eight_bit
 

@@ -68,10 +68,10 @@ def write_findings(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LAST).unlink(missing_ok=True)
-    written = [
-        _write_rows(folder / FIRST, _class_rows(findings)),
-        _write_rows(folder / "confusion.csv", _matrix_rows(findings.confusion, findings.legend)),
-    ]
+    written = [_write_rows(folder / FIRST, _class_rows(findings))]
+    if findings.reference is not None:
+        rows = _matrix_rows(findings.confusion, findings.legend)
+        written.append(_write_rows(folder / "confusion.csv", rows))
     if findings.change:
         rows = _matrix_rows(findings.change.matrix, findings.legend, corner="map\\second map")
         written.append(_write_rows(folder / "change.csv", rows))
@@ -94,6 +94,9 @@ def write_findings(
 
 def _class_rows(findings: Findings) -> list[list[Any]]:
     rows: list[list[Any]] = [["number", "name", "precision", "recall", "f1", "iou", "support", "mapped"]]
+    if findings.reference is None:
+        mapped = findings.areas.mapped
+        return rows + [[c.number, c.name, *[""] * 5, int(mapped[c.number])] for c in findings.legend.classes]
     for c in findings.scores.classes:
         rows.append([("" if v is None else v) for v in dataclasses.astuple(c)])
     return rows
@@ -131,14 +134,18 @@ def _area_rows(areas: Areas, legend: Legend) -> list[list[Any]]:
 
 def _draw(findings: Findings, views: Views, places: list[Place], folder: Path) -> list[Path]:
     legend, grid = findings.legend, views.grid
-    paths = [folder / n for n in ("map.png", "side-by-side.png", "confusion.png")]
+    paths = [folder / "map.png"]
     draw_map(views.map, legend, grid, paths[0], title=f"Land cover, {findings.map}")
-    panels = [("Reference", views.reference), ("Map", views.map)]
-    if views.image is not None:
-        panels.insert(0, ("Image", views.image))
-    draw_panels(panels, legend, grid, paths[1])
-    title = "Confusion matrix, % of each reference class"
-    draw_confusion(findings.confusion, legend, paths[2], title=title)
+    beside = [("Image", views.image), ("Reference", views.reference), ("Map", views.map)]
+    panels = [(title, view) for title, view in beside if view is not None]
+    if len(panels) > 1:
+        paths.append(folder / "side-by-side.png")
+        draw_panels(panels, legend, grid, paths[-1])
+    if findings.reference is not None:
+        paths.append(folder / "confusion.png")
+        draw_confusion(
+            findings.confusion, legend, paths[-1], title="Confusion matrix, % of each reference class"
+        )
     if findings.calibration:
         paths.append(folder / "reliability.png")
         draw_reliability(findings.calibration, paths[-1], title="Reliability of the activations")

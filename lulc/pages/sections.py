@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -39,16 +40,51 @@ def page_of(findings: Findings, views: Views, places: Sequence[Place], pictures:
     pictures
         Files of the pictures, by name.
     """
-    scores = findings.scores
-    summary = (
-        ("overall accuracy", number(scores.overall_accuracy)),
-        ("micro-F1", number(scores.micro.f1 if scores.micro else None)),
-        ("macro-F1", number(scores.macro.f1 if scores.macro else None)),
-        ("Cohen's kappa", number(scores.kappa)),
-        ("scored pixels", f"{scores.pixels:,}"),
+    sections = [_map_section(findings, pictures)]
+    if findings.reference is not None:
+        sections += _agreement_sections(findings, pictures)
+    sections.append(_area_section(findings.areas, findings.legend, pictures))
+    if findings.calibration:
+        sections.append(_calibration_section(findings.calibration, pictures["reliability.png"]))
+    if "least-sure.png" in pictures:
+        sections.append(_unsure_section(findings.legend, views, places, pictures["least-sure.png"]))
+    if findings.change:
+        sections.append(_change_section(findings.change, findings.legend))
+    if findings.training:
+        sections.append(_training_section(findings.training, pictures["history.png"]))
+    sections.append(_made_section(findings))
+    levels = [gathered.level for gathered in findings.levels]
+    viewer = embed(views, findings.legend, levels, places, findings.map)
+    against = findings.reference or (f"the points of {findings.areas.name}" if findings.areas.name else None)
+    title = f"{findings.map} against {against}" if against else findings.map
+    return Page(title, _summary(findings), tuple(sections), viewer)
+
+
+def _summary(findings: Findings) -> tuple[tuple[str, str], ...]:
+    """The figures to be seen first: agreement with a reference, else what a sample says."""
+    scores, areas = findings.scores, findings.areas
+    if findings.reference is not None:
+        return (
+            ("overall accuracy", number(scores.overall_accuracy)),
+            ("micro-F1", number(scores.micro.f1 if scores.micro else None)),
+            ("macro-F1", number(scores.macro.f1 if scores.macro else None)),
+            ("Cohen's kappa", number(scores.kappa)),
+            ("scored pixels", f"{scores.pixels:,}"),
+        )
+    mapped = (f"mapped {areas.unit}", f"{areas.of(int(areas.mapped.sum())):,.0f}")
+    if areas.estimates is None or areas.sample is None:
+        return (mapped,)
+    return (
+        ("overall accuracy, 95 % interval", _interval(areas.estimates.overall)),
+        ("interpreted points", f"{areas.sample.sum():,}"),
+        mapped,
     )
+
+
+def _agreement_sections(findings: Findings, pictures: Mapping[str, Path]) -> list[Section]:
+    """What the reference says of the map."""
+    scores = findings.scores
     sections = [
-        _map_section(findings, pictures),
         Section("Scores", _notes(findings), tables=(score_table("Scores", findings.parts()),)),
         Section(
             "Classes",
@@ -67,32 +103,16 @@ def page_of(findings: Findings, views: Views, places: Sequence[Place], pictures:
     if findings.regions:
         parts = [(name, score(matrix, findings.legend)) for name, matrix in findings.regions]
         sections.append(Section("Stacks and regions", tables=(score_table("Stacks and regions", parts),)))
-    sections.append(_area_section(findings.areas, findings.legend, pictures))
-    if findings.calibration:
-        sections.append(_calibration_section(findings.calibration, pictures["reliability.png"]))
-    if "least-sure.png" in pictures:
-        sections.append(_unsure_section(findings.legend, views, places, pictures["least-sure.png"]))
-    if findings.change:
-        sections.append(_change_section(findings.change, findings.legend))
-    if findings.training:
-        sections.append(_training_section(findings.training, pictures["history.png"]))
-    sections.append(_made_section(findings))
-    levels = [gathered.level for gathered in findings.levels]
-    viewer = embed(views, findings.legend, levels, places, findings.map)
-    return Page(f"{findings.map} against {findings.reference}", summary, tuple(sections), viewer)
+    return sections
 
 
 def _map_section(findings: Findings, pictures: Mapping[str, Path]) -> Section:
-    return Section(
-        "Map",
-        pictures=(
-            Picture(pictures["map.png"], f"Land-cover map {findings.map} with its legend", instead=True),
-            Picture(
-                pictures["side-by-side.png"],
-                f"Reference {findings.reference} beside the map {findings.map}, in the same colours",
-            ),
-        ),
-    )
+    shown = [Picture(pictures["map.png"], f"Land-cover map {findings.map} with its legend", instead=True)]
+    if "side-by-side.png" in pictures:
+        words = f"beside the map {findings.map}, in the same colours"
+        words = f"Reference {findings.reference} {words}" if findings.reference else f"Image {words}"
+        shown.append(Picture(pictures["side-by-side.png"], words))
+    return Section("Map", pictures=tuple(shown))
 
 
 def _notes(findings: Findings) -> tuple[str, ...]:
@@ -210,13 +230,31 @@ def _area_section(areas: Areas, legend: Legend, pictures: Mapping[str, Path]) ->
     return Section(
         "Areas",
         (
-            f"From {areas.sample.sum():,} interpreted points, a random sample stratified by mapped class "
-            "(Olofsson et al. 2014). ± is half of a 95 % interval. Overall accuracy "
-            f"{_interval(found.overall)}.",
+            points_words(areas),
             *left_out,
         ),
         (Picture(pictures["areas.png"], words),),
-        (area_table(areas, legend),),
+        (area_table(areas, legend), _points_table(areas.sample, legend)),
+    )
+
+
+def points_words(areas: Areas) -> str:
+    """What the interpreted points say of the whole map."""
+    assert areas.estimates is not None and areas.sample is not None
+    return (
+        f"From {areas.sample.sum():,} interpreted points, a random sample stratified by mapped class "
+        "(Olofsson et al. 2014): overall accuracy "
+        f"{_interval(areas.estimates.overall)}. ± is half of a 95 % interval."
+    )
+
+
+def _points_table(sample: NDArray[np.int64], legend: Legend) -> Table:
+    """The matrix of interpreted points, from which others can repeat the estimates."""
+    matrix = np.zeros(np.add(sample.shape, 1), np.int64)
+    matrix[1:, 1:] = sample
+    table = _matrix_table(matrix, legend, "map", "interpreted")
+    return dataclasses.replace(
+        table, caption="Interpreted points: rows mapped class (stratum), columns interpreted class, by number"
     )
 
 
@@ -310,7 +348,8 @@ def _made_section(findings: Findings) -> Section:
             tables.append(Table(name.capitalize(), ("field", "value"), entries, text_columns=2))
     report = (
         ("map", findings.map),
-        ("reference", findings.reference),
+        *((("reference", findings.reference),) if findings.reference else ()),
+        *((("points", findings.areas.name),) if findings.areas.name else ()),
         ("report written by", f"lulc {__version__}"),
     )
     single = [*report, *((f"map's {name}", value) for name, value in single)]

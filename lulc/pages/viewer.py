@@ -68,15 +68,24 @@ def embed(
     name
         File name of the map.
     """
-    planes = {"map": pack(views.map), "reference": pack(views.reference)}
+    planes = {"map": pack(views.map)}
     layers = [_layer("map", "Map", "classes", palette=_palette(legend), on=True)]
     if views.image is not None:
         layers.insert(0, _layer("image", "Image", "picture", source=_jpeg(views.image), on=True))
-    layers.append(_layer("reference", "Reference", "classes", palette=_palette(legend)))
-    layers.append(_layer("difference", "Map differs from reference", "difference", color=WRONG_COLOR))
+    if views.reference is not None:
+        planes["reference"] = pack(views.reference)
+        layers.append(_layer("reference", "Reference", "classes", palette=_palette(legend)))
+        layers.append(_layer("difference", "Map differs from reference", "difference", color=WRONG_COLOR))
     for level in levels:
-        planes[f"level{level.number}"] = pack(_level_view(views, level))
-        layers.append(_layer(f"level{level.number}", level.name, "classes", palette=_palette(level.legend)))
+        groups = _level_view(views, level)
+        planes[f"level{level.number}"] = pack(groups)
+        layers.append(
+            _layer(
+                f"level{level.number}", level.name, "classes",
+                palette=_palette(level.legend),
+                classes=_classes(level.legend, _shares(groups, level.legend)),
+            )
+        )  # fmt: skip
     if views.activations is not None:
         layers.append(_layer("entropy", "Uncertainty", "ramp", colors=UNSURE_RAMP))
         for c, plane in zip(legend.classes, views.activations, strict=True):
@@ -123,8 +132,16 @@ def describe(grid: GridSpec, legend: Legend, name: str) -> dict[str, Any]:
         "crs": f"EPSG:{epsg}" if epsg else "",
         "geographic": bool(grid.crs and grid.crs.is_geographic),
         "unclassified": UNCLASSIFIED_COLOR,
-        "classes": [{"number": c.number, "name": c.name, "color": c.color} for c in legend.classes],
+        "classes": _classes(legend),
     }
+
+
+def _classes(legend: Legend, shares: Sequence[float] = ()) -> list[dict[str, Any]]:
+    """Classes of a legend as JSON-ready data, where given with their share of the pixels with data."""
+    entries: list[dict[str, Any]] = [
+        {"number": c.number, "name": c.name, "color": c.color} for c in legend.classes
+    ]
+    return [e | {"share": shares[e["number"]]} for e in entries] if shares else entries
 
 
 def pack(plane: NDArray[np.uint8] | NDArray[Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Views:
     step
         Row i and column j of a picture are row i x step and column j x step of the map.
     map, reference
-        uint8 (y, x), class numbers, 0 unclassified, 255 no data.
+        uint8 (y, x), class numbers, 0 unclassified, 255 no data; the reference may be None.
     image
         uint8 (y, x, 3), or None.
     activations
@@ -55,7 +55,7 @@ class Views:
     grid: GridSpec
     step: int
     map: NDArray[np.uint8]
-    reference: NDArray[np.uint8]
+    reference: NDArray[np.uint8] | None = None
     image: NDArray[np.uint8] | None = None
     activations: Stored | None = None
     digits: int = 3
@@ -113,8 +113,8 @@ class Viewing:
         Grid of the whole map.
     classes
         Number of classes.
-    with_image, with_activations
-        What there is to see beside map and reference.
+    with_image, with_activations, with_reference
+        What there is to see beside the map.
     longest
         Longest side of the views in pixels.
     """
@@ -126,12 +126,14 @@ class Viewing:
         *,
         with_image: bool,
         with_activations: bool,
+        with_reference: bool = True,
         longest: int = LONGEST,
     ) -> None:
         self._grid = grid
         self.step = max(1, -(-max(grid.shape) // longest))
         shape = tuple(-(-side // self.step) for side in grid.shape)
-        self._map, self._reference = (np.full(shape, IGNORE, np.uint8) for _ in range(2))
+        self._map = np.full(shape, IGNORE, np.uint8)
+        self._reference = np.full(shape, IGNORE, np.uint8) if with_reference else None
         self._image = np.full((*shape, 3), np.nan, np.float32) if with_image else None
         self._digits = 3 if classes * shape[0] * shape[1] <= FINE_VALUES else 2
         self._activations: Stored | None = None
@@ -172,7 +174,8 @@ class Viewing:
         row, col = -(-window.row // step), -(-window.col // step)
         place = (slice(row, row + height), slice(col, col + width))
         self._map[place] = mapped[inside]
-        self._reference[place] = reference[inside]
+        if self._reference is not None:
+            self._reference[place] = reference[inside]
         if image is not None and self._image is not None:
             self._image[place] = image
         if activations is not None and self._activations is not None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from lulc.config import TrainConfig
 from lulc.generator import TileGenerator
+from lulc.networks.network import DECODER
 from lulc.samples.augmentation import Augmentation, ChannelDropout, CopyPaste, Jitter, Mix, flip
 from lulc.samples.dataset import Dataset, class_targets
 from lulc.samples.hiding import HiddenCrops
 from lulc.samples.sampling import ClassSampler, Places, draw_place, stack_shares
+
+PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
+"""Pixels from which statistics of a network are estimated, fewest crops, and their side in pixels: the zeros
+that stand for land beyond the border of a crop belong to no map."""
 
 
 def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
@@ -61,6 +69,19 @@ def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None 
         option="--validation-crop-sizes",
         **_common(config, dataset),
     )
+
+
+def plain_crops(config: TrainConfig, dataset: Dataset) -> TileGenerator:
+    """Crops of the training stacks as they are when they are classified: large, and changed by nothing.
+
+    `PLAIN_PIXELS` in all, but not many more than a quarter of what an epoch trains on.
+    """
+    stride = 2 ** len(config.decoder_filters or config.filters or DECODER)
+    side = min(PLAIN_SIDE, max(tile.side for tile in dataset.training)) // stride * stride
+    epoch = config.steps * config.batch_size * float(np.mean(np.square(config.crop_sizes)))
+    steps = max(PLAIN_LEAST, math.ceil(min(PLAIN_PIXELS, epoch / 4) / side**2))
+    common = _common(config, dataset) | {"batch_size": 1, "seed": config.seed + 1}
+    return _kind(config, dataset)(dataset.training, steps=steps, crop_sizes=(side,), **common)
 
 
 def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]:

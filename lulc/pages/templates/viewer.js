@@ -17,7 +17,8 @@
   }
 
   const rgb = (color) => [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
-  const opaque = ([r, g, b]) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
+  const PALE = 38; /* alpha of classes that are not the one looked at */
+  const opaque = ([r, g, b], alpha = 255) => ((alpha << 24) | (b << 16) | (g << 8) | r) >>> 0;
 
   /* 256 colours at equal steps between the given ones. */
   function ramp(colors) {
@@ -35,9 +36,12 @@
     return box;
   }
 
-  const nameOf = (number) =>
-    number === 255 ? "no data" : number === 0 ? "unclassified" : data.classes[number - 1].name;
-  const colorOf = (number) => (number ? data.classes[number - 1].color : data.unclassified);
+  const nameOf = (number, classes = data.classes) =>
+    number === 255 ? "no data" : number === 0 ? "unclassified" : classes[number - 1].name;
+  const colorOf = (number, classes = data.classes) => (number ? classes[number - 1].color : data.unclassified);
+
+  /* The legend of a layer of classes: its own, or that of the map. */
+  const legendOf = (layer) => layer.classes ?? data.classes;
 
   /* Everything inside the page: rows and columns of the map, metres on the ground. */
   function embedded() {
@@ -82,52 +86,131 @@
       return result;
     }
 
-    async function paint(layer, pixels) {
+    /* Reduced levels are made here, of what the page holds already: n x n pixels become one. */
+    function reduce(n, each) {
+      const [rows, columns] = [Math.ceil(height / n), Math.ceil(width / n)];
+      for (let row = 0, k = 0; row < rows; row++) {
+        for (let column = 0; column < columns; column++, k++) {
+          const [bottom, right] = [Math.min(height, (row + 1) * n), Math.min(width, (column + 1) * n)];
+          each(k, (see) => {
+            for (let i = row * n; i < bottom; i++) {
+              for (let j = column * n; j < right; j++) see(i * width + j);
+            }
+          });
+        }
+      }
+    }
+
+    /* The commonest class of n x n pixels, the lowest number of several. */
+    function commonest(values, n) {
+      if (n === 1) return values;
+      const result = new Uint8Array(Math.ceil(height / n) * Math.ceil(width / n));
+      const counts = new Uint32Array(256);
+      reduce(n, (k, visit) => {
+        let best = 255;
+        visit((i) => (counts[values[i]] += 1));
+        visit((i) => {
+          const v = values[i];
+          if (counts[v] > counts[best] || (counts[v] === counts[best] && v < best)) best = v;
+        });
+        visit((i) => (counts[values[i]] = 0));
+        result[k] = best;
+      });
+      return result;
+    }
+
+    /* The mean of what n x n pixels hold, NaN where `value` gives none for any. */
+    function means(value, n) {
+      if (n === 1) return Float32Array.from({ length: height * width }, (_, i) => value(i));
+      const result = new Float32Array(Math.ceil(height / n) * Math.ceil(width / n));
+      reduce(n, (k, visit) => {
+        let sum = 0;
+        let count = 0;
+        visit((i) => {
+          const v = value(i);
+          if (Number.isNaN(v)) return;
+          sum += v;
+          count += 1;
+        });
+        result[k] = sum / count;
+      });
+      return result;
+    }
+
+    async function paint(layer, pixels, n) {
       if (layer.kind === "classes") {
-        const colors = layer.palette.map((c) => opaque(rgb(c)));
-        const values = await plane(layer.id);
+        const alone = (number) => layer.alone === undefined || layer.alone === number;
+        const colors = layer.palette.map((c, number) => opaque(rgb(c), alone(number) ? 255 : PALE));
+        const values = commonest(await plane(layer.id), n);
         for (let i = 0; i < pixels.length; i++) pixels[i] = colors[values[i]] ?? 0;
       } else if (layer.kind === "difference") {
         const [mapped, reference] = await Promise.all([plane("map"), plane("reference")]);
-        const color = opaque(rgb(layer.color));
+        const shares = means((i) =>
+          mapped[i] === 255 || reference[i] === 255 ? NaN : Number(mapped[i] !== reference[i]), n);
         for (let i = 0; i < pixels.length; i++) {
-          const both = mapped[i] !== 255 && reference[i] !== 255;
-          pixels[i] = both && mapped[i] !== reference[i] ? color : 0;
+          pixels[i] = shares[i] ? opaque(rgb(layer.color), Math.round(255 * shares[i])) : 0;
         }
       } else {
         const colors = ramp(layer.colors);
         const unsure = layer.id === "entropy";
         const values = unsure ? await entropy() : await plane(layer.id);
-        const scale = unsure ? 255 : 255 / full;
+        const share = unsure ? (i) => values[i] : (i) => (values[i] === void_ ? NaN : values[i] / full);
+        const shares = means(share, n);
         for (let i = 0; i < pixels.length; i++) {
-          const missing = unsure ? Number.isNaN(values[i]) : values[i] === void_;
-          pixels[i] = missing ? 0 : colors[Math.min(255, Math.round(values[i] * scale))];
+          pixels[i] = Number.isNaN(shares[i]) ? 0 : colors[Math.min(255, Math.round(255 * shares[i]))];
         }
       }
     }
 
-    async function picture(layer) {
+    const pictures = new Map();
+
+    function picture(layer, n) {
       if (layer.kind === "picture") return layer.source;
-      const canvas = make("canvas", { width, height });
+      const key = `${layer.id} ${n} ${layer.alone}`;
+      if (!pictures.has(key)) pictures.set(key, draw(layer, n));
+      return pictures.get(key);
+    }
+
+    async function draw(layer, n) {
+      const size = { width: Math.ceil(width / n), height: Math.ceil(height / n) };
+      const canvas = make("canvas", size);
       const context = canvas.getContext("2d");
-      const image = context.createImageData(width, height);
-      await paint(layer, new Uint32Array(image.data.buffer));
+      const image = context.createImageData(size.width, size.height);
+      await paint(layer, new Uint32Array(image.data.buffer), n);
       context.putImageData(image, 0, 0);
       return URL.createObjectURL(await new Promise((done) => canvas.toBlob(done)));
     }
 
     const corner = (row, col) => L.latLng(-row * down, col * across);
     const bounds = L.latLngBounds(corner(0, 0), corner(...data.shape));
-    const shown = L.latLngBounds(corner(0, 0), corner(height * data.step, width * data.step));
     const rectangle = ([row, col, rows, cols]) => L.latLngBounds(corner(row, col), corner(row + rows, col + cols));
+
+    /* What the pixels of level n cover: whole blocks, at the lower and right edge beyond the map. */
+    const covered = (n) => L.latLngBounds(corner(0, 0),
+      corner(...[height, width].map((side) => Math.ceil(side / n) * n * data.step)));
+
+    /* How many held pixels, 1, 2, 4, ... to a side, one pixel of the screen has room for. */
+    function reduction() {
+      const side = map.options.crs.scale(map.getZoom()) * across * data.step * window.devicePixelRatio;
+      return 2 ** Math.max(0, Math.floor(Math.log2(1 / side)));
+    }
 
     return {
       bounds,
       rectangle,
+      reduction,
       options: { crs: L.CRS.Simple, maxZoom: Math.log2(32 / across), minZoom: -40 },
       layer: async (layer, zIndex) => {
         const className = layer.kind === "picture" ? "" : "viewer-pixels";
-        return L.imageOverlay(await picture(layer), shown, { zIndex, className, alt: layer.name });
+        const n = reduction();
+        const shown = covered(layer.kind === "picture" ? 1 : n);
+        return L.imageOverlay(await picture(layer, n), shown, { zIndex, className, alt: layer.name });
+      },
+      refresh: async (layer, overlay) => {
+        const [n, alone] = [reduction(), layer.alone];
+        const url = await picture(layer, n);
+        if (layer.kind === "picture" || n !== reduction() || alone !== layer.alone) return;
+        if (overlay._url !== url) overlay.setUrl(url).setBounds(covered(n));
       },
       inspect: async (point) => {
         const at = [Math.floor(-point.lat / down), Math.floor(point.lng / across)];
@@ -141,7 +224,9 @@
           x: a * (col + 0.5) + b * (row + 0.5) + c,
           y: d * (col + 0.5) + e * (row + 0.5) + f,
           map: (await plane("map"))[index],
-          reference: (await plane("reference"))[index],
+          reference: data.planes.reference && (await plane("reference"))[index],
+          groups: await Promise.all(data.layers.filter((layer) => layer.classes).map(async (layer) =>
+            [layer, (await plane(layer.id))[index]])),
           outline: rectangle([row, col, data.step, data.step]),
         };
         if (data.hasActivations) {
@@ -155,14 +240,31 @@
 
   /* Tiles and values of the server that gave this page. */
   function served() {
+    /* Tiles of a class alone: the others are asked for as pale as the pages paint them. */
+    function tiles(layer) {
+      if (layer.alone === undefined) return layer.tiles;
+      const [path, asked] = layer.tiles.split("?");
+      const query = new URLSearchParams(asked);
+      const colors = Object.entries(JSON.parse(query.get("colormap"))).map(([number, color]) =>
+        [number, Number(number) === layer.alone ? color : color + PALE.toString(16)]);
+      query.set("colormap", JSON.stringify(Object.fromEntries(colors)));
+      return `${path}?${query}`;
+    }
+
     const [west, south, east, north] = data.bounds;
     const bounds = L.latLngBounds([south, west], [north, east]);
     return {
       bounds,
       options: { maxZoom: data.maxZoom + 4, minZoom: 0 },
       layer: async (layer, zIndex) =>
-        L.tileLayer(layer.tiles, { zIndex, bounds, maxNativeZoom: data.maxZoom, maxZoom: data.maxZoom + 4,
+        L.tileLayer(tiles(layer), { zIndex, bounds, maxNativeZoom: data.maxZoom, maxZoom: data.maxZoom + 4,
           className: layer.kind === "picture" ? "" : "viewer-pixels" }),
+      reduction: () => 1,
+      refresh: async (layer, overlay) => {
+        if (layer.kind !== "classes" || overlay._url === tiles(layer)) return;
+        /* Leaflet's own redraw asks for tiles of a zoom between two levels; a layer that is new doesn't. */
+        overlay.setUrl(tiles(layer), true).remove().addTo(map);
+      },
       inspect: async (point) => {
         const asked = await fetch(`pixel?longitude=${point.lng}&latitude=${point.lat}`);
         if (!asked.ok) return null;
@@ -194,10 +296,19 @@
   let loading = 0;
 
   /* Layers are made one beside the other, and a box may be clicked again meanwhile: its last state counts. */
-  async function show(layer, box) {
+  async function busy(work) {
     loading += 1;
     host.setAttribute("aria-busy", "true");
     try {
+      await work();
+    } finally {
+      loading -= 1;
+      if (!loading) host.removeAttribute("aria-busy");
+    }
+  }
+
+  function show(layer, box) {
+    return busy(async () => {
       if (box.checked && !overlays.has(layer.id)) {
         const index = data.layers.indexOf(layer);
         overlays.set(layer.id, Promise.resolve(source.layer(layer, layer.kind === "difference" ? 900 : index + 1)));
@@ -205,11 +316,29 @@
       const overlay = await overlays.get(layer.id);
       if (overlay && box.checked) overlay.addTo(map).setOpacity(layer.opacity);
       else overlay?.remove();
-    } finally {
-      loading -= 1;
-      if (!loading) host.removeAttribute("aria-busy");
-    }
+      await refresh(layer);
+    });
   }
+
+  /* What is shown of a layer follows the zoom, and the class that is looked at alone. */
+  async function refresh(layer) {
+    const overlay = await overlays.get(layer.id);
+    if (overlay && map.hasLayer(overlay)) await source.refresh(layer, overlay);
+  }
+
+  function tellLevel() {
+    const n = source.reduction();
+    find("level-shown").textContent = n > 1
+      ? `Level 1:${n * data.step} is shown: of each ${n} × ${n} pixels of this page the commonest class, the ` +
+        "mean value, or the share that differs. Nearer, it shows them one by one."
+      : data.step > 1 ? `Level 1:${data.step} is shown: rows and columns that are multiples of ${data.step}.` : "";
+  }
+
+  map.on("zoomend", () => {
+    tellLevel();
+    busy(() => Promise.all(data.layers.map(refresh)));
+  });
+  tellLevel();
 
   function row(layer) {
     layer.opacity = 1;
@@ -219,6 +348,7 @@
     const key = layer.colors ? gradient(layer.colors) : layer.color ? swatch(layer.color) : "";
     const item = make("li", {}, make("label", { for: box.id }, box, key, make("span", {}, layer.name)), fade);
     const update = () => {
+      keys.get(layer.id)?.toggleAttribute("hidden", !box.checked);
       item.classList.toggle("viewer-on", box.checked);
       fade.disabled = !box.checked;
       return show(layer, box);
@@ -239,6 +369,39 @@
     return bar;
   }
 
+  /* Legends: that of the map, and those of the levels that are switched on. A class can be looked at alone. */
+  const keys = new Map();
+  const percent = (share) => (share < 0.0005 ? "<0.1 %" : `${(100 * share).toFixed(1)} %`);
+
+  function legend(layers, numbers, shares) {
+    const classes = legendOf(layers[0]);
+    const buttons = new Map(numbers.map((n) => [n, make("button",
+      { type: "button", class: "viewer-class", "aria-pressed": "false" },
+      swatch(colorOf(n, classes)), make("span", {}, `${n} ${nameOf(n, classes)}`))]));
+    for (const [number, button] of buttons) {
+      button.addEventListener("click", () => {
+        const alone = layers[0].alone === number ? undefined : number;
+        for (const [n, other] of buttons) other.setAttribute("aria-pressed", String(n === alone));
+        for (const layer of layers) layer.alone = alone;
+        busy(() => Promise.all(layers.map(refresh)));
+      });
+    }
+    return [...buttons].map(([n, button]) => make("li", {}, button,
+      shares ? make("span", { class: "viewer-share" }, percent(shares[n])) : ""));
+  }
+
+  const numbers = [...data.classes.map((c) => c.number), ...(data.shares?.[0] ? [0] : [])];
+  find("legend").append(...legend(
+    data.layers.filter((layer) => layer.kind === "classes" && !layer.classes),
+    numbers.filter((n) => !data.shares || data.shares[n]), data.shares));
+  for (const layer of data.layers.filter((layer) => layer.classes)) {
+    const list = make("ul", { class: "viewer-legend" });
+    list.append(...legend([layer], layer.classes.filter((c) => c.share).map((c) => c.number),
+      [0, ...layer.classes.map((c) => c.share)]));
+    keys.set(layer.id, make("div", { hidden: "" }, make("h3", {}, layer.name), list));
+  }
+  find("legend").after(...keys.values());
+
   for (const group of ["layers", "activations"]) {
     const rows = data.layers.filter((layer) => layer.group === group).map(row);
     find(group).append(...rows);
@@ -251,14 +414,6 @@
     find("activations").before(key);
   }
 
-  /* Legend */
-  const percent = (share) => (share < 0.0005 ? "<0.1 %" : `${(100 * share).toFixed(1)} %`);
-  const entries = [...data.classes.map((c) => c.number)];
-  if (data.shares?.[0]) entries.push(0);
-  find("legend").append(...entries.filter((n) => !data.shares || data.shares[n]).map((n) =>
-    make("li", {}, swatch(colorOf(n)), make("span", {}, `${n} ${nameOf(n)}`),
-      data.shares ? make("span", { class: "viewer-share" }, percent(data.shares[n])) : "")));
-
   /* The pixel under a click, or under the cross when Enter is pressed. */
   const output = find("pixel");
   const frame = { className: "viewer-outline", fill: false, interactive: false };
@@ -269,9 +424,9 @@
     return [make("dt", {}, name), make("dd", { "data-fact": name.toLowerCase() }, ...value)];
   }
 
-  function classFact(name, number) {
+  function classFact(name, number, classes) {
     return number === 255 ? fact(name, "no data")
-      : fact(name, swatch(colorOf(number)), `${number} ${nameOf(number)}`);
+      : fact(name, swatch(colorOf(number, classes)), `${number} ${nameOf(number, classes)}`);
   }
 
   function describe(answer) {
@@ -279,11 +434,14 @@
     const place = data.crs ? fact(data.crs, `${answer.x.toFixed(digits)}, ${answer.y.toFixed(digits)}`) : [];
     const parts = [make("dl", {}, ...classFact("Map", answer.map),
       ...(answer.reference === undefined ? [] : classFact("Reference", answer.reference)),
+      ...(answer.groups ?? []).flatMap(([layer, number]) => classFact(layer.name, number, layer.classes)),
       ...fact("Pixel", `row ${answer.row}, column ${answer.col}`), ...place)];
-    if (data.step > 1) {
-      parts.push(make("p", { class: "viewer-level" },
-        `Level 1:${data.step} of the pyramid. The values are those of this pixel of the map; ` +
-        `the page holds rows and columns that are multiples of ${data.step}.`));
+    const n = source.reduction();
+    if (data.step > 1 || n > 1) {
+      const held = `the page holds rows and columns that are multiples of ${data.step}.`;
+      parts.push(make("p", { class: "viewer-level" }, `Level 1:${data.step} of the pyramid` +
+        (n > 1 ? ` (level 1:${n * data.step} is shown)` : "") + ". The values are those of this pixel of the map" +
+        (data.step > 1 ? `; ${held}` : ".")));
     }
     const values = answer.activations;
     if (values?.every((v) => v !== null)) {

@@ -1,0 +1,145 @@
+"""Batch norm's statistics belong to the weights that they are saved with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lulc import training
+from lulc.config import TrainConfig
+from lulc.fitting.normalization import Normalization
+from lulc.generator import TileGenerator
+from lulc.networks.backend import keras
+from lulc.networks.network import NetworkConfig
+from lulc.samples.crops import PLAIN_LEAST, PLAIN_PIXELS, plain_crops
+from lulc.samples.dataset import Tile, open_dataset
+from lulc.training import train
+from lulc.unet import build_unet
+from lulc.weights import find_model, load_model
+
+CONFIG = NetworkConfig(classes=3, channels=2, filters=(4, 4))
+
+
+def numbers(tensor):
+    return np.array(keras.ops.convert_to_numpy(tensor))
+
+
+def statistics(model):
+    return {
+        layer.name: (numbers(layer.moving_mean), numbers(layer.moving_variance))
+        for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)
+    }  # fmt: skip
+
+
+def make_crops(sides=(16, 32), steps=6):
+    """Crops of two stacks that differ from one another."""
+    rng = np.random.default_rng(0)
+    tiles = [
+        Tile(name, rng.normal(mean, 1 + mean, (64, 64, 2)).astype(np.float32), np.ones((64, 64), np.uint8))
+        for name, mean in (("dark", 0.0), ("bright", 3.0))
+    ]
+    targets = np.full(256, 255, np.uint8)
+    targets[1] = 0
+    return TileGenerator(tiles, steps=steps, batch_size=2, crop_sizes=sides, targets=targets)
+
+
+@pytest.fixture
+def model():
+    keras.utils.set_random_seed(1)
+    return build_unet(CONFIG)
+
+
+def normalization(crops=None):
+    return Normalization(lambda: build_unet(CONFIG), crops or make_crops(), workers=1)
+
+
+def test_they_are_mean_and_variance_of_all_pixels_of_all_crops(model):
+    crops = make_crops()
+    before = keras.Model(model.input, model.get_layer("encoder_stage0_conv1").output)
+    seen = [numbers(before(images)).reshape(-1, 4) for images, _ in (crops.batch(0, i) for i in range(6))]
+    assert len({len(pixels) for pixels in seen}) == 2, "batches of one size would weigh alike"
+    pixels = np.concatenate(seen)
+    with normalization(crops).settled(model):
+        mean, variance = statistics(model)["encoder_stage0_bn1"]
+    np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(variance, pixels.var(0), rtol=5e-3)
+
+
+def test_afterwards_the_network_has_its_own_again(model):
+    before = statistics(model)
+    with normalization().settled(model):
+        inside = statistics(model)
+    after = statistics(model)
+    for name, values in before.items():
+        assert not np.array_equal(values[0], inside[name][0])
+        np.testing.assert_array_equal(values, after[name])
+
+
+def test_they_follow_the_weights(model):
+    of_crops = normalization()
+    found = []
+    for factor in (1.0, 2.0):
+        kernel = model.get_layer("encoder_stage0_conv1").kernel
+        kernel.assign(numbers(kernel) * factor)
+        with of_crops.settled(model):
+            found.append(statistics(model)["encoder_stage0_bn1"])
+    np.testing.assert_allclose(found[1][0], 2 * found[0][0], rtol=1e-4)
+    np.testing.assert_allclose(found[1][1], 4 * found[0][1], rtol=1e-3)
+
+
+def test_a_network_without_batch_norm_is_left_alone():
+    def build():
+        pytest.fail("nothing has to be estimated")
+
+    plain = build_unet(dataclasses.replace(CONFIG, norm="none"))
+    with Normalization(build, make_crops(), workers=1).settled(plain):
+        pass
+
+
+def test_dropout_drops_nothing_while_they_are_estimated(model):
+    config = dataclasses.replace(CONFIG, dropout=0.9)
+    dropping = Normalization(lambda: build_unet(config), make_crops(), workers=1)
+    with dropping.settled(model):
+        first = statistics(model)
+    with normalization().settled(model):
+        second = statistics(model)
+    for name, values in first.items():
+        np.testing.assert_allclose(values, second[name], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def config(write_stacks, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("normalization")
+    return TrainConfig(
+        data=(str(write_stacks(folder / "stacks")),), out=str(folder / "run"), epochs=2, steps=8,
+        validation_steps=2, crop_sizes=(32,), validation_crop_sizes=(32,), filters=(4,), seed=3,
+    ).resolved()  # fmt: skip
+
+
+def test_models_are_saved_with_those_of_their_averaged_weights(config, monkeypatch):
+    monkeypatch.setattr(training, "fit_novelty", lambda *_: None)
+    train(config)
+    model, _ = load_model(find_model(config.out, "last"))
+    saved = statistics(model)
+    of_crops = Normalization(
+        lambda: load_model(find_model(config.out, "last"))[0],
+        plain_crops(config, open_dataset(config)),
+        workers=1,
+    )
+    with of_crops.settled(model):
+        expected = statistics(model)
+    for name, values in saved.items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-5)
+
+
+def test_crops_to_estimate_from_are_large_and_not_many(config):
+    dataset = open_dataset(config)
+    short = plain_crops(config, dataset)
+    assert len(short) == PLAIN_LEAST
+    images, _ = short.batch(0, 0)
+    side = max(tile.side for tile in dataset.training) // 2 * 2
+    assert images.shape[:3] == (1, side, side)
+    long = dataclasses.replace(config, steps=10**6)
+    assert len(plain_crops(long, dataset)) == -(-PLAIN_PIXELS // side**2)
