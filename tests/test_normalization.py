@@ -52,7 +52,7 @@ def model():
 
 
 def normalization(crops=None):
-    return Normalization(lambda: build_unet(CONFIG), crops or make_crops(), workers=1)
+    return Normalization(lambda: build_unet(CONFIG), [crops or make_crops()], workers=1)
 
 
 def test_they_are_mean_and_variance_of_all_pixels_of_all_crops(model):
@@ -94,19 +94,8 @@ def test_a_network_without_batch_norm_is_left_alone():
         pytest.fail("nothing has to be estimated")
 
     plain = build_unet(dataclasses.replace(CONFIG, norm="none"))
-    with Normalization(build, make_crops(), workers=1).settled(plain):
+    with Normalization(build, [make_crops()], workers=1).settled(plain):
         pass
-
-
-def test_dropout_drops_nothing_while_they_are_estimated(model):
-    config = dataclasses.replace(CONFIG, dropout=0.9)
-    dropping = Normalization(lambda: build_unet(config), make_crops(), workers=1)
-    with dropping.settled(model):
-        first = statistics(model)
-    with normalization().settled(model):
-        second = statistics(model)
-    for name, values in first.items():
-        np.testing.assert_allclose(values, second[name], rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +123,32 @@ def test_models_are_saved_with_those_of_their_averaged_weights(config, monkeypat
         np.testing.assert_allclose(values, expected[name], rtol=1e-5)
 
 
-def test_crops_to_estimate_from_are_large_and_not_many(config):
+def test_every_stack_is_seen_as_often_and_as_large_as_it_is(config, caplog):
     dataset = open_dataset(config)
-    short = plain_crops(config, dataset)
-    assert len(short) == PLAIN_LEAST
-    images, _ = short.batch(0, 0)
-    side = max(tile.side for tile in dataset.training) // 2 * 2
-    assert images.shape[:3] == (1, side, side)
+    first = dataset.training[0]
+    sides = [first.side, 32, 48]
+    tiles = tuple(
+        dataclasses.replace(
+            first, image=np.full_like(first.image[:side, :side], side), masks=first.masks[:side, :side]
+        )
+        for side in sides
+    )
+    crops = plain_crops(config, dataclasses.replace(dataset, training=tiles))
+    seen = [
+        images for generator in crops for images in (generator.batch(0, i)[0] for i in range(len(generator)))
+    ]
+    shown = [(images.shape[1], float(images[0, 0, 0, 0])) for images in seen]
+    assert sorted(shown) == sorted([(side // 2 * 2, side) for side in sides] * (len(seen) // 3))
+    assert len(seen) >= PLAIN_LEAST
+    assert not caplog.records
+
+
+def test_crops_to_estimate_from_are_not_many(config):
+    dataset = open_dataset(config)
+    one = dataclasses.replace(dataset, training=dataset.training[:1])
+    side = one.training[0].side // 2 * 2
     long = dataclasses.replace(config, steps=10**6)
-    assert len(plain_crops(long, dataset)) == -(-PLAIN_PIXELS // side**2)
+    (crops,) = plain_crops(long, one)
+    assert len(crops) == -(-PLAIN_PIXELS // side**2)
+    many = dataclasses.replace(dataset, training=dataset.training[:1] * 50)
+    assert [len(crops) for crops in plain_crops(config, many)] == [1] * PLAIN_LEAST

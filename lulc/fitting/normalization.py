@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,14 @@ class Normalization:
         Makes a network of the same architecture. It is asked once, and the network that it gives computes in
         the place of the one that trains, whatever devices that one lies on.
     crops
-        Batches to look at, changed by nothing; those of their epoch 0.
+        Batches to look at, those of their epoch 0; a pass over them is the price of each validation.
     workers
         Threads that cut crops.
     """
 
-    def __init__(self, build: Callable[[], keras.Model], crops: TileGenerator, workers: int) -> None:
+    def __init__(
+        self, build: Callable[[], keras.Model], crops: Sequence[TileGenerator], workers: int
+    ) -> None:
         self._build = build
         self._crops = crops
         self._workers = workers
@@ -69,7 +71,8 @@ class Normalization:
         layers = _batch_norms(twin)
         sums = {name: np.zeros(array.shape) for name, array in _statistics_of(layers).items()}
         pixels = 0
-        for images, _ in cut_ahead(self._crops, 0, 0, self._workers):
+        batches = (batch for crops in self._crops for batch in cut_ahead(crops, 0, 0, self._workers))
+        for images, _ in batches:
             twin(images, training=True)
             weight = int(np.prod(images.shape[:3]))
             pixels += weight
@@ -89,11 +92,8 @@ class Normalization:
     def _prepared(self) -> keras.Model:
         twin = self._build()
         for layer in twin.layers:
-            # What is gathered is then that of the last batch alone, and nothing is dropped at random.
             if isinstance(layer, keras.layers.BatchNormalization):
-                layer.momentum = 0.0
-            elif hasattr(layer, "rate"):
-                layer.rate = 0.0
+                layer.momentum = 0.0  # what it gathers is then that of the last batch alone
         return twin
 
 

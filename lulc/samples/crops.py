@@ -18,8 +18,8 @@ from lulc.samples.hiding import HiddenCrops
 from lulc.samples.sampling import ClassSampler, Places, draw_place, stack_shares
 
 PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
-"""Pixels from which statistics of a network are estimated, fewest crops, and their side in pixels: the zeros
-that stand for land beyond the border of a crop belong to no map."""
+"""Pixels from which statistics of a network are estimated, fewest crops, and their longest side in pixels: they
+are large, since the zeros that stand for land beyond the border of a crop belong to no map."""
 
 
 def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
@@ -71,17 +71,24 @@ def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None 
     )
 
 
-def plain_crops(config: TrainConfig, dataset: Dataset) -> TileGenerator:
-    """Crops of the training stacks as they are when they are classified: large, and changed by nothing.
+def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
+    """Crops that show the training stacks as they are when they are classified, one batch each.
 
+    Each stack, or each of some where there are many, gives as many crops as the others, as large as it allows.
     `PLAIN_PIXELS` in all, but not many more than a quarter of what an epoch trains on.
     """
     stride = 2 ** len(config.decoder_filters or config.filters or DECODER)
-    side = min(PLAIN_SIDE, max(tile.side for tile in dataset.training)) // stride * stride
+    sides = [min(PLAIN_SIDE, tile.side) // stride * stride for tile in dataset.training]
+    usable = [i for i, side in enumerate(sides) if side]
     epoch = config.steps * config.batch_size * float(np.mean(np.square(config.crop_sizes)))
-    steps = max(PLAIN_LEAST, math.ceil(min(PLAIN_PIXELS, epoch / 4) / side**2))
-    common = _common(config, dataset) | {"batch_size": 1, "seed": config.seed + 1}
-    return _kind(config, dataset)(dataset.training, steps=steps, crop_sizes=(side,), **common)
+    pixels = float(np.mean(np.square([sides[i] for i in usable])))
+    count = max(PLAIN_LEAST, math.ceil(min(PLAIN_PIXELS, epoch / 4) / pixels))
+    if count < len(usable):
+        usable = sorted(np.random.default_rng(config.seed).choice(usable, count, replace=False).tolist())
+    steps = math.ceil(count / len(usable))
+    common = _common(config, dataset) | {"batch_size": 1}
+    kind = _kind(config, dataset)
+    return [kind([dataset.training[i]], steps=steps, crop_sizes=(sides[i],), **common) for i in usable]
 
 
 def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]:
