@@ -189,7 +189,7 @@ def plan_command(engine: str, options: argparse.Namespace, mosaic: Any, out: Pat
     text = _run(sys.executable, *arguments).text
     seconds = re.search(r"time +([\d.]+) s", text)
     memory = re.search(r"memory +([\d.]+) GB", text)
-    computed = re.search(r"computed +([\d.]+) pixels", text)
+    computed = re.search(r"computed +([\d.]+) times", text)
     assert seconds and memory and computed, text
     return {
         "planned_seconds": float(seconds[1]),

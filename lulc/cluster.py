@@ -85,7 +85,7 @@ class Cluster:
     patience
         Seconds that a run waits while no worker is there; None for without end.
     unfit
-        Workers that are asked no more, and why.
+        Workers that are asked no more for as long as the cluster is open, and why.
     """
 
     client: Any
@@ -424,12 +424,19 @@ class _Run:
                 _WAY_OUT,
             )
         # Dask says what went wrong, but not where: whoever can't load what is to be called is asked no more.
-        called = pickle.dumps((_call, self._function))
+        called = pickle.dumps((_call, self._function, task.item))
         workers = sorted(task.allowed or self._cluster.workers)
         answers = self._client.run(pickle.loads, called, workers=workers, on_error="return")
         lacking = {w: said for w, said in answers.items() if isinstance(said, (ImportError, AttributeError))}
         if not lacking:
-            raise error
+            task.failures += 1
+            # Whoever lacked something may have gone since.
+            if not isinstance(error, (ImportError, AttributeError)):
+                raise error
+            if task.failures >= ATTEMPTS:
+                raise InputError(
+                    f"cannot do the work, since a worker lacks a module: {error}", _SAME_PACKAGES
+                ) from error
         for worker, lack in lacking.items():
             problem = f"cannot do the work, since this worker lacks a module: {lack}"
             self._exclude(worker, UnfitWorkerError(problem, _SAME_PACKAGES))

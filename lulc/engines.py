@@ -283,10 +283,12 @@ class _OpenVINO:
         self._results = Buffers()
 
     def __call__(self, x: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
+        if self._core and first is None:
+            raise ValueError("an engine that gives cores has to be told where they begin")
         y = self._results.empty(self._shape)
         self._request.set_output_tensor(self._tensor(y, shared_memory=True))
         given = {0: self._tensor(np.ascontiguousarray(x, np.float32), shared_memory=True)}
-        if self._core and first is not None:
+        if self._core:
             given[1] = self._tensor(np.ascontiguousarray(first, np.int32))
         # Unless shared, what this returns is a copy.
         self._request.infer(given, share_outputs=True)

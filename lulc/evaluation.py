@@ -133,6 +133,8 @@ def _check_asked(config: EvaluateConfig) -> None:
     asked = {
         "--compare": config.compare, "--regions": config.regions, "--suspects": config.suspects,
         "--label-field": config.label_field, "--pine": config.pine, "--spruce": config.spruce,
+        "--resample": config.resample or None,
+        "--border": None if config.border == EvaluateConfig.border else config.border,
     }  # fmt: skip
     idle = [name for name, value in asked.items() if value is not None]
     if idle:

@@ -196,7 +196,7 @@ class Plan:
 
     @property
     def core(self) -> tuple[int, int]:
-        """(rows, columns) of the core of every window."""
+        """(rows, columns) of the core of every window, where `margins` are given."""
         rows, cols = (core_of(*sides, self.halo) for sides in zip(self.window, self.padded, strict=True))
         return (rows, cols)
 

@@ -131,12 +131,13 @@ def describe_result(result: ClassificationResult) -> str:
 def describe_forecast(forecast: Forecast) -> str:
     """What a run would take, as text."""
     plan, seconds = forecast.plan, forecast.seconds
+    computed = plan.computed_pixels / (plan.height * plan.width)
     stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("start", "windows", "finish"))
     rows = [
         ["map", f"{plan.height} x {plan.width} pixels in {len(plan)} parts of {plan.part}"],
         ["windows", f"{forecast.windows} of {plan.window[0]} x {plan.window[1]}, halo {plan.halo}"],
         ["without data", f"about {forecast.empty:.0%} of the windows, which are skipped"],
-        ["computed", f"{plan.computed_pixels / (plan.height * plan.width):.2f} pixels per pixel written"],
+        ["computed", f"{computed:.2f} times the arithmetic of one pass"],
         ["engine", forecast.engine],
         ["memory", f"{forecast.memory / 1e9:.2f} GB"],
         ["disk", f"about {_size(forecast.disk)}, {_size(forecast.disk_bound)} must be free; parts included"],

@@ -130,13 +130,17 @@ class Cropping:
         unit = math.gcd(1 << self._depth - level, MARGIN << stage >> level, width, cols)
         blocks = width // unit
         places = np.add.outer(np.arange(rows) * blocks, np.arange(cols // unit)).reshape(1, -1)
+        # Of all windows in one row: with a dimension for windows (batch_dims) OpenVINO 2026.4.1 gives wrong
+        # runs, or ends the process, where these have 16 values or fewer.
+        places = places + np.arange(count)[:, np.newaxis] * height * blocks
         steps = op.divide(first, self._integers([1 << level, unit << level]))
         start = op.reduce_sum(op.multiply(steps, self._integers([blocks, 1])), self._integers([1]), True)
         # OpenVINO keeps the channels of a pixel together, so that neither transposition moves anything. The
         # size of a slice would not be known to it, where its start isn't.
         x = op.transpose(x, self._integers([0, 2, 3, 1]))
-        x = op.reshape(x, self._integers([count, height * blocks, unit * channels]), special_zero=False)
-        x = op.gather(x, op.add(self._integers(places), start), self._integers(1), batch_dims=1)
+        x = op.reshape(x, self._integers([-1, unit * channels]), special_zero=False)
+        runs = op.reshape(op.add(self._integers(places), start), self._integers([-1]), special_zero=False)
+        x = op.gather(x, runs, self._integers(0))
         x = op.reshape(x, self._integers([count, rows, cols, channels]), special_zero=False)
         return op.transpose(x, self._integers([0, 3, 1, 2]))
 

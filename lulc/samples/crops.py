@@ -18,8 +18,8 @@ from lulc.samples.hiding import HiddenCrops
 from lulc.samples.sampling import ClassSampler, Places, draw_place, stack_shares
 
 PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
-"""Pixels from which statistics of a network are estimated, fewest crops, and their longest side in pixels: they
-are large, since the zeros that stand for land beyond the border of a crop belong to no map."""
+"""Pixels from which statistics of a network are estimated, fewest crops, and their longest side in pixels:
+they are large, since the zeros that stand for land beyond the border of a crop belong to no map."""
 
 
 def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
@@ -74,8 +74,9 @@ def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None 
 def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
     """Crops that show the training stacks as they are when they are classified, one batch each.
 
-    Each stack, or each of some where there are many, gives as many crops as the others, as large as it allows.
-    `PLAIN_PIXELS` in all, but not many more than a quarter of what an epoch trains on.
+    Each stack, or each of some where there are many, gives as many crops as the others, as large as it
+    allows. Only what a pretraining hides is hidden here too. `PLAIN_PIXELS` in all, but not many more than a
+    quarter of what an epoch trains on.
     """
     stride = 2 ** len(config.decoder_filters or config.filters or DECODER)
     sides = [min(PLAIN_SIDE, tile.side) // stride * stride for tile in dataset.training]
