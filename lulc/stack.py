@@ -373,8 +373,10 @@ def sort_inputs(inputs: Sequence[str], config: InputConfig) -> tuple[list[str], 
             "cannot tell bands from indices, since the layers of these files are not named after them:\n"
             + "\n".join(unclear)
             + f"\nexpected {', '.join(BANDS)} or {', '.join(INDICES)}",
-            f"Name them, in file order: --band-names {' '.join(BANDS)} "
-            f"--index-names {' '.join(INDICES)}, or write the names into the files (band descriptions).",
+            f"Name them, in file order: --band-names {' '.join(BANDS)}"
+            + (f" (now {len(config.band_names)} names)" if config.band_names else "")
+            + f"; those of index rasters with --index-names {' '.join(INDICES)}. Or write the names into "
+            "the files (band descriptions).",
         )
     return bands, indices
 

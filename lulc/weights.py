@@ -7,6 +7,7 @@ module imports no deep-learning framework, and neither do `find_model`, `load_ca
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
 import json
@@ -324,7 +325,7 @@ def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
     if path.is_dir():
         return _pick_from(path, pick)
     for folder in weights_folders():
-        named = folder / name_or_path
+        named = folder / name_or_path.removeprefix("weights/")
         if not named.resolve().is_relative_to(folder.resolve()):
             continue
         if named.is_file():
@@ -334,10 +335,13 @@ def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
         if named.is_dir():
             return _pick_from(named, pick)
     known = ", ".join(_known_models()) or "none"
+    near = difflib.get_close_matches(name_or_path.removeprefix("weights/"), _known_models(), 1)
+    meant = f"Did you mean {near[0]}? " if near else ""
     raise InputError(
         f"cannot find the model '{name_or_path}', since it is neither a file, nor a run folder, nor a name "
         f"in weights/ (there: {known})",
-        "Give a weights file (.keras, .h5), the folder that train_model.py wrote, or one of these names.",
+        f"{meant}Give a weights file (.keras, .h5), the folder that train_model.py wrote, or one of these "
+        "names.",
     )
 
 

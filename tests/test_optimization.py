@@ -82,7 +82,7 @@ def test_averaged_weights_are_the_moving_average_and_the_own_ones_come_back():
     config = make_config(average=0.05, schedule="constant", warmup=0)
     model = make_model(config)
     momentum, average = 1 - 1 / (0.05 * 200), None
-    for x, y in batches(6):
+    for x, y in batches(40):
         model.train_on_batch(x, y)
         now = kernels(model)
         average = now if average is None else momentum * average + (1 - momentum) * now
@@ -92,6 +92,15 @@ def test_averaged_weights_are_the_moving_average_and_the_own_ones_come_back():
     for before, variable in zip(own, model.trainable_variables, strict=True):
         np.testing.assert_array_equal(before, numbers(variable))
     assert not np.allclose(average, kernels(model))
+
+
+def test_an_average_that_remembers_the_beginning_is_not_taken():
+    model = make_model(make_config(average=0.5))
+    for x, y in batches(6):
+        model.train_on_batch(x, y)
+    before = kernels(model)
+    with averaged(model):
+        np.testing.assert_array_equal(kernels(model), before)
 
 
 def test_without_averaging_the_weights_are_the_weights():

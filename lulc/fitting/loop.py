@@ -243,6 +243,7 @@ class Loop:
         self._pace = Pace()
         self._weights_seen = self._saved = self._drawn = time.monotonic()
         self._progress = Progress()
+        self._deadline = math.inf
         self.rows: tuple[Row, ...] = ()
 
     def go(self, stop: StopRequest, seconds: float = math.inf) -> bool:
@@ -261,7 +262,7 @@ class Loop:
         KeyboardInterrupt
             If a stop was asked for; the checkpoint is written.
         """
-        deadline = time.monotonic() + seconds
+        deadline = self._deadline = time.monotonic() + seconds
         self._restore()
         steps = len(self._training)
         done = (self._progress.epoch - 1) * steps + self._progress.step
@@ -343,12 +344,20 @@ class Loop:
         if speed is None:
             return
         steps = len(self._training)
-        left = (self._epochs - self._progress.epoch + 1) * steps - self._progress.step
+        done = (self._progress.epoch - 1) * steps + self._progress.step
+        left = self._epochs * steps - done
         hours = left * self._training.pixels_per_batch / speed / 3600
         logger.info(
             "%.0f kpx/s: about %s for the %d batches to come, validations not counted",
             speed / 1000, f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes", left,
         )  # fmt: skip
+        fitting = (self._deadline - time.monotonic()) * speed / self._training.pixels_per_batch
+        if fitting < left:
+            logger.warning(
+                "the time ends after about %.0f of them; learning rate and averages are planned for all: "
+                "`--epochs 1 --steps %.0f` would plan them for what fits",
+                fitting, done + fitting,
+            )  # fmt: skip
 
     def _end_epoch(self, complete: bool, draw: bool) -> None:
         """Validate and save with the averaged weights; go on to the next epoch if this one is complete."""

@@ -13,6 +13,9 @@ from lulc.config import TrainConfig
 from lulc.fitting.devices import ONE, Devices
 from lulc.networks.backend import keras
 
+REMEMBERED = 0.05
+"""Most that the first batch's weights may be of an average of weights."""
+
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 """Keras' policy for each precision; with float16 Keras scales the loss by itself."""
 
@@ -94,9 +97,14 @@ def precision(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def averaged(model: keras.Model) -> Iterator[None]:
-    """Inside, a compiled model has its averaged weights, where its optimizer averages; then its own again."""
+    """Inside, a compiled model has its averaged weights, where its optimizer averages; then its own again.
+
+    An average that still remembers the random weights of the beginning is worth less than the weights
+    themselves: where they are more than `REMEMBERED` of it, as in a run that time ends early, it isn't taken.
+    """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if not optimizer.use_ema:
+    batches = int(keras.ops.convert_to_numpy(optimizer.iterations))
+    if not optimizer.use_ema or optimizer.ema_momentum ** (batches - 1) > REMEMBERED:
         yield
         return
     own = [np.array(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]

@@ -385,6 +385,11 @@ def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
         # Refused before a framework is loaded, which takes longer than all of these checks.
         weights.read_arrays(model, card)
         return card
+    if model.suffix not in (".h5", ".hdf5"):
+        raise InputError(
+            f"cannot use '{model}' as weights, expected one that ends in .keras, or in .h5 for Keras 2",
+            "Give the weights first, then bands and indices, then the map: MODEL INPUT [INPUT ...] OUT.",
+        )
     if config.statistics is None:
         raise InputError(
             f"cannot use the weights '{model}', since Keras 2 files hold no statistics to standardise with, "
