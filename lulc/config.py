@@ -706,7 +706,10 @@ class EvaluateConfig:
         unit="0..1",
     )
     design_sample: int = option(
-        0, "draw so many points to interpret, stratified by class, into sample.gpkg of --out", group=AREA
+        0,
+        "draw so many points to interpret, stratified by class and at least 50 in each, into sample.gpkg of "
+        "--out",
+        group=AREA,
     )
     sample_error: float | None = option(
         None,
