@@ -113,6 +113,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
             _clear(folder, config)
             if (folder / MANIFEST).exists():
                 return _finished(folder, key)
+        logger.info("label codes are read by the scheme %s", inputs.labels.scheme.name)
         with _open_crew(inputs, key) as crew:
             progress = _surveyed(crew, inputs, key, replacing=replacing)
             places = plan_places(progress.counts, inputs.stack.grid, config)
