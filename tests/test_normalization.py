@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
 from lulc import training
 from lulc.config import TrainConfig
+from lulc.fitting.loop import Loop, Validation
 from lulc.fitting.normalization import Normalization
 from lulc.generator import TileGenerator
 from lulc.networks.backend import keras
@@ -107,9 +109,14 @@ def config(write_stacks, tmp_path_factory):
     ).resolved()  # fmt: skip
 
 
-def test_models_are_saved_with_those_of_their_averaged_weights(config, monkeypatch):
+@pytest.mark.parametrize(("losses", "anew"), [((2.0, 1.0), True), ((1.0, 2.0), False)])
+def test_models_are_saved_with_those_that_validate_better(config, monkeypatch, tmp_path, losses, anew):
     monkeypatch.setattr(training, "fit_novelty", lambda *_: None)
-    train(config)
+    turns = itertools.cycle(losses)
+    monkeypatch.setattr(Loop, "_validate", lambda _: Validation(next(turns), 0.5, 0.5))
+    config = dataclasses.replace(config, out=str(tmp_path / "run"))
+    result = train(config)
+    assert {row.val_loss for row in result.rows} == {1.0}
     model, _ = load_model(find_model(config.out, "last"))
     saved = statistics(model)
     of_crops = Normalization(
@@ -119,8 +126,8 @@ def test_models_are_saved_with_those_of_their_averaged_weights(config, monkeypat
     )
     with of_crops.settled(model):
         expected = statistics(model)
-    for name, values in saved.items():
-        np.testing.assert_allclose(values, expected[name], rtol=1e-5)
+    same = [np.allclose(values, expected[name], rtol=1e-5) for name, values in saved.items()]
+    assert all(same) if anew else not any(same)
 
 
 def test_every_stack_is_seen_as_often_and_as_large_as_it_is(config, caplog):

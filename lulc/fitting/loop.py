@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -99,6 +99,15 @@ class Progress:
     def from_json(cls, data: dict[str, Any]) -> Progress:
         """Progress from data that `to_json` gave (the checkpoint's sha256 vouches for them)."""
         return cls(**{**data, "rows": tuple(Row(**row) for row in data["rows"])})
+
+
+class Validation(NamedTuple):
+    """Mean loss over labelled pixels, accuracy, macro-F1, and the temperature."""
+
+    loss: float
+    accuracy: float
+    macro_f1: float
+    temperature: float | tuple[float, ...] = 1.0
 
 
 class Pace:
@@ -203,8 +212,8 @@ class Loop:
     calibrate
         Whether a temperature is fitted on the validation crops: ``none``, ``one`` or ``per-class``.
     normalization
-        Estimates batch norm's statistics anew before the model is validated and saved; None where those that
-        training gathered are taken.
+        Estimates batch norm's statistics anew; those are saved, or those that training gathered, whichever
+        has the lower validation loss. None where nothing else is tried than the latter.
     devices
         What the model was built on. All processes go through the same batches and epochs; the first one
         writes, and its clock counts.
@@ -362,37 +371,41 @@ class Loop:
     def _end_epoch(self, complete: bool, draw: bool) -> None:
         """Validate and save with the averaged weights; go on to the next epoch if this one is complete."""
         self._check_weights()
-        with contextlib.ExitStack() as held:
-            held.enter_context(averaged(self._model))
+        started = time.monotonic()
+        with averaged(self._model), contextlib.ExitStack() as held:
+            found = self._validate()
             if self._normalization:
                 held.enter_context(self._normalization.settled(self._model, self._devices))
-            self._judge(draw)
+                anew = self._validate()
+                if self._devices.spread(anew.loss < found.loss):
+                    found = anew
+                else:
+                    held.close()  # those that training gathered come back
+            self._judge(found, time.monotonic() - started, draw)
         if complete:
             self._progress = Progress(epoch=self._progress.epoch + 1, rows=self.rows)
             self._checkpoint()
 
-    def _judge(self, draw: bool) -> None:
-        """Validate, and have model, card, history and picks written."""
-        started = time.monotonic()
-        val_loss, val_accuracy, val_macro_f1, temperature = self._validate()
+    def _judge(self, found: Validation, seconds: float, draw: bool) -> None:
+        """Have model, card, history and picks written."""
         p = self._progress
         row = Row(
             epoch=p.epoch,
             batches=p.step,
-            seconds=round(p.seconds + time.monotonic() - started, 1),
+            seconds=round(p.seconds + seconds, 1),
             loss=p.loss / max(p.labelled, 1),
             accuracy=p.hits / max(p.labelled, 1),
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            val_macro_f1=val_macro_f1,
+            val_loss=found.loss,
+            val_accuracy=found.accuracy,
+            val_macro_f1=found.macro_f1,
             learning_rate=float(keras.ops.convert_to_numpy(self._model.optimizer.learning_rate)),
-            model=f"{p.epoch:02d}-{val_loss:.2f}.keras",
+            model=f"{p.epoch:02d}-{found.loss:.2f}.keras",
         )
         row = Row(**self._devices.spread(asdict(row)))
         self.rows = (*p.rows, row)
         if self._devices.first:
             with self._devices.alone():
-                self._write(row, temperature, draw)
+                self._write(row, found.temperature, draw)
 
     def _write(self, row: Row, temperature: float | tuple[float, ...], draw: bool) -> None:
         self._save(row, self.rows, temperature)
@@ -406,8 +419,8 @@ class Loop:
             row.epoch, row.loss, row.accuracy, row.val_loss, row.val_accuracy, row.val_macro_f1, row.seconds,
         )  # fmt: skip
 
-    def _validate(self) -> tuple[float, float, float, float | tuple[float, ...]]:
-        """Mean loss over labelled pixels, accuracy, macro-F1, and the temperature."""
+    def _validate(self) -> Validation:
+        """Figures of the validation crops."""
         classes = len(self._legend)
         confusion = np.zeros((classes + 1, classes + 1), np.int64)
         holdout = Holdout(len(self._validation))
@@ -428,7 +441,7 @@ class Loop:
         temperature = holdout.fit(per_class=self._calibrate == "per-class") if fitted else 1.0
         scores = accuracy.score(confusion, self._legend)
         macro_f1 = scores.macro.f1 if scores.macro else 0.0
-        return val_loss, scores.overall_accuracy or 0.0, macro_f1, temperature
+        return Validation(val_loss, scores.overall_accuracy or 0.0, macro_f1, temperature)
 
     def _checkpoint(self) -> None:
         self._check_weights()

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from lulc.fitting.loop import Loop
+from lulc.fitting.loop import Loop, Validation
 from lulc.generator import cut_ahead
 from lulc.schema import IGNORE
 
@@ -18,7 +18,7 @@ class Filling(Loop):
     over all values, and macro-F1 the mean of the same over the channels.
     """
 
-    def _validate(self) -> tuple[float, float, float, float]:
+    def _validate(self) -> Validation:
         """Mean absolute difference, share filled in, mean of the channels' shares, and no temperature."""
         channels = len(self._legend)
         wrong, deviation = np.zeros(channels), np.zeros(channels)
@@ -33,4 +33,4 @@ class Filling(Loop):
         if not math.isfinite(loss):
             raise self._not_finite(f"the validation loss is {loss}")
         shares = 1 - wrong / np.maximum(deviation, 1e-6)
-        return loss, float(1 - wrong.sum() / max(deviation.sum(), 1e-6)), float(shares.mean()), 1.0
+        return Validation(loss, float(1 - wrong.sum() / max(deviation.sum(), 1e-6)), float(shares.mean()))
