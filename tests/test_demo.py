@@ -35,11 +35,12 @@ def test_the_command_lines_are_those_of_the_four_commands_in_order() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_example_in_a_command_s_help_parses(name: str) -> None:
+def test_the_examples_in_a_command_s_help_parse(name: str) -> None:
     text = importlib.import_module(f"lulc.commands.{name}").__doc__ or ""
-    example = re.search(rf"python {name}\.py (.+?)(?:\n\n|\Z)", text, re.DOTALL)
-    assert example, "the docstring of a command ends with an example"
-    parser_for(CONFIGS[name], "").parse_args(shlex.split(example[1].replace("\\\n", " ")))
+    examples = re.findall(rf"python {name}\.py (.+?)(?=\n +python |\n\n|\Z)", text, re.DOTALL)
+    assert examples, "the docstring of a command ends with an example"
+    for example in examples:
+        parser_for(CONFIGS[name], "").parse_args(shlex.split(example.replace("\\\n", " ")))
 
 
 @pytest.fixture

@@ -101,7 +101,9 @@ def entropy(activations: NDArray[np.float32]) -> NDArray[np.float32]:
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(activations > 0, activations * np.log(activations), activations * 0)
     result = -terms.sum(axis=-1) / np.log(activations.shape[-1])
-    return np.asarray(np.clip(result, 0, 1), np.float32)  # rounded activations sum to a little more
+    return np.asarray(
+        np.minimum(np.maximum(result, 0), 1), np.float32
+    )  # rounded activations sum to a little more
 
 
 class Viewing:
