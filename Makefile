@@ -14,6 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/setup.stamp
 BACKENDS := $(VENV)/backends.stamp
 PYTEST_ARGS ?=
+PYTEST_JOBS ?= 2
 SOAK_MINUTES ?= 30
 
 help: ## show this list
@@ -52,15 +53,16 @@ system: ## install Debian packages that some tests use (root; elsewhere says wha
 demo: setup ## simulate a scene, prepare, train, classify, evaluate (about 3 minutes)
 	$(BIN)/python -m lulc.commands.demo
 
-# Three processes: what damaged files leave behind in the native libraries that read them, and what dozens of
-# trainings leave behind in TensorFlow, decides no other test.
+# Processes of their own: what damaged files leave behind in the native libraries that read them, and what dozens
+# of trainings leave behind in TensorFlow, decides no other test. The rest waits for browsers and clusters as much
+# as it computes, so PYTEST_JOBS processes share it out, each file whole.
 DAMAGED := $(wildcard tests/test_hostile_*.py) tests/test_damage.py tests/test_limits.py
 TRAINED := tests/test_train_model.py tests/test_training.py tests/test_folds.py tests/test_survival.py
 
 test: setup ## run all tests on what is installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS) $(DAMAGED)
 	$(BIN)/python -m pytest $(PYTEST_ARGS) $(TRAINED)
-	$(BIN)/python -m pytest $(PYTEST_ARGS) $(addprefix --ignore=,$(DAMAGED) $(TRAINED))
+	$(BIN)/python -m pytest -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS) $(addprefix --ignore=,$(DAMAGED) $(TRAINED))
 
 test-backends: $(BACKENDS) ## install JAX and PyTorch (CPU), then train and predict on each backend
 	$(BIN)/python -m pytest -m backends $(PYTEST_ARGS)

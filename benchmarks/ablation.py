@@ -111,6 +111,7 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "turned, + 0.5 Lovasz": TURNED | {"loss": "logit-adjusted(tau=0.5)+0.5*lovasz"},
     "default": {"recipe": "default"},
     "default, no dropout": {"recipe": "default", "dropout": 0.0},
+    "default, batches from any stack": {"recipe": "default", "batch_from": "any"},
     "default, dropout 0.5": {"recipe": "default", "dropout": 0.5},
     "default, weight decay 0.1": {"recipe": "default", "weight_decay": 0.1},
     "default, copy-paste, 1 a crop": {"recipe": "default", "copy_paste": 1.0, "rare_temperature": 100.0},

@@ -10,8 +10,8 @@ start_workers() {
     trap 'rm -rf "$folder"' EXIT
     certify
     export DASK_LOGGING__DISTRIBUTED=warning
-    # Dask gives its workers one thread otherwise.
-    export DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON__OMP_NUM_THREADS=$OMP_NUM_THREADS
+    # Dask gives its workers one thread otherwise, and has them return each array's memory to the system at once.
+    export OMP_NUM_THREADS MALLOC_TRIM_THRESHOLD_=134217728 MALLOC_MMAP_THRESHOLD_=33554432
     # Their pages in HTTP are not encrypted.
     local common=(--protocol tls --scheduler-file "$folder/file")
     common+=(--no-dashboard --dashboard-address 127.0.0.1:0)

@@ -79,6 +79,7 @@ ORIGINAL: Mapping[str, Any] = MappingProxyType(
         "rare_classes": 0.0,
         "rare_temperature": 0.1,
         "balance": "stacks",
+        "batch_from": "one",
         "copy_paste": 0.0,
         "rotations": 16,
         "scale": 1.0,
@@ -354,6 +355,12 @@ class TrainConfig(RunConfig):
         "how often batches come from each stack: all alike, by labelled pixels, or by the classes it holds; "
         "what the latter two give is not measured",
         choices=("stacks", "pixels", "classes"),
+        group=SAMPLING,
+    )
+    batch_from: str = by_recipe(
+        "batch_from",
+        "where the crops of a batch come from: all from one stack, or each from any",
+        choices=("one", "any"),
         group=SAMPLING,
     )
     copy_paste: float = by_recipe(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lulc.networks.backend import keras
 from lulc.samples.augmentation import Augmentation, Image, Labels, rotate, square_around
@@ -35,7 +36,7 @@ Mixture = Callable[[Image, Labels, np.random.Generator], tuple[Image, Labels]]
 
 
 class TileGenerator(keras.utils.PyDataset):
-    """Batches of crops, each batch from one stack and with one crop side.
+    """Batches of crops, each batch with one crop side.
 
     Parameters
     ----------
@@ -62,7 +63,10 @@ class TileGenerator(keras.utils.PyDataset):
     sampler
         Where squares are cut.
     shares
-        How often a batch is cut from each stack; all alike where not given.
+        How often crops are cut from each stack; all alike where not given.
+    batch_from
+        ``one``: all crops of a batch come from one stack; ``any``: each comes from any of those that the side
+        of the batch fits.
     seed
         Of everything that is drawn.
     share
@@ -93,6 +97,7 @@ class TileGenerator(keras.utils.PyDataset):
         mixtures: Sequence[Mixture] = (),
         sampler: Sampler = draw_place,
         shares: Sequence[float] | None = None,
+        batch_from: str = "one",
         seed: int = 0,
         share: range | None = None,
         workers: int = 1,
@@ -118,6 +123,8 @@ class TileGenerator(keras.utils.PyDataset):
             fitting = np.asarray(shares)[chosen]
             # Where only stacks fit that nothing was to be cut from, they are all alike.
             self._shares = fitting / fitting.sum() if fitting.sum() > 0 else None
+        self._batch_from = batch_from
+        self._mates = {side: self._fitted_by(side) for _, sides in self._choices for side in sides}
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -154,6 +161,9 @@ class TileGenerator(keras.utils.PyDataset):
         labels = np.empty((len(cut), side, side), np.uint8)
         for i, number in enumerate(cut):
             own = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))
+            if self._batch_from == "any":
+                mates, shares = self._mates[side]
+                tile = mates[int(own.choice(len(mates), p=shares))]
             images[i], labels[i] = self._crop(tile, side, own)
         if self._mixtures:
             for mixture in self._mixtures:
@@ -164,6 +174,14 @@ class TileGenerator(keras.utils.PyDataset):
         images[invalid] = np.nan
         labels[invalid] = IGNORE
         return images, labels
+
+    def _fitted_by(self, side: int) -> tuple[list[Tile], NDArray[np.float64]]:
+        """The stacks that a side fits, and how often each is drawn among them."""
+        fitting = [i for i, (_, sides) in enumerate(self._choices) if side in sides]
+        shares = np.ones(len(fitting)) if self._shares is None else self._shares[fitting]
+        # A side that only stacks without a share fit is never drawn; any numbers do.
+        shares = shares if shares.sum() > 0 else np.ones(len(fitting))
+        return [self._choices[i][0] for i in fitting], np.asarray(shares / shares.sum())
 
     def _crop(self, tile: Tile, side: int, rng: np.random.Generator) -> tuple[Image, Labels]:
         angle = self._angles[rng.integers(len(self._angles))] if self._angles else rng.uniform(0, 360)

@@ -210,7 +210,7 @@ def test_a_scaled_crop_lies_where_the_transform_says(angle, scale):
 
 EVERYTHING = {
     "rare_classes": 0.5, "balance": "classes", "copy_paste": 1.0, "rotations": 0, "scale": 1.3, "gain": 0.05,
-    "offset_jitter": 20.0, "haze": 200.0, "channel_dropout": 0.1, "mix": "classmix",
+    "offset_jitter": 20.0, "haze": 200.0, "channel_dropout": 0.1, "mix": "classmix", "batch_from": "any",
 }  # fmt: skip
 
 
@@ -238,3 +238,44 @@ def test_batches_come_from_stacks_as_often_as_asked():
     origins = [int(generator.batch(0, i)[0][0, 0, 0, 0]) for i in range(400)]
     assert np.bincount(origins, minlength=3) / 400 == pytest.approx([0, 0.25, 0.75], abs=0.07)
     assert generator.pixels_per_batch == 256
+
+
+def test_crops_of_a_batch_come_from_one_stack_or_each_from_any_that_its_side_fits():
+    sides = (40, 40, 24)
+    tiles = [
+        Tile(str(i), np.full((n, n, 1), i, np.float32), np.ones((n, n), np.uint8))
+        for i, n in enumerate(sides)
+    ]
+    options = {"steps": 1, "batch_size": 4, "crop_sizes": (16, 32), "targets": class_targets(1)}
+    for batch_from, mixed in (("one", False), ("any", True)):
+        generator = TileGenerator(tiles, **options, shares=[0.5, 0.2, 0.3], batch_from=batch_from)
+        batches = [generator.batch(0, i)[0] for i in range(300)]
+        origins = {
+            side: [b[:, 0, 0, 0].astype(int) for b in batches if b.shape[1] == side] for side in (16, 32)
+        }
+        assert any(len(set(of)) > 1 for of in origins[16]) == mixed
+        assert not any(2 in of for of in origins[32])
+        drawn = np.bincount(np.ravel(origins[16]), minlength=3) / np.size(origins[16])
+        if mixed:
+            assert drawn == pytest.approx([0.5, 0.2, 0.3], abs=0.07)
+
+
+def test_a_process_cuts_its_share_of_a_batch_from_any_stack():
+    tiles = [
+        Tile(
+            str(i),
+            np.random.default_rng(i).normal(size=(40, 40, 1)).astype(np.float32),
+            np.ones((40, 40), np.uint8),
+        )
+        for i in range(3)
+    ]
+    options = {
+        "steps": 1,
+        "batch_size": 4,
+        "crop_sizes": (16,),
+        "targets": class_targets(1),
+        "batch_from": "any",
+    }
+    whole = TileGenerator(tiles, **options).batch(2, 5)[0]
+    parts = [TileGenerator(tiles, **options, share=range(i, i + 2)).batch(2, 5)[0] for i in (0, 2)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)

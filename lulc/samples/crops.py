@@ -48,6 +48,7 @@ def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = 
     return _kind(config, dataset)(
         dataset.training,
         steps=config.steps,
+        batch_from=config.batch_from,
         share=share,
         crop_sizes=config.crop_sizes,
         rotations=config.rotations,
