@@ -94,6 +94,8 @@ class Normalization:
         for layer in twin.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.momentum = 0.0  # what it gathers is then that of the last batch alone
+        for variable in list(twin.trainable_variables):
+            variable.trainable = False  # no backend remembers how to differentiate what nobody asks for
         return twin
 
 
