@@ -187,6 +187,18 @@ def test_of_several_networks_the_highest_counts(run: Path, mosaic: Path) -> None
         assert np.array_equal(one.read(one.count - 1), two.read(two.count - 1))
 
 
+def test_each_pixel_has_its_own_wherever_the_core_of_its_window_lies(run: Path, mosaic: Path) -> None:
+    classify(configure(run, mosaic, "one.tif"))
+    classify(configure(run, mosaic, "many.tif", window=(24, 24)))
+    with (
+        rasterio.open(mosaic.with_name("one.tif")) as one,
+        rasterio.open(mosaic.with_name("many.tif")) as two,
+    ):
+        found = [source.read(source.count - 1) for source in (one, two)]
+    assert np.ptp(found[0][:, :48]) > 50
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_model_that_never_learnt_it_is_refused(run: Path, mosaic: Path) -> None:
     path = find_model(str(run), "last")
     write_card(dataclasses.replace(load_card(path), novelty=None), path)
