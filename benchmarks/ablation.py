@@ -3,7 +3,7 @@
 ``screen`` goes from the original's recipe towards the default step by step and then changes one lever at a
 time, at half width and 15 Mpx, scored on block 0 of the simulated Kaakonkulma by networks of blocks 1 and 2.
 ``refine`` changes one lever of the default at 40 Mpx, where a network has seen each pixel 27 times.
-``held-out`` does the same at 79 Mpx; temperatures come from there. ``final`` trains the rows named on blocks
+``held-out`` leaves out each block in turn, one with each seed, at 79 Mpx; temperatures come from there. ``final`` trains the rows named on blocks
 0 to 2, at 79 Mpx, and scores them once on block 3; nothing is chosen there. A random forest per pixel stands
 beside them. A row that is in ``benchmarks/results/ablation.json`` is not made again, and a run that was
 interrupted goes on; ``tables`` writes the document anew from that file.
@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -48,8 +48,8 @@ PACKAGE = logging.getLogger("lulc")
 EPOCHS = 8
 """Of each training; their only use is that a run keeps its best models."""
 
-HALF = (16, 32, 64, 128)
-"""Filters of a network of half the original's width."""
+FULL, HALF = (32, 64, 128, 256), (16, 32, 64, 128)
+"""Filters of the original network, and of one of half its width."""
 
 COMMON: Mapping[str, Any] = {
     "crop_sizes": (128,), "validation_crop_sizes": (128,), "filters": HALF, "precision": "bfloat16",
@@ -60,18 +60,20 @@ COMMON: Mapping[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Mpx of a training, the heading of its table, and whether block 0 is left out and scored."""
+    """Mpx of a training, the heading of its table, and what is scored: a stack left out, or block 3."""
 
     mpx: float
     heading: str
-    left_out: bool
+    scored: Literal["first", "each", "validation"]
 
 
 STAGES: Mapping[str, Stage] = {
-    "screen": Stage(15.0, "From the original on: half width, 15 Mpx, scored on block 0", True),
-    "refine": Stage(40.0, "One change of the default at a time: half width, 40 Mpx, scored on block 0", True),
-    "held-out": Stage(79.0, "Half width, 79 Mpx, trained on blocks 1 and 2, scored on block 0", True),
-    "final": Stage(79.0, "Half width, 79 Mpx, trained on blocks 0 to 2, scored on block 3", False),
+    "screen": Stage(15.0, "From the original on: half width, 15 Mpx, scored on block 0", "first"),
+    "refine": Stage(
+        40.0, "One change of the default at a time: half width, 40 Mpx, scored on block 0", "first"
+    ),
+    "held-out": Stage(79.0, "Half width, 79 Mpx, blocks 0 to 2 left out in turn, one a seed", "each"),
+    "final": Stage(79.0, "Half width, 79 Mpx, trained on blocks 0 to 2, scored on block 3", "validation"),
 }
 
 SMALL_BATCHES = {"batch_size": 2}
@@ -84,6 +86,10 @@ CORE = SMALL_BATCHES | {
 ADJUSTED = CORE | {"loss": "logit-adjusted(tau=0.5)"}
 TURNED = ADJUSTED | {"rotations": 4}
 """Angles between those of the pixels' grid smooth a crop, which no mosaic is when it is classified."""
+
+ALIKE = {"recipe": "default", "balance": "stacks"}
+ONE_STACK = ALIKE | {"batch_from": "one"}
+"""The default before batches came from any stack."""
 
 LEVERS: Mapping[str, Mapping[str, Any]] = {
     "original": {},
@@ -109,12 +115,16 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "turned, weight decay 0.1": TURNED | {"weight_decay": 0.1},
     "turned, + 0.5 dice": TURNED | {"loss": "logit-adjusted(tau=0.5)+0.5*dice"},
     "turned, + 0.5 Lovasz": TURNED | {"loss": "logit-adjusted(tau=0.5)+0.5*lovasz"},
+    "one stack a batch, no dropout": ONE_STACK | {"dropout": 0.0},
+    "one stack a batch": ONE_STACK,
+    "one stack a batch, full width": ONE_STACK | {"filters": FULL},
     "default": {"recipe": "default"},
+    "default, all stacks alike": ALIKE,
+    "alike, batches of 4": ALIKE | {"batch_size": 4},
+    "alike, copy-paste, 1 a crop": ALIKE | {"copy_paste": 1.0, "rare_temperature": 100.0},
     "default, no dropout": {"recipe": "default", "dropout": 0.0},
-    "default, batches from any stack": {"recipe": "default", "batch_from": "any"},
     "default, dropout 0.5": {"recipe": "default", "dropout": 0.5},
     "default, weight decay 0.1": {"recipe": "default", "weight_decay": 0.1},
-    "default, copy-paste, 1 a crop": {"recipe": "default", "copy_paste": 1.0, "rare_temperature": 100.0},
     "default, ClassMix": {"recipe": "default", "mix": "classmix"},
     "default, CutMix": {"recipe": "default", "mix": "cutmix"},
     "default, channel dropout 0.1": {"recipe": "default", "channel_dropout": 0.1},
@@ -122,12 +132,11 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "default, 16 angles": {"recipe": "default", "rotations": 16},
     "default, scale 1.25": {"recipe": "default", "scale": 1.25},
     "default, crops of 256": {"recipe": "default", "crop_sizes": (256,), "batch_size": 1},
-    "default, batches of 8": {"recipe": "default", "batch_size": 8},
     "default, three stages": {"recipe": "default", "filters": (16, 32, 64)},
     "default, bottleneck": {"recipe": "default", "bottleneck": 2},
     "default, float32": {"recipe": "default", "precision": "float32"},
     "default, a quarter of the width": {"recipe": "default", "filters": (8, 16, 32, 64)},
-    "default, full width": {"recipe": "default", "filters": (32, 64, 128, 256)},
+    "default, full width": {"recipe": "default", "filters": FULL},
 }
 """What each row changes in the original's recipe."""
 
@@ -221,10 +230,14 @@ def config_of(stacks: Path, name: str, seed: int, options: argparse.Namespace) -
 
 
 def open_set(config: TrainConfig, stage: str) -> Dataset:
-    """Stacks to train and score on: block 0 scored, or block 3."""
+    """Stacks to train and score on."""
     from lulc.samples.dataset import leave_one_out, open_dataset
 
-    return leave_one_out(config)[0][1] if STAGES[stage].left_out else open_dataset(config)
+    scored = STAGES[stage].scored
+    if scored == "validation":
+        return open_dataset(config)
+    folds = leave_one_out(config)
+    return folds[(config.seed - 1) % len(folds) if scored == "each" else 0][1]
 
 
 def measure_network(stacks: Path, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -240,7 +253,7 @@ def measure_network(stacks: Path, name: str, seed: int, options: argparse.Namesp
         train(config, dataset)
     outcome = classify_left_out(config, dataset)
     stored = read(options.results)
-    if STAGES[options.stage].left_out:
+    if STAGES[options.stage].scored != "validation":
         temperature = float(fit_temperature(outcome.activations, outcome.labels))
     else:
         temperature = temperature_of(stored, name)
@@ -251,7 +264,7 @@ def measure_network(stacks: Path, name: str, seed: int, options: argparse.Namesp
 
 
 def temperature_of(stored: Mapping[str, Any], name: str) -> float:
-    """What a row was calibrated to where block 0 was left out, at 79 Mpx where that is known; else 1."""
+    """What a row was calibrated to where blocks were left out, at 79 Mpx where that is known; else 1."""
     for stage in ("held-out", "refine"):
         found = [row["temperature"] for row in _by_row(stored, stage).get(name, [])]
         if found:

@@ -89,7 +89,6 @@ SETTINGS: Mapping[str, Any] = {
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "original": {"recipe": "original", "average": 0.1},
     "default": {"recipe": "default"},
-    "any": {"recipe": "default", "batch_from": "any"},
 }
 """Rows beside the forest; both are scored on averaged weights."""
 

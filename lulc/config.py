@@ -117,6 +117,8 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         # What these values give is in docs/accuracy.md; what is not here stays as it was in the original.
         "epochs": 6,
         "batch_size": 2,
+        "balance": "pixels",
+        "batch_from": "any",
         "rotations": 4,
         "loss": "logit-adjusted(tau=0.65)",
         "optimizer": "adamw",
@@ -352,8 +354,8 @@ class TrainConfig(RunConfig):
     )
     balance: str = by_recipe(
         "balance",
-        "how often batches come from each stack: all alike, by labelled pixels, or by the classes it holds; "
-        "what the latter two give is not measured",
+        "how often crops come from each stack: all alike, by labelled pixels, or by the classes it holds; "
+        "what the last gives is not measured",
         choices=("stacks", "pixels", "classes"),
         group=SAMPLING,
     )

@@ -15,7 +15,7 @@ from lulc.networks.network import DECODER
 from lulc.samples.augmentation import Augmentation, ChannelDropout, CopyPaste, Jitter, Mix, flip
 from lulc.samples.dataset import Dataset, class_targets
 from lulc.samples.hiding import HiddenCrops
-from lulc.samples.sampling import ClassSampler, Places, draw_place, stack_shares
+from lulc.samples.sampling import KEPT, ClassSampler, Places, draw_place, stack_shares
 
 PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
 """Pixels from which statistics of a network are estimated, fewest crops, and their longest side in pixels:
@@ -42,8 +42,10 @@ def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = 
     common = _common(config, dataset)
     options: dict[str, Any] = {"sampler": draw_place}
     if config.rare_classes or config.balance != "stacks":
-        places = Places(dataset.training, common["targets"], config.seed)
-        options["sampler"] = ClassSampler(places, config.rare_classes, config.rare_temperature)
+        kept = KEPT if config.rare_classes else 0
+        places = Places(dataset.training, common["targets"], config.seed, kept)
+        if config.rare_classes:
+            options["sampler"] = ClassSampler(places, config.rare_classes, config.rare_temperature)
         options["shares"] = stack_shares(places, config.balance, config.rare_temperature).tolist()
     return _kind(config, dataset)(
         dataset.training,

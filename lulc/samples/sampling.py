@@ -60,6 +60,8 @@ class Places:
         uint8 (256,), network class of each value in the masks, see `lulc.samples.dataset.class_targets`.
     seed
         Of the choice of pixels.
+    kept
+        Pixels of each class that are kept for each stack; 0 to count only.
 
     Attributes
     ----------
@@ -67,7 +69,10 @@ class Places:
         Labelled pixels.
     """
 
-    def __init__(self, tiles: Sequence[Tile], targets: NDArray[np.uint8], seed: int) -> None:
+    def __init__(
+        self, tiles: Sequence[Tile], targets: NDArray[np.uint8], seed: int, kept: int = KEPT
+    ) -> None:
+        self._most = kept
         classes = int(targets[targets != IGNORE].max(initial=0)) + 1
         self.counts = np.zeros((len(tiles), classes), np.int64)
         # Tiles hold arrays and can't be compared or hashed by value; the list keeps them alive.
@@ -91,14 +96,16 @@ class Places:
         kept = [(np.empty(0), np.empty(0, np.int64)) for _ in counts]
         for row in range(0, height, ROWS_AT_ONCE):
             strip = targets[np.asarray(tile.masks[row : row + ROWS_AT_ONCE, 0:width])].ravel()
+            counts += np.bincount(strip, minlength=256)[: len(counts)]
+            if not self._most:
+                continue
             keys = rng.random(strip.size)
             for c in range(len(counts)):
                 found = np.flatnonzero(strip == c)
-                counts[c] += found.size
                 joined = np.concatenate([kept[c][0], keys[found]])
                 places = np.concatenate([kept[c][1], found + row * width])
-                if joined.size > KEPT:
-                    chosen = np.sort(np.argpartition(joined, KEPT)[:KEPT])
+                if joined.size > self._most:
+                    chosen = np.sort(np.argpartition(joined, self._most)[: self._most])
                     joined, places = joined[chosen], places[chosen]
                 kept[c] = joined, places
         return [places for _, places in kept]
