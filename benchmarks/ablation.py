@@ -4,8 +4,8 @@
 time, at half width and 15 Mpx, scored on block 0 of the simulated Kaakonkulma by networks of blocks 1 and 2.
 ``refine`` changes one lever of the default at 40 Mpx, where a network has seen each pixel 27 times.
 ``held-out`` leaves out each of blocks 0 to 2 in turn, one with each seed, at 79 Mpx; temperatures come from
-there. ``final`` trains the rows named on blocks 0 to 2, at 79 Mpx, and scores them once on block 3; nothing is
-chosen there. A random forest per pixel stands beside them. A row that is in
+there. ``final`` trains the rows named on blocks 0 to 2, at 79 Mpx, and scores them once on block 3; nothing
+is chosen there. A random forest per pixel stands beside them. A row that is in
 ``benchmarks/results/ablation.json`` is not made again, and a run that was interrupted goes on; ``tables``
 writes the document anew from that file.
 
