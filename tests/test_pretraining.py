@@ -77,7 +77,7 @@ def config_of(mosaic: Path, out: Path, **changes: object) -> TrainConfig:
 def pretrained(mosaic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run."""
     out = tmp_path_factory.mktemp("run") / "pre"
-    train(config_of(mosaic, out))
+    train(config_of(mosaic, out, steps=100))
     return out
 
 
