@@ -66,7 +66,7 @@ class StopAfter:
 
 def config_of(mosaic: Path, out: Path, **changes: object) -> TrainConfig:
     fields: dict = {
-        "pretrain": (str(mosaic),), "out": str(out), "epochs": 2, "steps": 40, "validation_steps": 3,
+        "pretrain": (str(mosaic),), "out": str(out), "epochs": 2, "steps": 100, "validation_steps": 3,
         "batch_size": 4, "crop_sizes": (48,), "validation_crop_sizes": (48,), "rotations": 4,
         "filters": (8, 16), "norm": "none", "hide_block": 8, "warmup": 4, "learning_rate": 0.01,
     }  # fmt: skip
@@ -77,7 +77,7 @@ def config_of(mosaic: Path, out: Path, **changes: object) -> TrainConfig:
 def pretrained(mosaic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run."""
     out = tmp_path_factory.mktemp("run") / "pre"
-    train(config_of(mosaic, out, steps=100))
+    train(config_of(mosaic, out))
     return out
 
 
