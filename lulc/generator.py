@@ -124,7 +124,9 @@ class TileGenerator(keras.utils.PyDataset):
             # Where only stacks fit that nothing was to be cut from, they are all alike.
             self._shares = fitting / fitting.sum() if fitting.sum() > 0 else None
         self._batch_from = batch_from
-        self._mates = {side: self._fitted_by(side) for _, sides in self._choices for side in sides}
+        self._mates = {
+            side: self._fitted_by(side) for side in {s for _, sides in self._choices for s in sides}
+        }
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -176,7 +178,7 @@ class TileGenerator(keras.utils.PyDataset):
         return images, labels
 
     def _fitted_by(self, side: int) -> tuple[list[Tile], NDArray[np.float64]]:
-        """The stacks that a side fits, and how often each is drawn among them."""
+        """The stacks that a side fits, and how often each is drawn among them; float (tile,), sums up to 1."""
         fitting = [i for i, (_, sides) in enumerate(self._choices) if side in sides]
         shares = np.ones(len(fitting)) if self._shares is None else self._shares[fitting]
         # A side that only stacks without a share fit is never drawn; any numbers do.
