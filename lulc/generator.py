@@ -178,7 +178,7 @@ class TileGenerator(keras.utils.PyDataset):
         return images, labels
 
     def _fitted_by(self, side: int) -> tuple[list[Tile], NDArray[np.float64]]:
-        """The stacks that a side fits, and how often each is drawn among them; float (tile,), sums up to 1."""
+        """The stacks that a side fits, and how often each is drawn among them, float (tile,)."""
         fitting = [i for i, (_, sides) in enumerate(self._choices) if side in sides]
         shares = np.ones(len(fitting)) if self._shares is None else self._shares[fitting]
         # A side that only stacks without a share fit is never drawn; any numbers do.
