@@ -368,7 +368,7 @@ class TrainConfig(RunConfig):
     copy_paste: float = by_recipe(
         "copy_paste",
         "connected components of labels pasted into a crop from any stack, on average; classes are drawn as "
-        "by --rare-temperature; off, since what it gives is not measured",
+        "by --rare-temperature; off, since one a crop cost 0.015 macro-F1 (docs/accuracy.md)",
         group=SAMPLING,
     )
     rotations: int = by_recipe(
