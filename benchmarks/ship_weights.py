@@ -186,7 +186,7 @@ crops. Imagery was **simulated**: they are to try the commands with, and no netw
 Scored on block 3, from which the validation crops were cut too. `level1-sentinel2` is of real Sentinel-2
 L2A, four small patches of TerraMesh; its scores here are those of the quarter of each patch that validated,
 those on other scenes are in [docs/accuracy.md](../docs/accuracy.md): water, forest and towns are found there,
-dry fields of the northern Sundarbans are called forest. Both are worth most as a start for one's own training:
+dry fields of the northern Sundarbans are called forest. Both are worth most as a start for own trainings:
 
 ```console
 python make_classifications.py kaakonkulma-sim/lowest-val-loss bands.tif indices.tif map.tif
