@@ -39,7 +39,8 @@ Result = dict[str, Any]
 
 SIDES = {512: 4, 4096: 2}
 """Sides of the parts that are timed, and how many of them along the mosaic: small parts, where an overhead
-shows best, and parts of the size that runs have; from the end of the first to the end of the last."""
+shows best, and parts of the size that runs have; timed from the end of the first, or of the first that each
+worker makes, to the end of the last."""
 
 TARGET = 0.05
 """Most that a worker may take more for a part than the local run limited to one thread."""
@@ -240,7 +241,9 @@ def run(model: str, bands: str, indices: str, out: str, part: str, cores: str, w
             model=model, inputs=(bands, indices), out=out, part=int(part), engine="openvino", **cluster
         )
     )
-    wall, processor = ((seen[-1][i] - seen[0][i]) / (len(seen) - 1) for i in (0, 1))
+    # From when each worker has ended its first part: those that end together are of one round.
+    begun = max(int(workers), 1)
+    wall, processor = ((seen[-1][i] - seen[begun - 1][i]) / (len(seen) - begun) for i in (0, 1))
     return {"wall": wall, "processor": processor, "bytes": Path(out).stat().st_size / result.pixels}
 
 
