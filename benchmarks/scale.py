@@ -147,7 +147,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="for mosaics and maps (default: a temporary one)")
     parser.add_argument("--part", type=int, default=4096, help="side of a part that is reckoned with")
     parser.add_argument(
-        "--core-speed", type=float, default=92_000, help="px/s of a core (default: half of classify-4096)"
+        "--core-speed", type=float, default=115_646, help="px/s of a core (default: half of classify-4096)"
     )
     parser.add_argument("--gpu-speed", type=float, help="px/s of a GPU, measured elsewhere")
     parser.add_argument("--read-bytes", type=float, default=18.0, help="of a pixel: 9 bands of 16 bits")
