@@ -136,6 +136,11 @@ def test_a_cluster_of_this_machine_is_encrypted_and_heard_on_loopback_alone(two_
     assert all(ipaddress.ip_address(found.laddr.ip).is_loopback for found in heard)
 
 
+def test_workers_keep_the_memory_of_their_arrays(two_workers: Cluster) -> None:
+    # Dask's own setting is 64 KiB; it is a third of a worker's time.
+    assert set(two_workers.client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()) == {None}
+
+
 def test_each_worker_has_cores_of_its_own_where_there_are_enough(two_workers: Cluster) -> None:
     cores = list(two_workers.cores.values())
     assert len(cores) == 2
