@@ -4,10 +4,10 @@
 time, at half width and 15 Mpx, scored on block 0 of the simulated Kaakonkulma by networks of blocks 1 and 2.
 ``refine`` changes one lever of the default at 40 Mpx, where a network has seen each pixel 27 times.
 ``held-out`` leaves out each of blocks 0 to 2 in turn, one with each seed, at 79 Mpx; temperatures come from
-there. ``final`` trains the rows named on blocks 0 to 2, at 79 Mpx, and scores them once on block 3; nothing
-is chosen there. A random forest per pixel stands beside them. A row that is in
-``benchmarks/results/ablation.json`` is not made again, and a run that was interrupted goes on; ``tables``
-writes the document anew from that file.
+there where it was run, else from ``refine``. ``final`` trains the rows named on blocks 0 to 2, at 79 Mpx, and
+scores them once on block 3; nothing is chosen there. A random forest per pixel stands beside them. A row that
+is in ``benchmarks/results/ablation.json`` is not made again, and a run that was interrupted goes on;
+``tables`` writes the document anew from that file.
 
 Example: python benchmarks/ablation.py screen --seeds 1
          python benchmarks/ablation.py held-out default --seeds 1 2 3
@@ -70,9 +70,7 @@ class Stage:
 
 STAGES: Mapping[str, Stage] = {
     "screen": Stage(15.0, "From the original on: half width, 15 Mpx, scored on block 0", "first"),
-    "refine": Stage(
-        40.0, "One change of the default at a time: half width, 40 Mpx, scored on block 0", "first"
-    ),
+    "refine": Stage(40.0, "Changes of the default: half width, 40 Mpx, scored on block 0", "first"),
     "held-out": Stage(79.0, "Half width, 79 Mpx, blocks 0 to 2 left out in turn, one a seed", "each"),
     "final": Stage(79.0, "Half width, 79 Mpx, trained on blocks 0 to 2, scored on block 3", "validation"),
 }

@@ -398,7 +398,7 @@ def _assumptions(options: argparse.Namespace, document: Result) -> Assumptions:
         core_speed=options.core_speed,
         gpu_speed=options.gpu_speed,
         read_bytes=options.read_bytes,
-        written_bytes=document["runs"][-1]["bytes"],
+        written_bytes=max(document["runs"], key=lambda row: row["part"])["bytes"],
         halo=64,
         core_price=options.core_price,
         gpu_price=options.gpu_price,

@@ -182,11 +182,12 @@ ROWS
 
 `kaakonkulma-sim` are the three that the original provided, of one training of the default recipe at half
 width, 79 Mpx: the epochs with the lowest loss, the highest accuracy and the best macro-F1 on validation
-crops. Imagery was **simulated**: they are to try the commands with, and no networks for real regions.
+crops, here the last epoch each time. Imagery was **simulated**: they are to try the commands with, and no
+networks for real regions.
 Scored on block 3, from which the validation crops were cut too. `level1-sentinel2` is of real Sentinel-2
 L2A, four small patches of TerraMesh; its scores here are those of the quarter of each patch that validated,
-those on other scenes are in [docs/accuracy.md](../docs/accuracy.md): water, forest and towns are found there,
-dry fields of the northern Sundarbans are called forest. Both are worth most as a start for own trainings:
+those on other scenes are in [docs/accuracy.md](../docs/accuracy.md): rivers, woods and Wroclaw are
+found there, no field of the Sundarbans is. Both are worth most as a start for a training of one's own:
 
 ```console
 python make_classifications.py kaakonkulma-sim/lowest-val-loss bands.tif indices.tif map.tif

@@ -50,7 +50,7 @@ CALM = {
 }
 """How often processes of this machine look at themselves: by Dask's own settings 2 to 3 % of a core each. By
 these they also return the memory of each array to the system at once, to have it zeroed anew for the next: a
-third of a worker's time where parts are small."""
+fifth of a worker's time where parts are small."""
 
 KEEP_MEMORY = ("export MALLOC_TRIM_THRESHOLD_=134217728", "export MALLOC_MMAP_THRESHOLD_=33554432")
 """The same for workers that jobs start, as glibc reads it (mallopt(3)): bytes that are kept free, and the

@@ -113,7 +113,7 @@ ORIGINAL: Mapping[str, Any] = MappingProxyType(
 DEFAULT: Mapping[str, Any] = MappingProxyType(
     {
         **ORIGINAL,
-        # 3,000 batches of 0.12 Mpx: little more than an hour at the 90,000 pixels per second of two cores.
+        # 3,000 batches of 0.12 Mpx: an hour and a half at the 60,000 pixels per second of two cores.
         # What these values give is in docs/accuracy.md; what is not here stays as it was in the original.
         "epochs": 6,
         "batch_size": 2,

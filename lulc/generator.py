@@ -181,6 +181,8 @@ class TileGenerator(keras.utils.PyDataset):
         """The stacks that a side fits, and how often each is drawn among them, float (tile,)."""
         fitting = [i for i, (_, sides) in enumerate(self._choices) if side in sides]
         shares = np.ones(len(fitting)) if self._shares is None else self._shares[fitting]
+        # Of all crops each stack shall have its share: who fits few sides is drawn the more often for these.
+        shares = shares / [len(self._choices[i][1]) for i in fitting]
         # A side that only stacks without a share fit is never drawn; any numbers do.
         shares = shares if shares.sum() > 0 else np.ones(len(fitting))
         return [self._choices[i][0] for i in fitting], np.asarray(shares / shares.sum())

@@ -137,7 +137,7 @@ def test_a_cluster_of_this_machine_is_encrypted_and_heard_on_loopback_alone(two_
 
 
 def test_workers_keep_the_memory_of_their_arrays(two_workers: Cluster) -> None:
-    # Dask's own setting is 64 KiB; it is a third of a worker's time.
+    # Dask's own setting is 64 KiB; it costs a fifth of a worker's time.
     assert set(two_workers.client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()) == {None}
 
 

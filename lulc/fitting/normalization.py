@@ -19,8 +19,8 @@ class Normalization:
     """Statistics of the batch norms of a network, from plain crops of the training stacks.
 
     While a network trains, batch norm gathers a moving average of what it saw in the last hundred batches.
-    That says little where a batch is a few crops of one stack, it leaves out how batches differ from one
-    another, and it belongs to other weights than the averaged ones. So averaged weights are offered
+    That says little where a batch is a few crops, it leaves out how batches differ from one another, and it
+    belongs to other weights than the averaged ones. So averaged weights are offered
     statistics of their own from a pass over crops (Izmailov et al. 2018, UAI, section 3.2): mean and variance
     of all pixels of all batches (Wu and Johnson 2021, arXiv:2105.07576, section 3, "precise" statistics).
 

@@ -162,6 +162,6 @@ def stack_shares(places: Places, balance: str, temperature: float) -> NDArray[np
     if balance == "stacks":
         return np.full(len(counts), 1 / len(counts))
     if balance == "pixels":
-        return np.asarray(counts.sum(axis=1) / counts.sum())
+        return np.asarray(counts.sum(axis=1) / max(counts.sum(), 1))
     shares = class_shares(places.counts.sum(axis=0), temperature)
     return np.asarray((counts / np.maximum(counts.sum(axis=0), 1)) @ shares)
