@@ -141,6 +141,12 @@ def test_workers_keep_the_memory_of_their_arrays(two_workers: Cluster) -> None:
     assert set(two_workers.client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()) == {None}
 
 
+@pytest.mark.parametrize("path", ["jobs/dask_workers.sh", "docs/howto/cluster.md"])
+def test_workers_that_others_start_are_told_the_same(path: str) -> None:
+    said = (Path(__file__).resolve().parents[1] / path).read_text(encoding="utf-8")
+    assert all(line.removeprefix("export ") in said for line in cluster.KEEP_MEMORY)
+
+
 def test_each_worker_has_cores_of_its_own_where_there_are_enough(two_workers: Cluster) -> None:
     cores = list(two_workers.cores.values())
     assert len(cores) == 2
