@@ -72,7 +72,7 @@ STAGES: Mapping[str, Stage] = {
     "screen": Stage(15.0, "From the original on: half width, 15 Mpx, scored on block 0", "first"),
     "refine": Stage(40.0, "Changes of the default: half width, 40 Mpx, scored on block 0", "first"),
     "held-out": Stage(79.0, "Half width, 79 Mpx, blocks 0 to 2 left out in turn, one a seed", "each"),
-    "final": Stage(79.0, "Half width, 79 Mpx, trained on blocks 0 to 2, scored on block 3", "validation"),
+    "final": Stage(79.0, "79 Mpx, trained on blocks 0 to 2, scored on block 3", "validation"),
 }
 
 SMALL_BATCHES = {"batch_size": 2}
