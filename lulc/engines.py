@@ -35,6 +35,9 @@ logger = logging.getLogger("lulc")
 MIN_AGREEMENT = {"openvino-int8": 0.97, "openvino-mixed": 0.995}
 """Share of pixels on which a quantised engine gives the class that float32 gives, at least."""
 
+AIM = 0.985
+"""Share that ``openvino-int8`` keeps where it gives agreement for speed."""
+
 Network = Callable[..., np.ndarray]
 """float32 (n, y, x, band) to float32 (n, y, x, class); of one that gives the core of each window, the second
 argument says where that begins, int (n, 2)."""
@@ -228,9 +231,17 @@ def _build_quantised(name: str, request: EngineRequest) -> Engine:
             f"on {100 * found.agreement:.2f} % of the pixels, expected at least {100 * least:.2f} %",
             "Type --engine openvino, or a lower --min-agreement.",
         )
-    model = build_graph(request.card.network, arrays, request.shape, found.eight_bit, core=_core_of(request))
+    model = build_graph(
+        request.card.network,
+        arrays,
+        request.shape,
+        found.eight_bit,
+        core=_core_of(request),
+        factors=found.factors,
+    )
+    ranks = "".join(f"; rank {factor.rank}: {name}" for name, factor in found.factors.items())
     identity = {
-        "precision": f"int8; {found.precision}: {' '.join(found.finer)}",
+        "precision": f"int8; {found.precision}: {' '.join(found.finer)}{ranks}",
         "agreement": f"{found.agreement:.4f}",
         "calibration": key,
         "openvino": _openvino_version(),
@@ -240,15 +251,16 @@ def _build_quantised(name: str, request: EngineRequest) -> Engine:
 
 def _quantise(name: str, request: EngineRequest, arrays: Arrays, least: float) -> tuple[Quantization, str]:
     """The quantisation of a network for a mosaic and its key, from beside the weights where it is known."""
-    target = least if name == "openvino-mixed" else None
-    key = quantization.key_of(request.card, request.samples(), target)
+    finer = name == "openvino-mixed"
+    target = least if finer else max(least, AIM)
+    key = quantization.key_of(request.card, request.samples(), target, finer=finer)
     path = request.path.with_name(f"{request.path.stem}.{name}-{key[:12]}.json")
-    found = quantization.read_quantization(path, key)
+    found = quantization.read_quantization(path, key, request.card.network)
     if found is None:
         logger.info("finding out how %s can be computed in 8 bits; kept in '%s'", request.path.name, path)
         samples = list(request.samples())
         found = quantization.quantise(
-            request.card.network, arrays, samples, stride=request.card.stride, target=target
+            request.card.network, arrays, samples, stride=request.card.stride, target=target, finer=finer
         )
         quantization.write_quantization(path, key, found)
     return found, key

@@ -11,8 +11,9 @@ import pytest
 
 from lulc.mapping.prediction import predict_parts
 from lulc.networks import graph
+from lulc.networks.convolutions import Factor, Factors, fold
 from lulc.networks.cropping import MARGIN, computed, cores_of, level_of, work_by_margin
-from lulc.networks.graph import build_graph, fold
+from lulc.networks.graph import build_graph
 from lulc.networks.network import NetworkConfig
 from lulc.networks.quantization import compile_graph
 from lulc.unet import geometry
@@ -43,10 +44,23 @@ def arrays_of(network: NetworkConfig) -> dict[str, np.ndarray]:
     return arrays | {"standardization/mean": np.zeros(3, "f4"), "standardization/std": np.ones(3, "f4")}
 
 
-def ranges_of(network: NetworkConfig, arrays: dict[str, np.ndarray], x: np.ndarray) -> dict[str, float]:
+def factors_of(network: NetworkConfig, arrays: dict[str, np.ndarray]) -> Factors:
+    """Half the dimensions for each convolution between the first and the last."""
+    rng = np.random.default_rng(8)
+    made = {}
+    for name, convolution in list(fold(network, arrays).items())[1:-1]:
+        channels = len(convolution.bias)
+        basis = np.linalg.qr(rng.normal(size=(channels, channels // 2)))[0].astype("f4")
+        made[name] = Factor(basis, rng.normal(size=channels).astype("f4"))
+    return made
+
+
+def ranges_of(
+    network: NetworkConfig, arrays: dict[str, np.ndarray], x: np.ndarray, factors: Factors | None
+) -> dict[str, float]:
     """Of all convolutions but the first, which stays finer."""
-    found = compile_graph(build_graph(network, arrays, x.shape[:3], probe=True))(x)
-    names = list(fold(network, arrays))
+    found = compile_graph(build_graph(network, arrays, x.shape[:3], factors=factors, probe="inputs"))(x)
+    names = list(fold(network, arrays, factors))
     return {name: float(found[i + 1].max()) for i, name in enumerate(names) if i}
 
 
@@ -63,9 +77,9 @@ def run(model: Any, x: np.ndarray, first: np.ndarray | None = None) -> np.ndarra
     return np.moveaxis(np.asarray(found[0]), 1, -1)
 
 
-@pytest.mark.parametrize("eight_bit", [False, True], ids=["float32", "8 bits"])
+@pytest.mark.parametrize("how", ["float32", "8 bits", "8 bits in two steps"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_map_of_cores_is_one_pass_over_the_whole_image(name: str, eight_bit: bool) -> None:
+def test_a_map_of_cores_is_one_pass_over_the_whole_image(name: str, how: str) -> None:
     network = NETWORKS[name]
     arrays = arrays_of(network)
     known = geometry(network)
@@ -75,12 +89,14 @@ def test_a_map_of_cores_is_one_pass_over_the_whole_image(name: str, eight_bit: b
     image = image_of(height, width)
     padded = np.full((1, height + -height % stride, width + -width % stride, 3), np.nan, "f4")
     padded[0, :height, :width] = image
-    ranges = ranges_of(network, arrays, padded) if eight_bit else None
-    expected = run(build_graph(network, arrays, padded.shape[:3], ranges), padded)[0]
+    factors = factors_of(network, arrays) if "two steps" in how else None
+    ranges = None if how == "float32" else ranges_of(network, arrays, padded, factors)
+    expected = run(build_graph(network, arrays, padded.shape[:3], ranges, factors=factors), padded)[0]
     margins = tuple(work_by_margin(network, halo).items())
     for window in ((2 * halo + 2 * stride, 2 * halo + stride), (2 * halo + stride, padded.shape[2])):
         plan = Plan(height, width, stride, halo, window, 4 * stride * (halo // stride), margins)
-        function = compile_graph(build_graph(network, arrays, (2, *window), ranges, core=plan.core))
+        model = build_graph(network, arrays, (2, *window), ranges, core=plan.core, factors=factors)
+        function = compile_graph(model)
 
         def cores(x: np.ndarray, first: np.ndarray, plan: Plan = plan, call: Any = function) -> np.ndarray:
             y = np.moveaxis(np.asarray(call((x, first))[0]), 1, -1)

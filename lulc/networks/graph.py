@@ -7,20 +7,16 @@ the widest are computed with fewer multiplications (Winograd's algorithm).
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from lulc.networks.convolutions import SECOND_STEP, Factors, fold
 from lulc.networks.cropping import Cropping, Sides, level_of
 from lulc.networks.network import NetworkConfig
 from lulc.schema import InputError
-
-EPSILON = 1e-3
-"""Of the batch norms, Keras's default and the original's."""
 
 WINOGRAD_CHANNELS = 384
 """Channels from which Winograd's algorithm saves time. Measured on two cores with AVX-512, as processor time
@@ -32,30 +28,10 @@ _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 """Transforms of F(2 x 2, 3 x 3)."""
 
+Probe = Literal["inputs", "results"]
+
 Ranges = Mapping[str, float]
 """Largest magnitude of the input of each convolution that is computed in 8 bits."""
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A convolution with the batch norm after it folded in.
-
-    Parameters
-    ----------
-    kernel
-        float32 (out, in, y, x); (in, out, y, x) where transposed.
-    bias
-        float32 (out,).
-    transposed
-        Whether it doubles the resolution (4 x 4, stride 2).
-    cost
-        Multiplications for each pixel of the image.
-    """
-
-    kernel: np.ndarray
-    bias: np.ndarray
-    transposed: bool
-    cost: float
 
 
 def load_openvino() -> Any:
@@ -84,42 +60,6 @@ def load_openvino() -> Any:
     return openvino
 
 
-def fold(network: NetworkConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, Convolution]:
-    """The convolutions of a network in the order in which they are computed, batch norms folded in.
-
-    Parameters
-    ----------
-    network
-        Its shape.
-    arrays
-        float32, by ``layer/variable``, as `lulc.weights.read_arrays` gives them.
-
-    References
-    ----------
-    Jacob et al. 2018, doi:10.1109/CVPR.2018.00286, section 3.2 (folding).
-    """
-    names = [n.removesuffix("/kernel") for n in network.variable_shapes() if n.endswith("/kernel")]
-    return {name: _fold(name, network, arrays) for name in names}
-
-
-def _fold(name: str, network: NetworkConfig, arrays: Mapping[str, np.ndarray]) -> Convolution:
-    transposed = name.endswith("_up")
-    kernel = arrays[f"{name}/kernel"].astype(np.float64).transpose(3, 2, 0, 1)
-    norm = re.sub("_up$", "_bn1", name).replace("_conv", "_bn")
-    if f"{norm}/gamma" in arrays:
-        gamma, beta, mean, variance = (
-            arrays[f"{norm}/{v}"].astype(np.float64)
-            for v in ("gamma", "beta", "moving_mean", "moving_variance")
-        )
-        scale = gamma / np.sqrt(variance + EPSILON)
-        kernel = kernel * (scale[:, None, None] if transposed else scale[:, None, None, None])
-        bias = beta - mean * scale
-    else:
-        bias = arrays[f"{name}/bias"]
-    cost = kernel.size / 4 ** level_of(name, network)
-    return Convolution(np.ascontiguousarray(kernel, np.float32), bias.astype(np.float32), transposed, cost)
-
-
 def build_graph(
     network: NetworkConfig,
     arrays: Mapping[str, np.ndarray],
@@ -127,7 +67,8 @@ def build_graph(
     eight_bit: Ranges | None = None,
     *,
     core: Sides | None = None,
-    probe: bool = False,
+    factors: Factors | None = None,
+    probe: Probe | None = None,
 ) -> Any:
     """The network for windows of one shape.
 
@@ -141,8 +82,11 @@ def build_graph(
         Convolutions to compute in 8 bits; the others are computed as the device is asked to.
     core
         (y, x) of what is wanted of each window, multiples of the stride; None for all of it.
+    factors
+        Convolutions to compute in two steps.
     probe
-        Give, after the activations, the largest magnitude of the input of each convolution, in order.
+        What to give after the activations, for each convolution in order: of its inputs, the largest
+        magnitude; of its results before the ReLU, sums (channel, 1) and sums of products (channel, channel).
 
     Returns
     -------
@@ -157,24 +101,33 @@ def build_graph(
         If OpenVINO is not installed.
     """
     openvino = load_openvino()
-    return _Builder(network, arrays, eight_bit or {}).model(openvino, shape, core, probe=probe)
+    return _Builder(network, arrays, eight_bit or {}, factors).model(openvino, shape, core, probe)
 
 
 class _Builder:
     """Appends layer after layer, channels before rows, as OpenVINO orders axes."""
 
-    def __init__(self, network: NetworkConfig, arrays: Mapping[str, np.ndarray], eight_bit: Ranges) -> None:
+    def __init__(
+        self,
+        network: NetworkConfig,
+        arrays: Mapping[str, np.ndarray],
+        eight_bit: Ranges,
+        factors: Factors | None,
+    ) -> None:
         import openvino.opset13 as operations
 
         self._op: Any = operations
         self._network = network
         self._arrays = arrays
-        self._convolutions = fold(network, arrays)
+        self._convolutions = fold(network, arrays, factors)
         self._eight_bit = eight_bit
         self._inputs: list[Any] = []
+        self._results: list[Any] = []
         self._cropping: Cropping | None = None
 
-    def model(self, openvino: Any, shape: tuple[int, int, int], core: Sides | None, *, probe: bool) -> Any:
+    def model(
+        self, openvino: Any, shape: tuple[int, int, int], core: Sides | None, probe: Probe | None
+    ) -> Any:
         op = self._op
         if core is not None:
             self._cropping = Cropping(op, shape, core, len(self._network.filters))
@@ -183,10 +136,20 @@ class _Builder:
         logits = self._unet(x)
         # Left in planes, as a map stores them.
         result = op.softmax(logits, 1) if self._network.activation == "softmax" else op.sigmoid(logits)
-        axes = op.constant(np.array([0, 1, 2, 3]))
-        probes = [op.reduce_max(op.abs(node), axes) for node in self._inputs] if probe else []
+        probes = self._probes(probe) if probe else []
         inputs = [given, *([self._cropping.given] if self._cropping else [])]
         return openvino.Model([node.output(0) for node in (result, *probes)], inputs, "unet")
+
+    def _probes(self, probe: Probe) -> list[Any]:
+        op = self._op
+        if probe == "inputs":
+            axes = op.constant(np.array([0, 1, 2, 3]))
+            return [op.reduce_max(op.abs(node), axes) for node in self._inputs]
+        found = []
+        for node in self._results:
+            flat = op.reshape(node, _integers([node.get_output_shape(0)[1], -1]), special_zero=False)
+            found += [op.reduce_sum(flat, _integers([1]), True), op.matmul(flat, flat, False, True)]
+        return found
 
     def _standardise(self, x: Any) -> Any:
         op = self._op
@@ -226,12 +189,20 @@ class _Builder:
         return self._convolve(op.concat([x, skip], 1), joined, rounded=True)
 
     def _convolve(self, x: Any, name: str, *, activate: bool = True, rounded: bool = False) -> Any:
-        """Convolution and ReLU; `rounded` says whether `x` comes from `_round`."""
+        """Convolution, in one step or two, and ReLU; `rounded` says whether `x` comes from `_round`."""
+        x = self._apply(x, name, rounded=rounded)
+        if name + SECOND_STEP in self._convolutions:
+            x = self._apply(x, name + SECOND_STEP)
+        self._results.append(x)
+        return self._op.relu(x) if activate else x
+
+    def _apply(self, x: Any, name: str, *, rounded: bool = False) -> Any:
+        """One step of `_convolve`."""
         op, convolution = self._op, self._convolutions[name]
         self._inputs.append(x)
         if self._is_wide(name):
-            x = op.add(self._winograd(x, convolution.kernel), self._constant(convolution.bias[:, None, None]))
-            return op.relu(x) if activate else x
+            x = self._winograd(x, convolution.kernel)
+            return op.add(x, self._constant(convolution.bias[:, None, None]))
         x = x if rounded else self._round(x, name)
         kernel = self._constant(convolution.kernel)
         if name in self._eight_bit:
@@ -243,17 +214,18 @@ class _Builder:
                 x, kernel, strides=[2, 2], pads_begin=[1, 1], pads_end=[1, 1], dilations=[1, 1]
             )
         else:
-            x = op.convolution(x, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
-        x = op.add(x, self._constant(convolution.bias[:, None, None]))
-        return op.relu(x) if activate else x
+            around = [side // 2 for side in convolution.kernel.shape[2:]]
+            x = op.convolution(x, kernel, [1, 1], around, around, [1, 1])
+        return op.add(x, self._constant(convolution.bias[:, None, None]))
 
     def _round(self, x: Any, name: str) -> Any:
         """`x` as the convolution `name` takes it: in steps where that is computed in 8 bits."""
         if name not in self._eight_bit:
             return x
-        # Only the input has signs, all others come from a ReLU. Signed inputs need all 256 values:
-        # with the symmetric 255 OpenVINO 2026.4 runs the convolution with twice the error.
-        low = -128 / 127 if name == next(iter(self._convolutions)) else 0.0
+        # Only the network's input and coordinates have signs, all others come from a ReLU. Signed inputs need
+        # all 256 values: with the symmetric 255 OpenVINO 2026.4 runs the convolution with twice the error.
+        signed = name == next(iter(self._convolutions)) or name.endswith(SECOND_STEP)
+        low = -128 / 127 if signed else 0.0
         return self._quantise(x, np.asarray(self._eight_bit[name]), low=low, levels=256)
 
     def _is_wide(self, name: str) -> bool:
@@ -262,7 +234,7 @@ class _Builder:
         # Where the resolution is halved fully, sides may be odd and squares of 2 x 2 lie elsewhere in each
         # window. Rounding hurts the transforms more than the products, so all must be float32.
         aligned = level_of(name, self._network) < len(self._network.filters)
-        wide = convolution.kernel.shape[1] >= WINOGRAD_CHANNELS
+        wide = convolution.kernel.shape[1] >= WINOGRAD_CHANNELS and not name.endswith(SECOND_STEP)
         return wide and aligned and not convolution.transposed and not self._eight_bit
 
     def _winograd(self, x: Any, kernel: np.ndarray) -> Any:

@@ -1,16 +1,19 @@
-"""Which convolutions of a network are computed in 8 bits, and how often that changes the class.
+"""How a network is computed in 8 bits, and how often that changes the class.
 
-Ranges are measured on windows of the mosaic; what the 8 bits cost is measured on others. The result is
-a small document beside the weights: the 8-bit network is made from it and the weights in a moment.
+Each convolution is computed in 8 bits or finer, in one step or two. Ranges and spaces are measured on windows
+of the mosaic; what they cost is measured on others. The result is a document beside the weights, from which
+and the weights the 8-bit network is made in a moment.
 """
 
 from __future__ import annotations
 
+import base64
+import bisect
 import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +22,43 @@ import numpy as np
 from lulc.confidence.certainty import decide
 from lulc.documents import read_document, write_document
 from lulc.networks.card import ModelCard
-from lulc.networks.graph import build_graph, fold, load_openvino
+from lulc.networks.convolutions import SECOND_STEP, Factor, fold
+from lulc.networks.cropping import level_of
+from lulc.networks.factorization import (
+    Space,
+    Way,
+    candidates,
+    cost_of,
+    ladder_of,
+    noise_of,
+    ranks_of,
+    ways_of,
+)
+from lulc.networks.graph import build_graph, load_openvino
 from lulc.networks.network import NetworkConfig
 from lulc.schema import InputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 MARGIN = 0.0005
-"""The search goes on until the agreement is this much above what is asked for; others than the windows
-searched on decide."""
+"""The search aims at an agreement so much above what is asked for; others than the windows searched on
+decide."""
+
+TRIALS = 6
+"""Of the search, each a network that is built and run on a dozen windows."""
+
+FINER_COST = {"bf16": 2.0, "f32": 4.0}
+"""Time of a multiplication, in those of 8 bits (docs/performance.md)."""
+
+PROBED = 0.01
+"""Share of the variance that is left out to see how sensitive the classes are to that."""
 
 MAX_SAMPLES = 36
 """Windows used at most; 12 each for ranges, choice and verdict, 0.8 Mpx of 256 px windows."""
 
 _SCHEMA: dict[str, Any] = {
     "type": "object",
-    "required": ["format_version", "key", "ranges", "finer", "precision", "agreement", "sha256"],
+    "required": ["format_version", "key", "ranges", "finer", "factors", "precision", "agreement", "sha256"],
     "additionalProperties": False,
     "properties": {
         "format_version": {"const": FORMAT_VERSION},
@@ -44,6 +68,13 @@ _SCHEMA: dict[str, Any] = {
             "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1e30},
         },
         "finer": {"type": "array", "maxItems": 100, "items": {"type": "string"}},
+        "factors": {
+            "type": "object", "maxProperties": 100,
+            "additionalProperties": {
+                "type": "object", "required": ["basis", "mean"], "additionalProperties": False,
+                "properties": {"basis": {"type": "string"}, "mean": {"type": "string"}},
+            },
+        },
         "precision": {"enum": ["bf16", "f32"]},
         "agreement": {"type": "number", "minimum": 0, "maximum": 1},
         "sha256": {"type": "string"},
@@ -62,7 +93,7 @@ class Quantization:
     Parameters
     ----------
     ranges
-        Largest magnitude of the input of every convolution.
+        Largest magnitude of the input of every convolution, and of every second step.
     finer
         Convolutions that are not computed in 8 bits.
     precision
@@ -70,17 +101,22 @@ class Quantization:
     agreement
         Share of pixels that get the class that float32 gives them, on windows that had no part in
         finding the rest, 0..1.
+    factors
+        Convolutions that are computed in two steps.
     """
 
     ranges: dict[str, float]
     finer: tuple[str, ...]
     precision: str
     agreement: float
+    factors: dict[str, Factor] = field(default_factory=dict)
 
     @property
     def eight_bit(self) -> dict[str, float]:
-        """Ranges of the convolutions computed in 8 bits."""
-        return {name: largest for name, largest in self.ranges.items() if name not in self.finer}
+        """Ranges of what is computed in 8 bits."""
+        return {
+            n: largest for n, largest in self.ranges.items() if n.removesuffix(SECOND_STEP) not in self.finer
+        }
 
 
 def compile_graph(model: Any, precision: str = "f32") -> Any:
@@ -101,9 +137,10 @@ def quantise(
     samples: Sequence[np.ndarray],
     *,
     stride: int,
-    target: float | None,
+    target: float,
+    finer: bool,
 ) -> Quantization:
-    """Find ranges, and the convolutions that must stay finer.
+    """Find ranges, which convolutions are computed in two steps, and which stay finer.
 
     The first convolution always does: it costs a hundredth of the arithmetic, and more agreement than any
     other, since its channels are quantised together though their ranges differ.
@@ -117,7 +154,9 @@ def quantise(
     stride
         Of the network, pixels.
     target
-        Agreement to reach by leaving further convolutions finer; None to leave it at the first.
+        Agreement to keep; what is above it is given for speed.
+    finer
+        Whether further convolutions may stay finer, to reach the target.
 
     Raises
     ------
@@ -128,13 +167,8 @@ def quantise(
     if len(windows) < 3:
         logger.warning("the mosaic is so small that agreement is measured on the windows of the calibration")
     calibration, choice, verdict = (windows[i::3] or windows for i in range(3))
-    search = _Search(network, arrays, choice, _ranges(network, arrays, calibration))
-    first = next(iter(search.ranges))
-    best = Quantization(search.ranges, (first,), native_precision(), 0.0)
-    if target is not None:
-        best = search.refine(best, min(target + MARGIN, 1.0))
-    judge = _Judge(network, arrays, verdict)
-    return replace(best, agreement=judge.agreement(best.eight_bit, best.precision))
+    best = _Search(network, arrays, calibration, choice).find(1 - min(target + MARGIN, 1.0), finer=finer)
+    return replace(best, agreement=_Judge(network, arrays, verdict).agreement(best))
 
 
 class _Judge:
@@ -143,66 +177,164 @@ class _Judge:
     def __init__(self, network: NetworkConfig, arrays: Arrays, windows: Sequence[np.ndarray]) -> None:
         self._network, self._arrays, self._windows = network, arrays, windows
         self._valid = [~np.isnan(window[..., 0]) for window in windows]
-        self._expected = self._classes(None, "f32")
+        self.pixels = sum(int(valid.sum()) for valid in self._valid)
+        self._expected = self._classes(Quantization({}, (), "f32", 1.0))
 
-    def agreement(self, eight_bit: Mapping[str, float], precision: str) -> float:
+    def agreement(self, tried: Quantization) -> float:
         """Share of valid pixels that get the same class."""
-        classes = self._classes(eight_bit, precision)
         same = sum(
             int((a == b)[valid].sum())
-            for a, b, valid in zip(classes, self._expected, self._valid, strict=True)
+            for a, b, valid in zip(self._classes(tried), self._expected, self._valid, strict=True)
         )
-        return same / sum(int(valid.sum()) for valid in self._valid)
+        return same / self.pixels
 
-    def _classes(self, eight_bit: Mapping[str, float] | None, precision: str) -> list[np.ndarray]:
+    def _classes(self, tried: Quantization) -> list[np.ndarray]:
         shape = (1, *self._windows[0].shape[:2])
-        run = compile_graph(build_graph(self._network, self._arrays, shape, eight_bit), precision)
+        graph = build_graph(self._network, self._arrays, shape, tried.eight_bit, factors=tried.factors)
+        run = compile_graph(graph, tried.precision)
         return [decide(np.moveaxis(run(window[np.newaxis])[0][0], 0, -1)) for window in self._windows]
 
 
-class _Search(_Judge):
-    """Looks for the convolutions whose steps cost the most agreement for the time they save."""
+class _Search:
+    """Looks for the fastest network that changes the class of no more pixels than it may.
+
+    Parameters
+    ----------
+    network, arrays
+        Shape and weights.
+    calibration, choice
+        Windows on which ranges and spaces are measured, and on which networks are compared.
+    """
 
     def __init__(
-        self, network: NetworkConfig, arrays: Arrays, windows: Sequence[np.ndarray], ranges: dict[str, float]
+        self,
+        network: NetworkConfig,
+        arrays: Arrays,
+        calibration: Sequence[np.ndarray],
+        choice: Sequence[np.ndarray],
     ) -> None:
-        super().__init__(network, arrays, windows)
-        self.ranges = ranges
+        self._network, self._arrays, self._calibration = network, arrays, calibration
+        self._judge, self._few = (_Judge(network, arrays, windows) for windows in (choice, choice[:4]))
+        self._convolutions = fold(network, arrays)
+        self._spaces = _spaces(network, arrays, calibration)
+        self._ranges = _ranges(network, arrays, calibration, {})
+        first = next(iter(self._convolutions))
+        self._plain = self._measured(Quantization(self._ranges, (first,), native_precision(), 0.0))
 
-    def refine(self, start: Quantization, target: float) -> Quantization:
-        """Leave one convolution more finer at a time until `target` is reached, or the best there is."""
-        order = [name for name in self._by_loss() if name not in start.finer]
-        best = start
-        for precision in dict.fromkeys((start.precision, "f32")):
-            for count in range(len(order)):
-                finer = (*start.finer, *order[:count])
-                tried = Quantization(self.ranges, finer, precision, 0.0)
-                agreement = self.agreement(tried.eight_bit, precision)
-                logger.debug("%s finer in %s: agreement %.4f", ", ".join(finer), precision, agreement)
-                if agreement > best.agreement:
-                    best = Quantization(self.ranges, finer, precision, agreement)
-                if agreement >= target:
-                    return best
-        return best
+    def find(self, flips: float, *, finer: bool) -> Quantization:
+        """The fastest network found that changes at most so many pixels, 0..1; else what changes the fewest.
 
-    def _by_loss(self) -> list[str]:
-        """Convolutions by the variance that 8 bits add to the logits, for each multiplication."""
-        few = _Judge(self._network, self._arrays, self._windows[:4])
-        losses = {}
-        for name, convolution in fold(self._network, self._arrays).items():
-            # Flips grow with the deviation of the noise; independent noises add up in their variance.
-            flips = 1 - few.agreement({name: self.ranges[name]}, "f32")
-            losses[name] = flips**2 / convolution.cost
-        return sorted(losses, key=lambda name: -losses[name])
+        With `finer` false only ranks are chosen, and all but the first convolution are computed in 8 bits.
+        """
+        # What 8 bits change is noise of each way, or there whatever is chosen.
+        given = 0.0 if finer else (1 - self._plain.agreement) ** 2
+        rounding = self._rounding() if finer else {}
+        sensitivity = self._sensitivity() if flips**2 > given else {}
+        tried = [self._plain]
+        for precision in dict.fromkeys((self._plain.precision, "f32") if finer else (self._plain.precision,)):
+            ways = {
+                name: ways_of(
+                    convolution,
+                    space=self._spaces[name] if name in sensitivity else None,
+                    sensitivity=sensitivity.get(name, 0.0),
+                    rounding=rounding.get(name, 0.0),
+                    finer=FINER_COST[precision] if finer else None,
+                )
+                for name, convolution in list(self._convolutions.items())[1:]
+            }
+            reached, looked_at = self._fastest(ladder_of(ways), precision, flips, flips**2 - given)
+            if reached:
+                return reached
+            tried += looked_at
+        return max(tried, key=lambda quantization: quantization.agreement)
+
+    def _fastest(
+        self, ladder: Sequence[Mapping[str, Way]], precision: str, flips: float, expected: float
+    ) -> tuple[Quantization | None, list[Quantization]]:
+        """The last network of a ladder found within `flips`, and all that were looked at.
+
+        Noise is only expected to add up, and to grow from rung to rung; what counts is what is measured.
+        """
+        low, high = 0, len(ladder) - 1
+        rung = bisect.bisect_right([noise_of(ways) for ways in ladder], expected) - 1
+        reached, looked_at = None, []
+        for _ in range(TRIALS):
+            rung = min(max(rung, low), high)
+            found = self._network_of(ladder[rung], precision)
+            looked_at.append(found)
+            logger.debug(
+                "%.0f multiplications a pixel: agreement %.4f", cost_of(ladder[rung]), found.agreement
+            )
+            if 1 - found.agreement <= flips:
+                reached, low = found, rung + 1
+            else:
+                high = rung - 1
+            if low > high:
+                break
+            rung = (low + high) // 2
+        return reached, looked_at
+
+    def _network_of(self, chosen: Mapping[str, Way], precision: str) -> Quantization:
+        """The network that computes each convolution in the way chosen, its ranges and agreement measured."""
+        factors = {n: self._spaces[n].factor(way.rank) for n, way in chosen.items() if way.rank}
+        ranges = _ranges(self._network, self._arrays, self._calibration, factors) if factors else self._ranges
+        finer = (*self._plain.finer, *(n for n, way in chosen.items() if not way.eight_bit))
+        return self._measured(Quantization(ranges, finer, precision, 0.0, factors))
+
+    def _measured(self, tried: Quantization) -> Quantization:
+        return replace(tried, agreement=self._judge.agreement(tried))
+
+    def _rounding(self) -> dict[str, float]:
+        """Noise of the 8 bits of each convolution: the square of the share of pixels that they change."""
+        return {
+            name: self._noise(Quantization({name: self._ranges[name]}, (), "f32", 0.0))
+            for name in self._convolutions
+        }
+
+    def _sensitivity(self) -> dict[str, float]:
+        """Noise of two steps for each share of variance missed, of the convolutions that may have them."""
+        found = {}
+        for name in candidates(self._convolutions):
+            space = self._spaces[name]
+            # Few enough dimensions that pixels change, enough that they change by noise and not by failure.
+            ranks = ranks_of(self._convolutions[name])
+            rank = next((rank for rank in ranks if space.missed(rank) < PROBED), ranks[-1])
+            noise = self._noise(Quantization({}, (), "f32", 0.0, {name: space.factor(rank)}))
+            found[name] = noise / max(space.missed(rank), 1e-9)
+        return found
+
+    def _noise(self, tried: Quantization) -> float:
+        # One pixel at least: none on so few windows is not none at all.
+        return max(1 - self._few.agreement(tried), 1 / self._few.pixels) ** 2
 
 
-def _ranges(network: NetworkConfig, arrays: Arrays, windows: Sequence[np.ndarray]) -> dict[str, float]:
+def _ranges(
+    network: NetworkConfig, arrays: Arrays, windows: Sequence[np.ndarray], factors: Mapping[str, Factor]
+) -> dict[str, float]:
+    """Largest magnitude of the input of each convolution and each second step."""
     shape = (1, *windows[0].shape[:2])
-    run = compile_graph(build_graph(network, arrays, shape, probe=True))
-    names = list(fold(network, arrays))
+    run = compile_graph(build_graph(network, arrays, shape, factors=factors, probe="inputs"))
+    names = list(fold(network, arrays, factors))
     results = (run(window[np.newaxis]) for window in windows)
     seen = [[float(result[i + 1].max()) for i in range(len(names))] for result in results]
     return {name: max(values) for name, values in zip(names, zip(*seen, strict=True), strict=True)}
+
+
+def _spaces(network: NetworkConfig, arrays: Arrays, windows: Sequence[np.ndarray]) -> dict[str, Space]:
+    """Principal components of the results of each convolution."""
+    height, width = windows[0].shape[:2]
+    run = compile_graph(build_graph(network, arrays, (1, height, width), probe="results"))
+    convolutions = fold(network, arrays)
+    sums: list[Any] = [0.0] * (2 * len(convolutions))
+    for window in windows:
+        result = run(window[np.newaxis])
+        sums = [total + result[i + 1].astype(np.float64) for i, total in enumerate(sums)]
+    spaces = {}
+    for i, (name, convolution) in enumerate(convolutions.items()):
+        level = level_of(name, network) - convolution.transposed
+        count = len(windows) * height * width // 4**level
+        spaces[name] = Space.of(count, sums[2 * i][:, 0], sums[2 * i + 1])
+    return spaces
 
 
 def _cut(samples: Sequence[np.ndarray], stride: int) -> list[np.ndarray]:
@@ -230,7 +362,7 @@ def _cut(samples: Sequence[np.ndarray], stride: int) -> list[np.ndarray]:
     return windows
 
 
-def key_of(card: ModelCard, samples: Iterable[np.ndarray], target: float | None) -> str:
+def key_of(card: ModelCard, samples: Iterable[np.ndarray], target: float, *, finer: bool) -> str:
     """SHA-256 of everything that decides a quantisation; no sample is held."""
     decides = {
         "format": FORMAT_VERSION,
@@ -238,6 +370,7 @@ def key_of(card: ModelCard, samples: Iterable[np.ndarray], target: float | None)
         "network": card.network.to_json(),
         "statistics": card.statistics.to_json(),
         "target": target,
+        "finer": finer,
         "precision": native_precision(),
         "openvino": str(load_openvino().__version__),
     }
@@ -248,8 +381,8 @@ def key_of(card: ModelCard, samples: Iterable[np.ndarray], target: float | None)
     return digest.hexdigest()
 
 
-def read_quantization(path: Path, key: str) -> Quantization | None:
-    """What `write_quantization` wrote under this key; None where there is none, or it is damaged."""
+def read_quantization(path: Path, key: str, network: NetworkConfig) -> Quantization | None:
+    """What `write_quantization` wrote for a network under this key; None where it is absent or damaged."""
     if not path.is_file():
         return None
     try:
@@ -260,20 +393,53 @@ def read_quantization(path: Path, key: str) -> Quantization | None:
     if document["key"] != key or document["sha256"] != _checksum(document):
         logger.warning("the 8-bit network '%s' is damaged; it is made anew", path)
         return None
+    try:
+        factors = {n: _factor_of(fields, network.channels_of(n)) for n, fields in document["factors"].items()}
+    except (KeyError, ValueError):
+        logger.warning("the 8-bit network '%s' is damaged; it is made anew", path)
+        return None
     return Quantization(
-        dict(document["ranges"]), tuple(document["finer"]), document["precision"], document["agreement"]
+        dict(document["ranges"]),
+        tuple(document["finer"]),
+        document["precision"],
+        document["agreement"],
+        factors,
     )
 
 
 def write_quantization(path: Path, key: str, quantization: Quantization) -> None:
     """Write what was found, whole or not at all; a folder that can't be written is no error."""
-    fields = asdict(quantization) | {"finer": list(quantization.finer)}
-    document = {"format_version": FORMAT_VERSION, "key": key, **fields}
+    document = {
+        "format_version": FORMAT_VERSION,
+        "key": key,
+        "ranges": quantization.ranges,
+        "finer": list(quantization.finer),
+        "precision": quantization.precision,
+        "agreement": quantization.agreement,
+        "factors": {name: _fields_of(factor) for name, factor in quantization.factors.items()},
+    }
     document["sha256"] = _checksum(document)
     try:
         write_document(path, document)
     except OSError as error:
         logger.warning("the 8-bit network is not kept, since '%s' can't be written: %s", path, error)
+
+
+def _fields_of(factor: Factor) -> dict[str, str]:
+    """A factor as text: little-endian, base 64; its basis holds numbers of 16 bits."""
+    arrays = {"basis": factor.basis.astype("<f2"), "mean": factor.mean.astype("<f4")}
+    return {name: base64.b64encode(array.tobytes()).decode() for name, array in arrays.items()}
+
+
+def _factor_of(fields: Mapping[str, str], channels: int) -> Factor:
+    """What `_fields_of` wrote of a convolution of so many channels; ValueError where it can't have."""
+    mean, basis = (
+        np.frombuffer(base64.b64decode(fields[name], validate=True), kind).reshape(channels, -1)
+        for name, kind in (("mean", "<f4"), ("basis", "<f2"))
+    )
+    if mean.shape[1] != 1 or not 0 < basis.shape[1] <= channels:
+        raise ValueError(f"{basis.shape[1]} dimensions of {channels}")
+    return Factor(basis.astype(np.float32), mean[:, 0].astype(np.float32))
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
