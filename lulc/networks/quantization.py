@@ -242,36 +242,38 @@ class _Search:
                 )
                 for name, convolution in list(self._convolutions.items())[1:]
             }
-            reached, looked_at = self._fastest(ladder_of(ways), precision, flips, flips**2 - given)
+            reached, looked_at = self._fastest(ladder_of(ways), precision, flips, given)
             if reached:
                 return reached
             tried += looked_at
         return max(tried, key=lambda quantization: quantization.agreement)
 
     def _fastest(
-        self, ladder: Sequence[Mapping[str, Way]], precision: str, flips: float, expected: float
+        self, ladder: Sequence[Mapping[str, Way]], precision: str, flips: float, given: float
     ) -> tuple[Quantization | None, list[Quantization]]:
         """The last network of a ladder found within `flips`, and all that were looked at.
 
         Noise is only expected to add up, and to grow from rung to rung; what counts is what is measured.
         """
         low, high = 0, len(ladder) - 1
-        rung = bisect.bisect_right([noise_of(ways) for ways in ladder], expected) - 1
+        noises = [noise_of(ways) for ways in ladder]
         reached, looked_at = None, []
+        # How much more noise is measured than is expected.
+        excess = 1.0
         for _ in range(TRIALS):
+            rung = bisect.bisect_right(noises, (flips**2 - given) / excess) - 1
             rung = min(max(rung, low), high)
             found = self._network_of(ladder[rung], precision)
             looked_at.append(found)
-            logger.debug(
-                "%.0f multiplications a pixel: agreement %.4f", cost_of(ladder[rung]), found.agreement
-            )
-            if 1 - found.agreement <= flips:
+            changed, cost = 1 - found.agreement, cost_of(ladder[rung])
+            logger.debug("%.0f multiplications a pixel: agreement %.4f", cost, found.agreement)
+            if changed <= flips:
                 reached, low = found, rung + 1
             else:
                 high = rung - 1
             if low > high:
                 break
-            rung = (low + high) // 2
+            excess = max(changed**2 - given, 1e-9) / max(noises[rung], 1e-12)
         return reached, looked_at
 
     def _network_of(self, chosen: Mapping[str, Way], precision: str) -> Quantization:
