@@ -269,7 +269,7 @@ def _copy_blocks(
                 opened = [stack.enter_context(BlockFile(n, e, bands)) for _, n, e in row_of_parts]
                 for row in opened[0].rows(level):
                     for blocks, col in ((b, c) for b in opened for c in b.cols(level)):
-                        payloads = blocks.read(level, row, col)
+                        payloads = blocks.read(level, row, col, last=True)
                         file.write(b"".join(map(_frame, payloads) if profile.cog else payloads))
                     progress(1)
 

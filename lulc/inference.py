@@ -289,7 +289,11 @@ class _Local:
     """This process."""
 
     def __init__(self, job: Job, dates: Sequence[str], stamps: list[Stamp]) -> None:
-        self._engine = job.build_engine()
+        # Both leave a core idle for a part of their time.
+        with ThreadPoolExecutor(1) as aside:
+            identified = aside.submit(job.identify_inputs)
+            self._engine = job.build_engine()
+            identified.result()
         self._clock = Clock()
         self.described = worker.describe_job(job, self._engine, stamps, dates)
 

@@ -340,13 +340,17 @@ class BlockFile:
         first = self._extents[level].col // BLOCK
         return range(first, first + self.index[level].shape[1])
 
-    def read(self, level: int, row: int, col: int) -> list[bytes]:
-        """The encoded bands of one block."""
+    def read(self, level: int, row: int, col: int, *, last: bool = False) -> list[bytes]:
+        """The encoded bands of one block; `last` says that it isn't needed again."""
         extent = self._extents[level]
         entries = self.index[level][row - extent.row // BLOCK, col - extent.col // BLOCK]
         sizes = entries["size"].astype(int)
         self._file.seek(int(entries["offset"][0]))
         data = self._file.read(int(sizes.sum()))
+        if last and hasattr(os, "posix_fadvise"):
+            # The system can take its memory for what is written next; memory never used before is slow.
+            start, length = int(entries["offset"][0]), len(data)
+            os.posix_fadvise(self._file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
         stops = np.cumsum(sizes)
         payloads = [data[stop - size : stop] for stop, size in zip(stops, sizes, strict=True)]
         if [zlib.crc32(p) for p in payloads] != entries["crc"].tolist():

@@ -257,6 +257,10 @@ class Job:
             options[name] = [Path(v).name for v in value] if many else value and Path(value).name
         return options | {"temperature": self.card.temperature}
 
+    def identify_inputs(self) -> None:
+        """Hash all files that are read, before key and tags ask for it."""
+        _ = self._inputs
+
     @cached_property
     def _inputs(self) -> list[dict[str, Any]]:
         """All files that are read, hashed once for key and tags."""

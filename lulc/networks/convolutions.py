@@ -101,7 +101,7 @@ def fold(
 
 def _fold(name: str, network: NetworkConfig, arrays: Mapping[str, np.ndarray]) -> Convolution:
     transposed = name.endswith("_up")
-    kernel = arrays[f"{name}/kernel"].astype(np.float64).transpose(3, 2, 0, 1)
+    kernel = arrays[f"{name}/kernel"].transpose(3, 2, 0, 1)
     norm = re.sub("_up$", "_bn1", name).replace("_conv", "_bn")
     if f"{norm}/gamma" in arrays:
         gamma, beta, mean, variance = (
@@ -109,17 +109,18 @@ def _fold(name: str, network: NetworkConfig, arrays: Mapping[str, np.ndarray]) -
             for v in ("gamma", "beta", "moving_mean", "moving_variance")
         )
         scale = gamma / np.sqrt(variance + EPSILON)
-        kernel = kernel * (scale[:, None, None] if transposed else scale[:, None, None, None])
         bias = beta - mean * scale
+        axes = (slice(None), None, None) if transposed else (slice(None), None, None, None)
+        kernel = kernel * scale.astype(np.float32)[axes]
     else:
         bias = arrays[f"{name}/bias"]
     cost = kernel.size / 4 ** level_of(name, network)
-    return Convolution(np.ascontiguousarray(kernel, np.float32), bias.astype(np.float32), transposed, cost)
+    return Convolution(np.ascontiguousarray(kernel), bias.astype(np.float32), transposed, cost)
 
 
 def in_two_steps(whole: Convolution, factor: Factor) -> tuple[Convolution, Convolution]:
     """A convolution, its results projected on a space: to coordinates there, and from these to channels."""
-    basis, mean = factor.basis.astype(np.float64), factor.mean
+    basis, mean = factor.basis, factor.mean
     channels = 1 if whole.transposed else 0
     kernel = np.moveaxis(np.tensordot(whole.kernel, basis, (channels, 0)), -1, channels)
     share = factor.rank / len(whole.bias)
