@@ -69,6 +69,7 @@ def build_graph(
     core: Sides | None = None,
     factors: Factors | None = None,
     probe: Probe | None = None,
+    winograd: bool = True,
 ) -> Any:
     """The network for windows of one shape.
 
@@ -87,6 +88,9 @@ def build_graph(
     probe
         What to give after the activations, for each convolution in order: of its inputs, the largest
         magnitude; of its results before the ReLU, sums (channel, 1) and sums of products (channel, channel).
+    winograd
+        Whether the widest convolutions get kernels for Winograd's algorithm where all is float32: these take
+        half a second to make, which a few small windows don't win back.
 
     Returns
     -------
@@ -101,7 +105,8 @@ def build_graph(
         If OpenVINO is not installed.
     """
     openvino = load_openvino()
-    return _Builder(network, arrays, eight_bit or {}, factors).model(openvino, shape, core, probe)
+    builder = _Builder(network, arrays, eight_bit or {}, factors, winograd=winograd)
+    return builder.model(openvino, shape, core, probe)
 
 
 class _Builder:
@@ -113,6 +118,8 @@ class _Builder:
         arrays: Mapping[str, np.ndarray],
         eight_bit: Ranges,
         factors: Factors | None,
+        *,
+        winograd: bool,
     ) -> None:
         import openvino.opset13 as operations
 
@@ -121,6 +128,7 @@ class _Builder:
         self._arrays = arrays
         self._convolutions = fold(network, arrays, factors)
         self._eight_bit = eight_bit
+        self._may_be_wide = winograd and not eight_bit
         self._inputs: list[Any] = []
         self._results: list[Any] = []
         self._cropping: Cropping | None = None
@@ -235,7 +243,7 @@ class _Builder:
         # window. Rounding hurts the transforms more than the products, so all must be float32.
         aligned = level_of(name, self._network) < len(self._network.filters)
         wide = convolution.kernel.shape[1] >= WINOGRAD_CHANNELS and not name.endswith(SECOND_STEP)
-        return wide and aligned and not convolution.transposed and not self._eight_bit
+        return wide and aligned and not convolution.transposed and self._may_be_wide
 
     def _winograd(self, x: Any, kernel: np.ndarray) -> Any:
         """Convolution 3 x 3 with 16 instead of 36 multiplications for each square of 2 x 2 results.

@@ -50,6 +50,9 @@ TRIALS = 6
 FINER_COST = {"bf16": 2.0, "f32": 4.0}
 """Time of a multiplication, in those of 8 bits (docs/performance.md)."""
 
+FEW = 2
+"""Windows on which convolutions are compared with one another."""
+
 PROBED = 0.01
 """Share of the variance that is left out to see how sensitive the classes are to that."""
 
@@ -190,7 +193,9 @@ class _Judge:
 
     def _classes(self, tried: Quantization) -> list[np.ndarray]:
         shape = (1, *self._windows[0].shape[:2])
-        graph = build_graph(self._network, self._arrays, shape, tried.eight_bit, factors=tried.factors)
+        graph = build_graph(
+            self._network, self._arrays, shape, tried.eight_bit, factors=tried.factors, winograd=False
+        )
         run = compile_graph(graph, tried.precision)
         return [decide(np.moveaxis(run(window[np.newaxis])[0][0], 0, -1)) for window in self._windows]
 
@@ -214,7 +219,7 @@ class _Search:
         choice: Sequence[np.ndarray],
     ) -> None:
         self._network, self._arrays, self._calibration = network, arrays, calibration
-        self._judge, self._few = (_Judge(network, arrays, windows) for windows in (choice, choice[:4]))
+        self._judge, self._few = (_Judge(network, arrays, windows) for windows in (choice, choice[:FEW]))
         self._convolutions = fold(network, arrays)
         self._spaces = _spaces(network, arrays, calibration)
         self._ranges = _ranges(network, arrays, calibration, {})
@@ -279,7 +284,10 @@ class _Search:
     def _network_of(self, chosen: Mapping[str, Way], precision: str) -> Quantization:
         """The network that computes each convolution in the way chosen, its ranges and agreement measured."""
         factors = {n: self._spaces[n].factor(way.rank) for n, way in chosen.items() if way.rank}
-        ranges = _ranges(self._network, self._arrays, self._calibration, factors) if factors else self._ranges
+        ranges = self._ranges
+        if factors:
+            # What there was before hardly changes; coordinates that vary alike need few windows.
+            ranges = _ranges(self._network, self._arrays, self._calibration[::3], factors) | ranges
         finer = (*self._plain.finer, *(n for n, way in chosen.items() if not way.eight_bit))
         return self._measured(Quantization(ranges, finer, precision, 0.0, factors))
 
@@ -315,7 +323,7 @@ def _ranges(
 ) -> dict[str, float]:
     """Largest magnitude of the input of each convolution and each second step."""
     shape = (1, *windows[0].shape[:2])
-    run = compile_graph(build_graph(network, arrays, shape, factors=factors, probe="inputs"))
+    run = compile_graph(build_graph(network, arrays, shape, factors=factors, probe="inputs", winograd=False))
     names = list(fold(network, arrays, factors))
     results = (run(window[np.newaxis]) for window in windows)
     seen = [[float(result[i + 1].max()) for i in range(len(names))] for result in results]
@@ -325,7 +333,7 @@ def _ranges(
 def _spaces(network: NetworkConfig, arrays: Arrays, windows: Sequence[np.ndarray]) -> dict[str, Space]:
     """Principal components of the results of each convolution."""
     height, width = windows[0].shape[:2]
-    run = compile_graph(build_graph(network, arrays, (1, height, width), probe="results"))
+    run = compile_graph(build_graph(network, arrays, (1, height, width), probe="results", winograd=False))
     convolutions = fold(network, arrays)
     sums: list[Any] = [0.0] * (2 * len(convolutions))
     for window in windows:
