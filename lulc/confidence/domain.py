@@ -21,7 +21,7 @@ FACTOR = 4.0
 OFFSET, OFFSET_TOLERANCE = 1000.0, 350.0
 """Radiometric offset of processing baseline 04.00 in reflectance x 10000, and how well means show it."""
 
-_SIDE, _SAMPLES = 128, 8
+_SIDE, _SAMPLES = 128, 6
 
 
 def sample_windows(height: int, width: int, count: int = _SAMPLES, side: int = _SIDE) -> list[Window]:

@@ -386,8 +386,9 @@ def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
             )
         card = load_card(model)
         check_classifies(card)
-        # Refused before a framework is loaded, which takes longer than all of these checks.
-        weights.read_arrays(model, card)
+        if not config.engine.startswith("openvino"):
+            # Refused before a framework is loaded, which takes longer than all of these checks.
+            weights.read_arrays(model, card)
         return card
     if model.suffix not in (".h5", ".hdf5"):
         raise InputError(
