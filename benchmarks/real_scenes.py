@@ -92,7 +92,10 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 """Rows beside the forest; both are scored on averaged weights."""
 
-FOREST, SHIP = "random forest", "shipped"
+FOREST, SHIP, AVERAGED = "random forest", "shipped", "default, mean of seven"
+MEMBERS = 7
+"""Networks of different seeds whose activations are averaged, as by `make_classifications.py --ensemble`."""
+
 MPX = 8.0
 FOREST_PIXELS = 20_000
 FIGURES = ("macro-F1 of large classes", "micro-F1", "ECE")
@@ -102,8 +105,8 @@ FIGURES = ("macro-F1 of large classes", "micro-F1", "ECE")
 def main() -> int:
     """Make what is missing, then the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    rows = [FOREST, *RECIPES]
-    parser.add_argument("rows", nargs="*", default=rows, help="of random forest, original, default")
+    rows = [FOREST, *RECIPES, AVERAGED]
+    parser.add_argument("rows", nargs="*", default=rows, help=f"of {', '.join(rows)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--mpx", type=float, default=MPX, help="Mpx of a training (default: %(default)s)")
     parser.add_argument("--ship", action="store_true", help="train on TerraMesh alone, score on the others")
@@ -118,9 +121,7 @@ def main() -> int:
             key = f"{name}/{seed}"
             if key in _read(options.results):
                 continue
-            found = {FOREST: measure_forest, SHIP: measure_shipped}.get(name, measure_networks)(
-                name, seed, options
-            )
+            found = MEASURES.get(name, measure_networks)(name, seed, options)
             print(key, f"macro-F1 {np.mean([scene['macro-F1'] for scene in found.values()]):.3f}", flush=True)
             options.results.parent.mkdir(parents=True, exist_ok=True)
             with write_atomically(options.results) as temporary:
@@ -164,6 +165,29 @@ def measure_networks(name: str, seed: int, options: argparse.Namespace) -> dict[
     return {fold.name.split("/")[0]: figures(fold.scores) | {"ECE": fold.ece} for fold in found.folds}
 
 
+def measure_averaged(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of each scene from the mean of several networks of the others."""
+    from lulc.confidence.calibration import fit_temperature
+    from lulc.fitting.folds import classify_left_out, cross_validate
+    from lulc.samples.dataset import leave_one_out
+
+    data = make_stacks(options.runs, tuple(SCENES))
+    seeds = range(MEMBERS * (seed - 1) + 1, MEMBERS * seed + 1)
+    runs = [cross_validate(config_of(data, "default", number, options)) for number in seeds]
+    config = config_of(data, "default", seeds[0], options)
+    outcomes = {}
+    for number, (left_out, dataset) in enumerate(leave_one_out(config)):
+        out, *others = (str(run.folds[number].folder) for run in runs)
+        outcomes[left_out] = classify_left_out(dataclasses.replace(config, out=out), dataset, others)
+    pooled = ([getattr(o, field) for o in outcomes.values()] for field in ("activations", "labels"))
+    temperature = fit_temperature(*map(np.concatenate, pooled))
+    return {
+        left_out.split("/")[0]: figures(accuracy.score(outcome.confusion, dataset.legend))
+        | {"ECE": outcome.ece(temperature)}
+        for left_out, outcome in outcomes.items()
+    }
+
+
 def measure_forest(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of each scene from a random forest of the others."""
     from lulc.samples.dataset import leave_one_out
@@ -204,6 +228,10 @@ def measure_shipped(name: str, seed: int, options: argparse.Namespace) -> dict[s
     return found
 
 
+MEASURES = {FOREST: measure_forest, SHIP: measure_shipped, AVERAGED: measure_averaged}
+"""Of the rows that are no single network."""
+
+
 def _tiles(folder: str) -> tuple[Tile, ...]:
     from lulc.samples.dataset import Tile
     from lulc.stacks.manifest import open_tile
@@ -220,7 +248,7 @@ def write_tables(stored: Mapping[str, Any]) -> None:
     """Put the tables between their marks in the document."""
     text = DOCUMENT.read_text(encoding="utf-8")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    names = [name for name in (FOREST, *RECIPES) if f"{name}/" in "".join(stored)]
+    names = [name for name in (FOREST, *RECIPES, AVERAGED) if f"{name}/" in "".join(stored)]
     parts = [table(stored, names, tuple(SCENES))] if names else []
     if any(key.startswith(f"{SHIP}/") for key in stored):
         others = tuple(name for name in SCENES if name not in SHIPPED)

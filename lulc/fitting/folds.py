@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,12 +181,28 @@ class Outcome:
         return result.ece if result else 0.0
 
 
-def classify_left_out(config: TrainConfig, dataset: Dataset) -> Outcome:
-    """Classify the validation stacks of a dataset, each pixel once, with the last model of a finished run."""
-    model, card = load_model(find_model(config.out, "last"))
+def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[str] = ()) -> Outcome:
+    """Classify the validation stacks of a dataset, each pixel once, with the last model of a finished run.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    dataset
+        Its stacks.
+    others
+        Folders of further runs of the same network, whose activations are averaged with its own.
+    """
+    models, cards = zip(*(load_model(find_model(out, "last")) for out in (config.out, *others)), strict=True)
+    card = cards[0]
     halo = HALO // card.stride * card.stride if card.halo is None else card.halo
     side = -(-SIDE // card.stride) * card.stride
-    network = backend.compile_predict(model, (1, side + 2 * halo, side + 2 * halo))
+    shape = (1, side + 2 * halo, side + 2 * halo)
+    networks = [backend.compile_predict(model, shape) for model in models]
+
+    def network(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.mean([one(x) for one in networks], axis=0, dtype=np.float32)
+
     single = config.single_class and dataset.legend.names.index(config.single_class) + 1
     targets = class_targets(len(dataset.legend), single or None)
     classes = len(classes_of(config, dataset))
