@@ -238,6 +238,8 @@ def _build_quantised(name: str, request: EngineRequest) -> Engine:
         found.eight_bit,
         core=_core_of(request),
         factors=found.factors,
+        # As it was judged: rounding hurts its transforms, even where all convolutions are left in bfloat16.
+        winograd=False,
     )
     ranks = "".join(f"; rank {factor.rank}: {name}" for name, factor in found.factors.items())
     identity = {
@@ -253,14 +255,20 @@ def _quantise(name: str, request: EngineRequest, arrays: Arrays, least: float) -
     """The quantisation of a network for a mosaic and its key, from beside the weights where it is known."""
     finer = name == "openvino-mixed"
     target = least if finer else max(least, AIM)
-    key = quantization.key_of(request.card, request.samples(), target, finer=finer)
+    key = quantization.key_of(request.card, request.samples(), target, least, finer=finer)
     path = request.path.with_name(f"{request.path.stem}.{name}-{key[:12]}.json")
     found = quantization.read_quantization(path, key, request.card.network)
     if found is None:
         logger.info("finding out how %s can be computed in 8 bits; kept in '%s'", request.path.name, path)
         samples = list(request.samples())
         found = quantization.quantise(
-            request.card.network, arrays, samples, stride=request.card.stride, target=target, finer=finer
+            request.card.network,
+            arrays,
+            samples,
+            stride=request.card.stride,
+            target=target,
+            least=least,
+            finer=finer,
         )
         quantization.write_quantization(path, key, found)
     return found, key

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lulc.networks import quantization
+from lulc.networks import graph, quantization
 from lulc.networks.convolutions import SECOND_STEP, Factor, fold
 from lulc.networks.graph import build_graph
 from lulc.networks.network import NetworkConfig
@@ -46,7 +46,7 @@ def samples() -> list[np.ndarray]:
 def test_the_range_of_the_first_convolution_is_that_of_the_standardised_input(
     arrays: dict[str, np.ndarray], samples: list[np.ndarray]
 ) -> None:
-    found = quantise(NETWORK, arrays, samples, stride=4, target=1.0, finer=False)
+    found = quantise(NETWORK, arrays, samples, stride=4, target=1.0, least=0.0, finer=False)
     standardised = [
         (s - arrays["standardization/mean"]) / arrays["standardization/std"] for s in samples[::3]
     ]
@@ -57,7 +57,7 @@ def test_the_range_of_the_first_convolution_is_that_of_the_standardised_input(
 def test_only_the_first_convolution_stays_finer_where_no_other_may(
     arrays: dict[str, np.ndarray], samples: list[np.ndarray]
 ) -> None:
-    found = quantise(NETWORK, arrays, samples, stride=4, target=1.0, finer=False)
+    found = quantise(NETWORK, arrays, samples, stride=4, target=1.0, least=0.0, finer=False)
     assert found.finer == ("encoder_stage0_conv1",)
     assert set(found.eight_bit) == set(found.ranges) - set(found.finer)
 
@@ -65,8 +65,8 @@ def test_only_the_first_convolution_stays_finer_where_no_other_may(
 def test_a_target_out_of_reach_gives_the_best_that_was_found(
     arrays: dict[str, np.ndarray], samples: list[np.ndarray]
 ) -> None:
-    first = quantise(NETWORK, arrays, samples, stride=4, target=1.0, finer=False)
-    best = quantise(NETWORK, arrays, samples, stride=4, target=1.0, finer=True)
+    first = quantise(NETWORK, arrays, samples, stride=4, target=1.0, least=0.0, finer=False)
+    best = quantise(NETWORK, arrays, samples, stride=4, target=1.0, least=0.0, finer=True)
     assert len(best.finer) > 1
     assert best.agreement >= first.agreement
 
@@ -91,7 +91,7 @@ def redundant() -> tuple[NetworkConfig, dict[str, np.ndarray]]:
 def test_results_near_a_space_of_few_dimensions_are_computed_in_two_steps(
     redundant: tuple[NetworkConfig, dict[str, np.ndarray]], samples: list[np.ndarray], finer: bool
 ) -> None:
-    found = quantise(*redundant, samples, stride=4, target=0.9, finer=finer)
+    found = quantise(*redundant, samples, stride=4, target=0.9, least=0.0, finer=finer)
     assert found.factors["decoder_stage0_conv2"].rank == 16
     assert "decoder_stage0_conv2" + SECOND_STEP in found.ranges
     assert found.agreement > 0.85
@@ -100,18 +100,41 @@ def test_results_near_a_space_of_few_dimensions_are_computed_in_two_steps(
 def test_agreement_is_given_for_speed_only_down_to_the_target(
     redundant: tuple[NetworkConfig, dict[str, np.ndarray]], samples: list[np.ndarray]
 ) -> None:
-    plain = quantise(*redundant, samples, stride=4, target=1.0, finer=False)
+    plain = quantise(*redundant, samples, stride=4, target=1.0, least=0.0, finer=False)
     assert not plain.factors
     # Twice the pixels may change; samples of 32 x 32 differ from one another.
-    found = quantise(*redundant, samples, stride=4, target=2 * plain.agreement - 1, finer=False)
+    found = quantise(*redundant, samples, stride=4, target=2 * plain.agreement - 1, least=0.0, finer=False)
     assert found.factors
     assert 1 - found.agreement < 4 * (1 - plain.agreement)
+
+
+def test_a_network_that_fails_on_other_windows_gives_way_to_a_slower_one(
+    redundant: tuple[NetworkConfig, dict[str, np.ndarray]], samples: list[np.ndarray]
+) -> None:
+    plain = quantise(*redundant, samples, stride=4, target=1.0, least=0.0, finer=False)
+    fast = quantise(*redundant, samples, stride=4, target=0.5, least=0.0, finer=False)
+    assert fast.agreement < plain.agreement
+    slower = quantise(*redundant, samples, stride=4, target=0.5, least=plain.agreement, finer=False)
+    assert slower.agreement >= plain.agreement
+
+
+def test_kernels_for_winograd_can_be_left_out() -> None:
+    network = NetworkConfig(
+        classes=3, channels=2, filters=(8, 8), decoder_filters=(graph.WINOGRAD_CHANNELS, 8)
+    )
+    rng = np.random.default_rng(0)
+    arrays = {n: rng.normal(1, 0.1, s).astype("f4") for n, s in network.variable_shapes().items()}
+    kinds = [
+        {n.get_type_name() for n in build_graph(network, arrays, (1, 8, 8), {}, winograd=way).get_ops()}
+        for way in (True, False)
+    ]
+    assert "SpaceToDepth" in kinds[0] and "SpaceToDepth" not in kinds[1]
 
 
 def test_a_convolution_in_8_bits_is_near_that_in_float32(
     arrays: dict[str, np.ndarray], samples: list[np.ndarray]
 ) -> None:
-    ranges = quantise(NETWORK, arrays, samples, stride=4, target=1.0, finer=False).ranges
+    ranges = quantise(NETWORK, arrays, samples, stride=4, target=1.0, least=0.0, finer=False).ranges
     x = samples[0][np.newaxis]
     exact = compile_graph(build_graph(NETWORK, arrays, (1, 32, 32)))(x)[0]
     for name, largest in ranges.items():

@@ -10,6 +10,7 @@ Memory is that of the blocks that are not yet whole: one row of blocks per level
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import zlib
@@ -347,10 +348,11 @@ class BlockFile:
         sizes = entries["size"].astype(int)
         self._file.seek(int(entries["offset"][0]))
         data = self._file.read(int(sizes.sum()))
-        if last and hasattr(os, "posix_fadvise"):
+        if data and last and hasattr(os, "posix_fadvise"):
             # The system can take its memory for what is written next; memory never used before is slow.
             start, length = int(entries["offset"][0]), len(data)
-            os.posix_fadvise(self._file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
         stops = np.cumsum(sizes)
         payloads = [data[stop - size : stop] for stop, size in zip(stops, sizes, strict=True)]
         if [zlib.crc32(p) for p in payloads] != entries["crc"].tolist():

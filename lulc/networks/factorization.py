@@ -155,9 +155,12 @@ def ladder_of(ways: Mapping[str, Sequence[Way]]) -> list[dict[str, Way]]:
     rung = {}
     for name, of in ways.items():
         way = rung[name] = min(of, key=lambda w: (w.noise, w.cost))
+        saving = np.inf
         while cheaper := [w for w in of if w.cost < way.cost]:
             before, way = way, max(cheaper, key=partial(_saving, way))
-            steps.append((_saving(before, way), name, way))
+            # Never more than the step before, whose place is before it.
+            saving = min(saving, _saving(before, way))
+            steps.append((saving, name, way))
     ladder = [rung]
     for _, name, way in sorted(steps, key=lambda step: -step[0]):
         ladder.append(ladder[-1] | {name: way})

@@ -141,6 +141,7 @@ def quantise(
     *,
     stride: int,
     target: float,
+    least: float,
     finer: bool,
 ) -> Quantization:
     """Find ranges, which convolutions are computed in two steps, and which stay finer.
@@ -157,7 +158,9 @@ def quantise(
     stride
         Of the network, pixels.
     target
-        Agreement to keep; what is above it is given for speed.
+        Agreement to keep on the windows that are searched on; what is above it is given for speed.
+    least
+        Agreement that others must show: where they don't, a slower network is taken that was found.
     finer
         Whether further convolutions may stay finer, to reach the target.
 
@@ -170,8 +173,13 @@ def quantise(
     if len(windows) < 3:
         logger.warning("the mosaic is so small that agreement is measured on the windows of the calibration")
     calibration, choice, verdict = (windows[i::3] or windows for i in range(3))
-    best = _Search(network, arrays, calibration, choice).find(1 - min(target + MARGIN, 1.0), finer=finer)
-    return replace(best, agreement=_Judge(network, arrays, verdict).agreement(best))
+    found = _Search(network, arrays, calibration, choice).find(1 - min(target + MARGIN, 1.0), finer=finer)
+    judge, judged = _Judge(network, arrays, verdict), []
+    for tried in found:
+        judged.append(replace(tried, agreement=judge.agreement(tried)))
+        if judged[-1].agreement >= least:
+            return judged[-1]
+    return max(judged, key=lambda quantization: quantization.agreement)
 
 
 class _Judge:
@@ -219,23 +227,25 @@ class _Search:
         choice: Sequence[np.ndarray],
     ) -> None:
         self._network, self._arrays, self._calibration = network, arrays, calibration
-        self._judge, self._few = (_Judge(network, arrays, windows) for windows in (choice, choice[:FEW]))
+        self._judge, self._few = (_Judge(network, arrays, windows) for windows in (choice, _fullest(choice)))
         self._convolutions = fold(network, arrays)
         self._spaces = _spaces(network, arrays, calibration)
         self._ranges = _ranges(network, arrays, calibration, {})
         first = next(iter(self._convolutions))
         self._plain = self._measured(Quantization(self._ranges, (first,), native_precision(), 0.0))
 
-    def find(self, flips: float, *, finer: bool) -> Quantization:
-        """The fastest network found that changes at most so many pixels, 0..1; else what changes the fewest.
+    def find(self, flips: float, *, finer: bool) -> list[Quantization]:
+        """The networks found that change at most so many pixels, 0..1, the fastest first, and one more.
 
-        With `finer` false only ranks are chosen, and all but the first convolution are computed in 8 bits.
+        That is the one that changes the fewest. With `finer` false only ranks are chosen, and all but the
+        first convolution are computed in 8 bits.
         """
         # What 8 bits change is noise of each way, or there whatever is chosen.
         given = 0.0 if finer else (1 - self._plain.agreement) ** 2
         rounding = self._rounding() if finer else {}
         sensitivity = self._sensitivity() if flips**2 > given else {}
-        tried = [self._plain]
+        inner = list(self._convolutions.items())[1:]
+        tried = [(sum(convolution.cost for _, convolution in inner), self._plain)]
         for precision in dict.fromkeys((self._plain.precision, "f32") if finer else (self._plain.precision,)):
             ways = {
                 name: ways_of(
@@ -245,41 +255,40 @@ class _Search:
                     rounding=rounding.get(name, 0.0),
                     finer=FINER_COST[precision] if finer else None,
                 )
-                for name, convolution in list(self._convolutions.items())[1:]
+                for name, convolution in inner
             }
-            reached, looked_at = self._fastest(ladder_of(ways), precision, flips, given)
-            if reached:
-                return reached
-            tried += looked_at
-        return max(tried, key=lambda quantization: quantization.agreement)
+            tried += self._descend(ladder_of(ways), precision, flips, given)
+            if any(1 - network.agreement <= flips for _, network in tried):
+                break
+        fastest = [network for _, network in sorted(tried, key=lambda of: of[0])]
+        finest = max(fastest, key=lambda network: network.agreement)
+        return [network for network in fastest if 1 - network.agreement <= flips] + [finest]
 
-    def _fastest(
+    def _descend(
         self, ladder: Sequence[Mapping[str, Way]], precision: str, flips: float, given: float
-    ) -> tuple[Quantization | None, list[Quantization]]:
-        """The last network of a ladder found within `flips`, and all that were looked at.
+    ) -> list[tuple[float, Quantization]]:
+        """Networks of a ladder and their costs, among them the last that is within `flips`, as far as found.
 
         Noise is only expected to add up, and to grow from rung to rung; what counts is what is measured.
         """
         low, high = 0, len(ladder) - 1
         noises = [noise_of(ways) for ways in ladder]
-        reached, looked_at = None, []
+        looked_at: list[tuple[float, Quantization]] = []
         # How much more noise is measured than is expected.
         excess = 1.0
-        for _ in range(TRIALS):
+        for trial in range(TRIALS):
             rung = bisect.bisect_right(noises, (flips**2 - given) / excess) - 1
-            rung = min(max(rung, low), high)
+            # At last the least noise there is, where all else had too much.
+            rung = low if low == 0 and trial == TRIALS - 1 else min(max(rung, low), high)
             found = self._network_of(ladder[rung], precision)
-            looked_at.append(found)
             changed, cost = 1 - found.agreement, cost_of(ladder[rung])
+            looked_at.append((cost, found))
             logger.debug("%.0f multiplications a pixel: agreement %.4f", cost, found.agreement)
-            if changed <= flips:
-                reached, low = found, rung + 1
-            else:
-                high = rung - 1
+            low, high = (rung + 1, high) if changed <= flips else (low, rung - 1)
             if low > high:
                 break
             excess = max(changed**2 - given, 1e-9) / max(noises[rung], 1e-12)
-        return reached, looked_at
+        return looked_at
 
     def _network_of(self, chosen: Mapping[str, Way], precision: str) -> Quantization:
         """The network that computes each convolution in the way chosen, its ranges and agreement measured."""
@@ -298,13 +307,13 @@ class _Search:
         """Noise of the 8 bits of each convolution: the square of the share of pixels that they change."""
         return {
             name: self._noise(Quantization({name: self._ranges[name]}, (), "f32", 0.0))
-            for name in self._convolutions
+            for name in list(self._convolutions)[1:]
         }
 
     def _sensitivity(self) -> dict[str, float]:
         """Noise of two steps for each share of variance missed, of the convolutions that may have them."""
         found = {}
-        for name in candidates(self._convolutions):
+        for name in (name for name in candidates(self._convolutions) if name in self._spaces):
             space = self._spaces[name]
             # Few enough dimensions that pixels change, enough that they change by noise and not by failure.
             ranks = ranks_of(self._convolutions[name])
@@ -331,7 +340,7 @@ def _ranges(
 
 
 def _spaces(network: NetworkConfig, arrays: Arrays, windows: Sequence[np.ndarray]) -> dict[str, Space]:
-    """Principal components of the results of each convolution."""
+    """Principal components of the results of each convolution; none where these are too large to add up."""
     height, width = windows[0].shape[:2]
     run = compile_graph(build_graph(network, arrays, (1, height, width), probe="results", winograd=False))
     convolutions = fold(network, arrays)
@@ -343,8 +352,14 @@ def _spaces(network: NetworkConfig, arrays: Arrays, windows: Sequence[np.ndarray
     for i, (name, convolution) in enumerate(convolutions.items()):
         level = level_of(name, network) - convolution.transposed
         count = len(windows) * height * width // 4**level
-        spaces[name] = Space.of(count, sums[2 * i][:, 0], sums[2 * i + 1])
+        if np.isfinite(sums[2 * i + 1]).all():
+            spaces[name] = Space.of(count, sums[2 * i][:, 0], sums[2 * i + 1])
     return spaces
+
+
+def _fullest(windows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The few windows with the most valid pixels."""
+    return sorted(windows, key=lambda window: int(np.isnan(window[..., 0]).sum()))[:FEW]
 
 
 def _cut(samples: Sequence[np.ndarray], stride: int) -> list[np.ndarray]:
@@ -372,7 +387,9 @@ def _cut(samples: Sequence[np.ndarray], stride: int) -> list[np.ndarray]:
     return windows
 
 
-def key_of(card: ModelCard, samples: Iterable[np.ndarray], target: float, *, finer: bool) -> str:
+def key_of(
+    card: ModelCard, samples: Iterable[np.ndarray], target: float, least: float, *, finer: bool
+) -> str:
     """SHA-256 of everything that decides a quantisation; no sample is held."""
     decides = {
         "format": FORMAT_VERSION,
@@ -380,6 +397,7 @@ def key_of(card: ModelCard, samples: Iterable[np.ndarray], target: float, *, fin
         "network": card.network.to_json(),
         "statistics": card.statistics.to_json(),
         "target": target,
+        "least": least,
         "finer": finer,
         "precision": native_precision(),
         "openvino": str(load_openvino().__version__),
@@ -447,7 +465,8 @@ def _factor_of(fields: Mapping[str, str], channels: int) -> Factor:
         np.frombuffer(base64.b64decode(fields[name], validate=True), kind).reshape(channels, -1)
         for name, kind in (("mean", "<f4"), ("basis", "<f2"))
     )
-    if mean.shape[1] != 1 or not 0 < basis.shape[1] <= channels:
+    finite = np.isfinite(mean).all() and np.isfinite(basis).all()
+    if mean.shape[1] != 1 or not 0 < basis.shape[1] <= channels or not finite:
         raise ValueError(f"{basis.shape[1]} dimensions of {channels}")
     return Factor(basis.astype(np.float32), mean[:, 0].astype(np.float32))
 
