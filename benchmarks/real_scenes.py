@@ -94,8 +94,8 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 
 FOREST, SHIP, AVERAGED = "random forest", "shipped", "default, mean of seven"
 MEMBERS = 7
-"""Networks of different seeds whose activations are averaged. `make_classifications.py --ensemble` calibrates each
-by itself before; here one temperature is fitted to the mean."""
+"""Networks of different seeds whose activations are averaged. `make_classifications.py --ensemble` calibrates
+each by itself before; here one temperature is fitted to the mean."""
 
 MPX = 8.0
 FOREST_PIXELS = 20_000
