@@ -29,7 +29,7 @@ Sides = tuple[int, int]
 def level_of(name: str, network: NetworkConfig) -> int:
     """How many times the resolution is halved where the convolution `name` reads its input."""
     depth = len(network.filters)
-    if name.startswith("final_conv"):
+    if name == "final_conv":
         return 0
     if name.startswith("bottleneck"):
         return depth

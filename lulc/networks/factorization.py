@@ -127,8 +127,9 @@ def ways_of(
         if per_cost is None:
             continue
         ways.append(Way(None, eight_bit, convolution.cost * per_cost, noise))
-        for rank in ranks_of(convolution) if space else ():
-            assert space is not None
+        if space is None:
+            continue
+        for rank in ranks_of(convolution):
             cost = (convolution.cost + cost_of_second(convolution)) * rank / len(convolution.bias)
             more = sensitivity * space.missed(rank)
             ways.append(Way(rank, eight_bit, cost * per_cost, noise + more))

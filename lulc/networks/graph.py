@@ -238,12 +238,14 @@ class _Builder:
 
     def _is_wide(self, name: str) -> bool:
         """Whether a convolution is computed by `_winograd`."""
+        if not self._may_be_wide or name.endswith(SECOND_STEP):
+            return False
         convolution = self._convolutions[name]
         # Where the resolution is halved fully, sides may be odd and squares of 2 x 2 lie elsewhere in each
         # window. Rounding hurts the transforms more than the products, so all must be float32.
         aligned = level_of(name, self._network) < len(self._network.filters)
-        wide = convolution.kernel.shape[1] >= WINOGRAD_CHANNELS and not name.endswith(SECOND_STEP)
-        return wide and aligned and not convolution.transposed and self._may_be_wide
+        wide = convolution.kernel.shape[1] >= WINOGRAD_CHANNELS
+        return wide and aligned and not convolution.transposed
 
     def _winograd(self, x: Any, kernel: np.ndarray) -> Any:
         """Convolution 3 x 3 with 16 instead of 36 multiplications for each square of 2 x 2 results.
