@@ -141,7 +141,7 @@ def _write_mirrored(path: Path, values: np.ndarray, size: int, like: rasterio.Da
         "blockxsize": 256,
         "blockysize": 256,
     }
-    profile |= {"compress": "zstd", "predictor": 2}
+    profile |= {"compress": "zstd", "predictor": 2, "num_threads": "all_cpus", "bigtiff": "if_safer"}
     with rasterio.open(path, "w", **profile) as target:
         target.write(values)
         target.descriptions = like.descriptions

@@ -600,14 +600,18 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     engine: str = option(
         "auto",
         "what runs the network; auto takes the fastest that is exact on this machine",
-        choices=("auto", "keras", "openvino", "openvino-mixed", "openvino-int8"),
+        choices=("auto", "keras", "keras-float16", "openvino", "openvino-mixed", "openvino-int8"),
     )
     min_agreement: float | None = option(
         None,
-        "least share of pixels on which an int8 engine agrees with fp32; "
-        "0.97 for openvino-int8 and 0.995 for openvino-mixed where not given",
+        "least share of pixels on which an engine of lower precision agrees with float32; "
+        "0.97 for openvino-int8, 0.995 for openvino-mixed and keras-float16 where not given",
     )
-    memory: float = option(2.0, "memory budget of the whole process", unit="GB")
+    memory: float | None = option(
+        None,
+        "memory budget of the whole process; 2 where not given, 8 where a GPU computes, whose driver takes 3",
+        unit="GB",
+    )
     window: int | tuple[int, int] | None = option(
         None,
         "side of a window, a multiple of the network's stride; chosen for the memory where not given",
@@ -847,6 +851,8 @@ class ReproduceConfig:
         "write where the class bands differ: 1 differs, 0 equal, no data where both are",
         metavar="OUT.tif",
     )
-    memory: float = option(2.0, "memory budget of the whole process", unit="GB")
+    memory: float | None = option(
+        None, "memory budget of the whole process; as make_classifications.py where not given", unit="GB"
+    )
     allow_vrt: bool = option(False, "admit VRT mosaics", group=INPUT)
     overwrite: bool = option(False, "replace what exists", group=RUN)

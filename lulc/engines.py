@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lulc.confidence.certainty import decide
 from lulc.mapping.buffers import Buffers
 from lulc.networks import quantization
 from lulc.networks.archive import Arrays
@@ -32,8 +33,8 @@ from lulc.weights import load_model, read_arrays
 
 logger = logging.getLogger("lulc")
 
-MIN_AGREEMENT = {"openvino-int8": 0.97, "openvino-mixed": 0.995}
-"""Share of pixels on which a quantised engine gives the class that float32 gives, at least."""
+MIN_AGREEMENT = {"openvino-int8": 0.97, "openvino-mixed": 0.995, "keras-float16": 0.995}
+"""Share of pixels on which an engine of lower precision gives the class that float32 gives, at least."""
 
 AIM = 0.985
 """Share that ``openvino-int8`` keeps where it gives agreement for speed."""
@@ -94,7 +95,7 @@ class EngineRequest:
     samples
         Gives windows of the mosaic, each float32 (y, x, band) with NaN where invalid, for calibration.
     min_agreement
-        Least share of pixels on which a quantised engine agrees with float32; None for its default.
+        Least share of pixels on which an engine of lower precision agrees with float32; None for its default.
     """
 
     path: Path
@@ -129,7 +130,7 @@ def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence
     if name == "auto":
         name, reason = ("keras", f"it alone knows {encoder}") if encoder else _fastest(devices)
         logger.info("engine %s, since %s", name, reason)
-    if encoder and name in _ENGINES and name != "keras":
+    if encoder and name in _ENGINES and name not in _KERAS:
         raise InputError(
             f"cannot run the network with the engine '{name}', since its encoder is {encoder}, expected "
             "the toolkit's own stages, which alone are known there",
@@ -147,13 +148,26 @@ def _fastest(devices: Path) -> tuple[str, str]:
     """(engine, why) on this machine, found out without loading a framework."""
     # A batch system gives a job the GPU with any number, and hides those of other jobs.
     found = sorted(devices.glob("nvidia[0-9]*"))
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
-    if found and not hidden:
+    if found and not _hidden():
         return "keras", f"there is an NVIDIA GPU ({found[0]})"
     reason = "CUDA_VISIBLE_DEVICES hides all GPUs" if found else f"there is no NVIDIA GPU in {devices}"
     if importlib.util.find_spec("openvino"):
         return "openvino", reason
     return "keras", f"{reason}, and OpenVINO is not installed"
+
+
+def has_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether this process sees an NVIDIA GPU, found out without loading a framework."""
+    return any(devices.glob("nvidia[0-9]*")) and not _hidden()
+
+
+def _hidden() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
+
+
+def budget_of(name: str) -> float:
+    """Gigabytes of memory that a process with the engine `name` may take where nobody says how many."""
+    return 8.0 if name in _KERAS and has_gpu() else 2.0
 
 
 def gives_cores(name: str) -> bool:
@@ -204,14 +218,52 @@ def dihedral(network: Network) -> Network:
     return average
 
 
-def _build_keras(request: EngineRequest) -> Engine:
+def _build_keras(precision: str, request: EngineRequest) -> Engine:
+    from lulc.networks import backend
+
+    backend.cache_programs()
+    backend.exact_float32()
+    identity = {"precision": precision, "device": backend.device_name(), **backend.versions()}
+    function = backend.compile_predict(_keras_model(precision, request), request.shape)
+    if precision == "float32":
+        return Engine("keras", request.shape, identity, function)
+    name = f"keras-{precision}"
+    agreement = _agreement(request, precision)
+    _check_agreement(name, request, agreement)
+    return Engine(name, request.shape, identity | {"agreement": f"{agreement:.4f}"}, function)
+
+
+def _keras_model(precision: str, request: EngineRequest) -> Any:
     from lulc.networks import backend
 
     legacy = None if request.path.suffix == ".keras" else request.card.statistics
-    model, _ = load_model(request.path, statistics=legacy)
-    function = backend.compile_predict(model, request.shape)
-    identity = {"precision": "float32", "device": backend.device_name(), **backend.versions()}
-    return Engine("keras", request.shape, identity, function)
+    with backend.precision(precision):
+        return load_model(request.path, statistics=legacy)[0]
+
+
+def _agreement(request: EngineRequest, precision: str) -> float:
+    """Share of the valid pixels of some windows that get the class that float32 gives."""
+    from lulc.networks import backend
+
+    # One after the other, so that no two networks lie in the memory of a GPU beside the one that will run.
+    classes = []
+    for of in ("float32", precision):
+        network = backend.compile_predict(_keras_model(of, request))
+        classes.append([(decide(network(x[np.newaxis])[0]), ~np.isnan(x[..., 0])) for x in request.samples()])
+    pairs = [(a == b)[valid] for (a, valid), (b, _) in zip(*classes, strict=True)]
+    return float(np.concatenate(pairs).mean()) if pairs else 1.0
+
+
+def _check_agreement(name: str, request: EngineRequest, agreement: float) -> None:
+    logger.info("%s agrees with float32 on %.2f %% of the pixels", name, 100 * agreement)
+    least = MIN_AGREEMENT[name] if request.min_agreement is None else request.min_agreement
+    if agreement < least:
+        exact = name.split("-")[0]
+        raise InputError(
+            f"cannot use the engine '{name}' with '{request.path.name}' here, since it agrees with float32 "
+            f"on {100 * agreement:.2f} % of the pixels, expected at least {100 * least:.2f} %",
+            f"Type --engine {exact}, or a lower --min-agreement.",
+        )
 
 
 def _build_openvino(request: EngineRequest) -> Engine:
@@ -224,13 +276,7 @@ def _build_quantised(name: str, request: EngineRequest) -> Engine:
     least = MIN_AGREEMENT[name] if request.min_agreement is None else request.min_agreement
     arrays = _arrays(request)
     found, key = _quantise(name, request, arrays, least)
-    logger.info("%s agrees with float32 on %.2f %% of the pixels", name, 100 * found.agreement)
-    if found.agreement < least:
-        raise InputError(
-            f"cannot use the engine '{name}' with '{request.path.name}' here, since it agrees with float32 "
-            f"on {100 * found.agreement:.2f} % of the pixels, expected at least {100 * least:.2f} %",
-            "Type --engine openvino, or a lower --min-agreement.",
-        )
+    _check_agreement(name, request, found.agreement)
     model = build_graph(
         request.card.network,
         arrays,
@@ -321,6 +367,10 @@ def _openvino_version() -> str:
 
 
 def _keras_footprint(network: NetworkConfig) -> Footprint:
+    if has_gpu():
+        # What the driver and JAX take of the machine; what layers give lies in the GPU's memory, of which as
+        # much is planned with.
+        return Footprint(3e9, 600 * _width(network) if network.filters else 900)
     # Measured with TensorFlow 2.21 on a CPU: 0.8 GB and 1,300 to 1,600 bytes per pixel at widths 32..256.
     if not network.encoder:
         return Footprint(0.85e9, 1600 * _width(network))
@@ -341,7 +391,8 @@ def _width(network: NetworkConfig) -> float:
 
 
 _ENGINES: dict[str, tuple[Callable[[EngineRequest], Engine], Callable[[NetworkConfig], Footprint]]] = {
-    "keras": (_build_keras, _keras_footprint),
+    "keras": (partial(_build_keras, "float32"), _keras_footprint),
+    "keras-float16": (partial(_build_keras, "float16"), _keras_footprint),
     # Bytes per pixel measured with OpenVINO 2026.4 and static shapes; the mixed one with 5 of 17 finer. In 8
     # bits no stage takes as much as the encoder's first, which computes whole windows.
     "openvino": (_build_openvino, partial(_openvino_footprint, 215, 565)),
@@ -349,4 +400,5 @@ _ENGINES: dict[str, tuple[Callable[[EngineRequest], Engine], Callable[[NetworkCo
     "openvino-int8": (partial(_build_quantised, "openvino-int8"), partial(_openvino_footprint, 190, 0)),
 }
 
+_KERAS = frozenset({"keras", "keras-float16"})
 _CROPPING = frozenset({"openvino", "openvino-mixed", "openvino-int8"})

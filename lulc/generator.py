@@ -7,12 +7,11 @@ change it. Every geometric change is applied to image and labels together; label
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from lulc.samples.augmentation import Augmentation, Image, Labels, rotate, squar
 from lulc.samples.dataset import Tile
 from lulc.samples.sampling import Sampler, draw_place
 from lulc.schema import IGNORE, InputError
+from lulc.threads import in_order
 
 logger = logging.getLogger("lulc")
 
@@ -209,15 +209,8 @@ def cut_ahead(
 ) -> Generator[tuple[Image, Labels], None, None]:
     """Batches `first`, `first` + 1, ... of an epoch, in order, cut by threads before they are asked for."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="crops")
-    indices = iter(range(first, len(generator)))
     try:
-        ahead = deque(
-            pool.submit(generator.batch, epoch, index) for index in itertools.islice(indices, workers + 1)
-        )
-        while ahead:
-            batch = ahead.popleft().result()
-            ahead.extend(pool.submit(generator.batch, epoch, i) for i in itertools.islice(indices, 1))
-            yield batch
+        yield from in_order(partial(generator.batch, epoch), range(first, len(generator)), pool, workers)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -28,6 +28,7 @@ from lulc.grid import GridSpec
 from lulc.mapping.blocks import BLOCK, ENCODINGS, BlockFile, BlockWriter, Encoding, decode_block, reduce_block
 from lulc.schema import IGNORE, InputError, Legend
 from lulc.storage import write_atomically
+from lulc.threads import in_order
 from lulc.windows import Window
 
 CLASSIC_LIMIT = 2**32 - 1
@@ -119,10 +120,11 @@ class MapProfile:
 def write_part(path: Path, profile: MapProfile, part: Window, pool: Executor) -> Iterator[PartWriter]:
     """Write one part: a file that appears under `path` when the block ends without error."""
     with write_atomically(path) as temporary, open(temporary, "wb") as file:
-        blocks = BlockWriter(file, profile.encoding, len(profile.band_names), profile.extents_of(part), pool)
-        writer = PartWriter(blocks)
-        yield writer
-        writer.sha256 = blocks.finish()
+        extents, bands = profile.extents_of(part), len(profile.band_names)
+        with BlockWriter(file, profile.encoding, bands, extents, pool) as blocks:
+            writer = PartWriter(blocks)
+            yield writer
+            writer.sha256 = blocks.finish()
 
 
 class PartWriter:
@@ -170,7 +172,7 @@ def assemble(
             sources.append((Window(0, 0, *profile.grid.shape), top, profile.top_extents))
         with write_atomically(path) as temporary:
             with open(temporary, "wb") as file:
-                _copy_blocks(profile, sources, file, progress)
+                _copy_blocks(profile, sources, file, pool, progress)
             verify(temporary, profile)
     finally:
         top.unlink(missing_ok=True)
@@ -234,8 +236,10 @@ _Sources = Sequence[tuple[Window, Path, dict[int, Window]]]
 def _write_top(profile: MapProfile, sources: _Sources, path: Path, pool: Executor) -> None:
     """Write the levels above those of the parts, from the parts' smallest level."""
     bands, encoding, level = len(profile.band_names), profile.encoding, profile.part_levels - 1
-    with open(path, "wb") as file:
-        writer = BlockWriter(file, encoding, bands, profile.top_extents, pool)
+    with (
+        open(path, "wb") as file,
+        BlockWriter(file, encoding, bands, profile.top_extents, pool) as writer,
+    ):
         for _, name, extents in sources:
             with BlockFile(name, extents, bands) as blocks:
                 for row, col in itertools.product(blocks.rows(level), blocks.cols(level)):
@@ -249,9 +253,12 @@ def _write_top(profile: MapProfile, sources: _Sources, path: Path, pool: Executo
 
 
 def _copy_blocks(
-    profile: MapProfile, sources: _Sources, file: BinaryIO, progress: Callable[[int], None]
+    profile: MapProfile, sources: _Sources, file: BinaryIO, pool: Executor, progress: Callable[[int], None]
 ) -> None:
-    """Write header and blocks: levels from the smallest on, each row by row, bands of a block together."""
+    """Write header and blocks: levels from the smallest on, each row by row, bands of a block together.
+
+    Where each block lies is known by then, so that rows are copied at the same time.
+    """
     bands, levels = len(profile.band_names), range(len(profile.levels))
     sizes = [_block_sizes(profile, sources, level) for level in levels]
     leader, trailer = (4, 4) if profile.cog else (0, 0)
@@ -261,17 +268,33 @@ def _copy_blocks(
         stops = total + np.cumsum(sizes[level] + np.uint64(leader + trailer)).reshape(sizes[level].shape)
         offsets.insert(0, stops - sizes[level] - np.uint64(trailer))
         total = int(stops[-1, -1, -1])
-    file.write(_header(profile, offsets, sizes, total))
+    header = _header(profile, offsets, sizes, total)
+    file.write(header)
+    file.flush()
+
+    def copy(opened: Sequence[BlockFile], level: int, row: int) -> None:
+        at = len(header) - leader + int(offsets[level][row, 0, 0])
+        for blocks, col in ((b, c) for b in opened for c in b.cols(level)):
+            payloads = blocks.read(level, row, col, last=True)
+            data = b"".join(map(_frame, payloads) if profile.cog else payloads)
+            at += _write_at(file, data, at)
+
     for level in reversed(levels):
         of_level = [s for s in sources if level in s[2]]
         for _, row_of_parts in itertools.groupby(of_level, key=lambda s: s[2][level].row):
             with ExitStack() as stack:
                 opened = [stack.enter_context(BlockFile(n, e, bands)) for _, n, e in row_of_parts]
-                for row in opened[0].rows(level):
-                    for blocks, col in ((b, c) for b in opened for c in b.cols(level)):
-                        payloads = blocks.read(level, row, col, last=True)
-                        file.write(b"".join(map(_frame, payloads) if profile.cog else payloads))
+                rows = opened[0].rows(level)
+                for _ in in_order(partial(copy, opened, level), rows, pool, len(rows)):
                     progress(1)
+
+
+def _write_at(file: BinaryIO, data: bytes, at: int) -> int:
+    """Write all of some data at a place of a file, whatever other threads write elsewhere; its length."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(file.fileno(), memoryview(data)[done:], at + done)
+    return done
 
 
 def _frame(payload: bytes) -> bytes:

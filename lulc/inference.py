@@ -385,10 +385,10 @@ def _check_resources(job: Job, journal: Journal) -> None:
     if config.sieve:
         needed_on_disk += job.plan.height * job.plan.width
     check_disk(job.out.parent, needed_on_disk, "the map and its parts")
-    if job.memory > config.memory * 1e9:
+    if job.memory > job.budget:
         logger.warning(
             "windows of %d x %d take about %.1f GB, more than --memory %g",
-            *job.plan.window, job.memory / 1e9, config.memory,
+            *job.plan.window, job.memory / 1e9, job.budget / 1e9,
         )  # fmt: skip
 
 
@@ -497,8 +497,9 @@ def _time_windows(job: Job, engine: Engine, windows: list[PlannedWindow]) -> tup
     batch = job.config.batch_size
     work = [(job.plan.part_at(0), windows)]
     started, size = 0.0, 0
-    with ThreadPoolExecutor(forecast.cores()) as pool:
-        for prediction in predict_windows(job.stack.read, job.network(engine), job.plan, work, batch=batch):
+    with ThreadPoolExecutor(forecast.cores()) as pool, job.readers() as (read, *further):
+        network = job.network(engine)
+        for prediction in predict_windows(read, network, job.plan, work, further=further, batch=batch):
             # From here on the network is busy with the second call.
             started = started or time.perf_counter()
             values, _ = job.encode(prediction)
@@ -511,6 +512,7 @@ def _encoded_size(profile: MapProfile, values: np.ndarray, pool: Executor) -> in
     """Bytes that a window takes on disk with its reduced levels."""
     extent = Window(0, 0, *values.shape[1:])
     with BytesIO() as file:
-        writer = BlockWriter(file, profile.encoding, len(values), profile.extents_of(extent), pool)
-        writer.place(0, extent, values)
+        with BlockWriter(file, profile.encoding, len(values), profile.extents_of(extent), pool) as writer:
+            writer.place(0, extent, values)
+            writer.finish()
         return file.tell()

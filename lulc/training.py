@@ -20,7 +20,7 @@ from lulc.fitting.checkpoint import clear_checkpoints
 from lulc.fitting.devices import ONE, Devices, open_devices
 from lulc.fitting.loop import LabelledAccuracy, Loop, StopRequest
 from lulc.fitting.normalization import Normalization
-from lulc.fitting.optimization import build_optimizer, precision
+from lulc.fitting.optimization import build_optimizer
 from lulc.fitting.pretraining import Filling
 from lulc.fitting.run import (
     HISTORY,
@@ -384,7 +384,7 @@ def build_model(config: TrainConfig, dataset: Dataset, devices: Devices = ONE) -
 
 
 def _build_model(config: TrainConfig, dataset: Dataset, devices: Devices) -> keras.Model:
-    with precision(config.precision):
+    with backend.precision(config.precision):
         statistics = (np.array(dataset.statistics.mean), np.array(dataset.statistics.std))
         model = build_unet(_network_of(config, dataset), statistics)
     if config.encoder and config.encoder_weights:

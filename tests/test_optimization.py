@@ -11,9 +11,9 @@ import pytest
 from lulc import training
 from lulc.config import RECIPES, TrainConfig
 from lulc.fitting import loop as loop_module
-from lulc.fitting.optimization import FINAL, Schedule, averaged, build_optimizer, precision
+from lulc.fitting.optimization import FINAL, Schedule, averaged, build_optimizer
 from lulc.fitting.run import Row, is_stale
-from lulc.networks.backend import keras
+from lulc.networks.backend import keras, precision
 from lulc.networks.network import NetworkConfig
 from lulc.schema import InputError
 from lulc.training import train

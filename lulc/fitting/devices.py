@@ -359,6 +359,7 @@ def _open_parallel(config: TrainConfig, wanted: int | None) -> Iterator[Devices]
 
     if config.processes > 1:
         _meet(jax, config, wanted)
+    backend.cache_programs()
     try:
         found = [_some(_of_process(jax, k), wanted) for k in range(config.processes)]
         kind = _Distributed if config.processes > 1 else _Parallel

@@ -16,9 +16,6 @@ from lulc.networks.backend import keras
 REMEMBERED = 0.05
 """Most that the first batch's weights may be of an average of weights."""
 
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-"""Keras' policy for each precision; with float16 Keras scales the loss by itself."""
-
 FINAL = 0.01
 """Share of the highest learning rate that a cosine ends at."""
 
@@ -82,17 +79,6 @@ def build_optimizer(config: TrainConfig, devices: Devices = ONE) -> keras.optimi
     # A bias or a scale that is pulled towards 0 gains nothing.
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
-
-
-@contextlib.contextmanager
-def precision(name: str) -> Iterator[None]:
-    """Layers made inside compute in ``float32``, ``bfloat16`` or ``float16``."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(POLICIES[name])
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
@@ -35,6 +35,10 @@ _NOISY = Zstd(level=-3)
 """For floats, most of whose bytes are noise: a third less time for a fourteenth more bytes."""
 
 _SMALL = Zstd(level=19)
+
+_WAITING = 4
+"""Encoded blocks that wait for the disk at most, beside the one that is being written."""
+
 _INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 
 
@@ -168,6 +172,14 @@ def reduce_block(values: np.ndarray, nodata: float) -> np.ndarray:
     return reduced
 
 
+class _Encoded(NamedTuple):
+    """A block as it is stored: its bands, their checksums, and what it is reduced to."""
+
+    payloads: list[bytes]
+    crcs: list[int]
+    reduced: np.ndarray | None
+
+
 class _Open:
     """A block that is being filled; no array yet where all of it so far is no data."""
 
@@ -190,6 +202,8 @@ class BlockWriter:
         at block corners, each extent half of the one before.
     pool
         Runs encoding and reduction.
+
+    A context manager: inside, a thread of its own writes and hashes.
     """
 
     def __init__(
@@ -201,12 +215,26 @@ class BlockWriter:
         self._extents = dict(extents)
         self._pool = pool
         self._open: dict[tuple[int, int, int], _Open] = {}
-        self._pending: deque[tuple[tuple[int, int, int], Future[Any]]] = deque()
+        self._pending: deque[tuple[tuple[int, int, int], Future[_Encoded]]] = deque()
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="writes")
+        self._writing: deque[Future[None]] = deque()
         self._index = _empty_index(extents, bands)
         self._offset = 0
         self._hash = hashlib.sha256()
         empty = np.full((BLOCK, BLOCK), encoding.nodata, encoding.dtype)
-        self._empty_payload = encode_block(empty, _SMALL)
+        payload = encode_block(empty, _SMALL)
+        self._empty = _Encoded([payload] * bands, [zlib.crc32(payload)] * bands, None)
+
+    def __enter__(self) -> BlockWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._disk.shutdown(cancel_futures=True)
 
     def place(self, level: int, window: Window, values: np.ndarray | None) -> None:
         """Put a rectangle of a level; ``None`` for no data throughout.
@@ -218,16 +246,11 @@ class BlockWriter:
         values : (band, y, x)
             As stored.
         """
+        # Blocks of this rectangle are encoded until the next one comes.
+        before = len(self._pending)
         self._fill(level, window, values)
-        while self._pending:
-            (level, row, col), future = self._pending.popleft()
-            payloads, reduced = future.result()
-            self._append(level, row, col, payloads)
-            if level + 1 in self._extents:
-                inside = self._cell(level, row, col)
-                half = Window(inside.row // 2, inside.col // 2, -(-inside.height // 2), -(-inside.width // 2))
-                part = None if reduced is None else reduced[:, : half.height, : half.width]
-                self._fill(level + 1, half, part)
+        for _ in range(before):
+            self._take()
 
     def finish(self) -> str:
         """Write the index; return the SHA-256 of the file.
@@ -237,11 +260,26 @@ class BlockWriter:
         ValueError
             If not every pixel was placed.
         """
+        while self._pending:
+            self._take()
         if any((index["size"] == 0).any() for index in self._index.values()):
             raise ValueError("blocks are missing: not every pixel was placed")
         for index in self._index.values():
             self._write(index.tobytes())
+        while self._writing:
+            self._writing.popleft().result()
         return self._hash.hexdigest()
+
+    def _take(self) -> None:
+        """Write the block that became whole first, and fill the level above with what it was reduced to."""
+        (level, row, col), future = self._pending.popleft()
+        encoded = future.result()
+        self._append(level, row, col, encoded)
+        if level + 1 in self._extents:
+            inside = self._cell(level, row, col)
+            half = Window(inside.row // 2, inside.col // 2, -(-inside.height // 2), -(-inside.width // 2))
+            part = None if encoded.reduced is None else encoded.reduced[:, : half.height, : half.width]
+            self._fill(level + 1, half, part)
 
     def _fill(self, level: int, window: Window, values: np.ndarray | None) -> None:
         last_row, last_col = (-(-stop // BLOCK) for stop in window.stop)
@@ -275,25 +313,32 @@ class BlockWriter:
     def _cell(self, level: int, row: int, col: int) -> Window:
         return Window(row * BLOCK, col * BLOCK, BLOCK, BLOCK).intersect(self._extents[level])
 
-    def _encode(self, values: np.ndarray | None, reduce: bool) -> tuple[list[bytes], np.ndarray | None]:
+    def _encode(self, values: np.ndarray | None, reduce: bool) -> _Encoded:
         if values is None:
-            return [self._empty_payload] * self._bands, None
+            return self._empty
         payloads = [encode_block(band) for band in values]
-        return payloads, reduce_block(values, self._encoding.nodata) if reduce else None
+        reduced = reduce_block(values, self._encoding.nodata) if reduce else None
+        return _Encoded(payloads, [zlib.crc32(p) for p in payloads], reduced)
 
-    def _append(self, level: int, row: int, col: int, payloads: list[bytes]) -> None:
+    def _append(self, level: int, row: int, col: int, encoded: _Encoded) -> None:
         extent = self._extents[level]
         entries = self._index[level][row - extent.row // BLOCK, col - extent.col // BLOCK]
-        sizes = np.array([len(p) for p in payloads])
+        sizes = np.array([len(p) for p in encoded.payloads])
         entries["offset"] = self._offset + np.cumsum(sizes) - sizes
         entries["size"] = sizes
-        entries["crc"] = [zlib.crc32(p) for p in payloads]
-        self._write(b"".join(payloads))
+        entries["crc"] = encoded.crcs
+        self._write(b"".join(encoded.payloads))
 
     def _write(self, data: bytes) -> None:
+        """Have data written and hashed after what was given before, in a thread of its own."""
+        self._offset += len(data)
+        self._writing.append(self._disk.submit(self._put, data))
+        while len(self._writing) > _WAITING:
+            self._writing.popleft().result()
+
+    def _put(self, data: bytes) -> None:
         self._file.write(data)
         self._hash.update(data)
-        self._offset += len(data)
 
 
 class BlockFile:
@@ -342,12 +387,11 @@ class BlockFile:
         return range(first, first + self.index[level].shape[1])
 
     def read(self, level: int, row: int, col: int, *, last: bool = False) -> list[bytes]:
-        """The encoded bands of one block; `last` says that it isn't needed again."""
+        """The encoded bands of one block, to any thread; `last` says that it isn't needed again."""
         extent = self._extents[level]
         entries = self.index[level][row - extent.row // BLOCK, col - extent.col // BLOCK]
         sizes = entries["size"].astype(int)
-        self._file.seek(int(entries["offset"][0]))
-        data = self._file.read(int(sizes.sum()))
+        data = os.pread(self._file.fileno(), int(sizes.sum()), int(entries["offset"][0]))
         if data and last and hasattr(os, "posix_fadvise"):
             # The system can take its memory for what is written next; memory never used before is slow.
             start, length = int(entries["offset"][0]), len(data)

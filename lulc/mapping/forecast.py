@@ -22,6 +22,9 @@ INEXACT_HALO = 64
 BLEND_WINDOW = 512
 """Side of windows blended by Gaussian weights, near the crops that networks are trained on."""
 
+CORES_PER_READER = 4
+"""One thread reads 5 Mpx/s, which on a few processors no network takes; more threads need more memory."""
+
 CACHE = 64 * 2**20
 """GDAL's cache of decoded input blocks, bytes; its own default is a twentieth of the machine's memory."""
 
@@ -66,15 +69,19 @@ class Demand:
     def per_pixel(self, profile: MapProfile) -> tuple[float, float]:
         """Bytes for each pixel of a window that is read, and for each that is given."""
         # Of each two: while one batch is computed, the next is read and the one before encoded, in strips.
-        read = self.footprint.per_pixel + 4 * 2 * self.channels
+        read = self.footprint.per_pixel + 4 * (1 + readers()) * self.channels
         given = self.footprint.per_given + 4 * 2 * self.classes
         strips = len(profile.band_names) * profile.encoding.dtype.itemsize
         return read * self.batch, given * self.batch + strips
 
     def _fixed(self, profile: MapProfile) -> float:
         block = BLOCK * BLOCK * len(profile.band_names) * profile.encoding.dtype.itemsize
-        along = -(-min(profile.part, profile.grid.width) // BLOCK) + 2
-        return self.footprint.fixed + CACHE + 2 * along * block
+        width = min(profile.part, profile.grid.width)
+        along = -(-width // BLOCK) + 2
+        # Windows are rarely wider.
+        strip = BLOCK * min(width, 2048) * (4 * self.classes) + block * min(width, 2048) // BLOCK
+        caches = readers() * CACHE
+        return self.footprint.fixed + caches + 2 * along * block + pieces_ahead() * strip
 
 
 def plan_map(
@@ -228,3 +235,13 @@ def _left_in(group: Path, limit: str, used: str, cache: str) -> list[float]:
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def readers() -> int:
+    """Windows that are read at a time: one for each `CORES_PER_READER` processors."""
+    return max(1, cores() // CORES_PER_READER)
+
+
+def pieces_ahead() -> int:
+    """Strips of windows that are encoded beside the one that is being written; 0 to encode that alone."""
+    return 2 * (readers() - 1)

@@ -25,6 +25,7 @@ from lulc.engines import (
     Engine,
     EngineRequest,
     Network,
+    budget_of,
     build_engine,
     choose_engine,
     dihedral,
@@ -33,7 +34,7 @@ from lulc.engines import (
 )
 from lulc.geotiff import MapProfile
 from lulc.mapping import forecast
-from lulc.mapping.prediction import Prediction, predict_parts
+from lulc.mapping.prediction import Prediction, Read, predict_parts
 from lulc.maps import LEGEND_TAG
 from lulc.networks.card import ModelCard, check_classifies, load_card
 from lulc.networks.ensemble import (
@@ -73,8 +74,8 @@ class Job:
         Final name of the map.
     profile : MapProfile
         The map, its tags not known yet.
-    memory : float
-        Peak memory of the process in bytes, as planned.
+    memory, budget : float
+        Peak memory of the process in bytes, as planned and as asked for.
     """
 
     def __init__(self, config: ClassifyConfig, members: Sequence[Member], stack: Stack) -> None:
@@ -83,6 +84,7 @@ class Job:
         self.out = Path(config.out)
         self.members = members
         self.engine = choose_engine(config.engine, networks=[member.card.network for member in members])
+        self.budget = 1e9 * (config.memory or budget_of(self.engine))
         self.gaussian = config.blend == "gaussian"
         legend = legend_of(card)
         self.profile = MapProfile(
@@ -110,7 +112,7 @@ class Job:
             demand,
             stride=stride,
             halo=halo,
-            memory=config.memory * 1e9,
+            memory=self.budget,
             window=config.window,
             square=config.tta,
         )
@@ -160,9 +162,23 @@ class Job:
 
     def predictions(self, network: Network, parts: list[Part]) -> Generator[Prediction, None, None]:
         """All windows of some parts."""
-        return predict_parts(
-            self.stack.read, network, self.plan, parts, batch=self.config.batch_size, gaussian=self.gaussian
-        )
+        with self.readers() as (read, *further):
+            yield from predict_parts(
+                read,
+                network,
+                self.plan,
+                parts,
+                further=further,
+                batch=self.config.batch_size,
+                gaussian=self.gaussian,
+            )
+
+    @contextlib.contextmanager
+    def readers(self) -> Iterator[list[Read]]:
+        """What reads windows of the stack, each for one thread at a time."""
+        with contextlib.ExitStack() as opened:
+            again = [opened.enter_context(self.stack.reopen()) for _ in range(forecast.readers() - 1)]
+            yield [self.stack.read, *(stack.read for stack in again)]
 
     def encode(self, prediction: Prediction) -> tuple[np.ndarray | None, np.ndarray]:
         """What is stored of a window.
@@ -340,7 +356,7 @@ def _check_numbers(config: ClassifyConfig) -> None:
     measures = set(config.extra) <= set(MEASURES) and len(set(config.extra)) == len(config.extra)
     checks = {
         f"--batch-size is {config.batch_size}, expected 1 or more": config.batch_size >= 1,
-        f"--memory is {config.memory}, expected more than 0": config.memory > 0,
+        f"--memory is {config.memory}, expected more than 0": config.memory is None or config.memory > 0,
         f"--min-confidence is {config.min_confidence}, expected 0..1": 0 <= config.min_confidence <= 1,
         f"--sieve is {config.sieve}, expected 0 or more": config.sieve >= 0,
         f"--window is {config.window}, expected 1 or more": config.window is None

@@ -7,15 +7,16 @@ pixel once; it knows neither files nor frameworks.
 from __future__ import annotations
 
 import queue
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from lulc.threads import ahead, in_order
 from lulc.windows import Part, Plan, PlannedWindow, Window
 
 Read = Callable[[Window], np.ndarray]
@@ -108,6 +109,7 @@ def predict_parts(
     plan: Plan,
     parts: Iterable[Part],
     *,
+    further: Sequence[Read] = (),
     batch: int = 1,
     gaussian: bool = False,
     threads: bool = True,
@@ -120,13 +122,15 @@ def predict_parts(
     Parameters
     ----------
     read
-        Called from one thread.
+        Called from one thread at a time.
     network
         Called from one thread, always with the shape (batch, *plan.window, band).
     plan
         Its windows, or with `gaussian` its window shape.
     parts
         Parts to classify.
+    further
+        The same as `read` for a thread more each: so many windows more are read at a time.
     batch
         Windows for each call.
     gaussian
@@ -140,7 +144,7 @@ def predict_parts(
         In plan order; the write rectangles of a part tile it exactly.
     """
     work = ((part, windows_of(plan, part, gaussian=gaussian)) for part in parts)
-    predictions = _predict_windows(read, network, plan, work, batch, threads=threads)
+    predictions = _predict_windows((read, *further), network, plan, work, batch, threads=threads)
     with closing(predictions):
         yield from _blend(predictions, plan) if gaussian else _strips(predictions)
 
@@ -151,17 +155,18 @@ def predict_windows(
     plan: Plan,
     work: Iterable[tuple[Part, Iterable[PlannedWindow]]],
     *,
+    further: Sequence[Read] = (),
     batch: int = 1,
     threads: bool = True,
 ) -> Generator[Prediction, None, None]:
     """As `predict_parts`, for given windows of each part, without blending."""
-    predictions = _predict_windows(read, network, plan, work, batch, threads=threads)
+    predictions = _predict_windows((read, *further), network, plan, work, batch, threads=threads)
     with closing(predictions):
         yield from _strips(predictions)
 
 
 def _predict_windows(
-    read: Read,
+    reads: Sequence[Read],
     network: Network,
     plan: Plan,
     work: Iterable[tuple[Part, Iterable[PlannedWindow]]],
@@ -169,9 +174,9 @@ def _predict_windows(
     *,
     threads: bool,
 ) -> Generator[Prediction, None, None]:
-    ahead = _ahead if threads else _at_once
-    batches = ahead(_read_batches(read, plan, work, batch))
-    predictions = ahead(_predict(batches, network, batch))
+    beside = ahead if threads else _at_once
+    batches = beside(_read_batches(reads if threads else reads[:1], plan, work, batch))
+    predictions = beside(_predict(batches, network, batch))
     with closing(batches), closing(predictions):
         yield from predictions
 
@@ -199,28 +204,66 @@ def _lattice(length: int, size: int, stride: int) -> list[int]:
     return [*range(0, length - size, step), length - size]
 
 
+class _Loaded(NamedTuple):
+    """A window as it was read: its mask and its values, None where no pixel of it is valid."""
+
+    part: Part
+    window: PlannedWindow
+    valid: np.ndarray | None
+    x: np.ndarray | None
+
+
 def _read_batches(
-    read: Read,
+    reads: Sequence[Read],
     plan: Plan,
     work: Iterable[tuple[Part, Iterable[PlannedWindow]]],
     size: int,
 ) -> Iterator[Batch]:
-    for part, planned in work:
-        windows: list[tuple[PlannedWindow, np.ndarray | None]] = []
-        arrays: list[np.ndarray] = []
-        for window in planned:
-            x = _read_padded(read, plan, window.read)
-            valid = ~np.isnan(x[..., 0][window.valid.slices])
-            if valid.any():
+    planned = ((part, window) for part, windows in work for window in windows)
+    windows: list[tuple[PlannedWindow, np.ndarray | None]] = []
+    arrays: list[np.ndarray] = []
+    of_part: Part | None = None
+    with closing(_load(reads, plan, planned)) as loaded:
+        for part, window, valid, x in loaded:
+            if windows and of_part is not None and part != of_part:
+                yield Batch(of_part, windows, _stack(arrays))
+                windows, arrays = [], []
+            of_part = part
+            windows.append((window, valid))
+            if x is not None:
                 arrays.append(x)
-                windows.append((window, valid))
-            else:
-                windows.append((window, None))
+            # What is held here could not hold the next window.
+            del x
             if len(arrays) == size:
                 yield Batch(part, windows, _stack(arrays))
                 windows, arrays = [], []
-        if windows:
-            yield Batch(part, windows, _stack(arrays))
+    if windows and of_part is not None:
+        yield Batch(of_part, windows, _stack(arrays))
+
+
+def _load(
+    reads: Sequence[Read], plan: Plan, planned: Iterable[tuple[Part, PlannedWindow]]
+) -> Generator[_Loaded, None, None]:
+    """Read windows in order, as many at a time as there are functions that read."""
+    free: queue.SimpleQueue[Read] = queue.SimpleQueue()
+    for read in reads:
+        free.put(read)
+
+    def load(item: tuple[Part, PlannedWindow]) -> _Loaded:
+        part, window = item
+        read = free.get()
+        try:
+            x = _read_padded(read, plan, window.read)
+        finally:
+            free.put(read)
+        valid = ~np.isnan(x[..., 0][window.valid.slices])
+        return _Loaded(part, window, valid, x) if valid.any() else _Loaded(part, window, None, None)
+
+    if len(reads) == 1:
+        yield from map(load, planned)
+        return
+    with ThreadPoolExecutor(len(reads), thread_name_prefix="reads") as pool:
+        yield from in_order(load, planned, pool, len(reads) - 1)
 
 
 def _stack(arrays: list[np.ndarray]) -> np.ndarray | None:
@@ -360,49 +403,5 @@ def _gaussian(shape: tuple[int, int]) -> np.ndarray:
     return np.maximum(np.outer(*axes), 1e-4).astype(np.float32)
 
 
-_END = object()
-
-
-class _Failure(NamedTuple):
-    error: BaseException
-
-
 def _at_once(items: Iterator[Item]) -> Generator[Item, None, None]:
     yield from items
-
-
-def _ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """Iterate in a thread of its own, which makes one item while the caller has the one before.
-
-    An error in the thread is raised here; when the caller stops early, the thread ends. No item is held
-    here or in the thread that the caller has let go.
-    """
-    finished: queue.SimpleQueue[object] = queue.SimpleQueue()
-    wanted = threading.Semaphore()
-    stop = threading.Event()
-
-    def work() -> None:
-        try:
-            while wanted.acquire() and not stop.is_set():
-                item = next(items, _END)
-                finished.put(item)
-                if item is _END:
-                    return
-                del item
-        except BaseException as error:
-            finished.put(_Failure(error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while (item := finished.get()) is not _END:
-            if isinstance(item, _Failure):
-                raise item.error
-            wanted.release()
-            box = [item]
-            del item
-            yield box.pop()  # type: ignore[misc]
-    finally:
-        stop.set()
-        wanted.release()
-        thread.join()

@@ -36,6 +36,7 @@ from lulc.networks.ensemble import Member
 from lulc.rasters.guards import is_address
 from lulc.rasters.sources import Stamp, moments_of, stamps_of
 from lulc.schema import InputError
+from lulc.threads import in_order
 from lulc.windows import Part
 
 _PATHS = ("inputs", "fill", "like", "mask", "aoi", "out")
@@ -151,11 +152,14 @@ def make_parts(
     """
     predictions = job.predictions(clock.measure(job.network(engine)), parts)
 
+    def piece_of(prediction: Prediction) -> Piece:
+        return Piece(prediction.window.write, *job.encode(prediction))
+
     def pieces(windows: Iterable[Prediction]) -> Iterator[Piece]:
-        for prediction in windows:
-            write = prediction.window.write
-            yield Piece(write, *job.encode(prediction))
-            progress(write.height * write.width)
+        ahead = forecast.pieces_ahead()
+        for piece in in_order(piece_of, windows, pool, ahead) if ahead else map(piece_of, windows):
+            yield piece
+            progress(piece.window.height * piece.window.width)
         check()
 
     with closing(predictions):

@@ -27,6 +27,9 @@ BACKENDS = {"tensorflow": "cpu", "jax": "jax", "torch": "torch"}
 Predict = Callable[[np.ndarray], np.ndarray]
 """float32 (n, y, x, band) to float32 (n, y, x, class)."""
 
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+"""Keras' policy for each precision; with float16 Keras scales the loss by itself."""
+
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GLOG_minloglevel", "3")
@@ -76,11 +79,14 @@ keras.config.set_floatx("float32")
 __all__ = [
     "BACKENDS",
     "Predict",
+    "cache_programs",
     "compile_predict",
     "device_name",
+    "exact_float32",
     "keras",
     "limit_threads",
     "name",
+    "precision",
     "seed",
     "versions",
 ]
@@ -129,6 +135,40 @@ def seed(value: int, *, deterministic: bool = False) -> None:
         framework.config.experimental.enable_op_determinism()
     elif name() == "torch":
         framework.use_deterministic_algorithms(True, warn_only=True)
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Layers made inside compute in ``float32``, ``bfloat16`` or ``float16``."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(POLICIES[name])
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def exact_float32() -> None:
+    """Have this process compute float32 as such; GPUs round factors to 10 bits (TF32) unless told not to."""
+    framework: Any = _framework()
+    if name() == "tensorflow":
+        framework.config.experimental.enable_tensor_float_32_execution(False)
+    elif name() == "jax":
+        framework.config.update("jax_default_matmul_precision", "highest")
+    else:
+        framework.backends.cudnn.allow_tf32 = framework.backends.cuda.matmul.allow_tf32 = False
+
+
+def cache_programs() -> None:
+    """Have JAX keep what it compiles for a GPU, a minute for a training step, in the user's cache folder.
+
+    That is ``lulc/jax`` in ``$XDG_CACHE_HOME``, or another that ``JAX_COMPILATION_CACHE_DIR`` names.
+    """
+    if name() != "jax" or device_name() == "CPU" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    framework: Any = _framework()
+    framework.config.update("jax_compilation_cache_dir", os.path.join(base, "lulc", "jax"))
 
 
 def limit_threads(count: int) -> None:

@@ -1,0 +1,75 @@
+"""Work in other threads, given out in the order of its items."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from typing import NamedTuple, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], pool: Executor, further: int
+) -> Generator[Result, None, None]:
+    """``map(function, items)``, where `pool` works on an item and on `further` ones after it."""
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            del item
+            if len(pending) > further:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+_END = object()
+
+
+class _Failure(NamedTuple):
+    error: BaseException
+
+
+def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """Iterate in a thread of its own, which makes one item while the caller has the one before.
+
+    An error in the thread is raised here; when the caller stops early, the thread ends. No item is held
+    here or in the thread that the caller has let go.
+    """
+    finished: queue.SimpleQueue[object] = queue.SimpleQueue()
+    wanted = threading.Semaphore()
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            while wanted.acquire() and not stop.is_set():
+                item = next(items, _END)
+                finished.put(item)
+                if item is _END:
+                    return
+                del item
+        except BaseException as error:
+            finished.put(_Failure(error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while (item := finished.get()) is not _END:
+            if isinstance(item, _Failure):
+                raise item.error
+            wanted.release()
+            box = [item]
+            del item
+            yield box.pop()  # type: ignore[misc]
+    finally:
+        stop.set()
+        wanted.release()
+        thread.join()
