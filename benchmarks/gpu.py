@@ -51,17 +51,21 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="lulc-gpu-"))
     folder.mkdir(parents=True, exist_ok=True)
     mosaic = make_mosaic(options.scene, folder, options.size)
-    document: dict[str, Any] = {"size": options.size, "networks": [], "commands": []}
-    target = ROOT / "benchmarks" / "results" / "gpu.json"
-    if options.results:
-        target = options.results
+    document: dict[str, Any] = {"size": options.size, "machine": {}, "networks": [], "commands": []}
+    target = options.results or ROOT / "benchmarks" / "results" / "gpu.json"
+
+    def store() -> None:
+        target.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
     for engine in options.engines:
-        document["networks"].append(_stage("network", engine, options.model, *mosaic))
-        document |= {"machine": document["networks"][0].pop("machine", None) or document["machine"]}
         for activations in options.activations:
             document["commands"].append(measure_command(engine, activations, options, mosaic, folder))
-            document["parts"] = document.get("parts") or _stage("parts", engine, options.model, *mosaic)
-            target.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            store()
+        document["networks"].append(_stage("network", engine, options.model, *mosaic))
+        document["machine"] |= document["networks"][-1].pop("machine")
+        store()
+    document["parts"] = _stage("parts", options.engines[0], options.model, *mosaic)
+    store()
     text = render(document)
     print(text)
     target.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
