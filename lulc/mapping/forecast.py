@@ -22,8 +22,8 @@ INEXACT_HALO = 64
 BLEND_WINDOW = 512
 """Side of windows blended by Gaussian weights, near the crops that networks are trained on."""
 
-CORES_PER_READER = 4
-"""One thread reads 5 Mpx/s, which on a few processors no network takes; more threads need more memory."""
+CORES_PER_READER = 8
+"""One thread reads 5 to 8 Mpx/s, which on a few processors no network takes; each needs a window of memory."""
 
 CACHE = 64 * 2**20
 """GDAL's cache of decoded input blocks, bytes; its own default is a twentieth of the machine's memory."""
