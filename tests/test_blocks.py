@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,8 +106,10 @@ def write(values: np.ndarray, rectangles: list[Window], levels: int = 3, name: s
     shape = values.shape[1:]
     extents = {k: Window(0, 0, *(-(-n // 2**k) for n in shape)) for k in range(levels)}
     file = io.BytesIO()
-    with ThreadPoolExecutor(2) as pool:
-        writer = BlockWriter(file, ENCODINGS[name], len(values), extents, pool)
+    with (
+        ThreadPoolExecutor(2) as pool,
+        BlockWriter(file, ENCODINGS[name], len(values), extents, pool) as writer,
+    ):
         for rectangle in rectangles:
             writer.place(0, rectangle, values[(slice(None), *rectangle.slices)])
         writer.finish()
@@ -157,8 +162,10 @@ def unpack(content: bytes, shape: tuple[int, int], bands: int = 3) -> list[np.nd
 
 def test_rectangles_without_data_cost_next_to_nothing() -> None:
     file = io.BytesIO()
-    with ThreadPoolExecutor(1) as pool:
-        writer = BlockWriter(file, ENCODINGS["float32"], 14, {0: Window(0, 0, 4096, 4096)}, pool)
+    with (
+        ThreadPoolExecutor(1) as pool,
+        BlockWriter(file, ENCODINGS["float32"], 14, {0: Window(0, 0, 4096, 4096)}, pool) as writer,
+    ):
         writer.place(0, Window(0, 0, 4096, 4096), None)
         writer.finish()
     assert len(file.getvalue()) < 14 * 256 * 100
@@ -167,6 +174,32 @@ def test_rectangles_without_data_cost_next_to_nothing() -> None:
 def test_a_file_with_missing_pixels_is_not_finished() -> None:
     with pytest.raises(ValueError, match="missing"):
         write(np.zeros((2, 300, 300), "f4"), [Window(0, 0, 300, 299)])
+
+
+class _FullDisk(io.BytesIO):
+    """Takes 100 kB."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > 100_000:
+            raise OSError(errno.ENOSPC, "no space left")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("rows", [300, 4096])
+def test_a_full_disk_is_said_and_no_thread_is_left(rows: int) -> None:
+    before = threading.active_count()
+    values = np.random.default_rng(0).random((2, 256, 256)).astype("f4")
+    extents = {0: Window(0, 0, rows, 256)}
+    with (
+        ThreadPoolExecutor(2) as pool,
+        pytest.raises(OSError, match="no space left"),
+        BlockWriter(_FullDisk(), ENCODINGS["float32"], 2, extents, pool) as writer,
+    ):
+        for top in range(0, rows, 256):
+            place = Window(top, 0, min(256, rows - top), 256)
+            writer.place(0, place, values[:, : place.height])
+        writer.finish()
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("where", [0, 1000])

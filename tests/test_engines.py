@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from lulc import engines, weights
-from lulc.engines import EngineRequest, build_engine, choose_engine
+from lulc.confidence.certainty import decide
+from lulc.engines import EngineRequest, budget_of, build_engine, choose_engine, footprint
 from lulc.networks.card import Channel, ModelCard
 from lulc.networks.network import NetworkConfig
 from lulc.schema import InputError, LandCoverClass, Legend
@@ -149,11 +150,48 @@ def test_quantised_networks_of_either_block_run(save: Callable[..., Any], block:
     np.testing.assert_allclose(engine(scene(32, 32)[np.newaxis]).sum(-1), 1, atol=1e-3)
 
 
-def test_too_little_agreement_stops_with_the_figure_and_the_way_out(save: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("name", ["openvino-int8", "keras-float16"])
+def test_too_little_agreement_stops_with_the_figure_and_the_way_out(
+    save: Callable[..., Any], name: str
+) -> None:
     path, card = save()
     with pytest.raises(InputError, match="agrees with float32") as error:
-        build_engine("openvino-int8", request_for(path, card, (1, 32, 32), min_agreement=1.0001))
+        build_engine(name, request_for(path, card, (1, 32, 32), min_agreement=1.0001))
+    assert f"--engine {name.split('-')[0]}," in error.value.hint
     assert "--min-agreement" in error.value.hint
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, classes=1, activation="sigmoid")])
+def test_float16_is_near_float32_and_not_equal_to_it(save: Callable[..., Any], config: NetworkConfig) -> None:
+    path, card = save(config)
+    request = request_for(path, card, (1, 64, 64))
+    x = scene(64, 64, seed=51)[np.newaxis]
+    half, exact = build_engine("keras-float16", request)(x), build_engine("keras", request)(x)
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - exact).max() < 0.02
+    agreement = float(build_engine("keras-float16", request).identity["agreement"])
+    assert (decide(half) == decide(exact)).mean() == pytest.approx(agreement, abs=0.01)
+
+
+def test_keras_computes_float32_as_such_where_a_gpu_would_round(save: Callable[..., Any]) -> None:
+    import tensorflow
+
+    tensorflow.config.experimental.enable_tensor_float_32_execution(True)
+    path, card = save()
+    build_engine("keras", request_for(path, card, (1, 32, 32)))
+    assert not tensorflow.config.experimental.tensor_float_32_execution_enabled()
+
+
+def test_a_gpu_changes_memory_and_windows_but_for_engines_that_do_not_use_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = {name: (budget_of(name), footprint(name, SMALL)) for name in ("keras", "openvino")}
+    monkeypatch.setattr(engines, "has_gpu", lambda: True)
+    gpu = {name: (budget_of(name), footprint(name, SMALL)) for name in ("keras", "openvino")}
+    assert gpu["openvino"] == cpu["openvino"]
+    assert gpu["keras"][0] > cpu["keras"][0]
+    assert gpu["keras"][1].per_pixel < cpu["keras"][1].per_pixel
+    assert gpu["keras"][1].fixed < 1e9 * gpu["keras"][0]
 
 
 def test_a_cached_quantisation_is_used_and_a_damaged_one_made_anew(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -115,6 +116,40 @@ def test_threads_change_nothing(gaussian: bool) -> None:
         )  # fmt: skip
         results.append(collect(plan, list(predictions))[0])
     np.testing.assert_array_equal(results[0], results[1])
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_several_readers_change_nothing_and_each_is_called_by_one_thread_at_a_time(
+    gaussian: bool, batch: int
+) -> None:
+    image = image_of(75, 90)
+    plan = Plan(75, 90, 4, 4, (16, 20), 32)
+    used: set[int] = set()
+
+    def reader(number: int) -> Callable[[Window], np.ndarray]:
+        busy = threading.Lock()
+
+        def read(window: Window) -> np.ndarray:
+            assert busy.acquire(blocking=False), "two threads at a time"
+            time.sleep(0.001 * (number + 1))
+            used.add(number)
+            busy.release()
+            return image[window.slices].copy()
+
+        return read
+
+    def run(count: int) -> list[Prediction]:
+        first, *further = map(reader, range(count))
+        options = {"further": further, "gaussian": gaussian, "batch": batch}
+        return list(predict_parts(first, np.nan_to_num, plan, plan.parts(), **options))
+
+    one, three = run(1), run(3)
+    assert used == {0, 1, 2}
+    assert [p.window for p in three] == [p.window for p in one]
+    for a, b in zip(one, three, strict=True):
+        np.testing.assert_array_equal(a.probabilities, b.probabilities)
+        np.testing.assert_array_equal(a.valid, b.valid)
 
 
 def test_blended_parts_meet_without_a_seam() -> None:

@@ -23,7 +23,7 @@ BLEND_WINDOW = 512
 """Side of windows blended by Gaussian weights, near the crops that networks are trained on."""
 
 CORES_PER_READER = 8
-"""One thread reads 5 to 8 Mpx/s, which on a few processors no network takes; each needs a window of memory."""
+"""One thread reads 5 to 8 Mpx/s, which on few processors no network takes; each needs a window of memory."""
 
 CACHE = 64 * 2**20
 """GDAL's cache of decoded input blocks, bytes; its own default is a twentieth of the machine's memory."""
