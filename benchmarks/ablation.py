@@ -90,6 +90,9 @@ ALIKE = {"recipe": "default", "balance": "stacks"}
 ONE_STACK = ALIKE | {"batch_from": "one"}
 """The default before batches came from any stack."""
 
+BY_PIXELS = {"recipe": "default", "balance": "pixels"}
+"""The default before stacks were drawn by their classes."""
+
 LEVERS: Mapping[str, Mapping[str, Any]] = {
     "original": {},
     "original, batches of 2": SMALL_BATCHES,
@@ -117,10 +120,13 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "one stack a batch, no dropout": ONE_STACK | {"dropout": 0.0},
     "one stack a batch": ONE_STACK,
     "one stack a batch, full width": ONE_STACK | {"filters": FULL},
-    "default": {"recipe": "default"},
-    "default, all stacks alike": ALIKE,
+    "by pixels": BY_PIXELS,
+    "by pixels, full width": BY_PIXELS | {"filters": FULL},
+    "by pixels, a quarter of the width": BY_PIXELS | {"filters": (8, 16, 32, 64)},
+    "all stacks alike": ALIKE,
     "alike, batches of 4": ALIKE | {"batch_size": 4},
     "alike, copy-paste, 1 a crop": ALIKE | {"copy_paste": 1.0, "rare_temperature": 100.0},
+    "default": {"recipe": "default"},
     "default, no dropout": {"recipe": "default", "dropout": 0.0},
     "default, dropout 0.5": {"recipe": "default", "dropout": 0.5},
     "default, weight decay 0.1": {"recipe": "default", "weight_decay": 0.1},
@@ -174,7 +180,7 @@ def main() -> int:
 
 def rows_of(stage: str) -> list[str]:
     """Names of the rows that a stage makes where none are asked for."""
-    of_default = [name for name in LEVERS if name.startswith("default")]
+    of_default = [name for name in LEVERS if name.startswith(("default", "by pixels", "all stacks", "alike"))]
     steps = [name for name in LEVERS if name not in of_default]
     return {"screen": steps, "refine": of_default}.get(stage, [FOREST, "original", "default"])
 

@@ -88,11 +88,12 @@ SETTINGS: Mapping[str, Any] = {
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     "original": {"recipe": "original", "average": 0.1},
+    "by pixels": {"recipe": "default", "balance": "pixels"},
     "default": {"recipe": "default"},
 }
-"""Rows beside the forest; both are scored on averaged weights."""
+"""Rows beside the forest; all are scored on averaged weights."""
 
-FOREST, SHIP, AVERAGED = "random forest", "shipped", "default, mean of seven"
+FOREST, SHIP, AVERAGED = "random forest", "shipped", "by pixels, mean of seven"
 MEMBERS = 7
 """Networks of different seeds whose activations are averaged. `make_classifications.py --ensemble` calibrates
 each by itself before; here one temperature is fitted to the mean."""
@@ -174,8 +175,8 @@ def measure_averaged(name: str, seed: int, options: argparse.Namespace) -> dict[
 
     data = make_stacks(options.runs, tuple(SCENES))
     seeds = range(MEMBERS * (seed - 1) + 1, MEMBERS * seed + 1)
-    runs = [cross_validate(config_of(data, "default", number, options)) for number in seeds]
-    config = config_of(data, "default", seeds[0], options)
+    runs = [cross_validate(config_of(data, "by pixels", number, options)) for number in seeds]
+    config = config_of(data, "by pixels", seeds[0], options)
     outcomes = {}
     for number, (left_out, dataset) in enumerate(leave_one_out(config)):
         out, *others = (str(run.folds[number].folder) for run in runs)

@@ -117,7 +117,7 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         # What these values give is in docs/accuracy.md; what is not here stays as it was in the original.
         "epochs": 6,
         "batch_size": 2,
-        "balance": "pixels",
+        "balance": "classes",
         "batch_from": "any",
         "rotations": 4,
         "loss": "logit-adjusted(tau=0.65)",
@@ -354,8 +354,8 @@ class TrainConfig(RunConfig):
     )
     balance: str = by_recipe(
         "balance",
-        "how often crops come from each stack: all alike, by labelled pixels, or by the classes it holds; "
-        "what the last gives is not measured",
+        "how often crops come from each stack: all alike, by labelled pixels, or by the classes it holds, "
+        "rare ones first (--rare-temperature), which helps most where stacks differ (docs/accuracy.md)",
         choices=("stacks", "pixels", "classes"),
         group=SAMPLING,
     )
