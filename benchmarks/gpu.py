@@ -51,7 +51,13 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="lulc-gpu-"))
     folder.mkdir(parents=True, exist_ok=True)
     mosaic = make_mosaic(options.scene, folder, options.size)
-    document: dict[str, Any] = {"size": options.size, "machine": {}, "networks": [], "commands": []}
+    document: dict[str, Any] = {
+        "size": options.size,
+        "machine": {},
+        "networks": [],
+        "commands": [],
+        "parts": {},
+    }
     target = options.results or ROOT / "benchmarks" / "results" / "gpu.json"
 
     def store() -> None:
@@ -282,6 +288,8 @@ def render(document: Result) -> str:
             f"| {row['bytes'] / 1e9:.1f} | 10, {met} |"
         )
     parts = document["parts"]
+    if not parts:
+        return "\n".join(lines)
     lines += [
         "",
         f"Alone, with the threads that the command has: reading {parts['reading'] / 1e6:.1f} Mpx/s "

@@ -36,6 +36,9 @@ logger = logging.getLogger("lulc")
 MIN_AGREEMENT = {"openvino-int8": 0.97, "openvino-mixed": 0.995, "keras-float16": 0.995}
 """Share of pixels on which an engine of lower precision gives the class that float32 gives, at least."""
 
+GPU_PROCESS = 3e9
+"""Bytes of memory that the driver of a GPU and a framework take in a process."""
+
 AIM = 0.985
 """Share that ``openvino-int8`` keeps where it gives agreement for speed."""
 
@@ -170,6 +173,16 @@ def budget_of(name: str) -> float:
     return 8.0 if name in _KERAS and has_gpu() else 2.0
 
 
+def readers_of(name: str) -> int:
+    """Windows that are read at a time: where a GPU computes, one thread can't read as fast."""
+    return 2 if name in _KERAS and has_gpu() else 1
+
+
+def shared_of(name: str) -> float:
+    """Bytes of a footprint that a process has once, however many networks it runs."""
+    return GPU_PROCESS if name in _KERAS and has_gpu() else 0.0
+
+
 def gives_cores(name: str) -> bool:
     """Whether the engine `name` can give the core of each window without computing the rest of it."""
     return name in _CROPPING
@@ -221,6 +234,12 @@ def dihedral(network: Network) -> Network:
 def _build_keras(precision: str, request: EngineRequest) -> Engine:
     from lulc.networks import backend
 
+    if has_gpu() and backend.device_name() == "CPU":
+        raise InputError(
+            f"cannot run the network with the engine 'keras' as planned, since this {backend.name()} "
+            "computes on the CPU, expected the NVIDIA GPU that is there",
+            "Install it with the extra for GPUs, or set CUDA_VISIBLE_DEVICES=-1 to plan with the CPU.",
+        )
     backend.cache_programs()
     backend.exact_float32()
     identity = {"precision": precision, "device": backend.device_name(), **backend.versions()}
@@ -228,9 +247,9 @@ def _build_keras(precision: str, request: EngineRequest) -> Engine:
     if precision == "float32":
         return Engine("keras", request.shape, identity, function)
     name = f"keras-{precision}"
-    agreement = _agreement(request, precision)
-    _check_agreement(name, request, agreement)
-    return Engine(name, request.shape, identity | {"agreement": f"{agreement:.4f}"}, function)
+    # Measured anew in each process, on whatever kernels it chose, it is no part of what decides the bytes.
+    _check_agreement(name, request, _agreement(request, precision))
+    return Engine(name, request.shape, identity, function)
 
 
 def _keras_model(precision: str, request: EngineRequest) -> Any:
@@ -245,13 +264,22 @@ def _agreement(request: EngineRequest, precision: str) -> float:
     """Share of the valid pixels of some windows that get the class that float32 gives."""
     from lulc.networks import backend
 
-    # One after the other, so that no two networks lie in the memory of a GPU beside the one that will run.
-    classes = []
-    for of in ("float32", precision):
+    def classes(of: str) -> list[np.ndarray]:
         network = backend.compile_predict(_keras_model(of, request))
-        classes.append([(decide(network(x[np.newaxis])[0]), ~np.isnan(x[..., 0])) for x in request.samples()])
-    pairs = [(a == b)[valid] for (a, valid), (b, _) in zip(*classes, strict=True)]
-    return float(np.concatenate(pairs).mean()) if pairs else 1.0
+        return [decide(network(x[np.newaxis])[0]) for x in _padded(request)]
+
+    valid = [~np.isnan(x[..., 0]) for x in _padded(request)]
+    pairs = zip(classes("float32"), classes(precision), valid, strict=True)
+    same = [(a == b)[known] for a, b, known in pairs]
+    return float(np.concatenate(same).mean()) if same else 1.0
+
+
+def _padded(request: EngineRequest) -> Iterator[np.ndarray]:
+    """The windows to compare on, with sides that the network takes."""
+    stride = request.card.stride
+    for x in request.samples():
+        padding = [(0, -length % stride) for length in x.shape[:2]]
+        yield np.pad(x, [*padding, (0, 0)], constant_values=np.nan)
 
 
 def _check_agreement(name: str, request: EngineRequest, agreement: float) -> None:
@@ -370,7 +398,7 @@ def _keras_footprint(network: NetworkConfig) -> Footprint:
     if has_gpu():
         # What the driver and JAX take of the machine; what layers give lies in the GPU's memory, of which as
         # much is planned with.
-        return Footprint(3e9, 600 * _width(network) if network.filters else 900)
+        return Footprint(GPU_PROCESS, 600 * _width(network) if network.filters else 900)
     # Measured with TensorFlow 2.21 on a CPU: 0.8 GB and 1,300 to 1,600 bytes per pixel at widths 32..256.
     if not network.encoder:
         return Footprint(0.85e9, 1600 * _width(network))

@@ -210,7 +210,7 @@ def cut_ahead(
     """Batches `first`, `first` + 1, ... of an epoch, in order, cut by threads before they are asked for."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="crops")
     try:
-        yield from in_order(partial(generator.batch, epoch), range(first, len(generator)), pool, workers)
+        yield from in_order(partial(generator.batch, epoch), range(first, len(generator)), pool, workers + 1)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -242,7 +242,6 @@ class Stack(Resource):
         """The same stack with files of its own, for another thread; checks are not repeated."""
         again = copy.copy(self)
         again._arrays = None
-        again._images = Buffers()
         again._main = self._main.reopen()
         again._fills = tuple(fill.reopen() for fill in self._fills)
         again._indices = self._indices.reopen() if self._indices else None

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from typing import NamedTuple, TypeVar
 
 Item = TypeVar("Item")
@@ -29,6 +29,8 @@ def in_order(
     finally:
         for future in pending:
             future.cancel()
+        # What has begun may hold what the caller closes next.
+        wait(pending)
 
 
 _END = object()

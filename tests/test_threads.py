@@ -55,3 +55,21 @@ def test_an_error_comes_in_its_turn_and_what_has_not_begun_never_does() -> None:
             next(results)
         release.set()
     assert len(begun) <= 4
+
+
+def test_nothing_runs_any_more_where_an_error_has_come() -> None:
+    running = threading.Semaphore(0)
+    done: list[int] = []
+
+    def fail_first(item: int) -> None:
+        if item == 0:
+            running.acquire(timeout=10)
+            raise ValueError("first")
+        running.release()
+        time.sleep(0.1)
+        done.append(item)
+
+    with ThreadPoolExecutor(2) as pool:
+        with pytest.raises(ValueError, match="first"):
+            list(in_order(fail_first, range(2), pool, 1))
+        assert done == [1]

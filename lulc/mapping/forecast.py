@@ -22,9 +22,6 @@ INEXACT_HALO = 64
 BLEND_WINDOW = 512
 """Side of windows blended by Gaussian weights, near the crops that networks are trained on."""
 
-CORES_PER_READER = 8
-"""One thread reads 5 to 8 Mpx/s, which on few processors no network takes; each needs a window of memory."""
-
 CACHE = 64 * 2**20
 """GDAL's cache of decoded input blocks, bytes; its own default is a twentieth of the machine's memory."""
 
@@ -45,6 +42,9 @@ class Demand:
         Whether windows are blended.
     margins
         Of the plan, see `lulc.windows.Plan`.
+    readers
+        Windows that are read at a time. It doesn't follow from the number of processors: a plan is that of
+        the mosaic and the engine, wherever it is made.
     """
 
     footprint: Footprint
@@ -53,6 +53,7 @@ class Demand:
     batch: int = 1
     gaussian: bool = False
     margins: Margins = ()
+    readers: int = 1
 
     def bytes_of(self, plan: Plan, profile: MapProfile) -> float:
         """Peak memory of the process with the windows of a plan."""
@@ -69,19 +70,23 @@ class Demand:
     def per_pixel(self, profile: MapProfile) -> tuple[float, float]:
         """Bytes for each pixel of a window that is read, and for each that is given."""
         # Of each two: while one batch is computed, the next is read and the one before encoded, in strips.
-        read = self.footprint.per_pixel + 4 * (1 + readers()) * self.channels
+        read = self.footprint.per_pixel + 4 * 2 * self.channels
         given = self.footprint.per_given + 4 * 2 * self.classes
         strips = len(profile.band_names) * profile.encoding.dtype.itemsize
-        return read * self.batch, given * self.batch + strips
+        waiting = 4 * (self.readers - 1) * self.channels
+        return read * self.batch + waiting, given * self.batch + strips
 
     def _fixed(self, profile: MapProfile) -> float:
         block = BLOCK * BLOCK * len(profile.band_names) * profile.encoding.dtype.itemsize
-        width = min(profile.part, profile.grid.width)
-        along = -(-width // BLOCK) + 2
-        # Windows are rarely wider.
-        strip = BLOCK * min(width, 2048) * (4 * self.classes) + block * min(width, 2048) // BLOCK
-        caches = readers() * CACHE
-        return self.footprint.fixed + caches + 2 * along * block + pieces_ahead() * strip
+        along = -(-min(profile.part, profile.grid.width) // BLOCK) + 2
+        # As wide as a part at most, before and after they are encoded.
+        strip = along * (block + BLOCK * BLOCK * 4 * self.classes)
+        return self.footprint.fixed + CACHE + 2 * along * block + self.strips_ahead * strip
+
+    @property
+    def strips_ahead(self) -> int:
+        """Strips of windows that are encoded beside the one that is being written; 0 to encode that alone."""
+        return 2 * (self.readers - 1)
 
 
 def plan_map(
@@ -235,13 +240,3 @@ def _left_in(group: Path, limit: str, used: str, cache: str) -> list[float]:
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def readers() -> int:
-    """Windows that are read at a time: one for each `CORES_PER_READER` processors."""
-    return max(1, cores() // CORES_PER_READER)
-
-
-def pieces_ahead() -> int:
-    """Strips of windows that are encoded beside the one that is being written; 0 to encode that alone."""
-    return 2 * (readers() - 1)

@@ -30,6 +30,7 @@ from lulc.engines import (
     choose_engine,
     dihedral,
     gives_cores,
+    readers_of,
     turns_of,
 )
 from lulc.geotiff import MapProfile
@@ -74,6 +75,8 @@ class Job:
         Final name of the map.
     profile : MapProfile
         The map, its tags not known yet.
+    demand : Demand
+        What decides its memory beside the windows.
     memory, budget : float
         Peak memory of the process in bytes, as planned and as asked for.
     """
@@ -93,13 +96,14 @@ class Job:
         stride, halo = geometry_of(members)
         # Where the core lies in a window that is turned, no engine is told.
         cropped = gives_cores(self.engine) and halo is not None and not (self.gaussian or config.tta)
-        demand = forecast.Demand(
+        self.demand = forecast.Demand(
             footprint_of(self.engine, members),
             channels=len(card.channels),
             classes=card.network.classes,
             batch=config.batch_size,
             gaussian=self.gaussian,
             margins=margins_of(members, halo) if cropped and halo is not None else (),
+            readers=readers_of(self.engine),
         )
         if halo is None and not self.gaussian:
             logger.warning(
@@ -109,14 +113,14 @@ class Job:
             )
         self.plan: Plan = forecast.plan_map(
             self.profile,
-            demand,
+            self.demand,
             stride=stride,
             halo=halo,
             memory=self.budget,
             window=config.window,
             square=config.tta,
         )
-        self.memory = demand.bytes_of(self.plan, self.profile)
+        self.memory = self.demand.bytes_of(self.plan, self.profile)
 
     def build_engine(self) -> Engine:
         """The engine for windows of the plan; of several networks their mean."""
@@ -177,7 +181,7 @@ class Job:
     def readers(self) -> Iterator[list[Read]]:
         """What reads windows of the stack, each for one thread at a time."""
         with contextlib.ExitStack() as opened:
-            again = [opened.enter_context(self.stack.reopen()) for _ in range(forecast.readers() - 1)]
+            again = [opened.enter_context(self.stack.reopen()) for _ in range(self.demand.readers - 1)]
             yield [self.stack.read, *(stack.read for stack in again)]
 
     def encode(self, prediction: Prediction) -> tuple[np.ndarray | None, np.ndarray]:

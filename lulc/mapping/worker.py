@@ -156,7 +156,7 @@ def make_parts(
         return Piece(prediction.window.write, *job.encode(prediction))
 
     def pieces(windows: Iterable[Prediction]) -> Iterator[Piece]:
-        ahead = forecast.pieces_ahead()
+        ahead = job.demand.strips_ahead
         for piece in in_order(piece_of, windows, pool, ahead) if ahead else map(piece_of, windows):
             yield piece
             progress(piece.window.height * piece.window.width)

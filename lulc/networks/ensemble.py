@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lulc.confidence.calibration import calibrate
-from lulc.engines import Engine, Footprint, Network, footprint
+from lulc.engines import Engine, Footprint, Network, footprint, shared_of
 from lulc.networks.card import ModelCard
 from lulc.networks.cropping import work_by_margin
 from lulc.schema import InputError
@@ -74,7 +74,9 @@ def margins_of(members: Sequence[Member], halo: int) -> Margins:
 def footprint_of(name: str, members: Sequence[Member]) -> Footprint:
     """Memory of the engines of all members, which are all there at once."""
     parts = [footprint(name, member.card.network) for member in members]
-    return Footprint(*map(sum, zip(*parts, strict=True)))
+    fixed, *per_pixel = map(sum, zip(*parts, strict=True))
+    # Driver and framework are there once.
+    return Footprint(fixed - (len(parts) - 1) * shared_of(name), *per_pixel)
 
 
 def with_novelty(network: Network, cards: Sequence[ModelCard]) -> Network:
