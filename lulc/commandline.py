@@ -31,6 +31,8 @@ ENVIRONMENT = {
     "LULC_WEIGHTS": "folder of weights files, searched before the toolkit's own",
     "KERAS_BACKEND": "framework: tensorflow (default), jax or torch",
     "CUDA_VISIBLE_DEVICES": "numbers of the GPUs that may be used; empty for none",
+    "JAX_COMPILATION_CACHE_DIR": "where JAX keeps what it compiles for GPUs; lulc/jax in XDG_CACHE_HOME else",
+    "XDG_CACHE_HOME": "folder of caches; ~/.cache where not set",
     "NO_COLOR": "anything: no colours on a terminal",
     "TQDM_MININTERVAL": "seconds between two lines of progress; 30 where stderr is no terminal",
 }
