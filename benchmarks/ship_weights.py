@@ -4,7 +4,7 @@ Kernels become float16, cards get scores of the file as it is shipped, and what 
 the weights it writes ``weights/README.md``, ``weights/SHA256SUMS`` and the predictions that tests compare
 with.
 
-Example: python benchmarks/ablation.py final default
+Example: python benchmarks/ablation.py final "by pixels"
          python benchmarks/real_scenes.py --ship
          python benchmarks/ship_weights.py
 """
@@ -78,7 +78,7 @@ TEXTS = {
 }
 """Of each folder, for its cards."""
 
-ROW = "default"
+ROW = "by pixels"
 """Of benchmarks/ablation.py, stage final."""
 
 PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1")
@@ -180,11 +180,11 @@ says what it was trained on, its scores per class, licence, attribution, and wha
 |---|---|---|---|---|---|---|---|
 ROWS
 
-`kaakonkulma-sim` are the three that the original provided, of one training of the default recipe at half
-width, 79 Mpx: the epochs with the lowest loss, the highest accuracy and the best macro-F1 on validation
+`kaakonkulma-sim` are the three that the original provided, of one training of the default recipe with `--balance
+pixels`, the default then, at half width, 79 Mpx: the epochs with the lowest loss, the highest accuracy and the best macro-F1 on validation
 crops, here the last epoch each time. Imagery was **simulated**: they are to try the commands with, and no
 networks for real regions.
-Scored on block 3, from which the validation crops were cut too. `level1-sentinel2` is of real Sentinel-2
+Scored on block 3, from which the validation crops were cut too. `level1-sentinel2`, of the same recipe, is of real Sentinel-2
 L2A, four small patches of TerraMesh; its scores here are those of the quarter of each patch that validated,
 those on other scenes are in [docs/accuracy.md](../docs/accuracy.md): rivers, woods and Wroclaw are
 found there, no field of the Sundarbans is. Both are worth most as a start for a training of one's own:
