@@ -180,14 +180,15 @@ says what it was trained on, its scores per class, licence, attribution, and wha
 |---|---|---|---|---|---|---|---|
 ROWS
 
-`kaakonkulma-sim` are the three that the original provided, of one training of the default recipe with `--balance
-pixels`, the default then, at half width, 79 Mpx: the epochs with the lowest loss, the highest accuracy and the best macro-F1 on validation
-crops, here the last epoch each time. Imagery was **simulated**: they are to try the commands with, and no
-networks for real regions.
-Scored on block 3, from which the validation crops were cut too. `level1-sentinel2`, of the same recipe, is of real Sentinel-2
-L2A, four small patches of TerraMesh; its scores here are those of the quarter of each patch that validated,
-those on other scenes are in [docs/accuracy.md](../docs/accuracy.md): rivers, woods and Wroclaw are
-found there, no field of the Sundarbans is. Both are worth most as a start for a training of one's own:
+`kaakonkulma-sim` are the three that the original provided, of one training of the default recipe with
+`--balance pixels`, the default then, at half width, 79 Mpx: the epochs with the lowest loss, the highest
+accuracy and the best macro-F1 on validation crops, here the last epoch each time. Imagery was **simulated**:
+they are to try the commands with, and no networks for real regions.
+Scored on block 3, from which the validation crops were cut too. `level1-sentinel2`, of the same recipe, is
+of real Sentinel-2 L2A, four small patches of TerraMesh; its scores here are those of the quarter of each
+patch that validated, those on other scenes are in [docs/accuracy.md](../docs/accuracy.md): rivers, woods and
+Wroclaw are found there, no field of the Sundarbans is. Both are worth most as a start for a training of
+one's own:
 
 ```console
 python make_classifications.py kaakonkulma-sim/lowest-val-loss bands.tif indices.tif map.tif
