@@ -18,13 +18,13 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numcodecs.zstd import Zstd
 
 from lulc.schema import NODATA, InputError
+from lulc.storage import Resource
 from lulc.windows import Window
 
 BLOCK = 256
@@ -188,7 +188,7 @@ class _Open:
         self.filled = 0
 
 
-class BlockWriter:
+class BlockWriter(Resource):
     """Takes rectangles, writes whole blocks of one or more levels to a file.
 
     Parameters
@@ -225,15 +225,8 @@ class BlockWriter:
         payload = encode_block(empty, _SMALL)
         self._empty = _Encoded([payload] * bands, [zlib.crc32(payload)] * bands, None)
 
-    def __enter__(self) -> BlockWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the thread that writes; what it hasn't written by then it never writes."""
         self._disk.shutdown(cancel_futures=True)
 
     def place(self, level: int, window: Window, values: np.ndarray | None) -> None:
@@ -341,7 +334,7 @@ class BlockWriter:
         self._hash.update(data)
 
 
-class BlockFile:
+class BlockFile(Resource):
     """Reads what `BlockWriter` wrote; a context manager.
 
     Raises
@@ -352,7 +345,7 @@ class BlockFile:
 
     def __init__(self, path: Path, extents: Mapping[int, Window], bands: int) -> None:
         self._path = path
-        self._file = open(path, "rb")  # noqa: SIM115 - closed by __exit__
+        self._file = open(path, "rb")  # noqa: SIM115 - closed by close
         self.index = _empty_index(extents, bands)
         self._extents = dict(extents)
         size = sum(index.nbytes for index in self.index.values())
@@ -365,15 +358,8 @@ class BlockFile:
             raw = np.frombuffer(self._file.read(index.nbytes), _INDEX)
             index[...] = raw.reshape(index.shape)
 
-    def __enter__(self) -> BlockFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def rows(self, level: int) -> range:
