@@ -211,7 +211,8 @@ def run_parts(engine: str, model: str, bands: str, indices: str) -> Result:
     from lulc.mapping.prediction import predict_parts
 
     with _open(engine, model, bands, indices) as job, job.readers() as (read, *further):
-        constant = np.full((1, *job.plan.window, job.card.network.classes), 1 / 13, np.float32)
+        classes = job.card.network.classes
+        constant = np.full((1, *job.plan.window, classes), 1 / classes, np.float32)
         predictions = predict_parts(
             read, lambda x: constant, job.plan, job.plan.parts(), further=further, batch=1
         )

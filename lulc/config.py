@@ -609,7 +609,7 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     )
     memory: float | None = option(
         None,
-        "memory budget of the whole process; 2 where not given, 8 where a GPU computes, whose driver takes 3",
+        "memory budget of the whole process; 2 where not given, 8 where a GPU computes, 3 of it for the GPU",
         unit="GB",
     )
     window: int | tuple[int, int] | None = option(

@@ -37,7 +37,7 @@ MIN_AGREEMENT = {"openvino-int8": 0.97, "openvino-mixed": 0.995, "keras-float16"
 """Share of pixels on which an engine of lower precision gives the class that float32 gives, at least."""
 
 GPU_PROCESS = 3e9
-"""Bytes of memory that the driver of a GPU and a framework take in a process."""
+"""Bytes of memory allowed for the driver of a GPU and a framework in a process; not measured."""
 
 AIM = 0.985
 """Share that ``openvino-int8`` keeps where it gives agreement for speed."""
@@ -170,17 +170,21 @@ def _hidden() -> bool:
 
 def budget_of(name: str) -> float:
     """Gigabytes of memory that a process with the engine `name` may take where nobody says how many."""
-    return 8.0 if name in _KERAS and has_gpu() else 2.0
+    return 8.0 if _on_gpu(name) else 2.0
 
 
 def readers_of(name: str) -> int:
     """Windows that are read at a time: where a GPU computes, one thread can't read as fast."""
-    return 2 if name in _KERAS and has_gpu() else 1
+    return 2 if _on_gpu(name) else 1
 
 
 def shared_of(name: str) -> float:
     """Bytes of a footprint that a process has once, however many networks it runs."""
-    return GPU_PROCESS if name in _KERAS and has_gpu() else 0.0
+    return GPU_PROCESS if _on_gpu(name) else 0.0
+
+
+def _on_gpu(name: str) -> bool:
+    return name in _KERAS and has_gpu()
 
 
 def gives_cores(name: str) -> bool:
@@ -234,9 +238,10 @@ def dihedral(network: Network) -> Network:
 def _build_keras(precision: str, request: EngineRequest) -> Engine:
     from lulc.networks import backend
 
+    name = "keras" if precision == "float32" else f"keras-{precision}"
     if has_gpu() and backend.device_name() == "CPU":
         raise InputError(
-            f"cannot run the network with the engine 'keras' as planned, since this {backend.name()} "
+            f"cannot run the network with the engine '{name}' as planned, since this {backend.name()} "
             "computes on the CPU, expected the NVIDIA GPU that is there",
             "Install it with the extra for GPUs, or set CUDA_VISIBLE_DEVICES=-1 to plan with the CPU.",
         )
@@ -244,11 +249,9 @@ def _build_keras(precision: str, request: EngineRequest) -> Engine:
     backend.exact_float32()
     identity = {"precision": precision, "device": backend.device_name(), **backend.versions()}
     function = backend.compile_predict(_keras_model(precision, request), request.shape)
-    if precision == "float32":
-        return Engine("keras", request.shape, identity, function)
-    name = f"keras-{precision}"
-    # Measured anew in each process, on whatever kernels it chose, it is no part of what decides the bytes.
-    _check_agreement(name, request, _agreement(request, precision))
+    if precision != "float32":
+        # Measured anew in each process, on whatever kernels it chose: no part of what decides the bytes.
+        _check_agreement(name, request, _agreement(request, precision))
     return Engine(name, request.shape, identity, function)
 
 
@@ -396,8 +399,8 @@ def _openvino_version() -> str:
 
 def _keras_footprint(network: NetworkConfig) -> Footprint:
     if has_gpu():
-        # What the driver and JAX take of the machine; what layers give lies in the GPU's memory, of which as
-        # much is planned with.
+        # Estimates: what driver and framework take of the machine; what layers give lies in the GPU's memory,
+        # of which as much is planned with.
         return Footprint(GPU_PROCESS, 600 * _width(network) if network.filters else 900)
     # Measured with TensorFlow 2.21 on a CPU: 0.8 GB and 1,300 to 1,600 bytes per pixel at widths 32..256.
     if not network.encoder:
