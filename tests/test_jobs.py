@@ -132,8 +132,10 @@ class Slurm:
     def site(self, name: str = "site", *start: str) -> Path:
         """A file in place of jobs/site.sh: no GPU, no module, and what `start` says before each command."""
         path = self.folder / f"{name}.sh"
-        path.write_text(SITE.format(binaries=Path(sys.executable).parent, start=shlex.join(start)))
-        return path
+        whole = path.with_suffix(".new")
+        whole.write_text(SITE.format(binaries=Path(sys.executable).parent, start=shlex.join(start)))
+        # A job that starts just now may be reading it.
+        return whole.replace(path)
 
     def submit(self, *arguments: str, site: Path | None = None) -> list[str]:
         """Numbers of the jobs that jobs/submit makes of its arguments."""
