@@ -8,7 +8,7 @@ the widest are computed with fewer multiplications (Winograd's algorithm).
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,17 +16,12 @@ import numpy as np
 from lulc.networks.convolutions import SECOND_STEP, Factors, fold
 from lulc.networks.cropping import Cropping, Sides, level_of
 from lulc.networks.network import NetworkConfig
+from lulc.networks.winograd import Winograd
 from lulc.schema import InputError
 
-WINOGRAD_CHANNELS = 384
-"""Channels from which Winograd's algorithm saves time. Measured on two cores with AVX-512, as processor time
-of the original network: 8 % less with the convolution of 768 channels, 10 % with that of 384 too; nothing
-with that of 192, but a third more memory."""
-
-_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
-_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
-"""Transforms of F(2 x 2, 3 x 3)."""
+SQUARES_CHANNELS, LINES_CHANNELS = 384, 192
+"""Channels from which Winograd's algorithm saves time, with squares and with lines of results, see
+docs/performance.md: the fewer they are, the more of it the transforms take."""
 
 Probe = Literal["inputs", "results"]
 
@@ -128,7 +123,7 @@ class _Builder:
         self._arrays = arrays
         self._convolutions = fold(network, arrays, factors)
         self._eight_bit = eight_bit
-        self._may_be_wide = winograd and not eight_bit
+        self._winograd = winograd
         self._inputs: list[Any] = []
         self._results: list[Any] = []
         self._cropping: Cropping | None = None
@@ -208,8 +203,8 @@ class _Builder:
         """One step of `_convolve`."""
         op, convolution = self._op, self._convolutions[name]
         self._inputs.append(x)
-        if self._is_wide(name):
-            x = self._winograd(x, convolution.kernel)
+        if way := self._way(name):
+            x = way(x, convolution.kernel)
             return op.add(x, self._constant(convolution.bias[:, None, None]))
         x = x if rounded else self._round(x, name)
         kernel = self._constant(convolution.kernel)
@@ -236,66 +231,19 @@ class _Builder:
         low = -128 / 127 if signed else 0.0
         return self._quantise(x, np.asarray(self._eight_bit[name]), low=low, levels=256)
 
-    def _is_wide(self, name: str) -> bool:
-        """Whether a convolution is computed by `_winograd`."""
-        if not self._may_be_wide or name.endswith(SECOND_STEP):
-            return False
+    def _way(self, name: str) -> Callable[[Any, np.ndarray], Any] | None:
+        """How Winograd's algorithm computes a convolution, None where the plain way is taken."""
+        # Rounding hurts its transforms more than the products, so all must be float32.
+        if not self._winograd or self._eight_bit or name.endswith(SECOND_STEP):
+            return None
         convolution = self._convolutions[name]
-        # Where the resolution is halved fully, sides may be odd and squares of 2 x 2 lie elsewhere in each
-        # window. Rounding hurts the transforms more than the products, so all must be float32.
-        aligned = level_of(name, self._network) < len(self._network.filters)
-        wide = convolution.kernel.shape[1] >= WINOGRAD_CHANNELS
-        return wide and aligned and not convolution.transposed
-
-    def _winograd(self, x: Any, kernel: np.ndarray) -> Any:
-        """Convolution 3 x 3 with 16 instead of 36 multiplications for each square of 2 x 2 results.
-
-        Parameters
-        ----------
-        x
-            (n, in, y, x), both sides even.
-        kernel
-            float32 (out, in, 3, 3).
-
-        References
-        ----------
-        Lavin & Gray 2016, doi:10.1109/CVPR.2016.435, section 4.1.
-        """
-        op = self._op
-        _, channels, height, width = x.get_output_shape(0)
-        around = _integers([0, 0, 1, 1])
-        # Its four phases as channels, so that the 16 pixels under each square are slices without steps.
-        phases = op.space_to_depth(op.pad(x, around, around, "constant", np.float32(0)), "blocks_first", 2)
-
-        def pixel(row: int, col: int) -> Any:
-            first = _integers([(row % 2 * 2 + col % 2) * channels, row // 2, col // 2])
-            last = first + _integers([channels, height // 2, width // 2])
-            return op.slice(phases, first, last, _integers([1, 1, 1]), _integers([1, 2, 3]))
-
-        kernels = np.einsum("ia,ocab,jb->ijoc", _KERNEL, kernel.astype(np.float64), _KERNEL)
-        tiles = self._transform([[pixel(i, j) for j in range(4)] for i in range(4)], _INPUT)
-        products = [[self._multiply(tiles[i][j], kernels[i, j]) for j in range(4)] for i in range(4)]
-        squares = self._transform(products, _OUTPUT)
-        return op.depth_to_space(op.concat([node for row in squares for node in row], 1), "blocks_first", 2)
-
-    def _transform(self, tile: Sequence[Sequence[Any]], matrix: np.ndarray) -> list[list[Any]]:
-        """``matrix @ tile @ matrix.T`` of nodes; the entries of the matrix are -1, 0 and 1."""
-
-        def combine(nodes: Sequence[Any], signs: np.ndarray) -> Any:
-            # Positive terms first, so that none has to be negated.
-            terms = sorted(((s, n) for s, n in zip(signs, nodes, strict=True) if s), key=lambda t: -t[0])
-            total = terms[0][1]
-            for sign, node in terms[1:]:
-                total = self._op.add(total, node) if sign > 0 else self._op.subtract(total, node)
-            return total
-
-        rows = [[combine(column, signs) for column in zip(*tile, strict=True)] for signs in matrix]
-        return [[combine(row, signs) for signs in matrix] for row in rows]
-
-    def _multiply(self, x: Any, matrix: np.ndarray) -> Any:
-        """`matrix` (out, in) times the channels of each pixel."""
-        kernel = self._constant(np.ascontiguousarray(matrix[:, :, None, None]))
-        return self._op.convolution(x, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
+        channels = 0 if convolution.transposed else convolution.kernel.shape[1]
+        # Windows lie, and stages are cut, at multiples of the stride. Squares that divide it there lie on the
+        # same pixels in every window.
+        pixels = 1 << len(self._network.filters) - level_of(name, self._network)
+        if channels >= SQUARES_CHANNELS and pixels > 1:
+            return Winograd(self._op, min(pixels, 4)).squares
+        return Winograd(self._op, 4).lines if channels >= LINES_CHANNELS and pixels >= 4 else None
 
     def _quantise(self, x: Any, largest: np.ndarray, *, low: float, levels: int) -> Any:
         """Round to `levels` values evenly spaced between low * largest and largest."""
