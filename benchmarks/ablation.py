@@ -93,6 +93,9 @@ ONE_STACK = ALIKE | {"batch_from": "one"}
 BY_PIXELS = {"recipe": "default", "balance": "pixels"}
 """The default before stacks were drawn by their classes."""
 
+PRETRAINED = "pretrained"
+"""Instead of weights to start from: those of a pretraining on the scene without labels, made first."""
+
 LEVERS: Mapping[str, Mapping[str, Any]] = {
     "original": {},
     "original, batches of 2": SMALL_BATCHES,
@@ -142,6 +145,12 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "default, float32": {"recipe": "default", "precision": "float32"},
     "default, a quarter of the width": {"recipe": "default", "filters": (8, 16, 32, 64)},
     "default, full width": {"recipe": "default", "filters": FULL},
+    "default, pretrained on the scene": {"recipe": "default", "init": PRETRAINED},
+    "default, EfficientNetV2-B0, not pretrained": {
+        "recipe": "default",
+        "filters": (),
+        "encoder": "efficientnetv2-b0",
+    },
 }
 """What each row changes in the original's recipe."""
 
@@ -228,10 +237,20 @@ def config_of(stacks: Path, name: str, seed: int, options: argparse.Namespace) -
     pixels = config.batch_size * float(np.mean(np.square(config.crop_sizes)))
     mpx = options.mpx or STAGES[options.stage].mpx
     batches = max(EPOCHS, round(1e6 * mpx / pixels))
+    init = f"{out}-pretraining" if config.init == PRETRAINED else config.init
     return dataclasses.replace(
         config, epochs=EPOCHS, steps=-(-batches // EPOCHS), validation_steps=round(1e6 / pixels),
-        calibrate="none",
+        calibrate="none", init=init,
     )  # fmt: skip
+
+
+def pretrain(config: TrainConfig, scene: Path) -> None:
+    """Make the weights that a training starts from: as many pixels of the scene again, without labels."""
+    from lulc.training import train
+
+    rasters = tuple(str(scene / name) for name in ("summer.tif", "indices.tif"))
+    schedule = {name: getattr(config, name) for name in ("seed", "epochs", "steps", "validation_steps")}
+    train(TrainConfig(pretrain=rasters, out=str(config.init), **COMMON | schedule).resolved())
 
 
 def open_set(config: TrainConfig, stage: str) -> Dataset:
@@ -254,6 +273,8 @@ def measure_network(stacks: Path, name: str, seed: int, options: argparse.Namesp
 
     config = config_of(stacks, name, seed, options)
     dataset = open_set(config, options.stage)
+    if LEVERS[name].get("init") == PRETRAINED and not Path(str(config.init)).exists():
+        pretrain(config, options.scene)
     if not is_finished(config, inputs_of(config, dataset)):
         train(config, dataset)
     outcome = classify_left_out(config, dataset)
