@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lulc.buffers import Buffers
 from lulc.confidence.certainty import decide
-from lulc.mapping.buffers import Buffers
 from lulc.networks import quantization
 from lulc.networks.archive import Arrays
 from lulc.networks.card import ModelCard

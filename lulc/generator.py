@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from lulc.buffers import Buffers
 from lulc.networks.backend import keras
 from lulc.samples.augmentation import Augmentation, Image, Labels, rotate, square_around
 from lulc.samples.dataset import Tile
@@ -124,6 +125,7 @@ class TileGenerator(keras.utils.PyDataset):
             # Where only stacks fit that nothing was to be cut from, they are all alike.
             self._shares = fitting / fitting.sum() if fitting.sum() > 0 else None
         self._batch_from = batch_from
+        self._images = {side: Buffers() for _, sides in self._choices for side in sides}
         self._mates = {
             side: self._fitted_by(side) for side in {s for _, sides in self._choices for s in sides}
         }
@@ -159,7 +161,7 @@ class TileGenerator(keras.utils.PyDataset):
         tile, sides = self._choices[int(rng.choice(len(self._choices), p=self._shares))]
         side = sides[rng.integers(len(sides))]
         cut = range(self._batch_size) if self._mixtures else self._share
-        images = np.empty((len(cut), side, side, tile.image.shape[2]), np.float32)
+        images = self._images[side].empty((len(cut), side, side, tile.image.shape[2]))
         labels = np.empty((len(cut), side, side), np.uint8)
         for i, number in enumerate(cut):
             own = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))

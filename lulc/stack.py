@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from lulc.buffers import Buffers
 from lulc.config import InputConfig
 from lulc.grid import GridSpec
 from lulc.indices import encode, needed_bands, spectral_index
-from lulc.mapping.buffers import Buffers
 from lulc.rasters.items import is_item
 from lulc.rasters.layers import SENTINEL_BANDS, Source
 from lulc.rasters.masks import Masks, open_masks

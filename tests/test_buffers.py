@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from lulc.mapping.buffers import Buffers
+from lulc.buffers import Buffers
 
 
 def address(array: np.ndarray) -> int:
