@@ -94,7 +94,7 @@ BY_PIXELS = {"recipe": "default", "balance": "pixels"}
 """The default before stacks were drawn by their classes."""
 
 PRETRAINED = "pretrained"
-"""Instead of weights to start from: those of a pretraining on the scene without labels, made first."""
+"""Stands in a row for the weights of a pretraining on the whole scene without labels, which is made first."""
 
 LEVERS: Mapping[str, Mapping[str, Any]] = {
     "original": {},
@@ -246,11 +246,17 @@ def config_of(stacks: Path, name: str, seed: int, options: argparse.Namespace) -
 
 def pretrain(config: TrainConfig, scene: Path) -> None:
     """Make the weights that a training starts from: as many pixels of the scene again, without labels."""
-    from lulc.training import train
+    from lulc.fitting.run import is_finished
+    from lulc.samples.unlabelled import open_mosaic
+    from lulc.training import inputs_of, train
 
+    alike = ("batch_size", "seed", "epochs", "steps", "validation_steps")
+    own = {name: getattr(config, name) for name in alike} | {"out": str(config.init)}
     rasters = tuple(str(scene / name) for name in ("summer.tif", "indices.tif"))
-    schedule = {name: getattr(config, name) for name in ("seed", "epochs", "steps", "validation_steps")}
-    train(TrainConfig(pretrain=rasters, out=str(config.init), **COMMON | schedule).resolved())
+    pretraining = TrainConfig(pretrain=rasters, **COMMON | own).resolved()
+    mosaic = open_mosaic(pretraining)
+    if not is_finished(pretraining, inputs_of(pretraining, mosaic)):
+        train(pretraining, mosaic)
 
 
 def open_set(config: TrainConfig, stage: str) -> Dataset:
@@ -273,7 +279,7 @@ def measure_network(stacks: Path, name: str, seed: int, options: argparse.Namesp
 
     config = config_of(stacks, name, seed, options)
     dataset = open_set(config, options.stage)
-    if LEVERS[name].get("init") == PRETRAINED and not Path(str(config.init)).exists():
+    if LEVERS[name].get("init") == PRETRAINED:
         pretrain(config, options.scene)
     if not is_finished(config, inputs_of(config, dataset)):
         train(config, dataset)

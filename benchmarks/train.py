@@ -112,6 +112,9 @@ class _Repeated:
     def batch(self, epoch: int, index: int) -> Any:
         return self._crops.batch(epoch, index % BATCHES)
 
+    def release(self) -> None:
+        self._crops.release()
+
 
 def _speed(batches: Iterator[int], seconds: float) -> float:
     """Pixels per second; the first round is not timed."""

@@ -15,6 +15,10 @@ class Buffers:
     def __init__(self) -> None:
         self._free: list[np.ndarray] = []
 
+    def clear(self) -> None:
+        """Give up the memory that nobody holds."""
+        self._free.clear()
+
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
         """An array float32 with any content, contiguous."""
         try:

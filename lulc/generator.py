@@ -125,10 +125,10 @@ class TileGenerator(keras.utils.PyDataset):
             # Where only stacks fit that nothing was to be cut from, they are all alike.
             self._shares = fitting / fitting.sum() if fitting.sum() > 0 else None
         self._batch_from = batch_from
-        self._images = {side: Buffers() for _, sides in self._choices for side in sides}
-        self._mates = {
-            side: self._fitted_by(side) for side in {s for _, sides in self._choices for s in sides}
-        }
+        known = {side for _, sides in self._choices for side in sides}
+        # One of each shape: with another one it would forget its memory.
+        self._memory = {side: Buffers() for side in known}
+        self._mates = {side: self._fitted_by(side) for side in known}
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -161,7 +161,7 @@ class TileGenerator(keras.utils.PyDataset):
         tile, sides = self._choices[int(rng.choice(len(self._choices), p=self._shares))]
         side = sides[rng.integers(len(sides))]
         cut = range(self._batch_size) if self._mixtures else self._share
-        images = self._images[side].empty((len(cut), side, side, tile.image.shape[2]))
+        images = self._memory[side].empty((len(cut), side, side, tile.image.shape[2]))
         labels = np.empty((len(cut), side, side), np.uint8)
         for i, number in enumerate(cut):
             own = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))
@@ -178,6 +178,11 @@ class TileGenerator(keras.utils.PyDataset):
         images[invalid] = np.nan
         labels[invalid] = IGNORE
         return images, labels
+
+    def release(self) -> None:
+        """Give up the memory of batches that nobody holds; later ones get fresh memory."""
+        for memory in self._memory.values():
+            memory.clear()
 
     def _fitted_by(self, side: int) -> tuple[list[Tile], NDArray[np.float64]]:
         """The stacks that a side fits, and how often each is drawn among them, float (tile,)."""
@@ -215,6 +220,7 @@ def cut_ahead(
         yield from in_order(partial(generator.batch, epoch), range(first, len(generator)), pool, workers + 1)
     finally:
         pool.shutdown(cancel_futures=True)
+        generator.release()
 
 
 def _fitting(

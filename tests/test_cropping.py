@@ -24,9 +24,9 @@ SMALL = NetworkConfig(classes=4, channels=3, filters=(4, 6))
 NETWORKS = {
     "original's shape": replace(SMALL, filters=(4, 4, 8, 8), decoder_filters=()),
     "one level": replace(SMALL, filters=(6,), decoder_filters=()),
-    "two levels, wide": replace(SMALL, filters=(8, 8), decoder_filters=(graph.SQUARES_CHANNELS, 8)),
-    "three levels, wide": replace(
-        SMALL, filters=(8, 8, 8), decoder_filters=(8, graph.SQUARES_CHANNELS, graph.LINES_CHANNELS)
+    "three levels, wide": replace(SMALL, filters=(8, 8, 8), decoder_filters=(graph.SQUARES_CHANNELS, 192, 8)),
+    "four levels, wide": replace(
+        SMALL, filters=(4, 4, 4, 4), decoder_filters=(4, graph.SQUARES_CHANNELS, graph.LINES_CHANNELS, 4)
     ),
     "five levels": replace(SMALL, filters=(4, 4, 4, 4, 6), decoder_filters=()),
     "bottleneck": replace(SMALL, bottleneck=2),
@@ -109,7 +109,9 @@ def test_a_map_of_cores_is_one_pass_over_the_whole_image(name: str, how: str) ->
         for p in predict_parts(read, cores, plan, plan.parts(), batch=2, threads=False):
             if p.probabilities is not None and p.valid is not None:
                 wanted = expected[p.window.write.slices][p.valid]
-                np.testing.assert_allclose(p.probabilities[p.valid], wanted, atol=5e-6)
+                # Rounding in a square or line depends on all that it is made of.
+                atol = 5e-6 if "wide" in name and how == "float32" else 2e-6
+                np.testing.assert_allclose(p.probabilities[p.valid], wanted, atol=atol)
 
 
 @pytest.mark.parametrize("name", ["original's shape", "upsampling"])
@@ -143,7 +145,7 @@ def test_each_window_of_a_batch_has_its_core_where_it_is_said_to_be() -> None:
     y = run(build_graph(network, arrays, many.shape[:3], core=core), many, places)
     assert y.shape[1:3] == computed(shape[1:], core)
     for found, (row, col) in zip(cores_of(y, shape[1:], core, places), places, strict=True):
-        np.testing.assert_allclose(found, whole[row : row + core[0], col : col + core[1]], atol=5e-6)
+        np.testing.assert_allclose(found, whole[row : row + core[0], col : col + core[1]], atol=2e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

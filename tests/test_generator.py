@@ -332,3 +332,18 @@ def test_the_crops_of_a_batch_and_of_batches_beside_it_all_differ():
     generator = make_generator([make_tile(np.random.default_rng(7))], batch_size=5, crop_sizes=(16,))
     crops = [crop.tobytes() for epoch in (0, 1) for i in range(4) for crop in generator.batch(epoch, i)[0]]
     assert len(set(crops)) == len(crops) == 40
+
+
+def test_batches_that_nobody_holds_give_their_memory_to_later_ones():
+    generator = make_generator([make_tile(np.random.default_rng(0))], crop_sizes=(32,))
+
+    def address(batch):
+        return batch[0].__array_interface__["data"][0]
+
+    held = generator.batch(0, 0)
+    place = address(generator.batch(0, 1))
+    assert address(generator.batch(0, 2)) == place != address(held)
+    before = held[0].copy()
+    generator.release()
+    generator.batch(0, 3)
+    np.testing.assert_array_equal(held[0], before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -11,12 +13,13 @@ from lulc.networks.graph import build_graph, load_openvino
 from lulc.networks.network import NetworkConfig
 from lulc.networks.quantization import compile_graph
 from lulc.networks.winograd import TRANSFORMS, Winograd
+from lulc.unet import geometry
 
 WIDE = NetworkConfig(
     channels=3,
     classes=4,
-    filters=(8, 8, 8),
-    decoder_filters=(graph.SQUARES_CHANNELS, graph.SQUARES_CHANNELS, graph.LINES_CHANNELS),
+    filters=(8, 8, 8, 8),
+    decoder_filters=(graph.SQUARES_CHANNELS, graph.SQUARES_CHANNELS, graph.LINES_CHANNELS, 8),
 )
 """Squares of 2 x 2 and of 4 x 4 results, and lines."""
 
@@ -38,7 +41,7 @@ def run(arrays: dict[str, np.ndarray], x: np.ndarray, *, winograd: bool = True) 
     return np.asarray(model(x[np.newaxis])[0][0])
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (24, 40), (80, 56)])
+@pytest.mark.parametrize("shape", [(16, 16), (48, 80)])
 def test_a_wide_convolution_gives_what_the_direct_one_gives(
     arrays: dict[str, np.ndarray], shape: tuple[int, int]
 ) -> None:
@@ -49,15 +52,51 @@ def test_a_wide_convolution_gives_what_the_direct_one_gives(
 
 
 def test_a_window_of_a_wide_network_gives_what_the_whole_image_gives(arrays: dict[str, np.ndarray]) -> None:
-    x = np.random.default_rng(2).normal(size=(168, 64, 3)).astype("f4")
-    whole, window = run(arrays, x), run(arrays, x[40:])
-    # The window begins at a multiple of the stride, 8; a halo of 48 covers what this network sees.
-    np.testing.assert_array_equal(window[:, 48:], whole[:, 88:])
+    halo = geometry(WIDE).halo
+    assert halo == 64
+    x = np.random.default_rng(2).normal(size=(224, 48, 3)).astype("f4")
+    whole, window = run(arrays, x), run(arrays, x[80:])
+    # What lies beyond the halo cancels out of a square, but for rounding.
+    np.testing.assert_allclose(window[:, halo:], whole[:, 80 + halo :], atol=5e-6)
+    np.testing.assert_array_equal(window[:, halo:].argmax(0), whole[:, 80 + halo :].argmax(0))
+    # A stride further on no square holds any of it.
+    np.testing.assert_array_equal(window[:, halo + 16 :], whole[:, 80 + halo + 16 :])
+
+
+@pytest.mark.parametrize(
+    ("network", "ways"),
+    [
+        # The original's, and half its width.
+        (NetworkConfig(), {0: ("squares", 2), 1: ("squares", 4), 2: ("lines", 4)}),
+        (NetworkConfig(filters=(16, 32, 64, 128)), {0: ("squares", 2), 1: ("lines", 4)}),
+        # Squares at half resolution, and lines at full, would take more memory than the network without.
+        (NetworkConfig(filters=(64, 128)), {}),
+    ],
+)
+def test_convolutions_are_computed_in_squares_and_lines_where_that_saves_time(
+    network: NetworkConfig, ways: dict[int, tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: dict[int, tuple[str, int]] = {}
+    for way in ("squares", "lines"):
+        own = getattr(Winograd, way)
+
+        def noted(self: Winograd, x: Any, kernel: np.ndarray, way: str = way, own: Any = own) -> Any:
+            taken[stages[kernel.shape]] = (way, self.side)
+            return own(self, x, kernel)
+
+        monkeypatch.setattr(Winograd, way, noted)
+    shapes = network.variable_shapes()
+    stages = {
+        (*reversed(shapes[f"decoder_stage{s}_conv2/kernel"][2:]), 3, 3): s
+        for s in range(len(network.decoder_filters))
+    }
+    build_graph(network, {name: np.ones(shape, "f4") for name, shape in shapes.items()}, (1, 64, 64))
+    assert taken == ways
 
 
 def test_eight_bits_leave_wide_convolutions_direct(arrays: dict[str, np.ndarray]) -> None:
     kinds = [
-        {node.get_type_name() for node in build_graph(WIDE, arrays, (1, 8, 8), eight_bit).get_ops()}
+        {node.get_type_name() for node in build_graph(WIDE, arrays, (1, 16, 16), eight_bit).get_ops()}
         for eight_bit in (None, {"final_conv": 1.0})
     ]
     assert "SpaceToDepth" in kinds[0] and "SpaceToDepth" not in kinds[1]
@@ -68,7 +107,8 @@ def test_eight_bits_leave_wide_convolutions_direct(arrays: dict[str, np.ndarray]
 def test_fewer_multiplications_give_a_convolution_as_opencv_computes_it(side: int, way: str) -> None:
     openvino = load_openvino()
     rng = np.random.default_rng(3)
-    image, kernel = rng.normal(size=(5, 12, 16)).astype("f4"), rng.normal(size=(7, 5, 3, 3)).astype("f4")
+    image, kernel = (rng.normal(size=size).astype("f4") for size in ((5, 12, 16), (7, 5, 3, 3)))
+    kernel /= np.sqrt(kernel[0].size)
     given = openvino.opset13.parameter([1, *image.shape], np.float32)
     result = getattr(Winograd(openvino.opset13, side), way)(given, kernel)
     (found,) = compile_graph(openvino.Model([result.output(0)], [given], "one"))(image[np.newaxis])[0]

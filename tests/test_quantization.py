@@ -120,7 +120,7 @@ def test_a_network_that_fails_on_other_windows_gives_way_to_a_slower_one(
 
 def test_kernels_for_winograd_can_be_left_out() -> None:
     network = NetworkConfig(
-        classes=3, channels=2, filters=(8, 8), decoder_filters=(graph.SQUARES_CHANNELS, 8)
+        classes=3, channels=2, filters=(8, 8, 8), decoder_filters=(graph.SQUARES_CHANNELS, 8, 8)
     )
     rng = np.random.default_rng(0)
     arrays = {n: rng.normal(1, 0.1, s).astype("f4") for n, s in network.variable_shapes().items()}

@@ -16,12 +16,16 @@ import numpy as np
 from lulc.networks.convolutions import SECOND_STEP, Factors, fold
 from lulc.networks.cropping import Cropping, Sides, level_of
 from lulc.networks.network import NetworkConfig
-from lulc.networks.winograd import Winograd
+from lulc.networks.winograd import Winograd, integers
 from lulc.schema import InputError
 
-SQUARES_CHANNELS, LINES_CHANNELS = 384, 192
-"""Channels from which Winograd's algorithm saves time, with squares and with lines of results, see
-docs/performance.md: the fewer they are, the more of it the transforms take."""
+SQUARES_CHANNELS, SQUARES_LEVEL = 384, 2
+"""Channels from which squares of results save time, and how often the resolution is halved at least: above
+that they take more memory than a network does without them. Measured, see *Winograd's algorithm* in
+docs/performance.md."""
+
+LINES_CHANNELS, LINES_LEVEL = 192, 1
+"""The same of lines of results."""
 
 Probe = Literal["inputs", "results"]
 
@@ -104,6 +108,17 @@ def build_graph(
     return builder.model(openvino, shape, core, probe)
 
 
+def line_channels(network: NetworkConfig) -> int:
+    """Most channels that a float32 graph computes in lines at half resolution, where that takes memory."""
+    kernels = [
+        (name.rpartition("/")[0], shape)
+        for name, shape in network.variable_shapes().items()
+        if name.endswith("/kernel") and shape[0] == 3
+    ]
+    channels = [shape[2] for name, shape in kernels if level_of(name, network) == LINES_LEVEL]
+    return max((c for c in channels if c >= LINES_CHANNELS), default=0)
+
+
 class _Builder:
     """Appends layer after layer, channels before rows, as OpenVINO orders axes."""
 
@@ -150,8 +165,8 @@ class _Builder:
             return [op.reduce_max(op.abs(node), axes) for node in self._inputs]
         found = []
         for node in self._results:
-            flat = op.reshape(node, _integers([node.get_output_shape(0)[1], -1]), special_zero=False)
-            found += [op.reduce_sum(flat, _integers([1]), True), op.matmul(flat, flat, False, True)]
+            flat = op.reshape(node, integers([node.get_output_shape(0)[1], -1]), special_zero=False)
+            found += [op.reduce_sum(flat, integers([1]), True), op.matmul(flat, flat, False, True)]
         return found
 
     def _standardise(self, x: Any) -> Any:
@@ -238,12 +253,15 @@ class _Builder:
             return None
         convolution = self._convolutions[name]
         channels = 0 if convolution.transposed else convolution.kernel.shape[1]
-        # Windows lie, and stages are cut, at multiples of the stride. Squares that divide it there lie on the
-        # same pixels in every window.
-        pixels = 1 << len(self._network.filters) - level_of(name, self._network)
-        if channels >= SQUARES_CHANNELS and pixels > 1:
-            return Winograd(self._op, min(pixels, 4)).squares
-        return Winograd(self._op, 4).lines if channels >= LINES_CHANNELS and pixels >= 4 else None
+        level = level_of(name, self._network)
+        # Windows lie, and stages are cut, at multiples of the stride. Squares and lines whose side divides it
+        # at this resolution lie on the same pixels in every window.
+        side = min(1 << len(self._network.filters) - level, 4)
+        if channels >= SQUARES_CHANNELS and level >= SQUARES_LEVEL and side >= 2:
+            return Winograd(self._op, side).squares
+        if channels >= LINES_CHANNELS and level >= LINES_LEVEL and side == 4:
+            return Winograd(self._op, side).lines
+        return None
 
     def _quantise(self, x: Any, largest: np.ndarray, *, low: float, levels: int) -> Any:
         """Round to `levels` values evenly spaced between low * largest and largest."""
@@ -266,7 +284,3 @@ class _Builder:
 
     def _constant(self, value: Sequence[float] | np.ndarray | float) -> Any:
         return self._op.constant(np.asarray(value, np.float32))
-
-
-def _integers(values: Sequence[int]) -> np.ndarray:
-    return np.asarray(values, np.int64)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transforms:
     """How so many neighbouring results are computed, along one axis.
 
@@ -80,8 +80,8 @@ class Winograd:
 
     def __init__(self, operations: Any, side: int) -> None:
         self._op = operations
-        self._side = side
         self._transforms = TRANSFORMS[side]
+        self.side = self._transforms.side
         # Pixels that the results of one line are made of.
         self._taken = len(self._transforms.into)
 
@@ -100,19 +100,21 @@ class Winograd:
         node
             (n, out, y, x).
         """
-        op, side = self._op, self._side
+        op, side = self._op, self.side
         _, channels, height, width = x.get_output_shape(0)
         # Its phases as channels, so that the pixels under each square are slices without steps. Below and on
         # the right there is one square more.
         phases = op.space_to_depth(self._pad(x, (1, 1), (side - 1, side - 1)), "blocks_first", side)
 
         def pixel(row: int, col: int) -> Any:
-            first = _integers([(row % side * side + col % side) * channels, row // side, col // side])
-            last = first + _integers([channels, height // side, width // side])
-            return op.slice(phases, first, last, _integers([1, 1, 1]), _integers([1, 2, 3]))
+            first = integers([(row % side * side + col % side) * channels, row // side, col // side])
+            last = first + integers([channels, height // side, width // side])
+            return op.slice(phases, first, last, integers([1, 1, 1]), integers([1, 2, 3]))
 
         transform = self._transforms.kernel
-        kernels = np.einsum("ia,ocab,jb->ijoc", transform, kernel.astype(np.float64), transform)
+        kernels = np.einsum(
+            "ia,ocab,jb->ijoc", transform, kernel.astype(np.float64), transform, optimize=True
+        )
         square = [[pixel(i, j) for j in range(self._taken)] for i in range(self._taken)]
         numbers = _both_axes(square, self._into)
         products = [
@@ -125,27 +127,30 @@ class Winograd:
         )
 
     def lines(self, x: Any, kernel: np.ndarray) -> Any:
-        """A convolution, computed in lines down the columns: as `squares`, with less to transform."""
-        op, side = self._op, self._side
+        """A convolution, computed in lines down the columns: less to transform, more to multiply.
+
+        As `squares`, but for the width of `x`, which may be any.
+        """
+        op, side = self._op, self.side
         count, _, height, width = x.get_output_shape(0)
         padded = self._pad(x, (1, 1), (side - 1, 1))
-        last, step, rows = _integers([height - side + 1]), _integers([side]), _integers([2])
-        line = [op.slice(padded, _integers([i]), last + i, step, rows) for i in range(self._taken)]
+        last, step, rows = integers([height - side + 1]), integers([side]), integers([2])
+        line = [op.slice(padded, integers([i]), last + i, step, rows) for i in range(self._taken)]
         kernels = np.einsum("ia,ocab->iocb", self._transforms.kernel, kernel.astype(np.float64))
         products = [
             self._multiply(number, matrix[:, :, np.newaxis])
             for number, matrix in zip(self._into(line), kernels, strict=True)
         ]
         # OpenVINO keeps the channels of a pixel together, so that transpositions and reshaping move nothing.
-        flat = _integers([count, height // side, 1, width * len(kernel)])
-        results = [op.transpose(node, _integers([0, 2, 3, 1])) for node in self._back(products)]
+        flat = integers([count, height // side, 1, width * len(kernel)])
+        results = [op.transpose(node, integers([0, 2, 3, 1])) for node in self._back(products)]
         whole = [op.reshape(node, flat, False) for node in results]
-        together = op.reshape(op.concat(whole, 2), _integers([count, height, width, -1]), False)
-        return op.transpose(together, _integers([0, 3, 1, 2]))
+        together = op.reshape(op.concat(whole, 2), integers([count, height, width, -1]), False)
+        return op.transpose(together, integers([0, 3, 1, 2]))
 
     def _pad(self, x: Any, before: tuple[int, int], after: tuple[int, int]) -> Any:
         """Zeros around (n, channel, y, x): rows and columns before and after."""
-        around = _integers([0, 0, *before]), _integers([0, 0, *after])
+        around = integers([0, 0, *before]), integers([0, 0, *after])
         return self._op.pad(x, *around, "constant", np.float32(0))
 
     def _multiply(self, x: Any, kernel: np.ndarray) -> Any:
@@ -191,5 +196,6 @@ def _both_axes(square: Sequence[Line], transform: Callable[[Line], Line]) -> lis
     return [transform(row) for row in zip(*columns, strict=True)]
 
 
-def _integers(values: Sequence[int]) -> np.ndarray:
+def integers(values: Sequence[int]) -> np.ndarray:
+    """What operations take as sizes, axes and places."""
     return np.asarray(values, np.int64)
