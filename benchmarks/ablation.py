@@ -98,6 +98,7 @@ PRETRAINED = "pretrained"
 
 LEVERS: Mapping[str, Mapping[str, Any]] = {
     "original": {},
+    "original, full width": {"filters": FULL},
     "original, batches of 2": SMALL_BATCHES,
     "core": CORE,
     "core, weights by 1 over sqrt(n)": CORE | {"loss": "ce(weights=sqrt)"},
@@ -190,7 +191,7 @@ def main() -> int:
 def rows_of(stage: str) -> list[str]:
     """Names of the rows that a stage makes where none are asked for."""
     of_default = [name for name in LEVERS if name.startswith(("default", "by pixels", "all stacks", "alike"))]
-    steps = [name for name in LEVERS if name not in of_default]
+    steps = [name for name in LEVERS if name not in (*of_default, "original, full width")]
     return {"screen": steps, "refine": of_default}.get(stage, [FOREST, "original", "default"])
 
 

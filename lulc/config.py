@@ -472,7 +472,8 @@ class TrainConfig(RunConfig):
     )
     encoder: str | None = option(
         None,
-        "encoder of keras.applications instead of the original's stages; what it gives is not measured",
+        "encoder of keras.applications instead of the original's stages; without weights to start from it found "
+        "rare classes less well (docs/accuracy.md); with those of ImageNet it is not measured",
         choices=ENCODERS,
         group=NETWORK,
     )
@@ -512,7 +513,8 @@ class TrainConfig(RunConfig):
     pretrain: tuple[str, ...] = option(
         (),
         "instead of DATA band rasters, and index rasters where there are any, without labels: the network "
-        "learns to fill in hidden blocks; --init then starts from it; what that gives is not measured",
+        "learns to fill in hidden blocks; --init then starts from it; on a scene with labels throughout rare "
+        "classes were found less well for it (docs/accuracy.md), with few labels it is not measured",
         metavar="RASTER",
         group=PRETRAINING,
     )
