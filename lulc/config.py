@@ -472,8 +472,8 @@ class TrainConfig(RunConfig):
     )
     encoder: str | None = option(
         None,
-        "encoder of keras.applications instead of the original's stages; without weights to start from it found "
-        "rare classes less well (docs/accuracy.md); with those of ImageNet it is not measured",
+        "encoder of keras.applications instead of the original's stages; without weights to start from it "
+        "found rare classes less well (docs/accuracy.md); with those of ImageNet it is not measured",
         choices=ENCODERS,
         group=NETWORK,
     )
