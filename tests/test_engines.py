@@ -374,3 +374,13 @@ def test_legacy_weights_run_without_a_framework(shared: Path) -> None:
     x = expected["x"].astype(np.float32)
     engine = build_engine("openvino", EngineRequest(path=path, card=card, shape=x.shape[:3]))
     np.testing.assert_allclose(engine(x), expected["y"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("width", "side", "measured"), [(16, 1024, 0.77), (32, 1024, 1.50), (64, 512, 1.47), (64, 1024, 3.02)]
+)
+def test_memory_is_planned_as_it_was_measured_at_each_width(width: int, side: int, measured: float) -> None:
+    found = footprint("openvino", NetworkConfig(filters=tuple(width << s for s in range(4))))
+    # One window of the original's channels and classes, all of it given; GB of a process that runs it.
+    per_pixel = found.per_pixel + found.per_given + 4 * (14 + 13)
+    assert 0.95 * measured < (found.fixed + per_pixel * side**2) / 1e9 < 1.2 * measured
