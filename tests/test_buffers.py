@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import tracemalloc
 
 import numpy as np
 
@@ -60,3 +61,18 @@ def test_threads_never_share_an_array() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_memory_that_nobody_holds_can_be_given_up() -> None:
+    tracemalloc.start()
+    try:
+        buffers = Buffers()
+        held, other = buffers.empty((500, 400)), buffers.empty((500, 400))
+        held[:] = 1
+        del other
+        before = tracemalloc.get_traced_memory()[0]
+        buffers.clear()
+        assert before - tracemalloc.get_traced_memory()[0] > 0.9 * 4 * 500 * 400
+    finally:
+        tracemalloc.stop()
+    assert (held == 1).all()

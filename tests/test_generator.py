@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -344,6 +345,17 @@ def test_batches_that_nobody_holds_give_their_memory_to_later_ones():
     place = address(generator.batch(0, 1))
     assert address(generator.batch(0, 2)) == place != address(held)
     before = held[0].copy()
-    generator.release()
     generator.batch(0, 3)
     np.testing.assert_array_equal(held[0], before)
+
+
+def test_the_end_of_an_epoch_gives_up_the_memory_of_its_batches():
+    generator = make_generator([make_tile(np.random.default_rng(0))], crop_sizes=(64,), batch_size=16)
+    tracemalloc.start()
+    try:
+        batches = cut_ahead(generator, 1, 0, 1)
+        size = next(batches)[0].nbytes
+        batches.close()
+        assert tracemalloc.get_traced_memory()[0] < size / 2
+    finally:
+        tracemalloc.stop()
