@@ -19,14 +19,15 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lulc.config import RECIPES, TrainConfig  # noqa: E402
+
+if TYPE_CHECKING:
+    from lulc.fitting.devices import Devices
 
 BATCHES = 6
 """Different batches that the step alone is measured on, in turn."""
@@ -38,7 +39,10 @@ def main() -> int:
     changes = {name: value for name, value in vars(options).items() if value is not None}
     seconds = changes.pop("seconds")
     config = TrainConfig(**changes | {"data": tuple(options.data), "out": "-", "steps": 10**6}).resolved()
-    document = measure(config, seconds)
+    from lulc.fitting.devices import open_devices
+
+    with open_devices(config) as devices:
+        document = measure(config, seconds, devices)
     print(json.dumps(document, indent=2))
     target = ROOT / "benchmarks" / "results" / f"train-{document['backend']}.json"
     target.parent.mkdir(exist_ok=True)
@@ -55,11 +59,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--filters", type=int, nargs="+")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--stacks-on", choices=("auto", "host", "device"))
     parser.add_argument("--workers", type=int, default=1, help="threads that cut crops (default: 1)")
     return parser.parse_args()
 
 
-def measure(config: TrainConfig, seconds: float) -> dict[str, Any]:
+def measure(config: TrainConfig, seconds: float, devices: Devices) -> dict[str, Any]:
     """Pixels per second of generator, step and both, each for about `seconds`."""
     from lulc.generator import cut_ahead
     from lulc.networks import backend
@@ -69,24 +74,25 @@ def measure(config: TrainConfig, seconds: float) -> dict[str, Any]:
 
     dataset = open_dataset(config)
     crops = training_crops(config, dataset)
-    model = build_model(config, dataset)
-    kept = [crops.batch(0, index) for index in range(BATCHES)]
+    model = build_model(config, dataset, devices)
+    drawn = (crops.batch(0, index) for index in range(BATCHES))
+    kept = [(devices.place(images), labels) for images, labels in drawn]
 
     def train(batches: Iterable[Any]) -> Iterator[int]:
         for images, labels in batches:
-            logs = model.train_on_batch(images, labels, return_dict=True)
+            logs = devices.train(model, images, labels)
             float(logs["loss"])
-            yield int(np.prod(images.shape[:3]))
+            yield labels.size
 
     # Each shape is compiled before anything is timed.
     for _ in range(2):
         list(train(kept))
-    alone = (int(np.prod(images.shape[:3])) for images, _ in cut_ahead(crops, 1, 0, config.workers))
+    alone = (labels.size for _, labels in cut_ahead(crops, 1, 0, config.workers))
     figures = {
         "generator": _speed(alone, seconds),
         "step": _speed(train(itertools.cycle(kept)), seconds),
         # The sequence of batches repeats that of the step alone, but each is cut anew.
-        "together": _speed(train(cut_ahead(_Repeated(crops), 0, 0, config.workers)), seconds),
+        "together": _speed(train(cut_ahead(_Repeated(crops), 0, 0, config.workers, devices.place)), seconds),
     }
     parameters = dataclasses.asdict(config) | {"data": len(config.data)}
     return {
@@ -96,7 +102,7 @@ def measure(config: TrainConfig, seconds: float) -> dict[str, Any]:
         "kpx/s": {name: round(value / 1000, 1) for name, value in figures.items()},
         "together / step": round(figures["together"] / figures["step"], 4),
         "parameters": {name: parameters[name] for name in ("recipe", "crop_sizes", "batch_size", "filters",
-                                                           "precision", "workers")},
+                                                           "precision", "workers", "stacks_on")},
     }  # fmt: skip
 
 

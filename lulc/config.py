@@ -560,6 +560,14 @@ class TrainConfig(RunConfig):
         "models kept beside the best by each score: best (only the last), all, or a number of last ones",
     )
     workers: int = option(1, "threads that cut crops; the batches do not depend on it")
+    stacks_on: str = option(
+        "auto",
+        "where crops are cut from: the host's memory, or that of the device, a GPU; auto takes the device "
+        "where it is a single GPU, the stacks are small, and crops are only moved, not computed; the "
+        "batches do not depend on it",
+        choices=("auto", "host", "device"),
+        group=DEVICES,
+    )
     tensorboard: bool = option(False, "write TensorBoard logs into the run folder")
     already_standardised: bool = option(
         False, "stacks in the original's naming without statistics are standardised, and stay so"

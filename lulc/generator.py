@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from lulc.samples.augmentation import Augmentation, Image, Labels, rotate, squar
 from lulc.samples.dataset import Tile
 from lulc.samples.sampling import Sampler, draw_place
 from lulc.schema import IGNORE, InputError
+from lulc.stacks.arrays import Layers
 from lulc.threads import in_order
 
 logger = logging.getLogger("lulc")
@@ -83,6 +84,9 @@ class TileGenerator(keras.utils.PyDataset):
     InputError
         If no side fits any stack.
     """
+
+    _dtype: type[np.generic] = np.float32
+    """Of what is cut; four bytes each."""
 
     def __init__(
         self,
@@ -156,12 +160,22 @@ class TileGenerator(keras.utils.PyDataset):
         images : float32 (crop, y, x, band), physical units, NaN in every band of invalid pixels
         labels : uint8 (crop, y, x), network classes 0..N-1, 255 = ignore (also where the image is invalid)
         """
+        images, labels = self._cut(epoch, index)
+        # A dot product is the fastest look at all bands of a pixel: one NaN or Inf makes it not finite.
+        invalid = ~np.isfinite(images @ np.ones(images.shape[-1], np.float32))
+        images[invalid] = np.nan
+        labels[invalid] = IGNORE
+        return images, labels
+
+    def _cut(self, epoch: int, index: int) -> tuple[Any, Labels]:
+        """A batch as it comes out of the stacks."""
         entropy = [self._seed, epoch, index]
         rng = np.random.default_rng(np.random.SeedSequence(entropy))
         tile, sides = self._choices[int(rng.choice(len(self._choices), p=self._shares))]
         side = sides[rng.integers(len(sides))]
         cut = range(self._batch_size) if self._mixtures else self._share
-        images = self._memory[side].empty((len(cut), side, side, tile.image.shape[2]))
+        shape = (len(cut), side, side, self._source(tile).shape[2])
+        images = self._memory[side].empty(shape).view(self._dtype)
         labels = np.empty((len(cut), side, side), np.uint8)
         for i, number in enumerate(cut):
             own = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))
@@ -173,11 +187,11 @@ class TileGenerator(keras.utils.PyDataset):
             for mixture in self._mixtures:
                 images, labels = mixture(images, labels, rng)
             images, labels = images[list(self._share)], labels[list(self._share)]
-        # A dot product is the fastest look at all bands of a pixel: one NaN or Inf makes it not finite.
-        invalid = ~np.isfinite(images @ np.ones(images.shape[-1], np.float32))
-        images[invalid] = np.nan
-        labels[invalid] = IGNORE
         return images, labels
+
+    def _source(self, tile: Tile) -> Layers:
+        """What is cut out of a stack."""
+        return tile.image
 
     def release(self) -> None:
         """Give up the memory of batches that nobody holds; later ones get fresh memory."""
@@ -194,7 +208,7 @@ class TileGenerator(keras.utils.PyDataset):
         shares = shares if shares.sum() > 0 else np.ones(len(fitting))
         return [self._choices[i][0] for i in fitting], np.asarray(shares / shares.sum())
 
-    def _crop(self, tile: Tile, side: int, rng: np.random.Generator) -> tuple[Image, Labels]:
+    def _crop(self, tile: Tile, side: int, rng: np.random.Generator) -> tuple[Any, Labels]:
         angle = self._angles[rng.integers(len(self._angles))] if self._angles else rng.uniform(0, 360)
         scale = math.exp(rng.uniform(-self._scale, self._scale)) if self._scale else 1.0
         outer = square_around(side, angle, scale)
@@ -204,7 +218,7 @@ class TileGenerator(keras.utils.PyDataset):
             labels = self._targets[np.asarray(tile.masks[place])]
             if (labels != IGNORE).any():
                 break
-        image = np.ascontiguousarray(tile.image[place], np.float32)
+        image = np.ascontiguousarray(self._source(tile)[place], self._dtype)
         image, labels = rotate(image, labels, angle, side, scale)
         for augmentation in self._augmentations:
             image, labels = augmentation(image, labels, rng)
@@ -212,12 +226,33 @@ class TileGenerator(keras.utils.PyDataset):
 
 
 def cut_ahead(
-    generator: TileGenerator, epoch: int, first: int, workers: int
-) -> Generator[tuple[Image, Labels], None, None]:
-    """Batches `first`, `first` + 1, ... of an epoch, in order, cut by threads before they are asked for."""
+    generator: TileGenerator,
+    epoch: int,
+    first: int,
+    workers: int,
+    place: Callable[[Any], Any] = lambda images: images,
+) -> Generator[tuple[Any, Labels], None, None]:
+    """Batches `first`, `first` + 1, ... of an epoch, in order, cut by threads before they are asked for.
+
+    Parameters
+    ----------
+    generator, epoch
+        Of the batches.
+    first
+        Number of the first.
+    workers
+        Threads.
+    place
+        What these do to the images of each, last.
+    """
+
+    def cut(index: int) -> tuple[Any, Labels]:
+        images, labels = generator.batch(epoch, index)
+        return place(images), labels
+
     pool = ThreadPoolExecutor(workers, thread_name_prefix="crops")
     try:
-        yield from in_order(partial(generator.batch, epoch), range(first, len(generator)), pool, workers + 1)
+        yield from in_order(cut, range(first, len(generator)), pool, workers + 1)
     finally:
         pool.shutdown(cancel_futures=True)
         generator.release()

@@ -41,7 +41,7 @@ from lulc.networks.backend import keras
 from lulc.networks.card import Channel, ModelCard
 from lulc.networks.encoders import IMAGENET, load_encoder
 from lulc.networks.network import DECODER, NetworkConfig
-from lulc.samples.crops import plain_crops, training_crops, validation_crops
+from lulc.samples.crops import bytes_on_device, check_place, plain_crops, training_crops, validation_crops
 from lulc.samples.dataset import Dataset, open_dataset
 from lulc.samples.hiding import Filled, absolute_difference
 from lulc.samples.unlabelled import open_mosaic
@@ -199,7 +199,7 @@ def prepare(
     backend.seed(config.seed)
     model = build_model(config, dataset, devices)
     share = devices.share(config.batch_size)
-    _check_limits(dataclasses.replace(config, batch_size=len(share)), model)
+    _check_limits(dataclasses.replace(config, batch_size=len(share)), model, bytes_on_device(config, dataset))
     if config.init:
         _start_from(find_model(config.init), model, dataset, config.single_class)
     return model, (training_crops(config, dataset, share), validation_crops(config, dataset, share))
@@ -210,6 +210,7 @@ def check_options(config: TrainConfig) -> None:
     check_keep(config.keep)
     _check_encoder(config)
     _check_pretraining(config)
+    check_place(config)
     depth = len(config.decoder_filters or (DECODER if config.encoder else config.filters))
     stride = 2**depth
     wrong = [
@@ -331,14 +332,23 @@ def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
     )
 
 
-def _check_limits(config: TrainConfig, model: keras.Model) -> None:
-    """Refuse what neither memory nor disk can hold; frameworks die without a word when memory ends."""
+def _check_limits(config: TrainConfig, model: keras.Model, stacks: int) -> None:
+    """Refuse what neither memory nor disk can hold; frameworks die without a word when memory ends.
+
+    `stacks` is the bytes of those that are copied to the device.
+    """
     weights = 4 * model.count_params()
     check_disk(config.out, 12 * weights, "models and checkpoints")
+    available = int(free_memory() * MEMORY_MARGIN)
+    if stacks > available:
+        raise InputError(
+            f"cannot copy the training stacks to the device, since they take {stacks / 1e9:.1f} GB of memory "
+            f"on their way, expected at most {available / 1e9:.1f} GB (now free)",
+            "Give `--stacks-on host`, or leave it out: crops are then read from disk.",
+        )
     if backend.device_name() != "CPU":
         return
-    needed, side = memory_needed(model, config), max(config.crop_sizes)
-    available = int(free_memory() * MEMORY_MARGIN)
+    needed, side = memory_needed(model, config) + stacks, max(config.crop_sizes)
     if needed > available:
         raise InputError(
             f"cannot train with batches of {config.batch_size} crops of {side} pixels, since that needs "

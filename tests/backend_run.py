@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from lulc.generator import TileGenerator
 from lulc.losses import build_loss
 from lulc.networks import backend
 from lulc.networks.backend import keras
+from lulc.samples.augmentation import flip
+from lulc.samples.dataset import Tile, class_targets
+from lulc.samples.resident import ResidentCrops
 from lulc.schema import IGNORE
 from lulc.unet import NetworkConfig, build_unet
 from lulc.weights import arrays_of, load_model
@@ -42,6 +46,20 @@ def train(config: NetworkConfig, loss: str, image: Any, labels: Any) -> tuple[np
     return losses, all(np.isfinite(a).all() for a in arrays_of(model).values())
 
 
+def cut() -> tuple[np.ndarray, np.ndarray]:
+    """The same crops (n, y, x, band), cut on the device and on the host."""
+    rng = np.random.default_rng(2)
+    tiles = []
+    for side in (40, 56):
+        image = rng.uniform(0, 3000, (side, side, 3)).astype("float32")
+        image[5:9, ::7] = np.nan
+        tiles.append(Tile(str(side), image, np.ones((side, side), np.uint8)))
+    options = {"steps": 1, "batch_size": 6, "crop_sizes": (16,), "targets": class_targets(1), "rotations": 4,
+               "augmentations": (flip,), "batch_from": "any"}  # fmt: skip
+    there, here = (kind(tiles, **options).batch(0, 0)[0] for kind in (ResidentCrops, TileGenerator))
+    return keras.ops.convert_to_numpy(there), here
+
+
 def main(folder: Path, losses: list[str]) -> None:
     """Run everything and store what came out."""
     backend.limit_threads(2)
@@ -60,6 +78,7 @@ def main(folder: Path, losses: list[str]) -> None:
     encoder = NetworkConfig(classes=3, channels=2, filters=(), encoder="resnet50", decoder_filters=(6, 4))
     results["encoder"], ends_finite = train(encoder, losses[0], image, labels)
     finite.append(ends_finite)
+    results["there"], results["here"] = cut()
     np.savez(folder / f"{backend.name()}.npz", **results, finite=all(finite))
 
 

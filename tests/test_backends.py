@@ -109,6 +109,13 @@ def test_the_same_weights_predict_the_same(backend: str, run: Run, folder: Path)
     assert np.ptp(expected) > 0.05
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_crops_cut_on_the_device_are_those_cut_on_the_host(backend: str, run: Run) -> None:
+    there, here = run(backend)["there"], run(backend)["here"]
+    assert np.isnan(here).any() and here.shape == (6, 16, 16, 3)
+    np.testing.assert_array_equal(there, here)
+
+
 def test_an_unknown_backend_is_answered_with_the_known_ones() -> None:
     done = start(["-c", "import lulc.networks.backend"], "theano")
     assert "cannot use the backend 'theano', expected one of tensorflow, jax, torch" in done.stderr

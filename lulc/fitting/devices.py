@@ -80,13 +80,13 @@ class Devices:
     def unite(self, model: keras.Model) -> None:
         """Have the layers that look at a batch look at the whole batch."""
 
-    def train(self, model: keras.Model, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    def train(self, model: keras.Model, images: Any, labels: np.ndarray) -> dict[str, Any]:
         """One step on a batch.
 
         Parameters
         ----------
         images
-            float32 (crop, y, x, band), the share of this process.
+            float32 (crop, y, x, band), the share of this process; an array, or what `place` gave.
         labels
             uint8 (crop, y, x), likewise.
 
@@ -96,6 +96,10 @@ class Devices:
             Loss and metrics of the whole batch.
         """
         return dict(model.train_on_batch(images, labels, return_dict=True))
+
+    def place(self, images: Any) -> Any:
+        """The same images where `train` takes them from; called ahead, by the threads that cut crops."""
+        return images
 
     def predict(self, model: keras.Model, images: np.ndarray) -> np.ndarray:
         """Activations of the whole batch, float32 (crop, y, x, class), from the shares of the processes."""
@@ -221,6 +225,16 @@ class _Parallel(Devices):
         self.distribution = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
         self._forward: Any = None
 
+    def place(self, images: Any) -> Any:
+        if self.processes > 1:
+            # Keras joins the shares of the processes, which it takes as arrays.
+            return images
+        # Keras copies a batch to the devices twice for each step; one that is there it leaves in place.
+        return self._jax.device_put(images, self._layout_of(images))
+
+    def _layout_of(self, images: Any) -> Any:
+        return self.distribution.get_data_layout(images.shape).backend_layout
+
     def predict(self, model: keras.Model, images: np.ndarray) -> np.ndarray:
         # Keras' own function gives its weights away, which averaged ones share with the optimizer.
         if self._forward is None:
@@ -230,12 +244,11 @@ class _Parallel(Devices):
                 lambda trained, fixed, x: model.stateless_call(trained, fixed, x, training=False)[0],
                 out_shardings=self._jax.sharding.NamedSharding(mesh, everywhere),
             )
-        layout = self.distribution.get_data_layout(images.shape).backend_layout
         return np.asarray(
             self._forward(
                 [v.value for v in model.trainable_variables],
                 [v.value for v in model.non_trainable_variables],
-                self._jax.make_array_from_process_local_data(layout, images),
+                self._jax.make_array_from_process_local_data(self._layout_of(images), images),
             )
         )
 

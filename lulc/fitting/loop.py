@@ -308,7 +308,8 @@ class Loop:
 
     def _train_epoch(self, stop: StopRequest, deadline: float, bar: Any) -> bool:
         """Train the rest of the epoch in work; False where the time is up before its end."""
-        batches = cut_ahead(self._training, self._progress.epoch, self._progress.step, self._workers)
+        epoch, step = self._progress.epoch, self._progress.step
+        batches = cut_ahead(self._training, epoch, step, self._workers, self._devices.place)
         before = time.monotonic()
         try:
             for images, labels in batches:

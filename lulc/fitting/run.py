@@ -33,7 +33,7 @@ SCORES = {"lowest-val-loss": ("val_loss", min), "highest-val-accuracy": ("val_ac
 """Picks by score: column of the history, and which end of it is best."""
 
 FREE = {"data", "out", "minutes", "keep", "workers", "tensorboard", "overwrite", "restart", "init",
-        "devices", "processes", "process", "coordinator",
+        "devices", "processes", "process", "coordinator", "stacks_on",
         "encoder_weights", "pretrain", "input_options"}  # fmt: skip
 """Options that don't decide the weights, and inputs, which the key holds by their content."""
 

@@ -11,15 +11,25 @@ import numpy as np
 
 from lulc.config import TrainConfig
 from lulc.generator import TileGenerator
+from lulc.networks import backend
 from lulc.networks.network import DECODER
 from lulc.samples.augmentation import Augmentation, ChannelDropout, CopyPaste, Jitter, Mix, flip
 from lulc.samples.dataset import Dataset, class_targets
 from lulc.samples.hiding import HiddenCrops
+from lulc.samples.resident import ResidentCrops
 from lulc.samples.sampling import KEPT, ClassSampler, Places, draw_place, stack_shares
+from lulc.schema import InputError
 
 PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
 """Pixels from which statistics of a network are estimated, fewest crops, and their longest side in pixels:
 they are large, since the zeros that stand for land beyond the border of a crop belong to no map."""
+
+
+SMALL = 2e9
+"""Bytes of stacks that `--stacks-on auto` copies to a GPU, a small part of its memory."""
+
+_CHANGES = ("copy_paste", "gain", "offset_jitter", "haze", "channel_dropout")
+"""Options that compute values of crops, or look at them."""
 
 
 def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
@@ -37,8 +47,10 @@ def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = 
     Raises
     ------
     InputError
-        If no crop fits a stack, or bands are to be changed that the stacks don't have.
+        If no crop fits a stack, bands are to be changed that the stacks don't have, or the device is to cut
+        crops that it can't.
     """
+    check_place(config)
     common = _common(config, dataset)
     options: dict[str, Any] = {"sampler": draw_place}
     if config.rare_classes or config.balance != "stacks":
@@ -47,7 +59,8 @@ def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = 
         if config.rare_classes:
             options["sampler"] = ClassSampler(places, config.rare_classes, config.rare_temperature)
         options["shares"] = stack_shares(places, config.balance, config.rare_temperature).tolist()
-    return _kind(config, dataset)(
+    kind = ResidentCrops if bytes_on_device(config, dataset) else _kind(config, dataset)
+    return kind(
         dataset.training,
         steps=config.steps,
         batch_from=config.batch_from,
@@ -93,6 +106,40 @@ def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
     common = _common(config, dataset) | {"batch_size": 1}
     kind = _kind(config, dataset)
     return [kind([dataset.training[i]], steps=steps, crop_sizes=(sides[i],), **common) for i in usable]
+
+
+def check_place(config: TrainConfig) -> None:
+    """Raise InputError where a device is to cut crops of a resolved config that it can't."""
+    hindrance = _hindrance(config)
+    if config.stacks_on == "device" and hindrance:
+        raise InputError(
+            f"cannot cut crops on the device, since {hindrance}, expected none of it: there pixels are moved "
+            "and nothing is computed, and one device holds the stacks",
+            "Give `--stacks-on host`, or leave it out.",
+        )
+
+
+def _hindrance(config: TrainConfig) -> str:
+    """Why crops can't be cut on the device; empty where they can."""
+    hinders = {
+        "pretrain": bool(config.pretrain),
+        "rotations": config.rotations not in (1, 4),
+        "scale": config.scale != 1,
+        **{name: bool(getattr(config, name)) for name in _CHANGES},
+        "devices": config.devices != "1",
+        "processes": config.processes > 1,
+    }
+    found = [f"--{name.replace('_', '-')} is {getattr(config, name)}" for name, it in hinders.items() if it]
+    return found[0] if found else ""
+
+
+def bytes_on_device(config: TrainConfig, dataset: Dataset) -> int:
+    """Bytes of the training stacks that are copied to the device, where crops are then cut; 0 for none."""
+    if _hindrance(config) or config.stacks_on == "host":
+        return 0
+    size = sum(4 * math.prod(tile.image.shape) for tile in dataset.training)
+    small_beside_a_gpu = size <= SMALL and backend.device_name() != "CPU"
+    return size if small_beside_a_gpu or config.stacks_on == "device" else 0
 
 
 def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]:
