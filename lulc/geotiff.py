@@ -276,8 +276,8 @@ def _copy_blocks(
         at = len(header) - leader + int(offsets[level][row, 0, 0])
         for blocks, col in ((b, c) for b in opened for c in b.cols(level)):
             payloads = blocks.read(level, row, col, last=True)
-            data = b"".join(map(_frame, payloads) if profile.cog else payloads)
-            at += _write_at(file, data, at)
+            pieces = [piece for p in payloads for piece in _frame(p)] if profile.cog else payloads
+            at += _write_at(file, pieces, at)
 
     for level in reversed(levels):
         of_level = [s for s in sources if level in s[2]]
@@ -289,17 +289,24 @@ def _copy_blocks(
                     progress(1)
 
 
-def _write_at(file: BinaryIO, data: bytes, at: int) -> int:
-    """Write all of some data at a place of a file, whatever other threads write elsewhere; its length."""
-    done = 0
-    while done < len(data):
-        done += os.pwrite(file.fileno(), memoryview(data)[done:], at + done)
+def _write_at(file: BinaryIO, pieces: Sequence[bytes | memoryview], at: int) -> int:
+    """Write one piece after the other from a place of a file on, whatever other threads write elsewhere.
+
+    Returns
+    -------
+    int
+        Bytes written, those of all pieces.
+    """
+    done, length = os.pwritev(file.fileno(), pieces, at), sum(map(len, pieces))
+    while done < length:
+        # A full disk or a signal cut it short.
+        done += os.pwrite(file.fileno(), memoryview(b"".join(pieces))[done:], at + done)
     return done
 
 
-def _frame(payload: bytes) -> bytes:
+def _frame(payload: memoryview) -> tuple[bytes | memoryview, ...]:
     """A block between its size and its last four bytes, as the ghost area promises."""
-    return struct.pack("<I", len(payload)) + payload + payload[-4:]
+    return struct.pack("<I", len(payload)), payload, payload[-4:]
 
 
 def _block_sizes(profile: MapProfile, sources: _Sources, level: int) -> np.ndarray:

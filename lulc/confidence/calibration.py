@@ -16,6 +16,9 @@ BOUNDS = (0.2, 20.0)
 """Temperatures that are looked for between; a network that never errs would ask for 0, and powers of float32
 end where 1 / T is large."""
 
+NEAR = 2**18
+"""Activations that are calibrated at a time, 1 MB: they stay near the processor from one step to the next."""
+
 SMALLEST = 1e-7
 """Activations below this count as this: float32 can't tell them from what softmax rounded away."""
 
@@ -129,7 +132,15 @@ def calibrate(probabilities: np.ndarray, temperature: float | tuple[float, ...])
     exponent = 1 / np.asarray(temperature, np.float32)
     if (exponent == 1).all():
         return probabilities
-    powers = probabilities**exponent
     if probabilities.shape[-1] == 1:
+        powers = probabilities**exponent
         return np.asarray(powers / (powers + (1 - probabilities) ** exponent), np.float32)
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
+    calibrated = np.empty_like(probabilities)
+    rows = max(1, NEAR // max(1, probabilities[:1].size))
+    for top in range(0, len(probabilities), rows):
+        powers = calibrated[top : top + rows]
+        # A power takes twice as long as logarithm and exponential together.
+        np.maximum(probabilities[top : top + rows], np.finfo(np.float32).tiny, out=powers)
+        np.exp(np.multiply(np.log(powers, out=powers), exponent, out=powers), out=powers)
+        np.divide(powers, powers.sum(axis=-1, keepdims=True), out=powers)
+    return calibrated

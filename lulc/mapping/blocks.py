@@ -132,7 +132,7 @@ def encode_block(values: np.ndarray, codec: Zstd | None = None) -> bytes:
     return bytes(codec.encode(differences))
 
 
-def decode_block(payload: bytes, dtype: np.dtype[Any], side: int = BLOCK) -> np.ndarray:
+def decode_block(payload: bytes | memoryview, dtype: np.dtype[Any], side: int = BLOCK) -> np.ndarray:
     """The inverse of `encode_block`: array of `dtype` (side, side)."""
     raw = np.frombuffer(_CODEC.decode(payload), np.uint8 if dtype.kind == "f" else dtype)
     summed = np.cumsum(raw.reshape(side, -1), axis=1, dtype=raw.dtype)
@@ -155,20 +155,27 @@ def reduce_block(values: np.ndarray, nodata: float) -> np.ndarray:
     array of the same dtype (band, y / 2, x / 2)
         An activation is no data where all four pixels are.
     """
-    corners = [values[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
-    reduced = np.empty_like(corners[0])
-    reduced[0] = corners[0][0]
+    reduced = np.empty((len(values), values.shape[1] // 2, values.shape[2] // 2), values.dtype)
+    reduced[0] = values[0, ::2, ::2]
     if len(values) == 1:
         return reduced
-    valid = [corner[0] != nodata for corner in corners]
-    count = np.add.reduce(valid, dtype=np.int32)
     working = np.float32 if values.dtype.kind == "f" else np.uint32
-    total = np.zeros(reduced[1:].shape, working)
-    for corner, mask in zip(corners, valid, strict=True):
-        np.add(total, corner[1:], out=total, where=mask)
-    divisor = np.maximum(count, 1).astype(working)
+
+    def sum_of_four(layers: np.ndarray) -> np.ndarray:
+        pairs = np.add(layers[..., ::2, :], layers[..., 1::2, :], dtype=working)
+        return np.add(pairs[..., ::2], pairs[..., 1::2])
+
+    known = values[0] != nodata
+    if known.all():
+        count, total = np.array(4, working), sum_of_four(values[1:])
+    else:
+        count = sum_of_four(known)
+        total = sum_of_four(np.where(known, values[1:], values.dtype.type(0)))
+    divisor = np.maximum(count, working(1))
     mean = total / divisor if working is np.float32 else (2 * total + divisor) // (2 * divisor)
-    reduced[1:] = np.where(count > 0, mean, working(abs(nodata)) * (-1 if nodata < 0 else 1))
+    np.copyto(reduced[1:], mean, casting="unsafe")
+    if not count.all():
+        np.copyto(reduced[1:], values.dtype.type(nodata), where=count == 0)
     return reduced
 
 
@@ -372,12 +379,12 @@ class BlockFile(Resource):
         first = self._extents[level].col // BLOCK
         return range(first, first + self.index[level].shape[1])
 
-    def read(self, level: int, row: int, col: int, *, last: bool = False) -> list[bytes]:
+    def read(self, level: int, row: int, col: int, *, last: bool = False) -> list[memoryview]:
         """The encoded bands of one block, to any thread; `last` says that it isn't needed again."""
         extent = self._extents[level]
         entries = self.index[level][row - extent.row // BLOCK, col - extent.col // BLOCK]
         sizes = entries["size"].astype(int)
-        data = os.pread(self._file.fileno(), int(sizes.sum()), int(entries["offset"][0]))
+        data = memoryview(os.pread(self._file.fileno(), int(sizes.sum()), int(entries["offset"][0])))
         if data and last and hasattr(os, "posix_fadvise"):
             # The system can take its memory for what is written next; memory never used before is slow.
             start, length = int(entries["offset"][0]), len(data)

@@ -200,20 +200,23 @@ def compile_predict(model: keras.Model, shape: tuple[int, int, int] | None = Non
     Returns
     -------
     Predict
-        float32 (n, y, x, band) to float32 (n, y, x, class). The weights are those at the time of the
+        float32 (n, y, x, band) to float32 (n, y, x, class), whose planes are contiguous: what is done with
+        them goes class by class, and a GPU moves axes for nothing. The weights are those at the time of the
         call on TensorFlow and PyTorch, those at the time of compilation on JAX.
     """
     compilers = {"tensorflow": _compile_tensorflow, "jax": _compile_jax, "torch": _compile_torch}
-    return compilers[name()](model, shape)
+    planes = compilers[name()](model, shape)
+    return lambda x: np.moveaxis(planes(x), 1, -1)
 
 
+# Each of these gives a function to float32 (n, class, y, x).
 def _compile_tensorflow(model: keras.Model, shape: tuple[int, int, int] | None) -> Predict:
     tensorflow: Any = _framework()
     signature = tensorflow.TensorSpec((*(shape or (None,) * 3), model.input_shape[-1]), "float32")
 
     @tensorflow.function(input_signature=[signature], autograph=False)
     def forward(x: Any) -> Any:
-        return tensorflow.cast(model(x, training=False), "float32")
+        return tensorflow.transpose(tensorflow.cast(model(x, training=False), "float32"), (0, 3, 1, 2))
 
     concrete = forward.get_concrete_function()
     return lambda x: np.asarray(concrete(tensorflow.constant(x, "float32")))
@@ -226,7 +229,8 @@ def _compile_jax(model: keras.Model, shape: tuple[int, int, int] | None) -> Pred
 
     @jax.jit
     def forward(trainable: Any, fixed: Any, x: Any) -> Any:
-        return model.stateless_call(trainable, fixed, x, training=False)[0].astype("float32")
+        y = model.stateless_call(trainable, fixed, x, training=False)[0]
+        return jax.numpy.moveaxis(y.astype("float32"), -1, 1)
 
     return lambda x: np.asarray(forward(trainable, fixed, np.asarray(x, "float32")))
 
@@ -237,7 +241,8 @@ def _compile_torch(model: keras.Model, shape: tuple[int, int, int] | None) -> Pr
     def forward(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             y = model(keras.ops.convert_to_tensor(x, "float32"), training=False)
-        return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")))
+        planes = keras.ops.cast(y, "float32").permute(0, 3, 1, 2).contiguous()
+        return np.asarray(keras.ops.convert_to_numpy(planes))
 
     return forward
 
