@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from lulc.buffers import Buffers
 from lulc.threads import ahead, in_order
 from lulc.windows import Part, Plan, PlannedWindow, Window
 
@@ -314,13 +315,14 @@ def _cores(windows: list[tuple[PlannedWindow, np.ndarray | None]], count: int) -
 
 def _strips(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
     """Predictions cut at multiples of `STRIP` rows of the map; planes of classes contiguous."""
+    memory = Buffers()
     for prediction in predictions:
-        yield from _cut(prediction)
+        yield from _cut(prediction, memory)
         # What the caller still holds are copies; the network's array goes before the next is asked for.
         del prediction
 
 
-def _cut(prediction: Prediction) -> Iterator[Prediction]:
+def _cut(prediction: Prediction, memory: Buffers) -> Iterator[Prediction]:
     part, window, probabilities, valid = prediction
     if probabilities is None or valid is None:
         yield prediction
@@ -329,7 +331,10 @@ def _cut(prediction: Prediction) -> Iterator[Prediction]:
     for top in range(write.row // STRIP * STRIP, write.stop[0], STRIP):
         rows = Window(top, write.col, STRIP, write.width).intersect(write)
         place = rows.relative_to(write).slices
-        planes = np.array(np.moveaxis(probabilities[place], -1, 0), order="C")
+        values = np.moveaxis(probabilities[place], -1, 0)
+        # Of one shape, so that all strips can lie in the same memory.
+        planes = memory.empty((len(values), STRIP, write.width))[:, : rows.height]
+        np.copyto(planes, values)
         yield Prediction(part, PlannedWindow(window.read, rows), np.moveaxis(planes, 0, -1), valid[place])
 
 
