@@ -792,7 +792,7 @@ class ExportConfig:
         (),
         "what to write, by its ending: .qml and .sld (styles), .tif.aux.xml (attribute table), .json (STAC "
         "item), .nc (NetCDF), .zarr, with --level .tif; where not given MAP.qml, MAP.sld and MAP.tif.aux.xml "
-        "beside the map, or with --level MAP_level1.tif",
+        "beside the map, or with --level MAP_level1.tif and those of that",
         metavar="OUT",
     )
     level: str | None = option(

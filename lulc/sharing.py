@@ -28,7 +28,10 @@ from lulc.storage import check_disk
 from lulc.weights import find_model
 from lulc.windows import Plan, Window
 
-KINDS = (".qml", ".sld", ".aux.xml", ".json", ".nc", ".zarr", ".tif")
+STYLES = (".qml", ".sld", ".aux.xml")
+"""Endings of what programs show a map with."""
+
+KINDS = (*STYLES, ".json", ".nc", ".zarr", ".tif")
 """Endings of what a map can be written as."""
 
 LEVEL_TAG = "LULC_LEVEL"
@@ -66,7 +69,8 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
     model = find_model(config.model) if config.model is not None else None
     items = [out.parent / _item_name(model) for out, kind in zip(outputs, kinds, strict=True)
              if model is not None and kind == ".json"]  # fmt: skip
-    _check_outputs([*outputs, *items], source, overwrite=config.overwrite)
+    styled = [style for out in outputs if config.level is not None for style in _styles_of(out)]
+    _check_outputs([*outputs, *styled, *items], source, overwrite=config.overwrite)
     legend = load_scheme(config.scheme).legend if config.scheme is not None else None
     cache = rasterio.Env(GDAL_CACHEMAX=forecast.CACHE // 2**20)
     with cache, open_map(source, legend, allow_vrt=config.allow_vrt) as land_cover:
@@ -75,19 +79,19 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
             _check_dates(dates, source)
         counted = set(kinds) & {".qml", ".sld", ".aux.xml", ".json"}
         entries = styles.count_entries(land_cover) if counted else ()
-        texts = {
-            ".qml": lambda: styles.qml(entries),
-            ".sld": lambda: styles.sld(entries, source.stem),
-            ".aux.xml": lambda: styles.attribute_table(entries),
-        }
         for out, kind in zip(outputs, kinds, strict=True):
-            if kind in texts:
-                styles.write_text(out, texts[kind]())
+            if kind in STYLES:
+                _write_style(out, kind, source, entries)
             elif kind == ".json":
                 _write_item(out, source, land_cover, entries, dates, model)
             else:
                 _write_pixels(out, kind, source, land_cover, config.level)
-    return (*outputs, *items)
+        for out in outputs if config.level is not None else ():
+            with open_map(out) as grouped:
+                entries = styles.count_entries(grouped)
+            for style, kind in zip(_styles_of(out), STYLES, strict=True):
+                _write_style(style, kind, out, entries)
+    return (*outputs, *styled, *items)
 
 
 def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
@@ -123,7 +127,21 @@ def _beside(source: Path, level: str | None) -> list[Path]:
     """What is written where no output is named."""
     if level is not None:
         return [source.with_name(f"{source.stem}_level{level}.tif")]
-    return [source.with_suffix(".qml"), source.with_suffix(".sld"), Path(f"{source}.aux.xml")]
+    return _styles_of(source)
+
+
+def _styles_of(land_cover: Path) -> list[Path]:
+    """Where programs look for what they show a map with, in the order of `STYLES`."""
+    return [land_cover.with_suffix(".qml"), land_cover.with_suffix(".sld"), Path(f"{land_cover}.aux.xml")]
+
+
+def _write_style(out: Path, kind: str, source: Path, entries: Sequence[styles.Entry]) -> None:
+    texts = {
+        ".qml": lambda: styles.qml(entries),
+        ".sld": lambda: styles.sld(entries, source.stem),
+        ".aux.xml": lambda: styles.attribute_table(entries),
+    }
+    styles.write_text(out, texts[kind]())
 
 
 def _check_level(level: str | None, outputs: Sequence[Path], kinds: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,14 @@ def test_a_map_of_a_level_holds_groups_and_sums(
             expected = np.where(classes == 0, 0, sums.argmax(-1) + 1)
         agree = found[0].filled(0)[valid] == expected[valid]
         assert agree.mean() > 0.999  # equal sums may be decided either way
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.tif", f"map_level{level.number}.tif"]
+    name = f"map_level{level.number}"
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "map.tif", f"{name}.tif", f"{name}.qml", f"{name}.sld", f"{name}.tif.aux.xml"
+    }  # fmt: skip
+    shown = {
+        (e.get("value"), e.get("color")) for e in ET.parse(tmp_path / f"{name}.qml").iter("paletteEntry")
+    }
+    assert {(str(c.number), c.color) for c in level.legend.classes} <= shown
 
 
 def test_levels_that_can_not_be_are_refused(
