@@ -6,7 +6,11 @@ asked for, the simulated scene mirrored. Beside that, what the command does in o
 alone with as many threads: reading, and encoding with writing. The least of these is what bounds the command.
 What JAX has compiled is kept between runs: a first run takes longer by the seconds given for it.
 
+``--host`` measures on any machine, with a GPU or none, what is left for its processors: the real command with
+the settings of a GPU and, in the network's place, the activations of one window repeated, which cost nothing.
+
 Example: KERAS_BACKEND=jax python benchmarks/gpu.py runs/kaakonkulma --size 16384 --folder /tmp/gpu
+         python benchmarks/gpu.py runs/kaakonkulma --size 4096 --host
 """
 
 from __future__ import annotations
@@ -38,6 +42,12 @@ TARGETS = {"resident": 100e6, "speed": 10e6}
 
 SHARE = "network's share"
 
+RUNS, REPEATED = 3, 512
+"""Of the command with a network that costs nothing, and the side of the window whose activations it gives."""
+
+HOST = ("windows", "finish", "processor", "system")
+"""Seconds that are taken of each of these runs."""
+
 SECONDS = 3.0
 """Of each measurement of a part of the command."""
 
@@ -51,6 +61,28 @@ def main() -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="lulc-gpu-"))
     folder.mkdir(parents=True, exist_ok=True)
     mosaic = make_mosaic(options.scene, folder, options.size)
+    measure = measure_host if options.host else measure_gpu
+    name = "host.json" if options.host else "gpu.json"
+    target = options.results or ROOT / "benchmarks" / "results" / name
+    text = measure(options, mosaic, folder, target)
+    print(text)
+    target.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def measure_host(options: argparse.Namespace, mosaic: tuple[Path, Path], folder: Path, target: Path) -> str:
+    """The table of what is left for the processors; figures go to `target`."""
+    document: dict[str, Any] = {"size": options.size, "machine": describe_machine(), "runs": []}
+    for activations in options.activations:
+        for _ in range(RUNS):
+            found = _stage("host", options.model, *mosaic, activations, folder / "map.tif")
+            document["runs"].append({"activations": activations} | found)
+    target.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return render_host(document)
+
+
+def measure_gpu(options: argparse.Namespace, mosaic: tuple[Path, Path], folder: Path, target: Path) -> str:
+    """The tables of a machine with a GPU; figures go to `target` as they come."""
     document: dict[str, Any] = {
         "size": options.size,
         "machine": {},
@@ -58,7 +90,6 @@ def main() -> int:
         "commands": [],
         "parts": {},
     }
-    target = options.results or ROOT / "benchmarks" / "results" / "gpu.json"
 
     def store() -> None:
         target.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
@@ -72,10 +103,7 @@ def main() -> int:
         store()
     document["parts"] = _stage("parts", options.engines[0], options.model, *mosaic)
     store()
-    text = render(document)
-    print(text)
-    target.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    return 0
+    return render(document)
 
 
 def _parse() -> argparse.Namespace:
@@ -84,6 +112,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=16384, help="side of the mosaic (default: 16384)")
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES)
     parser.add_argument("--activations", nargs="+", default=["float32"], help="as in make_classifications.py")
+    parser.add_argument("--host", action="store_true", help="only what is left for the processors")
     parser.add_argument(
         "--scene",
         type=Path,
@@ -251,7 +280,64 @@ def _measure_writing(job: Any) -> float:
         return part.extent.height * part.extent.width / (time.perf_counter() - begun)
 
 
-STAGES: dict[str, Callable[..., Result]] = {"network": run_network, "parts": run_parts}
+def run_host(model: str, bands: str, indices: str, activations: str, out: str) -> Result:
+    """The command as where a GPU computes, with a network that costs nothing."""
+    import resource
+
+    from lulc import engines, inference
+    from lulc.config import ClassifyConfig
+    from lulc.mapping.job import Job, open_job
+    from lulc.networks import backend
+    from lulc.weights import find_model, load_model
+    from lulc.windows import Window
+
+    config = ClassifyConfig(
+        model=model, inputs=(bands, indices), out=out, engine="keras", activations=activations, overwrite=True
+    )
+    with open_job(config) as job:
+        place = Window(0, 0, *(min(REPEATED, side) for side in job.stack.grid.shape))
+        network = load_model(find_model(model, config.pick))[0]
+        planes = np.moveaxis(backend.compile_predict(network)(job.stack.read(place)[np.newaxis]), -1, 1)
+
+    def build(job: Job) -> engines.Engine:
+        shape = (config.batch_size, *job.plan.window)
+        times = [-(-side // known) for side, known in zip(shape[1:], planes.shape[2:], strict=True)]
+        result = np.tile(planes, (shape[0], 1, *times))[..., : shape[1], : shape[2]]
+        # As from a GPU: planes, in memory of their own.
+        return engines.Engine("keras", shape, {}, lambda x: np.moveaxis(result.copy(), 1, -1))
+
+    engines.has_gpu = lambda devices=None: True
+    Job.build_engine = build  # type: ignore[method-assign]
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = inference.classify(config).seconds
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "windows": seconds["windows"],
+        "finish": seconds["finish"],
+        "processor": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "system": after.ru_stime - before.ru_stime,
+    }
+
+
+def render_host(document: Result) -> str:
+    """Its table, as Markdown: each figure the median of the runs."""
+    size, runs = document["size"], document["runs"]
+    machine = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
+    lines = [f"{size} x {size} pixels, a network that costs nothing. {machine}.", "",
+             "| activations | windows Mpx/s | finish s | processor s per Mpx | of that in the system |",
+             "|---" * 5 + "|"]  # fmt: skip
+    for kind in dict.fromkeys(run["activations"] for run in runs):
+        of_kind = [run for run in runs if run["activations"] == kind]
+        middle = {name: float(np.median([run[name] for run in of_kind])) for name in HOST}
+        mpx = size**2 / 1e6
+        lines.append(
+            f"| {kind} | {mpx / middle['windows']:.2f} | {middle['finish']:.1f} "
+            f"| {middle['processor'] / mpx:.2f} | {middle['system'] / mpx:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+STAGES: dict[str, Callable[..., Result]] = {"network": run_network, "parts": run_parts, "host": run_host}
 
 
 def describe_machine() -> dict[str, str]:

@@ -67,12 +67,16 @@ def _parse() -> argparse.Namespace:
 def measure(config: TrainConfig, seconds: float, devices: Devices) -> dict[str, Any]:
     """Pixels per second of generator, step and both, each for about `seconds`."""
     from lulc.generator import cut_ahead
+    from lulc.mapping.forecast import free_memory
     from lulc.networks import backend
-    from lulc.samples.crops import training_crops
+    from lulc.networks.backend import keras
+    from lulc.samples.crops import choose_place, training_crops
     from lulc.samples.dataset import open_dataset
     from lulc.training import build_model
 
     dataset = open_dataset(config)
+    place = choose_place(config, dataset, devices.count, free_memory())
+    config = dataclasses.replace(config, stacks_on=place)
     crops = training_crops(config, dataset)
     model = build_model(config, dataset, devices)
     drawn = (crops.batch(0, index) for index in range(BATCHES))
@@ -87,9 +91,14 @@ def measure(config: TrainConfig, seconds: float, devices: Devices) -> dict[str, 
     # Each shape is compiled before anything is timed.
     for _ in range(2):
         list(train(kept))
-    alone = (labels.size for _, labels in cut_ahead(crops, 1, 0, config.workers))
+
+    def cut(batches: Iterable[Any]) -> Iterator[int]:
+        for images, labels in batches:
+            keras.ops.convert_to_numpy(images[0, 0, 0, 0])  # waits for a device that cuts it
+            yield labels.size
+
     figures = {
-        "generator": _speed(alone, seconds),
+        "generator": _speed(cut(cut_ahead(crops, 1, 0, config.workers, devices.place)), seconds),
         "step": _speed(train(itertools.cycle(kept)), seconds),
         # The sequence of batches repeats that of the step alone, but each is cut anew.
         "together": _speed(train(cut_ahead(_Repeated(crops), 0, 0, config.workers, devices.place)), seconds),

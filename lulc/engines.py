@@ -228,7 +228,7 @@ def dihedral(network: Network) -> Network:
                 seen = np.rot90(x[:, ::-1] if flip else x, turn, axes=(1, 2))
                 y = np.rot90(network(np.ascontiguousarray(seen)), -turn, axes=(1, 2))
                 y = y[:, ::-1] if flip else y
-                total = y.copy() if total is None else np.add(total, y, out=total)
+                total = y.copy(order="K") if total is None else np.add(total, y, out=total)
         assert total is not None
         return total / np.float32(2 * len(turns))
 

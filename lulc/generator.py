@@ -198,6 +198,10 @@ class TileGenerator(keras.utils.PyDataset):
         for memory in self._memory.values():
             memory.clear()
 
+    def close(self) -> None:
+        """Give up all memory; no batch can be asked for any more."""
+        self.release()
+
     def _fitted_by(self, side: int) -> tuple[list[Tile], NDArray[np.float64]]:
         """The stacks that a side fits, and how often each is drawn among them, float (tile,)."""
         fitting = [i for i, (_, sides) in enumerate(self._choices) if side in sides]

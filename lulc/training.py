@@ -41,7 +41,7 @@ from lulc.networks.backend import keras
 from lulc.networks.card import Channel, ModelCard
 from lulc.networks.encoders import IMAGENET, load_encoder
 from lulc.networks.network import DECODER, NetworkConfig
-from lulc.samples.crops import bytes_on_device, check_place, plain_crops, training_crops, validation_crops
+from lulc.samples.crops import check_place, choose_place, plain_crops, training_crops, validation_crops
 from lulc.samples.dataset import Dataset, open_dataset
 from lulc.samples.hiding import Filled, absolute_difference
 from lulc.samples.unlabelled import open_mosaic
@@ -160,6 +160,7 @@ def train(
             run = held.enter_context(open_run(config, inputs, follow=not devices.first))
         with devices.agreed():
             model, crops = prepare(config, dataset, devices)
+            held.callback(crops[0].close)
         # From here on nothing is known that could hinder the run: what --overwrite replaces may go.
         if devices.first:
             run.begin()
@@ -199,7 +200,16 @@ def prepare(
     backend.seed(config.seed)
     model = build_model(config, dataset, devices)
     share = devices.share(config.batch_size)
-    _check_limits(dataclasses.replace(config, batch_size=len(share)), model, bytes_on_device(config, dataset))
+    if not backend.computes_in(config.precision):
+        logger.warning(
+            "this processor does not multiply in %s, so that a step takes several times as long as in "
+            "float32: leave --precision out",
+            config.precision,
+        )
+    available = free_memory() * MEMORY_MARGIN
+    _check_limits(dataclasses.replace(config, batch_size=len(share)), model, available)
+    place = choose_place(config, dataset, devices.count, available)
+    config = dataclasses.replace(config, stacks_on=place)
     if config.init:
         _start_from(find_model(config.init), model, dataset, config.single_class)
     return model, (training_crops(config, dataset, share), validation_crops(config, dataset, share))
@@ -210,7 +220,6 @@ def check_options(config: TrainConfig) -> None:
     check_keep(config.keep)
     _check_encoder(config)
     _check_pretraining(config)
-    check_place(config)
     depth = len(config.decoder_filters or (DECODER if config.encoder else config.filters))
     stride = 2**depth
     wrong = [
@@ -236,6 +245,7 @@ def check_options(config: TrainConfig) -> None:
     wrong += _wrong_devices(config)
     if wrong:
         raise InputError(f"cannot train as asked, since {wrong[0]}", "Change the option and type it again.")
+    check_place(config)
     missing = [name for name in ("tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
     if config.tensorboard and missing:
         raise InputError(
@@ -332,23 +342,13 @@ def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
     )
 
 
-def _check_limits(config: TrainConfig, model: keras.Model, stacks: int) -> None:
-    """Refuse what neither memory nor disk can hold; frameworks die without a word when memory ends.
-
-    `stacks` is the bytes of those that are copied to the device.
-    """
+def _check_limits(config: TrainConfig, model: keras.Model, available: float) -> None:
+    """Refuse what neither memory nor disk can hold; frameworks die without a word when memory ends."""
     weights = 4 * model.count_params()
     check_disk(config.out, 12 * weights, "models and checkpoints")
-    available = int(free_memory() * MEMORY_MARGIN)
-    if stacks > available:
-        raise InputError(
-            f"cannot copy the training stacks to the device, since they take {stacks / 1e9:.1f} GB of memory "
-            f"on their way, expected at most {available / 1e9:.1f} GB (now free)",
-            "Give `--stacks-on host`, or leave it out: crops are then read from disk.",
-        )
     if backend.device_name() != "CPU":
         return
-    needed, side = memory_needed(model, config) + stacks, max(config.crop_sizes)
+    needed, side = memory_needed(model, config), max(config.crop_sizes)
     if needed > available:
         raise InputError(
             f"cannot train with batches of {config.batch_size} crops of {side} pixels, since that needs "

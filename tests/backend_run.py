@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from lulc.buffers import Buffers
+from lulc.config import TrainConfig
+from lulc.fitting.devices import open_devices
 from lulc.generator import TileGenerator
 from lulc.losses import build_loss
 from lulc.networks import backend
@@ -60,6 +63,22 @@ def cut() -> tuple[np.ndarray, np.ndarray]:
     return keras.ops.convert_to_numpy(there), here
 
 
+def place() -> bool:
+    """Whether images that were placed stay as they are when their memory would be used again."""
+    config = TrainConfig(data=("stacks",), out="run", batch_size=2).resolved()
+    memory = Buffers()
+    with open_devices(config) as devices:
+        placed = []
+        for number in range(8):
+            images = memory.empty((2, 64, 64, 3))
+            images[:] = number
+            placed.append(devices.place(images))
+            del images
+        return all(
+            (keras.ops.convert_to_numpy(images) == number).all() for number, images in enumerate(placed)
+        )
+
+
 def main(folder: Path, losses: list[str]) -> None:
     """Run everything and store what came out."""
     backend.limit_threads(2)
@@ -79,6 +98,7 @@ def main(folder: Path, losses: list[str]) -> None:
     results["encoder"], ends_finite = train(encoder, losses[0], image, labels)
     finite.append(ends_finite)
     results["there"], results["here"] = cut()
+    results["placed"] = place()
     np.savez(folder / f"{backend.name()}.npz", **results, finite=all(finite))
 
 

@@ -116,6 +116,11 @@ def test_crops_cut_on_the_device_are_those_cut_on_the_host(backend: str, run: Ru
     np.testing.assert_array_equal(there, here)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batches_keep_their_values_where_they_are_placed(backend: str, run: Run) -> None:
+    assert run(backend)["placed"]
+
+
 def test_an_unknown_backend_is_answered_with_the_known_ones() -> None:
     done = start(["-c", "import lulc.networks.backend"], "theano")
     assert "cannot use the backend 'theano', expected one of tensorflow, jax, torch" in done.stderr

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
+from lulc.confidence import calibration
 from lulc.confidence.calibration import PIXELS, Holdout, calibrate, fit_temperature
 
 
@@ -87,3 +88,19 @@ def test_a_holdout_thins_out_and_leaves_ignored_pixels_out():
     holdout.add(p, labels)
     activations, kept = holdout.pixels()
     assert 80 < len(kept) <= 100 and (kept == 1).all() and activations.shape == (len(kept), 3)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 3.0, (0.5, 1.0, 2.0, 20.0, 0.3)])
+@pytest.mark.parametrize("shape", [(37, 20, 5), (2, 37, 20, 5), (300, 5), (0, 20, 5)])
+def test_activations_are_calibrated_piece_by_piece_as_at_once(monkeypatch, shape, temperature):
+    p = np.random.default_rng(3).dirichlet(np.full(5, 0.2), shape[:-1]).astype(np.float32)
+    p[..., 1] = 0
+    p /= np.maximum(p.sum(-1, keepdims=True), 1e-6)
+    powers = p.astype(np.float64) ** (1 / np.asarray(temperature))
+    expected = powers / powers.sum(-1, keepdims=True)
+    monkeypatch.setattr(calibration, "NEAR", 700)
+    for given in (p, np.moveaxis(np.ascontiguousarray(np.moveaxis(p, -1, 0)), 0, -1)):
+        found = calibrate(given, temperature)
+        assert found.dtype == np.float32 and found.strides == given.strides
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+        assert (found[..., 1] == 0).all()

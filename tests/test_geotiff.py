@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rio_cogeo.cogeo import cog_validate
 
+from lulc import geotiff
 from lulc.geotiff import MapProfile, assemble, read_classes, verify, write_part
 from lulc.grid import GridSpec
 from lulc.mapping.blocks import ENCODINGS, reduce_block
@@ -214,3 +216,12 @@ def test_a_damaged_part_leaves_no_map(tmp_path: Path) -> None:
 def test_parts_that_are_no_multiple_of_a_block_are_refused() -> None:
     with pytest.raises(InputError, match="--part 512"):
         profile_of((600, 600), part=500)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 9])
+def test_pieces_that_a_call_leaves_over_are_written_by_the_next(tmp_path, monkeypatch, cut):
+    pieces = [b"abc", memoryview(b"defg"), b"hij"]
+    monkeypatch.setattr(os, "pwritev", lambda fd, given, at: os.pwrite(fd, b"".join(given)[:cut], at))
+    with open(tmp_path / "file", "wb") as file:
+        assert geotiff._write_at(file, pieces, 2) == 10
+    assert (tmp_path / "file").read_bytes() == b"\0\0abcdefghij"

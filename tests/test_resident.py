@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from lulc.generator import cut_ahead
 from lulc.networks import backend
 from lulc.networks.backend import keras
 from lulc.samples import crops
-from lulc.samples.crops import check_place, training_crops
+from lulc.samples.crops import check_place, choose_place, training_crops
 from lulc.samples.dataset import open_dataset
 from lulc.samples.resident import ResidentCrops
 from lulc.schema import IGNORE, InputError
@@ -26,11 +28,16 @@ MOVED = [
     {"mix": "classmix", "mix_share": 1.0},
     {"rare_classes": 0.5, "balance": "classes"},
 ]
-COMPUTED = [
-    {"rotations": 16}, {"scale": 1.2}, {"gain": 0.05}, {"offset_jitter": 20.0}, {"haze": 200.0},
-    {"channel_dropout": 0.1}, {"copy_paste": 1.0}, {"devices": "2"}, {"processes": 2},
-    {"pretrain": ("mosaic.tif",)},
-]  # fmt: skip
+COMPUTED = {
+    "--rotations is 16, expected 1, 2 or 4": {"rotations": 16},
+    "--scale is 1.2, expected 1": {"scale": 1.2},
+    "--gain is 0.05, expected 0": {"gain": 0.05},
+    "--offset-jitter is 20.0, expected 0": {"offset_jitter": 20.0},
+    "--haze is 200.0, expected 0": {"haze": 200.0},
+    "--channel-dropout is 0.1, expected 0": {"channel_dropout": 0.1},
+    "--copy-paste is 1.0, expected 0": {"copy_paste": 1.0},
+    "a pretraining hides parts of crops": {"pretrain": ("mosaic.tif",)},
+}
 
 
 def config_of(folder, **changes):
@@ -74,42 +81,76 @@ def test_a_pixel_without_one_of_its_bands_is_invalid_there_too(write_stacks, tmp
     assert (labels[invalid] == IGNORE).all() and (labels[~invalid] == 0).all()
 
 
-@pytest.mark.parametrize("changes", COMPUTED, ids=str)
-def test_crops_that_are_computed_are_refused_there_and_cut_on_the_host_otherwise(changes):
-    name = next(iter(changes))
-    config = config_of("stacks", **changes)
-    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} is .*expected none") as caught:
+@pytest.mark.parametrize("problem", COMPUTED)
+def test_crops_that_are_computed_are_refused_there(problem):
+    config = config_of("stacks", **COMPUTED[problem])
+    with pytest.raises(InputError, match=re.escape(problem)) as caught:
         check_place(config)
     assert "--stacks-on host" in caught.value.hint
     check_place(dataclasses.replace(config, stacks_on="auto"))
 
 
-def test_auto_takes_a_gpu_for_small_stacks_and_moved_crops(write_stacks, tmp_path, monkeypatch):
+def test_options_that_can_not_be_are_refused_before_their_place():
+    with pytest.raises(InputError, match="--devices is 'none', expected a number from 1, or all"):
+        training.check_options(config_of("stacks", devices="none", rotations=16))
+    with pytest.raises(InputError, match="--rotations is 16, expected 1, 2 or 4"):
+        training.check_options(config_of("stacks", rotations=16))
+
+
+def test_auto_takes_one_gpu_for_small_stacks_and_moved_crops(write_stacks, tmp_path, monkeypatch):
     config = config_of(write_stacks(tmp_path / "stacks"), stacks_on="auto")
     dataset = open_dataset(config)
+    size = 4 * sum(tile.image.size for tile in dataset.training)
 
-    def resident(config):
-        return isinstance(training_crops(config, dataset), ResidentCrops)
+    def place(devices=1, free=1e12, **changes):
+        return choose_place(dataclasses.replace(config, **changes), dataset, devices, free)
 
-    assert not resident(config)
+    assert place() == "host"
     monkeypatch.setattr(backend, "device_name", lambda: "a GPU")
-    assert resident(config)
-    assert not resident(dataclasses.replace(config, rotations=16))
-    monkeypatch.setattr(crops, "SMALL", 1000)
-    assert not resident(config)
+    assert place() == "device"
+    assert place(rotations=2) == "device"
+    assert place(stacks_on="host") == "host"
+    for hindered in ({"rotations": 16}, {"devices": 2}, {"free": 2.9 * size}):
+        assert place(**hindered) == "host"
+    monkeypatch.setattr(crops, "SMALL", size - 1)
+    assert place() == "host"
+    assert place(stacks_on="device") == "device"
 
 
-def test_stacks_larger_than_the_free_memory_are_refused(write_stacks, tmp_path, monkeypatch):
+def test_stacks_that_can_not_be_copied_are_refused(write_stacks, tmp_path):
     config = config_of(write_stacks(tmp_path / "stacks"))
-    monkeypatch.setattr(training, "free_memory", lambda: 1e3)
-    with pytest.raises(InputError, match=r"GB of memory on their way, expected at most 0\.0 GB"):
-        training.prepare(config, open_dataset(config))
+    dataset = open_dataset(config)
+    with pytest.raises(InputError, match=r"GB of memory on their way, expected at most .* 0\.0 GB"):
+        choose_place(config, dataset, 1, 1e3)
+    with pytest.raises(InputError, match="2 devices train, expected one"):
+        choose_place(config, dataset, 2, 1e12)
+    # Numbers of pixels are of four bytes.
+    huge = np.broadcast_to(np.float32(1), (2**17, 2**15, 3))
+    tiles = (dataclasses.replace(dataset.training[0], image=huge),)
+    with pytest.raises(InputError, match="4295 million pixels"):
+        choose_place(config, dataclasses.replace(dataset, training=tiles), 1, 1e12)
+
+
+def test_a_device_that_is_none_is_said(write_stacks, tmp_path, caplog):
+    config = config_of(write_stacks(tmp_path / "stacks"))
+    assert choose_place(config, open_dataset(config), 1, 1e12) == "device"
+    assert "there is no GPU" in caplog.text
+
+
+def test_memory_of_the_device_is_given_up_at_the_end(write_stacks, tmp_path):
+    config = config_of(write_stacks(tmp_path / "stacks"))
+    batches = training_crops(config, open_dataset(config))
+    batches.batch(0, 0)
+    held = weakref.ref(batches._pixels)
+    batches.close()
+    assert held() is None
 
 
 def test_a_training_begun_in_one_place_goes_on_in_the_other(write_stacks, tmp_path):
     config = config_of(
         write_stacks(tmp_path / "stacks"), crop_sizes=(32,), validation_crop_sizes=(32,), epochs=2, steps=2,
-        validation_steps=2, filters=(4,), average=0.0, stacks_on="host",
+        validation_steps=2, filters=(4,), average=0.0, dropout=0.0,
+        stacks_on="host",
     )  # fmt: skip
     whole = training.train(dataclasses.replace(config, out=str(tmp_path / "whole")))
     begun = dataclasses.replace(config, out=str(tmp_path / "begun"), minutes=1e-6)

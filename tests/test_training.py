@@ -23,6 +23,7 @@ from lulc.config import RECIPES, TrainConfig
 from lulc.fitting import loop as loop_module
 from lulc.fitting.loop import LabelledAccuracy
 from lulc.fitting.run import Row, kept_models, picks_of
+from lulc.networks import backend
 from lulc.networks.backend import keras
 from lulc.samples.dataset import open_dataset
 from lulc.schema import InputError, LandCoverClass, Legend
@@ -582,3 +583,29 @@ def test_the_history_is_kept_whole_through_interruptions(stacks, tmp_path, monke
     with open(tmp_path / "run" / "history.csv", newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"] is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "fits"),
+    [
+        ("fma avx2 f16c", "bfloat16", False),
+        ("fma avx512_bf16", "bfloat16", True),
+        ("fma avx512_bf16", "float16", False),
+        ("asimd asimdhp bf16", "float16", True),
+        ("fma avx2", "float32", True),
+    ],
+)
+def test_a_precision_that_the_processor_lacks_is_known(tmp_path, flags, precision, fits):
+    described = tmp_path / "cpuinfo"
+    described.write_text(f"model name\t: some processor\nflags\t\t: {flags}\n")
+    assert backend.computes_in(precision, described) == fits
+    assert backend.computes_in(precision, tmp_path / "none")
+
+
+def test_a_slow_precision_is_warned_of(stacks, tmp_path, monkeypatch, caplog):
+    config = make_config(stacks, tmp_path / "run", precision="bfloat16").resolved()
+    for slow in (True, False):
+        caplog.clear()
+        monkeypatch.setattr(backend, "computes_in", lambda precision, slow=slow: not slow)
+        training.prepare(config, open_dataset(config))
+        assert ("does not multiply in bfloat16" in caplog.text) == slow

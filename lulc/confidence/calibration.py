@@ -115,7 +115,7 @@ def calibrate(probabilities: np.ndarray, temperature: float | tuple[float, ...])
 
     Parameters
     ----------
-    probabilities : float32 (y, x, class), 0..1
+    probabilities : float32 (..., class), 0..1
         Of a softmax; or of a sigmoid, with one class.
     temperature
         One, or one for each class; at 1 nothing changes.
@@ -135,12 +135,20 @@ def calibrate(probabilities: np.ndarray, temperature: float | tuple[float, ...])
     if probabilities.shape[-1] == 1:
         powers = probabilities**exponent
         return np.asarray(powers / (powers + (1 - probabilities) ** exponent), np.float32)
-    calibrated = np.empty_like(probabilities)
-    rows = max(1, NEAR // max(1, probabilities[:1].size))
-    for top in range(0, len(probabilities), rows):
-        powers = calibrated[top : top + rows]
-        # A power takes twice as long as logarithm and exponential together.
-        np.maximum(probabilities[top : top + rows], np.finfo(np.float32).tiny, out=powers)
-        np.exp(np.multiply(np.log(powers, out=powers), exponent, out=powers), out=powers)
-        np.divide(powers, powers.sum(axis=-1, keepdims=True), out=powers)
+    calibrated = np.empty_like(probabilities, np.float32)
+    several = probabilities.ndim > 3
+    pairs = zip(probabilities, calibrated, strict=True) if several else [(probabilities, calibrated)]
+    for given, result in pairs:
+        rows = max(1, NEAR // max(1, given[:1].size))
+        for top in range(0, len(given), rows):
+            _temper(given[top : top + rows], exponent, result[top : top + rows])
     return calibrated
+
+
+def _temper(probabilities: np.ndarray, exponent: np.ndarray, powers: np.ndarray) -> None:
+    """Write powers of activations that sum up to 1; a power itself takes twice as long as these two steps."""
+    with np.errstate(divide="ignore"):
+        # An activation of 0 stays 0 by way of minus infinity.
+        np.log(probabilities, out=powers)
+    np.exp(np.multiply(powers, exponent, out=powers), out=powers)
+    np.divide(powers, powers.sum(axis=-1, keepdims=True), out=powers)

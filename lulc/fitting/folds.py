@@ -111,7 +111,7 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
     if config.overwrite and _is_finished(Path(config.out)):
         # What would be refused is refused while the finished folds are still there.
         for number, (_, dataset) in enumerate(datasets, 1):
-            prepare(_fold_config(config, number), dataset)
+            prepare(dataclasses.replace(_fold_config(config, number), stacks_on="host"), dataset)
         _clear(Path(config.out))
     found = []
     holdout = Holdout(len(datasets))

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 # TensorFlow brings a ZSTD of its own, which would take the place of this one where it is loaded first: the
@@ -27,8 +28,17 @@ BACKENDS = {"tensorflow": "cpu", "jax": "jax", "torch": "torch"}
 Predict = Callable[[np.ndarray], np.ndarray]
 """float32 (n, y, x, band) to float32 (n, y, x, class)."""
 
+_Planes = Callable[[np.ndarray], np.ndarray]
+"""float32 (n, y, x, band) to float32 (n, class, y, x)."""
+
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 """Keras' policy for each precision; with float16 Keras scales the loss by itself."""
+
+INSTRUCTIONS = {
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+"""What Linux calls the instructions of processors that multiply in a precision, x86 and ARM."""
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -81,6 +91,7 @@ __all__ = [
     "Predict",
     "cache_programs",
     "compile_predict",
+    "computes_in",
     "device_name",
     "exact_float32",
     "keras",
@@ -148,6 +159,21 @@ def precision(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
+def computes_in(precision: str, described: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the device multiplies in a precision; a processor that doesn't takes many times as long.
+
+    Parameters
+    ----------
+    precision
+        ``float32``, ``bfloat16`` or ``float16``.
+    described
+        What Linux says of the processor; where there is no such file, nothing is known against it.
+    """
+    if precision not in INSTRUCTIONS or device_name() != "CPU" or not described.is_file():
+        return True
+    return not INSTRUCTIONS[precision].isdisjoint(described.read_text().split())
+
+
 def exact_float32() -> None:
     """Have this process compute float32 as such; GPUs round factors to 10 bits (TF32) unless told not to."""
     framework: Any = _framework()
@@ -209,8 +235,7 @@ def compile_predict(model: keras.Model, shape: tuple[int, int, int] | None = Non
     return lambda x: np.moveaxis(planes(x), 1, -1)
 
 
-# Each of these gives a function to float32 (n, class, y, x).
-def _compile_tensorflow(model: keras.Model, shape: tuple[int, int, int] | None) -> Predict:
+def _compile_tensorflow(model: keras.Model, shape: tuple[int, int, int] | None) -> _Planes:
     tensorflow: Any = _framework()
     signature = tensorflow.TensorSpec((*(shape or (None,) * 3), model.input_shape[-1]), "float32")
 
@@ -222,7 +247,7 @@ def _compile_tensorflow(model: keras.Model, shape: tuple[int, int, int] | None) 
     return lambda x: np.asarray(concrete(tensorflow.constant(x, "float32")))
 
 
-def _compile_jax(model: keras.Model, shape: tuple[int, int, int] | None) -> Predict:
+def _compile_jax(model: keras.Model, shape: tuple[int, int, int] | None) -> _Planes:
     jax: Any = _framework()
     trainable = [v.value for v in model.trainable_variables]
     fixed = [v.value for v in model.non_trainable_variables]
@@ -235,7 +260,7 @@ def _compile_jax(model: keras.Model, shape: tuple[int, int, int] | None) -> Pred
     return lambda x: np.asarray(forward(trainable, fixed, np.asarray(x, "float32")))
 
 
-def _compile_torch(model: keras.Model, shape: tuple[int, int, int] | None) -> Predict:
+def _compile_torch(model: keras.Model, shape: tuple[int, int, int] | None) -> _Planes:
     torch: Any = _framework()
 
     def forward(x: np.ndarray) -> np.ndarray:

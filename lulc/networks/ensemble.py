@@ -102,7 +102,7 @@ def average(engines: Sequence[Engine], members: Sequence[Member]) -> Engine:
         total: np.ndarray | None = None
         for network, member in zip(networks, members, strict=True):
             y = calibrate(network(x, *first), member.card.temperature)
-            total = y.copy() if total is None else np.add(total, y, out=total)
+            total = y.copy(order="K") if total is None else np.add(total, y, out=total)
         assert total is not None
         return total / np.float32(len(networks))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -25,11 +26,16 @@ PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
 they are large, since the zeros that stand for land beyond the border of a crop belong to no map."""
 
 
-SMALL = 2e9
-"""Bytes of stacks that `--stacks-on auto` copies to a GPU, a small part of its memory."""
+logger = logging.getLogger("lulc")
 
-_CHANGES = ("copy_paste", "gain", "offset_jitter", "haze", "channel_dropout")
-"""Options that compute values of crops, or look at them."""
+SMALL = 2e9
+"""Bytes of stacks that `--stacks-on auto` copies to a GPU at most."""
+
+COPIES = 3
+"""Times the bytes of stacks that the host holds while they are copied (TensorFlow; PyTorch 2, JAX 1)."""
+
+_COMPUTING = ("copy_paste", "gain", "offset_jitter", "haze", "channel_dropout")
+"""Options with which values of crops are computed, or pasted by what they are."""
 
 
 def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
@@ -38,7 +44,7 @@ def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = 
     Parameters
     ----------
     config
-        Resolved.
+        Resolved; crops are cut on the device where it says ``device`` (see `choose_place`).
     dataset
         Its training stacks are cut, and searched where classes are to be drawn.
     share
@@ -47,10 +53,8 @@ def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = 
     Raises
     ------
     InputError
-        If no crop fits a stack, bands are to be changed that the stacks don't have, or the device is to cut
-        crops that it can't.
+        If no crop fits a stack, or bands are to be changed that the stacks don't have.
     """
-    check_place(config)
     common = _common(config, dataset)
     options: dict[str, Any] = {"sampler": draw_place}
     if config.rare_classes or config.balance != "stacks":
@@ -59,7 +63,7 @@ def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = 
         if config.rare_classes:
             options["sampler"] = ClassSampler(places, config.rare_classes, config.rare_temperature)
         options["shares"] = stack_shares(places, config.balance, config.rare_temperature).tolist()
-    kind = ResidentCrops if bytes_on_device(config, dataset) else _kind(config, dataset)
+    kind = ResidentCrops if config.stacks_on == "device" else _kind(config, dataset)
     return kind(
         dataset.training,
         steps=config.steps,
@@ -108,38 +112,74 @@ def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
     return [kind([dataset.training[i]], steps=steps, crop_sizes=(sides[i],), **common) for i in usable]
 
 
-def check_place(config: TrainConfig) -> None:
-    """Raise InputError where a device is to cut crops of a resolved config that it can't."""
-    hindrance = _hindrance(config)
+def check_place(config: TrainConfig, devices: int = 1) -> None:
+    """Raise InputError where a device is to cut crops that it can't.
+
+    Parameters
+    ----------
+    config
+        Resolved.
+    devices
+        That train together, of all processes.
+    """
+    hindrance = _hindrance(config, devices)
     if config.stacks_on == "device" and hindrance:
         raise InputError(
-            f"cannot cut crops on the device, since {hindrance}, expected none of it: there pixels are moved "
-            "and nothing is computed, and one device holds the stacks",
+            f"cannot cut crops on the device, since {hindrance}: one device holds the stacks, and moves "
+            "their pixels without computing any",
             "Give `--stacks-on host`, or leave it out.",
         )
 
 
-def _hindrance(config: TrainConfig) -> str:
+def choose_place(config: TrainConfig, dataset: Dataset, devices: int, free: float) -> str:
+    """Where the training crops are cut: ``device``, where their stacks are copied to, or ``host``.
+
+    Parameters
+    ----------
+    config, devices
+        As `check_place` takes them.
+    dataset
+        The stacks.
+    free
+        Bytes of the host's memory that may be taken.
+
+    Raises
+    ------
+    InputError
+        If the device is asked for and can't do it, or the stacks don't pass through the host's memory.
+    """
+    check_place(config, devices)
+    pixels = sum(math.prod(tile.image.shape[:2]) for tile in dataset.training)
+    size = 4 * pixels * len(dataset.channels)
+    fits = COPIES * size <= free and pixels <= np.iinfo(np.int32).max
+    if config.stacks_on == "device" and not fits:
+        raise InputError(
+            f"cannot copy the training stacks to the device, since they hold {pixels / 1e6:.0f} million "
+            f"pixels and take {COPIES * size / 1e9:.1f} GB of memory on their way, expected at most 2147 "
+            f"million and {free / 1e9:.1f} GB (now free)",
+            "Give `--stacks-on host`, or leave it out: crops are then read from disk.",
+        )
+    gpu = backend.device_name() != "CPU"
+    if config.stacks_on == "device" and not gpu:
+        logger.warning("there is no GPU: the stacks are copied within the host's memory, which gains nothing")
+    if config.stacks_on == "auto":
+        return "device" if gpu and fits and size <= SMALL and not _hindrance(config, devices) else "host"
+    return config.stacks_on
+
+
+def _hindrance(config: TrainConfig, devices: int) -> str:
     """Why crops can't be cut on the device; empty where they can."""
     hinders = {
-        "pretrain": bool(config.pretrain),
-        "rotations": config.rotations not in (1, 4),
-        "scale": config.scale != 1,
-        **{name: bool(getattr(config, name)) for name in _CHANGES},
-        "devices": config.devices != "1",
-        "processes": config.processes > 1,
+        "a pretraining hides parts of crops": bool(config.pretrain),
+        f"{devices} devices train, expected one": devices > 1,
+        f"--rotations is {config.rotations}, expected 1, 2 or 4": config.rotations not in (1, 2, 4),
+        f"--scale is {config.scale}, expected 1": config.scale != 1,
+        **{
+            f"--{name.replace('_', '-')} is {getattr(config, name)}, expected 0": bool(getattr(config, name))
+            for name in _COMPUTING
+        },
     }
-    found = [f"--{name.replace('_', '-')} is {getattr(config, name)}" for name, it in hinders.items() if it]
-    return found[0] if found else ""
-
-
-def bytes_on_device(config: TrainConfig, dataset: Dataset) -> int:
-    """Bytes of the training stacks that are copied to the device, where crops are then cut; 0 for none."""
-    if _hindrance(config) or config.stacks_on == "host":
-        return 0
-    size = sum(4 * math.prod(tile.image.shape) for tile in dataset.training)
-    small_beside_a_gpu = size <= SMALL and backend.device_name() != "CPU"
-    return size if small_beside_a_gpu or config.stacks_on == "device" else 0
+    return next((reason for reason, holds in hinders.items() if holds), "")
 
 
 def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]:

@@ -26,7 +26,7 @@ class ResidentCrops(TileGenerator):
     Parameters
     ----------
     tiles
-        Stacks to cut from; copied to the device, where they stay as long as this does.
+        Stacks to cut from, fewer than 2 ** 31 pixels in all; copied to the device until `close`.
     **options
         As a `TileGenerator` takes them; what they do to an image must be no more than moving its pixels.
     """
@@ -35,6 +35,8 @@ class ResidentCrops(TileGenerator):
 
     def __init__(self, tiles: Sequence[Tile], **options: Any) -> None:
         super().__init__(tiles, **options)
+        # Those that no side fits stay where they are.
+        tiles = [tile for tile, _ in self._choices]
         counts = [tile.image.shape[0] * tile.image.shape[1] for tile in tiles]
         first = np.cumsum([0, *counts])
         self._numbers = {
@@ -63,6 +65,11 @@ class ResidentCrops(TileGenerator):
         if self._any_invalid:
             labels[self._invalid[numbers]] = IGNORE
         return keras.ops.take(self._pixels, numbers, axis=0), labels
+
+    def close(self) -> None:
+        """Give up all memory, that of the device too; no batch can be asked for any more."""
+        super().close()
+        del self._pixels
 
     def _source(self, tile: Tile) -> Layers:
         return self._numbers[id(tile)]
