@@ -463,22 +463,34 @@ def measure(command: str, arguments: list[str]) -> tuple[str, float]:
     return done.stderr, used
 
 
-def check_whole_command(name: str, bait: Bait) -> None:
+@pytest.fixture(scope="module")
+def allowed(tmp_path_factory: pytest.TempPathFactory) -> float:
+    """CPU seconds for a refusal: 2, or half as much again as a missing file takes where starting is slow."""
+    missing = str(tmp_path_factory.mktemp("none") / "none.tif")
+    line = ["--bands", missing, "--labels", missing, "--out", f"{missing}.stacks", "-q"]
+    return max(2.0, 1.5 * min(measure("preprocess", line)[1] for _ in range(3)))
+
+
+def check_whole_command(name: str, bait: Bait, allowed: float) -> None:
     line, path = arguments(bait, name)
     message, seconds = measure("preprocess", line)
     check_message(message, path, HOSTILE[name][1])
-    assert seconds < 2
+    assert seconds < allowed
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_the_whole_command_takes_two_seconds_and_500_mb_at_most(name: str, bait: Bait) -> None:
-    check_whole_command(name, bait)
+def test_the_whole_command_takes_two_seconds_and_500_mb_at_most(
+    name: str, bait: Bait, allowed: float
+) -> None:
+    check_whole_command(name, bait, allowed)
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize("name", [name for name in HOSTILE if name not in QUICK])
-def test_every_whole_command_takes_two_seconds_and_500_mb_at_most(name: str, bait: Bait) -> None:
-    check_whole_command(name, bait)
+def test_every_whole_command_takes_two_seconds_and_500_mb_at_most(
+    name: str, bait: Bait, allowed: float
+) -> None:
+    check_whole_command(name, bait, allowed)
 
 
 def test_side_car_files_are_not_opened(bait: Bait, unread: Callable) -> None:
