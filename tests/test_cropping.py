@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,11 @@ NETWORKS = {
     "upsampling": replace(SMALL, filters=(4, 6, 8), decoder_filters=(), block="upsample", norm="none"),
     "single class": replace(SMALL, classes=1, activation="sigmoid"),
 }
+
+MULTIPLIES_BYTES = not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(
+    Path("/proc/cpuinfo").read_text().split()
+)
+"""Whether this processor has instructions for 8 bits, whose sums are exact."""
 
 
 def arrays_of(network: NetworkConfig) -> dict[str, np.ndarray]:
@@ -111,6 +117,9 @@ def test_a_map_of_cores_is_one_pass_over_the_whole_image(name: str, how: str) ->
                 wanted = expected[p.window.write.slices][p.valid]
                 # Rounding in a square or line depends on all that it is made of.
                 atol = 5e-6 if "wide" in name and how == "float32" else 2e-6
+                if how != "float32" and not MULTIPLIES_BYTES:
+                    # Sums differ in their last digits there, and one digit can tip a value to another level.
+                    atol = 1e-2
                 np.testing.assert_allclose(p.probabilities[p.valid], wanted, atol=atol)
 
 
