@@ -323,7 +323,7 @@ def render_host(document: Result) -> str:
     """Its table, as Markdown: each figure the median of the runs."""
     size, runs = document["size"], document["runs"]
     machine = ", ".join(f"{name} {value}" for name, value in document["machine"].items())
-    lines = [f"{size} x {size} pixels, a network that costs nothing. {machine}.", "",
+    lines = [f"{size} x {size} pixels, a network that costs nothing (simulated). {machine}.", "",
              "| activations | windows Mpx/s | finish s | processor s per Mpx | of that in the system |",
              "|---" * 5 + "|"]  # fmt: skip
     for kind in dict.fromkeys(run["activations"] for run in runs):

@@ -25,7 +25,6 @@ PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
 """Pixels from which statistics of a network are estimated, fewest crops, and their longest side in pixels:
 they are large, since the zeros that stand for land beyond the border of a crop belong to no map."""
 
-
 logger = logging.getLogger("lulc")
 
 SMALL = 2e9
