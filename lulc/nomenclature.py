@@ -23,8 +23,6 @@ from lulc.schema import IGNORE, MAX_CLASSES, InputError, LandCoverClass, Legend
 SCHEMES = ("kaakonkulma-13", "clc-fi-13", "clc-level1", "clc-level2", "clc-level3")
 """Names of the built-in schemes."""
 
-NO_CODE = int(np.iinfo(np.int32).min)
-"""Stands for "no label here" (no data, NaN, outside the file) in arrays of codes; always ignored."""
 
 LEVEL1_NAMES = (
     "Artificial surfaces", "Agricultural areas", "Forest and semi-natural areas", "Wetlands", "Water bodies",

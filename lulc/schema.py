@@ -23,6 +23,9 @@ INDEX_UNIT = "SYKE code, 100 x index + 100, 0..200"
 IGNORE = 255
 """Label value that carries no weight in loss, metrics or statistics."""
 
+NO_CODE = -(2**31)
+"""Stands for "no label here" (no data, NaN, outside the file) in arrays of codes; always ignored."""
+
 UNCLASSIFIED = 0
 """Class value of a valid pixel whose confidence lies below a threshold."""
 

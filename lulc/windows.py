@@ -400,3 +400,18 @@ def _kinds_of_parts(length: int, part: int) -> list[tuple[int, int]]:
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
+
+
+def near_windows(window: Window, others: Sequence[Window], gap: int) -> list[Window]:
+    """Rectangles of `window`, in its own coordinates, at most `gap` pixels from one of `others`.
+
+    The distance is Chebyshev's: the larger of the distances in rows and in columns.
+
+    Examples
+    --------
+    >>> near_windows(Window(0, 0, 10, 10), [Window(0, 10, 10, 10)], 3)
+    [Window(row=0, col=7, height=10, width=3)]
+    """
+    grown = (Window(o.row - gap, o.col - gap, o.height + 2 * gap, o.width + 2 * gap) for o in others)
+    common = (g.intersect(window) for g in grown)
+    return [c.relative_to(window) for c in common if c.height and c.width]

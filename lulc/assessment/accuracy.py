@@ -56,23 +56,6 @@ def count(reference: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: i
     return np.bincount(joint, minlength=side * side).astype(np.int64).reshape(side, side)
 
 
-def aggregate(confusion: NDArray[np.int64], groups: NDArray[np.intp], size: int) -> NDArray[np.int64]:
-    """A matrix whose classes are gathered into groups.
-
-    Parameters
-    ----------
-    confusion
-        int64 (N + 1, N + 1).
-    groups
-        Group 1..size of each class number 0..N, 0 for none. References without a group are left out;
-        map classes without one become unclassified.
-    size
-        Number of groups.
-    """
-    result = np.zeros((size + 1, size + 1), np.int64)
-    np.add.at(result, (groups[:, None], groups[None, :]), confusion)
-    result[0] = 0
-    return result
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lulc.assessment.accuracy import aggregate
 from lulc.nomenclature import level1_of, level2_of, load_scheme
 from lulc.schema import IGNORE, UNCLASSIFIED, Legend
 
@@ -97,3 +96,22 @@ def levels_of(legend: Legend) -> tuple[Level, ...]:
         Level(2, load_scheme("clc-level2").legend, level2_of(legend)),
     )
     return tuple(level for level in known if level.groups.any())
+
+
+def aggregate(confusion: NDArray[np.int64], groups: NDArray[np.intp], size: int) -> NDArray[np.int64]:
+    """A matrix whose classes are gathered into groups.
+
+    Parameters
+    ----------
+    confusion
+        int64 (N + 1, N + 1).
+    groups
+        Group 1..size of each class number 0..N, 0 for none. References without a group are left out;
+        map classes without one become unclassified.
+    size
+        Number of groups.
+    """
+    result = np.zeros((size + 1, size + 1), np.int64)
+    np.add.at(result, (groups[:, None], groups[None, :]), confusion)
+    result[0] = 0
+    return result

@@ -133,19 +133,6 @@ def _best_addition(counts: np.ndarray, chosen: list[int], fraction: float) -> tu
     return best, (int(both[best]), -float(distance[best]))
 
 
-def near_windows(window: Window, others: Sequence[Window], gap: int) -> list[Window]:
-    """Rectangles of `window`, in its own coordinates, at most `gap` pixels from one of `others`.
-
-    The distance is Chebyshev's: the larger of the distances in rows and in columns.
-
-    Examples
-    --------
-    >>> near_windows(Window(0, 0, 10, 10), [Window(0, 10, 10, 10)], 3)
-    [Window(row=0, col=7, height=10, width=3)]
-    """
-    grown = (Window(o.row - gap, o.col - gap, o.height + 2 * gap, o.width + 2 * gap) for o in others)
-    common = (g.intersect(window) for g in grown)
-    return [c.relative_to(window) for c in common if c.height and c.width]
 
 
 class Neighbours:
