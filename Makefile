@@ -51,7 +51,7 @@ system: ## install Debian packages that some tests use (root; elsewhere says wha
 	fi
 
 demo: setup ## simulate a scene, prepare, train, classify, evaluate (about 3 minutes)
-	$(BIN)/python -m lulc.commands.demo
+	$(BIN)/python -m lulc.demo
 
 # Processes of their own: what damaged files leave behind in the native libraries that read them, and what dozens
 # of trainings leave behind in TensorFlow, decides no other test. The rest waits for browsers and clusters as much

@@ -1,6 +1,6 @@
-"""A map and its reference to tables and pictures; see lulc/commands/evaluate_classifications.py."""
+"""A map and its reference to tables and pictures; see lulc/cli/evaluate_classifications.py."""
 
-from lulc.commands.evaluate_classifications import main
+from lulc.cli.evaluate_classifications import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""Weights described for catalogues; see lulc/commands/export_model.py."""
+"""Weights described for catalogues; see lulc/cli/export_model.py."""
 
-from lulc.commands.export_model import main
+from lulc.cli.export_model import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

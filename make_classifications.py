@@ -1,6 +1,6 @@
-"""Mosaic and weights to a land-cover map; see lulc/commands/make_classifications.py."""
+"""Mosaic and weights to a land-cover map; see lulc/cli/make_classifications.py."""
 
-from lulc.commands.make_classifications import main
+from lulc.cli.make_classifications import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

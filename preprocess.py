@@ -1,6 +1,6 @@
-"""Bands, indices and labels to .npy stacks; see lulc/commands/preprocess.py."""
+"""Bands, indices and labels to .npy stacks; see lulc/cli/preprocess.py."""
 
-from lulc.commands.preprocess import main
+from lulc.cli.preprocess import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""A map made again from its tags and compared; see lulc/commands/reproduce_map.py."""
+"""A map made again from its tags and compared; see lulc/cli/reproduce_map.py."""
 
-from lulc.commands.reproduce_map import main
+from lulc.cli.reproduce_map import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

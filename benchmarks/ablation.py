@@ -32,13 +32,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lulc.assessment.accuracy import Reliability, Scores  # noqa: E402
-from lulc.confidence.calibration import calibrate, fit_temperature  # noqa: E402
 from lulc.config import PreprocessConfig, TrainConfig  # noqa: E402
-from lulc.storage import write_atomically  # noqa: E402
+from lulc.core.storage import write_atomically  # noqa: E402
+from lulc.evaluation.measures.metrics import Reliability, Scores  # noqa: E402
+from lulc.models.calibration import calibrate, fit_temperature  # noqa: E402
 
 if TYPE_CHECKING:
-    from lulc.samples.dataset import Dataset
+    from lulc.training.data.dataset import Dataset
 
 SCENE = ROOT.parent / "shared" / "data" / "kaakonkulma-sim"
 RESULTS = ROOT / "benchmarks" / "results" / "ablation.json"
@@ -216,7 +216,7 @@ def make_rows(options: argparse.Namespace, rows: Sequence[str]) -> None:
 
 def make_stacks(scene: Path, folder: Path) -> Path:
     """The scene as four stacks, of which block 3 (lower right) validates."""
-    from lulc.preparation import make_stacks as prepare
+    from lulc.preprocessing.preprocess import make_stacks as prepare
 
     out = folder / "stacks"
     if not (out / "manifest.json").exists():
@@ -247,9 +247,9 @@ def config_of(stacks: Path, name: str, seed: int, options: argparse.Namespace) -
 
 def pretrain(config: TrainConfig, scene: Path) -> None:
     """Make the weights that a training starts from: as many pixels of the scene again, without labels."""
-    from lulc.fitting.run import is_finished
-    from lulc.samples.unlabelled import open_mosaic
-    from lulc.training import inputs_of, train
+    from lulc.training.data.unlabelled import open_mosaic
+    from lulc.training.run_folder import is_finished
+    from lulc.training.train import inputs_of, train
 
     alike = ("batch_size", "seed", "epochs", "steps", "validation_steps")
     own = {name: getattr(config, name) for name in alike} | {"out": str(config.init)}
@@ -262,7 +262,7 @@ def pretrain(config: TrainConfig, scene: Path) -> None:
 
 def open_set(config: TrainConfig, stage: str) -> Dataset:
     """Stacks to train and score on."""
-    from lulc.samples.dataset import leave_one_out, open_dataset
+    from lulc.training.data.dataset import leave_one_out, open_dataset
 
     scored = STAGES[stage].scored
     if scored == "validation":
@@ -273,10 +273,10 @@ def open_set(config: TrainConfig, stage: str) -> Dataset:
 
 def measure_network(stacks: Path, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and score a row; the last model counts, not the one that is best on what it is scored on."""
-    from lulc.assessment import accuracy
-    from lulc.fitting.folds import classify_left_out
-    from lulc.fitting.run import is_finished
-    from lulc.training import inputs_of, train
+    from lulc.evaluation.measures import metrics as metrics_module
+    from lulc.training.cross_validation import classify_left_out
+    from lulc.training.run_folder import is_finished
+    from lulc.training.train import inputs_of, train
 
     config = config_of(stacks, name, seed, options)
     dataset = open_set(config, options.stage)
@@ -290,7 +290,7 @@ def measure_network(stacks: Path, name: str, seed: int, options: argparse.Namesp
         temperature = float(fit_temperature(outcome.activations, outcome.labels))
     else:
         temperature = temperature_of(stored, name)
-    scores = accuracy.score(outcome.confusion, dataset.legend)
+    scores = metrics_module.score(outcome.confusion, dataset.legend)
     reliability = Reliability(len(dataset.legend))
     reliability.add(outcome.labels + 1, calibrate(outcome.activations[np.newaxis], temperature)[0])
     return figures(scores) | _errors(reliability) | {"temperature": temperature}
@@ -315,7 +315,7 @@ def forest_on(dataset: Dataset, seed: int, pixels: int = 60_000) -> dict[str, An
     """Figures of a random forest of 150 trees per pixel, trained and scored on the two sides of a dataset."""
     from sklearn.ensemble import RandomForestClassifier
 
-    from lulc.assessment import accuracy
+    from lulc.evaluation.measures import metrics as metrics_module
 
     x, y = _pixels(dataset.training)
     chosen = np.random.default_rng(seed).choice(len(y), min(pixels, len(y)), replace=False)
@@ -326,8 +326,8 @@ def forest_on(dataset: Dataset, seed: int, pixels: int = 60_000) -> dict[str, An
     p[:, forest.classes_ - 1] = forest.predict_proba(x)
     reliability = Reliability(classes)
     reliability.add(y, p)
-    confusion = accuracy.count(y, (p.argmax(1) + 1).astype(np.uint8), classes)
-    return figures(accuracy.score(confusion, dataset.legend)) | _errors(reliability)
+    confusion = metrics_module.count(y, (p.argmax(1) + 1).astype(np.uint8), classes)
+    return figures(metrics_module.score(confusion, dataset.legend)) | _errors(reliability)
 
 
 def _pixels(tiles: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:

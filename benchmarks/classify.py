@@ -293,7 +293,7 @@ def _stage(name: str, *arguments: Any) -> Result:
 def run_reference(model: str, bands: str, indices: str, out: str) -> Result:
     """What the original did: everything in memory, windows of 256 px without context, predict one by one."""
     begun = time.perf_counter()
-    from lulc import weights
+    from lulc.models import weights
 
     network, card = weights.load_model(model)
     with rasterio.open(bands) as b, rasterio.open(indices) as i:
@@ -349,8 +349,8 @@ def _engine_for(
     from dataclasses import replace
 
     from lulc.config import ClassifyConfig
-    from lulc.mapping.job import open_job
-    from lulc.windows import Window as Rectangle
+    from lulc.core.windows import Window as Rectangle
+    from lulc.inference.job import open_job
 
     least = 0.995 if engine == "openvino-mixed" else 0.0
     config = ClassifyConfig(

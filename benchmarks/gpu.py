@@ -167,14 +167,14 @@ def _stage(name: str, *arguments: Any) -> Result:
 
 def _open(engine: str, model: str, bands: str, indices: str) -> Any:
     from lulc.config import ClassifyConfig
-    from lulc.mapping.job import open_job
+    from lulc.inference.job import open_job
 
     return open_job(ClassifyConfig(model=model, inputs=(bands, indices), out="benchmark.tif", engine=engine))
 
 
 def run_network(engine: str, model: str, bands: str, indices: str) -> Result:
     """The network alone on windows of the mosaic, in the shape that the command takes."""
-    from lulc.networks import backend
+    from lulc.models import backend
 
     with _open(engine, model, bands, indices) as job:
         begun = time.perf_counter()
@@ -197,8 +197,8 @@ def run_network(engine: str, model: str, bands: str, indices: str) -> Result:
 
 def _on_device(engine: str, model: str, windows: list[np.ndarray]) -> tuple[Callable[..., Any], list[Any]]:
     """The same function with arrays that lie on the device, and these."""
-    from lulc.networks import backend
-    from lulc.weights import find_model, load_model
+    from lulc.models import backend
+    from lulc.models.weights import find_model, load_model
 
     with backend.precision("float16" if engine.endswith("float16") else "float32"):
         network, _ = load_model(find_model(model, "lowest-val-loss"))
@@ -237,7 +237,7 @@ def _speed(function: Callable[[Any], Any], windows: list[Any], seconds: float = 
 
 def run_parts(engine: str, model: str, bands: str, indices: str) -> Result:
     """What the command does beside the network: pixels per second of the map, each alone."""
-    from lulc.mapping.prediction import predict_parts
+    from lulc.inference.sliding_window import predict_parts
 
     with _open(engine, model, bands, indices) as job, job.readers() as (read, *further):
         classes = job.card.network.classes
@@ -259,11 +259,11 @@ def _measure_writing(job: Any) -> float:
     """Pixels per second of encoding and writing one part, whose activations come from random numbers."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from lulc.engines import Engine
-    from lulc.mapping import forecast
-    from lulc.mapping.outputs import OneFile
-    from lulc.mapping.prediction import Clock
-    from lulc.mapping.worker import make_parts
+    from lulc.core.machine import cores
+    from lulc.engines.registry import Engine
+    from lulc.inference.outputs import OneFile
+    from lulc.inference.sliding_window import Clock
+    from lulc.inference.worker import make_parts
 
     shape = (1, *job.plan.window)
     rng = np.random.default_rng(1)
@@ -273,7 +273,7 @@ def _measure_writing(job: Any) -> float:
     job.stack.read = lambda window_, w=window: w[: window_.height, : window_.width]
     engine = Engine("random", shape, {}, lambda x: y)
     part = job.plan.part_at(0)
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(forecast.cores()) as pool:
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(cores()) as pool:
         output = OneFile(job.profile, job.plan, Path(name))
         begun = time.perf_counter()
         list(make_parts(job, engine, output, [part], pool, clock=Clock()))
@@ -284,12 +284,13 @@ def run_host(model: str, bands: str, indices: str, activations: str, out: str) -
     """The command as where a GPU computes, with a network that costs nothing."""
     import resource
 
-    from lulc import engines, inference
     from lulc.config import ClassifyConfig
-    from lulc.mapping.job import Job, open_job
-    from lulc.networks import backend
-    from lulc.weights import find_model, load_model
-    from lulc.windows import Window
+    from lulc.core.windows import Window
+    from lulc.engines import registry
+    from lulc.inference import classify
+    from lulc.inference.job import Job, open_job
+    from lulc.models import backend
+    from lulc.models.weights import find_model, load_model
 
     config = ClassifyConfig(
         model=model, inputs=(bands, indices), out=out, engine="keras", activations=activations, overwrite=True
@@ -299,17 +300,17 @@ def run_host(model: str, bands: str, indices: str, activations: str, out: str) -
         network = load_model(find_model(model, config.pick))[0]
         planes = np.moveaxis(backend.compile_predict(network)(job.stack.read(place)[np.newaxis]), -1, 1)
 
-    def build(job: Job) -> engines.Engine:
+    def build(job: Job) -> registry.Engine:
         shape = (config.batch_size, *job.plan.window)
         times = [-(-side // known) for side, known in zip(shape[1:], planes.shape[2:], strict=True)]
         result = np.tile(planes, (shape[0], 1, *times))[..., : shape[1], : shape[2]]
         # As from a GPU: planes, in memory of their own.
-        return engines.Engine("keras", shape, {}, lambda x: np.moveaxis(result.copy(), 1, -1))
+        return registry.Engine("keras", shape, {}, lambda x: np.moveaxis(result.copy(), 1, -1))
 
-    engines.has_gpu = lambda devices=None: True
+    registry.has_gpu = lambda devices=None: True
     Job.build_engine = build  # type: ignore[method-assign]
     before = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = inference.classify(config).seconds
+    seconds = classify.classify(config).seconds
     after = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "windows": seconds["windows"],

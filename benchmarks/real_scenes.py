@@ -31,13 +31,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from ablation import figures, forest_on  # noqa: E402
 
-from lulc.assessment import accuracy  # noqa: E402
 from lulc.config import PreprocessConfig, TrainConfig  # noqa: E402
-from lulc.storage import write_atomically  # noqa: E402
-from lulc.weights import find_model, load_card  # noqa: E402
+from lulc.core.storage import write_atomically  # noqa: E402
+from lulc.evaluation.measures import metrics  # noqa: E402
+from lulc.models.weights import find_model, load_card  # noqa: E402
 
 if TYPE_CHECKING:
-    from lulc.samples.dataset import Dataset, Tile
+    from lulc.training.data.dataset import Dataset, Tile
 
 DATA = ROOT.parent / "shared" / "data"
 SCHEMES = ROOT / "docs" / "real-scenes"
@@ -136,7 +136,7 @@ def main() -> int:
 
 def make_stacks(runs: Path, names: Sequence[str], **changes: Any) -> tuple[str, ...]:
     """Folders of the scenes, of one training stack each where nothing else is asked for."""
-    from lulc.preparation import make_stacks as prepare
+    from lulc.preprocessing.preprocess import make_stacks as prepare
 
     options: dict[str, Any] = {"size": 512, "validation": ("0.0",)} | changes
     folders = [runs / f"stacks-{options['size']}" / name for name in names]
@@ -162,7 +162,7 @@ def config_of(data: tuple[str, ...], name: str, seed: int, options: argparse.Nam
 
 def measure_networks(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of each scene from a network of the others."""
-    from lulc.fitting.folds import cross_validate
+    from lulc.training.cross_validation import cross_validate
 
     found = cross_validate(config_of(make_stacks(options.runs, tuple(SCENES)), name, seed, options))
     return {fold.name.split("/")[0]: figures(fold.scores) | {"ECE": fold.ece} for fold in found.folds}
@@ -170,9 +170,9 @@ def measure_networks(name: str, seed: int, options: argparse.Namespace) -> dict[
 
 def measure_averaged(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of each scene from the mean of several networks of the others."""
-    from lulc.confidence.calibration import fit_temperature
-    from lulc.fitting.folds import classify_left_out, cross_validate
-    from lulc.samples.dataset import leave_one_out
+    from lulc.models.calibration import fit_temperature
+    from lulc.training.cross_validation import classify_left_out, cross_validate
+    from lulc.training.data.dataset import leave_one_out
 
     data = make_stacks(options.runs, tuple(SCENES))
     seeds = range(MEMBERS * (seed - 1) + 1, MEMBERS * seed + 1)
@@ -185,7 +185,7 @@ def measure_averaged(name: str, seed: int, options: argparse.Namespace) -> dict[
     pooled = ([getattr(o, field) for o in outcomes.values()] for field in ("activations", "labels"))
     temperature = fit_temperature(*map(np.concatenate, pooled))
     return {
-        left_out.split("/")[0]: figures(accuracy.score(outcome.confusion, dataset.legend))
+        left_out.split("/")[0]: figures(metrics.score(outcome.confusion, dataset.legend))
         | {"ECE": outcome.ece(temperature)}
         for left_out, outcome in outcomes.items()
     }
@@ -193,7 +193,7 @@ def measure_averaged(name: str, seed: int, options: argparse.Namespace) -> dict[
 
 def measure_forest(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of each scene from a random forest of the others."""
-    from lulc.samples.dataset import leave_one_out
+    from lulc.training.data.dataset import leave_one_out
 
     config = config_of(make_stacks(options.runs, tuple(SCENES)), "default", seed, options)
     return {
@@ -207,7 +207,7 @@ def open_shipped(seed: int, options: argparse.Namespace) -> tuple[TrainConfig, D
 
     Everything in their card comes from the patches.
     """
-    from lulc.samples.dataset import open_dataset
+    from lulc.training.data.dataset import open_dataset
 
     folders = make_stacks(options.runs, SHIPPED, size=112, validation=("0.25",), gap=16)
     config = config_of(folders, SHIP, seed, options)
@@ -216,8 +216,8 @@ def open_shipped(seed: int, options: argparse.Namespace) -> tuple[TrainConfig, D
 
 def measure_shipped(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Figures of the scenes that may not be trained on, from one network of the patches that may."""
-    from lulc.fitting.folds import classify_left_out
-    from lulc.training import train
+    from lulc.training.cross_validation import classify_left_out
+    from lulc.training.train import train
 
     config, dataset = open_shipped(seed, options)
     train(config, dataset)
@@ -226,7 +226,7 @@ def measure_shipped(name: str, seed: int, options: argparse.Namespace) -> dict[s
     for scene in [n for n in SCENES if n not in SHIPPED]:
         tiles = _tiles(make_stacks(options.runs, (scene,))[0])
         outcome = classify_left_out(config, dataclasses.replace(dataset, validation=tiles))
-        scores = accuracy.score(outcome.confusion, dataset.legend)
+        scores = metrics.score(outcome.confusion, dataset.legend)
         found[scene] = figures(scores) | {"ECE": outcome.ece(card.temperature)}
     return found
 
@@ -236,9 +236,9 @@ MEASURES = {FOREST: measure_forest, SHIP: measure_shipped, AVERAGED: measure_ave
 
 
 def _tiles(folder: str) -> tuple[Tile, ...]:
-    from lulc.samples.dataset import Tile
-    from lulc.stacks.manifest import open_tile
-    from lulc.tiles import load_manifest
+    from lulc.datasets.loading import load_manifest
+    from lulc.datasets.manifest import open_tile
+    from lulc.training.data.dataset import Tile
 
     return tuple(Tile(stack.name, *open_tile(stack)) for stack in load_manifest(folder).stacks)
 

@@ -211,13 +211,13 @@ def measure_runs(model: Path, scene: Path, folder: Path, part: int, repeats: int
 def run(model: str, bands: str, indices: str, out: str, part: str, cores: str, workers: str) -> Result:
     """One classification on so many cores; a cluster's scheduler and client share these with its workers."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
-    from lulc import inference
-    from lulc.cluster import _call
     from lulc.config import ClassifyConfig
-    from lulc.inference import classify
-    from lulc.mapping.journal import Journal
+    from lulc.distributed.cluster import _call
+    from lulc.inference import classify as classify_module
+    from lulc.inference.classify import classify
+    from lulc.inference.journal import Journal
 
-    ask = inference.ask
+    ask = classify_module.ask
 
     def ask_all(cluster: Any, function: Any, item: Any) -> Any:
         # Each worker opens inputs and engine now, not while the parts of others are timed.
@@ -226,7 +226,7 @@ def run(model: str, bands: str, indices: str, out: str, part: str, cores: str, w
             warm.result()
         return ask(cluster, function, item)
 
-    inference.ask = ask_all  # type: ignore[assignment]
+    classify_module.ask = ask_all  # type: ignore[assignment]
     seen: list[tuple[float, float]] = []
     record = Journal.record
 
@@ -262,7 +262,7 @@ def tasks(workers: str, count: str) -> Result:
     import dask
     import distributed
 
-    from lulc.cluster import CALM, Cluster, run_tasks
+    from lulc.distributed.cluster import CALM, Cluster, run_tasks
 
     number = int(workers)
     with (
@@ -315,8 +315,8 @@ def simulate(folder: str, parts: str) -> Result:
 
 def steps(place: Path, number: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """What a run of `number` parts does beside classifying: names and functions, to be called in order."""
-    from lulc.mapping.journal import open_journal
-    from lulc.windows import Plan, choose_window
+    from lulc.core.windows import Plan, choose_window
+    from lulc.inference.journal import open_journal
 
     side = math.isqrt(number - 1) + 1
     height, width = 256 * -(-number // side), 256 * side
@@ -352,10 +352,10 @@ def simulated_tiles(place: Path, plan: Any) -> Any:
     from affine import Affine
     from rasterio.crs import CRS
 
-    from lulc.geotiff import MapProfile
-    from lulc.grid import GridSpec
-    from lulc.mapping.outputs import Made, Piece, Tileset
-    from lulc.schema import LandCoverClass, Legend
+    from lulc.core.grid import GridSpec
+    from lulc.core.schema import LandCoverClass, Legend
+    from lulc.inference.outputs import Made, Piece, Tileset
+    from lulc.maps.geotiff import MapProfile
 
     legend = Legend("simulated", tuple(LandCoverClass(i, f"class {i}", "#102030") for i in (1, 2, 3)))
     grid = GridSpec(CRS.from_epsg(3067), Affine(10, 0, 5e5, 0, -10, 7e6), plan.height, plan.width)

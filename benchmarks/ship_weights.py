@@ -27,14 +27,14 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablation  # noqa: E402
 import real_scenes  # noqa: E402
 
-from lulc.assessment import accuracy  # noqa: E402
 from lulc.config import TrainConfig  # noqa: E402
-from lulc.storage import write_atomically  # noqa: E402
-from lulc.weights import find_model, load_card, load_model, save_model  # noqa: E402
+from lulc.core.storage import write_atomically  # noqa: E402
+from lulc.evaluation.measures import metrics  # noqa: E402
+from lulc.models.weights import find_model, load_card, load_model, save_model  # noqa: E402
 
 if TYPE_CHECKING:
-    from lulc.networks.card import ModelCard
-    from lulc.samples.dataset import Dataset
+    from lulc.models.card import ModelCard
+    from lulc.training.data.dataset import Dataset
 
 WEIGHTS = ROOT / "weights"
 PREDICTIONS = ROOT / "tests" / "predictions.npz"
@@ -103,7 +103,7 @@ def main() -> int:
 
 def _trainings(options: argparse.Namespace) -> dict[str, tuple[TrainConfig, Dataset, tuple[str, ...], float]]:
     """Run, data, models and temperature of each folder of weights."""
-    from lulc.samples.dataset import open_dataset
+    from lulc.training.data.dataset import open_dataset
 
     options.stage, options.mpx, options.runs = "final", None, options.ablation_runs
     stacks = ablation.make_stacks(ablation.SCENE, options.runs)
@@ -120,14 +120,14 @@ def ship(
     source: Path, folder: str, pick: str, config: TrainConfig, dataset: Dataset, temperature: float
 ) -> None:
     """Write one file with float16 kernels, and its card with the scores of that file."""
-    from lulc.fitting.folds import classify_left_out
+    from lulc.training.cross_validation import classify_left_out
 
     model, card = load_model(source)
     target = WEIGHTS / folder / f"{pick}.keras"
     card = dataclasses.replace(card, name=f"{folder}/{pick}", temperature=temperature, **TEXTS[folder])
     save_model(model, card, target, half=True)
     outcome = classify_left_out(dataclasses.replace(config, out=str(target)), dataset)
-    found = ablation.figures(accuracy.score(outcome.confusion, dataset.legend))
+    found = ablation.figures(metrics.score(outcome.confusion, dataset.legend))
     scores = {
         "validation stacks": [tile.name for tile in dataset.validation],
         "micro-F1": found["micro-F1"], "macro-F1": found["macro-F1"], "ECE": outcome.ece(temperature),

@@ -30,8 +30,8 @@ import psutil
 import rasterio
 from affine import Affine
 
-from lulc.commands import make_classifications, preprocess, train_model
-from lulc.schema import BANDS
+from lulc.cli import make_classifications, preprocess, train_model
+from lulc.core.schema import BANDS
 
 SHAPE = (200, 264)
 

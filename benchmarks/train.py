@@ -1,7 +1,7 @@
 """Whether crops are cut as fast as the network takes them: pixels per second of both, alone and together.
 
 Three measurements on one machine and backend, of the same sequence of batches: (a) the generator alone,
-(b) the training step alone on batches that are in memory already, (c) both together, as `lulc.fitting.loop`
+(b) the training step alone on batches that are in memory already, (c) both together, as `lulc.training.loop`
 runs them. Together divided by the step alone is the share of the time that the network is not kept waiting.
 
 Example: KERAS_BACKEND=jax python benchmarks/train.py demo/stacks --seconds 60 --workers 2
@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from lulc.config import RECIPES, TrainConfig  # noqa: E402
 
 if TYPE_CHECKING:
-    from lulc.fitting.devices import Devices
+    from lulc.training.devices import Devices
 
 BATCHES = 6
 """Different batches that the step alone is measured on, in turn."""
@@ -39,7 +39,7 @@ def main() -> int:
     changes = {name: value for name, value in vars(options).items() if value is not None}
     seconds = changes.pop("seconds")
     config = TrainConfig(**changes | {"data": tuple(options.data), "out": "-", "steps": 10**6}).resolved()
-    from lulc.fitting.devices import open_devices
+    from lulc.training.devices import open_devices
 
     with open_devices(config) as devices:
         document = measure(config, seconds, devices)
@@ -66,13 +66,13 @@ def _parse() -> argparse.Namespace:
 
 def measure(config: TrainConfig, seconds: float, devices: Devices) -> dict[str, Any]:
     """Pixels per second of generator, step and both, each for about `seconds`."""
-    from lulc.generator import cut_ahead
-    from lulc.mapping.forecast import free_memory
-    from lulc.networks import backend
-    from lulc.networks.backend import keras
-    from lulc.samples.crops import choose_place, training_crops
-    from lulc.samples.dataset import open_dataset
-    from lulc.training import build_model
+    from lulc.core.machine import free_memory
+    from lulc.models import backend
+    from lulc.models.backend import keras
+    from lulc.training.data.batches import cut_ahead
+    from lulc.training.data.crops import choose_place, training_crops
+    from lulc.training.data.dataset import open_dataset
+    from lulc.training.train import build_model
 
     dataset = open_dataset(config)
     place = choose_place(config, dataset, devices.count, free_memory())

@@ -1,3 +1,3 @@
-"""Land-cover maps from Sentinel-2 mosaics with a U-Net."""
+"""Land-cover maps from Sentinel-2 mosaics: preprocessing, training, classification, accuracy."""
 
-__version__ = "0.1.0"
+from lulc.core.version import __version__ as __version__

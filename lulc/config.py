@@ -1,6 +1,6 @@
 """One frozen dataclass per stage; every default, unit and help text is written here, once.
 
-The commands derive their options from these fields (`lulc.commandline`), tests tie the two together,
+The commands derive their options from these fields (`lulc.cli.commandline`), tests tie the two together,
 and notebooks build the same objects by hand.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from lulc.schema import ENCODERS
+from lulc.core.schema import ENCODERS
 
 
 def option(

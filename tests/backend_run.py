@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from lulc.buffers import Buffers
 from lulc.config import TrainConfig
-from lulc.fitting.devices import open_devices
-from lulc.generator import TileGenerator
-from lulc.losses import build_loss
-from lulc.networks import backend
-from lulc.networks.backend import keras
-from lulc.samples.augmentation import flip
-from lulc.samples.dataset import Tile, class_targets
-from lulc.samples.resident import ResidentCrops
-from lulc.schema import IGNORE
-from lulc.unet import NetworkConfig, build_unet
-from lulc.weights import arrays_of, load_model
+from lulc.core.buffers import Buffers
+from lulc.core.schema import IGNORE
+from lulc.models import backend
+from lulc.models.backend import keras
+from lulc.models.unet import NetworkConfig, build_unet
+from lulc.models.weights import arrays_of, load_model
+from lulc.training.data.augmentation import flip
+from lulc.training.data.batches import TileGenerator
+from lulc.training.data.dataset import Tile, class_targets
+from lulc.training.data.on_device import ResidentCrops
+from lulc.training.devices import open_devices
+from lulc.training.losses import build_loss
 
 STEPS = 6
 

@@ -27,8 +27,8 @@ def patch_engine(task: dict[str, Any]) -> None:
     """Exchange the engine for one that needs no framework."""
     import numpy as np
 
-    from lulc.engines import Engine
-    from lulc.mapping import job
+    from lulc.engines.registry import Engine
+    from lulc.inference import job
 
     def network(x: np.ndarray) -> np.ndarray:
         note(task["calls"])
@@ -99,7 +99,7 @@ def main(task: dict[str, Any]) -> int:
     if task["role"] == "worker":
         asyncio.run(worker(task))
         return 0
-    from lulc.commands import make_classifications
+    from lulc.cli import make_classifications
 
     with open(task["stderr"], "a", buffering=1) as errors:
         sys.stderr = errors

@@ -47,13 +47,13 @@ def write_stacks() -> Callable[..., Path]:
     from affine import Affine
     from rasterio.crs import CRS
 
-    from lulc.grid import GridSpec
-    from lulc.schema import LandCoverClass, Legend
-    from lulc.stacks.arrays import NpyWriter
-    from lulc.stacks.manifest import Manifest, StackFile
-    from lulc.statistics import Statistics
-    from lulc.storage import sha256_of
-    from lulc.windows import Window
+    from lulc.core.grid import GridSpec
+    from lulc.core.schema import LandCoverClass, Legend
+    from lulc.core.statistics import Statistics
+    from lulc.core.storage import sha256_of
+    from lulc.core.windows import Window
+    from lulc.datasets.arrays import NpyWriter
+    from lulc.datasets.manifest import Manifest, StackFile
 
     def write(
         folder: Path,
@@ -153,10 +153,10 @@ def write_map() -> Callable[..., Path]:
     from affine import Affine
     from rasterio.crs import CRS
 
-    from lulc.geotiff import MapProfile, assemble, write_part
-    from lulc.grid import GridSpec
-    from lulc.schema import LandCoverClass, Legend
-    from lulc.windows import Window
+    from lulc.core.grid import GridSpec
+    from lulc.core.schema import LandCoverClass, Legend
+    from lulc.core.windows import Window
+    from lulc.maps.geotiff import MapProfile, assemble, write_part
 
     def write(
         path: Path,
@@ -208,12 +208,12 @@ def write_map() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a network of 3 classes for the nine bands, with their card."""
-    from lulc.networks.card import Channel, ModelCard
-    from lulc.networks.network import NetworkConfig
-    from lulc.schema import BANDS, LandCoverClass, Legend
-    from lulc.statistics import Statistics
-    from lulc.unet import build_unet, geometry
-    from lulc.weights import save_model
+    from lulc.core.schema import BANDS, LandCoverClass, Legend
+    from lulc.core.statistics import Statistics
+    from lulc.models.card import Channel, ModelCard
+    from lulc.models.config import NetworkConfig
+    from lulc.models.unet import build_unet, geometry
+    from lulc.models.weights import save_model
 
     network = NetworkConfig(classes=3, channels=9, filters=(2,))
     reach = geometry(network)
@@ -237,7 +237,7 @@ def write_bands() -> Callable[..., Path]:
     import rasterio
     from affine import Affine
 
-    from lulc.schema import BANDS
+    from lulc.core.schema import BANDS
 
     def write(path: Path, height: int, width: int, *, labels: bool = False, seed: int = 0) -> Path:
         rng = np.random.default_rng(seed)
@@ -261,11 +261,11 @@ def write_bands() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def demonstration(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder of a short demonstration on a small scene, and what it printed."""
-    from lulc.commands import demo
+    from lulc.demo import demonstration
 
     out = tmp_path_factory.mktemp("demonstration") / "demo"
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(demo, "SHAPE", (256, 512))
-        assert demo.main(["--out", str(out), "--epochs", "1", "--steps", "2"]) == 0
+        patch.setattr(demonstration, "SHAPE", (256, 512))
+        assert demonstration.main(["--out", str(out), "--epochs", "1", "--steps", "2"]) == 0
     return out, printed.getvalue()

@@ -15,9 +15,9 @@ import sys
 from typing import Any
 from unittest import mock
 
-from lulc.commands.train_model import main
-from lulc.fitting import devices
-from lulc.networks import backend
+from lulc.cli.train_model import main
+from lulc.models import backend
+from lulc.training import devices
 
 
 def split_processor() -> None:
@@ -30,7 +30,7 @@ def split_processor() -> None:
 
 def run(words: list[str], stop: int = 0, apart: bool = False, readonly: bool = False) -> int:
     """Exit code of the command."""
-    from lulc.fitting.loop import Loop
+    from lulc.training.loop import Loop
 
     agree, batches = Loop._agree, []
 

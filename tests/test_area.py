@@ -8,7 +8,10 @@ import pytest
 from affine import Affine
 from rasterio.crs import CRS
 
-from lulc.assessment.area import (
+from lulc.core.grid import GridSpec
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.core.windows import Window
+from lulc.evaluation.measures.area_estimation import (
     allocate,
     check_free,
     check_strata,
@@ -21,9 +24,6 @@ from lulc.assessment.area import (
     sample_size,
     write_sample,
 )
-from lulc.grid import GridSpec
-from lulc.schema import InputError, LandCoverClass, Legend
-from lulc.windows import Window
 
 # Olofsson et al. 2014, tables 8 and 9: deforestation, forest gain, stable forest, stable non-forest.
 PIXELS = np.array([200_000, 150_000, 3_200_000, 6_450_000])

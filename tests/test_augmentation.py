@@ -7,13 +7,13 @@ import pytest
 from scipy import ndimage
 
 from lulc.config import TrainConfig
-from lulc.generator import TileGenerator, cut_ahead
-from lulc.indices import compute_indices
-from lulc.samples import augmentation
-from lulc.samples.augmentation import ChannelDropout, CopyPaste, Jitter, Mix, rotate, square_around
-from lulc.samples.crops import training_crops
-from lulc.samples.dataset import Tile, class_targets, open_dataset
-from lulc.schema import BANDS, CHANNELS, InputError
+from lulc.core.schema import BANDS, CHANNELS, InputError
+from lulc.rasters.indices import compute_indices
+from lulc.training.data import augmentation
+from lulc.training.data.augmentation import ChannelDropout, CopyPaste, Jitter, Mix, rotate, square_around
+from lulc.training.data.batches import TileGenerator, cut_ahead
+from lulc.training.data.crops import training_crops
+from lulc.training.data.dataset import Tile, class_targets, open_dataset
 
 BAND_UNIT = "reflectance x 10000"
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lulc.networks.backend import BACKENDS, compile_predict
-from lulc.networks.card import Channel, ModelCard
-from lulc.schema import LandCoverClass, Legend
-from lulc.statistics import Statistics
-from lulc.unet import NetworkConfig, build_unet, geometry
-from lulc.weights import save_model
+from lulc.core.schema import LandCoverClass, Legend
+from lulc.core.statistics import Statistics
+from lulc.models.backend import BACKENDS, compile_predict
+from lulc.models.card import Channel, ModelCard
+from lulc.models.unet import NetworkConfig, build_unet, geometry
+from lulc.models.weights import save_model
 
 pytestmark = pytest.mark.backends
 
@@ -122,10 +122,12 @@ def test_batches_keep_their_values_where_they_are_placed(backend: str, run: Run)
 
 
 def test_an_unknown_backend_is_answered_with_the_known_ones() -> None:
-    done = start(["-c", "import lulc.networks.backend"], "theano")
+    done = start(["-c", "import lulc.models.backend"], "theano")
     assert "cannot use the backend 'theano', expected one of tensorflow, jax, torch" in done.stderr
 
 
 def test_starting_writes_nothing_to_standard_error() -> None:
-    done = start(["-c", "import lulc.unet as u; u.build_unet(u.NetworkConfig(filters=(2,)))"], "tensorflow")
+    done = start(
+        ["-c", "import lulc.models.unet as u; u.build_unet(u.NetworkConfig(filters=(2,)))"], "tensorflow"
+    )
     assert (done.returncode, done.stderr) == (0, "")

@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lulc.mapping.blocks import (
+from lulc.core.schema import InputError
+from lulc.core.windows import Window
+from lulc.maps.blocks import (
     BLOCK,
     ENCODINGS,
     BlockFile,
@@ -28,8 +30,6 @@ from lulc.mapping.blocks import (
     encode_block,
     reduce_block,
 )
-from lulc.schema import InputError
-from lulc.windows import Window
 
 
 @pytest.mark.parametrize("name", ["float32", "uint16", "uint8"])
@@ -51,7 +51,7 @@ print([hashlib.sha256(Zstd(level=level).encode(values)).hexdigest() for level in
 
 
 def test_blocks_have_the_same_bytes_where_a_framework_is_loaded() -> None:
-    programs = (ENCODE, f"import lulc.networks.backend\n{ENCODE}")
+    programs = (ENCODE, f"import lulc.models.backend\n{ENCODE}")
     alone, beside = (subprocess.check_output([sys.executable, "-c", program]) for program in programs)
     assert alone == beside
 

@@ -18,8 +18,8 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from lulc.config import EvaluateConfig, ServeConfig
-from lulc.evaluation import evaluate
-from lulc.schema import LandCoverClass, Legend
+from lulc.core.schema import LandCoverClass, Legend
+from lulc.evaluation.evaluate import evaluate
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -447,7 +447,7 @@ def test_everything_that_is_operated_has_a_name(scenes, show) -> None:
 def test_a_class_alone_is_served_between_two_levels_of_tiles(scenes, show) -> None:
     """The whole map fits the screen at a zoom that is no whole number; tiles exist for whole ones."""
     pytest.importorskip("titiler.core")
-    from lulc.server import MapServer
+    from lulc.evaluation.server import MapServer
 
     with MapServer(ServeConfig(map=str(scenes / "tall" / "map.tif"), port=0)) as server:
         thread = threading.Thread(target=server.run)
@@ -466,7 +466,7 @@ def test_a_class_alone_is_served_between_two_levels_of_tiles(scenes, show) -> No
 
 def test_a_served_map_shows_tiles_and_answers_as_rasterio_reads(scenes, show) -> None:
     pytest.importorskip("titiler.core")
-    from lulc.server import MapServer
+    from lulc.evaluation.server import MapServer
 
     folder = scenes / "small"
     with MapServer(

@@ -8,7 +8,7 @@ import tracemalloc
 
 import numpy as np
 
-from lulc.buffers import Buffers
+from lulc.core.buffers import Buffers
 
 
 def address(array: np.ndarray) -> int:

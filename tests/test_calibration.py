@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from lulc.confidence import calibration
-from lulc.confidence.calibration import PIXELS, Holdout, calibrate, fit_temperature
+from lulc.models import calibration
+from lulc.models.calibration import PIXELS, Holdout, calibrate, fit_temperature
 
 
 def draw(temperature, classes=5, pixels=40_000, seed=0):

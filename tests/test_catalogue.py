@@ -23,14 +23,14 @@ from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from rasterio.crs import CRS
 from rasterio.warp import transform, transform_bounds
 
-from lulc import __version__
-from lulc.commands import export_map, export_model
-from lulc.exchange.catalogue import EXTENSIONS, footprint
-from lulc.grid import GridSpec
-from lulc.networks.card import Channel, ModelCard, load_card, write_card
-from lulc.networks.network import NetworkConfig
-from lulc.schema import BANDS, INDICES, LandCoverClass, Legend
-from lulc.statistics import Statistics
+from lulc.cli import export_map, export_model
+from lulc.core.grid import GridSpec
+from lulc.core.schema import BANDS, INDICES, LandCoverClass, Legend
+from lulc.core.statistics import Statistics
+from lulc.core.version import __version__
+from lulc.export.stac import EXTENSIONS, footprint
+from lulc.models.card import Channel, ModelCard, load_card, write_card
+from lulc.models.config import NetworkConfig
 
 WriteMap = Callable[..., Path]
 

@@ -9,7 +9,9 @@ import logging
 import numpy as np
 import pytest
 
-from lulc.fitting.checkpoint import (
+from lulc.core.schema import InputError
+from lulc.models.backend import keras
+from lulc.training.checkpoint import (
     KEPT,
     Checkpoint,
     clear_checkpoints,
@@ -18,8 +20,6 @@ from lulc.fitting.checkpoint import (
     save_checkpoint,
     variables_of,
 )
-from lulc.networks.backend import keras
-from lulc.schema import InputError
 
 KEY = "a" * 64
 

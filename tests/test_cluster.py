@@ -20,12 +20,12 @@ from typing import Any
 import psutil
 import pytest
 
-from lulc import cluster
-from lulc.cluster import Cluster, ask, open_cluster, run_tasks
 from lulc.config import ClassifyConfig, ClusterConfig
-from lulc.inference import classify, classify_share, forecast_classification
-from lulc.mapping.request import share_of
-from lulc.schema import InputError
+from lulc.core.schema import InputError
+from lulc.distributed import cluster
+from lulc.distributed.cluster import Cluster, ask, open_cluster, run_tasks
+from lulc.inference.classify import classify, classify_share, forecast_classification
+from lulc.inference.request import share_of
 
 
 def configure(model: Path, mosaic: Path, out: Path, **more: Any) -> ClassifyConfig:
@@ -205,7 +205,9 @@ def test_all_packages_that_a_cluster_lacks_are_told_with_what_installs_them(
 
 
 def test_a_run_without_a_cluster_does_not_load_dask() -> None:
-    code = "import sys, lulc.inference; sys.exit('distributed' in sys.modules or 'dask' in sys.modules)"
+    code = (
+        "import sys, lulc.inference.classify; sys.exit('distributed' in sys.modules or 'dask' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

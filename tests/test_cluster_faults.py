@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).with_name("cluster_run.py")
-PRELOAD = ["distributed", "lulc.inference", "lulc.commands.make_classifications", "rasterio.sample"]
+PRELOAD = ["distributed", "lulc.inference.classify", "lulc.cli.make_classifications", "rasterio.sample"]
 
 
 class Place:

@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 
 from lulc import config
-from lulc.commandline import ENVIRONMENT, Answer, config_from, parse, parser_for, run
+from lulc.cli.commandline import ENVIRONMENT, Answer, config_from, parse, parser_for, run
 from lulc.config import option
-from lulc.schema import InputError
+from lulc.core.schema import InputError
 
 CONFIGS = [kind for name, kind in vars(config).items() if name.endswith("Config")]
 

@@ -10,24 +10,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lulc.mapping.prediction import predict_parts
-from lulc.networks import graph
-from lulc.networks.convolutions import Factor, Factors, fold
-from lulc.networks.cropping import MARGIN, computed, cores_of, level_of, work_by_margin
-from lulc.networks.graph import build_graph
-from lulc.networks.network import NetworkConfig
-from lulc.networks.quantization import compile_graph
-from lulc.unet import geometry
-from lulc.windows import Plan
+from lulc.core.windows import Plan
+from lulc.engines import openvino_graph
+from lulc.engines.convolutions import Factor, Factors, fold
+from lulc.engines.cropping import MARGIN, computed, cores_of, level_of, work_by_margin
+from lulc.engines.openvino_graph import build_graph
+from lulc.engines.quantization import compile_graph
+from lulc.inference.sliding_window import predict_parts
+from lulc.models.config import NetworkConfig
+from lulc.models.unet import geometry
 
 SMALL = NetworkConfig(classes=4, channels=3, filters=(4, 6))
 
 NETWORKS = {
     "original's shape": replace(SMALL, filters=(4, 4, 8, 8), decoder_filters=()),
     "one level": replace(SMALL, filters=(6,), decoder_filters=()),
-    "three levels, wide": replace(SMALL, filters=(8, 8, 8), decoder_filters=(graph.SQUARES_CHANNELS, 192, 8)),
+    "three levels, wide": replace(
+        SMALL, filters=(8, 8, 8), decoder_filters=(openvino_graph.SQUARES_CHANNELS, 192, 8)
+    ),
     "four levels, wide": replace(
-        SMALL, filters=(4, 4, 4, 4), decoder_filters=(4, graph.SQUARES_CHANNELS, graph.LINES_CHANNELS, 4)
+        SMALL,
+        filters=(4, 4, 4, 4),
+        decoder_filters=(4, openvino_graph.SQUARES_CHANNELS, openvino_graph.LINES_CHANNELS, 4),
     ),
     "five levels": replace(SMALL, filters=(4, 4, 4, 4, 6), decoder_filters=()),
     "bottleneck": replace(SMALL, bottleneck=2),
@@ -137,7 +141,7 @@ def test_a_narrower_margin_would_be_wrong(name: str, monkeypatch: pytest.MonkeyP
     first = np.array([[halo, halo]], np.int32)
     found = {}
     for margin in (MARGIN, MARGIN - 2):
-        monkeypatch.setattr("lulc.networks.cropping.MARGIN", margin)
+        monkeypatch.setattr("lulc.engines.cropping.MARGIN", margin)
         y = run(build_graph(network, arrays, shape, core=core), x, first)
         found[margin] = np.abs(cores_of(y, shape[1:], core, first)[0] - whole).max()
     assert found[MARGIN] < 2e-6 < 1e-4 < found[MARGIN - 2]

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lulc import preparation
-from lulc.commands.make_classifications import main as make_classifications
-from lulc.commands.preprocess import main as preprocess
-from lulc.commands.train_model import main as train_model
-from lulc.engines import Engine, EngineRequest
-from lulc.fitting import loop
-from lulc.mapping import job
-from lulc.networks.card import load_card
-from lulc.schema import InputError
+from lulc.cli.make_classifications import main as make_classifications
+from lulc.cli.preprocess import main as preprocess
+from lulc.cli.train_model import main as train_model
+from lulc.core.schema import InputError
+from lulc.engines.registry import Engine, EngineRequest
+from lulc.inference import job
+from lulc.models.card import load_card
+from lulc.preprocessing import preprocess as preprocess_module
+from lulc.training import loop
 
 WriteBands = Callable[..., Path]
 
@@ -127,14 +127,14 @@ def test_a_damaged_stack_or_record_of_progress_never_makes_another_folder(
     assert preprocess(line) == 0
     expected = contents()
     shutil.rmtree(out)
-    write, count = preparation.cut, stop_after(4)
+    write, count = preprocess_module.cut, stop_after(4)
 
     def counted(*arguments: Any) -> Any:
         count()
         return write(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(preparation, "cut", counted)
+        patch.setattr(preprocess_module, "cut", counted)
         preprocess(line)
     out.rename(kept)
     rng = np.random.default_rng(1)

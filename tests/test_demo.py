@@ -16,8 +16,8 @@ import pytest
 import rasterio
 
 from lulc import config
-from lulc.commandline import parser_for
-from lulc.commands import demo
+from lulc.cli.commandline import parser_for
+from lulc.demo import demonstration
 
 CONFIGS = {
     "preprocess": config.PreprocessConfig,
@@ -28,7 +28,7 @@ CONFIGS = {
 
 
 def test_the_command_lines_are_those_of_the_four_commands_in_order() -> None:
-    lines = demo.command_lines(demo.DemoConfig())
+    lines = demonstration.command_lines(demonstration.DemoConfig())
     assert [name for name, *_ in lines] == list(CONFIGS)
     for name, *arguments in lines:
         parser_for(CONFIGS[name], "").parse_args(arguments)
@@ -36,7 +36,7 @@ def test_the_command_lines_are_those_of_the_four_commands_in_order() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_examples_in_a_command_s_help_parse(name: str) -> None:
-    text = importlib.import_module(f"lulc.commands.{name}").__doc__ or ""
+    text = importlib.import_module(f"lulc.cli.{name}").__doc__ or ""
     examples = re.findall(rf"python {name}\.py (.+?)(?=\n +python |\n\n|\Z)", text, re.DOTALL)
     assert examples, "the docstring of a command ends with an example"
     for example in examples:

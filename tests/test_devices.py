@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lulc.config import TrainConfig
-from lulc.fitting.devices import Devices, local_numbers, meeting_of, open_devices
-from lulc.schema import InputError
-from lulc.training import check_options
-from lulc.weights import find_model, read_arrays
+from lulc.core.schema import InputError
+from lulc.models.weights import find_model, read_arrays
+from lulc.training.devices import Devices, local_numbers, meeting_of, open_devices
+from lulc.training.train import check_options
 
 SCRIPT = Path(__file__).with_name("devices_run.py")
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lulc.confidence.domain import differences, sample_windows, statistics_of
-from lulc.schema import CHANNELS
-from lulc.statistics import Statistics
+from lulc.core.schema import CHANNELS
+from lulc.core.statistics import Statistics
+from lulc.inference.domain_shift import differences, sample_windows, statistics_of
 
 MEAN = np.array([865, 698, 455, 693, 1651, 2022, 1997, 1014, 477, 151, 133, 67, 132, 81], float)
 STD = np.array([155, 207, 243, 330, 825, 1053, 1085, 634, 362, 47, 16, 30, 26, 20], float)

@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 import rasterio
 
-from lulc.commands import make_classifications
+from lulc.cli import make_classifications
 from lulc.config import TrainConfig
-from lulc.engines import choose_engine
-from lulc.fitting.run import parameters_of
-from lulc.losses import build_loss
-from lulc.networks.archive import read_layers, variables_of
-from lulc.networks.backbones import BACKBONES
-from lulc.networks.backend import compile_predict, keras
-from lulc.networks.card import Channel, ModelCard, load_card, write_card
-from lulc.networks.encoders import COLOURS, _application, adapt, load_encoder
-from lulc.networks.network import NetworkConfig
-from lulc.schema import CHANNELS, ENCODERS, InputError, LandCoverClass, Legend
-from lulc.statistics import Statistics
-from lulc.training import memory_needed, train
-from lulc.unet import build_unet, geometry
-from lulc.weights import arrays_of, load_model, read_arrays, save_model
+from lulc.core.schema import CHANNELS, ENCODERS, InputError, LandCoverClass, Legend
+from lulc.core.statistics import Statistics
+from lulc.engines.registry import choose_engine
+from lulc.models.archive import read_layers, variables_of
+from lulc.models.backbones import BACKBONES
+from lulc.models.backend import compile_predict, keras
+from lulc.models.card import Channel, ModelCard, load_card, write_card
+from lulc.models.config import NetworkConfig
+from lulc.models.encoders import COLOURS, _application, adapt, load_encoder
+from lulc.models.unet import build_unet, geometry
+from lulc.models.weights import arrays_of, load_model, read_arrays, save_model
+from lulc.training.losses import build_loss
+from lulc.training.run_folder import parameters_of
+from lulc.training.train import memory_needed, train
 
 SMALL = ("resnet50", "efficientnetv2-b0", "convnext-tiny")
 """The smallest of each family."""

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lulc import engines, weights
-from lulc.engines import EngineRequest, budget_of, build_engine, choose_engine, footprint, readers_of
-from lulc.networks import backend
-from lulc.networks.card import Channel, ModelCard
-from lulc.networks.ensemble import Member, footprint_of
-from lulc.networks.network import NetworkConfig
-from lulc.schema import InputError, LandCoverClass, Legend
-from lulc.statistics import Statistics
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.core.statistics import Statistics
+from lulc.engines import registry
+from lulc.engines.ensemble import Member, footprint_of
+from lulc.engines.registry import EngineRequest, budget_of, build_engine, choose_engine, footprint, readers_of
+from lulc.models import backend, weights
+from lulc.models.card import Channel, ModelCard
+from lulc.models.config import NetworkConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,7 +38,7 @@ NETWORKS = {
 @pytest.fixture(scope="module")
 def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, ModelCard]]:
     """A function that writes a network with weights of all kinds, and gives file and card."""
-    from lulc.unet import build_unet
+    from lulc.models.unet import build_unet
 
     def write(config: NetworkConfig = SMALL) -> tuple[Path, ModelCard]:
         backend.seed(3)
@@ -194,7 +194,7 @@ def test_the_agreement_is_the_share_of_valid_pixels_with_the_class_of_float32(
         pixels += valid.sum()
     assert same < pixels
     apart = 1 - same / pixels
-    assert 1 - engines._agreement(request, "bfloat16") == pytest.approx(apart, rel=0.25)
+    assert 1 - registry._agreement(request, "bfloat16") == pytest.approx(apart, rel=0.25)
 
 
 def test_keras_computes_float32_as_such_where_a_gpu_would_round(save: Callable[..., Any]) -> None:
@@ -209,9 +209,9 @@ def test_keras_computes_float32_as_such_where_a_gpu_would_round(save: Callable[.
 def test_a_gpu_changes_memory_and_windows_but_for_engines_that_do_not_use_it(
     save: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "has_gpu", lambda: False)
+    monkeypatch.setattr(registry, "has_gpu", lambda: False)
     cpu = {name: (budget_of(name), footprint(name, SMALL)) for name in ("keras", "openvino")}
-    monkeypatch.setattr(engines, "has_gpu", lambda: True)
+    monkeypatch.setattr(registry, "has_gpu", lambda: True)
     gpu = {name: (budget_of(name), footprint(name, SMALL)) for name in ("keras", "openvino")}
     assert gpu["openvino"] == cpu["openvino"]
     assert gpu["keras"][0] > cpu["keras"][0]
@@ -226,7 +226,7 @@ def test_a_gpu_changes_memory_and_windows_but_for_engines_that_do_not_use_it(
 def test_a_gpu_that_the_framework_does_not_use_is_said(
     save: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "has_gpu", lambda: True)
+    monkeypatch.setattr(registry, "has_gpu", lambda: True)
     path, card = save()
     with pytest.raises(InputError, match="computes on the CPU") as error:
         build_engine("keras", request_for(path, card, (1, 32, 32)))
@@ -242,8 +242,10 @@ def test_a_cached_quantisation_is_used_and_a_damaged_one_made_anew(
     first = build_engine("openvino-int8", request)
     (cache,) = path.parent.glob("model.openvino-int8-*.json")
     made = []
-    original = engines.quantization.quantise
-    monkeypatch.setattr(engines.quantization, "quantise", lambda *a, **k: made.append(1) or original(*a, **k))
+    original = registry.quantization.quantise
+    monkeypatch.setattr(
+        registry.quantization, "quantise", lambda *a, **k: made.append(1) or original(*a, **k)
+    )
     again = build_engine("openvino-int8", request)
     assert not made
     assert again.identity == first.identity
@@ -272,7 +274,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(
     def refuse(*_: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(engines.quantization, "write_document", refuse)
+    monkeypatch.setattr(registry.quantization, "write_document", refuse)
     with caplog.at_level("WARNING", "lulc"):
         build_engine("openvino-int8", request_for(path, card, (1, 32, 32), min_agreement=0.5))
     assert "not kept" in caplog.text
@@ -302,8 +304,8 @@ def test_once_cached_a_run_imports_no_deep_learning_framework(save: Callable[...
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 import numpy as np
-from lulc.engines import EngineRequest, build_engine
-from lulc.weights import load_card
+from lulc.engines.registry import EngineRequest, build_engine
+from lulc.models.weights import load_card
 from pathlib import Path
 path = Path({str(path)!r})
 samples = [np.random.default_rng(i).normal(500, 200, (64, 64, 3)).astype("float32") for i in range(4)]
@@ -332,7 +334,7 @@ def test_openvino_that_is_not_installed_says_what_to_install(
 
 def test_auto_is_exact_and_an_unknown_engine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_engine("auto") in ("keras", "openvino")
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
     assert choose_engine("auto") == "keras"
     with pytest.raises(InputError, match="expected one of"):
         choose_engine("tensorrt")

@@ -13,9 +13,9 @@ import pytest
 import rasterio
 from affine import Affine
 
-from lulc.commands.evaluate_classifications import main
-from lulc.nomenclature import load_scheme
-from lulc.pages.publication import FILES
+from lulc.cli.evaluate_classifications import main
+from lulc.evaluation.report.publish import FILES
+from lulc.labels.schemes import load_scheme
 
 ROOT = Path(__file__).resolve().parents[1]
 

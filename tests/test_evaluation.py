@@ -21,20 +21,20 @@ from scipy import stats
 from shapely.geometry import box
 from sklearn import metrics
 
-from lulc import evaluation
-from lulc.assessment.accuracy import Reliability, compare, count, score
-from lulc.assessment.area import estimate
-from lulc.assessment.regions import read_regions
 from lulc.config import EvaluateConfig
-from lulc.evaluation import evaluate, measure
-from lulc.grid import GridSpec
-from lulc.labels import near_borders
-from lulc.nomenclature import load_scheme
-from lulc.pages import publication
-from lulc.pages.publication import FILES
+from lulc.core.grid import GridSpec
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.core.windows import squares_of
+from lulc.evaluation import evaluate as evaluate_module
+from lulc.evaluation.evaluate import evaluate, measure
+from lulc.evaluation.measures.area_estimation import estimate
+from lulc.evaluation.measures.metrics import Reliability, compare, count, score
+from lulc.evaluation.measures.regions import read_regions
+from lulc.evaluation.report import publish
+from lulc.evaluation.report.publish import FILES
+from lulc.labels.labels import near_borders
+from lulc.labels.schemes import load_scheme
 from lulc.rasters.sources import open_source
-from lulc.schema import InputError, LandCoverClass, Legend
-from lulc.windows import squares_of
 
 LEGEND = Legend(
     "four",
@@ -156,7 +156,7 @@ def test_the_whole_run_agrees_with_scikit_learn_whatever_the_window(scene, monke
     truth, predicted = scene.reference[scene.scored], scene.mapped[scene.scored]
     whole = evaluate(scene.config(out=str(scene.folder / "whole")))
     assert_equals_sklearn(truth, predicted, whole.scores, 4)
-    monkeypatch.setattr(evaluation, "WINDOW", 17)
+    monkeypatch.setattr(evaluate_module, "WINDOW", 17)
     pieces = evaluate(scene.config(out=str(scene.folder / "pieces")))
     a, b = whole.findings.to_json(), pieces.findings.to_json()
     assert a["calibration"].pop("nll") == pytest.approx(b["calibration"].pop("nll"), rel=1e-12)
@@ -256,7 +256,7 @@ def test_regions_that_lie_elsewhere_are_refused(scene) -> None:
     frame = geopandas.GeoDataFrame(geometry=[box(0, 0, 10, 10)], crs="EPSG:3067")
     frame.to_file(scene.folder / "far.gpkg")
     with rasterio.open(scene.map_path) as file:
-        grid = evaluation.GridSpec(file.crs, file.transform, file.height, file.width)
+        grid = evaluate_module.GridSpec(file.crs, file.transform, file.height, file.width)
     with pytest.raises(InputError, match="none of them lies on the map"):
         read_regions(scene.folder / "far.gpkg", grid)
 
@@ -507,7 +507,7 @@ def test_a_report_that_was_interrupted_is_made_by_the_same_command(scene, monkey
 
     report = scene.folder / "report"
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(publication, "write_html", interrupted)
+        patched.setattr(publish, "write_html", interrupted)
         evaluate(scene.config())
     assert (report / "map.png").exists() and not (report / "report.json").exists()
     again = evaluate(scene.config())
@@ -517,7 +517,7 @@ def test_a_report_that_was_interrupted_is_made_by_the_same_command(scene, monkey
 @pytest.mark.parametrize("after", ["design", "suspect"])
 def test_a_report_lacks_its_last_file_until_sample_and_suspects_are_there(scene, monkeypatch, after) -> None:
     asked = scene.config(design_sample=20, suspects=0.5)
-    original = getattr(evaluation, after)
+    original = getattr(evaluate_module, after)
 
     def interrupted(*arguments: Any) -> None:
         original(*arguments)
@@ -526,7 +526,7 @@ def test_a_report_lacks_its_last_file_until_sample_and_suspects_are_there(scene,
     report = scene.folder / "report"
     for overwrite in (False, True):
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(evaluation, after, interrupted)
+            patched.setattr(evaluate_module, after, interrupted)
             evaluate(dataclasses.replace(asked, overwrite=overwrite))
         assert (report / "sample.gpkg").exists() and not (report / "report.json").exists()
         again = evaluate(dataclasses.replace(asked, overwrite=overwrite))
@@ -546,12 +546,12 @@ def test_files_of_others_with_the_names_of_a_report_are_not_replaced(scene, name
 def test_the_first_and_the_last_file_of_a_report_are_those(scene, monkeypatch) -> None:
     moved: list[str] = []
     for name in ("_write_rows", "write_document"):
-        original = getattr(publication, name)
+        original = getattr(publish, name)
         monkeypatch.setattr(
-            publication, name, lambda path, *a, o=original: (moved.append(path.name), o(path, *a))[1]
+            publish, name, lambda path, *a, o=original: (moved.append(path.name), o(path, *a))[1]
         )
     evaluate(scene.config())
-    assert (moved[0], moved[-1]) == (publication.FIRST, publication.LAST)
+    assert (moved[0], moved[-1]) == (publish.FIRST, publish.LAST)
 
 
 def test_the_json_report_holds_the_figures_and_no_nan(scene) -> None:
@@ -677,7 +677,7 @@ def test_colors_of_an_image_lie_where_its_pixels_do(tmp_path: Path, step: int) -
     whole = np.full((70 // step + 1, 90 // step + 1, 3), np.inf)[: -(-70 // step), : -(-90 // step)]
     with open_source(path) as image:
         for window in squares_of(grid.extent, 32):
-            colors = evaluation._colors(image, grid, window, step)
+            colors = evaluate_module._colors(image, grid, window, step)
             row, col = -(-window.row // step), -(-window.col // step)
             whole[row : row + colors.shape[0], col : col + colors.shape[1]] = colors
     expected = full[::step, ::step]

@@ -17,10 +17,10 @@ import pytest
 import rasterio
 import xarray as xr
 
-from lulc.commands.export_map import main
+from lulc.cli.export_map import main
+from lulc.core.schema import IGNORE
+from lulc.core.windows import Window
 from lulc.rasters.sources import open_source
-from lulc.schema import IGNORE
-from lulc.windows import Window
 
 WriteMap = Callable[..., Path]
 
@@ -149,7 +149,7 @@ def test_equal_maps_give_equal_bytes_and_nothing_else_lies_around(
 def test_an_export_that_fails_leaves_what_was_there(
     tmp_path: Path, write_map: WriteMap, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lulc.exchange import exports
+    from lulc.export import cf
 
     path = write_map(tmp_path / "map.tif")
     first = contents(export(path, kind))
@@ -157,7 +157,7 @@ def test_an_export_that_fails_leaves_what_was_there(
     def fail(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exports, "_write_activations", fail)
+    monkeypatch.setattr(cf, "_write_activations", fail)
     assert main([str(path), "--out", str(tmp_path / f"map.{kind}"), "--overwrite"]) == 1
     assert contents(tmp_path / f"map.{kind}") == first
     assert {p.name for p in tmp_path.iterdir()} == {"map.tif", f"map.{kind}"}
@@ -210,7 +210,7 @@ def test_memory_does_not_depend_on_the_size_of_the_map(
 ) -> None:
     # VmHWM, since getrusage gives a child the peak of its parent.
     code = (
-        "import sys\nfrom lulc.commands.export_map import main\n"
+        "import sys\nfrom lulc.cli.export_map import main\n"
         "assert main(sys.argv[1:]) == 0\n"
         "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )

@@ -8,20 +8,11 @@ import numpy as np
 import pytest
 from scipy.signal import correlate
 
-from lulc.networks.convolutions import Convolution, Factor, cost_of_second, fold, in_two_steps
-from lulc.networks.factorization import (
-    Space,
-    Way,
-    candidates,
-    cost_of,
-    ladder_of,
-    noise_of,
-    ranks_of,
-    ways_of,
-)
-from lulc.networks.graph import build_graph
-from lulc.networks.network import NetworkConfig
-from lulc.networks.quantization import compile_graph
+from lulc.engines.convolutions import Convolution, Factor, cost_of_second, fold, in_two_steps
+from lulc.engines.low_rank import Space, Way, candidates, cost_of, ladder_of, noise_of, ranks_of, ways_of
+from lulc.engines.openvino_graph import build_graph
+from lulc.engines.quantization import compile_graph
+from lulc.models.config import NetworkConfig
 
 RNG = np.random.default_rng(3)
 

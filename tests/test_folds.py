@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lulc.commands.train_model import main
+from lulc.cli.train_model import main
 from lulc.config import TrainConfig
-from lulc.fitting import folds
-from lulc.fitting.folds import cross_validate, predict_tile
-from lulc.networks.backend import compile_predict
-from lulc.networks.network import NetworkConfig
-from lulc.samples.dataset import leave_one_out
-from lulc.schema import InputError
-from lulc.statistics import Statistics
-from lulc.tiles import load_manifest
-from lulc.unet import geometry
-from lulc.weights import find_model, load_card, load_model
+from lulc.core.schema import InputError
+from lulc.core.statistics import Statistics
+from lulc.datasets.loading import load_manifest
+from lulc.models.backend import compile_predict
+from lulc.models.config import NetworkConfig
+from lulc.models.unet import geometry
+from lulc.models.weights import find_model, load_card, load_model
+from lulc.training import cross_validation
+from lulc.training.cross_validation import cross_validate, predict_tile
+from lulc.training.data.dataset import leave_one_out
 
 SMALL = {
     "epochs": 1, "steps": 3, "validation_steps": 1, "batch_size": 2, "crop_sizes": (32,),
@@ -76,7 +76,7 @@ def test_one_group_of_stacks_can_not_be_cross_validated(write_stacks, tmp_path):
 
 
 def test_a_stack_is_classified_as_in_one_pass(stacks, tmp_path):
-    from lulc.training import train
+    from lulc.training.train import train
 
     result = train(make_config(stacks, out=tmp_path / "run"))
     model, card = load_model(result.picks["last"])
@@ -113,7 +113,7 @@ def test_the_command_reports_folds_and_gives_the_final_card_their_temperature(st
 def test_finished_folds_are_not_trained_again(stacks, tmp_path, monkeypatch):
     config = make_config(stacks, out=tmp_path / "run")
     first = cross_validate(config)
-    monkeypatch.setattr("lulc.fitting.folds.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("lulc.training.cross_validation.train", lambda *_: pytest.fail("trained again"))
     again = cross_validate(config)
     assert again.figures() == first.figures() and again.temperature == first.temperature
     monkeypatch.undo()
@@ -125,7 +125,7 @@ def test_overwrite_trains_finished_folds_again_and_continues_interrupted_ones(st
     config = make_config(stacks, out=tmp_path / "run")
     cross_validate(config)
     config = dataclasses.replace(config, overwrite=True)
-    trained, real = [], folds.train
+    trained, real = [], cross_validation.train
 
     def stop_after_one(fold, dataset):
         if len(trained) == 1:
@@ -133,11 +133,11 @@ def test_overwrite_trains_finished_folds_again_and_continues_interrupted_ones(st
         trained.append(Path(fold.out).name)
         return real(fold, dataset)
 
-    monkeypatch.setattr("lulc.fitting.folds.train", stop_after_one)
+    monkeypatch.setattr("lulc.training.cross_validation.train", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(config)
     monkeypatch.setattr(
-        "lulc.fitting.folds.train", lambda *a: (trained.append(Path(a[0].out).name), real(*a))
+        "lulc.training.cross_validation.train", lambda *a: (trained.append(Path(a[0].out).name), real(*a))
     )
     cross_validate(config)
     assert trained == ["01", "02", "03"]

@@ -8,11 +8,12 @@ import pytest
 from affine import Affine
 from rasterio.crs import CRS
 
-from lulc.engines import Footprint
-from lulc.geotiff import MapProfile
-from lulc.grid import GridSpec
-from lulc.mapping.forecast import Demand, check_memory, disk_needed, free_memory, plan_map
-from lulc.schema import InputError, LandCoverClass, Legend
+from lulc.core.grid import GridSpec
+from lulc.core.machine import free_memory
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.engines.registry import Footprint
+from lulc.inference.memory_plan import Demand, check_memory, disk_needed, plan_map
+from lulc.maps.geotiff import MapProfile
 
 LEGEND = Legend("test", tuple(LandCoverClass(i, f"class {i}", "#102030") for i in range(1, 14)))
 DEMAND = Demand(Footprint(0.5e9, 1000), channels=14, classes=13)

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from lulc.generator import TileGenerator, cut_ahead
-from lulc.samples.augmentation import Mix, flip, rotate, square_around
-from lulc.samples.dataset import Tile, class_targets
-from lulc.schema import IGNORE, InputError
+from lulc.core.schema import IGNORE, InputError
+from lulc.training.data.augmentation import Mix, flip, rotate, square_around
+from lulc.training.data.batches import TileGenerator, cut_ahead
+from lulc.training.data.dataset import Tile, class_targets
 
 ANGLES = [k * 22.5 for k in range(16)]
 
@@ -292,7 +292,7 @@ def test_one_class_is_learnt_against_the_rest():
 @pytest.mark.parametrize("driver", ["GTiff", "HFA"])
 def test_crops_are_cut_from_raster_files_by_several_threads_alike(tmp_path, driver):
     rasterio = pytest.importorskip("rasterio")
-    from lulc.stacks.arrays import open_layers
+    from lulc.datasets.arrays import open_layers
 
     tile = make_tile(np.random.default_rng(19))
     path = tmp_path / {"GTiff": "image.tif", "HFA": "image.img"}[driver]

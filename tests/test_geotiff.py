@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rio_cogeo.cogeo import cog_validate
 
-from lulc import geotiff
-from lulc.geotiff import MapProfile, assemble, read_classes, verify, write_part
-from lulc.grid import GridSpec
-from lulc.mapping.blocks import ENCODINGS, reduce_block
-from lulc.schema import InputError, LandCoverClass, Legend
-from lulc.windows import Window
+from lulc.core.grid import GridSpec
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.core.windows import Window
+from lulc.maps import geotiff
+from lulc.maps.blocks import ENCODINGS, reduce_block
+from lulc.maps.geotiff import MapProfile, assemble, read_classes, verify, write_part
 
 LEGEND = Legend("test", tuple(LandCoverClass(i, f"class {i} å", f"#0{i}a0ff") for i in range(1, 4)))
 TRANSFORM = Affine(10.0000001, 0, 500000.123456789, 0, -10.0000001, 6700000.7)
@@ -171,7 +171,7 @@ def test_a_map_without_crs_keeps_its_geotransform(tmp_path: Path) -> None:
 def test_beyond_four_gigabytes_the_header_is_that_of_bigtiff(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lulc.geotiff.CLASSIC_LIMIT", 1000)
+    monkeypatch.setattr("lulc.maps.geotiff.CLASSIC_LIMIT", 1000)
     profile = profile_of((600, 701), cog=True)
     values = values_of(profile)
     write(tmp_path / "map.tif", profile, values)

@@ -8,18 +8,23 @@ import cv2
 import numpy as np
 import pytest
 
-from lulc.networks import graph
-from lulc.networks.graph import build_graph, load_openvino
-from lulc.networks.network import NetworkConfig
-from lulc.networks.quantization import compile_graph
-from lulc.networks.winograd import TRANSFORMS, Winograd
-from lulc.unet import geometry
+from lulc.engines import openvino_graph
+from lulc.engines.openvino_graph import build_graph, load_openvino
+from lulc.engines.quantization import compile_graph
+from lulc.engines.winograd import TRANSFORMS, Winograd
+from lulc.models.config import NetworkConfig
+from lulc.models.unet import geometry
 
 WIDE = NetworkConfig(
     channels=3,
     classes=4,
     filters=(8, 8, 8, 8),
-    decoder_filters=(graph.SQUARES_CHANNELS, graph.SQUARES_CHANNELS, graph.LINES_CHANNELS, 8),
+    decoder_filters=(
+        openvino_graph.SQUARES_CHANNELS,
+        openvino_graph.SQUARES_CHANNELS,
+        openvino_graph.LINES_CHANNELS,
+        8,
+    ),
 )
 """Squares of 2 x 2 and of 4 x 4 results, and lines."""
 

@@ -8,8 +8,8 @@ import pytest
 from affine import Affine
 from rasterio.crs import CRS
 
-from lulc.grid import GridSpec
-from lulc.windows import Window
+from lulc.core.grid import GridSpec
+from lulc.core.windows import Window
 
 UTM = CRS.from_epsg(32635)
 

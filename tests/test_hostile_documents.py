@@ -16,15 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lulc.commands.train_model import main as train_model
-from lulc.documents import MAX_VALUES, read_document
-from lulc.networks.card import CARD_SCHEMA, Channel, ModelCard, load_card, write_card
-from lulc.networks.network import NetworkConfig
-from lulc.nomenclature import load_scheme
-from lulc.schema import InputError, LandCoverClass, Legend
-from lulc.statistics import Statistics, read_statistics
-from lulc.tiles import load_manifest
-from lulc.weights import find_model
+from lulc.cli.train_model import main as train_model
+from lulc.core.documents import MAX_VALUES, read_document
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.core.statistics import Statistics, read_statistics
+from lulc.datasets.loading import load_manifest
+from lulc.labels.schemes import load_scheme
+from lulc.models.card import CARD_SCHEMA, Channel, ModelCard, load_card, write_card
+from lulc.models.config import NetworkConfig
+from lulc.models.weights import find_model
 
 ANY = {"type": "object"}
 FIXTURES = [HealthCheck.function_scoped_fixture]

@@ -16,14 +16,14 @@ import h5py
 import numpy as np
 import pytest
 
-from lulc.networks.archive import CONFIG, METADATA, WEIGHTS, read_archive
-from lulc.networks.backend import keras
-from lulc.networks.card import Channel, ModelCard
-from lulc.networks.legacy import read_legacy
-from lulc.schema import InputError, LandCoverClass, Legend
-from lulc.statistics import Statistics
-from lulc.unet import NetworkConfig, build_unet, geometry
-from lulc.weights import arrays_of, load_model, save_model
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.core.statistics import Statistics
+from lulc.models.archive import CONFIG, METADATA, WEIGHTS, read_archive
+from lulc.models.backend import keras
+from lulc.models.card import Channel, ModelCard
+from lulc.models.legacy import read_legacy
+from lulc.models.unet import NetworkConfig, build_unet, geometry
+from lulc.models.weights import arrays_of, load_model, save_model
 
 SECRET = "the canary's bytes"
 KERNEL = "layers/conv2d/vars/0"

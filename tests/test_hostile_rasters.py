@@ -30,8 +30,8 @@ import rasterio
 import zarr
 from affine import Affine
 
-from lulc.commands.preprocess import main
-from lulc.schema import BANDS
+from lulc.cli.preprocess import main
+from lulc.core.schema import BANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = b"the canary sings only for its owner "
@@ -437,7 +437,7 @@ QUICK = ["a VRT named .tif", "/vsicurl", "a sparse bomb", "NetCDF with external 
 
 WHOLE = """
 import sys
-from lulc.commands.{command} import main
+from lulc.cli.{command} import main
 code = main({arguments!r})
 loaded = {{"keras", "tensorflow", "jax", "torch", "openvino"}} & set(sys.modules)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lulc.indices import compute_indices, encode, needed_bands, spectral_index
-from lulc.schema import BANDS, INDICES
+from lulc.core.schema import BANDS, INDICES
+from lulc.rasters.indices import compute_indices, encode, needed_bands, spectral_index
 
 
 @pytest.fixture

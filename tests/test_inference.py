@@ -18,19 +18,19 @@ import rasterio
 from affine import Affine
 
 from lulc.config import ClassifyConfig
-from lulc.engines import Engine, EngineRequest
-from lulc.inference import classify, forecast_classification
-from lulc.mapping import forecast, job
-from lulc.mapping.prediction import predict_parts
-from lulc.maps import open_map
-from lulc.networks import backend
-from lulc.networks.card import Channel, ModelCard
-from lulc.networks.network import NetworkConfig
-from lulc.schema import BANDS, InputError, LandCoverClass, Legend
-from lulc.statistics import Statistics
-from lulc.unet import build_unet, geometry
-from lulc.weights import save_model
-from lulc.windows import Plan
+from lulc.core.schema import BANDS, InputError, LandCoverClass, Legend
+from lulc.core.statistics import Statistics
+from lulc.core.windows import Plan
+from lulc.engines.registry import Engine, EngineRequest
+from lulc.inference import job, memory_plan
+from lulc.inference.classify import classify, forecast_classification
+from lulc.inference.sliding_window import predict_parts
+from lulc.maps.reader import open_map
+from lulc.models import backend
+from lulc.models.card import Channel, ModelCard
+from lulc.models.config import NetworkConfig
+from lulc.models.unet import build_unet, geometry
+from lulc.models.weights import save_model
 
 TRANSFORM = Affine(10, 0, 566000.5, 0, -10, 6785000.25)
 LEGEND = Legend("test", tuple(LandCoverClass(i, f"class {i}", f"#0{i}20a0") for i in (1, 2, 3)))
@@ -217,7 +217,7 @@ def test_several_readers_and_many_processors_make_the_same_bytes(
     mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(600, 580))
     few, many = tmp_path / "few.tif", tmp_path / "many.tif"
     classify(configure(fast, mosaic, few, window=64))
-    monkeypatch.setattr(forecast, "cores", lambda: 24)
+    monkeypatch.setattr(memory_plan, "cores", lambda: 24)
     monkeypatch.setattr(job, "readers_of", lambda name: 3)
     classify(configure(fast, mosaic, many, window=64))
     assert many.read_bytes() == few.read_bytes()
@@ -469,7 +469,7 @@ def test_too_little_memory_or_disk_is_refused(
 ) -> None:
     mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(300, 280))
     with monkeypatch.context() as patch:
-        patch.setattr(forecast, "free_memory", lambda: 1e8)
+        patch.setattr(memory_plan, "free_memory", lambda: 1e8)
         with pytest.raises(InputError, match="GB of memory"):
             classify(configure(fast, mosaic, tmp_path / "map.tif"))
     with monkeypatch.context() as patch:
@@ -486,7 +486,7 @@ def test_sieving_adds_to_the_memory_of_the_engine_and_says_so(
     config = configure(fast, mosaic, tmp_path / "map.tif")
     plain, sieved = (forecast_classification(dataclasses.replace(config, sieve=n)).memory for n in (0, 30))
     assert sieved - plain >= 300 * 280
-    monkeypatch.setattr(forecast, "free_memory", lambda: (plain + sieved) / 2)
+    monkeypatch.setattr(memory_plan, "free_memory", lambda: (plain + sieved) / 2)
     with pytest.raises(InputError, match="GB of memory") as caught:
         classify(dataclasses.replace(config, sieve=30))
     assert "--sieve" in caught.value.hint and "--window" not in caught.value.hint

@@ -24,11 +24,11 @@ import psutil
 import pytest
 
 from lulc import config
-from lulc.commandline import parse
-from lulc.commands import make_classifications, preprocess, train_model
-from lulc.generator import TileGenerator
-from lulc.landscape import simulate, write_scene
-from lulc.weights import find_model, read_arrays
+from lulc.cli import make_classifications, preprocess, train_model
+from lulc.cli.commandline import parse
+from lulc.demo.landscape import simulate, write_scene
+from lulc.models.weights import find_model, read_arrays
+from lulc.training.data.batches import TileGenerator
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = ROOT / "jobs"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lulc.mapping.journal import Journal, open_journal
-from lulc.schema import InputError
+from lulc.core.schema import InputError
+from lulc.inference.journal import Journal, open_journal
 
 KEY = {"weights": "abc", "options": {"scale": 0.5, "fill": ["spring.tif"]}}
 
@@ -144,7 +144,7 @@ def test_a_journal_killed_while_it_is_removed_is_gone_and_the_next_run_clears_wh
 ) -> None:
     out = tmp_path / "map.tif"
     with monkeypatch.context() as patch:
-        patch.setattr("lulc.mapping.journal.shutil.rmtree", lambda path, **options: None)
+        patch.setattr("lulc.inference.journal.shutil.rmtree", lambda path, **options: None)
         with open_journal(out) as journal:
             journal.begin({"weights": "a"}, restart=False)
             journal.remove()

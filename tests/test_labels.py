@@ -17,12 +17,13 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject
 from shapely.geometry import LineString, Point, Polygon, box
 
-from lulc import labels as labels_module
-from lulc.grid import GridSpec
-from lulc.labels import VectorCodes, open_labels
-from lulc.nomenclature import NO_CODE, load_scheme
-from lulc.schema import InputError
-from lulc.windows import Window, squares_of
+from lulc.core.grid import GridSpec
+from lulc.core.schema import NO_CODE, InputError
+from lulc.core.windows import Window, squares_of
+from lulc.labels import labels as labels_module
+from lulc.labels.labels import open_labels
+from lulc.labels.schemes import load_scheme
+from lulc.rasters.vectors import VectorCodes
 
 UTM = CRS.from_epsg(32635)
 GRID = GridSpec(UTM, Affine(10, 0, 500000, 0, -10, 6800000), 60, 80)

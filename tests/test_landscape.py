@@ -9,9 +9,9 @@ import pytest
 import rasterio
 
 from lulc.config import InputConfig
-from lulc.landscape import CLASSES, Scene, simulate, write_product, write_scene
-from lulc.schema import BANDS, INDICES, InputError
-from lulc.stack import open_stack
+from lulc.core.schema import BANDS, INDICES, InputError
+from lulc.demo.landscape import CLASSES, Scene, simulate, write_product, write_scene
+from lulc.rasters.stack import open_stack
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import rasterio
 
-from lulc import sharing
-from lulc.assessment.accuracy import count
-from lulc.assessment.levels import Level, levels_of
-from lulc.commands.export_map import main
-from lulc.nomenclature import load_scheme
-from lulc.schema import LandCoverClass, Legend
+from lulc.cli.export_map import main
+from lulc.core.schema import LandCoverClass, Legend
+from lulc.evaluation.measures.metrics import count
+from lulc.export import export
+from lulc.labels.levels import Level, levels_of
+from lulc.labels.schemes import load_scheme
 
 LEGEND = load_scheme("kaakonkulma-13").legend
 LEVEL1, LEVEL2 = levels_of(LEGEND)
@@ -88,7 +88,7 @@ def test_a_map_of_a_level_holds_groups_and_sums(
     activations: str,
     level: Any,
 ) -> None:
-    monkeypatch.setattr(sharing, "SIDE", 256)
+    monkeypatch.setattr(export, "SIDE", 256)
     source = write_map(
         tmp_path / "map.tif", shape=(300, 530), activations=activations, legend=LEGEND, unclassified=True
     )

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lulc import preparation
-from lulc.commands.make_classifications import main as make_classifications
-from lulc.commands.preprocess import main as preprocess
-from lulc.commands.train_model import main as train_model
-from lulc.engines import Engine, EngineRequest
-from lulc.mapping import forecast, job
-from lulc.schema import InputError
-from lulc.storage import Lock
+from lulc.cli.make_classifications import main as make_classifications
+from lulc.cli.preprocess import main as preprocess
+from lulc.cli.train_model import main as train_model
+from lulc.core import machine
+from lulc.core.schema import InputError
+from lulc.core.storage import Lock
+from lulc.engines.registry import Engine, EngineRequest
+from lulc.inference import job
+from lulc.preprocessing import preprocess as preprocess_module
 
 ROOT = Path(__file__).resolve().parents[1]
 WriteBands = Callable[..., Path]
@@ -51,7 +52,7 @@ assert kernel.capset(header, sets) == 0
 
 def limited(setting: str, command: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own, which first limits itself."""
-    code = f"import sys\n{setting}\nfrom lulc.commands.{command} import main\nsys.exit(main({arguments!r}))"
+    code = f"import sys\n{setting}\nfrom lulc.cli.{command} import main\nsys.exit(main({arguments!r}))"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
@@ -162,10 +163,10 @@ def test_a_disk_that_fills_up_ends_preprocessing_that_continues_when_there_is_ro
     tmp_path: Path, cutting: list[str], capfd: Any, monkeypatch: pytest.MonkeyPatch, small_disk: Path
 ) -> None:
     arguments = on_disk(cutting, tmp_path / "out", small_disk)
-    write = preparation.cut
+    write = preprocess_module.cut
     count = change_after(2, lambda: fill_up(small_disk))
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "cut", lambda *a: (count(), write(*a))[1])
+        patch.setattr(preprocess_module, "cut", lambda *a: (count(), write(*a))[1])
         check_full(preprocess(arguments), capfd.readouterr().err)
     assert not (small_disk / "manifest.json").exists() and not list(small_disk.glob(".*.partial"))
     (small_disk / "filler").unlink()
@@ -180,7 +181,7 @@ def test_a_disk_that_fills_up_ends_a_training_that_continues_when_there_is_room(
     monkeypatch: pytest.MonkeyPatch,
     small_disk: Path,
 ) -> None:
-    from lulc.fitting import loop
+    from lulc.training import loop
 
     small = ["--epochs", "2", "--steps", "2", "--validation-steps", "1", "--batch-size", "1", "-q"]
     small += ["--crop-sizes", "32", "--validation-crop-sizes", "32", "--filters", "2", "--workers", "1"]
@@ -206,7 +207,7 @@ def contents(folder: Path, names: str = "[!.]*") -> dict[str, bytes]:
 def test_a_disk_that_will_not_do_is_refused_before_any_work(
     tmp_path: Path, mapping: list[str], cutting: list[str], monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    monkeypatch.setattr("lulc.storage.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("lulc.core.storage.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     for command, arguments in ((make_classifications, mapping), (preprocess, cutting)):
         assert command(arguments) == 1
         assert "GB are free there" in capfd.readouterr().err
@@ -282,14 +283,14 @@ def test_an_input_that_changes_in_mid_run_leaves_no_manifest(
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Path], object],
 ) -> None:
-    write = preparation.cut
+    write = preprocess_module.cut
     count = change_after(2, lambda: change(tmp_path / "bands.tif"))
 
     def counted(*arguments: Any) -> Any:
         count()
         return write(*arguments)
 
-    monkeypatch.setattr(preparation, "cut", counted)
+    monkeypatch.setattr(preprocess_module, "cut", counted)
     assert preprocess(cutting) == 1
     message = capfd.readouterr().err
     assert "changed while it was read" in message or "damaged or truncated" in message
@@ -299,7 +300,7 @@ def test_an_input_that_changes_in_mid_run_leaves_no_manifest(
 def test_a_stack_that_changes_while_a_network_trains_on_it_is_named(
     tmp_path: Path, write_stacks: Callable[..., Path], capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lulc.fitting import loop
+    from lulc.training import loop
 
     stacks = write_stacks(tmp_path / "stacks", side=64)
     check = loop.Loop._check_finite
@@ -348,7 +349,7 @@ def test_limits_of_control_groups_count(tmp_path: Path, version: int) -> None:
     (group / "memory.stat").write_text(f"anon 1\n{names[2]} 500000000\n")
     own = tmp_path / "own"
     own.write_text("4:memory:/slurm/job_7\n" if version == 1 else "0::/slurm/job_7\n")
-    assert forecast.left_in_groups(root, own) == [2.5e9]
+    assert machine.left_in_groups(root, own) == [2.5e9]
 
 
 def test_memory_that_runs_out_after_all_is_one_message(mapping: list[str], fast: Any, capfd: Any) -> None:
@@ -394,7 +395,9 @@ def test_what_an_interrupted_run_has_written_is_not_asked_for_again(
     mapping: list[str], fast: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     asked = []
-    monkeypatch.setattr("lulc.inference.check_disk", lambda folder, needed, what: asked.append(needed))
+    monkeypatch.setattr(
+        "lulc.inference.classify.check_disk", lambda folder, needed, what: asked.append(needed)
+    )
     fast(change_after(30, lambda: (_ for _ in ()).throw(MemoryError)))
     assert make_classifications(mapping) == 1
     fast()
@@ -405,7 +408,7 @@ def test_what_an_interrupted_run_has_written_is_not_asked_for_again(
 def test_files_beside_the_map_that_a_killed_run_has_named_do_not_stop_the_next(
     tmp_path: Path, mapping: list[str], fast: Any, monkeypatch: pytest.MonkeyPatch, write_bands: WriteBands
 ) -> None:
-    from lulc import inference
+    from lulc.inference import classify
 
     write_bands(tmp_path / "mosaic.tif", 60, 70)
 
@@ -418,7 +421,7 @@ def test_files_beside_the_map_that_a_killed_run_has_named_do_not_stop_the_next(
     fast()
     further = ["--sieve", "20", "--polygons", str(tmp_path / "out" / "areas.gpkg")]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(inference, "put", die)
+        patch.setattr(classify, "put", die)
         make_classifications([*mapping, *further])
     assert (tmp_path / "out" / "map_sieved.tif").exists() and not (tmp_path / "out" / "map.tif").exists()
     assert make_classifications([*mapping, *further]) == 0
@@ -434,7 +437,7 @@ def test_parts_that_a_run_left_which_was_killed_when_the_map_had_its_name_go_wit
     capfd: Any,
     tiles: list[str],
 ) -> None:
-    from lulc.mapping.journal import Journal
+    from lulc.inference.journal import Journal
 
     class Killed(BaseException):
         pass

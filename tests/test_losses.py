@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lulc.losses import LOSSES, build_loss, class_weights
-from lulc.networks import backend
-from lulc.networks.backend import keras
-from lulc.schema import IGNORE, InputError
+from lulc.core.schema import IGNORE, InputError
+from lulc.models import backend
+from lulc.models.backend import keras
+from lulc.training.losses import LOSSES, build_loss, class_weights
 
 COUNTS = [500.0, 40.0, 3.0]
 

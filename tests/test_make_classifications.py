@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import rasterio
 
-from lulc.commands.make_classifications import main
-from lulc.landscape import simulate, write_scene
-from lulc.networks.card import Channel, ModelCard
-from lulc.networks.network import NetworkConfig
-from lulc.nomenclature import load_scheme
-from lulc.schema import CHANNELS
-from lulc.statistics import Statistics
+from lulc.cli.make_classifications import main
+from lulc.core.schema import CHANNELS
+from lulc.core.statistics import Statistics
+from lulc.demo.landscape import simulate, write_scene
+from lulc.labels.schemes import load_scheme
+from lulc.models.card import Channel, ModelCard
+from lulc.models.config import NetworkConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,8 +28,8 @@ STD = (155, 207, 243, 330, 825, 1053, 1085, 634, 362, 47, 16, 30, 26, 20)
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A simulated scene, and a network with random weights as `model`."""
-    from lulc.unet import build_unet, geometry
-    from lulc.weights import save_model
+    from lulc.models.unet import build_unet, geometry
+    from lulc.models.weights import save_model
 
     folder = tmp_path_factory.mktemp("scene")
     paths = write_scene(simulate((280, 200), seed=3), folder)
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_one_message_and_exit_code_one(
 def test_a_file_that_cannot_grow_is_a_message_and_no_map(scene: dict[str, Path], tmp_path: Path) -> None:
     limited = (
         "import resource, sys\n"
-        "from lulc.commands.make_classifications import main\n"
+        "from lulc.cli.make_classifications import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
@@ -145,7 +145,7 @@ def test_a_file_that_cannot_grow_is_a_message_and_no_map(scene: dict[str, Path],
 def test_help_answers_without_a_framework() -> None:
     code = (
         "import sys\n"
-        "from lulc.commands.make_classifications import main\n"
+        "from lulc.cli.make_classifications import main\n"
         "try:\n    main(['--help'])\n"
         "finally:\n    print(sorted({'keras', 'tensorflow', 'rasterio'} & set(sys.modules)))\n"
     )

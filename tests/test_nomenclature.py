@@ -13,16 +13,8 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lulc.nomenclature import (
-    NO_CODE,
-    SCHEMES,
-    Scheme,
-    count_codes,
-    level1_of,
-    load_scheme,
-    read_scheme,
-)  # fmt: skip
-from lulc.schema import IGNORE, InputError
+from lulc.core.schema import IGNORE, NO_CODE, InputError
+from lulc.labels.schemes import SCHEMES, Scheme, count_codes, level1_of, load_scheme, read_scheme
 
 # A second, independent copy of the Finnish table, as (codes, class).
 FINNISH = [

@@ -8,18 +8,18 @@ import itertools
 import numpy as np
 import pytest
 
-from lulc import training
 from lulc.config import TrainConfig
-from lulc.fitting.loop import Loop, Validation
-from lulc.fitting.normalization import Normalization
-from lulc.generator import TileGenerator
-from lulc.networks.backend import keras
-from lulc.networks.network import NetworkConfig
-from lulc.samples.crops import PLAIN_LEAST, PLAIN_PIXELS, plain_crops
-from lulc.samples.dataset import Tile, open_dataset
-from lulc.training import train
-from lulc.unet import build_unet
-from lulc.weights import find_model, load_model
+from lulc.models.backend import keras
+from lulc.models.config import NetworkConfig
+from lulc.models.unet import build_unet
+from lulc.models.weights import find_model, load_model
+from lulc.training import train as train_module
+from lulc.training.batch_norm import Normalization
+from lulc.training.data.batches import TileGenerator
+from lulc.training.data.crops import PLAIN_LEAST, PLAIN_PIXELS, plain_crops
+from lulc.training.data.dataset import Tile, open_dataset
+from lulc.training.loop import Loop, Validation
+from lulc.training.train import train
 
 CONFIG = NetworkConfig(classes=3, channels=2, filters=(4, 4))
 
@@ -111,7 +111,7 @@ def config(write_stacks, tmp_path_factory):
 
 @pytest.mark.parametrize(("losses", "anew"), [((2.0, 1.0), True), ((1.0, 2.0), False)])
 def test_models_are_saved_with_those_that_validate_better(config, monkeypatch, tmp_path, losses, anew):
-    monkeypatch.setattr(training, "fit_novelty", lambda *_: None)
+    monkeypatch.setattr(train_module, "fit_novelty", lambda *_: None)
     turns = itertools.cycle(losses)
     monkeypatch.setattr(Loop, "_validate", lambda _: Validation(next(turns), 0.5, 0.5))
     config = dataclasses.replace(config, out=str(tmp_path / "run"))

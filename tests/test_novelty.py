@@ -14,17 +14,17 @@ import rasterio
 from affine import Affine
 from sklearn.covariance import EmpiricalCovariance
 
-from lulc.confidence import novelty
-from lulc.confidence.novelty import LEVELS, Novelty, fit_novelty
 from lulc.config import ClassifyConfig, TrainConfig
-from lulc.inference import classify
-from lulc.networks.card import load_card, write_card
-from lulc.schema import IGNORE, InputError
-from lulc.stacks.arrays import Ignoring
-from lulc.statistics import Statistics
-from lulc.training import train
-from lulc.weights import find_model
-from lulc.windows import Window
+from lulc.core.schema import IGNORE, InputError
+from lulc.core.statistics import Statistics
+from lulc.core.windows import Window
+from lulc.datasets.arrays import Ignoring
+from lulc.inference.classify import classify
+from lulc.models import ood_score
+from lulc.models.card import load_card, write_card
+from lulc.models.ood_score import LEVELS, Novelty, fit_novelty
+from lulc.models.weights import find_model
+from lulc.training.train import train
 
 CENTRES = np.array([[500, 2000, 100], [3000, 1000, 20], [800, 800, 180]], np.float32)
 
@@ -67,7 +67,7 @@ def test_what_no_class_looks_like_is_flagged(fitted: tuple[Novelty, Statistics, 
 
 
 def test_distances_are_those_of_mahalanobis(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(novelty, "SHRINKAGE", 0.0)
+    monkeypatch.setattr(ood_score, "SHRINKAGE", 0.0)
     rng = np.random.default_rng(5)
     image, masks = stack_of(rng, 60)
     statistics = Statistics.of(image)
@@ -101,17 +101,17 @@ def test_a_stack_without_labels_teaches_nothing() -> None:
 
 
 def test_a_large_stack_is_thinned_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(novelty, "PIXELS", 1000)
+    monkeypatch.setattr(ood_score, "PIXELS", 1000)
     stack = stack_of(np.random.default_rng(7), 120)
-    values, labels = novelty._pixels([stack, stack])
+    values, labels = ood_score._pixels([stack, stack])
     assert 500 < len(values) == len(labels) <= 1200
 
 
 def test_many_stacks_are_thinned_out_as_one_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(novelty, "PIXELS", 100)
+    monkeypatch.setattr(ood_score, "PIXELS", 100)
     image, masks = stack_of(np.random.default_rng(7), 40)
     parts = [(image[row : row + 4], masks[row : row + 4]) for row in range(0, 40, 4)]
-    for apart, whole in zip(novelty._pixels(parts), novelty._pixels([(image, masks)]), strict=True):
+    for apart, whole in zip(ood_score._pixels(parts), ood_score._pixels([(image, masks)]), strict=True):
         assert np.array_equal(apart, whole) and 0 < len(apart) <= 140
 
 

@@ -8,17 +8,17 @@ import itertools
 import numpy as np
 import pytest
 
-from lulc import training
 from lulc.config import RECIPES, TrainConfig
-from lulc.fitting import loop as loop_module
-from lulc.fitting.optimization import FINAL, Schedule, averaged, build_optimizer
-from lulc.fitting.run import Row, is_stale
-from lulc.networks.backend import keras, precision
-from lulc.networks.network import NetworkConfig
-from lulc.schema import InputError
-from lulc.training import train
-from lulc.unet import build_unet
-from lulc.weights import load_card, load_model, read_arrays
+from lulc.core.schema import InputError
+from lulc.models.backend import keras, precision
+from lulc.models.config import NetworkConfig
+from lulc.models.unet import build_unet
+from lulc.models.weights import load_card, load_model, read_arrays
+from lulc.training import loop as loop_module
+from lulc.training import train as train_module
+from lulc.training.optimizer import FINAL, Schedule, averaged, build_optimizer
+from lulc.training.run_folder import Row, is_stale
+from lulc.training.train import train
 
 
 def make_config(**changes):
@@ -180,7 +180,7 @@ def test_accumulation_averages_and_loss_scale_survive_an_interruption(stacks, tm
     config = TrainConfig(data=(str(stacks),), out=str(tmp_path / "straight"), **options)
     straight = train(config)
     config = dataclasses.replace(config, out=str(tmp_path / "stopped"))
-    monkeypatch.setattr(training, "StopRequest", lambda: StopAfter(5))
+    monkeypatch.setattr(train_module, "StopRequest", lambda: StopAfter(5))
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.undo()

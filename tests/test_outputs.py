@@ -20,17 +20,17 @@ from rasterio.crs import CRS
 from rio_cogeo.cogeo import cog_validate
 
 from lulc.config import ClassifyConfig, ReproduceConfig
-from lulc.engines import Engine, EngineRequest
-from lulc.exchange.catalogue import EXTENSIONS
-from lulc.geotiff import MapProfile
-from lulc.grid import GridSpec
-from lulc.inference import classify, classify_share
-from lulc.mapping import job, outputs
-from lulc.mapping.outputs import Tileset, is_tileset
-from lulc.maps import open_map
-from lulc.provenance import reproduce
-from lulc.schema import InputError, LandCoverClass, Legend
-from lulc.windows import Plan
+from lulc.core.grid import GridSpec
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.core.windows import Plan
+from lulc.engines.registry import Engine, EngineRequest
+from lulc.export.stac import EXTENSIONS
+from lulc.inference import job, outputs
+from lulc.inference.classify import classify, classify_share
+from lulc.inference.outputs import Tileset, is_tileset
+from lulc.inference.reproduce import reproduce
+from lulc.maps.geotiff import MapProfile
+from lulc.maps.reader import open_map
 
 LEGEND = Legend("test", (LandCoverClass(1, "first", "#102030"), LandCoverClass(2, "second <&>", "#405060")))
 

@@ -15,10 +15,10 @@ from rasterio.crs import CRS
 from rasterio.features import sieve
 from scipy import ndimage
 
-from lulc.grid import GridSpec
-from lulc.mapping.patches import merge_small_patches, write_polygons
-from lulc.schema import LandCoverClass, Legend
-from lulc.windows import Window
+from lulc.core.grid import GridSpec
+from lulc.core.schema import LandCoverClass, Legend
+from lulc.core.windows import Window
+from lulc.inference.sieve import merge_small_patches, write_polygons
 
 LEGEND = Legend("test", tuple(LandCoverClass(i, f"class {i}", "#102030") for i in (1, 2, 3)))
 

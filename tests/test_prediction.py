@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lulc.mapping.prediction import Clock, Prediction, predict_parts
-from lulc.windows import Part, Plan, Window
+from lulc.core.windows import Part, Plan, Window
+from lulc.inference.sliding_window import Clock, Prediction, predict_parts
 
 CLASSES = 3
 

@@ -20,13 +20,12 @@ from rasterio.crs import CRS
 from scipy import ndimage
 from shapely.geometry import box
 
-from lulc import preparation
-from lulc.commands.preprocess import crop_options, main
+from lulc.cli.preprocess import crop_options, main
 from lulc.config import PreprocessConfig
-from lulc.preparation import make_stacks
-from lulc.schema import BANDS, INDICES, InputError
-from lulc.stacks import cuts, places
-from lulc.tiles import find_overlaps, load_manifest
+from lulc.core.schema import BANDS, INDICES, InputError
+from lulc.datasets.loading import find_overlaps, load_manifest
+from lulc.preprocessing import plan, preprocess, tiling
+from lulc.preprocessing.preprocess import make_stacks
 
 ROOT = Path(__file__).resolve().parents[1]
 UTM = CRS.from_epsg(32635)
@@ -189,7 +188,7 @@ def test_strips_of_any_height_give_the_same_stacks(
     scene: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_stacks(config(scene, border_ignore=3))
-    monkeypatch.setattr(cuts, "STRIP", 64 * 7)
+    monkeypatch.setattr(tiling, "STRIP", 64 * 7)
     make_stacks(config(scene, border_ignore=3, out=str(tmp_path / "strips")))
     assert contents(scene["out"]) == contents(str(tmp_path / "strips"))
 
@@ -247,7 +246,7 @@ def test_a_validation_that_fits_nothing_is_refused(scene: dict[str, Any], valida
 def test_more_stacks_than_a_manifest_can_name_are_refused_with_what_to_type(
     scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "MAX_PLACES", 4)
+    monkeypatch.setattr(plan, "MAX_PLACES", 4)
     for stacks in (0, 5):
         with pytest.raises(InputError, match="at most 4") as refused:
             make_stacks(config(scene, stacks=stacks))
@@ -287,7 +286,7 @@ def test_a_finished_folder_is_kept_by_the_same_command_and_refused_to_another(
     first = make_stacks(config(scene))
     before = contents(scene["out"])
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "cut", None)
+        patch.setattr(preprocess, "cut", None)
         assert make_stacks(config(scene)) == load_manifest(scene["out"])
     with pytest.raises(InputError, match="--overwrite"):
         make_stacks(config(scene, gap=6))
@@ -358,10 +357,10 @@ def interrupted(scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch, after: i
         if written == after:
             raise KeyboardInterrupt
         written += 1
-        return cuts.cut(inputs, place)
+        return tiling.cut(inputs, place)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(preparation, "cut", stop)
+        patch.setattr(preprocess, "cut", stop)
         make_stacks(config(scene, **options))
 
 
@@ -379,9 +378,9 @@ def test_an_interrupted_run_continues_to_the_same_bytes(
 
     def record(inputs: Any, place: Any) -> Any:
         redone.append(place.name)
-        return cuts.cut(inputs, place)
+        return tiling.cut(inputs, place)
 
-    monkeypatch.setattr(preparation, "cut", record)
+    monkeypatch.setattr(preprocess, "cut", record)
     make_stacks(config(scene))
     assert contents(scene["out"]) == contents(str(tmp_path / "whole"))
     assert "train_1" in redone and not {"train_0", "train_2"} & set(redone)
@@ -401,15 +400,15 @@ def test_an_interrupted_survey_continues_to_the_same_bytes(
             if len(counted) == last:
                 raise KeyboardInterrupt
             counted.append(place[0])
-            return cuts.survey(inputs, place)
+            return tiling.survey(inputs, place)
 
         return counting
 
-    monkeypatch.setattr(preparation, "survey", until(4))
+    monkeypatch.setattr(preprocess, "survey", until(4))
     with pytest.raises(KeyboardInterrupt):
         make_stacks(config(scene, overwrite=overwrite))
     assert (Path(scene["out"]) / "manifest.json").exists() == overwrite
-    monkeypatch.setattr(preparation, "survey", until(-1))
+    monkeypatch.setattr(preprocess, "survey", until(-1))
     make_stacks(config(scene, overwrite=overwrite))
     assert contents(scene["out"]) == contents(str(tmp_path / "whole"))
     assert len(counted) == len(set(counted)) == 6
@@ -458,7 +457,7 @@ def test_a_damaged_record_of_progress_costs_what_it_recorded_and_no_more(
     )
     done: list[Any] = []
     for name in ("survey", "cut"):
-        monkeypatch.setattr(preparation, name, counted(getattr(cuts, name), done))
+        monkeypatch.setattr(preprocess, name, counted(getattr(tiling, name), done))
     make_stacks(config(scene))
     stacks = len(load_manifest(scene["out"]).stacks)
     # Every place became a stack, so that all of it is as many surveys and as many stacks.
@@ -471,9 +470,9 @@ def test_an_input_that_changes_while_it_is_read_is_noticed(
 ) -> None:
     def touch(inputs: Any, place: Any) -> Any:
         os.utime(scene["labels"], ns=(1, 1))
-        return cuts.cut(inputs, place)
+        return tiling.cut(inputs, place)
 
-    monkeypatch.setattr(preparation, "cut", touch)
+    monkeypatch.setattr(preprocess, "cut", touch)
     with pytest.raises(InputError, match="changed while"):
         make_stacks(config(scene))
     assert not (Path(scene["out"]) / "manifest.json").exists()
@@ -483,9 +482,9 @@ def test_two_runs_on_one_folder_are_refused(scene: dict[str, Any], monkeypatch: 
     def second(inputs: Any, place: Any) -> Any:
         with pytest.raises(InputError, match="another run"):
             make_stacks(config(scene))
-        return cuts.survey(inputs, place)
+        return tiling.survey(inputs, place)
 
-    monkeypatch.setattr(preparation, "survey", second)
+    monkeypatch.setattr(preprocess, "survey", second)
     make_stacks(config(scene))
 
 
@@ -582,7 +581,7 @@ def test_memory_does_not_grow_with_the_mosaic(tmp_path: Path) -> None:
     with rasterio.open(tmp_path / "labels.tif", "w", count=1, dtype="uint8", **tiled) as data:
         data.write((np.indices((side, side)).sum(axis=0) // 99 % 13 + 1).astype(np.uint8), 1)
     code = (
-        "from lulc.commands.preprocess import main\n"
+        "from lulc.cli.preprocess import main\n"
         "assert main(['-q', '--bands', 'bands.tif', '--labels', 'labels.tif', '--stacks', '2', '--out', 'o',"
         " '--validation', '0.5', '--size', '2000']) == 0\n"
         # ru_maxrss would count what this process held when it forked.

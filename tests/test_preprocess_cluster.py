@@ -15,12 +15,11 @@ import pytest
 import rasterio
 from affine import Affine
 
-from lulc import preparation
-from lulc.cluster import UnfitWorkerError
 from lulc.config import PreprocessConfig
-from lulc.preparation import make_stacks
-from lulc.schema import BANDS, InputError
-from lulc.stacks import cuts
+from lulc.core.schema import BANDS, InputError
+from lulc.distributed.cluster import UnfitWorkerError
+from lulc.preprocessing import preprocess, tiling
+from lulc.preprocessing.preprocess import make_stacks
 
 SHAPE = (200, 260)
 ORIGIN = Affine(10, 0, 500000, 0, -10, 6800000)
@@ -118,7 +117,7 @@ def test_scenes_that_a_killed_run_has_noted_down_are_not_those_of_another(
     config = replace(config, bands=(), scenes=(str(inputs / "scenes"),))
     alone = made_by(config, tmp_path, "alone")
     fewer = replace(config, scenes=tuple(str(inputs / "scenes" / f"{i}.tif") for i in (0, 1)))
-    with cuts.open_inputs(fewer) as found:
+    with tiling.open_inputs(fewer) as found:
         assert found.stack.scenes
         found.stack.scenes.write(Path(config.out) / "scenes.json")
     make_stacks(config)
@@ -126,24 +125,24 @@ def test_scenes_that_a_killed_run_has_noted_down_are_not_those_of_another(
 
 
 def test_a_worker_of_a_run_that_is_over_names_no_stack(config: PreprocessConfig) -> None:
-    site = cuts.Site(config, "first", cuts.stamps_at(config), cuts.versions())
+    site = tiling.Site(config, "first", tiling.stamps_at(config), tiling.versions())
     place, current = (
-        cuts.Place("train_0", "train", 0, cuts.Window(0, 0, 64, 64)),
+        tiling.Place("train_0", "train", 0, tiling.Window(0, 0, 64, 64)),
         Path(config.out, "run.json"),
     )
     for found in (None, '{"key": "second"}'):
         if found:
             current.write_text(found)
         with pytest.raises(UnfitWorkerError, match="another run"):
-            cuts.at_work(site, cuts.cut, place)
+            tiling.at_work(site, tiling.cut, place)
         assert not list(Path(config.out).glob("*.npy")) + list(Path(config.out).glob(".*.partial"))
     current.write_text('{"key": "first"}')
-    assert cuts.at_work(site, cuts.cut, place).file.image.is_file()
+    assert tiling.at_work(site, tiling.cut, place).file.image.is_file()
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, results: int) -> None:
     """Interrupt the run, as Ctrl-C does, when so many results were taken."""
-    take, taken = preparation.Progress.add, 0
+    take, taken = preprocess.Progress.add, 0
 
     def add(progress: Any, done: Any) -> None:
         nonlocal taken
@@ -152,7 +151,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, results: int) -> None:
         taken += 1
         take(progress, done)
 
-    monkeypatch.setattr(preparation.Progress, "add", add)
+    monkeypatch.setattr(preprocess.Progress, "add", add)
 
 
 @pytest.mark.parametrize("results", [4, 15])
@@ -169,8 +168,8 @@ def test_a_run_that_was_stopped_is_continued_by_the_other_kind(
     assert not (Path(config.out) / "manifest.json").exists()
     (other,) = kinds.values()
     done: list[Any] = []
-    take = preparation.Progress.add
-    monkeypatch.setattr(preparation.Progress, "add", lambda p, d: (done.append(d), take(p, d))[1])
+    take = preprocess.Progress.add
+    monkeypatch.setattr(preprocess.Progress, "add", lambda p, d: (done.append(d), take(p, d))[1])
     make_stacks(other)
     assert contents(config) == whole
     assert len(done) == 24 - results
@@ -183,7 +182,7 @@ def test_a_worker_that_is_killed_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = made_by(config, tmp_path, "whole")
-    take, taken = preparation.Progress.add, 0
+    take, taken = preprocess.Progress.add, 0
 
     def add(progress: Any, done: Any) -> None:
         nonlocal taken
@@ -194,7 +193,7 @@ def test_a_worker_that_is_killed_loses_nothing(
             os.kill(worker.process.process.pid, signal.SIGKILL)
         take(progress, done)
 
-    monkeypatch.setattr(preparation.Progress, "add", add)
+    monkeypatch.setattr(preprocess.Progress, "add", add)
     make_stacks(replace(config, dask=cluster.scheduler_address))
     assert contents(config) == whole
 
@@ -207,7 +206,7 @@ def test_workers_that_would_make_other_bytes_are_asked_for_nothing(
     config: PreprocessConfig, cluster: distributed.LocalCluster, monkeypatch: pytest.MonkeyPatch, name: str,
     value: Callable[..., Any], expected: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(preparation, name, value)
+    monkeypatch.setattr(preprocess, name, value)
     with pytest.raises(InputError, match=expected):
         make_stacks(replace(config, dask=cluster.scheduler_address))
     assert not list(Path(config.out).glob("*.npy"))
@@ -232,21 +231,21 @@ def test_tasks_of_a_site_open_their_inputs_once(
     config: PreprocessConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sites = [
-        cuts.Site(replace(config, size=size), "key", cuts.stamps_at(config), cuts.versions())
+        tiling.Site(replace(config, size=size), "key", tiling.stamps_at(config), tiling.versions())
         for size in (64, 65)
     ]
-    window = cuts.Window(0, 0, 8, 8)
+    window = tiling.Window(0, 0, 8, 8)
     opened = 0
-    open_inputs = cuts.open_inputs
+    open_inputs = tiling.open_inputs
 
     def counting(*arguments: Any) -> Any:
         nonlocal opened
         opened += 1
         return open_inputs(*arguments)
 
-    monkeypatch.setattr(cuts, "open_inputs", counting)
+    monkeypatch.setattr(tiling, "open_inputs", counting)
     found = {
-        tuple(cuts.at_work(site, cuts.survey, (0, window)).counts)
+        tuple(tiling.at_work(site, tiling.survey, (0, window)).counts)
         for site in (*sites[:1] * 3, *sites[1:] * 2)
     }
     assert len(found) == 1 and opened == 2

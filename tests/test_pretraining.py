@@ -11,18 +11,18 @@ import pytest
 import rasterio
 from affine import Affine
 
-from lulc import training
-from lulc.commands import make_classifications, train_model
+from lulc.cli import make_classifications, train_model
 from lulc.config import PreprocessConfig, TrainConfig
-from lulc.networks.card import load_card
-from lulc.preparation import make_stacks
-from lulc.samples import unlabelled
-from lulc.samples.crops import training_crops
-from lulc.samples.hiding import Filled, HiddenCrops, absolute_difference
-from lulc.samples.unlabelled import input_options, open_mosaic
-from lulc.schema import BANDS, CHANNELS, IGNORE, InputError
-from lulc.training import train
-from lulc.weights import arrays_of, find_model, load_model
+from lulc.core.schema import BANDS, CHANNELS, IGNORE, InputError
+from lulc.models.card import load_card
+from lulc.models.weights import arrays_of, find_model, load_model
+from lulc.preprocessing.preprocess import make_stacks
+from lulc.training import train as train_module
+from lulc.training.data import unlabelled
+from lulc.training.data.crops import training_crops
+from lulc.training.data.masking import Filled, HiddenCrops, absolute_difference
+from lulc.training.data.unlabelled import input_options, open_mosaic
+from lulc.training.train import train
 
 SIDE = 192
 
@@ -175,7 +175,7 @@ def test_an_interrupted_pretraining_ends_where_an_undisturbed_one_does(
 ) -> None:
     config = config_of(mosaic, tmp_path / "again")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "StopRequest", lambda: StopAfter(50))
+        patch.setattr(train_module, "StopRequest", lambda: StopAfter(50))
         with pytest.raises(KeyboardInterrupt):
             train(config)
     options = tmp_path / "options.yaml"

@@ -19,8 +19,8 @@ import yaml
 from packaging.requirements import Requirement
 
 from lulc import config
-from lulc.commandline import parser_for
-from lulc.nomenclature import load_scheme
+from lulc.cli.commandline import parser_for
+from lulc.labels.schemes import load_scheme
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -145,7 +145,7 @@ def test_every_package_used_is_declared() -> None:
 
 def test_the_entry_points_are_the_commands() -> None:
     assert project()["scripts"] == {
-        f"lulc-{name.replace('_', '-')}": f"lulc.commands.{name}:main" for name in (*CONFIGS, *FURTHER)
+        f"lulc-{name.replace('_', '-')}": f"lulc.cli.{name}:main" for name in (*CONFIGS, *FURTHER)
     }
     for target in project()["scripts"].values():
         module, function = target.split(":")
@@ -290,6 +290,6 @@ def test_commands_in_documents_run(
     line: list[str], workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workplace)
-    main = importlib.import_module(f"lulc.commands.{line[0]}").main
+    main = importlib.import_module(f"lulc.cli.{line[0]}").main
     assert main(line[1:]) == 0, capsys.readouterr().err
     assert capsys.readouterr().out

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lulc.config import ClassifyConfig
-from lulc.engines import Engine, EngineRequest
-from lulc.inference import classify
-from lulc.mapping import job
-from lulc.mapping.blocks import ENCODINGS
-from lulc.networks.card import load_card, write_card
-from lulc.schema import BANDS, InputError
+from lulc.core.schema import BANDS, InputError
+from lulc.engines.registry import Engine, EngineRequest
+from lulc.inference import job
+from lulc.inference.classify import classify
+from lulc.maps.blocks import ENCODINGS
+from lulc.models.card import load_card, write_card
 
 HOLES = ("none", "scattered", "rows", "a corner", "one pixel left", "in one band", "everything")
 

@@ -13,21 +13,21 @@ import pytest
 import rasterio
 from affine import Affine
 
-from lulc.commands.export_map import main as export
-from lulc.commands.make_classifications import main as make
-from lulc.commands.reproduce_map import main
+from lulc.cli.export_map import main as export
+from lulc.cli.make_classifications import main as make
+from lulc.cli.reproduce_map import main
 from lulc.config import ReproduceConfig
-from lulc.landscape import simulate, write_product
-from lulc.mapping.request import sieved_path
-from lulc.networks import backend
-from lulc.networks.card import Channel, ModelCard
-from lulc.networks.network import NetworkConfig
-from lulc.provenance import compare, read_provenance, reproduce
-from lulc.schema import BANDS, InputError, LandCoverClass, Legend
-from lulc.statistics import Statistics
-from lulc.storage import sha256_of
-from lulc.unet import build_unet, geometry
-from lulc.weights import save_model
+from lulc.core.schema import BANDS, InputError, LandCoverClass, Legend
+from lulc.core.statistics import Statistics
+from lulc.core.storage import sha256_of
+from lulc.demo.landscape import simulate, write_product
+from lulc.inference.reproduce import compare, read_provenance, reproduce
+from lulc.inference.request import sieved_path
+from lulc.models import backend
+from lulc.models.card import Channel, ModelCard
+from lulc.models.config import NetworkConfig
+from lulc.models.unet import build_unet, geometry
+from lulc.models.weights import save_model
 
 WriteMap = Callable[..., Path]
 
@@ -332,7 +332,7 @@ def test_an_output_that_exists_is_refused_before_any_work(
 
 
 def test_the_windows_of_a_map_are_known_from_its_tags(scene: Path) -> None:
-    from lulc.maps import open_map
+    from lulc.maps.reader import open_map
 
     with open_map(scene / "maps" / "map.tif") as land_cover:
         made = read_provenance(land_cover)

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lulc.networks import graph, quantization
-from lulc.networks.convolutions import SECOND_STEP, Factor, fold
-from lulc.networks.graph import build_graph
-from lulc.networks.network import NetworkConfig
-from lulc.networks.quantization import (
+from lulc.engines import openvino_graph, quantization
+from lulc.engines.convolutions import SECOND_STEP, Factor, fold
+from lulc.engines.openvino_graph import build_graph
+from lulc.engines.quantization import (
     Quantization,
     compile_graph,
     quantise,
     read_quantization,
     write_quantization,
 )
+from lulc.models.config import NetworkConfig
 
 NETWORK = NetworkConfig(classes=3, channels=2, filters=(6, 8))
 NAME = "encoder_stage1_conv2"
@@ -120,7 +120,7 @@ def test_a_network_that_fails_on_other_windows_gives_way_to_a_slower_one(
 
 def test_kernels_for_winograd_can_be_left_out() -> None:
     network = NetworkConfig(
-        classes=3, channels=2, filters=(8, 8, 8), decoder_filters=(graph.SQUARES_CHANNELS, 8, 8)
+        classes=3, channels=2, filters=(8, 8, 8), decoder_filters=(openvino_graph.SQUARES_CHANNELS, 8, 8)
     )
     rng = np.random.default_rng(0)
     arrays = {n: rng.normal(1, 0.1, s).astype("f4") for n, s in network.variable_shapes().items()}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import rasterio
 
+from lulc.core.schema import BANDS, InputError
 from lulc.rasters.layers import Layer
 from lulc.rasters.radiometry import Scaling, check_radiometry, choose_scaling, reflectance
-from lulc.schema import BANDS, InputError
 
 
 def convert(dn: list[float], dtype: str, scaling: Scaling | None = None, nodata: float | None = None):

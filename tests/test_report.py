@@ -15,11 +15,11 @@ from affine import Affine
 from matplotlib.colors import to_rgb
 from rasterio.crs import CRS
 
-from lulc.assessment.accuracy import Reliability, count
-from lulc.grid import GridSpec
-from lulc.nomenclature import load_scheme
-from lulc.pages.page import Page, Picture, Section, Table, write_html, write_markdown
-from lulc.report import (
+from lulc.core.grid import GridSpec
+from lulc.core.schema import InputError
+from lulc.evaluation.measures.metrics import Reliability, count
+from lulc.evaluation.report.document import Page, Picture, Section, Table, write_html, write_markdown
+from lulc.evaluation.report.figures import (
     draw_confusion,
     draw_history,
     draw_map,
@@ -28,7 +28,7 @@ from lulc.report import (
     metres_per_pixel,
     round_length,
 )
-from lulc.schema import InputError
+from lulc.labels.schemes import load_scheme
 
 LEGEND = load_scheme("kaakonkulma-13").legend
 GRID = GridSpec(CRS.from_epsg(3067), Affine(10, 0, 500_000, 0, -10, 6_700_000), 60, 80)

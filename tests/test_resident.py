@@ -9,17 +9,17 @@ import weakref
 import numpy as np
 import pytest
 
-from lulc import training
 from lulc.config import TrainConfig
-from lulc.generator import cut_ahead
-from lulc.networks import backend
-from lulc.networks.backend import keras
-from lulc.samples import crops
-from lulc.samples.crops import check_place, choose_place, training_crops
-from lulc.samples.dataset import open_dataset
-from lulc.samples.resident import ResidentCrops
-from lulc.schema import IGNORE, InputError
-from lulc.weights import read_arrays
+from lulc.core.schema import IGNORE, InputError
+from lulc.models import backend
+from lulc.models.backend import keras
+from lulc.models.weights import read_arrays
+from lulc.training import train
+from lulc.training.data import crops
+from lulc.training.data.batches import cut_ahead
+from lulc.training.data.crops import check_place, choose_place, training_crops
+from lulc.training.data.dataset import open_dataset
+from lulc.training.data.on_device import ResidentCrops
 
 MOVED = [
     {},
@@ -92,9 +92,9 @@ def test_crops_that_are_computed_are_refused_there(problem):
 
 def test_options_that_can_not_be_are_refused_before_their_place():
     with pytest.raises(InputError, match="--devices is 'none', expected a number from 1, or all"):
-        training.check_options(config_of("stacks", devices="none", rotations=16))
+        train.check_options(config_of("stacks", devices="none", rotations=16))
     with pytest.raises(InputError, match="--rotations is 16, expected 1, 2 or 4"):
-        training.check_options(config_of("stacks", rotations=16))
+        train.check_options(config_of("stacks", rotations=16))
 
 
 def test_auto_takes_one_gpu_for_small_stacks_and_moved_crops(write_stacks, tmp_path, monkeypatch):
@@ -152,10 +152,10 @@ def test_a_training_begun_in_one_place_goes_on_in_the_other(write_stacks, tmp_pa
         validation_steps=2, filters=(4,), average=0.0, dropout=0.0,
         stacks_on="host",
     )  # fmt: skip
-    whole = training.train(dataclasses.replace(config, out=str(tmp_path / "whole")))
+    whole = train.train(dataclasses.replace(config, out=str(tmp_path / "whole")))
     begun = dataclasses.replace(config, out=str(tmp_path / "begun"), minutes=1e-6)
-    assert not training.train(begun).finished
-    rest = training.train(dataclasses.replace(begun, stacks_on="device", minutes=None))
+    assert not train.train(begun).finished
+    rest = train.train(dataclasses.replace(begun, stacks_on="device", minutes=None))
     assert rest.finished and rest.rows[-1].loss == whole.rows[-1].loss
     expected, found = (read_arrays(result.picks["last"]) for result in (whole, rest))
     assert expected.keys() == found.keys()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lulc.samples import sampling
-from lulc.samples.dataset import Tile, class_targets
-from lulc.samples.sampling import ClassSampler, Places, class_shares, draw_place, stack_shares
+from lulc.training.data import sampling
+from lulc.training.data.dataset import Tile, class_targets
+from lulc.training.data.sampling import ClassSampler, Places, class_shares, draw_place, stack_shares
 
 
 def make_tile(masks, name="stack"):

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lulc.stack import Coverage
-from lulc.stacks.cuts import Survey
-from lulc.stacks.progress import open_progress
-from lulc.stacks.split import Neighbours, candidate_windows
-from lulc.windows import Window
+from lulc.core.windows import Window
+from lulc.preprocessing.journal import open_progress
+from lulc.preprocessing.split import Neighbours, candidate_windows
+from lulc.preprocessing.tiling import Survey
+from lulc.rasters.stack import Coverage
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW, MANY = 60, 240
@@ -91,7 +91,7 @@ def test_stacks_near_validation_are_found_without_looking_at_all() -> None:
 
 
 def test_neighbours_are_those_found_by_looking_at_all() -> None:
-    from lulc.stacks.split import near_windows
+    from lulc.core.windows import near_windows
 
     rng = np.random.default_rng(0)
     for gap in (0, 1, 30, 500):

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 
 from lulc.config import InputConfig
+from lulc.core.schema import BANDS, InputError
+from lulc.core.windows import Window
 from lulc.rasters import scenes as scenes_module
 from lulc.rasters.items import read_item
 from lulc.rasters.scenes import find_scenes, open_scenes, read_scenes
-from lulc.schema import BANDS, InputError
-from lulc.stack import Coverage, open_stack
-from lulc.windows import Window
+from lulc.rasters.stack import Coverage, open_stack
 
 UTM = CRS.from_epsg(32635)
 ORIGIN = Affine(10, 0, 500000, 0, -10, 6800000)

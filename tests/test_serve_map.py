@@ -21,11 +21,11 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.warp import transform
 
-from lulc.commands import serve_map
+from lulc.cli import serve_map
 from lulc.config import ServeConfig
-from lulc.maps import REST
-from lulc.schema import InputError, LandCoverClass, Legend
-from lulc.server import MapServer
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.evaluation.server import MapServer
+from lulc.maps.reader import REST
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (120, 90)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lulc import settings
 from lulc.config import option
-from lulc.schema import InputError
-from lulc.settings import read_settings, settings_text
+from lulc.core import config_file
+from lulc.core.config_file import read_settings, settings_text
+from lulc.core.schema import InputError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,13 +95,13 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_old_files_are_upgraded_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def renamed(texts: settings.Texts) -> settings.Texts:
+    def renamed(texts: config_file.Texts) -> config_file.Texts:
         return {("tile-size" if name == "size" else name): text for name, text in texts.items()}
 
-    def split(texts: settings.Texts) -> settings.Texts:
+    def split(texts: config_file.Texts) -> config_file.Texts:
         return texts | {"names": str(texts.pop("names")).split("+")}
 
-    monkeypatch.setattr(settings, "UPGRADERS", (renamed, split))
+    monkeypatch.setattr(config_file, "UPGRADERS", (renamed, split))
     assert read(tmp_path, "format_version: 1\nsize: 9\nnames: a+b") == {"tile_size": 9, "names": ("a", "b")}
     assert read(tmp_path, "format_version: 2\ntile-size: 9\nnames: a+b")["names"] == ("a", "b")
     assert read(tmp_path, "format_version: 3\nnames: a+b")["names"] == ("a+b",)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from lulc.commands.make_classifications import main
-from lulc.landscape import simulate, write_scene
-from lulc.weights import find_model, load_card, load_model
+from lulc.cli.make_classifications import main
+from lulc.demo.landscape import simulate, write_scene
+from lulc.models.weights import find_model, load_card, load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "weights"

@@ -16,10 +16,10 @@ import xarray as xr
 from affine import Affine
 from rasterio.transform import from_origin
 
+from lulc.core.schema import InputError
+from lulc.core.windows import Window
 from lulc.rasters.layers import identify
 from lulc.rasters.sources import is_safe, open_product, open_source
-from lulc.schema import InputError
-from lulc.windows import Window
 
 NORTH_UP = from_origin(500000, 6700000, 10, 10)
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lulc.stacks.split import MIN_SIDE, candidate_windows, choose_stacks, choose_validation, near_windows
-from lulc.windows import Window
+from lulc.core.windows import Window, near_windows
+from lulc.preprocessing.split import MIN_SIDE, candidate_windows, choose_stacks, choose_validation
 
 sides = st.integers(1, 400)
 

@@ -18,11 +18,11 @@ from affine import Affine
 from rasterio.transform import from_origin
 
 from lulc.config import InputConfig
-from lulc.grid import GridSpec
-from lulc.indices import compute_indices
-from lulc.schema import BANDS, CHANNELS, INDICES, InputError
-from lulc.stack import Coverage, Stack, open_stack, sort_inputs
-from lulc.windows import Window
+from lulc.core.grid import GridSpec
+from lulc.core.schema import BANDS, CHANNELS, INDICES, InputError
+from lulc.core.windows import Window
+from lulc.rasters.indices import compute_indices
+from lulc.rasters.stack import Coverage, Stack, open_stack, sort_inputs
 
 NORTH_UP = from_origin(500003, 6700007, 10, 10)
 LOW = np.array([300, 250, 150, 100, 60, 60, 50, 30, 20]) + 40

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lulc.schema import InputError
-from lulc.statistics import Moments, Statistics, read_statistics
+from lulc.core.schema import InputError
+from lulc.core.statistics import Moments, Statistics, read_statistics
 
 
 @settings(max_examples=50, deadline=None)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import rasterio
 
-from lulc.commands.export_map import main
-from lulc.exchange.styles import Entry, attribute_table, count_entries, qml, sld
-from lulc.maps import REST, open_map
+from lulc.cli.export_map import main
+from lulc.export.styles import Entry, attribute_table, count_entries, qml, sld
+from lulc.maps.reader import REST, open_map
 
 WriteMap = Callable[..., Path]
 

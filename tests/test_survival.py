@@ -20,7 +20,7 @@ import rasterio
 
 SCRIPT = """
 import json, os, sys
-from lulc.commands.{command} import main
+from lulc.cli.{command} import main
 task = json.load(open(__file__ + ".json"))
 {setting}
 sys.exit(main(task["arguments"]))
@@ -29,7 +29,7 @@ sys.exit(main(task["arguments"]))
 CLASSIFY = """
 import time
 import numpy as np
-from lulc.mapping import job
+from lulc.inference import job
 from lulc.engines import Engine
 
 def build(name, request):
@@ -46,8 +46,8 @@ job.build_engine = build
 """
 
 TRAIN = """
-from lulc.fitting import loop
-from lulc.networks.backend import keras, limit_threads
+from lulc.training import loop
+from lulc.models.backend import keras, limit_threads
 limit_threads(1)
 loop.CHECKPOINT_SECONDS = 0.0
 check = loop.Loop._check_finite
@@ -69,7 +69,12 @@ preparation.cut = count
 """
 
 
-PRELOAD = ["lulc.inference", "lulc.preparation", "lulc.training", "lulc.commands.make_classifications"]
+PRELOAD = [
+    "lulc.inference.classify",
+    "lulc.preprocessing.preprocess",
+    "lulc.training.train",
+    "lulc.cli.make_classifications",
+]
 
 
 class Command:

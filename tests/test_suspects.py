@@ -11,12 +11,12 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 
-from lulc.assessment.regions import Region
-from lulc.assessment.suspects import find_suspects
-from lulc.grid import GridSpec
-from lulc.maps import LEGEND_TAG, open_map
-from lulc.schema import InputError, LandCoverClass, Legend
-from lulc.windows import Window
+from lulc.core.grid import GridSpec
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.core.windows import Window
+from lulc.evaluation.measures.label_errors import find_suspects
+from lulc.evaluation.measures.regions import Region
+from lulc.maps.reader import LEGEND_TAG, open_map
 
 LEGEND = Legend("test", tuple(LandCoverClass(i, f"class {i}", "#102030") for i in (1, 2, 3)))
 GRID = GridSpec(CRS.from_epsg(3067), Affine(10, 0, 500000, 0, -10, 6700000), 60, 80)

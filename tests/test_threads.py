@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lulc.threads import in_order
+from lulc.core.threads import in_order
 
 
 @pytest.mark.parametrize("further", [0, 1, 5, 100])

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
-from lulc.grid import GridSpec
-from lulc.nomenclature import load_scheme
-from lulc.schema import CHANNELS, InputError
-from lulc.statistics import Statistics
-from lulc.storage import sha256_of
-from lulc.tiles import (
+from lulc.core.grid import GridSpec
+from lulc.core.schema import CHANNELS, InputError
+from lulc.core.statistics import Statistics
+from lulc.core.storage import sha256_of
+from lulc.core.windows import Window
+from lulc.datasets.loading import (
     Manifest,
     NpyWriter,
     StackFile,
@@ -30,7 +30,7 @@ from lulc.tiles import (
     load_manifest,
     open_tile,
 )
-from lulc.windows import Window
+from lulc.labels.schemes import load_scheme
 
 UTM = CRS.from_epsg(32635)
 MOSAIC = GridSpec(UTM, Affine(10, 0, 500000, 0, -10, 6800000), 400, 400)

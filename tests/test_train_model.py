@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lulc.commands.train_model import describe, main
-from lulc.fitting.run import Row, picks_of
-from lulc.training import TrainingResult
-from lulc.weights import find_model, read_arrays
+from lulc.cli.train_model import describe, main
+from lulc.models.weights import find_model, read_arrays
+from lulc.training.run_folder import Row, picks_of
+from lulc.training.train import TrainingResult
 
 SCRIPT = Path(__file__).resolve().parents[1] / "train_model.py"
 SMALL = [
@@ -37,7 +37,7 @@ def command(*arguments):
 def frameworks_after(arguments):
     """Exit code of the command, and which frameworks it loaded."""
     code = (
-        "import sys\nfrom lulc.commands.train_model import main\n"
+        "import sys\nfrom lulc.cli.train_model import main\n"
         f"try:\n    code = main({[str(a) for a in arguments]!r})\n"
         "except SystemExit as error:\n    code = error.code\n"
         "print('loaded', code, *({'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules)))\n"

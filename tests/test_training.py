@@ -17,21 +17,21 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from lulc import training
-from lulc.confidence.certainty import decide
 from lulc.config import RECIPES, TrainConfig
-from lulc.fitting import loop as loop_module
-from lulc.fitting.loop import LabelledAccuracy
-from lulc.fitting.run import Row, kept_models, picks_of
-from lulc.networks import backend
-from lulc.networks.backend import keras
-from lulc.samples.dataset import open_dataset
-from lulc.schema import InputError, LandCoverClass, Legend
-from lulc.stacks.manifest import open_tile
-from lulc.statistics import Statistics
-from lulc.tiles import load_manifest
-from lulc.training import train
-from lulc.weights import find_model, load_card, read_arrays, read_picks
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.core.statistics import Statistics
+from lulc.datasets.loading import load_manifest
+from lulc.datasets.manifest import open_tile
+from lulc.models import backend
+from lulc.models.backend import keras
+from lulc.models.uncertainty import decide
+from lulc.models.weights import find_model, load_card, read_arrays, read_picks
+from lulc.training import loop as loop_module
+from lulc.training import train as train_module
+from lulc.training.data.dataset import open_dataset
+from lulc.training.loop import LabelledAccuracy
+from lulc.training.run_folder import Row, kept_models, picks_of
+from lulc.training.train import train
 
 SMALL = {
     "epochs": 2, "steps": 4, "validation_steps": 2, "batch_size": 2, "crop_sizes": (32,),
@@ -119,7 +119,7 @@ def test_a_continued_run_gives_the_weights_of_an_uninterrupted_one(
     stacks, straight, tmp_path, monkeypatch, batches
 ):
     config = make_config(stacks, tmp_path / "run", keep="all")
-    monkeypatch.setattr(training, "StopRequest", lambda: StopAfter(batches))
+    monkeypatch.setattr(train_module, "StopRequest", lambda: StopAfter(batches))
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.undo()
@@ -205,10 +205,10 @@ def test_overwrite_continues_its_own_interrupted_run(stacks, straight, tmp_path,
     config = make_config(stacks, tmp_path / "run", seed=9, epochs=1)
     train(config)
     config = make_config(stacks, tmp_path / "run", overwrite=True)
-    monkeypatch.setattr(training, "StopRequest", lambda: StopAfter(6))
+    monkeypatch.setattr(train_module, "StopRequest", lambda: StopAfter(6))
     with pytest.raises(KeyboardInterrupt):
         train(config)
-    monkeypatch.setattr(training, "StopRequest", lambda: StopAfter(4))
+    monkeypatch.setattr(train_module, "StopRequest", lambda: StopAfter(4))
     continued = train(config)
     assert_equal_weights(weights_of(straight), weights_of(continued))
 
@@ -216,7 +216,7 @@ def test_overwrite_continues_its_own_interrupted_run(stacks, straight, tmp_path,
 @pytest.mark.parametrize("damage", ["another seed", "damaged", "restart"])
 def test_overwrite_drops_other_and_damaged_work(stacks, straight, tmp_path, monkeypatch, damage):
     config = make_config(stacks, tmp_path / "run", seed=9 if damage == "another seed" else 3)
-    monkeypatch.setattr(training, "StopRequest", lambda: StopAfter(6))
+    monkeypatch.setattr(train_module, "StopRequest", lambda: StopAfter(6))
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.undo()
@@ -248,7 +248,7 @@ def test_overwrite_keeps_the_finished_result_where_the_new_run_is_refused(
 
 def test_another_key_is_refused_and_names_what_differs(stacks, write_stacks, tmp_path, monkeypatch):
     config = make_config(stacks, tmp_path / "run")
-    monkeypatch.setattr(training, "StopRequest", lambda: StopAfter(1))
+    monkeypatch.setattr(train_module, "StopRequest", lambda: StopAfter(1))
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.undo()
@@ -262,7 +262,7 @@ def test_another_key_is_refused_and_names_what_differs(stacks, write_stacks, tmp
         monkeypatch.context() as patch,
         pytest.raises(InputError, match=r"random streams was 2, expected .* 3"),
     ):
-        patch.setattr("lulc.fitting.run.STREAMS", 3)
+        patch.setattr("lulc.training.run_folder.STREAMS", 3)
         train(config)
     restarted = train(dataclasses.replace(config, batch_size=3, epochs=1, restart=True))
     assert restarted.finished and len(restarted.rows) == 1
@@ -276,7 +276,7 @@ def test_a_folder_with_models_of_something_else_is_refused(stacks, tmp_path):
 
 
 def test_two_runs_in_one_folder_are_refused(stacks, tmp_path):
-    from lulc.storage import Lock
+    from lulc.core.storage import Lock
 
     with Lock(tmp_path / "run" / ".lock", "it"), pytest.raises(InputError, match="another run"):
         train(make_config(stacks, tmp_path / "run"))
@@ -301,9 +301,9 @@ def test_ignored_and_invalid_pixels_change_nothing(write_stacks, tmp_path):
 
 
 def test_validation_scores_agree_with_scikit_learn(stacks, straight):
-    from lulc.generator import TileGenerator
-    from lulc.samples.dataset import class_targets
-    from lulc.weights import load_model
+    from lulc.models.weights import load_model
+    from lulc.training.data.batches import TileGenerator
+    from lulc.training.data.dataset import class_targets
 
     dataset = open_dataset(make_config(stacks, "unused"))
     generator = TileGenerator(
@@ -577,7 +577,7 @@ def test_every_recipe_gives_a_value_to_the_same_options():
 
 def test_the_history_is_kept_whole_through_interruptions(stacks, tmp_path, monkeypatch):
     config = make_config(stacks, tmp_path / "run", epochs=3)
-    monkeypatch.setattr(training, "StopRequest", lambda: StopAfter(10))
+    monkeypatch.setattr(train_module, "StopRequest", lambda: StopAfter(10))
     with pytest.raises(KeyboardInterrupt):
         train(config)
     with open(tmp_path / "run" / "history.csv", newline="") as file:
@@ -607,5 +607,5 @@ def test_a_slow_precision_is_warned_of(stacks, tmp_path, monkeypatch, caplog):
     for slow in (True, False):
         caplog.clear()
         monkeypatch.setattr(backend, "computes_in", lambda precision, slow=slow: not slow)
-        training.prepare(config, open_dataset(config))
+        train_module.prepare(config, open_dataset(config))
         assert ("does not multiply in bfloat16" in caplog.text) == slow

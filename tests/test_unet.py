@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from lulc.networks.backend import compile_predict, keras
-from lulc.schema import InputError
-from lulc.unet import Geometry, NetworkConfig, build_unet, geometry
+from lulc.core.schema import InputError
+from lulc.models.backend import compile_predict, keras
+from lulc.models.unet import Geometry, NetworkConfig, build_unet, geometry
 
 ORIGINAL_PARAMETERS = 10_743_309
 

@@ -13,14 +13,14 @@ from affine import Affine
 from rasterio.crs import CRS
 from scipy import stats
 
-from lulc.assessment.levels import levels_of
-from lulc.grid import GridSpec
-from lulc.nomenclature import load_scheme
-from lulc.pages.page import Page, Section, render_html
-from lulc.pages.viewer import embed, pack
-from lulc.pages.views import Viewing, entropy, entropy_by_class, least_sure
-from lulc.schema import LandCoverClass, Legend
-from lulc.windows import squares_of
+from lulc.core.grid import GridSpec
+from lulc.core.schema import LandCoverClass, Legend
+from lulc.core.windows import squares_of
+from lulc.evaluation.report.document import Page, Section, render_html
+from lulc.evaluation.report.viewer import embed, pack
+from lulc.evaluation.report.views import Viewing, entropy, entropy_by_class, least_sure
+from lulc.labels.levels import levels_of
+from lulc.labels.schemes import load_scheme
 
 SHAPE = (83, 97)
 GRID = GridSpec(CRS.from_epsg(3067), Affine(10, 0, 500_000, 0, -10, 6_700_000), *SHAPE)
@@ -62,7 +62,7 @@ def test_every_kept_pixel_is_one_pixel_of_the_map(longest: int, step: int, windo
 
 
 def test_many_values_are_kept_with_two_decimals(monkeypatch) -> None:
-    monkeypatch.setattr("lulc.pages.views.FINE_VALUES", 1000)
+    monkeypatch.setattr("lulc.evaluation.report.views.FINE_VALUES", 1000)
     views = viewed(200)
     assert (views.digits, views.activations.dtype) == (2, np.uint8)
     expected = np.round(np.moveaxis(scene()[2], -1, 0), 2)

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lulc import weights
-from lulc.networks.backend import compile_predict, keras
-from lulc.schema import CHANNELS, InputError, LandCoverClass, Legend
-from lulc.statistics import Statistics
-from lulc.unet import NetworkConfig, build_unet, geometry
-from lulc.weights import (
+from lulc.core.schema import CHANNELS, InputError, LandCoverClass, Legend
+from lulc.core.statistics import Statistics
+from lulc.models import weights
+from lulc.models.backend import compile_predict, keras
+from lulc.models.unet import NetworkConfig, build_unet, geometry
+from lulc.models.weights import (
     Channel,
     ModelCard,
     find_model,

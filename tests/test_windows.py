@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lulc.windows import Plan, Window, choose_window, cover_axis
+from lulc.core.windows import Plan, Window, choose_window, cover_axis
 
 
 @st.composite

@@ -1,1 +1,4 @@
-"""One raster, or many on one grid: opened with care, layers by name, in physical units."""
+"""Imagery as files hold it: opened, guarded, named, masked, scaled and aligned on one grid.
+
+Labels and maps are read through the same sources, but what their values mean is not decided here.
+"""

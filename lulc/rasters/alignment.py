@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from lulc.grid import GridSpec
-from lulc.windows import Window
+from lulc.core.grid import GridSpec
+from lulc.core.windows import Window
 
 FACTORS = (2, 3, 6)
 """Native Sentinel-2 pixels of 20 and 60 m in pixels of the finer grids."""

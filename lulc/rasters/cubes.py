@@ -19,11 +19,11 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-from lulc.grid import GridSpec
+from lulc.core.grid import GridSpec
+from lulc.core.schema import InputError
+from lulc.core.windows import Window
 from lulc.rasters import guards
 from lulc.rasters.layers import Layer, Source, canonical_name, check_grid, declared_nodata, declared_scaling
-from lulc.schema import InputError
-from lulc.windows import Window
 
 _X = ("x", "lon", "longitude", "easting")
 _Y = ("y", "lat", "latitude", "northing")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from lulc.schema import InputError
+from lulc.core.schema import InputError
 
 MAX_SIDE = 2_000_000
 """Pixels along one side; the whole Earth at 20 m has this many columns."""

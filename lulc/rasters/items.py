@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lulc.documents import read_document
+from lulc.core.documents import read_document
+from lulc.core.schema import InputError
 from lulc.rasters import guards
 from lulc.rasters.layers import SENTINEL_BANDS, canonical_name, declared_scaling
-from lulc.schema import InputError
 
 COMMON_NAMES: Mapping[str, str] = {
     "coastal": "B01", "blue": "B02", "green": "B03", "red": "B04", "rededge1": "B05", "rededge071": "B05",

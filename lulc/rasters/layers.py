@@ -14,10 +14,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from lulc.grid import GridSpec
-from lulc.schema import INDICES, InputError
-from lulc.storage import Resource
-from lulc.windows import Window
+from lulc.core.grid import GridSpec
+from lulc.core.schema import INDICES, InputError
+from lulc.core.storage import Resource
+from lulc.core.windows import Window
 
 SENTINEL_BANDS = (
     "B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12",

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lulc.grid import GridSpec
+from lulc.core.grid import GridSpec
+from lulc.core.schema import InputError
+from lulc.core.storage import Resource
+from lulc.core.windows import Window
 from lulc.rasters.alignment import Alignment
 from lulc.rasters.layers import Source
 from lulc.rasters.products import SCL_VALUES
 from lulc.rasters.sources import open_source
-from lulc.schema import InputError
-from lulc.storage import Resource
-from lulc.windows import Window
 
 if TYPE_CHECKING:
-    from lulc.labels import VectorCodes
+    from lulc.rasters.vectors import VectorCodes
 
 logger = logging.getLogger("lulc")
 
@@ -209,7 +209,7 @@ def open_masks(config: MaskConfig, grid: GridSpec, *, classified: bool = False) 
         provenance["bounds"] = list(config.bounds)
     if config.aoi is not None:
         # geopandas takes longer to import than most stacks to open.
-        from lulc.labels import VectorCodes
+        from lulc.rasters.vectors import VectorCodes
 
         polygons = VectorCodes(config.aoi, grid, presence=True)
         provenance["aoi"] = Path(config.aoi).name

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from lulc.config import InputConfig
-from lulc.grid import GridSpec
+from lulc.core.grid import GridSpec
+from lulc.core.schema import INDICES, InputError
+from lulc.core.windows import Window
 from lulc.rasters.alignment import Alignment
 from lulc.rasters.items import is_item
 from lulc.rasters.layers import SENTINEL_BANDS, Layer, Source
@@ -20,8 +22,6 @@ from lulc.rasters.masks import ValueMask
 from lulc.rasters.products import SCL_VALUES
 from lulc.rasters.radiometry import Scaling, check_radiometry, choose_scaling, reflectance
 from lulc.rasters.sources import is_safe, open_item, open_product, open_source
-from lulc.schema import INDICES, InputError
-from lulc.windows import Window
 
 logger = logging.getLogger("lulc")
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lulc.core.schema import InputError
 from lulc.rasters.layers import Layer
-from lulc.schema import InputError
 
 logger = logging.getLogger("lulc")
 

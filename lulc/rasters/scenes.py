@@ -23,8 +23,10 @@ import numpy as np
 from rasterio.warp import transform_bounds
 
 from lulc.config import InputConfig
-from lulc.documents import read_document, write_document
-from lulc.grid import GRID_SCHEMA, GridSpec
+from lulc.core.documents import read_document, write_document
+from lulc.core.grid import GRID_SCHEMA, GridSpec
+from lulc.core.schema import InputError
+from lulc.core.windows import Window
 from lulc.rasters import guards
 from lulc.rasters.items import is_item, item_files
 from lulc.rasters.layers import SENTINEL_BANDS, WHOLE_BYTES, identify, name_from_file
@@ -38,8 +40,6 @@ from lulc.rasters.mosaics import (
     open_in,
 )
 from lulc.rasters.sources import is_safe
-from lulc.schema import InputError
-from lulc.windows import Window
 
 logger = logging.getLogger("lulc")
 

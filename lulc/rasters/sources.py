@@ -24,7 +24,9 @@ import rasterio
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
-from lulc.grid import GridSpec
+from lulc.core.grid import GridSpec
+from lulc.core.schema import InputError
+from lulc.core.windows import Window
 from lulc.rasters import guards
 from lulc.rasters.items import Asset, is_item, item_files, read_item
 from lulc.rasters.layers import (
@@ -38,8 +40,6 @@ from lulc.rasters.layers import (
     layer_name,
 )
 from lulc.rasters.products import Product, is_product, read_product
-from lulc.schema import InputError
-from lulc.windows import Window
 
 DRIVERS = ("GTiff", "HFA", "JP2OpenJPEG")
 """GDAL drivers that may open a file."""

@@ -12,10 +12,10 @@ import pyogrio
 from rasterio.features import rasterize
 from rasterio.warp import transform_bounds
 
-from lulc.grid import GridSpec
-from lulc.schema import NO_CODE, InputError
-from lulc.storage import sha256_of
-from lulc.windows import Window
+from lulc.core.grid import GridSpec
+from lulc.core.schema import NO_CODE, InputError
+from lulc.core.storage import sha256_of
+from lulc.core.windows import Window
 
 MAX_GEOJSON_BYTES = 64 * 2**20
 
@@ -186,11 +186,13 @@ def _codes_of(path: str, values: Any) -> np.ndarray:
 
 
 def ordered(bounds: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """Return (west, south, east, north) of two opposite corners in any order."""
     a, b, c, d = bounds
     return min(a, c), min(b, d), max(a, c), max(b, d)
 
 
 def unreadable(path: str, has: str) -> InputError:
+    """Error for a vector file that cannot be read, with the command that converts it."""
     file = Path(path)
     suffix = file.suffix.lower()
     command = ["ogr2ogr", str(file.with_suffix(".gpkg")), f"/vsizip/{path}" if suffix == ".zip" else path]

@@ -1,1 +1,0 @@
-"""A map against its reference: counts, figures, areas with intervals."""

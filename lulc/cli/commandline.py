@@ -1,0 +1,413 @@
+"""From a config dataclass to command-line options and back, and from errors to exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import errno
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO, TypeVar
+
+from lulc.core.config_file import read_settings, settings_text, value_type
+from lulc.core.schema import InputError
+from lulc.core.version import __version__
+
+Config = TypeVar("Config")
+
+logger = logging.getLogger("lulc")
+
+ENVIRONMENT = {
+    "LULC_WEIGHTS": "folder of weights files, searched before the toolkit's own",
+    "KERAS_BACKEND": "framework: tensorflow (default), jax or torch",
+    "CUDA_VISIBLE_DEVICES": "numbers of the GPUs that may be used; empty for none",
+    "JAX_COMPILATION_CACHE_DIR": "where JAX keeps what it compiles for GPUs; lulc/jax in XDG_CACHE_HOME else",
+    "XDG_CACHE_HOME": "folder of caches; ~/.cache where not set",
+    "NO_COLOR": "anything: no colours on a terminal",
+    "TQDM_MININTERVAL": "seconds between two lines of progress; 30 where stderr is no terminal",
+}
+"""Environment variables that a user may set, and what they do."""
+
+LOGGED = ("numpy", "rasterio", "keras", "tensorflow", "jax", "torch", "openvino")
+"""Packages whose versions open a log file, where installed."""
+
+PATHS = {"RASTER", "FILE", "FILE.gpkg", "FILE.json", "FOLDER", "MAP", "REFERENCE", "MODEL", "DATA", "INPUT",
+         "OUT", "OUT.tif", "PATH"}  # fmt: skip
+"""Placeholders of options that shells complete with names of files."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command has to say when it is done.
+
+    Parameters
+    ----------
+    text
+        For people.
+    data
+        The same for machines, JSON-ready.
+    code
+        Exit code.
+    """
+
+    text: str
+    data: Mapping[str, Any]
+    code: int = 0
+
+
+def parser_for(
+    config: type, description: str, given: Mapping[str, Any] | None = None, *, lenient: bool = False
+) -> argparse.ArgumentParser:
+    """A parser with one option for each field of `config`.
+
+    Parameters
+    ----------
+    config
+        Dataclass whose fields were made by `lulc.config.option`.
+    description
+        Docstring of the command: what it does, what the result is, one example.
+    given
+        Values of fields that are known already, and need not be typed.
+    lenient
+        True where nothing needs to be typed.
+    """
+    width = max(map(len, ENVIRONMENT))
+    epilog = "\n".join(f"  {name:{width}}  {text}" for name, text in ENVIRONMENT.items())
+    parser = _Parser(
+        description=description,
+        epilog=f"environment variables:\n{epilog}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    groups: dict[str, Any] = {"": parser}
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        heading = field.metadata["group"]
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        default = (given or {}).get(field.name, field.default)
+        needed = default is dataclasses.MISSING and not lenient
+        _add_option(groups[heading], field, hints[field.name], default, needed)
+    # Last, since they are the same everywhere and nobody came for them.
+    general = parser.add_argument_group("help and messages")
+    general.add_argument("-h", "--help", action="help", help="show this and stop")
+    _add_common(general)
+    parser.usage = _usage(parser)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends a wrong command line with what is wrong, and where to look."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.print_usage(sys.stderr)
+        wrong = re.findall(r"(?<!\S)--[\w-]+", message) if "unrecognized" in message else []
+        near = [n for w in wrong for n in difflib.get_close_matches(w, self._option_string_actions, 1)]
+        meant = f"Did you mean {', '.join(near)}? " if near else ""
+        self.exit(2, f"error: {message}\n\n{meant}All options: {self.prog} --help\n")
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """What has to be typed; sixty options in a row would hide it, and the error that they stand above."""
+    words = ["%(prog)s"]
+    for action in parser._actions:
+        name = action.metavar or action.dest.upper()
+        if action.required:
+            values = f"{name} [{name} ...]" if action.nargs == "+" else name
+            words.append(" ".join([*action.option_strings[:1], str(values)]))
+        elif not action.option_strings:
+            words.append(f"[{name} ...]" if action.nargs == "*" else f"[{name}]")
+    return " ".join([*words, "[options]"])
+
+
+def config_from(config: type[Config], arguments: argparse.Namespace) -> Config:
+    """The config that the parsed arguments describe."""
+    values = {}
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(arguments, field.name)
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return config(**values)
+
+
+def parse(config: type, description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line and the file that it names by ``--config``; what is typed wins.
+
+    Arguments without a name are taken from the file all together, where none is typed.
+    """
+    parser = parser_for(config, description)
+    probe = _probe(config, parser)
+    first, rest = probe.parse_known_args(argv)
+    if first.print_completion:
+        print(_completions(parser, first.print_completion))
+        parser.exit()
+    if not first.config and not first.print_config:
+        return parser.parse_intermixed_args(argv)
+    given = read_settings(first.config, config) if first.config else {}
+    typed = bool(rest) and not rest[0].startswith("-")
+    if typed:
+        nameless = {f.name for f in dataclasses.fields(config) if f.metadata["positional"]}
+        given = {name: value for name, value in given.items() if name not in nameless}
+    return parser_for(
+        config, description, given, lenient=first.print_config and not typed
+    ).parse_intermixed_args(argv)
+
+
+def run(
+    config: type[Config],
+    description: str,
+    action: Callable[[Config], Answer | None],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse, build the config, act, print the answer; errors of the user's data become one message.
+
+    With ``--json`` nothing but the answer's data goes to stdout.
+
+    Returns
+    -------
+    int
+        That of the answer, 0 where it has none; 1 the data don't fit, or the run was interrupted. A wrong
+        command line exits with 2; a bug keeps its traceback.
+    """
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    end_log = _configure_logging(argparse.Namespace(quiet=False, verbose=False, log=None), argv)
+    try:
+        arguments = parse(config, description, argv)
+        if arguments.print_config:
+            print(settings_text(vars(arguments), config), end="")
+            return 0
+        end_log = _configure_logging(arguments, argv)
+        with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+            answer = action(config_from(config, arguments))
+        if answer is not None:
+            print(json.dumps(answer.data, ensure_ascii=False) if arguments.json else answer.text)
+            return answer.code
+    except Exception as error:
+        message = _message_of(error)
+        if message is None:
+            _record("a bug ended the run", error)
+            raise
+        logger.error(message)
+        return 1
+    except KeyboardInterrupt:
+        logger.error("stopped on request\n\nThe same command continues where this one stopped.")
+        return 1
+    finally:
+        end_log()
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+_USER_ERRNOS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT,
+    errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE,
+}  # fmt: skip
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _message_of(error: Exception) -> str | None:
+    """What to tell the user of an error; None where it is a bug."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "cannot go on, since memory ran out\n\nAsk for smaller windows or batches."
+    if isinstance(error, OSError) and error.errno in _USER_ERRNOS:
+        where = f" '{error.filename}'" if error.filename else ""
+        return f"cannot write or read{where}: {error.strerror}"
+    return None
+
+
+class _Console(logging.StreamHandler[TextIO]):
+    """Messages on stderr; warnings and errors in colour where it is a terminal that knows colours."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        known = os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+        self._colored = known and sys.stderr.isatty()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        progress = sys.modules.get("tqdm")
+        # Lines of progress, where there are any, make room for the message.
+        with progress.tqdm.external_write_mode(self.stream) if progress else contextlib.nullcontext():
+            super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.levelno >= logging.ERROR:
+            return f"\033[1;31merror:\033[0m {text}" if self._colored else f"error: {text}"
+        if record.levelno >= logging.WARNING and self._colored:
+            return f"\033[33m{text}\033[0m"
+        return text
+
+
+def _configure_logging(arguments: argparse.Namespace, argv: Sequence[str] | None) -> Callable[[], None]:
+    """Messages to stderr, and to the log file where one is named; returns what ends the log."""
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, _Console)]:
+        root.removeHandler(handler)
+    root.addHandler(_Console())
+    logger.setLevel(
+        logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose else logging.INFO
+    )
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not sys.stderr.isatty():
+        # A log of a cluster's job is no place for ten lines of progress a second.
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
+    if not arguments.log:
+        return lambda: None
+    os.makedirs(os.path.dirname(arguments.log) or ".", exist_ok=True)
+    log = logging.FileHandler(arguments.log, encoding="utf-8")
+    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.addHandler(log)
+    _record(f"$ {shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])}")
+    _record(_versions())
+
+    def end() -> None:
+        root.removeHandler(log)
+        log.close()
+
+    return end
+
+
+def _record(message: str, error: BaseException | None = None) -> None:
+    """Write a line into the log files alone."""
+    trace = (type(error), error, error.__traceback__) if error is not None else None
+    level = logging.INFO if error is None else logging.CRITICAL
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(logging.LogRecord("lulc", level, "", 0, message, None, trace))
+
+
+def _versions() -> str:
+    """Versions of what decides the results, and the job of the cluster."""
+    import importlib.metadata
+    import platform
+
+    parts = [f"lulc {__version__}", f"Python {platform.python_version()}", platform.platform()]
+    for name in LOGGED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            parts.append(f"{name} {importlib.metadata.version(name)}")
+    jobs = ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_PROCID")
+    parts += [f"{name} {os.environ[name]}" for name in jobs if name in os.environ]
+    return ", ".join(parts)
+
+
+def _completions(parser: argparse.ArgumentParser, shell: str) -> str:
+    """The script by which a shell completes a command line."""
+    import shtab
+
+    several = [action.metavar for action in parser._actions if isinstance(action.metavar, tuple)]
+    for action in parser._actions:
+        if isinstance(action.metavar, tuple):
+            action.metavar = " ".join(action.metavar)  # as text, which is what shells show
+        if action.metavar in PATHS or action.dest in {"config", "log"}:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+    text: str = shtab.complete(parser, shell)
+    for names in several if shell == "zsh" else ():
+        # One message for each value: with one for all, zsh takes what follows the first for another argument.
+        text = text.replace(f"]:{' '.join(names)}:", "]" + "".join(f":{name}: " for name in names))
+    return text
+
+
+class _Collect(argparse.Action):
+    """`--name A B` and `--name A --name B` are the same; what is given replaces the default."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*(before if before is not self.default else ()), *values])
+
+
+def _add_common(parser: argparse._ActionsContainer) -> None:
+    """Options that every command has."""
+    parser.add_argument("--version", action="version", version=f"lulc {__version__}")
+    noise = parser.add_mutually_exclusive_group()
+    noise.add_argument("-q", "--quiet", action="store_true", help="no progress, warnings only")
+    noise.add_argument("-v", "--verbose", action="store_true", help="more detail")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, for machines")
+    parser.add_argument(
+        "--log", metavar="FILE", help="also append messages to this file, with times and versions"
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with options under their own names; what is typed here wins",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print all options as such a file, then stop"
+    )
+    parser.add_argument(
+        "--print-completion",
+        choices=("bash", "zsh"),
+        help="print the completions of a shell, then stop",
+    )
+
+
+def _probe(config: type, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """A parser that knows all options with names, needs none, and leaves arguments without names over."""
+    probe = _Parser(prog=parser.prog, usage=parser.usage, add_help=False)
+    _add_common(probe)
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if not field.metadata["positional"]:
+            _add_option(probe, field, hints[field.name], None, False)
+    return probe
+
+
+def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any, default: Any, required: bool) -> None:
+    meta = field.metadata
+    keywords: dict[str, Any] = {"help": _help_of(field)}
+    if meta["choices"]:
+        keywords["choices"] = meta["choices"]
+    base, many = value_type(hint)
+    if default is dataclasses.MISSING:
+        default = None
+    if base is bool:
+        keywords["action"] = "store_true"
+    else:
+        keywords["type"] = base
+        if meta["metavar"]:
+            keywords["metavar"] = tuple(meta["metavar"].split()) if isinstance(many, int) else meta["metavar"]
+        if many:
+            keywords["nargs"] = many
+    if meta["positional"]:
+        if not required:
+            keywords["nargs"] = "*" if many else "?"
+        group.add_argument(field.name, default=default, **keywords)
+        return
+    name = field.name.replace("_", "-")
+    if many == "+":
+        keywords["action"] = _Collect
+    group.add_argument(f"--{name}", required=required, default=default, **keywords)
+    if base is bool and default:
+        group.add_argument(f"--no-{name}", dest=field.name, action="store_false", help=argparse.SUPPRESS)
+
+
+def _help_of(field: dataclasses.Field[Any]) -> str:
+    text = str(field.metadata["help"])
+    notes = [field.metadata["unit"]] if field.metadata["unit"] else []
+    recipes = {name: _shown(value) for name, value in field.metadata.get("by_recipe", {}).items()}
+    if len(set(recipes.values())) > 1:
+        notes.append("by recipe: " + ", ".join(f"{name} {value}" for name, value in recipes.items()))
+    elif recipes:
+        notes.append(f"default {recipes['default']}")
+    elif field.default is not False and field.default not in (dataclasses.MISSING, None, (), ""):
+        notes.append(f"default {_shown(field.default)}")
+    return f"{text} [{'; '.join(notes)}]" if notes else text
+
+
+def _shown(value: Any) -> str:
+    return " ".join(str(v) for v in value) if isinstance(value, tuple) else str(value)

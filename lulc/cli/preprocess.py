@@ -1,0 +1,140 @@
+"""Cut Sentinel-2 bands, spectral indices and labels into .npy stacks for training and validation.
+
+The result is a folder with train_image_0.npy (float32, rows x columns x 14: reflectance x 10000 and index
+codes, NaN where any is invalid), train_masks_0.npy (uint8, class numbers, 255 = ignore), val_image_0.npy,
+val_masks_0.npy and so on, and manifest.json, which says what they hold and is written last. An interrupted
+run is continued by the same command.
+
+Example: python preprocess.py --bands demo/summer.tif --fill demo/spring.tif --indices demo/indices.tif
+--labels demo/labels.tif --scheme kaakonkulma-13 --size 256 --out demo/stacks
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lulc.cli.commandline import Answer, run
+from lulc.config import DEFAULT, PreprocessConfig
+
+if TYPE_CHECKING:
+    from lulc.datasets.loading import Manifest
+
+STRIDE = 16
+"""Crop sides are multiples of the stride of the default network."""
+
+SHOWN = 3
+"""Codes that are printed with their classes."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 1 for data that don't fit, 2 for a wrong command line."""
+    return run(PreprocessConfig, __doc__ or "", _prepare, argv)
+
+
+def _prepare(config: PreprocessConfig) -> Answer:
+    from lulc.preprocessing.preprocess import make_stacks
+
+    manifest = make_stacks(config)
+    following = f"python train_model.py {shlex.quote(config.out)} --out runs/first{crop_options(manifest)}"
+    text = (
+        f"{summary(manifest)}\n\nThe stacks and their manifest are in {config.out}. Next:\n\n    {following}"
+    )
+    return Answer(text, figures(manifest))
+
+
+def figures(manifest: Manifest) -> dict[str, Any]:
+    """Stacks, class counts and shares of patched and invalid pixels, JSON-ready."""
+    counts = zip(manifest.class_counts("train"), manifest.class_counts("val"), strict=True)
+    return {
+        "folder": str(manifest.folder),
+        "scheme": manifest.scheme,
+        "indices_computed": _computed(manifest),
+        "stacks": [
+            {"name": s.name, "split": s.split, "pixels": list(s.shape), "labelled": sum(s.class_counts)}
+            for s in manifest.stacks
+        ],
+        "classes": [
+            {"number": c.number, "name": c.name, "training": int(train), "validation": int(val)}
+            for c, (train, val) in zip(manifest.legend.classes, counts, strict=True)
+        ],
+        "coverage": manifest.provenance["coverage"],
+    }
+
+
+def summary(manifest: Manifest) -> str:
+    """Stacks, class counts and shares of patched and invalid pixels, as text tables."""
+    tables = (_stack_table(manifest), _class_table(manifest), _channel_table(manifest))
+    return "\n\n".join((*tables, _readings(manifest)))
+
+
+def crop_options(manifest: Manifest) -> str:
+    """Options of a training whose default crops are larger than the stacks; empty where these fit."""
+    options = ""
+    for split, name in (("train", "crop_sizes"), ("val", "validation_crop_sizes")):
+        # Of stacks of several sizes each gives the crops that fit it: the largest decides.
+        side = max((min(stack.shape) for stack in manifest.of(split)), default=0)
+        fitting = [s for s in DEFAULT[name] if s <= side] or [side // STRIDE * STRIDE]
+        if fitting[0] and len(fitting) < len(DEFAULT[name]):
+            options += f" --{name.replace('_', '-')} {' '.join(str(s) for s in fitting)}"
+    return options
+
+
+def _readings(manifest: Manifest) -> str:
+    """By which scheme the codes of the labels were read, and where the indices come from."""
+    names = {c.number: c.name for c in manifest.legend.classes}
+    codes = [f"{code} {names[number]}" for code, number in manifest.parameters["classes"] if number in names]
+    shown = "; ".join(codes[:SHOWN] + (["..."] if len(codes) > SHOWN else []))
+    computed, files = _computed(manifest), ", ".join(manifest.parameters["indices"])
+    origins = [f"read from {files}"] if files else []
+    origins += [f"{', '.join(computed)} computed from the bands"] if computed else []
+    return f"labels: codes as in the scheme {manifest.scheme} ({shown})\nindices: {'; '.join(origins)}"
+
+
+def _computed(manifest: Manifest) -> list[str]:
+    return [str(c["name"]) for c in manifest.channels if c["coding"] == "computed"]
+
+
+def _stack_table(manifest: Manifest) -> str:
+    rows = []
+    for stack in manifest.stacks:
+        labelled = sum(stack.class_counts) / (stack.shape[0] * stack.shape[1])
+        size = f"{stack.shape[0]} x {stack.shape[1]}"
+        number = "" if stack.number is None else str(stack.number)
+        rows.append([stack.name, number, size, _percent(labelled)])
+    return _table(["stack", "number", "pixels", "labelled"], rows)
+
+
+def _class_table(manifest: Manifest) -> str:
+    counts = zip(manifest.class_counts("train"), manifest.class_counts("val"), strict=True)
+    rows = [
+        [f"{c.number} {c.name}", f"{int(train):,}", f"{int(val):,}"]
+        for c, (train, val) in zip(manifest.legend.classes, counts, strict=True)
+    ]
+    return _table(["class", "training px", "validation px"], rows)
+
+
+def _channel_table(manifest: Manifest) -> str:
+    coverage = manifest.provenance["coverage"]
+    patched, invalid = coverage["patched"], coverage["invalid"]
+    rows = [[name, _percent(patched.get(name, 0)), _percent(share)] for name, share in invalid.items()]
+    rows.append(["all", "", _percent(1 - coverage["valid"])])
+    return _table(["channel", "patched", "invalid"], rows)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for first, *rest in [header, *rows]:
+        cells = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,1 +1,0 @@
-"""How far a map can be believed: calibrated activations, pixels and mosaics unlike the training."""

@@ -1,0 +1,193 @@
+"""Options in a file: YAML with the names of the options, to the values of a config and back.
+
+A value in the file is read as it would be typed on the command line. Nothing in the file is run: only
+names, plain values and lists of them are taken from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lulc.core.schema import InputError
+
+Texts = dict[str, str | list[str] | None]
+"""Names of options and what is written behind them."""
+
+UPGRADERS: tuple[Callable[[Texts], Texts], ...] = ()
+"""The n-th takes the content of a file of format version n (from 1) to that of version n + 1."""
+
+MAX_BYTES = 2**20
+
+_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def format_version() -> int:
+    """Version of the files that `settings_text` writes."""
+    return len(UPGRADERS) + 1
+
+
+def value_type(hint: Any) -> tuple[type, str | int | None]:
+    """Type of one value of a field, and how many there are: None one, ``"+"`` any number, or a number."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if typing.get_origin(hint) is tuple:
+        arguments = typing.get_args(hint)
+        if arguments[-1] is Ellipsis:
+            return arguments[0], "+"
+        return arguments[0], len(arguments)
+    return hint, None
+
+
+def read_settings(path: str | os.PathLike[str], config: type) -> dict[str, Any]:
+    """Values of the fields of `config` that a file gives.
+
+    Parameters
+    ----------
+    path
+        YAML file: ``format_version`` (the newest where it is left out) and options by their names.
+    config
+        Dataclass whose fields were made by `lulc.config.option`.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read, is no mapping of options, is of a newer version, or a name or value
+        in it is none of the command.
+    """
+    texts = _read_texts(Path(path))
+    version = texts.pop("format_version", str(format_version()))
+    newest = format_version()
+    if not isinstance(version, str) or not version.isdecimal() or not 1 <= int(version) <= newest:
+        raise InputError(
+            f"cannot use the options in '{path}', since its format version is {version}, "
+            f"expected 1 to {newest}",
+            "Where it was written by a newer version of this toolkit, upgrade lulc.",
+        )
+    for upgrade in UPGRADERS[int(version) - 1 :]:
+        texts = upgrade(texts)
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    hints = typing.get_type_hints(config)
+    values = {}
+    for name, text in texts.items():
+        field = fields.get(name.replace("-", "_"))
+        if field is None:
+            raise InputError(
+                f"cannot use the options in '{path}', since '{name}' is no option of this command",
+                _nearest(name, fields),
+            )
+        if text is None and field.default is dataclasses.MISSING:
+            continue
+        values[field.name] = _value(text, field, hints[field.name], path)
+    return values
+
+
+def settings_text(values: Mapping[str, Any], config: type) -> str:
+    """A file that `read_settings` reads, with the help of each option; what is missing is commented out."""
+    import yaml
+
+    lines = [f"format_version: {format_version()}"]
+    for field in dataclasses.fields(config):
+        help_ = field.metadata["help"].replace("%%", "%")
+        unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
+        open_ = "; null: as the recipe has it" if "by_recipe" in field.metadata else ""
+        lines.append(f"\n# {help_}{unit}{open_}")
+        name = field.name.replace("_", "-")
+        value = values.get(field.name)
+        if value in (None, []) and field.default is dataclasses.MISSING:
+            lines.append(f"# {name}: {field.metadata['metavar'] or '...'}")
+            continue
+        plain = list(value) if isinstance(value, tuple) else value
+        lines.append(f"{name}: {yaml.safe_dump(plain, default_flow_style=True, width=1e6).split(chr(10))[0]}")
+    return "\n".join(lines) + "\n"
+
+
+def _read_texts(path: Path) -> Texts:
+    import yaml
+
+    if not path.is_file():
+        raise InputError(f"cannot read the options, since there is no file '{path}'", "Check --config.")
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(
+            f"cannot read the options in '{path}', since it has {path.stat().st_size} bytes, "
+            f"expected at most {MAX_BYTES}",
+            "Give the file that --print-config wrote.",
+        )
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"cannot read the options in '{path}', since it is not valid YAML ({problem})",
+            "Write one option a line, 'epochs: 8'; --print-config shows the form.",
+        ) from error
+    texts: Texts = {}
+    for key, node in root.value if isinstance(root, yaml.MappingNode) else [(root, None)]:
+        if node is None or not isinstance(key, yaml.ScalarNode) or key.value in texts:
+            what = (
+                f"'{key.value}' twice" if isinstance(key, yaml.ScalarNode) and node else "no names of options"
+            )
+            raise InputError(
+                f"cannot read the options in '{path}', since it has {what}, expected each option once",
+                "Write one option a line, 'epochs: 8'; --print-config shows the form.",
+            )
+        texts[key.value] = _text(node, key.value, path)
+    return texts
+
+
+def _text(node: Any, name: str, path: Path) -> str | list[str] | None:
+    """What is written behind a name: one value, a list of values, or None for null."""
+    import yaml
+
+    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if not all(isinstance(item, yaml.ScalarNode) for item in items):
+        raise InputError(
+            f"cannot read the options in '{path}', since line {node.start_mark.line + 1} has a nested value "
+            f"for '{name}', expected one value or a list of values",
+            "Write lists as [a, b].",
+        )
+    if isinstance(node, yaml.SequenceNode):
+        return [item.value for item in items]
+    return None if node.tag == "tag:yaml.org,2002:null" else str(node.value)
+
+
+def _value(
+    text: str | list[str] | None, field: dataclasses.Field[Any], hint: Any, path: str | os.PathLike[str]
+) -> Any:
+    """The value of a field from what is written behind its name."""
+    if text is None:
+        return field.default
+    base, many = value_type(hint)
+    words = text if isinstance(text, list) else [text]
+    choices = field.metadata["choices"]
+    expected = f"one of {', '.join(choices)}" if choices else _EXPECTED[base]
+    try:
+        values = tuple(_SWITCHES[w.lower()] if base is bool else base(w) for w in words)
+        if (isinstance(text, list) and many is None) or (isinstance(many, int) and len(values) != many):
+            expected = f"{many or 1} of it"
+            raise ValueError
+        if choices and not set(values) <= set(choices):
+            raise ValueError
+    except (ValueError, KeyError) as error:
+        name = field.name.replace("_", "-")
+        raise InputError(
+            f"cannot use the options in '{path}', since '{name}' is {text!r}, expected {expected}",
+            f"See the help of --{name}.",
+        ) from error
+    return values[0] if many is None else values
+
+
+_EXPECTED: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _nearest(name: str, fields: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name.replace("-", "_"), fields, n=1)
+    if near:
+        return f"Did you mean '{near[0].replace('_', '-')}'?"
+    return "See --help; --print-config writes a file with all options."

@@ -1,0 +1,165 @@
+"""JSON documents (model cards, manifests, journals): bounded, checked against a schema, versioned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from lulc.core.schema import InputError
+from lulc.core.storage import write_atomically
+
+MAX_BYTES = 64 * 2**20
+"""No document of the toolkit comes near this; a larger one is refused before it is read."""
+
+MAX_VALUES = 2_000_000
+"""Values of a document: Python takes a hundred bytes for each, however few it has in the file."""
+
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters that steer a terminal, end a C string, or are no text at all."""
+
+
+def read_document(
+    path: str | os.PathLike[str], schema: dict[str, Any], kind: str, version: int
+) -> dict[str, Any]:
+    """Read a JSON document and check it.
+
+    Parameters
+    ----------
+    path
+        File to read.
+    schema
+        JSON Schema (draft 2020-12) of the document.
+    kind
+        What it is, for messages ("model card").
+    version
+        Highest ``format_version`` that this program knows.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, too large, no JSON, of a newer version, or not as the schema says.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"cannot read the {kind}, since there is no file '{path}'", "Check the path.")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise InputError(
+            f"cannot read the {kind} '{path}', since it has {size} bytes, expected at most {MAX_BYTES}",
+            "It is damaged or was not written by this toolkit; make it again.",
+        )
+    try:
+        data = _parse(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"cannot read the {kind} '{path}', since it is not valid JSON ({error})",
+            "It is damaged or was not written by this toolkit; make it again.",
+        ) from error
+    found = data.get("format_version") if isinstance(data, dict) else None
+    if isinstance(found, int) and found > version:
+        raise InputError(
+            f"cannot read the {kind} '{path}', since its format version is {found}, "
+            f"expected at most {version}",
+            "It was written by a newer version of this toolkit: upgrade lulc.",
+        )
+    check_document(data, schema, kind, str(path))
+    return data
+
+
+def check_document(data: Any, schema: dict[str, Any], kind: str, where: str) -> None:
+    """Raise InputError naming the first place of `data` that does not fit `schema`."""
+    error = jsonschema.Draft202012Validator(schema).iter_errors(data)
+    first = next(iter(error), None)
+    if first is not None:
+        place = "/".join(str(p) for p in first.absolute_path) or "the top level"
+        raise InputError(
+            f"cannot use the {kind} '{where}', since {place} does not fit: {first.message[:200]}",
+            "It is damaged or was not written by this toolkit; make it again.",
+        )
+
+
+def write_document(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
+    """Write `data` as JSON, whole or not at all; equal data give equal bytes."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def append_line(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
+    """Add `data` to a file of JSON lines, with a checksum that tells a line that was cut short or changed."""
+    line = json.dumps({**data, "checksum": seal_of(data)[:16]}, allow_nan=False)
+    with open(path, "a+b") as file:
+        # A line that a crash cut short is closed, so that this one stands by itself.
+        if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            file.write(b"\n")
+        file.write(line.encode() + b"\n")
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """The entries that `append_line` wrote, one at a time; damaged ones are passed over."""
+    with open(path, "rb") as file:
+        while line := file.readline(MAX_BYTES):
+            try:
+                data = _parse(line.decode())
+                checksum = data.pop("checksum")
+                if checksum == seal_of(data)[:16]:
+                    yield data
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                continue
+
+
+def seal_of(data: dict[str, Any]) -> str:
+    """sha256 of JSON-ready data, whatever their layout in a file; finds accidents, not intent."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parse(text: str) -> Any:
+    """JSON as Python values: bounded in number, finite, and free of characters that are no text."""
+    values = text.count(",") + text.count("[") + text.count("{")
+    if values > MAX_VALUES:
+        raise ValueError(f"about {values} values, expected at most {MAX_VALUES}")
+    data = json.loads(
+        text, parse_constant=_refuse_constant, parse_float=_finite_float, parse_int=_bounded_int
+    )
+    # Characters that JSON admits only behind a backslash come from there; others stand in the text.
+    if _FORBIDDEN.search(text) or ("\\" in text and any(map(_FORBIDDEN.search, _strings_of(data)))):
+        raise ValueError("it holds control characters")
+    return data
+
+
+def _strings_of(data: Any) -> Iterator[str]:
+    waiting = [data]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"the value {name} is not allowed")
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return number
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > 19:
+        raise ValueError(f"the number {text[:40]} is too large")
+    return int(text)

@@ -1,0 +1,161 @@
+"""The grid of a raster: coordinate reference system, geotransform and shape, decided once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
+
+from lulc.core.schema import InputError
+from lulc.core.windows import Window
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """Where the pixels of a raster lie.
+
+    Parameters
+    ----------
+    crs
+        Coordinate reference system.
+    transform
+        Affine from (column, row) of a pixel's upper left corner to map coordinates.
+    height, width
+        Size in pixels.
+    """
+
+    crs: CRS
+    transform: Affine
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return (self.height, self.width)
+
+    @property
+    def extent(self) -> Window:
+        """The window that covers the whole grid."""
+        return Window(0, 0, self.height, self.width)
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top) in units of the CRS, for north-up grids."""
+        left, top = self.transform @ (0, 0)
+        right, bottom = self.transform @ (self.width, self.height)
+        return (left, bottom, right, top)
+
+    @property
+    def pixel_size(self) -> tuple[float, float]:
+        """(x, y) size of a pixel in units of the CRS, both positive."""
+        return (abs(self.transform.a), abs(self.transform.e))
+
+    @property
+    def is_north_up(self) -> bool:
+        """True where rows run south and columns run east, without rotation or shear."""
+        t = self.transform
+        return t.b == 0 and t.d == 0 and t.a > 0 and t.e < 0
+
+    def crop(self, window: Window) -> GridSpec:
+        """The grid of `window`, which counts pixels of this grid."""
+        origin = self.transform @ Affine.translation(window.col, window.row)
+        return GridSpec(self.crs, origin, window.height, window.width)
+
+    def matches(self, other: GridSpec) -> bool:
+        """True where both grids hold the same pixels: CRS, shape, and corners within 1 % of a pixel."""
+        if self.crs != other.crs or self.shape != other.shape:
+            return False
+        return self.is_aligned(other) and self.offset_of(other) == (0, 0)
+
+    def is_aligned(self, other: GridSpec) -> bool:
+        """True where `other` has this CRS and pixel size, and its corners fall on pixel corners here."""
+        if self.crs != other.crs:
+            return False
+        a, b = self.transform, other.transform
+        longest = max(self.height, self.width, other.height, other.width)
+        scale = abs(a.a)
+        if any(
+            abs(x - y) * longest > 0.01 * scale for x, y in ((a.a, b.a), (a.b, b.b), (a.d, b.d), (a.e, b.e))
+        ):
+            return False
+        col, row = ~a @ (b.c, b.f)
+        return abs(col - round(col)) < 0.01 and abs(row - round(row)) < 0.01
+
+    def offset_of(self, other: GridSpec) -> tuple[int, int]:
+        """(row, column) of the origin of an aligned grid `other` in this grid."""
+        col, row = ~self.transform @ (other.transform.c, other.transform.f)
+        return (round(row), round(col))
+
+    def describe(self) -> str:
+        """One line for messages: CRS, size, pixel size and origin."""
+        t = self.transform
+        name = self.crs.to_string() if self.crs else "no CRS"
+        if len(name) > 40:
+            name = name[:37] + "..."
+        return (
+            f"{name}, {self.height} rows x {self.width} columns, pixel {t.a:.10g} x {t.e:.10g}, "
+            f"origin ({t.c:.10g}, {t.f:.10g})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The grid as JSON-ready data, the inverse of `from_json`."""
+        return {
+            "crs": self.crs.to_wkt() if self.crs else "",
+            "transform": list(self.transform)[:6],
+            "height": self.height,
+            "width": self.width,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> GridSpec:
+        """A grid from the data that `to_json` gives, types and ranges checked by the reader.
+
+        Raises
+        ------
+        InputError
+            If its CRS is none, or its pixels have no area.
+        """
+        transform = Affine(*(float(v) for v in data["transform"]))
+        try:
+            crs = CRS.from_wkt(data["crs"]) if data["crs"] else CRS()
+        except CRSError as error:
+            raise InputError(
+                f"cannot use the CRS '{data['crs'][:80]}', since it is not understood, expected WKT"
+            ) from error
+        if not 0 < abs(transform.determinant) < math.inf:
+            raise InputError(
+                f"cannot use a grid of the geotransform {tuple(transform)[:6]}, since its pixels have no area"
+            )
+        return cls(crs, transform, int(data["height"]), int(data["width"]))
+
+
+GRID_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["crs", "transform", "height", "width"],
+    "properties": {
+        "crs": {"type": "string", "maxLength": 100_000},
+        "transform": {"type": "array", "minItems": 6, "maxItems": 6, "items": {"type": "number"}},
+        "height": {"type": "integer", "minimum": 1},
+        "width": {"type": "integer", "minimum": 1},
+    },
+}
+"""JSON Schema of `GridSpec.to_json`."""
+
+METRES_PER_DEGREE = 111_320.0
+"""Length of a degree along a meridian, and along the equator."""
+
+
+def metres_per_pixel(grid: GridSpec) -> float | None:
+    """Width of a pixel on the ground in the middle of the grid; None where the CRS has no length."""
+    if not grid.crs:
+        return None
+    x, _ = grid.pixel_size
+    if grid.crs.is_geographic:
+        _, bottom, _, top = grid.bounds
+        return x * METRES_PER_DEGREE * math.cos(math.radians((bottom + top) / 2))
+    return x * float(grid.crs.linear_units_factor[1])

@@ -1,0 +1,182 @@
+"""The vocabulary of the toolkit: channels, legends, reserved values and the error users see.
+
+Everything here is plain data; importing it loads neither numpy nor a deep-learning framework.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12")
+"""Sentinel-2 bands in stack order; reflectance x 10000."""
+
+INDICES = ("NDVI", "NDTI", "NDBI", "NDMI", "NDSI")
+"""Spectral indices in stack order; SYKE code 100 v + 100 in 0..200."""
+
+CHANNELS = BANDS + INDICES
+"""The 14 layers of a stack, in the order of the original system."""
+
+REFLECTANCE_UNIT = "reflectance x 10000"
+INDEX_UNIT = "SYKE code, 100 x index + 100, 0..200"
+
+IGNORE = 255
+"""Label value that carries no weight in loss, metrics or statistics."""
+
+NO_CODE = -(2**31)
+"""Stands for "no label here" (no data, NaN, outside the file) in arrays of codes; always ignored."""
+
+UNCLASSIFIED = 0
+"""Class value of a valid pixel whose confidence lies below a threshold."""
+
+ENCODERS = (
+    "resnet50", "resnet101", "resnet152",
+    "efficientnetv2-b0", "efficientnetv2-b1", "efficientnetv2-b2", "efficientnetv2-b3", "efficientnetv2-s",
+    "convnext-tiny", "convnext-small", "convnext-base",
+)  # fmt: skip
+"""Encoders that a network may have instead of its own stages, see `lulc.models.backbones`."""
+
+MAX_CLASSES = 254
+"""Class numbers run from 1 to at most this; 0 and 255 are reserved."""
+
+NODATA = -1.0
+"""No-data value of float32 maps, in every band."""
+
+
+LEGEND_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["name", "classes"],
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 200},
+        "classes": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_CLASSES,
+            "items": {
+                "type": "object",
+                "required": ["number", "name", "color"],
+                "properties": {
+                    "number": {"type": "integer", "minimum": 1, "maximum": MAX_CLASSES},
+                    "name": {"type": "string", "minLength": 1, "maxLength": 200},
+                    "color": {"type": "string", "pattern": "^#[0-9a-fA-F]{6}$"},
+                    "sources": {"type": "array", "maxItems": 10_000, "items": {"type": "integer"}},
+                    "level1": {"type": "integer", "minimum": 0, "maximum": 5},
+                },
+            },
+        },
+    },
+}
+"""JSON Schema of `Legend.to_json`, as manifests, cards and tags of maps hold it."""
+
+
+class InputError(Exception):
+    """What the user gave does not fit; the message says why and what to type next.
+
+    Parameters
+    ----------
+    problem
+        One sentence: what can't be done, since which file has which value, and what was expected.
+    hint
+        What to type or change next.
+    """
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(problem, hint)
+        self.problem = problem
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.problem}\n\n{self.hint}" if self.hint else self.problem
+
+
+@dataclass(frozen=True)
+class LandCoverClass:
+    """One class of a legend.
+
+    Parameters
+    ----------
+    number
+        Class number in masks and maps, 1..254.
+    name
+        Name as printed.
+    color
+        ``#rrggbb``.
+    sources
+        Codes of the source nomenclature that the class gathers; empty where they are unknown.
+    level1
+        CORINE level-1 group, 1..5 (artificial, agricultural, forest and semi-natural, wetlands,
+        water), or 0 where the class belongs to none.
+    """
+
+    number: int
+    name: str
+    color: str
+    sources: tuple[int, ...] = ()
+    level1: int = 0
+
+
+@dataclass(frozen=True)
+class Legend:
+    """An ordered set of classes, numbered 1..N.
+
+    Raises
+    ------
+    InputError
+        If the numbers are not 1..N in order, or N exceeds 254.
+    """
+
+    name: str
+    classes: tuple[LandCoverClass, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        numbers = [c.number for c in self.classes]
+        if numbers != list(range(1, len(numbers) + 1)) or len(numbers) > MAX_CLASSES:
+            raise InputError(
+                f"cannot use legend '{self.name}', since its class numbers are {numbers}, "
+                f"expected 1..N without gaps, N at most {MAX_CLASSES}",
+                "Number the classes 1, 2, 3, ... in the legend file.",
+            )
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def colors(self) -> tuple[str, ...]:
+        return tuple(c.color for c in self.classes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The legend as JSON-ready data, the inverse of `from_json`."""
+        return {
+            "name": self.name,
+            "classes": [
+                {
+                    "number": c.number,
+                    "name": c.name,
+                    "color": c.color,
+                    "sources": list(c.sources),
+                    "level1": c.level1,
+                }
+                for c in self.classes
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Legend:
+        """A legend from the data that `to_json` gives (already validated by the reader)."""
+        return cls(
+            name=str(data["name"]),
+            classes=tuple(
+                LandCoverClass(
+                    number=int(c["number"]),
+                    name=str(c["name"]),
+                    color=str(c["color"]),
+                    sources=tuple(int(s) for s in c.get("sources", ())),
+                    level1=int(c.get("level1", 0)),
+                )
+                for c in data["classes"]
+            ),
+        )

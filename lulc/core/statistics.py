@@ -1,0 +1,321 @@
+"""Mean and standard deviation of each channel: computed in pieces, merged exactly, read from files."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import pickle
+import pickletools
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc.core.schema import InputError
+
+MAX_BYTES = 64 * 2**20
+"""Statistics may lie within a manifest; none comes near this."""
+
+MAX_PICKLE_BYTES = 2**16
+
+STATISTICS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["mean", "std"],
+    "additionalProperties": False,
+    "properties": {
+        "mean": {"type": "array", "minItems": 1, "maxItems": 1024, "items": {"type": "number"}},
+        "std": {"type": "array", "minItems": 1, "maxItems": 1024, "items": {"type": "number", "minimum": 0}},
+        "count": {"type": "integer", "minimum": 0},
+    },
+}
+"""JSON Schema of `Statistics.to_json`."""
+
+_SUMS = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": 1024,
+    "items": {"type": "string", "pattern": "^-?[0-9]{1,400}(/[1-9][0-9]{0,400})?$"},
+}
+MOMENTS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["count", "sums", "squares"],
+    "additionalProperties": False,
+    "properties": {"count": {"type": "integer", "minimum": 0}, "sums": _SUMS, "squares": _SUMS},
+}
+"""JSON Schema of `Moments.to_json`."""
+
+_PIXELS = 2**13
+"""Pixels summed at once: 14 channels of them in float64 stay in a processor's cache."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and (population) standard deviation of each channel.
+
+    Parameters
+    ----------
+    mean, std
+        One float for each channel, in the unit of the channel.
+    count
+        Valid pixels that they were computed from; 0 where that is not known.
+
+    Raises
+    ------
+    InputError
+        If the two do not pair up, or a value is not finite, or a deviation is negative.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        finite = all(math.isfinite(v) for v in (*self.mean, *self.std))
+        if len(self.mean) != len(self.std) or not finite or any(s < 0 for s in self.std):
+            raise InputError(
+                f"cannot use the statistics, since they hold mean {self.mean} and std {self.std}, "
+                "expected one finite mean and one standard deviation of at least 0 for each channel",
+                "Compute them again with preprocess.py.",
+            )
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Statistics:
+        """Statistics of the pixels without NaN in `values`, float (..., band); computed in float64."""
+        pixels = np.asarray(values, "float64").reshape(-1, values.shape[-1])
+        pixels = pixels[~np.isnan(pixels).any(axis=1)]
+        if not len(pixels):
+            zeros = (0.0,) * values.shape[-1]
+            return cls(zeros, zeros, 0)
+        return cls(tuple(pixels.mean(0).tolist()), tuple(pixels.std(0).tolist()), len(pixels))
+
+    def merge(self, other: Statistics) -> Statistics:
+        """Statistics of both sets of pixels together (Chan, Golub, LeVeque 1979, eq. 2.1).
+
+        Raises
+        ------
+        InputError
+            If the numbers of channels differ.
+        """
+        if len(self.mean) != len(other.mean):
+            raise InputError(
+                f"cannot merge statistics of {len(self.mean)} and {len(other.mean)} channels, "
+                "expected as many of each",
+                "Give data that were prepared with the same channels.",
+            )
+        count = self.count + other.count
+        if count == 0:
+            return self
+        share = other.count / count
+        difference = np.subtract(other.mean, self.mean)
+        mean = np.asarray(self.mean) + share * difference
+        variance = (
+            (1 - share) * np.square(self.std)
+            + share * np.square(other.std)
+            + share * (1 - share) * np.square(difference)
+        )
+        return Statistics(tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()), count)
+
+    def to_json(self) -> dict[str, Any]:
+        """The statistics as JSON-ready data, the inverse of `from_json`."""
+        return {"mean": list(self.mean), "std": list(self.std), "count": self.count}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Statistics:
+        """Statistics from data that fit `STATISTICS_SCHEMA`."""
+        return cls(
+            tuple(float(v) for v in data["mean"]),
+            tuple(float(v) for v in data["std"]),
+            int(data.get("count", 0)),
+        )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Exact sums over pixels: added in any order, from any pieces, they are the same numbers.
+
+    Parameters
+    ----------
+    count
+        Pixels without NaN.
+    sums, squares
+        Sums of the values and of their squares, for each channel.
+    """
+
+    count: int
+    sums: tuple[Fraction, ...]
+    squares: tuple[Fraction, ...]
+
+    @classmethod
+    def zero(cls, channels: int) -> Moments:
+        """The moments of no pixel."""
+        return cls(0, (Fraction(0),) * channels, (Fraction(0),) * channels)
+
+    @classmethod
+    def of(cls, image: np.ndarray) -> Moments:
+        """Moments of the pixels without NaN in `image`, float32 (..., channel)."""
+        total = cls.zero(image.shape[-1])
+        pixels = image.reshape(-1, image.shape[-1])
+        for start in range(0, len(pixels), _PIXELS):
+            piece = pixels[start : start + _PIXELS]
+            whole = ~np.isnan(piece).any(axis=1)
+            planes = np.array((piece if whole.all() else piece[whole]).T, "float64", order="C")
+            sums = tuple(map(_exact_sum, planes))
+            # Squares of float32 are exact in float64.
+            squares = tuple(map(_exact_sum, np.square(planes, out=planes)))
+            total += cls(planes.shape[1], sums, squares)
+        return total
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.count + other.count,
+            tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
+            tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
+        )
+
+    @property
+    def statistics(self) -> Statistics:
+        """Mean and standard deviation, each rounded once."""
+        count = max(1, self.count)
+        means = [total / count for total in self.sums]
+        variances = [total / count - mean**2 for total, mean in zip(self.squares, means, strict=True)]
+        deviations = tuple(math.sqrt(float(variance)) for variance in variances)
+        return Statistics(tuple(map(float, means)), deviations, self.count)
+
+    def to_json(self) -> dict[str, Any]:
+        """The moments as JSON-ready data, the inverse of `from_json`."""
+        return {
+            "count": self.count,
+            "sums": [str(total) for total in self.sums],
+            "squares": [str(total) for total in self.squares],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Moments:
+        """Moments from data that fit `MOMENTS_SCHEMA`."""
+        return cls(data["count"], tuple(map(Fraction, data["sums"])), tuple(map(Fraction, data["squares"])))
+
+
+def _exact_sum(values: np.ndarray) -> Fraction:
+    """Sum of finite float64 (n,), without rounding.
+
+    Values are rounded to multiples of a unit so large that these add up exactly, and the same is done with
+    what that leaves, until nothing is left (Rump, Ogita, Oishi 2008, algorithm 3.3).
+    """
+    total = Fraction(0)
+    while values.size:
+        largest = max(values.max(), -values.min())
+        if not largest:
+            break
+        split = math.ldexp(1.5, math.frexp(largest)[1] + values.size.bit_length() + 1)
+        upper = values + split
+        upper -= split
+        total += Fraction(float(upper.sum()))
+        values = values - upper
+    return total
+
+
+def read_statistics(path: str | os.PathLike[str]) -> Statistics:
+    """Read statistics from JSON or from the original's pickle.
+
+    Parameters
+    ----------
+    path
+        JSON with ``mean`` and ``std`` at the top or under ``statistics`` (a manifest or a model card
+        will do), or a pickle of two lists of numbers.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, too large, or holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"cannot read the statistics, since there is no file '{path}'", "Check the path.")
+    if path.stat().st_size > MAX_BYTES:
+        raise _unreadable(path, f"it has {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
+    content = path.read_bytes()
+    if content.lstrip()[:1] != b"{":
+        return _read_pickle(path, content)
+    try:
+        data = json.loads(content)
+        data = data.get("statistics", data)
+        return Statistics.from_json({k: data[k] for k in ("mean", "std", "count") if k in data})
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise _unreadable(path, f"it holds no 'mean' and 'std' lists of numbers ({error})") from error
+
+
+def _read_pickle(path: Path, content: bytes) -> Statistics:
+    if len(content) > MAX_PICKLE_BYTES:
+        raise _unreadable(path, f"it has {len(content)} bytes, expected at most {MAX_PICKLE_BYTES}")
+    try:
+        _check_opcodes(content)
+        mean, std = _NumbersUnpickler(io.BytesIO(content)).load()
+        return Statistics(tuple(float(v) for v in mean), tuple(float(v) for v in std))
+    except InputError:
+        raise
+    except Exception as error:  # a damaged pickle fails in as many ways as it has opcodes
+        reason = f"it is neither JSON nor a pickle of two lists of numbers ({error})"
+        raise _unreadable(path, reason) from error
+
+
+_OPCODES = re.compile(
+    "PROTO|FRAME|STOP|MARK|EMPTY_LIST|LIST|APPENDS?|TUPLE[123]?|EMPTY_TUPLE|MEMOIZE|(LONG_)?BIN(PUT|GET)|PUT|GET|"
+    "GLOBAL|STACK_GLOBAL|REDUCE|BUILD|NONE|INT|LONG1|BININT[12]?|(BIN)?FLOAT|NEWTRUE|NEWFALSE|STRING|"
+    "(SHORT_)?BINSTRING|UNICODE|(SHORT_)?BINUNICODE|(SHORT_)?BINBYTES"
+)
+
+
+def _check_opcodes(content: bytes) -> None:
+    for opcode, argument, _ in pickletools.genops(content):
+        if not _OPCODES.fullmatch(opcode.name):
+            raise ValueError(f"the opcode {opcode.name} is not allowed")
+        # The table of memoised objects is as long as its highest number: a bomb of nine bytes.
+        if opcode.name.endswith("PUT") and int(argument or 0) > len(content):
+            raise ValueError(f"it numbers an object {argument}")
+
+
+class _Dtype:
+    """Stands in for numpy.dtype: a float or integer of at most 8 bytes."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if code not in ("f2", "f4", "f8", "i4", "i8"):
+            raise ValueError(f"the number type {str(code)[:20]} is not allowed")
+        self.code = code
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.code = {"<": "<", ">": ">"}.get(state[1], "=") + self.code
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> float:
+    return float(np.frombuffer(data, dtype.code, count=1)[0])
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    return text.encode("latin1") if encoding == "latin1" else b""
+
+
+class _NumbersUnpickler(pickle.Unpickler):
+    """Admits numpy numbers, through stand-ins of our own: no function of another package can be called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        stand_ins = {
+            ("numpy", "dtype"): _Dtype,
+            ("numpy.core.multiarray", "scalar"): _scalar,
+            ("numpy._core.multiarray", "scalar"): _scalar,
+            ("_codecs", "encode"): _encode,
+        }
+        if (module, name) not in stand_ins:
+            raise ValueError(f"it asks for {module}.{name}, which is not a number")
+        return stand_ins[module, name]
+
+
+def _unreadable(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"cannot read the statistics '{path}', since {reason}",
+        'Give JSON such as {"mean": [864.98, ...], "std": [155.23, ...]}, or the original\'s pickle.',
+    )

@@ -1,0 +1,191 @@
+"""Files that are whole or absent: atomic writing, checksums, locks and room on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lulc.core.schema import InputError
+
+
+@contextlib.contextmanager
+def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` when the block ends without error.
+
+    The file is fsynced before and its folder after the rename, so that after a crash the final name
+    holds the old content or the new one, whole. On an error the temporary file is removed.
+
+    Examples
+    --------
+    >>> with write_atomically("/tmp/lulc-example.txt") as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> Path("/tmp/lulc-example.txt").read_text()
+    'whole'
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    # mkstemp makes files that only their owner reads; results have the permissions of any new file.
+    temporary.chmod(0o666 & ~_umask())
+    try:
+        yield temporary
+        _fsync(temporary)
+        os.replace(temporary, target)
+        _fsync(target.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_partial(folder: Path, *, below: bool = False) -> None:
+    """Remove what killed runs left half-written in `folder`, which the caller has locked.
+
+    With `below`, in its subfolders too.
+    """
+    for path in list(folder.rglob(".*.partial") if below else folder.glob(".*.partial")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def rename_durably(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Give a finished file, on disk already, its final name in the same file system, on disk too."""
+    os.replace(source, target)
+    _fsync(Path(target).parent)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_disk(folder: str | os.PathLike[str], needed: int, what: str) -> None:
+    """Refuse to start where `folder` has no room for `needed` bytes.
+
+    Raises
+    ------
+    InputError
+        Naming the folder, what is free and what is needed.
+    """
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(
+            f"cannot write {what} to '{folder}', since {free / 1e9:.2f} GB are free there, "
+            f"expected at least {needed / 1e9:.2f} GB",
+            "Free some space, or give a path on another disk.",
+        )
+
+
+class Resource:
+    """What holds files open: released by `close`, or at the end of a `with` block."""
+
+    def close(self) -> None:
+        """Release the files."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
+
+
+class Lock:
+    """A lock on a path, held by a living process only (``flock``).
+
+    Parameters
+    ----------
+    path
+        File that is locked, made where it is missing.
+    what
+        What it stands for, in messages.
+    shared
+        Whether others may hold it too that share it.
+    wait
+        Whether to wait for who holds it, instead of being refused.
+
+    Raises
+    ------
+    InputError
+        On entering, if another process holds it.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], what: str, *, shared: bool = False, wait: bool = False
+    ) -> None:
+        self._path = Path(path)
+        self._what = what
+        self._kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        self._descriptor = -1
+
+    def __enter__(self) -> Lock:
+        if not any(self._acquire() for _ in range(100)):
+            raise self._refuse("that file comes and goes")
+        return self
+
+    def _acquire(self) -> bool:
+        """Open and lock the file; False where the run that held it removed it between these two."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, self._kind)
+            # A lock on a file that has lost its name keeps nobody out.
+            if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
+                self._descriptor = descriptor
+                return True
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise self._refuse("another run is writing it") from error
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            os.close(descriptor)
+            raise self._refuse(f"its file system gives no locks: {error.strerror}") from error
+        os.close(descriptor)
+        return False
+
+    def _refuse(self, why: str) -> InputError:
+        return InputError(
+            f"cannot write {self._what}, since {why} (the lock is '{self._path}')",
+            "Wait for the other run to end, or give another output.",
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._descriptor)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

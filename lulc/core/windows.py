@@ -1,0 +1,417 @@
+"""Windows, parts and the plan of a map: pure integer geometry, planned before a pixel is read.
+
+A map of H x W pixels is cut into *parts* (squares of `part` pixels; finished, journalled and resumed
+as a whole). Each part is covered by *windows* of one static shape. A window is read with a halo and
+only its inner *write* rectangle is kept, so that every pixel is written exactly once.
+
+The reference is one pass over the whole image, padded right and below to a multiple of the network's
+stride. A window equals that pass on its write rectangle when its origin and size are multiples of the
+stride and each side that does not lie on the border of the padded image is at least one halo away.
+
+A network may give less than it reads: of a window only its *core*, that is the window without a halo on each
+side, all sizes being static. The core then lies anywhere in the window: at its border where this is that of
+the image.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+Margins = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of pixels: first row, first column, number of rows, number of columns."""
+
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """(rows, columns) for indexing an array (y, x)."""
+        return (
+            slice(self.row, self.row + self.height),
+            slice(self.col, self.col + self.width),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return (self.height, self.width)
+
+    @property
+    def stop(self) -> tuple[int, int]:
+        """(row, column) one past the last pixel."""
+        return (self.row + self.height, self.col + self.width)
+
+    def intersect(self, other: Window) -> Window:
+        """The common rectangle; its height or width is 0 where there is none."""
+        row, col = max(self.row, other.row), max(self.col, other.col)
+        (a, b), (c, d) = self.stop, other.stop
+        return Window(row, col, max(0, min(a, c) - row), max(0, min(b, d) - col))
+
+    def relative_to(self, other: Window) -> Window:
+        """This window in the pixel coordinates of `other`."""
+        return Window(self.row - other.row, self.col - other.col, self.height, self.width)
+
+
+@dataclass(frozen=True)
+class PlannedWindow:
+    """What to read and what of it to keep.
+
+    Parameters
+    ----------
+    read
+        In the padded image; its shape is the plan's static window shape. It may reach beyond the
+        image to the right and below, by padding only.
+    write
+        In the image, inside `read`.
+    core
+        What the network gives of it, inside `read` and around `write`; None for all that is read.
+    """
+
+    read: Window
+    write: Window
+    core: Window | None = None
+
+    @property
+    def valid(self) -> Window:
+        """`write` in the coordinates of `read`."""
+        return self.write.relative_to(self.read)
+
+    @property
+    def crop(self) -> Window:
+        """`write` in the coordinates of what the network gives."""
+        return self.write.relative_to(self.core or self.read)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rectangle of the output that is finished, journalled and resumed as a whole."""
+
+    index: int
+    extent: Window
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a map of `height` x `width` pixels is cut into parts and windows.
+
+    Parameters
+    ----------
+    height, width
+        Size of the image.
+    stride
+        The network's total downsampling; origins and sizes of windows are multiples of it.
+    halo
+        Pixels read around a window and cropped, a multiple of `stride`.
+    window
+        (rows, columns) of every window read, multiples of `stride`.
+    part
+        Side of a part, a multiple of `stride`.
+    margins
+        (pixels around the core, share of the arithmetic that is done on core and margin) of a network that
+        gives the core of each window; empty for one that gives whole windows.
+    """
+
+    height: int
+    width: int
+    stride: int
+    halo: int
+    window: tuple[int, int]
+    part: int
+    margins: Margins = ()
+
+    def __post_init__(self) -> None:
+        multiples = {"halo": self.halo, "part": self.part}
+        multiples |= {"window rows": self.window[0], "window columns": self.window[1]}
+        for name, value in multiples.items():
+            if value % self.stride:
+                raise ValueError(f"{name} is {value}, expected a multiple of the stride {self.stride}")
+        for size, length in zip(self.window, self.padded, strict=True):
+            if size < length and size <= 2 * self.halo:
+                raise ValueError(
+                    f"window of {size} pixels, expected more than two halos ({2 * self.halo}) "
+                    f"or the whole padded image ({length})"
+                )
+            if size > length:
+                raise ValueError(f"window of {size} pixels is larger than the padded image ({length})")
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """(rows, columns) of the image padded right and below to the stride."""
+        return (_round_up(self.height, self.stride), _round_up(self.width, self.stride))
+
+    @property
+    def part_counts(self) -> tuple[int, int]:
+        """Number of parts along (rows, columns)."""
+        return (math.ceil(self.height / self.part), math.ceil(self.width / self.part))
+
+    def __len__(self) -> int:
+        """Number of parts."""
+        rows, cols = self.part_counts
+        return rows * cols
+
+    def part_at(self, index: int) -> Part:
+        """Part number `index`, row by row."""
+        row, col = divmod(index, self.part_counts[1])
+        top, left = row * self.part, col * self.part
+        height = min(self.part, self.height - top)
+        width = min(self.part, self.width - left)
+        return Part(index, Window(top, left, height, width))
+
+    def pixels_of(self, index: int) -> int:
+        """Pixels of part number `index`."""
+        extent = self.part_at(index).extent
+        return extent.height * extent.width
+
+    def parts(self) -> Iterator[Part]:
+        """All parts, in plan order."""
+        return (self.part_at(i) for i in range(len(self)))
+
+    def windows(self, part: Part) -> list[PlannedWindow]:
+        """The windows of a part, row by row; their write rectangles tile the part exactly."""
+        e = part.extent
+        rows, cols = (
+            self._cover(axis, start, start + length)
+            for axis, (start, length) in enumerate([(e.row, e.height), (e.col, e.width)])
+        )
+        height, width = self.core
+        return [
+            PlannedWindow(
+                read=Window(r.read, c.read, *self.window),
+                write=Window(r.start, c.start, r.stop - r.start, c.stop - c.start),
+                core=Window(r.core, c.core, height, width) if self.margins else None,
+            )
+            for r in rows
+            for c in cols
+        ]
+
+    @property
+    def core(self) -> tuple[int, int]:
+        """(rows, columns) of the core of every window, where `margins` are given."""
+        rows, cols = (core_of(*sides, self.halo) for sides in zip(self.window, self.padded, strict=True))
+        return (rows, cols)
+
+    @property
+    def given_pixels(self) -> int:
+        """Pixels of every window that are computed at full resolution to the end."""
+        return _given(self.window, self.core, self.margins)
+
+    @property
+    def computed_pixels(self) -> float:
+        """Pixels that pass through the network, halo included, for the whole map.
+
+        Those that only a part of the arithmetic is done on count as that part.
+        """
+        count = math.prod(
+            sum(len(self._cover(axis, a, min(a + self.part, length))) for a in range(0, length, self.part))
+            for axis, length in enumerate((self.height, self.width))
+        )
+        return count * _work_of(self.window, self.core, self.margins)
+
+    def _cover(self, axis: int, start: int, stop: int) -> list[Cover]:
+        length, size = self.padded[axis], self.window[axis]
+        return cover_axis(start, stop, length, size, self.halo, cropped=bool(self.margins))
+
+
+class Cover(NamedTuple):
+    """A window along one axis: where it is read and its core begins, and what is written of it."""
+
+    read: int
+    core: int
+    start: int
+    stop: int
+
+
+def cover_axis(
+    start: int, stop: int, length: int, size: int, halo: int, *, cropped: bool = False
+) -> list[Cover]:
+    """Cover [start, stop) of an axis with windows of one size.
+
+    Parameters
+    ----------
+    start, stop
+        What is to be written; `start` is a multiple of the stride.
+    length
+        Length of the padded axis.
+    size
+        Length of every window, at most `length`.
+    halo
+        Context cropped from each side that is not a border of the padded axis.
+    cropped
+        Whether the network gives the core of each window only; otherwise all of it is called its core.
+
+    Returns
+    -------
+    list of Cover
+        Write ranges are disjoint, in order, and their union is [start, stop).
+
+    Examples
+    --------
+    >>> [tuple(c) for c in cover_axis(0, 100, 112, 64, 16)]
+    [(0, 0, 0, 48), (32, 32, 48, 80), (48, 48, 80, 100)]
+    >>> [tuple(c) for c in cover_axis(0, 100, 112, 64, 16, cropped=True)]
+    [(0, 0, 0, 32), (16, 32, 32, 64), (48, 64, 64, 96), (48, 80, 96, 100)]
+    """
+    covered = []
+    done = start
+    core = core_of(size, length, halo)
+    while done < stop:
+        # Shifted inwards at the far border, where no halo is needed beyond the image.
+        if cropped:
+            first = min(done, length - core)
+            origin = max(0, min(first - halo, length - size))
+            end = first + core
+        else:
+            first = origin = max(0, min(done - halo, length - size))
+            end = length if origin + size == length else origin + size - halo
+        end = min(end, stop)
+        covered.append(Cover(origin, first, done, end))
+        done = end
+    return covered
+
+
+def core_of(size: int, length: int, halo: int) -> int:
+    """Length of the core of windows of one size along an axis: all where they are as long as the axis."""
+    return size if size == length else size - 2 * halo
+
+
+def _work_of(window: tuple[int, int], core: tuple[int, int], margins: Margins) -> float:
+    """Pixels of a window that are computed, those that a part of the arithmetic is done on as that part."""
+    if not margins:
+        return math.prod(window)
+    return sum(
+        share * math.prod(extended(c, margin, size) for c, size in zip(core, window, strict=True))
+        for margin, share in margins
+    )
+
+
+def _given(window: tuple[int, int], core: tuple[int, int], margins: Margins) -> int:
+    narrowest = min(margin for margin, _ in margins) if margins else max(window)
+    return math.prod(extended(c, narrowest, size) for c, size in zip(core, window, strict=True))
+
+
+def extended(core: int, margin: int, size: int) -> int:
+    """Length of a core with a margin on each side, within its window."""
+    return min(core + 2 * margin, size)
+
+
+def squares_of(extent: Window, side: int = 1024) -> Iterator[Window]:
+    """Cover an extent with squares, row by row; those at the far borders are cut off.
+
+    Examples
+    --------
+    >>> [(w.row, w.col, *w.shape) for w in squares_of(Window(0, 0, 3, 5), side=3)]
+    [(0, 0, 3, 3), (0, 3, 3, 2)]
+    """
+    bottom, right = extent.stop
+    for row in range(extent.row, bottom, side):
+        for col in range(extent.col, right, side):
+            yield Window(row, col, min(side, bottom - row), min(side, right - col))
+
+
+def choose_window(
+    height: int,
+    width: int,
+    *,
+    stride: int,
+    halo: int,
+    part: int,
+    budget: float,
+    weights: tuple[float, float] = (1.0, 0.0),
+    margins: Margins = (),
+) -> tuple[int, int]:
+    """The window shape that computes the fewest pixels within a budget for each window.
+
+    Parameters
+    ----------
+    height, width
+        Size of the image.
+    stride, halo, part, margins
+        As in `Plan`.
+    budget
+        What a window may take; the smallest possible window is given where even that takes more.
+    weights
+        What each pixel that is read takes, and each that is computed to the end.
+
+    Returns
+    -------
+    (rows, columns)
+        Multiples of `stride`, at most the padded image.
+    """
+    rows, cols = (
+        _axis_candidates(length, stride, halo, part, cropped=bool(margins)) for length in (height, width)
+    )
+
+    def taken(r: _Candidate, c: _Candidate) -> float:
+        given = _given((r.size, c.size), (r.core, c.core), margins)
+        return weights[0] * r.size * c.size + weights[1] * given
+
+    def computed(r: _Candidate, c: _Candidate) -> float:
+        return r.number * c.number * _work_of((r.size, c.size), (r.core, c.core), margins)
+
+    fitting = [pair for pair in itertools.product(rows, cols) if taken(*pair) <= budget]
+    best = min(
+        fitting,
+        key=lambda pair: (computed(*pair), pair[0].size * pair[1].size, abs(pair[0].size - pair[1].size)),
+        default=(rows[-1], cols[-1]),
+    )
+    return (best[0].size, best[1].size)
+
+
+class _Candidate(NamedTuple):
+    """A window along one axis, and how many of them cover it."""
+
+    size: int
+    core: int
+    number: int
+
+
+def _axis_candidates(length: int, stride: int, halo: int, part: int, *, cropped: bool) -> list[_Candidate]:
+    """The smallest window for every number of windows, the smallest number first."""
+    padded = _round_up(length, stride)
+    largest = min(padded, part + 2 * halo)
+    smallest = min(padded, 2 * halo + stride)
+    found: dict[int, _Candidate] = {}
+    for size in range(smallest, largest + 1, stride):
+        count = sum(
+            times * len(cover_axis(a, min(a + part, length), padded, size, halo, cropped=cropped))
+            for a, times in _kinds_of_parts(length, part)
+        )
+        found.setdefault(count, _Candidate(size, core_of(size, padded, halo), count))
+    return sorted(found.values(), key=lambda candidate: candidate.number)
+
+
+def _kinds_of_parts(length: int, part: int) -> list[tuple[int, int]]:
+    """First pixel of the parts along an axis that are covered in ways of their own, and how many are so."""
+    count = math.ceil(length / part)
+    # All between the first two and the last are covered as the second.
+    kinds = {0: 1, part: max(1, count - 2), (count - 1) * part: 1}
+    return [(a, times) for a, times in kinds.items() if a < length]
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def near_windows(window: Window, others: Sequence[Window], gap: int) -> list[Window]:
+    """Rectangles of `window`, in its own coordinates, at most `gap` pixels from one of `others`.
+
+    The distance is Chebyshev's: the larger of the distances in rows and in columns.
+
+    Examples
+    --------
+    >>> near_windows(Window(0, 0, 10, 10), [Window(0, 10, 10, 10)], 3)
+    [Window(row=0, col=7, height=10, width=3)]
+    """
+    grown = (Window(o.row - gap, o.col - gap, o.height + 2 * gap, o.width + 2 * gap) for o in others)
+    common = (g.intersect(window) for g in grown)
+    return [c.relative_to(window) for c in common if c.height and c.width]

@@ -1,0 +1,114 @@
+"""Folders of stacks: loaded whichever way they were made, and compared on the ground."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rasterio.warp import transform_bounds
+
+from lulc.core.grid import GridSpec
+from lulc.core.schema import InputError
+from lulc.core.windows import Window, near_windows
+from lulc.datasets.arrays import Layers, NpyWriter
+from lulc.datasets.legacy import is_original, read_originals
+from lulc.datasets.manifest import MANIFEST, Manifest, StackFile, channel_units, open_tile, read_manifest
+
+__all__ = [
+    "MANIFEST", "Layers", "Manifest", "NpyWriter", "Overlap", "StackFile", "channel_units",
+    "find_overlaps", "load_manifest", "open_tile",
+]  # fmt: skip
+
+
+def load_manifest(folder: str | os.PathLike[str], *, already_standardised: bool = False) -> Manifest:
+    """Read and check a folder of stacks.
+
+    Parameters
+    ----------
+    folder
+        What preprocess.py wrote, or a folder in the original's naming without a manifest
+        (``train_image_0.npy``, ``train_masks_0.npy``, ``val_...``; also .tif, .img, .nc, .zarr).
+    already_standardised
+        Take standardised images of such a folder as they are, where its statistics are lost.
+
+    Returns
+    -------
+    Manifest
+        For a folder in the original's naming made up in memory: grids unknown, images turned back into
+        physical units with the statistics of its ``*mean_and_std*.obj``.
+
+    Raises
+    ------
+    InputError
+        If the manifest or a file is missing, damaged, or lies outside the folder.
+    """
+    folder = Path(folder)
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+    elif is_original(folder):
+        manifest = read_originals(folder, already_standardised)
+    else:
+        raise InputError(
+            f"cannot find stacks in '{folder}', since there is neither {MANIFEST} nor train_image_0.npy",
+            f"Make them: python preprocess.py --bands ... --labels ... --out {folder}",
+        )
+    for stack in manifest.stacks:
+        open_tile(stack)
+    return manifest
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Pixels of a training stack that a validation stack holds, too.
+
+    Parameters
+    ----------
+    train, val
+        The two stacks.
+    window
+        In the training stack.
+    """
+
+    train: StackFile
+    val: StackFile
+    window: Window
+
+
+def find_overlaps(stacks: Sequence[StackFile], gap: int = 0) -> list[Overlap]:
+    """Where training stacks lie on the ground of validation stacks, by their grids.
+
+    Parameters
+    ----------
+    stacks
+        Of one or more manifests; those whose grid is unknown can't be compared and are passed over.
+    gap
+        Also report pixels nearer than this, in pixels of the training stack.
+    """
+    located = [s for s in stacks if s.grid is not None and s.grid.crs]
+    found = []
+    for train in (s for s in located if s.split == "train"):
+        for val in (s for s in located if s.split == "val"):
+            footprint = _footprint(val.grid, train.grid)  # type: ignore[arg-type]
+            for window in near_windows(Window(0, 0, *train.shape), [footprint] if footprint else [], gap):
+                found.append(Overlap(train, val, window))
+    return found
+
+
+def _footprint(grid: GridSpec, on: GridSpec) -> Window | None:
+    """The window of `on`, perhaps beyond its borders, that holds all pixels of `grid`; None far away."""
+    bounds = grid.bounds
+    if grid.crs != on.crs:
+        left, bottom, right, top = bounds
+        ordered = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
+        bounds = transform_bounds(grid.crs, on.crs, *ordered)
+    if not np.isfinite(bounds).all():
+        return None
+    corners = [~on.transform @ (x, y) for x in bounds[::2] for y in bounds[1::2]]
+    # Corners that differ by rounding only are the same corner.
+    cols = [round(c[0], 2) for c in corners]
+    rows = [round(c[1], 2) for c in corners]
+    top, left = int(np.floor(min(rows))), int(np.floor(min(cols)))
+    return Window(top, left, int(np.ceil(max(rows))) - top, int(np.ceil(max(cols))) - left)

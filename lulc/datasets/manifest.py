@@ -1,0 +1,337 @@
+"""The manifest of a folder of stacks: what it says, how it is checked, and the files that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc.core.documents import read_document, seal_of, write_document
+from lulc.core.grid import GRID_SCHEMA, GridSpec
+from lulc.core.schema import BANDS, CHANNELS, INDEX_UNIT, LEGEND_SCHEMA, REFLECTANCE_UNIT, InputError, Legend
+from lulc.core.statistics import STATISTICS_SCHEMA, Statistics
+from lulc.core.storage import sha256_of
+from lulc.core.windows import Window
+from lulc.datasets.arrays import Classes, Converted, Ignoring, Layers, Physical, open_layers
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+_PLAIN_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+
+
+@dataclass(frozen=True)
+class StackFile:
+    """One stack on disk.
+
+    Parameters
+    ----------
+    name
+        ``train_0``, ``val_1``.
+    split
+        ``train`` or ``val``.
+    image, masks
+        Paths of the two files.
+    shape
+        (rows, columns).
+    class_counts
+        Labelled valid pixels of class 1, 2, ..., N.
+    number
+        Its place on the regular grid of stacks, as ``--validation`` counts them; None where unknown.
+    grid, window
+        Where it lies: its own grid, and its window in the mosaic; None where unknown.
+    statistics
+        Of its valid pixels; None where unknown.
+    sha256
+        Of image and masks; empty where unknown.
+    standardised_by
+        Statistics that the image on disk is standardised with; None for physical units.
+    """
+
+    name: str
+    split: str
+    image: Path
+    masks: Path
+    shape: tuple[int, int]
+    class_counts: tuple[int, ...]
+    number: int | None = None
+    grid: GridSpec | None = None
+    window: Window | None = None
+    statistics: Statistics | None = None
+    sha256: tuple[str, str] | tuple[()] = ()
+    standardised_by: Statistics | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry in the manifest."""
+        assert self.grid and self.window and self.statistics and self.sha256
+        return {
+            "name": self.name,
+            "number": self.number,
+            "split": self.split,
+            "image": {"file": self.image.name, "sha256": self.sha256[0]},
+            "masks": {"file": self.masks.name, "sha256": self.sha256[1]},
+            "grid": self.grid.to_json(),
+            "window": [self.window.row, self.window.col, self.window.height, self.window.width],
+            "class_counts": list(self.class_counts),
+            "statistics": self.statistics.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], folder: Path) -> StackFile:
+        """The stack of a validated entry; its files are checked not to lie outside `folder`."""
+        window = Window(*data["window"])
+        return cls(
+            name=data["name"],
+            split=data["split"],
+            image=path_inside(folder, data["image"]["file"]),
+            masks=path_inside(folder, data["masks"]["file"]),
+            shape=window.shape,
+            class_counts=tuple(data["class_counts"]),
+            number=data["number"],
+            grid=GridSpec.from_json(data["grid"]),
+            window=window,
+            statistics=Statistics.from_json(data["statistics"]),
+            sha256=(data["image"]["sha256"], data["masks"]["sha256"]),
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of stacks holds.
+
+    Parameters
+    ----------
+    folder
+        Where the files lie.
+    channels
+        For each channel ``name``, ``unit`` and ``coding`` ("read", "computed", or "unknown").
+    scheme
+        Name of the scheme that made classes of codes.
+    legend
+        The classes.
+    stacks
+        Training stacks first, then validation.
+    statistics
+        Of the valid pixels of all training stacks, in physical units.
+    sources
+        Name, bytes and sha256 of each file that was read.
+    parameters
+        What else decides the stacks.
+    provenance
+        How bands and indices were read: scale, offset, shares patched and invalid.
+    key
+        sha256 of sources and parameters together; empty for folders in the original's naming.
+    """
+
+    folder: Path
+    channels: tuple[dict[str, str], ...]
+    scheme: str
+    legend: Legend
+    stacks: tuple[StackFile, ...]
+    statistics: Statistics
+    sources: tuple[dict[str, Any], ...] = ()
+    parameters: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+
+    def of(self, split: str) -> tuple[StackFile, ...]:
+        """The stacks of ``train`` or ``val``."""
+        return tuple(s for s in self.stacks if s.split == split)
+
+    def class_counts(self, split: str) -> np.ndarray:
+        """Labelled valid pixels of class 1..N in all stacks of ``train`` or ``val``: int64 (class,)."""
+        return sum((np.array(s.class_counts) for s in self.of(split)), np.zeros(len(self.legend), np.int64))
+
+    def write(self) -> None:
+        """Write ``manifest.json`` into the folder, whole or not at all."""
+        data = {
+            "format_version": FORMAT_VERSION,
+            "key": self.key,
+            "channels": list(self.channels),
+            "scheme": self.scheme,
+            "legend": self.legend.to_json(),
+            "stacks": [s.to_json() for s in self.stacks],
+            "statistics": self.statistics.to_json(),
+            "sources": list(self.sources),
+            "parameters": self.parameters,
+            "provenance": self.provenance,
+        }
+        write_sealed(self.folder / MANIFEST, data)
+
+    def verify(self) -> None:
+        """Compare the sha256 of every file with the manifest.
+
+        Raises
+        ------
+        InputError
+            Naming the first file that differs.
+        """
+        for stack in self.stacks:
+            for path, expected in zip((stack.image, stack.masks), stack.sha256, strict=False):
+                if sha256_of(path) != expected:
+                    raise InputError(
+                        f"cannot use '{path}', since its content isn't what '{self.folder / MANIFEST}' "
+                        "recorded (sha256)",
+                        "It was changed or damaged; make the stacks again with preprocess.py --overwrite.",
+                    )
+
+
+_SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_COUNT = {"type": "integer", "minimum": 0}
+_FILE = {
+    "type": "object",
+    "required": ["file", "sha256"],
+    "properties": {"file": {"type": "string", "pattern": _PLAIN_NAME, "maxLength": 100}, "sha256": _SHA256},
+}
+STACK_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": [
+        "name", "number", "split", "image", "masks", "grid", "window", "class_counts", "statistics",
+    ],
+    "properties": {
+        "name": {"type": "string", "pattern": _PLAIN_NAME},
+        "number": _COUNT,
+        "split": {"enum": ["train", "val"]},
+        "image": _FILE,
+        "masks": _FILE,
+        "grid": GRID_SCHEMA,
+        "window": {"type": "array", "minItems": 4, "maxItems": 4, "items": _COUNT},
+        "class_counts": {"type": "array", "minItems": 1, "maxItems": 254, "items": _COUNT},
+        "statistics": STATISTICS_SCHEMA,
+    },
+}  # fmt: skip
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["format_version", "seal", "channels", "legend", "scheme", "stacks", "statistics"],
+    "properties": {
+        "format_version": {"type": "integer", "minimum": 1},
+        "seal": _SHA256,
+        "key": {"type": "string"},
+        "channels": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 1024,
+            "items": {
+                "type": "object",
+                "required": ["name", "unit", "coding"],
+                "properties": {k: {"type": "string", "maxLength": 200} for k in ("name", "unit", "coding")},
+            },
+        },
+        "scheme": {"type": "string"},
+        "legend": LEGEND_SCHEMA,
+        "stacks": {"type": "array", "minItems": 1, "maxItems": 1_000_000, "items": STACK_SCHEMA},
+        "statistics": STATISTICS_SCHEMA,
+        "sources": {"type": "array", "items": {"type": "object"}},
+        "parameters": {"type": "object"},
+        "provenance": {"type": "object"},
+    },
+}
+
+
+def write_sealed(path: Path, data: dict[str, Any]) -> None:
+    """Write a document with a field ``seal``, the sha256 of all others."""
+    write_document(path, data | {"seal": seal_of(data)})
+
+
+def read_sealed(path: Path, schema: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Read a document that `write_sealed` wrote.
+
+    Raises
+    ------
+    InputError
+        If it doesn't fit the schema, or was changed since.
+    """
+    data = read_document(path, schema, kind, FORMAT_VERSION)
+    if data.pop("seal") != seal_of(data):
+        raise InputError(
+            f"cannot use the {kind} '{path}', since it was changed after it was written (its seal differs)",
+            "Make it again with preprocess.py; options decide what it holds, not an editor.",
+        )
+    return data
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder that preprocess.py wrote; raises InputError where it doesn't fit."""
+    data = read_sealed(folder / MANIFEST, _SCHEMA, "manifest")
+    legend = Legend.from_json(data["legend"])
+    stacks = tuple(StackFile.from_json(entry, folder) for entry in data["stacks"])
+    channels = len(data["channels"])
+    for stack in stacks:
+        sizes = {len(stack.class_counts): len(legend), len(stack.statistics.mean): channels}  # type: ignore[union-attr]
+        if any(a != b for a, b in sizes.items()) or stack.grid.shape != stack.shape:  # type: ignore[union-attr]
+            raise InputError(
+                f"cannot use the manifest '{folder / MANIFEST}', since the entry of {stack.name} "
+                "doesn't fit its legend, channels or grid",
+                "Make the stacks again with preprocess.py.",
+            )
+    return Manifest(
+        folder=folder,
+        channels=tuple(data["channels"]),
+        scheme=data["scheme"],
+        legend=legend,
+        stacks=stacks,
+        statistics=Statistics.from_json(data["statistics"]),
+        sources=tuple(data.get("sources", ())),
+        parameters=data.get("parameters", {}),
+        provenance=data.get("provenance", {}),
+        key=data.get("key", ""),
+    )
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """The path of a file in a folder; raises InputError where a link leads out of it."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"cannot use '{path}', since it leads out of the folder of its manifest (to '{path.resolve()}')",
+            "Copy the file into the folder.",
+        )
+    return path
+
+
+def open_tile(stack: StackFile, ignore: Sequence[Window] = ()) -> tuple[Layers, Layers]:
+    """Open a stack without reading it.
+
+    Parameters
+    ----------
+    stack
+        From a manifest.
+    ignore
+        Windows of the stack whose labels are to read as 255, e.g. those of `find_overlaps`.
+
+    Returns
+    -------
+    image : float32 (y, x, band), physical units, NaN = invalid
+        A memory map, or an array-like that converts what is sliced.
+    masks : uint8 (y, x), 1..N, 255 = ignore
+        Likewise.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, holds objects, or its size, type or shape isn't what its header and the
+        manifest say.
+    """
+    image, masks = open_layers(stack.image), open_layers(stack.masks)
+    for path, layers, dimensions in ((stack.image, image, 3), (stack.masks, masks, 2)):
+        if len(layers.shape) != dimensions or tuple(layers.shape[:2]) != stack.shape:
+            raise InputError(
+                f"cannot use '{path}', since its shape is {tuple(layers.shape)}, expected "
+                f"{stack.shape[0]} x {stack.shape[1]} pixels{' and bands' if dimensions == 3 else ''}",
+                "Make the stacks again with preprocess.py.",
+            )
+    if stack.standardised_by is not None:
+        image = Physical(image, stack.standardised_by)
+    elif getattr(image, "dtype", None) != np.float32:
+        image = Converted(image, np.dtype(np.float32))
+    if getattr(masks, "dtype", None) != np.uint8:
+        masks = Classes(masks, str(stack.masks))
+    return image, Ignoring(masks, tuple(ignore)) if ignore else masks
+
+
+def channel_units() -> dict[str, str]:
+    """Unit of each channel, in stack order."""
+    return {name: REFLECTANCE_UNIT if name in BANDS else INDEX_UNIT for name in CHANNELS}

@@ -1,0 +1,596 @@
+"""A Dask cluster: processes of this machine, jobs of SLURM, or what answers at an address.
+
+What it is given are tasks that don't depend on each other and may be repeated. Of each worker process one
+task is asked at a time, and one more waits there, so that nothing grows with the number of tasks.
+
+Whoever can connect to a scheduler or a worker can run code as its owner. ``local`` and ``slurm`` therefore
+talk over TLS with certificates of their own for each run, unless Dask's settings name others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import logging
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from lulc.config import ClusterConfig
+from lulc.core.schema import InputError
+
+WORKERS = 2
+"""Workers of a cluster of our own, where the user doesn't say how many."""
+
+ATTEMPTS = 3
+"""Times that one task may fail, and that one worker may fail in a row."""
+
+ANSWER_SECONDS = 30.0
+"""How long a scheduler may take to answer."""
+
+REMIND_SECONDS = 60.0
+"""After so long without a worker it is said what is waited for; then after twice as long, and so on."""
+
+CALM = {
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.worker.profile.enabled": False,
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
+}
+"""How often processes of this machine look at themselves: by Dask's own settings 2 to 3 % of a core each. By
+these they also return the memory of each array to the system at once, to have it zeroed anew for the next: a
+fifth of a worker's time where parts are small."""
+
+KEEP_MEMORY = ("export MALLOC_TRIM_THRESHOLD_=134217728", "export MALLOC_MMAP_THRESHOLD_=33554432")
+"""The same for workers that jobs start, as glibc reads it (mallopt(3)): bytes that are kept free, and the
+size from which an array is given back."""
+
+AT_ONCE = 256
+"""Results that are brought from the workers together, at most."""
+
+_AGAIN = "Then run the same command again: what is finished is kept."
+_SAME_PACKAGES = (
+    f"Start workers in the environment that this command runs in (on this machine {sys.executable})."
+)
+_WAY_OUT = f"Give the workers the memory and disk that they lack, or take a smaller --memory. {_AGAIN}"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+logger = logging.getLogger("lulc")
+
+
+class UnfitWorkerError(InputError):
+    """A worker can't do what others may: its versions differ, or it doesn't see the files."""
+
+
+@dataclass
+class Cluster:
+    """Made by `open_cluster`.
+
+    Parameters
+    ----------
+    client
+        The ``distributed.Client``.
+    name
+        As the user gave it, for messages.
+    cores
+        Processors of each worker of this machine by its name; empty where workers lie elsewhere.
+    refill
+        Starts workers in place of those that are gone; None where that is others' business.
+    patience
+        Seconds that a run waits while no worker is there; None for without end.
+    unfit
+        Workers that are asked no more for as long as the cluster is open, and why.
+    """
+
+    client: Any
+    name: str
+    cores: dict[int, frozenset[int]] = field(default_factory=dict)
+    refill: Callable[[], object] | None = None
+    patience: float | None = None
+    unfit: dict[str, BaseException] = field(default_factory=dict)
+
+    @property
+    def workers(self) -> set[str]:
+        """Addresses of the workers that are there now.
+
+        Raises
+        ------
+        InputError
+            If the scheduler is gone.
+        """
+        if self.client.status != "running":
+            raise self.gone()
+        return set(self.client.scheduler_info(n_workers=-1)["workers"])
+
+    def gone(self) -> InputError:
+        """What is said where the scheduler has gone."""
+        return InputError(
+            f"cannot go on, since the scheduler of {self.name} is gone", f"Start it again. {_AGAIN}"
+        )
+
+    @property
+    def way_to_workers(self) -> str:
+        """What a user can do where workers are missing."""
+        if self.name == "local":
+            return "They are processes of this machine: see whether its memory or disk is full."
+        if self.name == "slurm":
+            return (
+                "`squeue --me` shows the jobs that they come in, and what these wait for; jobqueue.slurm in "
+                "Dask's settings says what they ask for."
+            )
+        return f"Start one on a machine that sees the same files: dask worker {self.name} --nthreads 1"
+
+
+@contextlib.contextmanager
+def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
+    """Start or find the cluster that ``--dask`` names, and wait for its first worker.
+
+    Raises
+    ------
+    InputError
+        If Dask is not installed, its settings don't say what they have to, no scheduler answers, or no
+        worker comes in the time that is given.
+    """
+    name, workers = str(config.dask), WORKERS if config.workers is None else config.workers
+    if workers < 1:
+        raise InputError(f"cannot use {workers} workers, expected 1 or more", f"Type --workers {WORKERS}.")
+    if config.worker_wait is not None and not config.worker_wait >= 0:
+        raise InputError(
+            f"cannot wait {config.worker_wait:g} minutes for workers, expected 0 or more",
+            "Type for example --worker-wait 30, or leave it out.",
+        )
+    needed = ["distributed", "cryptography", *(["dask_jobqueue"] if name == "slurm" else [])]
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise InputError(
+            f"cannot run on a cluster, since these Python packages are not installed: {', '.join(missing)}",
+            "Install what a cluster needs, in the folder of this project: pip install '.[cluster]'",
+        )
+    import distributed  # noqa: F401 - it sets what its loggers say
+
+    # What goes wrong is told by `run_tasks`; Dask's own lines would come on top of ours.
+    for part in ("distributed", "distributed.client"):
+        logging.getLogger(part).setLevel(logging.CRITICAL)
+    with contextlib.ExitStack() as stack:
+        cores: dict[int, frozenset[int]] = {}
+        refill = None
+        if name == "local":
+            cores = dict(enumerate(_shared_out(os.sched_getaffinity(0), workers)))
+            # For as long as the cluster runs: a worker that is started again takes them from here.
+            stack.enter_context(_calm())
+            address: Any = stack.enter_context(_local(workers))
+        elif name == "slurm":
+            address = stack.enter_context(_slurm(workers))
+            # Jobs end with their time limit: Dask submits others only when it is asked again.
+            refill = partial(address.scale, workers)
+        elif ":" in name:
+            address = name
+        else:
+            raise InputError(
+                f"cannot run on the cluster '{name}', expected local, slurm or the address of a scheduler",
+                "Type for example --dask tcp://host:8786, as the scheduler printed it.",
+            )
+        patience = None if config.worker_wait is None else 60 * config.worker_wait
+        cluster = Cluster(stack.enter_context(_connected(address, name)), name, cores, refill, patience)
+        _wait_for_first(cluster)
+        yield cluster
+
+
+def _wait_for_first(cluster: Cluster) -> None:
+    absence = _Absence(cluster)
+    if cluster.workers:
+        return
+    logger.info("waiting for the first worker of %s. %s", cluster.name, cluster.way_to_workers)
+    while not (workers := cluster.workers):
+        absence.note(workers)
+        time.sleep(0.1)
+
+
+class _Absence:
+    """How long no worker has been there: told now and then, and borne for as long as the user wants."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._since: float | None = None
+        self._next = REMIND_SECONDS
+
+    def note(self, workers: Collection[str]) -> None:
+        """Take notice of the workers that are there; raise where they have been away for too long."""
+        if workers:
+            self._since = None
+            return
+        now = time.monotonic()
+        if self._since is None:
+            self._since, self._next = now, REMIND_SECONDS
+        name, patience, seconds = self._cluster.name, self._cluster.patience, now - self._since
+        if patience is not None and seconds >= patience:
+            raise InputError(
+                f"cannot go on, since no worker of {name} was there for {patience / 60:g} minutes, as long "
+                "as --worker-wait allows",
+                f"{self._cluster.way_to_workers}\n{_AGAIN}",
+            )
+        if seconds >= self._next:
+            self._next *= 2
+            logger.warning(
+                "waiting for %.0f minutes already, since no worker of %s is there. %s",
+                max(seconds / 60, 1), name, self._cluster.way_to_workers,
+            )  # fmt: skip
+
+
+def run_tasks(
+    cluster: Cluster,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    what: Callable[[Item], str] = str,
+) -> Generator[Result, None, None]:
+    """Call a function for each item, on whichever worker is free.
+
+    A task that was lost with its worker is done again; one that fails for want of memory, disk or files
+    (`MemoryError`, `OSError`) is tried on other workers.
+
+    Parameters
+    ----------
+    cluster
+        An open one.
+    function
+        Of a module that the workers can import, or a ``functools.partial`` of one; called for one item at a
+        time in each process.
+    items
+        Consumed as workers become free.
+    what
+        Name of an item in messages.
+
+    Yields
+    ------
+    Result
+        In the order in which they are finished.
+
+    Raises
+    ------
+    InputError
+        If the function raises one, a task has failed `ATTEMPTS` times, workers died of it, no worker is
+        left that can do the work, or the scheduler is gone.
+    """
+    yield from _Run(cluster, function, what).results(iter(items))
+
+
+def ask(cluster: Cluster, function: Callable[[Item], Result], item: Item) -> Result:
+    """The result of one task."""
+    (result,) = run_tasks(cluster, function, [item], what=lambda _: "the first task")
+    return result
+
+
+@dataclass
+class _Task(Generic[Item]):
+    """An item on its way; `avoid` are workers that it failed on, `allowed` those that it may run on."""
+
+    item: Item
+    avoid: set[str] = field(default_factory=set)
+    allowed: set[str] | None = None
+    failures: int = 0
+
+
+class _Run:
+    """The tasks of one `run_tasks` that are under way."""
+
+    def __init__(self, cluster: Cluster, function: Callable[[Any], Any], what: Callable[[Any], str]) -> None:
+        self._cluster, self._client = cluster, cluster.client
+        self._function, self._what = function, what
+        self._pending: dict[Any, _Task[Any]] = {}
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._strikes: Counter[str] = Counter()
+        self._unfit = cluster.unfit
+        self._workers: set[str] = set()
+        self._absence = _Absence(cluster)
+        self._looked = 0.0
+
+    def results(self, items: Iterator[Any]) -> Generator[Any, None, None]:
+        try:
+            self._look()
+            self._fill(items)
+            while self._pending:
+                for task, future, answer in self._ended():
+                    yield from self._settle(task, future, answer)
+                self._look(every=5.0)
+                self._fill(items)
+        except OSError as error:
+            # Those of tasks are results here; this is the connection.
+            raise self._cluster.gone() from error
+        finally:
+            with contextlib.suppress(Exception):
+                self._client.cancel(list(self._pending), force=True)
+
+    def _ended(self) -> Iterator[tuple[_Task[Any], Any, Any]]:
+        """Tasks that have ended within a second, with what was brought of their results in one go."""
+        with contextlib.suppress(queue.Empty):
+            found = [self._done.get(timeout=1.0)]
+            while not self._done.empty() and len(found) < AT_ONCE:
+                found.append(self._done.get())
+            found = [future for future in found if future in self._pending]
+            fetched = [future for future in found if future.status == "finished"]
+            answers: dict[Any, Any] = {}
+            # What can't be brought was lost with its worker, and is made again.
+            with contextlib.suppress(Exception):
+                answers = dict(zip(fetched, self._client.gather(fetched), strict=True))
+            for future in found:
+                yield self._pending.pop(future), future, answers.get(future)
+
+    def _fill(self, items: Iterator[Any]) -> None:
+        room = 2 * max(1, len(self._workers - self._unfit.keys())) - len(self._pending)
+        for _, item in zip(range(room), items, strict=False):
+            self._submit(_Task(item))
+
+    def _submit(self, task: _Task[Any]) -> None:
+        fit = self._workers - self._unfit.keys()
+        if self._unfit or task.avoid:
+            task.allowed = (fit - task.avoid) or fit
+        # In bytes, which the task itself takes apart: the scheduler needs no modules of ours then, and a
+        # worker that lacks one says so, where Dask's own way of sending a function would end that worker.
+        call = pickle.dumps(_Call(self._function, task.item, self._cluster.cores))
+        workers = sorted(task.allowed) if task.allowed else None
+        future = self._client.submit(pickle.loads, call, pure=False, key=None, workers=workers)
+        self._pending[future] = task
+        future.add_done_callback(self._done.put)
+
+    def _look(self, every: float = 0.0) -> None:
+        """See which workers are there, and send tasks on whose workers have all gone."""
+        if time.monotonic() - self._looked < every:
+            return
+        self._looked = time.monotonic()
+        before = bool(self._workers)
+        self._workers = self._cluster.workers
+        if self._cluster.refill is not None:
+            self._cluster.refill()
+        if before and not self._workers:
+            logger.warning("no worker of %s is left: waiting for others", self._cluster.name)
+        self._absence.note(self._workers)
+        stranded = [f for f, t in self._pending.items() if t.allowed and not t.allowed & self._workers]
+        if self._workers:
+            for future in stranded:
+                task = self._pending.pop(future)
+                future.cancel()
+                self._submit(task)
+
+    def _settle(self, task: _Task[Any], future: Any, answer: Any) -> Iterator[Any]:
+        """Give the result of a task that has ended, or do it again."""
+        if self._client.status != "running":
+            raise self._cluster.gone()
+        if future.status == "error":
+            self._not_begun(task, future.exception())
+            self._submit(task)
+            return
+        if answer is None:
+            self._submit(task)
+            return
+        worker, outcome = answer
+        if isinstance(outcome, _Failure):
+            self._failed(task, worker, outcome)
+            self._submit(task)
+        else:
+            self._strikes.pop(worker, None)
+            yield outcome
+
+    def _failed(self, task: _Task[Any], worker: str, failure: _Failure) -> None:
+        """Decide what becomes of a task and its worker; raise where there is no use in going on."""
+        error, name = failure.error, self._what(task.item)
+        logger.debug("%s failed on %s:\n%s", name, worker, failure.trace)
+        if isinstance(error, UnfitWorkerError):
+            self._exclude(worker, error)
+            return
+        if not isinstance(error, (MemoryError, OSError)):
+            error.add_note(f"on worker {worker}:\n{failure.trace}")
+            raise error
+        task.failures += 1
+        task.avoid.add(worker)
+        self._strikes[worker] += 1
+        reason = _reason_of(error)
+        logger.warning("%s failed on %s and is tried again: %s", name, worker, reason)
+        if task.failures >= ATTEMPTS:
+            raise InputError(
+                f"cannot finish {name}, since it failed {ATTEMPTS} times, the last time on the worker "
+                f"{worker}: {reason}",
+                _WAY_OUT,
+            ) from error
+        if self._strikes[worker] >= ATTEMPTS:
+            self._exclude(worker, error)
+
+    def _exclude(self, worker: str, error: BaseException) -> None:
+        """Ask a worker no more; raise where it was the last."""
+        if worker not in self._unfit:
+            self._unfit[worker] = error
+            logger.warning("the worker %s is left out: %s", worker, _reason_of(error))
+        self._look()
+        if self._workers and self._workers <= self._unfit.keys():
+            hint = f"{error.hint} {_AGAIN}" if isinstance(error, InputError) else _WAY_OUT
+            raise InputError(
+                f"cannot go on, since no worker of {self._cluster.name} can do the work; the last was left "
+                f"out because: {_reason_of(error)}",
+                hint,
+            ) from error
+
+    def _not_begun(self, task: _Task[Any], error: BaseException) -> None:
+        """Find out why a task never came to its function; raise, or leave out the workers that lack it."""
+        if type(error).__name__ == "KilledWorker":
+            raise InputError(
+                f"cannot finish {self._what(task.item)}, since {error.args[2] + 1} workers died while they "
+                f"were at it, the last being {error.args[1].address}; memory is the likeliest reason",
+                _WAY_OUT,
+            )
+        # Dask says what went wrong, but not where: whoever can't load what is to be called is asked no more.
+        called = pickle.dumps((_call, self._function, task.item))
+        workers = sorted(task.allowed or self._cluster.workers)
+        answers = self._client.run(pickle.loads, called, workers=workers, on_error="return")
+        lacking = {w: said for w, said in answers.items() if isinstance(said, (ImportError, AttributeError))}
+        if not lacking:
+            task.failures += 1
+            # Whoever lacked something may have gone since.
+            if not isinstance(error, (ImportError, AttributeError)):
+                raise error
+            if task.failures >= ATTEMPTS:
+                raise InputError(
+                    f"cannot do the work, since a worker lacks a module: {error}", _SAME_PACKAGES
+                ) from error
+        for worker, lack in lacking.items():
+            problem = f"cannot do the work, since this worker lacks a module: {lack}"
+            self._exclude(worker, UnfitWorkerError(problem, _SAME_PACKAGES))
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error of a worker, with its traceback as text."""
+
+    error: Exception
+    trace: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a worker does, in a form that is done by being unpickled."""
+
+    function: Callable[[Any], Any]
+    item: Any
+    cores: dict[int, frozenset[int]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _call, (self.function, self.item, self.cores)
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _call(function: Callable[[Any], Any], item: Any, cores: dict[int, frozenset[int]]) -> tuple[str, Any]:
+    """On a worker: its address, and the result of the function or a `_Failure`."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    with _ONE_AT_A_TIME:
+        if cores:
+            # Threads that the function starts inherit it; those that keep the connection alive don't.
+            os.sched_setaffinity(0, cores[worker.name])
+        try:
+            return worker.address, function(item)
+        except Exception as error:
+            return worker.address, _Failure(_sendable(error), traceback.format_exc())
+
+
+def _sendable(error: Exception) -> Exception:
+    """An error as another process can make it again: not every class takes the arguments that it has."""
+    try:
+        copy.copy(error)
+    except Exception:
+        kind = next((kind for kind in (MemoryError, OSError) if isinstance(error, kind)), RuntimeError)
+        return kind(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _reason_of(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "memory ran out"
+    if isinstance(error, InputError):
+        return error.problem
+    return str(error)
+
+
+def _shared_out(cores: Iterable[int], workers: int) -> list[frozenset[int]]:
+    """Cores for each worker, disjoint where there are enough.
+
+    Examples
+    --------
+    >>> [sorted(share) for share in _shared_out({0, 1, 2, 3, 4}, 2)]
+    [[0, 2, 4], [1, 3]]
+    >>> [sorted(share) for share in _shared_out({0, 1}, 3)]
+    [[0], [1], [0]]
+    """
+    known = sorted(cores)
+    return [frozenset(known[i % len(known) :: workers]) for i in range(workers)]
+
+
+def _calm() -> Any:
+    import dask
+
+    return dask.config.set(CALM)
+
+
+def _local(workers: int) -> Any:
+    import distributed
+
+    # Without a limit of Dask's own, which would halt workers quietly: the plan of the work holds to --memory.
+    return distributed.LocalCluster(
+        n_workers=workers, threads_per_worker=1, host="127.0.0.1", protocol="tls", memory_limit=0,
+        security=_certificates(), dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
+        preload=[__name__],
+    )  # fmt: skip
+
+
+def dask_setup(worker: object) -> None:
+    """Called by Dask in each worker of `_local`.
+
+    Ctrl-C in a terminal reaches all processes that were started there; how the run ends is up to the first.
+    """
+    del worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _slurm(workers: int) -> Any:
+    import dask
+
+    # Importing it exchanges what Ctrl-C does.
+    interrupt = signal.getsignal(signal.SIGINT)
+    import dask_jobqueue
+
+    signal.signal(signal.SIGINT, interrupt)
+    settings = dask.config.get("jobqueue.slurm")
+    try:
+        cluster = dask_jobqueue.SLURMCluster(
+            security=_certificates(),
+            # Files that only their owner may read, on a disk that all machines see.
+            shared_temp_directory=settings.get("shared-temp-directory") or os.path.expanduser("~"),
+            scheduler_options={"dashboard": False, **(settings.get("scheduler-options") or {})},
+            job_script_prologue=[*KEEP_MEMORY, *(settings.get("job-script-prologue") or [])],
+        )
+    except (ValueError, FileNotFoundError) as error:
+        raise InputError(
+            f"cannot start workers as jobs of SLURM: {error}",
+            "Say in ~/.config/dask/jobqueue.yaml what a job is given (jobqueue: slurm: cores, memory, "
+            "walltime, account, queue), or in variables such as DASK_JOBQUEUE__SLURM__CORES=8.",
+        ) from error
+    cluster.scale(workers)
+    return cluster
+
+
+def _certificates() -> Any:
+    """Those of Dask's settings where they name some, else new ones for this run."""
+    import distributed
+
+    security: Any = distributed.Security()
+    return security if security.tls_ca_file else distributed.Security.temporary()
+
+
+@contextlib.contextmanager
+def _connected(address: Any, name: str) -> Iterator[Any]:
+    import distributed
+
+    try:
+        client = distributed.Client(address, timeout=ANSWER_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot run on the cluster '{name}', since no scheduler answers there: {error}",
+            "Start one (dask scheduler), and type the address that it prints; for tls:// Dask's settings "
+            "name the certificates (distributed.comm.tls).",
+        ) from error
+    with contextlib.closing(client):
+        yield client

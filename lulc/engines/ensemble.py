@@ -1,0 +1,114 @@
+"""Several networks as one: the mean of their calibrated activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc.core.schema import InputError
+from lulc.core.windows import Margins
+from lulc.engines.cropping import work_by_margin
+from lulc.engines.registry import Engine, Footprint, Network, footprint, shared_of
+from lulc.models.calibration import calibrate
+from lulc.models.card import ModelCard
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network: its weights file and their card."""
+
+    path: Path
+    card: ModelCard
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides its results, JSON-ready."""
+        temperature = self.card.temperature
+        return {
+            "name": self.card.name,
+            "sha256": self.card.sha256,
+            "temperature": list(temperature) if isinstance(temperature, tuple) else temperature,
+        }
+
+
+def check_alike(members: Sequence[Member]) -> None:
+    """Raise InputError unless all members have the channels and classes of the first."""
+    first = members[0]
+    for other in members[1:]:
+        pair = (first.card, other.card)
+        for what, (a, b) in (
+            ("channels", [[c.name for c in card.channels] for card in pair]),
+            ("classes", [[*card.legend.names, *filter(None, [card.single_class])] for card in pair]),
+        ):
+            if a != b:
+                raise InputError(
+                    f"cannot average '{first.path}' and '{other.path}', since the {what} of the second are "
+                    f"{', '.join(b)}, expected those of the first: {', '.join(a)}",
+                    "Leave it out, or train it on stacks with the same bands, indices and scheme.",
+                )
+
+
+def geometry_of(members: Sequence[Member]) -> tuple[int, int | None]:
+    """Stride and halo that are enough for all members; halo None where one sees the whole image."""
+    stride = math.lcm(*(member.card.stride for member in members))
+    halos = [member.card.halo for member in members]
+    if any(halo is None for halo in halos):
+        return stride, None
+    return stride, -(-max(halo for halo in halos if halo is not None) // stride) * stride
+
+
+def margins_of(members: Sequence[Member], halo: int) -> Margins:
+    """Margins of a plan: what of the arithmetic of all members is done how far around the core."""
+    work: dict[int, float] = {}
+    for member in members:
+        for margin, cost in work_by_margin(member.card.network, halo).items():
+            work[margin] = work.get(margin, 0.0) + cost
+    total = sum(work.values())
+    return tuple((margin, round(work[margin] / total, 4)) for margin in sorted(work))
+
+
+def footprint_of(name: str, members: Sequence[Member]) -> Footprint:
+    """Memory of the engines of all members, which are all there at once."""
+    parts = [footprint(name, member.card.network) for member in members]
+    fixed, *per_pixel = map(sum, zip(*parts, strict=True))
+    # Driver and framework are there once.
+    return Footprint(fixed - (len(parts) - 1) * shared_of(name), *per_pixel)
+
+
+def with_novelty(network: Network, cards: Sequence[ModelCard]) -> Network:
+    """`network` with one more channel: novelty, of several networks the highest; 0 where invalid."""
+
+    def both(x: np.ndarray, *first: np.ndarray) -> np.ndarray:
+        y = network(x, *first)
+        if first:
+            height, width = y.shape[1:3]
+            x = np.stack([a[r : r + height, c : c + width] for a, (r, c) in zip(x, *first, strict=True)])
+        found = [card.novelty.of(x, card.statistics) for card in cards if card.novelty]
+        novelty = np.nan_to_num(np.maximum.reduce(found), copy=False)
+        return np.concatenate([y, novelty[..., np.newaxis]], axis=-1)
+
+    return both
+
+
+def average(engines: Sequence[Engine], members: Sequence[Member]) -> Engine:
+    """One engine that gives the mean of the calibrated activations of all."""
+    networks: list[Network] = list(engines)
+
+    def mean(x: np.ndarray, *first: np.ndarray) -> np.ndarray:
+        total: np.ndarray | None = None
+        for network, member in zip(networks, members, strict=True):
+            y = calibrate(network(x, *first), member.card.temperature)
+            total = y.copy(order="K") if total is None else np.add(total, y, out=total)
+        assert total is not None
+        return total / np.float32(len(networks))
+
+    first = engines[0]
+    identity = dict(first.identity)
+    for number, engine in enumerate(engines[1:], 2):
+        differing = engine.identity.items() - first.identity.items()
+        identity |= {f"{name} of network {number}": value for name, value in sorted(differing)}
+    return Engine(first.name, first.shape, identity, mean)

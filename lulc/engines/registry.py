@@ -1,0 +1,447 @@
+"""Engines: a network as a plain function from float32 (n, y, x, band) to float32 (n, y, x, class).
+
+The function takes physical units with NaN in every channel of invalid pixels, as `lulc.rasters.stack` gives
+them, in windows of one static shape. What an engine needs is imported when it is built.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lulc.core.buffers import Buffers
+from lulc.core.schema import InputError
+from lulc.engines import quantization
+from lulc.engines.cropping import computed, cores_of
+from lulc.engines.openvino_graph import build_graph, line_channels, load_openvino
+from lulc.engines.quantization import Quantization, compile_graph
+from lulc.models.archive import Arrays
+from lulc.models.card import ModelCard
+from lulc.models.config import NetworkConfig
+from lulc.models.legacy import read_legacy
+from lulc.models.uncertainty import decide
+from lulc.models.weights import load_model, read_arrays
+
+logger = logging.getLogger("lulc")
+
+MIN_AGREEMENT = {"openvino-int8": 0.97, "openvino-mixed": 0.995, "keras-float16": 0.995}
+"""Share of pixels on which an engine of lower precision gives the class that float32 gives, at least."""
+
+GPU_PROCESS = 3e9
+"""Bytes of memory allowed for the driver of a GPU and a framework in a process; not measured."""
+
+AIM = 0.985
+"""Share that ``openvino-int8`` keeps where it gives agreement for speed."""
+
+Network = Callable[..., np.ndarray]
+"""float32 (n, y, x, band) to float32 (n, y, x, class); of one that gives the core of each window, the second
+argument says where that begins, int (n, 2)."""
+
+
+class Footprint(NamedTuple):
+    """Memory that an engine takes, as measured: bytes of the process, and for each pixel of a window that is
+    read and that is computed to the end, beside those of input and result.
+    """
+
+    fixed: float
+    per_pixel: float
+    per_given: float = 0.0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A network ready to run.
+
+    Parameters
+    ----------
+    name
+        Which engine it is; never ``auto``.
+    shape
+        (n, y, x) of every call.
+    identity
+        What decides its results beside weights and shape: precision, versions; JSON-ready.
+    function
+        The network.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    identity: dict[str, str]
+    function: Network
+
+    def __call__(self, x: np.ndarray, *first: np.ndarray) -> np.ndarray:
+        """Activations of a batch, float32 (n, y, x, class); of its cores where it was built for these."""
+        return self.function(x, *first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRequest:
+    """What an engine is built from.
+
+    Parameters
+    ----------
+    path, card
+        Weights file and its card; the card holds the statistics, for legacy files too.
+    shape
+        (n, y, x) of every call.
+    core
+        (y, x) of what is given of each window, the rest being its halo; None for all of it.
+    samples
+        Gives windows of the mosaic, each float32 (y, x, band) with NaN where invalid, for calibration.
+    min_agreement
+        Least share of pixels on which an engine of lower precision agrees with float32; None for its default.
+    """
+
+    path: Path
+    card: ModelCard
+    shape: tuple[int, int, int]
+    core: tuple[int, int] | None = None
+    samples: Callable[[], Iterator[np.ndarray]] = lambda: iter(())
+    min_agreement: float | None = None
+
+
+def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence[NetworkConfig] = ()) -> str:
+    """The engine that a name stands for: ``auto`` is the fastest that is exact on this machine.
+
+    That is Keras where there is an NVIDIA GPU or a network has an encoder of `keras.applications`, OpenVINO
+    otherwise where it is installed.
+
+    Parameters
+    ----------
+    name
+        Name of an engine, or ``auto``.
+    devices
+        Folder of the device files.
+    networks
+        What it is to run.
+
+    Raises
+    ------
+    InputError
+        If there is no such engine, or it does not know the layers of a network.
+    """
+    encoder = next((network.encoder for network in networks if network.encoder), "")
+    if name == "auto":
+        name, reason = ("keras", f"it alone knows {encoder}") if encoder else _fastest(devices)
+        logger.info("engine %s, since %s", name, reason)
+    if encoder and name in _ENGINES and name not in _KERAS:
+        raise InputError(
+            f"cannot run the network with the engine '{name}', since its encoder is {encoder}, expected "
+            "the toolkit's own stages, which alone are known there",
+            "Type --engine keras, or --engine auto.",
+        )
+    if name not in _ENGINES:
+        raise InputError(
+            f"cannot run the network with the engine '{name}', expected one of {', '.join(_ENGINES)}",
+            "Type --engine auto.",
+        )
+    return name
+
+
+def _fastest(devices: Path) -> tuple[str, str]:
+    """(engine, why) on this machine, found out without loading a framework."""
+    # A batch system gives a job the GPU with any number, and hides those of other jobs.
+    found = sorted(devices.glob("nvidia[0-9]*"))
+    if found and not _hidden():
+        return "keras", f"there is an NVIDIA GPU ({found[0]})"
+    reason = "CUDA_VISIBLE_DEVICES hides all GPUs" if found else f"there is no NVIDIA GPU in {devices}"
+    if importlib.util.find_spec("openvino"):
+        return "openvino", reason
+    return "keras", f"{reason}, and OpenVINO is not installed"
+
+
+def has_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether this process sees an NVIDIA GPU, found out without loading a framework."""
+    return any(devices.glob("nvidia[0-9]*")) and not _hidden()
+
+
+def _hidden() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles")
+
+
+def budget_of(name: str) -> float:
+    """Gigabytes of memory that a process with the engine `name` may take where nobody says how many."""
+    return 8.0 if _on_gpu(name) else 2.0
+
+
+def readers_of(name: str) -> int:
+    """Windows that are read at a time: where a GPU computes, one thread can't read as fast."""
+    return 2 if _on_gpu(name) else 1
+
+
+def shared_of(name: str) -> float:
+    """Bytes of a footprint that a process has once, however many networks it runs."""
+    return GPU_PROCESS if _on_gpu(name) else 0.0
+
+
+def _on_gpu(name: str) -> bool:
+    return name in _KERAS and has_gpu()
+
+
+def gives_cores(name: str) -> bool:
+    """Whether the engine `name` can give the core of each window without computing the rest of it."""
+    return name in _CROPPING
+
+
+def footprint(name: str, network: NetworkConfig) -> Footprint:
+    """What the engine `name` takes for a network, for planning windows before it is built."""
+    return _ENGINES[choose_engine(name, networks=[network])][1](network)
+
+
+def build_engine(name: str, request: EngineRequest) -> Engine:
+    """Build an engine.
+
+    Raises
+    ------
+    InputError
+        If the engine is not installed, or the weights are refused.
+    """
+    return _ENGINES[choose_engine(name, networks=[request.card.network])][0](request)
+
+
+def turns_of(height: int, width: int) -> tuple[int, ...]:
+    """Quarter turns that keep the shape of a window, each with and without a flip."""
+    return (0, 1, 2, 3) if height == width else (0, 2)
+
+
+def dihedral(network: Network) -> Network:
+    """The mean of `network` over the flips and rotations of its input (test-time augmentation).
+
+    All 8 for square windows; the 4 that keep the shape for others. The mean over the flips and
+    rotations of an input does not change when the input is flipped or rotated.
+    """
+
+    def average(x: np.ndarray) -> np.ndarray:
+        turns = turns_of(*x.shape[1:3])
+        total: np.ndarray | None = None
+        for turn in turns:
+            for flip in (False, True):
+                seen = np.rot90(x[:, ::-1] if flip else x, turn, axes=(1, 2))
+                y = np.rot90(network(np.ascontiguousarray(seen)), -turn, axes=(1, 2))
+                y = y[:, ::-1] if flip else y
+                total = y.copy(order="K") if total is None else np.add(total, y, out=total)
+        assert total is not None
+        return total / np.float32(2 * len(turns))
+
+    return average
+
+
+def _build_keras(precision: str, request: EngineRequest) -> Engine:
+    from lulc.models import backend
+
+    name = "keras" if precision == "float32" else f"keras-{precision}"
+    if has_gpu() and backend.device_name() == "CPU":
+        raise InputError(
+            f"cannot run the network with the engine '{name}' as planned, since this {backend.name()} "
+            "computes on the CPU, expected the NVIDIA GPU that is there",
+            "Install it with the extra for GPUs, or set CUDA_VISIBLE_DEVICES=-1 to plan with the CPU.",
+        )
+    backend.cache_programs()
+    backend.exact_float32()
+    identity = {"precision": precision, "device": backend.device_name(), **backend.versions()}
+    function = backend.compile_predict(_keras_model(precision, request), request.shape)
+    if precision != "float32":
+        # Measured anew in each process, on whatever kernels it chose: no part of what decides the bytes.
+        _check_agreement(name, request, _agreement(request, precision))
+    return Engine(name, request.shape, identity, function)
+
+
+def _keras_model(precision: str, request: EngineRequest) -> Any:
+    from lulc.models import backend
+
+    legacy = None if request.path.suffix == ".keras" else request.card.statistics
+    with backend.precision(precision):
+        return load_model(request.path, statistics=legacy)[0]
+
+
+def _agreement(request: EngineRequest, precision: str) -> float:
+    """Share of the valid pixels of some windows that get the class that float32 gives."""
+    from lulc.models import backend
+
+    def classes(of: str) -> list[np.ndarray]:
+        network = backend.compile_predict(_keras_model(of, request))
+        return [decide(network(x[np.newaxis])[0]) for x in _padded(request)]
+
+    valid = [~np.isnan(x[..., 0]) for x in _padded(request)]
+    pairs = zip(classes("float32"), classes(precision), valid, strict=True)
+    same = [(a == b)[known] for a, b, known in pairs]
+    return float(np.concatenate(same).mean()) if same else 1.0
+
+
+def _padded(request: EngineRequest) -> Iterator[np.ndarray]:
+    """The windows to compare on, with sides that the network takes."""
+    stride = request.card.stride
+    for x in request.samples():
+        padding = [(0, -length % stride) for length in x.shape[:2]]
+        yield np.pad(x, [*padding, (0, 0)], constant_values=np.nan)
+
+
+def _check_agreement(name: str, request: EngineRequest, agreement: float) -> None:
+    logger.info("%s agrees with float32 on %.2f %% of the pixels", name, 100 * agreement)
+    least = MIN_AGREEMENT[name] if request.min_agreement is None else request.min_agreement
+    if agreement < least:
+        exact = name.split("-")[0]
+        raise InputError(
+            f"cannot use the engine '{name}' with '{request.path.name}' here, since it agrees with float32 "
+            f"on {100 * agreement:.2f} % of the pixels, expected at least {100 * least:.2f} %",
+            f"Type --engine {exact}, or a lower --min-agreement.",
+        )
+
+
+def _build_openvino(request: EngineRequest) -> Engine:
+    model = build_graph(request.card.network, _arrays(request), request.shape, core=_core_of(request))
+    identity = {"precision": "float32", "openvino": _openvino_version()}
+    return Engine("openvino", request.shape, identity, _OpenVINO(model, "f32", request))
+
+
+def _build_quantised(name: str, request: EngineRequest) -> Engine:
+    least = MIN_AGREEMENT[name] if request.min_agreement is None else request.min_agreement
+    arrays = _arrays(request)
+    found, key = _quantise(name, request, arrays, least)
+    _check_agreement(name, request, found.agreement)
+    model = build_graph(
+        request.card.network,
+        arrays,
+        request.shape,
+        found.eight_bit,
+        core=_core_of(request),
+        factors=found.factors,
+        # As it was judged: rounding hurts its transforms, even where all convolutions are left in bfloat16.
+        winograd=False,
+    )
+    ranks = "".join(f"; rank {factor.rank}: {name}" for name, factor in found.factors.items())
+    identity = {
+        "precision": f"int8; {found.precision}: {' '.join(found.finer)}{ranks}",
+        "agreement": f"{found.agreement:.4f}",
+        "calibration": key,
+        "openvino": _openvino_version(),
+    }
+    return Engine(name, request.shape, identity, _OpenVINO(model, found.precision, request))
+
+
+def _quantise(name: str, request: EngineRequest, arrays: Arrays, least: float) -> tuple[Quantization, str]:
+    """The quantisation of a network for a mosaic and its key, from beside the weights where it is known."""
+    finer = name == "openvino-mixed"
+    target = least if finer else max(least, AIM)
+    key = quantization.key_of(request.card, request.samples(), target, least, finer=finer)
+    path = request.path.with_name(f"{request.path.stem}.{name}-{key[:12]}.json")
+    found = quantization.read_quantization(path, key, request.card.network)
+    if found is None:
+        logger.info("finding out how %s can be computed in 8 bits; kept in '%s'", request.path.name, path)
+        samples = list(request.samples())
+        found = quantization.quantise(
+            request.card.network,
+            arrays,
+            samples,
+            stride=request.card.stride,
+            target=target,
+            least=least,
+            finer=finer,
+        )
+        quantization.write_quantization(path, key, found)
+    return found, key
+
+
+def _arrays(request: EngineRequest) -> Arrays:
+    """Weights without a framework; legacy files have their statistics in the card."""
+    if request.path.suffix == ".keras":
+        return read_arrays(request.path, request.card)
+    statistics = request.card.statistics
+    known = {"mean": statistics.mean, "std": statistics.std}
+    return read_legacy(request.path)[1] | {
+        f"standardization/{name}": np.asarray(value, np.float32) for name, value in known.items()
+    }
+
+
+def _core_of(request: EngineRequest) -> tuple[int, int] | None:
+    """The core of each window, None where it is all of it."""
+    return None if request.core == request.shape[1:] else request.core
+
+
+class _OpenVINO:
+    """A compiled model; it writes each result into memory of its own, so that none is copied."""
+
+    def __init__(self, model: object, precision: str, request: EngineRequest) -> None:
+        self._tensor = load_openvino().Tensor
+        self._request = compile_graph(model, precision).create_infer_request()
+        count, *window = request.shape
+        self._window, self._core = (window[0], window[1]), _core_of(request)
+        sides = computed(self._window, self._core) if self._core else self._window
+        self._shape = (count, request.card.network.classes, *sides)
+        self._results = Buffers()
+
+    def __call__(self, x: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
+        if self._core and first is None:
+            raise ValueError("an engine that gives cores has to be told where they begin")
+        y = self._results.empty(self._shape)
+        self._request.set_output_tensor(self._tensor(y, shared_memory=True))
+        given = {0: self._tensor(np.ascontiguousarray(x, np.float32), shared_memory=True)}
+        if self._core:
+            given[1] = self._tensor(np.ascontiguousarray(first, np.int32))
+        # Unless shared, what this returns is a copy.
+        self._request.infer(given, share_outputs=True)
+        y = np.moveaxis(y, 1, -1)
+        return cores_of(y, self._window, self._core, first) if self._core and first is not None else y
+
+
+def _openvino_version() -> str:
+    return str(load_openvino().__version__).split("-")[0]
+
+
+def _keras_footprint(network: NetworkConfig) -> Footprint:
+    if has_gpu():
+        # Estimates: what driver and framework take of the machine; what layers give lies in the GPU's memory,
+        # of which as much is planned with.
+        return Footprint(GPU_PROCESS, 600 * _width(network) if network.filters else 900)
+    # Measured with TensorFlow 2.21 on a CPU: 0.8 GB and 1,300 to 1,600 bytes per pixel at widths 32..256.
+    if not network.encoder:
+        return Footprint(0.85e9, 1600 * _width(network))
+    # With the default decoder 512 (ResNet-50), 574 (EfficientNetV2-B0) and 1,900 (ConvNeXt-tiny) bytes per
+    # pixel, 1.1 to 1.3 GB of the process.
+    per_pixel = 2200 if network.encoder.startswith("convnext") else 700
+    return Footprint(
+        0.85e9 + 4 * _weight_bytes(network), per_pixel * max(network.decoder_filters[-1] / 16, 1)
+    )
+
+
+def _openvino_footprint(
+    per_pixel: float, per_given: float, network: NetworkConfig, *, winograd: bool = False
+) -> Footprint:
+    # Measured: 170 bytes with 192 channels.
+    lines = 0.9 * line_channels(network) if winograd else 0.0
+    # Where networks are wider than the original their weights decide: 0.96 GB at twice its width.
+    fixed = max(0.33e9, 0.16e9 + 4.6 * _weight_bytes(network))
+    return Footprint(fixed, per_pixel * _width(network), per_given * _width(network) + lines)
+
+
+def _weight_bytes(network: NetworkConfig) -> int:
+    """Of all variables in float32."""
+    return 4 * sum(math.prod(shape) for shape in network.variable_shapes().values())
+
+
+def _width(network: NetworkConfig) -> float:
+    """Width at full resolution, where the memory goes, in multiples of the original network's."""
+    return max(network.filters[0], network.decoder_filters[-1] / 2) / 32
+
+
+_ENGINES: dict[str, tuple[Callable[[EngineRequest], Engine], Callable[[NetworkConfig], Footprint]]] = {
+    "keras": (partial(_build_keras, "float32"), _keras_footprint),
+    "keras-float16": (partial(_build_keras, "float16"), _keras_footprint),
+    # Bytes per pixel measured with OpenVINO 2026.4 and static shapes; the mixed one with 5 of 17 finer. In 8
+    # bits no stage takes as much as the encoder's first, which computes whole windows.
+    "openvino": (_build_openvino, partial(_openvino_footprint, 215, 565, winograd=True)),
+    "openvino-mixed": (partial(_build_quantised, "openvino-mixed"), partial(_openvino_footprint, 390, 0)),
+    "openvino-int8": (partial(_build_quantised, "openvino-int8"), partial(_openvino_footprint, 190, 0)),
+}
+
+_KERAS = frozenset({"keras", "keras-float16"})
+_CROPPING = frozenset({"openvino", "openvino-mixed", "openvino-int8"})

@@ -1,0 +1,208 @@
+"""Labels that may be wrong: where a map contradicts them with confidence, as a raster and a list of places.
+
+A candidate is a labelled pixel whose activation of the mapped class exceeds that of the labelled class by
+a margin. A network that was trained on the same labels has learnt part of their errors: candidates are to
+be looked at, and a map from cross-validation finds more of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.core.machine import cores
+from lulc.core.schema import IGNORE, InputError
+from lulc.core.storage import write_atomically
+from lulc.core.windows import Plan, Window
+from lulc.evaluation.measures.regions import Region
+from lulc.maps.geotiff import MapProfile, assemble, write_part
+from lulc.maps.reader import LEGEND_TAG, ClassMap
+
+RASTER = "suspects.tif"
+TABLE = "suspects.csv"
+
+CELL = 1024
+"""Side of the pieces that are looked at; a place that spans two is listed twice."""
+
+SMALLEST = 4
+"""Pixels of the smallest place in the list; smaller ones are in the raster only."""
+
+LISTED = 1000
+"""Places in the list, those that weigh most."""
+
+Read = Callable[[Window], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Candidates that touch each other.
+
+    Parameters
+    ----------
+    x, y
+        Of its middle, in the CRS of the map.
+    region
+        Name of the region or stack that it lies in; empty for none.
+    pixels
+        Candidates in it.
+    labelled, mapped
+        Most frequent class of the labels, and of the map there.
+    margin
+        Mean activation of the mapped class less that of the labelled class.
+    """
+
+    x: float
+    y: float
+    region: str
+    pixels: int
+    labelled: str
+    mapped: str
+    margin: float
+
+    @property
+    def weight(self) -> float:
+        """What places are ranked by."""
+        return self.pixels * self.margin
+
+
+def find_suspects(
+    land_cover: ClassMap,
+    read_labels: Read,
+    folder: Path,
+    *,
+    least: float,
+    regions: Sequence[Region] = (),
+) -> tuple[Path, Path]:
+    """Write where a map contradicts labels: the class of the map as a raster, and a list of places.
+
+    Parameters
+    ----------
+    land_cover
+        With activations.
+    read_labels
+        Class numbers of the map's legend for a window, uint8 (y, x), 255 = ignore.
+    folder
+        Where `RASTER` (0 no candidate, 255 no map or no label) and `TABLE` are written.
+    least
+        Smallest margin, above 0 and below 1.
+    regions
+        Their names are given with the places.
+
+    Returns
+    -------
+    (Path, Path)
+        Raster and table.
+
+    Raises
+    ------
+    InputError
+        If the map has no activations, or `least` is out of range.
+    """
+    if not land_cover.has_activations:
+        raise InputError(
+            f"cannot look for wrong labels with '{land_cover.name}', since it has no activation bands",
+            "Make the map without `--activations none`, or leave --suspects out.",
+        )
+    if not 0 < least < 1:
+        raise InputError(
+            f"cannot look for wrong labels with a margin of {least}, expected above 0 and below 1",
+            "Type --suspects 0.5.",
+        )
+    found: list[Place] = []
+    raster = folder / RASTER
+    height, width = land_cover.grid.shape
+    plan = Plan(height, width, 1, 0, (min(CELL, height), min(CELL, width)), 4 * CELL)
+    profile = MapProfile(
+        land_cover.grid,
+        land_cover.legend,
+        "none",
+        plan.part,
+        {LEGEND_TAG: land_cover.tags.get(LEGEND_TAG, "")},
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix=".suspects-", dir=folder.resolve()) as temporary,
+        ThreadPoolExecutor(cores()) as pool,
+    ):
+        parts = []
+        for part in plan.parts():
+            file = Path(temporary) / f"{part.index}.part"
+            with write_part(file, profile, part.extent, pool) as writer:
+                for window in plan.windows(part):
+                    candidates = _look(land_cover, read_labels, window.write, least)
+                    found += _places(candidates, land_cover, window.write, regions)
+                    writer.write(window.write, candidates.values[np.newaxis])
+            parts.append((part.extent, file))
+            found = sorted(found, key=lambda place: -place.weight)[:LISTED]
+        assemble(profile, parts, raster, pool)
+    _write_table(found, folder / TABLE)
+    return raster, folder / TABLE
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Of one window: what is stored, labels, and margins (NaN where there is no candidate)."""
+
+    values: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    margins: NDArray[np.float32]
+
+
+def _look(land_cover: ClassMap, read_labels: Read, window: Window, least: float) -> _Candidates:
+    activations, labels = land_cover.read_activations(window), read_labels(window)
+    known = (labels != IGNORE) & np.isfinite(activations).all(axis=-1)
+    usable = np.nan_to_num(activations)
+    mapped = usable.argmax(axis=-1)
+    own = np.where(known, labels.astype(np.intp) - 1, 0)
+    margins = usable.max(axis=-1) - np.take_along_axis(usable, own[..., np.newaxis], axis=-1)[..., 0]
+    suspect = known & (margins >= least)
+    values = np.where(suspect, mapped + 1, np.where(known, 0, IGNORE)).astype(np.uint8)
+    return _Candidates(values, labels, np.where(suspect, margins, np.nan).astype(np.float32))
+
+
+def _places(
+    candidates: _Candidates, land_cover: ClassMap, window: Window, regions: Sequence[Region]
+) -> Iterator[Place]:
+    mask = np.isfinite(candidates.margins).astype(np.uint8)
+    _, numbers, boxes, centres = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    names = land_cover.legend.names
+    for number, (left, top, wide, high, pixels) in enumerate(boxes.tolist()):
+        if number == 0 or pixels < SMALLEST:
+            continue
+        box = (slice(top, top + high), slice(left, left + wide))
+        inside = numbers[box] == number
+        col, row = (int(centre) for centre in centres[number])
+        x, y = land_cover.grid.transform @ (window.col + col + 0.5, window.row + row + 0.5)
+        labelled, mapped = (
+            names[int(np.bincount(values[box][inside]).argmax()) - 1]
+            for values in (candidates.labels, candidates.values)
+        )
+        region = _region_at(regions, land_cover, window.row + row, window.col + col)
+        margin = float(candidates.margins[box][inside].mean())
+        yield Place(x, y, region, pixels, labelled, mapped, margin)
+
+
+def _region_at(regions: Sequence[Region], land_cover: ClassMap, row: int, col: int) -> str:
+    for region in regions:
+        inside = region.within(Window(row, col, 1, 1), land_cover.grid)
+        if inside is not None and inside.any():
+            return region.name
+    return ""
+
+
+def _write_table(places: Sequence[Place], path: Path) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["rank", "x", "y", "region", "pixels", "labelled", "mapped", "margin"])
+    for rank, p in enumerate(places, 1):
+        writer.writerow([rank, p.x, p.y, p.region, p.pixels, p.labelled, p.mapped, f"{p.margin:.3f}"])
+    with write_atomically(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")

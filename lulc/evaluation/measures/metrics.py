@@ -1,0 +1,361 @@
+"""Figures of agreement between a map and its reference, from counts alone.
+
+Everything here works on a confusion matrix or on sums that grow window by window, so that memory does
+not depend on the size of the map.
+
+A matrix has shape (N + 1, N + 1): rows are the reference, columns the map, and index 0 is *unclassified*.
+Row 0 is empty, since a pixel without a reference class is not scored; column 0 counts pixels that the map
+left unclassified, each of them a miss of its reference class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from lulc.core.schema import Legend
+
+EXACT_BELOW = 25
+"""McNemar's test is exact where fewer pixels than this are right in one map only."""
+
+NLL_FLOOR = 1e-7
+"""Activations are raised to this before the logarithm, so that one stored zero is no infinite loss."""
+
+BINS = 15
+"""Bins of the reliability diagram and of the expected calibration error."""
+
+
+def count(reference: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+    """The confusion matrix of two arrays of class numbers.
+
+    Parameters
+    ----------
+    reference
+        uint8, class numbers 1..N.
+    predicted
+        uint8 of the same shape, class numbers 0..N.
+    classes
+        N.
+
+    Returns
+    -------
+    int64 (N + 1, N + 1)
+        Rows reference, columns map.
+
+    Examples
+    --------
+    >>> count(np.array([1, 1, 2], "u1"), np.array([1, 0, 2], "u1"), 2).tolist()
+    [[0, 0, 0], [1, 1, 0], [0, 0, 1]]
+    """
+    side = classes + 1
+    joint = reference.astype(np.intp).ravel() * side + predicted.ravel()
+    return np.bincount(joint, minlength=side * side).astype(np.int64).reshape(side, side)
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Agreement of one class; the four ratios are None where it occurs on neither side.
+
+    Parameters
+    ----------
+    number, name
+        The class.
+    precision
+        Share of the pixels mapped as the class that are right (user's accuracy).
+    recall
+        Share of the reference pixels that are found (producer's accuracy).
+    f1
+        Harmonic mean of both.
+    iou
+        Intersection over union.
+    support, mapped
+        Pixels of the class in the reference and in the map.
+    """
+
+    number: int
+    name: str
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    iou: float | None
+    support: int
+    mapped: int
+
+
+@dataclass(frozen=True)
+class Averages:
+    """One kind of mean over the classes that occur."""
+
+    precision: float
+    recall: float
+    f1: float
+    iou: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Agreement of a map with its reference.
+
+    Macro and weighted means run over the classes that occur in the reference **or** in the map, which
+    is scikit-learn's ``labels=`` those classes with ``zero_division=0``: a class that is mapped where it
+    never is costs as much as one that is never found. Micro means pool their counts.
+
+    Parameters
+    ----------
+    pixels
+        Scored pixels.
+    unclassified
+        Those of them that the map left unclassified (class 0), counted as misses.
+    overall_accuracy
+        Share of scored pixels that are right; None without pixels.
+    kappa
+        Cohen's kappa; None where chance alone would agree everywhere.
+    """
+
+    pixels: int
+    unclassified: int
+    overall_accuracy: float | None
+    kappa: float | None
+    micro: Averages | None
+    macro: Averages | None
+    weighted: Averages | None
+    classes: tuple[ClassScore, ...]
+
+
+def score(confusion: NDArray[np.int64], legend: Legend) -> Scores:
+    """All figures of a confusion matrix.
+
+    Parameters
+    ----------
+    confusion
+        int64 (N + 1, N + 1), rows reference, columns map, index 0 unclassified.
+    legend
+        The N classes.
+
+    References
+    ----------
+    Cohen, J. (1960). A coefficient of agreement for nominal scales. Educational and Psychological
+    Measurement 20, 37-46.
+    """
+    hits, support, mapped = (
+        a[1:].astype(np.float64) for a in (np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
+    )
+    occurs = (support + mapped) > 0
+    ratios = _ratios(hits, support, mapped)
+    total = int(confusion.sum())
+    classes = []
+    for i, c in enumerate(legend.classes):
+        precision, recall, f1, iou = (float(r[i]) if occurs[i] else None for r in ratios)
+        size = (int(support[i]), int(mapped[i]))
+        classes.append(ClassScore(c.number, c.name, precision, recall, f1, iou, *size))
+    micro = macro = weighted = None
+    if total:
+        kept = [r[occurs] for r in ratios]
+        micro = Averages(*(float(r) for r in _ratios(hits.sum(), support.sum(), mapped.sum())))
+        macro = Averages(*(float(r.mean()) for r in kept))
+        weighted = Averages(*(float(np.average(r, weights=support[occurs])) for r in kept))
+    return Scores(
+        total,
+        int(confusion[:, 0].sum()),
+        float(hits.sum() / total) if total else None,
+        _kappa(confusion),
+        micro,
+        macro,
+        weighted,
+        tuple(classes),
+    )
+
+
+def _ratios(hits: Any, support: Any, mapped: Any) -> tuple[Any, Any, Any, Any]:
+    """(precision, recall, F1, IoU), 0 where the denominator is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        raw = (
+            hits / mapped,
+            hits / support,
+            2 * hits / (support + mapped),
+            hits / (support + mapped - hits),
+        )
+    return tuple(np.where(np.isfinite(r), r, 0.0) for r in raw)  # type: ignore[return-value]
+
+
+def _kappa(confusion: NDArray[np.int64]) -> float | None:
+    # Whole numbers of any size: the only rounding is that of the last two operations.
+    rows, cols = (confusion.sum(axis=axis).tolist() for axis in (1, 0))
+    total, wrong = sum(rows), int(confusion.sum() - np.trace(confusion))
+    by_chance = total * total - sum(r * c for r, c in zip(rows, cols, strict=True))
+    return 1 - wrong * total / by_chance if by_chance else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """McNemar's test of two maps on the same reference pixels.
+
+    Parameters
+    ----------
+    only_first, only_second
+        Pixels that only the one map has right.
+    both, neither
+        Pixels that both or neither have right.
+    statistic
+        Chi-squared with continuity correction, one degree of freedom; None where the test is exact.
+    p_value
+        Two-sided, under the assumption that pixels are independent. Neighbouring pixels are not, so it
+        is a lower bound.
+    exact
+        True where the binomial distribution was used.
+    """
+
+    only_first: int
+    only_second: int
+    both: int
+    neither: int
+    statistic: float | None
+    p_value: float
+    exact: bool
+
+
+def compare(only_first: int, only_second: int, both: int, neither: int) -> Comparison:
+    """McNemar's test.
+
+    References
+    ----------
+    McNemar, Q. (1947). Note on the sampling error of the difference between correlated proportions or
+    percentages. Psychometrika 12, 153-157. Continuity correction: Edwards, A. L. (1948), Psychometrika
+    13, 185-187.
+
+    Examples
+    --------
+    >>> round(compare(121, 59, 150, 20).statistic, 2)
+    20.67
+    """
+    discordant = only_first + only_second
+    if discordant < EXACT_BELOW:
+        p = (
+            float(stats.binomtest(min(only_first, only_second), discordant, 0.5).pvalue)
+            if discordant
+            else 1.0
+        )
+        return Comparison(only_first, only_second, both, neither, None, p, True)
+    statistic = max(0, abs(only_first - only_second) - 1) ** 2 / discordant
+    p = float(stats.chi2.sf(statistic, 1))
+    return Comparison(only_first, only_second, both, neither, statistic, p, False)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bar of a reliability diagram; the means are None where no pixel falls into it."""
+
+    lower: float
+    upper: float
+    pixels: int
+    confidence: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far activations can be read as probabilities.
+
+    Parameters
+    ----------
+    pixels
+        Pixels with a reference and activations.
+    ece
+        Expected calibration error: mean distance of confidence (highest activation) and accuracy over
+        equally wide bins, weighted by pixels.
+    classwise_ece
+        The same for each class's own activation, averaged over the classes.
+    nll
+        Mean negative logarithm of the activation of the true class, natural logarithm.
+    brier
+        Mean squared distance between activations and truth, summed over classes (0..2).
+    bins
+        The reliability diagram.
+    """
+
+    pixels: int
+    ece: float
+    classwise_ece: float
+    nll: float
+    brier: float
+    bins: tuple[Bin, ...]
+
+
+class Reliability:
+    """Sums from which `Calibration` follows; grows pixel by pixel.
+
+    Parameters
+    ----------
+    classes
+        Number of classes N.
+    bins
+        Equally wide bins of [0, 1].
+
+    References
+    ----------
+    Guo, C. et al. (2017). On calibration of modern neural networks. ICML. Classwise: Kull, M. et al.
+    (2019). Beyond temperature scaling. NeurIPS. Brier, G. W. (1950). Monthly Weather Review 78, 1-3.
+    """
+
+    def __init__(self, classes: int, bins: int = BINS) -> None:
+        self._bins = bins
+        # (pixels, sum of activation, sum of truth) by row: row 0 the decision, rows 1..N the classes.
+        self._sums = np.zeros((3, classes + 1, bins))
+        self._nll = 0.0
+        self._brier = 0.0
+
+    def add(self, reference: NDArray[np.uint8], activations: NDArray[np.float32]) -> None:
+        """Count pixels.
+
+        Parameters
+        ----------
+        reference
+            uint8 (pixel,), class numbers 1..N.
+        activations
+            float32 (pixel, class), 0..1, all finite.
+        """
+        if not len(reference):
+            return
+        p = activations.astype(np.float64)
+        truth = np.arange(p.shape[1]) == reference[:, None].astype(np.intp) - 1
+        highest = p.argmax(axis=1)
+        rows = np.arange(len(p))
+        self._count(0, p[rows, highest], truth[rows, highest])
+        for k in range(p.shape[1]):
+            self._count(k + 1, p[:, k], truth[:, k])
+        self._nll -= float(np.log(np.maximum(p[truth], NLL_FLOOR)).sum())
+        self._brier += float(((p - truth) ** 2).sum())
+
+    def _count(self, row: int, p: NDArray[np.float64], truth: NDArray[np.bool_]) -> None:
+        place = np.minimum((p * self._bins).astype(np.intp), self._bins - 1)
+        for sums, weights in zip(self._sums, (None, p, truth), strict=True):
+            sums[row] += np.bincount(place, weights, minlength=self._bins)
+
+    def result(self) -> Calibration | None:
+        """The figures; None where no pixel was counted."""
+        pixels, confidence, truth = self._sums
+        total = pixels[0].sum()
+        if not total:
+            return None
+        errors = np.abs(confidence - truth).sum(axis=1) / total
+        return Calibration(
+            pixels=int(total),
+            ece=float(errors[0]),
+            classwise_ece=float(errors[1:].mean()),
+            nll=float(self._nll / total),
+            brier=float(self._brier / total),
+            bins=tuple(
+                Bin(
+                    k / self._bins,
+                    (k + 1) / self._bins,
+                    int(n),
+                    float(confidence[0, k] / n) if n else None,
+                    float(truth[0, k] / n) if n else None,
+                )
+                for k, n in enumerate(pixels[0])
+            ),
+        )

@@ -1,0 +1,220 @@
+"""What an evaluation found: counts, from which every figure follows."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.core.schema import Legend
+from lulc.core.version import __version__
+from lulc.evaluation.measures.area_estimation import AreaEstimates
+from lulc.evaluation.measures.metrics import Calibration, Comparison, Scores, score
+from lulc.labels.levels import Level
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Change:
+    """A second map beside the first.
+
+    Parameters
+    ----------
+    name
+        The second map.
+    matrix
+        int64 (N + 1, N + 1), rows this map, columns the second, index 0 unclassified.
+    test
+        McNemar's test on the pixels where both maps and the reference have a class.
+    """
+
+    name: str
+    matrix: NDArray[np.int64]
+    test: Comparison
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The matrix of one CORINE level.
+
+    Parameters
+    ----------
+    level
+        Its groups.
+    matrix
+        int64 (M + 1, M + 1), the map's classes gathered.
+    from_codes
+        True where the reference's groups come from its codes rather than from its classes.
+    summed
+        The matrix where the map's group is the one with the highest summed activation; None without
+        activations.
+    """
+
+    level: Level
+    matrix: NDArray[np.int64]
+    from_codes: bool = False
+    summed: NDArray[np.int64] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures as JSON-ready data."""
+        legend = self.level.legend
+        summed = None if self.summed is None else figures_of(self.summed, legend)
+        return {"from_codes": self.from_codes, **figures_of(self.matrix, legend), "summed": summed}
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Areas of the classes.
+
+    Parameters
+    ----------
+    mapped
+        int64 (N + 1,), pixels of class 0 (unclassified), 1, ..., N that count.
+    hectares
+        Area of a pixel; None where the CRS has no areas.
+    sample
+        int64 (class, class), interpreted points: rows the map's class, columns the reference; or None.
+    estimates
+        What they say, areas in hectares, or in pixels without; None without a sample.
+    name
+        File of the points.
+    """
+
+    mapped: NDArray[np.int64]
+    hectares: float | None
+    sample: NDArray[np.int64] | None = None
+    estimates: AreaEstimates | None = None
+    name: str | None = None
+
+    @property
+    def unit(self) -> str:
+        """Unit of the areas."""
+        return "pixels" if self.hectares is None else "ha"
+
+    def of(self, pixels: int) -> float:
+        """Pixels in the unit of the areas."""
+        return pixels * (1.0 if self.hectares is None else self.hectares)
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures as JSON-ready data."""
+        return {
+            "unit": self.unit,
+            "mapped_pixels": self.mapped.tolist(),
+            "hectares_per_pixel": self.hectares,
+            "sample": None if self.sample is None else self.sample.tolist(),
+            "sample_file": self.name,
+            "estimates": None if self.estimates is None else self.estimates.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All counts of an evaluation; figures follow from them.
+
+    Parameters
+    ----------
+    map, reference
+        Names of the files; no reference where there are interpreted points alone, or none yet.
+    legend
+        The classes.
+    levels
+        The same by CORINE level, where classes have groups.
+    confusion
+        int64 (N + 1, N + 1), rows reference, columns map, index 0 unclassified; all 0 without a reference.
+    border
+        Width of the band along label borders in pixels.
+    near, far
+        The matrix within the band, and beyond it; None without a band.
+    regions
+        (name, matrix) of each stack or region.
+    calibration
+        None where the map holds no activations.
+    change
+        None without a second map.
+    without_map, without_reference
+        Pixels that were not scored, since the one or the other has no data there.
+    made
+        (name, value) of what the map says about how it was made.
+    areas
+        Areas of the classes.
+    training
+        history.csv of the run that trained the weights, or None.
+    """
+
+    map: str
+    reference: str | None
+    legend: Legend
+    levels: tuple[Gathered, ...]
+    confusion: NDArray[np.int64]
+    border: int
+    near: NDArray[np.int64] | None
+    far: NDArray[np.int64] | None
+    regions: tuple[tuple[str, NDArray[np.int64]], ...]
+    calibration: Calibration | None
+    change: Change | None
+    without_map: int
+    without_reference: int
+    made: tuple[tuple[str, str], ...]
+    areas: Areas
+    training: Path | None = None
+
+    @property
+    def scores(self) -> Scores:
+        """Figures of all scored pixels."""
+        return score(self.confusion, self.legend)
+
+    def parts(self) -> list[tuple[str, Scores]]:
+        """(name, figures) of the total, the CORINE levels, border and interior; none without a reference."""
+        if self.reference is None:
+            return []
+        named = [("all classes", self.confusion, self.legend)]
+        for gathered in self.levels:
+            level = gathered.level
+            named.append((level.name, gathered.matrix, level.legend))
+            if gathered.summed is not None:
+                named.append((f"{level.name}, activations summed", gathered.summed, level.legend))
+        if self.near is not None and self.far is not None:
+            named.append((f"border, up to {self.border} px", self.near, self.legend))
+            named.append(("interior", self.far, self.legend))
+        return [(name, score(matrix, legend)) for name, matrix, legend in named]
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures as JSON-ready data."""
+        compared = self.reference is not None
+        levels = {f"level{g.level.number}": g.to_json() for g in self.levels if compared}
+        return {
+            "format_version": FORMAT_VERSION,
+            "lulc": __version__,
+            "map": self.map,
+            "reference": self.reference,
+            "made": dict(self.made),
+            "legend": self.legend.to_json(),
+            "without_map": self.without_map if compared else None,
+            "without_reference": self.without_reference if compared else None,
+            "total": figures_of(self.confusion, self.legend) if compared else None,
+            "level1": levels.get("level1"),
+            "level2": levels.get("level2"),
+            "areas": self.areas.to_json(),
+            "border_pixels": self.border,
+            "border": None if self.near is None else figures_of(self.near, self.legend),
+            "interior": None if self.far is None else figures_of(self.far, self.legend),
+            "regions": [{"name": name, **figures_of(m, self.legend)} for name, m in self.regions],
+            "calibration": None if self.calibration is None else dataclasses.asdict(self.calibration),
+            "change": None
+            if self.change is None
+            else {
+                "map": self.change.name,
+                "matrix": self.change.matrix.tolist(),
+                "mcnemar": dataclasses.asdict(self.change.test),
+            },
+        }
+
+
+def figures_of(matrix: NDArray[np.int64], legend: Legend) -> dict[str, Any]:
+    """All figures of a matrix as JSON-ready data, and the matrix."""
+    return {**dataclasses.asdict(score(matrix, legend)), "confusion": matrix.tolist()}

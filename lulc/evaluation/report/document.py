@@ -1,0 +1,246 @@
+"""A report as one document: the same sections as Markdown for people's notes and as one HTML page.
+
+The HTML holds its style and pictures itself and asks no network for anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+from markupsafe import Markup
+
+from lulc.core.schema import InputError
+from lulc.core.storage import write_atomically
+from lulc.core.version import __version__
+from lulc.evaluation.report.viewer import Viewer
+
+TEMPLATES = Path(__file__).with_name("templates")
+LEAFLET = TEMPLATES / "vendor" / "leaflet-1.9.4"
+
+WEBP_QUALITY, LOSSLESS = 85, 101
+"""Of pictures in a page; WebP takes what is above 100 as without loss."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a header row; the first cell of each row names it.
+
+    Parameters
+    ----------
+    caption
+        What it shows.
+    header
+        Names of the columns.
+    rows
+        Cells as printed.
+    text_columns
+        How many columns, from the left, hold text rather than numbers.
+    """
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: int = 1
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG beside the report.
+
+    Parameters
+    ----------
+    path
+        The file.
+    alt
+        What it shows, for those who can't see it.
+    instead
+        True where it stands for the viewer, on paper and where no script runs.
+    """
+
+    path: Path
+    alt: str
+    instead: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with text, pictures and tables, in this order."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+    @property
+    def anchor(self) -> str:
+        """The title as an identifier for links."""
+        return "-".join("".join(c if c.isalnum() else " " for c in self.title.lower()).split())
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report.
+
+    Parameters
+    ----------
+    title
+        Heading of the page.
+    summary
+        (name, value) of the few figures to be seen first.
+    sections
+        The rest.
+    viewer
+        A map to move and to ask, shown in the first section.
+    """
+
+    title: str
+    summary: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
+    viewer: Viewer | None = None
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure as printed; an en dash where it is not defined.
+
+    Examples
+    --------
+    >>> number(0.25), number(None)
+    ('0.250', '–')
+    """
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def markdown_table(table: Table) -> str:
+    """A table in Markdown, numbers aligned right.
+
+    Examples
+    --------
+    >>> print(markdown_table(Table("Areas", ("class", "ha"), (("Water", "12"),))))
+    | class | ha |
+    |:--|--:|
+    | Water | 12 |
+    """
+    rule = "|".join(":--" if i < table.text_columns else "--:" for i in range(len(table.header)))
+    lines = [table.header, *table.rows]
+    text = ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in lines]
+    return "\n".join([text[0], f"|{rule}|", *text[1:]])
+
+
+def plain_table(table: Table) -> str:
+    """A table for a terminal: columns as wide as their cells, numbers aligned right.
+
+    Examples
+    --------
+    >>> print(plain_table(Table("Areas", ("class", "ha"), (("Water", "12"),))))
+    class  ha
+    Water  12
+    """
+    lines = (table.header, *table.rows)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < table.text_columns else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def write_markdown(page: Page, path: str | os.PathLike[str]) -> None:
+    """Write a report as Markdown that shows the pictures beside it."""
+    parts = [f"# {_escape(page.title)}"]
+    if page.summary:
+        parts.append("\n".join(f"- {_escape(name)}: **{_escape(value)}**" for name, value in page.summary))
+    for section in page.sections:
+        parts.append(f"## {_escape(section.title)}")
+        parts += [_escape(text) for text in section.text]
+        parts += [f"![{_escape(p.alt)}]({p.path.name})" for p in section.pictures]
+        for table in section.tables:
+            parts += [f"**{_escape(table.caption)}**", markdown_table(table)]
+    with write_atomically(path) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def write_html(page: Page, path: str | os.PathLike[str]) -> None:
+    """Write a report as one HTML file with everything inside."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(render_html(page), encoding="utf-8")
+
+
+def render_html(page: Page) -> str:
+    """A report as one HTML document with everything inside.
+
+    Its policy lets a browser run the scripts that stand in it and no other, and, unless the viewer is
+    live, ask no host for anything.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lulc.evaluation.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["data_uri"] = _data_uri
+    scripts = [_read(LEAFLET / "leaflet.js"), _read(TEMPLATES / "viewer.js")] if page.viewer else []
+    return environment.get_template("report.html.j2").render(
+        page=page,
+        version=__version__,
+        policy=Markup(_policy(scripts, live=page.viewer is not None and page.viewer.live)),
+        scripts=[Markup(script) for script in scripts],
+        viewer_data=_script_data(page.viewer.data) if page.viewer else "",
+        viewer_style=Markup(_read(TEMPLATES / "viewer.css")),
+        leaflet={
+            "version": LEAFLET.name.removeprefix("leaflet-"),
+            "style": Markup(_read(LEAFLET / "leaflet.css")),
+            "licence": Markup(_read(LEAFLET / "LICENSE")),
+        },
+    )
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _policy(scripts: Sequence[str], *, live: bool) -> str:
+    """Content security policy: these scripts by their hashes, pictures from the page itself."""
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode("ascii") for s in scripts]
+    rules = ["default-src 'none'", "style-src 'unsafe-inline'"]
+    rules.append("img-src data:" + (" blob:" if scripts else "") + (" 'self'" if live else ""))
+    if scripts:
+        rules.append("script-src " + " ".join(f"'sha256-{h}'" for h in hashes))
+    if live:
+        rules.append("connect-src 'self'")
+    return "; ".join(rules)
+
+
+def _script_data(data: Mapping[str, Any]) -> Markup:
+    """JSON that can stand in a script element: nothing in it ends the element or opens a comment."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _data_uri(path: Path) -> str:
+    """A picture as WebP: charts are smaller without loss, imagery with some, a third of the PNG together."""
+    pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise InputError(f"cannot show '{path}' in the report, since it can't be decoded", "Make it again.")
+    qualities = (WEBP_QUALITY, LOSSLESS)
+    encoded = (cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, q])[1].tobytes() for q in qualities)
+    return "data:image/webp;base64," + base64.b64encode(min(encoded, key=len)).decode("ascii")
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown takes literally enough: class names come from users' files."""
+    literal = "".join(f"\\{c}" if c in "\\|[*`" else "&lt;" if c == "<" else c for c in text)
+    return " ".join(literal.split())

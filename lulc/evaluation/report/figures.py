@@ -1,0 +1,572 @@
+"""Pictures for people: maps with legends, confusion matrices, reliability diagrams, training curves.
+
+Drawn by matplotlib without a display. Curves use the Okabe-Ito colours and differ in line style too;
+classes keep the colours of their legend and carry their numbers, so that colour is never the only key.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+from numpy.typing import NDArray
+
+from lulc.core.grid import GridSpec, metres_per_pixel
+from lulc.core.schema import IGNORE, InputError, Legend
+from lulc.core.storage import write_atomically
+from lulc.evaluation.measures.area_estimation import Estimate
+from lulc.evaluation.measures.metrics import Calibration
+from lulc.evaluation.report.views import UNCLASSIFIED_COLOR, Place
+
+BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+"""Colours that people with any colour vision tell apart (Okabe and Ito, 2008)."""
+
+VOID_COLOR = "#f2f2f2"
+DPI = 150
+
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+class _Canvas:
+    """A figure in the house style that is saved whole when the block ends."""
+
+    def __init__(self, path: str | os.PathLike[str], width: float, height: float) -> None:
+        self._path = path
+        self._size = (width, height)
+        self._style = matplotlib.rc_context(STYLE)
+
+    def __enter__(self) -> Figure:
+        self._style.__enter__()
+        self.figure = Figure(figsize=self._size, layout="constrained", dpi=DPI)
+        FigureCanvasAgg(self.figure)
+        return self.figure
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            if kind is None:
+                with write_atomically(self._path) as temporary:
+                    self.figure.savefig(temporary, format="png")
+        finally:
+            self._style.__exit__(kind, error, trace)
+
+
+def draw_map(
+    classes: NDArray[np.uint8],
+    legend: Legend,
+    grid: GridSpec,
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw one class map with title, legend, scale bar and north arrow.
+
+    Parameters
+    ----------
+    classes
+        uint8 (y, x), class numbers, 0 unclassified, 255 no data; may be decimated.
+    legend
+        Names and colours; only classes that occur are listed.
+    grid
+        Grid of the whole map, which `classes` covers.
+    path
+        PNG to write.
+    title
+        Text above the map.
+    """
+    draw_panels([(title, classes)], legend, grid, path)
+
+
+def draw_panels(
+    panels: Sequence[tuple[str, NDArray[np.uint8]]],
+    legend: Legend,
+    grid: GridSpec,
+    path: str | os.PathLike[str],
+) -> None:
+    """Draw class maps and pictures of one place side by side, with one legend.
+
+    Parameters
+    ----------
+    panels
+        (title, array): uint8 (y, x) class numbers as in `draw_map`, or uint8 (y, x, 3) colours. All
+        cover the same ground.
+    legend, grid, path
+        As in `draw_map`.
+    """
+    height, width = panels[0][1].shape[:2]
+    columns = len(panels) if width < 1.6 * height else 1
+    rows = math.ceil(len(panels) / columns)
+    side = 6.2 if columns == 1 else 4.4
+    scale = side / max(height, width)
+    panel_width, panel_height = max(width * scale, 2.6), max(height * scale, 1.8)
+    keys = _legend_keys([a for _, a in panels if a.ndim == 2], legend)
+    text_width = 0.8 + 0.07 * max((len(str(k.get_label())) for k in keys), default=0)
+    total_height = max(rows * (panel_height + 0.45), 0.6 + 0.24 * len(keys))
+    with _Canvas(path, columns * (panel_width + 0.12) + text_width, total_height) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for ax in axes[len(panels) :]:
+            ax.set_axis_off()
+        for ax, (title, array) in zip(axes, panels, strict=False):
+            ax.set_title(title)
+            _show(ax, array, legend)
+        _scale_bar(axes[0], grid, width)
+        if grid.is_north_up:
+            _north_arrow(axes[len(panels) - 1])
+        figure.legend(handles=keys, loc="outside right upper", handlelength=1.6, labelspacing=0.55)
+
+
+def _show(ax: Axes, array: NDArray[np.uint8], legend: Legend) -> None:
+    if array.ndim == 3:
+        ax.imshow(array, interpolation="nearest")
+    else:
+        colors = [UNCLASSIFIED_COLOR, *legend.colors, VOID_COLOR]
+        place = np.where(array > len(legend), len(legend) + 1, array)
+        ax.imshow(
+            place, cmap=ListedColormap(colors), vmin=-0.5, vmax=len(colors) - 0.5,
+            interpolation="nearest",
+        )  # fmt: skip
+    _frame(ax)
+
+
+def _frame(ax: Axes) -> None:
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(True)
+        spine.set_color("#999999")
+
+
+def _legend_keys(arrays: Sequence[NDArray[np.uint8]], legend: Legend) -> list[Patch]:
+    present = np.zeros(256, bool)
+    for array in arrays:
+        present[np.unique(array)] = True
+    keys = [
+        Patch(facecolor=c.color, edgecolor="#555555", linewidth=0.6, label=_label(c.number, c.name))
+        for c in legend.classes
+        if present[c.number]
+    ]
+    if present[0]:
+        keys.append(
+            Patch(
+                facecolor=UNCLASSIFIED_COLOR,
+                edgecolor="#555555",
+                linewidth=0.6,
+                label=_label(0, "unclassified"),
+            )
+        )
+    if present[IGNORE]:
+        keys.append(
+            Patch(facecolor=VOID_COLOR, edgecolor="#555555", linewidth=0.6, label=_label("", "no data"))
+        )
+    return keys
+
+
+def _label(number: object, name: str) -> str:
+    # Figure spaces are as wide as digits and right-align the numbers.
+    return f"{str(number).rjust(2, chr(0x2007))}  {name}"
+
+
+def _scale_bar(ax: Axes, grid: GridSpec, shown_width: int) -> None:
+    """A bar of a round length, about a quarter of the panel, in its lower left corner."""
+    metres = metres_per_pixel(grid)
+    if metres is None:
+        return
+    ground = grid.width * metres
+    length = round_length(ground / 4)
+    label = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+    bar = AnchoredSizeBar(
+        ax.transData, length / ground * shown_width, label, "lower left", pad=0.4, borderpad=0.6, sep=3,
+        label_top=True, size_vertical=shown_width / 150, color="black", fill_bar=True,
+    )  # fmt: skip
+    bar.patch.set(edgecolor="none", alpha=0.85)
+    ax.add_artist(bar)
+
+
+def _north_arrow(ax: Axes) -> None:
+    box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "alpha": 0.85, "edgecolor": "none"}
+    ax.text(
+        0.97, 0.97, "N\n▲", transform=ax.transAxes, ha="right", va="top", fontsize=9, weight="bold",
+        linespacing=0.95, bbox=box,
+    )  # fmt: skip
+
+
+def round_length(wanted: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not above `wanted`.
+
+    Examples
+    --------
+    >>> round_length(4250.0)
+    2000.0
+    """
+    power = 10.0 ** math.floor(math.log10(wanted))
+    return max(f * power for f in (1, 2, 5) if f * power <= wanted * (1 + 1e-9))
+
+
+def draw_activations(
+    activations: NDArray[np.float32],
+    legend: Legend,
+    grid: GridSpec,
+    path: str | os.PathLike[str],
+    *,
+    columns: int = 4,
+) -> None:
+    """Draw the activation of each class as a map of its own, on one scale.
+
+    Parameters
+    ----------
+    activations
+        float32 (class, y, x), 0..1, NaN = no data; may be decimated.
+    legend, grid, path
+        As in `draw_map`; every class has a panel.
+    columns
+        Panels beside each other.
+    """
+    rows = math.ceil(len(legend) / columns)
+    height, width = activations.shape[1:]
+    side = 2.5
+    size = (columns * side * min(1, width / height) + 0.9, rows * (side * min(1, height / width) + 0.4))
+    with _Canvas(path, *size) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for ax in axes[len(legend) :]:
+            ax.set_axis_off()
+        for ax, c, plane in zip(axes, legend.classes, activations, strict=False):
+            image = ax.imshow(plane, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_title(textwrap.shorten(f"{c.number}  {c.name}", 34, placeholder=" ..."), fontsize=8)
+            _frame(ax)
+        _scale_bar(axes[0], grid, width)
+        if grid.is_north_up:
+            _north_arrow(axes[0])
+        figure.colorbar(image, ax=list(axes), shrink=0.6, pad=0.01, label="activation")
+
+
+def draw_crops(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    legend: Legend,
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw crops as a network sees them: pictures in one row, their labels below.
+
+    Crops are rotated and cut anywhere, so that they have neither north nor scale bar.
+
+    Parameters
+    ----------
+    images
+        uint8 (n, y, x, 3), colours.
+    labels
+        uint8 (n, y, x), class numbers 1..N, 0 unclassified, 255 ignored.
+    legend, path
+        As in `draw_map`.
+    title
+        Text above the first crop.
+    """
+    keys = _legend_keys(list(labels), legend)
+    text_width = 0.8 + 0.07 * max((len(str(k.get_label())) for k in keys), default=0)
+    with _Canvas(path, 1.7 * len(images) + text_width, max(3.8, 0.4 + 0.24 * len(keys))) as figure:
+        axes = figure.subplots(2, len(images), squeeze=False)
+        axes[0, 0].set_title(title)
+        for above, below, image, crop in zip(axes[0], axes[1], images, labels, strict=True):
+            _show(above, image, legend)
+            _show(below, crop, legend)
+        figure.legend(handles=keys, loc="outside right upper", handlelength=1.6, labelspacing=0.55)
+
+
+def draw_statistics(
+    names: Sequence[str],
+    mean: NDArray[np.float64],
+    std: NDArray[np.float64],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw mean and standard deviation of each channel, bands and indices on axes of their own.
+
+    Parameters
+    ----------
+    names
+        Channels, bands before indices.
+    mean, std
+        float (channel,): reflectance x 10000 of bands, SYKE code of indices.
+    path
+        PNG to write.
+    title
+        Text above the bands.
+    """
+    bands = [k for k, name in enumerate(names) if name.startswith("B")]
+    rest = [k for k in range(len(names)) if k not in bands]
+    groups = [g for g in ((bands, "reflectance x 10000"), (rest, "SYKE code")) if g[0]]
+    with _Canvas(path, 8.6, 3.2) as figure:
+        axes = figure.subplots(1, len(groups), squeeze=False, width_ratios=[len(g) for g, _ in groups])[0]
+        for ax, (places, unit) in zip(axes, groups, strict=True):
+            ax.bar([names[k] for k in places], mean[places], yerr=std[places], color=BLUE, capsize=3,
+                   error_kw={"elinewidth": 1})  # fmt: skip
+            ax.set_ylabel(unit)
+            ax.grid(axis="y", alpha=0.25)
+            ax.set_axisbelow(True)
+        axes[0].set_title(title)
+
+
+def draw_confusion(
+    confusion: NDArray[np.int64], legend: Legend, path: str | os.PathLike[str], *, title: str
+) -> None:
+    """Draw a confusion matrix as shares of each reference class.
+
+    Parameters
+    ----------
+    confusion
+        int64 (N + 1, N + 1), rows reference, columns map, index 0 unclassified.
+    legend
+        The N classes; those on neither side are left out.
+    path
+        PNG to write.
+    title
+        Text above the matrix.
+    """
+    rows = [i for i in range(1, len(legend) + 1) if confusion[i].sum()]
+    cols = [i for i in range(1, len(legend) + 1) if confusion[:, i].sum() or confusion[i].sum()]
+    names = {c.number: f"{c.number}  {c.name}" for c in legend.classes} | {0: "0  unclassified"}
+    cols += [0] if confusion[:, 0].sum() else []
+    counts = confusion[np.ix_(rows, cols)].astype(np.float64)
+    shares = counts / confusion[rows].sum(axis=1, keepdims=True)
+    cell = 0.42 if len(cols) <= 20 else 0.28
+    names_width = 0.08 * max(len(names[i]) for i in rows + cols)
+    size = (names_width + cell * len(cols) + 2.0, 0.75 * names_width + cell * len(rows) + 1.4)
+    with _Canvas(path, *size) as figure:
+        ax = figure.subplots()
+        image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        ax.set_title(title)
+        ax.set_xticks(range(len(cols)), [names[i] for i in cols], rotation=50, ha="right",
+                      rotation_mode="anchor")  # fmt: skip
+        ax.set_yticks(range(len(rows)), [names[i] for i in rows])
+        ax.set_xlabel("map")
+        ax.set_ylabel("reference")
+        ax.tick_params(length=0)
+        if len(cols) <= 20:
+            for i, j in np.argwhere(shares >= 0.005):
+                ax.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=8,
+                        color="white" if shares[i, j] > 0.55 else "black")  # fmt: skip
+        bar = figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
+        bar.set_label("share of the reference class")
+        bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0 %", "25 %", "50 %", "75 %", "100 %"])
+
+
+def draw_reliability(calibration: Calibration, path: str | os.PathLike[str], *, title: str) -> None:
+    """Draw accuracy over confidence, and how many pixels have each confidence."""
+    bins = [b for b in calibration.bins if b.pixels]
+    width = 1 / len(calibration.bins)
+    with _Canvas(path, 5.2, 5.6) as figure:
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        top.set_title(title)
+        top.bar([b.lower for b in bins], [b.accuracy for b in bins], width, align="edge",
+                color=BLUE, edgecolor="white", label="accuracy")  # fmt: skip
+        top.plot([b.confidence for b in bins], [b.accuracy for b in bins], "o", color=ORANGE,
+                 markeredgecolor="black", markersize=5, clip_on=False,
+                 label="mean confidence of the bin")  # fmt: skip
+        top.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="confidence = accuracy")
+        top.set(ylim=(0, 1), ylabel="share of pixels that are right")
+        top.legend(loc="upper left", frameon=True, framealpha=0.9, edgecolor="none")
+        top.text(
+            0.98, 0.04, f"ECE {calibration.ece:.3f}", transform=top.transAxes, ha="right", fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "#999999", "boxstyle": "round,pad=0.35"},
+        )  # fmt: skip
+        shares = [100 * b.pixels / calibration.pixels for b in bins]
+        bottom.bar([b.lower for b in bins], shares, width, align="edge", color="#777777", edgecolor="white")
+        bottom.set(xlim=(0, 1), xlabel="confidence (highest activation)", ylabel="% of pixels")
+
+
+def draw_uncertainty(
+    unsure: NDArray[np.float32],
+    places: Sequence[Place],
+    grid: GridSpec,
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw where a map is unsure, with numbered frames around the least sure places.
+
+    Parameters
+    ----------
+    unsure
+        float32 (y, x), 0..1, NaN = no data; may be decimated.
+    places
+        Least sure places, in pixels of the map.
+    grid
+        Grid of the whole map, which `unsure` covers.
+    path
+        PNG to write.
+    title
+        Text above the map.
+    """
+    # Finer noise says nothing at the size of a picture, and is most of its bytes.
+    step = max(1, max(unsure.shape) // 500)
+    unsure = unsure[::step, ::step]
+    height, width = unsure.shape
+    scale = 6.2 / max(height, width)
+    with _Canvas(path, max(width * scale, 2.6) + 1.0, max(height * scale, 1.8) + 0.4) as figure:
+        ax = figure.subplots()
+        ax.set_title(title)
+        ax.set_facecolor(VOID_COLOR)
+        image = ax.imshow(unsure, cmap="inferno", vmin=0, vmax=1, interpolation="nearest")
+        per_pixel = width / grid.width
+        for k, place in enumerate(places, start=1):
+            w = place.window
+            left, top = w.col * per_pixel, w.row * per_pixel
+            for color, line in (("black", 3.0), ("white", 1.4)):
+                ax.add_patch(
+                    Rectangle((left, top), w.width * per_pixel, w.height * per_pixel,
+                              fill=False, edgecolor=color, linewidth=line)
+                )  # fmt: skip
+            box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none"}
+            ax.text(left, top, str(k), ha="left", va="top", fontsize=8, weight="bold", bbox=box)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        _scale_bar(ax, grid, width)
+        if grid.is_north_up:
+            _north_arrow(ax)
+        bar = figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
+        bar.set_label("0 one class is sure, 1 all are equally likely")
+
+
+def draw_areas(
+    areas: Sequence[Estimate],
+    mapped: Sequence[float],
+    legend: Legend,
+    path: str | os.PathLike[str],
+    *,
+    unit: str,
+) -> None:
+    """Draw estimated areas with their 95 % intervals, and mapped areas beside them.
+
+    Parameters
+    ----------
+    areas, mapped
+        Of each class, in `unit`.
+    legend
+        The classes.
+    path
+        PNG to write.
+    unit
+        Unit of the areas, as printed.
+    """
+    rows = range(len(legend))
+    names = [f"{c.number}  {c.name}" for c in legend.classes]
+    with _Canvas(path, 7.5, 1.2 + 0.32 * len(legend)) as figure:
+        ax = figure.subplots()
+        ax.set_title("Area of each class, with its 95 % interval")
+        for k, (area, color) in enumerate(zip(areas, legend.colors, strict=True)):
+            low, high = area.interval
+            ax.plot([max(low, 0), high], [k, k], color="black", linewidth=5, solid_capstyle="butt")
+            ax.plot([max(low, 0), high], [k, k], color=color, linewidth=3.4, solid_capstyle="butt")
+        ax.plot([a.value for a in areas], rows, "o", color="black", markersize=5, label="estimated")
+        ax.plot(mapped, rows, "|", color=RED, markersize=13, markeredgewidth=2, label="mapped (pixel count)")
+        ax.set_yticks(rows, names)
+        ax.invert_yaxis()
+        ax.set_xlim(left=0)
+        ax.set_xlabel(unit)
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        ax.grid(axis="x", alpha=0.25)
+        ax.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+
+
+def draw_history(history: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Draw the curves of a training: losses, scores and learning rate over epochs.
+
+    Parameters
+    ----------
+    history
+        CSV with the columns epoch, loss, accuracy, val_loss, val_accuracy, val_macro_f1 and
+        learning_rate; a column or a value may be missing.
+    path
+        PNG to write.
+
+    Raises
+    ------
+    InputError
+        If the file has no epoch.
+    """
+    with open(history, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "epoch" not in rows[0]:
+        raise InputError(
+            f"cannot draw the history '{history}', since it has no epochs, expected a column 'epoch' "
+            "and one row each",
+            "Give the history.csv of a run folder.",
+        )
+    columns = {name: [_number(row.get(name)) for row in rows] for name in rows[0] if name}
+    curves = (
+        ("Loss", (("loss", "training"), ("val_loss", "validation")), min),
+        (
+            "Scores",
+            (("accuracy", "training accuracy"), ("val_accuracy", "validation accuracy"),
+             ("val_macro_f1", "validation macro-F1")),
+            max,
+        ),
+        ("Learning rate", (("learning_rate", "learning rate"),), None),
+    )  # fmt: skip
+    with _Canvas(path, 11, 3.4) as figure:
+        for ax, (title, names, best) in zip(figure.subplots(1, 3), curves, strict=True):
+            _draw_curves(ax, columns, title, names, best)
+
+
+def _draw_curves(ax: Axes, columns: dict[str, list[float]], title: str, names: Any, best: Any) -> None:
+    ax.set_title(title)
+    epochs = columns["epoch"]
+    styles = ((BLUE, "-", "o"), (ORANGE, "--", "s"), (GREEN, "-.", "^"))
+    for (name, label), (color, line, marker) in zip(names, styles, strict=False):
+        values = columns.get(name, [])
+        finite = [v for v in values if math.isfinite(v)]
+        if not finite:
+            continue
+        if best and name.startswith("val_"):
+            top = best(finite)
+            at = epochs[values.index(top)]
+            label = f"{label}, best {top:.3f} (epoch {at:g})"
+            ax.plot([at], [top], "o", markersize=9, markerfacecolor="none", color="black")
+        few = marker if len(epochs) <= 30 else ""
+        ax.plot(epochs, values, line, color=color, marker=few, markersize=3.5, label=label)
+    if title == "Learning rate":
+        ax.set_yscale("log")
+    elif ax.lines:
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(alpha=0.25)
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
+
+def text_color(background: str) -> str:
+    """Black or white, whichever reads better on a colour (WCAG relative luminance)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(background)]
+    luminance = float(np.dot((0.2126, 0.7152, 0.0722), linear))
+    return "#000000" if luminance > 0.179 else "#ffffff"

@@ -1,0 +1,163 @@
+"""The files of a report: JSON, CSV, Markdown, one HTML page and pictures."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.core.documents import write_document
+from lulc.core.schema import Legend
+from lulc.core.storage import write_atomically
+from lulc.evaluation.measures.results import Areas, Findings
+from lulc.evaluation.report.document import write_html, write_markdown
+from lulc.evaluation.report.figures import (
+    draw_areas,
+    draw_confusion,
+    draw_history,
+    draw_map,
+    draw_panels,
+    draw_reliability,
+    draw_uncertainty,
+)
+from lulc.evaluation.report.sections import page_of
+from lulc.evaluation.report.views import Place, Views, least_sure
+
+FILES = (
+    "report.json", "report.md", "report.html", "classes.csv", "confusion.csv", "change.csv", "areas.csv",
+    "map.png", "side-by-side.png", "confusion.png", "reliability.png", "least-sure.png", "areas.png",
+    "history.png",
+)  # fmt: skip
+"""Everything that is written; nothing else in the folder is touched."""
+
+FIRST, LAST = "classes.csv", "report.json"
+"""What is written first and last: a report with the one and without the other was interrupted."""
+
+
+def write_findings(
+    findings: Findings,
+    views: Views,
+    folder: str | os.PathLike[str],
+    more: Callable[[], Sequence[Path]] = tuple,
+) -> list[Path]:
+    """Write every file of a report, each whole or not at all: `FIRST` first, `LAST` last.
+
+    Files of an earlier report that this one has no content for are removed, so that the folder holds
+    one report.
+
+    Parameters
+    ----------
+    findings, views
+        What the report says and shows.
+    folder
+        Where to.
+    more
+        Writes what belongs to the report beside these files, and returns its paths.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LAST).unlink(missing_ok=True)
+    written = [_write_rows(folder / FIRST, _class_rows(findings))]
+    if findings.reference is not None:
+        rows = _matrix_rows(findings.confusion, findings.legend)
+        written.append(_write_rows(folder / "confusion.csv", rows))
+    if findings.change:
+        rows = _matrix_rows(findings.change.matrix, findings.legend, corner="map\\second map")
+        written.append(_write_rows(folder / "change.csv", rows))
+    if findings.areas.estimates:
+        written.append(_write_rows(folder / "areas.csv", _area_rows(findings.areas, findings.legend)))
+    places = least_sure(views)
+    pictures = _draw(findings, views, places, folder)
+    written += pictures
+    page = page_of(findings, views, places, {p.name: p for p in pictures})
+    write_markdown(page, folder / "report.md")
+    write_html(page, folder / "report.html")
+    written += [folder / name for name in ("report.md", "report.html")]
+    for name in FILES:
+        if folder / name not in written:
+            (folder / name).unlink(missing_ok=True)
+    written += more()
+    write_document(folder / LAST, findings.to_json())
+    return [*written, folder / LAST]
+
+
+def _class_rows(findings: Findings) -> list[list[Any]]:
+    rows: list[list[Any]] = [["number", "name", "precision", "recall", "f1", "iou", "support", "mapped"]]
+    if findings.reference is None:
+        mapped = findings.areas.mapped
+        return rows + [[c.number, c.name, *[""] * 5, int(mapped[c.number])] for c in findings.legend.classes]
+    for c in findings.scores.classes:
+        rows.append([("" if v is None else v) for v in dataclasses.astuple(c)])
+    return rows
+
+
+def _matrix_rows(
+    matrix: NDArray[np.int64], legend: Legend, corner: str = "reference\\map"
+) -> list[list[Any]]:
+    names = ["unclassified", *legend.names]
+    return [[corner, *names], *([n, *row] for n, row in zip(names, matrix.tolist(), strict=True))]
+
+
+def _write_rows(path: Path, rows: list[list[Any]]) -> Path:
+    with write_atomically(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    return path
+
+
+def _area_rows(areas: Areas, legend: Legend) -> list[list[Any]]:
+    assert areas.estimates
+    unit = areas.unit
+    rows: list[list[Any]] = [[
+        "number", "name", f"mapped {unit}", f"area {unit}", "standard error",
+        "user's accuracy", "standard error", "producer's accuracy", "standard error",
+    ]]  # fmt: skip
+    each = zip(
+        legend.classes, areas.estimates.areas, areas.estimates.users, areas.estimates.producers, strict=True
+    )
+    for c, *estimates in each:
+        figures = [v for e in estimates for v in (e.value, e.standard_error)]
+        mapped = areas.of(int(areas.mapped[c.number]))
+        rows.append([c.number, c.name, mapped, *("" if np.isnan(v) else v for v in figures)])
+    return rows
+
+
+def _draw(findings: Findings, views: Views, places: list[Place], folder: Path) -> list[Path]:
+    legend, grid = findings.legend, views.grid
+    paths = [folder / "map.png"]
+    draw_map(views.map, legend, grid, paths[0], title=f"Land cover, {findings.map}")
+    beside = [("Image", views.image), ("Reference", views.reference), ("Map", views.map)]
+    panels = [(title, view) for title, view in beside if view is not None]
+    if len(panels) > 1:
+        paths.append(folder / "side-by-side.png")
+        draw_panels(panels, legend, grid, paths[-1])
+    if findings.reference is not None:
+        paths.append(folder / "confusion.png")
+        draw_confusion(
+            findings.confusion, legend, paths[-1], title="Confusion matrix, % of each reference class"
+        )
+    if findings.calibration:
+        paths.append(folder / "reliability.png")
+        draw_reliability(findings.calibration, paths[-1], title="Reliability of the activations")
+    unsure = views.entropy()
+    if unsure is not None:
+        paths.append(folder / "least-sure.png")
+        draw_uncertainty(unsure, places, grid, paths[-1], title="Uncertainty of the map")
+    if findings.areas.estimates:
+        paths.append(folder / "areas.png")
+        mapped = [findings.areas.of(int(n)) for n in findings.areas.mapped[1:]]
+        draw_areas(findings.areas.estimates.areas, mapped, legend, paths[-1], unit=findings.areas.unit)
+    if findings.training:
+        paths.append(folder / "history.png")
+        draw_history(findings.training, paths[-1])
+    return paths

@@ -1,0 +1,383 @@
+"""What a report says: the findings of an evaluation as sections of text, pictures and tables."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.core.schema import Legend
+from lulc.core.version import __version__
+from lulc.evaluation.measures.area_estimation import Estimate
+from lulc.evaluation.measures.metrics import BINS, Calibration, Scores, score
+from lulc.evaluation.measures.results import Areas, Change, Findings
+from lulc.evaluation.report.document import Page, Picture, Section, Table, number
+from lulc.evaluation.report.viewer import embed
+from lulc.evaluation.report.views import Place, Views, entropy_by_class
+
+SCORE_HEADER = (
+    "part", "pixels", "overall accuracy", "kappa", "micro-F1", "macro-F1", "weighted F1", "mean IoU",
+)  # fmt: skip
+CLASS_HEADER = ("class", "precision", "recall", "F1", "IoU", "reference pixels", "map pixels")
+
+
+def page_of(findings: Findings, views: Views, places: Sequence[Place], pictures: Mapping[str, Path]) -> Page:
+    """The report of an evaluation.
+
+    Parameters
+    ----------
+    findings, views
+        What was found, and what there is to see.
+    places
+        Where the map is least sure.
+    pictures
+        Files of the pictures, by name.
+    """
+    sections = [_map_section(findings, pictures)]
+    if findings.reference is not None:
+        sections += _agreement_sections(findings, pictures)
+    sections.append(_area_section(findings.areas, findings.legend, pictures))
+    if findings.calibration:
+        sections.append(_calibration_section(findings.calibration, pictures["reliability.png"]))
+    if "least-sure.png" in pictures:
+        sections.append(_unsure_section(findings.legend, views, places, pictures["least-sure.png"]))
+    if findings.change:
+        sections.append(_change_section(findings.change, findings.legend))
+    if findings.training:
+        sections.append(_training_section(findings.training, pictures["history.png"]))
+    sections.append(_made_section(findings))
+    levels = [gathered.level for gathered in findings.levels]
+    viewer = embed(views, findings.legend, levels, places, findings.map)
+    against = findings.reference or (f"the points of {findings.areas.name}" if findings.areas.name else None)
+    title = f"{findings.map} against {against}" if against else findings.map
+    return Page(title, _summary(findings), tuple(sections), viewer)
+
+
+def _summary(findings: Findings) -> tuple[tuple[str, str], ...]:
+    """The figures to be seen first: agreement with a reference, else what a sample says."""
+    scores, areas = findings.scores, findings.areas
+    if findings.reference is not None:
+        return (
+            ("overall accuracy", number(scores.overall_accuracy)),
+            ("micro-F1", number(scores.micro.f1 if scores.micro else None)),
+            ("macro-F1", number(scores.macro.f1 if scores.macro else None)),
+            ("Cohen's kappa", number(scores.kappa)),
+            ("scored pixels", f"{scores.pixels:,}"),
+        )
+    mapped = (f"mapped {areas.unit}", f"{areas.of(int(areas.mapped.sum())):,.0f}")
+    if areas.estimates is None or areas.sample is None:
+        return (mapped,)
+    return (
+        ("overall accuracy, 95 % interval", _interval(areas.estimates.overall)),
+        ("interpreted points", f"{areas.sample.sum():,}"),
+        mapped,
+    )
+
+
+def _agreement_sections(findings: Findings, pictures: Mapping[str, Path]) -> list[Section]:
+    """What the reference says of the map."""
+    scores = findings.scores
+    sections = [
+        Section("Scores", _notes(findings), tables=(score_table("Scores", findings.parts()),)),
+        Section(
+            "Classes",
+            (
+                "Precision is the user's accuracy, recall the producer's. A dash marks classes that occur "
+                "neither in the reference nor in the map.",
+            ),
+            tables=(class_table(scores),),
+        ),
+        Section(
+            "Confusion",
+            pictures=(Picture(pictures["confusion.png"], _confusion_words(findings)),),
+            tables=(_matrix_table(findings.confusion, findings.legend, "reference", "map"),),
+        ),
+    ]
+    if findings.regions:
+        parts = [(name, score(matrix, findings.legend)) for name, matrix in findings.regions]
+        sections.append(Section("Stacks and regions", tables=(score_table("Stacks and regions", parts),)))
+    return sections
+
+
+def _map_section(findings: Findings, pictures: Mapping[str, Path]) -> Section:
+    shown = [Picture(pictures["map.png"], f"Land-cover map {findings.map} with its legend", instead=True)]
+    if "side-by-side.png" in pictures:
+        words = f"beside the map {findings.map}, in the same colours"
+        words = f"Reference {findings.reference} {words}" if findings.reference else f"Image {words}"
+        shown.append(Picture(pictures["side-by-side.png"], words))
+    return Section("Map", pictures=tuple(shown))
+
+
+def _notes(findings: Findings) -> tuple[str, ...]:
+    scores = findings.scores
+    notes = [
+        "Macro and weighted means run over the classes that occur in the reference or in the map.",
+        f"{findings.without_reference:,} pixels have no reference and {findings.without_map:,} pixels with "
+        "one have no map; neither are scored.",
+    ]
+    if scores.unclassified:
+        notes.append(
+            f"{scores.unclassified:,} scored pixels are unclassified in the map (class 0): each is a miss."
+        )
+    if any(g.from_codes for g in findings.levels):
+        notes.append(
+            "Level 1 of the reference follows from its codes; that of the map from its classes, where a "
+            "class that gathers codes of several groups counts as the group in its legend."
+        )
+    elif findings.levels:
+        notes.append(
+            "CORINE levels follow from the classes on both sides; a class that gathers codes of several "
+            "groups (of the 13 classes, bare areas and grasslands) counts as the group in its legend: bare "
+            "areas as artificial, grasslands as semi-natural."
+        )
+    if any(g.summed is not None for g in findings.levels):
+        notes.append(
+            "With activations summed, the map's group is the one whose classes together have the highest "
+            "activation, rather than the group of the most likely class."
+        )
+    return tuple(notes)
+
+
+def score_table(caption: str, parts: list[tuple[str, Scores]]) -> Table:
+    """A table with one row of figures for each (name, scores)."""
+    rows = []
+    for name, s in parts:
+        f1 = [number(m.f1 if m else None) for m in (s.micro, s.macro, s.weighted)]
+        iou = number(s.macro.iou if s.macro else None)
+        rows.append((name, f"{s.pixels:,}", number(s.overall_accuracy), number(s.kappa), *f1, iou))
+    return Table(caption, SCORE_HEADER, tuple(rows))
+
+
+def class_table(scores: Scores) -> Table:
+    """A table with one row for each class."""
+    rows = tuple(
+        (
+            f"{c.number} {c.name}",
+            *(number(v) for v in (c.precision, c.recall, c.f1, c.iou)),
+            f"{c.support:,}",
+            f"{c.mapped:,}",
+        )
+        for c in scores.classes
+    )
+    return Table("Classes", CLASS_HEADER, rows)
+
+
+def _matrix_table(matrix: NDArray[np.int64], legend: Legend, rows: str, columns: str) -> Table:
+    shown = [i for i in range(len(matrix)) if matrix[i].any() or matrix[:, i].any()]
+    names = ["0 unclassified", *(f"{c.number} {c.name}" for c in legend.classes)]
+    cells = tuple((names[i], *(f"{matrix[i, j]:,}" for j in shown)) for i in shown if matrix[i].any())
+    header = (f"{rows} / {columns}", *(str(j) for j in shown))
+    return Table(f"Pixels: rows {rows}, columns {columns}, by class number", header, cells)
+
+
+def _confusion_words(findings: Findings) -> str:
+    off = findings.confusion * ~np.eye(len(findings.confusion), dtype=bool)
+    if not off.any():
+        return "Confusion matrix: every scored pixel is right"
+    i, j = np.unravel_index(off.argmax(), off.shape)
+    names = ("unclassified", *findings.legend.names)
+    return f"Confusion matrix; the most frequent error is {names[i]} mapped as {names[j]}"
+
+
+def _calibration_section(calibration: Calibration, picture: Path) -> Section:
+    rows = (
+        (f"expected calibration error, {BINS} bins", number(calibration.ece, 4)),
+        ("the same, mean over the classes' own activations", number(calibration.classwise_ece, 4)),
+        ("negative log-likelihood, nats per pixel", number(calibration.nll, 4)),
+        ("Brier score, 0..2", number(calibration.brier, 4)),
+        ("pixels", f"{calibration.pixels:,}"),
+    )
+    words = f"Accuracy over confidence; expected calibration error {calibration.ece:.3f}"
+    return Section(
+        "Calibration",
+        ("Where the bars follow the diagonal, an activation can be read as a probability.",),
+        (Picture(picture, words),),
+        (Table("Calibration", ("figure", "value"), rows),),
+    )
+
+
+def _change_section(change: Change, legend: Legend) -> Section:
+    test = change.test
+    how = "exact binomial" if test.exact else f"chi-squared {test.statistic:.1f} with continuity correction"
+    p = f"= {test.p_value:.3g}" if test.p_value > 0 else "< 1e-300"
+    text = (
+        f"Against the reference, {test.only_first:,} pixels are right in this map only and "
+        f"{test.only_second:,} in {change.name} only: McNemar's test ({how}), p {p}. "
+        "Neighbouring pixels are not independent, so the true p is larger."
+    )
+    table = _matrix_table(change.matrix, legend, "this map", "second map")
+    return Section(f"Change to {change.name}", (text,), tables=(table,))
+
+
+def _area_section(areas: Areas, legend: Legend, pictures: Mapping[str, Path]) -> Section:
+    unit, found = areas.unit, areas.estimates
+    if found is None or areas.sample is None:
+        note = (
+            "These are counts of pixels, which carry the errors of the map. For areas with confidence "
+            "intervals, draw points (--design-sample 600), interpret them and give them back (--sample)."
+        )
+        return Section("Areas", (note,), tables=(area_table(areas, legend),))
+    words = f"Estimated areas of {len(legend)} classes with 95 % intervals, in {unit}"
+    unclassified = areas.of(int(areas.mapped[0]))
+    left_out = (f"{unclassified:,.1f} {unit} are unclassified and in no stratum.",) if unclassified else ()
+    return Section(
+        "Areas",
+        (
+            points_words(areas),
+            *left_out,
+        ),
+        (Picture(pictures["areas.png"], words),),
+        (area_table(areas, legend), _points_table(areas.sample, legend)),
+    )
+
+
+def points_words(areas: Areas) -> str:
+    """What the interpreted points say of the whole map."""
+    assert areas.estimates is not None and areas.sample is not None
+    return (
+        f"From {areas.sample.sum():,} interpreted points, a random sample stratified by mapped class "
+        "(Olofsson et al. 2014): overall accuracy "
+        f"{_interval(areas.estimates.overall)}. ± is half of a 95 % interval."
+    )
+
+
+def _points_table(sample: NDArray[np.int64], legend: Legend) -> Table:
+    """The matrix of interpreted points, from which others can repeat the estimates."""
+    matrix = np.zeros(np.add(sample.shape, 1), np.int64)
+    matrix[1:, 1:] = sample
+    table = _matrix_table(matrix, legend, "map", "interpreted")
+    return dataclasses.replace(
+        table, caption="Interpreted points: rows mapped class (stratum), columns interpreted class, by number"
+    )
+
+
+def area_table(areas: Areas, legend: Legend) -> Table:
+    """A table with one row for each class: mapped area and, from a sample, what is estimated."""
+    unit, found, sample = areas.unit, areas.estimates, areas.sample
+    mapped = [f"{areas.of(int(areas.mapped[c.number])):,.1f}" for c in legend.classes]
+    names = [f"{c.number} {c.name}" for c in legend.classes]
+    if found is None or sample is None:
+        rows = tuple(zip(names, mapped, strict=True))
+        return Table("Mapped areas", ("class", f"mapped {unit}"), rows)
+    return Table(
+        "Areas and accuracies from the sample",
+        ("class", "points", f"mapped {unit}", f"area {unit}", "user's accuracy", "producer's accuracy"),
+        tuple(
+            (
+                name, f"{sample[k].sum():,}", mapped[k], _interval(found.areas[k], "{:,.1f}"),
+                _interval(found.users[k]), _interval(found.producers[k]),
+            )
+            for k, name in enumerate(names)
+        ),
+    )  # fmt: skip
+
+
+def _interval(estimate: Estimate, form: str = "{:.3f}") -> str:
+    if not math.isfinite(estimate.value):
+        return number(None)
+    return f"{form.format(estimate.value)} ± {form.format(estimate.half_width)}"
+
+
+def _unsure_section(legend: Legend, views: Views, places: Sequence[Place], picture: Path) -> Section:
+    rows = []
+    for k, place in enumerate(places, start=1):
+        w = place.window
+        x, y = views.grid.transform @ (w.col + w.width / 2, w.row + w.height / 2)
+        digits = 5 if views.grid.crs and views.grid.crs.is_geographic else 0
+        names = " or ".join(legend.names[n - 1] for n in place.classes)
+        rows.append(
+            (str(k), names, f"{place.entropy:.3f}", f"{x:.{digits}f}, {y:.{digits}f}", f"{w.row}, {w.col}")
+        )
+    by_class = tuple(
+        (f"{k} {legend.names[k - 1]}", f"{100 * share:.1f} %", f"{mean:.3f}")
+        for k, share, mean in sorted(entropy_by_class(views, legend), key=lambda row: -row[2])
+    )
+    sampled = f", in every {views.step}th row and column" if views.step > 1 else ""
+    header = ("place", "undecided between", "uncertainty", "middle (x, y)", "first row, column")
+    return Section(
+        "Where the map is least sure",
+        (
+            "Uncertainty is the entropy of the activations over that of complete ignorance: 0 where one "
+            f"class has all, 1 where all classes are equally likely{sampled}.",
+        ),
+        (Picture(picture, "Uncertainty of the map, with the least sure places framed and numbered"),),
+        (
+            Table("The least sure squares", header, tuple(rows), text_columns=2),
+            Table("Mean uncertainty by mapped class", ("class", "share of the map", "uncertainty"), by_class),
+        ),
+    )
+
+
+def _training_section(history: Path, picture: Path) -> Section:
+    with open(history, newline="", encoding="utf-8") as file:
+        epochs = list(csv.DictReader(file))
+    rows = [("epochs", str(len(epochs)), "")]
+    for name, words, best in (
+        ("val_loss", "lowest validation loss", min),
+        ("val_accuracy", "highest validation accuracy", max),
+        ("val_macro_f1", "highest validation macro-F1", max),
+    ):
+        values = {row["epoch"]: float(row[name]) for row in epochs if row.get(name)}
+        finite = {epoch: v for epoch, v in values.items() if math.isfinite(v)}
+        if finite:
+            epoch = best(finite, key=lambda e: finite[e])
+            rows.append((words, f"{finite[epoch]:.4f}", epoch))
+    return Section(
+        "Training",
+        pictures=(Picture(picture, "Loss, scores and learning rate over the epochs of the training"),),
+        tables=(Table("Training of the weights", ("figure", "value", "epoch"), tuple(rows)),),
+    )
+
+
+def _made_section(findings: Findings) -> Section:
+    """Weights, inputs, versions and parameters: what the tags of the map say, one table per tag of many."""
+    single: list[tuple[str, str]] = []
+    tables = []
+    for name, value in findings.made:
+        entries = _entries(value)
+        if entries is None:
+            single.append((name, value))
+        else:
+            tables.append(Table(name.capitalize(), ("field", "value"), entries, text_columns=2))
+    report = (
+        ("map", findings.map),
+        *((("reference", findings.reference),) if findings.reference else ()),
+        *((("points", findings.areas.name),) if findings.areas.name else ()),
+        ("report written by", f"lulc {__version__}"),
+    )
+    single = [*report, *((f"map's {name}", value) for name, value in single)]
+    text = () if findings.made else ("The map says nothing about how it was made.",)
+    first = Table("Map and report", ("field", "value"), tuple(single), text_columns=2)
+    return Section("How the map was made", text, tables=(first, *tables))
+
+
+def _entries(value: str) -> tuple[tuple[str, str], ...] | None:
+    """(field, value) of a tag that holds a JSON object or list; None where it holds anything else."""
+    try:
+        data: Any = json.loads(value)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(data, dict):
+        return tuple((field, _words(entry)) for field, entry in data.items())
+    if not isinstance(data, list):
+        return None
+    names = [str(d.get("name", k)) if isinstance(d, dict) else str(k) for k, d in enumerate(data, start=1)]
+    return tuple((name, _words(entry)) for name, entry in zip(names, data, strict=True))
+
+
+def _words(entry: Any) -> str:
+    """A JSON value as people write it."""
+    if isinstance(entry, dict):
+        return ", ".join(f"{k} {_words(v)}" for k, v in entry.items() if k != "name")
+    if isinstance(entry, list):
+        return " ".join(_words(v) for v in entry) or number(None)
+    if isinstance(entry, bool):
+        return "yes" if entry else "no"
+    return number(None) if entry is None else str(entry)

@@ -1,0 +1,184 @@
+"""What a page needs to show a map that can be panned, zoomed and asked: layers, values, legend, places.
+
+Values travel as bytes of fixed meaning, packed by zlib and written in base64: the browser paints layers
+from them and answers clicks with them. The demonstration scene, 1024 x 1024 and 13 classes: 6 MB.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.core.grid import METRES_PER_DEGREE, GridSpec, metres_per_pixel
+from lulc.core.schema import InputError, Legend
+from lulc.core.windows import Window
+from lulc.evaluation.report.views import UNCLASSIFIED_COLOR, Place, Views
+from lulc.labels.levels import Level
+
+JPEG_QUALITY = 88
+
+UNSURE_RAMP = ("#000004", "#57106e", "#bc3754", "#f98e09", "#fcffa4")
+ACTIVATION_RAMP = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
+"""Colours from 0 to 1 at equal distances; lightness rises with the value (inferno and viridis)."""
+
+WRONG_COLOR = "#d6006c"
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """The map of a page.
+
+    Parameters
+    ----------
+    data
+        JSON-ready: what `templates/viewer.js` reads.
+    caption
+        What the map shows, for those who can't see it.
+    live
+        True where tiles and values come from the server that gave the page.
+    """
+
+    data: Mapping[str, Any] = field(repr=False)
+    caption: str
+    live: bool = False
+
+
+def embed(
+    views: Views, legend: Legend, levels: Sequence[Level], places: Sequence[Place], name: str
+) -> Viewer:
+    """A viewer that holds everything itself.
+
+    Parameters
+    ----------
+    views
+        What is shown.
+    legend
+        Classes of map and reference.
+    levels
+        CORINE levels to show, by summed activations where there are any.
+    places
+        Where the map is least sure.
+    name
+        File name of the map.
+    """
+    planes = {"map": pack(views.map)}
+    layers = [_layer("map", "Map", "classes", palette=_palette(legend), on=True)]
+    if views.image is not None:
+        layers.insert(0, _layer("image", "Image", "picture", source=_jpeg(views.image), on=True))
+    if views.reference is not None:
+        planes["reference"] = pack(views.reference)
+        layers.append(_layer("reference", "Reference", "classes", palette=_palette(legend)))
+        layers.append(_layer("difference", "Map differs from reference", "difference", color=WRONG_COLOR))
+    for level in levels:
+        groups = _level_view(views, level)
+        planes[f"level{level.number}"] = pack(groups)
+        layers.append(
+            _layer(
+                f"level{level.number}", level.name, "classes",
+                palette=_palette(level.legend),
+                classes=_classes(level.legend, _shares(groups, level.legend)),
+            )
+        )  # fmt: skip
+    if views.activations is not None:
+        layers.append(_layer("entropy", "Uncertainty", "ramp", colors=UNSURE_RAMP))
+        for c, plane in zip(legend.classes, views.activations, strict=True):
+            planes[f"activation{c.number}"] = pack(plane)
+            layers.append(
+                _layer(
+                    f"activation{c.number}", f"{c.number} {c.name}", "ramp",
+                    colors=ACTIVATION_RAMP, group="activations",
+                )
+            )  # fmt: skip
+    data = {
+        "source": "embedded",
+        **describe(views.grid, legend, name),
+        "step": views.step,
+        "size": list(views.map.shape),
+        "digits": views.digits,
+        "layers": layers,
+        "shares": _shares(views.map, legend),
+        "hasActivations": views.activations is not None,
+        "planes": planes,
+        "places": [
+            {
+                "window": [p.window.row, p.window.col, p.window.height, p.window.width],
+                "words": f"{p.entropy:.2f}, {' or '.join(legend.names[k - 1] for k in p.classes)}",
+            }
+            for p in places
+        ],
+    }
+    return Viewer(data, f"Land-cover map {name} with {len(layers)} layers")
+
+
+def describe(grid: GridSpec, legend: Legend, name: str) -> dict[str, Any]:
+    """What every viewer says about its map: name, grid and classes."""
+    epsg = grid.crs.to_epsg() if grid.crs else None
+    across, (width, height) = metres_per_pixel(grid), grid.pixel_size
+    # A degree of longitude is shorter than one of latitude: pixels are as high as they are on the ground.
+    down = height * METRES_PER_DEGREE if grid.crs and grid.crs.is_geographic else None
+    return {
+        "name": name,
+        "shape": list(grid.shape),
+        "hasLength": across is not None,
+        "pixel": [down or (across or 1.0) * height / width, across or 1.0],
+        "transform": list(grid.transform)[:6],
+        "crs": f"EPSG:{epsg}" if epsg else "",
+        "geographic": bool(grid.crs and grid.crs.is_geographic),
+        "unclassified": UNCLASSIFIED_COLOR,
+        "classes": _classes(legend),
+    }
+
+
+def _classes(legend: Legend, shares: Sequence[float] = ()) -> list[dict[str, Any]]:
+    """Classes of a legend as JSON-ready data, where given with their share of the pixels with data."""
+    entries: list[dict[str, Any]] = [
+        {"number": c.number, "name": c.name, "color": c.color} for c in legend.classes
+    ]
+    return [e | {"share": shares[e["number"]]} for e in entries] if shares else entries
+
+
+def pack(plane: NDArray[np.uint8] | NDArray[Any]) -> dict[str, Any]:
+    """Values uint8 or uint16 (y, x) as text: all high bytes before all low bytes, which packs smaller."""
+    parts = [plane] if plane.dtype == np.uint8 else [plane >> 8, plane & 255]
+    raw = b"".join(np.ascontiguousarray(part, np.uint8).tobytes() for part in parts)
+    return {"bytes": len(parts), "data": base64.b64encode(zlib.compress(raw, 9)).decode("ascii")}
+
+
+def _layer(key: str, name: str, kind: str, *, on: bool = False, **more: Any) -> dict[str, Any]:
+    return {"id": key, "name": name, "kind": kind, "on": on, "group": "layers"} | more
+
+
+def _palette(legend: Legend) -> list[str]:
+    return [UNCLASSIFIED_COLOR, *legend.colors]
+
+
+def _level_view(views: Views, level: Level) -> NDArray[np.uint8]:
+    """Groups uint8 (y, x) of a level, by summed activations where there are any."""
+    if views.activations is None:
+        return level.gather_map(views.map)
+    groups = np.empty_like(views.map)
+    # In strips: floats of all classes at once would need half a gigabyte.
+    for row in range(0, len(groups), 128):
+        rows = Window(row, 0, min(128, len(groups) - row), groups.shape[1])
+        groups[rows.slices] = level.gather(views.map[rows.slices], np.moveaxis(views.shares(rows), 0, -1))
+    return groups
+
+
+def _shares(classes: NDArray[np.uint8], legend: Legend) -> list[float]:
+    """Share of the pixels with data of class 0, 1, ..., N."""
+    counts = np.bincount(classes.ravel(), minlength=256)[: len(legend) + 1]
+    return [float(n) for n in counts / max(1, int(counts.sum()))]
+
+
+def _jpeg(image: NDArray[np.uint8]) -> str:
+    done, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not done:
+        raise InputError("cannot embed the image, since it can't be encoded", "Leave out --image.")
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")

@@ -1,0 +1,264 @@
+"""What people look at: a map, its reference, image and activations, decimated to a size that a page holds.
+
+Every kept pixel is one pixel of the map, unchanged: row and column are multiples of the step. What a
+click shows is therefore what any reader finds at that row and column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.core.grid import GridSpec
+from lulc.core.schema import IGNORE, Legend
+from lulc.core.windows import Window
+
+LONGEST = 2048
+"""Maps with longer sides are decimated to this."""
+
+FINE_VALUES = 8_000_000
+"""Up to so many activations a page holds three decimals of each, 7 MB; above two, half of that for each."""
+
+UNCLASSIFIED_COLOR = "#ffb3d9"
+
+BLOCKS = 16
+"""Places are squares of about a sixteenth of the longest side."""
+
+Stored = NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Decimated pictures of one place.
+
+    Parameters
+    ----------
+    grid
+        Grid of the whole map.
+    step
+        Row i and column j of a picture are row i x step and column j x step of the map.
+    map, reference
+        uint8 (y, x), class numbers, 0 unclassified, 255 no data; the reference may be None.
+    image
+        uint8 (y, x, 3), or None.
+    activations
+        Activations of the classes times 10 ** digits, rounded: uint8 or uint16 (class, y, x), the type's
+        highest value = no data. None where the map has none.
+    digits
+        Decimals of the activations.
+    """
+
+    grid: GridSpec
+    step: int
+    map: NDArray[np.uint8]
+    reference: NDArray[np.uint8] | None = None
+    image: NDArray[np.uint8] | None = None
+    activations: Stored | None = None
+    digits: int = 3
+
+    def shares(self, window: Window | None = None) -> NDArray[np.float32]:
+        """Activations of a part of the picture, float32 (class, y, x), 0..1, NaN = no data.
+
+        Without activations there is no class: (0, y, x).
+        """
+        rows, cols = (window or Window(0, 0, *self.map.shape)).slices
+        if self.activations is None:
+            return np.zeros((0, *(part.stop - part.start for part in (rows, cols))), np.float32)
+        stored = self.activations[:, rows, cols]
+        scaled = stored.astype(np.float32) / np.float32(10**self.digits)
+        return np.where(stored == np.iinfo(stored.dtype).max, np.float32(np.nan), scaled)
+
+    def entropy(self) -> NDArray[np.float32] | None:
+        """Uncertainty of the map float32 (y, x), see `entropy`; None without activations."""
+        if self.activations is None:
+            return None
+        height, width = self.map.shape
+        result = np.empty((height, width), np.float32)
+        # In strips: floats of all classes at once would need half a gigabyte.
+        for row in range(0, height, 128):
+            rows = Window(row, 0, min(128, height - row), width)
+            result[rows.slices] = entropy(np.moveaxis(self.shares(rows), 0, -1))
+        return result
+
+
+def entropy(activations: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Shannon entropy of activations over that of complete ignorance: 0 one class is sure, 1 all are equal.
+
+    Parameters
+    ----------
+    activations
+        float32 (..., class), 0..1, NaN = no data.
+
+    Examples
+    --------
+    >>> entropy(np.array([[1, 0], [0.5, 0.5]], "f4")).tolist()
+    [0.0, 1.0]
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(activations > 0, activations * np.log(activations), activations * 0)
+    result = -terms.sum(axis=-1) / np.log(activations.shape[-1])
+    return np.asarray(
+        np.minimum(np.maximum(result, 0), 1), np.float32
+    )  # rounded activations sum to a little more
+
+
+class Viewing:
+    """Views that fill window by window.
+
+    Parameters
+    ----------
+    grid
+        Grid of the whole map.
+    classes
+        Number of classes.
+    with_image, with_activations, with_reference
+        What there is to see beside the map.
+    longest
+        Longest side of the views in pixels.
+    """
+
+    def __init__(
+        self,
+        grid: GridSpec,
+        classes: int,
+        *,
+        with_image: bool,
+        with_activations: bool,
+        with_reference: bool = True,
+        longest: int = LONGEST,
+    ) -> None:
+        self._grid = grid
+        self.step = max(1, -(-max(grid.shape) // longest))
+        shape = tuple(-(-side // self.step) for side in grid.shape)
+        self._map = np.full(shape, IGNORE, np.uint8)
+        self._reference = np.full(shape, IGNORE, np.uint8) if with_reference else None
+        self._image = np.full((*shape, 3), np.nan, np.float32) if with_image else None
+        self._digits = 3 if classes * shape[0] * shape[1] <= FINE_VALUES else 2
+        self._activations: Stored | None = None
+        if with_activations:
+            kind = np.uint16 if self._digits == 3 else np.uint8
+            self._activations = np.full((classes, *shape), np.iinfo(kind).max, kind)
+
+    def holds(self, window: Window) -> bool:
+        """True where a pixel of the window is kept."""
+        return -window.row % self.step < window.height and -window.col % self.step < window.width
+
+    def add(
+        self,
+        window: Window,
+        mapped: NDArray[np.uint8],
+        reference: NDArray[np.uint8],
+        image: NDArray[np.float32] | None = None,
+        activations: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Keep every `step`-th row and column of the grid.
+
+        Parameters
+        ----------
+        window
+            Where the arrays lie.
+        mapped, reference
+            uint8 (y, x), class numbers.
+        image
+            float32 (y, x, 3) of the kept rows and columns alone, NaN = no data.
+        activations
+            float32 (y, x, class), NaN = no data.
+        """
+        if not self.holds(window):
+            return
+        step = self.step
+        inside = (slice(-window.row % step, None, step), slice(-window.col % step, None, step))
+        height, width = mapped[inside].shape
+        row, col = -(-window.row // step), -(-window.col // step)
+        place = (slice(row, row + height), slice(col, col + width))
+        self._map[place] = mapped[inside]
+        if self._reference is not None:
+            self._reference[place] = reference[inside]
+        if image is not None and self._image is not None:
+            self._image[place] = image
+        if activations is not None and self._activations is not None:
+            void = np.iinfo(self._activations.dtype).max
+            scaled = np.round(activations[inside].astype(np.float64) * 10**self._digits)
+            stored = np.where(np.isfinite(scaled), np.clip(scaled, 0, void - 1), void)
+            self._activations[:, *place] = np.moveaxis(stored, -1, 0).astype(self._activations.dtype)
+
+    def views(self) -> Views:
+        """What has been kept so far."""
+        image = None if self._image is None else stretch(self._image)
+        return Views(
+            self._grid, self.step, self._map, self._reference, image, self._activations, self._digits
+        )
+
+
+def stretch(colors: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Colours uint8 (y, x, 3) of reflectances: 2 % of each end saturated, white where there is none."""
+    result = np.full(colors.shape, 255, np.uint8)
+    for k in range(colors.shape[-1]):
+        plane = colors[..., k]
+        valid = np.isfinite(plane)
+        if valid.any():
+            low, high = np.percentile(plane[valid], (2, 98))
+            scaled = (plane[valid] - low) / max(high - low, 1e-6)
+            result[..., k][valid] = np.clip(255 * scaled, 0, 255).astype(np.uint8)
+    return result
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a map is unsure.
+
+    Parameters
+    ----------
+    window
+        Pixels of the map.
+    entropy
+        Mean uncertainty, 0..1.
+    classes
+        Numbers of the two classes with the highest mean activation, the highest first.
+    """
+
+    window: Window
+    entropy: float
+    classes: tuple[int, int]
+
+
+def least_sure(views: Views, count: int = 5) -> list[Place]:
+    """The squares with the highest mean uncertainty, the worst first; empty without activations.
+
+    Squares of which less than half holds data are left out.
+    """
+    unsure = views.entropy()
+    if unsure is None:
+        return []
+    side = max(1, -(-max(unsure.shape) // BLOCKS))
+    found = []
+    for row in range(0, unsure.shape[0], side):
+        for col in range(0, unsure.shape[1], side):
+            block = Window(row, col, side, side).intersect(Window(0, 0, *unsure.shape))
+            values = unsure[block.slices]
+            valid = np.isfinite(values)
+            if valid.sum() < side * side / 2:
+                continue
+            means = views.shares(block)[:, valid].mean(axis=1)
+            first, second = (int(k) + 1 for k in np.argsort(-means, kind="stable")[:2])
+            area = Window(*(views.step * n for n in (row, col, block.height, block.width)))
+            worst = float(values[valid].mean())
+            found.append(Place(area.intersect(views.grid.extent), worst, (first, second)))
+    return sorted(found, key=lambda place: -place.entropy)[:count]
+
+
+def entropy_by_class(views: Views, legend: Legend) -> list[tuple[int, float, float]]:
+    """(class number, share of the classified pixels, mean uncertainty) of each mapped class."""
+    unsure = views.entropy()
+    if unsure is None:
+        return []
+    valid = np.isfinite(unsure) & (views.map != IGNORE)
+    total = max(1, int(valid.sum()))
+    masks: Sequence[tuple[int, NDArray[np.bool_]]] = [
+        (c.number, valid & (views.map == c.number)) for c in legend.classes
+    ]
+    return [(k, float(m.sum()) / total, float(unsure[m].mean())) for k, m in masks if m.any()]

@@ -1,1 +1,0 @@
-"""A map for other programs: styles, STAC items, NetCDF and Zarr."""

@@ -1,0 +1,306 @@
+"""Maps and weights handed to other programs: which files, refused or written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from lulc.config import ExportConfig, ExportModelConfig
+from lulc.core.documents import write_document
+from lulc.core.machine import GDAL_CACHE, cores
+from lulc.core.schema import IGNORE, InputError
+from lulc.core.storage import check_disk
+from lulc.core.windows import Plan, Window
+from lulc.export import styles
+from lulc.export.cf import write_netcdf, write_zarr
+from lulc.export.stac import MISSION, Item, known_dates, map_item, model_item, parse_dates
+from lulc.labels.levels import Level, levels_of
+from lulc.labels.schemes import load_scheme
+from lulc.maps.blocks import ENCODINGS, Encoding
+from lulc.maps.geotiff import MapProfile, assemble, write_part
+from lulc.maps.reader import LEGEND_TAG, TAG_PREFIX, ClassMap, open_map
+from lulc.models.card import check_classifies, load_card
+from lulc.models.weights import find_model
+
+STYLES = (".qml", ".sld", ".aux.xml")
+"""Endings of what programs show a map with."""
+
+KINDS = (*STYLES, ".json", ".nc", ".zarr", ".tif")
+"""Endings of what a map can be written as."""
+
+LEVEL_TAG = "LULC_LEVEL"
+"""Tag of a map that `write_level` wrote: its level."""
+
+SIDE = 1024
+"""Side of the windows of a map that are written together."""
+
+PART = 4096
+"""Side of its parts."""
+
+
+def export_map(config: ExportConfig) -> tuple[Path, ...]:
+    """Write a map in the formats of other programs.
+
+    Parameters
+    ----------
+    config
+        What the options of ``export_map.py`` say.
+
+    Returns
+    -------
+    tuple of Path
+        What was written.
+
+    Raises
+    ------
+    InputError
+        If the map or an option doesn't fit, or an output exists; then nothing was written.
+    """
+    source = Path(config.map)
+    outputs = [Path(out) for out in config.out] or _beside(source, config.level)
+    kinds = [_kind_of(out) for out in outputs]
+    _check_level(config.level, outputs, kinds)
+    model = find_model(config.model) if config.model is not None else None
+    items = [out.parent / _item_name(model) for out, kind in zip(outputs, kinds, strict=True)
+             if model is not None and kind == ".json"]  # fmt: skip
+    styled = [style for out in outputs if config.level is not None for style in _styles_of(out)]
+    _check_outputs([*outputs, *styled, *items], source, overwrite=config.overwrite)
+    legend = load_scheme(config.scheme).legend if config.scheme is not None else None
+    cache = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE // 2**20)
+    with cache, open_map(source, legend, allow_vrt=config.allow_vrt) as land_cover:
+        dates = config.date or known_dates(land_cover.tags)
+        if ".json" in kinds:
+            _check_dates(dates, source)
+        counted = set(kinds) & {".qml", ".sld", ".aux.xml", ".json"}
+        entries = styles.count_entries(land_cover) if counted else ()
+        for out, kind in zip(outputs, kinds, strict=True):
+            if kind in STYLES:
+                _write_style(out, kind, source, entries)
+            elif kind == ".json":
+                _write_item(out, source, land_cover, entries, dates, model)
+            else:
+                _write_pixels(out, kind, source, land_cover, config.level)
+        for out in outputs if config.level is not None else ():
+            with open_map(out) as grouped:
+                entries = styles.count_entries(grouped)
+            for style, kind in zip(_styles_of(out), STYLES, strict=True):
+                _write_style(style, kind, out, entries)
+    return (*outputs, *styled, *items)
+
+
+def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
+    """Write the STAC items of weights.
+
+    Raises
+    ------
+    InputError
+        If the weights have no card, or an output exists; then nothing was written.
+    """
+    folder = Path(config.model)
+    if config.pick == "all" and folder.is_dir():
+        paths = sorted(folder.glob("*.keras"))
+    else:
+        paths = [find_model(config.model, "lowest-val-loss" if config.pick == "all" else config.pick)]
+    if not paths or (config.out is not None and len(paths) > 1):
+        raise InputError(
+            f"cannot write items of '{folder}', since it holds {len(paths)} weights files, expected "
+            + ("some" if not paths else "one where an output is named"),
+            "Give a run folder or weights file; leave --out out for several.",
+        )
+    outputs = [Path(config.out)] if config.out else [p.with_name(_item_name(p)) for p in paths]
+    for path, out in zip(paths, outputs, strict=True):
+        _check_outputs([out], path, overwrite=config.overwrite)
+    dates = config.date or MISSION
+    items = [_describe(path, out.parent, dates) for path, out in zip(paths, outputs, strict=True)]
+    for out, item in zip(outputs, items, strict=True):
+        write_document(out, item)
+    return tuple(outputs)
+
+
+def _beside(source: Path, level: str | None) -> list[Path]:
+    """What is written where no output is named."""
+    if level is not None:
+        return [source.with_name(f"{source.stem}_level{level}.tif")]
+    return _styles_of(source)
+
+
+def _styles_of(land_cover: Path) -> list[Path]:
+    """Where programs look for what they show a map with, in the order of `STYLES`."""
+    return [land_cover.with_suffix(".qml"), land_cover.with_suffix(".sld"), Path(f"{land_cover}.aux.xml")]
+
+
+def _write_style(out: Path, kind: str, source: Path, entries: Sequence[styles.Entry]) -> None:
+    texts = {
+        ".qml": lambda: styles.qml(entries),
+        ".sld": lambda: styles.sld(entries, source.stem),
+        ".aux.xml": lambda: styles.attribute_table(entries),
+    }
+    styles.write_text(out, texts[kind]())
+
+
+def _check_level(level: str | None, outputs: Sequence[Path], kinds: Sequence[str]) -> None:
+    """Refuse a level in other formats than GeoTIFF, and GeoTIFF without a level."""
+    fits = [(kind == ".tif") == (level is not None) for kind in kinds]
+    if all(fits):
+        return
+    other = outputs[fits.index(False)]
+    if level is None:
+        raise InputError(
+            f"cannot write '{other}', since the map is a GeoTIFF already, expected --level beside it",
+            "Type --level 1 or --level 2 for its CORINE groups, or copy the file.",
+        )
+    raise InputError(
+        f"cannot write '{other}' at level {level}, expected an output in .tif",
+        f"Write the level first: --level {level} --out {other.with_suffix('.tif')}; then export that map.",
+    )
+
+
+def _kind_of(out: Path) -> str:
+    kind = next((k for k in KINDS if out.name.lower().endswith(k)), None)
+    if kind is None:
+        raise InputError(
+            f"cannot write '{out}', since its ending says no format, expected one of {', '.join(KINDS)}",
+            f"Type for example {out.with_suffix('.nc')}.",
+        )
+    return kind
+
+
+def _item_name(model: Path) -> str:
+    return f"{model.stem}.stac.json"
+
+
+def _check_outputs(outputs: Sequence[Path], source: Path, *, overwrite: bool) -> None:
+    for out in outputs:
+        if out.resolve() == source.resolve():
+            raise InputError(f"cannot write '{out}', since it is the input", "Give another output.")
+        if out.exists() and not overwrite:
+            raise InputError(
+                f"cannot write '{out}', since it exists already",
+                "Give another output, or add --overwrite to replace it.",
+            )
+
+
+def _check_dates(dates: Sequence[str], source: Path) -> None:
+    if not dates:
+        raise InputError(
+            f"cannot describe '{source}' as a STAC item, since the names of its inputs hold no dates, "
+            "expected --date",
+            "Type --date 2018-07-01, or --date 2018-06-01 2018-08-31.",
+        )
+    parse_dates(dates)
+
+
+def _write_item(
+    out: Path,
+    source: Path,
+    land_cover: ClassMap,
+    entries: Sequence[styles.Entry],
+    dates: Sequence[str],
+    model: Path | None,
+) -> None:
+    link = None
+    if model is not None:
+        item = _describe(model, out.parent, MISSION)
+        made_with = land_cover.tags.get("LULC_MODEL_SHA256")
+        if load_card(model).sha256 != made_with:
+            raise InputError(
+                f"cannot link '{source}' to the weights '{model}', since it was made with others "
+                f"({land_cover.tags.get('LULC_MODEL', 'unknown')}, sha256 {made_with})",
+                "Give the weights of this map, or leave --model out.",
+            )
+        write_document(out.parent / _item_name(model), item)
+        link = (f"./{_item_name(model)}", item)
+    write_document(out, map_item(source, out.parent, land_cover, entries, dates, link))
+
+
+def _describe(model: Path, folder: Path, dates: Sequence[str]) -> Item:
+    parse_dates(dates)
+    if model.suffix != ".keras":
+        raise InputError(
+            f"cannot describe the weights '{model}', since Keras 2 files have no card, expected .keras",
+            "Give weights that train_model.py wrote.",
+        )
+    card = load_card(model)
+    check_classifies(card)
+    return model_item(model, folder, card, dates)
+
+
+def write_level(land_cover: ClassMap, number: int, out: Path) -> None:
+    """Write a map gathered at a CORINE level as a map of its own, whole or not at all.
+
+    Its activations are sums, stored like those of `land_cover`; further bands are left out.
+
+    Raises
+    ------
+    InputError
+        If the legend of the map has no groups at that level.
+    """
+    level = next((known for known in levels_of(land_cover.legend) if known.number == number), None)
+    if level is None:
+        raise InputError(
+            f"cannot gather the classes of '{land_cover.name}' at CORINE level {number}, since its legend "
+            f"'{land_cover.legend.name}' says no groups of that level",
+            "Level 1 takes classes with level-1 groups, level 2 those of a built-in scheme.",
+        )
+    profile = _level_profile(land_cover, level)
+    write_map(profile, lambda window: _gathered(land_cover, level, window, profile.encoding), out)
+
+
+def write_map(profile: MapProfile, read: Callable[[Window], np.ndarray], out: Path) -> None:
+    """Write a map window by window, whole or not at all.
+
+    Parameters
+    ----------
+    profile
+        Its look; of its parts, `PART` is the side.
+    read
+        Window to what is stored, (band, y, x).
+    out
+        File to write; parts lie beside it meanwhile.
+    """
+    height, width = profile.grid.shape
+    plan = Plan(height, width, 1, 0, (min(SIDE, height), min(SIDE, width)), profile.part)
+    parts = [(part, out.with_name(f".{out.name}.{part.index}.partial")) for part in plan.parts()]
+    with ExitStack() as files, ThreadPoolExecutor(cores()) as pool:
+        for part, path in parts:
+            files.callback(path.unlink, missing_ok=True)
+            with write_part(path, profile, part.extent, pool) as writer:
+                for window in plan.windows(part):
+                    writer.write(window.write, read(window.write))
+        assemble(profile, [(part.extent, path) for part, path in parts], out, pool)
+
+
+def _level_profile(land_cover: ClassMap, level: Level) -> MapProfile:
+    stored = land_cover.layers[1].dtype if land_cover.has_activations else None
+    kinds = (kind for kind, known in ENCODINGS.items() if known.has_activations and known.dtype == stored)
+    tags = {name: value for name, value in land_cover.tags.items() if name.startswith(TAG_PREFIX)}
+    tags[LEGEND_TAG] = json.dumps(level.legend.to_json(), ensure_ascii=False, sort_keys=True)
+    tags[LEVEL_TAG] = str(level.number)
+    return MapProfile(land_cover.grid, level.legend, next(kinds, "none"), PART, tags)
+
+
+def _gathered(land_cover: ClassMap, level: Level, window: Window, encoding: Encoding) -> np.ndarray:
+    """What is stored of a window: groups, and sums of activations."""
+    classes, sums = land_cover.read(window), np.zeros((*window.shape, 0), np.float32)
+    activations = land_cover.read_activations(window) if land_cover.has_activations else None
+    if activations is not None and encoding.has_activations:
+        sums = np.nan_to_num(level.gather_activations(activations))
+    groups = level.gather(classes, activations)
+    return encoding.apply(groups, sums, groups != IGNORE)
+
+
+def _write_pixels(out: Path, kind: str, source: Path, land_cover: ClassMap, level: str | None) -> None:
+    # Deflated and Zstandard pixels of a map are about as large as the map.
+    check_disk(out.parent, int(1.5 * source.stat().st_size), f"'{out}'")
+    if level is not None:
+        write_level(land_cover, int(level), out)
+    elif kind == ".nc":
+        write_netcdf(land_cover, out)
+    else:
+        write_zarr(land_cover, out)

@@ -1,0 +1,536 @@
+"""STAC items: a map with its bands and classes, and weights as a machine-learning model (MLM).
+
+Items hold nothing of this machine or of the time of writing, and name files relative to their own folder.
+
+References
+----------
+STAC 1.1.0 (https://github.com/radiantearth/stac-spec) and the extensions in `EXTENSIONS`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from rasterio.crs import CRS
+from rasterio.warp import transform
+from shapely import Polygon, box
+from shapely.affinity import translate
+from shapely.geometry.polygon import orient
+
+from lulc.core.grid import GridSpec
+from lulc.core.schema import InputError
+from lulc.core.storage import sha256_of
+from lulc.core.version import __version__
+from lulc.export.styles import Entry, printable
+from lulc.maps.reader import REST, ClassMap
+from lulc.models.card import ModelCard, card_path
+from lulc.rasters.layers import Layer
+
+STAC_VERSION = "1.1.0"
+
+EXTENSIONS = {
+    name: f"https://stac-extensions.github.io/{name}/v{version}/schema.json"
+    for name, version in {
+        "classification": "2.0.0",
+        "file": "2.1.0",
+        "mlm": "1.4.0",
+        "processing": "1.1.0",
+        "projection": "2.0.0",
+        "raster": "1.1.0",
+    }.items()
+}
+"""Identifiers of the extensions that items declare."""
+
+MISSION = ("2015-06-23", "9999-12-31")
+"""From the launch of Sentinel-2A on: what weights are for, where nothing narrower is known."""
+
+Item = dict[str, Any]
+
+
+def map_item(
+    path: Path,
+    folder: Path,
+    land_cover: ClassMap,
+    entries: Sequence[Entry],
+    dates: Sequence[str],
+    model: tuple[str, Item] | None = None,
+) -> Item:
+    """The STAC item of a map.
+
+    Parameters
+    ----------
+    path, folder
+        The map, and where its item is to lie.
+    land_cover
+        The same, opened.
+    entries
+        Values of its class band, as `lulc.export.styles.count_entries` gives them.
+    dates
+        Day of the imagery, or its first and last day.
+    model
+        File name and content of the item of its weights, which it is then derived from.
+    """
+    grid, tags = land_cover.grid, land_cover.tags
+    geometry, bbox = footprint(grid)
+    properties = {
+        **_time(dates),
+        "title": f"Land cover: {printable(land_cover.legend.name)}",
+        "description": _description(tags),
+        **_projection(grid),
+        "processing:level": "L4",
+        "processing:lineage": f"Land cover by the network {tags.get('LULC_MODEL', 'unknown')}, lulc "
+        f"{tags.get('LULC_VERSION', 'of unknown version')}",
+        "processing:software": _software(tags),
+    }
+    expression = {tag.removeprefix("LULC_").lower(): _parsed(tags[tag]) for tag in _MADE if tag in tags}
+    if expression:
+        properties["processing:expression"] = {"format": "lulc", "expression": expression}
+    identity = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    title = "Class numbers, then the activation of each class"
+    asset = {
+        **_file_asset(path, folder, identity, _media_type(tags), title),
+        "roles": ["data"],
+        "bands": _bands(land_cover, entries),
+        "raster:bands": _raster_bands(land_cover, entries),
+    }
+    links = [] if model is None else [_derived_from(*model)]
+    names = ("classification", "file", "processing", "projection", "raster")
+    return _item(path.stem, names, geometry, bbox, properties, links, {"map": asset})
+
+
+_MADE = ("LULC_MODEL", "LULC_MODEL_SHA256", "LULC_ENGINE", "LULC_PARAMETERS", "LULC_INPUTS", "LULC_CHANNELS")
+
+
+def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] = MISSION) -> Item:
+    """The STAC item of weights.
+
+    Its geometry is null: a card doesn't know where its training data lay.
+
+    Parameters
+    ----------
+    path, folder
+        The weights file, and where its item is to lie.
+    card
+        Its card.
+    dates
+        Day, or first and last day, of imagery that the weights are for.
+    """
+    properties: dict[str, Any] = {
+        **_time(dates),
+        "title": card.name,
+        "description": _model_description(card),
+        "license": card.licence if re.fullmatch(r"[\w.+-]+", card.licence) else "other",
+        "bands": [{"name": c.name, "description": f"{c.unit} ({c.coding})"} for c in card.channels],
+        "mlm:name": _model_name(card.name),
+        "mlm:architecture": "U-Net",
+        "mlm:tasks": ["semantic-segmentation"],
+        "mlm:framework": "Keras",
+        "mlm:total_parameters": sum(math.prod(s) for s in card.network.variable_shapes().values()),
+        "mlm:accelerator": None,
+        "mlm:input": [_model_input(card)],
+        "mlm:output": [_model_output(card)],
+        "mlm:hyperparameters": _hyperparameters(card),
+    }
+    version = card.versions.get("keras", "")
+    if re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}", version):
+        properties["mlm:framework_version"] = version
+    identity = {"bytes": card.bytes, "sha256": card.sha256}
+    weights = {
+        **_file_asset(path, folder, identity, "application/octet-stream", "Weights, without code"),
+        "roles": ["mlm:model", "mlm:weights", "data"],
+        # STAC admits bands in properties only where an asset has some; MLM looks for them there.
+        "bands": [{"name": c.name} for c in card.channels],
+        "mlm:artifact_type": "keras" if path.suffix == ".keras" else "keras-2-hdf5",
+    }
+    assets = {"weights": weights}
+    if card_path(path).is_file():
+        described = "Model card: channels, legend, statistics, scores"
+        assets["card"] = {
+            "href": _href(card_path(path), folder), "type": "application/json", "title": described,
+            "roles": ["metadata"],
+        }  # fmt: skip
+    return _item(_identifier(card.name), ("file", "mlm"), None, None, properties, [], assets)
+
+
+def collection(
+    name: str,
+    grid: GridSpec,
+    tags: Mapping[str, str],
+    dates: Sequence[str],
+    mosaic: str,
+    children: Sequence[str],
+) -> Item:
+    """The STAC collection of a map in tiles.
+
+    Parameters
+    ----------
+    name
+        Of the map.
+    grid, tags
+        Of the whole map.
+    dates
+        Day of the imagery, or its first and last day.
+    mosaic, children
+        File that shows all tiles as one raster, and the catalogs of the rows of tiles, named from where the
+        collection lies.
+    """
+    first, last = parse_dates(dates)
+    return {
+        "type": "Collection",
+        "stac_version": STAC_VERSION,
+        "stac_extensions": [],
+        "id": _identifier(name),
+        "title": f"Land cover: {name}",
+        "description": _description(tags),
+        "license": "other",
+        "extent": {
+            "spatial": {"bbox": [footprint(grid)[1]]},
+            "temporal": {"interval": [[f"{first}T00:00:00Z", f"{last}T23:59:59Z"]]},
+        },
+        "links": [_link("root", "collection.json"), *(_link("child", child) for child in children)],
+        "assets": {
+            "map": {
+                "href": f"./{mosaic}", "type": "application/x-gdal-vrt", "title": "All tiles",
+                "roles": ["data"],
+            }
+        },
+    }  # fmt: skip
+
+
+def catalog(name: str, description: str, top: str, items: Sequence[str]) -> Item:
+    """The STAC catalog of some items of a collection; `top` is the collection, named like the items."""
+    return {
+        "type": "Catalog",
+        "stac_version": STAC_VERSION,
+        "id": name,
+        "description": description,
+        "links": [_link("root", top), _link("parent", top), *(_link("item", item) for item in items)],
+    }
+
+
+def belonging(item: Item, name: str, top: str, parent: str) -> Item:
+    """An item with its place in the collection `name`, whose file is `top`, below the catalog `parent`."""
+    links = [_link("root", top), _link("parent", parent), _link("collection", top)]
+    return {**item, "collection": _identifier(name), "links": [*item["links"], *links]}
+
+
+def _link(kind: str, name: str) -> dict[str, Any]:
+    media = "application/geo+json" if kind == "item" else "application/json"
+    return {"rel": kind, "href": name if name.startswith("../") else f"./{name}", "type": media}
+
+
+def footprint(grid: GridSpec, points: int = 21) -> tuple[dict[str, Any], list[float]]:
+    """Outline of a grid in degrees, and its bounding box west, south, east, north.
+
+    The edges are followed with so many points each; what crosses longitude 180 is cut there, and its
+    west is then larger than its east. Not for grids that hold a pole.
+
+    References
+    ----------
+    RFC 7946, sections 3.1.9 (antimeridian cutting) and 5.2 (its bounding box).
+    """
+    left, bottom, right, top = grid.bounds
+    steps = [i / (points - 1) for i in range(points)]
+    xs = [left + (right - left) * s for s in steps]
+    ys = [bottom + (top - bottom) * s for s in steps]
+    ring = [(x, bottom) for x in xs[:-1]] + [(right, y) for y in ys[:-1]]
+    ring += [(x, top) for x in xs[:0:-1]] + [(left, y) for y in ys[:0:-1]]
+    lons, lats = transform(grid.crs, CRS.from_epsg(4326), *zip(*ring, strict=True))
+    crosses = max(lons) - min(lons) > 180
+    outline = Polygon([(lon % 360 if crosses else lon, lat) for lon, lat in zip(lons, lats, strict=True)])
+    if not crosses:
+        parts = [outline]
+    else:
+        beyond = outline.intersection(box(180, -90, 360, 90))
+        parts = [outline.intersection(box(0, -90, 180, 90)), translate(beyond, xoff=-360)]
+    bounds = [part.bounds for part in parts]
+    bbox = [bounds[0][0], min(b[1] for b in bounds), bounds[-1][2], max(b[3] for b in bounds)]
+    rings = [[_rounded(orient(part).exterior.coords)] for part in parts]
+    several = {"type": "MultiPolygon", "coordinates": rings}
+    return several if crosses else {"type": "Polygon", "coordinates": rings[0]}, _rounded([bbox])[0]
+
+
+def _rounded(rows: Iterable[Sequence[float]]) -> list[list[float]]:
+    """Degrees to the centimetre."""
+    return [[round(value, 7) for value in row] for row in rows]
+
+
+def class_names(names: Iterable[str]) -> list[str]:
+    """Names of letters, digits and hyphens, each different, as the classification extension asks.
+
+    Examples
+    --------
+    >>> class_names(["Built-up areas, sparse", "Peltoja", "ヨシ", "peltoja"])
+    ['built-up-areas-sparse', 'peltoja', 'class-3', 'peltoja-4']
+    """
+    found: list[str] = []
+    for i, name in enumerate(names, start=1):
+        short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or f"class-{i}"
+        while short in found:
+            short = f"{short}-{i}"
+        found.append(short)
+    return found
+
+
+def parse_dates(dates: Sequence[str]) -> tuple[datetime.date, datetime.date]:
+    """First and last day.
+
+    Raises
+    ------
+    InputError
+        If they aren't one or two days in order, as YYYY-MM-DD.
+    """
+    try:
+        first, last = (datetime.date.fromisoformat(text) for text in (dates[0], dates[-1]))
+        if len(dates) > 2 or first > last:
+            raise ValueError
+    except (ValueError, IndexError) as error:
+        raise InputError(
+            f"cannot use the dates '{' '.join(dates)}', expected one day, or a first and a last one",
+            "Type --date 2018-07-01, or --date 2018-06-01 2018-08-31.",
+        ) from error
+    return first, last
+
+
+def known_dates(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """First and last day of a map's imagery, where every input has its date in its name; else none.
+
+    Copernicus names products and bands so: ``S2B_MSIL2A_20200223T034729_...``.
+
+    Examples
+    --------
+    >>> known_dates({"LULC_PARAMETERS": '{"inputs": ["T48QUE_20200223T034729_B02_10m.jp2"], "fill": []}'})
+    ('2020-02-23', '2020-02-23')
+    """
+    parameters = _parsed(tags.get("LULC_PARAMETERS", "{}"))
+    if not isinstance(parameters, dict) or not isinstance(parameters.get("inputs"), list):
+        return ()
+    names = [str(name) for name in (*parameters["inputs"], *(parameters.get("fill") or ()))]
+    found = [re.search(r"(?<!\d)(20\d\d)(\d\d)(\d\d)T\d{6}(?!\d)", name) for name in names]
+    days = sorted("-".join(match.groups()) for match in found if match)
+    return (days[0], days[-1]) if days and len(days) == len(names) else ()
+
+
+def _time(dates: Sequence[str]) -> dict[str, Any]:
+    first, last = parse_dates(dates)
+    if first == last:
+        return {"datetime": f"{first}T00:00:00Z"}
+    return {
+        "datetime": None, "start_datetime": f"{first}T00:00:00Z", "end_datetime": f"{last}T23:59:59Z"
+    }  # fmt: skip
+
+
+def _item(
+    name: str,
+    extensions: Iterable[str],
+    geometry: dict[str, Any] | None,
+    bbox: list[float] | None,
+    properties: dict[str, Any],
+    links: list[dict[str, Any]],
+    assets: dict[str, Any],
+) -> Item:
+    place: dict[str, Any] = {"geometry": geometry}
+    if bbox is not None:
+        place["bbox"] = bbox
+    return {
+        "type": "Feature",
+        "stac_version": STAC_VERSION,
+        "stac_extensions": [EXTENSIONS[e] for e in extensions],
+        "id": name,
+        **place,
+        "properties": properties,
+        "links": links,
+        "assets": assets,
+    }
+
+
+def _href(path: Path, folder: Path) -> str:
+    """How a file is named from a folder."""
+    relative = Path(os.path.relpath(path, folder)).as_posix()
+    return quote(relative if relative.startswith("../") else f"./{relative}")
+
+
+def _file_asset(
+    path: Path, folder: Path, identity: Mapping[str, Any], kind: str, title: str
+) -> dict[str, Any]:
+    return {
+        "href": _href(path, folder),
+        "type": kind,
+        "title": title,
+        "file:size": identity["bytes"],
+        # A multihash: 0x12 for SHA-256, 0x20 for its 32 bytes.
+        "file:checksum": f"1220{identity['sha256']}",
+    }
+
+
+def _media_type(tags: Mapping[str, str]) -> str:
+    parameters = _parsed(tags.get("LULC_PARAMETERS", "{}"))
+    optimised = isinstance(parameters, dict) and parameters.get("cog")
+    return f"image/tiff; application=geotiff{'; profile=cloud-optimized' if optimised else ''}"
+
+
+def _projection(grid: GridSpec) -> dict[str, Any]:
+    code = grid.crs.to_epsg()
+    crs = {"proj:code": f"EPSG:{code}"} if code else {"proj:wkt2": grid.crs.to_wkt(version="WKT2_2019")}
+    return {
+        **crs,
+        "proj:shape": list(grid.shape),
+        "proj:transform": list(grid.transform)[:6],
+        "proj:bbox": list(grid.bounds),
+    }
+
+
+def _bands(land_cover: ClassMap, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    described = ["Class number", *(f"Activation, 0..1: {name}" for name in _stored_names(land_cover))]
+    described += [f"Measure, 0..1: {name}" for name in _measures(land_cover)]
+    short = ["class", *class_names([*_stored_names(land_cover), *_measures(land_cover)])]
+    bands: list[dict[str, Any]] = [
+        {"name": name, "description": text, "data_type": layer.dtype}
+        | ({} if layer.nodata is None else {"nodata": layer.nodata})
+        for name, text, layer in zip(short, described, _layers(land_cover), strict=True)
+    ]
+    bands[0]["classification:classes"] = _classes(entries)
+    return bands
+
+
+def _raster_bands(land_cover: ClassMap, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    bands = []
+    for layer in _layers(land_cover):
+        band: dict[str, Any] = {"data_type": layer.dtype, "sampling": "area"}
+        if layer.nodata is not None:
+            band["nodata"] = layer.nodata
+        if land_cover.grid.crs.is_projected:
+            band["spatial_resolution"] = land_cover.grid.pixel_size[0]
+        if layer.scale is not None:
+            band |= {"scale": layer.scale, "offset": (layer.offset or 0.0) * layer.scale}
+        bands.append(band)
+    bands[0]["classification:classes"] = _classes(entries)
+    return bands
+
+
+def _stored_names(land_cover: ClassMap) -> list[str]:
+    """Names of the activation bands of the file: a map of one class has one."""
+    return [printable(name) for name in land_cover.legend.names[: len(land_cover.layers) - 1]]
+
+
+def _measures(land_cover: ClassMap) -> list[str]:
+    """Names of the bands after the activations, which are stored like them."""
+    parameters = _parsed(land_cover.tags.get("LULC_PARAMETERS", "{}"))
+    extra = parameters.get("extra") if isinstance(parameters, dict) else None
+    return [str(name) for name in extra] if isinstance(extra, list) and land_cover.has_activations else []
+
+
+def _layers(land_cover: ClassMap) -> list[Layer]:
+    """What the file says of each of its bands."""
+    return [*land_cover.layers, *[land_cover.layers[-1]] * len(_measures(land_cover))]
+
+
+def _classes(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    short = class_names(e.name for e in entries)
+    return [
+        {
+            "value": e.value, "name": name, "title": e.name, "description": e.name,
+            "color_hint": e.color[1:].upper(), "count": e.count,
+        }
+        for name, e in zip(short, entries, strict=True)
+    ]  # fmt: skip
+
+
+def _software(tags: Mapping[str, str]) -> dict[str, str]:
+    engine = _parsed(tags.get("LULC_ENGINE", "{}"))
+    named = engine.items() if isinstance(engine, dict) else ()
+    versions = {k: v for k, v in named if isinstance(v, str) and re.match(r"\d+\.", v)}
+    return {"lulc": tags.get("LULC_VERSION", __version__), **dict(sorted(versions.items()))}
+
+
+def _description(tags: Mapping[str, str]) -> str:
+    attribution = tags.get("LULC_ATTRIBUTION", "")
+    return "Band 1 holds class numbers, each further band the activation of one class." + (
+        f" {attribution}" if attribution else ""
+    )
+
+
+def _derived_from(href: str, model: Item) -> dict[str, Any]:
+    return {
+        "rel": "derived_from",
+        "href": href,
+        "type": "application/geo+json",
+        "title": "The weights that it was made with",
+        "mlm:name": model["properties"]["mlm:name"],
+        "processing:level": "L4",
+    }
+
+
+def _model_description(card: ModelCard) -> str:
+    limits = f"Not for: {card.not_for}" if card.not_for else ""
+    parts = (card.description, limits, card.attribution)
+    return " ".join(p for p in parts if p) or f"Land cover of the legend {card.legend.name}."
+
+
+def _model_name(name: str) -> str:
+    """What the MLM extension takes for a name: a letter, then letters, digits, dots, hyphens and blanks."""
+    return f"lulc {re.sub(r'[^A-Za-z0-9_. -]+', '-', name)}".rstrip("_. -")
+
+
+def _identifier(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+
+
+def _hyperparameters(card: ModelCard) -> dict[str, Any]:
+    chosen = card.training.get("parameters")
+    named = chosen if isinstance(chosen, dict) else {}
+    fitting = {k: v for k, v in named.items() if re.fullmatch(r"[0-9a-zA-Z_.-]+", k)}
+    return {"network": card.network.to_json(), **fitting}
+
+
+def _model_input(card: ModelCard) -> dict[str, Any]:
+    return {
+        "name": "stack",
+        "description": f"Physical units, NaN in every channel of an invalid pixel; the network standardises. "
+        f"Height and width are multiples of {card.stride}.",
+        "bands": [c.name for c in card.channels],
+        "input": _structure(card.network.channels),
+        "value_scaling": None,
+        "resize_type": None,
+        "pre_processing_function": None,
+    }
+
+
+def _model_output(card: ModelCard) -> dict[str, Any]:
+    legend = [c for c in card.legend.classes if card.single_class in (None, c.name)]
+    entries = [Entry(i, c.name, c.color, 0) for i, c in enumerate(legend, start=1)]
+    if card.single_class is not None:
+        entries.insert(0, Entry(0, REST.name, REST.color, 0))
+    classes = [{k: v for k, v in c.items() if k != "count"} for c in _classes(entries)]
+    return {
+        "name": "activations",
+        "description": "One activation for each class, 0..1; class numbers count from 1.",
+        "tasks": ["semantic-segmentation"],
+        "result": _structure(card.network.classes),
+        "classification:classes": classes,
+        "post_processing_function": None,
+    }
+
+
+def _structure(channels: int) -> dict[str, Any]:
+    return {
+        "shape": [-1, -1, -1, channels],
+        "dim_order": ["batch", "height", "width", "bands"],
+        "data_type": "float32",
+    }
+
+
+def _parsed(text: str) -> Any:
+    """What a tag holds: JSON, or plain text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

@@ -1,0 +1,156 @@
+"""Styles of the class band for other programs: QGIS (.qml), OGC (.sld), GDAL's raster attribute table.
+
+Each is text that depends on the legend (the table also on the pixel counts) and on nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lulc.core.schema import UNCLASSIFIED
+from lulc.core.storage import write_atomically
+from lulc.core.windows import squares_of
+from lulc.maps.reader import ClassMap
+
+UNCLASSIFIED_NAME, UNCLASSIFIED_COLOR = "Unclassified", "#000000"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value of the class band.
+
+    Parameters
+    ----------
+    value
+        As stored in the file.
+    name
+        Of the class.
+    color
+        ``#rrggbb``.
+    count
+        Pixels that have it.
+    """
+
+    value: int
+    name: str
+    color: str
+    count: int
+
+
+def count_entries(land_cover: ClassMap) -> tuple[Entry, ...]:
+    """All classes of a map, and 0 (unclassified) where it occurs, in the order of their values.
+
+    Reads the class band once, window by window.
+    """
+    counts = np.zeros(256, np.int64)
+    for window in squares_of(land_cover.grid.extent):
+        counts += np.bincount(land_cover.read(window).ravel(), minlength=256)
+    return describe_entries(land_cover, counts)
+
+
+def describe_entries(land_cover: ClassMap, counts: Sequence[int] | np.ndarray) -> tuple[Entry, ...]:
+    """As `count_entries`, from counts by class number of the map's legend."""
+    entries = [
+        Entry(land_cover.stored(c.number), printable(c.name), c.color, int(counts[c.number]))
+        for c in land_cover.legend.classes
+    ]
+    if counts[UNCLASSIFIED]:
+        unclassified = int(counts[UNCLASSIFIED])
+        entries.append(Entry(UNCLASSIFIED, UNCLASSIFIED_NAME, UNCLASSIFIED_COLOR, unclassified))
+    return tuple(sorted(entries, key=lambda e: e.value))
+
+
+def qml(entries: Iterable[Entry]) -> str:
+    """QGIS layer style: the class band with one colour and label for each value.
+
+    References
+    ----------
+    QGIS user manual, appendix "QGIS file formats", QML.
+    """
+    root = ET.Element("qgis", version="3.22.0", styleCategories="Symbology")
+    renderer = ET.SubElement(
+        ET.SubElement(root, "pipe"), "rasterrenderer",
+        type="paletted", band="1", opacity="1", alphaBand="-1", nodataColor="",
+    )  # fmt: skip
+    palette = ET.SubElement(renderer, "colorPalette")
+    for e in entries:
+        ET.SubElement(palette, "paletteEntry", value=str(e.value), color=e.color, alpha="255", label=e.name)
+    ET.SubElement(root, "blendMode").text = "0"
+    return "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + _text(root)
+
+
+def sld(entries: Iterable[Entry], name: str) -> str:
+    """Styled layer descriptor 1.0.0 with a colour map of values, as GeoServer reads and QGIS writes it.
+
+    References
+    ----------
+    OGC 02-070, section 11.5 (RasterSymbolizer); ``type="values"`` is GeoServer's.
+    """
+    space = {"xmlns": "http://www.opengis.net/sld", "xmlns:ogc": "http://www.opengis.net/ogc"}
+    root = ET.Element("StyledLayerDescriptor", space, version="1.0.0")
+    layer = ET.SubElement(root, "NamedLayer")
+    ET.SubElement(layer, "Name").text = name
+    style = ET.SubElement(layer, "UserStyle")
+    ET.SubElement(style, "Title").text = name
+    rule = ET.SubElement(ET.SubElement(style, "FeatureTypeStyle"), "Rule")
+    symbolizer = ET.SubElement(rule, "RasterSymbolizer")
+    channel = ET.SubElement(ET.SubElement(symbolizer, "ChannelSelection"), "GrayChannel")
+    ET.SubElement(channel, "SourceChannelName").text = "1"
+    colors = ET.SubElement(symbolizer, "ColorMap", type="values")
+    for e in entries:
+        ET.SubElement(colors, "ColorMapEntry", color=e.color, quantity=str(e.value), label=e.name)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + _text(root)
+
+
+_INTEGER, _STRING = "0", "2"
+_COLUMNS = {
+    "Value": (_INTEGER, "5"),
+    "Count": (_INTEGER, "1"),
+    "Class": (_STRING, "2"),
+    "Red": (_INTEGER, "6"),
+    "Green": (_INTEGER, "7"),
+    "Blue": (_INTEGER, "8"),
+}
+"""Type and usage of each column, in GDAL's numbers (GDALRATFieldType, GDALRATFieldUsage)."""
+
+
+def attribute_table(entries: Iterable[Entry]) -> str:
+    """Raster attribute table of band 1 as GDAL's ``.aux.xml``: value, pixels, class, colour.
+
+    References
+    ----------
+    GDAL documentation, "Raster data model" (raster attribute table) and "GDAL auxiliary metadata".
+    """
+    root = ET.Element("PAMDataset")
+    band = ET.SubElement(root, "PAMRasterBand", band="1")
+    table = ET.SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
+    for i, (name, (kind, usage)) in enumerate(_COLUMNS.items()):
+        column = ET.SubElement(table, "FieldDefn", index=str(i))
+        for tag, text in (("Name", name), ("Type", kind), ("Usage", usage)):
+            ET.SubElement(column, tag).text = text
+    for i, e in enumerate(entries):
+        row = ET.SubElement(table, "Row", index=str(i))
+        for cell in (e.value, e.count, e.name, *bytes.fromhex(e.color[1:])):
+            ET.SubElement(row, "F").text = str(cell)
+    return _text(root)
+
+
+def printable(name: str) -> str:
+    """A name without control characters and lone surrogates, which XML and UTF-8 have no way to write."""
+    return "".join(c for c in name if c.isprintable())
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a style, whole or not at all."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _text(root: ET.Element) -> str:
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode") + "\n"

@@ -1,1 +1,0 @@
-"""The training loop, what changes weights, and what of a run is kept."""

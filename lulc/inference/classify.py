@@ -1,0 +1,519 @@
+"""Classification: mosaic and weights to a map that is whole or absent, and continues where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from lulc.config import ClassifyConfig
+from lulc.core.documents import seal_of
+from lulc.core.machine import cores
+from lulc.core.schema import IGNORE, InputError, Legend
+from lulc.core.storage import check_disk, rename_durably
+from lulc.core.windows import Plan, PlannedWindow, Window
+from lulc.distributed.cluster import WORKERS, Cluster, ask, open_cluster, run_tasks
+from lulc.engines.registry import Engine
+from lulc.inference import memory_plan, worker
+from lulc.inference.job import Job, no_valid_pixel, open_job
+from lulc.inference.journal import Journal, open_journal
+from lulc.inference.outputs import Made, Output, put
+from lulc.inference.request import check_options, check_outputs, dates_of, further_of, share_of, sieved_path
+from lulc.inference.sliding_window import Clock, predict_windows, windows_of
+from lulc.inference.worker import Described, output_of, reading, stamps_of_inputs, work_of
+from lulc.maps.blocks import BlockWriter
+from lulc.maps.geotiff import MapProfile, assemble, read_classes, write_part
+from lulc.rasters.sources import Stamp
+
+logger = logging.getLogger("lulc")
+
+COPY_SPEED = 400e6
+"""Encoded bytes copied into the map and flushed in a second, as measured on a virtual disk."""
+
+SIEVE_BYTES = 3
+"""Memory of sieving for each pixel of the map: its table of patches, where they have 16 pixels each."""
+
+SIEVE_WAY_OUT = (
+    "Free memory, or leave --sieve out: it holds a table of all patches of the map, also with --bounds. "
+    "To sieve a smaller area, cut the inputs out first: gdal_translate -projwin WEST NORTH EAST SOUTH IN OUT"
+)
+"""What helps where the map is too large to be sieved."""
+
+
+@dataclass(frozen=True)
+class ClassificationResult:
+    """What a classification made.
+
+    Parameters
+    ----------
+    path
+        The map.
+    further
+        Files derived from it: sieved map, polygons.
+    legend
+        Its classes.
+    counts
+        Pixels of each class number, 0 for unclassified; no data is left out.
+    pixels, pixel_area
+        Pixels of the map, and the area of one in square metres, None in degrees.
+    plan, engine
+        How it was cut, and what ran.
+    seconds
+        By stage (start, windows, finish), and ``all``.
+    network_share
+        Share of the time from first to last window in which the network was busy.
+    """
+
+    path: Path
+    further: tuple[Path, ...]
+    legend: Legend
+    counts: dict[int, int]
+    pixels: int
+    pixel_area: float | None
+    plan: Plan
+    engine: str
+    seconds: dict[str, float]
+    network_share: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a classification will take.
+
+    Parameters
+    ----------
+    plan, engine
+        How the map is cut, and which engine runs.
+    windows, empty
+        Windows in all, and the share of them estimated to hold no valid pixel.
+    memory
+        Bytes: peak of the process.
+    disk, disk_bound
+        Bytes of parts and map together while the map is assembled: as the windows looked at are
+        compressed, and without compression, for which there must be room.
+    seconds
+        By stage (start, windows, finish), and ``all``.
+    """
+
+    plan: Plan
+    engine: str
+    windows: int
+    empty: float
+    memory: float
+    disk: float
+    disk_bound: float
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ShareResult:
+    """What a run has made that was to make a share of the parts.
+
+    Parameters
+    ----------
+    path
+        Where the map will be.
+    number, of
+        Which share, and of how many.
+    parts, made
+        Parts of the share, and how many of them this run made: the others were there.
+    engine
+        What ran.
+    seconds
+        Of the whole run.
+    """
+
+    path: Path
+    number: int
+    of: int
+    parts: int
+    made: int
+    engine: str
+    seconds: float
+
+
+def classify(config: ClassifyConfig) -> ClassificationResult:
+    """Classify a mosaic.
+
+    Parameters
+    ----------
+    config
+        What the options of ``make_classifications.py`` say.
+
+    Returns
+    -------
+    ClassificationResult
+        Of the finished map.
+
+    Raises
+    ------
+    InputError
+        If an input doesn't fit, the map exists already, another run writes it, or memory or disk do not
+        suffice. Whatever happens, there is no file under the final name unless it is whole.
+    """
+    begun = time.perf_counter()
+    with _begun(config) as run:
+        started = time.perf_counter()
+        parts = range(len(run.job.plan))
+        _make_parts(run, parts)
+        classified = time.perf_counter()
+        run.check_inputs()
+        counts = {value: count for value, count in run.journal.counts.items() if value != IGNORE}
+        if not counts:
+            run.journal.remove()
+            raise no_valid_pixel()
+        further = _finish(run)
+        end = time.perf_counter()
+        stages = {"start": started - begun, "windows": classified - started, "finish": end - classified}
+        return ClassificationResult(
+            path=run.job.out,
+            further=further,
+            legend=run.job.profile.legend,
+            counts=counts,
+            pixels=run.job.plan.height * run.job.plan.width,
+            pixel_area=_pixel_area(run.job),
+            plan=run.job.plan,
+            engine=run.makers.described.engine,
+            seconds=stages | {"all": end - begun},
+            network_share=run.makers.network_share,
+        )
+
+
+def classify_share(config: ClassifyConfig) -> ShareResult:
+    """Make a share of the parts of a map and no map, while other processes make theirs.
+
+    Parameters
+    ----------
+    config
+        As for `classify`, with a share; `classify` without it makes what is missing, and the map.
+
+    Raises
+    ------
+    InputError
+        As in `classify`, or if the share is no share or being made by another process.
+    """
+    begun = time.perf_counter()
+    number, of = share_of(str(config.share))
+    with _begun(config) as run:
+        parts = range(len(run.job.plan))[number - 1 :: of]
+        made = _make_parts(run, parts)
+        run.check_inputs()
+        seconds = time.perf_counter() - begun
+        return ShareResult(run.job.out, number, of, len(parts), made, run.makers.described.engine, seconds)
+
+
+def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast:
+    """What `classify` would take, from running it on a few windows; writes nothing.
+
+    Parameters
+    ----------
+    config
+        As for `classify`.
+    sample
+        Calls of the network that are timed, after one that is not.
+    """
+    begun = time.perf_counter()
+    check_options(config)
+    with reading(), open_job(config) as job:
+        engine = job.build_engine()
+        start = time.perf_counter() - begun
+        windows = [w for part in job.plan.parts() for w in windows_of(job.plan, part, gaussian=job.gaussian)]
+        chosen, empty = _windows_with_data(job, windows, (sample + 1) * config.batch_size)
+        each, encoded = _time_windows(job, engine, chosen)
+        filled = len(windows) * (1 - empty)
+        seconds = {"start": start, "windows": filled * each, "finish": filled * encoded / COPY_SPEED}
+        return Forecast(
+            plan=job.plan,
+            engine=engine.name,
+            windows=len(windows),
+            empty=empty,
+            memory=_memory_of(job),
+            disk=2 * filled * encoded,
+            disk_bound=memory_plan.disk_needed(job.profile),
+            seconds=seconds | {"all": sum(seconds.values())},
+        )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A classification whose journal is begun."""
+
+    job: Job
+    journal: Journal
+    output: Output
+    makers: _Makers
+    pool: Executor
+    stamps: list[Stamp]
+
+    def check_inputs(self) -> None:
+        """Raise where an input isn't the file any more that it was at the start."""
+        if stamps_of_inputs(self.job.config) != self.stamps:
+            raise InputError(
+                "cannot finish the map, since an input changed while it was read, expected the same file to "
+                "the end",
+                f"Remove '{self.journal.folder}' when the inputs are at rest, then start all shares."
+                if self.job.config.share
+                else "Run the same command with --restart when the inputs are at rest.",
+            )
+
+
+class _Makers(Protocol):
+    """Who makes the parts: this process, or the workers of a cluster."""
+
+    described: Described
+
+    @property
+    def network_share(self) -> float:
+        """Share of the time in which the network was busy."""
+
+    def make(
+        self, run: _Run, parts: list[int], progress: Callable[[int], object]
+    ) -> Generator[Made, None, None]:
+        """Make parts; `progress` is called with pixels."""
+
+
+class _Local:
+    """This process."""
+
+    def __init__(self, job: Job, dates: Sequence[str], stamps: list[Stamp]) -> None:
+        # Both leave a core idle for a part of their time.
+        with ThreadPoolExecutor(1) as aside:
+            identified = aside.submit(job.identify_inputs)
+            self._engine = job.build_engine()
+            identified.result()
+        self._clock = Clock()
+        self.described = worker.describe_job(job, self._engine, stamps, dates)
+
+    @property
+    def network_share(self) -> float:
+        return self._clock.share
+
+    def make(
+        self, run: _Run, parts: list[int], progress: Callable[[int], object]
+    ) -> Generator[Made, None, None]:
+        planned = [run.job.plan.part_at(part) for part in parts]
+        yield from worker.make_parts(
+            run.job, self._engine, run.output, planned, run.pool, clock=self._clock, progress=progress
+        )
+
+
+class _Workers:
+    """Those of a cluster."""
+
+    def __init__(self, cluster: Cluster, job: Job, dates: Sequence[str]) -> None:
+        work = work_of(job, dates)
+        config = dataclasses.replace(work.config, engine=job.engine, window=job.plan.window)
+        self._cluster, self._work = cluster, dataclasses.replace(work, config=config)
+        self._busy = self._seconds = 0.0
+        self.described = ask(cluster, worker.describe, self._work)
+
+    @property
+    def network_share(self) -> float:
+        return self._busy / self._seconds if self._seconds else 1.0
+
+    def make(
+        self, run: _Run, parts: list[int], progress: Callable[[int], object]
+    ) -> Generator[Made, None, None]:
+        seal = seal_of(run.journal.key)
+        function = partial(worker.make_part, self._work, seal)
+        with closing(run_tasks(self._cluster, function, parts, what=lambda part: f"part {part}")) as results:
+            for made, busy, seconds in results:
+                self._busy, self._seconds = self._busy + busy, self._seconds + seconds
+                extent = run.job.plan.part_at(made.part).extent
+                progress(extent.height * extent.width)
+                yield made
+
+
+@contextlib.contextmanager
+def _begun(config: ClassifyConfig) -> Iterator[_Run]:
+    """Check everything, start who makes the parts, and begin or take up the journal."""
+    check_options(config)
+    dates = dates_of(config)
+    stamps = stamps_of_inputs(config)
+    check_outputs(config, stamps)
+    share = "{}-of-{}".format(*share_of(config.share)) if config.share else None
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(reading())
+        job = stack.enter_context(open_job(config))
+        _check_grid(job)
+        journal = stack.enter_context(open_journal(job.out, share))
+        _check_resources(job, journal)
+        makers: _Makers
+        if config.dask is None:
+            makers = _Local(job, dates, stamps)
+        else:
+            cluster = stack.enter_context(open_cluster(config))
+            engine = ask(cluster, worker.choose_here, work_of(job, dates))
+            job = Job(dataclasses.replace(config, engine=engine), job.members, job.stack)
+            makers = _Workers(cluster, job, dates)
+        job.profile = dataclasses.replace(job.profile, tags=makers.described.tags)
+        journal.begin(makers.described.key, restart=config.restart)
+        pool = stack.enter_context(ThreadPoolExecutor(cores()))
+        yield _Run(job, journal, output_of(job, journal.folder, dates), makers, pool, stamps)
+
+
+def _check_grid(job: Job) -> None:
+    if job.config.tiles and not job.stack.grid.crs:
+        raise InputError(
+            "cannot write tiles, since the mosaic has no coordinate reference system, expected one that says "
+            "where on Earth a tile lies",
+            "Leave --tiles out, or give the mosaic its own: gdal_edit.py -a_srs EPSG:3067 MOSAIC",
+        )
+
+
+def _check_resources(job: Job, journal: Journal) -> None:
+    config = job.config
+    # Workers elsewhere look for themselves.
+    processes = {None: 1, "local": config.workers or WORKERS}.get(config.dask, 0)
+    memory_plan.check_memory(processes * job.memory)
+    memory_plan.check_memory(_memory_of(job), SIEVE_WAY_OUT)
+    # What an interrupted run has written is part of what is needed; tiles are not copied.
+    needed_on_disk = memory_plan.disk_needed(job.profile) // (2 if config.tiles else 1) - journal.bytes
+    if config.sieve:
+        needed_on_disk += job.plan.height * job.plan.width
+    check_disk(job.out.parent, needed_on_disk, "the map and its parts")
+    if job.memory > job.budget:
+        logger.warning(
+            "windows of %d x %d take about %.1f GB, more than --memory %g",
+            *job.plan.window, job.memory / 1e9, job.budget / 1e9,
+        )  # fmt: skip
+
+
+def _memory_of(job: Job) -> float:
+    """Peak memory in bytes: the engine is still there while the map is sieved."""
+    own = job.memory if job.config.dask is None else 0
+    return own + (SIEVE_BYTES * job.plan.height * job.plan.width if job.config.sieve else 0)
+
+
+def _make_parts(run: _Run, parts: range) -> int:
+    """Make and journal those of some parts that are missing; how many they were."""
+    plan, journal = run.job.plan, run.journal
+    finished = journal.finished(parts, run.output.checksum)
+    if finished:
+        logger.info("continuing: %d of %d parts are finished", len(finished), len(parts))
+    missing = [part for part in parts if part not in finished]
+    pixels = {done: sum(map(plan.pixels_of, some)) for done, some in ((True, finished), (False, missing))}
+    bar = tqdm(
+        total=sum(pixels.values()), initial=pixels[True], unit="px", unit_scale=True, desc="classifying",
+        disable=not logger.isEnabledFor(logging.INFO),
+    )  # fmt: skip
+    with bar, closing(run.makers.make(run, missing, bar.update)) as results:
+        for made in results:
+            journal.record(made.part, made.checksum, made.counts)
+    return len(missing)
+
+
+def _finish(run: _Run) -> tuple[Path, ...]:
+    """Assemble the map, derive the further files, then give the map its name and drop the parts."""
+    job, journal = run.job, run.journal
+    whole = run.output.assemble(run.pool)
+    further = further_of(job.config)
+    # The map gets its name last; a run that is killed before that may find the others there already.
+    journal.claim(further)
+    if job.config.sieve:
+        target = sieved_path(job.out)
+        sieved = journal.folder / "sieved.tif"
+        _write_sieved(job, whole, sieved, journal.folder, run.pool)
+        rename_durably(sieved, target)
+    if job.config.polygons:
+        # geopandas takes longer to import than most windows to classify.
+        from lulc.inference.sieve import write_polygons
+
+        target = Path(job.config.polygons)
+        extents = [part.extent for part in job.plan.parts()]
+        write_polygons(target, partial(read_classes, whole), extents, job.stack.grid, job.profile.legend)
+    put(whole, job.out)
+    journal.remove()
+    return further
+
+
+def _write_sieved(job: Job, whole: Path, target: Path, folder: Path, pool: Executor) -> None:
+    from lulc.inference.sieve import merge_small_patches
+
+    classes = _map_classes(whole, job.plan, folder / "classes")
+    merge_small_patches(classes, job.config.sieve)
+    tags = job.profile.tags | {"LULC_SIEVE": str(job.config.sieve)}
+    profile = dataclasses.replace(job.profile, activations="none", tags=tags, extra=())
+    files = []
+    for part in job.plan.parts():
+        path = folder / f"sieved-{part.index:06d}.part"
+        with write_part(path, profile, part.extent, pool) as writer:
+            writer.write(part.extent, classes[part.extent.slices][np.newaxis])
+        files.append((part.extent, path))
+    assemble(profile, files, target, pool)
+
+
+def _map_classes(whole: Path, plan: Plan, file: Path) -> np.ndarray:
+    """The classes of a map as a memory-mapped file, uint8 (y, x)."""
+    shape = plan.height, plan.width
+    with open(file, "wb") as stream:
+        # A disk that is full would end the process by SIGBUS where the file had holes.
+        os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
+    classes = np.memmap(file, np.uint8, "r+", shape=shape)
+    for part in plan.parts():
+        classes[part.extent.slices] = read_classes(whole, part.extent)
+    return classes
+
+
+def _pixel_area(job: Job) -> float | None:
+    """Square metres of a pixel; None where the CRS counts degrees, or there is none."""
+    crs = job.stack.grid.crs
+    if not crs or crs.is_geographic:
+        return None
+    x, y = job.stack.grid.pixel_size
+    return float(x * y * crs.linear_units_factor[1] ** 2)
+
+
+def _windows_with_data(
+    job: Job, windows: list[PlannedWindow], count: int, most: int = 48
+) -> tuple[list[PlannedWindow], float]:
+    """`count` windows with valid pixels, and the share of windows without, from looking at some."""
+    step = -(-len(windows) // most)
+    seen = windows[step // 2 :: step]
+    full = [w for w in seen if not np.isnan(job.stack.read(w.write)[..., 0]).all()]
+    if not full:
+        raise InputError(
+            f"cannot forecast the map, since none of the {len(seen)} windows looked at holds a valid pixel",
+            "Check bands, fills, no-data values and masks: a pixel is valid where it has all channels.",
+        )
+    return [full[i * len(full) // count] for i in range(count)], 1 - len(full) / len(seen)
+
+
+def _time_windows(job: Job, engine: Engine, windows: list[PlannedWindow]) -> tuple[float, float]:
+    """(seconds, encoded bytes) of a window, through the whole pipeline; the first call is not timed."""
+    batch = job.config.batch_size
+    work = [(job.plan.part_at(0), windows)]
+    started, size = 0.0, 0
+    with ThreadPoolExecutor(cores()) as pool, job.readers() as (read, *further):
+        network = job.network(engine)
+        for prediction in predict_windows(read, network, job.plan, work, further=further, batch=batch):
+            # From here on the network is busy with the second call.
+            started = started or time.perf_counter()
+            values, _ = job.encode(prediction)
+            if values is not None:
+                size += _encoded_size(job.profile, values, pool)
+    return (time.perf_counter() - started) / (len(windows) - batch), size / len(windows)
+
+
+def _encoded_size(profile: MapProfile, values: np.ndarray, pool: Executor) -> int:
+    """Bytes that a window takes on disk with its reduced levels."""
+    extent = Window(0, 0, *values.shape[1:])
+    with BytesIO() as file:
+        with BlockWriter(file, profile.encoding, len(values), profile.extents_of(extent), pool) as writer:
+            writer.place(0, extent, values)
+            writer.finish()
+        return file.tell()

@@ -1,0 +1,477 @@
+"""A classification before its first window: model, stack, plan, and what decides the bytes of the map."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import rasterio
+
+from lulc.config import ClassifyConfig, InputConfig
+from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, Legend
+from lulc.core.statistics import Statistics, read_statistics
+from lulc.core.version import __version__
+from lulc.core.windows import Part, Plan, squares_of
+from lulc.engines.ensemble import (
+    Member,
+    average,
+    check_alike,
+    footprint_of,
+    geometry_of,
+    margins_of,
+    with_novelty,
+)
+from lulc.engines.registry import (
+    Engine,
+    EngineRequest,
+    Network,
+    budget_of,
+    build_engine,
+    choose_engine,
+    dihedral,
+    gives_cores,
+    readers_of,
+    turns_of,
+)
+from lulc.inference import domain_shift, memory_plan
+from lulc.inference.sliding_window import Prediction, Read, predict_parts
+from lulc.maps.geotiff import MapProfile
+from lulc.maps.reader import LEGEND_TAG
+from lulc.models import weights
+from lulc.models.calibration import calibrate
+from lulc.models.card import ModelCard, check_classifies, load_card
+from lulc.models.uncertainty import MEASURES, NOVELTY, confidence, decide, with_measures
+from lulc.rasters.stack import Stack, open_stack, sort_inputs
+
+FORMAT_VERSION = 1
+
+logger = logging.getLogger("lulc")
+
+_PATHS = ("inputs", "fill", "like", "mask", "aoi")
+_PARAMETERS = ("activations", "batch_size", "blend", "tta", "min_confidence", "min_agreement", "cog", "extra")
+
+
+class Job:
+    """Made by `open_job`.
+
+    Attributes
+    ----------
+    config, card, stack, plan
+        What is classified, with what, and in which windows.
+    members : sequence of Member
+        The networks; `card` is that of the first.
+    engine : str
+        Name of what runs them.
+    out : Path
+        Final name of the map.
+    profile : MapProfile
+        The map, its tags not known yet.
+    demand : Demand
+        What decides its memory beside the windows.
+    memory, budget : float
+        Peak memory of the process in bytes, as planned and as asked for.
+    """
+
+    def __init__(self, config: ClassifyConfig, members: Sequence[Member], stack: Stack) -> None:
+        card = members[0].card
+        self.config, self.card, self.stack = config, card, stack
+        self.out = Path(config.out)
+        self.members = members
+        self.engine = choose_engine(config.engine, networks=[member.card.network for member in members])
+        self.budget = 1e9 * (config.memory or budget_of(self.engine))
+        self.gaussian = config.blend == "gaussian"
+        legend = legend_of(card)
+        self.profile = MapProfile(
+            stack.grid, legend, config.activations, config.part, cog=config.cog, extra=config.extra
+        )
+        stride, halo = geometry_of(members)
+        # Where the core lies in a window that is turned, no engine is told.
+        cropped = gives_cores(self.engine) and halo is not None and not (self.gaussian or config.tta)
+        self.demand = memory_plan.Demand(
+            footprint_of(self.engine, members),
+            channels=len(card.channels),
+            classes=card.network.classes,
+            batch=config.batch_size,
+            gaussian=self.gaussian,
+            margins=margins_of(members, halo) if cropped and halo is not None else (),
+            readers=readers_of(self.engine),
+        )
+        if halo is None and not self.gaussian:
+            logger.warning(
+                "each pixel of %s sees its whole window, so that borders of windows may show in the map; "
+                "--blend gaussian evens them out, or train with fewer --decoder-filters",
+                " and ".join(m.card.network.encoder or m.card.name for m in members if m.card.halo is None),
+            )
+        self.plan: Plan = memory_plan.plan_map(
+            self.profile,
+            self.demand,
+            stride=stride,
+            halo=halo,
+            memory=self.budget,
+            window=config.window,
+            square=config.tta,
+        )
+        self.memory = self.demand.bytes_of(self.plan, self.profile)
+
+    def build_engine(self) -> Engine:
+        """The engine for windows of the plan; of several networks their mean."""
+        engines = [
+            build_engine(
+                self.engine,
+                EngineRequest(
+                    path=member.path,
+                    card=member.card,
+                    shape=(self.config.batch_size, *self.plan.window),
+                    core=self.plan.core if self.plan.margins else None,
+                    samples=self._samples,
+                    min_agreement=self.config.min_agreement,
+                ),
+            )
+            for member in self.members
+        ]
+        return engines[0] if len(engines) == 1 else average(engines, self.members)
+
+    def network(self, engine: Engine) -> Network:
+        """What is called for each batch: the engine, or its mean over flips and rotations.
+
+        Where novelty is asked for, it is one more channel after the activations; no turn changes it.
+        """
+        network = self._turned(engine) if self.config.tta else engine
+        if NOVELTY not in self.config.extra:
+            return network
+        return with_novelty(network, [member.card for member in self.members])
+
+    def _turned(self, engine: Engine) -> Network:
+        if self._averaged < 8:
+            logger.warning(
+                "--tta averages %d instead of 8 flips and rotations, since windows of %d x %d don't fit when "
+                "turned by 90 degrees; --window SIDE makes them square where the map is large enough",
+                self._averaged, *self.plan.window,
+            )  # fmt: skip
+        return dihedral(engine)
+
+    @property
+    def _averaged(self) -> int:
+        """Flips and rotations that --tta averages."""
+        return 2 * len(turns_of(*self.plan.window))
+
+    def predictions(self, network: Network, parts: list[Part]) -> Generator[Prediction, None, None]:
+        """All windows of some parts."""
+        with self.readers() as (read, *further):
+            yield from predict_parts(
+                read,
+                network,
+                self.plan,
+                parts,
+                further=further,
+                batch=self.config.batch_size,
+                gaussian=self.gaussian,
+            )
+
+    @contextlib.contextmanager
+    def readers(self) -> Iterator[list[Read]]:
+        """What reads windows of the stack, each for one thread at a time."""
+        with contextlib.ExitStack() as opened:
+            again = [opened.enter_context(self.stack.reopen()) for _ in range(self.demand.readers - 1)]
+            yield [self.stack.read, *(stack.read for stack in again)]
+
+    def encode(self, prediction: Prediction) -> tuple[np.ndarray | None, np.ndarray]:
+        """What is stored of a window.
+
+        Returns
+        -------
+        (array (band, y, x) or None, int (256,))
+            Values, None for no data throughout; pixels by class number, no data at 255.
+        """
+        pixels = prediction.window.write.height * prediction.window.write.width
+        if prediction.probabilities is None or prediction.valid is None:
+            return None, np.bincount([IGNORE], [pixels], 256).astype(np.int64)
+        probabilities, novelty = prediction.probabilities, None
+        if NOVELTY in self.config.extra:
+            probabilities, novelty = probabilities[..., :-1], probabilities[..., -1]
+        if len(self.members) == 1:
+            # Those of several networks are calibrated before their mean is taken.
+            probabilities = calibrate(probabilities, self.card.temperature)
+        # Networks of one class decide between it and 0, the rest.
+        classes = decide(probabilities) + np.uint8(probabilities.shape[-1] > 1)
+        sure = confidence(probabilities)
+        if not np.isfinite(sure[prediction.valid]).all():
+            raise InputError(
+                f"cannot classify {prediction.window.write}, since the network '{self.card.name}' gives "
+                "activations there that are not finite",
+                "Check the values of the mosaic there, or take other weights.",
+            )
+        classes[sure < self.config.min_confidence] = UNCLASSIFIED
+        counts = np.bincount(classes[prediction.valid], minlength=256)
+        counts[IGNORE] = pixels - int(prediction.valid.sum())
+        measured = with_measures(probabilities, self.config.extra, novelty)
+        return self.profile.encoding.apply(classes, measured, prediction.valid), counts
+
+    def key(self, engine: Engine) -> dict[str, Any]:
+        """Everything that decides the bytes of a part."""
+        return {
+            "toolkit": __version__,
+            "weights": [member.to_json() for member in self.members],
+            "statistics": [member.card.statistics.to_json() for member in self.members],
+            "novelty": [m.card.novelty and m.card.novelty.to_json() for m in self.members]
+            if NOVELTY in self.config.extra
+            else None,
+            "inputs": self._inputs,
+            "conversion": self.stack.provenance,
+            "options": self._options(),
+            "engine": {"name": engine.name, **engine.identity},
+            "plan": dataclasses.asdict(self.plan),
+            "versions": versions(),
+        }
+
+    def tags(self, engine: Engine) -> dict[str, str]:
+        """Metadata of the map; nothing of the machine, the time or a path, so that equal runs agree."""
+        described = self.stack.provenance["channels"]
+        identity = {name: value for name, value in engine.identity.items() if name != "device"}
+        tags: dict[str, Any] = {
+            "LULC_FORMAT_VERSION": FORMAT_VERSION,
+            "LULC_VERSION": __version__,
+            LEGEND_TAG: self.profile.legend.to_json(),
+            "LULC_MODEL": self.card.name,
+            "LULC_MODEL_SHA256": self.card.sha256,
+            "LULC_ENGINE": {"name": engine.name, **identity},
+            "LULC_VERSIONS": versions(),
+            "LULC_PARAMETERS": self._options() | self._geometry(),
+            "LULC_INPUTS": self._inputs,
+            "LULC_CHANNELS": {c.name: described.get(c.name, {}) for c in self.card.channels},
+        }
+        if self.config.statistics is not None:
+            # A legacy file has none, so that the weights alone don't tell them.
+            tags["LULC_STATISTICS"] = self.card.statistics.to_json()
+        if len(self.members) > 1:
+            tags["LULC_ENSEMBLE"] = [member.to_json() for member in self.members]
+        attributions = dict.fromkeys(m.card.attribution for m in self.members if m.card.attribution)
+        if attributions:
+            tags["LULC_ATTRIBUTION"] = "; ".join(attributions)
+        return {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+            for name, value in tags.items()
+        }
+
+    def _geometry(self) -> dict[str, Any]:
+        """How the map was cut: with the options, all that is needed to make it again."""
+        geometry = {"window": self.plan.window, "halo": self.plan.halo, "part": self.plan.part}
+        return geometry | ({"tta_averaged": self._averaged} if self.config.tta else {})
+
+    def _options(self) -> dict[str, Any]:
+        """Options that decide the result, paths by their last part only."""
+        names = ["inputs", *(f.name for f in dataclasses.fields(InputConfig)), *_PARAMETERS]
+        options = {name: getattr(self.config, name) for name in names}
+        for name in _PATHS:
+            value = options[name]
+            many = isinstance(value, tuple)
+            options[name] = [Path(v).name for v in value] if many else value and Path(value).name
+        return options | {"temperature": self.card.temperature}
+
+    def identify_inputs(self) -> None:
+        """Hash all files that are read, before key and tags ask for it."""
+        _ = self._inputs
+
+    @cached_property
+    def _inputs(self) -> list[dict[str, Any]]:
+        """All files that are read, hashed once for key and tags."""
+        return self.stack.identity()
+
+    def _samples(self) -> Iterator[np.ndarray]:
+        """Windows of the mosaic that hold valid pixels, spread over it."""
+        side = min(256, *self.plan.window)
+        for window in domain_shift.sample_windows(*self.stack.grid.shape, count=6, side=side):
+            values = self.stack.read(window)
+            if not np.isnan(values[..., 0]).all():
+                yield values
+
+
+@contextlib.contextmanager
+def open_job(config: ClassifyConfig, members: Sequence[Member] = ()) -> Iterator[Job]:
+    """Find the model, open the mosaic and compare the two.
+
+    Parameters
+    ----------
+    config
+        What is to be classified, and how.
+    members
+        The networks where they are known and were compared with the mosaic already, by another process.
+
+    Raises
+    ------
+    InputError
+        If model or mosaic are refused, or don't fit together.
+    """
+    _check_numbers(config)
+    if members:
+        bands, indices = sort_inputs(config.inputs, config)
+        with open_stack(bands, indices, config, channels=[c.name for c in members[0].card.channels]) as stack:
+            yield Job(config, members, stack)
+        return
+    models = [weights.find_model(name, config.pick) for name in (config.model, *config.ensemble)]
+    bands, indices = sort_inputs(config.inputs, config)
+    members = [Member(model, _card_of(model, config)) for model in models]
+    check_alike(members)
+    _check_confidence(members[0].card, config)
+    _check_novelty(members, config)
+    channels = [c.name for c in members[0].card.channels]
+    with open_stack(bands, indices, config, channels=channels) as stack:
+        yield Job(config, [_compare(member, stack, config) for member in members], stack)
+
+
+def _compare(member: Member, stack: Stack, config: ClassifyConfig) -> Member:
+    """A network after a look at the mosaic; with the mosaic's statistics where that was asked for."""
+    _check_coding(member.card, stack)
+    if config.statistics == "mosaic":
+        return Member(member.path, _with_mosaic_statistics(member.card, stack))
+    if config.statistics != "none":
+        _check_domain(member.card, stack, strict=config.strict)
+    return member
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides values and bytes beside the engine."""
+    return {
+        "numpy": np.__version__,
+        "numcodecs": version("numcodecs"),
+        "opencv": cv2.__version__,
+        "gdal": rasterio.__gdal_version__,
+    }
+
+
+def legend_of(card: ModelCard) -> Legend:
+    """Classes of the map: those of the card, or its single class, which gets number 1."""
+    if card.single_class is None:
+        return card.legend
+    chosen = next(c for c in card.legend.classes if c.name == card.single_class)
+    return Legend(card.legend.name, (dataclasses.replace(chosen, number=1),))
+
+
+def _check_numbers(config: ClassifyConfig) -> None:
+    measures = set(config.extra) <= set(MEASURES) and len(set(config.extra)) == len(config.extra)
+    checks = {
+        f"--batch-size is {config.batch_size}, expected 1 or more": config.batch_size >= 1,
+        f"--memory is {config.memory}, expected more than 0": config.memory is None or config.memory > 0,
+        f"--min-confidence is {config.min_confidence}, expected 0..1": 0 <= config.min_confidence <= 1,
+        f"--sieve is {config.sieve}, expected 0 or more": config.sieve >= 0,
+        f"--window is {config.window}, expected 1 or more": config.window is None
+        or np.min(config.window) > 0,
+        f"--extra is {' '.join(config.extra)}, expected some of {', '.join(MEASURES)}, each once": measures,
+        "--activations is none, expected another value with --extra": not config.extra
+        or config.activations != "none",
+    }
+    for problem, holds in checks.items():
+        if not holds:
+            raise InputError(f"cannot classify, since {problem}", "Correct this option.")
+
+
+def _check_confidence(card: ModelCard, config: ClassifyConfig) -> None:
+    """Refuse a second meaning of class 0."""
+    if card.single_class is not None and config.min_confidence:
+        raise InputError(
+            f"cannot use --min-confidence with '{card.name}', since it tells '{card.single_class}' from the "
+            "rest, and 0 is the rest in its maps, expected a network of several classes",
+            "Leave --min-confidence out: the activation band says how sure each pixel is.",
+        )
+
+
+def _check_novelty(members: Sequence[Member], config: ClassifyConfig) -> None:
+    """Refuse what the training has to have looked at."""
+    lacking = [str(member.path) for member in members if member.card.novelty is None]
+    if NOVELTY in config.extra and lacking:
+        raise InputError(
+            f"cannot write the band 'novelty', since the card of '{lacking[0]}' doesn't say what its "
+            "training data look like, expected an entry 'novelty'",
+            "Leave novelty out of --extra, or train again: train_model.py writes that entry.",
+        )
+
+
+def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
+    """The card beside the weights; that of a legacy file says what is known of it."""
+    if model.suffix == ".keras":
+        if config.statistics is not None:
+            raise InputError(
+                f"cannot use --statistics with '{model}', since its card has the statistics of its training, "
+                "expected a legacy .h5 file",
+                "Leave --statistics out.",
+            )
+        card = load_card(model)
+        check_classifies(card)
+        if not config.engine.startswith("openvino"):
+            # Refused before a framework is loaded, which takes longer than all of these checks.
+            weights.read_arrays(model, card)
+        return card
+    if model.suffix not in (".h5", ".hdf5"):
+        raise InputError(
+            f"cannot use '{model}' as weights, expected one that ends in .keras, or in .h5 for Keras 2",
+            "Give the weights first, then bands and indices, then the map: MODEL INPUT [INPUT ...] OUT.",
+        )
+    if config.statistics is None:
+        raise InputError(
+            f"cannot use the weights '{model}', since Keras 2 files hold no statistics to standardise with, "
+            "expected --statistics",
+            "Type --statistics FILE with those of its training (JSON, or the original's pickle); or "
+            "--statistics mosaic to take this mosaic's own, as the original script did; or none.",
+        )
+    known = None if config.statistics in ("mosaic", "none") else read_statistics(config.statistics)
+    return weights.load_legacy(model, known)[1]
+
+
+def _with_mosaic_statistics(card: ModelCard, stack: Stack) -> ModelCard:
+    """The card with the statistics of all valid pixels of the mosaic."""
+    logger.warning(
+        "the mosaic is standardised by its own statistics, as the original script did: with another season "
+        "or extent the same place gets other classes. Give those of the training where you have them."
+    )
+    squares = list(squares_of(stack.grid.extent, side=512))
+    found = domain_shift.statistics_of(stack.read, squares)
+    if not found.count:
+        raise no_valid_pixel()
+    deviation = tuple(s or 1.0 for s in found.std)
+    return dataclasses.replace(card, statistics=Statistics(found.mean, deviation, found.count))
+
+
+def _check_coding(card: ModelCard, stack: Stack) -> None:
+    """Warn where indices were read in training and are computed here, or the other way round."""
+    changes: dict[tuple[str, str], list[str]] = {}
+    for channel in card.channels:
+        here = stack.coding.get(channel.name, channel.coding)
+        if here != channel.coding and channel.coding in ("read", "computed", "unknown"):
+            changes.setdefault((here, channel.coding), []).append(channel.name)
+    for (here, there), names in changes.items():
+        logger.warning(
+            "%s: %s here, %s where '%s' was trained; indices of other dates or levels differ",
+            ", ".join(names), here, "coded in an unknown way" if there == "unknown" else there, card.name,
+        )  # fmt: skip
+
+
+def _check_domain(card: ModelCard, stack: Stack, *, strict: bool) -> None:
+    """Call out a mosaic that lies far from the training data, band by band."""
+    found = domain_shift.statistics_of(stack.read, domain_shift.sample_windows(*stack.grid.shape))
+    if not found.count:
+        logger.warning("no place looked at holds a valid pixel: the mosaic is not compared with the training")
+        return
+    lines, reason = domain_shift.differences([c.name for c in card.channels], found, card.statistics)
+    if not lines:
+        return
+    problem = "the mosaic lies far from the training data of '" + card.name + "':\n  " + "\n  ".join(lines)
+    if strict:
+        raise InputError(f"cannot classify, since {problem}", f"{reason} Or leave --strict out.")
+    logger.warning("%s\n%s", problem, reason)
+
+
+def no_valid_pixel() -> InputError:
+    """The error of a mosaic without a single valid pixel."""
+    return InputError(
+        "cannot classify, since no pixel of the mosaic is valid, expected some with all channels",
+        "Check bands, fills, no-data values and masks: a pixel is valid where it has all channels.",
+    )

@@ -1,0 +1,276 @@
+"""What of a map is finished: a journal of its parts, which survives a killed run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lulc.core.documents import write_document
+from lulc.core.schema import InputError
+from lulc.core.storage import Lock, remove_partial
+
+FORMAT_VERSION = 1
+
+LOCK = "lock"
+KEY = "key.json"
+CLAIMS = "claims.json"
+
+logger = logging.getLogger("lulc")
+
+
+class Journal:
+    """The folder ``OUT.parts/`` beside a map: key, finished parts and their checksums.
+
+    The key is everything that decides the bytes of a part; it lies in ``key.json``. Each line of
+    ``journal.jsonl`` names a finished part and its SHA-256, ends with a checksum of itself, and is fsynced
+    before the run goes on; a line that was cut short or changed is passed over, and the part made again.
+
+    Runs that make a share of the parts each, at the same time, write journals of their own beside it
+    (``journal-3-of-8.jsonl``); what is finished is what any of them names.
+
+    Use `open_journal`, which locks the folder.
+
+    Attributes
+    ----------
+    folder : Path
+        The folder.
+    key : dict
+        What the work was begun with, as it is written.
+    """
+
+    def __init__(self, folder: Path, share: str | None = None) -> None:
+        self.folder = folder
+        self._share = share
+        self.key: dict[str, Any] = {}
+        self._lines = folder / (f"journal-{share}.jsonl" if share else "journal.jsonl")
+        self._checksums: dict[int, str] = {}
+        self._counts: dict[int, tuple[tuple[int, int], ...]] = {}
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Pixels of each value of the class band in all finished parts."""
+        total: Counter[int] = Counter()
+        for counts in self._counts.values():
+            total.update(dict(counts))
+        return dict(sorted(total.items()))
+
+    def record(self, part: int, sha256: str, counts: dict[int, int]) -> None:
+        """Note that a part is finished, and its pixels by class; on disk when this returns."""
+        entry = {"part": part, "sha256": sha256, "counts": sorted(counts.items())}
+        with open(self._lines, "a", encoding="ascii") as file:
+            file.write(json.dumps({**entry, "checksum": _checksum(entry)}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._checksums[part], self._counts[part] = sha256, tuple(counts.items())
+
+    def finished(self, parts: Collection[int], checksum_of: Callable[[int], str]) -> set[int]:
+        """Those of some parts that are there and have the recorded checksum.
+
+        Parameters
+        ----------
+        parts
+            Numbers of the parts that the caller is to make.
+        checksum_of
+            Gives the checksum of a part as it lies on disk, empty where it is missing.
+        """
+        found = set()
+        for part, checksum in self._checksums.items():
+            if part in parts and checksum_of(part) == checksum:
+                found.add(part)
+            elif part in parts:
+                logger.warning("part %d is missing or damaged and is made again", part)
+        self._checksums = {part: self._checksums[part] for part in found}
+        self._counts = {part: self._counts[part] for part in found}
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files in the folder."""
+        found = 0
+        for path in self.folder.rglob("*"):
+            # Other runs may give their files the final names meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                found += path.stat().st_size
+        return found
+
+    def claim(self, paths: Sequence[Path]) -> None:
+        """Note which files beside the map this run is about to write, for `claimed_by`."""
+        claims = {"format_version": FORMAT_VERSION, "paths": [str(path.resolve()) for path in paths]}
+        write_document(self.folder / CLAIMS, claims)
+
+    def remove(self) -> None:
+        """Remove the folder, the map being finished.
+
+        Renamed first, so that a kill leaves a journal that is whole, or none: half of one would have the
+        same command make parts again that the map already holds.
+        """
+        dropped = self._drop()
+        os.rename(self.folder, dropped)
+        # NFS keeps a name for files that are open, such as the lock, so that the folder is not empty yet.
+        shutil.rmtree(dropped, ignore_errors=True)
+
+    def _drop(self) -> Path:
+        """Name of the folder while it is removed; what a killed run left there goes."""
+        dropped = _dropped_of(self.folder)
+        if dropped.is_dir():
+            shutil.rmtree(dropped)
+        return dropped
+
+    def begin(self, key: dict[str, Any], *, restart: bool) -> None:
+        """Take up the work in the folder if it has this key; begin where there is none.
+
+        Raises
+        ------
+        InputError
+            If the work was begun with another key and `restart` is False.
+        """
+        self.key = document = document_of(key)
+        with Lock(self.folder / f"begin.{LOCK}", "the key of the work", wait=True):
+            found = None if restart else read_key(self.folder)
+            if found is None:
+                for leftover in self.folder.iterdir():
+                    if not _is_lock(leftover):
+                        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                write_document(self.folder / KEY, document)
+        if found is not None and found != document:
+            raise self._other_key(found, document)
+        self._drop()
+        if self._share is None:
+            # Those of shares are of runs that live.
+            remove_partial(self.folder, below=True)
+        journals = sorted(self.folder.glob("journal*.jsonl"))
+        for part, checksum, counts in itertools.chain.from_iterable(map(_read_lines, journals)):
+            self._checksums[part], self._counts[part] = checksum, counts
+        self._end_line()
+
+    def _end_line(self) -> None:
+        """Close a line that a crash cut short, so that the next one begins on its own."""
+        if self._lines.exists() and not self._lines.read_bytes().endswith(b"\n"):
+            with open(self._lines, "ab") as file:
+                file.write(b"\n")
+
+    def _other_key(self, found: dict[str, Any], expected: dict[str, Any]) -> InputError:
+        begin_anew = f"remove '{self.folder}'" if self._share else "add --restart"
+        return InputError(
+            f"cannot continue the work in '{self.folder}', since it was begun with another "
+            f"{differences(found, expected)}",
+            f"Repeat the command as it was, or {begin_anew} to drop the finished parts and begin anew.",
+        )
+
+
+def document_of(key: dict[str, Any]) -> dict[str, Any]:
+    """A key as it is written and read again."""
+    return {"format_version": FORMAT_VERSION, **json.loads(json.dumps(key))}
+
+
+def read_key(folder: Path) -> dict[str, Any] | None:
+    """The key that the work in a folder was begun with; None where there is none."""
+    return _read_object(folder / KEY)
+
+
+def differences(found: Any, expected: Any) -> str:
+    """What differs between two keys, in words."""
+    return ", ".join(sorted(_differences(found, expected)))
+
+
+def claimed_by(out: Path) -> set[str]:
+    """Paths of files that an interrupted run for the map `out` had begun to write under their final names."""
+    claims = _read_object(folder_of(out) / CLAIMS) or {}
+    paths = claims.get("paths", ())
+    return {str(path) for path in paths} if isinstance(paths, list) else set()
+
+
+@contextlib.contextmanager
+def open_journal(out: Path, share: str | None = None) -> Iterator[Journal]:
+    """Lock ``OUT.parts/``; the journal is to be begun with a key.
+
+    Parameters
+    ----------
+    out
+        Final name of the map.
+    share
+        Name of a share of the parts (``3-of-8``), where others make the other shares at the same time.
+
+    Raises
+    ------
+    InputError
+        If another process writes the map `out`, or the same share of it.
+    """
+    folder = folder_of(out)
+    with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as stack:
+        stack.enter_context(Lock(folder / LOCK, f"the map '{out}'", shared=share is not None))
+        if share is None:
+            # When the lock is closed, nothing keeps what `Journal.remove` had to leave.
+            afterwards.callback(shutil.rmtree, _dropped_of(folder), ignore_errors=True)
+        else:
+            stack.enter_context(Lock(folder / f"{share}.{LOCK}", f"share {share} of the map '{out}'"))
+        journal = Journal(folder, share)
+        try:
+            yield journal
+        finally:
+            if share is None and folder.is_dir() and all(map(_is_lock, folder.iterdir())):
+                journal.remove()
+
+
+def folder_of(out: Path) -> Path:
+    """Where the parts of a map lie until it is whole."""
+    return out.with_name(out.name + ".parts")
+
+
+def _dropped_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def _is_lock(path: Path) -> bool:
+    return path.name == LOCK or path.name.endswith(f".{LOCK}")
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is none. A disk that doesn't answer is an error, and no reason to
+    drop what others have made.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, str, tuple[tuple[int, int], ...]]]:
+    if not path.exists():
+        return
+    for line in path.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+            whole = entry.pop("checksum") == _checksum(entry)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+        if whole:
+            yield entry["part"], entry["sha256"], tuple((value, count) for value, count in entry["counts"])
+
+
+def _checksum(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry).encode()).hexdigest()[:16]
+
+
+def _differences(found: Any, expected: Any, name: str = "") -> Iterator[str]:
+    """Names of the entries that differ between two JSON objects, nested names joined by dots."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in found.keys() | expected.keys():
+            yield from _differences(found.get(key), expected.get(key), f"{name}.{key}" if name else key)
+    elif found != expected:
+        yield f"{name} ({_shorten(found)}, now {_shorten(expected)})"
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,332 @@
+"""What the parts of a map become: one file, or a folder of tiles with a VRT and a STAC collection.
+
+Both are made in the folder of the journal and get their final name when they are whole. A part is made by
+whichever process is asked to; what comes after the last part reads no pixels of tiles, so that it takes
+milliseconds for each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+
+from lulc.core.documents import write_document
+from lulc.core.grid import GridSpec
+from lulc.core.schema import IGNORE, UNCLASSIFIED
+from lulc.core.storage import remove_partial, rename_durably, sha256_of, write_atomically
+from lulc.core.windows import Part, Plan, Window
+from lulc.export.stac import belonging, catalog, collection, map_item
+from lulc.export.styles import describe_entries
+from lulc.inference.journal import CLAIMS, folder_of
+from lulc.maps.blocks import BLOCK
+from lulc.maps.geotiff import MapProfile, PartWriter, assemble, colormap, write_part
+from lulc.maps.reader import REST, open_map
+
+COLLECTION, MOSAIC = "collection.json", "map.vrt"
+"""Files of a folder of tiles that stand for the whole of it."""
+
+FILE, FOLDER = "map.tif", "result"
+"""The result beside its parts, until it gets its name."""
+
+
+class Piece(NamedTuple):
+    """A window of a part as it is stored.
+
+    Parameters
+    ----------
+    window
+        In pixels of the map.
+    values : array (band, y, x), or None
+        None for no data throughout.
+    counts : int (256,)
+        Pixels by class number, no data at 255.
+    """
+
+    window: Window
+    values: np.ndarray | None
+    counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished part: its number, the checksum of its files, and its pixels by class number."""
+
+    part: int
+    checksum: str
+    counts: dict[int, int]
+
+
+class Output(Protocol):
+    """Where the parts of a map go."""
+
+    def make(self, part: Part, pieces: Iterable[Piece], pool: Executor) -> Made:
+        """Write a part from the pieces that tile it; its files are whole or absent."""
+
+    def checksum(self, part: int) -> str:
+        """Checksum of a part as it lies on disk, empty where it is missing."""
+
+    def assemble(self, pool: Executor) -> Path:
+        """The result of all parts, still beside them."""
+
+
+class OneFile:
+    """A map in one file, assembled from part files.
+
+    Parameters
+    ----------
+    profile, plan
+        The map, and how it is cut.
+    folder
+        Of the journal.
+    """
+
+    def __init__(self, profile: MapProfile, plan: Plan, folder: Path) -> None:
+        self._profile, self._plan, self._folder = profile, plan, folder
+
+    def path_of(self, part: int) -> Path:
+        """File of a part."""
+        return self._folder / f"{part:06d}.part"
+
+    def make(self, part: Part, pieces: Iterable[Piece], pool: Executor) -> Made:
+        with write_part(self.path_of(part.index), self._profile, part.extent, pool) as writer:
+            counts = _write(writer, pieces, Window(0, 0, 0, 0))
+        return Made(part.index, writer.sha256, counts)
+
+    def checksum(self, part: int) -> str:
+        path = self.path_of(part)
+        return sha256_of(path) if path.is_file() else ""
+
+    def assemble(self, pool: Executor) -> Path:
+        whole = self._folder / FILE
+        parts = [(part.extent, self.path_of(part.index)) for part in self._plan.parts()]
+        assemble(self._profile, parts, whole, pool)
+        return whole
+
+
+class Tileset:
+    """A map as a folder: each part with a valid pixel is a file of its own, with a STAC item.
+
+    Parameters
+    ----------
+    profile, plan
+        The map, and how it is cut.
+    folder
+        Of the journal.
+    name
+        Of the collection.
+    dates
+        Day of the imagery, or first and last day.
+    """
+
+    def __init__(
+        self, profile: MapProfile, plan: Plan, folder: Path, name: str, dates: Sequence[str]
+    ) -> None:
+        self._profile, self._plan, self._dates = profile, plan, tuple(dates)
+        self._folder, self._name = folder / FOLDER, name
+        self._digits = max(3, len(str(max(plan.part_counts) - 1)))
+
+    def path_of(self, part: int) -> Path:
+        """File of a part: ``tiles/ROW/ROW-COLUMN.tif``, counted in parts from the upper left."""
+        row, col = (f"{number:0{self._digits}d}" for number in divmod(part, self._plan.part_counts[1]))
+        return self._folder / "tiles" / row / f"{row}-{col}.tif"
+
+    def make(self, part: Part, pieces: Iterable[Piece], pool: Executor) -> Made:
+        path = self.path_of(part.index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Processes of other machines, which may be making this part too, can have the same number.
+        blocks = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        tags = self._profile.tags | {"LULC_TILE": path.stem}
+        grid = self._profile.grid.crop(part.extent)
+        profile = replace(self._profile, grid=grid, tags=tags, cog=True)
+        extent = profile.grid.extent
+        try:
+            with write_part(blocks, profile, extent, pool) as writer:
+                counts = _write(writer, pieces, part.extent)
+            if counts.keys() == {IGNORE}:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".json").unlink(missing_ok=True)
+            else:
+                assemble(profile, [(extent, blocks)], path, pool)
+                write_document(path.with_suffix(".json"), self._item(path, counts))
+        finally:
+            blocks.unlink(missing_ok=True)
+        return Made(part.index, self.checksum(part.index), counts)
+
+    def checksum(self, part: int) -> str:
+        """That of tile and item together; of a part without a valid pixel, which has neither, of nothing."""
+        path = self.path_of(part)
+        files = [file for file in (path, path.with_suffix(".json")) if file.is_file()]
+        return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+
+    def assemble(self, pool: Executor) -> Path:
+        """Describe the tiles: VRT and catalog of each row, then of the whole."""
+        del pool
+        # What workers left that were killed meanwhile.
+        remove_partial(self._folder, below=True)
+        rows, cols = self._plan.part_counts
+        described = []
+        for row in range(rows):
+            parts = [self._plan.part_at(row * cols + col) for col in range(cols)]
+            if found := [part for part in parts if self.path_of(part.index).is_file()]:
+                described.append(self._describe_row(found))
+            else:
+                # A run that was killed here may have removed it already.
+                with contextlib.suppress(FileNotFoundError):
+                    self.path_of(parts[0].index).parent.rmdir()
+        grid = self._profile.grid
+        write_vrt(self._folder / MOSAIC, self._profile, grid, described, self._profile.tags)
+        children = [f"{Path(file).parent}/catalog.json" for file, _ in described]
+        whole = collection(self._name, grid, self._profile.tags, self._dates, MOSAIC, children)
+        write_document(self._folder / COLLECTION, whole)
+        return self._folder
+
+    def _describe_row(self, parts: Sequence[Part]) -> tuple[str, Window]:
+        """Write VRT and catalog of the tiles of a row; the VRT's name, and where it lies in the map."""
+        paths = [self.path_of(part.index) for part in parts]
+        folder, first = paths[0].parent, parts[0].extent
+        extent = Window(first.row, 0, first.height, self._plan.width)
+        sources = [(path.name, p.extent.relative_to(extent)) for path, p in zip(paths, parts, strict=True)]
+        vrt = folder / f"{folder.name}.vrt"
+        write_vrt(vrt, self._profile, self._profile.grid.crop(extent), sources, {})
+        described = f"Tiles of rows {first.row} to {first.stop[0] - 1} of the map."
+        items = [path.with_suffix(".json").name for path in paths]
+        write_document(folder / "catalog.json", catalog(folder.name, described, _TOP, items))
+        return vrt.relative_to(self._folder).as_posix(), extent
+
+    def _item(self, path: Path, counts: dict[int, int]) -> dict[str, Any]:
+        by_number = np.zeros(256, np.int64)
+        by_number[list(counts)] = list(counts.values())
+        if len(self._profile.legend) == 1:
+            # A map of one class calls the rest 0, its legend a second class.
+            by_number[[REST.number, UNCLASSIFIED]] = by_number[UNCLASSIFIED], 0
+        with open_map(path) as tile:
+            entries = describe_entries(tile, by_number)
+            item = map_item(path, path.parent, tile, entries, self._dates)
+        return belonging(item, self._name, _TOP, "catalog.json")
+
+
+_TOP = f"../../{COLLECTION}"
+"""The collection as the folders of rows name it."""
+
+
+def _write(writer: PartWriter, pieces: Iterable[Piece], origin: Window) -> dict[int, int]:
+    """Write the pieces of a part in pixels counted from `origin`; its pixels by class number."""
+    total = np.zeros(256, np.int64)
+    for window, values, counts in pieces:
+        writer.write(window.relative_to(origin), values)
+        total += counts
+    return {int(value): int(total[value]) for value in np.flatnonzero(total)}
+
+
+def write_vrt(
+    path: Path,
+    profile: MapProfile,
+    grid: GridSpec,
+    sources: Sequence[tuple[str, Window]],
+    tags: Mapping[str, str],
+) -> None:
+    """Show rasters with the bands of a map as one; no data where none lies.
+
+    Parameters
+    ----------
+    path
+        The VRT.
+    profile
+        What the rasters look like.
+    grid
+        Of the whole.
+    sources
+        File, named from the folder of the VRT, and place in pixels of the whole, of each raster.
+    tags
+        Metadata of the dataset.
+    """
+    encoding = profile.encoding
+    with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">\n')
+        file.write(f"<SRS>{escape(grid.crs.to_wkt())}</SRS>\n")
+        file.write(f"<GeoTransform>{', '.join(map(repr, grid.transform.to_gdal()))}</GeoTransform>\n")
+        items = "".join(f"<MDI key={quoteattr(k)}>{escape(v)}</MDI>\n" for k, v in sorted(tags.items()))
+        file.write(f"<Metadata>\n{items}</Metadata>\n" if items else "")
+        for number, name in enumerate(profile.band_names, start=1):
+            kind = _GDAL_TYPES[encoding.dtype.name]
+            file.write(f'<VRTRasterBand dataType="{kind}" band="{number}">\n')
+            file.write(f"<Description>{escape(name)}</Description>\n")
+            file.write(f"<NoDataValue>{encoding.nodata:g}</NoDataValue>\n")
+            file.write(_scale(profile, number) + _colors(profile))
+            for source, place in sources:
+                size = f'xSize="{place.width}" ySize="{place.height}"'
+                file.write(
+                    f'<SimpleSource><SourceFilename relativeToVRT="1">{escape(source)}</SourceFilename>'
+                    f"<SourceBand>{number}</SourceBand>"
+                    f'<SourceProperties RasterXSize="{place.width}" RasterYSize="{place.height}" '
+                    f'DataType="{kind}" BlockXSize="{BLOCK}" BlockYSize="{BLOCK}"/>'
+                    f'<SrcRect xOff="0" yOff="0" {size}/>'
+                    f'<DstRect xOff="{place.col}" yOff="{place.row}" {size}/></SimpleSource>\n'
+                )
+            file.write("</VRTRasterBand>\n")
+        file.write("</VRTDataset>\n")
+
+
+_GDAL_TYPES = {"float32": "Float32", "uint16": "UInt16", "uint8": "Byte"}
+
+
+def _scale(profile: MapProfile, band: int) -> str:
+    if band == 1 or profile.encoding.scale == 1:
+        return ""
+    return f"<Offset>0</Offset><Scale>{profile.encoding.scale!r}</Scale>\n"
+
+
+def _colors(profile: MapProfile) -> str:
+    """Colours of the class band where it is the only one."""
+    if profile.encoding.has_activations:
+        return ""
+    known = colormap(profile.legend)
+    entries = (known.get(value, (0, 0, 0, 255)) for value in range(max(known) + 1))
+    shown = "".join(f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="{a}"/>' for r, g, b, a in entries)
+    return f"<ColorInterp>Palette</ColorInterp><ColorTable>{shown}</ColorTable>\n"
+
+
+def is_tileset(folder: Path) -> bool:
+    """Whether a folder is a whole map in tiles that a classification wrote."""
+    vrt = folder / MOSAIC
+    return (folder / COLLECTION).is_file() and vrt.is_file() and b"LULC_VERSION" in vrt.read_bytes()
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """Names of what lies in a folder of tiles and is no part of it; what GDAL notes beside a raster is."""
+    own = {COLLECTION, MOSAIC, "tiles", f"{MOSAIC}.aux.xml", f"{MOSAIC}.ovr"}
+    return sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+
+
+def is_named(out: Path) -> bool:
+    """Whether what lies beside a map are its parts, left though it has its name.
+
+    What is about to be named is claimed first; the result lies there from then until it has its name.
+    """
+    folder = folder_of(out)
+    return (folder / CLAIMS).is_file() and not any((folder / name).exists() for name in (FILE, FOLDER))
+
+
+def put(whole: Path, out: Path) -> None:
+    """Give a finished result, file or folder, its final name, in place of what is there."""
+    if not whole.is_dir():
+        rename_durably(whole, out)
+        return
+    # A folder can't be renamed over another; a kill between the two leaves the old one under this name.
+    old = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.rename(out, old)
+    rename_durably(whole, out)
+    shutil.rmtree(old, ignore_errors=True)

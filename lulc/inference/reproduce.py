@@ -1,0 +1,464 @@
+"""A map made again from what its tags say, compared with the first one pixel by pixel.
+
+Tags hold no paths: weights and inputs are looked for by name and known by their checksums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+
+from lulc.config import ClassifyConfig, InputConfig, ReproduceConfig
+from lulc.core.documents import check_document, write_document
+from lulc.core.machine import GDAL_CACHE, cores
+from lulc.core.schema import IGNORE, InputError, LandCoverClass, Legend
+from lulc.core.storage import rename_durably, sha256_of
+from lulc.core.windows import Plan, Window, squares_of
+from lulc.export.export import write_level
+from lulc.inference.classify import classify
+from lulc.inference.request import sieved_path
+from lulc.maps.geotiff import MapProfile, assemble, write_part
+from lulc.maps.reader import LEGEND_TAG, ClassMap, open_map
+from lulc.models.weights import weights_folders
+from lulc.rasters.layers import identify
+
+logger = logging.getLogger("lulc")
+
+CELL = 1024
+"""Side of the squares by which the place of differences is told, in pixels."""
+
+DIFFERENT = Legend("differences", (LandCoverClass(1, "differs", "#d7191c"),))
+
+_FILE: dict[str, Any] = {
+    "type": "object",
+    "required": ["name", "bytes", "sha256"],
+    "properties": {
+        # A name, never a path: it is looked for below folders that the user gives.
+        "name": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^/\\\x00]+$"},
+        "bytes": {"type": "integer", "minimum": 0},
+        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+    },
+}
+_WEIGHTS = {
+    "type": "object",
+    "required": ["name", "sha256"],
+    "properties": {"name": {"type": "string"}, "sha256": _FILE["properties"]["sha256"]},
+}
+_NAMES: dict[str, Any] = {"type": "array", "maxItems": 10_000, "items": _FILE["properties"]["name"]}
+_NUMBER: dict[str, Any] = {"type": ["number", "null"]}
+_WORDS = {"type": "array", "items": {"type": "string"}}
+_NAME_OR_NOTHING = {"oneOf": [_NAMES["items"], {"type": "null"}]}
+_FOUR_OR_NOTHING = {"type": ["array", "null"], "minItems": 4, "maxItems": 4, "items": {"type": "number"}}
+_SIDE = {"type": "integer", "minimum": 1, "maximum": 2**31}
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["version", "model", "model_sha256", "engine", "parameters", "inputs"],
+    "properties": {
+        "version": {"type": "string"},
+        "model": {"type": "string"},
+        "model_sha256": _FILE["properties"]["sha256"],
+        "engine": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
+        "ensemble": {"type": "array", "minItems": 1, "maxItems": 100, "items": _WEIGHTS},
+        "inputs": {"type": "array", "maxItems": 10_000, "items": _FILE},
+        "parameters": {
+            "type": "object",
+            "required": ["inputs", "fill", "window", "part", "halo", "batch_size", "blend", "activations"],
+            "properties": {
+                "inputs": _NAMES,
+                "fill": _NAMES,
+                "window": {"type": "array", "minItems": 2, "maxItems": 2, "items": _SIDE},
+                "part": _SIDE,
+                "batch_size": _SIDE,
+                "blend": {"enum": ["none", "gaussian"]},
+                "activations": {"enum": ["float32", "uint16", "uint8", "none"]},
+                "scale": _NUMBER,
+                "offset": _NUMBER,
+                "nodata": _NUMBER,
+                "min_confidence": {"type": "number"},
+                "min_agreement": _NUMBER,
+                "index_nodata": {"type": "array", "items": {"type": "number"}},
+                "mask_values": {"type": "array", "items": {"type": "integer"}},
+                "bounds": _FOUR_OR_NOTHING,
+                **dict.fromkeys(("band_names", "index_names"), _WORDS),
+                "extra": _WORDS,
+                **dict.fromkeys(("like", "mask", "aoi"), _NAME_OR_NOTHING),
+                **{name: {"type": "boolean"} for name in ("resample", "tta", "cog")},
+            },
+        },
+        "statistics": {"type": "object"},
+        "sieve": {"type": "integer", "minimum": 0},
+        "level": {"enum": [1, 2]},
+    },
+}
+"""JSON Schema of what `read_provenance` gives, by the names of the tags without ``LULC_``."""
+
+
+Places = dict[str, list[Path]]
+"""Paths by their last part."""
+
+
+@dataclass(frozen=True)
+class File:
+    """Something that a map was made from.
+
+    Parameters
+    ----------
+    kind
+        ``weights`` or ``input``.
+    name
+        Without folders.
+    sha256
+        As in the tags.
+    path
+        Where it was found; None where no file of this name was.
+    same
+        Whether its checksum is that of the tags.
+    found
+        The checksum of what was found; None where nothing was.
+    """
+
+    kind: str
+    name: str
+    sha256: str
+    path: Path | None
+    same: bool
+    found: str | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A square of the map with pixels that differ: their bounding box, in pixels, and their number."""
+
+    window: Window
+    count: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two maps of one grid differ.
+
+    Parameters
+    ----------
+    same_file
+        Whether they are the same byte for byte.
+    pixels
+        Pixels that hold a class in at least one of them.
+    different
+        Those of them whose class differs.
+    cells
+        Where: the squares with most of them first.
+    tags
+        (tag, first map, second map) of all tags that differ.
+    """
+
+    same_file: bool
+    pixels: int
+    different: int
+    cells: tuple[Cell, ...]
+    tags: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of making a map again.
+
+    Parameters
+    ----------
+    provenance
+        What its tags say, as `read_provenance` gives it.
+    files
+        Weights first, then inputs.
+    comparison
+        None where it was not made again: on request, or since weights or inputs are missing or others.
+    """
+
+    provenance: dict[str, Any]
+    files: tuple[File, ...]
+    comparison: Comparison | None
+
+
+def reproduce(config: ReproduceConfig) -> Reproduction:
+    """Make a map again from its tags and compare, where all that it was made from is there.
+
+    Parameters
+    ----------
+    config
+        What the options of ``reproduce_map.py`` say.
+
+    Raises
+    ------
+    InputError
+        If the tags don't say enough, an output exists, or the inputs can't be classified.
+    """
+    path = Path(config.map)
+    _check_outputs(config)
+    with open_map(path) as original:
+        provenance = read_provenance(original)
+    if "tile" in provenance:
+        raise InputError(
+            f"cannot make '{path}' again, since it is a tile of a larger map, expected a map in one file",
+            "Classify the inputs again with --tiles into another folder, and compare the tiles.",
+        )
+    folders = [Path(f) for f in config.inputs] or [path.parent]
+    places = list_places(folders)
+    files = (*_find_models(provenance, config, folders), *find_inputs(provenance, places))
+    if config.check or not all(file.same for file in files):
+        return Reproduction(provenance, files, None)
+    with _workplace(config) as folder:
+        again = folder / "map.tif"
+        classify(_classify_config(provenance, files, places, config, again))
+        if "sieve" in provenance:
+            again = sieved_path(again)
+        if "level" in provenance:
+            with open_map(again) as land_cover:
+                again = folder / "level.tif"
+                write_level(land_cover, provenance["level"], again)
+        comparison = compare(path, again, Path(config.difference) if config.difference else None)
+        if config.out is not None:
+            rename_durably(again, config.out)
+    return Reproduction(provenance, files, comparison)
+
+
+def read_provenance(land_cover: ClassMap) -> dict[str, Any]:
+    """What the tags of a map say of how it was made, checked against `SCHEMA`.
+
+    Raises
+    ------
+    InputError
+        If it wasn't written by make_classifications.py, or by a version that recorded less.
+    """
+    parsed: dict[str, Any] = {}
+    for tag, value in land_cover.tags.items():
+        if tag.startswith("LULC_"):
+            name = tag.removeprefix("LULC_").lower()
+            parsed[name] = value if name in ("version", "model", "model_sha256") else _parse(value)
+    check_document(parsed, SCHEMA, "provenance in the tags of the map", land_cover.name)
+    return parsed
+
+
+def find_inputs(provenance: Mapping[str, Any], places: Places) -> Iterator[File]:
+    """Each input of the tags, looked for by name."""
+    for wanted in provenance["inputs"]:
+        candidates = places.get(wanted["name"], [])
+        path, found = None, None
+        for candidate in candidates:
+            sha256 = identify(candidate)["sha256"]
+            # Where none is the same, the shallowest is shown.
+            if path is None or sha256 == wanted["sha256"]:
+                path, found = candidate, sha256
+            if sha256 == wanted["sha256"]:
+                break
+        yield File("input", wanted["name"], wanted["sha256"], path, found == wanted["sha256"], found)
+
+
+def compare(first: Path, second: Path, difference: Path | None = None) -> Comparison:
+    """Compare the class bands of two maps, window by window.
+
+    Parameters
+    ----------
+    first, second
+        The maps.
+    difference
+        GeoTIFF to write: 1 where they differ, 0 where they don't, no data where neither holds a class.
+
+    Raises
+    ------
+    InputError
+        If their grids differ.
+    """
+    cache = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE // 2**20)
+    with cache, open_map(first) as a, open_map(second) as b:
+        if not a.grid.matches(b.grid):
+            raise InputError(
+                f"cannot compare '{first}' with the map made again, since its grid is {a.grid.describe()}, "
+                f"and that of the other {b.grid.describe()}",
+                "Check whether the inputs are those that it was made from.",
+            )
+        cells = []
+        pixels = different = 0
+        for window in squares_of(a.grid.extent, side=CELL):
+            changed, counted = _difference(a, b, window)
+            pixels += int(counted.sum())
+            if changed.any():
+                cells.append(_cell(window, changed))
+                different += cells[-1].count
+        if difference is not None:
+            _write_difference(a, b, difference)
+        names = sorted({*a.tags, *b.tags})
+        tags = [(n, a.tags.get(n, ""), b.tags.get(n, "")) for n in names]
+    return Comparison(
+        same_file=sha256_of(first) == sha256_of(second),
+        pixels=pixels,
+        different=different,
+        cells=tuple(sorted(cells, key=lambda c: -c.count)),
+        tags=tuple(t for t in tags if t[1] != t[2]),
+    )
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def list_places(folders: Iterable[Path]) -> Places:
+    """Files and folders in some folders and those below them, by name, the shallowest first."""
+    places: Places = {}
+    for path in sorted({p for folder in folders for p in folder.rglob("*")}, key=lambda p: (len(p.parts), p)):
+        places.setdefault(path.name, []).append(path)
+    return places
+
+
+def _find_models(
+    provenance: Mapping[str, Any], config: ReproduceConfig, folders: list[Path]
+) -> Iterator[File]:
+    """The weights of the tags, known by their sha256, whatever the name of their file."""
+    alone = {"name": provenance["model"], "sha256": provenance["model_sha256"]}
+    given = Path(config.model) if config.model is not None else None
+    places = [given] if given is not None else [*weights_folders(), *folders]
+    members = provenance.get("ensemble", [alone])
+    missing = {member["sha256"] for member in members}
+    known: dict[str, Path] = {}
+    files = (p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*"))))
+    for path in (p for p in files if p.suffix in (".keras", ".h5") and p.is_file()):
+        if not missing - known.keys():
+            break
+        known.setdefault(sha256_of(path), path)
+    for member in members:
+        name, sha256 = member["name"], member["sha256"]
+        # Others of its name are shown, that of its run folder first; and a file that the user named.
+        others = {p: found for found, p in known.items() if p == given or p.stem == name.split("/")[-1]}
+        shown = min(others, key=lambda p: f"{p.parent.name}/{p.stem}" != name, default=None)
+        chosen = known.get(sha256, shown)
+        found = None if chosen is None else sha256 if sha256 in known else others[chosen]
+        yield File("weights", name, sha256, chosen, sha256 in known, found)
+
+
+_OPTIONS = {f.name for f in dataclasses.fields(InputConfig)} | {
+    "activations", "batch_size", "blend", "tta", "min_confidence", "min_agreement", "cog", "part", "window",
+    "extra",
+}  # fmt: skip
+"""Parameters in the tags that are options, too."""
+
+
+def _classify_config(
+    provenance: Mapping[str, Any], files: tuple[File, ...], places: Places, config: ReproduceConfig, out: Path
+) -> ClassifyConfig:
+    """The options that the map was made with, names replaced by what was found."""
+    models = [str(file.path) for file in files if file.kind == "weights"]
+    inputs = [file for file in files if file.kind == "input"]
+    # Folders (.SAFE) and the raster of --like are not among the files that were read, and have no checksum.
+    found = {name: list(paths) for name, paths in places.items()}
+    for name in {file.name for file in inputs}:
+        found[name] = [file.path for file in inputs if file.name == name and file.path is not None]
+
+    def locate(name: str) -> str:
+        paths = found.get(name)
+        if not paths:
+            raise InputError(
+                f"cannot make the map again, since there is no '{name}' where inputs are looked for",
+                "Say where it is: --inputs FOLDER ...",
+            )
+        return str(paths.pop(0) if len(paths) > 1 else paths[0])
+
+    parameters = provenance["parameters"]
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in parameters.items()
+        if name in _OPTIONS
+    }
+    options["fill"] = tuple(map(locate, parameters["fill"]))
+    options |= {n: locate(options[n]) for n in ("like", "mask", "aoi") if options.get(n)}
+    statistics = None
+    if "statistics" in provenance:
+        statistics = str(out.with_name("statistics.json"))
+        write_document(statistics, provenance["statistics"])
+    options |= {"allow_vrt": config.allow_vrt, "allow_remote": False}
+    return ClassifyConfig(
+        model=models[0],
+        ensemble=tuple(models[1:]),
+        inputs=tuple(map(locate, parameters["inputs"])),
+        out=str(out),
+        engine=provenance["engine"]["name"],
+        statistics=statistics,
+        memory=config.memory,
+        sieve=provenance.get("sieve", 0),
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def _workplace(config: ReproduceConfig) -> Iterator[Path]:
+    """A folder for the map that is made again: on the disk where it is to stay, or where maps have room."""
+    beside = Path(config.out or config.map).resolve().parent
+    if config.out is not None:
+        beside.mkdir(parents=True, exist_ok=True)
+    chosen = beside if os.access(beside, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".reproduced-", dir=chosen) as folder:
+        yield Path(folder)
+
+
+def _difference(a: ClassMap, b: ClassMap, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """(class differs, class in at least one) of a window, bool (y, x)."""
+    one, other = a.read(window), b.read(window)
+    return one != other, (one != IGNORE) | (other != IGNORE)
+
+
+def _cell(window: Window, changed: np.ndarray) -> Cell:
+    rows, cols = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    box = Window(
+        window.row + int(rows[0]), window.col + int(cols[0]),
+        int(rows[-1] - rows[0]) + 1, int(cols[-1] - cols[0]) + 1,
+    )  # fmt: skip
+    return Cell(box, int(changed.sum()))
+
+
+def _write_difference(a: ClassMap, b: ClassMap, path: Path) -> None:
+    height, width = a.grid.shape
+    plan = Plan(height, width, 1, 0, (min(CELL, height), min(CELL, width)), 4 * CELL)
+    tags = {LEGEND_TAG: json.dumps(DIFFERENT.to_json())}
+    profile = MapProfile(a.grid, DIFFERENT, "none", plan.part, tags)
+    with (
+        tempfile.TemporaryDirectory(prefix=".difference-", dir=path.resolve().parent) as folder,
+        ThreadPoolExecutor(cores()) as pool,
+    ):
+        parts = []
+        for part in plan.parts():
+            file = Path(folder) / f"{part.index}.part"
+            with write_part(file, profile, part.extent, pool) as writer:
+                for window in plan.windows(part):
+                    changed, counted = _difference(a, b, window.write)
+                    values = np.where(counted, changed, IGNORE).astype(np.uint8)
+                    writer.write(window.write, values[np.newaxis])
+            parts.append((part.extent, file))
+        assemble(profile, parts, path, pool)
+
+
+def _check_outputs(config: ReproduceConfig) -> None:
+    for name in (config.out, config.difference):
+        if name is None:
+            continue
+        out = Path(name)
+        if out.suffix.lower() not in (".tif", ".tiff") or out.resolve() == Path(config.map).resolve():
+            raise InputError(
+                f"cannot write '{out}', expected another name than the map's, in .tif", "Give another output."
+            )
+        if out.exists() and not config.overwrite:
+            raise InputError(
+                f"cannot write '{out}', since it exists already",
+                "Give another output, or add --overwrite to replace it.",
+            )

@@ -1,0 +1,199 @@
+"""A request for a map: options that go together, the files that it names, and those that it may replace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+from contextlib import closing
+from pathlib import Path
+
+from lulc.config import ClassifyConfig
+from lulc.core.schema import InputError
+from lulc.export.stac import known_dates, parse_dates
+from lulc.inference.journal import claimed_by, folder_of, open_journal
+from lulc.inference.outputs import foreign_files, is_named, is_tileset
+from lulc.rasters.sources import Stamp, open_source
+
+logger = logging.getLogger("lulc")
+
+
+def check_options(config: ClassifyConfig) -> None:
+    """Refuse options that can't work together."""
+    started = config.dask in ("local", "slurm")
+    parts = folder_of(Path(config.out))
+    checks = [
+        (
+            config.tiles and config.sieve,
+            "--sieve with --tiles, since it needs the patches of the whole map at once",
+            "Leave --sieve out.",
+        ),
+        (
+            config.tiles and config.polygons,
+            "--polygons with --tiles, since they are taken from a map in one file",
+            "Leave --polygons out.",
+        ),
+        (
+            config.date and not config.tiles,
+            "--date without --tiles, since only the STAC collection of tiles has a date",
+            "Leave --date out, or add --tiles.",
+        ),
+        (
+            config.share and config.dask,
+            "--share with --dask, since each of them shares out the parts",
+            "Leave one of them out.",
+        ),
+        (
+            config.share and config.restart,
+            "--share with --restart, since that would drop what other shares have made",
+            f"To begin anew remove '{parts}', then start all shares.",
+        ),
+        (
+            config.plan and (config.share or config.dask),
+            "--plan with --share or --dask, since it tells what one process takes on this machine",
+            "Leave them out: each process takes that memory, and all together that time.",
+        ),
+        (
+            config.workers is not None and not started,
+            "--workers without --dask local or slurm, since only these start workers",
+            "Leave --workers out, or add --dask local.",
+        ),
+        (
+            config.worker_wait is not None and config.dask is None,
+            "--worker-wait without --dask, whose workers it waits for",
+            "Leave --worker-wait out, or add --dask.",
+        ),
+    ]
+    for refused, problem, hint in checks:
+        if refused:
+            raise InputError(f"cannot use {problem}", hint)
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """I and N of ``I/N``, I from 1 to N.
+
+    Examples
+    --------
+    >>> share_of("3/8")
+    (3, 8)
+    """
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise InputError(
+            f"cannot make the share '{text}', expected I/N with I from 1 to N",
+            "Type for example --share 1/8; in an array of SLURM from 1 to N "
+            '--share "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT".',
+        )
+    return int(found[1]), int(found[2])
+
+
+def dates_of(config: ClassifyConfig) -> tuple[str, ...]:
+    """Dates of the imagery, where tiles are to have them."""
+    if not config.tiles:
+        return ()
+    names = {"inputs": [Path(p).name for p in config.inputs], "fill": [Path(p).name for p in config.fill]}
+    dates = config.date or known_dates({"LULC_PARAMETERS": json.dumps(names)})
+    if not dates:
+        raise InputError(
+            "cannot describe the tiles as a STAC collection, since the names of the inputs hold no dates, "
+            "expected --date",
+            "Type --date 2018-07-01, or --date 2018-06-01 2018-08-31.",
+        )
+    parse_dates(dates)
+    return dates
+
+
+def sieved_path(out: Path) -> Path:
+    """Where the sieved map of `out` lies: ``OUT_sieved.tif``."""
+    return out.with_name(f"{out.stem}_sieved{out.suffix}")
+
+
+def further_of(config: ClassifyConfig) -> tuple[Path, ...]:
+    """Files that are derived from the map."""
+    sieved = [sieved_path(Path(config.out))] if config.sieve else []
+    return (*sieved, *([Path(config.polygons)] if config.polygons else []))
+
+
+def check_outputs(config: ClassifyConfig, stamps: list[Stamp]) -> None:
+    """Refuse, before any work, names that are no files of the right kind, and what may not be replaced."""
+    out = Path(config.out)
+    if config.tiles and out.suffix:
+        raise InputError(
+            f"cannot write tiles to '{out}', since the last argument names the folder for them, expected a "
+            "name without an ending",
+            f"Type the folder's name last, for example {out.with_suffix('')}.",
+        )
+    if not config.tiles and out.suffix.lower() not in (".tif", ".tiff"):
+        raise InputError(
+            f"cannot write the map '{out}', since the last argument names it, expected a name in .tif",
+            f"Type the map's name last, for example {out.with_suffix('.tif')}.",
+        )
+    if config.polygons and Path(config.polygons).suffix.lower() != ".gpkg":
+        raise InputError(
+            f"cannot write the polygons '{config.polygons}', expected a name in .gpkg",
+            f"Type --polygons {Path(config.polygons).with_suffix('.gpkg')}.",
+        )
+    inputs = _named_files(config) | {Path(stamp.path).resolve() for stamp in stamps}
+    ours = claimed_by(out)
+    for target in (out, *further_of(config)):
+        folder = target.is_dir() and not config.tiles
+        if target.resolve() in inputs or folder:
+            raise InputError(
+                f"cannot write '{target}', since it is {'a folder' if folder else 'an input'}",
+                "Give another output: the last argument names the map.",
+            )
+        if target.exists() and str(target.resolve()) not in ours:
+            _check_replaceable(target, config)
+
+
+def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
+    """Refuse to replace what can't be made again, and anything where nobody asked for it."""
+    polygons = config.polygons is not None and target == Path(config.polygons)
+    if not polygons and not _is_map(target):
+        raise InputError(
+            f"cannot write '{target}', since it is there already and not a map of this toolkit, "
+            "expected a new name",
+            f"The last argument names the map: type a new name there, or move '{target}' away.",
+        )
+    if not config.overwrite:
+        _tidy(Path(config.out))
+        raise InputError(
+            f"cannot write '{target}', since it exists already",
+            "Give another output, or add --overwrite to replace it.",
+        )
+    if others := foreign_files(target):
+        raise InputError(
+            f"cannot replace '{target}', since the folder holds '{others[0]}' beside the tiles, which would "
+            "be lost, expected tiles alone",
+            "Move it away, or type a new name.",
+        )
+
+
+def _tidy(out: Path) -> None:
+    """Remove the parts of a map that a run left which was killed when the map had its name."""
+    if not is_named(out):
+        return
+    # Another process may be at it.
+    with contextlib.suppress(InputError), open_journal(out) as journal:
+        if is_named(out):
+            journal.remove()
+            logger.info("removed '%s', which a killed run left: the map is finished", journal.folder)
+
+
+def _is_map(path: Path) -> bool:
+    """Whether a file, or a folder of tiles, is a whole map that a classification wrote."""
+    if path.is_dir():
+        return is_tileset(path)
+    try:
+        with closing(open_source(path)) as source:
+            return "LULC_VERSION" in source.tags
+    except InputError:
+        return False
+
+
+def _named_files(config: ClassifyConfig) -> set[Path]:
+    """All that the command names for reading."""
+    single = (config.model, config.mask, config.like, config.aoi, config.statistics)
+    named = (*config.inputs, *config.fill, *config.ensemble, *filter(None, single))
+    return {Path(name).resolve() for name in named}

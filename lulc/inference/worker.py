@@ -1,0 +1,281 @@
+"""What a process does that makes parts of a map, for itself or for another that tells it which.
+
+A map is made by one process, by workers that are told one part after the other, or by several that share
+the parts out beforehand: the same functions make the same bytes. A worker opens its own inputs and builds
+its engine once, and makes no part unless all that decides its bytes is as in the run that asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rasterio
+
+from lulc.config import ClassifyConfig
+from lulc.core.documents import seal_of
+from lulc.core.machine import GDAL_CACHE, cores
+from lulc.core.schema import InputError
+from lulc.core.threads import in_order
+from lulc.core.version import __version__
+from lulc.core.windows import Part
+from lulc.distributed.cluster import UnfitWorkerError
+from lulc.engines.ensemble import Member
+from lulc.engines.registry import Engine, choose_engine
+from lulc.inference import memory_plan
+from lulc.inference.job import Job, open_job, versions
+from lulc.inference.journal import KEY, differences, document_of, folder_of, read_key
+from lulc.inference.outputs import Made, OneFile, Output, Piece, Tileset
+from lulc.inference.sliding_window import Clock, Prediction
+from lulc.rasters.guards import is_address
+from lulc.rasters.sources import Stamp, moments_of, stamps_of
+
+_PATHS = ("inputs", "fill", "like", "mask", "aoi", "out")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What another process has to know to make parts of a map.
+
+    Parameters
+    ----------
+    config
+        With absolute paths.
+    members
+        The networks, compared with the mosaic already.
+    dates
+        Of the imagery, for the items of tiles.
+    versions
+        Of what decides bytes beside the engine, in the process that asks.
+    token
+        Tells this work from others of the same process.
+    """
+
+    config: ClassifyConfig
+    members: tuple[Member, ...]
+    dates: tuple[str, ...]
+    versions: dict[str, str] = field(default_factory=lambda: {"toolkit": __version__, **versions()})
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+
+
+class Described(NamedTuple):
+    """What only a process that has built the engine can say: its name, key and tags of the map."""
+
+    engine: str
+    key: dict[str, Any]
+    tags: dict[str, str]
+
+
+class Timed(NamedTuple):
+    """A finished part, and how long the network and the whole of it took, in seconds."""
+
+    made: Made
+    busy: float
+    seconds: float
+
+
+def work_of(job: Job, dates: Sequence[str]) -> Work:
+    """The work of a job, for other processes of this and other machines."""
+    paths = {name: _absolute(getattr(job.config, name)) for name in _PATHS}
+    config = dataclasses.replace(job.config, **paths)
+    members = tuple(Member(member.path.absolute(), member.card) for member in job.members)
+    return Work(config, members, tuple(dates))
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_absolute, value))
+    return value if value is None or is_address(value) else os.path.abspath(value)
+
+
+def reading() -> rasterio.Env:
+    """GDAL as it reads mosaics in this toolkit, for a ``with`` statement."""
+    return rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE // 2**20)
+
+
+def stamps_of_inputs(config: ClassifyConfig) -> list[Stamp]:
+    """Stamps of all files that are read."""
+    named = [*config.inputs, *config.fill, *(p for p in (config.mask, config.aoi, config.like) if p)]
+    return stamps_of(named, allow_vrt=config.allow_vrt)
+
+
+def output_of(job: Job, folder: Path, dates: Sequence[str]) -> Output:
+    """Where the parts of a job go; `folder` is that of its journal."""
+    if job.config.tiles:
+        return Tileset(job.profile, job.plan, folder, job.out.name, dates)
+    return OneFile(job.profile, job.plan, folder)
+
+
+def describe_job(job: Job, engine: Engine, stamps: list[Stamp], dates: Sequence[str]) -> Described:
+    """Key and tags of a job, its engine being built."""
+    tiles = {"tiles": {"dates": list(dates)}} if job.config.tiles else {}
+    key = job.key(engine) | {"changed": moments_of(stamps)} | tiles
+    return Described(engine.name, key, job.tags(engine))
+
+
+def make_parts(
+    job: Job,
+    engine: Engine,
+    output: Output,
+    parts: list[Part],
+    pool: Executor,
+    *,
+    clock: Clock,
+    progress: Callable[[int], object] = lambda pixels: None,
+    check: Callable[[], object] = lambda: None,
+) -> Iterator[Made]:
+    """Make parts in this process, one after the other.
+
+    Parameters
+    ----------
+    job, engine, output
+        What is classified, by what, and where the parts go.
+    parts
+        In plan order; the windows of the next are read while one is finished.
+    pool
+        Encodes blocks.
+    clock
+        Times the network.
+    progress
+        Called with the pixels of each window.
+    check
+        Called before a part gets its name; raises where it must not.
+    """
+    predictions = job.predictions(clock.measure(job.network(engine)), parts)
+
+    def piece_of(prediction: Prediction) -> Piece:
+        return Piece(prediction.window.write, *job.encode(prediction))
+
+    def pieces(windows: Iterable[Prediction]) -> Iterator[Piece]:
+        ahead = job.demand.strips_ahead
+        for piece in in_order(piece_of, windows, pool, ahead) if ahead else map(piece_of, windows):
+            yield piece
+            progress(piece.window.height * piece.window.width)
+        check()
+
+    with closing(predictions):
+        for part, windows in itertools.groupby(predictions, key=lambda p: p.part):
+            yield output.make(part, pieces(windows), pool)
+
+
+def choose_here(work: Work) -> str:
+    """On a worker: what the engine's name stands for on its machine."""
+    return choose_engine(work.config.engine, networks=[member.card.network for member in work.members])
+
+
+def describe(work: Work) -> Described:
+    """On a worker: what it would make."""
+    return _opened(work).described
+
+
+def make_part(work: Work, seal: str, part: int) -> Timed:
+    """On a worker: one part, written where the run that asks will look for it.
+
+    Parameters
+    ----------
+    work
+        Of which map.
+    seal
+        Of the key that the run has begun with; the key itself lies beside the parts.
+    part
+        Number of the part.
+
+    Raises
+    ------
+    UnfitWorkerError
+        If this process would make other bytes, or doesn't see the files.
+    """
+    opened = _opened(work)
+    opened.admit(seal)
+    begun, busy = time.perf_counter(), opened.clock.busy
+    with reading(), ThreadPoolExecutor(cores()) as pool:
+        (made,) = make_parts(
+            opened.job, opened.engine, opened.output, [opened.job.plan.part_at(part)], pool,
+            clock=opened.clock, check=opened.check,
+        )  # fmt: skip
+    return Timed(made, opened.clock.busy - busy, time.perf_counter() - begun)
+
+
+class _Opened:
+    """Inputs and engine of one work, held open between its parts."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self._stack = contextlib.ExitStack()
+        try:
+            _check_versions(work)
+            stamps = stamps_of_inputs(work.config)
+            with reading():
+                self.job: Job = self._stack.enter_context(open_job(work.config, work.members))
+                memory_plan.check_memory(self.job.memory)
+                self.engine = self.job.build_engine()
+                self.described = describe_job(self.job, self.engine, stamps, work.dates)
+        except InputError as error:
+            self.close()
+            raise UnfitWorkerError(error.problem, error.hint) from error
+        self.job.profile = dataclasses.replace(self.job.profile, tags=self.described.tags)
+        self.clock = Clock()
+        self.folder = folder_of(Path(work.config.out))
+        self.output = output_of(self.job, self.folder, work.dates)
+        self._admitted: tuple[str, bytes] | None = None
+
+    def admit(self, seal: str) -> None:
+        """Compare what decides the bytes here with the key of the run."""
+        if self._admitted is not None and self._admitted[0] == seal:
+            return
+        found, own = read_key(self.folder), document_of(self.described.key)
+        if found is None or seal_of(found) != seal:
+            raise UnfitWorkerError(
+                f"cannot make parts of '{self.work.config.out}', since this worker doesn't see the folder "
+                f"'{self.folder}' of the run that asks",
+                "Name inputs and map on a disk that all machines see under the same path.",
+            )
+        if found != own:
+            raise UnfitWorkerError(
+                f"cannot make parts of '{self.work.config.out}', since the run has another "
+                f"{differences(found, own)} on this worker",
+                "Give all workers the same versions and the same kind of processor or GPU.",
+            )
+        self._admitted = (seal, (self.folder / KEY).read_bytes())
+
+    def check(self) -> None:
+        """Raise where the run that asked is over and another has begun, whose parts these aren't."""
+        if self._admitted is None or (self.folder / KEY).read_bytes() != self._admitted[1]:
+            raise UnfitWorkerError(
+                f"cannot make parts of '{self.work.config.out}', since they are of another run now"
+            )
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+_kept: list[_Opened] = []
+
+
+def _opened(work: Work) -> _Opened:
+    """What this process holds open: one work at a time."""
+    if not (_kept and _kept[0].work.token == work.token):
+        while _kept:
+            _kept.pop().close()
+        _kept.append(_Opened(work))
+    return _kept[0]
+
+
+def _check_versions(work: Work) -> None:
+    own = {"toolkit": __version__, **versions()}
+    if own != work.versions:
+        raise InputError(
+            f"cannot make parts of '{work.config.out}', since the run has another "
+            f"{differences(work.versions, own)} on this worker",
+            "Install the same versions everywhere.",
+        )

@@ -1,0 +1,181 @@
+"""A finished map, opened for reading: class numbers, activations and what its tags say."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.core.documents import check_document
+from lulc.core.grid import GridSpec
+from lulc.core.schema import IGNORE, LEGEND_SCHEMA, UNCLASSIFIED, InputError, LandCoverClass, Legend
+from lulc.core.storage import Resource
+from lulc.core.windows import Window
+from lulc.models.uncertainty import MEASURES
+from lulc.rasters.sources import Source, open_source
+
+LEGEND_TAG = "LULC_LEGEND"
+"""Tag of the dataset that holds the legend as JSON."""
+
+TAG_PREFIX = "LULC_"
+
+REST = LandCoverClass(2, "Other classes", "#d9d9d9")
+"""What a map of one class against the rest calls the rest."""
+
+
+class ClassMap(Resource):
+    """A map on disk; made by `open_map`, closed as a context manager.
+
+    A map of one class (1) against the rest (0) is given as one of two classes, 1 and 2, so that it is
+    scored and drawn like any other.
+
+    Attributes
+    ----------
+    name
+        File name.
+    grid
+        Its pixels.
+    legend
+        Its classes 1..N.
+    has_activations
+        True where it holds an activation band for each class.
+    layers
+        What its file says of class band and activations: stored type, no data, scale. Measures of
+        certainty that follow them (`lulc.models.uncertainty`) are passed over.
+    """
+
+    def __init__(self, source: Source, tags: Mapping[str, str], legend: Legend) -> None:
+        self._source = source
+        self._tags = tags
+        self.name = os.path.basename(source.path)
+        self.grid: GridSpec = source.grid
+        self._alone = len(legend) == 1
+        self.legend = Legend(legend.name, (*legend.classes, REST)) if self._alone else legend
+        self._bands = len(legend)
+        self.layers = source.layers[: 1 + self._bands]
+        self.has_activations = len(self.layers) == 1 + self._bands
+
+    @property
+    def made(self) -> tuple[tuple[str, str], ...]:
+        """(name, value) of what the tags say about how the map was made, the legend left out."""
+        return tuple(
+            (key.removeprefix(TAG_PREFIX).lower().replace("_", " "), value)
+            for key, value in sorted(self._tags.items())
+            if key.startswith(TAG_PREFIX) and key != LEGEND_TAG
+        )
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Metadata of the file, as it declares them."""
+        return self._tags
+
+    def stored(self, number: int) -> int:
+        """What band 1 of the file holds for a class number of `legend`."""
+        return UNCLASSIFIED if self._alone and number == REST.number else number
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """Class numbers uint8 (y, x): 1..N, 0 unclassified, 255 no data.
+
+        Raises
+        ------
+        InputError
+            If a value is no class number of the legend.
+        """
+        values = self._source.read([0], window)[0]
+        valid = self._valid(values, 0)
+        numbers = np.where(valid, values, 0)
+        if (numbers != np.round(numbers)).any() or numbers.min() < 0 or numbers.max() > self._bands:
+            odd = numbers[(numbers != np.round(numbers)) | (numbers < 0) | (numbers > self._bands)][0]
+            raise InputError(
+                f"cannot read the map '{self._source.path}', since band 1 has the value {odd:g}, "
+                f"expected class numbers 0..{self._bands} of '{self.legend.name}'",
+                "Name the scheme of the map: --scheme NAME, or a CSV with its classes.",
+            )
+        classes = numbers.astype(np.uint8)
+        if self._alone:
+            classes[classes == UNCLASSIFIED] = REST.number
+        classes[~valid] = IGNORE
+        return classes
+
+    def read_activations(self, window: Window) -> NDArray[np.float32]:
+        """Activations float32 (y, x, class), 0..1, NaN = no data."""
+        layers = range(1, 1 + self._bands)
+        stored = self._source.read(list(layers), window)
+        result = np.empty((*window.shape, self._bands), np.float32)
+        for k, layer in enumerate(layers):
+            declared = self._source.layers[layer]
+            scale = 1.0 if declared.scale is None else declared.scale
+            values = (stored[k].astype(np.float64) + (declared.offset or 0.0)) * scale
+            result[..., k] = np.where(self._valid(stored[k], layer), values, np.nan)
+        return np.concatenate([result, 1 - result], axis=-1) if self._alone else result
+
+    def _valid(self, stored: NDArray[np.generic], layer: int) -> NDArray[np.bool_]:
+        nodata = self._source.nodata[layer]
+        if nodata is None and stored.dtype == np.uint8 and layer == 0:
+            nodata = IGNORE
+        valid = np.isfinite(stored)
+        return valid if nodata is None else valid & (stored != nodata)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._source.close()
+
+
+def open_map(
+    path: str | os.PathLike[str],
+    legend: Legend | None = None,
+    *,
+    allow_vrt: bool = False,
+    allow_remote: bool = False,
+) -> ClassMap:
+    """Open a map that make_classifications.py wrote, or another raster of class numbers.
+
+    Parameters
+    ----------
+    path
+        Raster whose first band holds class numbers, followed by one activation band per class or none.
+    legend
+        Its classes, where its tags don't hold them.
+    allow_vrt, allow_remote
+        As in `lulc.rasters.sources.open_source`.
+
+    Raises
+    ------
+    InputError
+        If the file can't be opened, its legend is missing or damaged, or its bands don't fit the legend.
+    """
+    source = open_source(path, allow_vrt=allow_vrt, allow_remote=allow_remote)
+    try:
+        tags = source.tags
+        found = _legend_from(tags.get(LEGEND_TAG), str(path)) or legend
+        if found is None:
+            raise InputError(
+                f"cannot tell the classes of '{path}', since it has no tag {LEGEND_TAG}, expected a map "
+                "written by make_classifications.py",
+                "Name its scheme: --scheme kaakonkulma-13, or a CSV with its classes.",
+            )
+        measures = [name for name in source.names[1 + len(found) :] if name in MEASURES]
+        if len(source.layers) - len(measures) not in (1, 1 + len(found)):
+            raise InputError(
+                f"cannot read the map '{path}', since it has {len(source.layers)} bands, expected 1, or "
+                f"{1 + len(found)} for the {len(found)} classes of '{found.name}'",
+                "Give the map itself, or the scheme that fits it.",
+            )
+        return ClassMap(source, tags, found)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _legend_from(text: str | None, path: str) -> Legend | None:
+    if text is None:
+        return None
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        data = None
+    check_document(data, LEGEND_SCHEMA, "legend in the tags of the map", path)
+    return Legend.from_json(data)

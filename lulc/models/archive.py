@@ -1,0 +1,433 @@
+"""Weights files read as what they should be: arrays. Nothing in them chooses a class or a function.
+
+``.keras`` archives (zip: JSON configuration and HDF5 weights) and Keras 2 ``.h5`` files are opened with
+zipfile and h5py alone; each thing that could run code, read another file or exhaust memory is refused
+with its reason before a value is read. No deep-learning framework is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from lulc.core.schema import InputError
+
+Arrays = dict[str, np.ndarray]
+"""float32 arrays by ``layer/variable``."""
+
+MAX_BYTES = 2 * 2**30
+"""Largest weights file that is opened; the original network has 43 MB."""
+
+MAX_JSON_BYTES = 16 * 2**20
+MAX_RATIO = 100
+"""A member that grows more than this in unpacking is a bomb: weights hardly compress."""
+
+MAX_OBJECTS = 20_000
+MAX_DEPTH = 12
+
+CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+
+VARIABLES = {
+    "Conv2D": ("kernel", "bias"),
+    "Conv2DTranspose": ("kernel", "bias"),
+    "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "Dense": ("kernel", "bias"),
+    "DepthwiseConv2D": ("kernel",),
+    "LayerNormalization": ("gamma", "beta"),
+    "LayerScale": ("gamma",),
+    "Standardization": ("mean", "std"),
+}
+"""Variables of each layer in the order in which Keras numbers them."""
+
+LAYERS = VARIABLES.keys() | {
+    "Activation",
+    "Add",
+    "Concatenate",
+    "Dropout",
+    "GlobalAveragePooling2D",
+    "InputLayer",
+    "MaxPooling2D",
+    "Multiply",
+    "ReLU",
+    "Reshape",
+    "Softmax",
+    "UpSampling2D",
+    "ZeroPadding2D",
+}
+"""Layers that a network of this toolkit consists of."""
+
+CLASSES = LAYERS | {
+    "Functional",
+    "Model",
+    "DTypePolicy",
+    "HeNormal",
+    "GlorotUniform",
+    "VarianceScaling",
+    "Constant",
+    "Zeros",
+    "Ones",
+    "__tuple__",
+    "__keras_tensor__",
+}
+"""Everything that a configuration may name as a class."""
+
+
+class _Refusal(Exception):
+    """Why a file is not read."""
+
+
+def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int = MAX_BYTES) -> Arrays:
+    """Arrays of a weights file, ``.keras`` or ``.h5``.
+
+    Parameters
+    ----------
+    path
+        The file.
+    sha256
+        What its content must have; not compared where empty.
+    limit
+        Bytes that its arrays may have in all.
+
+    Returns
+    -------
+    dict
+        float32 arrays by ``layer/variable``, all finite.
+
+    Raises
+    ------
+    InputError
+        With the reason, if the file is missing or is anything but plain weights.
+    """
+    path = Path(path)
+    try:
+        content = _read_file(path, sha256)
+        arrays = _read_keras(content, limit) if path.suffix == ".keras" else _read_legacy(content, limit)
+        _check_values(arrays)
+    except _Refusal as refusal:
+        raise _refused(path, str(refusal)) from refusal
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise _refused(path, f"it is damaged or no weights file ({error})") from error
+    return arrays
+
+
+def read_layers(path: str | os.PathLike[str], groups: Mapping[str, Sequence[str]]) -> Arrays:
+    """Arrays of an HDF5 file of a network that is not this toolkit's own, as Keras 2 or 3 wrote it.
+
+    Layers are known by their names; where a file in the format of Keras 2 has other names but as many, they
+    follow each other as they do here, which is how Keras reads such a file.
+
+    Parameters
+    ----------
+    path
+        Weights only, or a whole model, of which nothing but its arrays is looked at.
+    groups
+        For each layer with weights, in order: ``layer/variable`` of its arrays, in order; layers that Keras
+        nests within one have their arrays there.
+
+    Returns
+    -------
+    dict
+        float32 arrays by ``layer/variable``, all finite; layers that are not asked for are left out.
+
+    Raises
+    ------
+    InputError
+        With the reason, if the file is missing or is anything but plain weights, or lacks arrays.
+    """
+    path = Path(path)
+    try:
+        content = _read_file(path, "")
+        with h5py.File(io.BytesIO(content), "r") as file:
+            found = _grouped(file, dict(_walk(file, len(content), MAX_BYTES)))
+            arrays = _named(found, groups, ordered=bool(_order_of(file)))
+        _check_values(arrays)
+    except _Refusal as refusal:
+        raise _refused(path, str(refusal)) from refusal
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
+        raise _refused(path, f"it is damaged or no weights file ({error})") from error
+    return arrays
+
+
+def variables_of(model: Any) -> dict[str, Any]:
+    """The variables of a network, or of a list of layers, by ``layer/variable``.
+
+    Named by `VARIABLES`: what a layer leaves unnamed, Keras numbers anew in every process.
+    """
+    return {
+        f"{layer.name}/{name}": variable
+        for layer in getattr(model, "layers", model)
+        for name, variable in zip(VARIABLES.get(type(layer).__name__, ()), layer.weights, strict=False)
+    }
+
+
+def compare_shapes(
+    found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str | os.PathLike[str]
+) -> None:
+    """Raise InputError naming what differs between two sets of variables, shapes by ``layer/variable``."""
+    missing = [n for n in expected if n not in found]
+    other = [n for n in found if n not in expected]
+    differing = [
+        f"{n} {found[n]} instead of {expected[n]}" for n in expected if n in found and found[n] != expected[n]
+    ]
+    parts = (("it lacks", missing), ("it has also", other), ("shapes differ:", differing))
+    problems = [f"{text} {_shorten(names)}" for text, names in parts if names]
+    if problems:
+        raise InputError(
+            f"cannot use the weights '{where}', since they are not those of this network: "
+            f"{'; '.join(problems)}",
+            "Take weights and card from one source, or give the options that the network was trained with.",
+        )
+
+
+def _read_file(path: Path, sha256: str) -> bytes:
+    if not path.is_file():
+        raise _Refusal("there is no such file")
+    if path.stat().st_size > MAX_BYTES:
+        raise _Refusal(f"it has {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
+    # Hashed and parsed are the same bytes, also if the file is exchanged meanwhile.
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 and found != sha256:
+        raise _Refusal(f"its sha256 is {found}, expected {sha256} as its card says")
+    return content
+
+
+def _read_keras(content: bytes, limit: int) -> Arrays:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        _check_members(archive, limit)
+        classes = _check_config(json.loads(_member(archive, CONFIG)))
+        weights = _member(archive, WEIGHTS)
+    with h5py.File(io.BytesIO(weights), "r") as file:
+        datasets = dict(_walk(file, len(weights), limit))
+        arrays: Arrays = {}
+        for name, dataset in datasets.items():
+            if re.fullmatch(r"layers/\w+/seed_generator/vars/0", name):
+                continue
+            match = re.fullmatch(r"layers/\w+/vars/(\d)", name)
+            layer = _text(dataset.parent.attrs.get("name")) if match else ""
+            variables = VARIABLES.get(classes.get(layer, ""), ())
+            if not match or int(match[1]) >= len(variables):
+                raise _Refusal(f"it holds '{name}', which is no variable of a layer in its configuration")
+            _add(arrays, f"{layer}/{variables[int(match[1])]}", dataset)
+        return arrays
+
+
+def _check_members(archive: zipfile.ZipFile, limit: int) -> None:
+    names = [m.filename for m in archive.infolist()]
+    if sorted(names) != sorted((CONFIG, METADATA, WEIGHTS)):
+        shown = ", ".join(repr(n[:80]) for n in names[:10])
+        raise _Refusal(f"it holds the members {shown}, expected '{CONFIG}', '{METADATA}', '{WEIGHTS}'")
+    for member in archive.infolist():
+        most = limit + 2**24 if member.filename == WEIGHTS else MAX_JSON_BYTES
+        if member.file_size > most or member.file_size > MAX_RATIO * max(member.compress_size, 1):
+            raise _Refusal(
+                f"its member '{member.filename}' grows from {member.compress_size} to {member.file_size} "
+                f"bytes (a zip bomb), expected at most {most} bytes and {MAX_RATIO} times"
+            )
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    size = archive.getinfo(name).file_size
+    with archive.open(name) as file:
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise _Refusal(f"its member '{name}' has another size than the archive says (a zip bomb)")
+    return content
+
+
+def _check_config(config: Any) -> dict[str, str]:
+    """Class of each layer by its name, after every class in the configuration was found harmless."""
+    for holder in _holders(config):
+        _check_class(str(holder["class_name"]))
+    layers = config["config"]["layers"]
+    return {str(layer["config"]["name"]): str(layer["class_name"]) for layer in layers}
+
+
+def _check_class(name: str) -> None:
+    if name == "Lambda":
+        raise _Refusal("it holds a Lambda layer, which would run code")
+    if name not in CLASSES:
+        raise _Refusal(f"its configuration names the class '{name[:80]}', which no network here has")
+
+
+def _holders(node: Any) -> Iterator[dict[str, Any]]:
+    """Every dictionary within `node` that names a class."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            if "class_name" in node:
+                yield node
+            waiting.extend(node.values())
+        elif isinstance(node, list):
+            waiting.extend(node)
+
+
+def _read_legacy(content: bytes, limit: int) -> Arrays:
+    """Arrays of a Keras 2 file: a whole model, or weights only."""
+    with h5py.File(io.BytesIO(content), "r") as file:
+        datasets = dict(_walk(file, len(content), limit))
+        config = _text(file.attrs.get("model_config"))
+        if len(config) > MAX_JSON_BYTES:
+            raise _Refusal(f"its configuration has {len(config)} bytes, expected at most {MAX_JSON_BYTES}")
+        if config:
+            for holder in _holders(json.loads(config)):
+                _check_class(str(holder["class_name"]))
+        arrays: Arrays = {}
+        for name, dataset in datasets.items():
+            parts = name.split("/")
+            if parts[0] == "optimizer_weights":
+                continue
+            layer = parts[1] if parts[0] == "model_weights" and len(parts) > 1 else parts[0]
+            _add(arrays, f"{layer}/{parts[-1].removesuffix(':0')}", dataset)
+        return arrays
+
+
+def _grouped(file: h5py.File, datasets: dict[str, h5py.Dataset]) -> dict[str, list[h5py.Dataset]]:
+    """Arrays by the layer that holds them, in the order in which the layer has them."""
+    found: dict[str, dict[int, h5py.Dataset]] = {}
+    for name, dataset in datasets.items():
+        if name.startswith("layers/"):
+            match = re.fullmatch(r"(?:layers/\w+/)+vars/(\d+)", name)
+            if match:
+                found.setdefault(_text(dataset.parent.attrs.get("name")), {})[int(match[1])] = dataset
+            continue
+        root = "model_weights/" if name.startswith("model_weights/") else ""
+        layer, _, rest = name.removeprefix(root).partition("/")
+        names = [_text(n) for n in file[root + layer].attrs.get("weight_names", ())]
+        if rest in names:
+            found.setdefault(layer, {})[names.index(rest)] = dataset
+    return {
+        layer: [found[layer][i] for i in sorted(found[layer])]
+        for layer in (_order_of(file) or sorted(found))
+        if layer in found
+    }
+
+
+def _order_of(file: h5py.File) -> list[str]:
+    """Names of the layers in the network's order, which the format of Keras 2 alone has."""
+    return [_text(n) for n in file.get("model_weights", file).attrs.get("layer_names", ())]
+
+
+def _named(
+    found: dict[str, list[h5py.Dataset]], groups: Mapping[str, Sequence[str]], *, ordered: bool
+) -> Arrays:
+    flat: dict[str, list[str]] = {}
+    for name in (name for names in groups.values() for name in names):
+        flat.setdefault(name.split("/")[0], []).append(name)
+    known: Mapping[str, Sequence[str]] = groups if found.keys() & groups.keys() == groups.keys() else flat
+    if ordered and not found.keys() & known.keys() and len(found) == len(groups):
+        known = dict(zip(found, groups.values(), strict=True))
+    arrays: Arrays = {}
+    for layer, names in known.items():
+        held = found.get(layer, [])
+        if len(held) != len(names):
+            raise _Refusal(
+                f"it is of another network: its layer '{layer}' has {len(held)} arrays, expected {len(names)}"
+            )
+        for name, dataset in zip(names, held, strict=True):
+            _add(arrays, name, dataset)
+    return arrays
+
+
+def _walk(file: h5py.File, size: int, limit: int) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Every dataset with its path, each link and dataset found harmless first."""
+    waiting: list[tuple[str, h5py.Group, int]] = [("", file, 0)]
+    seen: set[int] = set()
+    declared = 0
+    while waiting:
+        path, group, depth = waiting.pop()
+        for name in group:
+            place = f"{path}{name}"
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
+                raise _Refusal(f"'{place[:80]}' is {kind}, expected arrays only")
+            child = group[name]
+            address = h5py.h5o.get_info(child.id).addr
+            if address in seen or len(seen) >= MAX_OBJECTS or depth >= MAX_DEPTH:
+                raise _Refusal(f"'{place[:80]}' is linked twice, or lies among too many or too deep groups")
+            seen.add(address)
+            if isinstance(child, h5py.Group):
+                waiting.append((f"{place}/", child, depth + 1))
+                continue
+            _check_dataset(place, child)
+            declared += child.size * child.dtype.itemsize
+            if declared > min(size, limit):
+                raise _Refusal(
+                    f"its arrays have over {declared} bytes with '{place[:80]}' (a shape bomb), "
+                    f"expected at most {min(size, limit)}"
+                )
+            yield place, child
+
+
+def _check_dataset(place: str, dataset: Any) -> None:
+    if not isinstance(dataset, h5py.Dataset):
+        raise _Refusal(f"'{place[:80]}' is neither group nor array")
+    if dataset.dtype.kind not in "fiub" or dataset.dtype.hasobject:
+        raise _Refusal(f"'{place[:80]}' has the type {dataset.dtype}, expected numbers")
+    layout = dataset.id.get_create_plist()
+    if layout.get_external_count() or dataset.is_virtual:
+        raise _Refusal(f"'{place[:80]}' takes its values from another file")
+    if layout.get_nfilters():
+        raise _Refusal(f"'{place[:80]}' is compressed, expected plain arrays")
+    needed = dataset.size * dataset.dtype.itemsize
+    if dataset.id.get_storage_size() < needed:
+        raise _Refusal(
+            f"'{place[:80]}' declares {dataset.shape} but stores {dataset.id.get_storage_size()} of "
+            f"{needed} bytes (a shape bomb)"
+        )
+
+
+def _add(arrays: Arrays, name: str, dataset: h5py.Dataset) -> None:
+    if name in arrays:
+        raise _Refusal(f"it holds '{name[:80]}' twice")
+    if dataset.dtype.kind != "f":
+        raise _Refusal(f"'{name[:80]}' has the type {dataset.dtype}, expected floating-point numbers")
+    arrays[name] = dataset[()].astype("float32")
+
+
+def _check_values(arrays: Arrays) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise _Refusal(f"'{name[:80]}' holds NaN or infinite weights")
+        low = 0 if name.endswith("/moving_variance") else np.nextafter(np.float32(0), np.float32(1))
+        if name.endswith(("/moving_variance", "/std")) and (array < low).any():
+            raise _Refusal(f"'{name[:80]}' holds {array.min()}, expected positive values")
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value or "")
+
+
+def _shorten(names: Iterable[str], most: int = 5) -> str:
+    names = [n[:120] for n in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _refused(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"cannot read the weights '{path}', since {reason}",
+        "Take the file from its source again, or train with train_model.py; only files that hold weights "
+        "and nothing else are read.",
+    )

@@ -1,0 +1,282 @@
+"""The deep-learning framework below Keras: the only place that imports tensorflow, jax or torch.
+
+Importing this module imports Keras and the framework that ``KERAS_BACKEND`` names (tensorflow where it
+names none). Modules that need Keras take it from here (``from lulc.models.backend import keras``), so that
+logs are quiet and arrays are channels-last whatever the user's own Keras settings say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# TensorFlow brings a ZSTD of its own, which would take the place of this one where it is loaded first: the
+# bytes of maps depended on it.
+import numcodecs.zstd  # noqa: F401
+import numpy as np
+
+from lulc.core.schema import InputError
+
+BACKENDS = {"tensorflow": "cpu", "jax": "jax", "torch": "torch"}
+"""Frameworks that Keras runs on, and the extra of this package that installs each."""
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""float32 (n, y, x, band) to float32 (n, y, x, class)."""
+
+_Planes = Callable[[np.ndarray], np.ndarray]
+"""float32 (n, y, x, band) to float32 (n, class, y, x)."""
+
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+"""Keras' policy for each precision; with float16 Keras scales the loss by itself."""
+
+INSTRUCTIONS = {
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+"""What Linux calls the instructions of processors that multiply in a precision, x86 and ARM."""
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GLOG_minloglevel", "3")
+
+if os.environ["KERAS_BACKEND"] not in BACKENDS:
+    raise InputError(
+        f"cannot use the backend '{os.environ['KERAS_BACKEND']}', expected one of {', '.join(BACKENDS)}",
+        "Set KERAS_BACKEND=tensorflow, or unset it.",
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep standard error from native code that ignores every log level while it starts.
+
+    What was written is given out after all when the block fails.
+    """
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            written.seek(0)
+            os.write(standard_error, written.read())
+            raise
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+
+
+try:
+    with _quiet():
+        import keras
+except ModuleNotFoundError as error:
+    wanted = os.environ["KERAS_BACKEND"]
+    raise InputError(
+        f"cannot use the backend '{wanted}', since the Python package '{error.name}' is not installed",
+        f"Install it in the folder of this project with: pip install '.[{BACKENDS[wanted]}]', or set "
+        "KERAS_BACKEND to an installed one.",
+    ) from error
+
+keras.config.set_image_data_format("channels_last")
+keras.config.set_floatx("float32")
+
+__all__ = [
+    "BACKENDS",
+    "Predict",
+    "cache_programs",
+    "compile_predict",
+    "computes_in",
+    "device_name",
+    "exact_float32",
+    "keras",
+    "limit_threads",
+    "name",
+    "precision",
+    "seed",
+    "versions",
+]
+
+
+def name() -> str:
+    """Name of the framework in use: tensorflow, jax or torch."""
+    return str(keras.backend.backend())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Keras and of the framework, for cards and tags."""
+    framework: Any = _framework()
+    return {"keras": str(keras.__version__), name(): str(framework.__version__).split("+")[0]}
+
+
+def device_name() -> str:
+    """What the network runs on, in words: ``CPU`` or the name of the first GPU."""
+    framework: Any = _framework()
+    if name() == "tensorflow":
+        gpus = framework.config.list_physical_devices("GPU")
+        if not gpus:
+            return "CPU"
+        return str(framework.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU"))
+    if name() == "jax":
+        device = framework.devices()[0]
+        return "CPU" if device.platform == "cpu" else str(device.device_kind)
+    return str(framework.cuda.get_device_name(0)) if framework.cuda.is_available() else "CPU"
+
+
+def seed(value: int, *, deterministic: bool = False) -> None:
+    """Seed Python, NumPy and the framework.
+
+    Parameters
+    ----------
+    value
+        Seed, 0 or more.
+    deterministic
+        Also ask the framework for operations whose result does not depend on the order of threads.
+    """
+    keras.utils.set_random_seed(value)
+    if not deterministic:
+        return
+    framework: Any = _framework()
+    if name() == "tensorflow":
+        framework.config.experimental.enable_op_determinism()
+    elif name() == "torch":
+        framework.use_deterministic_algorithms(True, warn_only=True)
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Layers made inside compute in ``float32``, ``bfloat16`` or ``float16``."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(POLICIES[name])
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def computes_in(precision: str, described: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the device multiplies in a precision; a processor that doesn't takes many times as long.
+
+    Parameters
+    ----------
+    precision
+        ``float32``, ``bfloat16`` or ``float16``.
+    described
+        What Linux says of the processor; where there is no such file, nothing is known against it.
+    """
+    if precision not in INSTRUCTIONS or device_name() != "CPU" or not described.is_file():
+        return True
+    return not INSTRUCTIONS[precision].isdisjoint(described.read_text().split())
+
+
+def exact_float32() -> None:
+    """Have this process compute float32 as such; GPUs round factors to 10 bits (TF32) unless told not to."""
+    framework: Any = _framework()
+    if name() == "tensorflow":
+        framework.config.experimental.enable_tensor_float_32_execution(False)
+    elif name() == "jax":
+        framework.config.update("jax_default_matmul_precision", "highest")
+    else:
+        framework.backends.cudnn.allow_tf32 = framework.backends.cuda.matmul.allow_tf32 = False
+
+
+def cache_programs() -> None:
+    """Have JAX keep what it compiles for a GPU, a minute for a training step, in the user's cache folder.
+
+    That is ``lulc/jax`` in ``$XDG_CACHE_HOME``, or another that ``JAX_COMPILATION_CACHE_DIR`` names.
+    """
+    if name() != "jax" or device_name() == "CPU" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    framework: Any = _framework()
+    framework.config.update("jax_compilation_cache_dir", os.path.join(base, "lulc", "jax"))
+
+
+def limit_threads(count: int) -> None:
+    """Let the framework compute with at most `count` threads.
+
+    To be called before the first network is built; JAX reads its thread count from the processor
+    affinity when it starts, so there the whole process is bound to `count` processors.
+    """
+    framework: Any = _framework()
+    if name() == "tensorflow":
+        framework.config.threading.set_intra_op_parallelism_threads(count)
+        framework.config.threading.set_inter_op_parallelism_threads(min(count, 2))
+    elif name() == "torch":
+        framework.set_num_threads(count)
+    else:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
+def compile_predict(model: keras.Model, shape: tuple[int, int, int] | None = None) -> Predict:
+    """The forward pass of `model` as a compiled function from arrays to arrays.
+
+    Parameters
+    ----------
+    model
+        Network with one input (n, y, x, band) and one output.
+    shape
+        (n, y, x) of every call, where all are equal; a static shape lets the framework plan its memory.
+
+    Returns
+    -------
+    Predict
+        float32 (n, y, x, band) to float32 (n, y, x, class), whose planes are contiguous: what is done with
+        them goes class by class, and a GPU moves axes for nothing. The weights are those at the time of the
+        call on TensorFlow and PyTorch, those at the time of compilation on JAX.
+    """
+    compilers = {"tensorflow": _compile_tensorflow, "jax": _compile_jax, "torch": _compile_torch}
+    planes = compilers[name()](model, shape)
+    return lambda x: np.moveaxis(planes(x), 1, -1)
+
+
+def _compile_tensorflow(model: keras.Model, shape: tuple[int, int, int] | None) -> _Planes:
+    tensorflow: Any = _framework()
+    signature = tensorflow.TensorSpec((*(shape or (None,) * 3), model.input_shape[-1]), "float32")
+
+    @tensorflow.function(input_signature=[signature], autograph=False)
+    def forward(x: Any) -> Any:
+        return tensorflow.transpose(tensorflow.cast(model(x, training=False), "float32"), (0, 3, 1, 2))
+
+    concrete = forward.get_concrete_function()
+    return lambda x: np.asarray(concrete(tensorflow.constant(x, "float32")))
+
+
+def _compile_jax(model: keras.Model, shape: tuple[int, int, int] | None) -> _Planes:
+    jax: Any = _framework()
+    trainable = [v.value for v in model.trainable_variables]
+    fixed = [v.value for v in model.non_trainable_variables]
+
+    @jax.jit
+    def forward(trainable: Any, fixed: Any, x: Any) -> Any:
+        y = model.stateless_call(trainable, fixed, x, training=False)[0]
+        return jax.numpy.moveaxis(y.astype("float32"), -1, 1)
+
+    return lambda x: np.asarray(forward(trainable, fixed, np.asarray(x, "float32")))
+
+
+def _compile_torch(model: keras.Model, shape: tuple[int, int, int] | None) -> _Planes:
+    torch: Any = _framework()
+
+    def forward(x: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            y = model(keras.ops.convert_to_tensor(x, "float32"), training=False)
+        planes = keras.ops.cast(y, "float32").permute(0, 3, 1, 2).contiguous()
+        return np.asarray(keras.ops.convert_to_numpy(planes))
+
+    return forward
+
+
+def _framework() -> Any:
+    if name() == "tensorflow":
+        import tensorflow as framework
+    elif name() == "jax":
+        import jax as framework
+    else:
+        import torch as framework
+    return framework

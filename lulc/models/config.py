@@ -1,0 +1,235 @@
+"""The shape of a network in words: what a model card says, enough to build it again.
+
+Plain data; importing it loads no deep-learning framework.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lulc.core.schema import MAX_CLASSES, InputError
+from lulc.models.backbones import BACKBONES, LEVELS
+
+MAX_FILTERS = 4096
+"""No stage of a network that this toolkit trains comes near this width."""
+
+MAX_STAGES = 8
+
+DECODER = (256, 128, 64, 32, 16)
+"""Filters of the decoder over an encoder of `keras.applications`, where not given."""
+
+_WIDTHS = {
+    "type": "array",
+    "maxItems": MAX_STAGES,
+    "items": {"type": "integer", "minimum": 1, "maximum": MAX_FILTERS},
+}
+
+NETWORK_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["classes", "channels", "filters"],
+    "additionalProperties": False,
+    "properties": {
+        "classes": {"type": "integer", "minimum": 1, "maximum": MAX_CLASSES},
+        "channels": {"type": "integer", "minimum": 1, "maximum": 1024},
+        "encoder": {"enum": ["", *BACKBONES]},
+        "filters": _WIDTHS,
+        "decoder_filters": _WIDTHS,
+        "bottleneck": {"type": "integer", "minimum": 0, "maximum": 16},
+        "block": {"enum": ["transpose", "upsample"]},
+        "dropout": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+        "norm": {"enum": ["batch", "none"]},
+        "activation": {"enum": ["softmax", "sigmoid", "linear"]},
+    },
+}
+"""JSON Schema of `NetworkConfig.to_json`."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A U-Net; the default is the original network.
+
+    Parameters
+    ----------
+    classes
+        Channels of the output; 1 for one class against the rest (sigmoid).
+    channels
+        Channels of the input.
+    filters
+        Filters of the encoder stages, from full resolution downwards; their number is the depth. Empty where
+        `encoder` is given.
+    decoder_filters
+        Filters of the decoder stages, from the coarsest upwards; twice the mirrored encoder filters
+        where empty. Over an `encoder` their number is how often it halves the resolution, 256, 128, 64, 32
+        and 16 where empty.
+    bottleneck
+        3x3 convolutions between encoder and decoder, each with twice the last encoder filters; over an
+        `encoder` with the filters of the first decoder stage.
+    block
+        How the decoder upsamples: transposed convolution, or repetition and two convolutions.
+    dropout
+        Rate before the last convolution, 0..1.
+    norm
+        Normalisation after each convolution: batch, or none (the convolutions then have a bias); an `encoder`
+        keeps its own.
+    activation
+        softmax, sigmoid for a single class, or linear for a pretrained network, which knows no classes: it
+        fills in hidden values of its channels.
+    encoder
+        One of `lulc.models.backbones.BACKBONES` instead of the encoder stages; empty for these. The
+        decoder's last stage then joins with the standardised image, and stages of resolutions that the
+        encoder passes over join with nothing.
+
+    Raises
+    ------
+    InputError
+        If the fields contradict each other or lie outside their range.
+    """
+
+    classes: int = 13
+    channels: int = 14
+    filters: tuple[int, ...] = (32, 64, 128, 256)
+    decoder_filters: tuple[int, ...] = ()
+    bottleneck: int = 0
+    block: str = "transpose"
+    dropout: float = 0.0
+    norm: str = "batch"
+    activation: str = "softmax"
+    encoder: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.decoder_filters:
+            mirrored = tuple(2 * f for f in reversed(self.filters))
+            object.__setattr__(self, "decoder_filters", DECODER if self.encoder else mirrored)
+        for problem in self._problems():
+            raise InputError(f"cannot build the network, since {problem}", "Change the network's options.")
+
+    def _problems(self) -> list[str]:
+        widths = (*self.filters, *self.decoder_filters)
+        checks = [
+            *self._depth_checks(),
+            (
+                all(1 <= w <= MAX_FILTERS for w in widths),
+                f"its filters are {widths}, expected 1..{MAX_FILTERS} each",
+            ),
+            (1 <= self.classes <= MAX_CLASSES, f"it has {self.classes} classes, expected 1..{MAX_CLASSES}"),
+            (self.channels >= 1, f"it has {self.channels} channels, expected at least 1"),
+            (
+                self.bottleneck >= 0,
+                f"it has {self.bottleneck} bottleneck convolutions, expected 0 or more",
+            ),
+            (0 <= self.dropout < 1, f"its dropout rate is {self.dropout}, expected 0 <= rate < 1"),
+            (
+                self.block in ("transpose", "upsample"),
+                f"its block is '{self.block}', expected transpose or upsample",
+            ),
+            (self.norm in ("batch", "none"), f"its norm is '{self.norm}', expected batch or none"),
+            (
+                self.activation in ("linear", "sigmoid" if self.classes == 1 else "softmax"),
+                f"its activation is '{self.activation}' with {self.classes} classes, expected sigmoid "
+                "with 1 class or softmax with more",
+            ),
+        ]
+        return [problem for holds, problem in checks if not holds]
+
+    def _depth_checks(self) -> list[tuple[bool, str]]:
+        stages, decoder = len(self.filters), len(self.decoder_filters)
+        if not self.encoder:
+            return [
+                (1 <= stages <= MAX_STAGES, f"it has {stages} encoder stages, expected 1..{MAX_STAGES}"),
+                (
+                    stages == decoder,
+                    f"it has {decoder} decoder and {stages} encoder stages, expected as many of each",
+                ),
+            ]
+        if self.encoder not in BACKBONES:
+            return [(False, f"its encoder is '{self.encoder}', expected one of {', '.join(BACKBONES)}")]
+        least = BACKBONES[self.encoder].shallowest
+        return [
+            (
+                not stages,
+                f"it has {stages} encoder stages beside the encoder '{self.encoder}', expected none",
+            ),
+            (
+                least <= decoder <= LEVELS,
+                f"it has {decoder} decoder stages over {self.encoder}, expected {least}..{LEVELS}",
+            ),
+        ]
+
+    @property
+    def depth(self) -> int:
+        """How often the resolution is halved."""
+        return len(self.decoder_filters)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of what the decoder joins with, at strides 1, 2, ..., and last of what it starts from.
+
+        0 where it joins with nothing.
+        """
+        if self.encoder:
+            return BACKBONES[self.encoder].widths(self.channels, self.depth)
+        return (*self.filters, self.filters[-1])
+
+    @property
+    def bottleneck_filters(self) -> int:
+        """Filters of the convolutions between encoder and decoder."""
+        return self.decoder_filters[0] if self.encoder else 2 * self.filters[-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON-ready data, the inverse of `from_json`."""
+        # A card of the network's own stages stays as versions before other encoders wrote and read it.
+        said = {k: v for k, v in asdict(self).items() if k != "encoder" or v}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in said.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> NetworkConfig:
+        """A configuration from data that fit `NETWORK_SCHEMA`."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**fields)
+
+    def variable_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each variable, by ``layer/variable``: what a weights file of this network must hold.
+
+        Known without a framework, so that a file is compared before anything is allocated for it.
+        """
+        shapes: dict[str, tuple[int, ...]] = {
+            "standardization/mean": (self.channels,),
+            "standardization/std": (self.channels,),
+        }
+        if self.encoder:
+            shapes |= BACKBONES[self.encoder].variable_shapes(self.channels, self.depth)
+        wide = self.channels
+        for s, filters in enumerate(self.filters):
+            shapes |= self._convolution(f"encoder_stage{s}", 1, wide, filters)
+            shapes |= self._convolution(f"encoder_stage{s}", 2, filters, filters)
+            wide = filters
+        *skips, wide = self.widths
+        for i in range(1, self.bottleneck + 1):
+            shapes |= self._convolution("bottleneck", i, wide, self.bottleneck_filters)
+            wide = self.bottleneck_filters
+        for s, (filters, skip) in enumerate(zip(self.decoder_filters, reversed(skips), strict=True)):
+            stage = f"decoder_stage{s}"
+            if self.block == "transpose":
+                shapes[f"{stage}_up/kernel"] = (4, 4, filters, wide)
+                shapes |= self._after(f"{stage}_up", f"{stage}_bn1", filters)
+                shapes |= self._convolution(stage, 2, filters + skip, filters)
+            else:
+                shapes |= self._convolution(stage, 1, wide + skip, filters)
+                shapes |= self._convolution(stage, 2, filters, filters)
+            wide = filters
+        return shapes | {"final_conv/kernel": (3, 3, wide, self.classes), "final_conv/bias": (self.classes,)}
+
+    def channels_of(self, convolution: str) -> int:
+        """How many channels a convolution gives; KeyError where there is none of that name."""
+        *_, first, second = self.variable_shapes()[f"{convolution}/kernel"]
+        return first if convolution.endswith("_up") else second
+
+    def _convolution(self, stage: str, i: int, wide: int, filters: int) -> dict[str, tuple[int, ...]]:
+        kernel = {f"{stage}_conv{i}/kernel": (3, 3, wide, filters)}
+        return kernel | self._after(f"{stage}_conv{i}", f"{stage}_bn{i}", filters)
+
+    def _after(self, layer: str, norm: str, filters: int) -> dict[str, tuple[int, ...]]:
+        if self.norm == "none":
+            return {f"{layer}/bias": (filters,)}
+        return {f"{norm}/{v}": (filters,) for v in ("gamma", "beta", "moving_mean", "moving_variance")}

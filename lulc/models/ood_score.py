@@ -1,0 +1,202 @@
+"""How unlike the training data a pixel is: its distance from what the classes look like there."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.core.schema import IGNORE, MAX_CLASSES, InputError
+from lulc.core.statistics import Statistics
+from lulc.datasets.arrays import Layers
+
+PIXELS = 200_000
+"""Pixels that the distances are fitted on, and as many that they are compared with, at most."""
+
+AT_ONCE = 1 << 16
+"""Pixels whose distances are computed together, so that a window costs no memory of its own."""
+
+SHRINKAGE = 1e-3
+"""Added to the variances of the standardised channels: indices are nearly functions of the bands."""
+
+LEVELS = (*np.linspace(0, 0.99, 100).round(2).tolist(), *np.linspace(0.991, 0.999, 9).round(3).tolist(), 1.0)
+"""Shares of the held-out pixels whose distances are kept."""
+
+_ROW = {"type": "array", "minItems": 1, "maxItems": 1024, "items": {"type": "number"}}
+
+NOVELTY_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["centres", "whitening", "distances"],
+    "additionalProperties": False,
+    "properties": {
+        "centres": {"type": "array", "minItems": 1, "maxItems": MAX_CLASSES, "items": _ROW},
+        "whitening": {"type": "array", "minItems": 1, "maxItems": 1024, "items": _ROW},
+        "distances": {
+            "type": "array",
+            "minItems": len(LEVELS),
+            "maxItems": len(LEVELS),
+            "items": {"type": "number", "minimum": 0},
+        },
+    },
+}
+"""JSON Schema of `Novelty.to_json`."""
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """Where the training data lie among all values that the channels can have.
+
+    Parameters
+    ----------
+    centres
+        Mean of each class that training pixels have, in standardised channels after `whitening`.
+    whitening
+        (channel, channel); turns the covariance that the classes share into the identity.
+    distances
+        At `LEVELS`, the distance from the nearest centre that this share of the held-out pixels keeps.
+
+    Raises
+    ------
+    InputError
+        If these do not fit together.
+
+    References
+    ----------
+    Lee et al. 2018, NeurIPS, section 2.1: Mahalanobis distance from the nearest of Gaussians with one
+    covariance. There of a layer's features, here of the channels, which every engine has.
+    """
+
+    centres: Rows
+    whitening: Rows
+    distances: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        channels = len(self.whitening)
+        square = all(len(row) == channels for row in (*self.whitening, *self.centres))
+        values = [*itertools.chain(*self.whitening, *self.centres), *self.distances]
+        rising = all(a <= b for a, b in itertools.pairwise(self.distances))
+        if not (square and rising and np.isfinite(values).all() and len(self.distances) == len(LEVELS)):
+            raise InputError(
+                "cannot tell novelty, since centres, whitening and distances don't fit together, expected "
+                "finite numbers, as many for each class as there are channels, and distances that rise",
+                "They come from training: train again, or take the original card.",
+            )
+
+    def of(self, x: NDArray[np.float32], statistics: Statistics) -> NDArray[np.float32]:
+        """Share of the held-out pixels that were nearer to the training data.
+
+        Parameters
+        ----------
+        x
+            float32 (..., band) in physical units.
+        statistics
+            Of the training.
+
+        Returns
+        -------
+        float32 (...)
+            0..1; a threshold of 0.99 flags 1 % of the pixels where they are like the held-out ones, 1 is
+            farther away than any of them. NaN where a channel is.
+        """
+        pixels = x.reshape(-1, x.shape[-1])
+        found = np.empty(len(pixels), np.float32)
+        for start in range(0, len(pixels), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            found[some] = np.interp(np.sqrt(self._squares(pixels[some], statistics)), self.distances, LEVELS)
+        return found.reshape(x.shape[:-1])
+
+    def _squares(self, pixels: NDArray[np.float32], statistics: Statistics) -> NDArray[np.float32]:
+        """Squared distance from the nearest centre, float32 (pixel,)."""
+        z = _standardise(pixels, statistics) @ np.array(self.whitening, np.float32).T
+        centres = np.array(self.centres, np.float32)
+        products = z @ centres.T
+        nearest = (0.5 * np.einsum("cb,cb->c", centres, centres) - products).min(axis=1)
+        return np.asarray(np.maximum(np.einsum("pb,pb->p", z, z) + 2 * nearest, 0), np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-ready data, the inverse of `from_json`."""
+        return {
+            "centres": [list(row) for row in self.centres],
+            "whitening": [list(row) for row in self.whitening],
+            "distances": list(self.distances),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Novelty:
+        """From data that fit `NOVELTY_SCHEMA`."""
+        return cls(_rows(data["centres"]), _rows(data["whitening"]), tuple(map(float, data["distances"])))
+
+
+Stacks = Sequence[tuple[Layers, Layers]]
+"""Images (y, x, band) in physical units, and their masks uint8 (y, x), 255 = ignore."""
+
+
+def fit_novelty(training: Stacks, held_out: Stacks, statistics: Statistics) -> Novelty | None:
+    """Learn where the training data lie, and how far held-out data of the same kind are from there.
+
+    Parameters
+    ----------
+    training, held_out
+        Stacks; of the held-out ones labels don't matter.
+    statistics
+        Of the training, for standardisation.
+
+    Returns
+    -------
+    Novelty or None
+        None where a labelled training pixel or a valid held-out one is wanting.
+    """
+    values, labels = _pixels(training)
+    known = labels != IGNORE
+    compared, _ = _pixels(held_out)
+    if not known.any() or not len(compared):
+        return None
+    z, labels = _standardise(values[known], statistics).astype(np.float64), labels[known]
+    classes = np.unique(labels)
+    centres = np.stack([z[labels == k].mean(axis=0) for k in classes])
+    spread = z - centres[np.searchsorted(classes, labels)]
+    covariance = spread.T @ spread / len(z) + SHRINKAGE * np.eye(z.shape[1])
+    # With the factor L of the covariance, |L^-1 z| is the Mahalanobis distance of z.
+    whitening = np.linalg.inv(np.linalg.cholesky(covariance))
+    unscaled = Novelty(_rows(centres @ whitening.T), _rows(whitening), (0.0,) * len(LEVELS))
+    distances = np.quantile(np.sqrt(unscaled._squares(compared, statistics)), LEVELS)
+    return Novelty(unscaled.centres, unscaled.whitening, tuple(distances.astype(float).tolist()))
+
+
+def _standardise(pixels: NDArray[np.float32], statistics: Statistics) -> NDArray[np.float32]:
+    mean, std = (np.array(values, np.float32) for values in (statistics.mean, statistics.std))
+    return (pixels - mean) / std
+
+
+def _pixels(stacks: Stacks) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Valid pixels of evenly spaced rows: values float32 (pixel, band), labels uint8 (pixel,)."""
+    total = sum(image.shape[0] * image.shape[1] for image, _ in stacks)
+    step = max(1, -(-total // PIXELS))
+    values, labels = [np.empty((0, stacks[0][0].shape[-1]), np.float32)], [np.empty(0, np.uint8)]
+    for rows, mask in _rows_of(stacks, step):
+        valid = ~np.isnan(rows).any(axis=-1)
+        values.append(rows[valid])
+        labels.append(mask[valid])
+    return np.concatenate(values), np.concatenate(labels)
+
+
+def _rows_of(stacks: Stacks, step: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    """Every `step`-th row of all stacks, one below the other."""
+    above = 0
+    for image, masks in stacks:
+        height, width = masks.shape
+        first, above = -above % step, above + height
+        for row in range(first, height, step):
+            place = (slice(row, row + 1), slice(0, width))
+            yield np.asarray(image[place], np.float32), np.asarray(masks[place])
+
+
+def _rows(values: Iterable[Iterable[float]]) -> Rows:
+    """Plain numbers, six digits each: what a distance needs, and a card can hold."""
+    return tuple(tuple(float(f"{v:.6g}") for v in row) for row in values)

@@ -1,0 +1,426 @@
+"""The weights file and its card: saved, found, loaded, handed on to another network.
+
+A model is two files, ``NAME.keras`` (weights) and ``NAME.json`` (its card). It is loaded by building the
+network from the card and filling in arrays; nothing in the weights file is ever run. Importing this
+module imports no deep-learning framework, and neither do `find_model`, `load_card` and `read_arrays`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from lulc.core.documents import read_document, write_document
+from lulc.core.schema import InputError
+from lulc.core.statistics import Statistics
+from lulc.core.storage import write_atomically
+from lulc.models.archive import CONFIG, METADATA, WEIGHTS, Arrays, compare_shapes, read_archive, variables_of
+from lulc.models.card import Channel, ModelCard, card_path, load_card, write_card
+from lulc.models.legacy import describe_legacy, read_legacy
+
+if TYPE_CHECKING:
+    from lulc.models.backend import keras
+
+__all__ = [
+    "PICKS",
+    "Arrays",
+    "Channel",
+    "ModelCard",
+    "arrays_of",
+    "assign",
+    "check_model",
+    "find_model",
+    "load_card",
+    "load_legacy",
+    "load_model",
+    "read_arrays",
+    "read_picks",
+    "record_picks",
+    "save_model",
+    "transfer",
+]
+
+PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1", "last")
+"""Names under which a run points out models."""
+
+PICKS_FILE = "models.json"
+
+_PICKS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["format_version", "picks"],
+    "properties": {
+        "format_version": {"const": 1},
+        "picks": {
+            "type": "object",
+            "propertyNames": {"enum": list(PICKS)},
+            "additionalProperties": {"type": "string", "pattern": r"^[^/\\.][^/\\]*\.keras$"},
+        },
+    },
+}
+
+
+def save_model(
+    model: keras.Model, card: ModelCard, path: str | os.PathLike[str], *, half: bool = False
+) -> ModelCard:
+    """Write the weights of `model` and their card, each whole or not at all, the card last.
+
+    Equal weights and cards give equal bytes.
+
+    Parameters
+    ----------
+    model
+        Network whose variables are those of ``build_unet(card.network)``.
+    card
+        Its card; sha256 and bytes are filled in.
+    path
+        ``NAME.keras``.
+    half
+        Store kernels as float16, half the size; statistics, batch norm and biases stay float32, since
+        the variance of reflectance x 10000 is beyond float16.
+
+    Returns
+    -------
+    ModelCard
+        The card as written.
+
+    Raises
+    ------
+    InputError
+        If `path` does not end in ``.keras``, or a kernel is beyond float16.
+    """
+    path = Path(path)
+    if path.suffix != ".keras":
+        raise InputError(
+            f"cannot write weights to '{path}', since weights are .keras files",
+            f"Give '{path.with_suffix('.keras')}'.",
+        )
+    arrays = arrays_of(model)
+    _compare(arrays, card, path)
+    content = _pack(card, arrays, half, path.parent)
+    # A former card must not lie beside other weights, not even after a crash.
+    card_path(path).unlink(missing_ok=True)
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(content)
+    card = replace(card, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    write_card(card, path)
+    return card
+
+
+def load_model(
+    path: str | os.PathLike[str], *, statistics: Statistics | None = None
+) -> tuple[keras.Model, ModelCard]:
+    """Build the network that a card describes and fill in the weights beside it.
+
+    Parameters
+    ----------
+    path
+        ``NAME.keras`` with its card, or a Keras 2 ``.h5`` of the original system.
+    statistics
+        For ``.h5`` files, which have none; without them the input is taken as standardised.
+
+    Raises
+    ------
+    InputError
+        If the file is refused (see `read_arrays`), or the weights are not those of the card's network.
+    """
+    if Path(path).suffix != ".keras":
+        return load_legacy(path, statistics)
+    if statistics is not None:
+        raise InputError(
+            f"cannot use other statistics with '{path}', since its card has those that it was trained with",
+            "Leave --statistics out; it is for .h5 files of the original system.",
+        )
+    card = load_card(path)
+    arrays = read_arrays(path, card)
+    from lulc.models.unet import build_unet
+
+    model = build_unet(card.network)
+    assign(model, arrays)
+    return model, card
+
+
+def load_legacy(
+    path: str | os.PathLike[str], statistics: Statistics | None = None
+) -> tuple[keras.Model, ModelCard]:
+    """Build the network that a Keras 2 ``.h5`` file of the original system holds weights of.
+
+    Parameters
+    ----------
+    path
+        Whole model or weights only, of any width.
+    statistics
+        Mean and standard deviation of the network's training data; without them the input is taken as
+        standardised already.
+
+    Raises
+    ------
+    InputError
+        If the file is refused, or its layers are not those of the original network in any width.
+    """
+    config, arrays = read_legacy(path)
+    from lulc.models.unet import build_unet, geometry
+
+    statistics = statistics or Statistics((0.0,) * config.channels, (1.0,) * config.channels)
+    mean, std = np.asarray(statistics.mean, "float32"), np.asarray(statistics.std, "float32")
+    model = build_unet(config, (mean, std))
+    assign(model, arrays | {"standardization/mean": mean, "standardization/std": std})
+    windows = geometry(model)
+    return model, describe_legacy(path, config, statistics, windows.stride, windows.halo)
+
+
+def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> Arrays:
+    """Arrays of a ``.keras`` file after every check, without a framework.
+
+    Parameters
+    ----------
+    path
+        ``NAME.keras``.
+    card
+        Its card; read from beside it where not given.
+
+    Returns
+    -------
+    dict
+        float32 arrays by ``layer/variable``: exactly those of the card's network.
+
+    Raises
+    ------
+    InputError
+        With the reason: wrong sha256, anything in it but plain weights (see `lulc.models.archive`), other
+        layers or shapes than the card's network has, NaN or infinite values, other statistics than the
+        card's.
+    """
+    card = card or load_card(path)
+    expected = card.network.variable_shapes()
+    # Beside the network's own variables a file may hold the random state of its dropout.
+    most = 4 * sum(math.prod(shape) for shape in expected.values()) + 2**16
+    arrays = read_archive(path, sha256=card.sha256, limit=most)
+    _compare(arrays, card, path)
+    return arrays
+
+
+def check_model(path: str | os.PathLike[str]) -> None:
+    """Refuse what `load_model` would refuse of a file, before a framework is loaded."""
+    if Path(path).suffix == ".keras":
+        read_arrays(path)
+    else:
+        read_legacy(path)
+
+
+def arrays_of(model: keras.Model) -> Arrays:
+    """Copies of the weights of `model` as float32 by ``layer/variable``."""
+    from lulc.models.backend import keras
+
+    return {
+        name: np.array(keras.ops.convert_to_numpy(v), "float32") for name, v in variables_of(model).items()
+    }
+
+
+def assign(model: keras.Model, arrays: Arrays) -> None:
+    """Fill `arrays` into the variables of the same names, after comparing all names and shapes.
+
+    Raises
+    ------
+    InputError
+        If the two sets differ.
+    """
+    variables = variables_of(model)
+    compare_shapes(
+        {n: a.shape for n, a in arrays.items()}, {n: tuple(v.shape) for n, v in variables.items()}, model.name
+    )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+
+
+def transfer(
+    model: keras.Model, arrays: Arrays, *, fresh: tuple[str, ...] = ("standardization", "final_conv")
+) -> list[str]:
+    """Copy what fits into a network of another shape or legend.
+
+    Parameters
+    ----------
+    model
+        Network to fill; its variables of other names or shapes keep their values.
+    arrays
+        Weights by ``layer/variable``.
+    fresh
+        Layers that are left as they are: the statistics belong to the data, the head to the legend.
+
+    Returns
+    -------
+    list of str
+        Variables that kept their values, those of `fresh` layers left out.
+    """
+    kept = []
+    for name, variable in variables_of(model).items():
+        if name.split("/")[0] in fresh:
+            continue
+        array = arrays.get(name)
+        if array is None or array.shape != tuple(variable.shape):
+            kept.append(name)
+        else:
+            variable.assign(array)
+    return kept
+
+
+def record_picks(folder: str | os.PathLike[str], picks: dict[str, str]) -> None:
+    """Write which model files of a run folder are its best ones: file names by `PICKS`."""
+    write_document(Path(folder) / PICKS_FILE, {"format_version": 1, "picks": picks})
+
+
+def read_picks(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """File names by pick, as `record_picks` wrote them.
+
+    Raises
+    ------
+    InputError
+        If the folder has none, or they do not fit their schema.
+    """
+    document = read_document(Path(folder) / PICKS_FILE, _PICKS_SCHEMA, "list of models", 1)
+    return {str(k): str(v) for k, v in document["picks"].items()}
+
+
+def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
+    """The weights file that a user means.
+
+    Parameters
+    ----------
+    name_or_path
+        A weights file, a run folder, or a name in a weights folder (``kaakonkulma-sim/lowest-val-loss``):
+        those in the environment variable ``LULC_WEIGHTS``, then the toolkit's own.
+    pick
+        Which model of a folder.
+
+    Raises
+    ------
+    InputError
+        If there is none; lists those that there are.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return _pick_from(path, pick)
+    for folder in weights_folders():
+        named = folder / name_or_path.removeprefix("weights/")
+        if not named.resolve().is_relative_to(folder.resolve()):
+            continue
+        if named.is_file():
+            return named
+        if named.with_name(f"{named.name}.keras").is_file():
+            return named.with_name(f"{named.name}.keras")
+        if named.is_dir():
+            return _pick_from(named, pick)
+    known = ", ".join(_known_models()) or "none"
+    near = difflib.get_close_matches(name_or_path.removeprefix("weights/"), _known_models(), 1)
+    meant = f"Did you mean {near[0]}? " if near else ""
+    raise InputError(
+        f"cannot find the model '{name_or_path}', since it is neither a file, nor a run folder, nor a name "
+        f"in weights/ (there: {known})",
+        f"{meant}Give a weights file (.keras, .h5), the folder that train_model.py wrote, or one of these "
+        "names.",
+    )
+
+
+def _pick_from(folder: Path, pick: str) -> Path:
+    if (folder / f"{pick}.keras").is_file():
+        return folder / f"{pick}.keras"
+    picks = read_picks(folder) if (folder / PICKS_FILE).is_file() else {}
+    if pick in picks and (folder / picks[pick]).is_file():
+        return folder / picks[pick]
+    found = ", ".join(sorted(p.name for p in folder.glob("*.keras"))) or "none"
+    raise InputError(
+        f"cannot find the model '{pick}' in the folder '{folder}', since it points out "
+        f"{', '.join(picks) or 'none'} and holds the weights {found}",
+        "Give one of these files, another --pick, or train first: python train_model.py DATA --out FOLDER",
+    )
+
+
+def weights_folders() -> Iterator[Path]:
+    """Where weights are looked for by name: the folders in ``LULC_WEIGHTS``, then the toolkit's own."""
+    named = os.environ.get("LULC_WEIGHTS", "")
+    yield from (Path(p) for p in named.split(os.pathsep) if p)
+    yield Path(__file__).resolve().parents[1] / "weights"
+    yield Path(sys.prefix) / "share" / "lulc" / "weights"
+
+
+def _known_models() -> list[str]:
+    return sorted(
+        {
+            path.relative_to(folder).with_suffix("").as_posix()
+            for folder in weights_folders()
+            for path in folder.glob("**/*.keras")
+        }
+    )
+
+
+def _compare(arrays: Arrays, card: ModelCard, where: str | os.PathLike[str]) -> None:
+    compare_shapes({n: a.shape for n, a in arrays.items()}, card.network.variable_shapes(), where)
+    for key in ("mean", "std"):
+        found, said = arrays[f"standardization/{key}"], getattr(card.statistics, key)
+        if not np.allclose(found, said, rtol=1e-5, atol=1e-6):
+            raise InputError(
+                f"cannot use the weights '{where}', since they hold the {key} {found.tolist()}, "
+                f"expected {list(said)} as their card says",
+                "Take weights and card from one source.",
+            )
+
+
+def _pack(card: ModelCard, arrays: Arrays, half: bool, beside: Path) -> bytes:
+    """A ``.keras`` archive, as Keras writes it but without optimizer and date; it writes to a folder."""
+    from lulc.models.unet import build_unet
+
+    model = build_unet(card.network)
+    assign(model, arrays)
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving.", suffix=".partial", dir=beside) as folder:
+        model.save(f"{folder}/model.keras")
+        with zipfile.ZipFile(f"{folder}/model.keras") as archive:
+            members = {name: archive.read(name) for name in (METADATA, CONFIG, WEIGHTS)}
+    # The date and the addresses of shared objects would make equal models unequal files.
+    metadata = json.loads(members[METADATA])
+    members[METADATA] = json.dumps({"keras_version": metadata["keras_version"]}).encode()
+    members[CONFIG] = re.sub(rb', "shared_object_id": \d+', b"", members[CONFIG])
+    if half:
+        members[WEIGHTS] = _halve(members[WEIGHTS])
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return packed.getvalue()
+
+
+def _halve(weights: bytes) -> bytes:
+    """The same HDF5 file with its kernels (all arrays of four axes) as float16."""
+    target = io.BytesIO()
+    with h5py.File(io.BytesIO(weights), "r") as old, h5py.File(target, "w") as new:
+
+        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Group):
+                new.require_group(name).attrs.update(item.attrs)
+                return
+            array = item[()]
+            if array.ndim == 4 and np.abs(array).max() > np.finfo("float16").max:
+                raise InputError(
+                    f"cannot store '{name}' as float16, since it holds values beyond 65504",
+                    "Store this network in float32.",
+                )
+            new[name] = array.astype("float16") if array.ndim == 4 else array
+
+        old.visititems(copy)
+    return target.getvalue()

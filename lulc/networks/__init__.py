@@ -1,1 +1,0 @@
-"""Networks in words, as arrays in files, and as graphs of a framework."""

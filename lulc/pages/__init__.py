@@ -1,1 +1,0 @@
-"""The report: what it says, its pictures and the map in it."""

@@ -1,0 +1,182 @@
+"""Places: the stacks to be cut from a mosaic, once it is known what lies where."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lulc.config import PreprocessConfig
+from lulc.core.grid import GridSpec
+from lulc.core.schema import NO_CODE, InputError
+from lulc.core.windows import Window, squares_of
+from lulc.preprocessing.split import Neighbours, candidate_windows, choose_stacks, choose_validation
+from lulc.rasters.vectors import VectorCodes
+
+logger = logging.getLogger("lulc")
+
+MAX_PLACES = 10_000
+"""Stacks that one manifest can name within what `lulc.core.documents` reads; 0.4 TB of the default size."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A stack to be cut.
+
+    Parameters
+    ----------
+    name, split, number, window
+        As in `lulc.datasets.manifest.StackFile`.
+    hidden
+        Windows, in the stack, whose labels lie in the gap around a validation stack.
+    """
+
+    name: str
+    split: str
+    number: int
+    window: Window
+    hidden: tuple[Window, ...] = ()
+
+
+def plan_places(counts: np.ndarray, grid: GridSpec, config: PreprocessConfig) -> list[Place]:
+    """The stacks to write, training first, each split in the order of the regular grid.
+
+    Parameters
+    ----------
+    counts : int64 (place, class)
+        Labelled valid pixels of each candidate.
+    grid
+        Of the mosaic.
+    config
+        What decides the choice: size, stacks, validation, gap, seed.
+
+    Raises
+    ------
+    InputError
+        If nothing is labelled, the validation names what isn't there, or no training stack is left.
+    """
+    if not counts.sum():
+        mosaic = (*config.bands, *config.scenes)[0]
+        raise InputError(
+            f"cannot cut stacks, since no valid pixel of '{mosaic}' has a label in '{config.labels}'",
+            "Check in QGIS that bands and labels overlap, and --mask, --bounds, --aoi and --fill.",
+        )
+    windows = candidate_windows(grid.height, grid.width, config.size)
+    rng = np.random.default_rng(config.seed)
+    named = _named_stacks(config.validation, windows, counts, grid)
+    if named and 0 < config.stacks <= len(named):
+        raise InputError(
+            f"cannot cut {config.stacks} stacks, since --validation takes {len(named)} of them, "
+            "expected some for training as well",
+            f"--stacks must exceed the number of validation stacks: type --stacks {len(named) + 1} or more.",
+        )
+    chosen = _chosen(counts, config, rng, named or ())
+    if named is None:
+        fraction = _fraction(config.validation)
+        if fraction > 0 and len(chosen) < 2:
+            raise _no_room(config, windows[chosen[0]])
+        validation = {chosen[i] for i in choose_validation(counts[chosen], fraction)}
+    else:
+        validation = set(named)
+    near = Neighbours([windows[i] for i in sorted(validation)], config.gap)
+    train: list[Place] = []
+    val: list[Place] = []
+    for number in chosen:
+        window = windows[number]
+        if number in validation:
+            val.append(Place(f"val_{len(val)}", "val", number, window))
+            continue
+        hidden = tuple(near.of(window))
+        if any(h.shape == window.shape for h in hidden):
+            logger.warning("stack %d lies in the gap around validation and is left out", number)
+            continue
+        train.append(Place(f"train_{len(train)}", "train", number, window, hidden))
+    if not train:
+        raise _no_room(config, windows[chosen[0]])
+    return train + val
+
+
+def _chosen(
+    counts: np.ndarray, config: PreprocessConfig, rng: np.random.Generator, named: Sequence[int]
+) -> list[int]:
+    """Numbers of all stacks to cut, those `named` among them."""
+    usable = int((counts.sum(axis=1) > 0).sum())
+    wanted = min(config.stacks or usable, usable)
+    if wanted > MAX_PLACES:
+        raise InputError(
+            f"cannot cut {wanted} stacks, since one manifest names at most {MAX_PLACES}",
+            f"Type --stacks {MAX_PLACES} or fewer (places with rare classes are preferred), or prepare "
+            "regions apart, with --bounds: train_model.py takes several folders.",
+        )
+    chosen = choose_stacks(counts, config.stacks, rng, named)
+    if config.stacks > len(chosen):
+        logger.warning(
+            "%d stacks are cut instead of %d, since no more places hold labels; a smaller --size gives more",
+            len(chosen), config.stacks,
+        )  # fmt: skip
+    return chosen
+
+
+def _no_room(config: PreprocessConfig, window: Window) -> InputError:
+    smaller = max(64, max(window.shape) // 3)
+    return InputError(
+        f"cannot set validation aside, since no training stack is left beside it with --size {config.size} "
+        f"and --gap {config.gap}",
+        f"Type a smaller --size, for example --size {smaller} --gap {min(config.gap, smaller // 4)}, or "
+        "--validation 0.0 to validate on other data.",
+    )
+
+
+def polygon_file(validation: Sequence[str]) -> str | None:
+    """The polygon file that ``--validation`` names, None for numbers."""
+    if len(validation) == 1 and Path(validation[0]).is_file():
+        return validation[0]
+    return None
+
+
+def _fraction(validation: Sequence[str]) -> float:
+    text = " ".join(validation)
+    if not re.fullmatch(r"0?\.[0-9]+", text):
+        raise InputError(
+            f"cannot split the stacks, since --validation is '{text}', expected a fraction (0.2), "
+            "stack numbers (3 7) or a polygon file",
+            "Type --validation 0.2, or check the path of the file.",
+        )
+    return float(text)
+
+
+def _named_stacks(
+    validation: Sequence[str], windows: Sequence[Window], counts: np.ndarray, grid: GridSpec
+) -> list[int] | None:
+    """Numbers of the validation stacks that the user names or draws; None for a (valid) fraction."""
+    if polygons := polygon_file(validation):
+        regions = VectorCodes(polygons, grid, presence=True)
+        shares = [_share_inside(regions, window) for window in windows]
+        inside = [i for i, share in enumerate(shares) if share >= 0.5 and counts[i].sum()]
+        if not inside:
+            raise InputError(
+                f"cannot split the stacks, since the polygons in '{polygons}' cover no stack by half or more",
+                "Draw them larger, or type a smaller --size.",
+            )
+        return inside
+    if all(v.isdecimal() for v in validation):
+        numbers = sorted({int(v) for v in validation})
+        usable = [int(i) for i in np.flatnonzero(counts.sum(axis=1))]
+        if wrong := sorted(set(numbers) - set(usable)):
+            raise InputError(
+                f"cannot validate on stack {wrong[0]}, since the stacks with labels are "
+                f"{', '.join(map(str, usable[:50]))}",
+                "They are numbered from 0, row by row from the upper left.",
+            )
+        return numbers
+    _fraction(validation)
+    return None
+
+
+def _share_inside(regions: VectorCodes, window: Window) -> float:
+    covered = sum(int((regions.read(part) != NO_CODE).sum()) for part in squares_of(window, 1024))
+    return covered / (window.height * window.width)

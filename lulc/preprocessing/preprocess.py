@@ -1,0 +1,373 @@
+"""Rasters and labels to .npy stacks: surveyed, split, then written one after the other, or by many processes.
+
+The mosaic is read twice, place by place: once to count the classes of every place, once to write the stacks
+that were chosen. Both results are kept in ``progress.jsonl``, while they grow, until the manifest, which is
+written last, makes them a finished whole; the same command continues from it. What is summed over places adds
+up to the same in any order, and what is listed is put in order, so that every file has the same bytes
+whoever made the places, and when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from lulc.config import ClusterConfig, PreprocessConfig
+from lulc.core.documents import write_document
+from lulc.core.schema import CHANNELS, IGNORE, InputError
+from lulc.core.storage import Lock, check_disk, remove_partial, sha256_of
+from lulc.core.windows import Window, squares_of
+from lulc.datasets.loading import load_manifest
+from lulc.datasets.manifest import FORMAT_VERSION, MANIFEST, Manifest, StackFile, channel_units
+from lulc.distributed.cluster import open_cluster, run_tasks
+from lulc.preprocessing.journal import PROGRESS, Progress, open_progress
+from lulc.preprocessing.plan import Place, plan_places, polygon_file
+from lulc.preprocessing.split import ENOUGH, candidate_windows
+from lulc.preprocessing.tiling import (
+    CURRENT,
+    PATHS,
+    SCENES,
+    Inputs,
+    Site,
+    anywhere,
+    at_work,
+    count_labels,
+    cut,
+    open_inputs,
+    paths_of,
+    stamps_at,
+    strips_of,
+    survey,
+    versions,
+)
+from lulc.rasters.sources import Stamp, moments_of, stamps_of
+
+logger = logging.getLogger("lulc")
+
+LOCK = ".lock"
+
+_STACK_FILE = re.compile(r"(train|val)_(image|masks)_\d+\.npy")
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Crew(Protocol):
+    """Who does the work: this process, or those of a cluster."""
+
+    def __call__(
+        self, work: Callable[[Inputs, Item], Result], items: Sequence[Item], what: Callable[[Item], str]
+    ) -> Iterator[Result]:
+        """The results of `work`, each as soon as it is there; `what` names an item in messages."""
+
+
+def make_stacks(config: PreprocessConfig) -> Manifest:
+    """Cut a mosaic and its labels into training and validation stacks.
+
+    Parameters
+    ----------
+    config
+        What the options of ``preprocess.py`` say.
+
+    Returns
+    -------
+    Manifest
+        Of the finished folder; of the one that is there already where it was made from the same inputs
+        and parameters.
+
+    Raises
+    ------
+    InputError
+        If an input doesn't fit, no pixel is valid, only one class occurs, or the folder holds other
+        results.
+    """
+    _check_numbers(config)
+    _check_given(config)
+    folder = Path(config.out)
+    stamps = _stamps(config)
+    with open_inputs(config) as inputs, Lock(folder / LOCK, f"stacks into '{folder}'"):
+        sources = [*inputs.stack.identity(), *inputs.labels.identity()]
+        parameters = _parameters(inputs)
+        moments = [{"changed": m} for m in moments_of(stamps)]
+        # What an item or product says of its numbers lies in none of the files that are hashed.
+        found = inputs.stack.scenes.provenance if inputs.stack.scenes else []
+        key = _key_of([*sources, *moments, *found, inputs.labels.legend.to_json()], parameters)
+        # Of workers of a killed run, some may still be at work for it.
+        for name in (CURRENT, SCENES):
+            (folder / name).unlink(missing_ok=True)
+        remove_partial(folder)
+        replacing = config.overwrite and (folder / MANIFEST).exists()
+        if not replacing:
+            _clear(folder, config)
+            if (folder / MANIFEST).exists():
+                return _finished(folder, key)
+        logger.info("label codes are read by the scheme %s", inputs.labels.scheme.name)
+        with _open_crew(inputs, key) as crew:
+            progress = _surveyed(crew, inputs, key, replacing=replacing)
+            places = plan_places(progress.counts, inputs.stack.grid, config)
+            _check_classes(inputs, places)
+            _check_room(folder, progress, places, replacing=replacing)
+            if replacing:
+                # What had to be refused was refused while the finished stacks were still there.
+                (folder / MANIFEST).unlink()
+            _remove_stale(folder, progress)
+            missing = [place for place in places if place.name not in progress.stacks]
+            for done in _shown(crew(cut, missing, lambda p: p.name), len(missing), "writing stacks"):
+                progress.add(done)
+        # What workers left that were killed meanwhile.
+        remove_partial(folder)
+        if _stamps(config) != stamps:
+            raise InputError(
+                f"cannot finish '{folder}', since an input was changed while it was read",
+                "Run the same command again when the inputs are complete.",
+            )
+        manifest = _manifest(inputs, progress, places, sources, parameters)
+        manifest.write()
+        progress.path.unlink(missing_ok=True)
+        return manifest
+
+
+@contextlib.contextmanager
+def _open_crew(inputs: Inputs, key: str) -> Iterator[Crew]:
+    """Who does the work, as ``--dask`` says."""
+    config = inputs.config
+
+    def here(work: Callable[[Inputs, Item], Result], items: Sequence[Item], what: Any) -> Iterator[Result]:
+        return (work(inputs, item) for item in items)
+
+    if config.dask is None:
+        yield here
+        return
+    site = Site(anywhere(config), key, stamps_at(anywhere(config)), versions())
+    current, listed = (Path(config.out) / name for name in (CURRENT, SCENES))
+    with open_cluster(config) as cluster, contextlib.ExitStack() as kept:
+        for path in (current, listed):
+            kept.callback(path.unlink, missing_ok=True)
+        write_document(current, {"key": key})
+        if inputs.stack.scenes:
+            inputs.stack.scenes.write(listed)
+
+        def away(
+            work: Callable[[Inputs, Item], Result], items: Sequence[Item], what: Callable[[Item], str]
+        ) -> Generator[Result, None, None]:
+            return run_tasks(cluster, partial(at_work, site, work), items, what=what)
+
+        yield away
+
+
+def _check_numbers(config: PreprocessConfig) -> None:
+    least = {"size": 1, "stacks": 0, "gap": 0, "border_ignore": 0}
+    for name, lowest in least.items():
+        value = getattr(config, name)
+        if value < lowest:
+            option = "--" + name.replace("_", "-")
+            raise InputError(
+                f"cannot cut stacks, since {option} is {value}, expected at least {lowest}",
+                f"Type {option} with a larger number.",
+            )
+    if config.gap < PreprocessConfig.gap:
+        logger.warning(
+            "--gap is %d, less than %d, the receptive radius of the default network: training sees pixels of "
+            "validation stacks, whose scores may then be too good",
+            config.gap, PreprocessConfig.gap,
+        )  # fmt: skip
+
+
+def _check_given(config: PreprocessConfig) -> None:
+    if bool(config.bands) == bool(config.scenes):
+        given = "both are given" if config.bands else "neither is given"
+        raise InputError(
+            f"cannot tell what to cut, since of --bands and --scenes {given}, expected one of them",
+            "Type --bands with the files of one mosaic, or --scenes with many scenes.",
+        )
+    if config.workers is not None and config.dask not in ("local", "slurm"):
+        raise InputError(
+            "cannot use --workers without --dask local or slurm, since only these start workers",
+            "Leave --workers out, or add --dask local.",
+        )
+    if config.worker_wait is not None and config.dask is None:
+        raise InputError(
+            "cannot use --worker-wait without --dask, whose workers it waits for",
+            "Leave --worker-wait out, or add --dask.",
+        )
+
+
+def _parameters(inputs: Inputs) -> dict[str, Any]:
+    """What decides the stacks beside the content of the inputs; paths by their last part only."""
+    config = inputs.config
+    values = dataclasses.asdict(config)
+    where = [field.name for field in dataclasses.fields(ClusterConfig)]
+    for name in ("out", "overwrite", "restart", "allow_vrt", "allow_remote", *where):
+        del values[name]
+    for name in PATHS:
+        value = values[name]
+        many = isinstance(value, tuple)
+        values[name] = [Path(v).name for v in value] if many else value and Path(value).name
+    if not config.scenes:
+        del values["scenes"]
+    values["validation"] = [Path(v).name for v in config.validation]
+    values["classes"] = sorted(inputs.labels.scheme.classes.items())
+    if polygons := polygon_file(config.validation):
+        values["validation_sha256"] = sha256_of(polygons)
+    return dict(json.loads(json.dumps(values)))
+
+
+def _key_of(sources: Sequence[dict[str, Any]], parameters: dict[str, Any]) -> str:
+    text = json.dumps([FORMAT_VERSION, list(sources), parameters], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _stamps(config: PreprocessConfig) -> list[Stamp]:
+    return stamps_of(paths_of(config), allow_vrt=config.allow_vrt)
+
+
+def _clear(folder: Path, config: PreprocessConfig) -> None:
+    """Remove what the user allowed to be dropped, where no finished stacks are to be replaced."""
+    if (folder / MANIFEST).exists():
+        return
+    if config.restart:
+        (folder / PROGRESS).unlink(missing_ok=True)
+    if (folder / PROGRESS).exists():
+        return
+    stale = [p for p in folder.iterdir() if _STACK_FILE.fullmatch(p.name)]
+    if stale and not (config.overwrite or config.restart):
+        raise InputError(
+            f"cannot write stacks into '{folder}', since it holds '{stale[0].name}' of another origin "
+            "(there is no manifest)",
+            "Give another --out, or type --overwrite to replace what is there.",
+        )
+    for path in stale:
+        path.unlink()
+
+
+def _remove_stale(folder: Path, progress: Progress) -> None:
+    """Remove stacks that are damaged, or of no finished piece of this work."""
+    kept = {path.name for file in progress.stacks.values() for path in (file.image, file.masks)}
+    for path in list(folder.iterdir()):
+        if _STACK_FILE.fullmatch(path.name) and path.name not in kept:
+            path.unlink()
+
+
+def _finished(folder: Path, key: str) -> Manifest:
+    (folder / PROGRESS).unlink(missing_ok=True)
+    manifest = load_manifest(folder)
+    if manifest.key != key:
+        raise InputError(
+            f"cannot write stacks into '{folder}', since it holds finished stacks of other inputs "
+            "or parameters",
+            "Give another --out, or type --overwrite to replace them.",
+        )
+    manifest.verify()
+    logger.info("'%s' is finished already, of the same inputs and parameters", folder)
+    return manifest
+
+
+def _surveyed(crew: Crew, inputs: Inputs, key: str, *, replacing: bool) -> Progress:
+    """What is finished, once the classes of every place are counted; refuses unknown codes."""
+    grid, labels, config = inputs.stack.grid, inputs.labels, inputs.config
+    windows = candidate_windows(grid.height, grid.width, config.size)
+    progress = open_progress(Path(config.out), key, len(windows), len(labels.legend), replacing=replacing)
+    missing = [(number, windows[number]) for number in progress.unsurveyed]
+    if not missing:
+        return progress
+    codes: Counter[int] = Counter()
+    squares = list(squares_of(grid.extent, 2048))
+    for found in _shown(crew(count_labels, squares, _at), len(squares), "checking labels"):
+        codes += found
+    labels.check(codes)
+    lost = 1 - sum(w.height * w.width for w in windows) / (grid.height * grid.width)
+    if lost > 0:
+        logger.info("%.1f %% of the mosaic are strips too narrow for a stack", 100 * lost)
+    for done in _shown(crew(survey, missing, lambda p: _at(p[1])), len(missing), "counting classes"):
+        progress.add(done)
+    return progress
+
+
+def _at(window: Window) -> str:
+    return f"the place at row {window.row}, column {window.col}"
+
+
+def _check_room(folder: Path, progress: Progress, places: Sequence[Place], *, replacing: bool) -> None:
+    """Refuse stacks that the disk can't hold, counting what the replaced ones free."""
+    pixels = sum(p.window.height * p.window.width for p in places if p.name not in progress.stacks)
+    stale = [p for p in folder.iterdir() if _STACK_FILE.fullmatch(p.name)] if replacing else []
+    needed = pixels * (4 * len(CHANNELS) + 1) + 2**20
+    check_disk(folder, needed - sum(p.stat().st_size for p in stale), "the stacks")
+
+
+def _manifest(
+    inputs: Inputs, progress: Progress, places: Sequence[Place],
+    sources: Sequence[dict[str, Any]], parameters: dict[str, Any],
+) -> Manifest:  # fmt: skip
+    stack, labels = inputs.stack, inputs.labels
+    manifest = Manifest(
+        folder=Path(inputs.config.out),
+        channels=tuple(
+            {"name": name, "unit": unit, "coding": stack.coding.get(name, "read")}
+            for name, unit in channel_units().items()
+        ),
+        scheme=labels.scheme.name,
+        legend=labels.legend,
+        # In the order of the plan, under the folder's name here, whoever wrote them.
+        stacks=tuple(_in_folder(progress.stacks[place.name], inputs) for place in places),
+        statistics=progress.moments.statistics,
+        sources=tuple(sources),
+        parameters=parameters,
+        provenance={**stack.provenance, "coverage": progress.coverage.to_json()},
+        key=progress.key,
+    )
+    _warn_of_rare_classes(manifest)
+    return manifest
+
+
+def _in_folder(file: StackFile, inputs: Inputs) -> StackFile:
+    folder = Path(inputs.config.out)
+    return dataclasses.replace(file, image=folder / file.image.name, masks=folder / file.masks.name)
+
+
+def _check_classes(inputs: Inputs, places: Sequence[Place]) -> None:
+    """Refuse training stacks of fewer than two classes, reading no more of them than shows two."""
+    present: set[int] = set()
+    for place in places:
+        if place.split != "train":
+            continue
+        for _, classes in strips_of(inputs, place):
+            present |= set(np.unique(classes).tolist()) - {IGNORE}
+            if len(present) > 1:
+                return
+    names = [c.name for c in inputs.labels.legend.classes if c.number in present]
+    has = f"only '{names[0]}'" if names else "no class at all"
+    raise InputError(
+        f"cannot train on the stacks in '{inputs.config.out}', since their labels hold {has}, "
+        "expected two classes at least",
+        "Give a larger mosaic, a smaller --gap or --border-ignore, or another --scheme.",
+    )
+
+
+def _warn_of_rare_classes(manifest: Manifest) -> None:
+    train, val = manifest.class_counts("train"), manifest.class_counts("val")
+    for land_cover, in_train, in_val in zip(manifest.legend.classes, train, val, strict=True):
+        for count, split in ((in_train, "training"), (in_val, "validation")):
+            if count < ENOUGH and (split == "training" or manifest.of("val")):
+                logger.warning(
+                    "class %d %s has next to nothing in %s: %d px",
+                    land_cover.number, land_cover.name, split, count,
+                )  # fmt: skip
+
+
+def _shown(results: Iterator[Result], total: int, what: str) -> Iterator[Result]:
+    """The results, with progress on stderr."""
+    shown = tqdm(results, total=total, desc=what, unit="place", disable=not logger.isEnabledFor(logging.INFO))
+    yield from shown

@@ -1,0 +1,169 @@
+"""Which places of a mosaic become stacks, and which of those validate: integers in, integers out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lulc.core.windows import Window, near_windows
+
+MIN_SIDE = 64
+"""Strips left over at the right and lower edge become smaller stacks down to this, the smallest crop."""
+
+ENOUGH = 1000
+"""Pixels from which a class counts as present."""
+
+EXCHANGES = 50_000_000
+"""Stacks that `choose_validation` weighs in exchanges, at most: seconds, and all that 500 stacks ask for."""
+
+
+def candidate_windows(height: int, width: int, size: int) -> list[Window]:
+    """Squares of `size` pixels on a regular grid from the upper left, numbered row by row.
+
+    What is left over to the right and below becomes smaller stacks where it is at least 64 pixels wide, and
+    is left out otherwise; a mosaic smaller than `size` is one stack.
+
+    Examples
+    --------
+    >>> [w.shape for w in candidate_windows(1700, 930, 850)]
+    [(850, 850), (850, 80), (850, 850), (850, 80)]
+    """
+    return [
+        Window(row, col, rows, cols)
+        for row, rows in _cut_axis(height, size)
+        for col, cols in _cut_axis(width, size)
+    ]
+
+
+def _cut_axis(length: int, size: int) -> list[tuple[int, int]]:
+    pieces = [(start, min(size, length - start)) for start in range(0, length, size)]
+    if len(pieces) > 1 and pieces[-1][1] < min(MIN_SIDE, size):
+        pieces.pop()
+    return pieces
+
+
+def choose_stacks(
+    counts: np.ndarray, wanted: int, rng: np.random.Generator, fixed: Sequence[int] = ()
+) -> list[int]:
+    """Choose places greedily so that rare classes are covered first.
+
+    The value of a choice is the sum over classes of the square root of the share of the class's pixels
+    that it holds: concave, so that a class nearly covered adds little more, and a place that holds most of
+    a rare class comes before one that holds a little of a common one.
+
+    Parameters
+    ----------
+    counts : int (place, class)
+        Labelled valid pixels.
+    wanted
+        How many places; 0 for all that hold a labelled pixel.
+    rng
+        Decides between equals.
+    fixed
+        Places that are chosen in any case.
+
+    Returns
+    -------
+    list of int
+        Chosen places in ascending order; none without a labelled pixel.
+    """
+    usable = np.flatnonzero(counts.sum(axis=1) > 0)
+    if wanted == 0 or wanted >= len(usable):
+        return [int(i) for i in usable]
+    shares = counts / np.maximum(counts.sum(axis=0), 1)
+    chosen = [int(i) for i in fixed]
+    held = shares[chosen].sum(axis=0)
+    order = rng.permutation([int(i) for i in usable if i not in set(chosen)])
+    while len(chosen) < wanted:
+        best = int(np.argmax(np.sqrt(held + shares[order]).sum(axis=1)))
+        chosen.append(int(order[best]))
+        held = held + shares[order[best]]
+        order = np.delete(order, best)
+    return sorted(chosen)
+
+
+def choose_validation(counts: np.ndarray, fraction: float) -> list[int]:
+    """Choose stacks for validation so that as many classes as possible occur on both sides.
+
+    Greedily first, then by exchanging single stacks while that helps and `EXCHANGES` lasts. Among equals that
+    choice wins whose share of each class is nearest to `fraction`.
+
+    Parameters
+    ----------
+    counts : int (stack, class)
+        Labelled valid pixels of each stack.
+    fraction
+        Share of the stacks, 0..1; at least one stack is chosen and at least one left unless it is 0.
+
+    Returns
+    -------
+    list of int
+        Positions in `counts`, ascending.
+    """
+    number = len(counts)
+    wanted = min(max(1, round(fraction * number)), number - 1) if fraction > 0 else 0
+    chosen: list[int] = []
+    for _ in range(wanted):
+        chosen.append(_best_addition(counts, chosen, fraction)[0])
+    for _ in range(min(10 * wanted, EXCHANGES // max(1, wanted * number))):
+        exchanges = []
+        for place in chosen:
+            rest = [c for c in chosen if c != place]
+            new, score = _best_addition(counts, rest, fraction)
+            exchanges.append((score, place, new))
+        _, old, new = max(exchanges)
+        if new == old:
+            break
+        chosen = [new if c == old else c for c in chosen]
+    return sorted(chosen)
+
+
+def _best_addition(counts: np.ndarray, chosen: list[int], fraction: float) -> tuple[int, tuple[int, float]]:
+    """(stack that is best added to `chosen`, score with it)."""
+    total = counts.sum(axis=0)
+    held = counts[chosen].sum(axis=0) + counts
+    enough = np.minimum(ENOUGH, np.maximum(1, total // (2 * len(counts))))
+    both = ((held >= enough) & (total - held >= enough)).sum(axis=1)
+    present = np.maximum(total, 1)
+    distance = np.abs(held / present - fraction * (total > 0)).sum(axis=1)
+    distance[chosen] = np.inf
+    both[chosen] = -1
+    best = int(np.lexsort((np.arange(len(counts)), distance, -both))[0])
+    return best, (int(both[best]), -float(distance[best]))
+
+
+class Neighbours:
+    """Windows by where they lie, so that those near a place are found without looking at all.
+
+    Parameters
+    ----------
+    windows
+        Any number.
+    gap
+        Pixels within which a place is near.
+
+    Examples
+    --------
+    >>> Neighbours([Window(0, 10, 10, 10), Window(500, 0, 9, 9)], 3).of(Window(0, 0, 10, 10))
+    [Window(row=0, col=7, height=10, width=3)]
+    """
+
+    def __init__(self, windows: Sequence[Window], gap: int) -> None:
+        self._gap = gap
+        self._side = max([1, gap, *(max(window.shape) for window in windows)])
+        self._cells: dict[tuple[int, int], list[tuple[int, Window]]] = {}
+        for number, window in enumerate(windows):
+            for cell in self._cells_of(window, 0):
+                self._cells.setdefault(cell, []).append((number, window))
+
+    def of(self, window: Window) -> list[Window]:
+        """Rectangles of `window` near any of the windows, as `near_windows` gives them for all."""
+        found = {n: w for cell in self._cells_of(window, self._gap) for n, w in self._cells.get(cell, ())}
+        return near_windows(window, [found[number] for number in sorted(found)], self._gap)
+
+    def _cells_of(self, window: Window, gap: int) -> list[tuple[int, int]]:
+        (bottom, right), side = window.stop, self._side
+        rows = range((window.row - gap) // side, (bottom + gap) // side + 1)
+        cols = range((window.col - gap) // side, (right + gap) // side + 1)
+        return [(row, col) for row in rows for col in cols]

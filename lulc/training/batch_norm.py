@@ -1,0 +1,121 @@
+"""Batch norm's statistics, estimated anew for weights that they were not gathered with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lulc.models.backend import keras
+from lulc.training.data.batches import TileGenerator, cut_ahead
+from lulc.training.devices import ONE, Devices
+
+__all__ = ["Normalization"]
+
+
+class Normalization:
+    """Statistics of the batch norms of a network, from plain crops of the training stacks.
+
+    While a network trains, batch norm gathers a moving average of what it saw in the last hundred batches.
+    That says little where a batch is a few crops, it leaves out how batches differ from one another, and it
+    belongs to other weights than the averaged ones. So averaged weights are offered
+    statistics of their own from a pass over crops (Izmailov et al. 2018, UAI, section 3.2): mean and variance
+    of all pixels of all batches (Wu and Johnson 2021, arXiv:2105.07576, section 3, "precise" statistics).
+
+    Parameters
+    ----------
+    build
+        Makes a network of the same architecture. It is asked once, and the network that it gives computes in
+        the place of the one that trains, whatever devices that one lies on.
+    crops
+        Batches to look at, those of their epoch 0; a pass over them is the price of each validation.
+    workers
+        Threads that cut crops.
+    """
+
+    def __init__(
+        self, build: Callable[[], keras.Model], crops: Sequence[TileGenerator], workers: int
+    ) -> None:
+        self._build = build
+        self._crops = crops
+        self._workers = workers
+        self._twin: keras.Model | None = None
+
+    @contextlib.contextmanager
+    def settled(self, model: keras.Model, devices: Devices = ONE) -> Iterator[None]:
+        """Inside, a network has the statistics of its weights; then its own again.
+
+        The first process computes them, since they shall not depend on how many there are.
+        """
+        layers = _batch_norms(model)
+        if not layers:
+            yield
+            return
+        own = _statistics_of(layers)
+        found = own
+        if devices.first:
+            with devices.alone():
+                found = self._estimate(model)
+        _assign(layers, devices.spread_arrays(found))
+        try:
+            yield
+        finally:
+            _assign(layers, own)
+
+    def _estimate(self, model: keras.Model) -> dict[str, np.ndarray]:
+        twin = self._twin = self._twin or self._prepared()
+        for variable, value in zip(twin.weights, model.weights, strict=True):
+            variable.assign(keras.ops.convert_to_numpy(value))
+        layers = _batch_norms(twin)
+        sums = {name: np.zeros(array.shape) for name, array in _statistics_of(layers).items()}
+        pixels = 0
+        batches = (batch for crops in self._crops for batch in cut_ahead(crops, 0, 0, self._workers))
+        for images, _ in batches:
+            twin(images, training=True)
+            weight = int(np.prod(images.shape[:3]))
+            pixels += weight
+            for layer in layers:
+                mean, variance = (keras.ops.convert_to_numpy(v) for v in _moving(layer))
+                mean = mean.astype(np.float64)
+                sums[f"{layer.name}/mean"] += weight * mean
+                sums[f"{layer.name}/variance"] += weight * (variance + mean**2)
+        found = {}
+        for layer in layers:
+            mean = sums[f"{layer.name}/mean"] / pixels
+            found[f"{layer.name}/mean"] = mean.astype(np.float32)
+            variance = sums[f"{layer.name}/variance"] / pixels - mean**2
+            found[f"{layer.name}/variance"] = np.maximum(variance, 0).astype(np.float32)
+        return found
+
+    def _prepared(self) -> keras.Model:
+        twin = self._build()
+        for layer in twin.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.momentum = 0.0  # what it gathers is then that of the last batch alone
+        for variable in list(twin.trainable_variables):
+            variable.trainable = False  # no backend remembers how to differentiate what nobody asks for
+        return twin
+
+
+def _batch_norms(model: keras.Model) -> list[Any]:
+    return [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+
+def _moving(layer: Any) -> tuple[Any, Any]:
+    return layer.moving_mean, layer.moving_variance
+
+
+def _statistics_of(layers: list[Any]) -> dict[str, np.ndarray]:
+    names = ("mean", "variance")
+    return {
+        f"{layer.name}/{name}": np.array(keras.ops.convert_to_numpy(value))
+        for layer in layers for name, value in zip(names, _moving(layer), strict=True)
+    }  # fmt: skip
+
+
+def _assign(layers: list[Any], statistics: Mapping[str, np.ndarray]) -> None:
+    for layer in layers:
+        layer.moving_mean.assign(statistics[f"{layer.name}/mean"])
+        layer.moving_variance.assign(statistics[f"{layer.name}/variance"])

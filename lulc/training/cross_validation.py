@@ -1,0 +1,277 @@
+"""Cross-validation: each training stack is left out once and classified by a network of the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.config import TrainConfig
+from lulc.core.documents import write_document
+from lulc.core.schema import IGNORE
+from lulc.evaluation.measures import metrics
+from lulc.evaluation.measures.metrics import Reliability, Scores
+from lulc.models import backend
+from lulc.models.calibration import Holdout, calibrate
+from lulc.models.uncertainty import decide
+from lulc.models.weights import find_model, load_model
+from lulc.training.data.dataset import Dataset, Tile, class_targets, leave_one_out
+from lulc.training.run_folder import clear_run, is_finished, is_interrupted
+from lulc.training.train import check_options, classes_of, inputs_of, prepare, train
+
+FORMAT_VERSION = 1
+FOLDS = "folds"
+DOCUMENT = "cross-validation.json"
+
+SIDE = 256
+"""Side of the squares that left-out stacks are classified in, without their halo."""
+
+HALO = 64
+"""Halo where every pixel of a network sees the whole image."""
+
+logger = logging.getLogger("lulc")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One stack, or several that overlap, left out.
+
+    Parameters
+    ----------
+    name
+        Of the stacks left out.
+    folder
+        Run folder of the network that was trained on the others.
+    scores
+        Of its last model on all labelled pixels of what was left out.
+    ece
+        Expected calibration error there, at the temperature fitted on all folds.
+    """
+
+    name: str
+    folder: Path
+    scores: Scores
+    ece: float
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What leaving out one stack after the other found.
+
+    Parameters
+    ----------
+    folds
+        One for each group of stacks.
+    pooled
+        Scores of all folds' pixels together.
+    temperature
+        Fitted on the predictions of all folds; 1 where that wasn't asked for.
+    document
+        Where all of it is written.
+    """
+
+    folds: tuple[Fold, ...]
+    pooled: Scores
+    temperature: float | tuple[float, ...]
+    document: Path
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Mean and spread (standard deviation with n - 1) of figures over the folds."""
+        each = {
+            "micro-F1": [fold.scores.overall_accuracy or 0.0 for fold in self.folds],
+            "macro-F1": [fold.scores.macro.f1 if fold.scores.macro else 0.0 for fold in self.folds],
+            "ECE": [fold.ece for fold in self.folds],
+        }
+        return {
+            name: {"mean": float(np.mean(values)), "spread": float(np.std(values, ddof=1))}
+            for name, values in each.items()
+        }
+
+
+def cross_validate(config: TrainConfig) -> CrossValidation:
+    """Train one network for each training stack left out, and score it there.
+
+    The last model counts, not the one that was best on what was left out. Each fold is a run of its own in
+    ``OUT/folds``; what is finished there is not trained again, unless ``config.overwrite`` asks for it.
+
+    Raises
+    ------
+    InputError
+        As `lulc.training.train` and `lulc.training.data.dataset.leave_one_out` do.
+    """
+    config = config.resolved()
+    check_options(config)
+    datasets = leave_one_out(config)
+    if config.overwrite and _is_finished(Path(config.out)):
+        # What would be refused is refused while the finished folds are still there.
+        for number, (_, dataset) in enumerate(datasets, 1):
+            prepare(dataclasses.replace(_fold_config(config, number), stacks_on="host"), dataset)
+        _clear(Path(config.out))
+    found = []
+    holdout = Holdout(len(datasets))
+    for number, (name, dataset) in enumerate(datasets, 1):
+        logger.info("fold %d of %d leaves out %s", number, len(datasets), name)
+        fold = _fold_config(config, number)
+        if not is_finished(fold, inputs_of(fold, dataset)):
+            train(fold, dataset)
+        outcome = classify_left_out(fold, dataset)
+        holdout.add(outcome.activations, outcome.labels)
+        found.append((name, Path(fold.out), outcome))
+    per_class = config.calibrate == "per-class"
+    temperature = holdout.fit(per_class=per_class) if config.calibrate != "none" else 1.0
+    legend = classes_of(config, datasets[0][1])
+    folds, total = [], np.zeros((len(legend) + 1,) * 2, np.int64)
+    for name, folder, outcome in found:
+        total += outcome.confusion
+        folds.append(Fold(name, folder, metrics.score(outcome.confusion, legend), outcome.ece(temperature)))
+    document = Path(config.out) / DOCUMENT
+    result = CrossValidation(tuple(folds), metrics.score(total, legend), temperature, document)
+    write_document(document, _to_json(result))
+    return result
+
+
+def _is_finished(out: Path) -> bool:
+    """Whether a folder holds a finished cross-validation; an interrupted one is continued."""
+    return (out / DOCUMENT).exists() and not is_interrupted(out)
+
+
+def _clear(out: Path) -> None:
+    """Drop the folds of a finished cross-validation."""
+    for folder in sorted(path for path in (out / FOLDS).glob("*") if path.is_dir()):
+        clear_run(folder)
+    # Last: what is killed before this line clears again, what is killed after it continues.
+    (out / DOCUMENT).unlink()
+
+
+def _fold_config(config: TrainConfig, number: int) -> TrainConfig:
+    out = str(Path(config.out) / FOLDS / f"{number:02d}")
+    return dataclasses.replace(config, out=out, cross_validate=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of classifying what was left out.
+
+    Parameters
+    ----------
+    confusion
+        int64 (N + 1, N + 1), of all its labelled pixels, see `lulc.evaluation.measures.metrics`.
+    activations, labels
+        Of some of them: float32 (pixel, class), uint8 (pixel,), 0..N-1.
+    """
+
+    confusion: NDArray[np.int64]
+    activations: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+
+    def ece(self, temperature: float | tuple[float, ...]) -> float:
+        """Expected calibration error at a temperature; 0 where nothing is labelled."""
+        p = calibrate(self.activations[np.newaxis], temperature)[0]
+        if p.shape[1] == 1:
+            p = np.concatenate([1 - p, p], axis=1)
+        reliability = Reliability(p.shape[1])
+        reliability.add(self.labels + 1, p)
+        result = reliability.result()
+        return result.ece if result else 0.0
+
+
+def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[str] = ()) -> Outcome:
+    """Classify the validation stacks of a dataset, each pixel once, with the last model of a finished run.
+
+    Parameters
+    ----------
+    config
+        Of the run.
+    dataset
+        Its stacks.
+    others
+        Folders of further runs of the same network, whose activations are averaged with its own.
+    """
+    models, cards = zip(*(load_model(find_model(out, "last")) for out in (config.out, *others)), strict=True)
+    card = cards[0]
+    halo = HALO // card.stride * card.stride if card.halo is None else card.halo
+    side = -(-SIDE // card.stride) * card.stride
+    shape = (1, side + 2 * halo, side + 2 * halo)
+    networks = [backend.compile_predict(model, shape) for model in models]
+
+    def network(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.mean([one(x) for one in networks], axis=0, dtype=np.float32)
+
+    single = config.single_class and dataset.legend.names.index(config.single_class) + 1
+    targets = class_targets(len(dataset.legend), single or None)
+    classes = len(classes_of(config, dataset))
+    confusion = np.zeros((classes + 1, classes + 1), np.int64)
+    own = Holdout(sum(_squares(tile) for tile in dataset.validation))
+    for tile in dataset.validation:
+        for place, activations, valid in predict_tile(network, tile, side, halo):
+            labels = np.where(valid, targets[np.asarray(tile.masks[place])], IGNORE).astype(np.uint8)
+            known = labels != IGNORE
+            confusion += metrics.count(labels[known] + 1, decide(activations)[known] + 1, classes)
+            own.add(activations, labels)
+    return Outcome(confusion, *own.pixels())
+
+
+def predict_tile(
+    network: backend.Predict, tile: Tile, side: int, halo: int
+) -> Iterator[tuple[tuple[slice, slice], NDArray[np.float32], NDArray[np.bool_]]]:
+    """Classify a stack square by square.
+
+    Parameters
+    ----------
+    network
+        Takes float32 (1, y, x, band) with y = x = side + 2 halo.
+    tile
+        The stack.
+    side, halo
+        Of a square without its halo, and of the halo, in pixels; multiples of the network's stride.
+
+    Yields
+    ------
+    (rows and columns, float32 (y, x, class), bool (y, x))
+        Where the square lies in the stack, activations, and which pixels are valid.
+    """
+    height, width, bands = tile.image.shape
+    for row in range(0, height, side):
+        for col in range(0, width, side):
+            seen = np.full((1, side + 2 * halo, side + 2 * halo, bands), np.nan, np.float32)
+            top, left = max(row - halo, 0), max(col - halo, 0)
+            image = tile.image[top : row + side + halo, left : col + side + halo]
+            at = (top - row + halo, left - col + halo)
+            seen[0, at[0] : at[0] + image.shape[0], at[1] : at[1] + image.shape[1]] = image
+            seen[~np.isfinite(seen).all(axis=-1)] = np.nan
+            inside = (slice(halo, halo + min(side, height - row)), slice(halo, halo + min(side, width - col)))
+            place = (slice(row, min(row + side, height)), slice(col, min(col + side, width)))
+            yield place, network(seen)[0][inside], ~np.isnan(seen[0][inside][..., 0])
+
+
+def _squares(tile: Tile) -> int:
+    height, width = tile.masks.shape
+    return -(-height // SIDE) * -(-width // SIDE)
+
+
+def _to_json(result: CrossValidation) -> dict[str, Any]:
+    def scores(found: Scores) -> dict[str, Any]:
+        return {
+            "pixels": found.pixels,
+            "micro-F1": found.overall_accuracy,
+            "macro-F1": found.macro.f1 if found.macro else None,
+            "F1": {c.name: c.f1 for c in found.classes},
+        }
+
+    temperature = result.temperature
+    return {
+        "format_version": FORMAT_VERSION,
+        "folds": [
+            {"left_out": fold.name, "folder": fold.folder.name, "ECE": fold.ece, **scores(fold.scores)}
+            for fold in result.folds
+        ],
+        "over folds": result.figures(),
+        "pooled": scores(result.pooled),
+        "temperature": list(temperature) if isinstance(temperature, tuple) else temperature,
+    }

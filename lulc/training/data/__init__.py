@@ -1,0 +1,4 @@
+"""Batches for training: stacks of several folders, sampling, crops, augmentation and masking.
+
+Nothing here changes a weight.
+"""

@@ -1,0 +1,214 @@
+"""The crops that a network is trained and validated on, as a config asks for them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lulc.config import TrainConfig
+from lulc.core.schema import InputError
+from lulc.models import backend
+from lulc.models.config import DECODER
+from lulc.training.data.augmentation import Augmentation, ChannelDropout, CopyPaste, Jitter, Mix, flip
+from lulc.training.data.batches import TileGenerator
+from lulc.training.data.dataset import Dataset, class_targets
+from lulc.training.data.masking import HiddenCrops
+from lulc.training.data.on_device import ResidentCrops
+from lulc.training.data.sampling import KEPT, ClassSampler, Places, draw_place, stack_shares
+
+PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
+"""Pixels from which statistics of a network are estimated, fewest crops, and their longest side in pixels:
+they are large, since the zeros that stand for land beyond the border of a crop belong to no map."""
+
+logger = logging.getLogger("lulc")
+
+SMALL = 2e9
+"""Bytes of stacks that `--stacks-on auto` copies to a GPU at most."""
+
+COPIES = 3
+"""Times the bytes of stacks that the host holds while they are copied (TensorFlow; PyTorch 2, JAX 1)."""
+
+_COMPUTING = ("copy_paste", "gain", "offset_jitter", "haze", "channel_dropout")
+"""Options with which values of crops are computed, or pasted by what they are."""
+
+
+def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
+    """Batches to train on.
+
+    Parameters
+    ----------
+    config
+        Resolved; crops are cut on the device where it says ``device`` (see `choose_place`).
+    dataset
+        Its training stacks are cut, and searched where classes are to be drawn.
+    share
+        Numbers of the crops of each batch that are cut; all where not given.
+
+    Raises
+    ------
+    InputError
+        If no crop fits a stack, or bands are to be changed that the stacks don't have.
+    """
+    common = _common(config, dataset)
+    options: dict[str, Any] = {"sampler": draw_place}
+    if config.rare_classes or config.balance != "stacks":
+        kept = KEPT if config.rare_classes else 0
+        places = Places(dataset.training, common["targets"], config.seed, kept)
+        if config.rare_classes:
+            options["sampler"] = ClassSampler(places, config.rare_classes, config.rare_temperature)
+        options["shares"] = stack_shares(places, config.balance, config.rare_temperature).tolist()
+    kind = ResidentCrops if config.stacks_on == "device" else _kind(config, dataset)
+    return kind(
+        dataset.training,
+        steps=config.steps,
+        batch_from=config.batch_from,
+        share=share,
+        crop_sizes=config.crop_sizes,
+        rotations=config.rotations,
+        scale=config.scale,
+        augmentations=_augmentations(config, dataset),
+        mixtures=() if config.mix == "none" else (Mix(config.mix, config.mix_share),),
+        **common,
+        **options,
+    )
+
+
+def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
+    """Batches to validate on, or the share of each: cut anywhere, changed by nothing."""
+    return _kind(config, dataset)(
+        dataset.validation,
+        steps=config.validation_steps,
+        share=share,
+        crop_sizes=config.validation_crop_sizes,
+        option="--validation-crop-sizes",
+        **_common(config, dataset),
+    )
+
+
+def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
+    """Crops that show the training stacks as they are when they are classified, one batch each.
+
+    Each stack, or each of some where there are many, gives as many crops as the others, as large as it
+    allows. Only what a pretraining hides is hidden here too. `PLAIN_PIXELS` in all, but not many more than a
+    quarter of what an epoch trains on.
+    """
+    stride = 2 ** len(config.decoder_filters or config.filters or DECODER)
+    sides = [min(PLAIN_SIDE, tile.side) // stride * stride for tile in dataset.training]
+    usable = [i for i, side in enumerate(sides) if side]
+    epoch = config.steps * config.batch_size * float(np.mean(np.square(config.crop_sizes)))
+    pixels = float(np.mean(np.square([sides[i] for i in usable])))
+    count = max(PLAIN_LEAST, math.ceil(min(PLAIN_PIXELS, epoch / 4) / pixels))
+    if count < len(usable):
+        usable = sorted(np.random.default_rng(config.seed).choice(usable, count, replace=False).tolist())
+    steps = math.ceil(count / len(usable))
+    common = _common(config, dataset) | {"batch_size": 1}
+    kind = _kind(config, dataset)
+    return [kind([dataset.training[i]], steps=steps, crop_sizes=(sides[i],), **common) for i in usable]
+
+
+def check_place(config: TrainConfig, devices: int = 1) -> None:
+    """Raise InputError where a device is to cut crops that it can't.
+
+    Parameters
+    ----------
+    config
+        Resolved.
+    devices
+        That train together, of all processes.
+    """
+    hindrance = _hindrance(config, devices)
+    if config.stacks_on == "device" and hindrance:
+        raise InputError(
+            f"cannot cut crops on the device, since {hindrance}: one device holds the stacks, and moves "
+            "their pixels without computing any",
+            "Give `--stacks-on host`, or leave it out.",
+        )
+
+
+def choose_place(config: TrainConfig, dataset: Dataset, devices: int, free: float) -> str:
+    """Where the training crops are cut: ``device``, where their stacks are copied to, or ``host``.
+
+    Parameters
+    ----------
+    config, devices
+        As `check_place` takes them.
+    dataset
+        The stacks.
+    free
+        Bytes of the host's memory that may be taken.
+
+    Raises
+    ------
+    InputError
+        If the device is asked for and can't do it, or the stacks don't pass through the host's memory.
+    """
+    check_place(config, devices)
+    pixels = sum(math.prod(tile.image.shape[:2]) for tile in dataset.training)
+    size = 4 * pixels * len(dataset.channels)
+    fits = COPIES * size <= free and pixels <= np.iinfo(np.int32).max
+    if config.stacks_on == "device" and not fits:
+        raise InputError(
+            f"cannot copy the training stacks to the device, since they hold {pixels / 1e6:.0f} million "
+            f"pixels and take {COPIES * size / 1e9:.1f} GB of memory on their way, expected at most 2147 "
+            f"million and {free / 1e9:.1f} GB (now free)",
+            "Give `--stacks-on host`, or leave it out: crops are then read from disk.",
+        )
+    gpu = backend.device_name() != "CPU"
+    if config.stacks_on == "device" and not gpu:
+        logger.warning("there is no GPU: the stacks are copied within the host's memory, which gains nothing")
+    if config.stacks_on == "auto":
+        return "device" if gpu and fits and size <= SMALL and not _hindrance(config, devices) else "host"
+    return config.stacks_on
+
+
+def _hindrance(config: TrainConfig, devices: int) -> str:
+    """Why crops can't be cut on the device; empty where they can."""
+    hinders = {
+        "a pretraining hides parts of crops": bool(config.pretrain),
+        f"{devices} devices train, expected one": devices > 1,
+        f"--rotations is {config.rotations}, expected 1, 2 or 4": config.rotations not in (1, 2, 4),
+        f"--scale is {config.scale}, expected 1": config.scale != 1,
+        **{
+            f"--{name.replace('_', '-')} is {getattr(config, name)}, expected 0": bool(getattr(config, name))
+            for name in _COMPUTING
+        },
+    }
+    return next((reason for reason, holds in hinders.items() if holds), "")
+
+
+def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]:
+    if not config.pretrain:
+        return TileGenerator
+    assert config.hide is not None and config.hide_block is not None, "of a config that is not resolved"
+    return partial(HiddenCrops, statistics=dataset.statistics, hidden=config.hide, block=config.hide_block)
+
+
+def _augmentations(config: TrainConfig, dataset: Dataset) -> tuple[Augmentation, ...]:
+    """What happens to each crop, in this order: what is pasted is flipped and changed with the rest."""
+    chosen: list[Augmentation] = []
+    if config.copy_paste:
+        targets = _common(config, dataset)["targets"]
+        chosen.append(CopyPaste(dataset.training, targets, config.copy_paste, config.rare_temperature))
+    chosen.append(flip)
+    if config.gain or config.offset_jitter or config.haze:
+        changes = {"gain": config.gain, "offset": config.offset_jitter, "haze": config.haze}
+        chosen.append(Jitter(dataset.channels, **changes))
+    if config.channel_dropout:
+        chosen.append(ChannelDropout(config.channel_dropout, dataset.statistics.mean))
+    return tuple(chosen)
+
+
+def _common(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    names = dataset.legend.names
+    single = None if config.single_class is None else names.index(config.single_class) + 1
+    return {
+        "targets": class_targets(len(names), single),
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "workers": config.workers,
+    }

@@ -1,0 +1,403 @@
+"""The stacks of one or several folders as one training set, checked before any framework is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.config import PreprocessConfig, TrainConfig
+from lulc.core.schema import IGNORE, InputError, Legend
+from lulc.core.statistics import Statistics
+from lulc.core.storage import sha256_of
+from lulc.core.windows import Window
+from lulc.datasets.arrays import Layers
+from lulc.datasets.loading import find_overlaps, load_manifest
+from lulc.datasets.manifest import MANIFEST, Manifest, StackFile, open_tile
+from lulc.rasters.sources import Stamp, stamps_of
+
+logger = logging.getLogger("lulc")
+
+ROWS_AT_ONCE = 256
+
+GAP = PreprocessConfig.gap
+"""Pixels around validation stacks without training labels, where the manifests don't say how many."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A stack to cut crops from.
+
+    Parameters
+    ----------
+    name
+        Folder and name in its manifest, for messages.
+    image
+        float32 (y, x, band) in physical units, NaN = invalid.
+    masks
+        uint8 (y, x), class numbers 1..N, 255 = ignore.
+    """
+
+    name: str
+    image: Layers
+    masks: Layers
+
+    @property
+    def side(self) -> int:
+        """The shorter side in pixels."""
+        return min(self.image.shape[:2])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a network is trained and validated on.
+
+    Parameters
+    ----------
+    training, validation
+        Stacks with at least one labelled pixel.
+    channels
+        For each channel ``name``, ``unit`` and ``coding``.
+    legend
+        The classes.
+    statistics
+        Of the valid pixels of all training stacks together.
+    counts
+        int64 (class,), labelled training pixels of class 1..N.
+    inputs
+        sha256 by folder, in the order given: what the run's key is made of.
+    provenance
+        For the model card: folders, stacks and sources by name; JSON-ready.
+    stamps
+        Of the files of all stacks, from before they were read.
+    """
+
+    training: tuple[Tile, ...]
+    validation: tuple[Tile, ...]
+    channels: tuple[dict[str, str], ...]
+    legend: Legend
+    statistics: Statistics
+    counts: NDArray[np.int64]
+    inputs: dict[str, str]
+    provenance: list[dict[str, Any]]
+    stamps: tuple[Stamp, ...] = ()
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if a file of a stack was changed or replaced since it was opened.
+
+        Stacks are read as crops are cut from them, so to the end of the training.
+        """
+        changed = set(stamps_of(stamp.path for stamp in self.stamps)) ^ set(self.stamps)
+        if changed:
+            raise InputError(
+                f"cannot finish the training, since '{min(changed).path}' was changed while it was read, "
+                "expected the same stacks to the end",
+                "Give `--restart` when the stacks are at rest: what was trained so far has seen both.",
+            )
+
+
+def open_dataset(config: TrainConfig) -> Dataset:
+    """Open the folders of ``config.data`` and check that a network can learn from them.
+
+    Raises
+    ------
+    InputError
+        If a folder is damaged, folders don't agree in channels or legend, or there is nothing to learn:
+        no training or validation labels, one class only.
+    """
+    return _assemble(_load(config), config)
+
+
+def leave_one_out(config: TrainConfig) -> list[tuple[str, Dataset]]:
+    """A dataset for each training stack left out: it validates, the other training stacks train.
+
+    Stacks that overlap on the ground are left out together, and the validation stacks of the folders take
+    no part. Training labels in the gap around what is left out are ignored. The statistics are those of the
+    stacks that train, where the manifest knows them.
+
+    Returns
+    -------
+    list of (str, Dataset)
+        Names of what is left out, and the dataset.
+
+    Raises
+    ------
+    InputError
+        As `open_dataset`; or if there are no two stacks, or groups of them, to be told apart.
+    """
+    loaded = _load(config)
+    manifests = loaded.manifests
+    groups = _groups([stack for m in manifests for stack in m.of("train") if any(stack.class_counts)])
+    if len(groups) < 2:
+        raise InputError(
+            f"cannot cross-validate on {' '.join(config.data)}, since its labelled training stacks "
+            f"{'all overlap on the ground' if groups else 'are none'}, expected two that lie apart",
+            "Prepare more stacks, or train without --cross-validate.",
+        )
+    folds = []
+    for group in groups:
+        left_out = {stack.image for stack in group}
+        turned = [_with_validation(manifest, left_out) for manifest in manifests]
+        name = " + ".join(f"{stack.image.parent.name}/{stack.name}" for stack in group)
+        fold = _assemble(loaded._replace(manifests=turned), config)
+        folds.append((name, dataclasses.replace(fold, inputs=fold.inputs | {"left out": name})))
+    return folds
+
+
+class _Loaded(NamedTuple):
+    """Folders as opened: their manifests, the sha256 of each, and the state of their files before that."""
+
+    manifests: list[Manifest]
+    identities: list[str]
+    stamps: tuple[Stamp, ...]
+
+
+def _load(config: TrainConfig) -> _Loaded:
+    folders = [Path(folder) for folder in config.data]
+    if not folders:
+        raise InputError(
+            "cannot train, since no folder with stacks is given, expected at least one",
+            "Type python train_model.py DATA --out FOLDER with a folder that preprocess.py wrote, or without "
+            "labels python train_model.py --pretrain MOSAIC --out FOLDER",
+        )
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError(
+            f"cannot train on {', '.join(config.data)}, since a folder is named twice, expected each once",
+            "Leave the second one out.",
+        )
+    manifests = [load_manifest(f, already_standardised=config.already_standardised) for f in folders]
+    _check_agreement(manifests)
+    files = [str(f) for m in manifests for s in m.stacks for f in (s.image, s.masks)]
+    stamps = tuple(stamps_of(files))
+    return _Loaded(manifests, [_identity_of(manifest) for manifest in manifests], stamps)
+
+
+def _assemble(loaded: _Loaded, config: TrainConfig) -> Dataset:
+    manifests, identities, stamps = loaded
+    training, counts = _open_split(manifests, "train")
+    validation, val_counts = _open_split(manifests, "val")
+    legend = _merge_legends([manifest.legend for manifest in manifests])
+    _check_learnable(counts, val_counts, legend, config)
+    return Dataset(
+        training=training,
+        validation=validation,
+        channels=manifests[0].channels,
+        legend=legend,
+        statistics=_merge_statistics(manifests),
+        counts=counts,
+        inputs={f"data {i}": identity for i, identity in enumerate(identities, 1)},
+        provenance=[_provenance_of(m, sha256) for m, sha256 in zip(manifests, identities, strict=True)],
+        stamps=stamps,
+    )
+
+
+def _groups(stacks: Sequence[StackFile]) -> list[list[StackFile]]:
+    """Stacks that share pixels on the ground, directly or through others, together."""
+    if any(stack.grid is None for stack in stacks):
+        logger.warning(
+            "some stacks don't say where they lie: it is not known whether they overlap on the ground"
+        )
+    groups: list[list[StackFile]] = []
+    for stack in stacks:
+        val = dataclasses.replace(stack, split="val")
+        touching = [
+            group for group in groups
+            if find_overlaps([*(dataclasses.replace(other, split="train") for other in group), val])
+        ]  # fmt: skip
+        rest = [group for group in groups if group not in touching]
+        groups = [*rest, [*(other for group in touching for other in group), stack]]
+    return groups
+
+
+def _with_validation(manifest: Manifest, left_out: set[Path]) -> Manifest:
+    """A manifest whose training stacks in `left_out` validate instead of its own validation stacks."""
+    stacks = tuple(
+        dataclasses.replace(stack, split="val" if stack.image in left_out else "train")
+        for stack in manifest.of("train")
+    )
+    trained = [stack for stack in stacks if stack.split == "train"]
+    known = [stack.statistics for stack in trained if stack.statistics is not None]
+    # A folder without a training stack weighs nothing.
+    statistics = dataclasses.replace(manifest.statistics, count=manifest.statistics.count if trained else 0)
+    if known and len(known) == len(trained):
+        statistics = functools.reduce(Statistics.merge, known)
+    return dataclasses.replace(manifest, stacks=stacks, statistics=statistics)
+
+
+def _check_agreement(manifests: Sequence[Manifest]) -> None:
+    first = manifests[0]
+    for other in manifests[1:]:
+        pair = (first, other)
+        described = [[f"{c['name']} ({c['unit']}, {c['coding']})" for c in m.channels] for m in pair]
+        named = [[f"{c.number} {c.name}" for c in m.legend.classes] for m in pair]
+        for what, (a, b), option in (
+            ("channels", described, "the same bands and indices"),
+            ("classes", named, "the same `--scheme`"),
+        ):
+            if a != b:
+                raise InputError(
+                    f"cannot train on both, since '{other.folder}' has the {what} {', '.join(b)}, expected "
+                    f"those of '{first.folder}': {', '.join(a)}",
+                    f"Prepare both with preprocess.py and {option}.",
+                )
+
+
+def _merge_legends(legends: Sequence[Legend]) -> Legend:
+    """The first legend; without its source codes where the folders' sources use others."""
+    first = legends[0]
+    classes = tuple(
+        c if all(c.sources == legend.classes[i].sources for legend in legends)
+        else dataclasses.replace(c, sources=())
+        for i, c in enumerate(first.classes)
+    )  # fmt: skip
+    return Legend(first.name, classes)
+
+
+def _merge_statistics(manifests: Sequence[Manifest]) -> Statistics:
+    """Of all training pixels together; a folder of unknown count counts with all pixels of its stacks."""
+    parts = []
+    for manifest in manifests:
+        pixels = sum(stack.shape[0] * stack.shape[1] for stack in manifest.of("train"))
+        known = manifest.statistics.count
+        parts.append(dataclasses.replace(manifest.statistics, count=known or pixels))
+    merged = parts[0]
+    for part in parts[1:]:
+        merged = merged.merge(part)
+    return merged
+
+
+def _open_split(manifests: Sequence[Manifest], split: str) -> tuple[tuple[Tile, ...], NDArray[np.int64]]:
+    """Labelled stacks of all folders, and their pixels per class.
+
+    Training labels on the ground of validation stacks, of any folder, and in the gap around them are ignored:
+    a network sees that far when it is scored. The gap is the largest that the folders were prepared with.
+    """
+    near: dict[Path, list[Window]] = {}
+    if split == "train":
+        gap = max(_gap_of(manifest) for manifest in manifests)
+        for overlap in find_overlaps([stack for manifest in manifests for stack in manifest.stacks], gap):
+            near.setdefault(overlap.train.image, []).append(overlap.window)
+    tiles, counts = [], np.zeros(len(manifests[0].legend), np.int64)
+    for manifest in manifests:
+        for stack in manifest.of(split):
+            name = f"{manifest.folder.name}/{stack.name}"
+            masks = open_tile(stack)[1]
+            # The preparation has hidden the labels around validation stacks of the same folder.
+            ignored = [w for w in near.get(stack.image, []) if _count(masks, len(counts), w).any()]
+            tile = Tile(name, *open_tile(stack, ignored))
+            labelled = _count(tile.masks, len(counts)) if ignored else np.array(stack.class_counts)
+            if ignored:
+                logger.warning("labels of '%s' in or near a validation stack are ignored", name)
+            if labelled.any():
+                tiles.append(tile)
+                counts += labelled
+            else:
+                logger.warning("'%s' is left out, since none of its pixels is labelled", name)
+    return tuple(tiles), counts
+
+
+def _gap_of(manifest: Manifest) -> int:
+    gap = manifest.parameters.get("gap")
+    return gap if isinstance(gap, int) and gap >= 0 else GAP
+
+
+def _count(masks: Layers, classes: int, window: Window | None = None) -> NDArray[np.int64]:
+    """Pixels of class 1..N, of a window only where one is given; int64 (class,)."""
+    window = window or Window(0, 0, *masks.shape)
+    rows, cols = window.slices
+    total = np.zeros(256, np.int64)
+    for row in range(rows.start, rows.stop, ROWS_AT_ONCE):
+        block = masks[row : min(row + ROWS_AT_ONCE, rows.stop), cols]
+        total += np.bincount(block.ravel(), minlength=256)
+    return total[1 : classes + 1]
+
+
+def _check_learnable(
+    counts: NDArray[np.int64], val_counts: NDArray[np.int64], legend: Legend, config: TrainConfig
+) -> None:
+    present = [f"{c.name} ({n})" for c, n in zip(legend.classes, counts, strict=True) if n]
+    where = " ".join(config.data)
+    if not present:
+        raise InputError(
+            f"cannot train on {where}, since no training pixel is labelled, expected at least two classes",
+            "Look at labels and scheme: preprocess.py prints the pixels of each class.",
+        )
+    if config.single_class is not None and config.single_class not in legend.names:
+        raise InputError(
+            f"cannot train '{config.single_class}' against the rest, since the classes of {where} are "
+            f"{', '.join(legend.names)}",
+            "Give one of these names with `--single-class`.",
+        )
+    single = config.single_class is not None and not counts[legend.names.index(config.single_class)]
+    if len(present) == 1 or single:
+        raise InputError(
+            f"cannot train on {where}, since the labelled training pixels are all of "
+            f"{', '.join(present)}, expected "
+            + (f"some of '{config.single_class}'" if single else "at least two classes"),
+            "Prepare stacks from a region, or with a scheme, where more classes occur.",
+        )
+    if not val_counts.any():
+        raise InputError(
+            f"cannot train on {where}, since no validation pixel is labelled, expected a validation stack",
+            "Prepare the data with e.g. `--validation 0.2`, or add a folder with validation stacks.",
+        )
+
+
+def _identity_of(manifest: Manifest) -> str:
+    """sha256 of what a folder holds, after comparing its files with those that its manifest records."""
+    path = manifest.folder / MANIFEST
+    if path.exists():
+        manifest.verify()
+        return sha256_of(path)
+    digests = [sha256_of(file) for stack in manifest.stacks for file in (stack.image, stack.masks)]
+    statistics = str(manifest.statistics.to_json())
+    return hashlib.sha256("".join([*digests, statistics]).encode()).hexdigest()
+
+
+def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
+    def names(stacks: Sequence[StackFile]) -> list[str]:
+        return [stack.name for stack in stacks]
+
+    return {
+        "folder": manifest.folder.resolve().name,
+        "sha256": sha256,
+        "scheme": manifest.scheme,
+        "training_stacks": names(manifest.of("train")),
+        "validation_stacks": names(manifest.of("val")),
+        "sources": list(manifest.sources),
+    }
+
+
+def class_targets(classes: int, single_class: int | None = None) -> NDArray[np.uint8]:
+    """What the network learns for each value in the masks.
+
+    Parameters
+    ----------
+    classes
+        Number of classes N in the legend.
+    single_class
+        Class number that is learnt against the rest: it becomes 1, other classes 0.
+
+    Returns
+    -------
+    uint8 (256,)
+        255 for values that are no class.
+
+    Examples
+    --------
+    >>> class_targets(3)[[0, 1, 3, 255]].tolist(), class_targets(3, 2)[[0, 1, 2, 3]].tolist()
+    ([255, 0, 2, 255], [255, 0, 1, 0])
+    """
+    targets = np.full(256, IGNORE, np.uint8)
+    targets[1 : classes + 1] = np.arange(classes) if single_class is None else 0
+    if single_class is not None:
+        targets[single_class] = 1
+    return targets

@@ -1,0 +1,167 @@
+"""Where crops are cut: how often each stack, each class, each place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.core.schema import IGNORE
+from lulc.training.data.dataset import ROWS_AT_ONCE, Tile
+
+KEPT = 4096
+"""Pixels of each class that are kept for each stack to centre crops on."""
+
+BALANCES = ("stacks", "pixels", "classes")
+
+Sampler = Callable[[Tile, int, np.random.Generator], tuple[int, int]]
+"""(tile, side of the square to read, rng) to its first row and column."""
+
+
+def draw_place(tile: Tile, side: int, rng: np.random.Generator) -> tuple[int, int]:
+    """First row and column of a square of `side` pixels, each possible place equally likely."""
+    height, width = tile.image.shape[:2]
+    return int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+
+
+def class_shares(counts: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
+    """How often each class is drawn, p(c) ~ exp((1 - f_c) / T) with f_c its share of the labelled pixels.
+
+    Parameters
+    ----------
+    counts
+        int64 (class,), labelled pixels; a class without any is never drawn.
+    temperature
+        T: near 0 the rarest class only; large, all alike (as nnU-Net's third of the patches).
+
+    References
+    ----------
+    Hoyer et al. 2022, CVPR (DAFormer), eq. 8 and 9; Isensee et al. 2021, Nature Methods 18 (nnU-Net).
+
+    Examples
+    --------
+    >>> class_shares(np.array([900, 100, 0]), 1000.0).round(2).tolist()
+    [0.5, 0.5, 0.0]
+    """
+    exponent = (1 - counts / max(counts.sum(), 1)) / temperature
+    shares = np.exp(exponent - exponent.max()) * (counts > 0)
+    return np.asarray(shares / max(shares.sum(), np.finfo(float).tiny))
+
+
+class Places:
+    """Labelled pixels of each class in each stack, counted, and some of them kept.
+
+    Parameters
+    ----------
+    tiles
+        The stacks; read once, strip by strip.
+    targets
+        uint8 (256,), network class of each value in the masks, see `class_targets`.
+    seed
+        Of the choice of pixels.
+    kept
+        Pixels of each class that are kept for each stack; 0 to count only.
+
+    Attributes
+    ----------
+    counts : int64 (tile, class)
+        Labelled pixels.
+    """
+
+    def __init__(
+        self, tiles: Sequence[Tile], targets: NDArray[np.uint8], seed: int, kept: int = KEPT
+    ) -> None:
+        self._most = kept
+        classes = int(targets[targets != IGNORE].max(initial=0)) + 1
+        self.counts = np.zeros((len(tiles), classes), np.int64)
+        # Tiles hold arrays and can't be compared or hashed by value; the list keeps them alive.
+        self._tiles = list(tiles)
+        self._number = {id(tile): i for i, tile in enumerate(tiles)}
+        self._kept: list[list[NDArray[np.int64]]] = []
+        for i, tile in enumerate(tiles):
+            rng = np.random.default_rng(np.random.SeedSequence([seed, i]))
+            self._kept.append(self._look_through(tile, targets, self.counts[i], rng))
+
+    def of(self, tile: Tile) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+        """(pixels of each class, some of them as row * width + column) of one stack."""
+        number = self._number[id(tile)]
+        return self.counts[number], self._kept[number]
+
+    def _look_through(
+        self, tile: Tile, targets: NDArray[np.uint8], counts: NDArray[np.int64], rng: np.random.Generator
+    ) -> list[NDArray[np.int64]]:
+        height, width = tile.masks.shape
+        # The pixels with the smallest random keys are an even choice, whatever the strips.
+        kept = [(np.empty(0), np.empty(0, np.int64)) for _ in counts]
+        for row in range(0, height, ROWS_AT_ONCE):
+            strip = targets[np.asarray(tile.masks[row : row + ROWS_AT_ONCE, 0:width])].ravel()
+            counts += np.bincount(strip, minlength=256)[: len(counts)]
+            if not self._most:
+                continue
+            keys = rng.random(strip.size)
+            for c in range(len(counts)):
+                found = np.flatnonzero(strip == c)
+                joined = np.concatenate([kept[c][0], keys[found]])
+                places = np.concatenate([kept[c][1], found + row * width])
+                if joined.size > self._most:
+                    chosen = np.sort(np.argpartition(joined, self._most)[: self._most])
+                    joined, places = joined[chosen], places[chosen]
+                kept[c] = joined, places
+        return [places for _, places in kept]
+
+
+class ClassSampler:
+    """Centres a share of the crops on pixels of classes drawn by `class_shares`; cuts the others anywhere.
+
+    Where the square would leave the stack it is moved inside, so that the pixel is in it but not its centre.
+
+    Parameters
+    ----------
+    places
+        Of the stacks that it is called with.
+    share
+        Of the crops, 0..1.
+    temperature
+        See `class_shares`; f_c is the share in all stacks, p(c) is that of the classes of one stack.
+    """
+
+    def __init__(self, places: Places, share: float, temperature: float) -> None:
+        self._places = places
+        self._share = share
+        self._shares = class_shares(places.counts.sum(axis=0), temperature)
+
+    def __call__(self, tile: Tile, side: int, rng: np.random.Generator) -> tuple[int, int]:
+        """First row and column of a square of `side` pixels."""
+        counts, kept = self._places.of(tile)
+        shares = self._shares * (counts > 0)
+        if rng.random() >= self._share or not shares.any():
+            return draw_place(tile, side, rng)
+        chosen = kept[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        height, width = tile.masks.shape
+        row, col = divmod(int(chosen[rng.integers(len(chosen))]), width)
+        # An even side has two middles; both are drawn, so that no direction is preferred.
+        half = side // 2 - int(rng.integers(2)) * (1 - side % 2)
+        return min(max(row - half, 0), height - side), min(max(col - half, 0), width - side)
+
+
+def stack_shares(places: Places, balance: str, temperature: float) -> NDArray[np.float64]:
+    """How often a batch is cut from each stack; float (tile,), sums up to 1.
+
+    Parameters
+    ----------
+    places
+        Of the stacks.
+    balance
+        ``stacks`` all alike; ``pixels`` by their labelled pixels; ``classes`` by what they hold of each
+        class, a class weighing what `class_shares` gives it.
+    temperature
+        Of `class_shares`.
+    """
+    counts = places.counts.astype(float)
+    if balance == "stacks":
+        return np.full(len(counts), 1 / len(counts))
+    if balance == "pixels":
+        return np.asarray(counts.sum(axis=1) / max(counts.sum(), 1))
+    shares = class_shares(places.counts.sum(axis=0), temperature)
+    return np.asarray((counts / np.maximum(counts.sum(axis=0), 1)) @ shares)

@@ -1,0 +1,151 @@
+"""A mosaic without labels as a training set: squares of it, read as crops are cut, and their statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lulc.config import InputConfig, PreprocessConfig, TrainConfig
+from lulc.core.config_file import read_settings
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.core.statistics import Statistics
+from lulc.core.windows import Window, squares_of
+from lulc.datasets.manifest import channel_units
+from lulc.rasters.sources import stamps_of
+from lulc.rasters.stack import Stack, open_stack, sort_inputs
+from lulc.training.data.dataset import Dataset, Tile
+
+logger = logging.getLogger("lulc")
+
+SIDE = PreprocessConfig.size
+"""Side of a square, pixels: that of a stack."""
+
+VALIDATION = 0.1
+"""Share of the squares that validate."""
+
+VALID = 0.5
+"""Share of valid pixels that a square needs, unless no square has as many."""
+
+
+def open_mosaic(config: TrainConfig) -> Dataset:
+    """The rasters of ``config.pretrain`` as squares to cut crops from; looks through all of them once.
+
+    Parameters
+    ----------
+    config
+        Resolved; ``input_options`` names a file that says how the rasters are read.
+
+    Returns
+    -------
+    Dataset
+        Its classes stand for the channels, whose values are what a network is to fill in.
+
+    Raises
+    ------
+    InputError
+        If the rasters don't fit together, or are too small for two squares with a valid pixel.
+    """
+    options = input_options(config.input_options)
+    stack = open_stack(*sort_inputs(config.pretrain, options), options)
+    stamps = tuple(stamps_of(config.pretrain, allow_vrt=options.allow_vrt))
+    logger.info("looking through %d x %d pixels of the mosaic", *stack.grid.shape)
+    squares, statistics = _survey(stack, max(config.crop_sizes))
+    if len(squares) < 2:
+        raise InputError(
+            f"cannot pretrain on {' '.join(config.pretrain)}, since it has {len(squares)} squares of "
+            f"{max(config.crop_sizes)} pixels with a valid pixel, expected 2, one of which validates",
+            "Give a larger mosaic, smaller --crop-sizes, or check no-data values and masks.",
+        )
+    order = np.random.default_rng(config.seed).permutation(len(squares))
+    held = set(order[: max(1, round(VALIDATION * len(squares)))].tolist())
+    lock = threading.Lock()
+    tiles = [_tile(stack, lock, window) for window in squares]
+    units = channel_units()
+    names = [LandCoverClass(i, name, "#808080") for i, name in enumerate(stack.channels, 1)]
+    identity = stack.identity()
+    return Dataset(
+        training=tuple(tile for i, tile in enumerate(tiles) if i not in held),
+        validation=tuple(tile for i, tile in enumerate(tiles) if i in held),
+        channels=tuple(
+            {"name": name, "unit": units[name], "coding": stack.coding.get(name, "read")}
+            for name in stack.channels
+        ),
+        legend=Legend("channels", tuple(names)),
+        statistics=statistics,
+        counts=np.full(len(names), statistics.count, np.int64),
+        inputs={f"mosaic {i} ({item['name']})": item["sha256"] for i, item in enumerate(identity, 1)}
+        | {"input options": _text_of(options)},
+        provenance=[{"mosaic": identity, "conversion": stack.provenance}],
+        stamps=stamps,
+    )
+
+
+def input_options(path: str | None) -> InputConfig:
+    """The input options in a file with options of preprocess.py; the defaults without one.
+
+    Raises
+    ------
+    InputError
+        If the file can't be read, or holds what is no option of preprocess.py.
+    """
+    found = read_settings(path, PreprocessConfig) if path else {}
+    own = {field.name for field in dataclasses.fields(InputConfig)}
+    return InputConfig(**{name: value for name, value in found.items() if name in own})
+
+
+def _text_of(options: InputConfig) -> str:
+    """What differs from the defaults, as JSON."""
+    given = {
+        field.name: value
+        for field in dataclasses.fields(options)
+        if (value := getattr(options, field.name)) != field.default
+    }
+    return json.dumps(given, sort_keys=True, default=str)
+
+
+def _survey(stack: Stack, crop: int) -> tuple[list[Window], Statistics]:
+    """Squares with valid pixels, and the statistics of all valid pixels."""
+    side = SIDE
+    while side // 2 >= crop and sum(min(w.shape) >= crop for w in squares_of(stack.grid.extent, side)) < 2:
+        side //= 2
+    windows = tqdm(
+        list(squares_of(stack.grid.extent, side)), unit="square", desc="looking through",
+        disable=not logger.isEnabledFor(logging.INFO),
+    )  # fmt: skip
+    found = [(window, Statistics.of(stack.read(window))) for window in windows]
+    total = found[0][1]
+    for _, statistics in found[1:]:
+        total = total.merge(statistics)
+    large = [(w, s.count / (w.height * w.width)) for w, s in found if min(w.shape) >= crop and s.count]
+    full = [window for window, share in large if share >= VALID]
+    return full if len(full) > 1 else [window for window, _ in large], total
+
+
+def _tile(stack: Stack, lock: threading.Lock, window: Window) -> Tile:
+    masks = np.broadcast_to(np.uint8(1), window.shape)
+    return Tile(f"row {window.row}, column {window.col}", _Square(stack, lock, window), masks)
+
+
+class _Square:
+    """A square of a stack as an image (y, x, band), read as it is sliced."""
+
+    def __init__(self, stack: Stack, lock: threading.Lock, window: Window) -> None:
+        # A stack belongs to one thread; the threads that cut crops share it.
+        self._stack, self._lock, self._window = stack, lock, window
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self._window.shape, len(self._stack.channels))
+
+    def __getitem__(self, key: Sequence[slice]) -> Any:
+        rows, cols = (range(*k.indices(n)) for k, n in zip(key, self._window.shape, strict=False))
+        wanted = Window(self._window.row + rows.start, self._window.col + cols.start, len(rows), len(cols))
+        with self._lock:
+            return self._stack.read(wanted)

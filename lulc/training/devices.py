@@ -1,0 +1,500 @@
+"""The devices that one training runs on: one, several of a machine, or those of several processes.
+
+All of them compute each step on one batch, each on its own crops, and end it with the same weights. The
+result is that of one device with the same batches, but for the order in which numbers are added up. On
+TensorFlow the devices are those of one machine (`MirroredStrategy`); on JAX (`keras.distribution`) they may
+belong to several processes, on one machine or many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lulc.config import TrainConfig
+from lulc.core.schema import InputError
+from lulc.models import backend
+from lulc.models.backend import keras
+
+__all__ = ["ONE", "Devices", "local_numbers", "meeting_of", "open_devices"]
+
+logger = logging.getLogger("lulc")
+
+PORTS = range(61_440, 65_536)
+"""Ports that processes meet at under SLURM, one for each step of each job (the numbers modulo these)."""
+
+PATIENCE = 60
+"""Seconds that a process waits at the end for the others."""
+
+Loss = Callable[[Any, Any], Any]
+
+
+class Devices:
+    """One device of one process; what several do otherwise is in the classes below.
+
+    Parameters
+    ----------
+    count
+        Devices of all processes together.
+    process, processes
+        Number of this process, from 0, and how many there are.
+    """
+
+    def __init__(self, count: int = 1, process: int = 0, processes: int = 1) -> None:
+        self.count, self.process, self.processes = count, process, processes
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes checkpoints, models, history and messages."""
+        return self.process == 0
+
+    def share(self, batch_size: int) -> range:
+        """Numbers of the crops of each batch that this process cuts."""
+        own = batch_size // self.processes
+        return range(self.process * own, (self.process + 1) * own)
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Networks and their optimizers are made inside."""
+        return contextlib.nullcontext()
+
+    def optimizer(self, kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
+        """The same optimizer, made to see the gradients of the whole batch."""
+        return kind
+
+    def loss(self, loss: Loss) -> Loss:
+        """The same loss, of the whole batch wherever it is computed."""
+        return loss
+
+    def metric(self, metric: keras.metrics.Metric) -> keras.metrics.Metric:
+        """The same metric, of the whole batch."""
+        return metric
+
+    def unite(self, model: keras.Model) -> None:
+        """Have the layers that look at a batch look at the whole batch."""
+
+    def train(self, model: keras.Model, images: Any, labels: np.ndarray) -> dict[str, Any]:
+        """One step on a batch.
+
+        Parameters
+        ----------
+        images
+            float32 (crop, y, x, band), the share of this process; an array, or what `place` gave.
+        labels
+            uint8 (crop, y, x), likewise.
+
+        Returns
+        -------
+        dict
+            Loss and metrics of the whole batch.
+        """
+        return dict(model.train_on_batch(images, labels, return_dict=True))
+
+    def place(self, images: Any) -> Any:
+        """The same images where `train` takes them from; called ahead, by the threads that cut crops."""
+        return images
+
+    def predict(self, model: keras.Model, images: np.ndarray) -> np.ndarray:
+        """Activations of the whole batch, float32 (crop, y, x, class), from the shares of the processes."""
+        return np.asarray(model.predict_on_batch(images))
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """Arrays of all processes, equal in shape, joined along the first axis in the processes' order."""
+        return values
+
+    def spread(self, value: Any) -> Any:
+        """What the first process gives, JSON-ready; what the others give is dropped."""
+        return value
+
+    def spread_arrays(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Arrays of the first process; the others give any of the same names, shapes and types."""
+        return arrays
+
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
+        """What the first process does inside without the others, on a device of its own."""
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """What one process refuses inside, all refuse: nobody waits for one that is gone."""
+        yield
+
+
+ONE = Devices()
+
+
+class _Mirrored(Devices):
+    """Several devices of this machine, on TensorFlow.
+
+    Losses and metrics see the activations of the whole batch on each device, so that what is no sum over
+    pixels (overlaps, rankings) is right as well; batch norm is synchronised.
+    """
+
+    def __init__(self, framework: Any, names: Sequence[str]) -> None:
+        super().__init__(len(names))
+        self._tf = framework
+        # Without NCCL, which GPUs bring, the sum is made on one device.
+        reduction = None if names[0].startswith("GPU") else framework.distribute.ReductionToOneDevice()
+        self._strategy = framework.distribute.MirroredStrategy(names, cross_device_ops=reduction)
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        return self._strategy.scope()
+
+    def optimizer(self, kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
+        """An optimizer whose gradients are summed before they are clipped.
+
+        Keras clips what each device has, then sums over devices. Here each gets the same nth part of the sum,
+        clipped at the nth part of the norm.
+        """
+        count, tf = self.count, self._tf
+
+        class Summed(kind):
+            def __init__(self, *args: Any, global_clipnorm: float | None = None, **keywords: Any) -> None:
+                clip = global_clipnorm and global_clipnorm / count
+                super().__init__(*args, global_clipnorm=clip, **keywords)
+
+            def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+                context = tf.distribute.get_replica_context()
+                summed = context.all_reduce(tf.distribute.ReduceOp.SUM, list(grads))
+                return super().apply([gradient / count for gradient in summed], trainable_variables)
+
+        return Summed
+
+    def loss(self, loss: Loss) -> Loss:
+        def of_all(labels: Any, activations: Any) -> Any:
+            # Gradients are summed over devices, each of which has the whole loss.
+            parts = self._replicas()
+            return loss(self._joined(labels), self._joined(activations)) / parts
+
+        return of_all
+
+    def metric(self, metric: keras.metrics.Metric) -> keras.metrics.Metric:
+        own = metric.update_state
+
+        def update_state(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+            return own(self._joined(y_true), self._joined(y_pred), sample_weight)
+
+        metric.update_state = update_state
+        return metric
+
+    def unite(self, model: keras.Model) -> None:
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.synchronized = True
+
+    def train(self, model: keras.Model, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+        # `train_on_batch` would give each device the whole batch.
+        model.make_train_function()
+        model.reset_metrics()
+        logs = model.train_function(iter([(self._split(images), self._split(labels), None)]))
+        return {name: np.asarray(value) for name, value in logs.items()}
+
+    def predict(self, model: keras.Model, images: np.ndarray) -> np.ndarray:
+        return np.asarray(model.predict_on_batch(self._split(images)))
+
+    def _split(self, values: np.ndarray) -> Any:
+        parts = np.split(values, self.count)
+        return self._strategy.experimental_distribute_values_from_function(
+            lambda context: self._tf.constant(parts[context.replica_id_in_sync_group])
+        )
+
+    def _replicas(self) -> int:
+        context = self._tf.distribute.get_replica_context()
+        return 1 if context is None else int(context.num_replicas_in_sync)
+
+    def _joined(self, values: Any) -> Any:
+        if self._replicas() == 1:
+            return values
+        return self._tf.distribute.get_replica_context().all_gather(values, axis=0)
+
+
+class _Parallel(Devices):
+    """Any number of devices, of one process or several, on JAX: what is computed is the whole batch."""
+
+    def __init__(self, framework: Any, devices: Sequence[Any]) -> None:
+        super().__init__(len(devices), framework.process_index(), framework.process_count())
+        self._jax = framework
+        names = [f"{device.platform}:{device.id}" for device in devices]
+        self.distribution = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
+        self._forward: Any = None
+
+    def place(self, images: Any) -> Any:
+        if self.processes > 1:
+            # Keras joins the shares of the processes, which it takes as arrays.
+            return images
+        # Keras copies a batch to the devices twice for each step; one that is there it leaves in place.
+        return self._jax.device_put(images, self._layout_of(images))
+
+    def _layout_of(self, images: Any) -> Any:
+        return self.distribution.get_data_layout(images.shape).backend_layout
+
+    def predict(self, model: keras.Model, images: np.ndarray) -> np.ndarray:
+        # Keras' own function gives its weights away, which averaged ones share with the optimizer.
+        if self._forward is None:
+            everywhere = self._jax.sharding.PartitionSpec()
+            mesh = self.distribution.device_mesh.backend_mesh
+            self._forward = self._jax.jit(
+                lambda trained, fixed, x: model.stateless_call(trained, fixed, x, training=False)[0],
+                out_shardings=self._jax.sharding.NamedSharding(mesh, everywhere),
+            )
+        return np.asarray(
+            self._forward(
+                [v.value for v in model.trainable_variables],
+                [v.value for v in model.non_trainable_variables],
+                self._jax.make_array_from_process_local_data(self._layout_of(images), images),
+            )
+        )
+
+
+class _Distributed(_Parallel):
+    """Devices of several processes."""
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(values, tiled=True))
+
+    def spread(self, value: Any) -> Any:
+        return json.loads(self._texts(json.dumps(value) if self.first else "")[0])
+
+    def spread_arrays(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        from jax.experimental import multihost_utils
+
+        given = multihost_utils.broadcast_one_to_all(dict(arrays))
+        return {name: np.asarray(array) for name, array in given.items()}
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        # Keras compares each value that a variable of all processes is given among them.
+        keras.distribution.set_distribution(None)
+        try:
+            yield
+        finally:
+            keras.distribution.set_distribution(self.distribution)
+
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        refused = []
+        try:
+            yield
+        except InputError as error:
+            refused = [error.problem, error.hint]
+        for text in self._texts(json.dumps(refused)):
+            if json.loads(text):
+                raise InputError(*json.loads(text))
+
+    def _texts(self, own: str) -> list[str]:
+        """A text of each process."""
+        raw = np.frombuffer(own.encode(), np.uint8)
+        lengths = self.gather(np.array([raw.size], np.int32))
+        padded = np.zeros((1, lengths.max()), np.uint8)
+        padded[0, : raw.size] = raw
+        rows = self.gather(padded)
+        return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
+
+
+@contextlib.contextmanager
+def open_devices(config: TrainConfig) -> Iterator[Devices]:
+    """Find the devices of a resolved config, and meet the other processes.
+
+    To be entered before anything is computed; networks are built and trained inside.
+
+    Raises
+    ------
+    InputError
+        If the framework can't do it, there are fewer devices, a batch doesn't go into equal shares, or the
+        other processes can't be met.
+    """
+    wanted = None if config.devices == "all" else int(config.devices)
+    openers = {"tensorflow": _open_mirrored, "jax": _open_parallel, "torch": _open_single}
+    with openers[backend.name()](config, wanted) as devices:
+        if config.batch_size % devices.count:
+            raise InputError(
+                f"cannot share batches out, since --batch-size is {config.batch_size}, expected a multiple "
+                f"of the number of devices, {devices.count}",
+                f"Give e.g. `--batch-size {-(-config.batch_size // devices.count) * devices.count}`.",
+            )
+        if devices.count > 1 and devices.first:
+            logger.info("training on %d devices, in %d processes", devices.count, devices.processes)
+        if not devices.first:
+            # What all processes would say, the first one says.
+            logger.setLevel(logging.ERROR)
+        yield devices
+
+
+@contextlib.contextmanager
+def _open_single(config: TrainConfig, wanted: int | None) -> Iterator[Devices]:
+    if wanted != 1 or config.processes > 1:
+        raise InputError(
+            f"cannot train on several devices with the backend '{backend.name()}', expected tensorflow (one "
+            "machine) or jax",
+            "Set e.g. KERAS_BACKEND=jax; what was trained goes on with the same command.",
+        )
+    yield Devices()
+
+
+@contextlib.contextmanager
+def _open_mirrored(config: TrainConfig, wanted: int | None) -> Iterator[Devices]:
+    if config.processes > 1:
+        raise InputError(
+            "cannot train in several processes with the backend 'tensorflow', since Keras has no strategy "
+            "for that, expected jax",
+            "Set KERAS_BACKEND=jax; several GPUs of one machine need no more than `--devices all`.",
+        )
+    import tensorflow as tf
+
+    found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    names = [device.name.removeprefix("/device:") for device in _some(found, wanted)]
+    if len(names) == 1:
+        yield Devices()
+        return
+    conditional = ["--accumulate"] * (config.accumulate > 1)
+    conditional += ["--precision float16"] * (config.precision == "float16")
+    if conditional:
+        raise InputError(
+            f"cannot train on {len(names)} devices with {conditional[0]}, since TensorFlow's devices can't "
+            "change weights under a condition",
+            "Leave it out, or set KERAS_BACKEND=jax.",
+        )
+    yield _Mirrored(tf, names)
+
+
+@contextlib.contextmanager
+def _open_parallel(config: TrainConfig, wanted: int | None) -> Iterator[Devices]:
+    import jax
+
+    if config.processes > 1:
+        _meet(jax, config, wanted)
+    backend.cache_programs()
+    try:
+        found = [_some(_of_process(jax, k), wanted) for k in range(config.processes)]
+        kind = _Distributed if config.processes > 1 else _Parallel
+        devices = kind(jax, [device for some in found for device in some])
+        before = keras.distribution.distribution()
+        keras.distribution.set_distribution(devices.distribution)
+        try:
+            yield devices
+        finally:
+            keras.distribution.set_distribution(before)
+    finally:
+        if config.processes > 1:
+            jax.distributed.shutdown()
+
+
+def _of_process(jax: Any, process: int) -> list[Any]:
+    return [device for device in jax.devices() if device.process_index == process]
+
+
+def _some(found: Sequence[Any], wanted: int | None) -> Sequence[Any]:
+    if wanted is not None and len(found) < wanted:
+        raise InputError(
+            f"cannot train on {wanted} devices, since {len(found)} are found, expected at least {wanted}",
+            "Give `--devices all` or fewer, and look at CUDA_VISIBLE_DEVICES.",
+        )
+    return found[:wanted]
+
+
+def _meet(jax: Any, config: TrainConfig, wanted: int | None) -> None:
+    address, process = meeting_of(config, os.environ)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Its own handler of SIGTERM would take the place of that which ends a run cleanly.
+    jax.config.update("jax_enable_preemption_service", False)
+    from jax.experimental import multihost_utils
+
+    try:
+        with _output_kept():
+            jax.distributed.initialize(
+                address,
+                config.processes,
+                process,
+                local_device_ids=local_numbers(wanted, os.environ),
+                cluster_detection_method="deactivate",
+                shutdown_timeout_seconds=PATIENCE,
+            )
+            multihost_utils.sync_global_devices("met")
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"cannot meet the {config.processes} processes of this training at {address}, since "
+            f"{str(error).splitlines()[0]}",
+            "Start all of them with the same --processes and --coordinator, each with its own --process.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _output_kept() -> Iterator[None]:
+    """Standard output is for answers; what native code says there of connections goes to standard error."""
+    sys.stdout.flush()
+    standard_output = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(standard_output, 1)
+        os.close(standard_output)
+
+
+def meeting_of(config: TrainConfig, environment: Mapping[str, str]) -> tuple[str, int]:
+    """Where the processes meet, and the number of this one.
+
+    What the config leaves open is taken from the variables of SLURM: ``SLURM_PROCID``,
+    ``SLURM_STEP_NODELIST``, and ``SLURM_JOB_ID`` and ``SLURM_STEP_ID`` for the port.
+
+    Raises
+    ------
+    InputError
+        If neither says it, or the number isn't below that of the processes.
+
+    Examples
+    --------
+    >>> slurm = {"SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "g[11-12,17]", "SLURM_JOB_ID": "7"}
+    >>> meeting_of(TrainConfig(data=("d",), out="o", processes=4), slurm)
+    ('g11:61447', 3)
+    """
+    address, process = config.coordinator, config.process
+    if process is None and "SLURM_PROCID" in environment:
+        process = int(environment["SLURM_PROCID"])
+    if address is None and "SLURM_STEP_NODELIST" in environment:
+        # The first node of a list like a[01-04,9],b2.
+        node = re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", environment["SLURM_STEP_NODELIST"]).split(",")[0]
+        number = int(environment.get("SLURM_JOB_ID", 0)) + int(environment.get("SLURM_STEP_ID", 0))
+        address = f"{node}:{PORTS[number % len(PORTS)]}"
+    for name, value in (("--coordinator", address), ("--process", process)):
+        if value is None:
+            raise InputError(
+                f"cannot train in {config.processes} processes, since {name} is not given, and this is no "
+                "step of SLURM that would tell it",
+                "Start each with e.g. `--coordinator node1:29500 --process 0`, or by srun.",
+            )
+    assert address is not None and process is not None
+    if not 0 <= process < config.processes:
+        raise InputError(
+            f"cannot train in {config.processes} processes, since this one has the number {process}, "
+            f"expected 0 to {config.processes - 1}",
+            "Give the number of tasks of the step, `--processes $SLURM_NTASKS`, or another --process.",
+        )
+    return address, process
+
+
+def local_numbers(wanted: int | None, environment: Mapping[str, str]) -> list[int] | None:
+    """Numbers of the GPUs that this process may use; None for all that it sees.
+
+    Processes of one machine that see the same GPUs take the next `wanted` each, by ``SLURM_LOCALID``.
+
+    Examples
+    --------
+    >>> local_numbers(2, {"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"})
+    [2, 3]
+    >>> local_numbers(1, {"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0"})  # bound by SLURM
+    """
+    seen = environment.get("CUDA_VISIBLE_DEVICES", "")
+    if wanted is None or (seen and len(seen.split(",")) <= wanted):
+        return None
+    first = wanted * int(environment.get("SLURM_LOCALID", 0))
+    return list(range(first, first + wanted))

@@ -1,0 +1,474 @@
+"""The training loop: batches, epochs, checkpoints, and stopping without losing anything."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from lulc.core.schema import IGNORE, InputError, Legend
+from lulc.evaluation.measures import metrics
+from lulc.evaluation.report import figures
+from lulc.models.backend import keras
+from lulc.models.calibration import Holdout
+from lulc.models.uncertainty import decide
+from lulc.training.batch_norm import Normalization
+from lulc.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    restore_variables,
+    save_checkpoint,
+    variables_of,
+)
+from lulc.training.data.batches import TileGenerator, cut_ahead
+from lulc.training.devices import ONE, Devices
+from lulc.training.optimizer import averaged
+from lulc.training.run_folder import HISTORY, PICTURE, Row, Run, is_stale
+
+logger = logging.getLogger("lulc")
+
+CHECKPOINT_SECONDS = 120.0
+"""A kill loses at most the work of this time, and one batch."""
+
+WEIGHTS_SECONDS = 1.0
+"""Weights are looked through for NaN at most this often, and before every checkpoint."""
+
+PACE_BATCHES = 8
+"""Batches after which the time of the whole run is forecast."""
+
+PICTURE_SECONDS = 30.0
+"""The picture of the history is drawn at most this often, and when the loop ends."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; with the variables, all that a checkpoint holds.
+
+    Crops and augmentation need no random state: they follow from the seed, `epoch` and `step`.
+
+    Parameters
+    ----------
+    epoch
+        Number of the epoch in work, from 1.
+    step
+        Batches of it that are done.
+    seconds
+        Time spent on it.
+    loss, hits
+        Sums over its labelled pixels.
+    labelled
+        Number of these.
+    rows
+        The epochs before it.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = 0.0
+    hits: float = 0.0
+    labelled: int = 0
+    rows: tuple[Row, ...] = field(default=())
+
+    def after_batch(self, logs: dict[str, float], labelled: int, seconds: float) -> Progress:
+        """One batch further; its means weigh as much as its labelled pixels."""
+        return replace(
+            self,
+            step=self.step + 1,
+            seconds=self.seconds + seconds,
+            loss=self.loss + logs["loss"] * labelled,
+            hits=self.hits + logs["accuracy"] * labelled,
+            labelled=self.labelled + labelled,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready data, the inverse of `from_json`."""
+        return {**vars(self), "rows": [asdict(row) for row in self.rows]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Progress:
+        """Progress from data that `to_json` gave (the checkpoint's sha256 vouches for them)."""
+        return cls(**{**data, "rows": tuple(Row(**row) for row in data["rows"])})
+
+
+class Validation(NamedTuple):
+    """Mean loss over labelled pixels, accuracy, macro-F1, and the temperature."""
+
+    loss: float
+    accuracy: float
+    macro_f1: float
+    temperature: float | tuple[float, ...] = 1.0
+
+
+class Pace:
+    """Speed of the training, once it is known: the first batch of each shape is slow and doesn't count."""
+
+    def __init__(self) -> None:
+        self._shapes: set[tuple[int, ...]] = set()
+        self._batches = 0
+        self._pixels = self._seconds = 0.0
+
+    def note(self, shape: tuple[int, ...], seconds: float) -> float | None:
+        """Pixels per second, once, when `PACE_BATCHES` were measured; None before and after."""
+        if shape not in self._shapes:
+            self._shapes.add(shape)
+            return None
+        self._batches += 1
+        self._pixels += math.prod(shape)
+        self._seconds += seconds
+        return self._pixels / max(self._seconds, 1e-9) if self._batches == PACE_BATCHES else None
+
+
+class StopRequest:
+    """Notes SIGINT and SIGTERM, so that a batch is finished before the run ends; a second ends it at once.
+
+    Only the main thread may set signal handlers; elsewhere (in a notebook's worker) nothing is noted.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = True
+        self._restore()
+        logger.warning("stopping after this batch; once more stops at once")
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+class LabelledAccuracy(keras.metrics.Metric):
+    """Share of labelled pixels that are decided rightly; ignored pixels count as neither right nor wrong."""
+
+    def __init__(self, name: str = "accuracy") -> None:
+        super().__init__(name=name)
+        self._right = self.add_variable((), "zeros", name="right")
+        self._labelled = self.add_variable((), "zeros", name="labelled")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Count labels (n, y, x) 0..N-1 or 255, and activations (n, y, x, class)."""
+        ops = keras.ops
+        labels = ops.cast(y_true, "int32")
+        single = y_pred.shape[-1] == 1
+        decided = y_pred[..., 0] >= 0.5 if single else ops.argmax(y_pred, axis=-1)
+        known = ops.not_equal(labels, IGNORE)
+        right = ops.logical_and(known, ops.equal(ops.cast(decided, "int32"), labels))
+        self._right.assign_add(ops.sum(ops.cast(right, "float32")))
+        self._labelled.assign_add(ops.sum(ops.cast(known, "float32")))
+
+    def result(self) -> Any:
+        """The share; 0 where nothing was labelled."""
+        return self._right / keras.ops.maximum(self._labelled, 1.0)
+
+
+class Loop:
+    """Trains a compiled network, epoch by epoch.
+
+    Parameters
+    ----------
+    model
+        Compiled, with a loss and a metric ``accuracy`` that leave ignored pixels out.
+    training, validation
+        Batches; the validation always uses those of its first epoch.
+    legend
+        Classes of the network, for macro-F1.
+    run
+        The run folder.
+    save
+        Writes the model and its card: called with the row of the epoch, all rows, and the temperature;
+        the model then has its averaged weights where weights are averaged.
+    epochs
+        Epochs in all.
+    keep
+        Models kept, see `lulc.training.run_folder.kept_models`.
+    workers
+        Threads that cut crops.
+    patience
+        Epochs in a row without a best score after which it stops; 0 for never.
+    calibrate
+        Whether a temperature is fitted on the validation crops: ``none``, ``one`` or ``per-class``.
+    normalization
+        Estimates batch norm's statistics anew; those are saved, or those that training gathered, whichever
+        has the lower validation loss. None where nothing else is tried than the latter.
+    devices
+        What the model was built on. All processes go through the same batches and epochs; the first one
+        writes, and its clock counts.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        training: TileGenerator,
+        validation: TileGenerator,
+        legend: Legend,
+        run: Run,
+        save: Callable[[Row, tuple[Row, ...], float | tuple[float, ...]], None],
+        *,
+        epochs: int,
+        keep: str,
+        workers: int,
+        patience: int = 0,
+        calibrate: str = "none",
+        normalization: Normalization | None = None,
+        devices: Devices = ONE,
+    ) -> None:
+        self._model = model
+        self._training = training
+        self._validation = validation
+        self._legend = legend
+        self._run = run
+        self._save = save
+        self._epochs = epochs
+        self._keep = keep
+        self._workers = workers
+        self._patience = patience
+        self._calibrate = calibrate
+        self._normalization = normalization
+        self._devices = devices
+        self._pace = Pace()
+        self._weights_seen = self._saved = self._drawn = time.monotonic()
+        self._progress = Progress()
+        self._deadline = math.inf
+        self.rows: tuple[Row, ...] = ()
+
+    def go(self, stop: StopRequest, seconds: float = math.inf) -> bool:
+        """Train until all epochs are done, nothing gets better, or the time is up.
+
+        Returns
+        -------
+        bool
+            True where nothing is left to be done. Otherwise the epoch in work has been validated and saved as
+            it is, and the same call in a new process goes on from its checkpoint.
+
+        Raises
+        ------
+        InputError
+            If loss or weights are not finite.
+        KeyboardInterrupt
+            If a stop was asked for; the checkpoint is written.
+        """
+        deadline = self._deadline = time.monotonic() + seconds
+        self._restore()
+        steps = len(self._training)
+        done = (self._progress.epoch - 1) * steps + self._progress.step
+        quiet = not logger.isEnabledFor(logging.INFO)
+        with tqdm(
+            total=self._epochs * steps, initial=done, unit="batch", disable=quiet, dynamic_ncols=True
+        ) as bar:
+            while self._progress.epoch <= self._epochs and not is_stale(self.rows, self._patience):
+                bar.set_description(f"epoch {self._progress.epoch}/{self._epochs}")
+                complete = self._train_epoch(stop, deadline, bar)
+                final = complete and self._progress.epoch == self._epochs
+                # Asked after an epoch, not before: the shortest budget still gets one batch further.
+                late = self._agree(0, False, time.monotonic() >= deadline)[2]
+                over = final or not complete or bool(late)
+                self._end_epoch(complete, draw=over)
+                if over:
+                    return final or is_stale(self.rows, self._patience)
+        return True
+
+    def _restore(self) -> None:
+        devices = self._devices
+        checkpoint = load_checkpoint(self._run.checkpoints, self._run.key) if devices.first else None
+        state = devices.spread(checkpoint.state if checkpoint else None)
+        if state is None:
+            return
+        arrays = checkpoint.arrays if checkpoint else variables_of(self._model)
+        restore_variables(self._model, devices.spread_arrays(arrays))
+        self._progress = Progress.from_json(state)
+        self.rows = self._progress.rows
+        logger.info(
+            "continuing in epoch %d after %d of its %d batches",
+            self._progress.epoch, self._progress.step, len(self._training),
+        )  # fmt: skip
+
+    def _train_epoch(self, stop: StopRequest, deadline: float, bar: Any) -> bool:
+        """Train the rest of the epoch in work; False where the time is up before its end."""
+        epoch, step = self._progress.epoch, self._progress.step
+        batches = cut_ahead(self._training, epoch, step, self._workers, self._devices.place)
+        before = time.monotonic()
+        try:
+            for images, labels in batches:
+                logs = self._devices.train(self._model, images, labels)
+                now = time.monotonic()
+                labelled, stopped, late, due, look = self._agree(
+                    int(np.count_nonzero(labels != IGNORE)),
+                    stop.received,
+                    now >= deadline,
+                    now - self._saved >= CHECKPOINT_SECONDS,
+                    now - self._weights_seen >= WEIGHTS_SECONDS,
+                )
+                self._progress = self._progress.after_batch(
+                    {name: float(value) for name, value in logs.items()}, labelled, now - before
+                )
+                self._say_pace((len(images) * self._devices.processes, *images.shape[1:3]), now - before)
+                before = now
+                self._check_finite(float(logs["loss"]), look)
+                bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+                bar.update()
+                if stopped:
+                    self._checkpoint()
+                    raise KeyboardInterrupt
+                complete = self._progress.step == len(self._training)
+                if late and not complete:
+                    self._checkpoint()
+                    return False
+                if due:
+                    self._checkpoint()
+        finally:
+            batches.close()
+        return True
+
+    def _agree(self, labelled: int, stop: bool, *clock: bool) -> list[int]:
+        """Labelled pixels of all processes, whether any is to stop, and what the first one's clock says."""
+        said = self._devices.gather(np.array([[labelled, stop, *clock]], np.int32))
+        return [int(said[:, 0].sum()), int(said[:, 1].max()), *said[0, 2:].tolist()]
+
+    def _say_pace(self, shape: tuple[int, ...], seconds: float) -> None:
+        """Log once how long the run will take."""
+        speed = self._pace.note(shape, seconds)
+        if speed is None:
+            return
+        steps = len(self._training)
+        done = (self._progress.epoch - 1) * steps + self._progress.step
+        left = self._epochs * steps - done
+        hours = left * self._training.pixels_per_batch / speed / 3600
+        logger.info(
+            "%.0f kpx/s: about %s for the %d batches to come, validations not counted",
+            speed / 1000, f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes", left,
+        )  # fmt: skip
+        fitting = (self._deadline - time.monotonic()) * speed / self._training.pixels_per_batch
+        if fitting < left:
+            logger.warning(
+                "the time ends after about %.0f of them; learning rate and averages are planned for all: "
+                "`--epochs 1 --steps %.0f` would plan them for what fits",
+                fitting, done + fitting,
+            )  # fmt: skip
+
+    def _end_epoch(self, complete: bool, draw: bool) -> None:
+        """Validate and save with the averaged weights; go on to the next epoch if this one is complete."""
+        self._check_weights()
+        started = time.monotonic()
+        with averaged(self._model), contextlib.ExitStack() as held:
+            found = self._validate()
+            if self._normalization:
+                held.enter_context(self._normalization.settled(self._model, self._devices))
+                anew = self._validate()
+                if self._devices.spread(anew.loss < found.loss):
+                    found = anew
+                else:
+                    held.close()  # those that training gathered come back
+            self._judge(found, time.monotonic() - started, draw)
+        if complete:
+            self._progress = Progress(epoch=self._progress.epoch + 1, rows=self.rows)
+            self._checkpoint()
+
+    def _judge(self, found: Validation, seconds: float, draw: bool) -> None:
+        """Have model, card, history and picks written."""
+        p = self._progress
+        row = Row(
+            epoch=p.epoch,
+            batches=p.step,
+            seconds=round(p.seconds + seconds, 1),
+            loss=p.loss / max(p.labelled, 1),
+            accuracy=p.hits / max(p.labelled, 1),
+            val_loss=found.loss,
+            val_accuracy=found.accuracy,
+            val_macro_f1=found.macro_f1,
+            learning_rate=float(keras.ops.convert_to_numpy(self._model.optimizer.learning_rate)),
+            model=f"{p.epoch:02d}-{found.loss:.2f}.keras",
+        )
+        row = Row(**self._devices.spread(asdict(row)))
+        self.rows = (*p.rows, row)
+        if self._devices.first:
+            with self._devices.alone():
+                self._write(row, found.temperature, draw)
+
+    def _write(self, row: Row, temperature: float | tuple[float, ...], draw: bool) -> None:
+        self._save(row, self.rows, temperature)
+        self._run.write_history(self.rows)
+        self._run.tidy(self.rows, self._keep)
+        if draw or time.monotonic() - self._drawn >= PICTURE_SECONDS:
+            figures.draw_history(self._run.folder / HISTORY, self._run.folder / PICTURE)
+            self._drawn = time.monotonic()
+        logger.info(
+            "epoch %d: loss %.4f, accuracy %.4f, validation loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s",
+            row.epoch, row.loss, row.accuracy, row.val_loss, row.val_accuracy, row.val_macro_f1, row.seconds,
+        )  # fmt: skip
+
+    def _validate(self) -> Validation:
+        """Figures of the validation crops."""
+        classes = len(self._legend)
+        confusion = np.zeros((classes + 1, classes + 1), np.int64)
+        holdout = Holdout(len(self._validation))
+        total, labelled = 0.0, 0
+        for images, labels in cut_ahead(self._validation, 0, 0, self._workers):
+            activations, labels = self._devices.predict(self._model, images), self._devices.gather(labels)
+            known = labels != IGNORE
+            count = int(known.sum())
+            loss = self._model.loss(labels, keras.ops.convert_to_tensor(activations))
+            total += float(keras.ops.convert_to_numpy(loss)) * count
+            labelled += count
+            confusion += metrics.count(labels[known] + 1, decide(activations)[known] + 1, classes)
+            holdout.add(activations, labels)
+        val_loss = total / max(labelled, 1)
+        if not math.isfinite(val_loss):
+            raise self._not_finite(f"the validation loss is {val_loss}")
+        fitted = self._calibrate != "none"
+        temperature = holdout.fit(per_class=self._calibrate == "per-class") if fitted else 1.0
+        scores = metrics.score(confusion, self._legend)
+        macro_f1 = scores.macro.f1 if scores.macro else 0.0
+        return Validation(val_loss, scores.overall_accuracy or 0.0, macro_f1, temperature)
+
+    def _checkpoint(self) -> None:
+        self._check_weights()
+        if self._devices.first:
+            checkpoint = Checkpoint(variables_of(self._model), self._progress.to_json())
+            save_checkpoint(self._run.checkpoints, checkpoint, self._run.key)
+        self._saved = time.monotonic()
+
+    def _check_finite(self, loss: float, look: int) -> None:
+        if not math.isfinite(loss):
+            raise self._not_finite(f"the loss is {loss}")
+        # The loss of a network whose weights are NaN may stay finite, so the weights are looked at too.
+        if look:
+            self._check_weights()
+
+    def _check_weights(self) -> None:
+        self._weights_seen = time.monotonic()
+        sums = {v.path: float(keras.ops.convert_to_numpy(keras.ops.sum(v))) for v in self._model.weights}
+        broken = [path for path, value in sums.items() if not math.isfinite(value)]
+        if broken:
+            raise self._not_finite(f"weights are not finite ({broken[0]})")
+
+    def _not_finite(self, what: str) -> InputError:
+        return InputError(
+            f"cannot go on training, since {what} after batch {self._progress.step} of epoch "
+            f"{self._progress.epoch}, expected finite numbers",
+            "Lower `--learning-rate` and look at the values of the stacks, then give `--restart`: crops "
+            "follow from the seed, so that the same command would come to the same batch again.",
+        )

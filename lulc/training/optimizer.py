@@ -1,0 +1,102 @@
+"""How weights change: optimizer, learning rate, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from lulc.config import TrainConfig
+from lulc.models.backend import keras
+from lulc.training.devices import ONE, Devices
+
+REMEMBERED = 0.05
+"""Most that the first batch's weights may be of an average of weights."""
+
+FINAL = 0.01
+"""Share of the highest learning rate that a cosine ends at."""
+
+
+class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate that rises in a line, then stays or falls as half a cosine.
+
+    Parameters
+    ----------
+    peak
+        Highest rate.
+    warmup
+        Batches until it is reached.
+    total
+        Batches of the whole run.
+    cosine
+        Whether it falls to `FINAL` of the peak at the end (Loshchilov and Hutter 2017, ICLR, eq. 5, without
+        restarts).
+    """
+
+    def __init__(self, peak: float, warmup: int, total: int, *, cosine: bool) -> None:
+        self._peak, self._warmup, self._total, self._cosine = peak, warmup, total, cosine
+
+    def __call__(self, step: Any) -> Any:
+        """Rate of batch number `step`, from 0."""
+        ops = keras.ops
+        step = ops.cast(step, "float32")
+        rate = ops.minimum((step + 1) / max(self._warmup, 1), 1.0)
+        if self._cosine:
+            done = ops.clip((step - self._warmup) / max(self._total - self._warmup, 1), 0.0, 1.0)
+            rate = rate * (FINAL + (1 - FINAL) * 0.5 * (1 + ops.cos(math.pi * done)))
+        return self._peak * rate
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {"peak": self._peak, "warmup": self._warmup, "total": self._total, "cosine": self._cosine}
+
+
+def build_optimizer(config: TrainConfig, devices: Devices = ONE) -> keras.optimizers.Optimizer:
+    """The optimizer of a resolved config, on the devices that it works on.
+
+    All of its state, averages and accumulated gradients included, is in its variables.
+    """
+    total = config.epochs * config.steps
+    rate: Any = config.learning_rate
+    if config.schedule != "constant" or config.warmup:
+        warmup = min(config.warmup, total // 10)
+        rate = Schedule(config.learning_rate, warmup, total, cosine=config.schedule == "cosine")
+    kinds = {"nadam": keras.optimizers.Nadam, "adamw": keras.optimizers.AdamW}
+    # Keras' AdamW must have a decay, if only of 0; Nadam is the original's where it has none.
+    decay = config.weight_decay or (0.0 if config.optimizer == "adamw" else None)
+    optimizer = devices.optimizer(kinds[config.optimizer])(
+        learning_rate=rate,
+        weight_decay=decay,
+        global_clipnorm=config.clip_norm or None,
+        use_ema=config.average > 0,
+        # The memory of a moving average with momentum m is 1 / (1 - m) batches.
+        ema_momentum=1 - 1 / max(config.average * total, 1.0),
+        gradient_accumulation_steps=config.accumulate if config.accumulate > 1 else None,
+    )
+    # A bias or a scale that is pulled towards 0 gains nothing.
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
+
+
+@contextlib.contextmanager
+def averaged(model: keras.Model) -> Iterator[None]:
+    """Inside, a compiled model has its averaged weights, where its optimizer averages; then its own again.
+
+    An average that still remembers the random weights of the beginning is worth less than the weights
+    themselves: where they are more than `REMEMBERED` of it, as in a run that time ends early, it isn't taken.
+    """
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    batches = int(keras.ops.convert_to_numpy(optimizer.iterations))
+    if not optimizer.use_ema or optimizer.ema_momentum ** (batches - 1) > REMEMBERED:
+        yield
+        return
+    own = [np.array(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
+    optimizer.finalize_variable_values(model.trainable_variables)
+    try:
+        yield
+    finally:
+        for variable, value in zip(model.trainable_variables, own, strict=True):
+            variable.assign(value)

@@ -1,0 +1,334 @@
+"""A training run's folder: its key, its history, and which of its models are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import operator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lulc.config import TrainConfig
+from lulc.core.documents import read_document, write_document
+from lulc.core.schema import InputError
+from lulc.core.storage import Lock, remove_partial, write_atomically
+from lulc.models.weights import PICKS_FILE
+
+FORMAT_VERSION = 1
+
+DOCUMENT = "run.json"
+HISTORY = "history.csv"
+PICTURE = "history.png"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+
+SCORES = {"lowest-val-loss": ("val_loss", min), "highest-val-accuracy": ("val_accuracy", max),
+          "best-macro-f1": ("val_macro_f1", max)}  # fmt: skip
+"""Picks by score: column of the history, and which end of it is best."""
+
+FREE = {"data", "out", "minutes", "keep", "workers", "tensorboard", "overwrite", "restart", "init",
+        "devices", "processes", "process", "coordinator", "stacks_on",
+        "encoder_weights", "pretrain", "input_options"}  # fmt: skip
+"""Options that don't decide the weights, and inputs, which the key holds by their content."""
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["format_version", "finished", "parameters", "inputs"],
+    "properties": {
+        "format_version": {"const": FORMAT_VERSION},
+        "finished": {"type": "boolean"},
+        "parameters": {"type": "object"},
+        "inputs": {"type": "object", "additionalProperties": {"type": "string"}},
+    },
+}
+
+STREAMS = 2
+"""Version of how everything that is drawn follows from the seed: a run does not change it midway."""
+
+DECISIVE = ("parameters", "inputs")
+"""Parts of the document that the key is made of."""
+
+_MODEL = re.compile(r"(\d{2,}-\d+\.\d{2})\.(keras|json)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One epoch of the history.
+
+    Parameters
+    ----------
+    epoch
+        Number, from 1.
+    batches
+        Batches that it trained; fewer than asked for where the time budget ended it.
+    seconds
+        Time spent on it, validation included, pauses of an interrupted run not.
+    loss, accuracy
+        Of the training batches, while the weights changed; weighted by labelled pixels.
+    val_loss, val_accuracy, val_macro_f1
+        Of the validation crops, which are the same in every epoch.
+        A pretraining has other figures there, see `lulc.training.pretraining.Filling`.
+    learning_rate
+        At the end of the epoch.
+    model
+        File name of its weights, in the run folder while it is kept.
+    """
+
+    epoch: int
+    batches: int
+    seconds: float
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+    val_macro_f1: float
+    learning_rate: float
+    model: str
+
+
+def picks_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Model file of each pick; of equally good epochs the first.
+
+    Examples
+    --------
+    >>> rows = [Row(1, 9, 1.0, 1.0, 0.5, 0.9, 0.5, 0.4, 0.001, "01-0.90.keras"),
+    ...         Row(2, 9, 1.0, 0.9, 0.6, 0.8, 0.6, 0.3, 0.001, "02-0.80.keras")]
+    >>> picks_of(rows)["lowest-val-loss"], picks_of(rows)["best-macro-f1"]
+    ('02-0.80.keras', '01-0.90.keras')
+    """
+    picks = {
+        pick: best(rows, key=operator.attrgetter(column)).model for pick, (column, best) in SCORES.items()
+    }
+    return picks | {"last": rows[-1].model}
+
+
+def kept_models(rows: Sequence[Row], keep: str) -> set[str]:
+    """Model files that stay: every pick, and with `keep` all, or a number of last ones, those too."""
+    if keep == "all":
+        return {row.model for row in rows}
+    count = int(keep) if keep != "best" else 1
+    return set(picks_of(rows).values()) | {row.model for row in rows[-count:]}
+
+
+def is_stale(rows: Sequence[Row], patience: int) -> bool:
+    """Whether none of the last `patience` epochs is a pick by score; never with 0."""
+    if not rows or not patience:
+        return False
+    picked = [rows.index(row) for row in rows for pick in SCORES if row.model == picks_of(rows)[pick]]
+    return len(rows) - 1 - max(picked) >= patience
+
+
+def check_keep(keep: str) -> None:
+    """Raise InputError unless `keep` is best, all or a number from 1."""
+    if keep not in ("best", "all") and not (keep.isdecimal() and int(keep) > 0):
+        raise InputError(
+            f"cannot keep models as asked, since --keep is '{keep}', expected best, all or a number from 1",
+            "Type e.g. `--keep all` or `--keep 5`.",
+        )
+
+
+class Run:
+    """The folder of one run; made by `open_run`, which holds its lock.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    parameters, inputs
+        What decides the weights: options by name, and sha256 of each input by name.
+    """
+
+    def __init__(self, folder: Path, parameters: dict[str, Any], inputs: dict[str, str]) -> None:
+        self.folder = folder
+        self._document = {
+            "format_version": FORMAT_VERSION,
+            "finished": False,
+            "parameters": parameters,
+            "inputs": inputs,
+        }
+        self._anew = False
+
+    @property
+    def key(self) -> str:
+        """sha256 of parameters and inputs."""
+        decisive = [self._document["parameters"], self._document["inputs"]]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / CHECKPOINTS
+
+    def check(self, *, overwrite: bool, restart: bool) -> None:
+        """Decide whether to continue what the folder holds or to begin anew; no result is touched yet.
+
+        Raises
+        ------
+        InputError
+            If it holds a finished run, a run with another key, or models of something else.
+        """
+        remove_partial(self.folder)
+        remove_partial(self.checkpoints)
+        path = self.folder / DOCUMENT
+        self._anew = True
+        if overwrite:
+            self._anew = restart or not self._holds_part()
+        elif not path.exists():
+            if self._models():
+                raise InputError(
+                    f"cannot train into '{self.folder}', since it holds models but no '{DOCUMENT}', "
+                    "expected an empty folder or a run of this command",
+                    "Give another --out, or `--overwrite` to replace them.",
+                )
+        else:
+            found = self._read(path)
+            if found["finished"]:
+                # A kill at the very end leaves checkpoints behind.
+                self._clear_checkpoints()
+            if not restart or found["finished"]:
+                self._compare(found)
+                self._anew = False
+
+    def begin(self) -> None:
+        """Take the folder over as `check` decided."""
+        if self._anew:
+            self.clear()
+        write_document(self.folder / DOCUMENT, self._document)
+
+    def finish(self) -> None:
+        """Say that the run is complete."""
+        write_document(self.folder / DOCUMENT, {**self._document, "finished": True})
+
+    def write_history(self, rows: Sequence[Row]) -> None:
+        """Write the history, whole."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+        with write_atomically(self.folder / HISTORY) as temporary:
+            temporary.write_text(text.getvalue(), encoding="utf-8")
+
+    def tidy(self, rows: Sequence[Row], keep: str) -> None:
+        """Remove the models that are not kept, with their cards."""
+        kept = kept_models(rows, keep)
+        for path in self._models():
+            if path.with_suffix(".keras").name not in kept:
+                path.unlink()
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            return read_document(path, SCHEMA, "run", FORMAT_VERSION)
+        except InputError as error:
+            raise InputError(
+                error.problem, "Give another --out, or `--overwrite` to drop what is there and begin again."
+            ) from error
+
+    def _compare(self, found: dict[str, Any]) -> None:
+        if found["finished"]:
+            raise InputError(
+                f"cannot train into '{self.folder}', since it holds a finished run, expected an empty folder",
+                "Give another --out, or `--overwrite` to replace it.",
+            )
+        for what in DECISIVE:
+            old, new = found[what], json.loads(json.dumps(self._document[what]))
+            for name in sorted(old.keys() | new.keys()):
+                if old.get(name) != new.get(name):
+                    raise InputError(
+                        f"cannot continue the run in '{self.folder}', since its {what[:-1]} {name} was "
+                        f"{old.get(name)}, expected the same as now: {new.get(name)}",
+                        "Give `--restart` to drop the partial work and begin again, or another --out.",
+                    )
+
+    def _holds_part(self) -> bool:
+        """Whether the folder holds this very run, interrupted."""
+        found = _document_in(self.folder)
+        if found is None or found["finished"]:
+            return False
+        return all(found[what] == json.loads(json.dumps(self._document[what])) for what in DECISIVE)
+
+    def _models(self) -> list[Path]:
+        return [path for path in self.folder.glob("*-*.*") if _MODEL.fullmatch(path.name)]
+
+    def clear(self) -> None:
+        """Remove what a run leaves in its folder, and nothing else."""
+        left = [self.folder / name for name in (DOCUMENT, HISTORY, PICTURE, PICKS_FILE)]
+        left += self._models()
+        left += [p for p in self.folder.glob(f"{TENSORBOARD}/**/*") if p.is_file()]
+        for path in left:
+            path.unlink(missing_ok=True)
+        self._clear_checkpoints()
+
+    def _clear_checkpoints(self) -> None:
+        for path in self.checkpoints.glob("*"):
+            path.unlink()
+
+
+def parameters_of(config: TrainConfig) -> dict[str, Any]:
+    """What decides the weights beside the inputs, by name: options of a resolved config, and `STREAMS`."""
+    options = {name: value for name, value in asdict(config).items() if name not in FREE}
+    return options | {"random streams": STREAMS}
+
+
+def is_finished(config: TrainConfig, inputs: dict[str, str]) -> bool:
+    """Whether the folder of a resolved config holds this very run, complete."""
+    found = _document_in(Path(config.out))
+    mine = json.loads(json.dumps({"parameters": parameters_of(config), "inputs": inputs}))
+    return found is not None and found["finished"] and all(found[what] == mine[what] for what in DECISIVE)
+
+
+def is_interrupted(folder: Path) -> bool:
+    """Whether a folder holds the partial work of some run."""
+    found = _document_in(folder)
+    return found is not None and not found["finished"]
+
+
+def clear_run(folder: Path) -> None:
+    """Remove what a run left in a folder; raises InputError where another process works on it."""
+    with _lock(folder):
+        Run(folder, {}, {}).clear()
+
+
+def _document_in(folder: Path) -> dict[str, Any] | None:
+    """The document of a folder; None where there is none, or a damaged one."""
+    try:
+        return read_document(folder / DOCUMENT, SCHEMA, "run", FORMAT_VERSION)
+    except InputError:
+        return None
+
+
+def _lock(folder: Path) -> Lock:
+    return Lock(folder / ".lock", f"the run '{folder}'")
+
+
+@contextlib.contextmanager
+def open_run(config: TrainConfig, inputs: dict[str, str], *, follow: bool = False) -> Iterator[Run]:
+    """Lock the run folder and check that it can be taken over, which `Run.begin` then does.
+
+    Parameters
+    ----------
+    config
+        Resolved, see `TrainConfig.resolved`.
+    inputs
+        sha256 of everything that is read, by name.
+    follow
+        True in a process that trains along with the one that holds the lock, and writes nothing.
+
+    Raises
+    ------
+    InputError
+        As `Run.check` does, and where another process holds the lock.
+    """
+    folder = Path(config.out)
+    run = Run(folder, parameters_of(config), inputs)
+    if follow:
+        yield run
+        return
+    with _lock(folder):
+        run.check(overwrite=config.overwrite, restart=config.restart)
+        yield run

@@ -1,0 +1,542 @@
+"""Training: stacks to weights."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lulc.config import WITHOUT_LABELS, TrainConfig
+from lulc.core.machine import free_memory
+from lulc.core.schema import InputError, LandCoverClass, Legend
+from lulc.core.storage import check_disk, sha256_of
+from lulc.core.version import __version__
+from lulc.models import backend
+from lulc.models.backend import keras
+from lulc.models.card import Channel, ModelCard
+from lulc.models.config import DECODER, NetworkConfig
+from lulc.models.encoders import IMAGENET, load_encoder
+from lulc.models.ood_score import fit_novelty
+from lulc.models.unet import build_unet, geometry
+from lulc.models.weights import arrays_of, find_model, load_model, record_picks, save_model, transfer
+from lulc.training.batch_norm import Normalization
+from lulc.training.checkpoint import clear_checkpoints
+from lulc.training.data.batches import TileGenerator
+from lulc.training.data.crops import check_place, choose_place, plain_crops, training_crops, validation_crops
+from lulc.training.data.dataset import Dataset, open_dataset
+from lulc.training.data.masking import Filled, absolute_difference
+from lulc.training.data.unlabelled import open_mosaic
+from lulc.training.devices import ONE, Devices, open_devices
+from lulc.training.loop import LabelledAccuracy, Loop, StopRequest
+from lulc.training.losses import Loss, build_loss
+from lulc.training.optimizer import build_optimizer
+from lulc.training.pretraining import Filling
+from lulc.training.run_folder import (
+    HISTORY,
+    PICTURE,
+    TENSORBOARD,
+    Row,
+    Run,
+    check_keep,
+    open_run,
+    parameters_of,
+    picks_of,
+)
+
+logger = logging.getLogger("lulc")
+
+STEP_COPIES = 1.4
+"""Memory at the height of a training step, in outputs of all layers (1.3 measured on a CPU)."""
+
+MEMORY_MARGIN = 0.9
+"""Share of the free memory that a training may plan with."""
+
+RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (1, math.inf),
+    "steps": (1, math.inf),
+    "validation_steps": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "rotations": (0, math.inf),
+    "workers": (1, math.inf),
+    "learning_rate": (0, math.inf),
+    "seed": (0, math.inf),
+    "rare_classes": (0, 1),
+    "rare_temperature": (0.001, math.inf),
+    "copy_paste": (0, 100),
+    "scale": (1, 4),
+    "gain": (0, 1),
+    "offset_jitter": (0, 10_000),
+    "haze": (0, 10_000),
+    "channel_dropout": (0, 1),
+    "mix_share": (0, 1),
+    "warmup": (0, math.inf),
+    "weight_decay": (0, 1),
+    "clip_norm": (0, math.inf),
+    "average": (0, 1),
+    "accumulate": (1, math.inf),
+    "patience": (0, math.inf),
+    "processes": (1, math.inf),
+}
+"""Least and largest value of options."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Where the results lie.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    picks
+        Model of each pick: lowest-val-loss, highest-val-accuracy, best-macro-f1, last.
+    rows
+        The history, one row per epoch.
+    history, picture
+        The history as CSV and as a picture.
+    finished
+        False where the time budget ended the run; the same command continues it.
+    first
+        Whether this is the process that wrote them, where several trained together.
+    epochs, steps
+        Epochs in all, and batches of each, as asked for.
+    pretrained
+        Whether it was trained without labels, and knows no classes.
+    """
+
+    folder: Path
+    picks: dict[str, Path]
+    rows: tuple[Row, ...]
+    history: Path
+    picture: Path
+    finished: bool
+    first: bool
+    epochs: int
+    steps: int
+    pretrained: bool = False
+
+
+def train(
+    config: TrainConfig,
+    dataset: Dataset | None = None,
+    temperature: float | tuple[float, ...] | None = None,
+) -> TrainingResult:
+    """Train a network.
+
+    Parameters
+    ----------
+    config
+        What to train on and how; options that are None are filled in by its recipe.
+    dataset
+        The stacks of ``config.data``, where the caller has opened them already.
+    temperature
+        What the cards get, where it was fitted elsewhere (by `cross_validate`).
+
+    Raises
+    ------
+    InputError
+        If the data don't fit the network or each other, nothing can be learnt from them, memory or disk
+        can't hold it, the run folder holds something else, or loss or weights become NaN.
+    KeyboardInterrupt
+        If SIGINT or SIGTERM asked to stop; the same command continues from the checkpoint then written.
+    """
+    config = config.resolved()
+    check_options(config)
+    dataset = dataset or (open_mosaic(config) if config.pretrain else open_dataset(config))
+    network = _network_of(config, dataset)
+    inputs = inputs_of(config, dataset)
+    if temperature is not None:
+        inputs |= {"temperature": str(temperature)}
+    with contextlib.ExitStack() as held:
+        devices = held.enter_context(open_devices(config))
+        with devices.agreed():
+            run = held.enter_context(open_run(config, inputs, follow=not devices.first))
+        with devices.agreed():
+            model, crops = prepare(config, dataset, devices)
+            held.callback(crops[0].close)
+        # From here on nothing is known that could hinder the run: what --overwrite replaces may go.
+        if devices.first:
+            run.begin()
+        loop = _make_loop(config, dataset, network, model, crops, run, temperature, devices)
+        seconds = math.inf if config.minutes is None else 60 * config.minutes
+        with StopRequest() as stop:
+            finished = loop.go(stop, seconds)
+        with devices.agreed():
+            dataset.check_unchanged()
+        if finished and devices.first:
+            run.finish()
+            clear_checkpoints(run.checkpoints)
+    return TrainingResult(
+        folder=run.folder,
+        picks={pick: run.folder / name for pick, name in picks_of(loop.rows).items()},
+        rows=loop.rows,
+        history=run.folder / HISTORY,
+        picture=run.folder / PICTURE,
+        finished=finished,
+        first=devices.first,
+        epochs=config.epochs,
+        steps=config.steps,
+        pretrained=bool(config.pretrain),
+    )
+
+
+def prepare(
+    config: TrainConfig, dataset: Dataset, devices: Devices = ONE
+) -> tuple[keras.Model, tuple[TileGenerator, TileGenerator]]:
+    """Model, and crops to train and to validate on, of a run that is about to begin; nothing is written.
+
+    Raises
+    ------
+    InputError
+        If the data don't fit the network or the initial weights, or memory or disk can't hold the run.
+    """
+    backend.seed(config.seed)
+    model = build_model(config, dataset, devices)
+    share = devices.share(config.batch_size)
+    if not backend.computes_in(config.precision):
+        logger.warning(
+            "this processor does not multiply in %s, so that a step takes several times as long as in "
+            "float32: leave --precision out",
+            config.precision,
+        )
+    available = free_memory() * MEMORY_MARGIN
+    _check_limits(dataclasses.replace(config, batch_size=len(share)), model, available)
+    place = choose_place(config, dataset, devices.count, available)
+    config = dataclasses.replace(config, stacks_on=place)
+    if config.init:
+        _start_from(find_model(config.init), model, dataset, config.single_class)
+    return model, (training_crops(config, dataset, share), validation_crops(config, dataset, share))
+
+
+def check_options(config: TrainConfig) -> None:
+    """Raise InputError where a resolved config asks for what can't be, before anything is read."""
+    check_keep(config.keep)
+    _check_encoder(config)
+    _check_pretraining(config)
+    depth = len(config.decoder_filters or (DECODER if config.encoder else config.filters))
+    stride = 2**depth
+    wrong = [
+        f"--{name.replace('_', '-')} is {getattr(config, name)}, expected {least:g} or more"
+        + (f", at most {most:g}" if most < math.inf else "")
+        for name, (least, most) in RANGES.items() if not least <= getattr(config, name) <= most
+    ]  # fmt: skip
+    for name in ("crop_sizes", "validation_crop_sizes"):
+        sides = getattr(config, name)
+        if not sides or any(side < stride or side % stride for side in sides):
+            shown = " ".join(str(side) for side in sides)
+            wrong.append(
+                f"--{name.replace('_', '-')} is {shown}, expected multiples of {stride}, the stride of a "
+                f"network with {depth} stages"
+            )
+    if config.minutes is not None and not config.minutes > 0:
+        wrong.append(f"--minutes is {config.minutes}, expected more than 0")
+    if config.minutes is not None and config.cross_validate:
+        wrong.append(
+            f"--minutes is {config.minutes}, expected none with --cross-validate, whose folds are only "
+            "compared where each is trained to its end"
+        )
+    wrong += _wrong_devices(config)
+    if wrong:
+        raise InputError(f"cannot train as asked, since {wrong[0]}", "Change the option and type it again.")
+    check_place(config)
+    missing = [name for name in ("tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
+    if config.tensorboard and missing:
+        raise InputError(
+            f"cannot write TensorBoard logs, since the Python package '{missing[0]}' is not installed",
+            f"Install it with `pip install {missing[0]}`, or leave --tensorboard out: the history is in "
+            f"{HISTORY} and {PICTURE} in any case.",
+        )
+
+
+def _wrong_devices(config: TrainConfig) -> list[str]:
+    wrong = []
+    if config.devices != "all" and not (config.devices.isdecimal() and int(config.devices) > 0):
+        wrong.append(f"--devices is '{config.devices}', expected a number from 1, or all")
+    if config.processes == 1:
+        alone = {"--process": config.process, "--coordinator": config.coordinator}
+        wrong += [
+            f"{name} is {value}, expected none without --processes"
+            for name, value in alone.items() if value is not None
+        ]  # fmt: skip
+    elif config.cross_validate:
+        wrong.append(
+            f"--processes is {config.processes}, expected 1 with --cross-validate, which is one's work"
+        )
+    return wrong
+
+
+def _check_pretraining(config: TrainConfig) -> None:
+    if not config.pretrain:
+        wrong = [
+            name for name in ("hide", "hide_block", "input_options") if getattr(config, name) is not None
+        ]
+        if wrong:
+            raise InputError(
+                f"cannot train as asked, since --{wrong[0].replace('_', '-')} is given without --pretrain, "
+                "which it is for",
+                "Leave it out, or give the rasters to pretrain on.",
+            )
+        return
+    labelled = ("single_class", "cross_validate", "already_standardised", "data")
+    given = [name for name in labelled if getattr(config, name)]
+    given += [name for name, value in WITHOUT_LABELS.items() if getattr(config, name) != value]
+    if given:
+        shown = "DATA" if given[0] == "data" else f"--{given[0].replace('_', '-')}"
+        raise InputError(
+            f"cannot pretrain as asked, since {shown} is given, which is about stacks with labels, expected "
+            "none",
+            "Pretrain without it, then train on labels with --init FOLDER and this option.",
+        )
+    smallest = min(*config.crop_sizes, *config.validation_crop_sizes)
+    hide, block = config.hide or 0.0, config.hide_block or 0
+    if not (0 < hide < 1 and 1 <= block < smallest):
+        raise InputError(
+            f"cannot pretrain as asked, since --hide is {hide} and --hide-block {block}, expected a share "
+            f"between 0 and 1 and blocks of 1 to {smallest - 1} pixels, smaller than the smallest crop",
+            "Change the option and type it again.",
+        )
+
+
+def _check_encoder(config: TrainConfig) -> None:
+    given = {
+        "--encoder-weights": config.encoder_weights is not None and not config.encoder,
+        "--first-convolution": config.first_convolution is not None and not config.encoder_weights,
+    }
+    needed = {"--encoder-weights": "--encoder", "--first-convolution": "--encoder-weights"}
+    wrong = [f"{name} is given without {needed[name]}, which it is for" for name, it in given.items() if it]
+    if config.encoder and config.filters:
+        wrong.append(f"--filters is given, expected none with --encoder {config.encoder}, which has its own")
+    if config.encoder_weights and config.init:
+        wrong.append("--encoder-weights and --init are given, expected one: both say what weights come first")
+    weights = config.encoder_weights
+    if weights not in (None, IMAGENET) and not Path(weights or "").is_file():
+        wrong.append(
+            f"there is no such file as '{weights}', expected 'imagenet' or an HDF5 file with weights of "
+            f"{config.encoder} after --encoder-weights"
+        )
+    if wrong:
+        raise InputError(f"cannot train as asked, since {wrong[0]}", "Change the option and type it again.")
+
+
+def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
+    single = config.single_class is not None
+    activation = "linear" if config.pretrain else "sigmoid" if single else "softmax"
+    return NetworkConfig(
+        classes=1 if single else len(dataset.legend),
+        channels=len(dataset.channels),
+        filters=config.filters,
+        decoder_filters=config.decoder_filters,
+        bottleneck=config.bottleneck,
+        block=config.block,
+        dropout=config.dropout,
+        norm=config.norm,
+        activation=activation,
+        encoder=config.encoder or "",
+    )
+
+
+def _check_limits(config: TrainConfig, model: keras.Model, available: float) -> None:
+    """Refuse what neither memory nor disk can hold; frameworks die without a word when memory ends."""
+    weights = 4 * model.count_params()
+    check_disk(config.out, 12 * weights, "models and checkpoints")
+    if backend.device_name() != "CPU":
+        return
+    needed, side = memory_needed(model, config), max(config.crop_sizes)
+    if needed > available:
+        raise InputError(
+            f"cannot train with batches of {config.batch_size} crops of {side} pixels, since that needs "
+            f"about {needed / 1e9:.1f} GB of memory, expected at most {available / 1e9:.1f} GB (now free)",
+            f"Give a smaller `--batch-size` (now {config.batch_size}), smaller `--crop-sizes` (now "
+            f"{' '.join(str(s) for s in config.crop_sizes)}) or fewer `--filters`.",
+        )
+
+
+def memory_needed(model: keras.Model, config: TrainConfig) -> int:
+    """Bytes that a training step on the largest batch takes, variables of the optimizer included."""
+    side = max(config.crop_sizes)
+    outputs = keras.Model(model.inputs, [layer.output for layer in model.layers[1:]])
+    shapes = outputs.compute_output_shape((config.batch_size, side, side, model.input_shape[-1]))
+    activations = 4 * sum(math.prod(shape) for shape in shapes)
+    return int(STEP_COPIES * activations) + 24 * model.count_params()
+
+
+def _start_from(path: Path, model: keras.Model, dataset: Dataset, single_class: str | None) -> None:
+    """Fill in what fits of other weights; the head too where the classes are the same."""
+    initial, card = load_model(path)
+    channels = [channel.name for channel in card.channels]
+    names = [channel["name"] for channel in dataset.channels]
+    if channels != names:
+        raise InputError(
+            f"cannot start from '{path}', since its channels are {', '.join(channels)}, expected those of "
+            f"the stacks: {', '.join(names)}",
+            "Prepare the stacks with the same bands and indices, or train without --init.",
+        )
+    same_classes = (card.legend.names, card.single_class) == (dataset.legend.names, single_class)
+    fresh = ("standardization",) if same_classes else ("standardization", "final_conv")
+    kept = transfer(model, arrays_of(initial), fresh=fresh)
+    head = "" if same_classes else "; the head is new, as the classes are"
+    logger.info("starting from '%s'%s; statistics are those of the data here", path, head)
+    if kept:
+        logger.warning("%d arrays don't fit the network and begin anew: %s", len(kept), ", ".join(kept[:3]))
+
+
+def build_model(config: TrainConfig, dataset: Dataset, devices: Devices = ONE) -> keras.Model:
+    """The network of a resolved config with fresh weights, compiled to be trained on a dataset."""
+    with devices.scope():
+        return _build_model(config, dataset, devices)
+
+
+def _build_model(config: TrainConfig, dataset: Dataset, devices: Devices) -> keras.Model:
+    with backend.precision(config.precision):
+        statistics = (np.array(dataset.statistics.mean), np.array(dataset.statistics.std))
+        model = build_unet(_network_of(config, dataset), statistics)
+    if config.encoder and config.encoder_weights:
+        names = [channel["name"] for channel in dataset.channels]
+        how = config.first_convolution or "repeat"
+        load_encoder(model, config.encoder, names, config.encoder_weights, how)
+    devices.unite(model)
+    metric = Filled() if config.pretrain else LabelledAccuracy()
+    model.compile(
+        optimizer=build_optimizer(config, devices),
+        loss=devices.loss(_loss_of(config, dataset)),
+        metrics=[devices.metric(metric)],
+        # XLA on TensorFlow's CPU compiles each crop side for minutes and runs no faster; JAX needs it.
+        jit_compile=backend.name() == "jax",
+    )
+    # Variables that the first step would make have TensorFlow trace that step twice.
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def _loss_of(config: TrainConfig, dataset: Dataset) -> Loss:
+    if config.pretrain:
+        return absolute_difference
+    counts = dataset.counts
+    if config.single_class is not None:
+        of_class = counts[dataset.legend.names.index(config.single_class)]
+        counts = np.array([counts.sum() - of_class, of_class])
+    return build_loss(config.loss, counts.tolist(), classes=_network_of(config, dataset).classes)
+
+
+def _make_loop(
+    config: TrainConfig,
+    dataset: Dataset,
+    network: NetworkConfig,
+    model: keras.Model,
+    crops: tuple[TileGenerator, TileGenerator],
+    run: Run,
+    given: float | tuple[float, ...] | None,
+    devices: Devices,
+) -> Loop:
+    board = _TensorBoard(run.folder / TENSORBOARD, model) if config.tensorboard and devices.first else None
+    novelty = None
+    if devices.first and not config.pretrain:
+        tiles = dataset.training, dataset.validation
+        trained, held_out = ([(t.image, t.masks) for t in some] for some in tiles)
+        novelty = fit_novelty(trained, held_out, dataset.statistics)
+
+    def save(row: Row, rows: tuple[Row, ...], temperature: float | tuple[float, ...]) -> None:
+        card = _card_of(config, dataset, network, model, row)
+        fitted = temperature if given is None else given
+        card = dataclasses.replace(card, temperature=fitted, novelty=novelty)
+        save_model(model, card, run.folder / row.model)
+        record_picks(run.folder, picks_of(rows))
+        if board:
+            board.write(row)
+
+    def build() -> keras.Model:
+        return build_unet(network, (np.array(dataset.statistics.mean), np.array(dataset.statistics.std)))
+
+    normalization = None
+    if config.average:
+        normalization = Normalization(build, plain_crops(config, dataset), config.workers)
+    kind = Filling if config.pretrain else Loop
+    return kind(
+        model,
+        *crops,
+        classes_of(config, dataset),
+        run,
+        save,
+        epochs=config.epochs,
+        keep=config.keep,
+        workers=config.workers,
+        patience=config.patience,
+        calibrate=config.calibrate if given is None else "none",
+        normalization=normalization,
+        devices=devices,
+    )
+
+
+def inputs_of(config: TrainConfig, dataset: Dataset) -> dict[str, str]:
+    """sha256 of everything that a training reads, by name."""
+    initial = find_model(config.init) if config.init else None
+    encoder = config.encoder_weights
+    return (
+        dataset.inputs
+        | ({"initial weights": sha256_of(initial)} if initial else {})
+        | ({"encoder weights": encoder if encoder == IMAGENET else sha256_of(encoder)} if encoder else {})
+    )
+
+
+def classes_of(config: TrainConfig, dataset: Dataset) -> Legend:
+    """The classes that the network decides between: those of the data, or the rest and one of them."""
+    legend = dataset.legend
+    if config.single_class is None:
+        return legend
+    chosen = next(c for c in legend.classes if c.name == config.single_class)
+    return Legend(
+        legend.name,
+        (LandCoverClass(1, "the rest", "#ffffff"), LandCoverClass(2, chosen.name, chosen.color)),
+    )
+
+
+def _card_of(
+    config: TrainConfig, dataset: Dataset, network: NetworkConfig, model: keras.Model, row: Row
+) -> ModelCard:
+    reach = geometry(model)
+    return ModelCard(
+        name=f"{Path(config.out).resolve().name}/{row.model.removesuffix('.keras')}",
+        channels=tuple(Channel(**channel) for channel in dataset.channels),
+        legend=dataset.legend,
+        statistics=dataset.statistics,
+        network=network,
+        stride=reach.stride,
+        halo=reach.halo,
+        single_class=config.single_class,
+        training={
+            "parameters": json.loads(json.dumps(parameters_of(config))),
+            "data": dataset.provenance,
+            "class_counts": dict(zip(dataset.legend.names, dataset.counts.tolist(), strict=True)),
+            "epoch": row.epoch,
+            "batches": row.batches,
+        },
+        scores={name: getattr(row, column) for name, column in _scores_of(config).items()},
+        versions={"lulc": __version__, **backend.versions()},
+    )
+
+
+def _scores_of(config: TrainConfig) -> dict[str, str]:
+    """Columns of the history by what a card calls them; a pretraining has other figures in them."""
+    columns = ("val_loss", "val_accuracy", "val_macro_f1")
+    names = ("val_loss", "val_filled", "val_filled_by_channel") if config.pretrain else columns
+    return dict(zip(names, columns, strict=True))
+
+
+class _TensorBoard:
+    """Scalars of each epoch as TensorBoard logs."""
+
+    def __init__(self, folder: Path, model: keras.Model) -> None:
+        self._callback = keras.callbacks.TensorBoard(str(folder), write_graph=False)
+        self._callback.set_model(model)
+        self._callback.on_train_begin()
+
+    def write(self, row: Row) -> None:
+        scores = ("loss", "accuracy", "val_loss", "val_accuracy", "val_macro_f1", "learning_rate")
+        self._callback.on_epoch_end(row.epoch, {name: getattr(row, name) for name in scores})
