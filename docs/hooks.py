@@ -22,7 +22,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXECUTED = ROOT / "build" / "notebooks"
-COMMANDS = ROOT / "lulc" / "commands"
+COMMANDS = ROOT / "lulc" / "cli"
 
 TOP = ("CHANGES", "CONTRIBUTING", "SECURITY")
 """Documents at the top of the repository that are pages as well."""

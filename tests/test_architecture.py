@@ -1,4 +1,4 @@
-"""The table of packages in docs/architecture.md is what the code does: who imports whom, who opens which door."""
+"""The table of packages in docs/architecture.md is what the code does: who imports whom, who opens what."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import importlib
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -85,20 +84,6 @@ def imported_by(folder: Path) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module:
                 names.add(node.module.split(".")[0])
     return names
-
-
-def tracked() -> list[str]:
-    """Paths of the repository; of the working tree where there is no git."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if listed.returncode:
-        pytest.skip("needs a git checkout")
-    return [name for name in listed.stdout.splitlines() if (ROOT / name).exists()]
 
 
 def commands_in(path: Path) -> list[list[str]]:
@@ -184,25 +169,6 @@ def test_the_licence_is_mit_everywhere() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["license"] == "MIT"
     assert citation["version"] == importlib.import_module("lulc").__version__
-
-
-def test_the_change_log_opens_with_this_version() -> None:
-    heading = re.search(r"^## (\S+)", (ROOT / "CHANGES.md").read_text(), re.MULTILINE)
-    assert heading
-    assert heading[1] == importlib.import_module("lulc").__version__
-
-
-def test_the_file_map_of_the_readme_is_the_tree() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## File map")[1].split("\n## ")[0]
-    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-    mapped = {name.rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}
-    top = {name.split("/")[0] for name in tracked()}
-    modules = {n for n in tracked() if re.fullmatch(r"lulc/\w+\.py", n) and not n.endswith("__init__.py")}
-    assert mapped - {m for m in mapped if m.startswith("lulc/")} == top - {"lulc"}
-    assert {m for m in mapped if m.endswith(".py") and m.startswith("lulc/")} == modules
-    folders = {n.rpartition("/")[0] for n in tracked() if re.fullmatch(r"lulc/\w+/__init__.py", n)}
-    assert {m for m in mapped if m.startswith("lulc/") and not m.endswith(".py")} == folders
-    assert not {m for m in mapped if not (ROOT / m).exists()}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
