@@ -421,3 +421,32 @@ def test_options_may_stand_between_arguments_without_a_name() -> None:
 def test_a_list_may_be_given_at_once_or_one_by_one(words: list[str]) -> None:
     given = parser_for(Example, "An example.", {"names": ("other",)}).parse_args(["SOURCE", *words])
     assert config_from(Example, given).names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "--print-completion bash", "m.keras b.tif map.tif --print-config"]
+)
+def test_a_reader_that_ends_early_gives_no_traceback(words: str) -> None:
+    command = [sys.executable, "make_classifications.py", *words.split()]
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_control_characters_of_answers_and_messages_are_shown_as_escapes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def action(config: Example) -> Answer:
+        logging.getLogger("lulc").warning("read\x1b[2J")
+        return Answer("class\x1b]0;title\x07\nnext", {"class": "\x9b1m"})
+
+    log = tmp_path / "run.log"
+    assert run(Example, "An example.", action, ["a.tif", "--log", str(log)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "class\\x1b]0;title\\x07\nnext\n"
+    assert printed.err == "read\\x1b[2J\n"
+    assert "read\\x1b[2J" in log.read_text()
+    assert run(Example, "An example.", action, ["a.tif", "--json"]) == 0
+    assert capsys.readouterr().out == '{"class": "\\u009b1m"}\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -123,3 +124,19 @@ def test_points_are_drawn_and_read_without_a_reference(scene, capsys) -> None:
     assert "kappa" not in out
     assert main([str(scene / "map.tif"), "--out", str(scene / "none"), "-q"]) == 1
     assert "neither a reference nor a sample" in capsys.readouterr().err
+
+
+def test_class_names_steer_neither_terminal_nor_spreadsheet(scene, capsys) -> None:
+    legend = load_scheme("kaakonkulma-13").legend.to_json()
+    legend["classes"][0]["name"] = "=HYPERLINK(1)$\\frac$\x1b[2J\r\u202e"
+    with rasterio.open(scene / "map.tif", "r+") as file:
+        file.update_tags(LULC_LEGEND=json.dumps(legend))
+    assert main(arguments(scene)) == 0
+    out = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in out) and "=HYPERLINK(1)$\\frac$\\x1b[2J\\r\\u202e" in out
+    for path in (scene / "report").glob("*.csv"):
+        with open(path, newline="", encoding="utf-8") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert any("HYPERLINK" in cell for cell in cells), path
+        assert all(cell.isprintable() and cell[:1] not in "=+@" for cell in cells if cell)
+    assert "\x1b" not in (scene / "report" / "report.md").read_text()

@@ -76,8 +76,7 @@ def test_names_that_xml_cannot_hold_do_not_break_it(tmp_path: Path, write_map: W
     path = write_map(tmp_path / "map.tif", names=("Water", HOSTILE))
     with open_map(path) as land_cover:
         entries = count_entries(land_cover)
-    for text in (qml(entries), sld(entries, HOSTILE.replace("\x00", "").replace("\x1b", "")),
-                 attribute_table(entries)):  # fmt: skip
+    for text in (qml(entries), sld(entries, HOSTILE), attribute_table(entries)):
         ET.fromstring(text)
     assert entries[-1].name == HOSTILE.replace("\x00", "").replace("\x1b", "")
 

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import difflib
 import errno
-import json
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any, TextIO, TypeVar
 
 from lulc.core.config_file import read_settings, settings_text, value_type
 from lulc.core.schema import InputError
+from lulc.core.text import json_text, visible
 from lulc.core.version import __version__
 
 Config = TypeVar("Config")
@@ -148,7 +148,7 @@ def parse(config: type, description: str, argv: Sequence[str] | None = None) -> 
     probe = _probe(config, parser)
     first, rest = probe.parse_known_args(argv)
     if first.print_completion:
-        print(_completions(parser, first.print_completion))
+        _say(_completions(parser, first.print_completion))
         parser.exit()
     if not first.config and not first.print_config:
         return parser.parse_intermixed_args(argv)
@@ -183,13 +183,13 @@ def run(
     try:
         arguments = parse(config, description, argv)
         if arguments.print_config:
-            print(settings_text(vars(arguments), config), end="")
+            _say(settings_text(vars(arguments), config), end="")
             return 0
         end_log = _configure_logging(arguments, argv)
         with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
             answer = action(config_from(config, arguments))
         if answer is not None:
-            print(json.dumps(answer.data, ensure_ascii=False) if arguments.json else answer.text)
+            _say(json_text(answer.data) if arguments.json else visible(answer.text, lines=True))
             return answer.code
     except Exception as error:
         message = _message_of(error)
@@ -202,6 +202,8 @@ def run(
         logger.error("stopped on request\n\nThe same command continues where this one stopped.")
         return 1
     finally:
+        # Help was printed by argparse, which does not look whether it arrives.
+        _say("", end="")
         end_log()
         signal.signal(signal.SIGTERM, previous)
     return 0
@@ -211,6 +213,15 @@ _USER_ERRNOS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT,
     errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ESTALE, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE,
 }  # fmt: skip
+
+
+def _say(text: str, end: str = "\n") -> None:
+    """Print on stdout, and go on quietly where its reader, such as ``head``, has ended."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        # What is still in the buffer goes nowhere when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _terminate(signum: int, frame: Any) -> None:
@@ -244,12 +255,19 @@ class _Console(logging.StreamHandler[TextIO]):
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
+        text = visible(record.getMessage(), lines=True)
         if record.levelno >= logging.ERROR:
             return f"\033[1;31merror:\033[0m {text}" if self._colored else f"error: {text}"
         if record.levelno >= logging.WARNING and self._colored:
             return f"\033[33m{text}\033[0m"
         return text
+
+
+class _LogLine(logging.Formatter):
+    """A line of the log file, which people read on terminals too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), lines=True)
 
 
 def _configure_logging(arguments: argparse.Namespace, argv: Sequence[str] | None) -> Callable[[], None]:
@@ -269,7 +287,7 @@ def _configure_logging(arguments: argparse.Namespace, argv: Sequence[str] | None
         return lambda: None
     os.makedirs(os.path.dirname(arguments.log) or ".", exist_ok=True)
     log = logging.FileHandler(arguments.log, encoding="utf-8")
-    log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setFormatter(_LogLine("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(log)
     _record(f"$ {shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])}")
     _record(_versions())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lulc.cli.commandline import Answer, run
 from lulc.config import ClassifyConfig
+from lulc.core.text import columns
 
 if TYPE_CHECKING:
     from lulc.inference.classify import ClassificationResult, Forecast, ShareResult
@@ -125,7 +126,7 @@ def describe_result(result: ClassificationResult) -> str:
         f"({stages}), {result.pixels / 1e6 / seconds['all']:.2f} Mpx/s; "
         f"engine {result.engine}, busy {result.network_share:.0%} of the time with windows"
     )
-    return f"{_table(rows)}\n\n{speed}"
+    return f"{columns(rows)}\n\n{speed}"
 
 
 def describe_forecast(forecast: Forecast) -> str:
@@ -143,21 +144,11 @@ def describe_forecast(forecast: Forecast) -> str:
         ["disk", f"about {_size(forecast.disk)}, {_size(forecast.disk_bound)} must be free; parts included"],
         ["time", f"{seconds['all']:.1f} s ({stages})"],
     ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+    return columns(rows, text_columns=2)
 
 
 def _size(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def _table(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for first, *rest in rows:
-        cells = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

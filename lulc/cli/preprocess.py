@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lulc.cli.commandline import Answer, run
 from lulc.config import DEFAULT, PreprocessConfig
+from lulc.core.text import columns
 
 if TYPE_CHECKING:
     from lulc.datasets.loading import Manifest
@@ -103,7 +104,7 @@ def _stack_table(manifest: Manifest) -> str:
         size = f"{stack.shape[0]} x {stack.shape[1]}"
         number = "" if stack.number is None else str(stack.number)
         rows.append([stack.name, number, size, _percent(labelled)])
-    return _table(["stack", "number", "pixels", "labelled"], rows)
+    return columns([["stack", "number", "pixels", "labelled"], *rows])
 
 
 def _class_table(manifest: Manifest) -> str:
@@ -112,7 +113,7 @@ def _class_table(manifest: Manifest) -> str:
         [f"{c.number} {c.name}", f"{int(train):,}", f"{int(val):,}"]
         for c, (train, val) in zip(manifest.legend.classes, counts, strict=True)
     ]
-    return _table(["class", "training px", "validation px"], rows)
+    return columns([["class", "training px", "validation px"], *rows])
 
 
 def _channel_table(manifest: Manifest) -> str:
@@ -120,20 +121,11 @@ def _channel_table(manifest: Manifest) -> str:
     patched, invalid = coverage["patched"], coverage["invalid"]
     rows = [[name, _percent(patched.get(name, 0)), _percent(share)] for name, share in invalid.items()]
     rows.append(["all", "", _percent(1 - coverage["valid"])])
-    return _table(["channel", "patched", "invalid"], rows)
+    return columns([["channel", "patched", "invalid"], *rows])
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = []
-    for first, *rest in [header, *rows]:
-        cells = [first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

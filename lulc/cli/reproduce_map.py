@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lulc.cli.commandline import Answer, run
 from lulc.config import ReproduceConfig
+from lulc.core.text import visible
 
 if TYPE_CHECKING:
     from lulc.inference.reproduce import Comparison, Reproduction
@@ -65,7 +66,7 @@ def describe_provenance(result: Reproduction) -> str:
         "toolkit": _pairs({"lulc": made["version"], **made.get("versions", {})}),
         "parameters": _pairs(dict(sorted(made["parameters"].items()))),
     }
-    return "\n".join(f"{name:11} {text}" for name, text in rows.items())
+    return "\n".join(f"{name:11} {visible(text)}" for name, text in rows.items())
 
 
 def describe_files(result: Reproduction) -> str:
@@ -75,7 +76,7 @@ def describe_files(result: Reproduction) -> str:
         expected = file.sha256[:12]
         other = f"is another (sha256 {(file.found or '')[:12]}, expected {expected})"
         state = "not found" if file.path is None else f"{file.path} {'the same' if file.same else other}"
-        lines.append(f"{file.kind:11} {file.name} ({expected}): {state}")
+        lines.append(visible(f"{file.kind:11} {file.name} ({expected}): {state}"))
     return "\n".join(lines)
 
 
@@ -83,7 +84,7 @@ def describe_comparison(comparison: Comparison) -> str:
     """Whether two maps are the same, else where they differ, as text."""
     if comparison.same_file:
         return f"Identical, byte for byte ({comparison.pixels:,} pixels)."
-    lines = [f"{tag}: {_short(a)} became {_short(b)}" for tag, a, b in comparison.tags]
+    lines = [f"{_short(tag)}: {_short(a)} became {_short(b)}" for tag, a, b in comparison.tags]
     if not comparison.different:
         head = f"The class bands are identical ({comparison.pixels:,} pixels); the files are not the same"
         return "\n".join([head + (":" if lines else "."), *lines])
@@ -111,7 +112,7 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 200 else text[:197] + "..."
+    return visible(text if len(text) <= 200 else text[:197] + "...")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from lulc.cli.commandline import run
 from lulc.config import ServeConfig
+from lulc.core.text import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +34,7 @@ def _act(config: ServeConfig) -> None:
     warnings.filterwarnings("ignore", "The dataset has no Overviews")
     warnings.filterwarnings("ignore", "Dataset has no geotransform")
     with MapServer(config) as server:
-        print(f"{server.url} shows {config.map}; Ctrl-C ends.", flush=True)
+        print(visible(f"{server.url} shows {config.map}; Ctrl-C ends."), flush=True)
         # Ctrl-C is how this ends, not how it fails.
         with contextlib.suppress(KeyboardInterrupt):
             server.run()

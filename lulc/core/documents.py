@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jsonschema
 
 from lulc.core.schema import InputError
 from lulc.core.storage import write_atomically
+from lulc.core.text import cell
 
 MAX_BYTES = 64 * 2**20
 """No document of the toolkit comes near this; a larger one is refused before it is read."""
@@ -91,6 +93,12 @@ def write_document(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with write_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_rows(path: str | os.PathLike[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV table, whole or not at all, in which a spreadsheet finds no formula."""
+    with write_atomically(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([cell(value) for value in row] for row in rows)
 
 
 def append_line(path: str | os.PathLike[str], data: dict[str, Any]) -> None:

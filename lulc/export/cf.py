@@ -28,9 +28,10 @@ from numcodecs import Zstd
 
 from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError
 from lulc.core.storage import rename_durably, write_atomically
+from lulc.core.text import printable
 from lulc.core.windows import Window, squares_of
 from lulc.export.stac import class_names
-from lulc.export.styles import UNCLASSIFIED_COLOR, UNCLASSIFIED_NAME, printable
+from lulc.export.styles import UNCLASSIFIED_COLOR, UNCLASSIFIED_NAME
 from lulc.maps.reader import LEGEND_TAG, TAG_PREFIX, ClassMap
 from lulc.rasters.layers import Layer
 

@@ -28,8 +28,9 @@ from shapely.geometry.polygon import orient
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.storage import sha256_of
+from lulc.core.text import printable
 from lulc.core.version import __version__
-from lulc.export.styles import Entry, printable
+from lulc.export.styles import Entry
 from lulc.maps.reader import REST, ClassMap
 from lulc.models.card import ModelCard, card_path
 from lulc.rasters.layers import Layer

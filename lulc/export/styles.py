@@ -14,6 +14,7 @@ import numpy as np
 
 from lulc.core.schema import UNCLASSIFIED
 from lulc.core.storage import write_atomically
+from lulc.core.text import printable
 from lulc.core.windows import squares_of
 from lulc.maps.reader import ClassMap
 
@@ -140,11 +141,6 @@ def attribute_table(entries: Iterable[Entry]) -> str:
     return _text(root)
 
 
-def printable(name: str) -> str:
-    """A name without control characters and lone surrogates, which XML and UTF-8 have no way to write."""
-    return "".join(c for c in name if c.isprintable())
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a style, whole or not at all."""
     with write_atomically(path) as temporary:
@@ -152,5 +148,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _text(root: ET.Element) -> str:
+    for element in root.iter():
+        element.text = element.text and printable(element.text)
+        element.attrib = {name: printable(value) for name, value in element.attrib.items()}
     ET.indent(root)
     return ET.tostring(root, encoding="unicode") + "\n"

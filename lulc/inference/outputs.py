@@ -25,6 +25,7 @@ from lulc.core.documents import write_document
 from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, UNCLASSIFIED
 from lulc.core.storage import remove_partial, rename_durably, sha256_of, write_atomically
+from lulc.core.text import printable
 from lulc.core.windows import Part, Plan, Window
 from lulc.export.stac import belonging, catalog, collection, map_item
 from lulc.export.styles import describe_entries
@@ -256,12 +257,14 @@ def write_vrt(
         file.write(f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">\n')
         file.write(f"<SRS>{escape(grid.crs.to_wkt())}</SRS>\n")
         file.write(f"<GeoTransform>{', '.join(map(repr, grid.transform.to_gdal()))}</GeoTransform>\n")
-        items = "".join(f"<MDI key={quoteattr(k)}>{escape(v)}</MDI>\n" for k, v in sorted(tags.items()))
+        items = "".join(
+            f"<MDI key={quoteattr(k)}>{escape(printable(v))}</MDI>\n" for k, v in sorted(tags.items())
+        )
         file.write(f"<Metadata>\n{items}</Metadata>\n" if items else "")
         for number, name in enumerate(profile.band_names, start=1):
             kind = _GDAL_TYPES[encoding.dtype.name]
             file.write(f'<VRTRasterBand dataType="{kind}" band="{number}">\n')
-            file.write(f"<Description>{escape(name)}</Description>\n")
+            file.write(f"<Description>{escape(printable(name))}</Description>\n")
             file.write(f"<NoDataValue>{encoding.nodata:g}</NoDataValue>\n")
             file.write(_scale(profile, number) + _colors(profile))
             for source, place in sources:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import operator
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lulc.config import TrainConfig
-from lulc.core.documents import read_document, write_document
+from lulc.core.documents import read_document, write_document, write_rows
 from lulc.core.schema import InputError
-from lulc.core.storage import Lock, remove_partial, write_atomically
+from lulc.core.storage import Lock, remove_partial
 from lulc.models.weights import PICKS_FILE
 
 FORMAT_VERSION = 1
@@ -207,12 +205,7 @@ class Run:
 
     def write_history(self, rows: Sequence[Row]) -> None:
         """Write the history, whole."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-        with write_atomically(self.folder / HISTORY) as temporary:
-            temporary.write_text(text.getvalue(), encoding="utf-8")
+        write_rows(self.folder / HISTORY, [[f.name for f in fields(Row)], *map(astuple, rows)])
 
     def tidy(self, rows: Sequence[Row], keep: str) -> None:
         """Remove the models that are not kept, with their cards."""

@@ -7,8 +7,6 @@ be looked at, and a map from cross-validation finds more of them.
 
 from __future__ import annotations
 
-import csv
-import io
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +17,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lulc.core.documents import write_rows
 from lulc.core.machine import cores
 from lulc.core.schema import IGNORE, InputError
-from lulc.core.storage import write_atomically
 from lulc.core.windows import Plan, Window
 from lulc.evaluation.measures.regions import Region
 from lulc.maps.geotiff import MapProfile, assemble, write_part
@@ -199,10 +197,9 @@ def _region_at(regions: Sequence[Region], land_cover: ClassMap, row: int, col: i
 
 
 def _write_table(places: Sequence[Place], path: Path) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "x", "y", "region", "pixels", "labelled", "mapped", "margin"])
-    for rank, p in enumerate(places, 1):
-        writer.writerow([rank, p.x, p.y, p.region, p.pixels, p.labelled, p.mapped, f"{p.margin:.3f}"])
-    with write_atomically(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+    header = ("rank", "x", "y", "region", "pixels", "labelled", "mapped", "margin")
+    rows = (
+        (rank, p.x, p.y, p.region, p.pixels, p.labelled, p.mapped, f"{p.margin:.3f}")
+        for rank, p in enumerate(places, 1)
+    )
+    write_rows(path, [header, *rows])

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from lulc.core.schema import InputError
 from lulc.core.storage import write_atomically
+from lulc.core.text import columns, visible
 from lulc.core.version import __version__
 from lulc.evaluation.report.viewer import Viewer
 
@@ -144,15 +145,7 @@ def plain_table(table: Table) -> str:
     class  ha
     Water  12
     """
-    lines = (table.header, *table.rows)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < table.text_columns else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return columns([table.header, *table.rows], table.text_columns)
 
 
 def write_markdown(page: Page, path: str | os.PathLike[str]) -> None:
@@ -243,4 +236,4 @@ def _data_uri(path: Path) -> str:
 def _escape(text: str) -> str:
     """Text that Markdown takes literally enough: class names come from users' files."""
     literal = "".join(f"\\{c}" if c in "\\|[*`" else "&lt;" if c == "<" else c for c in text)
-    return " ".join(literal.split())
+    return visible(" ".join(literal.split()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -12,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lulc.core.documents import write_document
+from lulc.core.documents import write_document, write_rows
 from lulc.core.schema import Legend
-from lulc.core.storage import write_atomically
+from lulc.core.text import visible
 from lulc.evaluation.measures.results import Areas, Findings
 from lulc.evaluation.report.document import write_html, write_markdown
 from lulc.evaluation.report.figures import (
@@ -68,15 +67,17 @@ def write_findings(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LAST).unlink(missing_ok=True)
-    written = [_write_rows(folder / FIRST, _class_rows(findings))]
+    tables = {FIRST: _class_rows(findings)}
     if findings.reference is not None:
-        rows = _matrix_rows(findings.confusion, findings.legend)
-        written.append(_write_rows(folder / "confusion.csv", rows))
+        tables["confusion.csv"] = _matrix_rows(findings.confusion, findings.legend)
     if findings.change:
-        rows = _matrix_rows(findings.change.matrix, findings.legend, corner="map\\second map")
-        written.append(_write_rows(folder / "change.csv", rows))
+        corner = "map\\second map"
+        tables["change.csv"] = _matrix_rows(findings.change.matrix, findings.legend, corner)
     if findings.areas.estimates:
-        written.append(_write_rows(folder / "areas.csv", _area_rows(findings.areas, findings.legend)))
+        tables["areas.csv"] = _area_rows(findings.areas, findings.legend)
+    for name, rows in tables.items():
+        write_rows(folder / name, rows)
+    written = [folder / name for name in tables]
     places = least_sure(views)
     pictures = _draw(findings, views, places, folder)
     written += pictures
@@ -109,12 +110,6 @@ def _matrix_rows(
     return [[corner, *names], *([n, *row] for n, row in zip(names, matrix.tolist(), strict=True))]
 
 
-def _write_rows(path: Path, rows: list[list[Any]]) -> Path:
-    with write_atomically(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-    return path
-
-
 def _area_rows(areas: Areas, legend: Legend) -> list[list[Any]]:
     assert areas.estimates
     unit = areas.unit
@@ -133,9 +128,10 @@ def _area_rows(areas: Areas, legend: Legend) -> list[list[Any]]:
 
 
 def _draw(findings: Findings, views: Views, places: list[Place], folder: Path) -> list[Path]:
-    legend, grid = findings.legend, views.grid
+    classes = (dataclasses.replace(c, name=visible(c.name)) for c in findings.legend.classes)
+    legend, grid = Legend(findings.legend.name, tuple(classes)), views.grid
     paths = [folder / "map.png"]
-    draw_map(views.map, legend, grid, paths[0], title=f"Land cover, {findings.map}")
+    draw_map(views.map, legend, grid, paths[0], title=visible(f"Land cover, {findings.map}"))
     beside = [("Image", views.image), ("Reference", views.reference), ("Map", views.map)]
     panels = [(title, view) for title, view in beside if view is not None]
     if len(panels) > 1:
