@@ -7,7 +7,7 @@ time, at half width and 15 Mpx, scored on block 0 of the simulated Kaakonkulma b
 there where it was run, else from ``refine``. ``final`` trains the rows named on blocks 0 to 2, at 79 Mpx, and
 scores them once on block 3; nothing is chosen there. A random forest per pixel stands beside them. A row that
 is in ``benchmarks/results/ablation.json`` is not made again, and a run that was interrupted goes on;
-``tables`` writes the document anew from that file.
+``tables`` writes the tables anew from that file.
 
 Example: python benchmarks/ablation.py screen --seeds 1
          python benchmarks/ablation.py held-out default --seeds 1 2 3
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 SCENE = ROOT.parent / "shared" / "data" / "kaakonkulma-sim"
 RESULTS = ROOT / "benchmarks" / "results" / "ablation.json"
-DOCUMENT = ROOT / "docs" / "accuracy.md"
-BEGIN, END = "<!-- written by benchmarks/ablation.py -->", "<!-- end of what it wrote -->"
 PACKAGE = logging.getLogger("lulc")
 
 EPOCHS = 8
@@ -363,20 +361,16 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write_tables(stored: Mapping[str, Any]) -> None:
-    """Put the tables between their marks in the document."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    """Write all tables beside the stored rows, as Markdown."""
     parts = [
-        f"### {stage.heading}\n\n{table(stored, name)}"
+        f"## {stage.heading}\n\n{table(stored, name)}"
         for name, stage in STAGES.items()
         if _by_row(stored, name)
     ]
     if finals := _by_row(stored, "final"):
-        parts.append(f"### F1 of each class on block 3\n\n{class_table(finals)}")
-    if not parts:
-        parts = ["*Nothing measured yet: the commands above make the tables.*"]
-    with write_atomically(DOCUMENT) as temporary:
-        temporary.write_text("\n\n".join([before + BEGIN, *parts, END + after]), encoding="utf-8")
+        parts.append(f"## F1 of each class on block 3\n\n{class_table(finals)}")
+    with write_atomically(RESULTS.with_suffix(".md")) as temporary:
+        temporary.write_text("\n\n".join(["# Accuracy by lever", *parts]) + "\n", encoding="utf-8")
 
 
 def table(stored: Mapping[str, Any], stage: str) -> str:

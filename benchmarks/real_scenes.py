@@ -43,8 +43,6 @@ DATA = ROOT.parent / "shared" / "data"
 SCHEMES = ROOT / "docs" / "real-scenes"
 RUNS = ROOT / "runs" / "real-scenes"
 RESULTS = ROOT / "benchmarks" / "results" / "real-scenes.json"
-DOCUMENT = ROOT / "docs" / "accuracy.md"
-BEGIN, END = "<!-- written by benchmarks/real_scenes.py -->", "<!-- end of what real_scenes.py wrote -->"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,17 +246,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def write_tables(stored: Mapping[str, Any]) -> None:
-    """Put the tables between their marks in the document."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    """Write the tables beside the stored rows, as Markdown."""
     names = [name for name in (FOREST, *RECIPES, AVERAGED) if f"{name}/" in "".join(stored)]
     parts = [table(stored, names, tuple(SCENES))] if names else []
     if any(key.startswith(f"{SHIP}/") for key in stored):
         others = tuple(name for name in SCENES if name not in SHIPPED)
         title = "The network of `weights/level1-sentinel2` on the scenes that it was not trained on:"
         parts.append(f"{title}\n\n{table(stored, [SHIP], others)}")
-    with write_atomically(DOCUMENT) as temporary:
-        temporary.write_text("\n\n".join([before + BEGIN, *parts, END + after]), encoding="utf-8")
+    with write_atomically(RESULTS.with_suffix(".md")) as temporary:
+        temporary.write_text("\n\n".join(["# Real scenes", *parts]) + "\n", encoding="utf-8")
 
 
 def table(stored: Mapping[str, Any], names: Sequence[str], scenes: Sequence[str]) -> str:

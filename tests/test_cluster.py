@@ -141,7 +141,7 @@ def test_workers_keep_the_memory_of_their_arrays(two_workers: Cluster) -> None:
     assert set(two_workers.client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()) == {None}
 
 
-@pytest.mark.parametrize("path", ["jobs/dask_workers.sh", "docs/howto/cluster.md"])
+@pytest.mark.parametrize("path", ["jobs/dask_workers.sh", "docs/howto/dask.md"])
 def test_workers_that_others_start_are_told_the_same(path: str) -> None:
     said = (Path(__file__).resolve().parents[1] / path).read_text(encoding="utf-8")
     assert all(line.removeprefix("export ") in said for line in cluster.KEEP_MEMORY)

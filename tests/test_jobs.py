@@ -506,7 +506,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("path", ["jobs/README.md", "docs/howto/cluster.md"])
+@pytest.mark.parametrize("path", ["jobs/README.md", "docs/howto/slurm.md"])
 def test_submissions_in_documents_parse(path: str) -> None:
     lines = re.findall(r"^jobs/submit (.+)$", (ROOT / path).read_text().replace("\\\n", " "), re.MULTILINE)
     assert lines

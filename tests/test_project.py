@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib
 import re
-import shlex
-import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -17,25 +14,18 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from lulc import config
-from lulc.cli.commandline import parser_for
-from lulc.labels.schemes import load_scheme
-
 ROOT = Path(__file__).resolve().parents[1]
 
-CONFIGS = {
-    "preprocess": config.PreprocessConfig,
-    "train_model": config.TrainConfig,
-    "make_classifications": config.ClassifyConfig,
-    "evaluate_classifications": config.EvaluateConfig,
-}
-
-FURTHER = {
-    "serve_map": config.ServeConfig,
-    "export_map": config.ExportConfig,
-    "export_model": config.ExportModelConfig,
-    "reproduce_map": config.ReproduceConfig,
-}
+COMMANDS = (
+    "preprocess",
+    "train_model",
+    "make_classifications",
+    "evaluate_classifications",
+    "serve_map",
+    "export_map",
+    "export_model",
+    "reproduce_map",
+)
 
 IMPORT_NAMES = {
     "opencv-python-headless": "cv2", "scikit-learn": "sklearn", "pyyaml": "yaml", "netcdf4": "netCDF4"
@@ -86,21 +76,6 @@ def imported_by(folder: Path) -> set[str]:
     return names
 
 
-def commands_in(path: Path) -> list[list[str]]:
-    """Command lines of the toolkit in a document's code blocks, continued lines joined."""
-    blocks = re.findall(
-        r"```(?:text|bash|console|sh)?\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL
-    )
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    called = r"\s*(?:\$ )?(?:\w+=\S+ |srun )*(?:(?:python )?(\w+)\.py|lulc-([\w-]+)) ([^>]+)"
-    found = [m for m in (re.match(called, line) for line in lines) if m]
-    named = [((m[1] or m[2]).replace("-", "_"), m[3]) for m in found]
-    return [[name, *shlex.split(rest, comments=True)] for name, rest in named if name in CONFIGS | FURTHER]
-
-
-DOCUMENTS = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
-
-
 def test_conda_and_pip_ask_for_the_same_packages() -> None:
     pip = requirements(project()["dependencies"])
     for extra in ("cpu", "dev"):
@@ -130,7 +105,7 @@ def test_every_package_used_is_declared() -> None:
 
 def test_the_entry_points_are_the_commands() -> None:
     assert project()["scripts"] == {
-        f"lulc-{name.replace('_', '-')}": f"lulc.cli.{name}:main" for name in (*CONFIGS, *FURTHER)
+        f"lulc-{name.replace('_', '-')}": f"lulc.cli.{name}:main" for name in COMMANDS
     }
     for target in project()["scripts"].values():
         module, function = target.split(":")
@@ -171,31 +146,6 @@ def test_the_licence_is_mit_everywhere() -> None:
     assert citation["version"] == importlib.import_module("lulc").__version__
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_in_documents_parse(document: str) -> None:
-    for name, *arguments in commands_in(ROOT / document):
-        if "--print-completion" not in arguments:
-            parser = parser_for((CONFIGS | FURTHER)[name], "", lenient="--config" in arguments)
-            parser.parse_intermixed_args(arguments)
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_tables_of_codes_in_documents_are_schemes(document: str, tmp_path: Path) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    for table in re.findall(r"```\w*\n(code,class,name,color\n.*?)```", text, re.DOTALL):
-        (tmp_path / "table.csv").write_text(table, encoding="utf-8")
-        assert len(load_scheme(str(tmp_path / "table.csv")).legend)
-
-
-def test_the_first_page_shows_each_of_the_four_commands() -> None:
-    assert {line[0] for line in commands_in(ROOT / "README.md")} >= set(CONFIGS)
-
-
-def test_every_page_of_the_documentation_is_in_its_navigation() -> None:
-    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert [document for document in DOCUMENTS[1:] if f": {document.removeprefix('docs/')}" not in text] == []
-
-
 def test_the_citation_has_what_the_format_asks_for() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     # The required keys and the closed lists of the Citation File Format 1.2.0.
@@ -209,53 +159,3 @@ def test_the_citation_has_what_the_format_asks_for() -> None:
         assert {"type", "title", "authors"} <= set(reference)
         assert reference["type"] in {"thesis", "article", "software", "book", "conference-paper"}
         assert isinstance(reference.get("year", 2018), int)
-
-
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
-def test_links_between_documents_lead_somewhere(document: str) -> None:
-    for target in re.findall(r"\]\(([^)#]+)", (ROOT / document).read_text(encoding="utf-8")):
-        assert "://" in target or (ROOT / target).exists(), target
-
-
-def test_make_targets_named_in_documents_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for document in ("README.md", "CONTRIBUTING.md", ".ci/run"):
-        named = set(re.findall(r"^\s*(?:\$ )?make ([a-z-]+)", (ROOT / document).read_text(), re.MULTILINE))
-        assert named <= targets, document
-
-
-def runnable() -> list[list[str]]:
-    """Commands of the documents that need nothing but the demonstration, and take seconds on its scene."""
-    found = []
-    for document in DOCUMENTS:
-        for name, *arguments in commands_in(ROOT / document):
-            files = [word for word in arguments if "/" in word or Path(word).suffix]
-            long = name in {"train_model", "serve_map"} and "--print-config" not in arguments
-            if files and all(word.startswith("demo/") for word in files) and not long:
-                repeat = ["--overwrite"] * ("overwrite" in fields_of(name) and "--overwrite" not in arguments)
-                line = [name, *arguments, *repeat]
-                found += [] if line in found else [line]
-    return found
-
-
-def fields_of(name: str) -> set[str]:
-    return {field.name for field in dataclasses.fields((CONFIGS | FURTHER)[name])}
-
-
-@pytest.fixture(scope="module")
-def workplace(demonstration: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a demonstration of its own, which commands may change."""
-    folder = tmp_path_factory.mktemp("documents")
-    shutil.copytree(demonstration[0], folder / "demo")
-    return folder
-
-
-@pytest.mark.documents
-@pytest.mark.parametrize("line", runnable(), ids=" ".join)
-def test_commands_in_documents_run(
-    line: list[str], workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(workplace)
-    main = importlib.import_module(f"lulc.cli.{line[0]}").main
-    assert main(line[1:]) == 0, capsys.readouterr().err
-    assert capsys.readouterr().out
