@@ -1,8 +1,8 @@
 """The weights that come with the toolkit, from the runs of ablation.py and real_scenes.py.
 
-Kernels become float16, cards get scores of the file as it is shipped, and what people should know. Beside
-the weights it writes ``weights/README.md``, ``weights/SHA256SUMS`` and the predictions that tests compare
-with.
+Kernels become float16. Cards get the scores of the file as it is shipped, and what people should know. The
+script also writes the table of ``weights/README.md``, ``weights/SHA256SUMS`` and the predictions that tests
+compare with.
 
 Example: python benchmarks/ablation.py final "by pixels"
          python benchmarks/real_scenes.py --ship
@@ -151,7 +151,7 @@ def example_for(card: ModelCard) -> np.ndarray:
 
 
 def write_lists() -> None:
-    """README, checksums and stored predictions of all weights that there are."""
+    """Write the table of the README, checksums and stored predictions of all weights."""
     rows, sums, predictions = [], [], {}
     for path in sorted(WEIGHTS.glob("*/*.keras")):
         model, card = load_model(path)
@@ -166,39 +166,11 @@ def write_lists() -> None:
     np.savez_compressed(PREDICTIONS, **predictions)
     with write_atomically(WEIGHTS / "SHA256SUMS") as temporary:
         temporary.write_text("\n".join(sums) + "\n", encoding="utf-8")
-    text = README.replace("ROWS", "\n".join(rows))
+    lines = (WEIGHTS / "README.md").read_text(encoding="utf-8").splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("| `"))
+    kept = [line for line in lines[first:] if not line.startswith("| `")]
     with write_atomically(WEIGHTS / "README.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-README = """# Weights
-
-Networks that come with the toolkit. `make_classifications.py` finds them by name; the card (JSON) beside each
-says what it was trained on, its scores per class, licence, attribution, and what it is not for.
-
-| name | classes | filters | MB | micro-F1 | macro-F1 | ECE | licence |
-|---|---|---|---|---|---|---|---|
-ROWS
-
-`kaakonkulma-sim` are the three that the original provided, of one training of the default recipe with
-`--balance pixels`, the default then, at half width, 79 Mpx: the epochs with the lowest loss, the highest
-accuracy and the best macro-F1 on validation crops, here the last epoch each time. Imagery was **simulated**:
-they are to try the commands with, and no networks for real regions.
-Scored on block 3, from which the validation crops were cut too. `level1-sentinel2`, of the same recipe, is
-of real Sentinel-2 L2A, four small patches of TerraMesh; its scores here are those of the quarter of each
-patch that validated, those on other scenes are in [docs/accuracy.md](../docs/accuracy.md): rivers, woods and
-Wroclaw are found there, no field of the Sundarbans is. Both are worth most as a start for a training of
-one's own:
-
-```console
-python make_classifications.py kaakonkulma-sim/lowest-val-loss bands.tif indices.tif map.tif
-python train_model.py stacks --init level1-sentinel2/last --out runs/own
-```
-
-Kernels are float16, statistics, batch norm and biases float32. The files hold no optimizer and nothing that
-runs; `sha256sum -c SHA256SUMS` compares them with what was shipped. `python benchmarks/ship_weights.py`
-makes them from the runs of `benchmarks/ablation.py` and `benchmarks/real_scenes.py`.
-"""
+        temporary.write_text("\n".join([*lines[:first], *rows, *kept]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
