@@ -220,7 +220,8 @@ def make_stacks(scene: Path, folder: Path) -> Path:
     if not (out / "manifest.json").exists():
         prepare(PreprocessConfig(
             bands=(str(scene / "summer.tif"),), indices=(str(scene / "indices.tif"),),
-            fill=(str(scene / "spring.tif"),), labels=str(scene / "labels.tif"), size=850, validation=("3",),
+            fill=(str(scene / "spring.tif"),), labels=str(scene / "labels.tif"),
+            scheme="kaakonkulma-13", size=850, validation=("3",),
             out=str(out),
         ))  # fmt: skip
     return out

@@ -82,7 +82,7 @@ def prepare(folder: Path) -> None:
     """Cut stacks of the scene."""
     inputs = ["--bands", str(folder / "bands.tif"), "--labels", str(folder / "labels.tif")]
     out = ["--out", str(folder / "out" / "stacks"), "--overwrite", "-q"]
-    run_command(preprocess.main, [*inputs, "--size", "64", "--gap", "8", *out])
+    run_command(preprocess.main, [*inputs, "--scheme", "kaakonkulma-13", "--size", "64", "--gap", "8", *out])
 
 
 def train(folder: Path, seconds: float) -> list[State]:

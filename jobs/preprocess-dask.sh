@@ -2,7 +2,7 @@
 #SBATCH --job-name=lulc-preprocess-dask --output=%x-%j.out --open-mode=append
 #SBATCH --requeue --signal=B:USR1@120
 # Rasters to stacks, cut by Dask workers, one for each task of the job:
-#   jobs/submit --ntasks=16 preprocess-dask --bands mosaic.tif --labels labels.tif --out stacks
+#   jobs/submit --ntasks=16 preprocess-dask --bands mosaic.tif --labels labels.tif --scheme clc-level2 --out stacks
 set -euo pipefail
 jobs=${LULC_JOBS:-$SLURM_SUBMIT_DIR/jobs}
 # shellcheck source=jobs/until_done.sh

@@ -286,11 +286,14 @@ class PreprocessConfig(InputConfig, RunConfig, ClusterConfig):
         (), "SYKE-coded spectral indices; computed from the bands where not given", metavar="RASTER"
     )
     labels: str = option(..., "label raster, or vector file (GeoPackage, GeoJSON)", metavar="FILE")
-    label_field: str | None = option(None, "field of the vector labels that holds the code", metavar="NAME")
-    scheme: str = option(
-        "kaakonkulma-13",
-        "how label codes become classes: kaakonkulma-13, clc-fi-13, clc-level1, clc-level2, clc-level3, "
-        "or a CSV with the columns code, class, name, color",
+    label_field: str | None = option(
+        None, "field of the vector labels that holds the code or name of the class", metavar="NAME"
+    )
+    scheme: str | None = option(
+        None,
+        "what the label codes mean: clc-level1, clc-level2, clc-level3, clc-fi-13, kaakonkulma-13, "
+        "worldcover, dynamic-world, esri-10m, or a CSV with the columns code, class, name, color; where not "
+        "given, the class names in a text field or in the raster's value table",
     )
     codes: str = option(
         "auto",

@@ -119,7 +119,7 @@ def test_a_damaged_stack_or_record_of_progress_never_makes_another_folder(
     labels = write_bands(tmp_path / "labels.tif", 160, 224, labels=True)
     out, kept = tmp_path / "stacks", tmp_path / "kept"
     line = ["--bands", str(bands), "--labels", str(labels), "--out", str(out), "--size", "64", "-q"]
-    line += ["--gap", "4"]
+    line += ["--gap", "4", "--scheme", "kaakonkulma-13"]
 
     def contents() -> dict[str, bytes]:
         return {p.name: p.read_bytes() for p in out.iterdir() if p.name != ".lock"}

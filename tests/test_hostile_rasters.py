@@ -403,7 +403,8 @@ def arguments(bait: Bait, name: str) -> tuple[list[str], str]:
     path = str(make(bait))
     labels = write(bait.folder / "labels.tif", 1, dtype="uint8")
     out = str(bait.folder / "stacks")
-    return ["--bands", path, "--labels", str(labels), "--out", out, "-q", *options], path
+    line = ["--bands", path, "--labels", str(labels), "--scheme", "kaakonkulma-13", "--out", out, "-q"]
+    return [*line, *options], path
 
 
 def check_message(message: str, path: str, reason: str) -> None:
@@ -504,6 +505,7 @@ def test_side_car_files_are_not_opened(bait: Bait, unread: Callable) -> None:
     (bait.folder / "honest.tfw").symlink_to(bait.canary)
     with unread(bait.canary):
         line = ["--bands", str(path), "--labels", str(bait.folder / "labels.tif"), "--scale", "0.0001"]
+        line += ["--scheme", "kaakonkulma-13"]
         assert main([*line, "--size", "16", "--gap", "2", "--out", str(bait.folder / "stacks"), "-q"]) == 0
     for result in (bait.folder / "stacks").iterdir():
         assert SECRET not in result.read_bytes()

@@ -331,6 +331,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_stacks_of_jobs_are_those_of_the_command(slurm: Slurm, tmp_path: Path) -> None:
     scene = write_scene(simulate((256, 256), seed=1), slurm.work)
     options = ["--bands", str(scene["summer"]), "--labels", str(scene["labels"]), "--size", "128"]
+    options += ["--scheme", "kaakonkulma-13"]
     (job,) = slurm.submit("preprocess", *options, "--out", "stacks")
     (dask,) = slurm.submit("preprocess-dask", *options, "--out", "dask")
     assert preprocess.main([*options, "--out", str(tmp_path / "stacks"), "-q"]) == 0

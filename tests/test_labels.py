@@ -22,8 +22,9 @@ from lulc.core.schema import NO_CODE, InputError
 from lulc.core.windows import Window, squares_of
 from lulc.labels import labels as labels_module
 from lulc.labels.labels import open_labels
-from lulc.labels.schemes import load_scheme
-from lulc.rasters.vectors import VectorCodes
+from lulc.labels.schemes import Scheme, load_scheme, write_scheme
+from lulc.rasters import vectors
+from lulc.rasters.vectors import Losses, VectorCodes
 
 UTM = CRS.from_epsg(32635)
 GRID = GridSpec(UTM, Affine(10, 0, 500000, 0, -10, 6800000), 60, 80)
@@ -229,7 +230,7 @@ def test_of_several_polygons_the_last_in_the_file_wins(tmp_path: Path) -> None:
     assert (found[10:30, 10:30] == 4).all() and found[5, 20] == 3
 
 
-def test_the_code_field_is_guessed_only_where_it_is_the_only_integer(tmp_path: Path) -> None:
+def test_the_code_field_is_guessed_only_where_no_other_can_hold_codes(tmp_path: Path) -> None:
     path = features(tmp_path / "l.gpkg", {SQUARE: 3, TRIANGLE: 12}, other=[1, 2], clc=["4", "5"])
     with pytest.raises(InputError) as caught:
         read_all(path)
@@ -245,6 +246,164 @@ def test_text_that_is_no_code_is_refused_and_a_missing_code_is_ignored(tmp_path:
     with pytest.raises(InputError, match="'forest'"):
         read_all(path, field="clc")
     assert set(np.unique(read_all(path, field="gap"))) == {4, 255}
+
+
+def squares(*columns: tuple[str, list[Any]], path: Path, times: int = 2, **options: Any) -> str:
+    """Polygons of 100 m in a row, with fields; `times` of each value."""
+    boxes = [
+        box(500000 + 100 * i, 6799900, 500100 + 100 * i, 6800000) for i in range(len(columns[0][1]) * times)
+    ]
+    data = {name: values * times for name, values in columns}
+    geopandas.GeoDataFrame(data, geometry=boxes, crs=UTM).to_file(path, engine="pyogrio", **options)
+    return str(path)
+
+
+def open_field(path: str, scheme: Scheme | None = None, **options: Any) -> tuple[str, Scheme]:
+    with open_labels(path, GRID, scheme, **options) as labels:
+        return labels.describe()["field"], labels.scheme
+
+
+def test_an_identifier_is_never_taken_for_the_code_beside_another_field(tmp_path: Path) -> None:
+    """QGIS adds an integer field to every new layer, whatever it is called."""
+    for name in ("id", "plot", "fid_1"):
+        path = squares(("klass", ["3", "1", "2"]), path=tmp_path / f"{name}.gpkg", times=1)
+        frame = geopandas.read_file(path)
+        frame[name] = range(1, len(frame) + 1)
+        frame.to_file(path)
+        with pytest.raises(InputError, match="cannot tell which field") as caught:
+            open_field(path, SCHEME)
+        assert name in str(caught.value) and "--label-field klass" in caught.value.hint
+        assert open_field(path, SCHEME, field="klass")[0] == "klass"
+
+
+def test_the_field_whose_values_the_scheme_knows_is_taken(tmp_path: Path) -> None:
+    path = squares(("nr", [101, 102]), ("clc", [3, 12]), ("who", ["me", "you"]), path=tmp_path / "l.gpkg")
+    assert open_field(path, SCHEME)[0] == "clc"
+    whole = squares(("area", [1.5, 2.25]), ("clc", [3.0, 12.0]), path=tmp_path / "real.gpkg")
+    assert open_field(whole, SCHEME)[0] == "clc"
+
+
+@pytest.mark.parametrize("name", ["l.gpkg", "l.geojson"])
+def test_class_names_in_a_text_field_make_a_legend(tmp_path: Path, name: str) -> None:
+    path = squares(
+        ("id", [1, 2, 3]), ("land", ["Water", "mixed  forest", "Arable land"]), path=tmp_path / name, times=1
+    )
+    field, scheme = open_field(path)
+    assert field == "land"
+    assert scheme.legend.names == ("Arable land", "mixed forest", "Water")
+    assert len(set(scheme.legend.colors)) == 3
+    with open_labels(path, GRID) as labels:
+        found = labels.read(GRID.extent)
+        assert labels.origin == "names in the field 'land'"
+    assert found[5, [5, 15, 25, 35]].tolist() == [3, 2, 1, 255]
+
+
+def test_names_that_differ_by_case_and_spaces_are_one_class(tmp_path: Path) -> None:
+    path = squares(
+        ("land", ["Forest", "forest ", "FOREST", "Wa\u0308sser", "W\u00e4sser"]), path=tmp_path / "l.gpkg"
+    )
+    with open_labels(path, GRID) as labels:
+        assert len(labels.legend) == 2
+        assert labels.read(GRID.extent)[5, 5:55:10].tolist() == [1, 1, 1, 2, 2]
+
+
+def test_numbers_without_names_are_refused_with_the_commands_to_type(tmp_path: Path) -> None:
+    path = squares(("code", [10, 20, 95]), path=tmp_path / "l.gpkg")
+    with pytest.raises(InputError) as caught:
+        open_field(path)
+    assert "10, 20, 95" in caught.value.problem
+    assert "--scheme worldcover" in caught.value.hint and "10,1,NAME," in caught.value.hint
+    with pytest.raises(InputError, match="cannot tell which classes"):
+        open_field(squares(("code", ["1", "2"]), path=tmp_path / "digits.gpkg"))
+
+
+def test_a_table_may_have_texts_for_codes(tmp_path: Path) -> None:
+    table = tmp_path / "mine.csv"
+    table.write_text("code,class,name,color\nRY-1,1,Rye,\nry-2,1,,\n1.2.1,2,Built,\nroad,ignore,,\n", "utf-8")
+    scheme = load_scheme(str(table))
+    assert scheme.legend.classes[0].sources == ("RY-1", "ry-2")
+    path = squares(("crop", ["ry-1", "RY-2", "1.2.1", "road", "Built"]), path=tmp_path / "l.gpkg")
+    with open_labels(path, GRID, scheme) as labels:
+        assert labels.read(GRID.extent)[5, 5:55:10].tolist() == [1, 1, 2, 255, 2]
+    other = squares(("crop", ["ry-1", "oats"]), path=tmp_path / "m.gpkg")
+    with open_labels(other, GRID, scheme) as labels, pytest.raises(InputError, match=r"'oats' \(200 px\)"):
+        labels.check(labels.count(GRID.extent))
+
+
+def test_a_scheme_is_written_as_the_table_that_reads_it_back(tmp_path: Path) -> None:
+    path = squares(("land", ["Water", "Forest"]), path=tmp_path / "l.gpkg")
+    for scheme in (open_field(path)[1], load_scheme("clc-level2"), load_scheme("worldcover")):
+        write_scheme(scheme, tmp_path / "classes.csv")
+        again = load_scheme(str(tmp_path / "classes.csv"))
+        assert again.classes == scheme.classes
+        assert [(c.name, c.color, c.level1) for c in again.legend.classes] == [
+            (c.name, c.color, c.level1) for c in scheme.legend.classes
+        ]
+
+
+def test_features_that_label_less_than_they_cover_are_counted(tmp_path: Path) -> None:
+    def at(x: float, y: float, side: float) -> Polygon:
+        return box(500000 + x, 6800000 - y - side, 500000 + x + side, 6800000 - y)
+
+    shapes = {
+        at(0, 0, 100): 1,          # 100 px, of which 4 x 10 are lost to the next
+        at(60, 0, 100): 2,
+        at(200, 0, 100): 3,        # covered by one of its own class: nothing is lost
+        at(200, 0, 50): 3,
+        at(306, 6, 3): 4,          # holds no pixel centre
+        at(-50, 300, 100): 5,      # half outside
+        at(5000, 0, 100): 6,       # outside
+        at(400, 0, 100): 7,        # wholly covered by the next
+        at(390, 0, 120): 8,
+    }  # fmt: skip
+    for suffix in (".gpkg", ".geojson"):
+        path = features(tmp_path / f"l{suffix}", shapes)
+        found = VectorCodes(path, GRID).losses()
+        assert found == Losses(
+            features=9, outside=1, partly_outside=1, too_small=1, covered=2, covered_pixels=140
+        )
+    missing = squares(("land", ["Water", None]), path=tmp_path / "m.gpkg")
+    assert VectorCodes(missing, GRID, "land").losses() == Losses(features=4, without_code=2)
+
+
+def test_losses_do_not_depend_on_the_squares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    shapes = {
+        Point(500000 + x, 6799400 + y).buffer(r): int(c)
+        for x, y, r, c in zip(
+            *(rng.uniform(0, n, 60) for n in (800, 600, 60)), rng.integers(1, 4, 60), strict=True
+        )
+    }
+    path = features(tmp_path / "l.gpkg", shapes)
+    whole = VectorCodes(path, GRID).losses()
+    assert whole.covered_pixels > 0
+    monkeypatch.setattr(vectors, "SIDE", 17)
+    assert VectorCodes(path, GRID).losses() == whole
+
+
+def test_a_class_that_is_the_no_data_of_the_file_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "dw.tif", random_codes() % 3, nodata=0)
+    with (
+        caplog.at_level(logging.WARNING, "lulc"),
+        open_labels(path, GRID, load_scheme("dynamic-world")) as labels,
+    ):
+        assert labels.describe()["no_data"] == "0 Water"
+    assert "0 Water" in caplog.text and "gdal_edit.py -unsetnodata" in caplog.text
+    caplog.clear()
+    with open_labels(path, GRID, SCHEME) as labels:
+        assert "no_data" not in labels.describe() and not caplog.text
+
+
+def test_options_without_use_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.tif", random_codes())
+    with pytest.raises(InputError, match="which has no fields"):
+        read_all(path, field="code")
+    with pytest.raises(InputError, match="none of its codes leaves the species open"):
+        read_all(path, pine=path, spruce=path)
+    with pytest.raises(InputError, match="only clc-level1"):
+        load_scheme("worldcover", "grid")
 
 
 def test_lines_several_layers_and_a_missing_crs_are_refused(tmp_path: Path) -> None:

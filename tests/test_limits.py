@@ -80,7 +80,7 @@ def cutting(tmp_path: Path, write_bands: WriteBands) -> list[str]:
     labels = write_bands(tmp_path / "labels.tif", 160, 224, labels=True)
     (tmp_path / "out").mkdir(exist_ok=True)
     inputs = ["--bands", str(bands), "--labels", str(labels), "--out", str(tmp_path / "out")]
-    return [*inputs, "--size", "64", "--gap", "4", "-q"]
+    return [*inputs, "--scheme", "kaakonkulma-13", "--size", "64", "--gap", "4", "-q"]
 
 
 def numpy_engine(name: str, request: EngineRequest, before: Callable[[], object] = lambda: None) -> Engine:

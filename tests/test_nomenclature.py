@@ -165,7 +165,7 @@ def test_a_table_may_give_level_1_and_leave_out_colours(tmp_path: Path) -> None:
     ("text", "says"),
     [
         (CSV.replace("20,2", "10,2"), "line 3 code 10 is there twice"),
-        (CSV.replace("20,2", "2x,2"), "line 3 the code is '2x'"),
+        (CSV.replace("20,2", "2\x01,2"), "line 3 the code is '2\\x01'"),
         (CSV.replace("20,2", "20,255"), "line 3 the class is '255'"),
         (CSV.replace("20,2", "20,0"), "line 3 the class is '0'"),
         (CSV.replace("21,2,,", "21,2,Lake,"), "line 4 the name of class 2 is 'Lake', expected 'Water'"),

@@ -62,6 +62,7 @@ def scene(tmp_path: Path) -> dict[str, Any]:
         "indices": (write(tmp_path / "indices.tif", indices, INDICES, 0),),
         "labels": write(tmp_path / "labels.tif", labels[None], ["class"], 0),
         "out": str(tmp_path / "stacks"),
+        "scheme": "kaakonkulma-13",
         "size": 64,
         "gap": 5,
     }
@@ -134,7 +135,7 @@ def test_the_command_prints_counts_shares_and_what_to_type_next(
     # The stacks have sides of 64 pixels.
     following = f"python train_model.py {scene['out']} --out runs/first --crop-sizes 64"
     assert f"{following} --validation-crop-sizes 64\n" in printed
-    assert "labels: codes as in the scheme kaakonkulma-13 (1 " in printed
+    assert "labels: 'labels.tif', classes of 'kaakonkulma-13', as --scheme says (1 " in printed
     assert "indices: read from indices.tif\n" in printed
     # Of the 128 x 192 pixels of the six stacks.
     assert "B02       2.44 %   0.81 %" in printed and "NDTI      0.00 %   1.22 %" in printed
@@ -551,7 +552,7 @@ def test_the_simulated_region_validates_on_its_block_3(shared: Path, tmp_path: P
         PreprocessConfig(
             bands=(str(folder / "summer.tif"),), fill=(str(folder / "spring.tif"),),
             indices=(str(folder / "indices.tif"),), labels=str(folder / "labels.tif"),
-            validation=("3",), out=str(tmp_path / "stacks"),
+            scheme="kaakonkulma-13", validation=("3",), out=str(tmp_path / "stacks"),
         )
     )  # fmt: skip
     assert [(s.name, s.number, s.shape) for s in manifest.stacks] == [
@@ -583,7 +584,7 @@ def test_memory_does_not_grow_with_the_mosaic(tmp_path: Path) -> None:
     code = (
         "from lulc.cli.preprocess import main\n"
         "assert main(['-q', '--bands', 'bands.tif', '--labels', 'labels.tif', '--stacks', '2', '--out', 'o',"
-        " '--validation', '0.5', '--size', '2000']) == 0\n"
+        " '--scheme', 'kaakonkulma-13', '--validation', '0.5', '--size', '2000']) == 0\n"
         # ru_maxrss would count what this process held when it forked.
         "print(int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) // 1024)"
     )

@@ -73,7 +73,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(inputs: Path, tmp_path: Path) -> PreprocessConfig:
     return PreprocessConfig(
         bands=(str(inputs / "bands.tif"),), labels=str(inputs / "labels.tif"), out=str(tmp_path / "stacks"),
-        size=64, gap=5, border_ignore=1,
+        scheme="kaakonkulma-13", size=64, gap=5, border_ignore=1,
     )  # fmt: skip
 
 

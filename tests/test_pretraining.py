@@ -201,7 +201,7 @@ def test_training_starts_with_everything_but_head_and_statistics(
         target.write(labels)
     stacks = PreprocessConfig(
         bands=(str(mosaic),), labels=str(tmp_path / "labels.tif"), out=str(tmp_path / "stacks"),
-        size=96, gap=0,
+        scheme="kaakonkulma-13", size=96, gap=0,
     )  # fmt: skip
     statistics = make_stacks(stacks).statistics
     config = TrainConfig(

@@ -59,7 +59,11 @@ LEGEND_SCHEMA: dict[str, Any] = {
                     "number": {"type": "integer", "minimum": 1, "maximum": MAX_CLASSES},
                     "name": {"type": "string", "minLength": 1, "maxLength": 200},
                     "color": {"type": "string", "pattern": "^#[0-9a-fA-F]{6}$"},
-                    "sources": {"type": "array", "maxItems": 10_000, "items": {"type": "integer"}},
+                    "sources": {
+                        "type": "array",
+                        "maxItems": 10_000,
+                        "items": {"type": ["integer", "string"], "maxLength": 200},
+                    },
                     "level1": {"type": "integer", "minimum": 0, "maximum": 5},
                 },
             },
@@ -89,6 +93,10 @@ class InputError(Exception):
         return f"{self.problem}\n\n{self.hint}" if self.hint else self.problem
 
 
+Code = int | str
+"""A code of a label source: an integer, or a text such as the name of a class."""
+
+
 @dataclass(frozen=True)
 class LandCoverClass:
     """One class of a legend.
@@ -111,7 +119,7 @@ class LandCoverClass:
     number: int
     name: str
     color: str
-    sources: tuple[int, ...] = ()
+    sources: tuple[Code, ...] = ()
     level1: int = 0
 
 
@@ -174,7 +182,7 @@ class Legend:
                     number=int(c["number"]),
                     name=str(c["name"]),
                     color=str(c["color"]),
-                    sources=tuple(int(s) for s in c.get("sources", ())),
+                    sources=tuple(s if isinstance(s, str) else int(s) for s in c.get("sources", ())),
                     level1=int(c.get("level1", 0)),
                 )
                 for c in data["classes"]

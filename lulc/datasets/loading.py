@@ -53,7 +53,7 @@ def load_manifest(folder: str | os.PathLike[str], *, already_standardised: bool 
     else:
         raise InputError(
             f"cannot find stacks in '{folder}', since there is neither {MANIFEST} nor train_image_0.npy",
-            f"Make them: python preprocess.py --bands ... --labels ... --out {folder}",
+            f"Make them: python preprocess.py --bands ... --labels ... --scheme ... --out {folder}",
         )
     for stack in manifest.stacks:
         open_tile(stack)

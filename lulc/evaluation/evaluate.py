@@ -380,7 +380,7 @@ def _scheme_of(the_map: ClassMap, config: EvaluateConfig) -> Scheme:
             "codes, expected to be told how codes become classes",
             hint,
         )
-    return Scheme(legend.name, legend, {0: IGNORE, IGNORE: IGNORE} | numbers, hint=hint)
+    return Scheme(legend.name, legend, {0: IGNORE, IGNORE: IGNORE, **numbers}, hint=hint)
 
 
 def _agrees(legend: Legend, known: Legend) -> bool:

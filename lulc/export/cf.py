@@ -32,7 +32,8 @@ from lulc.core.text import printable
 from lulc.core.windows import Window, squares_of
 from lulc.export.stac import class_names
 from lulc.export.styles import UNCLASSIFIED_COLOR, UNCLASSIFIED_NAME
-from lulc.maps.reader import LEGEND_TAG, TAG_PREFIX, ClassMap
+from lulc.labels.value_tables import LEGEND_TAG
+from lulc.maps.reader import TAG_PREFIX, ClassMap
 from lulc.rasters.layers import Layer
 
 CHUNK = 512

@@ -22,9 +22,10 @@ from lulc.export.cf import write_netcdf, write_zarr
 from lulc.export.stac import MISSION, Item, known_dates, map_item, model_item, parse_dates
 from lulc.labels.levels import Level, levels_of
 from lulc.labels.schemes import load_scheme
+from lulc.labels.value_tables import LEGEND_TAG
 from lulc.maps.blocks import ENCODINGS, Encoding
 from lulc.maps.geotiff import MapProfile, assemble, write_part
-from lulc.maps.reader import LEGEND_TAG, TAG_PREFIX, ClassMap, open_map
+from lulc.maps.reader import TAG_PREFIX, ClassMap, open_map
 from lulc.models.card import check_classifies, load_card
 from lulc.models.weights import find_model
 

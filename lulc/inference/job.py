@@ -44,8 +44,8 @@ from lulc.engines.registry import (
 )
 from lulc.inference import domain_shift, memory_plan
 from lulc.inference.sliding_window import Prediction, Read, predict_parts
+from lulc.labels.value_tables import LEGEND_TAG
 from lulc.maps.geotiff import MapProfile
-from lulc.maps.reader import LEGEND_TAG
 from lulc.models import weights
 from lulc.models.calibration import calibrate
 from lulc.models.card import ModelCard, check_classifies, load_card

@@ -29,8 +29,9 @@ from lulc.core.windows import Plan, Window, squares_of
 from lulc.export.export import write_level
 from lulc.inference.classify import classify
 from lulc.inference.request import sieved_path
+from lulc.labels.value_tables import LEGEND_TAG
 from lulc.maps.geotiff import MapProfile, assemble, write_part
-from lulc.maps.reader import LEGEND_TAG, ClassMap, open_map
+from lulc.maps.reader import ClassMap, open_map
 from lulc.models.weights import weights_folders
 from lulc.rasters.layers import identify
 

@@ -6,8 +6,11 @@ nearest neighbour and only on request, polygons and points are burnt onto pixel 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import shlex
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +25,8 @@ from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, NO_CODE, InputError, Legend
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
-from lulc.labels.schemes import Scheme, count_codes
+from lulc.labels.schemes import SCHEMES, Scheme, count_codes, scheme_of_names
+from lulc.labels.value_tables import read_value_table, scheme_of_table, unexplained
 from lulc.rasters.sources import Source, open_source
 from lulc.rasters.vectors import CONVERTIBLE, VECTORS, VectorCodes, ordered, unreadable
 
@@ -31,12 +35,19 @@ logger = logging.getLogger("lulc")
 MAX_READ = 2**24
 """Pixels read at once when labels are resampled; a finer source is read in pieces."""
 
+SAMPLED = 2048
+"""Rows and columns that are looked at for the codes in an error message."""
+
 VOLUME_NODATA = 32766
 """Volume layers of the national forest inventory store 32766 and 32767 outside forest and data."""
 
 
 class Codes(Protocol):
     """Source codes on a grid."""
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Texts that the codes stand for, where the source names them."""
 
     def read(self, window: Window) -> np.ndarray:
         """Integer (y, x), `NO_CODE` where there is no label."""
@@ -54,6 +65,8 @@ class Labels(Resource):
         The grid that windows refer to.
     scheme : Scheme
         How codes became classes.
+    origin : str
+        Where the scheme comes from, for people: named by the user, or found in the file.
     """
 
     def __init__(
@@ -64,10 +77,13 @@ class Labels(Resource):
         codes: Codes,
         volumes: tuple[RasterCells, RasterCells] | None,
         resources: ExitStack,
+        origin: str = "",
     ) -> None:
         self.path = path
         self.grid = grid
         self.scheme = scheme
+        self.origin = origin
+        self._bound = scheme.bind(codes.names, indexed=isinstance(codes, VectorCodes) and bool(codes.names))
         self._codes = codes
         self._volumes = volumes
         self._resources = resources
@@ -87,13 +103,13 @@ class Labels(Resource):
         """
         codes = self._codes.read(window)
         if self._volumes is None:
-            return self.scheme.remap(codes)
+            return self._bound.remap(codes)
         pine, spruce = (_volume(layer, window) for layer in self._volumes)
-        return self.scheme.remap(codes, pine, spruce)
+        return self._bound.remap(codes, pine, spruce)
 
     def read_level1(self, window: Window) -> np.ndarray:
         """CORINE level-1 groups by code: uint8 (y, x), 1..5, 255 = ignore or no group."""
-        return self.scheme.remap_level1(self._codes.read(window))
+        return self._bound.remap_level1(self._codes.read(window))
 
     def count(self, window: Window) -> Counter[int]:
         """Source code to number of pixels in a window."""
@@ -101,7 +117,27 @@ class Labels(Resource):
 
     def check(self, counts: Counter[int]) -> None:
         """Refuse codes that the scheme doesn't know, together, with their numbers of pixels."""
-        self.scheme.check(counts, f"'{self.path}'")
+        self._bound.check(counts, f"'{self.path}'")
+
+    def describe(self) -> dict[str, Any]:
+        """Return file, field and scheme, and what of the file makes no label; JSON-ready."""
+        nodata = self.classes_of_nodata()
+        found: dict[str, Any] = {
+            "file": Path(self.path).name,
+            "scheme": self.scheme.name,
+            "origin": self.origin,
+        }
+        if isinstance(self._codes, VectorCodes) and self._codes.field:
+            field = self._codes.field
+            found |= {"field": field.name, "type": field.kind, **dataclasses.asdict(self._codes.losses())}
+        return found | ({"no_data": nodata} if nodata else {})
+
+    def classes_of_nodata(self) -> str:
+        """Return the no-data value and the class of that code, whose pixels are no labels; empty for none."""
+        if not isinstance(self._codes, RasterCodes) or (nodata := self._codes.nodata) is None:
+            return ""
+        number = self._bound.classes.get(int(nodata)) if nodata == int(nodata) else None
+        return f"{nodata:g} {self.legend.names[number - 1]}" if number not in (None, IGNORE) else ""
 
     def identity(self) -> list[dict[str, Any]]:
         """Name, bytes and sha256 of each file that is read."""
@@ -115,7 +151,7 @@ class Labels(Resource):
 def open_labels(
     path: str,
     grid: GridSpec,
-    scheme: Scheme,
+    scheme: Scheme | None = None,
     *,
     field: str | None = None,
     pine: str | None = None,
@@ -134,9 +170,10 @@ def open_labels(
         Pixels to give classes for. A raster that holds only a part of them, or more, is cropped;
         what it doesn't cover is ignored.
     scheme
-        From `lulc.labels.schemes.load_scheme`.
+        From `lulc.labels.schemes.load_scheme`; None where the file names its classes itself, in a text
+        field or a value table.
     field
-        Field of a vector file that holds the code; the only integer field where not given.
+        Field of a vector file that holds the code or the name; the only one that can where not given.
     pine, spruce
         Volume rasters on any grid, read by nearest neighbour, that split Finnish codes 25..27.
     resample
@@ -147,14 +184,76 @@ def open_labels(
     Raises
     ------
     InputError
-        If the file can't be read as labels, lies on another grid or elsewhere, or one volume layer is
-        missing.
+        If the file can't be read as labels, lies on another grid or elsewhere, nothing says what its codes
+        mean, one volume layer is missing, or an option is given that the file has no use for.
     """
+    with ExitStack() as resources:
+
+        def opened(name: str) -> Source:
+            source = open_source(name, allow_vrt=allow_vrt, allow_remote=allow_remote)
+            return resources.enter_context(source)
+
+        suffix = Path(path).suffix.lower()
+        if suffix in CONVERTIBLE and Path(path).is_file():
+            raise unreadable(path, f"its name ends in '{suffix}'")
+        known = None if scheme is None else scheme.knows
+        codes: VectorCodes | RasterCodes
+        if suffix in VECTORS:
+            codes = VectorCodes(path, grid, field, known=known)
+        elif field is not None:
+            raise InputError(
+                f"cannot read the field '{field}' of '{path}', since that is a raster, which has no fields",
+                "Leave out --label-field.",
+            )
+        else:
+            codes = RasterCodes(RasterCells(opened(path), grid, path, resample=resample))
+        origin = "as --scheme says"
+        if scheme is None:
+            scheme, origin = _own_scheme(codes, path)
+        _check_volumes(scheme, path, pine, spruce)
+        volumes = None
+        if scheme.by_species and pine is not None and spruce is not None:
+            layers = [RasterCells(opened(p), grid, p, resample=True) for p in (pine, spruce)]
+            volumes = (layers[0], layers[1])
+        labels = Labels(path, grid, scheme, codes, volumes, resources.pop_all(), origin)
+        if named := labels.classes_of_nodata():
+            logger.warning(
+                "the class %s of '%s' has no labels, since its code is the file's no data; if the pixels of "
+                "that code are labels, type gdal_edit.py -unsetnodata %s",
+                named, path, shlex.quote(path),
+            )  # fmt: skip
+        return labels
+
+
+def _own_scheme(codes: VectorCodes | RasterCodes, path: str) -> tuple[Scheme, str]:
+    """Return the scheme that a file makes by the names of its classes, and where these stand."""
+    name = Path(path).stem
+    if isinstance(codes, VectorCodes):
+        assert codes.field
+        if not codes.names:
+            raise unexplained(path, sorted(v for v in codes.field.values if isinstance(v, int)))
+        return scheme_of_names(
+            name, {text: text for text in codes.names.values()}
+        ), f"names in the field '{codes.field.name}'"
+    table = codes.table
+    scheme = scheme_of_table(table, path) if table else None
+    if table is None or scheme is None:
+        raise unexplained(path, codes.sample())
+    return scheme, f"recognised by {table.origin}" if scheme.name in SCHEMES else f"names in {table.origin}"
+
+
+def _check_volumes(scheme: Scheme, path: str, pine: str | None, spruce: str | None) -> None:
     if (pine is None) != (spruce is None):
         given, missing = ("pine", "spruce") if spruce is None else ("spruce", "pine")
         raise InputError(
             f"cannot split coniferous forest, since --{given} is given and --{missing} is not, expected both",
             f"Type --{missing} with its volume raster as well.",
+        )
+    if pine is not None and not scheme.by_species:
+        raise InputError(
+            f"cannot use --pine and --spruce with the scheme '{scheme.name}', since none of its codes leaves "
+            "the species open",
+            "Leave them out, or type --scheme clc-fi-13 for Finnish codes.",
         )
     if scheme.by_species and pine is None:
         codes = ", ".join(str(c) for c in sorted(scheme.by_species))
@@ -162,25 +261,6 @@ def open_labels(
             "coniferous forest (codes %s of %s) is ignored, since no codes tell pine from spruce: "
             "give volume rasters with --pine and --spruce", codes, path,
         )  # fmt: skip
-    with ExitStack() as resources:
-
-        def opened(name: str) -> Source:
-            source = open_source(name, allow_vrt=allow_vrt, allow_remote=allow_remote)
-            return resources.enter_context(source)
-
-        cells: Codes
-        suffix = Path(path).suffix.lower()
-        if suffix in CONVERTIBLE and Path(path).is_file():
-            raise unreadable(path, f"its name ends in '{suffix}'")
-        if suffix in VECTORS:
-            cells = VectorCodes(path, grid, field)
-        else:
-            cells = RasterCodes(RasterCells(opened(path), grid, path, resample=resample))
-        volumes = None
-        if scheme.by_species and pine is not None and spruce is not None:
-            layers = [RasterCells(opened(p), grid, p, resample=True) for p in (pine, spruce)]
-            volumes = (layers[0], layers[1])
-        return Labels(path, grid, scheme, cells, volumes, resources.pop_all())
 
 
 class RasterCells:
@@ -290,10 +370,34 @@ class RasterCells:
 
 
 class RasterCodes:
-    """Integer codes of a raster; its no data and NaN are no label."""
+    """Integer codes of a raster; its no data and NaN are no label.
+
+    Attributes
+    ----------
+    table : ValueTable or None
+        What the raster says of its values.
+    names : mapping of int to str
+        Names of the values in that table.
+    """
 
     def __init__(self, cells: RasterCells) -> None:
         self._cells = cells
+        self.table = read_value_table(cells.source)
+        self.names: Mapping[int, str] = self.table.names if self.table else {}
+
+    @property
+    def nodata(self) -> float | None:
+        """No-data value of the file."""
+        return self._cells.source.nodata[0]
+
+    def sample(self) -> list[int]:
+        """Return some of the codes that occur, in ascending order, for messages."""
+        source = self._cells.source
+        step = max(1, max(source.grid.shape) // SAMPLED)
+        values = source.read_every(step, [0], source.grid.extent)
+        found = values[np.isfinite(values)]
+        found = found[found != self.nodata] if self.nodata is not None else found
+        return [int(code) for code in np.unique(found) if code == int(code)]
 
     def read(self, window: Window) -> np.ndarray:
         """Codes int64 (y, x), `NO_CODE` where there is no label."""

@@ -1,132 +1,50 @@
-"""CORINE codes to classes: schemes as data, each of which sends every code to one class or to ignore.
+"""Schemes: tables that send each code of a label source to one class, or to ignore.
 
-Names of the 44 European classes and their colours are those of the official CORINE Land Cover table;
-values of the Finnish raster (20 m, 1..49) have other meanings than the European grid codes (1..44).
+The tables are files in the folder ``tables``. Names and colours of the European classes are those of the
+official CORINE Land Cover table. Codes of the Finnish raster (20 m, 1..49) mean other classes than the
+European grid codes (1..44).
 """
 
 from __future__ import annotations
 
 import colorsys
 import csv
+import dataclasses
 import io
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 
-from lulc.core.schema import IGNORE, MAX_CLASSES, NO_CODE, InputError, LandCoverClass, Legend
+from lulc.core.schema import IGNORE, MAX_CLASSES, NO_CODE, Code, InputError, LandCoverClass, Legend
+from lulc.core.storage import write_atomically
 
-SCHEMES = ("kaakonkulma-13", "clc-fi-13", "clc-level1", "clc-level2", "clc-level3")
+TABLES = Path(__file__).with_name("tables")
+
+CORINE = ("clc-level1", "clc-level2", "clc-level3")
+PRODUCTS = ("worldcover", "dynamic-world", "esri-10m")
+SCHEMES = (*CORINE, "clc-fi-13", "kaakonkulma-13", *PRODUCTS)
 """Names of the built-in schemes."""
 
-
-LEVEL1_NAMES = (
-    "Artificial surfaces", "Agricultural areas", "Forest and semi-natural areas", "Wetlands", "Water bodies",
+PALETTE = (
+    "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7",
+    "#0d0df2", "#0d0d4a", "#f2f2a6", "#692b0d", "#0d0d96", "#4a69f2", "#2b4a4a", "#96b569", "#a6d4a6",
+    "#0d5978", "#0d96f2", "#a6593b", "#0d3b87", "#e3d469", "#2b1c3b", "#2b2b1c", "#3b2bd4",
 )  # fmt: skip
-"""CORINE level 1, groups 1..5."""
-
-_LEVEL1_COLORS = ("#ff0000", "#ffffa8", "#00a600", "#a6a6ff", "#80f2e6")
-
-_LEVEL2 = {
-    11: ("Urban fabric", "#ff0000"),
-    12: ("Industrial, commercial and transport units", "#cc4df2"),
-    13: ("Mine, dump and construction sites", "#a600cc"),
-    14: ("Artificial, non-agricultural vegetated areas", "#ffa6ff"),
-    21: ("Arable land", "#ffffa8"),
-    22: ("Permanent crops", "#e68000"),
-    23: ("Pastures", "#e6e64d"),
-    24: ("Heterogeneous agricultural areas", "#ffe6a6"),
-    31: ("Forests", "#00a600"),
-    32: ("Scrub and/or herbaceous vegetation associations", "#a6f200"),
-    33: ("Open spaces with little or no vegetation", "#cccccc"),
-    41: ("Inland wetlands", "#a6a6ff"),
-    42: ("Maritime wetlands", "#ccccff"),
-    51: ("Inland waters", "#80f2e6"),
-    52: ("Marine waters", "#e6f2ff"),
-}
-
-_LEVEL3 = {
-    111: ("Continuous urban fabric", "#e6004d"),
-    112: ("Discontinuous urban fabric", "#ff0000"),
-    121: ("Industrial or commercial units", "#cc4df2"),
-    122: ("Road and rail networks and associated land", "#cc0000"),
-    123: ("Port areas", "#e6cccc"),
-    124: ("Airports", "#e6cce6"),
-    131: ("Mineral extraction sites", "#a600cc"),
-    132: ("Dump sites", "#a64d00"),
-    133: ("Construction sites", "#ff4dff"),
-    141: ("Green urban areas", "#ffa6ff"),
-    142: ("Sport and leisure facilities", "#ffe6ff"),
-    211: ("Non-irrigated arable land", "#ffffa8"),
-    212: ("Permanently irrigated land", "#ffff00"),
-    213: ("Rice fields", "#e6e600"),
-    221: ("Vineyards", "#e68000"),
-    222: ("Fruit trees and berry plantations", "#f2a64d"),
-    223: ("Olive groves", "#e6a600"),
-    231: ("Pastures", "#e6e64d"),
-    241: ("Annual crops associated with permanent crops", "#ffe6a6"),
-    242: ("Complex cultivation patterns", "#ffe64d"),
-    243: (
-        "Land principally occupied by agriculture, with significant areas of natural vegetation",
-        "#e6cc4d",
-    ),
-    244: ("Agro-forestry areas", "#f2cca6"),
-    311: ("Broad-leaved forest", "#80ff00"),
-    312: ("Coniferous forest", "#00a600"),
-    313: ("Mixed forest", "#4dff00"),
-    321: ("Natural grasslands", "#ccf24d"),
-    322: ("Moors and heathland", "#a6ff80"),
-    323: ("Sclerophyllous vegetation", "#a6e64d"),
-    324: ("Transitional woodland-shrub", "#a6f200"),
-    331: ("Beaches, dunes, sands", "#e6e6e6"),
-    332: ("Bare rocks", "#cccccc"),
-    333: ("Sparsely vegetated areas", "#ccffcc"),
-    334: ("Burnt areas", "#000000"),
-    335: ("Glaciers and perpetual snow", "#a6e6cc"),
-    411: ("Inland marshes", "#a6a6ff"),
-    412: ("Peat bogs", "#4d4dff"),
-    421: ("Salt marshes", "#ccccff"),
-    422: ("Salines", "#e6e6ff"),
-    423: ("Intertidal flats", "#a6a6e6"),
-    511: ("Water courses", "#00ccf2"),
-    512: ("Water bodies", "#80f2e6"),
-    521: ("Coastal lagoons", "#00ffa6"),
-    522: ("Estuaries", "#a6ffe6"),
-    523: ("Sea and ocean", "#e6f2ff"),
-}
+"""Colours of classes without one: those of Okabe and Ito (2008), then colours far from all before them for
+normal sight, deuteranopia and protanopia."""
 
 _PINE, _SPRUCE = 7, 8
-
-# Name, colour, level-1 group, Finnish codes. Hues follow CORINE; lightness tells apart under red-green
-# blindness what hue alone does not. Bare areas (3) span groups 1, 3 and 4 and count as artificial,
-# grasslands (4) span 1, 2 and 3 and count as semi-natural: only where codes are unknown.
-_KAAKONKULMA: tuple[tuple[str, str, int, tuple[int, ...]], ...] = (
-    ("Built-up areas, sparse", "#f00000", 1, (2, 13)),
-    ("Built-up areas, dense", "#730073", 1, (1, 3, 4, 5, 6, 7)),
-    ("Bare areas", "#b8b8b8", 1, (8, 9, 10, 11, 38, 39, 40, 44)),
-    ("Grasslands", "#e0b000", 3, (12, 14, 15, 16, 19, 20, 31, 32)),
-    ("Fields", "#ffffa8", 2, (17, 18, 21, 22)),
-    ("Broad-leaved forest", "#99ff33", 3, (23, 24)),
-    ("Pine-dominated coniferous forest", "#00b35c", 3, (25, 26, 27)),
-    ("Spruce-dominated coniferous forest", "#003319", 3, (25, 26, 27)),
-    ("Mixed forest", "#3d8f8f", 3, (28, 29, 30)),
-    ("Transitional woodland shrub", "#7a5230", 3, (33, 34, 35, 36, 37)),
-    ("Inland marshes", "#a6a6ff", 4, (41, 43, 45)),
-    ("Water vegetation", "#3d3df5", 4, (42, 46)),
-    ("Water bodies", "#80f2ff", 5, (47, 48, 49)),
-)
-
-_KAAKONKULMA_LEVEL2 = (11, 12, 13, 32, 21, 31, 31, 31, 31, 32, 41, 41, 51)
 
 _FINNISH_LEVEL1 = {
     1: (*range(1, 17),), 2: (*range(17, 23),), 3: (*range(23, 41),), 4: (*range(41, 47),), 5: (47, 48, 49),
 }  # fmt: skip
 
-_GRID_CODES = dict(enumerate(_LEVEL3, start=1))
 _GRID_NODATA = (48, 0, 255, -128)
 _THREE_DIGIT_NODATA = (999, 990, 995, 0, 255, -128)
 
@@ -142,7 +60,8 @@ class Scheme:
     legend
         The classes.
     classes
-        Code to class number 1..N, or to 255 (ignore). Every code of the source must be here.
+        Code to class number 1..N, or to 255 (ignore). A code is an integer or a text (`plain`). Every code
+        of the source must be here.
     level1
         Code to CORINE level-1 group 1..5, where the code tells it; else its class does.
     by_species
@@ -151,15 +70,57 @@ class Scheme:
         What to type when a code is unknown.
     tell_codes_apart
         True where a source may hold grid codes or three-digit codes and shows by itself which.
+    names
+        Texts that the integer codes of a source stand for; `bind` sets them.
     """
 
     name: str
     legend: Legend
-    classes: Mapping[int, int]
+    classes: Mapping[Code, int]
     level1: Mapping[int, int] = field(default_factory=dict)
-    by_species: frozenset[int] = frozenset()
+    by_species: frozenset[Code] = frozenset()
     hint: str = ""
     tell_codes_apart: bool = False
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    def class_of(self, code: Code) -> int | None:
+        """Class number of a code, 255 = ignore; None for a code that the scheme doesn't know.
+
+        A text stands for itself, for the integer that it spells, or for the class of that name.
+        """
+        if isinstance(code, int):
+            return self.classes.get(code)
+        text = plain(code)
+        if text in self.classes:
+            return self.classes[text]
+        if is_integer(text):
+            return self.classes.get(int(text))
+        return self._named.get(text)
+
+    def knows(self, code: Code) -> bool:
+        """True where the code has a class, or is ignored."""
+        return self.class_of(code) is not None
+
+    def bind(self, names: Mapping[int, str], *, indexed: bool = False) -> Scheme:
+        """Return the scheme for a source that names its codes.
+
+        Parameters
+        ----------
+        names
+            Code to text: the values of a text field by their index, or a raster's value table.
+        indexed
+            True where the integers are mere indices of the texts.
+        """
+        classes: dict[Code, int] = {} if indexed else dict(self.classes)
+        for code, text in names.items():
+            number = self.class_of(text)
+            if code not in classes and number is not None:
+                classes[code] = number
+        return dataclasses.replace(self, classes=classes, names=dict(names) if indexed else {})
+
+    @cached_property
+    def _named(self) -> dict[str, int]:
+        return {plain(c.name): c.number for c in self.legend.classes}
 
     def remap(
         self, codes: np.ndarray, pine: np.ndarray | None = None, spruce: np.ndarray | None = None
@@ -212,15 +173,23 @@ class Scheme:
         """
         unknown = {c: n for c, n in sorted(counts.items()) if c not in self.classes and c != NO_CODE}
         if unknown:
-            shown = ", ".join(f"{c} ({n} px)" for c, n in list(unknown.items())[:30])
+            shown = ", ".join(f"{self._shown(c)} ({n} px)" for c, n in list(unknown.items())[:30])
             more = f" and {len(unknown) - 30} more" if len(unknown) > 30 else ""
             raise InputError(
                 f"cannot remap labels by '{self.name}', since {where} has the unknown codes "
-                f"{shown}{more}, expected {_ranges(self.classes)}",
+                f"{shown}{more}, expected {self._expected()}",
                 self.hint,
             )
         if self.tell_codes_apart:
             _check_european({c for c, n in counts.items() if n}, where)
+
+    def _shown(self, code: int) -> str:
+        return repr(self.names[code]) if code in self.names else str(code)
+
+    def _expected(self) -> str:
+        if not self.names:
+            return _ranges(c for c in self.classes if isinstance(c, int))
+        return f"texts such as {_listed(repr(name) for name in self.legend.names)}"
 
     def _look_up(self, codes: np.ndarray, table: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         keys, values = table
@@ -232,13 +201,37 @@ class Scheme:
 
     @cached_property
     def _class_table(self) -> tuple[np.ndarray, np.ndarray]:
-        return _table(self.classes)
+        return _table({c: n for c, n in self.classes.items() if isinstance(c, int)})
 
     @cached_property
     def _level1_table(self) -> tuple[np.ndarray, np.ndarray]:
         groups = [0, *level1_of(self.legend)]
-        by_class = {c: groups[k] if k != IGNORE else IGNORE for c, k in self.classes.items()}
+        by_class = {
+            c: groups[k] if k != IGNORE else IGNORE for c, k in self.classes.items() if isinstance(c, int)
+        }
         return _table({c: self.level1.get(c, group) or IGNORE for c, group in by_class.items()})
+
+
+def plain(text: str) -> str:
+    """Return a text as codes are compared: spaces, case and the composition of letters don't count.
+
+    Examples
+    --------
+    >>> plain("  Mixed   Forest ")
+    'mixed forest'
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
+
+
+def is_integer(text: str) -> bool:
+    """True for the digits of an integer of at most nine digits, with or without a sign.
+
+    Examples
+    --------
+    >>> is_integer("-12"), is_integer("1.1.2")
+    (True, False)
+    """
+    return re.fullmatch(r"[+-]?[0-9]{1,9}", text) is not None
 
 
 def count_codes(codes: np.ndarray) -> Counter[int]:
@@ -280,19 +273,21 @@ def level2_of(legend: Legend) -> np.ndarray:
         Group 1..15 of class 1, 2, ..., N, numbered as the classes of ``clc-level2``; 0 where there is none,
         as for all classes of other legends.
     """
-    groups = {code: number for number, code in enumerate(sorted(_LEVEL2), start=1)}
+    level2, level3 = (_corine_of(level) for level in (2, 3))
+    groups = {code: number for number, code in enumerate(level2, start=1)}
     codes: tuple[int, ...] = ()
-    if legend.names == _kaakonkulma_legend(finnish=False).names:
-        codes = _KAAKONKULMA_LEVEL2
-    elif legend.names == tuple(name for name, _ in _LEVEL3.values()):
-        codes = tuple(code // 10 for code in _LEVEL3)
-    elif legend.names == tuple(_LEVEL2[code][0] for code in sorted(_LEVEL2)):
-        codes = tuple(sorted(_LEVEL2))
+    rows = _rows_within("kaakonkulma-13")
+    if legend.names == tuple(row["name"] for row in rows):
+        codes = tuple(int(row["level2"]) for row in rows)
+    elif legend.names == tuple(name for name, _ in level3.values()):
+        codes = tuple(code // 10 for code in level3)
+    elif legend.names == tuple(name for name, _ in level2.values()):
+        codes = tuple(level2)
     return np.array([groups[code] for code in codes] or [0] * len(legend), dtype=np.uint8)
 
 
 def load_scheme(name_or_csv: str, codes: str = "auto") -> Scheme:
-    """The scheme of that name, or the one in a user's table.
+    """Return the scheme of that name, or the one in a user's table.
 
     Parameters
     ----------
@@ -305,15 +300,25 @@ def load_scheme(name_or_csv: str, codes: str = "auto") -> Scheme:
     Raises
     ------
     InputError
-        If there is neither such a scheme nor such a file, or the file is no valid table.
+        If there is neither such a scheme nor such a file, the file is no valid table, or `codes` is given
+        for a scheme that has no European codes.
     """
+    if codes != "auto" and name_or_csv not in CORINE:
+        raise InputError(
+            f"cannot read the codes of the scheme '{name_or_csv}' as '{codes}', since only "
+            f"{', '.join(CORINE)} know both kinds of European codes",
+            f"Leave out --codes, or type one of these names, for example --scheme {CORINE[0]}.",
+        )
+    if name_or_csv in CORINE:
+        return _european(name_or_csv, codes)
     if name_or_csv == "kaakonkulma-13":
-        classes = {n: n for n in range(1, 14)} | {0: IGNORE, IGNORE: IGNORE}
+        classes: dict[Code, int] = {**{n: n for n in range(1, 14)}, 0: IGNORE, IGNORE: IGNORE}
         return Scheme(name_or_csv, _kaakonkulma_legend(finnish=False), classes, hint=_HINT_OTHER)
     if name_or_csv == "clc-fi-13":
         return _finnish()
-    if name_or_csv in SCHEMES:
-        return _european(name_or_csv, codes)
+    if name_or_csv in PRODUCTS:
+        found = read_scheme(str(TABLES / f"{name_or_csv}.csv"))
+        return dataclasses.replace(found, hint=_HINT_OTHER)
     if not Path(name_or_csv).exists():
         raise InputError(
             f"cannot find the scheme '{name_or_csv}', since it is neither a file nor one of "
@@ -324,52 +329,71 @@ def load_scheme(name_or_csv: str, codes: str = "auto") -> Scheme:
 
 
 _HINT_OTHER = (
-    "Type --scheme with the nomenclature of the file (clc-fi-13, clc-level1, clc-level2, clc-level3), "
+    f"Type --scheme with the nomenclature of the file ({', '.join(SCHEMES)}), "
     "or with a CSV (code,class,name,color) that has a row for each code; leave class empty to ignore it."
 )
 
 
+@cache
 def _kaakonkulma_legend(*, finnish: bool) -> Legend:
     return Legend(
         "kaakonkulma-13",
         tuple(
-            LandCoverClass(i, name, color, codes if finnish else (i,), level1)
-            for i, (name, color, level1, codes) in enumerate(_KAAKONKULMA, start=1)
+            LandCoverClass(
+                number, row["name"], row["color"],
+                tuple(map(int, row["finnish"].split())) if finnish else (number,), int(row["level1"]),
+            )
+            for number, row in enumerate(_rows_within("kaakonkulma-13"), start=1)
         ),
-    )
+    )  # fmt: skip
 
 
 def _finnish() -> Scheme:
-    split = frozenset(_KAAKONKULMA[_PINE - 1][3])
-    classes = {
-        code: IGNORE if code in split else number
-        for number, (_, _, _, finnish) in enumerate(_KAAKONKULMA, start=1)
-        for code in finnish
-    }
-    classes |= {0: IGNORE, 255: IGNORE}
+    legend = _kaakonkulma_legend(finnish=True)
+    split = frozenset(legend.classes[_PINE - 1].sources)
+    classes: dict[Code, int] = {code: c.number for c in legend.classes for code in c.sources}
+    classes |= dict.fromkeys((*split, 0, 255), IGNORE)
     level1 = {code: group for group, members in _FINNISH_LEVEL1.items() for code in members}
-    hint = _HINT_OTHER.replace("clc-fi-13, ", "")
-    return Scheme("clc-fi-13", _kaakonkulma_legend(finnish=True), classes, level1, split, hint)
+    return Scheme("clc-fi-13", legend, classes, level1, split, _HINT_OTHER)
+
+
+@cache
+def _corine_of(level: int) -> dict[int, tuple[str, str]]:
+    """Code to name and colour of the groups of a CORINE level, in the order of their codes."""
+    rows = _rows_within("corine")
+    return {int(r["code"]): (r["name"], r["color"]) for r in rows if len(r["code"]) == level}
+
+
+@cache
+def _rows_within(name: str) -> list[dict[str, str]]:
+    """Rows of a table of this package."""
+    return [row for _, row in _rows_of(str(TABLES / f"{name}.csv"), ())]
 
 
 def _european(name: str, codes: str) -> Scheme:
     level = int(name[-1])
-    groups = sorted({code // 10 ** (3 - level) for code in _LEVEL3})
-    numbers = {group: i for i, group in enumerate(groups, start=1)}
+    level3 = list(_corine_of(3))
     meaning: dict[int, int] = {}
     nodata: set[int] = set()
     if codes in ("auto", "grid"):
-        meaning |= _GRID_CODES
+        meaning |= dict(enumerate(level3, start=1))
         nodata |= set(_GRID_NODATA)
     if codes in ("auto", "three-digit"):
-        meaning |= {code: code for code in _LEVEL3}
+        meaning |= {code: code for code in level3}
         nodata |= set(_THREE_DIGIT_NODATA)
-    members = {g: tuple(c for c in _LEVEL3 if c // 10 ** (3 - level) == g) for g in groups}
+    groups = {code: code // 10 ** (3 - level) for code in level3}
+    named = _corine_of(level)
     legend = Legend(
         name,
-        tuple(LandCoverClass(numbers[g], *_european_class(g), members[g], int(str(g)[0])) for g in groups),
+        tuple(
+            LandCoverClass(
+                number, *named[group], tuple(c for c in level3 if groups[c] == group), int(str(group)[0])
+            )
+            for number, group in enumerate(named, start=1)
+        ),
     )
-    classes = {code: numbers[clc // 10 ** (3 - level)] for code, clc in meaning.items()}
+    numbers = {group: number for number, group in enumerate(named, start=1)}
+    classes: dict[Code, int] = {code: numbers[groups[clc]] for code, clc in meaning.items()}
     classes |= dict.fromkeys(nodata, IGNORE)
     hint = (
         "Type --scheme clc-fi-13 if these are Finnish codes 1..49, or --scheme with a CSV "
@@ -378,14 +402,9 @@ def _european(name: str, codes: str) -> Scheme:
     return Scheme(name, legend, classes, hint=hint, tell_codes_apart=codes == "auto")
 
 
-def _european_class(group: int) -> tuple[str, str]:
-    if group < 10:
-        return LEVEL1_NAMES[group - 1], _LEVEL1_COLORS[group - 1]
-    return _LEVEL2[group] if group < 100 else _LEVEL3[group]
-
-
 def _check_european(codes: set[int], where: str) -> None:
-    grid, digits = sorted(codes & set(_GRID_CODES)), sorted(codes & set(_LEVEL3))
+    level3 = _corine_of(3)
+    grid, digits = sorted(codes & set(range(1, len(level3) + 1))), sorted(codes & set(level3))
     if grid and digits:
         raise InputError(
             f"cannot tell what the codes of {where} mean, since it has grid codes ({_listed(grid)}) and "
@@ -405,13 +424,13 @@ _COLUMNS = ("code", "class", "name", "color")
 
 
 def read_scheme(path: str) -> Scheme:
-    """A scheme from a table with a row for each code.
+    """Read a scheme from a table with a row for each code.
 
-    Columns are ``code`` (an integer), ``class`` (1..N, or empty or ``ignore``), ``name`` and ``color``
-    (``#rrggbb``) of the class, which must be given on one row at least, and agree where repeated;
-    a colour may be left out. A row without a code declares a class that these labels lack and others of
-    the same legend have. A further column ``level1`` (1..5) gives CORINE's level 1. Separated by comma or
-    semicolon, UTF-8.
+    Columns are ``code`` (an integer or a text), ``class`` (1..N, or empty or ``ignore``), ``name`` and
+    ``color`` (``#rrggbb``) of the class. Name and colour stand on one row of the class at least, and agree
+    where repeated; a colour may be left out. A row without a code declares a class that these labels lack
+    and others of the same legend have. A further column ``level1`` (1..5) gives CORINE's level 1. The
+    separator is a comma or a semicolon, the encoding UTF-8.
 
     Raises
     ------
@@ -419,7 +438,8 @@ def read_scheme(path: str) -> Scheme:
         With the line number, if a row is not as above, or classes are not numbered 1..N without gaps.
     """
     rows = _rows_of(path)
-    classes: dict[int, int] = {}
+    classes: dict[Code, int] = {}
+    spelled: dict[Code, Code] = {}
     found: dict[int, dict[str, str]] = {}
     for line, row in rows:
         code, number = _code_and_class(path, line, row)
@@ -427,6 +447,7 @@ def read_scheme(path: str) -> Scheme:
             raise _bad_row(path, line, f"code {code} is there twice", "each code once")
         if code is not None:
             classes[code] = number
+            spelled[code] = row["code"] if isinstance(code, str) else code
         if number != IGNORE:
             _merge_class(path, line, found.setdefault(number, {}), row)
     if not found or sorted(found) != list(range(1, len(found) + 1)):
@@ -435,13 +456,100 @@ def read_scheme(path: str) -> Scheme:
             f"{_listed(sorted(found)) or 'all ignored'}, expected 1..N without gaps",
             "Number the classes 1, 2, 3, ... in the column 'class'.",
         )
-    legend = Legend(Path(path).stem, tuple(_class_from(path, n, found[n], classes) for n in sorted(found)))
+    legend = Legend(
+        Path(path).stem,
+        tuple(
+            _class_from(path, n, found[n], [spelled[c] for c, k in classes.items() if k == n])
+            for n in sorted(found)
+        ),
+    )
     hint = f"Add a row for each code to '{path}'; leave the class empty to ignore it."
     return Scheme(Path(path).stem, legend, classes, hint=hint)
 
 
-def _rows_of(path: str) -> list[tuple[int, dict[str, str]]]:
-    """(line number, row) of a scheme's table."""
+def write_scheme(scheme: Scheme, path: Path) -> None:
+    """Write a scheme as a table that `read_scheme` reads: a start for a user's own."""
+    names = {plain(s): s for c in scheme.legend.classes for s in c.sources if isinstance(s, str)}
+    codes = sorted(scheme.classes, key=lambda code: (isinstance(code, str), code))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_COLUMNS, "level1"])
+    written = set()
+    for code in codes:
+        number = scheme.classes[code]
+        spelled = names.get(code, code) if isinstance(code, str) else code
+        if number == IGNORE:
+            writer.writerow([spelled, "ignore", "", "", ""])
+            continue
+        written.add(number)
+        writer.writerow([spelled, *_class_cells(scheme.legend.classes[number - 1])])
+    for land_cover in scheme.legend.classes:
+        if land_cover.number not in written:
+            writer.writerow(["", *_class_cells(land_cover)])
+    with write_atomically(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def _class_cells(land_cover: LandCoverClass) -> tuple[int, str, str, int | str]:
+    return (land_cover.number, land_cover.name, land_cover.color, land_cover.level1 or "")
+
+
+def scheme_of_names(
+    name: str, names: Mapping[int, str] | Mapping[str, str], colors: Mapping[int, str] | None = None
+) -> Scheme:
+    """Return the scheme of a source that names its classes itself.
+
+    Parameters
+    ----------
+    name
+        Of the legend.
+    names
+        Code to name of the class; codes of one name make one class. A text code names itself.
+    colors
+        Integer code to ``#rrggbb``; `PALETTE` where there is none.
+
+    Raises
+    ------
+    InputError
+        If there are too many classes, or a name can't be printed.
+    """
+    first: dict[str, str] = {}
+    for text in names.values():
+        first.setdefault(plain(text), " ".join(text.split()))
+    if len(first) > MAX_CLASSES:
+        raise InputError(
+            f"cannot make classes of '{name}', since it names {len(first)}, expected at most {MAX_CLASSES}",
+            "Type --scheme with a CSV (code,class,name,color) that gathers them.",
+        )
+    for text in first.values():
+        if not re.fullmatch(_PATTERNS["name"][0], text):
+            raise InputError(
+                f"cannot make a class of {text[:40]!r} in '{name}', expected {_PATTERNS['name'][1]}",
+                "Type --scheme with a CSV (code,class,name,color) that gives it a name.",
+            )
+    members: dict[str, list[Code]] = {}
+    given: dict[Code, str] = dict((colors or {}).items())
+    for code, text in names.items():
+        members.setdefault(plain(text), []).append(code)
+    # A text field has no order of its own, and a file's order changes when it is edited.
+    order = sorted(members) if all(isinstance(code, str) for code in names) else list(members)
+    classes = {
+        plain(code) if isinstance(code, str) else code: number
+        for number, key in enumerate(order, start=1)
+        for code in members[key]
+    }
+    legend = Legend(name, tuple(
+        LandCoverClass(
+            number, first[key], given.get(members[key][0], _spare_color(number)), tuple(members[key])
+        )
+        for number, key in enumerate(order, start=1)
+    ))  # fmt: skip
+    hint = "Type --scheme with a CSV (code,class,name,color) that has a row for each code."
+    return Scheme(name, legend, classes, hint=hint)
+
+
+def _rows_of(path: str, columns: tuple[str, ...] = _COLUMNS) -> list[tuple[int, dict[str, str]]]:
+    """(line number, row) of a table with at least these columns."""
     file = Path(path)
     if not file.is_file() or file.stat().st_size > MAX_CSV_BYTES:
         raise InputError(
@@ -462,7 +570,7 @@ def _rows_of(path: str) -> list[tuple[int, dict[str, str]]]:
             f"cannot read the scheme '{path}', since it is no CSV in UTF-8 ({error})",
             "Save the table as 'CSV UTF-8'.",
         ) from error
-    missing = [c for c in _COLUMNS if c not in header]
+    missing = [c for c in columns if c not in header]
     if missing:
         raise InputError(
             f"cannot use the scheme '{path}', since its first line is '{first.strip()[:80]}' and lacks "
@@ -475,12 +583,12 @@ def _rows_of(path: str) -> list[tuple[int, dict[str, str]]]:
     return [(line, {k: v.strip() for k, v in row.items()}) for line, row in rows if any(row.values())]
 
 
-def _code_and_class(path: str, line: int, row: dict[str, str]) -> tuple[int | None, int]:
+def _code_and_class(path: str, line: int, row: dict[str, str]) -> tuple[Code | None, int]:
     text, number = row["code"], row["class"].lower()
     ignored = number in ("", "ignore")
-    if not re.fullmatch(r"[+-]?[0-9]{1,9}", text) and (text or ignored):
-        raise _bad_row(path, line, f"the code is '{text[:40]}'", "an integer")
-    code = int(text) if text else None
+    if (text or ignored) and not re.fullmatch(_PATTERNS["name"][0], text):
+        raise _bad_row(path, line, f"the code is {text[:40]!r}", "an integer, or a text")
+    code = (int(text) if is_integer(text) else plain(text)) if text else None
     if ignored:
         return code, IGNORE
     if not re.fullmatch(r"[0-9]{1,3}", number) or not 1 <= int(number) <= MAX_CLASSES:
@@ -507,19 +615,21 @@ def _merge_class(path: str, line: int, known: dict[str, str], row: dict[str, str
             raise _bad_row(path, line, has, f"'{known[column]}' as above")
 
 
-def _class_from(path: str, number: int, known: dict[str, str], classes: dict[int, int]) -> LandCoverClass:
+def _class_from(path: str, number: int, known: dict[str, str], codes: Iterable[Code]) -> LandCoverClass:
     if "name" not in known:
         raise InputError(
             f"cannot use the scheme '{path}', since class {number} has no name",
             "Fill in the column 'name' on one row of each class.",
         )
-    codes = tuple(sorted(c for c, n in classes.items() if n == number))
+    sources = tuple(sorted(codes, key=lambda code: (isinstance(code, str), code)))
     color = known.get("color") or _spare_color(number)
-    return LandCoverClass(number, known["name"], color.lower(), codes, int(known.get("level1", 0)))
+    return LandCoverClass(number, known["name"], color.lower(), sources, int(known.get("level1", 0)))
 
 
 def _spare_color(number: int) -> str:
-    """A colour for a class without one: hues a golden angle apart, in alternating lightness."""
+    """Return a colour for a class without one; beyond `PALETTE` hues a golden angle apart."""
+    if number <= len(PALETTE):
+        return PALETTE[number - 1]
     rgb = colorsys.hls_to_rgb(number * 0.381966 % 1, (0.35, 0.5, 0.7)[number % 3], 0.7)
     return "#" + "".join(f"{round(255 * v):02x}" for v in rgb)
 
@@ -538,7 +648,7 @@ def _table(values: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(keys, dtype=np.int64), np.array(numbers, dtype=np.uint8)
 
 
-def _listed(codes: Iterable[int]) -> str:
+def _listed(codes: Iterable[object]) -> str:
     shown = [str(c) for c in codes]
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lulc.core.documents import check_document
 from lulc.core.grid import GridSpec
-from lulc.core.schema import IGNORE, LEGEND_SCHEMA, UNCLASSIFIED, InputError, LandCoverClass, Legend
+from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, LandCoverClass, Legend
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
+from lulc.labels.value_tables import LEGEND_TAG, legend_of_tag
 from lulc.models.uncertainty import MEASURES
 from lulc.rasters.sources import Source, open_source
-
-LEGEND_TAG = "LULC_LEGEND"
-"""Tag of the dataset that holds the legend as JSON."""
 
 TAG_PREFIX = "LULC_"
 
@@ -150,12 +146,12 @@ def open_map(
     source = open_source(path, allow_vrt=allow_vrt, allow_remote=allow_remote)
     try:
         tags = source.tags
-        found = _legend_from(tags.get(LEGEND_TAG), str(path)) or legend
+        found = legend_of_tag(tags[LEGEND_TAG], str(path)) if LEGEND_TAG in tags else legend
         if found is None:
             raise InputError(
                 f"cannot tell the classes of '{path}', since it has no tag {LEGEND_TAG}, expected a map "
                 "written by make_classifications.py",
-                "Name its scheme: --scheme kaakonkulma-13, or a CSV with its classes.",
+                "Type --scheme with its nomenclature, or with a CSV (code,class,name,color) of its classes.",
             )
         measures = [name for name in source.names[1 + len(found) :] if name in MEASURES]
         if len(source.layers) - len(measures) not in (1, 1 + len(found)):
@@ -168,14 +164,3 @@ def open_map(
     except BaseException:
         source.close()
         raise
-
-
-def _legend_from(text: str | None, path: str) -> Legend | None:
-    if text is None:
-        return None
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        data = None
-    check_document(data, LEGEND_SCHEMA, "legend in the tags of the map", path)
-    return Legend.from_json(data)

@@ -32,6 +32,7 @@ from lulc.core.windows import Window, squares_of
 from lulc.datasets.loading import load_manifest
 from lulc.datasets.manifest import FORMAT_VERSION, MANIFEST, Manifest, StackFile, channel_units
 from lulc.distributed.cluster import open_cluster, run_tasks
+from lulc.labels.schemes import write_scheme
 from lulc.preprocessing.journal import PROGRESS, Progress, open_progress
 from lulc.preprocessing.plan import Place, plan_places, polygon_file
 from lulc.preprocessing.split import ENOUGH, candidate_windows
@@ -57,6 +58,9 @@ from lulc.rasters.sources import Stamp, moments_of, stamps_of
 logger = logging.getLogger("lulc")
 
 LOCK = ".lock"
+
+CLASSES = "classes.csv"
+"""The scheme that was used, as a table for ``--scheme`` of other scenes."""
 
 _STACK_FILE = re.compile(r"(train|val)_(image|masks)_\d+\.npy")
 
@@ -113,7 +117,6 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
             _clear(folder, config)
             if (folder / MANIFEST).exists():
                 return _finished(folder, key)
-        logger.info("label codes are read by the scheme %s", inputs.labels.scheme.name)
         with _open_crew(inputs, key) as crew:
             progress = _surveyed(crew, inputs, key, replacing=replacing)
             places = plan_places(progress.counts, inputs.stack.grid, config)
@@ -134,6 +137,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
                 "Run the same command again when the inputs are complete.",
             )
         manifest = _manifest(inputs, progress, places, sources, parameters)
+        write_scheme(inputs.labels.scheme, folder / CLASSES)
         manifest.write()
         progress.path.unlink(missing_ok=True)
         return manifest
@@ -218,7 +222,8 @@ def _parameters(inputs: Inputs) -> dict[str, Any]:
     if not config.scenes:
         del values["scenes"]
     values["validation"] = [Path(v).name for v in config.validation]
-    values["classes"] = sorted(inputs.labels.scheme.classes.items())
+    # Integers before texts.
+    values["classes"] = sorted(inputs.labels.scheme.classes.items(), key=lambda c: (isinstance(c[0], str), c))
     if polygons := polygon_file(config.validation):
         values["validation_sha256"] = sha256_of(polygons)
     return dict(json.loads(json.dumps(values)))
@@ -325,7 +330,11 @@ def _manifest(
         statistics=progress.moments.statistics,
         sources=tuple(sources),
         parameters=parameters,
-        provenance={**stack.provenance, "coverage": progress.coverage.to_json()},
+        provenance={
+            **stack.provenance,
+            "coverage": progress.coverage.to_json(),
+            "labels": labels.describe(),
+        },
         key=progress.key,
     )
     _warn_of_rare_classes(manifest)

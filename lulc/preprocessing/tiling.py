@@ -133,9 +133,9 @@ def open_inputs(config: PreprocessConfig, found: Scenes | None = None) -> Iterat
         rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE),
         open_stack(config.bands, config.indices, config, scenes=found or config.scenes) as stack,
         open_labels(
-            config.labels, stack.grid, load_scheme(config.scheme, config.codes), field=config.label_field,
-            pine=config.pine, spruce=config.spruce, resample=config.resample, allow_vrt=config.allow_vrt,
-            allow_remote=config.allow_remote,
+            config.labels, stack.grid, load_scheme(config.scheme, config.codes) if config.scheme else None,
+            field=config.label_field, pine=config.pine, spruce=config.spruce, resample=config.resample,
+            allow_vrt=config.allow_vrt, allow_remote=config.allow_remote,
         ) as labels,
     ):  # fmt: skip
         yield Inputs(config, stack, labels)

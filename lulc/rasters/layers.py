@@ -114,6 +114,10 @@ class Source(Resource, abc.ABC):
         """
         return self.read(layers, window)[:, ::step, ::step]
 
+    def palette(self) -> Mapping[int, str]:
+        """Value to ``#rrggbb`` in the first layer's colour table; empty where there is none."""
+        return {}
+
     @abc.abstractmethod
     def reopen(self) -> Self:
         """The same raster, opened once more (for another thread)."""

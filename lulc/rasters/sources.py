@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -317,6 +317,13 @@ class RasterSource(Source):
         # GDAL divides the window evenly: one of whole steps keeps every pixel in its place.
         even = Window(window.row, window.col, rows * step, cols * step).intersect(self.grid.extent)
         return self._read(layers, even, (rows, cols))
+
+    def palette(self) -> Mapping[int, str]:
+        try:
+            colors = self._dataset.colormap(1)
+        except ValueError:  # there is none
+            return {}
+        return {value: "#" + bytes(color[:3]).hex() for value, color in colors.items()}
 
     def _read(self, layers: Sequence[int], window: Window, shape: tuple[int, int]) -> np.ndarray:
         area = RasterWindow(window.col, window.row, window.width, window.height)

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import geopandas
 import numpy as np
 import pyogrio
+import shapely
+from affine import Affine
+from rasterio.enums import MergeAlg
 from rasterio.features import rasterize
 from rasterio.warp import transform_bounds
 
 from lulc.core.grid import GridSpec
-from lulc.core.schema import NO_CODE, InputError
+from lulc.core.schema import NO_CODE, Code, InputError
 from lulc.core.storage import sha256_of
-from lulc.core.windows import Window
+from lulc.core.windows import Window, squares_of
 
 MAX_GEOJSON_BYTES = 64 * 2**20
 
+ROWS = 100_000
+"""Features whose fields are read at once."""
+
+MAX_VALUES = 10_000
+"""Different values of a field, above which it holds no classes."""
+
+SIDE = 2048
+"""Side of the squares in which `VectorCodes.losses` burns polygons."""
 
 VECTORS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".json": "GeoJSON"}
 
@@ -28,6 +43,67 @@ CONVERTIBLE = (".shp", ".zip", ".fgb", ".gml", ".kml")
 
 
 _GEOPACKAGE_IDS = (b"GPKG", b"GP10", b"GP11")
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a field of a vector file holds.
+
+    Parameters
+    ----------
+    name, kind
+        Name, and type as the file declares it.
+    values
+        Different values and how many features have each: integers, or texts where one value is no integer.
+        Empty where the field holds anything else.
+    """
+
+    name: str
+    kind: str
+    values: Mapping[Code, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_text(self) -> bool:
+        """True where the values are texts."""
+        return any(isinstance(value, str) for value in self.values)
+
+    @property
+    def is_identifier(self) -> bool:
+        """True where each of several features has a value of its own, as an identifier has."""
+        return len(self.values) > 1 and max(self.values.values()) == 1
+
+    def describe(self) -> str:
+        """Name, type and some values, for messages."""
+        some = ", ".join(str(value)[:40] for value in list(self.values)[:4])
+        more = ", ..." if len(self.values) > 4 else ""
+        return f"{self.name} ({self.kind}{': ' if some else ''}{some}{more})"
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Features of a vector file that label less than they cover.
+
+    Parameters
+    ----------
+    features
+        All of the file.
+    without_code
+        Those on the grid whose field is empty.
+    outside, partly_outside
+        Those that lie outside the grid, wholly or partly.
+    too_small
+        Those on the grid that hold no pixel centre.
+    covered, covered_pixels
+        Those that lose pixels to a later feature of another code, and how many pixels in all.
+    """
+
+    features: int
+    without_code: int = 0
+    outside: int = 0
+    partly_outside: int = 0
+    too_small: int = 0
+    covered: int = 0
+    covered_pixels: int = 0
 
 
 class VectorCodes:
@@ -43,10 +119,18 @@ class VectorCodes:
     grid
         Pixels to burn onto.
     field
-        Field with the code, an integer or a string of digits; the only integer field where None.
-        With ``presence`` no field is needed.
+        Field with the code, an integer or a text; where None, the one field that can hold it.
     presence
-        True to burn 1 for every feature.
+        True to burn 1 for every feature; no field is read.
+    known
+        Tells whether a code or text is known; None where the file must name its classes itself.
+
+    Attributes
+    ----------
+    field : Field or None
+        The field that is read.
+    names : dict of int to str
+        Texts by the integer that is burnt for them; empty where the field holds integers.
 
     Raises
     ------
@@ -55,38 +139,64 @@ class VectorCodes:
     """
 
     def __init__(
-        self, path: str, grid: GridSpec, field: str | None = None, *, presence: bool = False
+        self,
+        path: str,
+        grid: GridSpec,
+        field: str | None = None,
+        *,
+        presence: bool = False,
+        known: Callable[[Code], bool] | None = None,
     ) -> None:
         self.path = path
         self._grid = grid
         driver = _check_vector(path)
         self._layer, info = _only_layer(path, driver)
         self._crs = info["crs"]
+        self._features = int(info["features"])
         if not self._crs or not grid.crs:
             name = f"'{path}'" if not self._crs else "the grid of the bands"
             raise InputError(
                 f"cannot lay '{path}' on the bands, since {name} has no CRS, expected one",
                 "Set the CRS of the file in QGIS or by ogr2ogr -a_srs.",
             )
-        fields = {str(f): str(t) for f, t in zip(info["fields"], info["dtypes"], strict=True)}
-        self._field = None if presence else _code_field(path, fields, field)
+        self.field = None
+        if not presence:
+            kinds = {str(f): str(t) for f, t in zip(info["fields"], info["dtypes"], strict=True)}
+            self.field = _choose_field(path, self._layer, kinds, field, known)
+        texts = sorted(map(str, self.field.values)) if self.field and self.field.is_text else []
+        self.names = dict(enumerate(texts))
+        self._index = {text: index for index, text in self.names.items()}
         # GeoJSON has no spatial index: it is read once, whole, which its size limit allows.
         self._whole = self._load(None) if driver == "GeoJSON" else None
 
     def read(self, window: Window) -> np.ndarray:
         """Codes int32 (y, x), `NO_CODE` where there is no feature."""
-        grid = self._grid.crop(window)
-        features = self._whole if self._whole is not None else self._load(grid)
-        burnt = np.full(window.shape, NO_CODE, dtype=np.int32)
-        shapes = list(zip(features.geometry, features["code"], strict=True))
-        if shapes:
-            rasterize(shapes, out=burnt, transform=grid.transform)
-        return burnt
+        return self._burn(self._near(window), window)
+
+    def losses(self) -> Losses:
+        """Count the features that label less than they cover, square by square."""
+        found = _Tally(self._grid)
+        for window in squares_of(self._grid.extent, SIDE):
+            features = self._near(window)
+            if len(features):
+                found.add(features, window, self._burn(features, window))
+        return found.result(self._features)
 
     def identity(self) -> dict[str, Any]:
         """Name, bytes and sha256 of the file."""
         file = Path(self.path)
         return {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+
+    def _burn(self, features: geopandas.GeoDataFrame, window: Window) -> np.ndarray:
+        burnt = np.full(window.shape, NO_CODE, dtype=np.int32)
+        labelled = features[features["code"] != NO_CODE]
+        shapes = list(zip(labelled.geometry, labelled["code"], strict=True))
+        if shapes:
+            rasterize(shapes, out=burnt, transform=self._grid.crop(window).transform)
+        return burnt
+
+    def _near(self, window: Window) -> geopandas.GeoDataFrame:
+        return self._whole if self._whole is not None else self._load(self._grid.crop(window))
 
     def _load(self, grid: GridSpec | None) -> geopandas.GeoDataFrame:
         """Features near a grid (all for None) in its CRS, in file order, with an int32 column "code"."""
@@ -95,9 +205,10 @@ class VectorCodes:
             a, b, c, d = transform_bounds(grid.crs, self._crs, *ordered(grid.bounds), densify_pts=21)
             margin = 0.01 * max(c - a, d - b)
             box = (a - margin, b - margin, c + margin, d + margin)
+        name = self.field.name if self.field else None
         try:
             frame = pyogrio.read_dataframe(
-                self.path, layer=self._layer, columns=[self._field] if self._field else [], bbox=box,
+                self.path, layer=self._layer, columns=[name] if name else [], bbox=box,
                 fid_as_index=True, force_2d=True,
             ).sort_index()  # fmt: skip
         except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
@@ -106,10 +217,99 @@ class VectorCodes:
         kinds = set(frame.geometry.geom_type) - {"Polygon", "MultiPolygon", "Point", "MultiPoint"}
         if kinds:
             raise unreadable(self.path, f"it has features of the type {', '.join(sorted(kinds))}")
-        values = frame[self._field] if self._field else [1] * len(frame)
-        frame = frame.assign(code=_codes_of(self.path, values))
+        frame = frame.assign(code=self._codes_of(frame[name]) if name else np.int32(1))
         frame = frame.to_crs(self._grid.crs)
         return frame[np.isfinite(frame.bounds).all(axis=1)]
+
+    def _codes_of(self, values: Iterable[Any]) -> np.ndarray:
+        """Codes int32 of a field's values; a missing value is no label."""
+        codes = [code_of(value) for value in values]
+        if self.names:
+            codes = [None if code is None else self._index[str(code)] for code in codes]
+        return np.array([NO_CODE if code is None else code for code in codes], dtype=np.int32)
+
+
+class _Tally:
+    """Losses as they are counted square by square, by feature."""
+
+    def __init__(self, grid: GridSpec) -> None:
+        self._grid = grid
+        self._box = grid.bounds
+        self._partly: set[Any] = set()
+        self._outside: set[Any] = set()
+        self._seen: set[Any] = set()
+        self._without_code: set[Any] = set()
+        self._holding: set[Any] = set()
+        self._lost: Counter[Any] = Counter()
+
+    def add(self, features: geopandas.GeoDataFrame, window: Window, burnt: np.ndarray) -> None:
+        """Count what the features of a square lose there."""
+        self._look_outside(features[~features.index.isin(list(self._seen))])
+        features = features[features["code"] != NO_CODE]
+        transform = self._grid.crop(window).transform
+        order = np.arange(1, len(features) + 1)
+        if not len(features):
+            return
+        winners = rasterize(zip(features.geometry, order, strict=True), window.shape, transform=transform)
+        self._holding |= set(features.index[np.unique(winners[winners > 0]) - 1])
+        depth = rasterize(
+            ((shape, 1) for shape in features.geometry), window.shape, transform=transform,
+            merge_alg=MergeAlg.add, dtype="int32",
+        )  # fmt: skip
+        # Only features near pixels of several are burnt one by one.
+        several = np.pad((depth > 1).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        for fid, shape, code in zip(features.index, features.geometry, features["code"], strict=True):
+            part = _pixels_of(shape, window, self._grid)
+            top, left, (bottom, right) = part.row, part.col, part.stop
+            if not part.height or not part.width:
+                continue
+            corners = (
+                several[bottom, right] - several[top, right] - several[bottom, left] + several[top, left]
+            )
+            if not corners:
+                continue
+            placed = transform @ Affine.translation(left, top)
+            own = rasterize([(shape, 1)], part.shape, transform=placed) > 0
+            if own.any():
+                self._holding.add(fid)
+            self._lost[fid] += int((own & (burnt[part.slices] != code)).sum())
+
+    def _look_outside(self, features: geopandas.GeoDataFrame) -> None:
+        self._seen |= set(features.index)
+        inside = shapely.clip_by_rect(features.geometry.values, *ordered(self._box))
+        whole, kept = features.geometry.area.to_numpy(), shapely.area(inside)
+        for fid, empty, partly in zip(
+            features.index, shapely.is_empty(inside), kept < 0.999 * whole, strict=True
+        ):
+            if empty:
+                self._outside.add(fid)
+            elif partly:
+                self._partly.add(fid)
+        self._without_code |= set(features.index[features["code"] == NO_CODE]) - self._outside
+
+    def result(self, features: int) -> Losses:
+        """Return the sums."""
+        here = self._seen - self._outside
+        lost = [pixels for pixels in self._lost.values() if pixels]
+        return Losses(
+            features=features,
+            without_code=len(self._without_code),
+            outside=features - len(here),
+            partly_outside=len(self._partly),
+            too_small=len(here - self._holding - self._without_code),
+            covered=len(lost),
+            covered_pixels=sum(lost),
+        )
+
+
+def _pixels_of(shape: Any, window: Window, grid: GridSpec) -> Window:
+    """Pixels of a window, counted from its corner, that the bounds of a shape touch."""
+    west, south, east, north = shape.bounds
+    corners = [~grid.transform @ (x, y) for x in (west, east) for y in (south, north)]
+    cols, rows = zip(*corners, strict=True)
+    top, left = int(np.floor(min(rows))), int(np.floor(min(cols)))
+    touched = Window(top, left, int(np.ceil(max(rows))) - top + 1, int(np.ceil(max(cols))) - left + 1)
+    return touched.intersect(window).relative_to(window)
 
 
 def _check_vector(path: str) -> str:
@@ -152,37 +352,114 @@ def _only_layer(path: str, driver: str) -> tuple[str, dict[str, Any]]:
     return layers[0], info
 
 
-def _code_field(path: str, fields: dict[str, str], wanted: str | None) -> str:
-    listed = ", ".join(f"{name} ({kind})" for name, kind in fields.items()) or "none"
-    integers = [name for name, kind in fields.items() if kind.startswith(("int", "uint"))]
-    if wanted is not None and wanted in fields:
-        return wanted
-    if wanted is None and len(integers) == 1:
-        return integers[0]
-    problem = f"it has no field '{wanted}'" if wanted else f"{len(integers)} of its fields hold integers"
+def _choose_field(
+    path: str, layer: str, kinds: Mapping[str, str], wanted: str | None, known: Callable[[Code], bool] | None
+) -> Field:
+    """Return the field that is named, or the only one that can hold codes.
+
+    Of several integer or text fields, one is taken where all its values are known and no other's are, and
+    where its values recur, which those of an identifier don't. Without `known` the only text field is taken.
+    """
+    if wanted is not None:
+        if wanted not in kinds:
+            listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
+            raise InputError(
+                f"cannot read codes from '{path}', since it has no field '{wanted}'; its fields are {listed}",
+                "Type --label-field with the field that holds the code.",
+            )
+        return _checked_field(path, _read_field(path, layer, wanted, kinds[wanted]))
+    found = [_read_field(path, layer, name, kind) for name, kind in kinds.items()]
+    likely = [f for f in found if f.values]
+    if known is None:
+        fitting = [f for f in likely if f.is_text]
+        if len(fitting) == 1 or len(likely) == 1:
+            return (fitting or likely)[0]
+    elif len(likely) == 1:
+        return likely[0]
+    else:
+        fitting = [f for f in likely if all(map(known, f.values))]
+        if len(fitting) == 1 and not fitting[0].is_identifier:
+            return fitting[0]
+    fields = ", ".join(f.describe() for f in found) or "none"
+    ranked = sorted(fitting or likely, key=lambda f: (f.is_identifier, _IDENTIFIER(f.name) is not None))
+    if not ranked:
+        raise InputError(
+            f"cannot read codes from '{path}', since none of its fields holds integers or names; "
+            f"its fields are {fields}",
+            "Add a field with the code or the name of the class in QGIS.",
+        )
     raise InputError(
-        f"cannot read codes from '{path}', since {problem}; its fields are {listed}",
-        "Type --label-field with the field that holds the code.",
+        f"cannot tell which field of '{path}' holds the class; its fields are {fields}",
+        f"Type --label-field with the field that holds the class, for example --label-field "
+        f"{shlex.quote(ranked[0].name)}"
+        + ("" if fitting or known else ", and --scheme with what its numbers mean"),
     )
 
 
-def _codes_of(path: str, values: Any) -> np.ndarray:
-    """Codes int32 of a field's values; a missing value is no label."""
-    codes = []
-    for value in values:
-        missing = value is None or value != value or value == ""
-        try:
-            number = float(NO_CODE if missing else value)
-            if number != int(number) or abs(number) > -float(NO_CODE):
-                raise ValueError
-        except (ValueError, OverflowError, TypeError):
-            raise InputError(
-                f"cannot read codes from '{path}', since a feature has the value {str(value)[:40]!r}, "
-                "expected whole numbers",
-                "Type --label-field with the field that holds the code.",
-            ) from None
-        codes.append(int(number))
-    return np.array(codes, dtype=np.int32)
+_IDENTIFIER = re.compile(r"(?i)(.*_)?(id|fid|gid|uid|uuid|objectid|nr|no|number)").fullmatch
+"""Usual names of identifiers: they only decide which field an error message proposes."""
+
+
+def _read_field(path: str, layer: str, name: str, kind: str) -> Field:
+    """Return a field with its different values, read in pieces; without any where it can't hold codes."""
+    if not kind.startswith(("int", "uint", "float", "object", "str")):
+        return Field(name, kind)
+    spells = kind.startswith(("object", "str"))
+    values: Counter[Code] = Counter()
+    for piece in _pieces(path, layer, name):
+        for value, count in Counter(piece).items():
+            code = code_of(value)
+            if code is not None:
+                values[code] += count
+        if len(values) > MAX_VALUES or not (spells or all(isinstance(v, int) for v in values)):
+            return Field(name, kind)
+    if any(isinstance(value, str) for value in values):
+        texts: Counter[Code] = Counter()
+        for code, count in values.items():
+            texts[str(code)] += count
+        values = texts
+    return Field(name, "text" if spells else kind, values)
+
+
+def _pieces(path: str, layer: str, name: str) -> Iterator[list[Any]]:
+    skipped = 0
+    while True:
+        frame = pyogrio.read_dataframe(
+            path, layer=layer, columns=[name], read_geometry=False, skip_features=skipped, max_features=ROWS
+        )
+        yield frame[name].tolist()
+        skipped += ROWS
+        if len(frame) < ROWS:
+            return
+
+
+def _checked_field(path: str, found: Field) -> Field:
+    if not found.values:
+        raise InputError(
+            f"cannot read codes from '{path}', since its field {found.describe()} holds neither whole "
+            f"numbers nor at most {MAX_VALUES} different texts",
+            "Type --label-field with the field that holds the code.",
+        )
+    return found
+
+
+def code_of(value: Any) -> Code | None:
+    """Return the code that a field's value means: an integer where it spells one, else its text.
+
+    Examples
+    --------
+    >>> code_of(3.0), code_of(" 7 "), code_of("Mixed  forest"), code_of(None), code_of("")
+    (3, 7, 'Mixed forest', None, None)
+    """
+    if value is None or value != value:
+        return None
+    text = " ".join(str(value).split())
+    try:
+        number = float(text)
+    except ValueError:
+        return text or None
+    whole = np.isfinite(number) and number == int(number) and abs(number) < -float(NO_CODE)
+    return int(number) if whole else text
 
 
 def ordered(bounds: tuple[float, float, float, float]) -> tuple[float, float, float, float]:

@@ -22,8 +22,9 @@ from lulc.core.machine import cores
 from lulc.core.schema import IGNORE, InputError
 from lulc.core.windows import Plan, Window
 from lulc.evaluation.measures.regions import Region
+from lulc.labels.value_tables import LEGEND_TAG
 from lulc.maps.geotiff import MapProfile, assemble, write_part
-from lulc.maps.reader import LEGEND_TAG, ClassMap
+from lulc.maps.reader import ClassMap
 
 RASTER = "suspects.tif"
 TABLE = "suspects.csv"

@@ -1,0 +1,240 @@
+"""Value tables: what a label raster itself says of the classes that its values mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyogrio
+
+from lulc.core.documents import check_document
+from lulc.core.schema import IGNORE, LEGEND_SCHEMA, Code, InputError, Legend
+from lulc.labels.schemes import CORINE, PRODUCTS, SCHEMES, Scheme, load_scheme, plain, scheme_of_names
+from lulc.rasters.guards import is_address, read_xml
+from lulc.rasters.sources import Source
+
+LEGEND_TAG = "LULC_LEGEND"
+"""Tag of a map that holds its legend as JSON."""
+
+MAX_TABLE_BYTES = 4 * 2**20
+MAX_ROWS = 65_536
+
+NEAR = 3
+"""Difference of red, green or blue up to which two colours are the same."""
+
+NO_DATA = {"nodata", "no data", "no_data", "no-data"}
+"""Names of a value that is no class."""
+
+_DBF_VERSIONS = (0x03, 0x83, 0x30, 0x31, 0x8B, 0xF5)
+
+_VALUE, _NAME, _RED, _GREEN, _BLUE = "5", "2", "6", "7", "8"
+"""Usages of columns in GDAL's raster attribute tables (GDALRATFieldUsage)."""
+
+
+@dataclass(frozen=True)
+class ValueTable:
+    """Names and colours of a raster's values.
+
+    Parameters
+    ----------
+    origin
+        Where the table was found, for messages.
+    names
+        Value to name of the class; empty where the raster gives colours alone.
+    colors
+        Value to ``#rrggbb``.
+    legend
+        The legend of a map, whose tags hold it whole.
+    """
+
+    origin: str
+    names: Mapping[int, str]
+    colors: Mapping[int, str]
+    legend: Legend | None = None
+
+
+def read_value_table(source: Source) -> ValueTable | None:
+    """Return what a raster says of its values; None where it says nothing.
+
+    Looked for in this order: the legend in the tags of a map, a raster attribute table or category names in
+    ``NAME.aux.xml``, a table ``NAME.vat.dbf``, and the colour table of the file.
+    """
+    if LEGEND_TAG in source.tags:
+        legend = legend_of_tag(source.tags[LEGEND_TAG], source.path)
+        return ValueTable("the tags of the map", {}, {}, legend)
+    if not is_address(source.path):
+        for suffix, read in ((".aux.xml", _read_aux), (".vat.dbf", _read_dbf)):
+            beside = Path(f"{source.path}{suffix}")
+            if beside.is_file() and beside.resolve().parent == Path(source.path).resolve().parent:
+                table = read(beside)
+                if table is not None:
+                    return table
+    colors = source.palette()
+    return ValueTable("its colour table", {}, colors) if colors else None
+
+
+def legend_of_tag(text: str, path: str) -> Legend:
+    """Return the legend that the tags of a map hold."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        data = None
+    check_document(data, LEGEND_SCHEMA, "legend in the tags of the map", path)
+    return Legend.from_json(data)
+
+
+def scheme_of_table(table: ValueTable, path: str) -> Scheme | None:
+    """Return the scheme that a value table makes; None for colours that are those of no known product."""
+    if table.legend is not None:
+        numbers: dict[Code, int] = {c.number: c.number for c in table.legend.classes}
+        return Scheme(table.legend.name, table.legend, {0: IGNORE, IGNORE: IGNORE, **numbers})
+    for name in (CORINE[-1], *PRODUCTS):
+        if _names_agree(table, load_scheme(name)):
+            return load_scheme(name)
+        by_colors = load_scheme(name, "grid" if name in CORINE else "auto")
+        if _colors_agree(table, by_colors):
+            return by_colors
+    if not table.names:
+        return None
+    named = {value: name for value, name in table.names.items() if plain(name) not in NO_DATA}
+    made = scheme_of_names(Path(path).name, named, table.colors)
+    nodata: dict[Code, int] = dict.fromkeys(set(table.names) - set(named), IGNORE)
+    return Scheme(made.name, made.legend, {**made.classes, **nodata}, hint=made.hint)
+
+
+def _names_agree(table: ValueTable, scheme: Scheme) -> bool:
+    """True where every named value has the name of its class in the scheme."""
+    named = {value: plain(name) for value, name in table.names.items() if plain(name) not in NO_DATA}
+    return len(named) > 1 and all(
+        value in scheme.classes
+        and scheme.classes[value] != IGNORE
+        and plain(scheme.legend.names[scheme.classes[value] - 1]) == name
+        for value, name in named.items()
+    )
+
+
+def _colors_agree(table: ValueTable, scheme: Scheme) -> bool:
+    """True where the colours alone are those of the scheme, for each of its values."""
+    wanted = {
+        code: scheme.legend.colors[number - 1]
+        for code, number in scheme.classes.items()
+        if isinstance(code, int) and number != IGNORE
+    }
+    return not table.names and all(
+        code in table.colors and _are_near(table.colors[code], color) for code, color in wanted.items()
+    )
+
+
+def _are_near(first: str, second: str) -> bool:
+    pairs = zip(bytes.fromhex(first[1:]), bytes.fromhex(second[1:]), strict=True)
+    return all(abs(a - b) <= NEAR for a, b in pairs)
+
+
+def _read_aux(path: Path) -> ValueTable | None:
+    """Read the raster attribute table or the category names of the first band in GDAL's ``.aux.xml``."""
+    root = read_xml(path, "the value table")
+    band = root.find("PAMRasterBand[@band='1']")
+    if band is None:
+        return None
+    table = band.find("GDALRasterAttributeTable")
+    if table is None:
+        categories = [(element.text or "").strip() for element in band.findall("CategoryNames/Category")]
+        names = {value: name for value, name in enumerate(categories) if name}
+        return ValueTable(f"the category names in '{path.name}'", names, {}) if names else None
+    fields = table.findall("FieldDefn")
+    columns = {(field.findtext("Usage") or "").strip(): i for i, field in enumerate(fields)}
+    headers = [(field.findtext("Name") or "").strip().lower() for field in fields]
+    listed = table.findall("Row")[:MAX_ROWS]
+    rows = [[(cell.text or "").strip() for cell in row.findall("F")] for row in listed]
+    if _VALUE not in columns and "value" in headers:
+        columns[_VALUE] = headers.index("value")
+    if _NAME not in columns:
+        columns[_NAME] = _name_column(rows, len(headers))
+    return _table_of(path, rows, columns, scale=1)
+
+
+def _read_dbf(path: Path) -> ValueTable | None:
+    """Read a value attribute table as ArcGIS writes it beside a raster."""
+    with open(path, "rb") as file:
+        first = file.read(1)
+    if not first or first[0] not in _DBF_VERSIONS or path.stat().st_size > MAX_TABLE_BYTES:
+        return None
+    try:
+        frame = pyogrio.read_dataframe(path, read_geometry=False, max_features=MAX_ROWS)
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError):
+        return None
+    headers = [str(column).lower() for column in frame.columns]
+    rows = [["" if value is None else str(value) for value in row] for row in frame.values.tolist()]
+    columns = {
+        usage: headers.index(name)
+        for usage, name in ((_VALUE, "value"), (_RED, "red"), (_GREEN, "green"), (_BLUE, "blue"))
+        if name in headers
+    }
+    columns[_NAME] = _name_column(rows, len(headers))
+    return _table_of(path, rows, columns, scale=255)
+
+
+def _name_column(rows: list[list[str]], count: int) -> int:
+    """The column that names the values: of those that hold no numbers that with most different texts."""
+    texts = [
+        len({row[i] for row in rows if i < len(row)} - {""})
+        if any(i < len(row) and row[i] and _number(row[i]) is None for row in rows)
+        else 0
+        for i in range(count)
+    ]
+    return texts.index(max(texts)) if any(texts) else -1
+
+
+def _table_of(
+    path: Path, rows: list[list[str]], columns: Mapping[str, int], *, scale: int
+) -> ValueTable | None:
+    if _VALUE not in columns or columns[_NAME] < 0:
+        return None
+    names: dict[int, str] = {}
+    colors: dict[int, str] = {}
+    fractions = scale > 1 and all(_channel(row, columns) <= 1 for row in rows)
+    for row in rows:
+        if len(row) <= max(columns.values()):
+            continue
+        value, name = _number(row[columns[_VALUE]]), row[columns[_NAME]]
+        if value is None or value != int(value) or not name:
+            continue
+        names[int(value)] = name
+        channels = [_number(row[columns[usage]]) for usage in (_RED, _GREEN, _BLUE) if usage in columns]
+        if len(channels) == 3 and None not in channels:
+            shares = [round((255 if fractions else 1) * float(c or 0)) for c in channels]
+            if all(0 <= c <= 255 for c in shares):
+                colors[int(value)] = "#" + bytes(shares).hex()
+    return ValueTable(f"the value table '{path.name}'", names, colors) if names else None
+
+
+def _channel(row: list[str], columns: Mapping[str, int]) -> float:
+    values = [
+        _number(row[columns[u]]) for u in (_RED, _GREEN, _BLUE) if u in columns and columns[u] < len(row)
+    ]
+    return max((value for value in values if value is not None), default=0.0)
+
+
+def _number(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if abs(value) < 2**31 else None
+
+
+def unexplained(path: str, codes: Sequence[int]) -> InputError:
+    """Error for labels whose numbers nothing explains, with the commands to type."""
+    shown = ", ".join(map(str, codes[:12])) + (", ..." if len(codes) > 12 else "")
+    fitting = [name for name in SCHEMES if codes and set(codes) <= set(load_scheme(name).classes)]
+    known = f"If they are those of {' or '.join(fitting)}, type --scheme {fitting[0]}. " if fitting else ""
+    rows = "".join(f"\n    {code},{number},NAME," for number, code in enumerate(codes[:5], start=1))
+    return InputError(
+        f"cannot tell which classes the codes of '{path}' mean ({shown}), since it has neither class names "
+        "nor a value table, expected to be told by --scheme",
+        f"{known}Otherwise write a table classes.csv with a row for each code and type --scheme classes.csv "
+        f"(leave class empty to ignore a code):\n\n    code,class,name,color{rows}",
+    )
