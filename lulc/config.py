@@ -8,54 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from lulc.core.options import Options, option
 from lulc.core.schema import ENCODERS
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    unit: str = "",
-    choices: tuple[str, ...] | None = None,
-    metavar: str | None = None,
-    positional: bool = False,
-    group: str = "",
-) -> Any:
-    """A dataclass field that is also a command-line option.
-
-    Parameters
-    ----------
-    default
-        Default value; ``...`` where the user must give one.
-    help
-        What the option does; default and unit are appended by the command line.
-    unit
-        Unit of the value, shown in the help.
-    choices
-        Allowed values.
-    metavar
-        Placeholder in the help; of an option with several values one for each.
-    positional
-        True for an argument without a name.
-    group
-        Heading under which the help shows it.
-    """
-    metadata = {
-        "help": help,
-        "unit": unit,
-        "choices": choices,
-        "metavar": metavar,
-        "positional": positional,
-        "group": group,
-    }
-    if default is ...:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
-
 
 INPUT = "input rasters"
 RUN = "running"
@@ -164,7 +122,7 @@ def by_recipe(name: str, help: str, **keywords: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputConfig:
+class InputConfig(Options):
     """How rasters are read; the same options in preprocessing and classification."""
 
     fill: tuple[str, ...] = option(
@@ -235,7 +193,7 @@ class InputConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Options):
     """What every command that continues its work offers about the run itself."""
 
     overwrite: bool = option(False, "replace a finished result", group=RUN)
@@ -243,7 +201,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
+class ClusterConfig(Options):
     """Where a stage runs that consists of independent parts."""
 
     dask: str | None = option(
@@ -693,7 +651,7 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Options):
     """Map and reference to figures."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
@@ -765,7 +723,7 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig:
+class ServeConfig(Options):
     """A map as tiles for the browser of this machine."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
@@ -787,7 +745,7 @@ class ServeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Options):
     """A map for other programs."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
@@ -820,7 +778,7 @@ class ExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportModelConfig:
+class ExportModelConfig(Options):
     """Weights for catalogues."""
 
     model: str = option(
@@ -843,7 +801,7 @@ class ExportModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceConfig:
+class ReproduceConfig(Options):
     """A map and what it was made from to the same map, or to where it differs."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)

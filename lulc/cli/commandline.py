@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO, TypeVar
 
-from lulc.core.config_file import read_settings, settings_text, value_type
+from lulc.core.config_file import read_settings, settings_text
+from lulc.core.options import help_of, value_type
 from lulc.core.schema import InputError
 from lulc.core.text import json_text, visible
 from lulc.core.version import __version__
@@ -387,7 +388,7 @@ def _probe(config: type, parser: argparse.ArgumentParser) -> argparse.ArgumentPa
 
 def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any, default: Any, required: bool) -> None:
     meta = field.metadata
-    keywords: dict[str, Any] = {"help": _help_of(field)}
+    keywords: dict[str, Any] = {"help": help_of(field)}
     if meta["choices"]:
         keywords["choices"] = meta["choices"]
     base, many = value_type(hint)
@@ -412,20 +413,3 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any, default: A
     group.add_argument(f"--{name}", required=required, default=default, **keywords)
     if base is bool and default:
         group.add_argument(f"--no-{name}", dest=field.name, action="store_false", help=argparse.SUPPRESS)
-
-
-def _help_of(field: dataclasses.Field[Any]) -> str:
-    text = str(field.metadata["help"])
-    notes = [field.metadata["unit"]] if field.metadata["unit"] else []
-    recipes = {name: _shown(value) for name, value in field.metadata.get("by_recipe", {}).items()}
-    if len(set(recipes.values())) > 1:
-        notes.append("by recipe: " + ", ".join(f"{name} {value}" for name, value in recipes.items()))
-    elif recipes:
-        notes.append(f"default {recipes['default']}")
-    elif field.default is not False and field.default not in (dataclasses.MISSING, None, (), ""):
-        notes.append(f"default {_shown(field.default)}")
-    return f"{text} [{'; '.join(notes)}]" if notes else text
-
-
-def _shown(value: Any) -> str:
-    return " ".join(str(v) for v in value) if isinstance(value, tuple) else str(value)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lulc.api import evaluate
 from lulc.cli.commandline import Answer, run
 from lulc.config import EvaluateConfig
 
@@ -31,15 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _act(config: EvaluateConfig) -> Answer:
-    # What tables and pictures need takes longer to load than it takes to refuse a bad map.
-    from lulc.rasters.sources import open_source
-
-    open_source(config.map, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote).close()
-    from lulc.evaluation.evaluate import evaluate
+    result = evaluate(config)
     from lulc.evaluation.report.document import plain_table
     from lulc.evaluation.report.sections import area_table, class_table, points_words, score_table
 
-    result = evaluate(config)
     findings = result.findings
     files = sorted(str(path) for path in result.files)
     tables = [class_table(result.scores), score_table("Scores", findings.parts())] if config.reference else []

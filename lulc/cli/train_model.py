@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lulc.api import train
 from lulc.cli.commandline import Answer, run
 from lulc.config import TrainConfig
 
@@ -32,24 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(config: TrainConfig) -> Answer | None:
-    # Folders and weights are opened before the framework is loaded, so that bad ones are refused at once.
-    from lulc.training.data.dataset import open_dataset
-
-    # A mosaic is looked through at length, so after all else was checked.
-    dataset = None if config.pretrain else open_dataset(config)
-    if config.init:
-        from lulc.models.weights import check_model, find_model
-
-        check_model(find_model(config.init))
-    from lulc.training.train import train
-
-    if not config.cross_validate:
-        result = train(config, dataset)
-        return Answer(describe(result), figures(result)) if result.first else None
-    from lulc.training.cross_validation import cross_validate
-
-    found = cross_validate(config)
-    result = train(config, dataset, found.temperature if config.resolved().calibrate != "none" else None)
+    result = train(config)
+    if not result.first:
+        return None
+    found = result.cross_validation
+    if found is None:
+        return Answer(describe(result), figures(result))
     data = figures(result) | {"cross_validation": {"folds": len(found.folds), **found.figures()}}
     return Answer(f"{describe_folds(found)}\n\n{describe(result)}", data)
 

@@ -7,14 +7,13 @@ names, plain values and lists of them are taken from it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lulc.core.options import KINDS, nearest, value_type
 from lulc.core.schema import InputError
 
 Texts = dict[str, str | list[str] | None]
@@ -31,18 +30,6 @@ _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False,
 def format_version() -> int:
     """Version of the files that `settings_text` writes."""
     return len(UPGRADERS) + 1
-
-
-def value_type(hint: Any) -> tuple[type, str | int | None]:
-    """Type of one value of a field, and how many there are: None one, ``"+"`` any number, or a number."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
-    if typing.get_origin(hint) is tuple:
-        arguments = typing.get_args(hint)
-        if arguments[-1] is Ellipsis:
-            return arguments[0], "+"
-        return arguments[0], len(arguments)
-    return hint, None
 
 
 def read_settings(path: str | os.PathLike[str], config: type) -> dict[str, Any]:
@@ -166,7 +153,7 @@ def _value(
     base, many = value_type(hint)
     words = text if isinstance(text, list) else [text]
     choices = field.metadata["choices"]
-    expected = f"one of {', '.join(choices)}" if choices else _EXPECTED[base]
+    expected = f"one of {', '.join(choices)}" if choices else KINDS[base]
     try:
         values = tuple(_SWITCHES[w.lower()] if base is bool else base(w) for w in words)
         if (isinstance(text, list) and many is None) or (isinstance(many, int) and len(values) != many):
@@ -183,11 +170,8 @@ def _value(
     return values[0] if many is None else values
 
 
-_EXPECTED: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-
-
 def _nearest(name: str, fields: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name.replace("-", "_"), fields, n=1)
+    near = nearest(name, fields)
     if near:
-        return f"Did you mean '{near[0].replace('_', '-')}'?"
+        return f"Did you mean '{near.replace('_', '-')}'?"
     return "See --help; --print-config writes a file with all options."

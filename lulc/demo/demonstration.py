@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lulc.cli.commandline import Answer, run
-from lulc.config import RUN, option
+from lulc.config import RUN
+from lulc.core.options import option
 
 SHAPE = (1024, 1024)
 

@@ -10,6 +10,7 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -109,6 +110,8 @@ class TrainingResult:
         Epochs in all, and batches of each, as asked for.
     pretrained
         Whether it was trained without labels, and knows no classes.
+    cross_validation
+        A `lulc.training.cross_validation.CrossValidation`, where ``cross_validate`` asked for it.
     """
 
     folder: Path
@@ -121,6 +124,7 @@ class TrainingResult:
     epochs: int
     steps: int
     pretrained: bool = False
+    cross_validation: Any = None
 
 
 def train(

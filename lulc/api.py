@@ -1,0 +1,499 @@
+"""The public functions: each command as a function that takes its options by name.
+
+Nothing heavy is loaded before a function is called. What a function takes and refuses is written in
+`lulc.config`, once for the command line and for Python.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import os
+import re
+import textwrap
+import typing
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+
+from lulc.config import (
+    ClassifyConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ExportModelConfig,
+    InputConfig,
+    PreprocessConfig,
+    ReproduceConfig,
+    TrainConfig,
+)
+from lulc.core.options import Options, help_of, nearest, take, value_type
+from lulc.core.schema import InputError as InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import keras
+
+    from lulc.core.statistics import Statistics
+    from lulc.datasets.manifest import Manifest
+    from lulc.evaluation.evaluate import EvaluationResult
+    from lulc.inference.classify import ClassificationResult, Forecast, ShareResult
+    from lulc.inference.reproduce import Reproduction
+    from lulc.labels.schemes import Scheme
+    from lulc.maps.reader import ClassMap
+    from lulc.models.card import ModelCard
+    from lulc.rasters.stack import Stack
+    from lulc.training.train import TrainingResult
+
+File = str | os.PathLike[str]
+"""A path, as text or as an object."""
+
+P = ParamSpec("P")
+Result = TypeVar("Result", covariant=True)
+Config = TypeVar("Config", bound=Options)
+Made = TypeVar("Made")
+
+
+class Command(Protocol[P, Result]):
+    """A function that takes the options of a config by name, or a config, or both."""
+
+    # The first form gives editors the names, the second one takes lists and paths for tuples and texts.
+    @overload
+    def __call__(self, *args: P.args, **options: P.kwargs) -> Result: ...
+    @overload
+    def __call__(self, config: Any = None, /, **options: Any) -> Result: ...
+
+
+def _config_from(function: str, kind: type[Config], given: Config | None, options: dict[str, Any]) -> Config:
+    """The config of a call; names that it doesn't have are refused as Python refuses them."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in options:
+        if name not in fields:
+            near = nearest(name, fields)
+            meant = f"did you mean '{near}'?" if near else f"see help(lulc.{function})"
+            raise TypeError(f"{function}() got an unexpected option '{name}'; {meant}")
+    if given is not None and not isinstance(given, kind):
+        raise TypeError(
+            f"{function}() takes options by name or a {kind.__name__}, got {type(given).__name__}; "
+            f"see help(lulc.{function})"
+        )
+    if given is not None:
+        return dataclasses.replace(given, **options)
+    missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in options]
+    if missing:
+        raise TypeError(f"{function}() needs the options {' and '.join(map(repr, missing))}")
+    return kind(**options)
+
+
+def _signature(config: type[Options], function: Callable[..., Any]) -> inspect.Signature:
+    """Signature of a call with options by name."""
+    first = inspect.Parameter(
+        "config", inspect.Parameter.POSITIONAL_ONLY, default=None, annotation=config | None
+    )
+    hints = typing.get_type_hints(config)
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(config)
+    ]
+    returned = inspect.signature(function).return_annotation
+    return inspect.Signature([first, *options], return_annotation=returned)
+
+
+def _documentation(config: type[Options], function: Callable[..., Any]) -> str:
+    """Docstring of a function with a section that documents each option."""
+    lines = [
+        "Parameters",
+        "----------",
+        f"config : {config.__name__}, optional",
+        "    Options as an object; those given by name win.",
+    ]
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        optional = "" if field.default is dataclasses.MISSING else ", optional"
+        lines.append(f"{field.name} : {_kind_of(field, hints[field.name])}{optional}")
+        told = re.sub(r"--([a-z][a-z-]+)", lambda m: m[1].replace("-", "_"), help_of(field))
+        sentence = told[0].upper() + told[1:].replace("%%", "%")
+        lines += textwrap.wrap(sentence, 96, initial_indent="    ", subsequent_indent="    ")
+    text = inspect.getdoc(function) or ""
+    head, mark, rest = text.partition("Returns\n-------\n")
+    return head + "\n".join(lines) + "\n\n" + mark + rest
+
+
+def _kind_of(field: dataclasses.Field[Any], hint: Any) -> str:
+    """Type of an option as docstrings write it."""
+    base, many = value_type(hint)
+    choices = field.metadata["choices"]
+    one = f"{{{', '.join(map(repr, choices))}}}" if choices else base.__name__
+    one = "str or path" if one == "str" else one
+    return one if many is None else f"list of {one}" if many == "+" else f"{many} {one}s"
+
+
+def _command(kind: Callable[P, Config]) -> Callable[[Callable[[Config], Made]], Command[P, Made]]:
+    """Let a function of a config take the config's fields by name, and document them."""
+    config = typing.cast("type[Config]", kind)
+
+    def decorate(function: Callable[[Config], Made]) -> Command[P, Made]:
+        @functools.wraps(function)
+        def call(given: Config | None = None, /, **options: Any) -> Made:
+            return function(_config_from(function.__name__, config, given, options))
+
+        made: Any = call
+        made.__signature__ = _signature(config, function)
+        made.__doc__ = _documentation(config, function)
+        return typing.cast("Command[P, Made]", made)
+
+    return decorate
+
+
+@_command(PreprocessConfig)
+def make_stacks(config: PreprocessConfig) -> Manifest:
+    """Cut a mosaic and its labels into stacks for training and validation.
+
+    Returns
+    -------
+    Manifest
+        Of the folder with the stacks: files, classes, channels, statistics.
+
+    Raises
+    ------
+    InputError
+        If an input doesn't fit, no pixel is valid, or the folder holds other results.
+
+    Examples
+    --------
+    >>> import lulc
+    >>> lulc.make_stacks(bands="mosaic.tif", labels="labels.tif", out="stacks")  # doctest: +SKIP
+    """
+    from lulc.preprocessing.preprocess import make_stacks
+
+    return make_stacks(config)
+
+
+@_command(TrainConfig)
+def train(config: TrainConfig) -> TrainingResult:
+    """Train a network on the stacks of `make_stacks`; the same call continues an interrupted run.
+
+    Returns
+    -------
+    TrainingResult
+        The run folder, its best weights and its history.
+
+    Raises
+    ------
+    InputError
+        If the data don't fit the network or each other, memory or disk can't hold the run, or the folder
+        holds another one.
+
+    Examples
+    --------
+    >>> import lulc
+    >>> run = lulc.train(data="stacks", out="run", epochs=4)  # doctest: +SKIP
+    >>> run.picks["lowest-val-loss"]  # doctest: +SKIP
+    """
+    # Folders and weights are opened before the framework is loaded, so that bad ones are refused at once;
+    # a mosaic to pretrain on is looked through at length, so after all else was checked.
+    from lulc.models.weights import check_model, find_model
+    from lulc.training.data.dataset import open_dataset
+
+    dataset = None if config.pretrain else open_dataset(config)
+    if config.init:
+        check_model(find_model(config.init))
+    from lulc.training.train import train
+
+    if not config.cross_validate:
+        return train(config, dataset)
+    from lulc.training.cross_validation import cross_validate
+
+    found = cross_validate(config)
+    temperature = None if config.resolved().calibrate == "none" else found.temperature
+    return dataclasses.replace(train(config, dataset, temperature), cross_validation=found)
+
+
+@_command(ClassifyConfig)
+def classify(config: ClassifyConfig) -> ClassificationResult:
+    """Classify a mosaic with trained weights; the same call continues an interrupted run.
+
+    Returns
+    -------
+    ClassificationResult
+        Path of the map, its classes and their pixel counts, engine and seconds.
+
+    Raises
+    ------
+    InputError
+        If model or mosaic are refused or don't fit together, or the map exists.
+
+    Examples
+    --------
+    >>> import lulc
+    >>> made = lulc.classify(model="run", inputs="mosaic.tif", out="map.tif")  # doctest: +SKIP
+    >>> with lulc.open_map(made.path) as land_cover:  # doctest: +SKIP
+    ...     classes = land_cover.read(land_cover.grid.extent)
+    """
+    for name, other in (("plan", "forecast"), ("share", "classify_share")):
+        if getattr(config, name):
+            raise InputError(
+                f"cannot make a map with --{name}, which asks for something else than a map",
+                f"Call lulc.{other}() with the same options.",
+            )
+    from lulc.inference.classify import classify
+
+    return classify(config)
+
+
+@_command(ClassifyConfig)
+def classify_share(config: ClassifyConfig) -> ShareResult:
+    """Make one share of a map (``share="1/8"``) while other processes make theirs.
+
+    `classify` with the same options, without `share`, then makes the map.
+
+    Returns
+    -------
+    ShareResult
+        Parts of the share, and how many of them this call made.
+
+    Raises
+    ------
+    InputError
+        As `classify` does, or if the share is none or another process is making it.
+    """
+    if not config.share:
+        raise InputError("cannot make a share of the map, since none is named", 'Add share="1/8".')
+    from lulc.inference.classify import classify_share
+
+    return classify_share(config)
+
+
+@_command(ClassifyConfig)
+def forecast(config: ClassifyConfig) -> Forecast:
+    """Estimate windows, memory, disk and time of `classify` with the same options; writes nothing.
+
+    Returns
+    -------
+    Forecast
+        Bytes and seconds, from a few windows that were classified.
+
+    Raises
+    ------
+    InputError
+        As `classify` does.
+    """
+    from lulc.inference.classify import forecast_classification
+
+    return forecast_classification(dataclasses.replace(config, plan=True))
+
+
+@_command(EvaluateConfig)
+def evaluate(config: EvaluateConfig) -> EvaluationResult:
+    """Score a map against a reference, or against interpreted points, and write a report.
+
+    Returns
+    -------
+    EvaluationResult
+        Folder and files of the report, and all results.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to compare with, the folder holds a report already, a file can't be read, or
+        grids or classes don't fit.
+
+    Examples
+    --------
+    >>> import lulc
+    >>> result = lulc.evaluate(map="map.tif", reference="labels.tif", out="report")  # doctest: +SKIP
+    >>> result.scores.overall_accuracy  # doctest: +SKIP
+    """
+    from lulc.rasters.sources import open_source
+
+    # What tables and pictures need takes longer to load than it takes to refuse a bad map.
+    open_source(config.map, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote).close()
+    from lulc.evaluation.evaluate import evaluate
+
+    return evaluate(config)
+
+
+@_command(ExportConfig)
+def export_map(config: ExportConfig) -> tuple[Path, ...]:
+    """Write a map in the formats of other programs: QGIS, SLD, STAC, NetCDF, Zarr.
+
+    Returns
+    -------
+    tuple of Path
+        Files that were written.
+
+    Raises
+    ------
+    InputError
+        If the map has no class names, an output's ending is unknown, or an output exists.
+
+    Examples
+    --------
+    >>> import lulc
+    >>> lulc.export_map(map="map.tif", out=["map.qml", "map.nc"])  # doctest: +SKIP
+    """
+    from lulc.export.export import export_map
+
+    return export_map(config)
+
+
+@_command(ExportModelConfig)
+def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
+    """Write the STAC items of weights.
+
+    Returns
+    -------
+    tuple of Path
+        Files that were written.
+
+    Raises
+    ------
+    InputError
+        If the weights have no card, or an output exists.
+    """
+    from lulc.export.export import export_model
+
+    return export_model(config)
+
+
+@_command(ReproduceConfig)
+def reproduce(config: ReproduceConfig) -> Reproduction:
+    """Rebuild a map from the inputs that its tags name, and report any difference.
+
+    Returns
+    -------
+    Reproduction
+        How the map was made, which inputs and weights were found, and the comparison of both maps.
+
+    Raises
+    ------
+    InputError
+        If the tags don't say enough, an output exists, or the inputs can't be classified.
+    """
+    from lulc.inference.reproduce import reproduce
+
+    return reproduce(config)
+
+
+def open_map(
+    path: File,
+    *,
+    scheme: File | Scheme | None = None,
+    allow_vrt: bool = False,
+    allow_remote: bool = False,
+) -> ClassMap:
+    """Open a map for reading; a context manager.
+
+    Parameters
+    ----------
+    path
+        Map of `classify`, or another raster whose first band holds class numbers.
+    scheme
+        Name, table or result of `load_scheme` with the classes of a map whose tags hold none.
+    allow_vrt
+        Admit a VRT, whose files must lie below its folder.
+    allow_remote
+        Admit a remote file, which opens a connection.
+
+    Raises
+    ------
+    InputError
+        If the file can't be opened, or its classes are missing, damaged, or don't fit its bands.
+    """
+    from lulc.maps.reader import open_map
+
+    read = load_scheme(scheme) if isinstance(scheme, str | os.PathLike) else scheme
+    legend = None if read is None else read.legend
+    return open_map(path, legend, allow_vrt=allow_vrt, allow_remote=allow_remote)
+
+
+def open_stack(
+    bands: File | Sequence[File] = (),
+    indices: File | Sequence[File] = (),
+    config: InputConfig | None = None,
+    *,
+    scenes: File | Sequence[File] = (),
+    channels: Sequence[str] | None = None,
+    **options: Any,
+) -> Stack:
+    """Open rasters as one aligned stack of channels, as preprocessing and classification do.
+
+    The stack is a context manager; its `read` gives windows as float32 arrays (y, x, channel), NaN where a
+    pixel is invalid.
+
+    Parameters
+    ----------
+    bands
+        Sentinel-2 bands: files with one or many bands, ``.SAFE`` folders, or STAC items.
+    indices
+        Index rasters in SYKE coding; indices that none of them holds are computed from the bands.
+    config
+        Input options.
+    scenes
+        Instead of bands, many scenes on one grid; where they overlap, the first that has a pixel gives it.
+    channels
+        Names of the channels, in order; the default network's where not given.
+    **options
+        Further input options by name (see `InputConfig`); they win over `config`.
+
+    Raises
+    ------
+    InputError
+        If names are missing, unclear or given twice, grids differ, or the radiometry looks wrong.
+    """
+    from lulc.core.schema import CHANNELS
+    from lulc.rasters.stack import open_stack
+
+    files = [take(given, tuple[str, ...]) for given in (bands, indices, scenes)]
+    read = _config_from("open_stack", InputConfig, config, options)
+    return open_stack(files[0], files[1], read, scenes=files[2], channels=tuple(channels or CHANNELS))
+
+
+def load_model(
+    model: File, *, pick: str = "lowest-val-loss", statistics: Statistics | None = None
+) -> tuple[keras.Model, ModelCard]:
+    """Load a network and its model card.
+
+    Parameters
+    ----------
+    model
+        Weights file, run folder, or name in a weights folder.
+    pick
+        Which weights of a run folder: ``lowest-val-loss``, ``best-macro-f1``, ``highest-val-accuracy`` or
+        ``last``.
+    statistics
+        Training statistics of a legacy ``.h5`` file, which has none.
+
+    Raises
+    ------
+    InputError
+        If there are no such weights, or they are refused.
+    """
+    from lulc.models import weights
+
+    return weights.load_model(weights.find_model(os.fspath(model), pick), statistics=statistics)
+
+
+def load_scheme(scheme: File, codes: str = "auto") -> Scheme:
+    """Load a nomenclature: how label codes become classes, with names and colours.
+
+    Parameters
+    ----------
+    scheme
+        Name of a scheme (``clc-level1``), or path of a CSV with the columns code, class, name and color.
+    codes
+        Meaning of European CORINE codes: ``grid`` (1..44), ``three-digit`` (111..523), or ``auto``.
+
+    Raises
+    ------
+    InputError
+        If there is neither such a scheme nor such a table.
+    """
+    from lulc.labels.schemes import load_scheme
+
+    return load_scheme(os.fspath(scheme), codes)

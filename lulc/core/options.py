@@ -1,0 +1,260 @@
+"""Options: fields of a config with default, unit, help and limits, and one check of their values."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import difflib
+import functools
+import operator
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+from lulc.core.schema import InputError
+
+KINDS: Mapping[type, str] = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text or a path"
+}  # fmt: skip
+"""What a value of a type is called in messages."""
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    choices: tuple[str, ...] | None = None,
+    metavar: str | None = None,
+    positional: bool = False,
+    group: str = "",
+) -> Any:
+    """A dataclass field that is also a command-line option.
+
+    Parameters
+    ----------
+    default
+        Default value; ``...`` where the user must give one.
+    help
+        What the option does; default and unit are appended by the command line.
+    unit
+        Unit of the value, shown in the help.
+    choices
+        Allowed values.
+    metavar
+        Placeholder in the help; of an option with several values one for each.
+    positional
+        True for an argument without a name.
+    group
+        Heading under which the help shows it.
+    """
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "choices": choices,
+        "metavar": metavar,
+        "positional": positional,
+        "group": group,
+    }
+    if default is ...:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of the configs: takes lists and paths for tuples and texts, and refuses values of other types.
+
+    Raises
+    ------
+    InputError
+        If a value is none of its option.
+    """
+
+    def __post_init__(self) -> None:
+        kind: type = type(self)
+        hints = _hints(kind)
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            taken = _checked(value, option, hints[option.name])
+            if taken is not value:
+                object.__setattr__(self, option.name, taken)
+
+
+def take(value: Any, hint: Any) -> Any:
+    """Return a value in the form that a field of a config holds: texts for paths, tuples for lists.
+
+    Parameters
+    ----------
+    value
+        Path, text, number, date, switch or None, or a list, tuple or array of them. One value stands for a
+        list of one.
+    hint
+        Type of the field.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it can't be.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> take([Path("a.tif"), "b.tif"], tuple[str, ...])
+    ('a.tif', 'b.tif')
+    >>> take(64, tuple[int, ...])
+    (64,)
+    """
+    arms = typing.get_args(hint) if _is_union(hint) else (hint,)
+    if value is None and type(None) in arms:
+        return None
+    arms = tuple(arm for arm in arms if arm is not type(None))
+    several = _is_several(value)
+    for arm in arms:
+        if typing.get_origin(arm) is not tuple:
+            if not several:
+                return _TAKERS[arm](_plain(value))
+            continue
+        kinds = typing.get_args(arm)
+        items = tuple(value) if several else (value,)
+        if kinds[-1] is not Ellipsis and len(kinds) != len(items):
+            raise ValueError(value)
+        return tuple(_TAKERS[kinds[0]](_plain(item)) for item in items)
+    raise TypeError(value)
+
+
+def value_type(hint: Any) -> tuple[type, str | int | None]:
+    """Type of one value of a field, and how many there are: None one, ``"+"`` any number, or a number."""
+    if _is_union(hint):
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if typing.get_origin(hint) is tuple:
+        arguments = typing.get_args(hint)
+        if arguments[-1] is Ellipsis:
+            return arguments[0], "+"
+        return arguments[0], len(arguments)
+    return hint, None
+
+
+def shown_name(option: dataclasses.Field[Any]) -> str:
+    """Name of an option in messages, as it is typed on the command line."""
+    if option.metadata["positional"]:
+        return str(option.metadata["metavar"] or option.name.upper())
+    return "--" + option.name.replace("_", "-")
+
+
+def help_of(option: dataclasses.Field[Any]) -> str:
+    """Return help, unit and default of an option, with % doubled as argparse wants it."""
+    text = str(option.metadata["help"])
+    notes = [option.metadata["unit"]] if option.metadata["unit"] else []
+    recipes = {name: _shown(value) for name, value in option.metadata.get("by_recipe", {}).items()}
+    if len(set(recipes.values())) > 1:
+        notes.append("by recipe: " + ", ".join(f"{name} {value}" for name, value in recipes.items()))
+    elif recipes:
+        notes.append(f"default {recipes['default']}")
+    elif option.default is not False and option.default not in (dataclasses.MISSING, None, (), ""):
+        notes.append(f"default {_shown(option.default)}")
+    return f"{text} [{'; '.join(notes)}]" if notes else text
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a mistyped one; None where none is."""
+    return next(iter(difflib.get_close_matches(name.replace("-", "_"), list(known), 1)), None)
+
+
+def _checked(value: Any, option: dataclasses.Field[Any], hint: Any) -> Any:
+    """The value as the field holds it; None is what a field with that default may always be."""
+    if value is None and option.default is None:
+        return None
+    choices = option.metadata.get("choices")
+    try:
+        taken = take(value, hint)
+        if (
+            choices
+            and taken is not None
+            and not {*(taken if isinstance(taken, tuple) else [taken])} <= {*choices}
+        ):
+            raise ValueError(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"cannot use {_short(value)} for {shown_name(option)}, expected {_expected(option, hint)}",
+            f"{shown_name(option)}: {str(option.metadata['help']).replace('%%', '%')}.",
+        ) from error
+    return taken
+
+
+def _expected(option: dataclasses.Field[Any], hint: Any) -> str:
+    """Return in words what the values of an option are."""
+    base, many = value_type(hint)
+    choices = option.metadata.get("choices")
+    one = f"one of {', '.join(choices)}" if choices else KINDS[base]
+    if many is None:
+        return one
+    return f"{one}, or a list of them" if many == "+" else f"{many} values, each {one}"
+
+
+@functools.cache
+def _hints(config: type) -> dict[str, Any]:
+    return typing.get_type_hints(config)
+
+
+def _is_union(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+
+
+def _is_several(value: Any) -> bool:
+    """True for lists, tuples and arrays; a set is none, since the order of files counts."""
+    alone = isinstance(value, str | bytes | os.PathLike | Mapping | AbstractSet)
+    return isinstance(value, Iterable) and not alone and getattr(value, "ndim", 1) == 1
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for one of NumPy's."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    if type(value) in (int, float):
+        return str(value)
+    path = os.fspath(value)
+    if not isinstance(path, str):
+        raise TypeError(value)
+    return path
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError(value)
+    return operator.index(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(value)
+    return float(value)
+
+
+_TAKERS: Mapping[Any, Any] = {bool: _switch, int: _whole, float: _number, str: _text}
+
+
+def _shown(value: Any) -> str:
+    return " ".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
+
+
+def _short(value: Any) -> str:
+    if getattr(value, "ndim", 0):
+        return f"an array of shape {value.shape}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
