@@ -98,7 +98,7 @@ def _signature(config: type[Options], function: Callable[..., Any]) -> inspect.S
             default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
             annotation=hints[field.name],
         )
-        for field in dataclasses.fields(config)
+        for field in _ordered(config)
     ]
     returned = inspect.signature(function).return_annotation
     return inspect.Signature([first, *options], return_annotation=returned)
@@ -113,7 +113,7 @@ def _documentation(config: type[Options], function: Callable[..., Any]) -> str:
         "    Options as an object; those given by name win.",
     ]
     hints = typing.get_type_hints(config)
-    for field in dataclasses.fields(config):
+    for field in _ordered(config):
         optional = "" if field.default is dataclasses.MISSING else ", optional"
         lines.append(f"{field.name} : {_kind_of(field, hints[field.name])}{optional}")
         told = re.sub(r"--([a-z][a-z-]+)", lambda m: m[1].replace("-", "_"), help_of(field))
@@ -122,6 +122,12 @@ def _documentation(config: type[Options], function: Callable[..., Any]) -> str:
     text = inspect.getdoc(function) or ""
     head, mark, rest = text.partition("Returns\n-------\n")
     return head + "\n".join(lines) + "\n\n" + mark + rest
+
+
+def _ordered(config: type[Options]) -> list[dataclasses.Field[Any]]:
+    """The options: first those that must be given, then those of the command, then those under a heading."""
+    fields = dataclasses.fields(config)
+    return sorted(fields, key=lambda f: (f.default is not dataclasses.MISSING, f.metadata["group"] != ""))
 
 
 def _kind_of(field: dataclasses.Field[Any], hint: Any) -> str:

@@ -76,7 +76,9 @@ def test_signature_and_docstring_name_every_option(name: str, kind: type) -> Non
     first, *options = inspect.signature(function).parameters.values()
     assert (first.name, first.kind) == ("config", inspect.Parameter.POSITIONAL_ONLY)
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    assert [option.name for option in options] == list(fields)
+    assert {option.name for option in options} == set(fields)
+    needed = [option.default is option.empty for option in options]
+    assert needed == sorted(needed, reverse=True), "what must be given comes first"
     for option in options:
         default = fields[option.name].default
         assert option.default == (option.empty if default is dataclasses.MISSING else default)
