@@ -22,6 +22,7 @@ from lulc.core.schema import BANDS, InputError, LandCoverClass, Legend
 from lulc.core.statistics import Statistics
 from lulc.core.windows import Plan
 from lulc.engines.registry import Engine, EngineRequest
+from lulc.inference import classify as classify_module
 from lulc.inference import job, memory_plan
 from lulc.inference.classify import classify, forecast_classification
 from lulc.inference.sliding_window import predict_parts
@@ -217,7 +218,7 @@ def test_several_readers_and_many_processors_make_the_same_bytes(
     mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(600, 580))
     few, many = tmp_path / "few.tif", tmp_path / "many.tif"
     classify(configure(fast, mosaic, few, window=64))
-    monkeypatch.setattr(memory_plan, "cores", lambda: 24)
+    monkeypatch.setattr(classify_module, "cores", lambda: 24)
     monkeypatch.setattr(job, "readers_of", lambda name: 3)
     classify(configure(fast, mosaic, many, window=64))
     assert many.read_bytes() == few.read_bytes()

@@ -221,7 +221,7 @@ def test_weights_are_never_beside_a_former_card(
 
 def test_weights_are_read_without_a_framework(saved: Path) -> None:
     code = (
-        "import sys; from lulc import weights; weights.read_arrays(weights.find_model(sys.argv[1]));"
+        "import sys; from lulc.models import weights; weights.read_arrays(weights.find_model(sys.argv[1]));"
         "print([m for m in ('keras', 'tensorflow', 'jax', 'torch') if m in sys.modules])"
     )
     root = Path(__file__).parents[1]

@@ -355,7 +355,7 @@ def weights_folders() -> Iterator[Path]:
     """Where weights are looked for by name: the folders in ``LULC_WEIGHTS``, then the toolkit's own."""
     named = os.environ.get("LULC_WEIGHTS", "")
     yield from (Path(p) for p in named.split(os.pathsep) if p)
-    yield Path(__file__).resolve().parents[1] / "weights"
+    yield Path(__file__).resolve().parents[2] / "weights"
     yield Path(sys.prefix) / "share" / "lulc" / "weights"
 
 
