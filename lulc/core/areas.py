@@ -1,0 +1,101 @@
+"""Areas of pixels on the ellipsoid, whatever the projection does to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyproj import CRS, Geod, Transformer
+from pyproj.exceptions import CRSError
+
+from lulc.core.grid import GridSpec
+from lulc.core.windows import Window
+
+NODES = 64
+"""Pixels between the places where an area is computed; between them it is interpolated."""
+
+SPACING = 20_000.0
+"""Metres between these places at most, where pixels are large."""
+
+_ToDegrees = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def pixel_areas(grid: GridSpec, window: Window | None = None) -> NDArray[np.float64] | None:
+    """Return the geodesic area of each pixel.
+
+    Parameters
+    ----------
+    grid
+        Of the raster.
+    window
+        Part of it; all where not given.
+
+    Returns
+    -------
+    float64 (y, x), square metres
+        None where the grid has no CRS on the Earth.
+
+    Examples
+    --------
+    >>> from affine import Affine
+    >>> from rasterio.crs import CRS
+    >>> mercator = GridSpec(CRS.from_epsg(3857), Affine(10, 0, 2_900_000, 0, -10, 8_700_000), 100, 100)
+    >>> round(float(pixel_areas(mercator).mean()), 1)
+    23.1
+    """
+    window = window or grid.extent
+    known = _geodesy(grid.crs.to_wkt()) if grid.crs else None
+    if known is None:
+        return None
+    to_degrees, geod, geographic = known
+    rows = _nodes(window.height, grid.pixel_size[1] * (111_320.0 if geographic else 1.0))
+    # Pixels of one row of a grid in degrees are alike.
+    cols = np.array([window.width / 2]) if geographic else _nodes(window.width, grid.pixel_size[0])
+    part = grid.crop(window)
+    areas = np.array([[_area_at(part, geod, to_degrees, row, col) for col in cols] for row in rows])
+    across = np.arange(window.width) + 0.5
+    down = np.arange(window.height) + 0.5
+    wide = np.array([np.interp(across, cols, row) for row in areas])
+    return np.array([np.interp(down, rows, column) for column in wide.T]).T
+
+
+def pixel_area(grid: GridSpec) -> float | None:
+    """Return the mean geodesic area of a pixel in square metres; None where the grid has no CRS on the Earth.
+
+    Large grids are looked at in places, evenly spread.
+    """
+    rows, cols = (
+        ((np.arange(min(16, side)) + 0.5) * side / min(16, side)).astype(int).tolist() for side in grid.shape
+    )
+    areas = [pixel_areas(grid, Window(row, col, 1, 1)) for row in rows for col in cols]
+    known = [float(area[0, 0]) for area in areas if area is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _nodes(pixels: int, metres: float) -> NDArray[np.float64]:
+    """Return places along an axis of so many pixels, from the first to the last pixel's centre."""
+    step = min(NODES, max(1, int(SPACING / metres)))
+    return np.linspace(0.5, pixels - 0.5, -(-pixels // step) + 1) if pixels > 1 else np.array([0.5])
+
+
+def _area_at(part: GridSpec, geod: Geod, to_degrees: _ToDegrees, row: float, col: float) -> float:
+    corners = [(col - 0.5, row - 0.5), (col + 0.5, row - 0.5), (col + 0.5, row + 0.5), (col - 0.5, row + 0.5)]
+    xs, ys = zip(*(part.transform @ corner for corner in corners), strict=True)
+    lons, lats = to_degrees(xs, ys)
+    return abs(float(geod.polygon_area_perimeter(lons, lats)[0]))
+
+
+@lru_cache(maxsize=16)
+def _geodesy(wkt: str) -> tuple[_ToDegrees, Geod, bool] | None:
+    """Return the way to longitude and latitude, the ellipsoid, and whether the CRS counts degrees."""
+    try:
+        crs = CRS.from_wkt(wkt)
+        geodetic, geod = crs.geodetic_crs, crs.get_geod()
+    except CRSError:
+        return None
+    if geodetic is None or geod is None:
+        return None
+    return Transformer.from_crs(crs, geodetic, always_xy=True).transform, geod, bool(crs.is_geographic)
