@@ -141,6 +141,15 @@ def test_third_party_doors_are_opened_only_where_the_table_says(module: str) -> 
     assert not closed, f"{module} opens {closed}, which its row in docs/architecture.md does not name"
 
 
+def test_only_one_module_deletes_files_and_only_two_rename_them() -> None:
+    deletes, renames = {"unlink", "rmtree", "rmdir", "removedirs"}, {"os.rename", "os.replace", "shutil.move"}
+    for module, path in modules().items():
+        made = calls(path)
+        found = {name for name in made if name.rpartition(".")[2] in deletes or name == "os.remove"}
+        assert not found or module == "core.removal", f"{module} deletes by {found}: see lulc/core/removal.py"
+        assert not made & renames or module in ("core.removal", "core.storage"), module
+
+
 def test_only_backend_and_devices_name_a_framework_other_than_keras() -> None:
     backends = {"tensorflow", "jax", "torch"}
     users = {m for m, p in modules().items() if {n.split(".")[0] for n in imports(p)} & backends}

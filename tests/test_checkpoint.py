@@ -9,6 +9,7 @@ import logging
 import numpy as np
 import pytest
 
+from lulc.core.removal import temporary_name
 from lulc.core.schema import InputError
 from lulc.models.backend import keras
 from lulc.training.checkpoint import (
@@ -128,7 +129,7 @@ def test_a_lying_marker_allocates_nothing(tmp_path):
 def test_a_kill_between_the_two_files_leaves_the_older_checkpoint(tmp_path):
     save_checkpoint(tmp_path, make_checkpoint(1), KEY)
     (tmp_path / "checkpoint-00000002.bin").write_bytes(b"half")
-    (tmp_path / ".checkpoint-00000002.bin.abc.partial").write_bytes(b"half")
+    temporary_name(tmp_path / "checkpoint-00000002.bin").write_bytes(b"half")
     assert_same(load_checkpoint(tmp_path, KEY), make_checkpoint(1))
     save_checkpoint(tmp_path, make_checkpoint(2), KEY)
     assert_same(load_checkpoint(tmp_path, KEY), make_checkpoint(2))

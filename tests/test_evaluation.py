@@ -538,9 +538,10 @@ def test_files_of_others_with_the_names_of_a_report_are_not_replaced(scene, name
     report = scene.folder / "report"
     report.mkdir()
     (report / name).write_text("code,class,name,color\n")
-    with pytest.raises(InputError, match=r"holds \w+\.\w+ already(?s:.*)--overwrite"):
-        evaluate(scene.config())
-    assert (report / name).read_text() == "code,class,name,color\n"
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"holds '\w+\.\w+', which this toolkit did not write"):
+            evaluate(scene.config(overwrite=overwrite))
+        assert (report / name).read_text() == "code,class,name,color\n"
 
 
 def test_the_first_and_the_last_file_of_a_report_are_those(scene, monkeypatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lulc.core.removal import is_temporary, temporary_name
 from lulc.core.schema import InputError
 from lulc.inference.journal import Journal, open_journal
 
@@ -129,9 +130,10 @@ def test_a_damaged_journal_never_gives_a_part_that_is_not_whole(tmp_path: Path, 
 
 def test_leftovers_of_a_crash_are_removed(tmp_path: Path) -> None:
     folder = begun(tmp_path / "map.tif")
-    (folder / ".000004.part.abc.partial").write_bytes(b"half")
+    left = temporary_name(folder / "000004.part")
+    left.write_bytes(b"half")
     finished(tmp_path / "map.tif")
-    assert not list(folder.glob(".*"))
+    assert not left.exists()
 
 
 def test_the_key_is_json_and_carries_its_format(tmp_path: Path) -> None:
@@ -144,14 +146,15 @@ def test_a_journal_killed_while_it_is_removed_is_gone_and_the_next_run_clears_wh
 ) -> None:
     out = tmp_path / "map.tif"
     with monkeypatch.context() as patch:
-        patch.setattr("lulc.inference.journal.shutil.rmtree", lambda path, **options: None)
+        patch.setattr("lulc.core.removal.remove_temporary", lambda path: None)
         with open_journal(out) as journal:
             journal.begin({"weights": "a"}, restart=False)
             journal.remove()
-    assert [p.name for p in tmp_path.iterdir()] == [".map.tif.parts.partial"]
+    (left,) = tmp_path.iterdir()
+    assert is_temporary(left) and (left / "key.json").is_file()
     with open_journal(out) as journal:
         journal.begin({"weights": "a"}, restart=False)
-        assert [p.name for p in tmp_path.iterdir()] == ["map.tif.parts"]
+        assert not left.exists()
         journal.remove()
     assert not list(tmp_path.iterdir())
 
@@ -161,18 +164,21 @@ def test_a_journal_goes_where_files_that_are_open_keep_a_name_as_on_nfs(
 ) -> None:
     unlink = os.unlink
 
-    def keep_the_lock(path: str, *, dir_fd: int | None = None) -> None:
-        if path == "lock":
+    def keep_the_part(path: str, *, dir_fd: int | None = None) -> None:
+        if path == "000000.part":
             os.rename(path, ".nfs0001", src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         elif not path.startswith(".nfs"):
             unlink(path, dir_fd=dir_fd)
 
+    begun(tmp_path / "map.tif")
     with open_journal(tmp_path / "map.tif") as journal:
         journal.begin(KEY, restart=False)
         with monkeypatch.context() as patch:
-            patch.setattr(os, "unlink", keep_the_lock)
+            patch.setattr(os, "unlink", keep_the_part)
             journal.remove()
-        assert [p.name for p in tmp_path.iterdir()] == [".map.tif.parts.partial"]
+        assert not journal.folder.exists()
+    with open_journal(tmp_path / "map.tif"):
+        pass
     assert not list(tmp_path.iterdir())
 
 
@@ -180,8 +186,8 @@ def test_a_key_that_can_not_be_read_drops_nothing(tmp_path: Path) -> None:
     folder = begun(tmp_path / "map.tif")
     (folder / "key.json").unlink()
     (folder / "key.json").mkdir()
-    with open_journal(tmp_path / "map.tif", "1-of-2") as journal, pytest.raises(IsADirectoryError):
-        journal.begin(KEY, restart=False)
+    with pytest.raises(InputError, match=r"holds 'key\.json'"), open_journal(tmp_path / "map.tif", "1-of-2"):
+        pass
     assert len(list(folder.glob("*.part"))) == 4
 
 
@@ -212,7 +218,7 @@ def test_a_share_leaves_what_others_are_writing_and_has_their_key(tmp_path: Path
     out = tmp_path / "map.tif"
     with open_journal(out, "1-of-2") as first:
         first.begin(KEY, restart=False)
-        written = first.folder / ".000000.part.x.partial"
+        written = temporary_name(first.folder / "000000.part")
         written.write_bytes(b"half")
         with open_journal(out, "2-of-2") as second:
             second.begin(KEY, restart=False)

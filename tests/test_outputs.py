@@ -21,6 +21,7 @@ from rio_cogeo.cogeo import cog_validate
 
 from lulc.config import ClassifyConfig, ReproduceConfig
 from lulc.core.grid import GridSpec
+from lulc.core.removal import temporary_name
 from lulc.core.schema import InputError, LandCoverClass, Legend
 from lulc.core.windows import Plan
 from lulc.engines.registry import Engine, EngineRequest
@@ -186,7 +187,7 @@ def test_an_interrupted_run_continues_with_tiles_as_with_a_file(
     assert not out.exists()
     damaged = out.with_name("whole.parts") / "result" / "tiles" / "000" / "000-001.tif"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    (damaged.parent / ".000-002.tif.x.partial").write_bytes(b"half")
+    temporary_name(damaged.with_name("000-002.tif")).write_bytes(b"half")
     before = len(calls)
     classify(config)
     assert files(out) == expected
@@ -281,12 +282,12 @@ def test_tiles_need_a_place_on_earth(
 
 
 def test_the_folder_takes_its_name_whole_even_in_place_of_another(tmp_path: Path) -> None:
-    for name in ("old", "new"):
+    for name, file in (("old", "map.vrt"), ("new", "collection.json")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / name).write_text(name)
+        (tmp_path / name / file).write_text(name)
     outputs.put(tmp_path / "new", tmp_path / "old")
     assert [p.name for p in tmp_path.iterdir()] == ["old"]
-    assert os.listdir(tmp_path / "old") == ["new"]
+    assert os.listdir(tmp_path / "old") == ["collection.json"]
 
 
 def test_a_tileset_that_holds_a_hundred_thousand_parts_is_named_in_order(tmp_path: Path) -> None:

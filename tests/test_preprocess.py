@@ -339,14 +339,14 @@ def test_what_is_refused_overwrites_nothing(scene: dict[str, Any], monkeypatch: 
     assert contents(scene["out"]) == before
 
 
-def test_stacks_of_another_origin_are_not_replaced_unasked(scene: dict[str, Any]) -> None:
+def test_stacks_of_another_origin_are_never_replaced(scene: dict[str, Any]) -> None:
     alien = Path(scene["out"]) / "train_image_0.npy"
     alien.parent.mkdir()
     alien.write_bytes(b"precious")
-    with pytest.raises(InputError, match="another origin"):
-        make_stacks(config(scene))
-    assert alien.read_bytes() == b"precious"
-    make_stacks(config(scene, overwrite=True))
+    for options in ({}, {"overwrite": True}, {"restart": True}):
+        with pytest.raises(InputError, match=r"holds 'train_image_0\.npy', which this toolkit did not write"):
+            make_stacks(config(scene, **options))
+        assert alien.read_bytes() == b"precious"
 
 
 def interrupted(scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch, after: int, **options: Any) -> None:

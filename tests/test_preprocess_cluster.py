@@ -16,6 +16,7 @@ import rasterio
 from affine import Affine
 
 from lulc.config import PreprocessConfig
+from lulc.core.removal import temporary_name
 from lulc.core.schema import BANDS, InputError
 from lulc.distributed.cluster import UnfitWorkerError
 from lulc.preprocessing import preprocess, tiling
@@ -78,7 +79,7 @@ def config(inputs: Path, tmp_path: Path) -> PreprocessConfig:
 
 
 def contents(config: PreprocessConfig) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(Path(config.out).iterdir()) if p.name != ".lock"}
+    return {p.name: p.read_bytes() for p in sorted(Path(config.out).iterdir()) if p.name[:6] != ".lulc-"}
 
 
 def made_by(config: PreprocessConfig, tmp_path: Path, name: str, **options: Any) -> dict[str, bytes]:
@@ -187,7 +188,7 @@ def test_a_worker_that_is_killed_loses_nothing(
     def add(progress: Any, done: Any) -> None:
         nonlocal taken
         taken += 1
-        (Path(config.out) / ".train_image_0.npy.x.partial").write_bytes(b"of a worker that was killed")
+        temporary_name(Path(config.out) / "train_image_0.npy").write_bytes(b"of a worker that was killed")
         if taken in (3, 14):
             worker = next(iter(cluster.workers.values()))
             os.kill(worker.process.process.pid, signal.SIGKILL)

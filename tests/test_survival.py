@@ -59,13 +59,13 @@ loop.Loop._check_finite = count
 """
 
 PREPARE = """
-from lulc import preparation
-write = preparation.cut
+from lulc.preprocessing import preprocess
+write = preprocess.cut
 calls = os.open(task["calls"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def count(*arguments):
     os.write(calls, b".")
     return write(*arguments)
-preparation.cut = count
+preprocess.cut = count
 """
 
 
@@ -141,7 +141,9 @@ def timed(command: Command) -> float:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name != ".lock"}
+    return {
+        p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name[:6] != ".lulc-"
+    }
 
 
 class Maps(Command):

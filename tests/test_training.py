@@ -270,7 +270,7 @@ def test_another_key_is_refused_and_names_what_differs(stacks, write_stacks, tmp
 
 def test_a_folder_with_models_of_something_else_is_refused(stacks, tmp_path):
     (tmp_path / "03-0.50.keras").write_bytes(b"mine")
-    with pytest.raises(InputError, match=r"holds models but no 'run.json'"):
+    with pytest.raises(InputError, match=r"holds '03-0\.50\.keras', which this toolkit did not"):
         train(make_config(stacks, tmp_path))
     assert (tmp_path / "03-0.50.keras").read_bytes() == b"mine"
 
@@ -278,7 +278,7 @@ def test_a_folder_with_models_of_something_else_is_refused(stacks, tmp_path):
 def test_two_runs_in_one_folder_are_refused(stacks, tmp_path):
     from lulc.core.storage import Lock
 
-    with Lock(tmp_path / "run" / ".lock", "it"), pytest.raises(InputError, match="another run"):
+    with Lock(tmp_path / "run" / ".lulc-run", "it"), pytest.raises(InputError, match="another run"):
         train(make_config(stacks, tmp_path / "run"))
 
 

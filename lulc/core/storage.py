@@ -7,21 +7,28 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lulc.core.removal import remove_temporary, temporary_name, withdraw
 from lulc.core.schema import InputError
 
 
 @contextlib.contextmanager
-def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
+def write_atomically(path: str | os.PathLike[str], *, parents: bool = True) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends without error.
 
     The file is fsynced before and its folder after the rename, so that after a crash the final name
     holds the old content or the new one, whole. On an error the temporary file is removed.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    parents
+        Make the folder where it is missing.
 
     Examples
     --------
@@ -31,38 +38,46 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
     'whole'
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    # mkstemp makes files that only their owner reads; results have the permissions of any new file.
-    temporary.chmod(0o666 & ~_umask())
+    if parents:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(target)
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         _fsync(temporary)
-        os.replace(temporary, target)
-        _fsync(target.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        rename_durably(temporary, target)
+    finally:
+        remove_temporary(temporary)
 
 
-def remove_partial(folder: Path, *, below: bool = False) -> None:
-    """Remove what killed runs left half-written in `folder`, which the caller has locked.
-
-    With `below`, in its subfolders too.
-    """
-    for path in list(folder.rglob(".*.partial") if below else folder.glob(".*.partial")):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+@contextlib.contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `target`, which is removed when the block ends."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = temporary_name(target)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        remove_temporary(folder)
 
 
 def rename_durably(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Give a finished file, on disk already, its final name in the same file system, on disk too."""
     os.replace(source, target)
     _fsync(Path(target).parent)
+
+
+def put_folder(whole: Path, out: Path) -> None:
+    """Give a finished folder its final name, in place of the folder that the caller may replace.
+
+    A folder can't be renamed over another: a kill in between leaves the old one under a temporary name.
+    """
+    old = temporary_name(out)
+    if out.exists():
+        os.rename(out, old)
+    rename_durably(whole, out)
+    remove_temporary(old)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -105,6 +120,11 @@ class Resource:
         self.close()
 
 
+def lock_of(output: Path) -> Path:
+    """Return the path of the lock on an output: a hidden file beside it."""
+    return output.parent.resolve() / f".{output.name}.lulc-lock"
+
+
 class Lock:
     """A lock on a path, held by a living process only (``flock``).
 
@@ -113,11 +133,13 @@ class Lock:
     path
         File that is locked, made where it is missing.
     what
-        What it stands for, in messages.
+        Names in messages what it stands for.
     shared
-        Whether others may hold it too that share it.
+        Let others hold it too that share it.
     wait
-        Whether to wait for who holds it, instead of being refused.
+        Wait for its holder instead of being refused.
+    remove
+        Remove the file at the end, unless others share it.
 
     Raises
     ------
@@ -126,11 +148,12 @@ class Lock:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], what: str, *, shared: bool = False, wait: bool = False
+        self, path: Path, what: str, *, shared: bool = False, wait: bool = False, remove: bool = False
     ) -> None:
-        self._path = Path(path)
+        self._path = path
         self._what = what
         self._kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        self._remove = remove
         self._descriptor = -1
 
     def __enter__(self) -> Lock:
@@ -141,8 +164,10 @@ class Lock:
     def _acquire(self) -> bool:
         """Open and lock the file; False where the run that held it removed it between these two."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.is_symlink():
+            raise self._refuse("a link lies in the place of its lock")
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:
             return False
         try:
@@ -174,6 +199,11 @@ class Lock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._remove:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(self._descriptor), os.lstat(self._path)):
+                    withdraw(self._path)
         os.close(self._descriptor)
 
 
@@ -183,9 +213,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -19,6 +19,7 @@ from pathlib import Path
 from lulc.cli.commandline import Answer, run
 from lulc.config import RUN
 from lulc.core.options import option
+from lulc.core.removal import OwnFolder
 
 SHAPE = (1024, 1024)
 
@@ -62,6 +63,8 @@ def demonstrate(config: DemoConfig) -> Answer:
     from lulc.demo.landscape import simulate, write_scene
 
     started = time.monotonic()
+    names = r"(summer|spring|indices|labels|map)\.tif"
+    OwnFolder(Path(config.out), "demo", names, "the demonstration").take()
     rows, columns = SHAPE
     print(f"Simulating a scene of {rows} x {columns} pixels at 10 m (no measurement) into {config.out}/")
     write_scene(simulate(SHAPE, config.seed), config.out)

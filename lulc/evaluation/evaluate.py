@@ -36,7 +36,7 @@ from lulc.evaluation.measures.label_errors import find_suspects
 from lulc.evaluation.measures.metrics import Reliability, Scores, compare, count
 from lulc.evaluation.measures.regions import Region, read_regions
 from lulc.evaluation.measures.results import Areas, Change, Findings, Gathered
-from lulc.evaluation.report.publish import FILES, FIRST, LAST, write_findings
+from lulc.evaluation.report.publish import FILES, LAST, is_report, own_folder, write_findings
 from lulc.evaluation.report.views import Viewing, Views
 from lulc.labels.labels import Labels, near_borders, open_labels
 from lulc.labels.levels import levels_of
@@ -55,9 +55,6 @@ GROUPS = 5
 
 SAMPLE = "sample.gpkg"
 """Points to interpret, in the report's folder."""
-
-FIRST_BYTES = b"number,name,precision,"
-"""How the first file of a report begins, by which it is told from a table of the user's."""
 
 HISTORY = "history.csv"
 """Epochs of a training, in its run folder."""
@@ -244,6 +241,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
             f"cannot write the report to '{folder}', since that is a file, expected a folder",
             "Give another folder: --out report/",
         )
+    own_folder(folder).check(lambda: is_report(folder))
     present = [name for name in FILES if (folder / name).exists()]
     if present and not _is_unfinished(folder) and not overwrite:
         raise InputError(
@@ -253,12 +251,8 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 
 
 def _is_unfinished(folder: Path) -> bool:
-    """True where a report was begun and interrupted; files of its names alone may be anybody's."""
-    first = folder / FIRST
-    if (folder / LAST).exists() or not first.is_file():
-        return False
-    with first.open("rb") as file:
-        return file.read(len(FIRST_BYTES)) == FIRST_BYTES
+    """True where a report was begun and interrupted."""
+    return own_folder(folder).is_marked and not (folder / LAST).exists()
 
 
 @dataclass(frozen=True)

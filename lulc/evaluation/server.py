@@ -175,7 +175,7 @@ class _Reference:
     def __init__(self, config: ServeConfig, resources: ExitStack) -> None:
         # These take seconds to import, which a map without a reference need not wait for.
         from lulc.evaluation.evaluate import open_inputs
-        from lulc.export.export import PART, write_map
+        from lulc.maps.writer import PART, write_map
 
         named = EvaluateConfig(
             map=config.map, reference=config.reference, out="", scheme=config.scheme,

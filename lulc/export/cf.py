@@ -10,12 +10,12 @@ CF conventions 1.10, sections 3.5 (flags), 4 (coordinates), 5.6 (grid mappings),
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ import xarray as xr
 import zarr
 from numcodecs import Zstd
 
+from lulc.core.removal import strangers
 from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError
-from lulc.core.storage import rename_durably, write_atomically
+from lulc.core.storage import put_folder, temporary_folder, write_atomically
 from lulc.core.text import printable
 from lulc.core.windows import Window, squares_of
 from lulc.export.stac import class_names
@@ -83,9 +84,11 @@ def write_zarr(land_cover: ClassMap, path: Path) -> None:
     Raises
     ------
     InputError
-        If the map is damaged, or the folder to replace is no Zarr folder.
+        If the map is damaged, or what is to be replaced is no Zarr folder of this toolkit.
     """
-    with _folder_atomically(path) as temporary:
+    check_store(path)
+    with temporary_folder(path) as folder:
+        temporary = folder / path.name
         frame_of(land_cover).to_zarr(temporary, mode="w", zarr_format=2, consolidated=False)
         group = zarr.open_group(temporary, mode="a", zarr_format=2)
         sizes = dict(zip(("y", "x"), land_cover.grid.shape, strict=True))
@@ -110,6 +113,8 @@ def write_zarr(land_cover: ClassMap, path: Path) -> None:
             return array
 
         _write_pixels(land_cover, create)
+        os.sync()
+        put_folder(temporary, path)
 
 
 def frame_of(land_cover: ClassMap) -> xr.Dataset:
@@ -228,25 +233,30 @@ class Packing:
         return packed
 
 
-@contextmanager
-def _folder_atomically(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; rename it to `path` when the block ends without error."""
-    if path.exists() and not any((path / name).is_file() for name in (".zgroup", "zarr.json")):
+_GROUP = r"\.(zgroup|zattrs|zmetadata|zarray)|zarr\.json"
+_STORE = re.compile(rf"({_GROUP})|(crs|y|x|land_cover|land_cover_class|activation)/(({_GROUP})|\d+(\.\d+)*)?")
+"""What `write_zarr` writes: pattern of the paths below the folder."""
+
+
+def check_store(path: Path) -> None:
+    """Refuse to replace a folder unless `write_zarr` wrote all that it holds.
+
+    Raises
+    ------
+    InputError
+        If it is no Zarr folder of this toolkit, or holds anything else.
+    """
+    if not os.path.lexists(path):
+        return
+    attributes = path / ".zattrs"
+    source = ""
+    if path.is_dir() and not path.is_symlink() and attributes.is_file() and attributes.stat().st_size < 2**20:
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):
+            source = str(json.loads(attributes.read_bytes()).get("source"))
+    others = strangers(path, _STORE) if source.endswith("(lulc)") else ()
+    if others or not source.endswith("(lulc)"):
+        holds = f"it holds '{others[0]}'" if others else "it is no Zarr folder of this toolkit"
         raise InputError(
-            f"cannot replace '{path}', since it is no Zarr folder, expected one", "Give another output."
+            f"cannot replace '{path}', since {holds}, expected what export_map.py wrote",
+            "Move it away, or give another output.",
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        if path.exists():
-            old = temporary.with_suffix(".old")
-            rename_durably(path, old)
-            rename_durably(temporary, path)
-            shutil.rmtree(old)
-        else:
-            rename_durably(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

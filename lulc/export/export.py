@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,10 @@ import rasterio
 
 from lulc.config import ExportConfig, ExportModelConfig
 from lulc.core.documents import write_document
-from lulc.core.machine import GDAL_CACHE, cores
+from lulc.core.machine import GDAL_CACHE
 from lulc.core.schema import IGNORE, InputError
 from lulc.core.storage import check_disk
-from lulc.core.windows import Plan, Window
+from lulc.core.windows import Window
 from lulc.export import styles
 from lulc.export.cf import write_netcdf, write_zarr
 from lulc.export.stac import MISSION, Item, known_dates, map_item, model_item, parse_dates
@@ -24,8 +22,9 @@ from lulc.labels.levels import Level, levels_of
 from lulc.labels.schemes import load_scheme
 from lulc.labels.value_tables import LEGEND_TAG
 from lulc.maps.blocks import ENCODINGS, Encoding
-from lulc.maps.geotiff import MapProfile, assemble, write_part
+from lulc.maps.geotiff import MapProfile
 from lulc.maps.reader import TAG_PREFIX, ClassMap, open_map
+from lulc.maps.writer import PART, write_map
 from lulc.models.card import check_classifies, load_card
 from lulc.models.weights import find_model
 
@@ -37,12 +36,6 @@ KINDS = (*STYLES, ".json", ".nc", ".zarr", ".tif")
 
 LEVEL_TAG = "LULC_LEVEL"
 """Tag of a map that `write_level` wrote: its level."""
-
-SIDE = 1024
-"""Side of the windows of a map that are written together."""
-
-PART = 4096
-"""Side of its parts."""
 
 
 def export_map(config: ExportConfig) -> tuple[Path, ...]:
@@ -251,30 +244,6 @@ def write_level(land_cover: ClassMap, number: int, out: Path) -> None:
         )
     profile = _level_profile(land_cover, level)
     write_map(profile, lambda window: _gathered(land_cover, level, window, profile.encoding), out)
-
-
-def write_map(profile: MapProfile, read: Callable[[Window], np.ndarray], out: Path) -> None:
-    """Write a map window by window, whole or not at all.
-
-    Parameters
-    ----------
-    profile
-        Its look; of its parts, `PART` is the side.
-    read
-        Window to what is stored, (band, y, x).
-    out
-        File to write; parts lie beside it meanwhile.
-    """
-    height, width = profile.grid.shape
-    plan = Plan(height, width, 1, 0, (min(SIDE, height), min(SIDE, width)), profile.part)
-    parts = [(part, out.with_name(f".{out.name}.{part.index}.partial")) for part in plan.parts()]
-    with ExitStack() as files, ThreadPoolExecutor(cores()) as pool:
-        for part, path in parts:
-            files.callback(path.unlink, missing_ok=True)
-            with write_part(path, profile, part.extent, pool) as writer:
-                for window in plan.windows(part):
-                    writer.write(window.write, read(window.write))
-        assemble(profile, [(part.extent, path) for part, path in parts], out, pool)
 
 
 def _level_profile(land_cover: ClassMap, level: Level) -> MapProfile:

@@ -8,21 +8,29 @@ import itertools
 import json
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lulc.core.documents import write_document
+from lulc.core.removal import OwnFolder, remove_leftovers
 from lulc.core.schema import InputError
-from lulc.core.storage import Lock, remove_partial
+from lulc.core.storage import Lock, lock_of
 
 FORMAT_VERSION = 1
 
-LOCK = "lock"
 KEY = "key.json"
 CLAIMS = "claims.json"
+
+TILES = r"tiles/(\d+/(\d+-\d+\.(tif|json)|\d+\.vrt|catalog\.json)?)?|collection\.json|map\.vrt"
+"""What a map in tiles consists of: pattern of the paths below its folder."""
+
+_NAMES = (
+    r"(begin|\d+-of-\d+)\.lock|key\.json|claims\.json|journal(-\d+-of-\d+)?\.jsonl|\d{6,}\.part"
+    rf"|map\.tif|sieved\.tif|sieved-\d{{6,}}\.part|classes|result/({TILES})?"
+)
+"""What the folder of the parts holds."""
 
 logger = logging.getLogger("lulc")
 
@@ -47,7 +55,9 @@ class Journal:
         What the work was begun with, as it is written.
     """
 
-    def __init__(self, folder: Path, share: str | None = None) -> None:
+    def __init__(self, own: OwnFolder, share: str | None = None) -> None:
+        folder = own.path
+        self._own = own
         self.folder = folder
         self._share = share
         self.key: dict[str, Any] = {}
@@ -93,6 +103,11 @@ class Journal:
         return found
 
     @property
+    def is_begun(self) -> bool:
+        """True where the folder holds more than locks."""
+        return not all(p == self._own.mark or _is_lock(p.name) for p in self.folder.iterdir())
+
+    @property
     def bytes(self) -> int:
         """Bytes of all files in the folder."""
         found = 0
@@ -108,22 +123,8 @@ class Journal:
         write_document(self.folder / CLAIMS, claims)
 
     def remove(self) -> None:
-        """Remove the folder, the map being finished.
-
-        Renamed first, so that a kill leaves a journal that is whole, or none: half of one would have the
-        same command make parts again that the map already holds.
-        """
-        dropped = self._drop()
-        os.rename(self.folder, dropped)
-        # NFS keeps a name for files that are open, such as the lock, so that the folder is not empty yet.
-        shutil.rmtree(dropped, ignore_errors=True)
-
-    def _drop(self) -> Path:
-        """Name of the folder while it is removed; what a killed run left there goes."""
-        dropped = _dropped_of(self.folder)
-        if dropped.is_dir():
-            shutil.rmtree(dropped)
-        return dropped
+        """Remove the folder, the map being finished."""
+        self._own.drop()
 
     def begin(self, key: dict[str, Any], *, restart: bool) -> None:
         """Take up the work in the folder if it has this key; begin where there is none.
@@ -134,19 +135,16 @@ class Journal:
             If the work was begun with another key and `restart` is False.
         """
         self.key = document = document_of(key)
-        with Lock(self.folder / f"begin.{LOCK}", "the key of the work", wait=True):
+        with Lock(self.folder / "begin.lock", "the key of the work", wait=True):
             found = None if restart else read_key(self.folder)
             if found is None:
-                for leftover in self.folder.iterdir():
-                    if not _is_lock(leftover):
-                        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                self._own.clear(kept=_is_lock)
                 write_document(self.folder / KEY, document)
         if found is not None and found != document:
             raise self._other_key(found, document)
-        self._drop()
         if self._share is None:
             # Those of shares are of runs that live.
-            remove_partial(self.folder, below=True)
+            remove_leftovers(self.folder, below=True)
         journals = sorted(self.folder.glob("journal*.jsonl"))
         for part, checksum, counts in itertools.chain.from_iterable(map(_read_lines, journals)):
             self._checksums[part], self._counts[part] = checksum, counts
@@ -205,19 +203,20 @@ def open_journal(out: Path, share: str | None = None) -> Iterator[Journal]:
     InputError
         If another process writes the map `out`, or the same share of it.
     """
-    folder = folder_of(out)
-    with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as stack:
-        stack.enter_context(Lock(folder / LOCK, f"the map '{out}'", shared=share is not None))
+    own = OwnFolder(folder_of(out), "parts", _NAMES, f"the parts of the map '{out}'", exclusive=True)
+    with contextlib.ExitStack() as stack:
+        lock = Lock(lock_of(out), f"the map '{out}'", shared=share is not None, remove=True)
+        stack.enter_context(lock)
         if share is None:
-            # When the lock is closed, nothing keeps what `Journal.remove` had to leave.
-            afterwards.callback(shutil.rmtree, _dropped_of(folder), ignore_errors=True)
-        else:
-            stack.enter_context(Lock(folder / f"{share}.{LOCK}", f"share {share} of the map '{out}'"))
-        journal = Journal(folder, share)
+            remove_leftovers(out.parent, own.path.name)
+        own.take()
+        if share is not None:
+            stack.enter_context(Lock(own.path / f"{share}.lock", f"share {share} of the map '{out}'"))
+        journal = Journal(own, share)
         try:
             yield journal
         finally:
-            if share is None and folder.is_dir() and all(map(_is_lock, folder.iterdir())):
+            if share is None and own.path.is_dir() and not journal.is_begun:
                 journal.remove()
 
 
@@ -226,12 +225,8 @@ def folder_of(out: Path) -> Path:
     return out.with_name(out.name + ".parts")
 
 
-def _dropped_of(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.partial")
-
-
-def _is_lock(path: Path) -> bool:
-    return path.name == LOCK or path.name.endswith(f".{LOCK}")
+def _is_lock(name: str) -> bool:
+    return name.endswith(".lock")
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:

@@ -7,11 +7,8 @@ milliseconds for each.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import secrets
-import shutil
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -23,13 +20,14 @@ import numpy as np
 
 from lulc.core.documents import write_document
 from lulc.core.grid import GridSpec
-from lulc.core.schema import IGNORE, UNCLASSIFIED
-from lulc.core.storage import remove_partial, rename_durably, sha256_of, write_atomically
+from lulc.core.removal import remove_leftovers, remove_temporary, strangers, temporary_name
+from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError
+from lulc.core.storage import put_folder, rename_durably, sha256_of, write_atomically
 from lulc.core.text import printable
 from lulc.core.windows import Part, Plan, Window
 from lulc.export.stac import belonging, catalog, collection, map_item
 from lulc.export.styles import describe_entries
-from lulc.inference.journal import CLAIMS, folder_of
+from lulc.inference.journal import CLAIMS, TILES, folder_of
 from lulc.maps.blocks import BLOCK
 from lulc.maps.geotiff import MapProfile, PartWriter, assemble, colormap, write_part
 from lulc.maps.reader import REST, open_map
@@ -144,9 +142,7 @@ class Tileset:
 
     def make(self, part: Part, pieces: Iterable[Piece], pool: Executor) -> Made:
         path = self.path_of(part.index)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Processes of other machines, which may be making this part too, can have the same number.
-        blocks = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        blocks = temporary_name(self._folder.parent / path.name)
         tags = self._profile.tags | {"LULC_TILE": path.stem}
         grid = self._profile.grid.crop(part.extent)
         profile = replace(self._profile, grid=grid, tags=tags, cog=True)
@@ -154,14 +150,14 @@ class Tileset:
         try:
             with write_part(blocks, profile, extent, pool) as writer:
                 counts = _write(writer, pieces, part.extent)
-            if counts.keys() == {IGNORE}:
-                path.unlink(missing_ok=True)
-                path.with_suffix(".json").unlink(missing_ok=True)
-            else:
+            if counts.keys() != {IGNORE}:
+                # The journal's own folder is not made: a run that is over has removed it.
+                for folder in (self._folder, path.parent.parent, path.parent):
+                    folder.mkdir(exist_ok=True)
                 assemble(profile, [(extent, blocks)], path, pool)
                 write_document(path.with_suffix(".json"), self._item(path, counts))
         finally:
-            blocks.unlink(missing_ok=True)
+            remove_temporary(blocks)
         return Made(part.index, self.checksum(part.index), counts)
 
     def checksum(self, part: int) -> str:
@@ -174,17 +170,13 @@ class Tileset:
         """Describe the tiles: VRT and catalog of each row, then of the whole."""
         del pool
         # What workers left that were killed meanwhile.
-        remove_partial(self._folder, below=True)
+        remove_leftovers(self._folder, below=True)
         rows, cols = self._plan.part_counts
         described = []
         for row in range(rows):
             parts = [self._plan.part_at(row * cols + col) for col in range(cols)]
             if found := [part for part in parts if self.path_of(part.index).is_file()]:
                 described.append(self._describe_row(found))
-            else:
-                # A run that was killed here may have removed it already.
-                with contextlib.suppress(FileNotFoundError):
-                    self.path_of(parts[0].index).parent.rmdir()
         grid = self._profile.grid
         write_vrt(self._folder / MOSAIC, self._profile, grid, described, self._profile.tags)
         children = [f"{Path(file).parent}/catalog.json" for file, _ in described]
@@ -306,10 +298,17 @@ def is_tileset(folder: Path) -> bool:
     return (folder / COLLECTION).is_file() and vrt.is_file() and b"LULC_VERSION" in vrt.read_bytes()
 
 
-def foreign_files(folder: Path) -> list[str]:
-    """Names of what lies in a folder of tiles and is no part of it; what GDAL notes beside a raster is."""
-    own = {COLLECTION, MOSAIC, "tiles", f"{MOSAIC}.aux.xml", f"{MOSAIC}.ovr"}
-    return sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
+def check_tiles(folder: Path) -> None:
+    """Refuse to replace a folder of tiles that holds anything but them and what GDAL notes beside rasters."""
+    if others := strangers(folder, _REPLACEABLE) if folder.is_dir() else ():
+        raise InputError(
+            f"cannot replace '{folder}', since the folder holds '{others[0]}' beside the tiles, which would "
+            "be lost, expected tiles alone",
+            "Move it away, or type a new name.",
+        )
+
+
+_REPLACEABLE = re.compile(rf"({TILES})|(tiles/\d+/\d+-\d+\.tif|tiles/\d+/\d+\.vrt|map\.vrt)\.(aux\.xml|ovr)")
 
 
 def is_named(out: Path) -> bool:
@@ -326,10 +325,5 @@ def put(whole: Path, out: Path) -> None:
     if not whole.is_dir():
         rename_durably(whole, out)
         return
-    # A folder can't be renamed over another; a kill between the two leaves the old one under this name.
-    old = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        os.rename(out, old)
-    rename_durably(whole, out)
-    shutil.rmtree(old, ignore_errors=True)
+    check_tiles(out)
+    put_folder(whole, out)

@@ -12,7 +12,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,17 @@ import rasterio
 
 from lulc.config import ClassifyConfig, InputConfig, ReproduceConfig
 from lulc.core.documents import check_document, write_document
-from lulc.core.machine import GDAL_CACHE, cores
+from lulc.core.machine import GDAL_CACHE
 from lulc.core.schema import IGNORE, InputError, LandCoverClass, Legend
-from lulc.core.storage import rename_durably, sha256_of
-from lulc.core.windows import Plan, Window, squares_of
+from lulc.core.storage import rename_durably, sha256_of, temporary_folder
+from lulc.core.windows import Window, squares_of
 from lulc.export.export import write_level
 from lulc.inference.classify import classify
 from lulc.inference.request import sieved_path
 from lulc.labels.value_tables import LEGEND_TAG
-from lulc.maps.geotiff import MapProfile, assemble, write_part
+from lulc.maps.geotiff import MapProfile
 from lulc.maps.reader import ClassMap, open_map
+from lulc.maps.writer import PART, write_map
 from lulc.models.weights import weights_folders
 from lulc.rasters.layers import identify
 
@@ -409,8 +409,12 @@ def _workplace(config: ReproduceConfig) -> Iterator[Path]:
     if config.out is not None:
         beside.mkdir(parents=True, exist_ok=True)
     chosen = beside if os.access(beside, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix=".reproduced-", dir=chosen) as folder:
-        yield Path(folder)
+    if chosen is None:
+        with tempfile.TemporaryDirectory(prefix="lulc-reproduced-") as folder:
+            yield Path(folder)
+    else:
+        with temporary_folder(chosen / Path(config.map).name) as own:
+            yield own
 
 
 def _difference(a: ClassMap, b: ClassMap, window: Window) -> tuple[np.ndarray, np.ndarray]:
@@ -429,24 +433,12 @@ def _cell(window: Window, changed: np.ndarray) -> Cell:
 
 
 def _write_difference(a: ClassMap, b: ClassMap, path: Path) -> None:
-    height, width = a.grid.shape
-    plan = Plan(height, width, 1, 0, (min(CELL, height), min(CELL, width)), 4 * CELL)
+    def read(window: Window) -> np.ndarray:
+        changed, counted = _difference(a, b, window)
+        return np.where(counted, changed, IGNORE).astype(np.uint8)[np.newaxis]
+
     tags = {LEGEND_TAG: json.dumps(DIFFERENT.to_json())}
-    profile = MapProfile(a.grid, DIFFERENT, "none", plan.part, tags)
-    with (
-        tempfile.TemporaryDirectory(prefix=".difference-", dir=path.resolve().parent) as folder,
-        ThreadPoolExecutor(cores()) as pool,
-    ):
-        parts = []
-        for part in plan.parts():
-            file = Path(folder) / f"{part.index}.part"
-            with write_part(file, profile, part.extent, pool) as writer:
-                for window in plan.windows(part):
-                    changed, counted = _difference(a, b, window.write)
-                    values = np.where(counted, changed, IGNORE).astype(np.uint8)
-                    writer.write(window.write, values[np.newaxis])
-            parts.append((part.extent, file))
-        assemble(profile, parts, path, pool)
+    write_map(MapProfile(a.grid, DIFFERENT, "none", PART, tags), read, path)
 
 
 def _check_outputs(config: ReproduceConfig) -> None:

@@ -13,7 +13,7 @@ from lulc.config import ClassifyConfig
 from lulc.core.schema import InputError
 from lulc.export.stac import known_dates, parse_dates
 from lulc.inference.journal import claimed_by, folder_of, open_journal
-from lulc.inference.outputs import foreign_files, is_named, is_tileset
+from lulc.inference.outputs import check_tiles, is_named, is_tileset
 from lulc.rasters.sources import Stamp, open_source
 
 logger = logging.getLogger("lulc")
@@ -162,12 +162,8 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
             f"cannot write '{target}', since it exists already",
             "Give another output, or add --overwrite to replace it.",
         )
-    if others := foreign_files(target):
-        raise InputError(
-            f"cannot replace '{target}', since the folder holds '{others[0]}' beside the tiles, which would "
-            "be lost, expected tiles alone",
-            "Move it away, or type a new name.",
-        )
+    if target.is_dir():
+        check_tiles(target)
 
 
 def _tidy(out: Path) -> None:

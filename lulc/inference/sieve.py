@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from shapely.geometry import shape
 
 from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, Legend
-from lulc.core.storage import write_atomically
+from lulc.core.storage import rename_durably, temporary_folder, write_atomically
 from lulc.core.windows import Window
 
 CHUNK = 20_000
@@ -175,15 +174,12 @@ def write_polygons(
         Of the map.
     """
     names = {0: UNCLASSIFIED_NAME} | {c.number: c.name for c in legend.classes}
-    with write_atomically(path) as temporary:
-        # GDAL wants the suffix, and a file that isn't there yet.
-        package = temporary.with_suffix(".gpkg")
-        try:
-            for number, frame in enumerate(_frames(read, windows, grid, names)):
-                frame.to_file(package, driver="GPKG", layer=path.stem, mode="a" if number else "w")
-            os.replace(package, temporary)
-        finally:
-            package.unlink(missing_ok=True)
+    # SQLite keeps further files beside its own while it writes.
+    with temporary_folder(path) as folder, write_atomically(path) as temporary:
+        package = folder / path.name
+        for number, frame in enumerate(_frames(read, windows, grid, names)):
+            frame.to_file(package, driver="GPKG", layer=path.stem, mode="a" if number else "w")
+        rename_durably(package, temporary)
 
 
 def _frames(

@@ -25,6 +25,7 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterWindow
 
 from lulc.core.grid import GridSpec
+from lulc.core.removal import remove_temporary, temporary_name
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.storage import write_atomically
 from lulc.core.threads import in_order
@@ -119,7 +120,7 @@ class MapProfile:
 @contextmanager
 def write_part(path: Path, profile: MapProfile, part: Window, pool: Executor) -> Iterator[PartWriter]:
     """Write one part: a file that appears under `path` when the block ends without error."""
-    with write_atomically(path) as temporary, open(temporary, "wb") as file:
+    with write_atomically(path, parents=False) as temporary, open(temporary, "wb") as file:
         extents, bands = profile.extents_of(part), len(profile.band_names)
         with BlockWriter(file, profile.encoding, bands, extents, pool) as blocks:
             writer = PartWriter(blocks)
@@ -164,7 +165,7 @@ def assemble(
     InputError
         If a part is damaged.
     """
-    top = path.parent / f".{path.name}.levels.partial"
+    top = temporary_name(path)
     sources = [(extent, file, profile.extents_of(extent)) for extent, file in parts]
     try:
         if profile.top_extents:
@@ -175,7 +176,7 @@ def assemble(
                 _copy_blocks(profile, sources, file, pool, progress)
             verify(temporary, profile)
     finally:
-        top.unlink(missing_ok=True)
+        remove_temporary(top)
 
 
 def read_classes(path: Path, window: Window) -> np.ndarray:

@@ -15,7 +15,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,9 +25,10 @@ import h5py
 import numpy as np
 
 from lulc.core.documents import read_document, write_document
+from lulc.core.removal import withdraw
 from lulc.core.schema import InputError
 from lulc.core.statistics import Statistics
-from lulc.core.storage import write_atomically
+from lulc.core.storage import temporary_folder, write_atomically
 from lulc.models.archive import CONFIG, METADATA, WEIGHTS, Arrays, compare_shapes, read_archive, variables_of
 from lulc.models.card import Channel, ModelCard, card_path, load_card, write_card
 from lulc.models.legacy import describe_legacy, read_legacy
@@ -113,7 +113,7 @@ def save_model(
     _compare(arrays, card, path)
     content = _pack(card, arrays, half, path.parent)
     # A former card must not lie beside other weights, not even after a crash.
-    card_path(path).unlink(missing_ok=True)
+    withdraw(card_path(path))
     with write_atomically(path) as temporary:
         temporary.write_bytes(content)
     card = replace(card, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
@@ -387,8 +387,7 @@ def _pack(card: ModelCard, arrays: Arrays, half: bool, beside: Path) -> bytes:
 
     model = build_unet(card.network)
     assign(model, arrays)
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving.", suffix=".partial", dir=beside) as folder:
+    with temporary_folder(beside / "model.keras") as folder:
         model.save(f"{folder}/model.keras")
         with zipfile.ZipFile(f"{folder}/model.keras") as archive:
             members = {name: archive.read(name) for name in (METADATA, CONFIG, WEIGHTS)}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lulc.core.documents import append_line, check_document, read_lines
+from lulc.core.removal import OwnFolder
 from lulc.core.schema import CHANNELS, InputError
 from lulc.core.statistics import MOMENTS_SCHEMA, Moments
 from lulc.core.storage import sha256_of
@@ -80,13 +81,13 @@ class Progress:
                 self.moments += done.moments
 
 
-def open_progress(folder: Path, key: str, places: int, classes: int, *, replacing: bool) -> Progress:
+def open_progress(own: OwnFolder, key: str, places: int, classes: int, *, replacing: bool) -> Progress:
     """What can be kept of an interrupted run.
 
     Parameters
     ----------
-    folder
-        Of the stacks.
+    own
+        The folder of the stacks, marked.
     key
         sha256 of inputs and parameters.
     places, classes
@@ -99,16 +100,17 @@ def open_progress(folder: Path, key: str, places: int, classes: int, *, replacin
     InputError
         If stacks of another key are there.
     """
+    folder = own.path
     progress = Progress(folder, key, places, classes)
     entries = read_lines(progress.path) if progress.path.exists() else iter(())
     header = next(entries, None)
     if header is None or header.get("format_version") != FORMAT_VERSION or "key" not in header:
         if progress.path.exists():
             logger.warning("starting anew: '%s' is damaged", progress.path)
-        return _begun_anew(progress)
+        return _begun_anew(own, progress)
     if header["key"] != key:
         if replacing or not any("stack" in entry for entry in entries):
-            return _begun_anew(progress)
+            return _begun_anew(own, progress)
         raise InputError(
             f"cannot continue in '{folder}', since it holds partial work of other inputs or parameters",
             "Give another --out, or type --restart to drop the partial work.",
@@ -122,8 +124,8 @@ def open_progress(folder: Path, key: str, places: int, classes: int, *, replacin
     return progress
 
 
-def _begun_anew(progress: Progress) -> Progress:
-    progress.path.unlink(missing_ok=True)
+def _begun_anew(own: OwnFolder, progress: Progress) -> Progress:
+    own.remove(PROGRESS)
     return progress
 
 

@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from lulc.config import ClusterConfig, PreprocessConfig
 from lulc.core.documents import write_document
+from lulc.core.removal import OwnFolder, remove_leftovers
 from lulc.core.schema import CHANNELS, IGNORE, InputError
-from lulc.core.storage import Lock, check_disk, remove_partial, sha256_of
+from lulc.core.storage import Lock, check_disk, sha256_of
 from lulc.core.windows import Window, squares_of
 from lulc.datasets.loading import load_manifest
 from lulc.datasets.manifest import FORMAT_VERSION, MANIFEST, Manifest, StackFile, channel_units
@@ -57,12 +58,12 @@ from lulc.rasters.sources import Stamp, moments_of, stamps_of
 
 logger = logging.getLogger("lulc")
 
-LOCK = ".lock"
-
 CLASSES = "classes.csv"
 """The scheme that was used, as a table for ``--scheme`` of other scenes."""
 
 _STACK_FILE = re.compile(r"(train|val)_(image|masks)_\d+\.npy")
+_NAMES = "|".join([_STACK_FILE.pattern, *map(re.escape, (MANIFEST, PROGRESS, CURRENT, SCENES, CLASSES))])
+"""What lies in a folder of stacks, now and then."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -101,7 +102,8 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
     _check_given(config)
     folder = Path(config.out)
     stamps = _stamps(config)
-    with open_inputs(config) as inputs, Lock(folder / LOCK, f"stacks into '{folder}'"):
+    own = OwnFolder(folder, "stacks", _NAMES, "stacks")
+    with open_inputs(config) as inputs, _locked(own):
         sources = [*inputs.stack.identity(), *inputs.labels.identity()]
         parameters = _parameters(inputs)
         moments = [{"changed": m} for m in moments_of(stamps)]
@@ -110,27 +112,27 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         key = _key_of([*sources, *moments, *found, inputs.labels.legend.to_json()], parameters)
         # Of workers of a killed run, some may still be at work for it.
         for name in (CURRENT, SCENES):
-            (folder / name).unlink(missing_ok=True)
-        remove_partial(folder)
+            own.remove(name)
+        remove_leftovers(folder)
         replacing = config.overwrite and (folder / MANIFEST).exists()
         if not replacing:
-            _clear(folder, config)
+            _clear(own, config)
             if (folder / MANIFEST).exists():
-                return _finished(folder, key)
-        with _open_crew(inputs, key) as crew:
-            progress = _surveyed(crew, inputs, key, replacing=replacing)
+                return _finished(own, key)
+        with _open_crew(inputs, own, key) as crew:
+            progress = _surveyed(crew, inputs, own, key, replacing=replacing)
             places = plan_places(progress.counts, inputs.stack.grid, config)
             _check_classes(inputs, places)
             _check_room(folder, progress, places, replacing=replacing)
             if replacing:
                 # What had to be refused was refused while the finished stacks were still there.
-                (folder / MANIFEST).unlink()
-            _remove_stale(folder, progress)
+                own.remove(MANIFEST)
+            _remove_stale(own, progress)
             missing = [place for place in places if place.name not in progress.stacks]
             for done in _shown(crew(cut, missing, lambda p: p.name), len(missing), "writing stacks"):
                 progress.add(done)
         # What workers left that were killed meanwhile.
-        remove_partial(folder)
+        remove_leftovers(folder)
         if _stamps(config) != stamps:
             raise InputError(
                 f"cannot finish '{folder}', since an input was changed while it was read",
@@ -139,12 +141,30 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         manifest = _manifest(inputs, progress, places, sources, parameters)
         write_scheme(inputs.labels.scheme, folder / CLASSES)
         manifest.write()
-        progress.path.unlink(missing_ok=True)
+        own.remove(PROGRESS)
         return manifest
 
 
 @contextlib.contextmanager
-def _open_crew(inputs: Inputs, key: str) -> Iterator[Crew]:
+def _locked(own: OwnFolder) -> Iterator[None]:
+    """Take the folder over, which holds stacks of this toolkit or none, and lock it."""
+    own.take(lambda: _lists_all(own.path))
+    with Lock(own.mark, f"stacks into '{own.path}'"):
+        yield
+
+
+def _lists_all(folder: Path) -> bool:
+    """True where the manifest of a folder names all stacks in it, and no other work lies there."""
+    try:
+        stacks = load_manifest(folder).stacks
+    except InputError:
+        return False
+    listed = {path.name for file in stacks for path in (file.image, file.masks)}
+    return {p.name for p in folder.iterdir() if re.fullmatch(_NAMES, p.name)} <= listed | {MANIFEST, CLASSES}
+
+
+@contextlib.contextmanager
+def _open_crew(inputs: Inputs, own: OwnFolder, key: str) -> Iterator[Crew]:
     """Who does the work, as ``--dask`` says."""
     config = inputs.config
 
@@ -157,8 +177,8 @@ def _open_crew(inputs: Inputs, key: str) -> Iterator[Crew]:
     site = Site(anywhere(config), key, stamps_at(anywhere(config)), versions())
     current, listed = (Path(config.out) / name for name in (CURRENT, SCENES))
     with open_cluster(config) as cluster, contextlib.ExitStack() as kept:
-        for path in (current, listed):
-            kept.callback(path.unlink, missing_ok=True)
+        for name in (CURRENT, SCENES):
+            kept.callback(own.remove, name)
         write_document(current, {"key": key})
         if inputs.stack.scenes:
             inputs.stack.scenes.write(listed)
@@ -238,12 +258,13 @@ def _stamps(config: PreprocessConfig) -> list[Stamp]:
     return stamps_of(paths_of(config), allow_vrt=config.allow_vrt)
 
 
-def _clear(folder: Path, config: PreprocessConfig) -> None:
+def _clear(own: OwnFolder, config: PreprocessConfig) -> None:
     """Remove what the user allowed to be dropped, where no finished stacks are to be replaced."""
+    folder = own.path
     if (folder / MANIFEST).exists():
         return
     if config.restart:
-        (folder / PROGRESS).unlink(missing_ok=True)
+        own.remove(PROGRESS)
     if (folder / PROGRESS).exists():
         return
     stale = [p for p in folder.iterdir() if _STACK_FILE.fullmatch(p.name)]
@@ -254,19 +275,18 @@ def _clear(folder: Path, config: PreprocessConfig) -> None:
             "Give another --out, or type --overwrite to replace what is there.",
         )
     for path in stale:
-        path.unlink()
+        own.remove(path.name)
 
 
-def _remove_stale(folder: Path, progress: Progress) -> None:
+def _remove_stale(own: OwnFolder, progress: Progress) -> None:
     """Remove stacks that are damaged, or of no finished piece of this work."""
     kept = {path.name for file in progress.stacks.values() for path in (file.image, file.masks)}
-    for path in list(folder.iterdir()):
-        if _STACK_FILE.fullmatch(path.name) and path.name not in kept:
-            path.unlink()
+    own.clear(lambda name: name in kept or not _STACK_FILE.fullmatch(name))
 
 
-def _finished(folder: Path, key: str) -> Manifest:
-    (folder / PROGRESS).unlink(missing_ok=True)
+def _finished(own: OwnFolder, key: str) -> Manifest:
+    folder = own.path
+    own.remove(PROGRESS)
     manifest = load_manifest(folder)
     if manifest.key != key:
         raise InputError(
@@ -279,11 +299,11 @@ def _finished(folder: Path, key: str) -> Manifest:
     return manifest
 
 
-def _surveyed(crew: Crew, inputs: Inputs, key: str, *, replacing: bool) -> Progress:
+def _surveyed(crew: Crew, inputs: Inputs, own: OwnFolder, key: str, *, replacing: bool) -> Progress:
     """What is finished, once the classes of every place are counted; refuses unknown codes."""
     grid, labels, config = inputs.stack.grid, inputs.labels, inputs.config
     windows = candidate_windows(grid.height, grid.width, config.size)
-    progress = open_progress(Path(config.out), key, len(windows), len(labels.legend), replacing=replacing)
+    progress = open_progress(own, key, len(windows), len(labels.legend), replacing=replacing)
     missing = [(number, windows[number]) for number in progress.unsurveyed]
     if not missing:
         return progress

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from lulc.core.documents import read_document, write_document
+from lulc.core.removal import remove_leftovers, withdraw
 from lulc.core.schema import InputError
 from lulc.core.storage import write_atomically
 from lulc.models.backend import keras
@@ -72,6 +73,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 _NAME = re.compile(r"checkpoint-(\d{8})\.json")
+_FILE = re.compile(r"checkpoint-\d{8}\.(bin|json)")
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -150,9 +152,10 @@ def load_checkpoint(folder: Path, key: str) -> Checkpoint | None:
 
 def clear_checkpoints(folder: Path) -> None:
     """Remove every checkpoint and what an interrupted writing of one left behind."""
-    for pattern in ("checkpoint-*", ".checkpoint-*.partial"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    remove_leftovers(folder)
+    for path in folder.glob("checkpoint-*"):
+        if _FILE.fullmatch(path.name):
+            withdraw(path)
 
 
 def variables_of(model: keras.Model) -> dict[str, np.ndarray]:
@@ -246,5 +249,5 @@ def _marker_file(folder: Path, serial: int) -> Path:
 
 def _remove(folder: Path, serial: int) -> None:
     # The marker goes first: a checkpoint without it doesn't exist.
-    _marker_file(folder, serial).unlink(missing_ok=True)
-    _arrays_file(folder, serial).unlink(missing_ok=True)
+    withdraw(_marker_file(folder, serial))
+    withdraw(_arrays_file(folder, serial))

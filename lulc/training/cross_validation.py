@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lulc.config import TrainConfig
 from lulc.core.documents import write_document
+from lulc.core.removal import withdraw
 from lulc.core.schema import IGNORE
 from lulc.evaluation.measures import metrics
 from lulc.evaluation.measures.metrics import Reliability, Scores
@@ -146,7 +147,7 @@ def _clear(out: Path) -> None:
     for folder in sorted(path for path in (out / FOLDS).glob("*") if path.is_dir()):
         clear_run(folder)
     # Last: what is killed before this line clears again, what is killed after it continues.
-    (out / DOCUMENT).unlink()
+    withdraw(out / DOCUMENT)
 
 
 def _fold_config(config: TrainConfig, number: int) -> TrainConfig:

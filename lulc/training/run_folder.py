@@ -14,8 +14,9 @@ from typing import Any
 
 from lulc.config import TrainConfig
 from lulc.core.documents import read_document, write_document, write_rows
+from lulc.core.removal import OwnFolder, remove_leftovers
 from lulc.core.schema import InputError
-from lulc.core.storage import Lock, remove_partial
+from lulc.core.storage import Lock
 from lulc.models.weights import PICKS_FILE
 
 FORMAT_VERSION = 1
@@ -144,6 +145,7 @@ class Run:
 
     def __init__(self, folder: Path, parameters: dict[str, Any], inputs: dict[str, str]) -> None:
         self.folder = folder
+        self._own = _own(folder)
         self._document = {
             "format_version": FORMAT_VERSION,
             "finished": False,
@@ -171,8 +173,8 @@ class Run:
         InputError
             If it holds a finished run, a run with another key, or models of something else.
         """
-        remove_partial(self.folder)
-        remove_partial(self.checkpoints)
+        remove_leftovers(self.folder)
+        remove_leftovers(self.checkpoints)
         path = self.folder / DOCUMENT
         self._anew = True
         if overwrite:
@@ -212,7 +214,7 @@ class Run:
         kept = kept_models(rows, keep)
         for path in self._models():
             if path.with_suffix(".keras").name not in kept:
-                path.unlink()
+                self._own.remove(path.name)
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
@@ -250,16 +252,10 @@ class Run:
 
     def clear(self) -> None:
         """Remove what a run leaves in its folder, and nothing else."""
-        left = [self.folder / name for name in (DOCUMENT, HISTORY, PICTURE, PICKS_FILE)]
-        left += self._models()
-        left += [p for p in self.folder.glob(f"{TENSORBOARD}/**/*") if p.is_file()]
-        for path in left:
-            path.unlink(missing_ok=True)
-        self._clear_checkpoints()
+        self._own.clear()
 
     def _clear_checkpoints(self) -> None:
-        for path in self.checkpoints.glob("*"):
-            path.unlink()
+        self._own.clear(lambda name: not name.startswith(CHECKPOINTS))
 
 
 def parameters_of(config: TrainConfig) -> dict[str, Any]:
@@ -295,8 +291,18 @@ def _document_in(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def _own(folder: Path) -> OwnFolder:
+    names = [re.escape(name) for name in (DOCUMENT, HISTORY, PICTURE, PICKS_FILE)]
+    names += [_MODEL.pattern, rf"{CHECKPOINTS}/(checkpoint-\d{{8}}\.(bin|json))?"]
+    names += [rf"{TENSORBOARD}/(train|validation)?(/|/events\.out\.tfevents\..+)?"]
+    return OwnFolder(folder, "run", "|".join(names), "a run")
+
+
 def _lock(folder: Path) -> Lock:
-    return Lock(folder / ".lock", f"the run '{folder}'")
+    """The lock of a folder that holds a run of this toolkit, or none."""
+    own = _own(folder)
+    own.take(lambda: _document_in(folder) is not None)
+    return Lock(own.mark, f"the run '{folder}'")
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lulc.core.grid import GridSpec
+from lulc.core.removal import remove_temporary
 from lulc.core.schema import InputError, Legend
 from lulc.core.storage import write_atomically
 from lulc.core.windows import Window
@@ -319,7 +320,7 @@ def write_sample(points: geopandas.GeoDataFrame, path: str | os.PathLike[str]) -
     """Write points to interpret as GeoPackage: fill in the field `reference` with class numbers."""
     with write_atomically(path) as temporary:
         # The driver makes its own file, and wants none of that name to be there.
-        temporary.unlink()
+        remove_temporary(temporary)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The filename extension should be 'gpkg'")
             points.to_file(temporary, layer=LAYER, driver="GPKG")

@@ -7,9 +7,7 @@ be looked at, and a map from cross-validation finds more of them.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,19 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.core.documents import write_rows
-from lulc.core.machine import cores
 from lulc.core.schema import IGNORE, InputError
-from lulc.core.windows import Plan, Window
+from lulc.core.windows import Window
 from lulc.evaluation.measures.regions import Region
 from lulc.labels.value_tables import LEGEND_TAG
-from lulc.maps.geotiff import MapProfile, assemble, write_part
+from lulc.maps.geotiff import MapProfile
 from lulc.maps.reader import ClassMap
+from lulc.maps.writer import PART, write_map
 
 RASTER = "suspects.tif"
 TABLE = "suspects.csv"
-
-CELL = 1024
-"""Side of the pieces that are looked at; a place that spans two is listed twice."""
 
 SMALLEST = 4
 """Pixels of the smallest place in the list; smaller ones are in the raster only."""
@@ -118,30 +113,15 @@ def find_suspects(
         )
     found: list[Place] = []
     raster = folder / RASTER
-    height, width = land_cover.grid.shape
-    plan = Plan(height, width, 1, 0, (min(CELL, height), min(CELL, width)), 4 * CELL)
-    profile = MapProfile(
-        land_cover.grid,
-        land_cover.legend,
-        "none",
-        plan.part,
-        {LEGEND_TAG: land_cover.tags.get(LEGEND_TAG, "")},
-    )
-    with (
-        tempfile.TemporaryDirectory(prefix=".suspects-", dir=folder.resolve()) as temporary,
-        ThreadPoolExecutor(cores()) as pool,
-    ):
-        parts = []
-        for part in plan.parts():
-            file = Path(temporary) / f"{part.index}.part"
-            with write_part(file, profile, part.extent, pool) as writer:
-                for window in plan.windows(part):
-                    candidates = _look(land_cover, read_labels, window.write, least)
-                    found += _places(candidates, land_cover, window.write, regions)
-                    writer.write(window.write, candidates.values[np.newaxis])
-            parts.append((part.extent, file))
-            found = sorted(found, key=lambda place: -place.weight)[:LISTED]
-        assemble(profile, parts, raster, pool)
+    tags = {LEGEND_TAG: land_cover.tags.get(LEGEND_TAG, "")}
+
+    def look(window: Window) -> np.ndarray:
+        candidates = _look(land_cover, read_labels, window, least)
+        found.extend(_places(candidates, land_cover, window, regions))
+        found[:] = sorted(found, key=lambda place: -place.weight)[:LISTED]
+        return candidates.values[np.newaxis]
+
+    write_map(MapProfile(land_cover.grid, land_cover.legend, "none", PART, tags), look, raster)
     _write_table(found, folder / TABLE)
     return raster, folder / TABLE
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lulc.core.documents import write_document, write_rows
-from lulc.core.schema import Legend
+from lulc.core.documents import read_document, write_document, write_rows
+from lulc.core.removal import OwnFolder
+from lulc.core.schema import InputError, Legend
+from lulc.core.storage import Lock
 from lulc.core.text import visible
-from lulc.evaluation.measures.results import Areas, Findings
+from lulc.evaluation.measures.label_errors import RASTER, TABLE
+from lulc.evaluation.measures.results import FORMAT_VERSION, Areas, Findings
 from lulc.evaluation.report.document import write_html, write_markdown
 from lulc.evaluation.report.figures import (
     draw_areas,
@@ -36,7 +40,7 @@ FILES = (
 """Everything that is written; nothing else in the folder is touched."""
 
 FIRST, LAST = "classes.csv", "report.json"
-"""What is written first and last: a report with the one and without the other was interrupted."""
+"""What is written first and last."""
 
 
 def write_findings(
@@ -65,8 +69,36 @@ def write_findings(
         The files written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / LAST).unlink(missing_ok=True)
+    own = own_folder(folder)
+    own.take(lambda: is_report(folder))
+    with Lock(own.mark, f"the report into '{folder}'"):
+        written = _write(findings, views, own, more)
+        own.release()
+    return written
+
+
+def own_folder(folder: Path) -> OwnFolder:
+    """Return the folder of a report with the names of its files; it is marked until the report is whole."""
+    return OwnFolder(folder, "report", "|".join(map(re.escape, (*FILES, RASTER, TABLE))), "a report")
+
+
+def is_report(folder: Path) -> bool:
+    """Return True where a folder holds a whole report of this toolkit."""
+    try:
+        read_document(folder / LAST, _REPORT, "report", FORMAT_VERSION)
+    except InputError:
+        return False
+    return True
+
+
+_REPORT = {"type": "object", "required": ["format_version", "lulc", "map"]}
+
+
+def _write(
+    findings: Findings, views: Views, own: OwnFolder, more: Callable[[], Sequence[Path]]
+) -> list[Path]:
+    folder = own.path
+    own.remove(LAST)
     tables = {FIRST: _class_rows(findings)}
     if findings.reference is not None:
         tables["confusion.csv"] = _matrix_rows(findings.confusion, findings.legend)
@@ -87,7 +119,7 @@ def write_findings(
     written += [folder / name for name in ("report.md", "report.html")]
     for name in FILES:
         if folder / name not in written:
-            (folder / name).unlink(missing_ok=True)
+            own.remove(name)
     written += more()
     write_document(folder / LAST, findings.to_json())
     return [*written, folder / LAST]
