@@ -179,6 +179,15 @@ def test_help_and_a_mistyped_option_load_no_framework(command: str, argument: st
     assert not FRAMEWORKS & loaded_after(statement)
 
 
+SLOW_TO_LOAD = {"geopandas", "pandas", "pyogrio", "matplotlib", "scipy", "xarray", "sklearn"}
+"""Packages that a stage loads when it needs them; together they take longer than refusing a bad input."""
+
+
+@pytest.mark.parametrize("stage", ["evaluation.evaluate", "preprocessing.preprocess", "inference.classify"])
+def test_importing_a_stage_loads_no_package_that_few_runs_need(stage: str) -> None:
+    assert not (SLOW_TO_LOAD | FRAMEWORKS) & loaded_after(f"import lulc.{stage}")
+
+
 def loaded_after(statement: str) -> set[str]:
     """Top-level names of all modules that a fresh interpreter holds after a statement."""
     code = f"{statement}\nimport sys\nprint('\\n' + ' '.join({{m.split('.')[0] for m in sys.modules}}))"

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyogrio
-
 from lulc.core.documents import check_document
 from lulc.core.schema import IGNORE, LEGEND_SCHEMA, Code, InputError, Legend
 from lulc.labels.schemes import CORINE, PRODUCTS, SCHEMES, Scheme, load_scheme, plain, scheme_of_names
@@ -162,6 +160,8 @@ def _read_dbf(path: Path) -> ValueTable | None:
         first = file.read(1)
     if not first or first[0] not in _DBF_VERSIONS or path.stat().st_size > MAX_TABLE_BYTES:
         return None
+    import pyogrio
+
     try:
         frame = pyogrio.read_dataframe(path, read_geometry=False, max_features=MAX_ROWS)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError):

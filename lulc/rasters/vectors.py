@@ -8,12 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import geopandas
 import numpy as np
-import pyogrio
-import shapely
 from affine import Affine
 from rasterio.enums import MergeAlg
 from rasterio.features import rasterize
@@ -23,6 +20,9 @@ from lulc.core.grid import GridSpec
 from lulc.core.schema import NO_CODE, Code, InputError
 from lulc.core.storage import sha256_of
 from lulc.core.windows import Window, squares_of
+
+if TYPE_CHECKING:
+    import geopandas
 
 MAX_GEOJSON_BYTES = 64 * 2**20
 
@@ -200,6 +200,8 @@ class VectorCodes:
 
     def _load(self, grid: GridSpec | None) -> geopandas.GeoDataFrame:
         """Features near a grid (all for None) in its CRS, in file order, with an int32 column "code"."""
+        import pyogrio
+
         box = None
         if grid is not None:
             a, b, c, d = transform_bounds(grid.crs, self._crs, *ordered(grid.bounds), densify_pts=21)
@@ -276,6 +278,8 @@ class _Tally:
 
     def _look_outside(self, features: geopandas.GeoDataFrame) -> None:
         self._seen |= set(features.index)
+        import shapely
+
         inside = shapely.clip_by_rect(features.geometry.values, *ordered(self._box))
         whole, kept = features.geometry.area.to_numpy(), shapely.area(inside)
         for fid, empty, partly in zip(
@@ -340,6 +344,9 @@ def _check_vector(path: str) -> str:
 
 def _only_layer(path: str, driver: str) -> tuple[str, dict[str, Any]]:
     """(name, pyogrio's description) of the one layer with geometries."""
+    # It loads geopandas and pandas, which takes longer than most rasters take to open.
+    import pyogrio
+
     try:
         layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
         if len(layers) != 1:
@@ -422,6 +429,8 @@ def _read_field(path: str, layer: str, name: str, kind: str) -> Field:
 
 
 def _pieces(path: str, layer: str, name: str) -> Iterator[list[Any]]:
+    import pyogrio
+
     skipped = 0
     while True:
         frame = pyogrio.read_dataframe(

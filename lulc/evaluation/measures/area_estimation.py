@@ -17,11 +17,9 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import geopandas
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from lulc.core.grid import GridSpec
@@ -29,6 +27,9 @@ from lulc.core.removal import remove_temporary
 from lulc.core.schema import InputError, Legend
 from lulc.core.storage import write_atomically
 from lulc.core.windows import Window
+
+if TYPE_CHECKING:
+    import geopandas
 
 Z95 = 1.96
 """Half the width of a 95 % interval in standard errors, as rounded in the paper."""
@@ -288,6 +289,9 @@ def draw_sample(
         Pixel centres with the columns id (in random order, so that the sequence tells nothing about
         the map's class), stratum (the map's class) and reference (empty, to be interpreted).
     """
+    import geopandas
+    import pandas as pd
+
     # Choosing ranks first, then meeting them in passing, needs memory for the sample alone.
     ranks = [
         np.sort(rng.choice(int(n), int(k), replace=False)) for n, k in zip(pixels, allocation, strict=True)
@@ -335,6 +339,8 @@ def read_points(path: str | os.PathLike[str], legend: Legend) -> geopandas.GeoDa
         If the file is no sample, or points are not interpreted, or have class numbers that the legend
         doesn't know.
     """
+    import geopandas
+
     path = Path(path)
     if not path.is_file():
         raise InputError(f"cannot read the sample, since there is no file '{path}'", "Check the path.")
@@ -422,6 +428,8 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     InputError
         If there is a file and `overwrite` is not set, or a point in it has a reference.
     """
+    import geopandas
+
     path = Path(path)
     if not path.exists():
         return

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from lulc.core.schema import Legend
 
@@ -232,16 +231,15 @@ def compare(only_first: int, only_second: int, both: int, neither: int) -> Compa
     >>> round(compare(121, 59, 150, 20).statistic, 2)
     20.67
     """
+    from scipy import special
+
     discordant = only_first + only_second
     if discordant < EXACT_BELOW:
-        p = (
-            float(stats.binomtest(min(only_first, only_second), discordant, 0.5).pvalue)
-            if discordant
-            else 1.0
-        )
+        # Both tails of the binomial distribution of equal chances; they overlap where both counts are equal.
+        p = min(1.0, 2 * float(special.bdtr(min(only_first, only_second), discordant, 0.5)))
         return Comparison(only_first, only_second, both, neither, None, p, True)
     statistic = max(0, abs(only_first - only_second) - 1) ** 2 / discordant
-    p = float(stats.chi2.sf(statistic, 1))
+    p = float(special.chdtrc(1, statistic))
     return Comparison(only_first, only_second, both, neither, statistic, p, False)
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import geopandas
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.features import geometry_mask
-from shapely.geometry.base import BaseGeometry
 
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.datasets.loading import load_manifest
 from lulc.rasters.vectors import VectorCodes
+
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
 
 NAME_FIELDS = ("name", "region", "id")
 """Fields of polygons that give their names, in this order; numbers where there is none."""
@@ -105,6 +107,8 @@ def _from_manifest(folder: Path, grid: GridSpec) -> list[Region]:
 
 
 def _from_polygons(path: Path, grid: GridSpec) -> list[Region]:
+    import geopandas
+
     VectorCodes(str(path), grid, presence=True)  # refuses what is no honest GeoPackage or GeoJSON
     frame = geopandas.read_file(path)
     fields = {str(c).lower(): c for c in frame.columns}

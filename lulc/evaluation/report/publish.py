@@ -20,15 +20,6 @@ from lulc.core.text import visible
 from lulc.evaluation.measures.label_errors import RASTER, TABLE
 from lulc.evaluation.measures.results import FORMAT_VERSION, Areas, Findings
 from lulc.evaluation.report.document import write_html, write_markdown
-from lulc.evaluation.report.figures import (
-    draw_areas,
-    draw_confusion,
-    draw_history,
-    draw_map,
-    draw_panels,
-    draw_reliability,
-    draw_uncertainty,
-)
 from lulc.evaluation.report.sections import page_of
 from lulc.evaluation.report.views import Place, Views, least_sure
 
@@ -160,32 +151,37 @@ def _area_rows(areas: Areas, legend: Legend) -> list[list[Any]]:
 
 
 def _draw(findings: Findings, views: Views, places: list[Place], folder: Path) -> list[Path]:
+    # matplotlib takes longer to import than a bad map takes to be refused.
+    from lulc.evaluation.report import figures
+
     classes = (dataclasses.replace(c, name=visible(c.name)) for c in findings.legend.classes)
     legend, grid = Legend(findings.legend.name, tuple(classes)), views.grid
     paths = [folder / "map.png"]
-    draw_map(views.map, legend, grid, paths[0], title=visible(f"Land cover, {findings.map}"))
+    figures.draw_map(views.map, legend, grid, paths[0], title=visible(f"Land cover, {findings.map}"))
     beside = [("Image", views.image), ("Reference", views.reference), ("Map", views.map)]
     panels = [(title, view) for title, view in beside if view is not None]
     if len(panels) > 1:
         paths.append(folder / "side-by-side.png")
-        draw_panels(panels, legend, grid, paths[-1])
+        figures.draw_panels(panels, legend, grid, paths[-1])
     if findings.reference is not None:
         paths.append(folder / "confusion.png")
-        draw_confusion(
+        figures.draw_confusion(
             findings.confusion, legend, paths[-1], title="Confusion matrix, % of each reference class"
         )
     if findings.calibration:
         paths.append(folder / "reliability.png")
-        draw_reliability(findings.calibration, paths[-1], title="Reliability of the activations")
+        figures.draw_reliability(findings.calibration, paths[-1], title="Reliability of the activations")
     unsure = views.entropy()
     if unsure is not None:
         paths.append(folder / "least-sure.png")
-        draw_uncertainty(unsure, places, grid, paths[-1], title="Uncertainty of the map")
+        figures.draw_uncertainty(unsure, places, grid, paths[-1], title="Uncertainty of the map")
     if findings.areas.estimates:
         paths.append(folder / "areas.png")
         mapped = [findings.areas.of(int(n)) for n in findings.areas.mapped[1:]]
-        draw_areas(findings.areas.estimates.areas, mapped, legend, paths[-1], unit=findings.areas.unit)
+        figures.draw_areas(
+            findings.areas.estimates.areas, mapped, legend, paths[-1], unit=findings.areas.unit
+        )
     if findings.training:
         paths.append(folder / "history.png")
-        draw_history(findings.training, paths[-1])
+        figures.draw_history(findings.training, paths[-1])
     return paths
