@@ -100,10 +100,6 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "original, batches of 2": SMALL_BATCHES,
     "core": CORE,
     "core, weights by 1 over sqrt(n)": CORE | {"loss": "ce(weights=sqrt)"},
-    "core, ce + 0.5 dice": CORE | {"loss": "ce+0.5*dice"},
-    "core, label smoothing 0.1": CORE | {"loss": "ce(smoothing=0.1)"},
-    "core, symmetric": CORE | {"loss": "symmetric"},
-    "core, focal": CORE | {"loss": "focal"},
     "core, logit adjustment 0.5": ADJUSTED,
     "adjusted, gain 0.05, offset 20": ADJUSTED | {"gain": 0.05, "offset_jitter": 20.0},
     "adjusted, 4 angles": TURNED,
@@ -111,14 +107,8 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "turned, no averaged weights": TURNED | {"average": 0.0},
     "turned, rate 0.001": TURNED | {"learning_rate": 0.001},
     "turned, rare classes, all alike": TURNED | {"rare_classes": 0.33, "rare_temperature": 100.0},
-    "turned, copy-paste, 1 a crop": TURNED | {"copy_paste": 1.0, "rare_temperature": 100.0},
-    "turned, scale 1.25": TURNED | {"scale": 1.25},
-    "turned, CutMix": TURNED | {"mix": "cutmix"},
-    "turned, ClassMix": TURNED | {"mix": "classmix"},
     "turned, dropout 0.3": TURNED | {"dropout": 0.3},
     "turned, weight decay 0.1": TURNED | {"weight_decay": 0.1},
-    "turned, + 0.5 dice": TURNED | {"loss": "logit-adjusted(tau=0.5)+0.5*dice"},
-    "turned, + 0.5 Lovasz": TURNED | {"loss": "logit-adjusted(tau=0.5)+0.5*lovasz"},
     "one stack a batch, no dropout": ONE_STACK | {"dropout": 0.0},
     "one stack a batch": ONE_STACK,
     "one stack a batch, full width": ONE_STACK | {"filters": FULL},
@@ -127,17 +117,12 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "by pixels, a quarter of the width": BY_PIXELS | {"filters": (8, 16, 32, 64)},
     "all stacks alike": ALIKE,
     "alike, batches of 4": ALIKE | {"batch_size": 4},
-    "alike, copy-paste, 1 a crop": ALIKE | {"copy_paste": 1.0, "rare_temperature": 100.0},
     "default": {"recipe": "default"},
     "default, no dropout": {"recipe": "default", "dropout": 0.0},
     "default, dropout 0.5": {"recipe": "default", "dropout": 0.5},
     "default, weight decay 0.1": {"recipe": "default", "weight_decay": 0.1},
-    "default, ClassMix": {"recipe": "default", "mix": "classmix"},
-    "default, CutMix": {"recipe": "default", "mix": "cutmix"},
-    "default, channel dropout 0.1": {"recipe": "default", "channel_dropout": 0.1},
     "default, gain 0.01, offset 5": {"recipe": "default", "gain": 0.01, "offset_jitter": 5.0},
     "default, 16 angles": {"recipe": "default", "rotations": 16},
-    "default, scale 1.25": {"recipe": "default", "scale": 1.25},
     "default, crops of 256": {"recipe": "default", "crop_sizes": (256,), "batch_size": 1},
     "default, three stages": {"recipe": "default", "filters": (16, 32, 64)},
     "default, bottleneck": {"recipe": "default", "bottleneck": 2},
@@ -145,11 +130,6 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "default, a quarter of the width": {"recipe": "default", "filters": (8, 16, 32, 64)},
     "default, full width": {"recipe": "default", "filters": FULL},
     "default, pretrained on the scene": {"recipe": "default", "init": PRETRAINED},
-    "default, EfficientNetV2-B0, not pretrained": {
-        "recipe": "default",
-        "filters": (),
-        "encoder": "efficientnetv2-b0",
-    },
 }
 """What each row changes in the original's recipe."""
 
@@ -378,7 +358,7 @@ def table(stored: Mapping[str, Any], stage: str) -> str:
     """Mean and spread over seeds of each row, as Markdown, in the order of `LEVERS`."""
     rows = _by_row(stored, stage)
     lines = ["| | seeds | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
-    for name in [n for n in (FOREST, *LEVERS) if n in rows]:
+    for name in _in_order(rows):
         cells = [_cell([row[column] for row in rows[name]], column) for column in COLUMNS]
         lines.append(f"| {name} | {len(rows[name])} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -386,7 +366,7 @@ def table(stored: Mapping[str, Any], stage: str) -> str:
 
 def class_table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Mean F1 of each class over seeds, a column for each row of the stage."""
-    names = [n for n in (FOREST, *LEVERS) if n in rows]
+    names = _in_order(rows)
     support = rows[names[0]][0]["support"]
     lines = ["| | pixels | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for of_class, pixels in support.items():
@@ -402,6 +382,12 @@ def _cell(values: Sequence[float | None], column: str) -> str:
         return ""
     spread = f" ± {form.format(np.std(known, ddof=1))}" if len(known) > 1 else ""
     return form.format(np.mean(known)) + spread
+
+
+def _in_order(rows: Mapping[str, Any]) -> list[str]:
+    """Names of rows in the order of `LEVERS`; last those of levers that were measured and then removed."""
+    known = [name for name in (FOREST, *LEVERS) if name in rows]
+    return [*known, *(name for name in rows if name not in known)]
 
 
 def _by_row(stored: Mapping[str, Any], stage: str) -> dict[str, list[dict[str, Any]]]:

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 from lulc.core.options import Options, option
-from lulc.core.schema import ENCODERS
 
 INPUT = "input rasters"
 RUN = "running"
@@ -23,7 +22,6 @@ SAMPLING = "which crops are cut"
 AUGMENTATION = "how crops are changed"
 OPTIMISATION = "how weights change"
 DEVICES = "several devices"
-NETWORK = "encoders of Keras"
 PRETRAINING = "pretraining without labels"
 
 ORIGINAL: Mapping[str, Any] = MappingProxyType(
@@ -38,15 +36,9 @@ ORIGINAL: Mapping[str, Any] = MappingProxyType(
         "rare_temperature": 0.1,
         "balance": "stacks",
         "batch_from": "one",
-        "copy_paste": 0.0,
         "rotations": 16,
-        "scale": 1.0,
         "gain": 0.0,
         "offset_jitter": 0.0,
-        "haze": 0.0,
-        "channel_dropout": 0.0,
-        "mix": "none",
-        "mix_share": 0.5,
         "loss": "ce",
         "optimizer": "nadam",
         "learning_rate": 0.001,
@@ -55,7 +47,6 @@ ORIGINAL: Mapping[str, Any] = MappingProxyType(
         "weight_decay": 0.0,
         "clip_norm": 0.0,
         "average": 0.0,
-        "accumulate": 1,
         "precision": "float32",
         "patience": 0,
         "calibrate": "none",
@@ -98,9 +89,6 @@ WITHOUT_LABELS: Mapping[str, Any] = MappingProxyType(
         "rare_classes": 0.0,
         "rare_temperature": 1.0,
         "balance": "stacks",
-        "copy_paste": 0.0,
-        "mix": "none",
-        "mix_share": 0.0,
         "calibrate": "none",
     }
 )
@@ -326,22 +314,10 @@ class TrainConfig(RunConfig):
         choices=("one", "any"),
         group=SAMPLING,
     )
-    copy_paste: float = by_recipe(
-        "copy_paste",
-        "connected components of labels pasted into a crop from any stack, on average; classes are drawn as "
-        "by --rare-temperature; off, since one a crop cost 0.015 macro-F1 (docs/accuracy.md)",
-        group=SAMPLING,
-    )
     rotations: int = by_recipe(
         "rotations",
-        "number of equally spaced rotation angles; 1 for none, 0 for any angle; other angles than the four "
-        "right ones smooth crops, which cost accuracy (docs/accuracy.md)",
-        group=AUGMENTATION,
-    )
-    scale: float = by_recipe(
-        "scale",
-        "crops show squares of 1/SCALE to SCALE times their side; 1 for none; off, since what it gives is "
-        "not measured",
+        "number of equally spaced rotation angles; 1 for none; other angles than the four right ones smooth "
+        "crops, which cost accuracy (docs/accuracy.md)",
         group=AUGMENTATION,
     )
     gain: float = by_recipe(
@@ -356,27 +332,6 @@ class TrainConfig(RunConfig):
         unit="reflectance x 10000",
         group=AUGMENTATION,
     )
-    haze: float = by_recipe(
-        "haze",
-        "most that haze adds to B02, in half of the crops, e.g. 300; off, since what it gives is not "
-        "measured",
-        unit="reflectance x 10000",
-        group=AUGMENTATION,
-    )
-    channel_dropout: float = by_recipe(
-        "channel_dropout",
-        "share of channels replaced by their mean; off, since what it gives is not measured",
-        unit="0..1",
-        group=AUGMENTATION,
-    )
-    mix: str = by_recipe(
-        "mix",
-        "paste parts of crops of a batch over each other; off, since neither gave anything that dropout does "
-        "not give (docs/accuracy.md)",
-        choices=("none", "cutmix", "classmix"),
-        group=AUGMENTATION,
-    )
-    mix_share: float = by_recipe("mix_share", "share of crops that --mix pastes into", group=AUGMENTATION)
     loss: str = by_recipe(
         "loss",
         "loss, or a weighted sum such as ce+0.5*dice; docs/accuracy.md says which were compared",
@@ -408,7 +363,6 @@ class TrainConfig(RunConfig):
         unit="0..1",
         group=OPTIMISATION,
     )
-    accumulate: int = by_recipe("accumulate", "batches for each change of the weights", group=OPTIMISATION)
     precision: str = by_recipe(
         "precision",
         "what the network computes in; weights are float32 always",
@@ -431,31 +385,10 @@ class TrainConfig(RunConfig):
         "first leave out one training stack after the other (OUT/folds), and report mean and spread; "
         "takes the time of a run for each",
     )
-    encoder: str | None = option(
-        None,
-        "encoder of keras.applications instead of the original's stages; without weights to start from it "
-        "found rare classes less well (docs/accuracy.md); with those of ImageNet it is not measured",
-        choices=ENCODERS,
-        group=NETWORK,
-    )
-    encoder_weights: str | None = option(
-        None,
-        "weights of --encoder: imagenet, which Keras downloads, or an HDF5 file that Keras wrote",
-        metavar="FILE",
-        group=NETWORK,
-    )
-    first_convolution: str | None = option(
-        None,
-        "what channels other than B04, B03, B02 get of the first convolution of --encoder-weights: repeat "
-        "(red, green, blue in turn; the default), zero, mean (of the three) or random",
-        choices=("repeat", "zero", "mean", "random"),
-        group=NETWORK,
-    )
     filters: tuple[int, ...] = by_recipe("filters", "filters of the encoder stages")
     decoder_filters: tuple[int, ...] = option(
         (),
-        "filters of the decoder stages; twice the mirrored encoder filters where not given. Over --encoder "
-        "their number is how often it halves the resolution (256 128 64 32 16 where not given)",
+        "filters of the decoder stages; twice the mirrored encoder filters where not given",
     )
     bottleneck: int = by_recipe("bottleneck", "convolutions between encoder and decoder")
     block: str = by_recipe("block", "how the decoder upsamples", choices=("transpose", "upsample"))
@@ -538,8 +471,6 @@ class TrainConfig(RunConfig):
     def resolved(self) -> TrainConfig:
         """The same config with every option that is still None filled in from the recipe."""
         values = {name: value for name, value in RECIPES[self.recipe].items() if getattr(self, name) is None}
-        if self.encoder and "filters" in values:
-            values["filters"] = ()
         if self.pretrain:
             without = {**WITHOUT_LABELS, "hide": HIDE, "hide_block": HIDE_BLOCK}
             values |= {name: value for name, value in without.items() if getattr(self, name) is None}

@@ -19,7 +19,7 @@ from lulc.models.backend import keras
 from lulc.models.unet import NetworkConfig, build_unet
 from lulc.models.weights import arrays_of, load_model
 from lulc.training.data.augmentation import flip
-from lulc.training.data.batches import TileGenerator
+from lulc.training.data.batches import BatchConfig, TileGenerator
 from lulc.training.data.dataset import Tile, class_targets
 from lulc.training.data.on_device import ResidentCrops
 from lulc.training.devices import open_devices
@@ -57,9 +57,11 @@ def cut() -> tuple[np.ndarray, np.ndarray]:
         image = rng.uniform(0, 3000, (side, side, 3)).astype("float32")
         image[5:9, ::7] = np.nan
         tiles.append(Tile(str(side), image, np.ones((side, side), np.uint8)))
-    options = {"steps": 1, "batch_size": 6, "crop_sizes": (16,), "targets": class_targets(1), "rotations": 4,
-               "augmentations": (flip,), "batch_from": "any"}  # fmt: skip
-    there, here = (kind(tiles, **options).batch(0, 0)[0] for kind in (ResidentCrops, TileGenerator))
+    config = BatchConfig(
+        steps=1, batch_size=6, crop_sizes=(16,), targets=class_targets(1), rotations=4,
+        augmentations=(flip,), batch_from="any",
+    )  # fmt: skip
+    there, here = (kind(tiles, config).batch(0, 0)[0] for kind in (ResidentCrops, TileGenerator))
     return keras.ops.convert_to_numpy(there), here
 
 
@@ -92,10 +94,7 @@ def main(folder: Path, losses: list[str]) -> None:
         finite.append(ends_finite)
     single = NetworkConfig(classes=1, channels=2, filters=(4,), activation="sigmoid")
     binary = np.where(labels == IGNORE, IGNORE, labels == 1).astype("uint8")
-    results["single"], ends_finite = train(single, "ce+dice", image, binary)
-    finite.append(ends_finite)
-    encoder = NetworkConfig(classes=3, channels=2, filters=(), encoder="resnet50", decoder_filters=(6, 4))
-    results["encoder"], ends_finite = train(encoder, losses[0], image, labels)
+    results["single"], ends_finite = train(single, "ce(weights=sqrt)", image, binary)
     finite.append(ends_finite)
     results["there"], results["here"] = cut()
     results["placed"] = place()

@@ -191,7 +191,7 @@ def mirrored(stacks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"words": [*words["mixed"], *both], "stop": 2},
         {"words": words["mixed"], "stop": 2},
         {"words": [*words["mixed"], *both]},
-        {"words": [*words["two"], *both, "--accumulate", "2"]},
+        {"words": [*words["two"], *both, "--precision", "float16"]},
         {"words": [*words["two"], "--devices", "all", "--batch-size", "3"]},
     ]
     _, err = codes_of(start(runs, "tensorflow"), [0, 0, 0, 1, 1, 0, 1, 1])
@@ -213,7 +213,7 @@ def test_one_device_continues_what_two_began_and_two_what_one_began(mirrored: Pa
 
 def test_tensorflow_refuses_what_its_devices_cannot_do(mirrored: Path) -> None:
     errors = (mirrored / "errors").read_text()
-    assert "cannot train on 2 devices with --accumulate" in errors
+    assert "cannot train on 2 devices with --precision float16" in errors
     assert "--batch-size is 3, expected a multiple of the number of devices, 2" in errors
 
 

@@ -58,11 +58,6 @@ def test_square_windows_are_square() -> None:
     assert plan.window[0] == plan.window[1]
 
 
-def test_a_network_without_an_exact_halo_gets_one_of_full_strides() -> None:
-    plan = plan_map(profile_of(3000, 3000), DEMAND, stride=64, halo=None, memory=2e9)
-    assert plan.halo > 0 and plan.halo % 64 == 0
-
-
 def test_what_does_not_fit_in_memory_is_refused() -> None:
     check_memory(1e6)
     with pytest.raises(InputError, match="GB are free"):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from lulc.core.schema import IGNORE, InputError
-from lulc.training.data.augmentation import Mix, flip, rotate, square_around
-from lulc.training.data.batches import TileGenerator, cut_ahead
+from lulc.training.data.augmentation import flip, rotate, square_around
+from lulc.training.data.batches import BatchConfig, TileGenerator, cut_ahead
 from lulc.training.data.dataset import Tile, class_targets
 
 ANGLES = [k * 22.5 for k in range(16)]
@@ -33,7 +33,7 @@ def make_generator(tiles, **changes):
         "steps": 6, "batch_size": 3, "crop_sizes": (16, 32), "targets": class_targets(4), "rotations": 16,
         "augmentations": (flip,), "seed": 5,
     } | changes  # fmt: skip
-    return TileGenerator(tiles, **options)
+    return TileGenerator(tiles, BatchConfig(**options))
 
 
 def ramps(side):
@@ -192,13 +192,6 @@ def test_epochs_and_seeds_differ():
     assert len(set(sums)) == 4
 
 
-def test_fit_gets_the_next_epoch_after_on_epoch_end():
-    generator = make_generator([make_tile(np.random.default_rng(11))])
-    generator.on_epoch_end()
-    np.testing.assert_array_equal(generator[2][0], generator.batch(1, 2)[0])
-    assert len(generator) == 6
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_one_bad_band_makes_the_pixel_invalid_and_its_label_ignored(bad):
     tile = make_tile(np.random.default_rng(12))
@@ -312,18 +305,17 @@ def test_crops_are_cut_from_raster_files_by_several_threads_alike(tmp_path, driv
 @given(
     batch=st.integers(1, 12),
     processes=st.integers(1, 6),
-    mixed=st.booleans(),
     index=st.integers(0, 50),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=40, deadline=None)
-def test_shares_of_any_number_of_processes_make_up_the_same_batch(batch, processes, mixed, index, seed):
+def test_shares_of_any_number_of_processes_make_up_the_same_batch(batch, processes, index, seed):
     tile = make_tile(np.random.default_rng(6))
-    options = {"batch_size": batch, "seed": seed, "mixtures": (Mix("cutmix", 0.5),) if mixed else ()}
+    options = {"batch_size": batch, "seed": seed}
     whole = make_generator([tile], **options).batch(2, index)
     bounds = [k * batch // processes for k in range(processes + 1)]
     shares = [
-        make_generator([tile], **options, share=range(*pair)).batch(2, index) for pair in pairwise(bounds)
+        make_generator([tile], **options, own_crops=range(*pair)).batch(2, index) for pair in pairwise(bounds)
     ]
     for array, parts in zip(whole, zip(*shares, strict=True), strict=True):
         np.testing.assert_array_equal(array, np.concatenate(parts))

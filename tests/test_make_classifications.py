@@ -36,7 +36,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     statistics = Statistics(tuple(map(float, MEAN)), tuple(map(float, STD)), 1)
     network = NetworkConfig(filters=(4, 4))
     model = build_unet(network, (np.array(MEAN, float), np.array(STD, float)))
-    window = geometry(model)
+    window = geometry(network)
     card = ModelCard(
         name="random", channels=tuple(Channel(name, coding="read") for name in CHANNELS), network=network,
         legend=load_scheme("kaakonkulma-13").legend, statistics=statistics, stride=window.stride,

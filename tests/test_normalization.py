@@ -15,7 +15,7 @@ from lulc.models.unet import build_unet
 from lulc.models.weights import find_model, load_model
 from lulc.training import train as train_module
 from lulc.training.batch_norm import Normalization
-from lulc.training.data.batches import TileGenerator
+from lulc.training.data.batches import BatchConfig, TileGenerator
 from lulc.training.data.crops import PLAIN_LEAST, PLAIN_PIXELS, plain_crops
 from lulc.training.data.dataset import Tile, open_dataset
 from lulc.training.loop import Loop, Validation
@@ -44,7 +44,7 @@ def make_crops(sides=(16, 32), steps=6):
     ]
     targets = np.full(256, 255, np.uint8)
     targets[1] = 0
-    return TileGenerator(tiles, steps=steps, batch_size=2, crop_sizes=sides, targets=targets)
+    return TileGenerator(tiles, BatchConfig(steps=steps, batch_size=2, crop_sizes=sides, targets=targets))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -110,16 +109,6 @@ def test_without_averaging_the_weights_are_the_weights():
         np.testing.assert_array_equal(kernels(model), before)
 
 
-def test_accumulated_batches_change_the_weights_together():
-    model = make_model(make_config(accumulate=3, average=0.0))
-    states = [kernels(model)]
-    for x, y in batches(6):
-        model.train_on_batch(x, y)
-        states.append(kernels(model))
-    changed = [not np.array_equal(a, b) for a, b in itertools.pairwise(states)]
-    assert changed == [False, False, True] * 2
-
-
 def test_decay_pulls_kernels_only():
     model = make_model(make_config(weight_decay=1.0, learning_rate=0.1, warmup=0, clip_norm=0.0))
     zero = [keras.ops.zeros_like(v) for v in model.trainable_variables]
@@ -175,8 +164,8 @@ class StopAfter:
         return self.left == 0
 
 
-def test_accumulation_averages_and_loss_scale_survive_an_interruption(stacks, tmp_path, monkeypatch):
-    options = SMALL | {"accumulate": 3, "average": 0.5, "precision": "float16", "copy_paste": 1.0}
+def test_averages_and_loss_scale_survive_an_interruption(stacks, tmp_path, monkeypatch):
+    options = SMALL | {"average": 0.5, "precision": "float16"}
     config = TrainConfig(data=(str(stacks),), out=str(tmp_path / "straight"), **options)
     straight = train(config)
     config = dataclasses.replace(config, out=str(tmp_path / "stopped"))
@@ -229,7 +218,7 @@ def test_patience_ends_a_run_early_and_finished(stacks, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("rare_classes", 1.5), ("scale", 0.5), ("accumulate", 0), ("average", -0.1)]
+    ("option", "value"), [("rare_classes", 1.5), ("gain", 2.0), ("rotations", 0), ("average", -0.1)]
 )
 def test_numbers_out_of_range_are_refused(stacks, tmp_path, option, value):
     config = TrainConfig(data=(str(stacks),), out=str(tmp_path / "run"), **SMALL | {option: value})

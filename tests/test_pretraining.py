@@ -20,7 +20,7 @@ from lulc.preprocessing.preprocess import make_stacks
 from lulc.training import train as train_module
 from lulc.training.data import unlabelled
 from lulc.training.data.crops import training_crops
-from lulc.training.data.masking import Filled, HiddenCrops, absolute_difference
+from lulc.training.data.masking import Filled, MaskedCrops, absolute_difference
 from lulc.training.data.unlabelled import input_options, open_mosaic
 from lulc.training.train import train
 
@@ -109,7 +109,7 @@ def test_what_is_hidden_is_asked_where_it_is_valid_and_nothing_else(mosaic: Path
     dataset = open_mosaic(config)
     hidden = training_crops(config, dataset)
     plain = training_crops(dataclasses.replace(config, pretrain=()), dataset)
-    assert isinstance(hidden, HiddenCrops)
+    assert isinstance(hidden, MaskedCrops)
     for index in range(3):
         images, targets = hidden.batch(1, index)
         whole, _ = plain.batch(1, index)

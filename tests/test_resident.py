@@ -24,18 +24,12 @@ from lulc.training.data.on_device import ResidentCrops
 MOVED = [
     {},
     {"rotations": 1, "batch_from": "one", "balance": "stacks"},
-    {"mix": "cutmix", "mix_share": 1.0},
-    {"mix": "classmix", "mix_share": 1.0},
     {"rare_classes": 0.5, "balance": "classes"},
 ]
 COMPUTED = {
     "--rotations is 16, expected 1, 2 or 4": {"rotations": 16},
-    "--scale is 1.2, expected 1": {"scale": 1.2},
     "--gain is 0.05, expected 0": {"gain": 0.05},
     "--offset-jitter is 20.0, expected 0": {"offset_jitter": 20.0},
-    "--haze is 200.0, expected 0": {"haze": 200.0},
-    "--channel-dropout is 0.1, expected 0": {"channel_dropout": 0.1},
-    "--copy-paste is 1.0, expected 0": {"copy_paste": 1.0},
     "a pretraining hides parts of crops": {"pretrain": ("mosaic.tif",)},
 }
 

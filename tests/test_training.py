@@ -302,12 +302,13 @@ def test_ignored_and_invalid_pixels_change_nothing(write_stacks, tmp_path):
 
 def test_validation_scores_agree_with_scikit_learn(stacks, straight):
     from lulc.models.weights import load_model
-    from lulc.training.data.batches import TileGenerator
+    from lulc.training.data.batches import BatchConfig, TileGenerator
     from lulc.training.data.dataset import class_targets
 
     dataset = open_dataset(make_config(stacks, "unused"))
     generator = TileGenerator(
-        dataset.validation, steps=2, batch_size=2, crop_sizes=(32,), targets=class_targets(3), seed=3
+        dataset.validation,
+        BatchConfig(steps=2, batch_size=2, crop_sizes=(32,), targets=class_targets(3), seed=3),
     )
     model, _ = load_model(straight.picks["last"])
     truth, decided, losses = [], [], []

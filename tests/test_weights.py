@@ -99,7 +99,6 @@ def test_a_card_keeps_everything(network: NetworkConfig) -> None:
         licence="l",
         attribution="a",
         not_for="n",
-        halo=None,
         sha256="0" * 64,
         bytes=5,
     )

@@ -29,13 +29,6 @@ NO_CODE = -(2**31)
 UNCLASSIFIED = 0
 """Class value of a valid pixel whose confidence lies below a threshold."""
 
-ENCODERS = (
-    "resnet50", "resnet101", "resnet152",
-    "efficientnetv2-b0", "efficientnetv2-b1", "efficientnetv2-b2", "efficientnetv2-b3", "efficientnetv2-s",
-    "convnext-tiny", "convnext-small", "convnext-base",
-)  # fmt: skip
-"""Encoders that a network may have instead of its own stages, see `lulc.models.backbones`."""
-
 MAX_CLASSES = 254
 """Class numbers run from 1 to at most this; 0 and 255 are reserved."""
 

@@ -52,13 +52,11 @@ def check_alike(members: Sequence[Member]) -> None:
                 )
 
 
-def geometry_of(members: Sequence[Member]) -> tuple[int, int | None]:
-    """Stride and halo that are enough for all members; halo None where one sees the whole image."""
+def geometry_of(members: Sequence[Member]) -> tuple[int, int]:
+    """Stride and halo that are enough for all members."""
     stride = math.lcm(*(member.card.stride for member in members))
-    halos = [member.card.halo for member in members]
-    if any(halo is None for halo in halos):
-        return stride, None
-    return stride, -(-max(halo for halo in halos if halo is not None) // stride) * stride
+    halo = max(member.card.halo for member in members)
+    return stride, -(-halo // stride) * stride
 
 
 def margins_of(members: Sequence[Member], halo: int) -> Margins:

@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,11 +109,10 @@ class EngineRequest:
     min_agreement: float | None = None
 
 
-def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence[NetworkConfig] = ()) -> str:
+def choose_engine(name: str, devices: Path = Path("/dev")) -> str:
     """The engine that a name stands for: ``auto`` is the fastest that is exact on this machine.
 
-    That is Keras where there is an NVIDIA GPU or a network has an encoder of `keras.applications`, OpenVINO
-    otherwise where it is installed.
+    That is Keras where there is an NVIDIA GPU, OpenVINO otherwise where it is installed.
 
     Parameters
     ----------
@@ -121,24 +120,15 @@ def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence
         Name of an engine, or ``auto``.
     devices
         Folder of the device files.
-    networks
-        What it is to run.
 
     Raises
     ------
     InputError
-        If there is no such engine, or it does not know the layers of a network.
+        If there is no such engine.
     """
-    encoder = next((network.encoder for network in networks if network.encoder), "")
     if name == "auto":
-        name, reason = ("keras", f"it alone knows {encoder}") if encoder else _fastest(devices)
+        name, reason = _fastest(devices)
         logger.info("engine %s, since %s", name, reason)
-    if encoder and name in _ENGINES and name not in _KERAS:
-        raise InputError(
-            f"cannot run the network with the engine '{name}', since its encoder is {encoder}, expected "
-            "the toolkit's own stages, which alone are known there",
-            "Type --engine keras, or --engine auto.",
-        )
     if name not in _ENGINES:
         raise InputError(
             f"cannot run the network with the engine '{name}', expected one of {', '.join(_ENGINES)}",
@@ -194,7 +184,7 @@ def gives_cores(name: str) -> bool:
 
 def footprint(name: str, network: NetworkConfig) -> Footprint:
     """What the engine `name` takes for a network, for planning windows before it is built."""
-    return _ENGINES[choose_engine(name, networks=[network])][1](network)
+    return _ENGINES[choose_engine(name)][1](network)
 
 
 def build_engine(name: str, request: EngineRequest) -> Engine:
@@ -205,7 +195,7 @@ def build_engine(name: str, request: EngineRequest) -> Engine:
     InputError
         If the engine is not installed, or the weights are refused.
     """
-    return _ENGINES[choose_engine(name, networks=[request.card.network])][0](request)
+    return _ENGINES[choose_engine(name)][0](request)
 
 
 def turns_of(height: int, width: int) -> tuple[int, ...]:
@@ -401,16 +391,9 @@ def _keras_footprint(network: NetworkConfig) -> Footprint:
     if has_gpu():
         # Estimates: what driver and framework take of the machine; what layers give lies in the GPU's memory,
         # of which as much is planned with.
-        return Footprint(GPU_PROCESS, 600 * _width(network) if network.filters else 900)
+        return Footprint(GPU_PROCESS, 600 * _width(network))
     # Measured with TensorFlow 2.21 on a CPU: 0.8 GB and 1,300 to 1,600 bytes per pixel at widths 32..256.
-    if not network.encoder:
-        return Footprint(0.85e9, 1600 * _width(network))
-    # With the default decoder 512 (ResNet-50), 574 (EfficientNetV2-B0) and 1,900 (ConvNeXt-tiny) bytes per
-    # pixel, 1.1 to 1.3 GB of the process.
-    per_pixel = 2200 if network.encoder.startswith("convnext") else 700
-    return Footprint(
-        0.85e9 + 4 * _weight_bytes(network), per_pixel * max(network.decoder_filters[-1] / 16, 1)
-    )
+    return Footprint(0.85e9, 1600 * _width(network))
 
 
 def _openvino_footprint(

@@ -86,7 +86,7 @@ class Job:
         self.config, self.card, self.stack = config, card, stack
         self.out = Path(config.out)
         self.members = members
-        self.engine = choose_engine(config.engine, networks=[member.card.network for member in members])
+        self.engine = choose_engine(config.engine)
         self.budget = 1e9 * (config.memory or budget_of(self.engine))
         self.gaussian = config.blend == "gaussian"
         legend = legend_of(card)
@@ -95,22 +95,16 @@ class Job:
         )
         stride, halo = geometry_of(members)
         # Where the core lies in a window that is turned, no engine is told.
-        cropped = gives_cores(self.engine) and halo is not None and not (self.gaussian or config.tta)
+        cropped = gives_cores(self.engine) and not (self.gaussian or config.tta)
         self.demand = memory_plan.Demand(
             footprint_of(self.engine, members),
             channels=len(card.channels),
             classes=card.network.classes,
             batch=config.batch_size,
             gaussian=self.gaussian,
-            margins=margins_of(members, halo) if cropped and halo is not None else (),
+            margins=margins_of(members, halo) if cropped else (),
             readers=readers_of(self.engine),
         )
-        if halo is None and not self.gaussian:
-            logger.warning(
-                "each pixel of %s sees its whole window, so that borders of windows may show in the map; "
-                "--blend gaussian evens them out, or train with fewer --decoder-filters",
-                " and ".join(m.card.network.encoder or m.card.name for m in members if m.card.halo is None),
-            )
         self.plan: Plan = memory_plan.plan_map(
             self.profile,
             self.demand,

@@ -12,9 +12,6 @@ from lulc.engines.registry import Footprint
 from lulc.maps.blocks import BLOCK
 from lulc.maps.geotiff import MapProfile
 
-INEXACT_HALO = 64
-"""Halo of networks whose every output depends on the whole image, so that no halo is exact."""
-
 BLEND_WINDOW = 512
 """Side of windows blended by Gaussian weights, near the crops that networks are trained on."""
 
@@ -87,7 +84,7 @@ def plan_map(
     demand: Demand,
     *,
     stride: int,
-    halo: int | None,
+    halo: int,
     memory: float,
     window: int | tuple[int, int] | None = None,
     square: bool = False,
@@ -113,7 +110,7 @@ def plan_map(
         If `window` is no multiple of the stride or no larger than its halo.
     """
     height, width = profile.grid.shape
-    halo = 0 if demand.gaussian else -(-INEXACT_HALO // stride) * stride if halo is None else halo
+    halo = 0 if demand.gaussian else halo
     padded = [-(-length // stride) * stride for length in (height, width)]
     if window is None and demand.gaussian:
         window = -(-BLEND_WINDOW // stride) * stride

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,28 +41,19 @@ VARIABLES = {
     "Conv2D": ("kernel", "bias"),
     "Conv2DTranspose": ("kernel", "bias"),
     "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
-    "Dense": ("kernel", "bias"),
-    "DepthwiseConv2D": ("kernel",),
-    "LayerNormalization": ("gamma", "beta"),
-    "LayerScale": ("gamma",),
     "Standardization": ("mean", "std"),
 }
 """Variables of each layer in the order in which Keras numbers them."""
 
 LAYERS = VARIABLES.keys() | {
     "Activation",
-    "Add",
     "Concatenate",
     "Dropout",
-    "GlobalAveragePooling2D",
     "InputLayer",
     "MaxPooling2D",
-    "Multiply",
     "ReLU",
-    "Reshape",
     "Softmax",
     "UpSampling2D",
-    "ZeroPadding2D",
 }
 """Layers that a network of this toolkit consists of."""
 
@@ -130,52 +121,14 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
     return arrays
 
 
-def read_layers(path: str | os.PathLike[str], groups: Mapping[str, Sequence[str]]) -> Arrays:
-    """Arrays of an HDF5 file of a network that is not this toolkit's own, as Keras 2 or 3 wrote it.
-
-    Layers are known by their names; where a file in the format of Keras 2 has other names but as many, they
-    follow each other as they do here, which is how Keras reads such a file.
-
-    Parameters
-    ----------
-    path
-        Weights only, or a whole model, of which nothing but its arrays is looked at.
-    groups
-        For each layer with weights, in order: ``layer/variable`` of its arrays, in order; layers that Keras
-        nests within one have their arrays there.
-
-    Returns
-    -------
-    dict
-        float32 arrays by ``layer/variable``, all finite; layers that are not asked for are left out.
-
-    Raises
-    ------
-    InputError
-        With the reason, if the file is missing or is anything but plain weights, or lacks arrays.
-    """
-    path = Path(path)
-    try:
-        content = _read_file(path, "")
-        with h5py.File(io.BytesIO(content), "r") as file:
-            found = _grouped(file, dict(_walk(file, len(content), MAX_BYTES)))
-            arrays = _named(found, groups, ordered=bool(_order_of(file)))
-        _check_values(arrays)
-    except _Refusal as refusal:
-        raise _refused(path, str(refusal)) from refusal
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
-        raise _refused(path, f"it is damaged or no weights file ({error})") from error
-    return arrays
-
-
 def variables_of(model: Any) -> dict[str, Any]:
-    """The variables of a network, or of a list of layers, by ``layer/variable``.
+    """The variables of a network by ``layer/variable``.
 
     Named by `VARIABLES`: what a layer leaves unnamed, Keras numbers anew in every process.
     """
     return {
         f"{layer.name}/{name}": variable
-        for layer in getattr(model, "layers", model)
+        for layer in model.layers
         for name, variable in zip(VARIABLES.get(type(layer).__name__, ()), layer.weights, strict=False)
     }
 
@@ -301,53 +254,6 @@ def _read_legacy(content: bytes, limit: int) -> Arrays:
             layer = parts[1] if parts[0] == "model_weights" and len(parts) > 1 else parts[0]
             _add(arrays, f"{layer}/{parts[-1].removesuffix(':0')}", dataset)
         return arrays
-
-
-def _grouped(file: h5py.File, datasets: dict[str, h5py.Dataset]) -> dict[str, list[h5py.Dataset]]:
-    """Arrays by the layer that holds them, in the order in which the layer has them."""
-    found: dict[str, dict[int, h5py.Dataset]] = {}
-    for name, dataset in datasets.items():
-        if name.startswith("layers/"):
-            match = re.fullmatch(r"(?:layers/\w+/)+vars/(\d+)", name)
-            if match:
-                found.setdefault(_text(dataset.parent.attrs.get("name")), {})[int(match[1])] = dataset
-            continue
-        root = "model_weights/" if name.startswith("model_weights/") else ""
-        layer, _, rest = name.removeprefix(root).partition("/")
-        names = [_text(n) for n in file[root + layer].attrs.get("weight_names", ())]
-        if rest in names:
-            found.setdefault(layer, {})[names.index(rest)] = dataset
-    return {
-        layer: [found[layer][i] for i in sorted(found[layer])]
-        for layer in (_order_of(file) or sorted(found))
-        if layer in found
-    }
-
-
-def _order_of(file: h5py.File) -> list[str]:
-    """Names of the layers in the network's order, which the format of Keras 2 alone has."""
-    return [_text(n) for n in file.get("model_weights", file).attrs.get("layer_names", ())]
-
-
-def _named(
-    found: dict[str, list[h5py.Dataset]], groups: Mapping[str, Sequence[str]], *, ordered: bool
-) -> Arrays:
-    flat: dict[str, list[str]] = {}
-    for name in (name for names in groups.values() for name in names):
-        flat.setdefault(name.split("/")[0], []).append(name)
-    known: Mapping[str, Sequence[str]] = groups if found.keys() & groups.keys() == groups.keys() else flat
-    if ordered and not found.keys() & known.keys() and len(found) == len(groups):
-        known = dict(zip(found, groups.values(), strict=True))
-    arrays: Arrays = {}
-    for layer, names in known.items():
-        held = found.get(layer, [])
-        if len(held) != len(names):
-            raise _Refusal(
-                f"it is of another network: its layer '{layer}' has {len(held)} arrays, expected {len(names)}"
-            )
-        for name, dataset in zip(names, held, strict=True):
-            _add(arrays, name, dataset)
-    return arrays
 
 
 def _walk(file: h5py.File, size: int, limit: int) -> Iterator[tuple[str, h5py.Dataset]]:

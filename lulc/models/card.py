@@ -57,7 +57,7 @@ CARD_SCHEMA: dict[str, Any] = {
         "statistics": STATISTICS_SCHEMA,
         "network": NETWORK_SCHEMA,
         "stride": {"type": "integer", "minimum": 1, "maximum": 4096},
-        "halo": {"type": ["integer", "null"], "minimum": 0, "maximum": 65_536},
+        "halo": {"type": "integer", "minimum": 0, "maximum": 65_536},
         "temperature": {
             "oneOf": [
                 _TEMPERATURE,
@@ -135,7 +135,7 @@ class ModelCard:
     statistics: Statistics
     network: NetworkConfig
     stride: int
-    halo: int | None
+    halo: int
     temperature: float | tuple[float, ...] = 1.0
     novelty: Novelty | None = None
     single_class: str | None = None
@@ -181,7 +181,7 @@ class ModelCard:
                 f"its single class '{single}' is not in its legend ({', '.join(legend)})",
             ),
             (
-                halo is None or halo % self.stride == 0,
+                halo % self.stride == 0,
                 f"its halo is {halo}, expected a multiple of its stride {self.stride}",
             ),
             (

@@ -9,15 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lulc.core.schema import MAX_CLASSES, InputError
-from lulc.models.backbones import BACKBONES, LEVELS
 
 MAX_FILTERS = 4096
 """No stage of a network that this toolkit trains comes near this width."""
 
 MAX_STAGES = 8
-
-DECODER = (256, 128, 64, 32, 16)
-"""Filters of the decoder over an encoder of `keras.applications`, where not given."""
 
 _WIDTHS = {
     "type": "array",
@@ -32,7 +28,6 @@ NETWORK_SCHEMA: dict[str, Any] = {
     "properties": {
         "classes": {"type": "integer", "minimum": 1, "maximum": MAX_CLASSES},
         "channels": {"type": "integer", "minimum": 1, "maximum": 1024},
-        "encoder": {"enum": ["", *BACKBONES]},
         "filters": _WIDTHS,
         "decoder_filters": _WIDTHS,
         "bottleneck": {"type": "integer", "minimum": 0, "maximum": 16},
@@ -56,29 +51,21 @@ class NetworkConfig:
     channels
         Channels of the input.
     filters
-        Filters of the encoder stages, from full resolution downwards; their number is the depth. Empty where
-        `encoder` is given.
+        Filters of the encoder stages, from full resolution downwards; their number is the depth.
     decoder_filters
         Filters of the decoder stages, from the coarsest upwards; twice the mirrored encoder filters
-        where empty. Over an `encoder` their number is how often it halves the resolution, 256, 128, 64, 32
-        and 16 where empty.
+        where empty.
     bottleneck
-        3x3 convolutions between encoder and decoder, each with twice the last encoder filters; over an
-        `encoder` with the filters of the first decoder stage.
+        3x3 convolutions between encoder and decoder, each with twice the last encoder filters.
     block
         How the decoder upsamples: transposed convolution, or repetition and two convolutions.
     dropout
         Rate before the last convolution, 0..1.
     norm
-        Normalisation after each convolution: batch, or none (the convolutions then have a bias); an `encoder`
-        keeps its own.
+        Normalisation after each convolution: batch, or none (the convolutions then have a bias).
     activation
         softmax, sigmoid for a single class, or linear for a pretrained network, which knows no classes: it
         fills in hidden values of its channels.
-    encoder
-        One of `lulc.models.backbones.BACKBONES` instead of the encoder stages; empty for these. The
-        decoder's last stage then joins with the standardised image, and stages of resolutions that the
-        encoder passes over join with nothing.
 
     Raises
     ------
@@ -95,19 +82,22 @@ class NetworkConfig:
     dropout: float = 0.0
     norm: str = "batch"
     activation: str = "softmax"
-    encoder: str = ""
 
     def __post_init__(self) -> None:
         if not self.decoder_filters:
-            mirrored = tuple(2 * f for f in reversed(self.filters))
-            object.__setattr__(self, "decoder_filters", DECODER if self.encoder else mirrored)
+            object.__setattr__(self, "decoder_filters", tuple(2 * f for f in reversed(self.filters)))
         for problem in self._problems():
             raise InputError(f"cannot build the network, since {problem}", "Change the network's options.")
 
     def _problems(self) -> list[str]:
         widths = (*self.filters, *self.decoder_filters)
+        stages, decoder = len(self.filters), len(self.decoder_filters)
         checks = [
-            *self._depth_checks(),
+            (1 <= stages <= MAX_STAGES, f"it has {stages} encoder stages, expected 1..{MAX_STAGES}"),
+            (
+                stages == decoder,
+                f"it has {decoder} decoder and {stages} encoder stages, expected as many of each",
+            ),
             (
                 all(1 <= w <= MAX_FILTERS for w in widths),
                 f"its filters are {widths}, expected 1..{MAX_FILTERS} each",
@@ -132,55 +122,19 @@ class NetworkConfig:
         ]
         return [problem for holds, problem in checks if not holds]
 
-    def _depth_checks(self) -> list[tuple[bool, str]]:
-        stages, decoder = len(self.filters), len(self.decoder_filters)
-        if not self.encoder:
-            return [
-                (1 <= stages <= MAX_STAGES, f"it has {stages} encoder stages, expected 1..{MAX_STAGES}"),
-                (
-                    stages == decoder,
-                    f"it has {decoder} decoder and {stages} encoder stages, expected as many of each",
-                ),
-            ]
-        if self.encoder not in BACKBONES:
-            return [(False, f"its encoder is '{self.encoder}', expected one of {', '.join(BACKBONES)}")]
-        least = BACKBONES[self.encoder].shallowest
-        return [
-            (
-                not stages,
-                f"it has {stages} encoder stages beside the encoder '{self.encoder}', expected none",
-            ),
-            (
-                least <= decoder <= LEVELS,
-                f"it has {decoder} decoder stages over {self.encoder}, expected {least}..{LEVELS}",
-            ),
-        ]
-
     @property
     def depth(self) -> int:
         """How often the resolution is halved."""
         return len(self.decoder_filters)
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels of what the decoder joins with, at strides 1, 2, ..., and last of what it starts from.
-
-        0 where it joins with nothing.
-        """
-        if self.encoder:
-            return BACKBONES[self.encoder].widths(self.channels, self.depth)
-        return (*self.filters, self.filters[-1])
-
-    @property
     def bottleneck_filters(self) -> int:
         """Filters of the convolutions between encoder and decoder."""
-        return self.decoder_filters[0] if self.encoder else 2 * self.filters[-1]
+        return 2 * self.filters[-1]
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON-ready data, the inverse of `from_json`."""
-        # A card of the network's own stages stays as versions before other encoders wrote and read it.
-        said = {k: v for k, v in asdict(self).items() if k != "encoder" or v}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in said.items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> NetworkConfig:
@@ -197,18 +151,15 @@ class NetworkConfig:
             "standardization/mean": (self.channels,),
             "standardization/std": (self.channels,),
         }
-        if self.encoder:
-            shapes |= BACKBONES[self.encoder].variable_shapes(self.channels, self.depth)
         wide = self.channels
         for s, filters in enumerate(self.filters):
             shapes |= self._convolution(f"encoder_stage{s}", 1, wide, filters)
             shapes |= self._convolution(f"encoder_stage{s}", 2, filters, filters)
             wide = filters
-        *skips, wide = self.widths
         for i in range(1, self.bottleneck + 1):
             shapes |= self._convolution("bottleneck", i, wide, self.bottleneck_filters)
             wide = self.bottleneck_filters
-        for s, (filters, skip) in enumerate(zip(self.decoder_filters, reversed(skips), strict=True)):
+        for s, (filters, skip) in enumerate(zip(self.decoder_filters, reversed(self.filters), strict=True)):
             stage = f"decoder_stage{s}"
             if self.block == "transpose":
                 shapes[f"{stage}_up/kernel"] = (4, 4, filters, wide)
@@ -233,3 +184,63 @@ class NetworkConfig:
         if self.norm == "none":
             return {f"{layer}/bias": (filters,)}
         return {f"{norm}/{v}": (filters,) for v in ("gamma", "beta", "moving_mean", "moving_variance")}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a network asks of the windows that it is run on.
+
+    Parameters
+    ----------
+    stride
+        Window origins and sizes are multiples of this, pixels.
+    halo
+        Pixels around a window that its result depends on, a multiple of the stride.
+    radius
+        Largest distance between a pixel of the output and a pixel of the input that it depends on.
+    """
+
+    stride: int
+    halo: int
+    radius: int
+
+
+Span = tuple[int, int]
+"""First and last index along one axis, both included."""
+
+
+def geometry(network: NetworkConfig) -> Geometry:
+    """Return stride, halo and radius of a network.
+
+    The span of the input that a span of the output depends on is found by going through the layers backwards.
+    Every layer maps integers to integers, so the result is exact. A window is exact when the halo holds what
+    the outermost cell of one stride depends on.
+    """
+    stride = 2 ** len(network.filters)
+    first, last = _needed(network, (0, stride - 1))
+    halo = max(-first, last - (stride - 1))
+    spans = [_needed(network, (pixel, pixel)) for pixel in range(stride)]
+    radius = max(max(pixel - a, b - pixel) for pixel, (a, b) in enumerate(spans))
+    return Geometry(stride, -(-halo // stride) * stride, radius)
+
+
+def _needed(network: NetworkConfig, output: Span) -> Span:
+    """Return the input pixels that the output pixels `output` depend on, along one axis."""
+    span = _widened(output, 1)
+    skips: list[Span] = []
+    for _ in network.decoder_filters:
+        # The concatenation is read by one convolution, or by two where the decoder repeats pixels.
+        joined = _widened(span, 1 if network.block == "transpose" else 2)
+        skips.append(joined)
+        # A transposed convolution of 4 x 4 reaches one pixel further on both sides than repetition.
+        first, last = _widened(joined, 1 if network.block == "transpose" else 0)
+        span = first // 2, last // 2
+    span = _widened(span, network.bottleneck)
+    for skip in reversed(skips):
+        pooled = 2 * span[0], 2 * span[1] + 1
+        span = _widened((min(pooled[0], skip[0]), max(pooled[1], skip[1])), 2)
+    return span
+
+
+def _widened(span: Span, pixels: int) -> Span:
+    return span[0] - pixels, span[1] + pixels

@@ -59,7 +59,7 @@ def read_legacy(path: str | os.PathLike[str]) -> tuple[NetworkConfig, Arrays]:
 
 
 def describe_legacy(
-    path: str | os.PathLike[str], config: NetworkConfig, statistics: Statistics, stride: int, halo: int | None
+    path: str | os.PathLike[str], config: NetworkConfig, statistics: Statistics, stride: int, halo: int
 ) -> ModelCard:
     """The card of a Keras 2 file, which brought none: what can be known of it, and what cannot."""
     legend = _legend(config.classes)

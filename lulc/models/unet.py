@@ -1,24 +1,18 @@
 """The network: a U-Net whose first layer standardises, and the stride and halo that windows need.
 
 The default is the original network, layer for layer and name for name: four encoder stages of two 3x3
-convolutions, no bottleneck, four decoder stages that upsample by 4x4 transposed convolutions. The encoder
-may be one of `keras.applications` instead.
+convolutions, no bottleneck, four decoder stages that upsample by 4x4 transposed convolutions.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from lulc.core.schema import InputError
 from lulc.models.backend import keras
-from lulc.models.config import NetworkConfig
-from lulc.models.encoders import encode
+from lulc.models.config import Geometry, NetworkConfig, geometry
 
 __all__ = ["Geometry", "NetworkConfig", "Standardization", "build_unet", "geometry"]
 
@@ -84,7 +78,7 @@ def build_unet(
     if statistics is not None:
         _check_statistics(statistics, config.channels)
         standardization.set_weights([np.asarray(s, "float32") for s in statistics])
-    *skips, x = encode(config.encoder, x, config.depth) if config.encoder else _encode(x, config)
+    *skips, x = _encode(x, config)
     for i in range(1, config.bottleneck + 1):
         x = _convolve(x, config, config.bottleneck_filters, "bottleneck", i)
     for s, filters in enumerate(config.decoder_filters):
@@ -145,7 +139,7 @@ def _activate(x: Any, config: NetworkConfig, stage: str, i: int) -> Any:
 
 
 def _decode(x: Any, skip: Any, config: NetworkConfig, filters: int, stage: str) -> Any:
-    """One decoder stage: twice the resolution, joined with the skip of the encoder where there is one."""
+    """One decoder stage: twice the resolution, joined with the skip of the encoder."""
     if config.block == "transpose":
         x = keras.layers.Conv2DTranspose(
             filters,
@@ -156,231 +150,10 @@ def _decode(x: Any, skip: Any, config: NetworkConfig, filters: int, stage: str) 
             kernel_initializer="he_normal",
             name=f"{stage}_up",
         )(x)
-        x = _join(_activate(x, config, stage, 1), skip, stage)
+        x = _activate(x, config, stage, 1)
     else:
-        x = _join(keras.layers.UpSampling2D(2, name=f"{stage}_up")(x), skip, stage)
+        x = keras.layers.UpSampling2D(2, name=f"{stage}_up")(x)
+    x = keras.layers.Concatenate(name=f"{stage}_concat")([x, skip])
+    if config.block == "upsample":
         x = _convolve(x, config, filters, stage, 1)
     return _convolve(x, config, filters, stage, 2)
-
-
-def _join(x: Any, skip: Any, stage: str) -> Any:
-    return x if skip is None else keras.layers.Concatenate(name=f"{stage}_concat")([x, skip])
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a network asks of the windows that it is run on.
-
-    Parameters
-    ----------
-    stride
-        Window origins and sizes are multiples of this, pixels.
-    halo
-        Pixels around a window that decide its result, a multiple of the stride; None where every pixel
-        depends on the whole image, so that no window is exact.
-    radius
-        Largest distance between a pixel of the output and a pixel of the input that it depends on; None
-        likewise.
-    """
-
-    stride: int
-    halo: int | None
-    radius: int | None
-
-
-Span = tuple[int, int]
-"""First and last index, both included."""
-
-
-@dataclass(frozen=True)
-class _Reach:
-    """How one layer maps positions along one axis: `scale` input steps per output step, and `back`."""
-
-    scale: Fraction
-    back: Callable[[Span], Span] | None
-
-
-_SAME = _Reach(Fraction(1), lambda span: span)
-
-_ELEMENTWISE = frozenset(
-    {
-        "Activation",
-        "Add",
-        "Average",
-        "BatchNormalization",
-        "Concatenate",
-        "Dense",
-        "Dropout",
-        "ELU",
-        "GaussianNoise",
-        "Identity",
-        "LayerNormalization",
-        "LayerScale",
-        "LeakyReLU",
-        "Maximum",
-        "Multiply",
-        "Normalization",
-        "PReLU",
-        "ReLU",
-        "Rescaling",
-        "Softmax",
-        "SpatialDropout2D",
-        "Standardization",
-        "StochasticDepth",
-        "Subtract",
-        "UnitNormalization",
-    }
-)
-"""Layers whose output at a place depends on their inputs at that place only."""
-
-_CONVOLUTIONS = frozenset({"Conv2D", "DepthwiseConv2D", "SeparableConv2D"})
-_POOLINGS = frozenset({"MaxPooling2D", "AveragePooling2D"})
-_GLOBAL = frozenset({"GlobalAveragePooling2D", "GlobalMaxPooling2D", "Reshape"})
-
-
-def geometry(network: keras.Model | NetworkConfig) -> Geometry:
-    """Stride, halo and radius of a network, from its graph.
-
-    The pixels of the input that a span of the output depends on are found by going through the layers
-    backwards with the span's first and last index; every layer maps integers to integers, so the result
-    is exact. A window is exact when the halo holds what the outermost cell of one stride depends on.
-
-    Raises
-    ------
-    InputError
-        If the graph holds a layer whose reach is not known here, or the output is not at the resolution
-        of the input.
-    """
-    model = build_unet(network) if isinstance(network, NetworkConfig) else network
-    axes = [_axis_geometry(model, axis) for axis in (0, 1)]
-    stride = math.lcm(*(a.stride for a in axes))
-    reaches = [(a.halo, a.radius) for a in axes]
-    if any(halo is None for halo, _ in reaches):
-        return Geometry(stride, None, None)
-    return Geometry(
-        stride,
-        max(-(-(halo or 0) // stride) * stride for halo, _ in reaches),
-        max(radius or 0 for _, radius in reaches),
-    )
-
-
-def _axis_geometry(model: keras.Model, axis: int) -> Geometry:
-    nodes = _nodes_in_order(model)
-    reaches = {id(node): _reach(node.operation, axis) for node in nodes}
-    steps = {id(model.inputs[0]): Fraction(1)}
-    for node in nodes:
-        step = max(steps[id(t)] for t in node.input_tensors) * reaches[id(node)].scale
-        steps.update((id(t), step) for t in node.outputs)
-    if steps[id(model.outputs[0])] != 1:
-        raise InputError(
-            f"cannot run the network '{model.name}' in windows, since its output has "
-            f"{1 / steps[id(model.outputs[0])]} times the resolution of its input, expected the same",
-            "Use a network that upsamples as often as it downsamples.",
-        )
-    stride = math.lcm(*(step.numerator for step in steps.values()))
-
-    def needed(span: Span) -> Span | None:
-        return _needed(model, nodes, reaches, span)
-
-    whole = needed((0, stride - 1))
-    if whole is None:
-        return Geometry(stride, None, None)
-    halo = max(-whole[0], whole[1] - (stride - 1), 0)
-    spans = [needed((p, p)) or (p, p) for p in range(stride)]
-    return Geometry(stride, halo, max(max(p - a, b - p) for p, (a, b) in enumerate(spans)))
-
-
-def _needed(model: keras.Model, nodes: list[Any], reaches: dict[int, _Reach], span: Span) -> Span | None:
-    """First and last input index that the outputs in `span` depend on; None for the whole axis."""
-    demands: dict[int, list[Span]] = {id(model.outputs[0]): [span]}
-    for node in reversed(nodes):
-        asked = [s for t in node.outputs for s in demands.get(id(t), ())]
-        if not asked:
-            continue
-        back = reaches[id(node)].back
-        if back is None:
-            return None
-        source = back(_hull(asked))
-        for tensor in node.input_tensors:
-            demands.setdefault(id(tensor), []).append(source)
-    return _hull(demands[id(model.inputs[0])])
-
-
-def _hull(spans: Iterable[Span]) -> Span:
-    first, last = zip(*spans, strict=True)
-    return min(first), max(last)
-
-
-def _nodes_in_order(model: keras.Model) -> list[Any]:
-    """Calls of layers between input and output, each after those that it depends on."""
-    order: list[Any] = []
-    seen: set[int] = {id(model.inputs[0])}
-    stack = [model.outputs[0]]
-    while stack:
-        tensor = stack[-1]
-        operation, index, _ = tensor._keras_history
-        node = operation._inbound_nodes[index]
-        waiting = [t for t in node.input_tensors if id(t) not in seen]
-        stack.extend(waiting)
-        if not waiting:
-            stack.pop()
-            if id(tensor) not in seen:
-                seen.update(id(t) for t in node.outputs)
-                order.append(node)
-    return order
-
-
-def _reach(layer: Any, axis: int) -> _Reach:
-    kind = type(layer).__name__
-    if kind in _ELEMENTWISE:
-        return _SAME
-    if kind in _GLOBAL:
-        return _Reach(Fraction(1), None)
-    if kind == "Conv2DTranspose" and layer.padding == "same":
-        return _transposed(layer.kernel_size[axis], layer.strides[axis])
-    if kind in _CONVOLUTIONS:
-        extent = (layer.kernel_size[axis] - 1) * layer.dilation_rate[axis] + 1
-        return _sliding(extent, layer.strides[axis], layer.padding)
-    if kind in _POOLINGS:
-        return _sliding(layer.pool_size[axis], layer.strides[axis], layer.padding)
-    if kind == "UpSampling2D" and layer.interpolation in ("nearest", "bilinear"):
-        return _repeating(layer.size[axis], layer.interpolation)
-    if kind == "ZeroPadding2D":
-        before = layer.padding[axis][0]
-        return _Reach(Fraction(1), lambda span: (span[0] - before, span[1] - before))
-    raise InputError(
-        f"cannot find the halo of the network, since the reach of its layer '{layer.name}' ({kind}) "
-        "is not known",
-        "Build it from convolutions, pooling, upsampling and elementwise layers.",
-    )
-
-
-def _sliding(extent: int, stride: int, padding: str) -> _Reach:
-    """Convolution and pooling; padding as for sizes that are multiples of the stride."""
-    before = max(extent - stride, 0) // 2 if padding == "same" else 0
-    return _Reach(
-        Fraction(stride),
-        lambda span: (span[0] * stride - before, span[1] * stride - before + extent - 1),
-    )
-
-
-def _transposed(extent: int, stride: int) -> _Reach:
-    """Transposed convolution: input i reaches outputs i * stride - before .. + extent - 1."""
-    before = max(extent - stride, 0) // 2
-    return _Reach(
-        Fraction(1, stride),
-        lambda span: (-((extent - 1 - before - span[0]) // stride), (span[1] + before) // stride),
-    )
-
-
-def _repeating(factor: int, interpolation: str) -> _Reach:
-    if interpolation == "nearest":
-        return _Reach(Fraction(1, factor), lambda span: (span[0] // factor, span[1] // factor))
-    # Half-pixel centres: output o lies at (2 o + 1 - factor) / (2 factor) between two inputs.
-    return _Reach(
-        Fraction(1, factor),
-        lambda span: (
-            (2 * span[0] + 1 - factor) // (2 * factor),
-            -((factor - 1 - 2 * span[1]) // (2 * factor)),
-        ),
-    )

@@ -179,7 +179,7 @@ def load_legacy(
     mean, std = np.asarray(statistics.mean, "float32"), np.asarray(statistics.std, "float32")
     model = build_unet(config, (mean, std))
     assign(model, arrays | {"standardization/mean": mean, "standardization/std": std})
-    windows = geometry(model)
+    windows = geometry(config)
     return model, describe_legacy(path, config, statistics, windows.stride, windows.halo)
 
 

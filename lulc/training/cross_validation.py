@@ -33,9 +33,6 @@ DOCUMENT = "cross-validation.json"
 SIDE = 256
 """Side of the squares that left-out stacks are classified in, without their halo."""
 
-HALO = 64
-"""Halo where every pixel of a network sees the whole image."""
-
 logger = logging.getLogger("lulc")
 
 
@@ -196,7 +193,7 @@ def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[st
     """
     models, cards = zip(*(load_model(find_model(out, "last")) for out in (config.out, *others)), strict=True)
     card = cards[0]
-    halo = HALO // card.stride * card.stride if card.halo is None else card.halo
+    halo = card.halo
     side = -(-SIDE // card.stride) * card.stride
     shape = (1, side + 2 * halo, side + 2 * halo)
     networks = [backend.compile_predict(model, shape) for model in models]

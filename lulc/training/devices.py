@@ -355,13 +355,11 @@ def _open_mirrored(config: TrainConfig, wanted: int | None) -> Iterator[Devices]
     if len(names) == 1:
         yield Devices()
         return
-    conditional = ["--accumulate"] * (config.accumulate > 1)
-    conditional += ["--precision float16"] * (config.precision == "float16")
-    if conditional:
+    if config.precision == "float16":
         raise InputError(
-            f"cannot train on {len(names)} devices with {conditional[0]}, since TensorFlow's devices can't "
-            "change weights under a condition",
-            "Leave it out, or set KERAS_BACKEND=jax.",
+            f"cannot train on {len(names)} devices with --precision float16, since TensorFlow can't change "
+            "weights under a condition there",
+            "Give --precision bfloat16 or float32, or set KERAS_BACKEND=jax.",
         )
     yield _Mirrored(tf, names)
 

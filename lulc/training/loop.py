@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from lulc.config import TrainConfig
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.evaluation.measures import metrics
 from lulc.evaluation.report import figures
@@ -185,8 +186,9 @@ class LabelledAccuracy(keras.metrics.Metric):
         return self._right / keras.ops.maximum(self._labelled, 1.0)
 
 
-class Loop:
-    """Trains a compiled network, epoch by epoch.
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The objects that a training loop works with.
 
     Parameters
     ----------
@@ -201,54 +203,40 @@ class Loop:
     save
         Writes the model and its card: called with the row of the epoch, all rows, and the temperature;
         the model then has its averaged weights where weights are averaged.
-    epochs
-        Epochs in all.
-    keep
-        Models kept, see `lulc.training.run_folder.kept_models`.
-    workers
-        Threads that cut crops.
-    patience
-        Epochs in a row without a best score after which it stops; 0 for never.
-    calibrate
-        Whether a temperature is fitted on the validation crops: ``none``, ``one`` or ``per-class``.
     normalization
-        Estimates batch norm's statistics anew; those are saved, or those that training gathered, whichever
-        has the lower validation loss. None where nothing else is tried than the latter.
+        Estimates batch norm's statistics anew. Of these and those that training gathered, the loop saves the
+        ones with the lower validation loss. None to keep the latter.
     devices
-        What the model was built on. All processes go through the same batches and epochs; the first one
-        writes, and its clock counts.
+        Devices that the model was built on. All processes go through the same batches and epochs; the first
+        one writes, and its clock counts.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        training: TileGenerator,
-        validation: TileGenerator,
-        legend: Legend,
-        run: Run,
-        save: Callable[[Row, tuple[Row, ...], float | tuple[float, ...]], None],
-        *,
-        epochs: int,
-        keep: str,
-        workers: int,
-        patience: int = 0,
-        calibrate: str = "none",
-        normalization: Normalization | None = None,
-        devices: Devices = ONE,
-    ) -> None:
-        self._model = model
-        self._training = training
-        self._validation = validation
-        self._legend = legend
-        self._run = run
-        self._save = save
-        self._epochs = epochs
-        self._keep = keep
-        self._workers = workers
-        self._patience = patience
-        self._calibrate = calibrate
-        self._normalization = normalization
-        self._devices = devices
+    model: keras.Model
+    training: TileGenerator
+    validation: TileGenerator
+    legend: Legend
+    run: Run
+    save: Callable[[Row, tuple[Row, ...], float | tuple[float, ...]], None]
+    normalization: Normalization | None = None
+    devices: Devices = ONE
+
+
+class Loop:
+    """Trains a compiled network, epoch by epoch.
+
+    Parameters
+    ----------
+    config
+        Resolved; its ``epochs``, ``keep``, ``workers``, ``patience`` and ``calibrate`` are used.
+    setup
+        The objects that it works with.
+    """
+
+    def __init__(self, config: TrainConfig, setup: Setup) -> None:
+        self._config = config
+        self._setup = setup
+        self._model = setup.model
+        self._devices = setup.devices
         self._pace = Pace()
         self._weights_seen = self._saved = self._drawn = time.monotonic()
         self._progress = Progress()
@@ -273,27 +261,31 @@ class Loop:
         """
         deadline = self._deadline = time.monotonic() + seconds
         self._restore()
-        steps = len(self._training)
+        steps = len(self._setup.training)
         done = (self._progress.epoch - 1) * steps + self._progress.step
         quiet = not logger.isEnabledFor(logging.INFO)
         with tqdm(
-            total=self._epochs * steps, initial=done, unit="batch", disable=quiet, dynamic_ncols=True
+            total=self._config.epochs * steps, initial=done, unit="batch", disable=quiet, dynamic_ncols=True
         ) as bar:
-            while self._progress.epoch <= self._epochs and not is_stale(self.rows, self._patience):
-                bar.set_description(f"epoch {self._progress.epoch}/{self._epochs}")
+            while self._progress.epoch <= self._config.epochs and not is_stale(
+                self.rows, self._config.patience
+            ):
+                bar.set_description(f"epoch {self._progress.epoch}/{self._config.epochs}")
                 complete = self._train_epoch(stop, deadline, bar)
-                final = complete and self._progress.epoch == self._epochs
+                final = complete and self._progress.epoch == self._config.epochs
                 # Asked after an epoch, not before: the shortest budget still gets one batch further.
                 late = self._agree(0, False, time.monotonic() >= deadline)[2]
                 over = final or not complete or bool(late)
                 self._end_epoch(complete, draw=over)
                 if over:
-                    return final or is_stale(self.rows, self._patience)
+                    return final or is_stale(self.rows, self._config.patience)
         return True
 
     def _restore(self) -> None:
         devices = self._devices
-        checkpoint = load_checkpoint(self._run.checkpoints, self._run.key) if devices.first else None
+        checkpoint = (
+            load_checkpoint(self._setup.run.checkpoints, self._setup.run.key) if devices.first else None
+        )
         state = devices.spread(checkpoint.state if checkpoint else None)
         if state is None:
             return
@@ -303,13 +295,13 @@ class Loop:
         self.rows = self._progress.rows
         logger.info(
             "continuing in epoch %d after %d of its %d batches",
-            self._progress.epoch, self._progress.step, len(self._training),
+            self._progress.epoch, self._progress.step, len(self._setup.training),
         )  # fmt: skip
 
     def _train_epoch(self, stop: StopRequest, deadline: float, bar: Any) -> bool:
         """Train the rest of the epoch in work; False where the time is up before its end."""
         epoch, step = self._progress.epoch, self._progress.step
-        batches = cut_ahead(self._training, epoch, step, self._workers, self._devices.place)
+        batches = cut_ahead(self._setup.training, epoch, step, self._config.workers, self._devices.place)
         before = time.monotonic()
         try:
             for images, labels in batches:
@@ -333,7 +325,7 @@ class Loop:
                 if stopped:
                     self._checkpoint()
                     raise KeyboardInterrupt
-                complete = self._progress.step == len(self._training)
+                complete = self._progress.step == len(self._setup.training)
                 if late and not complete:
                     self._checkpoint()
                     return False
@@ -353,15 +345,15 @@ class Loop:
         speed = self._pace.note(shape, seconds)
         if speed is None:
             return
-        steps = len(self._training)
+        steps = len(self._setup.training)
         done = (self._progress.epoch - 1) * steps + self._progress.step
-        left = self._epochs * steps - done
-        hours = left * self._training.pixels_per_batch / speed / 3600
+        left = self._config.epochs * steps - done
+        hours = left * self._setup.training.pixels_per_batch / speed / 3600
         logger.info(
             "%.0f kpx/s: about %s for the %d batches to come, validations not counted",
             speed / 1000, f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes", left,
         )  # fmt: skip
-        fitting = (self._deadline - time.monotonic()) * speed / self._training.pixels_per_batch
+        fitting = (self._deadline - time.monotonic()) * speed / self._setup.training.pixels_per_batch
         if fitting < left:
             logger.warning(
                 "the time ends after about %.0f of them; learning rate and averages are planned for all: "
@@ -375,8 +367,8 @@ class Loop:
         started = time.monotonic()
         with averaged(self._model), contextlib.ExitStack() as held:
             found = self._validate()
-            if self._normalization:
-                held.enter_context(self._normalization.settled(self._model, self._devices))
+            if self._setup.normalization:
+                held.enter_context(self._setup.normalization.settled(self._model, self._devices))
                 anew = self._validate()
                 if self._devices.spread(anew.loss < found.loss):
                     found = anew
@@ -409,11 +401,11 @@ class Loop:
                 self._write(row, found.temperature, draw)
 
     def _write(self, row: Row, temperature: float | tuple[float, ...], draw: bool) -> None:
-        self._save(row, self.rows, temperature)
-        self._run.write_history(self.rows)
-        self._run.tidy(self.rows, self._keep)
+        self._setup.save(row, self.rows, temperature)
+        self._setup.run.write_history(self.rows)
+        self._setup.run.tidy(self.rows, self._config.keep)
         if draw or time.monotonic() - self._drawn >= PICTURE_SECONDS:
-            figures.draw_history(self._run.folder / HISTORY, self._run.folder / PICTURE)
+            figures.draw_history(self._setup.run.folder / HISTORY, self._setup.run.folder / PICTURE)
             self._drawn = time.monotonic()
         logger.info(
             "epoch %d: loss %.4f, accuracy %.4f, validation loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s",
@@ -422,11 +414,11 @@ class Loop:
 
     def _validate(self) -> Validation:
         """Figures of the validation crops."""
-        classes = len(self._legend)
+        classes = len(self._setup.legend)
         confusion = np.zeros((classes + 1, classes + 1), np.int64)
-        holdout = Holdout(len(self._validation))
+        holdout = Holdout(len(self._setup.validation))
         total, labelled = 0.0, 0
-        for images, labels in cut_ahead(self._validation, 0, 0, self._workers):
+        for images, labels in cut_ahead(self._setup.validation, 0, 0, self._config.workers):
             activations, labels = self._devices.predict(self._model, images), self._devices.gather(labels)
             known = labels != IGNORE
             count = int(known.sum())
@@ -438,9 +430,9 @@ class Loop:
         val_loss = total / max(labelled, 1)
         if not math.isfinite(val_loss):
             raise self._not_finite(f"the validation loss is {val_loss}")
-        fitted = self._calibrate != "none"
-        temperature = holdout.fit(per_class=self._calibrate == "per-class") if fitted else 1.0
-        scores = metrics.score(confusion, self._legend)
+        fitted = self._config.calibrate != "none"
+        temperature = holdout.fit(per_class=self._config.calibrate == "per-class") if fitted else 1.0
+        scores = metrics.score(confusion, self._setup.legend)
         macro_f1 = scores.macro.f1 if scores.macro else 0.0
         return Validation(val_loss, scores.overall_accuracy or 0.0, macro_f1, temperature)
 
@@ -448,7 +440,7 @@ class Loop:
         self._check_weights()
         if self._devices.first:
             checkpoint = Checkpoint(variables_of(self._model), self._progress.to_json())
-            save_checkpoint(self._run.checkpoints, checkpoint, self._run.key)
+            save_checkpoint(self._setup.run.checkpoints, checkpoint, self._setup.run.key)
         self._saved = time.monotonic()
 
     def _check_finite(self, loss: float, look: int) -> None:

@@ -57,7 +57,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 def build_optimizer(config: TrainConfig, devices: Devices = ONE) -> keras.optimizers.Optimizer:
     """The optimizer of a resolved config, on the devices that it works on.
 
-    All of its state, averages and accumulated gradients included, is in its variables.
+    All of its state, averages included, is in its variables.
     """
     total = config.epochs * config.steps
     rate: Any = config.learning_rate
@@ -74,7 +74,6 @@ def build_optimizer(config: TrainConfig, devices: Devices = ONE) -> keras.optimi
         use_ema=config.average > 0,
         # The memory of a moving average with momentum m is 1 / (1 - m) batches.
         ema_momentum=1 - 1 / max(config.average * total, 1.0),
-        gradient_accumulation_steps=config.accumulate if config.accumulate > 1 else None,
     )
     # A bias or a scale that is pulled towards 0 gains nothing.
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])

@@ -12,7 +12,7 @@ from lulc.training.loop import Loop, Validation
 
 
 class Filling(Loop):
-    """Trains a network to fill in what `lulc.training.data.masking.HiddenCrops` hides.
+    """Trains a network to fill in what `lulc.training.data.masking.MaskedCrops` hides.
 
     In its history accuracy is the share of the hidden values' deviation from their mean that is filled in,
     over all values, and macro-F1 the mean of the same over the channels.
@@ -20,10 +20,10 @@ class Filling(Loop):
 
     def _validate(self) -> Validation:
         """Mean absolute difference, share filled in, mean of the channels' shares, and no temperature."""
-        channels = len(self._legend)
+        channels = len(self._setup.legend)
         wrong, deviation = np.zeros(channels), np.zeros(channels)
         count = 0
-        for images, targets in cut_ahead(self._validation, 0, 0, self._workers):
+        for images, targets in cut_ahead(self._setup.validation, 0, 0, self._config.workers):
             filled, targets = self._devices.predict(self._model, images), self._devices.gather(targets)
             asked = targets != IGNORE
             count += int(asked.sum())

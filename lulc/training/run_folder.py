@@ -33,7 +33,7 @@ SCORES = {"lowest-val-loss": ("val_loss", min), "highest-val-accuracy": ("val_ac
 
 FREE = {"data", "out", "minutes", "keep", "workers", "tensorboard", "overwrite", "restart", "init",
         "devices", "processes", "process", "coordinator", "stacks_on",
-        "encoder_weights", "pretrain", "input_options"}  # fmt: skip
+        "pretrain", "input_options"}  # fmt: skip
 """Options that don't decide the weights, and inputs, which the key holds by their content."""
 
 SCHEMA: dict[str, Any] = {

@@ -22,8 +22,7 @@ from lulc.core.version import __version__
 from lulc.models import backend
 from lulc.models.backend import keras
 from lulc.models.card import Channel, ModelCard
-from lulc.models.config import DECODER, NetworkConfig
-from lulc.models.encoders import IMAGENET, load_encoder
+from lulc.models.config import NetworkConfig
 from lulc.models.ood_score import fit_novelty
 from lulc.models.unet import build_unet, geometry
 from lulc.models.weights import arrays_of, find_model, load_model, record_picks, save_model, transfer
@@ -35,7 +34,7 @@ from lulc.training.data.dataset import Dataset, open_dataset
 from lulc.training.data.masking import Filled, absolute_difference
 from lulc.training.data.unlabelled import open_mosaic
 from lulc.training.devices import ONE, Devices, open_devices
-from lulc.training.loop import LabelledAccuracy, Loop, StopRequest
+from lulc.training.loop import LabelledAccuracy, Loop, Setup, StopRequest
 from lulc.training.losses import Loss, build_loss
 from lulc.training.optimizer import build_optimizer
 from lulc.training.pretraining import Filling
@@ -64,24 +63,18 @@ RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, math.inf),
     "validation_steps": (1, math.inf),
     "batch_size": (1, math.inf),
-    "rotations": (0, math.inf),
+    "rotations": (1, math.inf),
     "workers": (1, math.inf),
     "learning_rate": (0, math.inf),
     "seed": (0, math.inf),
     "rare_classes": (0, 1),
     "rare_temperature": (0.001, math.inf),
-    "copy_paste": (0, 100),
-    "scale": (1, 4),
     "gain": (0, 1),
     "offset_jitter": (0, 10_000),
-    "haze": (0, 10_000),
-    "channel_dropout": (0, 1),
-    "mix_share": (0, 1),
     "warmup": (0, math.inf),
     "weight_decay": (0, 1),
     "clip_norm": (0, math.inf),
     "average": (0, 1),
-    "accumulate": (1, math.inf),
     "patience": (0, math.inf),
     "processes": (1, math.inf),
 }
@@ -222,9 +215,8 @@ def prepare(
 def check_options(config: TrainConfig) -> None:
     """Raise InputError where a resolved config asks for what can't be, before anything is read."""
     check_keep(config.keep)
-    _check_encoder(config)
     _check_pretraining(config)
-    depth = len(config.decoder_filters or (DECODER if config.encoder else config.filters))
+    depth = len(config.filters)
     stride = 2**depth
     wrong = [
         f"--{name.replace('_', '-')} is {getattr(config, name)}, expected {least:g} or more"
@@ -308,27 +300,6 @@ def _check_pretraining(config: TrainConfig) -> None:
         )
 
 
-def _check_encoder(config: TrainConfig) -> None:
-    given = {
-        "--encoder-weights": config.encoder_weights is not None and not config.encoder,
-        "--first-convolution": config.first_convolution is not None and not config.encoder_weights,
-    }
-    needed = {"--encoder-weights": "--encoder", "--first-convolution": "--encoder-weights"}
-    wrong = [f"{name} is given without {needed[name]}, which it is for" for name, it in given.items() if it]
-    if config.encoder and config.filters:
-        wrong.append(f"--filters is given, expected none with --encoder {config.encoder}, which has its own")
-    if config.encoder_weights and config.init:
-        wrong.append("--encoder-weights and --init are given, expected one: both say what weights come first")
-    weights = config.encoder_weights
-    if weights not in (None, IMAGENET) and not Path(weights or "").is_file():
-        wrong.append(
-            f"there is no such file as '{weights}', expected 'imagenet' or an HDF5 file with weights of "
-            f"{config.encoder} after --encoder-weights"
-        )
-    if wrong:
-        raise InputError(f"cannot train as asked, since {wrong[0]}", "Change the option and type it again.")
-
-
 def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
     single = config.single_class is not None
     activation = "linear" if config.pretrain else "sigmoid" if single else "softmax"
@@ -342,7 +313,6 @@ def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
         dropout=config.dropout,
         norm=config.norm,
         activation=activation,
-        encoder=config.encoder or "",
     )
 
 
@@ -401,10 +371,6 @@ def _build_model(config: TrainConfig, dataset: Dataset, devices: Devices) -> ker
     with backend.precision(config.precision):
         statistics = (np.array(dataset.statistics.mean), np.array(dataset.statistics.std))
         model = build_unet(_network_of(config, dataset), statistics)
-    if config.encoder and config.encoder_weights:
-        names = [channel["name"] for channel in dataset.channels]
-        how = config.first_convolution or "repeat"
-        load_encoder(model, config.encoder, names, config.encoder_weights, how)
     devices.unite(model)
     metric = Filled() if config.pretrain else LabelledAccuracy()
     model.compile(
@@ -461,32 +427,25 @@ def _make_loop(
     normalization = None
     if config.average:
         normalization = Normalization(build, plain_crops(config, dataset), config.workers)
-    kind = Filling if config.pretrain else Loop
-    return kind(
-        model,
-        *crops,
-        classes_of(config, dataset),
-        run,
-        save,
-        epochs=config.epochs,
-        keep=config.keep,
-        workers=config.workers,
-        patience=config.patience,
-        calibrate=config.calibrate if given is None else "none",
+    setup = Setup(
+        model=model,
+        training=crops[0],
+        validation=crops[1],
+        legend=classes_of(config, dataset),
+        run=run,
+        save=save,
         normalization=normalization,
         devices=devices,
     )
+    if given is not None:
+        config = dataclasses.replace(config, calibrate="none")
+    return (Filling if config.pretrain else Loop)(config, setup)
 
 
 def inputs_of(config: TrainConfig, dataset: Dataset) -> dict[str, str]:
     """sha256 of everything that a training reads, by name."""
     initial = find_model(config.init) if config.init else None
-    encoder = config.encoder_weights
-    return (
-        dataset.inputs
-        | ({"initial weights": sha256_of(initial)} if initial else {})
-        | ({"encoder weights": encoder if encoder == IMAGENET else sha256_of(encoder)} if encoder else {})
-    )
+    return dataset.inputs | ({"initial weights": sha256_of(initial)} if initial else {})
 
 
 def classes_of(config: TrainConfig, dataset: Dataset) -> Legend:
@@ -504,7 +463,7 @@ def classes_of(config: TrainConfig, dataset: Dataset) -> Legend:
 def _card_of(
     config: TrainConfig, dataset: Dataset, network: NetworkConfig, model: keras.Model, row: Row
 ) -> ModelCard:
-    reach = geometry(model)
+    reach = geometry(network)
     return ModelCard(
         name=f"{Path(config.out).resolve().name}/{row.model.removesuffix('.keras')}",
         channels=tuple(Channel(**channel) for channel in dataset.channels),

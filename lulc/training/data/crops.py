@@ -13,13 +13,12 @@ import numpy as np
 from lulc.config import TrainConfig
 from lulc.core.schema import InputError
 from lulc.models import backend
-from lulc.models.config import DECODER
-from lulc.training.data.augmentation import Augmentation, ChannelDropout, CopyPaste, Jitter, Mix, flip
-from lulc.training.data.batches import TileGenerator
+from lulc.training.data.augmentation import Augmentation, Jitter, flip
+from lulc.training.data.batches import BatchConfig, TileGenerator
 from lulc.training.data.dataset import Dataset, class_targets
-from lulc.training.data.masking import HiddenCrops
+from lulc.training.data.masking import MaskedCrops
 from lulc.training.data.on_device import ResidentCrops
-from lulc.training.data.sampling import KEPT, ClassSampler, Places, draw_place, stack_shares
+from lulc.training.data.sampling import KEPT, ClassSampler, Places, stack_shares
 
 PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
 """Pixels from which statistics of a network are estimated, fewest crops, and their longest side in pixels:
@@ -32,9 +31,6 @@ SMALL = 2e9
 
 COPIES = 3
 """Times the bytes of stacks that the host holds while they are copied (TensorFlow; PyTorch 2, JAX 1)."""
-
-_COMPUTING = ("copy_paste", "gain", "offset_jitter", "haze", "channel_dropout")
-"""Options with which values of crops are computed, or pasted by what they are."""
 
 
 def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
@@ -54,40 +50,35 @@ def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = 
     InputError
         If no crop fits a stack, or bands are to be changed that the stacks don't have.
     """
-    common = _common(config, dataset)
-    options: dict[str, Any] = {"sampler": draw_place}
+    batches = _common(config, dataset)
+    batches |= {
+        "steps": config.steps,
+        "crop_sizes": config.crop_sizes,
+        "rotations": config.rotations,
+        "augmentations": _augmentations(config, dataset),
+        "batch_from": config.batch_from,
+        "own_crops": share,
+    }
     if config.rare_classes or config.balance != "stacks":
         kept = KEPT if config.rare_classes else 0
-        places = Places(dataset.training, common["targets"], config.seed, kept)
+        places = Places(dataset.training, batches["targets"], config.seed, kept)
         if config.rare_classes:
-            options["sampler"] = ClassSampler(places, config.rare_classes, config.rare_temperature)
-        options["shares"] = stack_shares(places, config.balance, config.rare_temperature).tolist()
+            batches["sampler"] = ClassSampler(places, config.rare_classes, config.rare_temperature)
+        batches["stack_weights"] = stack_shares(places, config.balance, config.rare_temperature).tolist()
     kind = ResidentCrops if config.stacks_on == "device" else _kind(config, dataset)
-    return kind(
-        dataset.training,
-        steps=config.steps,
-        batch_from=config.batch_from,
-        share=share,
-        crop_sizes=config.crop_sizes,
-        rotations=config.rotations,
-        scale=config.scale,
-        augmentations=_augmentations(config, dataset),
-        mixtures=() if config.mix == "none" else (Mix(config.mix, config.mix_share),),
-        **common,
-        **options,
-    )
+    return kind(dataset.training, BatchConfig(**batches))
 
 
 def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
     """Batches to validate on, or the share of each: cut anywhere, changed by nothing."""
-    return _kind(config, dataset)(
-        dataset.validation,
+    batches = BatchConfig(
         steps=config.validation_steps,
-        share=share,
         crop_sizes=config.validation_crop_sizes,
+        own_crops=share,
         option="--validation-crop-sizes",
         **_common(config, dataset),
     )
+    return _kind(config, dataset)(dataset.validation, batches)
 
 
 def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
@@ -97,7 +88,7 @@ def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
     allows. Only what a pretraining hides is hidden here too. `PLAIN_PIXELS` in all, but not many more than a
     quarter of what an epoch trains on.
     """
-    stride = 2 ** len(config.decoder_filters or config.filters or DECODER)
+    stride = 2 ** len(config.filters)
     sides = [min(PLAIN_SIDE, tile.side) // stride * stride for tile in dataset.training]
     usable = [i for i, side in enumerate(sides) if side]
     epoch = config.steps * config.batch_size * float(np.mean(np.square(config.crop_sizes)))
@@ -106,9 +97,9 @@ def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
     if count < len(usable):
         usable = sorted(np.random.default_rng(config.seed).choice(usable, count, replace=False).tolist())
     steps = math.ceil(count / len(usable))
-    common = _common(config, dataset) | {"batch_size": 1}
+    common = _common(config, dataset) | {"batch_size": 1, "steps": steps}
     kind = _kind(config, dataset)
-    return [kind([dataset.training[i]], steps=steps, crop_sizes=(sides[i],), **common) for i in usable]
+    return [kind([dataset.training[i]], BatchConfig(crop_sizes=(sides[i],), **common)) for i in usable]
 
 
 def check_place(config: TrainConfig, devices: int = 1) -> None:
@@ -172,11 +163,8 @@ def _hindrance(config: TrainConfig, devices: int) -> str:
         "a pretraining hides parts of crops": bool(config.pretrain),
         f"{devices} devices train, expected one": devices > 1,
         f"--rotations is {config.rotations}, expected 1, 2 or 4": config.rotations not in (1, 2, 4),
-        f"--scale is {config.scale}, expected 1": config.scale != 1,
-        **{
-            f"--{name.replace('_', '-')} is {getattr(config, name)}, expected 0": bool(getattr(config, name))
-            for name in _COMPUTING
-        },
+        f"--gain is {config.gain}, expected 0": config.gain != 0,
+        f"--offset-jitter is {config.offset_jitter}, expected 0": config.offset_jitter != 0,
     }
     return next((reason for reason, holds in hinders.items() if holds), "")
 
@@ -185,22 +173,14 @@ def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]
     if not config.pretrain:
         return TileGenerator
     assert config.hide is not None and config.hide_block is not None, "of a config that is not resolved"
-    return partial(HiddenCrops, statistics=dataset.statistics, hidden=config.hide, block=config.hide_block)
+    return partial(MaskedCrops, statistics=dataset.statistics, ratio=config.hide, block=config.hide_block)
 
 
 def _augmentations(config: TrainConfig, dataset: Dataset) -> tuple[Augmentation, ...]:
-    """What happens to each crop, in this order: what is pasted is flipped and changed with the rest."""
-    chosen: list[Augmentation] = []
-    if config.copy_paste:
-        targets = _common(config, dataset)["targets"]
-        chosen.append(CopyPaste(dataset.training, targets, config.copy_paste, config.rare_temperature))
-    chosen.append(flip)
-    if config.gain or config.offset_jitter or config.haze:
-        changes = {"gain": config.gain, "offset": config.offset_jitter, "haze": config.haze}
-        chosen.append(Jitter(dataset.channels, **changes))
-    if config.channel_dropout:
-        chosen.append(ChannelDropout(config.channel_dropout, dataset.statistics.mean))
-    return tuple(chosen)
+    """Return the changes of each crop, in order."""
+    if not (config.gain or config.offset_jitter):
+        return (flip,)
+    return flip, Jitter(dataset.channels, gain=config.gain, offset=config.offset_jitter)
 
 
 def _common(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
@@ -210,5 +190,4 @@ def _common(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
         "targets": class_targets(len(names), single),
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "workers": config.workers,
     }

@@ -1,8 +1,8 @@
 """Crops of stacks that lie in the memory of a device, the GPU's where there is one.
 
-What is cut, turned, flipped and mixed on the host is the numbers of pixels, four bytes for each instead of
-those of all bands; the device then takes the pixels of these numbers from the stacks that it holds. So only
-changes that move pixels are possible here, and what they give is what they give on the host, bit for bit.
+The host cuts, turns and flips the numbers of pixels, four bytes for each instead of those of all bands. The
+device then takes the pixels of these numbers from the stacks that it holds. So only changes that move pixels
+are possible here, and they give what they give on the host, bit for bit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lulc.core.schema import IGNORE
 from lulc.datasets.arrays import Layers
 from lulc.models.backend import keras
-from lulc.training.data.batches import TileGenerator
+from lulc.training.data.batches import BatchConfig, TileGenerator
 from lulc.training.data.dataset import ROWS_AT_ONCE, Tile
 
 
@@ -27,14 +27,14 @@ class ResidentCrops(TileGenerator):
     ----------
     tiles
         Stacks to cut from, fewer than 2 ** 31 pixels in all; copied to the device until `close`.
-    **options
-        As a `TileGenerator` takes them; what they do to an image must be no more than moving its pixels.
+    config
+        How they are cut; its augmentations may only move pixels.
     """
 
     _dtype = np.int32
 
-    def __init__(self, tiles: Sequence[Tile], **options: Any) -> None:
-        super().__init__(tiles, **options)
+    def __init__(self, tiles: Sequence[Tile], config: BatchConfig) -> None:
+        super().__init__(tiles, config)
         # Those that no side fits stay where they are.
         tiles = [tile for tile, _ in self._choices]
         counts = [tile.image.shape[0] * tile.image.shape[1] for tile in tiles]
