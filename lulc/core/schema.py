@@ -5,8 +5,10 @@ Everything here is plain data; importing it loads neither numpy nor a deep-learn
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
+
+from lulc.core.codec import REQUIRED, Jsonable, limits
 
 BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12")
 """Sentinel-2 bands in stack order; reflectance x 10000."""
@@ -36,34 +38,8 @@ NODATA = -1.0
 """No-data value of float32 maps, in every band."""
 
 
-LEGEND_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["name", "classes"],
-    "properties": {
-        "name": {"type": "string", "minLength": 1, "maxLength": 200},
-        "classes": {
-            "type": "array",
-            "minItems": 1,
-            "maxItems": MAX_CLASSES,
-            "items": {
-                "type": "object",
-                "required": ["number", "name", "color"],
-                "properties": {
-                    "number": {"type": "integer", "minimum": 1, "maximum": MAX_CLASSES},
-                    "name": {"type": "string", "minLength": 1, "maxLength": 200},
-                    "color": {"type": "string", "pattern": "^#[0-9a-fA-F]{6}$"},
-                    "sources": {
-                        "type": "array",
-                        "maxItems": 10_000,
-                        "items": {"type": ["integer", "string"], "maxLength": 200},
-                    },
-                    "level1": {"type": "integer", "minimum": 0, "maximum": 5},
-                },
-            },
-        },
-    },
-}
-"""JSON Schema of `Legend.to_json`, as manifests, cards and tags of maps hold it."""
+Name = Annotated[str, limits(minLength=1, maxLength=200)]
+"""A name in a document."""
 
 
 class InputError(Exception):
@@ -86,12 +62,12 @@ class InputError(Exception):
         return f"{self.problem}\n\n{self.hint}" if self.hint else self.problem
 
 
-Code = int | str
+Code = int | Annotated[str, limits(maxLength=200)]
 """A code of a label source: an integer, or a text such as the name of a class."""
 
 
 @dataclass(frozen=True)
-class LandCoverClass:
+class LandCoverClass(Jsonable):
     """One class of a legend.
 
     Parameters
@@ -109,15 +85,15 @@ class LandCoverClass:
         water), or 0 where the class belongs to none.
     """
 
-    number: int
-    name: str
-    color: str
-    sources: tuple[Code, ...] = ()
-    level1: int = 0
+    number: Annotated[int, limits(minimum=1, maximum=MAX_CLASSES)]
+    name: Name
+    color: Annotated[str, limits(pattern="^#[0-9a-fA-F]{6}$")]
+    sources: Annotated[tuple[Code, ...], limits(maxItems=10_000)] = ()
+    level1: Annotated[int, limits(minimum=0, maximum=5)] = 0
 
 
 @dataclass(frozen=True)
-class Legend:
+class Legend(Jsonable):
     """An ordered set of classes, numbered 1..N.
 
     Raises
@@ -126,8 +102,8 @@ class Legend:
         If the numbers are not 1..N in order, or N exceeds 254.
     """
 
-    name: str
-    classes: tuple[LandCoverClass, ...] = field(default=())
+    name: Name
+    classes: Annotated[tuple[LandCoverClass, ...], limits(minItems=1, maxItems=MAX_CLASSES), REQUIRED] = ()
 
     def __post_init__(self) -> None:
         numbers = [c.number for c in self.classes]
@@ -148,36 +124,3 @@ class Legend:
     @property
     def colors(self) -> tuple[str, ...]:
         return tuple(c.color for c in self.classes)
-
-    def to_json(self) -> dict[str, Any]:
-        """The legend as JSON-ready data, the inverse of `from_json`."""
-        return {
-            "name": self.name,
-            "classes": [
-                {
-                    "number": c.number,
-                    "name": c.name,
-                    "color": c.color,
-                    "sources": list(c.sources),
-                    "level1": c.level1,
-                }
-                for c in self.classes
-            ],
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Legend:
-        """A legend from the data that `to_json` gives (already validated by the reader)."""
-        return cls(
-            name=str(data["name"]),
-            classes=tuple(
-                LandCoverClass(
-                    number=int(c["number"]),
-                    name=str(c["name"]),
-                    color=str(c["color"]),
-                    sources=tuple(s if isinstance(s, str) else int(s) for s in c.get("sources", ())),
-                    level1=int(c.get("level1", 0)),
-                )
-                for c in data["classes"]
-            ),
-        )

@@ -12,10 +12,11 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from lulc.core.codec import Jsonable, limits
 from lulc.core.schema import InputError
 
 MAX_BYTES = 64 * 2**20
@@ -23,38 +24,17 @@ MAX_BYTES = 64 * 2**20
 
 MAX_PICKLE_BYTES = 2**16
 
-STATISTICS_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["mean", "std"],
-    "additionalProperties": False,
-    "properties": {
-        "mean": {"type": "array", "minItems": 1, "maxItems": 1024, "items": {"type": "number"}},
-        "std": {"type": "array", "minItems": 1, "maxItems": 1024, "items": {"type": "number", "minimum": 0}},
-        "count": {"type": "integer", "minimum": 0},
-    },
-}
-"""JSON Schema of `Statistics.to_json`."""
-
-_SUMS = {
-    "type": "array",
-    "minItems": 1,
-    "maxItems": 1024,
-    "items": {"type": "string", "pattern": "^-?[0-9]{1,400}(/[1-9][0-9]{0,400})?$"},
-}
-MOMENTS_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["count", "sums", "squares"],
-    "additionalProperties": False,
-    "properties": {"count": {"type": "integer", "minimum": 0}, "sums": _SUMS, "squares": _SUMS},
-}
-"""JSON Schema of `Moments.to_json`."""
+Numbers = Annotated[tuple[float, ...], limits(minItems=1, maxItems=1024)]
+Deviations = Annotated[tuple[Annotated[float, limits(minimum=0)], ...], limits(minItems=1, maxItems=1024)]
+Sums = Annotated[tuple[Fraction, ...], limits(minItems=1, maxItems=1024)]
+Count = Annotated[int, limits(minimum=0)]
 
 _PIXELS = 2**13
 """Pixels summed at once: 14 channels of them in float64 stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Statistics(Jsonable):
     """Mean and (population) standard deviation of each channel.
 
     Parameters
@@ -70,9 +50,9 @@ class Statistics:
         If the two do not pair up, or a value is not finite, or a deviation is negative.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    count: int = 0
+    mean: Numbers
+    std: Deviations
+    count: Count = 0
 
     def __post_init__(self) -> None:
         finite = all(math.isfinite(v) for v in (*self.mean, *self.std))
@@ -120,22 +100,9 @@ class Statistics:
         )
         return Statistics(tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()), count)
 
-    def to_json(self) -> dict[str, Any]:
-        """The statistics as JSON-ready data, the inverse of `from_json`."""
-        return {"mean": list(self.mean), "std": list(self.std), "count": self.count}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Statistics:
-        """Statistics from data that fit `STATISTICS_SCHEMA`."""
-        return cls(
-            tuple(float(v) for v in data["mean"]),
-            tuple(float(v) for v in data["std"]),
-            int(data.get("count", 0)),
-        )
-
 
 @dataclass(frozen=True)
-class Moments:
+class Moments(Jsonable):
     """Exact sums over pixels: added in any order, from any pieces, they are the same numbers.
 
     Parameters
@@ -146,9 +113,9 @@ class Moments:
         Sums of the values and of their squares, for each channel.
     """
 
-    count: int
-    sums: tuple[Fraction, ...]
-    squares: tuple[Fraction, ...]
+    count: Count
+    sums: Sums
+    squares: Sums
 
     @classmethod
     def zero(cls, channels: int) -> Moments:
@@ -185,19 +152,6 @@ class Moments:
         variances = [total / count - mean**2 for total, mean in zip(self.squares, means, strict=True)]
         deviations = tuple(math.sqrt(float(variance)) for variance in variances)
         return Statistics(tuple(map(float, means)), deviations, self.count)
-
-    def to_json(self) -> dict[str, Any]:
-        """The moments as JSON-ready data, the inverse of `from_json`."""
-        return {
-            "count": self.count,
-            "sums": [str(total) for total in self.sums],
-            "squares": [str(total) for total in self.squares],
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Moments:
-        """Moments from data that fit `MOMENTS_SCHEMA`."""
-        return cls(data["count"], tuple(map(Fraction, data["sums"])), tuple(map(Fraction, data["squares"])))
 
 
 def _exact_sum(values: np.ndarray) -> Fraction:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from lulc.core.codec import schema_of
 from lulc.core.documents import read_document, seal_of, write_document
 from lulc.core.grid import GRID_SCHEMA, GridSpec
-from lulc.core.schema import BANDS, CHANNELS, INDEX_UNIT, LEGEND_SCHEMA, REFLECTANCE_UNIT, InputError, Legend
-from lulc.core.statistics import STATISTICS_SCHEMA, Statistics
+from lulc.core.schema import BANDS, CHANNELS, INDEX_UNIT, REFLECTANCE_UNIT, InputError, Legend
+from lulc.core.statistics import Statistics
 from lulc.core.storage import sha256_of
 from lulc.core.windows import Window
 from lulc.datasets.arrays import Classes, Converted, Ignoring, Layers, Physical, open_layers
@@ -200,7 +201,7 @@ STACK_SCHEMA: dict[str, Any] = {
         "grid": GRID_SCHEMA,
         "window": {"type": "array", "minItems": 4, "maxItems": 4, "items": _COUNT},
         "class_counts": {"type": "array", "minItems": 1, "maxItems": 254, "items": _COUNT},
-        "statistics": STATISTICS_SCHEMA,
+        "statistics": schema_of(Statistics),
     },
 }  # fmt: skip
 _SCHEMA: dict[str, Any] = {
@@ -221,9 +222,9 @@ _SCHEMA: dict[str, Any] = {
             },
         },
         "scheme": {"type": "string"},
-        "legend": LEGEND_SCHEMA,
+        "legend": schema_of(Legend),
         "stacks": {"type": "array", "minItems": 1, "maxItems": 1_000_000, "items": STACK_SCHEMA},
-        "statistics": STATISTICS_SCHEMA,
+        "statistics": schema_of(Statistics),
         "sources": {"type": "array", "items": {"type": "object"}},
         "parameters": {"type": "object"},
         "provenance": {"type": "object"},

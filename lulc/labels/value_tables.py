@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lulc.core.codec import schema_of
 from lulc.core.documents import check_document
-from lulc.core.schema import IGNORE, LEGEND_SCHEMA, Code, InputError, Legend
+from lulc.core.schema import IGNORE, Code, InputError, Legend
 from lulc.labels.schemes import CORINE, PRODUCTS, SCHEMES, Scheme, load_scheme, plain, scheme_of_names
 from lulc.rasters.guards import is_address, read_xml
 from lulc.rasters.sources import Source
@@ -80,7 +81,7 @@ def legend_of_tag(text: str, path: str) -> Legend:
         data = json.loads(text)
     except (ValueError, RecursionError):
         data = None
-    check_document(data, LEGEND_SCHEMA, "legend in the tags of the map", path)
+    check_document(data, schema_of(Legend), "legend in the tags of the map", path)
     return Legend.from_json(data)
 
 

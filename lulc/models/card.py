@@ -8,90 +8,34 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from lulc.core.codec import REQUIRED, Jsonable, limits, schema_of
 from lulc.core.documents import read_document, seal_of, write_document
-from lulc.core.schema import LEGEND_SCHEMA, MAX_CLASSES, InputError, Legend
-from lulc.core.statistics import STATISTICS_SCHEMA, Statistics
-from lulc.models.config import NETWORK_SCHEMA, NetworkConfig
-from lulc.models.ood_score import NOVELTY_SCHEMA, Novelty
+from lulc.core.schema import MAX_CLASSES, InputError, Legend, Name
+from lulc.core.statistics import Statistics
+from lulc.models.config import NetworkConfig
+from lulc.models.ood_score import Novelty
 
 FORMAT_VERSION = 1
 
-_TEXT = {"type": "string", "maxLength": 10_000}
-_NAME = {"type": "string", "minLength": 1, "maxLength": 200}
-_TEMPERATURE = {"type": "number", "minimum": 0.1, "maximum": 1000}
-"""At lower ones powers of activations that are all alike underflow, and their quotients are NaN."""
-
-CARD_SCHEMA: dict[str, Any] = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
-    "type": "object",
-    "required": [
-        "format_version",
-        "name",
-        "channels",
-        "legend",
-        "statistics",
-        "network",
-        "stride",
-        "halo",
-        "sha256",
-        "bytes",
-    ],
-    "additionalProperties": False,
-    "properties": {
-        "format_version": {"const": FORMAT_VERSION},
-        "name": _NAME,
-        "channels": {
-            "type": "array",
-            "minItems": 1,
-            "maxItems": 1024,
-            "items": {
-                "type": "object",
-                "required": ["name", "unit", "coding"],
-                "additionalProperties": False,
-                "properties": {"name": _NAME, "unit": _TEXT, "coding": _TEXT},
-            },
-        },
-        "legend": LEGEND_SCHEMA,
-        "statistics": STATISTICS_SCHEMA,
-        "network": NETWORK_SCHEMA,
-        "stride": {"type": "integer", "minimum": 1, "maximum": 4096},
-        "halo": {"type": "integer", "minimum": 0, "maximum": 65_536},
-        "temperature": {
-            "oneOf": [
-                _TEMPERATURE,
-                {"type": "array", "minItems": 1, "maxItems": MAX_CLASSES, "items": _TEMPERATURE},
-            ],
-        },
-        "novelty": {"oneOf": [NOVELTY_SCHEMA, {"type": "null"}]},
-        "single_class": {"oneOf": [_NAME, {"type": "null"}]},
-        "training": {"type": "object"},
-        "scores": {"type": "object"},
-        "versions": {"type": "object", "additionalProperties": _TEXT},
-        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-        "seal": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-        "bytes": {"type": "integer", "minimum": 1},
-        "description": _TEXT,
-        "licence": _TEXT,
-        "attribution": _TEXT,
-        "not_for": _TEXT,
-    },
-}
-"""JSON Schema of a model card."""
+Text = Annotated[str, limits(maxLength=10_000)]
+Sha256 = Annotated[str, limits(pattern="^[0-9a-f]{64}$")]
+Temperature = Annotated[float, limits(minimum=0.1, maximum=1000)]
+"""At lower ones powers of probabilities that are all alike underflow, and their quotients are NaN."""
 
 
 @dataclass(frozen=True)
-class Channel:
+class Channel(Jsonable):
     """One input channel of a network: its name, its unit, and how its values are coded."""
 
-    name: str
-    unit: str = ""
-    coding: str = ""
+    name: Name
+    unit: Annotated[Text, REQUIRED] = ""
+    coding: Annotated[Text, REQUIRED] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelCard:
+class ModelCard(Jsonable):
     """What belongs to a weights file.
 
     Parameters
@@ -129,25 +73,27 @@ class ModelCard:
         If channels, statistics, legend and network do not fit together.
     """
 
-    name: str
-    channels: tuple[Channel, ...]
+    name: Name
+    channels: Annotated[tuple[Channel, ...], limits(minItems=1, maxItems=1024)]
     legend: Legend
     statistics: Statistics
     network: NetworkConfig
-    stride: int
-    halo: int
-    temperature: float | tuple[float, ...] = 1.0
+    stride: Annotated[int, limits(minimum=1, maximum=4096)]
+    halo: Annotated[int, limits(minimum=0, maximum=65_536)]
+    temperature: (
+        Temperature | Annotated[tuple[Temperature, ...], limits(minItems=1, maxItems=MAX_CLASSES)]
+    ) = 1.0
     novelty: Novelty | None = None
-    single_class: str | None = None
+    single_class: Name | None = None
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    sha256: str = ""
-    bytes: int = 0
-    description: str = ""
-    licence: str = ""
-    attribution: str = ""
-    not_for: str = ""
+    versions: dict[str, Text] = field(default_factory=dict)
+    sha256: Annotated[Sha256, REQUIRED] = ""
+    bytes: Annotated[int, limits(minimum=1), REQUIRED] = 0
+    description: Text = ""
+    licence: Text = ""
+    attribution: Text = ""
+    not_for: Text = ""
 
     def __post_init__(self) -> None:
         for problem in self._problems():
@@ -195,48 +141,17 @@ class ModelCard:
         ]
         return [problem for holds, problem in checks if not holds]
 
-    def to_json(self) -> dict[str, Any]:
-        """The card as JSON-ready data, the inverse of `from_json`."""
-        temperature = self.temperature
-        return {
-            "format_version": FORMAT_VERSION,
-            "name": self.name,
-            "channels": [{"name": c.name, "unit": c.unit, "coding": c.coding} for c in self.channels],
-            "legend": self.legend.to_json(),
-            "statistics": self.statistics.to_json(),
-            "network": self.network.to_json(),
-            "stride": self.stride,
-            "halo": self.halo,
-            "temperature": list(temperature) if isinstance(temperature, tuple) else temperature,
-            "novelty": self.novelty.to_json() if self.novelty else None,
-            "single_class": self.single_class,
-            "training": self.training,
-            "scores": self.scores,
-            "versions": self.versions,
-            "sha256": self.sha256,
-            "bytes": self.bytes,
-            "description": self.description,
-            "licence": self.licence,
-            "attribution": self.attribution,
-            "not_for": self.not_for,
-        }
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> ModelCard:
-        """A card from data that fit `CARD_SCHEMA`."""
-        temperature = data.get("temperature", 1.0)
-        rest = {k: v for k, v in data.items() if k != "format_version"}
-        return cls(
-            **rest
-            | {
-                "channels": tuple(Channel(**c) for c in data["channels"]),
-                "legend": Legend.from_json(data["legend"]),
-                "statistics": Statistics.from_json(data["statistics"]),
-                "network": NetworkConfig.from_json(data["network"]),
-                "temperature": tuple(temperature) if isinstance(temperature, list) else temperature,
-                "novelty": Novelty.from_json(data["novelty"]) if data.get("novelty") else None,
-            }
-        )
+_SCHEMA = schema_of(ModelCard)
+CARD_SCHEMA: dict[str, Any] = _SCHEMA | {
+    "required": ["format_version", *_SCHEMA["required"]],
+    "properties": {
+        "format_version": {"const": FORMAT_VERSION},
+        "seal": schema_of(Sha256),
+        **_SCHEMA["properties"],
+    },
+}
+"""JSON Schema of the document of a model card."""
 
 
 def check_classifies(card: ModelCard) -> None:
@@ -265,8 +180,9 @@ def load_card(model: str | os.PathLike[str]) -> ModelCard:
     path = card_path(model)
     data = read_document(path, CARD_SCHEMA, "model card", FORMAT_VERSION)
     seal = data.pop("seal", None)
+    fields = {name: value for name, value in data.items() if name != "format_version"}
     try:
-        card = ModelCard.from_json(data)
+        card = ModelCard.from_json(fields)
     except InputError as error:
         raise InputError(f"cannot read the model card '{path}': {error.problem}", error.hint) from error
     # Another temperature or class name contradicts nothing else, so that only a seal tells damage.
@@ -280,5 +196,5 @@ def load_card(model: str | os.PathLike[str]) -> ModelCard:
 
 def write_card(card: ModelCard, model: str | os.PathLike[str]) -> None:
     """Write the card beside a weights file, whole or not at all, with the sha256 of its content as seal."""
-    data = card.to_json()
+    data = {"format_version": FORMAT_VERSION, **card.to_json()}
     write_document(card_path(model), data | {"seal": seal_of(data)})

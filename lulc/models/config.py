@@ -5,9 +5,10 @@ Plain data; importing it loads no deep-learning framework.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
+from lulc.core.codec import REQUIRED, Jsonable, limits
 from lulc.core.schema import MAX_CLASSES, InputError
 
 MAX_FILTERS = 4096
@@ -15,33 +16,13 @@ MAX_FILTERS = 4096
 
 MAX_STAGES = 8
 
-_WIDTHS = {
-    "type": "array",
-    "maxItems": MAX_STAGES,
-    "items": {"type": "integer", "minimum": 1, "maximum": MAX_FILTERS},
-}
-
-NETWORK_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["classes", "channels", "filters"],
-    "additionalProperties": False,
-    "properties": {
-        "classes": {"type": "integer", "minimum": 1, "maximum": MAX_CLASSES},
-        "channels": {"type": "integer", "minimum": 1, "maximum": 1024},
-        "filters": _WIDTHS,
-        "decoder_filters": _WIDTHS,
-        "bottleneck": {"type": "integer", "minimum": 0, "maximum": 16},
-        "block": {"enum": ["transpose", "upsample"]},
-        "dropout": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
-        "norm": {"enum": ["batch", "none"]},
-        "activation": {"enum": ["softmax", "sigmoid", "linear"]},
-    },
-}
-"""JSON Schema of `NetworkConfig.to_json`."""
+Widths = Annotated[
+    tuple[Annotated[int, limits(minimum=1, maximum=MAX_FILTERS)], ...], limits(maxItems=MAX_STAGES)
+]
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(Jsonable):
     """A U-Net; the default is the original network.
 
     Parameters
@@ -73,15 +54,15 @@ class NetworkConfig:
         If the fields contradict each other or lie outside their range.
     """
 
-    classes: int = 13
-    channels: int = 14
-    filters: tuple[int, ...] = (32, 64, 128, 256)
-    decoder_filters: tuple[int, ...] = ()
-    bottleneck: int = 0
-    block: str = "transpose"
-    dropout: float = 0.0
-    norm: str = "batch"
-    activation: str = "softmax"
+    classes: Annotated[int, limits(minimum=1, maximum=MAX_CLASSES), REQUIRED] = 13
+    channels: Annotated[int, limits(minimum=1, maximum=1024), REQUIRED] = 14
+    filters: Annotated[Widths, REQUIRED] = (32, 64, 128, 256)
+    decoder_filters: Widths = ()
+    bottleneck: Annotated[int, limits(minimum=0, maximum=16)] = 0
+    block: Annotated[str, limits(enum=("transpose", "upsample"))] = "transpose"
+    dropout: Annotated[float, limits(minimum=0, exclusiveMaximum=1)] = 0.0
+    norm: Annotated[str, limits(enum=("batch", "none"))] = "batch"
+    activation: Annotated[str, limits(enum=("softmax", "sigmoid", "linear"))] = "softmax"
 
     def __post_init__(self) -> None:
         if not self.decoder_filters:
@@ -131,16 +112,6 @@ class NetworkConfig:
     def bottleneck_filters(self) -> int:
         """Filters of the convolutions between encoder and decoder."""
         return 2 * self.filters[-1]
-
-    def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON-ready data, the inverse of `from_json`."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> NetworkConfig:
-        """A configuration from data that fit `NETWORK_SCHEMA`."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**fields)
 
     def variable_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each variable, by ``layer/variable``: what a weights file of this network must hold.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lulc.core.codec import Jsonable, limits
 from lulc.core.schema import IGNORE, MAX_CLASSES, InputError
 from lulc.core.statistics import Statistics
 from lulc.datasets.arrays import Layers
@@ -26,30 +27,15 @@ SHRINKAGE = 1e-3
 LEVELS = (*np.linspace(0, 0.99, 100).round(2).tolist(), *np.linspace(0.991, 0.999, 9).round(3).tolist(), 1.0)
 """Shares of the held-out pixels whose distances are kept."""
 
-_ROW = {"type": "array", "minItems": 1, "maxItems": 1024, "items": {"type": "number"}}
-
-NOVELTY_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["centres", "whitening", "distances"],
-    "additionalProperties": False,
-    "properties": {
-        "centres": {"type": "array", "minItems": 1, "maxItems": MAX_CLASSES, "items": _ROW},
-        "whitening": {"type": "array", "minItems": 1, "maxItems": 1024, "items": _ROW},
-        "distances": {
-            "type": "array",
-            "minItems": len(LEVELS),
-            "maxItems": len(LEVELS),
-            "items": {"type": "number", "minimum": 0},
-        },
-    },
-}
-"""JSON Schema of `Novelty.to_json`."""
-
-Rows = tuple[tuple[float, ...], ...]
+Row = Annotated[tuple[float, ...], limits(minItems=1, maxItems=1024)]
+Distances = Annotated[
+    tuple[Annotated[float, limits(minimum=0)], ...], limits(minItems=len(LEVELS), maxItems=len(LEVELS))
+]
+Rows = tuple[Row, ...]
 
 
 @dataclass(frozen=True)
-class Novelty:
+class Novelty(Jsonable):
     """Where the training data lie among all values that the channels can have.
 
     Parameters
@@ -72,9 +58,9 @@ class Novelty:
     covariance. There of a layer's features, here of the channels, which every engine has.
     """
 
-    centres: Rows
-    whitening: Rows
-    distances: tuple[float, ...]
+    centres: Annotated[Rows, limits(minItems=1, maxItems=MAX_CLASSES)]
+    whitening: Annotated[Rows, limits(minItems=1, maxItems=1024)]
+    distances: Distances
 
     def __post_init__(self) -> None:
         channels = len(self.whitening)
@@ -118,19 +104,6 @@ class Novelty:
         products = z @ centres.T
         nearest = (0.5 * np.einsum("cb,cb->c", centres, centres) - products).min(axis=1)
         return np.asarray(np.maximum(np.einsum("pb,pb->p", z, z) + 2 * nearest, 0), np.float32)
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-ready data, the inverse of `from_json`."""
-        return {
-            "centres": [list(row) for row in self.centres],
-            "whitening": [list(row) for row in self.whitening],
-            "distances": list(self.distances),
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Novelty:
-        """From data that fit `NOVELTY_SCHEMA`."""
-        return cls(_rows(data["centres"]), _rows(data["whitening"]), tuple(map(float, data["distances"])))
 
 
 Stacks = Sequence[tuple[Layers, Layers]]

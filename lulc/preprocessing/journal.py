@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from lulc.core.codec import schema_of
 from lulc.core.documents import append_line, check_document, read_lines
 from lulc.core.removal import OwnFolder
 from lulc.core.schema import CHANNELS, InputError
-from lulc.core.statistics import MOMENTS_SCHEMA, Moments
+from lulc.core.statistics import Moments
 from lulc.core.storage import sha256_of
 from lulc.datasets.manifest import FORMAT_VERSION, STACK_SCHEMA, StackFile
 from lulc.preprocessing.tiling import Cut, Survey
@@ -23,7 +24,7 @@ PROGRESS = "progress.jsonl"
 _STACK = {
     "type": "object",
     "required": ["stack", "moments"],
-    "properties": {"stack": STACK_SCHEMA, "moments": MOMENTS_SCHEMA},
+    "properties": {"stack": STACK_SCHEMA, "moments": schema_of(Moments)},
 }
 
 logger = logging.getLogger("lulc")

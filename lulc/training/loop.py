@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lulc.config import TrainConfig
+from lulc.core.codec import Jsonable
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.evaluation.measures import metrics
 from lulc.evaluation.report import figures
@@ -52,7 +53,7 @@ PICTURE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Progress:
+class Progress(Jsonable):
     """Where a run stands; with the variables, all that a checkpoint holds.
 
     Crops and augmentation need no random state: they follow from the seed, `epoch` and `step`.
@@ -79,7 +80,7 @@ class Progress:
     loss: float = 0.0
     hits: float = 0.0
     labelled: int = 0
-    rows: tuple[Row, ...] = field(default=())
+    rows: tuple[Row, ...] = ()
 
     def after_batch(self, logs: dict[str, float], labelled: int, seconds: float) -> Progress:
         """One batch further; its means weigh as much as its labelled pixels."""
@@ -91,15 +92,6 @@ class Progress:
             hits=self.hits + logs["accuracy"] * labelled,
             labelled=self.labelled + labelled,
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready data, the inverse of `from_json`."""
-        return {**vars(self), "rows": [asdict(row) for row in self.rows]}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Progress:
-        """Progress from data that `to_json` gave (the checkpoint's sha256 vouches for them)."""
-        return cls(**{**data, "rows": tuple(Row(**row) for row in data["rows"])})
 
 
 class Validation(NamedTuple):

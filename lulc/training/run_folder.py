@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lulc.config import TrainConfig
+from lulc.core.codec import Jsonable
 from lulc.core.documents import read_document, write_document, write_rows
 from lulc.core.removal import OwnFolder, remove_leftovers
 from lulc.core.schema import InputError
@@ -57,7 +58,7 @@ _MODEL = re.compile(r"(\d{2,}-\d+\.\d{2})\.(keras|json)")
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Jsonable):
     """One epoch of the history.
 
     Parameters

@@ -1,0 +1,118 @@
+"""Codec between frozen dataclasses and JSON: schema, writing and reading follow from the types of the fields.
+
+Fields hold int, float, str, bool, None, Fraction, dataclasses, dictionaries by name and tuples of these.
+``Annotated[int, limits(minimum=1)]`` adds keywords of JSON Schema; `REQUIRED` beside them means that a
+document must have the field though the class has a default for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+REQUIRED = "required"
+
+Limits = tuple[tuple[str, Any], ...]
+"""Keywords of JSON Schema and their values."""
+
+_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", types.NoneType: "null"}
+
+_FRACTION = {"type": "string", "pattern": "^-?[0-9]{1,400}(/[1-9][0-9]{0,400})?$"}
+
+
+def limits(**keywords: Any) -> Limits:
+    """Return keywords of JSON Schema in a form that types can be annotated with."""
+    return tuple(keywords.items())
+
+
+class Jsonable:
+    """Base of dataclasses that are written to documents."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready data, the inverse of `from_json`."""
+        return {name: _plain(getattr(self, name)) for name in _types_of(type(self))}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Make an object of data that fit `schema_of` this class."""
+        hints = _types_of(cls)
+        return cls(**{name: _value(hints[name], item) for name, item in data.items()})
+
+
+def schema_of(kind: Any) -> dict[str, Any]:
+    """Return the JSON Schema of a type; it admits no fields but those that the type names."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        keywords = [item for given in arguments[1:] if given != REQUIRED for item in given]
+        return schema_of(arguments[0]) | {k: list(v) if isinstance(v, tuple) else v for k, v in keywords}
+    if dataclasses.is_dataclass(kind):
+        hints = _types_of(kind)
+        needed = {field.name for field in dataclasses.fields(kind) if not _has_default(field)}
+        return {
+            "type": "object",
+            "required": [n for n, hint in hints.items() if n in needed or REQUIRED in get_args(hint)],
+            "additionalProperties": False,
+            "properties": {name: schema_of(hint) for name, hint in hints.items()},
+        }
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin is tuple:
+        return {"type": "array", "items": schema_of(arguments[0])}
+    if origin is dict:
+        return {"type": "object"} | (
+            {} if arguments[1] is Any else {"additionalProperties": schema_of(arguments[1])}
+        )
+    if origin in (Union, types.UnionType):
+        return {"oneOf": [schema_of(argument) for argument in arguments]}
+    return dict(_FRACTION) if kind is Fraction else {"type": _TYPES[kind]}
+
+
+_hints_of = functools.cache(functools.partial(get_type_hints, include_extras=True))
+
+
+def _types_of(kind: Any) -> dict[str, Any]:
+    """Return the type of each field, with what is annotated."""
+    hints = _hints_of(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Jsonable):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Fraction) else value
+
+
+def _value(kind: Any, data: Any) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _value(arguments[0], data)
+    if origin in (Union, types.UnionType):
+        return _value(next(of for of in arguments if _holds(of, data)), data)
+    if origin is tuple:
+        return tuple(_value(arguments[0], item) for item in data)
+    if isinstance(kind, type) and issubclass(kind, Jsonable):
+        return kind.from_json(data)
+    return kind(data) if kind in (int, float, str, Fraction) else data
+
+
+def _holds(kind: Any, data: Any) -> bool:
+    """Return whether one of several types is that of some data: null, an array, an object or a value."""
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if data is None or kind is types.NoneType:
+        return data is None and kind is types.NoneType
+    if isinstance(data, list):
+        return get_origin(kind) is tuple
+    if isinstance(data, str) or kind is str:
+        return isinstance(data, str) and kind is str
+    return isinstance(data, dict) == (get_origin(kind) is dict or dataclasses.is_dataclass(kind))
