@@ -142,7 +142,7 @@ def test_flips_move_image_and_labels_together():
 
 def test_a_batch_has_one_side_physical_units_and_class_indices():
     generator = make_generator([make_tile(np.random.default_rng(6))], rotations=1)
-    images, labels = generator[0]
+    images, labels = generator.batch(0, 0)
     assert images.dtype == np.float32 and images.shape in {(3, 16, 16, 3), (3, 32, 32, 3)}
     assert labels.dtype == np.uint8 and labels.shape == images.shape[:3]
     assert set(np.unique(labels)) <= {0, 1, 2, 3}
