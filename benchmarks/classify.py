@@ -357,7 +357,7 @@ def _engine_for(
         model=model, inputs=(bands, indices), out="benchmark.tif", engine=engine, min_agreement=least
     )
     with open_job(config) as job:
-        job.plan = replace(job.plan, window=shape or job.plan.padded, margins=())
+        job.plan = replace(job.plan, window=shape or job.plan.padded)
         image = job.stack.read(Rectangle(0, 0, *job.plan.window))
         return image[np.newaxis], job.build_engine()
 

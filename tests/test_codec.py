@@ -52,7 +52,9 @@ def test_what_is_written_is_read_again_and_fits_the_schema(written: Outer) -> No
 
 
 def test_whole_numbers_become_floats_and_missing_fields_their_defaults() -> None:
-    read = Outer.from_json({"name": "n", "kind": "a", "temperature": 2, "inner": {"level": 1, "weights": [[1]]}})
+    read = Outer.from_json(
+        {"name": "n", "kind": "a", "temperature": 2, "inner": {"level": 1, "weights": [[1]]}}
+    )
     assert read == Outer("n", Inner(1, ((1.0,),)), temperature=2.0)
     assert isinstance(read.temperature, float)
     assert read.inner and isinstance(read.inner.weights[0][0], float)

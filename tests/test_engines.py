@@ -383,6 +383,6 @@ def test_legacy_weights_run_without_a_framework(shared: Path) -> None:
 )
 def test_memory_is_planned_as_it_was_measured_at_each_width(width: int, side: int, measured: float) -> None:
     found = footprint("openvino", NetworkConfig(filters=tuple(width << s for s in range(4))))
-    # One window of the original's channels and classes, all of it given; GB of a process that runs it.
-    per_pixel = found.per_pixel + found.per_given + 4 * (14 + 13)
+    # One window of the original's channels and classes; GB of a process that runs it.
+    per_pixel = found.per_pixel + 4 * (14 + 13)
     assert 0.95 * measured < (found.fixed + per_pixel * side**2) / 1e9 < 1.2 * measured

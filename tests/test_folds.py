@@ -19,7 +19,7 @@ from lulc.models.config import NetworkConfig
 from lulc.models.unet import geometry
 from lulc.models.weights import find_model, load_card, load_model
 from lulc.training import cross_validation
-from lulc.training.cross_validation import cross_validate, predict_tile
+from lulc.training.cross_validation import cross_validate, plan_of, predict_tile
 from lulc.training.data.dataset import leave_one_out
 
 SMALL = {
@@ -75,21 +75,25 @@ def test_one_group_of_stacks_can_not_be_cross_validated(write_stacks, tmp_path):
         leave_one_out(make_config(folder))
 
 
-def test_a_stack_is_classified_as_in_one_pass(stacks, tmp_path):
+def test_a_stack_is_classified_as_in_one_pass(stacks, tmp_path, monkeypatch):
     from lulc.training.train import train
 
     result = train(make_config(stacks, out=tmp_path / "run"))
     model, card = load_model(result.picks["last"])
     tile = leave_one_out(make_config(stacks))[0][1].validation[0]
-    side, halo = 32, card.halo
-    network = compile_predict(model, (1, side + 2 * halo, side + 2 * halo))
+    monkeypatch.setattr(cross_validation, "SIDE", 32)
+    plan = plan_of(tile, card)
+    assert max(plan.window) < tile.side
     image = np.array(tile.image)
     image[~np.isfinite(image).all(-1)] = np.nan
-    padded = np.pad(image, ((halo, halo), (halo, halo), (0, 0)), constant_values=np.nan)
-    whole = compile_predict(model)(padded[None])[0][halo:-halo, halo:-halo]
-    for place, activations, valid in predict_tile(network, tile, side, halo):
-        np.testing.assert_allclose(activations, whole[place], atol=1e-5)
-        np.testing.assert_array_equal(valid, np.isfinite(image[place]).all(-1))
+    whole = compile_predict(model)(image[None])[0]
+    times = np.zeros(tile.masks.shape, int)
+    for found in predict_tile(compile_predict(model, (1, *plan.window)), tile, plan):
+        pixels = found.window.write.slices
+        times[pixels] += 1
+        np.testing.assert_allclose(found.probabilities, whole[pixels], atol=1e-5)
+        np.testing.assert_array_equal(found.valid, np.isfinite(image[pixels]).all(-1))
+    assert (times == 1).all()
 
 
 def test_the_command_reports_folds_and_gives_the_final_card_their_temperature(stacks, tmp_path, capsys):

@@ -93,15 +93,7 @@ def activations_of(x: np.ndarray) -> np.ndarray:
 
 
 def engine(name: str, request: EngineRequest) -> Engine:
-    def network(x: np.ndarray, *first: np.ndarray) -> np.ndarray:
-        y = activations_of(x)
-        if not first:
-            return y
-        assert request.core is not None
-        height, width = request.core
-        return np.stack([a[r : r + height, c : c + width] for a, (r, c) in zip(y, *first, strict=True)])
-
-    return Engine("keras", request.shape, {"precision": "float32"}, network)
+    return Engine("keras", request.shape, {"precision": "float32"}, activations_of)
 
 
 def run(case: Case, folder: Path, model: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, Any]:

@@ -7,10 +7,6 @@ only its inner *write* rectangle is kept, so that every pixel is written exactly
 The reference is one pass over the whole image, padded right and below to a multiple of the network's
 stride. A window equals that pass on its write rectangle when its origin and size are multiples of the
 stride and each side that does not lie on the border of the padded image is at least one halo away.
-
-A network may give less than it reads: of a window only its *core*, that is the window without a halo on each
-side, all sizes being static. The core then lies anywhere in the window: at its border where this is that of
-the image.
 """
 
 from __future__ import annotations
@@ -20,8 +16,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-
-Margins = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -73,23 +67,15 @@ class PlannedWindow:
         image to the right and below, by padding only.
     write
         In the image, inside `read`.
-    core
-        What the network gives of it, inside `read` and around `write`; None for all that is read.
     """
 
     read: Window
     write: Window
-    core: Window | None = None
 
     @property
     def valid(self) -> Window:
         """`write` in the coordinates of `read`."""
         return self.write.relative_to(self.read)
-
-    @property
-    def crop(self) -> Window:
-        """`write` in the coordinates of what the network gives."""
-        return self.write.relative_to(self.core or self.read)
 
 
 @dataclass(frozen=True)
@@ -116,9 +102,6 @@ class Plan:
         (rows, columns) of every window read, multiples of `stride`.
     part
         Side of a part, a multiple of `stride`.
-    margins
-        (pixels around the core, share of the arithmetic that is done on core and margin) of a network that
-        gives the core of each window; empty for one that gives whole windows.
     """
 
     height: int
@@ -127,7 +110,6 @@ class Plan:
     halo: int
     window: tuple[int, int]
     part: int
-    margins: Margins = ()
 
     def __post_init__(self) -> None:
         multiples = {"halo": self.halo, "part": self.part}
@@ -183,57 +165,37 @@ class Plan:
             self._cover(axis, start, start + length)
             for axis, (start, length) in enumerate([(e.row, e.height), (e.col, e.width)])
         )
-        height, width = self.core
         return [
             PlannedWindow(
                 read=Window(r.read, c.read, *self.window),
                 write=Window(r.start, c.start, r.stop - r.start, c.stop - c.start),
-                core=Window(r.core, c.core, height, width) if self.margins else None,
             )
             for r in rows
             for c in cols
         ]
 
     @property
-    def core(self) -> tuple[int, int]:
-        """(rows, columns) of the core of every window, where `margins` are given."""
-        rows, cols = (core_of(*sides, self.halo) for sides in zip(self.window, self.padded, strict=True))
-        return (rows, cols)
-
-    @property
-    def given_pixels(self) -> int:
-        """Pixels of every window that are computed at full resolution to the end."""
-        return _given(self.window, self.core, self.margins)
-
-    @property
-    def computed_pixels(self) -> float:
-        """Pixels that pass through the network, halo included, for the whole map.
-
-        Those that only a part of the arithmetic is done on count as that part.
-        """
+    def computed_pixels(self) -> int:
+        """Pixels that pass through the network, halo included, for the whole map."""
         count = math.prod(
             sum(len(self._cover(axis, a, min(a + self.part, length))) for a in range(0, length, self.part))
             for axis, length in enumerate((self.height, self.width))
         )
-        return count * _work_of(self.window, self.core, self.margins)
+        return count * math.prod(self.window)
 
     def _cover(self, axis: int, start: int, stop: int) -> list[Cover]:
-        length, size = self.padded[axis], self.window[axis]
-        return cover_axis(start, stop, length, size, self.halo, cropped=bool(self.margins))
+        return cover_axis(start, stop, self.padded[axis], self.window[axis], self.halo)
 
 
 class Cover(NamedTuple):
-    """A window along one axis: where it is read and its core begins, and what is written of it."""
+    """A window along one axis: first pixel that is read, first that is written, and end of the latter."""
 
     read: int
-    core: int
     start: int
     stop: int
 
 
-def cover_axis(
-    start: int, stop: int, length: int, size: int, halo: int, *, cropped: bool = False
-) -> list[Cover]:
+def cover_axis(start: int, stop: int, length: int, size: int, halo: int) -> list[Cover]:
     """Cover [start, stop) of an axis with windows of one size.
 
     Parameters
@@ -246,8 +208,6 @@ def cover_axis(
         Length of every window, at most `length`.
     halo
         Context cropped from each side that is not a border of the padded axis.
-    cropped
-        Whether the network gives the core of each window only; otherwise all of it is called its core.
 
     Returns
     -------
@@ -257,51 +217,17 @@ def cover_axis(
     Examples
     --------
     >>> [tuple(c) for c in cover_axis(0, 100, 112, 64, 16)]
-    [(0, 0, 0, 48), (32, 32, 48, 80), (48, 48, 80, 100)]
-    >>> [tuple(c) for c in cover_axis(0, 100, 112, 64, 16, cropped=True)]
-    [(0, 0, 0, 32), (16, 32, 32, 64), (48, 64, 64, 96), (48, 80, 96, 100)]
+    [(0, 0, 48), (32, 48, 80), (48, 80, 100)]
     """
     covered = []
     done = start
-    core = core_of(size, length, halo)
     while done < stop:
         # Shifted inwards at the far border, where no halo is needed beyond the image.
-        if cropped:
-            first = min(done, length - core)
-            origin = max(0, min(first - halo, length - size))
-            end = first + core
-        else:
-            first = origin = max(0, min(done - halo, length - size))
-            end = length if origin + size == length else origin + size - halo
-        end = min(end, stop)
-        covered.append(Cover(origin, first, done, end))
+        origin = max(0, min(done - halo, length - size))
+        end = min(length if origin + size == length else origin + size - halo, stop)
+        covered.append(Cover(origin, done, end))
         done = end
     return covered
-
-
-def core_of(size: int, length: int, halo: int) -> int:
-    """Length of the core of windows of one size along an axis: all where they are as long as the axis."""
-    return size if size == length else size - 2 * halo
-
-
-def _work_of(window: tuple[int, int], core: tuple[int, int], margins: Margins) -> float:
-    """Pixels of a window that are computed, those that a part of the arithmetic is done on as that part."""
-    if not margins:
-        return math.prod(window)
-    return sum(
-        share * math.prod(extended(c, margin, size) for c, size in zip(core, window, strict=True))
-        for margin, share in margins
-    )
-
-
-def _given(window: tuple[int, int], core: tuple[int, int], margins: Margins) -> int:
-    narrowest = min(margin for margin, _ in margins) if margins else max(window)
-    return math.prod(extended(c, narrowest, size) for c, size in zip(core, window, strict=True))
-
-
-def extended(core: int, margin: int, size: int) -> int:
-    """Length of a core with a margin on each side, within its window."""
-    return min(core + 2 * margin, size)
 
 
 def squares_of(extent: Window, side: int = 1024) -> Iterator[Window]:
@@ -319,51 +245,33 @@ def squares_of(extent: Window, side: int = 1024) -> Iterator[Window]:
 
 
 def choose_window(
-    height: int,
-    width: int,
-    *,
-    stride: int,
-    halo: int,
-    part: int,
-    budget: float,
-    weights: tuple[float, float] = (1.0, 0.0),
-    margins: Margins = (),
+    height: int, width: int, *, stride: int, halo: int, part: int, pixels: float
 ) -> tuple[int, int]:
-    """The window shape that computes the fewest pixels within a budget for each window.
+    """Choose the window shape that computes the fewest pixels.
 
     Parameters
     ----------
     height, width
         Size of the image.
-    stride, halo, part, margins
+    stride, halo, part
         As in `Plan`.
-    budget
-        What a window may take; the smallest possible window is given where even that takes more.
-    weights
-        What each pixel that is read takes, and each that is computed to the end.
+    pixels
+        Largest window; the smallest possible window is given where even that is larger.
 
     Returns
     -------
     (rows, columns)
         Multiples of `stride`, at most the padded image.
     """
-    rows, cols = (
-        _axis_candidates(length, stride, halo, part, cropped=bool(margins)) for length in (height, width)
-    )
+    rows, cols = (_axis_candidates(length, stride, halo, part) for length in (height, width))
+    fitting = [(r, c) for r, c in itertools.product(rows, cols) if r.size * c.size <= pixels]
 
-    def taken(r: _Candidate, c: _Candidate) -> float:
-        given = _given((r.size, c.size), (r.core, c.core), margins)
-        return weights[0] * r.size * c.size + weights[1] * given
+    def cost(pair: tuple[_Candidate, _Candidate]) -> tuple[int, int, int]:
+        r, c = pair
+        window = r.size * c.size
+        return r.number * c.number * window, window, abs(r.size - c.size)
 
-    def computed(r: _Candidate, c: _Candidate) -> float:
-        return r.number * c.number * _work_of((r.size, c.size), (r.core, c.core), margins)
-
-    fitting = [pair for pair in itertools.product(rows, cols) if taken(*pair) <= budget]
-    best = min(
-        fitting,
-        key=lambda pair: (computed(*pair), pair[0].size * pair[1].size, abs(pair[0].size - pair[1].size)),
-        default=(rows[-1], cols[-1]),
-    )
+    best = min(fitting, key=cost, default=(rows[-1], cols[-1]))
     return (best[0].size, best[1].size)
 
 
@@ -371,22 +279,21 @@ class _Candidate(NamedTuple):
     """A window along one axis, and how many of them cover it."""
 
     size: int
-    core: int
     number: int
 
 
-def _axis_candidates(length: int, stride: int, halo: int, part: int, *, cropped: bool) -> list[_Candidate]:
-    """The smallest window for every number of windows, the smallest number first."""
+def _axis_candidates(length: int, stride: int, halo: int, part: int) -> list[_Candidate]:
+    """Return the smallest window for every number of windows, the smallest number first."""
     padded = _round_up(length, stride)
     largest = min(padded, part + 2 * halo)
     smallest = min(padded, 2 * halo + stride)
     found: dict[int, _Candidate] = {}
     for size in range(smallest, largest + 1, stride):
         count = sum(
-            times * len(cover_axis(a, min(a + part, length), padded, size, halo, cropped=cropped))
+            times * len(cover_axis(a, min(a + part, length), padded, size, halo))
             for a, times in _kinds_of_parts(length, part)
         )
-        found.setdefault(count, _Candidate(size, core_of(size, padded, halo), count))
+        found.setdefault(count, _Candidate(size, count))
     return sorted(found.values(), key=lambda candidate: candidate.number)
 
 

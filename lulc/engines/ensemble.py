@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 
 from lulc.core.schema import InputError
-from lulc.core.windows import Margins
-from lulc.engines.cropping import work_by_margin
 from lulc.engines.registry import Engine, Footprint, Network, footprint, shared_of
 from lulc.models.calibration import calibrate
 from lulc.models.card import ModelCard
@@ -59,16 +57,6 @@ def geometry_of(members: Sequence[Member]) -> tuple[int, int]:
     return stride, -(-halo // stride) * stride
 
 
-def margins_of(members: Sequence[Member], halo: int) -> Margins:
-    """Margins of a plan: what of the arithmetic of all members is done how far around the core."""
-    work: dict[int, float] = {}
-    for member in members:
-        for margin, cost in work_by_margin(member.card.network, halo).items():
-            work[margin] = work.get(margin, 0.0) + cost
-    total = sum(work.values())
-    return tuple((margin, round(work[margin] / total, 4)) for margin in sorted(work))
-
-
 def footprint_of(name: str, members: Sequence[Member]) -> Footprint:
     """Memory of the engines of all members, which are all there at once."""
     parts = [footprint(name, member.card.network) for member in members]
@@ -80,11 +68,8 @@ def footprint_of(name: str, members: Sequence[Member]) -> Footprint:
 def with_novelty(network: Network, cards: Sequence[ModelCard]) -> Network:
     """`network` with one more channel: novelty, of several networks the highest; 0 where invalid."""
 
-    def both(x: np.ndarray, *first: np.ndarray) -> np.ndarray:
-        y = network(x, *first)
-        if first:
-            height, width = y.shape[1:3]
-            x = np.stack([a[r : r + height, c : c + width] for a, (r, c) in zip(x, *first, strict=True)])
+    def both(x: np.ndarray) -> np.ndarray:
+        y = network(x)
         found = [card.novelty.of(x, card.statistics) for card in cards if card.novelty]
         novelty = np.nan_to_num(np.maximum.reduce(found), copy=False)
         return np.concatenate([y, novelty[..., np.newaxis]], axis=-1)
@@ -96,10 +81,10 @@ def average(engines: Sequence[Engine], members: Sequence[Member]) -> Engine:
     """One engine that gives the mean of the calibrated activations of all."""
     networks: list[Network] = list(engines)
 
-    def mean(x: np.ndarray, *first: np.ndarray) -> np.ndarray:
+    def mean(x: np.ndarray) -> np.ndarray:
         total: np.ndarray | None = None
         for network, member in zip(networks, members, strict=True):
-            y = calibrate(network(x, *first), member.card.temperature)
+            y = calibrate(network(x), member.card.temperature)
             total = y.copy(order="K") if total is None else np.add(total, y, out=total)
         assert total is not None
         return total / np.float32(len(networks))

@@ -21,9 +21,8 @@ import numpy as np
 from lulc.core.buffers import Buffers
 from lulc.core.schema import InputError
 from lulc.engines import quantization
-from lulc.engines.cropping import computed, cores_of
-from lulc.engines.openvino_graph import build_graph, line_channels, load_openvino
-from lulc.engines.quantization import Quantization, compile_graph
+from lulc.engines.openvino_graph import build_graph, compile_graph, load_openvino
+from lulc.engines.quantization import Quantization
 from lulc.models.archive import Arrays
 from lulc.models.card import ModelCard
 from lulc.models.config import NetworkConfig
@@ -39,22 +38,17 @@ MIN_AGREEMENT = {"openvino-int8": 0.97, "openvino-mixed": 0.995, "keras-float16"
 GPU_PROCESS = 3e9
 """Bytes of memory allowed for the driver of a GPU and a framework in a process; not measured."""
 
-AIM = 0.985
-"""Share that ``openvino-int8`` keeps where it gives agreement for speed."""
-
-Network = Callable[..., np.ndarray]
-"""float32 (n, y, x, band) to float32 (n, y, x, class); of one that gives the core of each window, the second
-argument says where that begins, int (n, 2)."""
+Network = Callable[[np.ndarray], np.ndarray]
+"""float32 (n, y, x, band) to float32 (n, y, x, class)."""
 
 
 class Footprint(NamedTuple):
-    """Memory that an engine takes, as measured: bytes of the process, and for each pixel of a window that is
-    read and that is computed to the end, beside those of input and result.
+    """Measured memory of an engine: bytes of the process, and for each pixel of a window beside its input
+    and result.
     """
 
     fixed: float
     per_pixel: float
-    per_given: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,9 +72,9 @@ class Engine:
     identity: dict[str, str]
     function: Network
 
-    def __call__(self, x: np.ndarray, *first: np.ndarray) -> np.ndarray:
-        """Activations of a batch, float32 (n, y, x, class); of its cores where it was built for these."""
-        return self.function(x, *first)
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Return the probabilities of a batch, float32 (n, y, x, class)."""
+        return self.function(x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +87,6 @@ class EngineRequest:
         Weights file and its card; the card holds the statistics, for legacy files too.
     shape
         (n, y, x) of every call.
-    core
-        (y, x) of what is given of each window, the rest being its halo; None for all of it.
     samples
         Gives windows of the mosaic, each float32 (y, x, band) with NaN where invalid, for calibration.
     min_agreement
@@ -104,7 +96,6 @@ class EngineRequest:
     path: Path
     card: ModelCard
     shape: tuple[int, int, int]
-    core: tuple[int, int] | None = None
     samples: Callable[[], Iterator[np.ndarray]] = lambda: iter(())
     min_agreement: float | None = None
 
@@ -175,11 +166,6 @@ def shared_of(name: str) -> float:
 
 def _on_gpu(name: str) -> bool:
     return name in _KERAS and has_gpu()
-
-
-def gives_cores(name: str) -> bool:
-    """Whether the engine `name` can give the core of each window without computing the rest of it."""
-    return name in _CROPPING
 
 
 def footprint(name: str, network: NetworkConfig) -> Footprint:
@@ -288,7 +274,7 @@ def _check_agreement(name: str, request: EngineRequest, agreement: float) -> Non
 
 
 def _build_openvino(request: EngineRequest) -> Engine:
-    model = build_graph(request.card.network, _arrays(request), request.shape, core=_core_of(request))
+    model = build_graph(request.card.network, _arrays(request), request.shape)
     identity = {"precision": "float32", "openvino": _openvino_version()}
     return Engine("openvino", request.shape, identity, _OpenVINO(model, "f32", request))
 
@@ -298,19 +284,9 @@ def _build_quantised(name: str, request: EngineRequest) -> Engine:
     arrays = _arrays(request)
     found, key = _quantise(name, request, arrays, least)
     _check_agreement(name, request, found.agreement)
-    model = build_graph(
-        request.card.network,
-        arrays,
-        request.shape,
-        found.eight_bit,
-        core=_core_of(request),
-        factors=found.factors,
-        # As it was judged: rounding hurts its transforms, even where all convolutions are left in bfloat16.
-        winograd=False,
-    )
-    ranks = "".join(f"; rank {factor.rank}: {name}" for name, factor in found.factors.items())
+    model = build_graph(request.card.network, arrays, request.shape, found.eight_bit)
     identity = {
-        "precision": f"int8; {found.precision}: {' '.join(found.finer)}{ranks}",
+        "precision": f"int8; {found.precision}: {' '.join(found.finer)}",
         "agreement": f"{found.agreement:.4f}",
         "calibration": key,
         "openvino": _openvino_version(),
@@ -319,23 +295,16 @@ def _build_quantised(name: str, request: EngineRequest) -> Engine:
 
 
 def _quantise(name: str, request: EngineRequest, arrays: Arrays, least: float) -> tuple[Quantization, str]:
-    """The quantisation of a network for a mosaic and its key, from beside the weights where it is known."""
+    """Find the quantization of a network for a mosaic and its key, beside the weights where it is known."""
     finer = name == "openvino-mixed"
-    target = least if finer else max(least, AIM)
-    key = quantization.key_of(request.card, request.samples(), target, least, finer=finer)
+    key = quantization.key_of(request.card, request.samples(), least, finer=finer)
     path = request.path.with_name(f"{request.path.stem}.{name}-{key[:12]}.json")
-    found = quantization.read_quantization(path, key, request.card.network)
+    found = quantization.read_quantization(path, key)
     if found is None:
         logger.info("finding out how %s can be computed in 8 bits; kept in '%s'", request.path.name, path)
-        samples = list(request.samples())
+        card, samples = request.card, list(request.samples())
         found = quantization.quantise(
-            request.card.network,
-            arrays,
-            samples,
-            stride=request.card.stride,
-            target=target,
-            least=least,
-            finer=finer,
+            card.network, arrays, samples, stride=card.stride, least=least, finer=finer
         )
         quantization.write_quantization(path, key, found)
     return found, key
@@ -352,11 +321,6 @@ def _arrays(request: EngineRequest) -> Arrays:
     }
 
 
-def _core_of(request: EngineRequest) -> tuple[int, int] | None:
-    """The core of each window, None where it is all of it."""
-    return None if request.core == request.shape[1:] else request.core
-
-
 class _OpenVINO:
     """A compiled model; it writes each result into memory of its own, so that none is copied."""
 
@@ -364,23 +328,16 @@ class _OpenVINO:
         self._tensor = load_openvino().Tensor
         self._request = compile_graph(model, precision).create_infer_request()
         count, *window = request.shape
-        self._window, self._core = (window[0], window[1]), _core_of(request)
-        sides = computed(self._window, self._core) if self._core else self._window
-        self._shape = (count, request.card.network.classes, *sides)
+        self._shape = (count, request.card.network.classes, *window)
         self._results = Buffers()
 
-    def __call__(self, x: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
-        if self._core and first is None:
-            raise ValueError("an engine that gives cores has to be told where they begin")
+    def __call__(self, x: np.ndarray) -> np.ndarray:
         y = self._results.empty(self._shape)
         self._request.set_output_tensor(self._tensor(y, shared_memory=True))
         given = {0: self._tensor(np.ascontiguousarray(x, np.float32), shared_memory=True)}
-        if self._core:
-            given[1] = self._tensor(np.ascontiguousarray(first, np.int32))
         # Unless shared, what this returns is a copy.
         self._request.infer(given, share_outputs=True)
-        y = np.moveaxis(y, 1, -1)
-        return cores_of(y, self._window, self._core, first) if self._core and first is not None else y
+        return np.moveaxis(y, 1, -1)
 
 
 def _openvino_version() -> str:
@@ -396,14 +353,10 @@ def _keras_footprint(network: NetworkConfig) -> Footprint:
     return Footprint(0.85e9, 1600 * _width(network))
 
 
-def _openvino_footprint(
-    per_pixel: float, per_given: float, network: NetworkConfig, *, winograd: bool = False
-) -> Footprint:
-    # Measured: 170 bytes with 192 channels.
-    lines = 0.9 * line_channels(network) if winograd else 0.0
+def _openvino_footprint(per_pixel: float, network: NetworkConfig) -> Footprint:
     # Where networks are wider than the original their weights decide: 0.96 GB at twice its width.
     fixed = max(0.33e9, 0.16e9 + 4.6 * _weight_bytes(network))
-    return Footprint(fixed, per_pixel * _width(network), per_given * _width(network) + lines)
+    return Footprint(fixed, per_pixel * _width(network))
 
 
 def _weight_bytes(network: NetworkConfig) -> int:
@@ -419,12 +372,10 @@ def _width(network: NetworkConfig) -> float:
 _ENGINES: dict[str, tuple[Callable[[EngineRequest], Engine], Callable[[NetworkConfig], Footprint]]] = {
     "keras": (partial(_build_keras, "float32"), _keras_footprint),
     "keras-float16": (partial(_build_keras, "float16"), _keras_footprint),
-    # Bytes per pixel measured with OpenVINO 2026.4 and static shapes; the mixed one with 5 of 17 finer. In 8
-    # bits no stage takes as much as the encoder's first, which computes whole windows.
-    "openvino": (_build_openvino, partial(_openvino_footprint, 215, 565, winograd=True)),
-    "openvino-mixed": (partial(_build_quantised, "openvino-mixed"), partial(_openvino_footprint, 390, 0)),
-    "openvino-int8": (partial(_build_quantised, "openvino-int8"), partial(_openvino_footprint, 190, 0)),
+    # Bytes per pixel measured with OpenVINO 2026.4 and static shapes; the mixed one with 5 of 17 finer.
+    "openvino": (_build_openvino, partial(_openvino_footprint, 780)),
+    "openvino-mixed": (partial(_build_quantised, "openvino-mixed"), partial(_openvino_footprint, 390)),
+    "openvino-int8": (partial(_build_quantised, "openvino-int8"), partial(_openvino_footprint, 200)),
 }
 
 _KERAS = frozenset({"keras", "keras-float16"})
-_CROPPING = frozenset({"openvino", "openvino-mixed", "openvino-int8"})

@@ -27,7 +27,6 @@ from lulc.engines.ensemble import (
     check_alike,
     footprint_of,
     geometry_of,
-    margins_of,
     with_novelty,
 )
 from lulc.engines.registry import (
@@ -38,7 +37,6 @@ from lulc.engines.registry import (
     build_engine,
     choose_engine,
     dihedral,
-    gives_cores,
     readers_of,
     turns_of,
 )
@@ -94,15 +92,12 @@ class Job:
             stack.grid, legend, config.activations, config.part, cog=config.cog, extra=config.extra
         )
         stride, halo = geometry_of(members)
-        # Where the core lies in a window that is turned, no engine is told.
-        cropped = gives_cores(self.engine) and not (self.gaussian or config.tta)
         self.demand = memory_plan.Demand(
             footprint_of(self.engine, members),
             channels=len(card.channels),
             classes=card.network.classes,
             batch=config.batch_size,
             gaussian=self.gaussian,
-            margins=margins_of(members, halo) if cropped else (),
             readers=readers_of(self.engine),
         )
         self.plan: Plan = memory_plan.plan_map(
@@ -125,7 +120,6 @@ class Job:
                     path=member.path,
                     card=member.card,
                     shape=(self.config.batch_size, *self.plan.window),
-                    core=self.plan.core if self.plan.margins else None,
                     samples=self._samples,
                     min_agreement=self.config.min_agreement,
                 ),

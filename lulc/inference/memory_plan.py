@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lulc.core.machine import GDAL_CACHE, free_memory
 from lulc.core.schema import InputError
-from lulc.core.windows import Margins, Plan, choose_window
+from lulc.core.windows import Plan, choose_window
 from lulc.engines.registry import Footprint
 from lulc.maps.blocks import BLOCK
 from lulc.maps.geotiff import MapProfile
@@ -30,8 +30,6 @@ class Demand:
         Windows per call.
     gaussian
         Whether windows are blended.
-    margins
-        Of the plan, see `lulc.core.windows.Plan`.
     readers
         Windows that are read at a time. It doesn't follow from the number of processors: a plan is that of
         the mosaic and the engine, wherever it is made.
@@ -42,29 +40,25 @@ class Demand:
     classes: int
     batch: int = 1
     gaussian: bool = False
-    margins: Margins = ()
     readers: int = 1
 
     def bytes_of(self, plan: Plan, profile: MapProfile) -> float:
         """Peak memory of the process with the windows of a plan."""
-        read, given = self.per_pixel(profile)
         width = min(profile.part, profile.grid.width)
         strip = (plan.window[0] * width * 4 * (self.classes + 2)) if self.gaussian else 0
-        pixels = read * math.prod(plan.window) + given * plan.given_pixels
-        return self._fixed(profile) + strip + pixels
+        return self._fixed(profile) + strip + self._per_pixel(profile) * math.prod(plan.window)
 
-    def left_of(self, budget: float, profile: MapProfile) -> float:
-        """Bytes of a budget that are left for what grows with windows; may be negative."""
-        return budget - self._fixed(profile)
+    def largest_window(self, budget: float, profile: MapProfile) -> float:
+        """Return the pixels of the largest window that fits a budget in bytes; may be negative."""
+        return (budget - self._fixed(profile)) / self._per_pixel(profile)
 
-    def per_pixel(self, profile: MapProfile) -> tuple[float, float]:
-        """Bytes for each pixel of a window that is read, and for each that is given."""
+    def _per_pixel(self, profile: MapProfile) -> float:
+        """Return the bytes for each pixel of a window."""
         # Of each two: while one batch is computed, the next is read and the one before encoded, in strips.
-        read = self.footprint.per_pixel + 4 * 2 * self.channels
-        given = self.footprint.per_given + 4 * 2 * self.classes
+        network = self.footprint.per_pixel + 4 * 2 * (self.channels + self.classes)
         strips = len(profile.band_names) * profile.encoding.dtype.itemsize
         waiting = 4 * (self.readers - 1) * self.channels
-        return read * self.batch + waiting, given * self.batch + strips
+        return network * self.batch + waiting + strips
 
     def _fixed(self, profile: MapProfile) -> float:
         block = BLOCK * BLOCK * len(profile.band_names) * profile.encoding.dtype.itemsize
@@ -121,13 +115,13 @@ def plan_map(
         shape = (min(sides[0], padded[0]), min(sides[1], padded[1]))
     else:
         shape = choose_window(
-            height, width, stride=stride, halo=halo, part=profile.part, margins=demand.margins,
-            budget=demand.left_of(memory, profile), weights=demand.per_pixel(profile),
+            height, width, stride=stride, halo=halo, part=profile.part,
+            pixels=demand.largest_window(memory, profile),
         )  # fmt: skip
         if square:
             side = max(min(shape), 2 * halo + stride)
             shape = (min(side, padded[0]), min(side, padded[1]))
-    return Plan(height, width, stride, halo, shape, profile.part, demand.margins)
+    return Plan(height, width, stride, halo, shape, profile.part)
 
 
 def _check_window(window: int, stride: int, halo: int, padded: list[int]) -> None:

@@ -23,9 +23,8 @@ from lulc.core.windows import Part, Plan, PlannedWindow, Window
 Read = Callable[[Window], np.ndarray]
 """Window inside the image to float32 (y, x, band), NaN in every channel of invalid pixels."""
 
-Network = Callable[..., np.ndarray]
-"""float32 (n, y, x, band) to float32 (n, y, x, class). Where the plan's windows have cores, it is called with
-a second argument, where in each window its core begins, int (n, 2), and gives the cores."""
+Network = Callable[[np.ndarray], np.ndarray]
+"""float32 (n, y, x, band) to float32 (n, y, x, class)."""
 
 Item = TypeVar("Item")
 
@@ -92,9 +91,9 @@ class Clock:
     def measure(self, network: Network) -> Network:
         """`network`, its calls being timed."""
 
-        def timed(x: np.ndarray, *first: np.ndarray) -> np.ndarray:
+        def timed(x: np.ndarray) -> np.ndarray:
             start = time.perf_counter()
-            y = network(x, *first)
+            y = network(x)
             self.last = time.perf_counter()
             self.first = start if self.first is None else self.first
             self.busy += self.last - start
@@ -291,26 +290,12 @@ def _predict(batches: Iterable[Batch], network: Network, size: int) -> Iterator[
             if len(x) < size:
                 # The last batch of a part is filled up, since every call has one static shape.
                 x = np.concatenate([x, np.full((size - len(x), *x.shape[1:]), np.nan, np.float32)])
-            results = iter(network(x, *_cores(windows, len(x))))
+            results = iter(network(x))
         # Dropped now rather than with the next batch, so that its memory can hold the one after that.
         x = None
         for window, valid in windows:
-            probabilities = None if valid is None else next(results)[window.crop.slices]
+            probabilities = None if valid is None else next(results)[window.valid.slices]
             yield Prediction(part, window, probabilities, valid)
-
-
-def _cores(windows: list[tuple[PlannedWindow, np.ndarray | None]], count: int) -> tuple[np.ndarray, ...]:
-    """Where in each of `count` windows its core begins, int (n, 2); nothing where windows have none."""
-    begun = [
-        (window.core.row - window.read.row, window.core.col - window.read.col)
-        for window, valid in windows
-        if valid is not None and window.core is not None
-    ]
-    if not begun:
-        return ()
-    first = np.zeros((count, 2), np.int32)
-    first[: len(begun)] = begun
-    return (first,)
 
 
 def _strips(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
@@ -349,7 +334,7 @@ def _blend(predictions: Iterable[Prediction], plan: Plan) -> Iterator[Prediction
             yield from strip.release(below)
             strip = strip if strip.part == prediction.part else None
         strip = strip or _Strip(prediction.part, plan.window[0])
-        strip.add(prediction, weights[prediction.window.crop.slices])
+        strip.add(prediction, weights[prediction.window.valid.slices])
     if strip is not None:
         yield from strip.release(strip.part.extent.stop[0])
 

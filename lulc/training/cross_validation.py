@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from lulc.config import TrainConfig
 from lulc.core.documents import write_document
 from lulc.core.removal import withdraw
 from lulc.core.schema import IGNORE
+from lulc.core.windows import Plan, Window
 from lulc.evaluation.measures import metrics
 from lulc.evaluation.measures.metrics import Reliability, Scores
+from lulc.inference.sliding_window import Prediction, predict_parts
 from lulc.models import backend
 from lulc.models.calibration import Holdout, calibrate
+from lulc.models.card import ModelCard
 from lulc.models.uncertainty import decide
 from lulc.models.weights import find_model, load_model
 from lulc.training.data.dataset import Dataset, Tile, class_targets, leave_one_out
@@ -31,7 +35,7 @@ FOLDS = "folds"
 DOCUMENT = "cross-validation.json"
 
 SIDE = 256
-"""Side of the squares that left-out stacks are classified in, without their halo."""
+"""Side of the windows that left-out stacks are classified in, without their halo."""
 
 logger = logging.getLogger("lulc")
 
@@ -185,72 +189,55 @@ def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[st
     Parameters
     ----------
     config
-        Of the run.
+        Config of the run.
     dataset
         Its stacks.
     others
-        Folders of further runs of the same network, whose activations are averaged with its own.
+        Folders of further runs of the same network, whose probabilities are averaged with its own.
     """
     models, cards = zip(*(load_model(find_model(out, "last")) for out in (config.out, *others)), strict=True)
-    card = cards[0]
-    halo = card.halo
-    side = -(-SIDE // card.stride) * card.stride
-    shape = (1, side + 2 * halo, side + 2 * halo)
-    networks = [backend.compile_predict(model, shape) for model in models]
 
-    def network(x: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.mean([one(x) for one in networks], axis=0, dtype=np.float32)
+    @functools.cache
+    def network_for(shape: tuple[int, int]) -> backend.Predict:
+        networks = [backend.compile_predict(model, (1, *shape)) for model in models]
+        return lambda x: np.asarray(np.mean([one(x) for one in networks], axis=0, dtype=np.float32))
 
     single = config.single_class and dataset.legend.names.index(config.single_class) + 1
     targets = class_targets(len(dataset.legend), single or None)
     classes = len(classes_of(config, dataset))
     confusion = np.zeros((classes + 1, classes + 1), np.int64)
-    own = Holdout(sum(_squares(tile) for tile in dataset.validation))
-    for tile in dataset.validation:
-        for place, activations, valid in predict_tile(network, tile, side, halo):
-            labels = np.where(valid, targets[np.asarray(tile.masks[place])], IGNORE).astype(np.uint8)
+    plans = [plan_of(tile, cards[0]) for tile in dataset.validation]
+    own = Holdout(sum(len(plan.windows(part)) for plan in plans for part in plan.parts()))
+    for tile, plan in zip(dataset.validation, plans, strict=True):
+        for found in predict_tile(network_for(plan.window), tile, plan):
+            if found.probabilities is None or found.valid is None:
+                continue
+            given = targets[np.asarray(tile.masks[found.window.write.slices])]
+            labels = np.where(found.valid, given, IGNORE).astype(np.uint8)
             known = labels != IGNORE
-            confusion += metrics.count(labels[known] + 1, decide(activations)[known] + 1, classes)
-            own.add(activations, labels)
+            confusion += metrics.count(labels[known] + 1, decide(found.probabilities)[known] + 1, classes)
+            own.add(found.probabilities, labels)
     return Outcome(confusion, *own.pixels())
 
 
-def predict_tile(
-    network: backend.Predict, tile: Tile, side: int, halo: int
-) -> Iterator[tuple[tuple[slice, slice], NDArray[np.float32], NDArray[np.bool_]]]:
-    """Classify a stack square by square.
-
-    Parameters
-    ----------
-    network
-        Takes float32 (1, y, x, band) with y = x = side + 2 halo.
-    tile
-        The stack.
-    side, halo
-        Of a square without its halo, and of the halo, in pixels; multiples of the network's stride.
-
-    Yields
-    ------
-    (rows and columns, float32 (y, x, class), bool (y, x))
-        Where the square lies in the stack, activations, and which pixels are valid.
-    """
-    height, width, bands = tile.image.shape
-    for row in range(0, height, side):
-        for col in range(0, width, side):
-            seen = np.full((1, side + 2 * halo, side + 2 * halo, bands), np.nan, np.float32)
-            top, left = max(row - halo, 0), max(col - halo, 0)
-            image = tile.image[top : row + side + halo, left : col + side + halo]
-            at = (top - row + halo, left - col + halo)
-            seen[0, at[0] : at[0] + image.shape[0], at[1] : at[1] + image.shape[1]] = image
-            seen[~np.isfinite(seen).all(axis=-1)] = np.nan
-            inside = (slice(halo, halo + min(side, height - row)), slice(halo, halo + min(side, width - col)))
-            place = (slice(row, min(row + side, height)), slice(col, min(col + side, width)))
-            yield place, network(seen)[0][inside], ~np.isnan(seen[0][inside][..., 0])
-
-
-def _squares(tile: Tile) -> int:
+def plan_of(tile: Tile, card: ModelCard) -> Plan:
+    """Return the windows that a stack is classified in, of at most `SIDE` pixels and their halo."""
     height, width = tile.masks.shape
-    return -(-height // SIDE) * -(-width // SIDE)
+    padded = [-(-length // card.stride) * card.stride for length in (height, width)]
+    side = -(-SIDE // card.stride) * card.stride + 2 * card.halo
+    rows, cols = (min(side, length) for length in padded)
+    return Plan(height, width, card.stride, card.halo, (rows, cols), max(padded))
+
+
+def predict_tile(network: backend.Predict, tile: Tile, plan: Plan) -> Iterator[Prediction]:
+    """Classify a stack window by window; `network` takes windows of the plan's shape."""
+
+    def read(window: Window) -> NDArray[np.float32]:
+        image = np.array(tile.image[window.slices], np.float32)
+        image[~np.isfinite(image).all(axis=-1)] = np.nan
+        return image
+
+    return predict_parts(read, network, plan, plan.parts(), threads=False)
 
 
 def _to_json(result: CrossValidation) -> dict[str, Any]:
