@@ -43,7 +43,6 @@ def patch_engine(task: dict[str, Any]) -> None:
     def build(name: str, request: Any) -> Engine:
         return Engine("keras", request.shape, {"precision": task.get("precision", "float32")}, network)
 
-    job.gives_cores = lambda name: False
     job.build_engine = build
 
 

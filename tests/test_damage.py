@@ -80,7 +80,6 @@ def test_a_damaged_part_journal_or_key_never_makes_another_map(
     mosaic, out = write_bands(tmp_path / "mosaic.tif", 500, 520), tmp_path / "map.tif"
     line = [str(tiny_model), str(mosaic), str(out), "-q", "--window", "128", "--part", "256"]
     line += ["--scale", "0.0001", "--offset", "0"]
-    monkeypatch.setattr(job, "gives_cores", lambda name: False)
     monkeypatch.setattr(job, "build_engine", engine_with(lambda: None))
     assert make_classifications(line) == 0
     expected, printed = out.read_bytes(), capfd.readouterr().out

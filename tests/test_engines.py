@@ -379,7 +379,7 @@ def test_legacy_weights_run_without_a_framework(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "side", "measured"), [(16, 1024, 0.77), (32, 1024, 1.50), (64, 512, 1.47), (64, 1024, 3.02)]
+    ("width", "side", "measured"), [(16, 1024, 0.72), (32, 1024, 1.25), (64, 512, 1.13), (64, 1024, 2.45)]
 )
 def test_memory_is_planned_as_it_was_measured_at_each_width(width: int, side: int, measured: float) -> None:
     found = footprint("openvino", NetworkConfig(filters=tuple(width << s for s in range(4))))

@@ -71,7 +71,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fast(model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model whose network is three lines of NumPy, for what does not depend on the network."""
-    monkeypatch.setattr(job, "gives_cores", lambda name: False)
     monkeypatch.setattr(job, "build_engine", fast_engine)
     return model
 
@@ -139,7 +138,7 @@ NETWORKS = {
 def test_windows_give_what_one_pass_over_the_whole_image_gives(name: str) -> None:
     network = network_of(NETWORKS[name])
     function = backend.compile_predict(network)
-    found = geometry(network)
+    found = geometry(NETWORKS[name])
     for (height, width), holes in {(257, 190): "scattered", (181, 301): "half", (203, 199): "block"}.items():
         stored = np.moveaxis(image_of(height, width, holes=holes)[:4], 0, -1).astype("f4")
         image = np.where((stored == 0).any(-1, keepdims=True), np.nan, stored).astype("f4")
@@ -314,7 +313,6 @@ def interrupted(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) ->
     mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(530, 600))
     config = configure(model, mosaic, tmp_path / "map.tif", window=128)
     before = threading.active_count()
-    monkeypatch.setattr(job, "gives_cores", lambda name: False)
     monkeypatch.setattr(job, "build_engine", interrupt(after=30))
     with pytest.raises(OSError, match="No space"):
         classify(config)
@@ -606,7 +604,6 @@ def test_an_interrupted_ensemble_goes_on_with_the_same_networks_only(
 ) -> None:
     mosaic = write_mosaic(tmp_path / "bands.tif", image_of(300, 520))
     config = configure(model, mosaic, tmp_path / "map.tif", ensemble=(str(others[0]),), part=256, window=64)
-    monkeypatch.setattr(job, "gives_cores", lambda name: False)
     monkeypatch.setattr(job, "build_engine", interrupt(after=50))
     with pytest.raises(OSError, match="No space"):
         classify(config)

@@ -97,7 +97,6 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], No
     """Has maps made by three lines of NumPy, and something done before each call of them."""
 
     def set_engine(before: Callable[[], object] = lambda: None) -> None:
-        monkeypatch.setattr(job, "gives_cores", lambda name: False)
         monkeypatch.setattr(job, "build_engine", lambda name, request: numpy_engine(name, request, before))
 
     return set_engine

@@ -64,7 +64,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return Engine("keras", request.shape, {"precision": "float32"}, network)
 
-    monkeypatch.setattr(job, "gives_cores", lambda name: False)
     monkeypatch.setattr(job, "build_engine", build)
     return counted
 

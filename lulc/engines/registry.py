@@ -354,8 +354,8 @@ def _keras_footprint(network: NetworkConfig) -> Footprint:
 
 
 def _openvino_footprint(per_pixel: float, network: NetworkConfig) -> Footprint:
-    # Where networks are wider than the original their weights decide: 0.96 GB at twice its width.
-    fixed = max(0.33e9, 0.16e9 + 4.6 * _weight_bytes(network))
+    # Where networks are wider than the original their weights decide: 0.7 GB at twice its width.
+    fixed = max(0.33e9, 0.16e9 + 3.2 * _weight_bytes(network))
     return Footprint(fixed, per_pixel * _width(network))
 
 
