@@ -34,7 +34,7 @@ SMALL = [
     *("--epochs", "2", "--steps", "3", "--validation-steps", "1", "--batch-size", "4", "--rotations", "4"),
     *("--crop-sizes", "32", "--validation-crop-sizes", "32", "--filters", "4", "--seed", "3"),
     *("--learning-rate", "0.0001"),  # Adam turns the last bits of small gradients into steps of this size
-    *("--loss", "ce+0.5*dice"),
+    *("--loss", "ce(weights=sqrt)"),
 ]
 
 
