@@ -1,7 +1,7 @@
-"""What mkdocs makes of the repository besides docs/: executed notebooks, and the documents at its top.
+"""Pages that MkDocs makes from notebooks, from documents at the top of the repository and from command help.
 
-`make docs` calls this by the entry `hooks` of mkdocs.yml. A notebook that was executed since it and the
-package last changed (by the tests, or by an earlier build) is not executed again.
+MkDocs loads this module by the entry `hooks` of mkdocs.yml. A notebook is executed again only if it or the
+package has changed since.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXECUTED = ROOT / "build" / "notebooks"
 COMMANDS = ROOT / "lulc" / "cli"
 
-TOP = ("CHANGES", "CONTRIBUTING", "SECURITY")
+TOP = ("CHANGES", "CONTRIBUTING", "SECURITY", "LICENSE")
 """Documents at the top of the repository that are pages as well."""
 
 SECONDS = 600
-"""A cell that takes longer has gone wrong."""
+"""Longest time of a cell; a cell that takes longer has gone wrong."""
 
 
 def execute(path: Path) -> Any:
-    """Run a notebook from a clean state; the result is kept in ``build/notebooks``."""
+    """Run a notebook from a clean state and keep the result in ``build/notebooks``."""
     notebook = nbformat.read(path, as_version=4)
-    # The kernel starts in a folder of its own: what a notebook needs is the installed package.
+    # The kernel starts in an empty folder, so that a notebook needs nothing but the installed package.
     folder = EXECUTED / path.stem
     folder.mkdir(parents=True, exist_ok=True)
     NotebookClient(
@@ -46,7 +46,7 @@ def execute(path: Path) -> Any:
 
 
 def executed(path: Path) -> Any:
-    """A notebook with its outputs; executed where it, or the package, is newer than they are."""
+    """Return a notebook with its outputs, executing it if it or the package is newer than they are."""
     kept = EXECUTED / path.name
     sources = [path, *(ROOT / "lulc").rglob("*.py")]
     if kept.exists() and kept.stat().st_mtime > max(source.stat().st_mtime for source in sources):
@@ -55,7 +55,7 @@ def executed(path: Path) -> Any:
 
 
 def render(notebook: Any, name: str) -> tuple[str, dict[str, bytes]]:
-    """An executed notebook as Markdown, and the pictures that it shows, by file name."""
+    """Return an executed notebook as Markdown, and its pictures by file name."""
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
     for cell in notebook.cells:
@@ -77,7 +77,7 @@ def render(notebook: Any, name: str) -> tuple[str, dict[str, bytes]]:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave out of the navigation what this checkout doesn't have."""
+    """Leave pages that this checkout lacks out of the navigation."""
     made = {f"notebooks/{path.stem}.md" for path in NOTEBOOKS} | set(_documents())
     config.nav = [_prune(item, made, Path(config.docs_dir)) for item in config.nav or []]
     return config
@@ -96,7 +96,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def _documents() -> dict[str, str]:
-    """Pages that are made of other files: name to Markdown."""
+    """Return the pages that are made from other files, by name."""
     pages = {"index.md": "README.md"} | {f"{n.lower()}.md": f"{n}.md" for n in TOP}
     texts = {page: _moved((ROOT / source).read_text(encoding="utf-8")) for page, source in pages.items()}
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
@@ -106,13 +106,13 @@ def _documents() -> dict[str, str]:
 
 
 def _moved(text: str) -> str:
-    """A document of the top of the repository with its links as they are within docs/."""
-    text = text.replace("](docs/", "](")
+    """Return a document from the top of the repository with its links as they are within docs/."""
+    text = text.replace("](docs/", "](").replace("](CITATION.cff)", "](citation.md)")
     return re.sub(rf"\]\(({'|'.join(TOP)})\.md\)", lambda m: f"]({m[1].lower()}.md)", text)
 
 
 def _commands() -> str:
-    """The help of every command that stands at the top of the repository."""
+    """Return the help of every command at the top of the repository."""
     parts = ["# Commands\n\nWhat `--help` prints."]
     for script in sorted(path for path in ROOT.glob("*.py") if (COMMANDS / path.name).exists()):
         called = [sys.executable, script.name, "--help"]

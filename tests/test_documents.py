@@ -41,7 +41,8 @@ MEASURED = ("accuracy", "performance", "scaling", "reliability", "real-scenes")
 """Pages of measurements; their history is in benchmarks/log."""
 
 GENERATED = {
-    "index.md", "changes.md", "contributing.md", "security.md", "citation.md", "reference/commands.md"
+    "index.md", "changes.md", "contributing.md", "security.md", "citation.md", "license.md",
+    "reference/commands.md",
 }  # fmt: skip
 """Pages that docs/hooks.py makes of other files, beside the notebooks."""
 
