@@ -6,9 +6,12 @@ import ast
 import dataclasses
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,9 +143,7 @@ def test_make_targets_named_in_documents_exist() -> None:
 
 @pytest.mark.parametrize("document", ["README.md", "docs/accuracy.md"])
 def test_figures_with_a_spread_are_those_that_are_stored(document: str) -> None:
-    shown = re.findall(
-        r"\d\.\d{3} ± \d\.\d{3}", "\n".join(re.findall(r"^\|.*", prose(document), re.MULTILINE))
-    )
+    shown = re.findall(r"\d\.\d{3} ± \d\.\d{3}", prose(document).replace("\N{NO-BREAK SPACE}", " "))
     stored = "".join((RESULTS / f"{name}.md").read_text("utf-8") for name in ("ablation", "real-scenes"))
     assert shown
     assert [figure for figure in shown if figure not in stored] == []
@@ -210,3 +211,27 @@ def test_python_in_documents_is_python_and_imports_what_exists(document: str) ->
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module or "")
                 assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+@pytest.mark.documents
+@pytest.mark.parametrize("document", ["README.md", "docs/howto/python.md"])
+def test_python_in_documents_runs_on_the_demonstration(
+    document: str, workplace: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(workplace / "demo", tmp_path / "demo")
+    code = re.sub(
+        r'"epochs": \d+, "steps": \d+', '"epochs": 1, "steps": 2', "\n".join(blocks(document, "python"))
+    )
+    (tmp_path / "page.py").write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "page.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert (tmp_path / "map.tif").exists()
+    assert (tmp_path / "report" / "report.html").exists()
