@@ -130,17 +130,22 @@ class InputConfig(Options):
         group=INPUT,
     )
     band_names: tuple[str, ...] = option(
-        (), "names of the bands of unnamed rasters, in file order (B02 B03 ...)", metavar="NAME", group=INPUT
+        (),
+        "names of the bands of unnamed rasters, in file order (B02 B03 ... or blue green ...)",
+        metavar="NAME",
+        group=INPUT,
     )
     index_names: tuple[str, ...] = option(
         (), "names of the layers of an unnamed index raster (NDVI NDTI ...)", metavar="NAME", group=INPUT
     )
     nodata: float | None = option(
-        None, "no-data value of files that declare none (a stored 0 is always no data in bands)", group=INPUT
+        None,
+        "further no-data value of the bands, beside what their files declare (a stored 0 is always no data)",
+        group=INPUT,
     )
     index_nodata: tuple[float, ...] = option(
         (),
-        "no-data value of each index layer, or one for all, where the file declares none",
+        "further no-data value of each index layer, or one for all, beside what the files declare",
         metavar="VALUE",
         group=INPUT,
     )

@@ -31,7 +31,8 @@ import zarr
 from affine import Affine
 
 from lulc.cli.preprocess import main
-from lulc.core.schema import BANDS
+from lulc.core.schema import BANDS, InputError
+from lulc.rasters.sources import open_source
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = b"the canary sings only for its owner "
@@ -494,16 +495,20 @@ def test_every_whole_command_takes_two_seconds_and_500_mb_at_most(
     check_whole_command(name, bait, allowed)
 
 
-def test_side_car_files_are_not_opened(bait: Bait, unread: Callable) -> None:
+def test_side_car_files_that_lead_elsewhere_are_refused_or_not_opened(bait: Bait, unread: Callable) -> None:
     path = write(bait.folder / "honest.tif")
     labels = np.add.outer(np.arange(SIDE) // 8, np.arange(SIDE) // 8) % 6 + 1
     with rasterio.open(write(bait.folder / "labels.tif", 1, dtype="uint8"), "r+") as target:
         target.write(labels.astype(np.uint8), 1)
-    shutil.copy(bait.canary, bait.folder / "honest.tif.msk")
     (bait.folder / "honest.tif.ovr").symlink_to(bait.canary)
-    (bait.folder / "honest.tif.aux.xml").symlink_to(bait.canary)
     (bait.folder / "honest.tfw").symlink_to(bait.canary)
     with unread(bait.canary):
+        for ending in (".msk", ".aux.xml"):
+            beside = bait.folder / f"honest.tif{ending}"
+            beside.symlink_to(bait.canary)
+            with pytest.raises(InputError, match="outside its folder"):
+                open_source(path)
+            beside.unlink()
         line = ["--bands", str(path), "--labels", str(bait.folder / "labels.tif"), "--scale", "0.0001"]
         line += ["--scheme", "kaakonkulma-13"]
         assert main([*line, "--size", "16", "--gap", "2", "--out", str(bait.folder / "stacks"), "-q"]) == 0

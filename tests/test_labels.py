@@ -20,10 +20,9 @@ from shapely.geometry import LineString, Point, Polygon, box
 from lulc.core.grid import GridSpec
 from lulc.core.schema import NO_CODE, InputError
 from lulc.core.windows import Window, squares_of
-from lulc.labels import labels as labels_module
 from lulc.labels.labels import open_labels
 from lulc.labels.schemes import Scheme, load_scheme, write_scheme
-from lulc.rasters import vectors
+from lulc.rasters import alignment, vectors
 from lulc.rasters.vectors import Losses, VectorCodes
 
 UTM = CRS.from_epsg(32635)
@@ -114,10 +113,10 @@ def test_another_grid_is_refused_and_both_are_shown(tmp_path: Path, grid: GridSp
 
 
 def test_a_raster_elsewhere_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="different places"):
+    with pytest.raises(InputError, match="lies elsewhere"):
         read_all(write(tmp_path / "l.tif", random_codes(), moved(0, 500)))
     far = GridSpec(UTM, Affine(20, 0, 900000, 0, -20, 6800000), 60, 80)
-    with pytest.raises(InputError, match="different places"):
+    with pytest.raises(InputError, match="lies elsewhere"):
         read_all(write(tmp_path / "m.tif", random_codes(), far), resample=True)
 
 
@@ -142,7 +141,7 @@ def test_a_finer_raster_is_read_in_pieces_with_the_same_result(
     fine = GridSpec(UTM, GRID.transform @ Affine.scale(1 / 5), 300, 400)
     path = write(tmp_path / "l.tif", random_codes(fine.shape), fine)
     whole = read_all(path, resample=True)
-    monkeypatch.setattr(labels_module, "MAX_READ", 700)
+    monkeypatch.setattr(alignment, "MAX_READ", 700)
     assert np.array_equal(read_all(path, resample=True), whole)
 
 

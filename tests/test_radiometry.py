@@ -11,13 +11,14 @@ import rasterio
 
 from lulc.core.schema import BANDS, InputError
 from lulc.rasters.layers import Layer
+from lulc.rasters.missing import Missing
 from lulc.rasters.radiometry import Scaling, check_radiometry, choose_scaling, reflectance
 
 
 def convert(dn: list[float], dtype: str, scaling: Scaling | None = None, nodata: float | None = None):
     stored = np.array([dn], dtype=dtype)
     out, valid = np.empty(stored.shape, "float32"), np.empty(stored.shape, bool)
-    reflectance(stored, scaling or Scaling(), nodata, out, valid)
+    reflectance(stored, scaling or Scaling(), Missing().also(nodata), out, valid)
     return out[0], valid[0].tolist()
 
 
@@ -52,7 +53,7 @@ def test_reflectance_is_offset_then_scaled_and_stored_times_10000() -> None:
     ("dn", "dtype", "scaling", "nodata", "valid"),
     [
         ([0, 1, 20000, 20001, 65535], "uint16", None, None, [False, True, True, False, False]),
-        ([0, -5, -1000, -1001, 7], "int16", None, None, [False, True, True, False, True]),
+        ([0, -5, -999, -1000, 7], "int16", None, None, [False, True, True, False, True]),
         ([7, 8, 9], "uint16", None, 8.0, [True, False, True]),
         ([7, 8], "uint8", None, -9999.0, [True, True]),
         ([0, 1, 900], "uint16", Scaling(0.0001, -1000), None, [False, True, True]),

@@ -76,7 +76,6 @@ def test_layers_carry_names_no_data_and_scaling(tmp_path: Path) -> None:
         assert source.names == ("B02", "NDVI", "AOT", "B8A")
         assert source.nodata == (0, 255, 0, 0), "a layer's own tag comes before that of the file"
         assert set(source.scales) == {1e-4} and set(source.offsets) == {-1000}
-        assert not source.is_label_like
 
 
 def test_a_single_layer_is_named_by_its_file_and_many_never(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,30 @@ from rasterio.errors import CRSError
 
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
+
+_ROOT_CODE = re.compile(r'(?:AUTHORITY|ID)\["EPSG",\s*"?(\d+)"?\]\]$')
+_DATUM_TERMS = frozenset(
+    {"datum", "ellps", "a", "b", "rf", "towgs84", "nadgrids", "no_defs", "type", "wktext"}
+)
+
+
+def settled_crs(crs: CRS) -> CRS:
+    """The CRS of the EPSG code that a CRS bears, so that one code is one CRS whoever wrote its WKT.
+
+    Versions of PROJ word datums differently. A CRS is left as it is where it bears no code, or one whose
+    projection is another.
+    """
+    code = _ROOT_CODE.search(re.sub(r"\s+(?=\])", "", crs.to_wkt())) if crs else None
+    if code is None:
+        return crs
+    try:
+        known = CRS.from_epsg(int(code.group(1)))
+    except CRSError:
+        return crs
+    own, terms = (
+        {k: v for k, v in c.to_dict(projjson=False).items() if k not in _DATUM_TERMS} for c in (crs, known)
+    )
+    return known if own == terms else crs
 
 
 @dataclass(frozen=True)
@@ -122,7 +147,7 @@ class GridSpec:
         """
         transform = Affine(*(float(v) for v in data["transform"]))
         try:
-            crs = CRS.from_wkt(data["crs"]) if data["crs"] else CRS()
+            crs = settled_crs(CRS.from_wkt(data["crs"])) if data["crs"] else CRS()
         except CRSError as error:
             raise InputError(
                 f"cannot use the CRS '{data['crs'][:80]}', since it is not understood, expected WKT"

@@ -122,10 +122,8 @@ class _RasterLayers:
         (r0, r1, _), (c0, c1, _) = (k.indices(n) for k, n in zip(key, self.shape, strict=False))
         window = Window(r0, c0, max(0, r1 - r0), max(0, c1 - c0))
         with self._lock:
-            values = self._source.read(range(len(self.names)), window).astype(np.float32)
-        for layer, nodata in zip(values, self._source.nodata, strict=True):
-            if nodata is not None:
-                layer[layer == np.float32(nodata)] = np.nan
+            stored, valid = self._source.read_valid(range(len(self.names)), window)
+        values = np.where(valid, stored, np.nan).astype(np.float32)
         return values[0] if self._single else np.moveaxis(values, 0, -1)
 
 

@@ -620,9 +620,8 @@ def _colors(image: Source, grid: GridSpec, window: Window, step: int) -> NDArray
     ).intersect(image.grid.extent)
     result = np.full((*(-(-side // step) for side in there.shape), 3), np.nan, np.float32)
     if common.height > 0 and common.width > 0:
-        values = np.moveaxis(image.read_every(step, layers, common), 0, -1).astype(np.float32)
-        nodata = [image.nodata[k] for k in layers]
-        invalid = (values == [np.nan if v is None else v for v in nodata]) | (values == 0)
+        stored, valid = image.read_valid(layers, common, step)
+        values = np.moveaxis(np.where(valid & (stored != 0), stored, np.nan), 0, -1)
         part = result[above // step :, before // step :][: values.shape[0], : values.shape[1]]
-        part[...] = np.where(invalid, np.nan, values)
+        part[...] = values
     return result

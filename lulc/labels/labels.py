@@ -17,23 +17,18 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-from affine import Affine
-from rasterio.warp import transform as transform_points
-from rasterio.warp import transform_bounds
 
 from lulc.core.grid import GridSpec
-from lulc.core.schema import IGNORE, NO_CODE, InputError, Legend
+from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
 from lulc.labels.schemes import SCHEMES, Scheme, count_codes, scheme_of_names
 from lulc.labels.value_tables import read_value_table, scheme_of_table, unexplained
+from lulc.rasters.codes import SingleLayer
 from lulc.rasters.sources import Source, open_source
-from lulc.rasters.vectors import CONVERTIBLE, VECTORS, VectorCodes, ordered, unreadable
+from lulc.rasters.vectors import CONVERTIBLE, VECTORS, VectorCodes, unreadable
 
 logger = logging.getLogger("lulc")
-
-MAX_READ = 2**24
-"""Pixels read at once when labels are resampled; a finer source is read in pieces."""
 
 SAMPLED = 2048
 """Rows and columns that are looked at for the codes in an error message."""
@@ -75,7 +70,7 @@ class Labels(Resource):
         grid: GridSpec,
         scheme: Scheme,
         codes: Codes,
-        volumes: tuple[RasterCells, RasterCells] | None,
+        volumes: tuple[SingleLayer, SingleLayer] | None,
         resources: ExitStack,
         origin: str = "",
     ) -> None:
@@ -206,14 +201,15 @@ def open_labels(
                 "Leave out --label-field.",
             )
         else:
-            codes = RasterCodes(RasterCells(opened(path), grid, path, resample=resample))
+            codes = RasterCodes(opened(path), grid, resample=resample)
         origin = "as --scheme says"
         if scheme is None:
             scheme, origin = _own_scheme(codes, path)
         _check_volumes(scheme, path, pine, spruce)
         volumes = None
         if scheme.by_species and pine is not None and spruce is not None:
-            layers = [RasterCells(opened(p), grid, p, resample=True) for p in (pine, spruce)]
+            hint = "Give a raster with one layer of volumes."
+            layers = [SingleLayer(opened(p), grid, "volumes", hint) for p in (pine, spruce)]
             volumes = (layers[0], layers[1])
         labels = Labels(path, grid, scheme, codes, volumes, resources.pop_all(), origin)
         if named := labels.classes_of_nodata():
@@ -263,114 +259,8 @@ def _check_volumes(scheme: Scheme, path: str, pine: str | None, spruce: str | No
         )  # fmt: skip
 
 
-class RasterCells:
-    """One layer of a raster, read pixel by pixel onto a grid, without interpolation.
-
-    Raises
-    ------
-    InputError
-        If the raster has several layers, lies on another grid and `resample` is False, or elsewhere.
-    """
-
-    def __init__(self, source: Source, grid: GridSpec, path: str, *, resample: bool) -> None:
-        self.source = source
-        self.path = path
-        self._grid = grid
-        if len(source.names) != 1:
-            raise InputError(
-                f"cannot read labels from '{path}', since it has {len(source.names)} layers "
-                f"({', '.join(str(n) for n in source.names[:9])}), expected one",
-                "Give a raster with one layer of codes.",
-            )
-        self._aligned = source.grid.is_aligned(grid)
-        if not self._aligned and not (resample and source.grid.crs and grid.crs):
-            raise InputError(
-                f"cannot lay '{path}' on the bands, since its grid is\n  {source.grid.describe()}\n"
-                f"expected pixels of\n  {grid.describe()}",
-                "Type --resample to take the nearest label for each pixel, or give a raster on that grid.",
-            )
-        if not self._touches():
-            raise InputError(
-                f"cannot lay '{path}' on the bands, since they lie in different places: it covers\n"
-                f"  {source.grid.describe()}\nexpected some of\n  {grid.describe()}",
-                "Give the raster of the same region.",
-            )
-
-    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """(values in the raster's own type (y, x), bool (y, x) True where the raster has a pixel)."""
-        if self._aligned:
-            row, col = self.source.grid.offset_of(self._grid)
-            there = Window(window.row + row, window.col + col, window.height, window.width)
-            return self._crop(there)
-        rows, cols = self._places(window)
-        extent = self.source.grid.shape
-        inside = (rows >= 0) & (rows < extent[0]) & (cols >= 0) & (cols < extent[1])
-        if not inside.any():
-            return np.zeros(window.shape, dtype=np.dtype(self.source.dtypes[0])), inside
-        top, left = int(rows[inside].min()), int(cols[inside].min())
-        bottom, right = int(rows[inside].max()) + 1, int(cols[inside].max()) + 1
-        if (bottom - top) * (right - left) > MAX_READ and max(window.shape) > 1:
-            return self._in_halves(window)
-        values = self.source.read([0], Window(top, left, bottom - top, right - left))[0]
-        rows, cols = np.where(inside, rows - top, 0), np.where(inside, cols - left, 0)
-        return values[rows, cols], inside
-
-    def identity(self) -> dict[str, Any]:
-        """Name, bytes and sha256 of the file."""
-        return self.source.identity()
-
-    def _touches(self) -> bool:
-        grid, there = self._grid, self.source.grid
-        if self._aligned:
-            row, col = there.offset_of(grid)
-            common = Window(row, col, *grid.shape).intersect(there.extent)
-            return common.height > 0 and common.width > 0
-        left, bottom, right, top = transform_bounds(there.crs, grid.crs, *ordered(there.bounds))
-        a, b, c, d = ordered(grid.bounds)
-        return left < c and a < right and bottom < d and b < top
-
-    def _crop(self, there: Window) -> tuple[np.ndarray, np.ndarray]:
-        common = there.intersect(self.source.grid.extent)
-        values = np.zeros(there.shape, dtype=np.dtype(self.source.dtypes[0]))
-        inside = np.zeros(there.shape, dtype=bool)
-        if common.height and common.width:
-            place = common.relative_to(there).slices
-            values[place] = self.source.read([0], common)[0]
-            inside[place] = True
-        return values, inside
-
-    def _in_halves(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        axis = int(window.width >= window.height)
-        half = (window.width if axis else window.height) // 2
-        first, second = (
-            (Window(window.row, window.col, window.height, half),
-             Window(window.row, window.col + half, window.height, window.width - half))
-            if axis
-            else (Window(window.row, window.col, half, window.width),
-                  Window(window.row + half, window.col, window.height - half, window.width))
-        )  # fmt: skip
-        a, b = self.read(first), self.read(second)
-        return np.concatenate((a[0], b[0]), axis=axis), np.concatenate((a[1], b[1]), axis=axis)
-
-    def _places(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Row and column in the raster, int64 (y, x), of the centre of each pixel of the window."""
-        rows, cols = np.mgrid[0 : window.height, 0 : window.width]
-        centre = self._grid.crop(window).transform @ Affine.translation(0.5, 0.5)
-        xs: Any
-        ys: Any
-        xs, ys = centre @ (cols.ravel(), rows.ravel())
-        there = self.source.grid
-        if there.crs != self._grid.crs:
-            xs, ys = (np.asarray(v) for v in transform_points(self._grid.crs, there.crs, xs, ys))
-        place = np.stack((~there.transform @ (xs, ys))[::-1])
-        # A centre on the line between two source pixels belongs to the right or lower one, always.
-        place = np.floor(place + 1e-6)
-        place = np.where(np.isfinite(place), place, -1).astype(np.int64)
-        return place[0].reshape(window.shape), place[1].reshape(window.shape)
-
-
 class RasterCodes:
-    """Integer codes of a raster; its no data and NaN are no label.
+    """Integer codes of a raster; what is missing in it is no label.
 
     Attributes
     ----------
@@ -378,50 +268,42 @@ class RasterCodes:
         What the raster says of its values.
     names : mapping of int to str
         Names of the values in that table.
+
+    Raises
+    ------
+    InputError
+        If the raster has several layers, lies elsewhere, or on another grid and `resample` is False.
     """
 
-    def __init__(self, cells: RasterCells) -> None:
-        self._cells = cells
-        self.table = read_value_table(cells.source)
+    def __init__(self, source: Source, grid: GridSpec, *, resample: bool) -> None:
+        self._layer = SingleLayer(source, grid, "labels", "Give a raster with one layer of codes.")
+        if not source.grid.is_aligned(grid) and not resample:
+            raise InputError(
+                f"cannot lay '{source.path}' on the bands, since its grid is\n  {source.grid.describe()}\n"
+                f"expected pixels of\n  {grid.describe()}",
+                "Type --resample to take the nearest label for each pixel, or give a raster on that grid.",
+            )
+        self.table = read_value_table(source)
         self.names: Mapping[int, str] = self.table.names if self.table else {}
 
     @property
     def nodata(self) -> float | None:
         """No-data value of the file."""
-        return self._cells.source.nodata[0]
+        return self._layer.layer.nodata
 
     def sample(self) -> list[int]:
         """Return some of the codes that occur, in ascending order, for messages."""
-        source = self._cells.source
-        step = max(1, max(source.grid.shape) // SAMPLED)
-        values = source.read_every(step, [0], source.grid.extent)
-        found = values[np.isfinite(values)]
-        found = found[found != self.nodata] if self.nodata is not None else found
-        return [int(code) for code in np.unique(found) if code == int(code)]
+        extent = self._layer.source.grid.extent
+        found = self._layer.values_in(extent, max(1, max(extent.shape) // SAMPLED))
+        return [int(code) for code in found]
 
     def read(self, window: Window) -> np.ndarray:
         """Codes int64 (y, x), `NO_CODE` where there is no label."""
-        values, inside = self._cells.read(window)
-        nodata = self._cells.source.nodata[0]
-        if nodata is not None:
-            inside &= values != nodata
-        if values.dtype.kind == "f":
-            inside &= ~np.isnan(values)
-            odd = inside & (values != np.round(values))
-            if odd.any():
-                raise InputError(
-                    f"cannot read labels from '{self._cells.path}', since it has the value "
-                    f"{values[odd][0]:.6g} (and {int(odd.sum()) - 1} px like it), expected whole numbers",
-                    "Labels must not be interpolated: give the raster before it was resampled, "
-                    "or resample it by nearest neighbour.",
-                )
-        codes = np.full(values.shape, NO_CODE, dtype=np.int64)
-        codes[inside] = values[inside].astype(np.int64)
-        return codes
+        return self._layer.codes(window)[0]
 
     def identity(self) -> dict[str, Any]:
         """Name, bytes and sha256 of the file."""
-        return self._cells.identity()
+        return self._layer.identity()
 
 
 def near_borders(classes: np.ndarray, width: int) -> np.ndarray:
@@ -450,12 +332,8 @@ def near_borders(classes: np.ndarray, width: int) -> np.ndarray:
     return np.asarray((lowest != highest) & (classes != IGNORE))
 
 
-def _volume(layer: RasterCells, window: Window) -> np.ndarray:
+def _volume(layer: SingleLayer, window: Window) -> np.ndarray:
     """Volume float32 (y, x), NaN where it is unknown."""
-    values, inside = layer.read(window)
-    nodata = layer.source.nodata[0]
-    if nodata is not None:
-        inside &= values != nodata
-    volume = np.where(inside, values, np.nan).astype(np.float32)
+    volume = layer.numbers(window)
     volume[volume >= VOLUME_NODATA] = np.nan
     return volume

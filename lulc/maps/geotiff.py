@@ -21,10 +21,13 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import rasterio
+from rasterio.crs import CRS
+from rasterio.errors import CRSError, RasterioError
 from rasterio.io import MemoryFile
+from rasterio.warp import transform
 from rasterio.windows import Window as RasterWindow
 
-from lulc.core.grid import GridSpec
+from lulc.core.grid import GridSpec, settled_crs
 from lulc.core.removal import remove_temporary, temporary_name
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.storage import write_atomically
@@ -73,6 +76,7 @@ class MapProfile:
                 f"since a part consists of blocks of {BLOCK} pixels",
                 f"Type --part {max(1, round(self.part / BLOCK)) * BLOCK}.",
             )
+        _check_place(self.grid)
 
     @property
     def encoding(self) -> Encoding:
@@ -209,11 +213,56 @@ def verify(path: Path, profile: MapProfile) -> None:
     if (starts[1:] < stops[:-1]).any() or stops[-1] > length:
         raise _incomplete(path, f"blocks that overlap or end beyond its {length} bytes")
     with rasterio.open(path, driver="GTiff") as source:
-        found = (source.count, source.height, source.width, source.transform, source.crs)
+        found = (source.count, source.height, source.width, source.transform)
+        held = _is_held(profile.grid, source.crs)
     grid = profile.grid
-    expected = (len(profile.band_names), grid.height, grid.width, grid.transform, grid.crs)
-    if found[:4] != expected[:4] or (expected[4] and found[4] != expected[4]):
-        raise _incomplete(path, f"{found}, expected {expected}")
+    expected = (len(profile.band_names), grid.height, grid.width, grid.transform)
+    if found != expected or not held:
+        raise _incomplete(path, f"{found}, expected {expected}, in {grid.describe()}")
+
+
+def _check_place(grid: GridSpec) -> None:
+    """Refuse a grid whose CRS a GeoTIFF cannot hold, before anything is made for it."""
+    if not grid.crs:
+        return
+    try:
+        # A side-car, which maps have none of, would hold any CRS.
+        with rasterio.Env(GDAL_PAM_ENABLED="NO"), MemoryFile() as memory:
+            memory.open(
+                driver="GTiff",
+                width=1,
+                height=1,
+                count=1,
+                dtype="uint8",
+                crs=grid.crs,
+                transform=grid.transform,
+            ).close()
+            with memory.open() as source:
+                held = _is_held(grid, source.crs)
+    except RasterioError:
+        held = False
+    if not held:
+        raise InputError(
+            f"cannot make a map on this grid, since a GeoTIFF cannot hold its CRS:\n  {grid.describe()}\n"
+            "expected a CRS of an EPSG code, or a projection that GeoTIFF knows",
+            "Choose the grid of another raster: --like RASTER --resample, or warp the inputs: "
+            "gdalwarp -t_srs EPSG:3035 IN OUT",
+        )
+
+
+def _is_held(grid: GridSpec, crs: CRS | None) -> bool:
+    """True where a CRS that was read back places the grid's pixels where they are, whatever its wording."""
+    if not grid.crs or (crs and settled_crs(crs) == grid.crs):
+        return True
+    if not crs:
+        return False
+    left, bottom, right, top = grid.bounds
+    corners = [left, right, right, left, (left + right) / 2], [top, top, bottom, bottom, (top + bottom) / 2]
+    try:
+        moved = np.array(transform(grid.crs, crs, *corners)) - np.array(corners)
+    except (CRSError, RasterioError):
+        return False
+    return bool((np.abs(moved) < 0.01 * min(grid.pixel_size)).all())
 
 
 def _incomplete(path: Path, found: str) -> InputError:

@@ -80,8 +80,10 @@ class ClassMap(Resource):
         InputError
             If a value is no class number of the legend.
         """
-        values = self._source.read([0], window)[0]
-        valid = self._valid(values, 0)
+        stored, known = self._source.read_valid([0], window)
+        values, valid = stored[0], known[0]
+        if not self._source.layers[0].missing.values and values.dtype == np.uint8:
+            valid &= values != IGNORE
         numbers = np.where(valid, values, 0)
         if (numbers != np.round(numbers)).any() or numbers.min() < 0 or numbers.max() > self._bands:
             odd = numbers[(numbers != np.round(numbers)) | (numbers < 0) | (numbers > self._bands)][0]
@@ -99,21 +101,12 @@ class ClassMap(Resource):
     def read_activations(self, window: Window) -> NDArray[np.float32]:
         """Activations float32 (y, x, class), 0..1, NaN = no data."""
         layers = range(1, 1 + self._bands)
-        stored = self._source.read(list(layers), window)
+        stored, known = self._source.read_valid(list(layers), window)
         result = np.empty((*window.shape, self._bands), np.float32)
         for k, layer in enumerate(layers):
-            declared = self._source.layers[layer]
-            scale = 1.0 if declared.scale is None else declared.scale
-            values = (stored[k].astype(np.float64) + (declared.offset or 0.0)) * scale
-            result[..., k] = np.where(self._valid(stored[k], layer), values, np.nan)
+            values = self._source.layers[layer].unpack(stored[k])
+            result[..., k] = np.where(known[k], values, np.nan)
         return np.concatenate([result, 1 - result], axis=-1) if self._alone else result
-
-    def _valid(self, stored: NDArray[np.generic], layer: int) -> NDArray[np.bool_]:
-        nodata = self._source.nodata[layer]
-        if nodata is None and stored.dtype == np.uint8 and layer == 0:
-            nodata = IGNORE
-        valid = np.isfinite(stored)
-        return valid if nodata is None else valid & (stored != nodata)
 
     def close(self) -> None:
         """Release the file."""
@@ -154,9 +147,10 @@ def open_map(
                 "Type --scheme with its nomenclature, or with a CSV (code,class,name,color) of its classes.",
             )
         measures = [name for name in source.names[1 + len(found) :] if name in MEASURES]
-        if len(source.layers) - len(measures) not in (1, 1 + len(found)):
+        layers = sum(not layer.alpha for layer in source.layers)
+        if layers - len(measures) not in (1, 1 + len(found)):
             raise InputError(
-                f"cannot read the map '{path}', since it has {len(source.layers)} bands, expected 1, or "
+                f"cannot read the map '{path}', since it has {layers} bands, expected 1, or "
                 f"{1 + len(found)} for the {len(found)} classes of '{found.name}'",
                 "Give the map itself, or the scheme that fits it.",
             )

@@ -80,17 +80,19 @@ class Alignment:
         rows, cols
             (y, 1) and (1, x), or both (y, x) for another CRS; infinite where it has no such place.
         """
-        (first, last), (left, right) = ((s.start, s.stop) for s in window.slices)
-        rows = np.arange(first, last, dtype="float64")[:, None] + 0.5
-        cols = np.arange(left, right, dtype="float64")[None, :] + 0.5
+        rows, cols = (np.arange(part.start, part.stop, dtype="float64") + 0.5 for part in window.slices)
+        return self._positions(rows, cols)
+
+    def _positions(self, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns in the source of places (y,) and (x,) of the grid, see `centres`."""
         t, s = self.grid.transform, self.source.transform
-        xs, ys = t.c + t.a * cols, t.f + t.e * rows
+        xs, ys = t.c + t.a * cols[None, :], t.f + t.e * rows[:, None]
         if self._to_source is not None:
             xs, ys = self._to_source.transform(*np.broadcast_arrays(xs, ys))
         # Snapped, so that rounding in coordinates of millions of metres decides nothing.
-        rows = np.round((ys - s.f) / s.e * _SNAP) / _SNAP
-        cols = np.round((xs - s.c) / s.a * _SNAP) / _SNAP
-        return rows, cols
+        down = np.round((ys - s.f) / s.e * _SNAP) / _SNAP
+        across = np.round((xs - s.c) / s.a * _SNAP) / _SNAP
+        return down, across
 
     def covers(self) -> bool:
         """True where the centres of the grid's outer pixels lie in the source."""
@@ -100,15 +102,14 @@ class Alignment:
         return all(bool(self._inside(*self.centres(edge)).all()) for edge in edges)
 
     def touches(self) -> bool:
-        """True where some of a lattice of the grid's pixels lies in the source, or the other way round."""
-        lattice = [np.linspace(0, n - 1, min(n, 64)).astype(int) for n in self.grid.shape]
-        if any(
-            self._inside(*self.centres(Window(int(row), 0, 1, self.grid.width))).any() for row in lattice[0]
-        ):
-            return True
-        return any(
-            self._inside(*self.centres(Window(0, int(col), self.grid.height, 1))).any() for col in lattice[1]
-        )
+        """True where the source overlaps the box around the grid's pixels, seen from the source."""
+        # Of a lattice that holds the outer pixels.
+        picked = [np.linspace(0, n - 1, min(n, 64)).round() + 0.5 for n in self.grid.shape]
+        for positions, length in zip(self._positions(*picked), self.source.shape, strict=True):
+            known = positions[np.isfinite(positions)]
+            if not known.size or known.max() < 0 or known.min() >= length:
+                return False
+        return True
 
     def nearest(self, read: Callable[[Window], np.ndarray], window: Window) -> Planes:
         """Values by the nearest rule.
@@ -116,13 +117,13 @@ class Alignment:
         Parameters
         ----------
         read
-            From a window of the source to (y, x) values of any type.
+            From a window of the source to values (..., y, x) of any type.
         window
             Of the grid.
 
         Returns
         -------
-        values (y, x), inside bool (y, x)
+        values (..., y, x), inside bool (y, x)
             `inside` is False where the source has no pixel.
         """
         if self.kind == "same":
@@ -131,11 +132,13 @@ class Alignment:
         inside = self._inside(rows, cols)
         there = self._footprint(rows, cols, margin=0)
         if there is None:
-            return np.zeros(window.shape, dtype=read(Window(0, 0, 1, 1)).dtype), inside
+            first = read(Window(0, 0, 1, 1))
+            return np.zeros((*first.shape[:-2], *window.shape), first.dtype), inside
         if there.height * there.width > MAX_READ and max(window.shape) > 1:
             return _in_halves(lambda part: self.nearest(read, part), window)
         values = read(there)
-        return values[_index(rows, there.row, there.height), _index(cols, there.col, there.width)], inside
+        row, col = _index(rows, there.row, there.height), _index(cols, there.col, there.width)
+        return values[..., row, col], inside
 
     def bilinear(self, read: Callable[[Window], Planes], window: Window) -> Planes:
         """Values by the bilinear rule.

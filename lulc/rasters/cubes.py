@@ -3,12 +3,15 @@
 rasterio opens a plain NetCDF upside down, without a geotransform, names or an error, and does not
 read Zarr 3; here layer names come from variables or from the band coordinate, the grid from the
 coordinates (rows may run either way; they are delivered north-up), the CRS from the CF grid mapping.
+Values stay as they are stored: packing and missing values are described by the layers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Hashable, Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +19,25 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from affine import Affine
+from netCDF4 import default_fillvals
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
 
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards
-from lulc.rasters.layers import Layer, Source, canonical_name, check_grid, declared_nodata, declared_scaling
+from lulc.rasters.groups import ancestors, check_netcdf, groups_of
+from lulc.rasters.layers import Layer, Source, attribute_scaling, check_grid, declared_scaling
+from lulc.rasters.missing import as_stored, declared_missing
+from lulc.rasters.names import SENTINEL_BANDS, is_counted, name_layers, natural
+from lulc.rasters.place import crs_from_attributes, declared_transform, pixel_edges, unit_factor
 
-_X = ("x", "lon", "longitude", "easting")
-_Y = ("y", "lat", "latitude", "northing")
-_WKT = ("crs_wkt", "spatial_ref", "wkt")
+_X = ("x", "lon", "longitude", "easting", "xc", "projection_x_coordinate")
+_Y = ("y", "lat", "latitude", "northing", "yc", "projection_y_coordinate")
+_DATE = re.compile(r"\d{4}-\d\d(-\d\d)?([T ].*)?")
+_SINCE = re.compile(r"\s*\w+\s+since\s", re.IGNORECASE)
+_NAME_COORDINATES = ("common_name", "eo:common_name", "band_name", "name", "long_name", "title")
+_NAME_ATTRIBUTES = ("common_name", "eo:common_name", "band_name", "long_name", "standard_name")
 
 
 @dataclass(frozen=True)
@@ -40,19 +50,33 @@ class _Place:
 
 
 class CubeSource(Source):
-    """A NetCDF file or Zarr folder; made by `open_cube`."""
+    """A NetCDF file or Zarr folder, or one group of it; made by `open_cube`.
 
-    def __init__(self, path: str) -> None:
+    Parameters
+    ----------
+    path
+        File, or folder of a Zarr group.
+    group
+        Group inside a NetCDF file.
+    only
+        Variables to take for layers, by name in small letters; None for all that lie on the grid.
+    """
+
+    def __init__(self, path: str, group: str | None = None, only: frozenset[str] | None = None) -> None:
         self.path = path
+        self._group, self._only = group, only
         resolved = Path(path).resolve()
         self._zarr = resolved.is_dir()
-        stored = guards.check_zarr(resolved) if self._zarr else _check_netcdf(path, resolved)
-        self._data = _open(path, resolved, "zarr" if self._zarr else "netcdf4")
+        stored = guards.check_zarr(resolved) if self._zarr else check_netcdf(path, resolved)
+        self._data = _open(path, resolved, group)
         try:
             self._x, self._y = _axes(path, self._data)
-            self.layers, self._places = _layers(path, self._data, self._x, self._y)
+            self.layers, self._places = _layers(path, self._data, self._x, self._y, only, zarr=self._zarr)
+            variables = dict.fromkeys(place.variable for place in self._places)
+            self.ordered = not self._zarr or len(variables) == 1 or is_counted([str(v) for v in variables])
             self._check_sizes(stored)
-            self.grid, self._south_up = _grid(path, self._data, self._x, self._y, self._places[0])
+            crs = _crs(path, self._data, self._data[self._places[0].variable])
+            self.grid, self._flipped = _grid(path, self._data, self._x, self._y, self._places[0], crs)
             check_grid(path, self.grid)
         except BaseException as error:
             self._data.close()
@@ -86,31 +110,35 @@ class CubeSource(Source):
         )
 
     def read(self, layers: Sequence[int], window: Window) -> np.ndarray:
-        rows, cols = window.slices
-        if self._south_up:
-            height = self.grid.height
-            rows = slice(height - rows.stop, height - rows.start)
+        slices = []
+        for part, length, flipped in zip(window.slices, self.grid.shape, self._flipped, strict=True):
+            slices.append(slice(length - part.stop, length - part.start) if flipped else part)
+        rows, cols = slices
         try:
-            planes = [self._plane(self._places[i], rows, cols) for i in layers]
+            planes = [self._plane(i, rows, cols) for i in layers]
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise InputError(
                 f"cannot read rows {window.row} to {window.stop[0]} of '{self.path}', "
                 f"since it is damaged there ({error})",
                 "Copy or download it again.",
             ) from error
-        array = np.stack(planes)
-        return array[:, ::-1] if self._south_up else array
+        down, across = (-1 if flipped else 1 for flipped in self._flipped)
+        return np.stack(planes)[:, ::down, ::across]
 
-    def _plane(self, place: _Place, rows: slice, cols: slice) -> np.ndarray:
+    def _plane(self, number: int, rows: slice, cols: slice) -> np.ndarray:
+        place = self._places[number]
         data = self._data[place.variable]
         if place.dimension is not None:
             data = data.isel({place.dimension: place.position})
         rest = {d: 0 for d in data.dims if d not in (self._x, self._y)}
         window = data.isel({self._y: rows, self._x: cols, **rest})
-        return np.asarray(window.transpose(self._y, self._x).values)
+        values = np.asarray(window.transpose(self._y, self._x).values)
+        return values.astype(values.dtype.newbyteorder("="), copy=False).view(self.layers[number].dtype)
 
     def reopen(self) -> CubeSource:
-        return CubeSource(self.path)
+        again = CubeSource(self.path, self._group, self._only)
+        again.layers = self.layers
+        return again
 
     def close(self) -> None:
         self._data.close()
@@ -128,25 +156,72 @@ def open_cube(path: str) -> CubeSource:
     return CubeSource(path)
 
 
-def _check_netcdf(path: str, resolved: Path) -> int:
-    with open(resolved, "rb") as file:
-        head = file.read(8)
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        guards.check_hdf5(resolved)
-    elif head[:4] not in (b"CDF\x01", b"CDF\x02", b"CDF\x05"):
+def open_groups(path: str, bands: Sequence[str]) -> tuple[list[CubeSource], CubeSource | None]:
+    """The bands of a product in groups, each of the group with the finest pixels, as in ESA's EOPF products.
+
+    Returns
+    -------
+    sources
+        One for each group that gives a band.
+    mask
+        The scene classification (a variable ``scl``), None where there is none.
+    """
+    found: list[tuple[str, CubeSource]] = []
+    failures: list[InputError] = []
+    for group in groups_of(path):
+        try:
+            found.append((group, _open_group(path, group)))
+        except InputError as error:
+            failures.append(error)
+    try:
+        best = _finest(found, (*bands, "SCL"))
+    finally:
+        for _, source in found:
+            source.close()
+    scl = best.pop("SCL", None)
+    if not best:
+        tried = f" ({failures[0].problem})" if failures else ""
         raise InputError(
-            f"cannot read '{path}', since it does not begin like a NetCDF file, expected NetCDF 3 or 4",
-            "Copy or download it again.",
+            f"cannot use '{path}', since none of its groups has a band{tried}, expected variables named "
+            f"{', '.join(SENTINEL_BANDS[1:4])}... on coordinates x and y",
+            "Give one group itself: PRODUCT.zarr/measurements/reflectance/r10m",
         )
-    return resolved.stat().st_size
+    chosen = {group: frozenset(v for g, v in best.values() if g == group) for group, _ in best.values()}
+    sources = [_open_group(path, group, only) for group, only in chosen.items()]
+    return sources, _open_group(path, scl[0], frozenset({scl[1]})) if scl else None
 
 
-def _open(path: str, resolved: Path, engine: str) -> xr.Dataset:
-    # Consolidated metadata would be a second, unchecked description of the same arrays.
-    extra: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
+def _finest(found: Sequence[tuple[str, CubeSource]], wanted: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Band (or SCL) to the group and variable that hold it with the finest pixels."""
+    best: dict[str, tuple[float, str, str]] = {}
+    for group, source in found:
+        for layer, place in zip(source.layers, source._places, strict=True):
+            name = "SCL" if str(place.variable).lower() == "scl" else layer.name or ""
+            entry = (source.grid.pixel_size[0], group, str(place.variable).lower())
+            if name in wanted and place.dimension is None:
+                best[name] = min(best.get(name, entry), entry)
+    return {name: (group, variable) for name, (_, group, variable) in best.items()}
+
+
+def _open_group(path: str, group: str, only: frozenset[str] | None = None) -> CubeSource:
+    if Path(path).is_dir():
+        return CubeSource(str(Path(path, group)), None, only)
+    return CubeSource(path, group, only)
+
+
+def _open(path: str, resolved: Path, group: str | None) -> xr.Dataset:
+    extra: dict[str, Any] = {"engine": "netcdf4", "group": group}
+    if resolved.is_dir():
+        # Consolidated metadata would be a second, unchecked description of the same arrays.
+        extra = {"engine": "zarr", "consolidated": False}
     try:
         return xr.open_dataset(
-            str(resolved), engine=engine, mask_and_scale=False, decode_times=False, cache=False, **extra
+            str(resolved),
+            mask_and_scale=False,
+            decode_times=False,
+            decode_timedelta=False,
+            cache=False,
+            **extra,
         )
     except Exception as error:
         raise InputError(
@@ -168,145 +243,201 @@ def _axes(path: str, data: xr.Dataset) -> tuple[Hashable, Hashable]:
         elif name in _Y or axis == "Y" or standard in ("projection_y_coordinate", "latitude"):
             found.setdefault("y", dimension)
     if len(found) < 2:
+        groups = groups_of(path)
         raise InputError(
             f"cannot use '{path}', since its dimensions are {', '.join(map(str, data.sizes)) or 'none'}, "
             "expected x and y (or lon and lat) with coordinates",
-            "Rename the dimensions: dataset.rename({'columns': 'x', 'rows': 'y'})",
+            f"Give one of its groups: {path.rstrip('/')}/{groups[0]}"
+            if groups and Path(path).is_dir()
+            else "Rename the dimensions: dataset.rename({'columns': 'x', 'rows': 'y'})",
         )
     return found["x"], found["y"]
 
 
 def _layers(
-    path: str, data: xr.Dataset, x: Hashable, y: Hashable
+    path: str, data: xr.Dataset, x: Hashable, y: Hashable, only: frozenset[str] | None, *, zarr: bool
 ) -> tuple[tuple[Layer, ...], tuple[_Place, ...]]:
-    layers, places = [], []
-    # By name: a Zarr folder lists its members in no particular order.
-    for name in sorted(data.data_vars, key=str):
+    layers, places, texts = [], [], []
+    # A Zarr folder lists its members in no particular order, a NetCDF file in that of writing.
+    names = sorted(data.data_vars, key=lambda v: natural(str(v))) if zarr else list(data.data_vars)
+    for name in names:
         variable = data[name]
         if not {x, y} <= set(variable.dims) or variable.dtype.kind not in "iufb":
             continue
-        # A dimension of length one (a single date) is no more than a label.
-        others = [d for d in variable.dims if d not in (x, y) and variable.sizes[d] != 1]
-        singles = [d for d in variable.dims if d not in (x, y) and variable.sizes[d] == 1]
-        if len(others) > 1 or (others and "time" in str(others[0]).lower()):
-            raise InputError(
-                f"cannot use '{path}', since '{name}' has the dimensions {tuple(map(str, variable.dims))} "
-                f"of lengths {variable.shape}, expected y, x and at most one dimension of bands",
-                "Choose one date first: dataset.isel(time=0)",
-            )
-        singles.sort(key=lambda d: not _names_bands(data, d))
-        dimension = next(iter(others or singles), None)
+        if only is not None and str(name).lower() not in only:
+            continue
+        dimension = _band_dimension(path, data, name, (x, y))
         for i in range(variable.sizes[dimension] if dimension is not None else 1):
-            label = _label(data, name, dimension, i)
-            layers.append(_layer(label, variable))
             places.append(_Place(name, dimension, i))
+            texts.append(_texts(data, places[-1]))
+            layers.append(_layer(path, variable, zarr=zarr))
     if not layers:
         raise InputError(
             f"cannot use '{path}', since no variable of it has the dimensions {y} and {x}, "
             "expected bands as variables, or one variable with a band dimension",
             "Check the file: ncdump -h FILE",
         )
-    return tuple(layers), tuple(places)
+    found = name_layers(texts, path)
+    named = (dataclasses.replace(layer, name=name) for layer, name in zip(layers, found, strict=True))
+    return tuple(named), tuple(places)
 
 
-def _label(data: xr.Dataset, variable: Hashable, dimension: Hashable | None, position: int) -> str | None:
-    """Name of a layer: the band coordinate where it has one that names, else the variable."""
-    if dimension is not None and _names_bands(data, dimension):
-        label = data[dimension].values[position]
-        return label.decode() if isinstance(label, bytes) else str(label)
-    long = dimension is not None and data.sizes[dimension] > 1
-    return None if long else str(variable)
+def _band_dimension(
+    path: str, data: xr.Dataset, name: Hashable, axes: tuple[Hashable, Hashable]
+) -> Hashable | None:
+    """The dimension along which a variable has its bands, None where it has none."""
+    variable = data[name]
+    rest = [d for d in variable.dims if d not in axes]
+    # A dimension of length one (a single date) is no more than a label.
+    long = [d for d in rest if variable.sizes[d] != 1]
+    dates = [d for d in long if _is_time(data, d)]
+    if len(long) > 1 or dates:
+        chosen = (dates or long)[0]
+        raise InputError(
+            f"cannot use '{path}', since '{name}' has the dimensions {tuple(map(str, variable.dims))} "
+            f"of lengths {variable.shape}, expected y, x and at most one dimension of bands, of one date",
+            f"Choose one date first: dataset.isel({chosen}=0)",
+        )
+    words = [d for d in rest if _words(data, d) and not _is_time(data, d)]
+    return next(iter([*long, *words, *(d for d in rest if not _is_time(data, d)), *rest]), None)
 
 
-def _names_bands(data: xr.Dataset, dimension: Hashable) -> bool:
-    """True for a coordinate of words; numbers along a dimension are positions, which name nothing."""
-    return dimension in data.coords and data[dimension].dtype.kind in "USO"
+def _is_time(data: xr.Dataset, dimension: Hashable) -> bool:
+    """True for a dimension of dates, by its axis, standard name, unit, type, labels or name."""
+    name = str(dimension).lower()
+    if name in ("t", "date", "dates", "datetime") or name.startswith("time"):
+        return True
+    if dimension not in data.coords:
+        return False
+    coordinate = data[dimension]
+    known = {key: str(value) for key, value in coordinate.attrs.items()}
+    if known.get("axis", "").upper() == "T" or known.get("standard_name", "").lower() == "time":
+        return True
+    if coordinate.dtype.kind in "Mm" or _SINCE.match(known.get("units", "")):
+        return True
+    return bool(words := _words(data, dimension)) and all(_DATE.fullmatch(word) for word in words)
 
 
-def _layer(label: str | None, variable: xr.DataArray) -> Layer:
+def _words(data: xr.Dataset, coordinate: Hashable | None) -> list[str]:
+    """Labels of a coordinate of words, of any kind of string; numbers are positions, which name nothing."""
+    if coordinate not in data.coords or data[coordinate].dtype.kind not in "USOT":
+        return []
+    return [_word(value) for value in np.ravel(data[coordinate].values).tolist()]
+
+
+def _word(value: Any) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return text.strip("\x00 ")
+
+
+def _texts(data: xr.Dataset, place: _Place) -> list[str | None]:
+    """What a file says about one layer: labels of its band, attributes and name of its variable."""
+    variable, size = data[place.variable], 1
+    labels: list[str | None] = [None] * (1 + len(_NAME_COORDINATES))
+    if place.dimension is not None:
+        size = variable.sizes[place.dimension]
+        along = [c in data.coords and data[c].dims == (place.dimension,) for c in _NAME_COORDINATES]
+        named = [c if own else None for c, own in zip(_NAME_COORDINATES, along, strict=True)]
+        words = [_words(data, c) for c in (place.dimension, *named)]
+        labels = [own[place.position] if len(own) == size else None for own in words]
+    attributes = [_attribute(variable.attrs.get(key), place.position, size) for key in _NAME_ATTRIBUTES]
+    alone = str(place.variable) if size == 1 else None
+    return [*labels, *attributes[:3], alone, *attributes[3:]]
+
+
+def _attribute(value: Any, position: int, size: int) -> str | None:
+    """An attribute as text: of a list with a text for each layer the own one."""
+    if value is None:
+        return None
+    if isinstance(value, list | tuple | np.ndarray):
+        items = np.ravel(np.asarray(value, dtype=object)).tolist()
+        return _word(items[position]) if len(items) == size else None
+    return _word(value) if size == 1 else None
+
+
+def _layer(path: str, variable: xr.DataArray, *, zarr: bool) -> Layer:
     attributes = variable.attrs
-    scale, offset = declared_scaling(
-        float(attributes.get("scale_factor", 1.0)), float(attributes.get("add_offset", 0.0))
-    )
-    dtype = "uint8" if variable.dtype.kind == "b" else variable.dtype.name
-    nodata = declared_nodata({"_FillValue": attributes.get("_FillValue")}, None)
-    if nodata is None:
-        nodata = declared_nodata(attributes, None)
-    return Layer(canonical_name(label) or label, dtype, nodata, scale, offset)
+    dtype = _read_dtype(variable)
+    factor, addend = attribute_scaling(attributes, path)
+    scale, offset = declared_scaling(factor, addend, dtype, units=str(attributes.get("units", "")))
+    missing = declared_missing(attributes, dtype=dtype, scale=factor, offset=addend)
+    if not zarr and variable.dtype.itemsize > 1 and "_FillValue" not in attributes:
+        # What was never written to a NetCDF file holds the default of its type.
+        fill = default_fillvals.get(f"{variable.dtype.kind}{variable.dtype.itemsize}")
+        missing = missing.also(as_stored(None if fill is None else float(fill), dtype))
+    return Layer(None, dtype, missing, scale, offset, packing=(factor, addend))
 
 
-def _grid(path: str, data: xr.Dataset, x: Hashable, y: Hashable, first: _Place) -> tuple[GridSpec, bool]:
-    """(north-up grid, whether rows are stored from south to north)."""
-    left, x_step = _even_spacing(path, data, x)
-    top, y_step = _even_spacing(path, data, y)
+def _read_dtype(variable: xr.DataArray) -> str:
+    """The type that values are read as: ``_Unsigned`` makes bytes of NetCDF 3 unsigned, or signed."""
+    kind, size = variable.dtype.kind, variable.dtype.itemsize
+    said = _word(variable.attrs.get("_Unsigned", "")).lower()
+    if kind == "b" or (kind == "i" and said in ("true", "1")):
+        return f"uint{8 * size}"
+    return f"int{8 * size}" if kind == "u" and said in ("false", "0") else variable.dtype.name
+
+
+def _grid(
+    path: str, data: xr.Dataset, x: Hashable, y: Hashable, first: _Place, crs: CRS
+) -> tuple[GridSpec, tuple[bool, bool]]:
+    """(north-up grid, whether rows are stored from south to north and columns from east to west)."""
+    variable = data[first.variable]
+    declared = declared_transform(_mapping(data, variable), variable.attrs, data.attrs)
     height, width = data.sizes[y], data.sizes[x]
-    south_up = y_step > 0
-    if south_up:
-        top, y_step = top + height * y_step, -y_step
-    transform = Affine(x_step, 0.0, left, 0.0, y_step, top)
-    return GridSpec(_crs(path, data, data[first.variable]), transform, height, width), south_up
-
-
-def _even_spacing(path: str, data: xr.Dataset, axis: Hashable) -> tuple[float, float]:
-    """(outer edge of the first pixel, signed step) of a coordinate of pixel centres."""
-    values = np.asarray(data[axis].values, dtype="float64") if axis in data.coords else np.empty(0)
-    if values.ndim == 1 and values.size > 1 and np.isfinite(values).all():
-        step = (values[-1] - values[0]) / (values.size - 1)
-        # Single-precision degrees are off by up to a twentieth of a 10 m pixel.
-        drift = np.abs(values - (values[0] + step * np.arange(values.size))).max()
-        if step != 0 and drift < 0.05 * abs(step):
-            # Sums of 0.1 and the like would give 9.999999999; the step is meant to be short.
-            step = float(f"{step:.12g}")
-            return float(f"{values[0] - step / 2:.15g}"), step
-    raise InputError(
-        f"cannot use '{path}', since its coordinate '{axis}' is missing or not evenly spaced, "
-        "expected pixel centres at even distances",
-        "Write it with coordinates of pixel centres, or warp it to a regular grid first.",
+    if declared and (declared.b or declared.d):
+        return GridSpec(crs, declared, height, width), (False, False)
+    axes = (
+        ((x, (declared.c, declared.a)), (y, (declared.f, declared.e))) if declared else ((x, None), (y, None))
     )
+    (left, x_step), (top, y_step) = (_edges(path, data, axis, own, crs) for axis, own in axes)
+    flipped = (y_step > 0, x_step < 0)
+    if flipped[0]:
+        top, y_step = top + height * y_step, -y_step
+    if flipped[1]:
+        left, x_step = left + width * x_step, -x_step
+    if crs and crs.is_geographic and left >= 180:
+        left -= 360
+    return GridSpec(crs, Affine(x_step, 0.0, left, 0.0, y_step, top), height, width), flipped
+
+
+def _edges(
+    path: str, data: xr.Dataset, axis: Hashable, declared: tuple[float, float] | None, crs: CRS
+) -> tuple[float, float]:
+    """(outer edge of the first pixel, signed step) along an axis, in units of the CRS."""
+    if axis not in data.coords:
+        return declared or pixel_edges(path, str(axis), np.empty(0), bounds=None, declared=None)
+    coordinate = data[axis]
+    factor, addend = attribute_scaling(coordinate.attrs, path)
+    unit = unit_factor(str(coordinate.attrs.get("units", "")), crs, path)
+
+    def unpacked(values: np.ndarray) -> np.ndarray:
+        stored = values.view(_read_dtype(coordinate)) if values.dtype.kind in "iu" else values
+        return np.asarray((stored.astype("float64") * factor + addend) * unit)
+
+    bounds = data.variables.get(coordinate.attrs.get("bounds"))
+    return pixel_edges(
+        path, str(axis), unpacked(coordinate.values),
+        bounds=None if bounds is None else unpacked(np.asarray(bounds.values)), declared=declared,
+    )  # fmt: skip
+
+
+def _mapping(data: xr.Dataset, variable: xr.DataArray) -> Mapping[str, Any]:
+    """Attributes of the grid mapping of a variable; empty where there is none."""
+    named = variable.attrs.get("grid_mapping") or variable.encoding.get("grid_mapping") or ""
+    # CF's long form is "crs: x y".
+    places: list[Hashable] = [str(named).split(":")[0].strip(), "spatial_ref", "crs"]
+    places += [v for v in data.variables if "grid_mapping_name" in data[v].attrs]
+    return next((dict(data[p].attrs) for p in places if p in data.variables), {})
 
 
 def _crs(path: str, data: xr.Dataset, variable: xr.DataArray) -> CRS:
     """The CRS that a grid mapping or attribute states; an empty one where there is none."""
-    mapping = variable.attrs.get("grid_mapping") or variable.encoding.get("grid_mapping")
-    places = [mapping, "spatial_ref", "crs"]
-    candidates = [dict(data[p].attrs) for p in places if p is not None and p in data.variables]
-    for attributes in (*candidates, dict(variable.attrs), dict(data.attrs)):
-        found = _crs_from_attributes(path, attributes)
+    for attributes in (_mapping(data, variable), variable.attrs, data.attrs, *ancestors(path)):
+        found = crs_from_attributes(attributes, path)
         if found:
             return found
-    return CRS()
-
-
-def _crs_from_attributes(path: str, attributes: dict[str, Any]) -> CRS | None:
-    for key in (*_WKT, "crs", "proj:epsg", "epsg", "epsg_code"):
-        text = str(attributes.get(key, "")).strip()
-        code = text.upper().removeprefix("EPSG:")
-        try:
-            if code.isdecimal() and len(code) <= 6:
-                return CRS.from_epsg(int(code))
-            # Only WKT goes further: GDAL opens files and URLs given as a CRS.
-            if text[:3].upper() in ("PRO", "GEO", "COM", "BOU") and "[" in text[:30]:
-                return CRS.from_wkt(text)
-        except CRSError as error:
-            raise InputError(
-                f"cannot use '{path}', since its CRS '{text[:80]}' is not understood ({error}), "
-                "expected WKT or an EPSG code",
-                "Write the CRS again: dataset.rio.write_crs('EPSG:3067')",
-            ) from error
-    if "grid_mapping_name" in attributes:
-        return _crs_from_cf(path, attributes)
-    return None
-
-
-def _crs_from_cf(path: str, attributes: dict[str, Any]) -> CRS:
-    """A CRS from the parameters of a CF grid mapping that has no WKT."""
-    import pyproj
-
-    try:
-        return CRS.from_wkt(pyproj.CRS.from_cf(attributes).to_wkt())
-    except (pyproj.exceptions.CRSError, CRSError, KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            f"cannot use '{path}', since its grid mapping '{attributes['grid_mapping_name']}' "
-            f"is not understood ({error}), expected a CF grid mapping",
-            "Write the CRS as WKT: dataset.rio.write_crs('EPSG:3067')",
-        ) from error
+    axes = [data[d].attrs for d in variable.dims if d in data.coords]
+    degrees = [a for a in axes if str(a.get("units", "")).lower().startswith("degree")]
+    standard = [a for a in axes if a.get("standard_name") in ("longitude", "latitude")]
+    # CF's longitude and latitude without a datum are taken for WGS 84, as everywhere.
+    return CRS.from_epsg(4326) if len(degrees) == 2 or len(standard) == 2 else CRS()

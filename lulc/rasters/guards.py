@@ -41,7 +41,7 @@ _VRT_ELEMENTS = frozenset({
     "ColorTable", "Entry", "Histograms", "HistItem", "HistMin", "HistMax", "BucketCount", "IncludeOutOfRange",
     "Approximate", "HistCounts", "OverviewList", "SimpleSource", "ComplexSource", "AveragedSource",
     "SourceFilename", "SourceBand", "SourceProperties", "SrcRect", "DstRect", "NODATA", "UseMaskBand",
-    "ScaleOffset", "ScaleRatio", "LUT", "BlockXSize", "BlockYSize",
+    "ScaleOffset", "ScaleRatio", "LUT", "MaskBand", "BlockXSize", "BlockYSize",
 })  # fmt: skip
 _ZARR_CODECS = frozenset({
     "bytes", "endian", "gzip", "zstd", "blosc", "zlib", "lz4", "bz2", "lzma", "crc32c", "crc32", "adler32",

@@ -16,18 +16,37 @@ from typing import Any
 from lulc.core.documents import read_document
 from lulc.core.schema import InputError
 from lulc.rasters import guards
-from lulc.rasters.layers import SENTINEL_BANDS, canonical_name, declared_scaling
-
-COMMON_NAMES: Mapping[str, str] = {
-    "coastal": "B01", "blue": "B02", "green": "B03", "red": "B04", "rededge1": "B05", "rededge071": "B05",
-    "rededge2": "B06", "rededge075": "B06", "rededge3": "B07", "rededge078": "B07", "nir": "B08",
-    "nir08": "B8A", "nir09": "B09", "cirrus": "B10", "swir16": "B11", "swir22": "B12",
-}  # fmt: skip
-"""Bands by the common names of STAC's electro-optical extension; some catalogues number three of them."""
+from lulc.rasters.layers import BASELINE_OFFSET, OFFSET_SINCE, declared_scaling
+from lulc.rasters.missing import declared_missing
+from lulc.rasters.names import COMMON_NAMES, SENTINEL_BANDS, canonical_name
 
 _APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
 """Properties that say that the offset, though declared with the bands, was added to the DN already."""
 
+_VALUES = {
+    **{f"{prefix}{key}": {"type": "number"} for prefix in ("", "raster:") for key in ("scale", "offset")},
+    "nodata": {"type": ["number", "string", "null"]},
+    "data_type": {
+        "enum": [
+            "int8",
+            "int16",
+            "int32",
+            "int64",
+            "uint8",
+            "uint16",
+            "uint32",
+            "uint64",
+            "float16",
+            "float32",
+            "float64",
+            "cint16",
+            "cint32",
+            "cfloat32",
+            "cfloat64",
+            "other",
+        ]
+    },
+}
 _BANDS = {
     "type": "array",
     "maxItems": 1024,
@@ -37,10 +56,7 @@ _BANDS = {
             "name": {"type": "string"},
             "common_name": {"type": "string"},
             "eo:common_name": {"type": "string"},
-            "scale": {"type": "number"},
-            "raster:scale": {"type": "number"},
-            "offset": {"type": "number"},
-            "raster:offset": {"type": "number"},
+            **_VALUES,
         },
     },
 }
@@ -55,6 +71,7 @@ _ASSET: dict[str, Any] = {
         "bands": _BANDS,
         "eo:bands": _BANDS,
         "raster:bands": _BANDS,
+        **_VALUES,
     },
 }
 _SCHEMA: dict[str, Any] = {
@@ -81,12 +98,15 @@ class Asset:
         Band of each layer of the file; None for what is no band.
     scales, offsets
         reflectance = (stored + offset) x scale, layer by layer; None where the item doesn't say.
+    nodatas
+        Stored values of no data, layer by layer; None where the item doesn't say.
     """
 
     path: str
     names: tuple[str | None, ...]
     scales: tuple[float | None, ...]
     offsets: tuple[float | None, ...]
+    nodatas: tuple[float | None, ...]
 
 
 def is_item(path: str | Path) -> bool:
@@ -123,11 +143,11 @@ def read_item(path: Path, *, allow_remote: bool = False) -> tuple[dict[str, Asse
     except InputError as error:
         hint = "Give an item (a Feature with assets); of a collection or catalogue, give its items."
         raise InputError(error.problem, hint) from error
-    added = any(data.get("properties", {}).get(name) for name in _APPLIED)
+    properties = data.get("properties", {})
     candidates: dict[str, list[tuple[tuple[bool, int, float], str]]] = {}
     for key, asset in data["assets"].items():
         rank = (guards.is_address(asset["href"]), len(_described(asset)), _resolution(key, asset))
-        for name in dict.fromkeys(_names(key, asset)):
+        for name in dict.fromkeys(_names(key, asset, properties)):
             if name:
                 candidates.setdefault(name, []).append((rank, key))
     best = {name: min(found, key=lambda one: one[0])[1] for name, found in candidates.items()}
@@ -139,7 +159,7 @@ def read_item(path: Path, *, allow_remote: bool = False) -> tuple[dict[str, Asse
             "Name the bands in the item (eo:bands or bands), or give the files themselves.",
         )
     assets = {
-        name: _asset(path, key, data["assets"][key], added=added, allow_remote=allow_remote)
+        name: _asset(path, key, data["assets"][key], properties, allow_remote=allow_remote)
         for name, key in best.items()
     }
     place = mask and _place(path, data["assets"][mask]["href"], allow_remote=allow_remote)
@@ -156,13 +176,17 @@ def item_files(path: Path) -> list[Path]:
     return [Path(place) for place in places if place and not guards.is_address(place)]
 
 
-def _asset(path: Path, key: str, data: dict[str, Any], *, added: bool, allow_remote: bool) -> Asset:
-    scalings = [_scaling(band, added=added) for band in _described(data)]
+def _asset(
+    path: Path, key: str, data: dict[str, Any], properties: Mapping[str, Any], *, allow_remote: bool
+) -> Asset:
+    described = _described(data)
+    scalings = [_scaling(band, properties) for band in described]
     return Asset(
         path=_place(path, data["href"], allow_remote=allow_remote),
-        names=tuple(_names(key, data)),
+        names=tuple(_names(key, data, properties)),
         scales=tuple(scale for scale, _ in scalings),
         offsets=tuple(offset for _, offset in scalings),
+        nodatas=tuple(next(iter(declared_missing(band).values), None) for band in described),
     )
 
 
@@ -183,21 +207,29 @@ def _place(item: Path, href: str, *, allow_remote: bool) -> str:
 
 
 def _described(asset: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an asset says of each of its layers; one layer where it says nothing."""
+    """What an asset says of each of its layers, for itself or in lists; one layer where it has no list."""
     lists = [asset.get(name, []) for name in ("bands", "eo:bands", "raster:bands")]
     count = max(1, *map(len, lists))
     # What lists of another length say can't be told to belong to one layer or the other.
     fitting = [entries for entries in lists if len(entries) == count]
-    return [{k: v for entries in fitting for k, v in entries[i].items()} for i in range(count)]
+    whole = {key: asset[key] for key in _VALUES if key in asset}
+    return [whole | {k: v for entries in fitting for k, v in entries[i].items()} for i in range(count)]
 
 
-def _names(key: str, asset: dict[str, Any]) -> Iterator[str | None]:
+def _names(key: str, asset: dict[str, Any], properties: Mapping[str, Any]) -> Iterator[str | None]:
     described = _described(asset)
+    # Other satellites number their bands otherwise; common names mean the same on all.
+    platform = " ".join(
+        str(properties.get(k, "")) for k in ("platform", "constellation", "eo:platform")
+    ).lower()
+    foreign = platform.strip() != "" and "sentinel-2" not in platform.replace("_", "-")
+    keys = ("eo:common_name", "common_name") if foreign else ("name", "eo:common_name", "common_name")
     for band in described:
-        texts = [band.get(name) for name in ("name", "eo:common_name", "common_name")]
-        yield next(
-            (name for name in map(_band_of, [*texts, *([key] if len(described) == 1 else [])]) if name), None
-        )
+        texts = [band.get(name) for name in keys]
+        if len(described) == 1:
+            # A file of its own bears the name of its asset.
+            texts.append(None if foreign and key.lower() not in COMMON_NAMES else key)
+        yield next((name for name in map(_band_of, texts) if name), None)
 
 
 def _band_of(text: str | None) -> str | None:
@@ -207,9 +239,7 @@ def _band_of(text: str | None) -> str | None:
     name = canonical_name(text)
     if name in SENTINEL_BANDS:
         return name
-    if re.match(r"SCL(?![0-9A-Z])", text.upper()):
-        return "SCL"
-    return COMMON_NAMES.get(text.lower())
+    return "SCL" if re.match(r"SCL(?![0-9A-Z])", text.upper()) else None
 
 
 def _resolution(key: str, asset: dict[str, Any]) -> float:
@@ -222,10 +252,27 @@ def _resolution(key: str, asset: dict[str, Any]) -> float:
     return next((float(n) for n in said if isinstance(n, int | float) and n > 0), math.inf)
 
 
-def _scaling(band: dict[str, Any], *, added: bool) -> tuple[float | None, float | None]:
-    """(scale, offset in DN) of a layer, from metadata that mean value = stored x scale + offset."""
-    scale = band.get("raster:scale", band.get("scale"))
-    if scale is None:
-        return None, None
-    offset = 0.0 if added else band.get("raster:offset", band.get("offset", 0.0))
-    return declared_scaling(float(scale), float(offset))
+def _scaling(band: dict[str, Any], properties: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """(scale, offset in DN) of a layer; None where the item says nothing of it.
+
+    Metadata mean value = stored x scale + offset. An item that names its processing baseline, and neither an
+    offset nor that it was taken off, holds the DN of that baseline.
+    """
+    scale, offset = (band.get(f"raster:{key}", band.get(key)) for key in ("scale", "offset"))
+    added = any(properties.get(name) for name in _APPLIED)
+    dtype = "float32" if "float" in band.get("data_type", "") else "uint16"
+    found, moved = declared_scaling(scale, 0.0 if added else offset, dtype)
+    if offset is not None:
+        return found, moved or 0.0
+    if scale is None and not added and _baseline(properties) >= OFFSET_SINCE:
+        return None, BASELINE_OFFSET
+    return found, None
+
+
+def _baseline(properties: Mapping[str, Any]) -> float:
+    """Processing baseline that an item states; 0 where it states none."""
+    for key in ("s2:processing_baseline", "sentinel2:processing_baseline", "processing:version"):
+        text = str(properties.get(key, ""))
+        if re.fullmatch(r"\d\d\.\d\d", text):
+            return float(text)
+    return 0.0

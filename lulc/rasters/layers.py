@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import abc
 import hashlib
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +13,22 @@ from typing import Any, Self
 import numpy as np
 
 from lulc.core.grid import GridSpec
-from lulc.core.schema import INDICES, InputError
+from lulc.core.schema import InputError
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
+from lulc.rasters.missing import NOTHING, Missing
 
-SENTINEL_BANDS = (
-    "B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12",
-)  # fmt: skip
-"""All bands of Sentinel-2 in the order of its products."""
+UNIT = 10_000.0
+"""Whole numbers per reflectance in the products of Sentinel-2."""
+
+BASELINE_OFFSET, OFFSET_SINCE = -1000.0, 4.0
+"""What processing baseline 04.00 and later add to DN, to be taken off."""
 
 WHOLE_BYTES = 256 * 2**20
 """Files up to this size are hashed whole."""
 
+_IMPOSSIBLE = 2.0
 _SAMPLES, _SAMPLE_BYTES, _END_BYTES = 256, 64 * 2**10, 2**20
-
-_BAND = re.compile(r"(?:B|BAND[ _]?)0?(1[0-2]|[1-9]|8A)(?=$|[^0-9A-Z])")
-_NUMBERED = re.compile(r"BAND[ _]?0?([1-9][0-9]{0,3}|8A)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -40,21 +38,39 @@ class Layer:
     Parameters
     ----------
     name
-        Canonical band or index name (``B8A``, ``NDVI``) where one is recognised, else the file's own
-        description; None where there is none. What ``Band 8`` means only `Source.names` can tell.
+        Band or index name (``B8A``, ``NDVI``) where one is recognised, else the file's own description; None
+        where there is none.
     dtype
-        numpy name of the stored type.
-    nodata
-        No-data value that the file declares, in stored values; None where it declares none.
+        numpy name of the type that values are read as.
+    missing
+        Which stored values are no data.
     scale, offset
         reflectance = (stored + offset) x scale, as the file's metadata say; None where they don't.
+    alpha
+        True for a layer of opacity, which is no data layer of its own.
+    packing
+        (factor, addend) of what the stored values stand for, whatever it is: stored x factor + addend.
     """
 
     name: str | None
     dtype: str
-    nodata: float | None = None
+    missing: Missing = NOTHING
     scale: float | None = None
     offset: float | None = None
+    alpha: bool = False
+    packing: tuple[float, float] = (1.0, 0.0)
+
+    @property
+    def nodata(self) -> float | None:
+        """First value of no data; None where there is none."""
+        return next(iter(self.missing.values), None)
+
+    def unpack(self, stored: np.ndarray) -> np.ndarray:
+        """What stored values stand for, float64, where they are packed; else the stored values."""
+        if self.packing == (1.0, 0.0):
+            return stored
+        factor, addend = self.packing
+        return stored * np.float64(factor) + addend
 
 
 class Source(Resource, abc.ABC):
@@ -74,6 +90,8 @@ class Source(Resource, abc.ABC):
         (rows, columns) that the file stores together.
     tags
         Metadata of the whole file, as it declares them.
+    ordered
+        False where the order of the layers says nothing, as that of variables in a Zarr folder.
     """
 
     path: str
@@ -81,6 +99,7 @@ class Source(Resource, abc.ABC):
     layers: tuple[Layer, ...]
     block: tuple[int, int]
     tags: Mapping[str, str] = MappingProxyType({})
+    ordered: bool = True
 
     @abc.abstractmethod
     def read(self, layers: Sequence[int], window: Window) -> np.ndarray:
@@ -104,6 +123,33 @@ class Source(Resource, abc.ABC):
             If the file is damaged there.
         """
 
+    def read_mask(self, layers: Sequence[int], window: Window, step: int = 1) -> np.ndarray | None:
+        """Where masks and alpha of the file leave a pixel in.
+
+        Returns
+        -------
+        bool (band or 1, y, x)
+            False where a pixel is missing; None where the file masks nothing; `step` as in `read_every`.
+        """
+        return None
+
+    def read_valid(
+        self, layers: Sequence[int], window: Window, step: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Stored values, and where they are there by all that the file says (see `lulc.rasters.missing`).
+
+        Returns
+        -------
+        values (band, y, x) in the stored dtype, valid bool (band, y, x)
+            Of every `step`-th row and column, as `read_every` gives them.
+        """
+        values = self.read(layers, window) if step == 1 else self.read_every(step, layers, window)
+        valid = np.stack([self.layers[i].missing.present(v) for i, v in zip(layers, values, strict=True)])
+        mask = self.read_mask(layers, window, step)
+        if mask is not None:
+            valid &= mask
+        return values, valid
+
     def read_every(self, step: int, layers: Sequence[int], window: Window) -> np.ndarray:
         """About every `step`-th row and column of a window, for pictures: quick where there are overviews.
 
@@ -118,6 +164,9 @@ class Source(Resource, abc.ABC):
         """Value to ``#rrggbb`` in the first layer's colour table; empty where there is none."""
         return {}
 
+    def use_alpha(self) -> None:
+        """Take layers that are marked as alpha for data."""
+
     @abc.abstractmethod
     def reopen(self) -> Self:
         """The same raster, opened once more (for another thread)."""
@@ -128,14 +177,8 @@ class Source(Resource, abc.ABC):
 
     @property
     def names(self) -> tuple[str | None, ...]:
-        """Names of all layers: ``Band 8`` is B08, unless the layers are numbered by position."""
-        names = tuple(layer.name for layer in self.layers)
-        numbers = [m and m.group(1) for m in (_NUMBERED.fullmatch(n or "") for n in names)]
-        # Converters write Band 1, Band 2, ... into files of unnamed layers, whatever these hold.
-        if numbers == [str(i) for i in range(1, len(names) + 1)]:
-            return names
-        bands = [_padded(n.upper()) if n else "" for n in numbers]
-        return tuple(b if b in SENTINEL_BANDS else n for b, n in zip(bands, names, strict=True))
+        """Names of all layers."""
+        return tuple(layer.name for layer in self.layers)
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -153,85 +196,61 @@ class Source(Resource, abc.ABC):
     def offsets(self) -> tuple[float | None, ...]:
         return tuple(layer.offset for layer in self.layers)
 
-    @property
-    def is_label_like(self) -> bool:
-        """True for one layer of whole numbers that is neither a band nor an index."""
-        return (
-            len(self.layers) == 1
-            and np.issubdtype(self.layers[0].dtype, np.integer)
-            and self.names[0] not in SENTINEL_BANDS + INDICES
-        )
-
     def identity(self) -> dict[str, Any]:
         """``{"name", "bytes", "sha256"}`` of the file, see `identify`."""
         return identify(Path(self.path))
 
 
-def canonical_name(text: str | None) -> str | None:
-    """The band or index that a description names, None where it names none.
+def declared_scaling(
+    scale: float | None, offset: float | None, dtype: str = "uint16", *, units: str = ""
+) -> tuple[float | None, float | None]:
+    """(scale, offset in DN) of reflectance, from metadata that mean value = stored x scale + offset.
 
-    A bare ``Band 8`` names none: it may be a position, which `Source.names` decides.
-
-    Examples
-    --------
-    >>> canonical_name("B2, central wavelength 490 nm"), canonical_name("b8a"), canonical_name("Band 11 SWIR")
-    ('B02', 'B8A', 'B11')
-    >>> canonical_name("ndvi"), canonical_name("AOT"), canonical_name("Band 8")
-    ('NDVI', None, None)
-    """
-    if not text or _NUMBERED.fullmatch(text.strip()):
-        return None
-    upper = text.strip().upper()
-    if upper in INDICES:
-        return upper
-    match = _BAND.match(upper)
-    return _padded(match.group(1)) if match else None
-
-
-def name_from_file(path: str | os.PathLike[str]) -> str | None:
-    """The band or index in a file name, None where there is none or more than one.
+    Metadata contradict themselves at times: an offset beyond 2 is no reflectance but DN, and whole numbers
+    with an offset in reflectance and no scale are x 10000, as Sentinel-2 stores them.
 
     Examples
     --------
-    >>> name_from_file("T48QUE_20200223T033731_B02_10m.jp2"), name_from_file("x/summer_B8A.tif")
-    ('B02', 'B8A')
-    >>> name_from_file("S2ind_ndvi_201807.tif"), name_from_file("B02_B03.tif"), name_from_file("S2B_L2A.tif")
-    ('NDVI', None, None)
+    >>> declared_scaling(0.0001, -0.1), declared_scaling(1.0, -1000), declared_scaling(None, -0.1)
+    ((0.0001, -1000.0), (None, -1000.0), (None, -1000.0))
+    >>> declared_scaling(1.0, 0.0), declared_scaling(0.01, 0.0, units="%")
+    ((None, None), (0.0001, 0.0))
     """
-    tokens = re.split(r"[^0-9A-Z]+", Path(path).stem.upper())
-    found = {t for t in tokens if t in INDICES}
-    for token in tokens:
-        match = re.fullmatch(r"B(1[0-2]|0[1-9]|8A|[1-9])", token)
-        if match:
-            found.add(_padded(match.group(1).lstrip("0")))
-    return found.pop() if len(found) == 1 else None
-
-
-def layer_name(description: str | None, path: str, *, alone: bool) -> str | None:
-    """Name of a layer: from its description, else (where it is alone) from the file, else as described."""
-    name = canonical_name(description)
-    if name is None and alone:
-        name = name_from_file(path)
-    return name or (description.strip() if description and description.strip() else None)
-
-
-def declared_nodata(tags: Mapping[str, Any], default: float | None) -> float | None:
-    """No-data value of a layer: its own tag before that of the whole file."""
-    for key, value in tags.items():
-        if key.lower() in ("nodata", "_fillvalue", "missing_value", "no_data"):
-            try:
-                return float(np.ravel(value)[0])
-            except (TypeError, ValueError, IndexError):
-                continue
-    return default
-
-
-def declared_scaling(scale: float, offset: float) -> tuple[float | None, float | None]:
-    """(scale, offset in DN) from metadata meaning value = stored x scale + offset; None where unset."""
-    if (scale, offset) == (1.0, 0.0) or scale == 0 or not np.isfinite([scale, offset]).all():
+    factor, addend = (1.0 if scale is None else float(scale)), (0.0 if offset is None else float(offset))
+    if factor == 0 or not np.isfinite([factor, addend]).all():
         return None, None
+    if units.strip().lower() in ("%", "percent", "percentage"):
+        factor, addend = factor / 100, addend / 100
+    if (factor, addend) == (1.0, 0.0):
+        return None, None
+    whole = np.issubdtype(dtype, np.integer)
+    if factor == 1 and (whole or abs(addend) >= _IMPOSSIBLE):
+        return None, addend if abs(addend) >= _IMPOSSIBLE else float(np.round(addend * UNIT, 6))
     # Rounded, since -0.1 / 0.0001 is not exactly -1000.
-    return scale, float(np.round(offset / scale, 6))
+    return factor, addend if abs(addend) >= _IMPOSSIBLE else float(np.round(addend / factor, 6))
+
+
+def attribute_scaling(attributes: Mapping[str, Any], path: str) -> tuple[float, float]:
+    """(factor, addend) of CF packing by attributes: value = stored x factor + addend.
+
+    Raises
+    ------
+    InputError
+        If an attribute is no number.
+    """
+
+    def number(key: str, default: float) -> float:
+        value = attributes.get(key, default)
+        try:
+            return float(np.ravel(value)[0])
+        except (TypeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"cannot use '{path}', since its attributes hold the {key} '{str(value)[:40]}', "
+                "expected a number",
+                "Correct the attribute, or take it out and give --scale and --offset.",
+            ) from error
+
+    return number("scale_factor", 1.0), number("add_offset", 0.0)
 
 
 def check_grid(name: str, grid: GridSpec) -> None:
@@ -239,8 +258,7 @@ def check_grid(name: str, grid: GridSpec) -> None:
     if not grid.crs:
         raise InputError(
             f"cannot use '{name}', since it has no coordinate reference system, expected one (EPSG:3067)",
-            "Write it into the file: rio edit-info --crs EPSG:3067 FILE "
-            "(side-car files such as .aux.xml are not read).",
+            "Write it into the file: rio edit-info --crs EPSG:3067 FILE",
         )
     t = grid.transform
     if not np.isfinite(list(t)[:6]).all() or (t.a * t.e == 0 and t.b * t.d == 0):
@@ -308,7 +326,3 @@ def _hash_content(digest: Any, path: Path, size: int, *, sampled: bool) -> None:
             digest.update(file.read(_SAMPLE_BYTES))
         file.seek(size - _END_BYTES)
         digest.update(file.read(_END_BYTES))
-
-
-def _padded(number: str) -> str:
-    return f"B{number}" if number == "8A" else f"B{int(number):02d}"

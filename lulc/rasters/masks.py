@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from lulc.core.grid import GridSpec
-from lulc.core.schema import InputError
+from lulc.core.schema import NO_CODE, InputError
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
-from lulc.rasters.alignment import Alignment
+from lulc.rasters.codes import SingleLayer
 from lulc.rasters.layers import Source
 from lulc.rasters.products import SCL_VALUES
 from lulc.rasters.sources import open_source
@@ -51,7 +53,8 @@ class ValueMask:
     Parameters
     ----------
     source
-        Raster with one layer, on any grid of the same CRS.
+        Raster with one layer beside alpha, on any grid of the same CRS. A pixel that is missing in it is left
+        out; a no-data value of 0 apart, which in masks means that nothing hides the ground.
     grid
         Pixels to read onto.
     values
@@ -66,27 +69,18 @@ class ValueMask:
     """
 
     def __init__(self, source: Source, grid: GridSpec, values: tuple[int, ...], *, resample: bool) -> None:
-        if len(source.layers) != 1 or not np.issubdtype(source.dtypes[0], np.integer):
-            raise InputError(
-                f"cannot use the mask '{source.path}', since it has {len(source.layers)} layers of type "
-                f"{source.dtypes[0]}, expected one layer of whole numbers",
-                "Give a cloud mask, or the scene classification (SCL) of the product.",
-            )
         if source.grid.crs != grid.crs and not resample:
             raise InputError(
                 f"cannot use the mask '{source.path}', since its grid is\n  {source.grid.describe()}\n"
                 f"expected the CRS of\n  {grid.describe()}",
                 "Add --resample to warp it (nearest neighbour).",
             )
-        self._source = source
-        self._alignment = Alignment(source.grid, grid)
-        if not self._alignment.touches():
-            raise InputError(
-                f"cannot use the mask '{source.path}', since it lies elsewhere:\n  {source.grid.describe()}\n"
-                f"expected some of\n  {grid.describe()}",
-                "Give the mask of this scene.",
-            )
-        if not self._alignment.covers():
+        source.layers = tuple(
+            dataclasses.replace(layer, missing=layer.missing.without(0.0)) for layer in source.layers
+        )
+        hint = "Give a cloud mask, or the scene classification (SCL) of the product."
+        self._layer = SingleLayer(source, grid, "a mask", hint)
+        if not self._layer.alignment.covers():
             logger.warning("the mask '%s' does not cover the bands; pixels beyond it are kept", source.path)
         self._binary = not values
         if self._binary:
@@ -96,19 +90,18 @@ class ValueMask:
 
     def read(self, window: Window) -> np.ndarray:
         """True where a pixel counts, bool (y, x)."""
-        codes, inside = self._alignment.nearest(lambda there: self._source.read([0], there)[0], window)
-        if self._binary and codes.size and not np.isin(codes, (0, 1)).all():
-            _check_binary(self._source.path, np.unique(codes))
-        return np.asarray(~(np.isin(codes, self.values) & inside))
+        codes, inside = self._layer.codes(window)
+        found = np.unique(codes)
+        if self._binary and not np.isin(found, (0, 1, NO_CODE)).all():
+            _check_binary(self._layer.source.path, found[found != NO_CODE])
+        return np.asarray(~(np.isin(codes, (*self.values, NO_CODE)) & inside))
 
     def _sample(self) -> np.ndarray:
-        height, width = self._source.grid.shape
+        height, width = self._layer.source.grid.shape
         side = int(_SAMPLED**0.5)
         found = [
-            np.unique(
-                self._source.read(
-                    [0], Window(row, col, min(_SAMPLE_SIDE, height - row), min(_SAMPLE_SIDE, width - col))
-                )
+            self._layer.values_in(
+                Window(row, col, min(_SAMPLE_SIDE, height - row), min(_SAMPLE_SIDE, width - col))
             )
             for row in sorted({i * max(0, height - _SAMPLE_SIDE) // (side - 1) for i in range(side)})
             for col in sorted({i * max(0, width - _SAMPLE_SIDE) // (side - 1) for i in range(side)})
@@ -116,16 +109,15 @@ class ValueMask:
         return np.unique(np.concatenate(found))
 
     def identity(self) -> dict[str, Any]:
-        return self._source.identity()
+        return self._layer.identity()
 
     def reopen(self) -> ValueMask:
-        again = object.__new__(ValueMask)
-        again.__dict__.update(self.__dict__)
-        again._source = self._source.reopen()
+        again = copy.copy(self)
+        again._layer = self._layer.reopen()
         return again
 
     def close(self) -> None:
-        self._source.close()
+        self._layer.close()
 
 
 class Masks(Resource):

@@ -17,8 +17,10 @@ from lulc.core.schema import INDICES, InputError
 from lulc.core.windows import Window
 from lulc.rasters.alignment import Alignment
 from lulc.rasters.items import is_item
-from lulc.rasters.layers import SENTINEL_BANDS, Layer, Source
+from lulc.rasters.layers import Layer, Source
 from lulc.rasters.masks import ValueMask
+from lulc.rasters.missing import NOTHING, Missing, as_stored
+from lulc.rasters.names import SENTINEL_BANDS, canonical_name
 from lulc.rasters.products import SCL_VALUES
 from lulc.rasters.radiometry import Scaling, check_radiometry, choose_scaling, reflectance
 from lulc.rasters.sources import is_safe, open_item, open_product, open_source
@@ -36,7 +38,7 @@ class Plane:
     position: int
     layer: Layer
     scaling: Scaling
-    nodata: float | None
+    missing: Missing
 
 
 class Reader:
@@ -70,12 +72,15 @@ class Reader:
         self, planes: Sequence[Plane], there: Window,
         values: Iterable[np.ndarray], valid: Iterable[np.ndarray],
     ) -> None:  # fmt: skip
-        stored = self.source.read([p.position for p in planes], there)
-        for plane, dn, out, ok in zip(planes, stored, values, valid, strict=True):
+        own = [p.position for p in planes]
+        stored, mask = self.source.read(own, there), self.source.read_mask(own, there)
+        for i, (plane, dn, out, ok) in enumerate(zip(planes, stored, values, valid, strict=True)):
             if plane.name in INDICES:
                 _decode(dn, plane, out, ok)
             else:
-                reflectance(dn, plane.scaling, plane.nodata, out, ok)
+                reflectance(dn, plane.scaling, plane.missing, out, ok)
+            if mask is not None:
+                ok &= mask[min(i, len(mask) - 1)]
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Plane name to file and conversion, JSON-ready."""
@@ -85,7 +90,7 @@ class Reader:
         for p in self.planes:
             said: dict[str, Any] = {"file": file, "resampling": moved}
             if p.name in INDICES:
-                said |= {"coding": "read", "nodata": p.nodata}
+                said |= {"coding": "read", "nodata": list(p.missing.values)}
             else:
                 said |= {"scale": p.scaling.scale, "scale_from": p.scaling.scale_from,
                          "offset": p.scaling.offset, "offset_from": p.scaling.offset_from}  # fmt: skip
@@ -251,7 +256,8 @@ def band_planes(
         [
             Plane(
                 str(name), i, layer, choose_scaling(layer, config.scale, config.offset),
-                layer.nodata if layer.nodata is not None else config.nodata,
+                # Conversion to reflectance leaves 0 out in any case.
+                layer.missing.also(as_stored(config.nodata, layer.dtype)).without(0.0),
             )
             for i, (name, layer) in enumerate(zip(own, source.layers, strict=True))
             if name in needed
@@ -276,10 +282,10 @@ def index_planes(
         for i, (name, layer) in enumerate(zip(own, source.layers, strict=True)):
             if name not in INDICES:
                 continue
-            nodata = _index_nodata(source.path, str(name), layer, config.index_nodata, position, total)
+            missing = _index_missing(source, i, str(name), config.index_nodata, position, total)
             position += 1
             if name in wanted:
-                planes[-1].append(Plane(str(name), i, layer, Scaling(), nodata))
+                planes[-1].append(Plane(str(name), i, layer, Scaling(), missing))
         _check_coding(source, planes[-1])
     found = [p.name for own in planes for p in own]
     if sources:
@@ -287,20 +293,20 @@ def index_planes(
     return planes
 
 
-def _index_nodata(
-    path: str, name: str, layer: Layer, given: Sequence[float], position: int, total: int
-) -> float | None:
-    if layer.nodata is not None:
-        return layer.nodata
-    if len(given) == 1:
-        return given[0]
-    if given and len(given) == total:
-        return given[position]
-    if np.issubdtype(layer.dtype, np.floating) and not given:
-        return None
+def _index_missing(
+    source: Source, number: int, name: str, given: Sequence[float], position: int, total: int
+) -> Missing:
+    """What is no data in an index layer, by its file and the option; one of them must say it."""
+    layer = source.layers[number]
+    if len(given) in (1, total):
+        return layer.missing.also(as_stored(given[0 if len(given) == 1 else position], layer.dtype))
+    masked = source.read_mask([number], Window(0, 0, 1, 1)) is not None
+    said = layer.missing != NOTHING or masked or np.issubdtype(layer.dtype, np.floating)
+    if said and not given:
+        return layer.missing
     found = f"{len(given)} values were given for {total} layers" if given else "its file declares none"
     raise InputError(
-        f"cannot read the index {name} of '{path}', since its no-data value is not known ({found}), "
+        f"cannot read the index {name} of '{source.path}', since its no-data value is not known ({found}), "
         "expected one in the file (per band), or one for all or for each layer",
         "Say it: --index-nodata 0, or one value per layer in file order; SYKE's mosaics have 0, "
         "but 255 for NDBI: --index-nodata 0 0 255 0 0",
@@ -314,32 +320,66 @@ def _given_names(
     names = [list(source.names) for source in sources]
     if not given:
         return names
-    wrong = [n for n in given if n not in known]
+    wanted = [canonical_name(n) for n in given]
+    wrong = [n for n, name in zip(given, wanted, strict=True) if name not in known]
     if wrong:
         raise InputError(
             f"cannot use {option} {' '.join(given)}, since {', '.join(wrong)} is no such name, "
             f"expected names among {', '.join(known)}",
-            "Spell them as in B02, B8A, NDVI.",
+            "Spell them as in B02, B8A, nir, NDVI.",
         )
-    unnamed = [(i, j) for i, own in enumerate(names) for j, n in enumerate(own) if n not in known]
-    if not unnamed:
-        flat = [n for own in names for n in own]
-        if set(flat) & set(given) != set(given):
-            raise InputError(
-                f"cannot use {option} {' '.join(given)}, since the layers are named already: "
-                f"{', '.join(map(str, flat))}, expected unnamed layers",
-                f"Leave {option} out, or correct the names in the file (band descriptions).",
-            )
-        return names
-    if len(unnamed) != len(given):
+    places = _places_to_name(sources, names, wanted, known)
+    unordered = [
+        sources[i].path for i, j in places or () if not sources[i].ordered and names[i][j] not in known
+    ]
+    if places is None or unordered:
+        layers = "\n".join(f"  {s.path}: {_listed(own)}" for s, own in zip(sources, names, strict=True))
+        problem = (
+            f"the variables of '{unordered[0]}' have no order, as in every Zarr folder"
+            if unordered
+            else f"{len(given)} names fit neither the unnamed layers nor all"
+        )
         raise InputError(
-            f"cannot use {option} with {len(given)} names, since {len(unnamed)} layers are unnamed in "
-            f"{', '.join(repr(s.path) for s in sources)}, expected one name for each",
-            f"Give {len(unnamed)} names, in file order.",
+            f"cannot use {option} {' '.join(given)}, since {problem}; found\n{layers}\n"
+            "expected one name for each unnamed layer, or for each layer one that agrees with its own",
+            "Rename the variables: dataset.rename({'red_reflectance': 'B04'})"
+            if unordered
+            else "Give the names in file order, or correct those in the file (band descriptions).",
         )
-    for (i, j), name in zip(unnamed, given, strict=True):
+    for (i, j), name in zip(places, wanted, strict=True):
         names[i][j] = name
+        if sources[i].layers[j].alpha:
+            sources[i].use_alpha()
     return names
+
+
+def _places_to_name(
+    sources: Sequence[Source], names: Sequence[Sequence[str | None]], wanted: Sequence[str | None],
+    known: Sequence[str],
+) -> list[tuple[int, int]] | None:  # fmt: skip
+    """(file, layer) of each given name: the unnamed layers, else all that agree; None where neither fits."""
+    every = [(i, j) for i, own in enumerate(names) for j in range(len(own))]
+    opaque = [(i, j) for i, j in every if not sources[i].layers[j].alpha]
+    for layers in (opaque, every):
+        unnamed = [(i, j) for i, j in layers if names[i][j] not in known]
+        for places in (unnamed, layers):
+            agree = all(
+                names[i][j] in (name, None) or names[i][j] not in known
+                for (i, j), name in zip(places, wanted, strict=False)
+            )
+            if len(places) == len(wanted) and agree:
+                return places
+    # Names that stand in the files already, in the same order, say nothing new.
+    named = [(i, j) for i, j in every if names[i][j] in wanted]
+    found = [names[i][j] for i, j in named]
+    if not all(source.ordered for source in sources):
+        named = [named[found.index(name)] for name in wanted if name in found]
+        found = [names[i][j] for i, j in named]
+    return named if found == list(wanted) else None
+
+
+def _listed(names: Sequence[str | None]) -> str:
+    return ", ".join(str(n or "(unnamed)") for n in names[:20])
 
 
 def _check_names(
@@ -352,8 +392,7 @@ def _check_names(
     if not twice and (not missing or (not complete and found)):
         return
     listing = "\n".join(
-        f"  {source.path}: {', '.join(str(n or '(unnamed)') for n in own[:20])}"
-        for source, own in zip(sources, names, strict=True)
+        f"  {source.path}: {_listed(own)}" for source, own in zip(sources, names, strict=True)
     )
     index = bool(needed) and needed[0] in INDICES
     option = "--index-names" if index else "--band-names"
@@ -391,20 +430,21 @@ def _align(source: Source, grid: GridSpec, config: InputConfig) -> Alignment:
 def _decode(dn: np.ndarray, plane: Plane, out: np.ndarray, valid: np.ndarray) -> None:
     """SYKE code float32 of one stored index plane, and where it is valid (0..200, not no data)."""
     np.copyto(out, dn, casting="unsafe")
-    if plane.layer.scale is not None:
-        # Metadata that turn stored values into the index itself: v = (stored + offset) x scale.
-        out += np.float32(plane.layer.offset or 0.0)
-        out *= np.float32(100 * plane.layer.scale)
-        out += np.float32(100)
+    factor, addend = plane.layer.packing
+    if (factor, addend) != (1.0, 0.0):
+        # Metadata that turn stored values into the index itself: v = stored x factor + addend.
+        out *= np.float32(100 * factor)
+        out += np.float32(100 * addend + 100)
     np.less_equal(out, 200, out=valid)
     valid &= out >= 0
-    if plane.nodata is not None:
-        valid &= dn != plane.nodata
+    plane.missing.mark(dn, valid)
 
 
 def _check_coding(source: Source, planes: Sequence[Plane]) -> None:
     """Refuse an index raster that holds -1..1 rather than SYKE code."""
-    stored = [p for p in planes if np.issubdtype(p.layer.dtype, np.floating) and p.layer.scale is None]
+    stored = [
+        p for p in planes if np.issubdtype(p.layer.dtype, np.floating) and p.layer.packing == (1.0, 0.0)
+    ]
     for p, values in zip(stored, _sample(source, stored), strict=True):
         if values.size and np.abs(values).max() <= 2:
             raise InputError(
@@ -445,12 +485,8 @@ def _sample(source: Source, planes: Sequence[Plane]) -> list[np.ndarray]:
 
 
 def _present(values: np.ndarray, plane: Plane) -> np.ndarray:
-    present = np.isfinite(values)
-    if plane.name not in INDICES:
-        present &= values != 0
-    if plane.nodata is not None:
-        present &= values != plane.nodata
-    return present
+    present = plane.missing.present(values)
+    return present if plane.name in INDICES else present & (values != 0)
 
 
 def _lattice(source: Source, count: int, side: int) -> list[Window]:

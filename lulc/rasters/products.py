@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 
 from lulc.core.schema import InputError
 from lulc.rasters import guards
-from lulc.rasters.layers import SENTINEL_BANDS
+from lulc.rasters.names import SENTINEL_BANDS
 
 _METADATA = ("MTD_MSIL2A.xml", "MTD_MSIL1C.xml")
 _BAND_FILE = re.compile(r"_(B\d\d|B8A|SCL)(?:_(\d\d)m)?\.(?:jp2|tif)$", re.IGNORECASE)

@@ -15,15 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from lulc.core.schema import InputError
-from lulc.rasters.layers import Layer
+from lulc.rasters.layers import UNIT, Layer
+from lulc.rasters.missing import Missing
 
 logger = logging.getLogger("lulc")
 
 DEFAULT_SCALE = 0.0001
-LOWEST, HIGHEST = -0.1, 2.0
-"""Reflectance outside this range is no data; small negative values over water are kept."""
+LOWEST, HIGHEST = -0.09995, 2.0
+"""Reflectance outside this range is no data; small negative values over water are kept.
 
-UNIT = 10_000.0
+The smallest valid DN is 1, which the offset of -1000 makes -0.0999: exactly -0.1 is the DN 0 of no data that
+went through the offset.
+"""
 
 _FULL_RANGE = 65535 / UNIT
 _DARK, _SHADOW, _GREEN = 0.09, 0.15, 0.25
@@ -80,7 +83,7 @@ def choose_scaling(layer: Layer, scale: float | None, offset: float | None) -> S
 
 
 def reflectance(
-    dn: np.ndarray, scaling: Scaling, nodata: float | None, out: np.ndarray, valid: np.ndarray
+    dn: np.ndarray, scaling: Scaling, missing: Missing, out: np.ndarray, valid: np.ndarray
 ) -> None:
     """Convert one plane.
 
@@ -90,12 +93,12 @@ def reflectance(
         Stored values (y, x), integer or float.
     scaling
         How they are converted.
-    nodata
-        Value of no data, None for none. A stored 0 is no data in any case.
+    missing
+        What is no data. A stored 0 is in any case.
     out
         float32 (y, x), receives reflectance x 10000; meaningless where invalid.
     valid
-        bool (y, x), receives False for no data, NaN, Inf and reflectance outside [-0.1, 2.0].
+        bool (y, x), receives False for no data, NaN, Inf and reflectance outside [-0.09995, 2.0].
     """
     np.copyto(out, dn, casting="unsafe")
     if scaling.offset:
@@ -107,9 +110,7 @@ def reflectance(
     if dn.dtype.kind != "u" or scaling.offset < 0:
         valid &= out >= np.float32(LOWEST * UNIT)
     valid &= dn != 0
-    if nodata is not None and np.isfinite(nodata) and nodata != 0:
-        # Compared in the stored type: float32(-9999.9) is not the float64 of the metadata.
-        valid &= dn != _in_type(nodata, dn.dtype)
+    missing.mark(dn, valid)
 
 
 def check_radiometry(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str) -> None:
@@ -254,13 +255,3 @@ def _check_negative(values: Mapping[str, np.ndarray], scaling: Mapping[str, Scal
             "if the archive has taken it off already, add --offset 0",
             name, used.offset, used.offset_from, 100 * share,
         )  # fmt: skip
-
-
-def _in_type(value: float, dtype: np.dtype) -> np.generic | float:
-    """`value` in a stored type; NaN (equal to nothing) where the type has no such value."""
-    if dtype.kind == "f":
-        return dtype.type(value)
-    information = np.iinfo(dtype)
-    if value != round(value) or not information.min <= value <= information.max:
-        return float("nan")
-    return dtype.type(value)

@@ -12,7 +12,6 @@ import dataclasses
 import logging
 import math
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards
 from lulc.rasters.items import is_item, item_files
-from lulc.rasters.layers import SENTINEL_BANDS, WHOLE_BYTES, identify, name_from_file
+from lulc.rasters.layers import WHOLE_BYTES, identify
 from lulc.rasters.mosaics import (
     Mosaic,
     band_planes,
@@ -39,6 +38,7 @@ from lulc.rasters.mosaics import (
     open_bands,
     open_in,
 )
+from lulc.rasters.names import SENTINEL_BANDS, split_file_name
 from lulc.rasters.sources import is_safe
 
 logger = logging.getLogger("lulc")
@@ -47,7 +47,6 @@ OPEN = 16
 """Scenes that are open at once; with a file for each band that is less than 250 files."""
 
 _RASTERS = (".tif", ".tiff", ".img", ".jp2", ".nc", ".nc4", ".zarr")
-_RESOLUTION = re.compile(r"\d+M", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -316,10 +315,9 @@ def _in_folder(folder: Path, *, allow_vrt: bool) -> list[str]:
 
 def _scene_of(path: str) -> tuple[str, ...]:
     """Equal for the files of one scene: the folder, and the name without band and resolution."""
-    if is_item(path) or name_from_file(path) not in SENTINEL_BANDS:
+    band, rest = split_file_name(path)
+    if is_item(path) or band not in SENTINEL_BANDS:
         return (path,)
-    tokens = re.split(r"[^0-9A-Za-z]+", Path(path).stem)
-    rest = [t for t in tokens if not (_RESOLUTION.fullmatch(t) or name_from_file(t) in SENTINEL_BANDS)]
     return (str(Path(path).parent), *rest)
 
 

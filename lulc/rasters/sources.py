@@ -1,10 +1,10 @@
 """One raster file (or store), guarded before a pixel is read, with named layers on a north-up grid.
 
 GeoTIFF, ERDAS Imagine and JPEG 2000 are read through rasterio, each opened by the name of its driver, so
-that a file is never taken for something else because of what it contains. Side-car files (``.aux.xml``,
-``.ovr``, ``.msk``, world files) are not read: GDAL opens whatever they name. NetCDF and Zarr are
-read through xarray (`lulc.rasters.cubes`), Copernicus ``.SAFE`` folders through `lulc.rasters.products`,
-STAC items through `lulc.rasters.items`.
+that a file is never taken for something else because of what it contains. GDAL opens no side-car file, since
+it would open whatever that names: ``.aux.xml`` and ``.msk`` are read by `lulc.rasters.sidecars`, world files
+and ``.ovr`` are not. NetCDF and Zarr are read through xarray (`lulc.rasters.cubes`), Copernicus ``.SAFE``
+folders through `lulc.rasters.products`, STAC items through `lulc.rasters.items`.
 """
 
 from __future__ import annotations
@@ -14,32 +14,38 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
+from affine import Affine
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
-from lulc.core.grid import GridSpec
+from lulc.core.grid import GridSpec, settled_crs
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards
+from lulc.rasters.groups import NETCDF, is_cube_folder
 from lulc.rasters.items import Asset, is_item, item_files, read_item
 from lulc.rasters.layers import (
     WHOLE_BYTES,
     Layer,
     Source,
+    attribute_scaling,
     check_grid,
-    declared_nodata,
     declared_scaling,
     identify,
-    layer_name,
 )
+from lulc.rasters.missing import as_stored, declared_missing
+from lulc.rasters.names import name_layers
 from lulc.rasters.products import Product, is_product, read_product
+from lulc.rasters.sidecars import Said, Sidecar, mask_beside, read_sidecar
 
 DRIVERS = ("GTiff", "HFA", "JP2OpenJPEG")
 """GDAL drivers that may open a file."""
@@ -52,6 +58,7 @@ _ENVIRONMENT: dict[str, Any] = {
     "CPL_LOG_ERRORS": "OFF",
 }
 _CHECKED_BLOCKS = 4096
+_NAME_TAGS = ("bandname", "band_name", "long_name", "common_name", "eo:common_name", "standard_name")
 
 
 def open_source(
@@ -78,10 +85,10 @@ def open_source(
     text = os.fspath(path)
     if guards.is_address(text) and allow_remote and not text.lstrip().startswith(("<", "{")):
         return RasterSource(text, _remote_address(text), REMOTE_DRIVERS)
-    if text.rstrip("/").endswith(".zarr") and Path(text).is_dir():
+    if is_cube_folder(text):
         return _open_cube(text)
     resolved = guards.check_regular_file(text, "the raster")
-    if resolved.suffix.lower() in (".nc", ".nc4", ".cdf"):
+    if resolved.suffix.lower() in NETCDF:
         return _open_cube(text)
     if resolved.suffix.lower() == ".vrt":
         if not allow_vrt:
@@ -122,7 +129,11 @@ def open_product(path: str | os.PathLike[str], bands: Sequence[str]) -> tuple[li
             source = RasterSource(file, os.path.realpath(file), ("JP2OpenJPEG", "GTiff"))
             source.layers = tuple(
                 dataclasses.replace(
-                    layer, name=name, nodata=0.0, scale=product.scale, offset=product.offsets[name]
+                    layer,
+                    name=name,
+                    missing=layer.missing.also(0.0),
+                    scale=product.scale,
+                    offset=product.offsets[name],
                 )
                 for layer in source.layers
             )
@@ -181,9 +192,10 @@ def _described_layers(source: Source, asset: Asset, wanted: Sequence[str]) -> tu
             name=name if name in wanted else None,
             scale=layer.scale if scale is None else scale,
             offset=layer.offset if offset is None else offset,
+            missing=layer.missing.also(as_stored(nodata, layer.dtype)),
         )
-        for layer, name, scale, offset in zip(
-            source.layers, asset.names, asset.scales, asset.offsets, strict=True
+        for layer, name, scale, offset, nodata in zip(
+            source.layers, asset.names, asset.scales, asset.offsets, asset.nodatas, strict=True
         )
     )
 
@@ -228,11 +240,12 @@ def _files_of(path: Path, named: set[Path] | None) -> list[Path]:
         return sorted(file for file in path.rglob("*") if file.is_file())
     if not path.is_file():
         return []
-    if path.suffix.lower() == ".img":
-        return [file for file in (path, path.with_suffix(".ige")) if file.is_file()]
     if is_item(path):
         return [path, *item_files(path)]
-    if named is None or path.suffix.lower() != ".vrt" or path in named:
+    if path.suffix.lower() != ".vrt":
+        rest = [path.with_suffix(".ige")] if path.suffix.lower() == ".img" else []
+        return [path, *(f for f in (*rest, path.with_name(path.name + ".msk")) if f.is_file())]
+    if named is None or path in named:
         return [path]
     members = sorted(set(guards.vrt_sources(path)))
     return [path, *(file for member in members for file in _files_of(member, named | {path}))]
@@ -256,12 +269,16 @@ class RasterSource(Source):
         self._target = target
         self._dataset = _open(path, target, drivers)
         self._driver = self._dataset.driver
+        self._mask: Any = None
         try:
+            local = not guards.is_address(target) and self._driver != "VRT"
+            self._sidecar = read_sidecar(Path(target)) if local else Sidecar()
             self._check(path)
-            self.tags = self._dataset.tags()
-            self.layers = tuple(_layer(self._dataset, i, path) for i in self._dataset.indexes)
+            self.tags = {**self._dataset.tags(), **self._sidecar.tags}
+            self.layers = _layers(self._dataset, self._sidecar, path)
+            self._mask = _open_mask(path, target, self._dataset.shape) if local else None
         except BaseException:
-            self._dataset.close()
+            self.close()
             raise
 
     def _check(self, path: str) -> None:
@@ -294,7 +311,9 @@ class RasterSource(Source):
             self._check_names(path, data.files)
             if self._driver == "GTiff":
                 _check_whole(path, self._target, data)
-        self.grid = GridSpec(data.crs, data.transform, data.height, data.width)
+        crs = self._sidecar.crs or (settled_crs(data.crs) if data.crs else data.crs)
+        transform = self._sidecar.transform or data.transform
+        self.grid = GridSpec(crs, Affine(*transform[:6]), data.height, data.width)
         check_grid(path, self.grid)
 
     def _check_names(self, path: str, files: Sequence[str]) -> None:
@@ -325,20 +344,62 @@ class RasterSource(Source):
             return {}
         return {value: "#" + bytes(color[:3]).hex() for value, color in colors.items()}
 
-    def _read(self, layers: Sequence[int], window: Window, shape: tuple[int, int]) -> np.ndarray:
-        area = RasterWindow(window.col, window.row, window.width, window.height)
-        try:
-            with rasterio.Env(**_ENVIRONMENT):
-                array: np.ndarray = self._dataset.read(
-                    [i + 1 for i in layers], window=area, out_shape=(len(layers), *shape)
+    def read_mask(self, layers: Sequence[int], window: Window, step: int = 1) -> np.ndarray | None:
+        rows, cols = (-(-side // step) for side in window.shape)
+        even = Window(window.row, window.col, rows * step, cols * step).intersect(self.grid.extent)
+        area, shape = _area(even), (rows, cols)
+        parts = []
+        with self._reading(window), rasterio.Env(**_ENVIRONMENT):
+            masked = [i for i, flags in enumerate(self._dataset.mask_flag_enums) if _is_masked(flags)]
+            if masked:
+                parts.append(self._dataset.read_masks(masked[0] + 1, window=area, out_shape=shape)[None])
+            alpha = [i + 1 for i, layer in enumerate(self.layers) if layer.alpha]
+            if alpha:
+                parts.append(
+                    self._dataset.read(alpha, window=area, out_shape=(len(alpha), *shape)).min(axis=0)[None]
                 )
+            if self._mask is not None:
+                own = [1] if self._mask.count == 1 else [i + 1 for i in layers]
+                parts.append(self._mask.read(own, window=area, out_shape=(len(own), *shape)))
+        if not parts:
+            return None
+        valid = parts[0] != 0
+        for part in parts[1:]:
+            valid = valid & (part != 0)
+        return np.asarray(valid)
+
+    def _read(self, layers: Sequence[int], window: Window, shape: tuple[int, int]) -> np.ndarray:
+        types = [_real_dtype(self._dataset.dtypes[i]) for i in layers]
+        with self._reading(window), rasterio.Env(**_ENVIRONMENT):
+            if len(set(types)) == 1:
+                return self._read_alike(layers, window, shape)
+            # A VRT may hold layers of several types; the result is of one that holds all their values.
+            array = np.empty((len(layers), *shape), np.result_type(*types))
+            for dtype in dict.fromkeys(types):
+                places = [i for i, own in enumerate(types) if own == dtype]
+                array[places] = self._read_alike([layers[i] for i in places], window, shape)
+        return array
+
+    def _read_alike(self, layers: Sequence[int], window: Window, shape: tuple[int, int]) -> np.ndarray:
+        found: np.ndarray = self._dataset.read(
+            [i + 1 for i in layers], window=_area(window), out_shape=(len(layers), *shape)
+        )
+        return found
+
+    @contextlib.contextmanager
+    def _reading(self, window: Window) -> Iterator[None]:
+        try:
+            yield
         except RasterioError as error:
             raise InputError(
                 f"cannot read rows {window.row} to {window.stop[0]} of '{self.path}', "
                 f"since it is damaged or truncated there ({error.__cause__ or error})",
                 "Copy or download the file again.",
             ) from error
-        return array
+
+    def use_alpha(self) -> None:
+        """Take layers that are marked as alpha for data, as their names say they are."""
+        self.layers = tuple(dataclasses.replace(layer, alpha=False) for layer in self.layers)
 
     def reopen(self) -> RasterSource:
         again = RasterSource(self.path, self._target, (self._driver,))
@@ -348,16 +409,20 @@ class RasterSource(Source):
 
     def close(self) -> None:
         self._dataset.close()
+        if self._mask is not None:
+            self._mask.close()
 
     def identity(self) -> dict[str, Any]:
         if not guards.is_address(self._target):
             files = [identify(file) for file in _files_of(Path(self._target), set())]
-            if len(files) == 1:
+            # Viewers write statistics into a side-car at any time; only what was taken from it counts.
+            said = [repr((self.grid.to_json(), self.layers))] if self._sidecar else []
+            if len(files) == 1 and not said:
                 return super().identity()
             return {
                 "name": Path(self.path).name,
                 "bytes": sum(file["bytes"] for file in files),
-                "sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+                "sha256": hashlib.sha256(json.dumps([*files, *said]).encode()).hexdigest(),
             }
         # A remote file is known by what it declares and by its corner blocks.
         digest = hashlib.sha256(repr((self.grid.to_json(), self.layers)).encode())
@@ -398,15 +463,78 @@ def _open(path: str, target: str, drivers: Sequence[str]) -> Any:
     )
 
 
-def _layer(data: Any, index: int, path: str) -> Layer:
-    scale, offset = declared_scaling(data.scales[index - 1], data.offsets[index - 1])
-    return Layer(
-        name=layer_name(data.descriptions[index - 1], path, alone=data.count == 1),
-        dtype=_real_dtype(data.dtypes[index - 1]),
-        nodata=declared_nodata(data.tags(index), data.nodatavals[index - 1]),
-        scale=scale,
-        offset=offset,
-    )
+def _layers(data: Any, sidecar: Sidecar, path: str) -> tuple[Layer, ...]:
+    texts = []
+    for i in data.indexes:
+        said, tags = sidecar.layers.get(i, Said()), {k.lower(): v for k, v in data.tags(i).items()}
+        own = {k.lower(): v for k, v in said.tags.items()}
+        texts.append([
+            said.description, data.descriptions[i - 1], data.tags().get(f"Band_{i}"),
+            *(found.get(key) for found in (own, tags) for key in _NAME_TAGS),
+        ])  # fmt: skip
+    # GDAL marks the last of four layers of 8 bits as alpha, whatever its name says.
+    alpha = [
+        kind == ColorInterp.alpha
+        and re.search("^$|alpha|mask|opacity", own[0] or own[1] or "", re.I) is not None
+        for kind, own in zip(data.colorinterp, texts, strict=True)
+    ]
+    names = iter(name_layers([own for own, is_alpha in zip(texts, alpha, strict=True) if not is_alpha], path))
+    return tuple(
+        dataclasses.replace(
+            _layer(data, i, sidecar.layers.get(i, Said()), path),
+            name="alpha" if alpha[i - 1] else next(names), alpha=alpha[i - 1],
+        )
+        for i in data.indexes
+    )  # fmt: skip
+
+
+def _layer(data: Any, index: int, said: Said, path: str) -> Layer:
+    dtype = _real_dtype(data.dtypes[index - 1])
+    tags = {**data.tags(index), **said.tags}
+    factor = said.scale if said.scale is not None else data.scales[index - 1]
+    addend = said.offset if said.offset is not None else data.offsets[index - 1]
+    if (factor, addend) == (1.0, 0.0):
+        factor, addend = attribute_scaling(tags, path)
+    units = said.units or data.units[index - 1] or tags.get("units", "")
+    scale, offset = declared_scaling(factor, addend, dtype, units=units)
+    missing = declared_missing(
+        tags if said.nodata is None else {**tags, "nodata": said.nodata}, data.nodatavals[index - 1],
+        dtype=dtype, scale=factor, offset=addend,
+    )  # fmt: skip
+    return Layer(None, dtype, missing, scale, offset, packing=(factor, addend))
+
+
+def _is_masked(flags: Sequence[MaskFlags]) -> bool:
+    """True for a mask of the whole dataset; alpha and no-data values are looked at layer by layer."""
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+
+
+def _area(window: Window) -> RasterWindow:
+    return RasterWindow(window.col, window.row, window.width, window.height)
+
+
+def _open_mask(path: str, target: str, shape: tuple[int, int]) -> Any:
+    """The external mask of a file, ``FILE.msk``; None where it has none."""
+    beside = mask_beside(Path(target))
+    if beside is None:
+        return None
+    mask = _open(str(beside), str(beside.resolve()), ("GTiff",))
+    try:
+        rows, cols = mask.block_shapes[0] if mask.count else (1, 1)
+        guards.check_size(
+            str(beside), layers=mask.count, height=mask.height, width=mask.width, layer_bytes=1,
+            block_bytes=rows * cols, stored_bytes=beside.stat().st_size,
+        )  # fmt: skip
+        if mask.shape != shape or set(mask.dtypes) != {"uint8"}:
+            raise InputError(
+                f"cannot read '{path}', since its mask '{beside.name}' has {mask.height} x {mask.width} "
+                f"pixels of {mask.dtypes[0]}, expected {shape[0]} x {shape[1]} of uint8",
+                "It belongs to another file: make it again, or take it away.",
+            )
+    except BaseException:
+        mask.close()
+        raise
+    return mask
 
 
 def _real_dtype(name: str) -> str:
@@ -457,6 +585,12 @@ def _check_vrt(path: Path, depth: int = 0) -> None:
             )
         else:
             RasterSource(str(file), str(file), DRIVERS).close()
+            if mask_beside(file):
+                raise InputError(
+                    f"cannot open the VRT '{path}', since '{file.name}' in it has an external mask (.msk), "
+                    "which is not read through a VRT",
+                    "Put it into the file: gdal_translate --config GDAL_TIFF_INTERNAL_MASK YES IN OUT.tif",
+                )
 
 
 def _remote_address(text: str) -> str:

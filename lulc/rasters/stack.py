@@ -29,7 +29,7 @@ from lulc.core.storage import Resource
 from lulc.core.windows import Window
 from lulc.rasters.indices import encode, needed_bands, spectral_index
 from lulc.rasters.items import is_item
-from lulc.rasters.layers import SENTINEL_BANDS, Source
+from lulc.rasters.layers import Source
 from lulc.rasters.masks import Masks, open_masks
 from lulc.rasters.mosaics import (
     Mosaic,
@@ -41,6 +41,7 @@ from lulc.rasters.mosaics import (
     open_bands,
     open_in,
 )
+from lulc.rasters.names import SENTINEL_BANDS
 from lulc.rasters.scenes import Scenes, find_scenes, open_scenes
 from lulc.rasters.sources import is_safe, open_source
 

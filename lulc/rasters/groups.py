@@ -1,0 +1,115 @@
+"""Groups of NetCDF files and Zarr folders: where a file keeps its rasters, found without reading one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lulc.core.schema import InputError
+from lulc.rasters import guards
+from lulc.rasters.names import natural
+
+NETCDF = (".nc", ".nc4", ".cdf")
+"""How names of NetCDF files end."""
+
+_ZARR_FILES = ("zarr.json", ".zgroup", ".zarray")
+_MAX_GROUPS = 200
+
+
+def is_cube_folder(path: str | os.PathLike[str]) -> bool:
+    """True for a Zarr folder, or for a group inside one."""
+    folder = Path(path)
+    inside = any(place.suffix.lower() == ".zarr" for place in (folder, *folder.absolute().parents))
+    return folder.is_dir() and inside and (folder.suffix.lower() == ".zarr" or _is_zarr(folder))
+
+
+def is_grouped(path: str | os.PathLike[str]) -> bool:
+    """True for a NetCDF file or Zarr folder that holds its rasters in groups, none at its top."""
+    file = Path(path)
+    if is_cube_folder(file):
+        return not any(_is_zarr_array(file / name) for name in os.listdir(file)) and bool(
+            groups_of(str(file))
+        )
+    if file.suffix.lower() not in NETCDF or not file.is_file():
+        return False
+    return len(groups_of(str(file))) > 0
+
+
+def groups_of(path: str) -> list[str]:
+    """Groups below the top of a NetCDF file or Zarr folder that hold rasters, by path."""
+    root = Path(path)
+    if not root.is_dir():
+        from netCDF4 import Dataset
+
+        check_netcdf(path, root.resolve())
+        with Dataset(path) as data:
+            return _netcdf_groups(data, "")[:_MAX_GROUPS]
+    groups = []
+    for place, folders, _ in os.walk(root):
+        inside = [f for f in folders if _is_zarr_array(Path(place, f))]
+        # What lies below an array are its chunks.
+        folders[:] = sorted(set(folders) - set(inside), key=natural)
+        if inside and Path(place) != root and _is_zarr(Path(place)):
+            groups.append(Path(place).relative_to(root).as_posix())
+    return groups[:_MAX_GROUPS]
+
+
+def check_netcdf(path: str, resolved: Path) -> int:
+    """Check that a file is NetCDF and names no other file, and give its size in bytes."""
+    with open(resolved, "rb") as file:
+        head = file.read(8)
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        guards.check_hdf5(resolved)
+    elif head[:4] not in (b"CDF\x01", b"CDF\x02", b"CDF\x05"):
+        raise InputError(
+            f"cannot read '{path}', since it does not begin like a NetCDF file, expected NetCDF 3 or 4",
+            "Copy or download it again.",
+        )
+    return resolved.stat().st_size
+
+
+def ancestors(path: str) -> Iterator[Mapping[str, Any]]:
+    """Attributes of the groups above a Zarr group, up to its store, and of every level of nesting in them."""
+    folder = Path(path)
+    while folder.suffix.lower() != ".zarr" and is_cube_folder(folder):
+        folder = folder.absolute().parent
+        attributes = _read_json(folder / ".zattrs") or _read_json(folder / "zarr.json").get("attributes", {})
+        pending = [attributes]
+        while pending:
+            own = pending.pop(0)
+            yield own
+            pending += [value for value in own.values() if isinstance(value, dict)]
+
+
+def _netcdf_groups(data: Any, prefix: str) -> list[str]:
+    found = []
+    for name, group in data.groups.items():
+        own = f"{prefix}/{name}"
+        if any(variable.ndim >= 2 for variable in group.variables.values()):
+            found.append(own)
+        found += _netcdf_groups(group, own)
+    return found
+
+
+def _is_zarr(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _ZARR_FILES)
+
+
+def _is_zarr_array(folder: Path) -> bool:
+    if (folder / ".zarray").is_file():
+        return True
+    return _read_json(folder / "zarr.json").get("node_type") == "array"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object; empty where there is none that can be read."""
+    try:
+        if not path.is_file() or path.stat().st_size > guards.MAX_XML_BYTES:
+            return {}
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
