@@ -301,11 +301,11 @@ def test_tags_that_say_nonsense_are_refused(
 def test_tags_cannot_steer_the_terminal(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forged = {"LULC_MODEL": "m\x1b[2J\nfake line", "LULC_ENGINE": {"name": "e\x9b1m", "\x1bkey": "\u202e"}}
+    forged = {"LULC_MODEL": "m[2J\nfake line", "LULC_ENGINE": {"name": "e\x9b1m", "\x1bkey": "\u202e"}}
     assert main([str(hostile(scene, tmp_path, **forged)), *found(scene), "--check"]) == 0
     out = capsys.readouterr().out
     assert all(c.isprintable() or c == "\n" for c in out)
-    assert "m\\x1b[2J\\nfake line" in out and "e\\x9b1m" in out
+    assert "m[2J\\nfake line" in out and "e\\x9b1m" in out
 
 
 def test_tags_cannot_name_files_outside_the_folders_of_the_user(scene: Path, tmp_path: Path) -> None:
