@@ -45,10 +45,9 @@ COMES_WITH = {
     "dask_jobqueue": "an extra",
     "jax": "an extra",
     "torch": "an extra",
-    "fastapi": "titiler.core, in the extra serve",
-    "rio_tiler": "titiler.core, in the extra serve",
-    "starlette": "titiler.core, in the extra serve",
-    "titiler": "the extra serve",
+    "anyio": "starlette, in the extra serve",
+    "rio_tiler": "the extra serve",
+    "starlette": "the extra serve",
     "uvicorn": "the extra serve",
 }
 """Packages that may be imported without being declared, and what brings them."""

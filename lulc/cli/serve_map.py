@@ -30,9 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _act(config: ServeConfig) -> None:
     from lulc.evaluation.server import MapServer
 
-    # The first is said once, by the server, not at every tile; the second is of tiles, which are pictures.
+    # It is said once, by the server, not at every tile.
     warnings.filterwarnings("ignore", "The dataset has no Overviews")
-    warnings.filterwarnings("ignore", "Dataset has no geotransform")
     with MapServer(config) as server:
         print(visible(f"{server.url} shows {config.map}; Ctrl-C ends."), flush=True)
         # Ctrl-C is how this ends, not how it fails.

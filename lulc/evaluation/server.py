@@ -1,26 +1,26 @@
-"""A map as tiles for the browser of this machine: TiTiler on the loopback interface, and the page of reports.
+"""A map as tiles for the browser of this machine: a server on the loopback interface, and its page.
 
-Only what the page needs is served: tiles of the files named at the start, and the values of a pixel. No
-request names a file, a formula or an address.
+Only what the page needs is served: tiles of the files named at the start, and the values of a pixel. A
+request chooses among a few bounded numbers; it names no file, formula or address. Side-car files are not
+read, since GDAL opens whatever they name (`lulc.rasters.sources`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
+import re
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
-import cv2
 import numpy as np
+from rasterio.errors import RasterioError
 from rasterio.warp import transform as project
 
 from lulc.config import EvaluateConfig, ServeConfig
@@ -28,30 +28,33 @@ from lulc.core.schema import IGNORE, InputError, LandCoverClass, Legend
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
 from lulc.evaluation.report.document import Page, Section, render_html
-from lulc.evaluation.report.viewer import ACTIVATION_RAMP, UNSURE_RAMP, WRONG_COLOR, Viewer, describe
-from lulc.evaluation.report.views import UNCLASSIFIED_COLOR
+from lulc.evaluation.report.viewer import WRONG_COLOR, Viewer, describe
+from lulc.evaluation.tiles import BLANK, READERS, TILE_SIZE, TileFile, TileLayer, layers_of
 from lulc.labels.schemes import load_scheme
 from lulc.maps.geotiff import MapProfile
-from lulc.maps.reader import REST, ClassMap, open_map
-from lulc.rasters.sources import RasterSource, open_source
+from lulc.maps.reader import ClassMap, open_map
 
 logger = logging.getLogger("lulc")
 
 HOST = "127.0.0.1"
+NAMES = (HOST, "localhost")
 DEGREES = "EPSG:4326"
 
 FEW = 4096
 """Longest side of a map that is read whole while one waits."""
 
-TRUE_COLOR = ("B04", "B03", "B02")
+TILE_SIZES = (str(TILE_SIZE), str(2 * TILE_SIZE))
+DEEPEST = 24
+"""Last zoom level of the tile matrix."""
 
-TILE = "tiles/WebMercatorQuad/{z}/{x}/{y}.png?tilesize=256&"
+CONNECTIONS = 64
+"""Connections that are held at a time; a browser takes six."""
 
-BLANK = cv2.imencode(".png", np.zeros((1, 1, 4), np.uint8))[1].tobytes()
-"""A transparent tile, for places beyond the map."""
+TILE_SECONDS, EXCHANGE_SECONDS = 30, 60
+"""Longest time for reading a tile, and for a whole exchange of request and answer on a connection."""
 
-ENVIRONMENT = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO", "CPL_LOG_ERRORS": "OFF"}
-"""Side-car files are not read: GDAL opens whatever they name."""
+LAST_SECONDS = 3
+"""How long answers that are under way may take when the server ends."""
 
 
 class MapServer(Resource):
@@ -81,9 +84,7 @@ class MapServer(Resource):
         except BaseException:
             self._resources.close()
             raise
-        import uvicorn
-
-        self._server = uvicorn.Server(uvicorn.Config(application, log_level="warning", access_log=False))
+        self._server = _server_of(application)
         self.url = f"http://{HOST}:{self._socket.getsockname()[1]}/"
 
     def run(self) -> None:
@@ -115,62 +116,185 @@ def _listen(port: int) -> socket.socket:
     return listener
 
 
+def _server_of(application: Any) -> Any:
+    """A server that closes what takes too long."""
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Bounded(H11Protocol):
+        """A connection whose exchanges have a time limit: a request that doesn't come, too."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._end = self.loop.call_later(EXCHANGE_SECONDS, transport.abort)
+
+        def on_response_complete(self) -> None:
+            self._end.cancel()
+            self._end = self.loop.call_later(EXCHANGE_SECONDS, self.transport.abort)
+            super().on_response_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._end.cancel()
+            super().connection_lost(exc)
+
+    options: dict[str, Any] = {"log_level": "critical", "access_log": False, "ws": "none", "lifespan": "off"}
+    limits: dict[str, Any] = {"limit_concurrency": CONNECTIONS, "timeout_graceful_shutdown": LAST_SECONDS}
+    return uvicorn.Server(uvicorn.Config(application, http=Bounded, **options, **limits))
+
+
 def _application(config: ServeConfig, resources: ExitStack) -> Any:
-    """The application: page, pixel, tiles of map, uncertainty and image."""
-    try:
-        import fastapi
-        import uvicorn  # noqa: F401
-        from rio_tiler.errors import TileOutsideBounds
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-        from starlette.responses import HTMLResponse, JSONResponse, Response
-        from titiler.core.factory import TilerFactory  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"cannot serve the map, since the package '{error.name}' is not installed",
-            "Install what serves tiles, in the folder of this project: pip install '.[serve]'",
-        ) from error
+    """The application: page, pixel, and tiles of every layer."""
+    for name in ("rio_tiler", "starlette", "uvicorn"):
+        if find_spec(name) is None:
+            raise InputError(
+                f"cannot serve the map, since the package '{name}' is not installed",
+                "Install what serves tiles, in the folder of this project: pip install '.[serve]'",
+            )
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.responses import HTMLResponse, JSONResponse, Response
+    from starlette.routing import Route
+
     legend = load_scheme(config.scheme).legend if config.scheme else None
     the_map = resources.enter_context(open_map(config.map, legend, allow_vrt=config.allow_vrt))
     if not the_map.grid.crs:
         raise InputError(
-            f"cannot serve '{config.map}', since it has no CRS, expected one", "Tell it: gdal_edit.py -a_srs"
+            f"cannot serve '{config.map}', since it has no CRS, expected one",
+            f"Give it its own, for example: gdal_edit.py -a_srs EPSG:3067 {config.map}",
         )
-    application = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    # A page elsewhere that resolves its own name to this machine gets nothing.
-    application.add_middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     reference = _Reference(config, resources) if config.reference else None
-    for prefix, router in _routers(config, the_map, reference).items():
-        application.include_router(router, prefix=prefix)
-    page = render_html(_page(config, the_map))
+    layers = _layers(config, the_map, reference, resources)
+    page = render_html(_page(the_map, layers))
     values = Values(the_map, reference)
+    work = _Work()
 
-    @application.get("/")
-    def show() -> Any:
+    async def show(request: Any) -> Any:
+        _asked(request, ())
         return HTMLResponse(page)
 
-    @application.exception_handler(TileOutsideBounds)
-    def blank(request: Any, error: Exception) -> Any:
+    async def icon(request: Any) -> Any:
+        _asked(request, ())
         return Response(BLANK, media_type="image/png")
 
-    @application.get("/favicon.ico")
-    def icon() -> Any:
-        return Response(BLANK, media_type="image/png")
+    async def pixel(request: Any) -> Any:
+        asked = _asked(request, ("longitude", "latitude"))
+        place = [_number(asked, name, most) for name, most in (("longitude", 180), ("latitude", 90))]
+        return JSONResponse(await work.do(values.at, *place))
 
-    @application.get("/pixel")
-    def ask(longitude: float, latitude: float) -> Any:
-        return JSONResponse(values.at(longitude, latitude))
+    async def tile(request: Any) -> Any:
+        layer = next((one for one in layers if one.id == request.path_params["layer"]), None)
+        z, x, y = (_index(request.path_params[name]) for name in "zxy")
+        if layer is None or z > DEEPEST or max(x, y) >= 2**z:
+            raise _refusal(404, "there is no such tile")
+        picture = await work.do(layer.tile, x, y, z, *_style_of(request, layer))
+        return Response(picture, media_type="image/png")
 
-    return application
+    return Starlette(
+        routes=[
+            Route("/", show),
+            Route("/favicon.ico", icon),
+            Route("/pixel", pixel),
+            Route("/{layer}/tiles/WebMercatorQuad/{z}/{x}/{y}.png", tile),
+        ],
+        # A page elsewhere that resolves its own name to this machine gets nothing, nor one that embeds tiles.
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(NAMES)), Middleware(_SameOrigin)],
+    )
+
+
+class _SameOrigin:
+    """Refuses what pages of other origins ask for, and says that nobody else may embed the answers."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.datastructures import Headers, MutableHeaders
+        from starlette.responses import PlainTextResponse
+
+        async def close_up(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_CLOSED)
+            await send(message)
+
+        headers = Headers(scope=scope)
+        foreign = headers.get("origin", f"http://{headers.get('host')}") != f"http://{headers.get('host')}"
+        embedded = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        if foreign or (embedded and headers.get("sec-fetch-mode") != "navigate"):
+            refusal = PlainTextResponse("only the page of this server is answered", 403)
+            await refusal(scope, receive, close_up)
+        else:
+            await self._app(scope, receive, close_up)
+
+
+_CLOSED = {"cross-origin-resource-policy": "same-origin", "x-content-type-options": "nosniff"}
+
+
+class _Work:
+    """Reads for requests in a few threads, each for a limited time."""
+
+    def __init__(self) -> None:
+        self._limit: Any = None
+
+    async def do(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a function that reads."""
+        import anyio
+
+        self._limit = self._limit or anyio.CapacityLimiter(READERS)
+        try:
+            with anyio.fail_after(TILE_SECONDS):
+                # A thread that is given up reads to its end, and keeps its place until then.
+                return await anyio.to_thread.run_sync(
+                    partial(function, *arguments), abandon_on_cancel=True, limiter=self._limit
+                )
+        except TimeoutError as error:
+            raise _refusal(503, f"that takes longer than {TILE_SECONDS} seconds") from error
+        except (InputError, RasterioError) as error:
+            logger.warning("cannot answer a request: %s", error)
+            raise _refusal(500, "the file can't be read there") from error
+
+
+def _refusal(status: int, why: str) -> Exception:
+    from starlette.exceptions import HTTPException
+
+    return HTTPException(status, why)
+
+
+def _asked(request: Any, known: Iterable[str]) -> dict[str, str]:
+    """The parameters of a request, each known and given once."""
+    given = request.query_params.multi_items()
+    if not {name for name, _ in given} <= set(known) or len(dict(given)) < len(given):
+        raise _refusal(400, f"expected no parameters but {', '.join(known) or 'none'}, each once")
+    return dict(given)
+
+
+def _number(asked: dict[str, str], name: str, most: float) -> float:
+    """A finite number of at most `most` on either side of 0."""
+    text = asked.get(name, "")
+    if not re.fullmatch(r"-?\d{1,3}(\.\d{1,40})?(e-\d{1,2})?", text) or abs(float(text)) > most:
+        raise _refusal(400, f"expected {name} as a number from -{most} to {most}")
+    return float(text)
+
+
+def _index(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,8}", text):
+        raise _refusal(404, "there is no such tile")
+    return int(text)
+
+
+def _style_of(request: Any, layer: TileLayer) -> tuple[int, int | None]:
+    """Side of the tile, and the class that is looked at alone."""
+    asked = _asked(request, ("tilesize", "alone") if layer.kind == "classes" else ("tilesize",))
+    size, alone = asked.get("tilesize", TILE_SIZES[0]), asked.get("alone")
+    if size not in TILE_SIZES:
+        raise _refusal(400, f"expected tilesize as one of {', '.join(TILE_SIZES)}")
+    if alone is not None and not re.fullmatch(r"[0-9]{1,3}", alone):
+        raise _refusal(400, "expected alone as a class number")
+    return int(size), None if alone is None else int(alone)
 
 
 class _Reference:
-    """Labels in the map's classes on the map's grid, and where the map differs, as files with overviews.
-
-    Attributes
-    ----------
-    files
-        Prefix of tiles to file.
-    """
+    """Labels in the map's classes on the map's grid, and where the map differs, as files with overviews."""
 
     def __init__(self, config: ServeConfig, resources: ExitStack) -> None:
         # These take seconds to import, which a map without a reference need not wait for.
@@ -185,12 +309,17 @@ class _Reference:
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="lulc-serve-")))
         legend = self._inputs.map.legend
         differs = Legend("difference", (LandCoverClass(1, "differs", WRONG_COLOR),))
-        self.files = {}
+        self._files = []
         logger.info("reading the reference, and where the map differs from it")
         for name, shown, read in (("reference", legend, self.read), ("difference", differs, self._differs)):
             profile = MapProfile(self._inputs.grid, shown, "none", PART)
-            self.files[name] = folder / f"{name}.tif"
-            write_map(profile, partial(_one_band, read), self.files[name])
+            self._files.append(folder / f"{name}.tif")
+            write_map(profile, partial(_one_band, read), self._files[-1])
+
+    def files(self, resources: ExitStack) -> tuple[TileFile, TileFile]:
+        """Labels, and where the map differs from them."""
+        labels, wrong = (TileFile(str(path), resources) for path in self._files)
+        return labels, wrong
 
     def read(self, window: Window) -> np.ndarray:
         """The map's class numbers of the reference, uint8 (y, x), 255 where there is none."""
@@ -207,68 +336,24 @@ def _one_band(read: Callable[[Window], np.ndarray], window: Window) -> np.ndarra
     return read(window)[np.newaxis]
 
 
-def _routers(config: ServeConfig, the_map: ClassMap, reference: _Reference | None) -> dict[str, Any]:
-    """Tile routers by prefix; each is bound to one file."""
-    from titiler.core.dependencies import BidxParams, DefaultDependency
-    from titiler.core.factory import TilerFactory
-
-    formula = _entropy_of(the_map)
-
-    class Tiles(TilerFactory):
-        """Tiles and nothing else of what TiTiler offers."""
-
-        def register_routes(self) -> None:
-            self.tile()
-
-    @dataclasses.dataclass
-    class Entropy(DefaultDependency):
-        """The uncertainty, whatever the request says."""
-
-        def as_dict(self, exclude_none: bool = True) -> dict[str, Any]:
-            return {"expression": formula}
-
-    def bound(file: str, layers: Any) -> Any:
-        path = str(Path(file).resolve())
-        return Tiles(
-            path_dependency=lambda: path, layer_dependency=layers, environment_dependency=lambda: ENVIRONMENT
-        ).router
-
-    routers = {"/map": bound(config.map, BidxParams)}
-    if the_map.has_activations:
-        routers["/entropy"] = bound(config.map, Entropy)
-    if config.image:
-        routers["/image"] = bound(config.image, BidxParams)
-    for name, file in (reference.files if reference else {}).items():
-        routers[f"/{name}"] = bound(str(file), BidxParams)
-    return routers
+def _layers(
+    config: ServeConfig, the_map: ClassMap, reference: _Reference | None, resources: ExitStack
+) -> list[TileLayer]:
+    file = TileFile(config.map, resources, allow_vrt=config.allow_vrt)
+    image = TileFile(config.image, resources, allow_vrt=config.allow_vrt) if config.image else None
+    return layers_of(the_map, file, image, reference.files(resources) if reference else None)
 
 
-def _alone(the_map: ClassMap) -> bool:
-    """True for a map of one class against the rest, whose file has no band of the rest."""
-    return the_map.legend.classes[-1] == REST
-
-
-def _entropy_of(the_map: ClassMap) -> str:
-    """Band arithmetic of the uncertainty: activations are bands 2, 3, ...
-
-    The small number keeps the logarithm of 0 finite; its term is 0 all the same.
-    """
-    count = len(the_map.legend)
-    shares = ["b2", "(1-b2)"] if _alone(the_map) else [f"b{k}" for k in range(2, count + 2)]
-    terms = "+".join(f"{p}*log({p}+1e-9)" for p in shares)
-    return f"-({terms})/{np.log(count):.9f}"
-
-
-def _page(config: ServeConfig, the_map: ClassMap) -> Page:
-    from rio_tiler.io import Reader
-
-    with Reader(config.map) as reader:
-        zoom, bounds = reader.maxzoom, reader.get_geographic_bounds(DEGREES)
-        if max(the_map.grid.shape) > FEW and not reader.dataset.overviews(1):
-            logger.warning(
-                "'%s' has no overviews: seen from afar, every pixel of it is read (gdaladdo adds them)",
-                config.map,
-            )
+def _page(the_map: ClassMap, layers: list[TileLayer]) -> Page:
+    file = next(layer.file for layer in layers if layer.id == "map")
+    zoom, bounds, reduced = file.read(
+        lambda reader: (reader.maxzoom, reader.get_geographic_bounds(DEGREES), reader.dataset.overviews(1))
+    )
+    if max(the_map.grid.shape) > FEW and not reduced:
+        logger.warning(
+            "'%s' has no overviews: seen from afar, every pixel of it is read (gdaladdo adds them)",
+            the_map.name,
+        )
     data = {
         "source": "served",
         **describe(the_map.grid, the_map.legend, the_map.name),
@@ -277,64 +362,11 @@ def _page(config: ServeConfig, the_map: ClassMap) -> Page:
         "step": 1,
         "bounds": list(bounds),
         "maxZoom": zoom,
-        "layers": _layers(config, the_map),
+        "layers": [layer.described() for layer in layers],
     }
     viewer = Viewer(data, f"Land-cover map {the_map.name}, as tiles of this machine", live=True)
     text = "Tiles and values come from the server that was started on this machine; nothing else is asked."
     return Page(the_map.name, (), (Section("Map", (text,)),), viewer)
-
-
-def _layers(config: ServeConfig, the_map: ClassMap) -> list[dict[str, Any]]:
-    def layer(key: str, name: str, kind: str, tiles: str, **more: Any) -> dict[str, Any]:
-        return {"id": key, "name": name, "kind": kind, "tiles": tiles, "on": False, "group": "layers"} | more
-
-    def ramp(name: str) -> str:
-        return urlencode({"rescale": "0,1", "colormap_name": name, "unscale": "true"})
-
-    legend, alone = the_map.legend, _alone(the_map)
-    colors = {0: REST.color if alone else UNCLASSIFIED_COLOR}
-    colors |= {c.number: c.color for c in legend.classes}
-    palette = urlencode({"bidx": 1, "colormap": json.dumps(colors)})
-    layers = [layer("map", "Map", "classes", f"map/{TILE}{palette}", on=True)]
-    if config.reference:
-        wrong = urlencode({"bidx": 1, "colormap": json.dumps({1: WRONG_COLOR})})
-        layers.append(layer("reference", "Reference", "classes", f"reference/{TILE}{palette}"))
-        name, tiles = "Map differs from reference", f"difference/{TILE}{wrong}"
-        layers.append(layer("difference", name, "difference", tiles, color=WRONG_COLOR))
-    if config.image:
-        layers.insert(0, layer("image", "Image", "picture", f"image/{TILE}{_stretch(config)}", on=True))
-    if the_map.has_activations:
-        tiles = f"entropy/{TILE}{ramp('inferno')}"
-        layers.append(layer("entropy", "Uncertainty", "ramp", tiles, colors=UNSURE_RAMP))
-        for c in legend.classes[: 1 if alone else None]:
-            tiles = f"map/{TILE}bidx={c.number + 1}&{ramp('viridis')}"
-            more = {"colors": ACTIVATION_RAMP, "group": "activations"}
-            layers.append(layer(f"activation{c.number}", f"{c.number} {c.name}", "ramp", tiles, **more))
-    return layers
-
-
-def _stretch(config: ServeConfig) -> str:
-    """Bands and stretch of the image's tiles: 2 % of each end saturated, seen in its overviews."""
-    from rio_tiler.io import Reader
-
-    image = config.image or ""
-    with open_source(image, allow_vrt=config.allow_vrt) as source:
-        if not isinstance(source, RasterSource):
-            raise InputError(
-                f"cannot show '{image}', since tiles are made of GeoTIFF, .img and JPEG 2000",
-                "Convert it: gdal_translate IN OUT.tif",
-            )
-        names = list(source.names)
-    known = set(TRUE_COLOR) <= set(names)
-    bands = [names.index(n) + 1 for n in TRUE_COLOR] if known else [min(k, len(names)) for k in (1, 2, 3)]
-    with Reader(image) as reader:
-        small = reader.preview(indexes=bands, max_size=512).array
-    limits = []
-    for plane in small:
-        values = plane.compressed()
-        low, high = np.percentile(values[values != 0], (2, 98)) if (values != 0).any() else (0, 1)
-        limits.append(("rescale", f"{low:g},{max(high, low + 1e-6):g}"))
-    return urlencode([*(("bidx", str(b)) for b in bands), *limits])
 
 
 class Values:
@@ -353,7 +385,11 @@ class Values:
     def at(self, longitude: float, latitude: float) -> dict[str, Any] | None:
         """Class and activations of the pixel at a place, JSON-ready; None outside the map."""
         grid = self._map.grid
-        xs, ys = project(DEGREES, grid.crs, [longitude], [latitude])
+        try:
+            xs, ys = project(DEGREES, grid.crs, [longitude], [latitude])
+        except RasterioError:
+            # The projection of the map has no such place.
+            return None
         col, row = ~grid.transform @ (xs[0], ys[0])
         if not (0 <= row < grid.height and 0 <= col < grid.width):
             return None

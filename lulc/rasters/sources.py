@@ -401,6 +401,12 @@ class RasterSource(Source):
         """Take layers that are marked as alpha for data, as their names say they are."""
         self.layers = tuple(dataclasses.replace(layer, alpha=False) for layer in self.layers)
 
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Any]:
+        """Give the dataset to a library that takes one; side-car files stay unread meanwhile."""
+        with rasterio.Env(**_ENVIRONMENT):
+            yield self._dataset
+
     def reopen(self) -> RasterSource:
         again = RasterSource(self.path, self._target, (self._driver,))
         # A product's metadata may have replaced what the file itself says.

@@ -240,16 +240,8 @@
 
   /* Tiles and values of the server that gave this page. */
   function served() {
-    /* Tiles of a class alone: the others are asked for as pale as the pages paint them. */
-    function tiles(layer) {
-      if (layer.alone === undefined) return layer.tiles;
-      const [path, asked] = layer.tiles.split("?");
-      const query = new URLSearchParams(asked);
-      const colors = Object.entries(JSON.parse(query.get("colormap"))).map(([number, color]) =>
-        [number, Number(number) === layer.alone ? color : color + PALE.toString(16)]);
-      query.set("colormap", JSON.stringify(Object.fromEntries(colors)));
-      return `${path}?${query}`;
-    }
+    /* Tiles of a class alone: the server paints the others as pale as the pages do. */
+    const tiles = (layer) => layer.tiles + (layer.alone === undefined ? "" : `&alone=${layer.alone}`);
 
     const [west, south, east, north] = data.bounds;
     const bounds = L.latLngBounds([south, west], [north, east]);
@@ -266,7 +258,8 @@
         overlay.setUrl(tiles(layer), true).remove().addTo(map);
       },
       inspect: async (point) => {
-        const asked = await fetch(`pixel?longitude=${point.lng}&latitude=${point.lat}`);
+        const { lng, lat } = point.wrap();
+        const asked = await fetch(`pixel?longitude=${lng}&latitude=${lat}`);
         if (!asked.ok) return null;
         const answer = await asked.json();
         return answer && { ...answer, outline: L.latLngBounds(answer.corners) };

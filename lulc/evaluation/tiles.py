@@ -1,0 +1,226 @@
+"""Layers of tiles: files that several threads read at a time, and how their values are painted."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import rasterio
+
+from lulc.core.machine import GDAL_CACHE
+from lulc.core.schema import IGNORE, InputError
+from lulc.evaluation.report.viewer import ACTIVATION_RAMP, UNSURE_RAMP, WRONG_COLOR
+from lulc.evaluation.report.views import UNCLASSIFIED_COLOR
+from lulc.maps.reader import REST, ClassMap
+from lulc.models.uncertainty import entropy
+from lulc.rasters.sources import RasterSource, open_source
+
+TRUE_COLOR = ("B04", "B03", "B02")
+
+TILE_SIZE = 256
+"""Side of the tiles that the page asks for."""
+
+PALE = 38
+"""Alpha of the classes that are not the one looked at."""
+
+READERS = 4
+"""Tiles and pixels that are read at a time; each holds a tile of all bands in memory."""
+
+BLANK = cv2.imencode(".png", np.zeros((1, 1, 4), np.uint8))[1].tobytes()
+"""A transparent tile, for places beyond the map."""
+
+
+class TileFile:
+    """A raster that several threads read at a time, each with a dataset of its own.
+
+    Parameters
+    ----------
+    path, allow_vrt
+        As for `lulc.rasters.sources.open_source`, which guards each of them.
+    resources
+        What closes them.
+    """
+
+    def __init__(self, path: str, resources: ExitStack, *, allow_vrt: bool = False) -> None:
+        source = resources.enter_context(open_source(path, allow_vrt=allow_vrt))
+        if not isinstance(source, RasterSource):
+            raise InputError(
+                f"cannot show '{path}', since tiles are made of GeoTIFF, .img and JPEG 2000",
+                "Convert it: gdal_translate IN OUT.tif",
+            )
+        self.names = list(source.names)
+        self._free: queue.LifoQueue[RasterSource] = queue.LifoQueue()
+        for again in (source, *(resources.enter_context(source.reopen()) for _ in range(READERS - 1))):
+            self._free.put(again)
+
+    def read(self, read: Callable[[Any], Any]) -> Any:
+        """What a function reads through rio-tiler."""
+        from rio_tiler.io import Reader
+
+        source = self._free.get()
+        try:
+            cache = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE // 2**20)
+            with cache, source.opened() as dataset, Reader(None, dataset=dataset) as reader:
+                return read(reader)
+        finally:
+            self._free.put(source)
+
+
+@dataclasses.dataclass(frozen=True)
+class TileLayer:
+    """A layer of the page.
+
+    Parameters
+    ----------
+    id, name, kind
+        As the page knows it.
+    file, bands
+        Where its values come from; bands from 1.
+    paint
+        Values (band, y, x), masked, and the class looked at alone, to colours uint8 (y, x, 4).
+    more
+        What else the page says of it.
+    unscale
+        Whether values are stored scaled.
+    """
+
+    id: str
+    name: str
+    kind: str
+    file: TileFile
+    bands: tuple[int, ...]
+    paint: Callable[[np.ma.MaskedArray[Any, Any], int | None], np.ndarray]
+    more: dict[str, Any] = dataclasses.field(default_factory=dict)
+    unscale: bool = False
+
+    def tile(self, x: int, y: int, z: int, size: int, alone: int | None) -> bytes:
+        """A tile as PNG."""
+        from rio_tiler.errors import TileOutsideBounds
+
+        def read(reader: Any) -> Any:
+            image = reader.tile(x, y, z, tilesize=size, indexes=self.bands, unscale=self.unscale)
+            return image.array
+
+        try:
+            values = self.file.read(read)
+        except TileOutsideBounds:
+            return BLANK
+        colors = self.paint(values, alone)
+        colors[np.ma.getmaskarray(values).any(axis=0), 3] = 0
+        return cv2.imencode(".png", cv2.cvtColor(colors, cv2.COLOR_RGBA2BGRA))[1].tobytes()
+
+    def described(self) -> dict[str, Any]:
+        """As the page knows it, JSON-ready."""
+        tiles = f"{self.id}/tiles/WebMercatorQuad/{{z}}/{{x}}/{{y}}.png?tilesize={TILE_SIZE}"
+        known = {"id": self.id, "name": self.name, "kind": self.kind, "tiles": tiles}
+        return {"on": False, "group": "layers"} | known | self.more
+
+
+def _alone(the_map: ClassMap) -> bool:
+    """True for a map of one class against the rest, whose file has no band of the rest."""
+    return the_map.legend.classes[-1] == REST
+
+
+def layers_of(
+    the_map: ClassMap, file: TileFile, image: TileFile | None, reference: tuple[TileFile, TileFile] | None
+) -> list[TileLayer]:
+    """The layers of a page, lowest first.
+
+    Parameters
+    ----------
+    the_map, file
+        The map, and its file.
+    image
+        Mosaic below the map.
+    reference
+        Labels, and where the map differs from them.
+    """
+    legend = the_map.legend
+    colors = {0: REST.color if _alone(the_map) else UNCLASSIFIED_COLOR}
+    palette = partial(_paint_classes, colors | {c.number: c.color for c in legend.classes})
+    layers = [TileLayer("map", "Map", "classes", file, (1,), palette, {"on": True})]
+    if reference:
+        labels, wrong = reference
+        layers.append(TileLayer("reference", "Reference", "classes", labels, (1,), palette))
+        where = partial(_paint_classes, {1: WRONG_COLOR})
+        name, color = "Map differs from reference", {"color": WRONG_COLOR}
+        layers.append(TileLayer("difference", name, "difference", wrong, (1,), where, color))
+    if image:
+        bands, picture = _picture_of(image)
+        layers.insert(0, TileLayer("image", "Image", "picture", image, bands, picture, {"on": True}))
+    if the_map.has_activations:
+        layers += _ramps(the_map, file)
+    return layers
+
+
+def _ramps(the_map: ClassMap, file: TileFile) -> list[TileLayer]:
+    """Uncertainty, and the activation of each class."""
+    stored = tuple(range(2, len(the_map.layers) + 1))
+    unsure = partial(_paint_ramp, "inferno", partial(_entropy_of, _alone(the_map)))
+    share = partial(_paint_ramp, "viridis", lambda values: values[0])
+    colors: dict[str, Any] = {"colors": UNSURE_RAMP}
+    layers = [TileLayer("entropy", "Uncertainty", "ramp", file, stored, unsure, colors, unscale=True)]
+    colors = {"colors": ACTIVATION_RAMP, "group": "activations"}
+    names = the_map.legend.names[: len(stored)]
+    return layers + [
+        TileLayer(f"activation{k}", f"{k} {name}", "ramp", file, (k + 1,), share, colors, unscale=True)
+        for k, name in enumerate(names, start=1)
+    ]
+
+
+def _paint_classes(
+    colors: dict[int, str], values: np.ma.MaskedArray[Any, Any], alone: int | None
+) -> np.ndarray:
+    """Colours of class numbers; nothing where there is no class, and others paler than the one alone."""
+    table = np.zeros((256, 4), np.uint8)
+    for number, color in colors.items():
+        table[number] = (*bytes.fromhex(color[1:]), 255 if alone in (None, number) else PALE)
+    return table[np.clip(values[0].filled(IGNORE), 0, IGNORE).astype(np.uint8)]
+
+
+def _paint_ramp(
+    name: str,
+    value: Callable[[np.ndarray], np.ndarray],
+    values: np.ma.MaskedArray[Any, Any],
+    alone: int | None,
+) -> np.ndarray:
+    """Colours of what lies between 0 and 1."""
+    from rio_tiler.colormap import cmap
+
+    ramp = cmap.get(name)
+    table = np.array([ramp[level] for level in range(256)], np.uint8)
+    shown = np.nan_to_num(value(values.filled(0).astype(np.float32)))
+    return table[np.clip(np.rint(255 * shown), 0, 255).astype(np.uint8)]
+
+
+def _entropy_of(alone: bool, values: np.ndarray) -> np.ndarray:
+    """Uncertainty of activations (class, y, x); `alone`, there is one and the rest is the other."""
+    shares = np.moveaxis(np.concatenate([values, 1 - values]) if alone else values, 0, -1)
+    return entropy(shares)
+
+
+def _picture_of(image: TileFile) -> tuple[tuple[int, ...], Callable[..., np.ndarray]]:
+    """Bands of a picture, and their stretch: 2 % of each end saturated, seen in its overviews."""
+    names = image.names
+    known = set(TRUE_COLOR) <= set(names)
+    bands = [names.index(n) + 1 for n in TRUE_COLOR] if known else [min(k, len(names)) for k in (1, 2, 3)]
+    limits = []
+    for plane in image.read(lambda reader: reader.preview(indexes=bands, max_size=512).array):
+        values = plane.compressed()
+        values = values[np.isfinite(values) & (values != 0)]
+        low, high = np.percentile(values, (2, 98)) if len(values) else (0, 1)
+        limits.append((low, max(high, low + 1e-6)))
+    return tuple(bands), partial(_paint_picture, np.array(limits, np.float64))
+
+
+def _paint_picture(limits: np.ndarray, values: np.ma.MaskedArray[Any, Any], alone: int | None) -> np.ndarray:
+    low, high = limits[:, 0, np.newaxis, np.newaxis], limits[:, 1, np.newaxis, np.newaxis]
+    shown = np.clip((np.nan_to_num(values.filled(0)) - low) / (high - low), 0, 1)
+    opaque = np.ones((1, *shown.shape[1:]))
+    return np.ascontiguousarray(np.moveaxis(np.rint(255 * np.concatenate([shown, opaque])), 0, -1), np.uint8)
