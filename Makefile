@@ -1,13 +1,14 @@
-# `make demo` and `make test` need Python >= 3.11 with pip and venv, and make; nothing else.
+# `make demo` and `make test` need Python 3.11 to 3.13 with pip and venv, and make; nothing else.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup system demo test test-backends stress lint format docs lock image clean
 
-# The first interpreter of at least 3.11; `make setup PYTHON=/path/to/python` overrides it.
+# The first interpreter from 3.11 to 3.13; `make setup PYTHON=/path/to/python` overrides it. TensorFlow has no
+# wheel for newer ones.
 CANDIDATES := python3 python3.13 python3.12 python3.11 python
-PYTHON ?= $(shell for p in $(CANDIDATES); do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for p in $(CANDIDATES); do $$p -c '$(FITS)' 2>/dev/null && { echo $$p; break; }; done)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,9 +24,12 @@ help: ## show this list
 setup: $(STAMP) ## make .venv with the locked versions; a second call installs nothing
 
 $(STAMP): requirements/lock.txt pyproject.toml
-	@test -n "$(PYTHON)" || { \
-		echo "error: cannot set up, since none of '$(CANDIDATES)' is Python 3.11 or newer" >&2; \
-		echo "Install one, or say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(FITS)' || { \
+		echo "error: cannot set up, since $(if $(PYTHON),'$(PYTHON)',none of '$(CANDIDATES)') is$(if \
+			$(PYTHON), not) Python 3.11, 3.12 or 3.13, for which TensorFlow has packages" >&2; \
+		echo "Install one, or say where it is: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; \
+		echo "Without TensorFlow, on Python 3.14 too: pip install '.[classify]' makes maps," \
+			"'.[jax]' or '.[torch]' trains as well" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		echo "error: cannot make $(VENV), since '$(PYTHON)' has no venv module" >&2; \
 		echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }

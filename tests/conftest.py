@@ -7,6 +7,7 @@ import ctypes
 import io
 import json
 import os
+import runpy
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -19,9 +20,14 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a skipped test fails the run, as in CI")
+    parser.addoption("--unit", action="store_true", help="unit tests alone, held to what they must not do")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--unit"):
+        guard = Path(__file__).with_name("unit_guard")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(guard), os.environ.get("PYTHONPATH", "")])
+        runpy.run_path(str(guard / "sitecustomize.py"))
     # A shell starts what runs in its background with Ctrl-C ignored, and so would all that tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

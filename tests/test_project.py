@@ -28,28 +28,12 @@ COMMANDS = (
 )
 
 IMPORT_NAMES = {
-    "opencv-python-headless": "cv2", "scikit-learn": "sklearn", "pyyaml": "yaml", "netcdf4": "netCDF4"
+    "opencv-python-headless": "cv2", "scikit-learn": "sklearn", "pyyaml": "yaml", "netcdf4": "netCDF4",
+    "rio-tiler": "rio_tiler", "dask-jobqueue": "dask_jobqueue",
 }  # fmt: skip
 """Where the name that is installed is not the name that is imported."""
 
-COMES_WITH = {
-    "mpl_toolkits": "matplotlib",
-    "pandas": "geopandas and xarray",
-    "pyogrio": "geopandas",
-    "pyproj": "geopandas",
-    "shapely": "geopandas",
-    "markupsafe": "jinja2",
-    "ml_dtypes": "keras",
-    "dask": "distributed, in the extra cluster",
-    "distributed": "an extra",
-    "dask_jobqueue": "an extra",
-    "jax": "an extra",
-    "torch": "an extra",
-    "anyio": "starlette, in the extra serve",
-    "rio_tiler": "the extra serve",
-    "starlette": "the extra serve",
-    "uvicorn": "the extra serve",
-}
+COMES_WITH = {"mpl_toolkits": "matplotlib", "ml_dtypes": "keras", "anyio": "starlette"}
 """Packages that may be imported without being declared, and what brings them."""
 
 
@@ -97,7 +81,9 @@ def test_every_declared_package_is_used() -> None:
 
 
 def test_every_package_used_is_declared() -> None:
-    declared = requirements(project()["dependencies"] + project()["optional-dependencies"]["cpu"])
+    extras = project()["optional-dependencies"]
+    optional = [line for name in ("cpu", "jax", "torch", "serve", "cluster") for line in extras[name]]
+    declared = requirements(project()["dependencies"] + optional)
     names = {IMPORT_NAMES.get(n, n) for n in declared} | {"lulc"} | set(COMES_WITH)
     assert not imported_by(ROOT / "lulc") - names - set(sys.stdlib_module_names)
 

@@ -45,7 +45,7 @@ def load_openvino() -> Any:
     except ModuleNotFoundError as error:
         raise InputError(
             f"cannot run the network with OpenVINO, since the Python package '{error.name}' is not installed",
-            "Install it in the folder of this project with: pip install '.[cpu]', or type --engine keras.",
+            "In the folder of this project type: pip install '.[classify]'. Or add --engine keras.",
         ) from error
     finally:
         if absent:

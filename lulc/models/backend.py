@@ -77,9 +77,13 @@ try:
         import keras
 except ModuleNotFoundError as error:
     wanted = os.environ["KERAS_BACKEND"]
+    without_wheel = wanted == "tensorflow" and sys.version_info >= (3, 14)
     raise InputError(
         f"cannot use the backend '{wanted}', since the Python package '{error.name}' is not installed",
-        f"Install it in the folder of this project with: pip install '.[{BACKENDS[wanted]}]', or set "
+        "TensorFlow has no package for Python 3.14 and newer: use Python 3.11 to 3.13, or type pip install "
+        "'.[jax]' in the folder of this project and set KERAS_BACKEND=jax."
+        if without_wheel
+        else f"Install it in the folder of this project with: pip install '.[{BACKENDS[wanted]}]', or set "
         "KERAS_BACKEND to an installed one.",
     ) from error
 
