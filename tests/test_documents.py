@@ -243,3 +243,10 @@ def test_python_in_documents_runs_on_the_demonstration(
     assert done.stdout
     assert (tmp_path / "map.tif").exists()
     assert (tmp_path / "report" / "report.html").exists()
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "CONTRIBUTING.md", "SECURITY.md", "jobs/README.md"])
+def test_files_of_the_project_that_documents_name_exist(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests|benchmarks|docs|jobs|lulc|packaging|weights)/[\w./-]+\w)`", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
