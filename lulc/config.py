@@ -503,7 +503,9 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         "statistics for a legacy .h5 without a card: FILE (JSON or the original's pickle), "
         "mosaic (of this mosaic, as the original script did), or none (input is standardised)",
     )
-    strict: bool = option(False, "refuse a mosaic that lies far from the training statistics")
+    strict: bool = option(
+        False, "refuse a mosaic that lies far from the training statistics, or has pixels of another size"
+    )
     engine: str = option(
         "auto",
         "what runs the network; auto takes the fastest that is exact on this machine",

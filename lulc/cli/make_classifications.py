@@ -49,15 +49,22 @@ def _classify(config: ClassifyConfig) -> Answer:
 def figures_of_result(result: ClassificationResult) -> dict[str, Any]:
     """Where the map is, pixels of the classes and time, JSON-ready; areas in square metres."""
     names = {0: "unclassified"} | {c.number: c.name for c in result.legend.classes}
+    areas, counted = result.areas, sum(result.counts.values())
     return {
         "map": str(result.path),
         "further": [str(path) for path in result.further],
         "classes": [
-            {"number": number, "name": name, "pixels": result.counts.get(number, 0)}
+            {
+                "number": number,
+                "name": name,
+                "pixels": result.counts.get(number, 0),
+                "area": None if areas is None else areas.get(number, 0.0),
+            }
             for number, name in names.items()
         ],
         "pixels": result.pixels,
-        "pixel_area": result.pixel_area,
+        "pixel_area": None if areas is None else sum(areas.values()) / counted,
+        "remarks": list(result.remarks),
         "engine": result.engine,
         "seconds": result.seconds,
     }
@@ -107,17 +114,18 @@ def describe_result(result: ClassificationResult) -> str:
     """Shares and areas of the classes, seconds and speed, as text."""
     names = {c.number: c.name for c in result.legend.classes}
     names[0] = "the rest" if len(names) == 1 else "unclassified"
+    remarks = "".join(f"Note: {remark}.\n\n" for remark in result.remarks)
     total = sum(result.counts.values())
     rows = [["class", "share", "pixels"]]
-    if result.pixel_area is not None:
+    if result.areas is not None:
         rows[0].append("km2")
     for number, name in sorted(names.items(), key=lambda item: item[0] or 255):
         count = result.counts.get(number, 0)
         if number == 0 and not count:
             continue
         row = [f"{number:3d} {name}", f"{100 * count / total:.2f} %", f"{count:,}"]
-        if result.pixel_area is not None:
-            row.append(f"{count * result.pixel_area / 1e6:,.2f}")
+        if result.areas is not None:
+            row.append(f"{result.areas.get(number, 0.0) / 1e6:,.2f}")
         rows.append(row)
     seconds = result.seconds
     stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("start", "windows", "finish"))
@@ -126,7 +134,7 @@ def describe_result(result: ClassificationResult) -> str:
         f"({stages}), {result.pixels / 1e6 / seconds['all']:.2f} Mpx/s; "
         f"engine {result.engine}, busy {result.network_share:.0%} of the time with windows"
     )
-    return f"{columns(rows)}\n\n{speed}"
+    return f"{remarks}{columns(rows)}\n\n{speed}"
 
 
 def describe_forecast(forecast: Forecast) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from affine import Affine
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
+from rasterio.errors import CRSError, RasterioError
+from rasterio.warp import transform
 
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
@@ -176,11 +177,23 @@ METRES_PER_DEGREE = 111_320.0
 
 
 def metres_per_pixel(grid: GridSpec) -> float | None:
-    """Width of a pixel on the ground in the middle of the grid; None where the CRS has no length."""
+    """Width of a pixel on the ground in the middle of the grid; None where it has no place on the Earth.
+
+    Examples
+    --------
+    >>> mercator = GridSpec(CRS.from_epsg(3857), Affine(10, 0, 2_894_300, 0, -10, 8_739_000), 100, 100)
+    >>> round(metres_per_pixel(mercator), 2)
+    4.79
+    """
     if not grid.crs:
         return None
-    x, _ = grid.pixel_size
-    if grid.crs.is_geographic:
-        _, bottom, _, top = grid.bounds
-        return x * METRES_PER_DEGREE * math.cos(math.radians((bottom + top) / 2))
-    return x * float(grid.crs.linear_units_factor[1])
+    import pyproj
+
+    left, bottom, right, top = grid.bounds
+    middle = (bottom + top) / 2
+    try:
+        lons, lats = transform(grid.crs, CRS.from_epsg(4326), [left, right], [middle, middle])
+    except (CRSError, RasterioError):
+        return None
+    _, _, metres = pyproj.Geod(ellps="WGS84").inv(lons[0], lats[0], lons[1], lats[1])
+    return float(metres) / grid.width if math.isfinite(metres) and metres > 0 else None

@@ -65,9 +65,9 @@ class Statistics(Jsonable):
 
     @classmethod
     def of(cls, values: np.ndarray) -> Statistics:
-        """Statistics of the pixels without NaN in `values`, float (..., band); computed in float64."""
+        """Statistics of the pixels of `values`, float (..., band), that are finite; computed in float64."""
         pixels = np.asarray(values, "float64").reshape(-1, values.shape[-1])
-        pixels = pixels[~np.isnan(pixels).any(axis=1)]
+        pixels = pixels[np.isfinite(pixels).all(axis=1)]
         if not len(pixels):
             zeros = (0.0,) * values.shape[-1]
             return cls(zeros, zeros, 0)
@@ -124,12 +124,12 @@ class Moments(Jsonable):
 
     @classmethod
     def of(cls, image: np.ndarray) -> Moments:
-        """Moments of the pixels without NaN in `image`, float32 (..., channel)."""
+        """Moments of the pixels without NaN and infinite numbers in `image`, float32 (..., channel)."""
         total = cls.zero(image.shape[-1])
         pixels = image.reshape(-1, image.shape[-1])
         for start in range(0, len(pixels), _PIXELS):
             piece = pixels[start : start + _PIXELS]
-            whole = ~np.isnan(piece).any(axis=1)
+            whole = np.isfinite(piece).all(axis=1)
             planes = np.array((piece if whole.all() else piece[whole]).T, "float64", order="C")
             sums = tuple(map(_exact_sum, planes))
             # Squares of float32 are exact in float64.

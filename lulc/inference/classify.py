@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lulc.config import ClassifyConfig
+from lulc.core.areas import pixel_areas
 from lulc.core.documents import seal_of
 from lulc.core.machine import cores
 from lulc.core.schema import IGNORE, InputError, Legend
@@ -29,7 +30,7 @@ from lulc.core.windows import Plan, PlannedWindow, Window
 from lulc.distributed.cluster import WORKERS, Cluster, ask, open_cluster, run_tasks
 from lulc.engines.registry import Engine
 from lulc.inference import memory_plan, worker
-from lulc.inference.job import Job, no_valid_pixel, open_job
+from lulc.inference.job import Job, no_valid_pixel, open_job, pixel_size_problem
 from lulc.inference.journal import Journal, open_journal
 from lulc.inference.outputs import Made, Output, put
 from lulc.inference.request import check_options, check_outputs, dates_of, further_of, share_of, sieved_path
@@ -68,8 +69,12 @@ class ClassificationResult:
         Its classes.
     counts
         Pixels of each class number, 0 for unclassified; no data is left out.
-    pixels, pixel_area
-        Pixels of the map, and the area of one in square metres, None in degrees.
+    pixels
+        Pixels of the map.
+    areas
+        Square metres on the ground of each class number; None where the grid has no CRS of the Earth.
+    remarks
+        What speaks against the map, to be read with it.
     plan, engine
         How it was cut, and what ran.
     seconds
@@ -83,7 +88,8 @@ class ClassificationResult:
     legend: Legend
     counts: dict[int, int]
     pixels: int
-    pixel_area: float | None
+    areas: dict[int, float] | None
+    remarks: tuple[str, ...]
     plan: Plan
     engine: str
     seconds: dict[str, float]
@@ -185,7 +191,8 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
             legend=run.job.profile.legend,
             counts=counts,
             pixels=run.job.plan.height * run.job.plan.width,
-            pixel_area=_pixel_area(run.job),
+            areas=_areas_of(run.job, run.journal),
+            remarks=_remarks_on(run.job),
             plan=run.job.plan,
             engine=run.makers.described.engine,
             seconds=stages | {"all": end - begun},
@@ -469,13 +476,23 @@ def _map_classes(whole: Path, plan: Plan, file: Path) -> np.ndarray:
     return classes
 
 
-def _pixel_area(job: Job) -> float | None:
-    """Square metres of a pixel; None where the CRS counts degrees, or there is none."""
-    crs = job.stack.grid.crs
-    if not crs or crs.is_geographic:
-        return None
-    x, y = job.stack.grid.pixel_size
-    return float(x * y * crs.linear_units_factor[1] ** 2)
+def _remarks_on(job: Job) -> tuple[str, ...]:
+    found = (pixel_size_problem(member.card, job.stack.grid) for member in job.members)
+    return tuple(dict.fromkeys(remark for remark in found if remark))
+
+
+def _areas_of(job: Job, journal: Journal) -> dict[int, float] | None:
+    """Square metres of each class, part by part, since pixels of one size in degrees differ on the ground."""
+    areas: dict[int, float] = {}
+    for part, counts in journal.part_counts.items():
+        extent = job.plan.part_at(part).extent
+        middle = Window(extent.row + extent.height // 2, extent.col + extent.width // 2, 1, 1)
+        each = pixel_areas(job.stack.grid, middle)
+        if each is None:
+            return None
+        for number, count in ((n, c) for n, c in counts.items() if n != IGNORE):
+            areas[number] = areas.get(number, 0.0) + count * float(each[0, 0])
+    return areas
 
 
 def _windows_with_data(

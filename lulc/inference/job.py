@@ -17,6 +17,7 @@ import numpy as np
 import rasterio
 
 from lulc.config import ClassifyConfig, InputConfig
+from lulc.core.grid import GridSpec, metres_per_pixel
 from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, Legend
 from lulc.core.statistics import Statistics, read_statistics
 from lulc.core.version import __version__
@@ -51,6 +52,12 @@ from lulc.models.uncertainty import MEASURES, NOVELTY, confidence, decide, with_
 from lulc.rasters.stack import Stack, open_stack, sort_inputs
 
 FORMAT_VERSION = 1
+
+NATIVE_PIXEL = 10.0
+"""Metres of the pixels that a network was trained on whose card doesn't say: the finest of Sentinel-2."""
+
+SIZE_RATIO = 1.25
+"""Ratio of pixel sizes that is let pass, as between neighbouring projections."""
 
 logger = logging.getLogger("lulc")
 
@@ -319,6 +326,7 @@ def open_job(config: ClassifyConfig, members: Sequence[Member] = ()) -> Iterator
 def _compare(member: Member, stack: Stack, config: ClassifyConfig) -> Member:
     """A network after a look at the mosaic; with the mosaic's statistics where that was asked for."""
     _check_coding(member.card, stack)
+    _check_pixel_size(member.card, stack.grid, strict=config.strict)
     if config.statistics == "mosaic":
         return Member(member.path, _with_mosaic_statistics(member.card, stack))
     if config.statistics != "none":
@@ -455,6 +463,31 @@ def _check_domain(card: ModelCard, stack: Stack, *, strict: bool) -> None:
     if strict:
         raise InputError(f"cannot classify, since {problem}", f"{reason} Or leave --strict out.")
     logger.warning("%s\n%s", problem, reason)
+
+
+def pixel_size_problem(card: ModelCard, grid: GridSpec) -> str:
+    """Say how pixels differ in size on the ground from those of the training; empty where they don't."""
+    found = metres_per_pixel(grid)
+    sizes = [entry.get("pixel_size") for entry in card.training.get("data", []) if isinstance(entry, dict)]
+    known = [float(size) for size in sizes if isinstance(size, int | float) and size > 0] or [NATIVE_PIXEL]
+    if found is None or min(known) / SIZE_RATIO <= found <= max(known) * SIZE_RATIO:
+        return ""
+    trained = f"{min(known):.3g}" if min(known) == max(known) else f"{min(known):.3g} to {max(known):.3g}"
+    return (
+        f"a pixel of the mosaic is {found:.3g} m wide on the ground, but '{card.name}' was trained on pixels "
+        f"of {trained} m, whose textures and shapes are others"
+    )
+
+
+def _check_pixel_size(card: ModelCard, grid: GridSpec, *, strict: bool) -> None:
+    """Call out pixels that are not of the size on the ground that the network was trained on."""
+    problem = pixel_size_problem(card, grid)
+    if not problem:
+        return
+    advice = "Resample the mosaic: --like RASTER --resample, with a raster of the pixels of the training."
+    if strict:
+        raise InputError(f"cannot classify, since {problem}", f"{advice} Or leave --strict out.")
+    logger.warning("%s\n%s", problem, advice)
 
 
 def no_valid_pixel() -> InputError:

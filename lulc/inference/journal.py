@@ -66,6 +66,11 @@ class Journal:
         self._counts: dict[int, tuple[tuple[int, int], ...]] = {}
 
     @property
+    def part_counts(self) -> dict[int, dict[int, int]]:
+        """Finished part to its pixels of each value of the class band."""
+        return {part: dict(counts) for part, counts in self._counts.items()}
+
+    @property
     def counts(self) -> dict[int, int]:
         """Pixels of each value of the class band in all finished parts."""
         total: Counter[int] = Counter()

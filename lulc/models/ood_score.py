@@ -153,7 +153,7 @@ def _pixels(stacks: Stacks) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     step = max(1, -(-total // PIXELS))
     values, labels = [np.empty((0, stacks[0][0].shape[-1]), np.float32)], [np.empty(0, np.uint8)]
     for rows, mask in _rows_of(stacks, step):
-        valid = ~np.isnan(rows).any(axis=-1)
+        valid = np.isfinite(rows).all(axis=-1)
         values.append(rows[valid])
         labels.append(mask[valid])
     return np.concatenate(values), np.concatenate(labels)

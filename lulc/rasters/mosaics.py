@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,10 @@ from lulc.rasters.items import is_item
 from lulc.rasters.layers import Layer, Source
 from lulc.rasters.masks import ValueMask
 from lulc.rasters.missing import NOTHING, Missing, as_stored
-from lulc.rasters.names import SENTINEL_BANDS, canonical_name
+from lulc.rasters.names import SENTINEL_BANDS, canonical_name, is_mask_name, is_scene_classification
 from lulc.rasters.products import SCL_VALUES
 from lulc.rasters.radiometry import Scaling, check_radiometry, choose_scaling, reflectance
-from lulc.rasters.sources import is_safe, open_item, open_product, open_source
+from lulc.rasters.sources import is_safe, is_store, open_item, open_product, open_source, open_store
 
 logger = logging.getLogger("lulc")
 
@@ -198,8 +199,24 @@ def open_bands(
             if mask is not None and classified:
                 masks.append(open_in(mask, config, opened))
             continue
+        if is_store(path):
+            parts, own = open_store(path, wanted)
+            sources += [opened.enter_context(source) for source in parts]
+            if own is not None:
+                opened.enter_context(own)
+            masks += [own] if own is not None and classified else []
+            continue
         if not is_safe(path):
-            sources.append(open_in(path, config, opened))
+            source = open_in(path, config, opened)
+            if is_scene_classification(path) and len(source.layers) == 1:
+                masks += [source] if classified else []
+            elif is_mask_name(path) and _is_mask(source):
+                logger.warning(
+                    "'%s' is no band and is not used: it looks like a mask; to leave out its pixels, type "
+                    "--mask %s", path, shlex.quote(path),
+                )  # fmt: skip
+            else:
+                sources.append(source)
             continue
         found, product = open_product(path, wanted)
         sources += [opened.enter_context(source) for source in found]
@@ -210,6 +227,12 @@ def open_bands(
             path, product.level, product.scale, sorted({product.offsets[s.names[0] or ""] for s in found}),
         )  # fmt: skip
     return sources, masks[0] if masks else None
+
+
+def _is_mask(source: Source) -> bool:
+    """True for one layer of whole numbers that is no band by name."""
+    (layer, *rest) = source.layers
+    return not rest and np.issubdtype(layer.dtype, np.integer) and layer.name not in SENTINEL_BANDS + INDICES
 
 
 def finest_grid(sources: Sequence[Source], planes: Sequence[Sequence[Plane]]) -> GridSpec:

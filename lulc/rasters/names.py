@@ -38,6 +38,8 @@ _IN_FILE_NAME = re.compile(r"B(1[0-2]|0[1-9]|8A|[1-9])")
 _WAVELENGTH = re.compile(r"\d+(\.\d+)?\s*(nm|um|µm|m)\b")
 _FILLERS = frozenset({"band", "bands", "reflectance", "surface", "boa", "toa", "sr", "central", "wavelength"})
 _PLAIN_TOKENS = re.compile(r"\d+M|\d+")
+_MASK_WORDS = frozenset({"MASK", "CLOUDMASK", "CLOUDS", "CLOUD", "FMASK", "CLM", "QA60", "MSK", "CLDMASK"})
+_COMPANIONS = frozenset({"AOT", "WVP", "TCI", "PVI", "CLP", "CLD", "SNW", "CLDPRB", "SNWPRB", "MSK"})
 _OTHER_SENSOR = re.compile(r"(^|[^0-9A-Z])(L[COTEM]0[4-9]_|HLS\.L30)")
 
 
@@ -146,6 +148,25 @@ def name_from_file(path: str | os.PathLike[str]) -> str | None:
     return split_file_name(path)[0]
 
 
+def is_scene_classification(path: str | os.PathLike[str]) -> bool:
+    """True for a file that is named as the scene classification of a product (``..._SCL_20m.jp2``)."""
+    return "SCL" in _tokens(path)
+
+
+def is_mask_name(path: str | os.PathLike[str]) -> bool:
+    """True for a file that is named as a mask of clouds or quality (``cloud_mask.tif``)."""
+    return bool(_MASK_WORDS & _tokens(path))
+
+
+def is_companion(path: str | os.PathLike[str]) -> bool:
+    """True for a file that products keep beside their bands: water vapour, aerosol, true colour."""
+    return bool(_COMPANIONS & _tokens(path))
+
+
+def _tokens(path: str | os.PathLike[str]) -> set[str]:
+    return set(re.split(r"[^0-9A-Z]+", Path(path).stem.upper()))
+
+
 def split_file_name(path: str | os.PathLike[str]) -> tuple[str | None, tuple[str, ...]]:
     """(band or index in a file name, the other words of the name without band and resolution)."""
     stem = Path(path).stem
@@ -155,6 +176,8 @@ def split_file_name(path: str | os.PathLike[str]) -> tuple[str | None, tuple[str
     if _OTHER_SENSOR.search(stem.upper()):
         return None, tuple(tokens)
     rest = [t for t in tokens if not re.fullmatch(r"\d+[mM]", t)]
+    if is_scene_classification(path):
+        return None, tuple(t for t in rest if t.upper() != "SCL")
     if found:
         return (found.pop() if len(found) == 1 else None), tuple(t for t in rest if not named[t])
     last = len(rest)

@@ -50,10 +50,17 @@ class Product:
 
 
 def is_product(path: Path) -> bool:
-    """True for a folder named ``.SAFE`` or holding a product's metadata."""
+    """True for a folder named ``.SAFE`` or holding a product's metadata, and for these metadata."""
+    if path.name in _METADATA and path.is_file():
+        return True
     return path.is_dir() and (
         path.name.upper().endswith(".SAFE") or any((path / name).is_file() for name in _METADATA)
     )
+
+
+def product_folder(path: Path) -> Path:
+    """The folder of a product that is given by itself or by its metadata."""
+    return path if path.is_dir() else path.parent
 
 
 def read_product(path: Path) -> Product:
@@ -64,6 +71,7 @@ def read_product(path: Path) -> Product:
     InputError
         If metadata or bands are missing, or a file leads out of the folder.
     """
+    path = product_folder(path)
     metadata = next((path / name for name in _METADATA if (path / name).is_file()), None)
     if metadata is None:
         raise InputError(
@@ -78,7 +86,7 @@ def read_product(path: Path) -> Product:
     mask = files.pop("SCL", None)
     if not files:
         raise InputError(
-            f"cannot use '{path}', since no band was found in GRANULE/*/IMG_DATA, "
+            f"cannot use the product folder '{path}', since no band was found in GRANULE/*/IMG_DATA, "
             "expected files such as ..._B02_10m.jp2",
             "Unpack the product whole.",
         )

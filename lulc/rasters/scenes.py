@@ -38,8 +38,14 @@ from lulc.rasters.mosaics import (
     open_bands,
     open_in,
 )
-from lulc.rasters.names import SENTINEL_BANDS, split_file_name
-from lulc.rasters.sources import is_safe
+from lulc.rasters.names import (
+    SENTINEL_BANDS,
+    is_companion,
+    is_mask_name,
+    is_scene_classification,
+    split_file_name,
+)
+from lulc.rasters.sources import is_collection, is_safe
 
 logger = logging.getLogger("lulc")
 
@@ -308,7 +314,9 @@ def _in_folder(folder: Path, *, allow_vrt: bool) -> list[str]:
         elif suffix == ".vrt" and allow_vrt:
             named.update(guards.vrt_sources(path))
             found.append(path)
-        elif suffix in _RASTERS or is_safe(path):
+        elif suffix in _RASTERS and (is_companion(path) or is_mask_name(path)):
+            logger.warning("'%s' is not used: it is named as no band, but as what lies beside bands", path)
+        elif suffix in _RASTERS or (is_safe(path) and path.is_dir()):
             found.append(path)
     return [str(path) for path in found if path.resolve() not in named]
 
@@ -316,7 +324,7 @@ def _in_folder(folder: Path, *, allow_vrt: bool) -> list[str]:
 def _scene_of(path: str) -> tuple[str, ...]:
     """Equal for the files of one scene: the folder, and the name without band and resolution."""
     band, rest = split_file_name(path)
-    if is_item(path) or band not in SENTINEL_BANDS:
+    if is_collection(path) or (band not in SENTINEL_BANDS and not is_scene_classification(path)):
         return (path,)
     return (str(Path(path).parent), *rest)
 

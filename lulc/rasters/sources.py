@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from lulc.core.grid import GridSpec, settled_crs
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards
-from lulc.rasters.groups import NETCDF, is_cube_folder
+from lulc.rasters.groups import NETCDF, is_cube_folder, is_grouped
 from lulc.rasters.items import Asset, is_item, item_files, read_item
 from lulc.rasters.layers import (
     WHOLE_BYTES,
@@ -44,7 +45,7 @@ from lulc.rasters.layers import (
 )
 from lulc.rasters.missing import as_stored, declared_missing
 from lulc.rasters.names import name_layers
-from lulc.rasters.products import Product, is_product, read_product
+from lulc.rasters.products import Product, is_product, product_folder, read_product
 from lulc.rasters.sidecars import Said, Sidecar, mask_beside, read_sidecar
 
 DRIVERS = ("GTiff", "HFA", "JP2OpenJPEG")
@@ -90,6 +91,11 @@ def open_source(
     resolved = guards.check_regular_file(text, "the raster")
     if resolved.suffix.lower() in NETCDF:
         return _open_cube(text)
+    if resolved.suffix.lower() == ".zip":
+        raise InputError(
+            f"cannot read '{text}', since it is a zip archive, expected what is in it",
+            f"Unpack it, and give the folder or file that comes out of it: unzip {shlex.quote(text)}",
+        )
     if resolved.suffix.lower() == ".vrt":
         if not allow_vrt:
             raise InputError(
@@ -201,8 +207,26 @@ def _described_layers(source: Source, asset: Asset, wanted: Sequence[str]) -> tu
 
 
 def is_safe(path: str | os.PathLike[str]) -> bool:
-    """True where the path is a Copernicus product folder."""
+    """True where the path is a Copernicus product folder, or its metadata."""
     return is_product(Path(os.fspath(path)))
+
+
+def is_store(path: str) -> bool:
+    """True for a NetCDF file or Zarr folder that holds its rasters in groups, as EOPF products do."""
+    return not guards.is_address(path) and is_grouped(path)
+
+
+def is_collection(path: str) -> bool:
+    """True for what names or holds the bands of a scene in several rasters: product, STAC item, store."""
+    return is_safe(path) or is_item(path) or is_store(path)
+
+
+def open_store(path: str, bands: Sequence[str]) -> tuple[list[Source], Source | None]:
+    """The bands of a store in groups, each with its finest pixels; and its scene classification."""
+    from lulc.rasters.cubes import open_groups
+
+    sources, mask = open_groups(path, bands)
+    return list(sources), mask
 
 
 class Stamp(NamedTuple):
@@ -236,8 +260,8 @@ def moments_of(stamps: Sequence[Stamp]) -> list[tuple[str, int]]:
 
 def _files_of(path: Path, named: set[Path] | None) -> list[Path]:
     """Files of an input; `named` are the VRTs above it, None where VRTs are not followed."""
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.is_dir() or is_safe(path):
+        return sorted(file for file in product_folder(path).rglob("*") if file.is_file())
     if not path.is_file():
         return []
     if is_item(path):

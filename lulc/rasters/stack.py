@@ -28,7 +28,6 @@ from lulc.core.schema import BANDS, CHANNELS, INDICES, InputError
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
 from lulc.rasters.indices import encode, needed_bands, spectral_index
-from lulc.rasters.items import is_item
 from lulc.rasters.layers import Source
 from lulc.rasters.masks import Masks, open_masks
 from lulc.rasters.mosaics import (
@@ -41,9 +40,9 @@ from lulc.rasters.mosaics import (
     open_bands,
     open_in,
 )
-from lulc.rasters.names import SENTINEL_BANDS
+from lulc.rasters.names import SENTINEL_BANDS, is_mask_name, is_scene_classification
 from lulc.rasters.scenes import Scenes, find_scenes, open_scenes
-from lulc.rasters.sources import is_safe, open_source
+from lulc.rasters.sources import is_collection, open_source
 
 logger = logging.getLogger("lulc")
 
@@ -350,7 +349,7 @@ def sort_inputs(inputs: Sequence[str], config: InputConfig) -> tuple[list[str], 
     bands, indices, unclear = [], [], []
     unnamed = 0
     for path in inputs:
-        if is_safe(path) or is_item(path):
+        if is_collection(path) or is_scene_classification(path) or is_mask_name(path):
             bands.append(path)
             continue
         with open_source(path, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote) as source:
@@ -416,8 +415,8 @@ def _log_left_out(sources: Sequence[Source], used: set[str]) -> None:
         extra = [str(n or "(unnamed)") for n in source.names if n not in used]
         if extra and len(extra) < len(source.names):
             logger.info("left out of '%s': %s", source.path, ", ".join(extra))
-        elif extra and not set(source.names) & used and None not in source.names:
-            logger.info("'%s' is not used: it holds %s", source.path, ", ".join(extra))
+        elif extra and not set(source.names) & used:
+            logger.warning("'%s' is not used: it holds %s", source.path, ", ".join(extra))
 
 
 def _sum_counts(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:

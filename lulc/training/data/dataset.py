@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.config import PreprocessConfig, TrainConfig
+from lulc.core.grid import metres_per_pixel
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.statistics import Statistics
 from lulc.core.storage import sha256_of
@@ -366,7 +367,10 @@ def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
     def names(stacks: Sequence[StackFile]) -> list[str]:
         return [stack.name for stack in stacks]
 
+    sizes = [metres_per_pixel(stack.grid) for stack in manifest.of("train") if stack.grid is not None]
+    known = [size for size in sizes if size is not None]
     return {
+        **({"pixel_size": round(float(np.median(known)), 3)} if known else {}),
         "folder": manifest.folder.resolve().name,
         "sha256": sha256,
         "scheme": manifest.scheme,
