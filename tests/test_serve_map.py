@@ -345,7 +345,7 @@ def test_what_takes_too_long_is_given_up_and_the_rest_goes_on(monkeypatch, tmp_p
 
 
 @needs_server
-@pytest.mark.parametrize("kind", ["ovr", "aux.xml", "msk"])
+@pytest.mark.parametrize("kind", ["ovr", "aux.xml"])
 def test_side_cars_of_a_served_map_open_no_connection(
     tmp_path: Path, listener: socket.socket, kind: str
 ) -> None:
