@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from lulc.core.options import Options, option
+from lulc.core.options import FOLDER, Options, check_ending, option
 
 INPUT = "input rasters"
 RUN = "running"
@@ -23,6 +23,14 @@ AUGMENTATION = "how crops are changed"
 OPTIMISATION = "how weights change"
 DEVICES = "several devices"
 PRETRAINING = "pretraining without labels"
+
+MAP_ENDINGS = (".tif", ".tiff")
+
+STYLE_ENDINGS = (".qml", ".sld", ".aux.xml")
+"""Of what programs show a map with."""
+
+EXPORT_ENDINGS = (*STYLE_ENDINGS, ".json", ".nc", ".zarr", ".tif")
+"""Of what a map can be written as."""
 
 ORIGINAL: Mapping[str, Any] = MappingProxyType(
     {
@@ -257,7 +265,7 @@ class PreprocessConfig(InputConfig, RunConfig, ClusterConfig):
     spruce: str | None = option(
         None, "spruce volume raster, splits coniferous forest in clc-fi-13", metavar="RASTER"
     )
-    out: str = option(..., "folder for the stacks and their manifest", metavar="FOLDER")
+    out: str = option(..., "folder for the stacks and their manifest", metavar="FOLDER", endings=FOLDER)
     size: int = option(
         850, "side of a stack; smaller ones are cut where the mosaic is smaller", unit="pixels"
     )
@@ -284,7 +292,7 @@ class TrainConfig(RunConfig):
     data: tuple[str, ...] = option(
         (), "folders that preprocess.py wrote, or in the original's naming", metavar="DATA", positional=True
     )
-    out: str = option(..., "run folder for weights, cards and history", metavar="FOLDER")
+    out: str = option(..., "run folder for weights, cards and history", metavar="FOLDER", endings=FOLDER)
     recipe: str = option("default", "set of training defaults", choices=tuple(RECIPES))
     epochs: int = by_recipe("epochs", "number of epochs")
     steps: int = by_recipe("steps", "batches per epoch")
@@ -565,7 +573,10 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         unit="pixels",
     )
     polygons: str | None = option(
-        None, "also write patches as polygons, cut at the borders of parts", metavar="FILE.gpkg"
+        None,
+        "also write patches as polygons, cut at the borders of parts",
+        metavar="FILE.gpkg",
+        endings=(".gpkg",),
     )
     tiles: bool = option(
         False,
@@ -587,6 +598,10 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     )
     plan: bool = option(False, "print windows, memory, disk and time, then stop")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ending(self.out, FOLDER if self.tiles else MAP_ENDINGS, "The last argument")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Options):
@@ -600,7 +615,7 @@ class EvaluateConfig(Options):
         metavar="REFERENCE",
         positional=True,
     )
-    out: str = option(..., "folder for tables and pictures", metavar="FOLDER")
+    out: str = option(..., "folder for tables and pictures", metavar="FOLDER", endings=FOLDER)
     scheme: str | None = option(
         None, "how reference codes become classes, as in preprocess.py; the map's own where not given"
     )
@@ -693,6 +708,7 @@ class ExportConfig(Options):
         "item), .nc (NetCDF), .zarr, with --level .tif; where not given MAP.qml, MAP.sld and MAP.tif.aux.xml "
         "beside the map, or with --level MAP_level1.tif and those of that",
         metavar="OUT",
+        endings=EXPORT_ENDINGS,
     )
     level: str | None = option(
         None,
@@ -723,7 +739,10 @@ class ExportModelConfig(Options):
         ..., "weights file, name in weights/, or run folder", metavar="MODEL", positional=True
     )
     out: str | None = option(
-        None, "STAC item to write; NAME.stac.json beside the weights where not given", metavar="FILE.json"
+        None,
+        "STAC item to write; NAME.stac.json beside the weights where not given",
+        metavar="FILE.json",
+        endings=(".json",),
     )
     pick: str = option(
         "lowest-val-loss",
@@ -754,11 +773,12 @@ class ReproduceConfig(Options):
         metavar="MODEL",
     )
     check: bool = option(False, "compare weights and inputs with what the map says, then stop")
-    out: str | None = option(None, "keep the map that was made again", metavar="OUT.tif")
+    out: str | None = option(None, "keep the map that was made again", metavar="OUT.tif", endings=MAP_ENDINGS)
     difference: str | None = option(
         None,
         "write where the class bands differ: 1 differs, 0 equal, no data where both are",
         metavar="OUT.tif",
+        endings=MAP_ENDINGS,
     )
     memory: float | None = option(
         None, "memory budget of the whole process; as make_classifications.py where not given", unit="GB"

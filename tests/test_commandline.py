@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import io
@@ -24,6 +25,7 @@ import pytest
 from lulc import config
 from lulc.cli.commandline import ENVIRONMENT, Answer, config_from, parse, parser_for, run
 from lulc.config import option
+from lulc.core.options import FILE_ENDINGS, FOLDER
 from lulc.core.schema import InputError
 
 CONFIGS = [kind for name, kind in vars(config).items() if name.endswith("Config")]
@@ -59,8 +61,9 @@ def minimal(kind: type) -> list[str]:
     for field in dataclasses.fields(kind):
         if field.default is dataclasses.MISSING:
             flag = "--" + field.name.replace("_", "-")
-            words += ["x"] if field.metadata["positional"] else [flag, "x"]
-    return sorted(words, key=lambda w: not w.startswith("x")) if words.count("x") == len(words) else words
+            positional = field.metadata["positional"]
+            words += ["x.tif" if field.name == "out" else "x"] if positional else [flag, "x"]
+    return words
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -450,3 +453,55 @@ def test_control_characters_of_answers_and_messages_are_shown_as_escapes(
     assert "read\\x1b[2J" in log.read_text()
     assert run(Example, "An example.", action, ["a.tif", "--json"]) == 0
     assert capsys.readouterr().out == '{"class": "\\u009b1m"}\n'
+
+
+def outputs() -> list[tuple[type, dataclasses.Field[Any]]]:
+    known = [(kind, field) for kind in CONFIGS for field in dataclasses.fields(kind)]
+    return [(kind, field) for kind, field in known if field.metadata.get("endings")]
+
+
+def arguments_of(kind: type, **values: Any) -> dict[str, Any]:
+    needed = (f for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING)
+    return {f.name: f"given-{f.name}" for f in needed if f.name != "out"} | {"out": "o"} | values
+
+
+@pytest.mark.parametrize(("kind", "field"), outputs(), ids=lambda v: getattr(v, "name", None) or v.__name__)
+def test_an_output_has_an_ending_of_its_format(kind: type, field: dataclasses.Field[Any]) -> None:
+    endings = field.metadata["endings"]
+    right = [f"a.b{ending}" for ending in endings] + [f"A{ending.upper()}" for ending in endings if ending]
+    others = [e for e in FILE_ENDINGS if not any(f"x{e}".endswith(end) for end in endings if end)]
+    wrong = [f"x{ending}" for ending in others] + ([] if endings == FOLDER else ["x", "x.", ".x", "x.tif.gz"])
+    base = {"out": endings[0] and f"o{endings[0]}"} if field.name == "out" else {}
+    values = arguments_of(kind) | base
+    if field.name != "out" and "out" in values:
+        out = next(f for f in dataclasses.fields(kind) if f.name == "out")
+        values["out"] = f"o{(out.metadata['endings'] or ('.tif',))[0]}"
+    for path in right:
+        kind(**values | {field.name: path})
+    for path in wrong:
+        with pytest.raises(InputError) as caught:
+            kind(**values | {field.name: path})
+        assert f"'{path}'" in caught.value.problem and "type for example" in caught.value.hint
+
+
+@pytest.mark.parametrize(("tiles", "out", "right"), [
+    (False, "map.tif", True), (False, "MAP.TIFF", True), (False, "map.nc", False), (False, "map", False),
+    (True, "map", True), (True, "v1.2", True), (True, "map.tif", False), (True, "map.gpkg", False),
+])  # fmt: skip
+def test_a_map_is_a_geotiff_and_tiles_are_a_folder(tiles: bool, out: str, right: bool) -> None:
+    with contextlib.nullcontext() if right else pytest.raises(InputError, match="cannot write"):
+        config.ClassifyConfig(model="m", inputs=("b.tif",), out=out, tiles=tiles)
+
+
+def test_weights_are_described_in_json_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from lulc.cli.export_model import main
+
+    assert main(["run", "--out", str(tmp_path / "x.onnx")]) == 1
+    message = capsys.readouterr().err
+    assert "its ending is .onnx, expected a name in .json" in message and "x.json" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_there_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "run.keras").mkdir()
+    config.TrainConfig(data=("stacks",), out=str(tmp_path / "run.keras"))

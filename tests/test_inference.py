@@ -390,9 +390,9 @@ def test_bad_options_are_refused_before_any_work(
     monkeypatch.chdir(tmp_path)
     mosaic = write_mosaic(tmp_path / "mosaic.tif", image_of(300, 280))
     before = {p.name for p in tmp_path.iterdir()}
-    config = dataclasses.replace(configure(fast, mosaic, tmp_path / "map.tif"), **options)
+    config = configure(fast, mosaic, tmp_path / "map.tif")
     with pytest.raises(InputError) as caught:
-        classify(config)
+        classify(dataclasses.replace(config, **options))
     assert said in str(caught.value)
     assert {p.name for p in tmp_path.iterdir()} == before
 

@@ -255,8 +255,8 @@ def test_shares_make_the_tiles_of_one_process(
         ({"polygons": "patches.gpkg"}, "--polygons with --tiles"),
         ({"date": ()}, "hold no dates"),
         ({"date": ("July",)}, "expected one day"),
-        ({"tiles": False}, "--date without --tiles"),
-        ({"out": "map.tif"}, "names the folder"),
+        ({"tiles": False, "out": "map.tif"}, "--date without --tiles"),
+        ({"out": "map.tif"}, "ending of a file"),
         ({"tiles": False, "date": ()}, "expected a name in .tif"),
     ],
 )

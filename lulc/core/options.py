@@ -33,6 +33,7 @@ def option(
     metavar: str | None = None,
     positional: bool = False,
     group: str = "",
+    endings: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
@@ -52,6 +53,8 @@ def option(
         True for an argument without a name.
     group
         Heading under which the help shows it.
+    endings
+        How the name of an output may end, by which its format is known; `FOLDER` for a folder.
     """
     metadata = {
         "help": help,
@@ -60,10 +63,55 @@ def option(
         "metavar": metavar,
         "positional": positional,
         "group": group,
+        "endings": endings,
     }
     if default is ...:
         return field(metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+FOLDER = ("",)
+"""Endings of a folder: any but one by which a file is known."""
+
+FILE_ENDINGS = (
+    ".tif", ".tiff", ".vrt", ".img", ".jp2", ".nc", ".zarr", ".json", ".geojson", ".gpkg", ".shp", ".parquet",
+    ".csv", ".qml", ".sld", ".xml", ".html", ".md", ".png", ".jpg", ".pdf", ".npy", ".keras", ".h5", ".hdf5",
+    ".onnx", ".zip", ".yaml", ".yml", ".txt", ".log",
+)  # fmt: skip
+"""Endings by which people and programs know a file."""
+
+
+def check_ending(path: str, endings: tuple[str, ...], name: str) -> None:
+    """Refuse the name of an output whose ending stands for another format.
+
+    Parameters
+    ----------
+    path
+        The output.
+    endings
+        As of `option`.
+    name
+        Of the option, for messages.
+
+    Raises
+    ------
+    InputError
+        If the ending is none of these, or that of a file where a folder is to be written.
+    """
+    stem, ending = os.path.splitext(path.rstrip("/"))
+    if endings == FOLDER:
+        if ending.lower() in FILE_ENDINGS and not os.path.isdir(path):
+            raise InputError(
+                f"cannot write a folder under the name '{path}', since {ending} is the ending of a file, "
+                "expected a name without it",
+                f"{name} names a folder: type for example {stem}.",
+            )
+    elif not path.lower().endswith(endings):
+        raise InputError(
+            f"cannot write '{path}', since its ending is {ending or 'missing'}, expected a name in "
+            f"{' or '.join(endings)}",
+            f"{name} tells the format by its ending: type for example {stem}{endings[0]}.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +132,9 @@ class Options:
             taken = _checked(value, option, hints[option.name])
             if taken is not value:
                 object.__setattr__(self, option.name, taken)
+            for path in taken if isinstance(taken, tuple) else (taken,):
+                if option.metadata.get("endings") and path is not None:
+                    check_ending(path, option.metadata["endings"], shown_name(option))
 
 
 def take(value: Any, hint: Any) -> Any:

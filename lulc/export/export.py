@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from lulc.config import ExportConfig, ExportModelConfig
+from lulc.config import EXPORT_ENDINGS, STYLE_ENDINGS, ExportConfig, ExportModelConfig
 from lulc.core.documents import write_document
 from lulc.core.machine import GDAL_CACHE
 from lulc.core.schema import IGNORE, InputError
@@ -27,12 +27,6 @@ from lulc.maps.reader import TAG_PREFIX, ClassMap, open_map
 from lulc.maps.writer import PART, write_map
 from lulc.models.card import check_classifies, load_card
 from lulc.models.weights import find_model
-
-STYLES = (".qml", ".sld", ".aux.xml")
-"""Endings of what programs show a map with."""
-
-KINDS = (*STYLES, ".json", ".nc", ".zarr", ".tif")
-"""Endings of what a map can be written as."""
 
 LEVEL_TAG = "LULC_LEVEL"
 """Tag of a map that `write_level` wrote: its level."""
@@ -74,7 +68,7 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
         counted = set(kinds) & {".qml", ".sld", ".aux.xml", ".json"}
         entries = styles.count_entries(land_cover) if counted else ()
         for out, kind in zip(outputs, kinds, strict=True):
-            if kind in STYLES:
+            if kind in STYLE_ENDINGS:
                 _write_style(out, kind, source, entries)
             elif kind == ".json":
                 _write_item(out, source, land_cover, entries, dates, model)
@@ -83,7 +77,7 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
         for out in outputs if config.level is not None else ():
             with open_map(out) as grouped:
                 entries = styles.count_entries(grouped)
-            for style, kind in zip(_styles_of(out), STYLES, strict=True):
+            for style, kind in zip(_styles_of(out), STYLE_ENDINGS, strict=True):
                 _write_style(style, kind, out, entries)
     return (*outputs, *styled, *items)
 
@@ -125,7 +119,7 @@ def _beside(source: Path, level: str | None) -> list[Path]:
 
 
 def _styles_of(land_cover: Path) -> list[Path]:
-    """Where programs look for what they show a map with, in the order of `STYLES`."""
+    """Where programs look for what they show a map with, in the order of `STYLE_ENDINGS`."""
     return [land_cover.with_suffix(".qml"), land_cover.with_suffix(".sld"), Path(f"{land_cover}.aux.xml")]
 
 
@@ -156,13 +150,7 @@ def _check_level(level: str | None, outputs: Sequence[Path], kinds: Sequence[str
 
 
 def _kind_of(out: Path) -> str:
-    kind = next((k for k in KINDS if out.name.lower().endswith(k)), None)
-    if kind is None:
-        raise InputError(
-            f"cannot write '{out}', since its ending says no format, expected one of {', '.join(KINDS)}",
-            f"Type for example {out.with_suffix('.nc')}.",
-        )
-    return kind
+    return next(kind for kind in EXPORT_ENDINGS if out.name.lower().endswith(kind))
 
 
 def _item_name(model: Path) -> str:

@@ -116,24 +116,8 @@ def further_of(config: ClassifyConfig) -> tuple[Path, ...]:
 
 
 def check_outputs(config: ClassifyConfig, stamps: list[Stamp]) -> None:
-    """Refuse, before any work, names that are no files of the right kind, and what may not be replaced."""
+    """Refuse, before any work, to write over inputs, folders, and what may not be replaced."""
     out = Path(config.out)
-    if config.tiles and out.suffix:
-        raise InputError(
-            f"cannot write tiles to '{out}', since the last argument names the folder for them, expected a "
-            "name without an ending",
-            f"Type the folder's name last, for example {out.with_suffix('')}.",
-        )
-    if not config.tiles and out.suffix.lower() not in (".tif", ".tiff"):
-        raise InputError(
-            f"cannot write the map '{out}', since the last argument names it, expected a name in .tif",
-            f"Type the map's name last, for example {out.with_suffix('.tif')}.",
-        )
-    if config.polygons and Path(config.polygons).suffix.lower() != ".gpkg":
-        raise InputError(
-            f"cannot write the polygons '{config.polygons}', expected a name in .gpkg",
-            f"Type --polygons {Path(config.polygons).with_suffix('.gpkg')}.",
-        )
     inputs = _named_files(config) | {Path(stamp.path).resolve() for stamp in stamps}
     ours = claimed_by(out)
     for target in (out, *further_of(config)):
