@@ -18,6 +18,7 @@ INPUT = "input rasters"
 RUN = "running"
 CLUSTER = "several processes and machines"
 AREA = "areas with intervals, from a sample of points"
+REPORT = "title page"
 SAMPLING = "which crops are cut"
 AUGMENTATION = "how crops are changed"
 OPTIMISATION = "how weights change"
@@ -605,13 +606,13 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Options):
-    """Map and reference to figures."""
+    """Map and reference to a report."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
     reference: str | None = option(
         None,
-        "label raster, or vector file; may be left out where points are drawn (--design-sample, "
-        "--sample-error) or read (--sample)",
+        "label raster, or vector file; without one the report describes the map, and says what interpreted "
+        "points say (--sample)",
         metavar="REFERENCE",
         positional=True,
     )
@@ -629,23 +630,28 @@ class EvaluateConfig(Options):
     spruce: str | None = option(None, "spruce volume raster for clc-fi-13", metavar="RASTER")
     border: int = option(2, "width of the band along label borders that is also scored apart", unit="pixels")
     regions: str | None = option(
-        None, "manifest.json or polygons: scores for each stack or region", metavar="FILE"
+        None,
+        "manifest.json or polygons: scores for each stack or region; a manifest also says which land the "
+        "training used, so that headline and tables count the rest",
+        metavar="FILE",
     )
     compare: str | None = option(None, "second map: change matrix and McNemar's test", metavar="MAP")
     image: str | None = option(None, "mosaic to show beside the map", metavar="RASTER")
     run: str | None = option(
-        None, "run folder of the weights: its training curves join the report", metavar="FOLDER"
-    )
-    suspects: float | None = option(
         None,
-        "write OUT/suspects.tif and .csv: labelled pixels where the activation of the map's class exceeds "
-        "that of the label by at least this (0.5), candidates for wrong labels",
+        "run folder of the weights: says which land the training used, and adds its curves to the report",
+        metavar="FOLDER",
+    )
+    label_errors: float | None = option(
+        None,
+        "write OUT/label-errors.tif and .csv: labelled pixels where the activation of the map's class "
+        "exceeds that of the label by at least this (0.5), candidates for wrong labels",
         unit="0..1",
     )
     design_sample: int = option(
         0,
         "draw so many points to interpret, stratified by class and at least 50 in each, into sample.gpkg of "
-        "--out",
+        "--out; it doesn't say what the map says, sample-strata.csv beside it does",
         group=AREA,
     )
     sample_error: float | None = option(
@@ -656,7 +662,11 @@ class EvaluateConfig(Options):
         group=AREA,
     )
     sample: str | None = option(
-        None, "interpreted points: areas and accuracies with 95 %% intervals", metavar="FILE.gpkg", group=AREA
+        None,
+        "interpreted points with class numbers or names in the field reference: areas and accuracies with "
+        "95 %% intervals; points that can't be interpreted (0, or empty) are left out and counted",
+        metavar="FILE.gpkg",
+        group=AREA,
     )
     seed: int = option(1, "seed of the choice of points", group=AREA)
     mask: str | None = option(None, "cloud mask or scene classification", metavar="RASTER", group=INPUT)
@@ -672,6 +682,12 @@ class EvaluateConfig(Options):
     resample: bool = option(False, "resample (nearest) a reference on another grid", group=INPUT)
     allow_vrt: bool = option(False, "admit VRT mosaics", group=INPUT)
     allow_remote: bool = option(False, "admit remote files, which open connections", group=INPUT)
+    title: str | None = option(
+        None, "title of the report; names of map and reference where not given", metavar="TEXT", group=REPORT
+    )
+    author: str | None = option(None, "author of the report, as printed", metavar="NAME", group=REPORT)
+    date: str | None = option(None, "date of the report, as printed", metavar="TEXT", group=REPORT)
+    licence: str | None = option(None, "licence of map and report, as printed", metavar="TEXT", group=REPORT)
     overwrite: bool = option(False, "replace a finished report", group=RUN)
 
 

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import geopandas
 import numpy as np
 import pytest
-from affine import Affine
-from rasterio.crs import CRS
 
-from lulc.core.grid import GridSpec
-from lulc.core.schema import InputError, LandCoverClass, Legend
-from lulc.core.windows import Window
+from lulc.core.schema import InputError
 from lulc.evaluation.measures.area_estimation import (
     allocate,
-    check_free,
-    check_strata,
-    count_classes,
-    draw_sample,
     estimate,
     expected_accuracies,
-    hectares_per_pixel,
-    read_sample,
     sample_size,
-    write_sample,
 )
 
 # Olofsson et al. 2014, tables 8 and 9: deforestation, forest gain, stable forest, stable non-forest.
 PIXELS = np.array([200_000, 150_000, 3_200_000, 6_450_000])
 SAMPLE = np.array([[66, 0, 5, 4], [0, 55, 8, 12], [1, 0, 153, 11], [2, 1, 9, 313]])
-
-LEGEND = Legend("three", tuple(LandCoverClass(i, f"class {i}", "#000000") for i in (1, 2, 3)))
-GRID = GridSpec(CRS.from_epsg(3067), Affine(10, 0, 500_000, 0, -10, 6_700_000), 90, 70)
 
 
 def test_the_published_example_is_reproduced_to_the_printed_digits() -> None:
@@ -155,114 +140,6 @@ def test_allocation_gives_each_stratum_its_minimum_and_no_more_than_it_has() -> 
     shares = allocate(200, np.array([10, 0, 1_000_000]), 50)
     assert shares.tolist() == [10, 0, 190]
     assert allocate(30, np.array([500, 500]), 50).tolist() == [50, 50]
-
-
-def test_drawn_points_lie_in_their_strata_and_are_never_drawn_twice() -> None:
-    classes = np.random.default_rng(1).integers(0, 4, GRID.shape).astype(np.uint8)
-    corners = [(r, c) for r in range(0, 90, 32) for c in range(0, 70, 32)]
-    windows = [Window(r, c, 32, 32).intersect(GRID.extent) for r, c in corners]
-    pixels = count_classes(lambda w: classes[w.slices], windows, 3)
-    assert pixels.tolist() == [int((classes == k).sum()) for k in (1, 2, 3)]
-    points = draw_sample(
-        lambda w: classes[w.slices], windows, GRID, pixels, np.array([20, 30, 40]), np.random.default_rng(2)
-    )
-    assert points["stratum"].value_counts().to_dict() == {1: 20, 2: 30, 3: 40}
-    cols, rows = ~GRID.transform @ (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
-    assert np.allclose(rows % 1, 0.5) and np.allclose(cols % 1, 0.5)
-    assert (classes[rows.astype(int), cols.astype(int)] == points["stratum"]).all()
-    assert len({*zip(rows, cols, strict=True)}) == 90
-
-
-def test_every_pixel_of_a_stratum_is_drawn_equally_often() -> None:
-    classes = np.ones((6, 5), np.uint8)
-    windows = [Window(0, 0, 6, 2), Window(0, 2, 6, 3)]
-    grid = GridSpec(GRID.crs, GRID.transform, 6, 5)
-    rng = np.random.default_rng(3)
-    drawn = np.zeros((6, 5))
-    for _ in range(600):
-        points = draw_sample(lambda w: classes[w.slices], windows, grid, np.array([30]), np.array([10]), rng)
-        cols, rows = ~grid.transform @ (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
-        drawn[rows.astype(int), cols.astype(int)] += 1
-    assert abs(drawn - 200).max() < 5 * np.sqrt(600 * 1 / 3 * 2 / 3)
-
-
-def test_an_interpreted_sample_is_read_back_as_a_matrix(tmp_path) -> None:
-    classes = np.random.default_rng(1).integers(1, 4, GRID.shape).astype(np.uint8)
-    windows = [GRID.extent]
-    pixels = count_classes(lambda w: classes[w.slices], windows, 3)
-    points = draw_sample(
-        lambda w: classes[w.slices], windows, GRID, pixels, np.array([5, 6, 7]), np.random.default_rng(2)
-    )
-    path = tmp_path / "points.gpkg"
-    write_sample(points, path)
-    with pytest.raises(InputError, match="18 of 18 points"):
-        read_sample(path, LEGEND)
-    filled = geopandas.read_file(path)
-    filled["reference"] = filled["stratum"] % 3 + 1
-    write_sample(filled, path)
-    assert read_sample(path, LEGEND).tolist() == [[0, 5, 0], [0, 0, 6], [7, 0, 0]]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["points.gpkg"]
-
-
-def test_a_file_that_is_no_sample_is_refused(tmp_path) -> None:
-    (tmp_path / "no.gpkg").write_bytes(b"nothing of the kind")
-    with pytest.raises(InputError, match="no readable layer"):
-        read_sample(tmp_path / "no.gpkg", LEGEND)
-    with pytest.raises(InputError, match="there is no file"):
-        read_sample(tmp_path / "absent.gpkg", LEGEND)
-
-
-def test_the_area_of_a_pixel_needs_a_projected_crs() -> None:
-    assert hectares_per_pixel(GRID) == 0.01
-    with pytest.raises(InputError, match="no projected CRS"):
-        hectares_per_pixel(GridSpec(CRS.from_epsg(4326), Affine(0.001, 0, 24, 0, -0.001, 61), 9, 9))
-
-
-def drawn(path, classes: np.ndarray) -> geopandas.GeoDataFrame:
-    """A sample of a map, each point interpreted as what the map says, in a file."""
-    pixels = np.bincount(classes.ravel(), minlength=4)[1:4]
-    points = draw_sample(
-        lambda w: classes[w.slices],
-        [GRID.extent],
-        GRID,
-        pixels,
-        np.array([5, 6, 7]),
-        np.random.default_rng(2),
-    )
-    points["reference"] = points["stratum"]
-    write_sample(points, path)
-    return points
-
-
-def test_a_sample_of_this_map_is_accepted_in_any_crs_and_one_of_another_refused(tmp_path) -> None:
-    classes = np.random.default_rng(1).integers(1, 4, GRID.shape).astype(np.uint8)
-    points = drawn(tmp_path / "here.gpkg", classes)
-    check_strata(tmp_path / "here.gpkg", LEGEND, GRID, lambda w: classes[w.slices])
-    write_sample(points.to_crs("EPSG:4326"), tmp_path / "degrees.gpkg")
-    check_strata(tmp_path / "degrees.gpkg", LEGEND, GRID, lambda w: classes[w.slices])
-    with pytest.raises(InputError, match="18 of 18 points lie where the map has another class"):
-        check_strata(tmp_path / "here.gpkg", LEGEND, GRID, lambda w: classes[w.slices] % 3 + 1)
-    smaller = GridSpec(GRID.crs, GRID.transform, 45, 35)
-    with pytest.raises(InputError, match="of 18 points lie where"):
-        check_strata(tmp_path / "here.gpkg", LEGEND, smaller, lambda w: classes[w.slices])
-
-
-def test_work_on_a_sample_is_never_overwritten(tmp_path) -> None:
-    path = tmp_path / "sample.gpkg"
-    check_free(path, overwrite=False)
-    classes = np.random.default_rng(1).integers(1, 4, GRID.shape).astype(np.uint8)
-    points = drawn(path, classes)
-    for overwrite in (False, True):
-        with pytest.raises(InputError, match="there is one already"):
-            check_free(path, overwrite=overwrite)
-    points["reference"] = points["reference"].astype("Int32").mask(np.ones(len(points), bool))
-    write_sample(points, path)
-    check_free(path, overwrite=True)
-    with pytest.raises(InputError, match="there is one already"):
-        check_free(path, overwrite=False)
-    path.write_bytes(b"something else")
-    with pytest.raises(InputError, match="there is one already"):
-        check_free(path, overwrite=True)
 
 
 def test_accuracies_to_expect_are_those_against_labels_kept_within_bounds() -> None:

@@ -58,7 +58,7 @@ def test_areas_of_a_window_are_those_of_the_whole() -> None:
         whole = pixel_areas(GRIDS[name])
         part = pixel_areas(GRIDS[name], Window(30, 50, 100, 70))
         assert whole is not None and part is not None
-        np.testing.assert_allclose(part, whole[30:130, 50:120], rtol=1e-5)
+        np.testing.assert_allclose(part, whole[30:130, 50:120], rtol=1e-12)
     assert pixel_areas(GRIDS["coarse degrees"], Window(3, 4, 1, 1)).shape == (1, 1)  # type: ignore[union-attr]
 
 

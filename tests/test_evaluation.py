@@ -27,6 +27,7 @@ from lulc.core.schema import InputError, LandCoverClass, Legend
 from lulc.core.windows import squares_of
 from lulc.evaluation import evaluate as evaluate_module
 from lulc.evaluation.evaluate import evaluate, measure
+from lulc.evaluation.inputs import read_colors
 from lulc.evaluation.measures.area_estimation import estimate
 from lulc.evaluation.measures.metrics import Reliability, compare, count, score
 from lulc.evaluation.measures.regions import read_regions
@@ -125,7 +126,7 @@ def assert_equals_sklearn(truth: np.ndarray, predicted: np.ndarray, scores: Any,
         else:
             assert c.f1 is None
     assert scores.overall_accuracy == metrics.accuracy_score(truth, predicted)
-    for name in ("micro", "macro", "weighted"):
+    for name in ("macro", "weighted"):
         found = getattr(scores, name)
         expected = metrics.precision_recall_fscore_support(
             truth, predicted, labels=present, average=name, zero_division=0
@@ -135,7 +136,7 @@ def assert_equals_sklearn(truth: np.ndarray, predicted: np.ndarray, scores: Any,
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 200), st.booleans())
-def test_figures_agree_with_scikit_learn_to_the_last_digit(
+def test_metrics_agree_with_scikit_learn_to_the_last_digit(
     seed: int, classes: int, pixels: int, unclassified: bool
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -158,11 +159,13 @@ def test_the_whole_run_agrees_with_scikit_learn_whatever_the_window(scene, monke
     assert_equals_sklearn(truth, predicted, whole.scores, 4)
     monkeypatch.setattr(evaluate_module, "WINDOW", 17)
     pieces = evaluate(scene.config(out=str(scene.folder / "pieces")))
-    a, b = whole.findings.to_json(), pieces.findings.to_json()
+    a, b = whole.results.to_json(), pieces.results.to_json()
     assert a["calibration"].pop("nll") == pytest.approx(b["calibration"].pop("nll"), rel=1e-12)
     for key in ("ece", "classwise_ece", "brier"):
         assert a["calibration"].pop(key) == pytest.approx(b["calibration"].pop(key), rel=1e-9)
     a["calibration"].pop("bins"), b["calibration"].pop("bins")
+    areas = [data["areas"].pop("mapped_hectares") for data in (a, b)]
+    assert areas[0] == pytest.approx(areas[1], rel=1e-12)
     assert a == b
     assert (whole.folder / "map.png").read_bytes() == (pieces.folder / "map.png").read_bytes()
 
@@ -172,7 +175,7 @@ def test_a_perfect_map_scores_one(scene) -> None:
     path = write_raster(scene.folder / "perfect.tif", reference[None], nodata=255, tags=tags_of(LEGEND))
     scores = measure(scene.config(map=path))[0].scores
     assert scores.overall_accuracy == scores.kappa == 1.0
-    assert {scores.macro.f1, scores.micro.f1, scores.weighted.f1, scores.macro.iou} == {1.0}
+    assert {scores.macro.f1, scores.weighted.f1, scores.macro.iou} == {1.0}
 
 
 def test_ignored_pixels_change_nothing(scene) -> None:
@@ -242,10 +245,10 @@ def test_stacks_of_a_manifest_and_polygons_are_scored_apart(scene) -> None:
         crs="EPSG:3067",
     )
     frame.to_file(scene.folder / "regions.gpkg")
-    findings = measure(scene.config(regions=str(scene.folder / "regions.gpkg")))[0]
+    results = measure(scene.config(regions=str(scene.folder / "regions.gpkg")))[0]
     places = {"north": np.s_[:30], "south": np.s_[30:, 10:]}
-    assert [name for name, _ in findings.regions] == list(places)
-    for name, matrix in findings.regions:
+    assert [name for name, _ in results.regions] == list(places)
+    for name, matrix in results.regions:
         place = places[name]
         keep = scene.scored[place]
         expected = count(scene.reference[place][keep], scene.mapped[place][keep], 4)
@@ -256,7 +259,7 @@ def test_regions_that_lie_elsewhere_are_refused(scene) -> None:
     frame = geopandas.GeoDataFrame(geometry=[box(0, 0, 10, 10)], crs="EPSG:3067")
     frame.to_file(scene.folder / "far.gpkg")
     with rasterio.open(scene.map_path) as file:
-        grid = evaluate_module.GridSpec(file.crs, file.transform, file.height, file.width)
+        grid = GridSpec(file.crs, file.transform, file.height, file.width)
     with pytest.raises(InputError, match="none of them lies on the map"):
         read_regions(scene.folder / "far.gpkg", grid)
 
@@ -514,9 +517,11 @@ def test_a_report_that_was_interrupted_is_made_by_the_same_command(scene, monkey
     assert {p.name for p in report.iterdir()} == {p.name for p in again.files}
 
 
-@pytest.mark.parametrize("after", ["design", "suspect"])
-def test_a_report_lacks_its_last_file_until_sample_and_suspects_are_there(scene, monkeypatch, after) -> None:
-    asked = scene.config(design_sample=20, suspects=0.5)
+@pytest.mark.parametrize("after", ["design", "list_label_errors"])
+def test_a_report_lacks_its_last_file_until_sample_and_label_errors_are_there(
+    scene, monkeypatch, after
+) -> None:
+    asked = scene.config(design_sample=20, label_errors=0.5)
     original = getattr(evaluate_module, after)
 
     def interrupted(*arguments: Any) -> None:
@@ -546,7 +551,7 @@ def test_files_of_others_with_the_names_of_a_report_are_not_replaced(scene, name
 
 def test_the_first_and_the_last_file_of_a_report_are_those(scene, monkeypatch) -> None:
     moved: list[str] = []
-    for name in ("_write_rows", "write_document"):
+    for name in ("write_rows", "write_document"):
         original = getattr(publish, name)
         monkeypatch.setattr(
             publish, name, lambda path, *a, o=original: (moved.append(path.name), o(path, *a))[1]
@@ -558,8 +563,8 @@ def test_the_first_and_the_last_file_of_a_report_are_those(scene, monkeypatch) -
 def test_the_json_report_holds_the_figures_and_no_nan(scene) -> None:
     result = evaluate(scene.config())
     data = json.loads((result.folder / "report.json").read_text(), parse_constant=pytest.fail)
-    assert data["format_version"] == 1
-    assert data["total"]["confusion"] == result.findings.confusion.tolist()
+    assert data["format_version"] == 2
+    assert data["total"]["confusion"] == result.results.confusion.tolist()
     assert data["total"]["macro"]["f1"] == result.scores.macro.f1
     assert data["made"] == {"model": "small.keras"}
 
@@ -583,13 +588,15 @@ def test_a_map_of_the_real_labels_against_themselves_is_perfect(shared, tmp_path
 
 def interpret(path: Path, scene: Scene) -> np.ndarray:
     """Fill in a drawn sample with what the reference says; the confusion matrix of the points."""
-    points = geopandas.read_file(path)
+    points = geopandas.read_file(path, layer="sample")
+    assert set(points.columns) == {"id", "reference", "geometry"}, "the file is given out blind"
     cols, rows = ~TRANSFORM @ (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
-    truth = scene.reference[rows.astype(int), cols.astype(int)]
-    points["reference"] = np.where((truth > 0) & (truth < 255), truth, points["stratum"])
+    place = rows.astype(int), cols.astype(int)
+    truth, stratum = scene.reference[place], scene.mapped[place]
+    points["reference"] = np.where((truth > 0) & (truth < 255), truth, stratum)
     points.to_file(path, layer="sample", driver="GPKG")
     matrix = np.zeros((4, 4), np.int64)
-    np.add.at(matrix, (points["stratum"] - 1, points["reference"] - 1), 1)
+    np.add.at(matrix, (stratum - 1, points["reference"] - 1), 1)
     return matrix
 
 
@@ -601,12 +608,14 @@ def test_a_sample_is_drawn_interpreted_and_read_back_as_areas(scene: Scene) -> N
     assert matrix.sum() == 400
     result = evaluate(scene.config(sample=str(sample), overwrite=True))
     assert sample.exists()
-    areas = result.findings.areas
-    assert np.array_equal(areas.sample, matrix)
+    areas = result.results.areas
+    assert np.array_equal(areas.sample.matrix, matrix)
     mapped = np.array([(scene.mapped == k).sum() for k in (1, 2, 3, 4)])
     assert areas.mapped.tolist() == [(scene.mapped == 0).sum(), *mapped]
-    assert (areas.hectares, areas.unit) == (0.01, "ha")
-    expected = estimate(matrix, mapped * 0.01)
+    # On the central meridian the scale is 0.9996: a nominal 0.01 ha is a little more on the ground.
+    assert areas.unit == "ha"
+    np.testing.assert_allclose(areas.hectares[1:], mapped * 0.01 / 0.9996**2, rtol=1e-5)
+    expected = estimate(matrix, areas.hectares[1:])
     assert areas.estimates == expected
     stored = json.loads((scene.folder / "report" / "report.json").read_text())["areas"]["estimates"]
     assert stored["areas"][0]["value"] == expected.areas[0].value
@@ -678,7 +687,7 @@ def test_colors_of_an_image_lie_where_its_pixels_do(tmp_path: Path, step: int) -
     whole = np.full((70 // step + 1, 90 // step + 1, 3), np.inf)[: -(-70 // step), : -(-90 // step)]
     with open_source(path) as image:
         for window in squares_of(grid.extent, 32):
-            colors = evaluate_module._colors(image, grid, window, step)
+            colors = read_colors(image, grid, window, step)
             row, col = -(-window.row // step), -(-window.col // step)
             whole[row : row + colors.shape[0], col : col + colors.shape[1]] = colors
     expected = full[::step, ::step]
@@ -697,8 +706,8 @@ def test_areas_from_interpreted_points_need_no_reference(scene: Scene) -> None:
     matrix = interpret(sample, scene)
     beside = measure(scene.config(sample=str(sample)))[0]
     result = evaluate(scene.config(reference=None, sample=str(sample), overwrite=True))
-    areas = result.findings.areas
-    assert np.array_equal(areas.sample, matrix)
+    areas = result.results.areas
+    assert np.array_equal(areas.sample.matrix, matrix)
     assert (areas.mapped.tolist(), areas.estimates) == (beside.areas.mapped.tolist(), beside.areas.estimates)
     folder = scene.folder / "report"
     stored = json.loads((folder / "report.json").read_text())
@@ -715,15 +724,166 @@ def test_areas_from_interpreted_points_need_no_reference(scene: Scene) -> None:
     assert classes == [f"{k},class {k},,,,,,{(scene.mapped == k).sum()}" for k in (1, 2, 3, 4)]
 
 
-def test_a_map_with_nothing_to_judge_it_by_is_refused_with_what_to_type(scene: Scene) -> None:
-    with pytest.raises(InputError, match=r"(?s)neither a reference nor a sample.*--sample.*--design-sample"):
-        evaluate(scene.config(reference=None))
-    assert not (scene.folder / "report").exists()
+def test_a_report_without_a_reference_describes_the_map_and_scores_nothing(scene: Scene) -> None:
+    result = evaluate(scene.config(reference=None))
+    page = (scene.folder / "report" / "report.md").read_text()
+    assert page.startswith("# map.tif\n")
+    assert "nothing here says how good the map is" in page and "--design-sample" in page
+    assert not any(word in page for word in ("kappa", "Confusion", "overall accuracy", "Calibration"))
+    assert "## Where the map is least sure" in page and "| 2 class 2 |" in page
+    stored = json.loads((scene.folder / "report" / "report.json").read_text())
+    assert stored["total"] is None and stored["areas"]["unit"] == "ha"
+    assert scene.folder / "report" / "report.html" in result.files
 
 
-@pytest.mark.parametrize("option", ["compare", "regions", "label_field", "pine", "suspects"])
+def test_title_author_date_and_licence_stand_on_the_page(scene: Scene) -> None:
+    given = {
+        "title": "Land cover 2024",
+        "author": "Ministry <of> Maps",
+        "date": "1 May",
+        "licence": "CC BY 4.0",
+    }
+    evaluate(scene.config(**given))
+    folder = scene.folder / "report"
+    page, html = (folder / "report.md").read_text(), (folder / "report.html").read_text()
+    assert page.startswith(
+        "# Land cover 2024\n\nAuthor: Ministry &lt;of> Maps  \nDate: 1 May  \nLicence: CC BY 4.0"
+    )
+    assert "<h1>Land cover 2024</h1>" in html and "Ministry &lt;of&gt; Maps" in html
+    stored = json.loads((folder / "report.json").read_text())
+    assert {name: stored[name] for name in given} == given
+
+
+def test_one_word_stands_for_one_metric(scene: Scene) -> None:
+    """Of one class for each pixel, micro-F1 is overall accuracy once more."""
+    evaluate(scene.config())
+    for name in ("report.md", "report.html", "report.json"):
+        assert "micro-f1" not in (scene.folder / "report" / name).read_text().lower()
+
+
+def prepared(scene: Scene, windows: dict[str, tuple[int, int, int, int]]) -> Path:
+    """A folder of stacks at places of the scene's grid, as a manifest tells them."""
+    from lulc.core.schema import CHANNELS
+    from lulc.core.statistics import Statistics
+    from lulc.core.windows import Window
+    from lulc.datasets.manifest import Manifest, StackFile
+
+    folder = scene.folder / "stacks"
+    folder.mkdir(exist_ok=True)
+    whole = GridSpec(CRS.from_epsg(3067), TRANSFORM, *scene.mapped.shape)
+    statistics = Statistics((0.0,) * len(CHANNELS), (1.0,) * len(CHANNELS), 1)
+    stacks = []
+    for name, place in windows.items():
+        window, split = Window(*place), name.split("_")[0]
+        paths = [folder / f"{split}_{kind}_{name[-1]}.npy" for kind in ("image", "masks")]
+        np.save(paths[0], np.zeros((*window.shape, len(CHANNELS)), np.float32))
+        np.save(paths[1], np.ones(window.shape, np.uint8))
+        stacks.append(
+            StackFile(
+                name, split, *paths, window.shape, (1, 1, 1, 1), len(stacks), whole.crop(window), window,
+                statistics, ("0" * 64, "0" * 64),
+            )
+        )  # fmt: skip
+    channels = tuple({"name": c, "unit": "", "coding": "read"} for c in CHANNELS)
+    Manifest(folder, channels, "four", LEGEND, tuple(stacks), statistics).write()
+    return folder
+
+
+def test_with_a_manifest_every_headline_counts_held_out_land_alone(scene: Scene) -> None:
+    """Two training stacks, one of them beside a validation stack; the rest of the map was never used."""
+    folder = prepared(
+        scene, {"train_0": (0, 0, 40, 50), "train_1": (40, 0, 43, 20), "val_0": (40, 50, 30, 40)}
+    )
+    used = np.zeros(scene.mapped.shape, bool)
+    used[:40, :50] = used[40:, :20] = True
+    result = evaluate(scene.config(regions=str(folder / "manifest.json"), compare=scene.map_path))
+    held, seen = scene.scored & ~used, scene.scored & used
+    found = result.results
+    assert np.array_equal(found.confusion, count(scene.reference[held], scene.mapped[held], 4))
+    assert np.array_equal(found.seen, count(scene.reference[seen], scene.mapped[seen], 4))
+    assert np.array_equal(found.near + found.far, found.confusion)
+    assert (
+        found.levels[0].matrix.sum() == found.levels[0].summed.sum() == found.calibration.pixels == held.sum()
+    )
+    test = found.change.test
+    assert test.both + test.neither == held.sum()
+    page = (scene.folder / "report" / "report.md").read_text()
+    head = page.split("## ")[0]
+    accuracy = (scene.mapped[held] == scene.reference[held]).mean()
+    assert f"overall accuracy on held-out land: **{accuracy:.3f}**" in head
+    titles = [line for line in page.splitlines() if line.startswith("## ")]
+    assert titles.index("## Scores on held-out land") < titles.index("## Land that the training used")
+    assert "train_0 (training)" in page and "val_0 (validation)" in page
+    stored = json.loads((scene.folder / "report" / "report.json").read_text())
+    assert stored["held_out"] is True and stored["total"]["pixels"] == int(held.sum())
+    assert stored["seen_in_training"]["pixels"] == int(seen.sum())
+
+
+def test_the_console_shows_held_out_land_first(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    from lulc.cli.evaluate_classifications import main
+
+    folder = prepared(scene, {"train_0": (0, 0, 40, 97), "val_0": (40, 0, 43, 97)})
+    line = [scene.map_path, scene.reference_path, "--out", str(scene.folder / "report"), "-q"]
+    assert main([*line, "--regions", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    first, second = printed.index("Scores on held-out land"), printed.index("Land that the training used")
+    assert printed.index("Classes on held-out land") < first < second
+    held = int(scene.scored[40:].sum())
+    assert f"{held:,}" in printed[first:second] and f"{held:,}" not in printed[second:]
+
+
+def test_without_a_manifest_the_page_says_that_scores_may_include_training(scene: Scene) -> None:
+    evaluate(scene.config())
+    page = (scene.folder / "report" / "report.md").read_text()
+    assert "It is not known which land the training used" in page
+    assert json.loads((scene.folder / "report" / "report.json").read_text())["held_out"] is None
+
+
+def test_a_run_tells_the_land_of_its_training(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """From the card of its models, whichever grid the stacks have."""
+    run = scene.folder / "run"
+    run.mkdir()
+    (run / "history.csv").write_text("epoch,loss,val_loss\n1,2.0,2.5\n")
+    (run / "01-2.50.keras").write_bytes(b"")
+    aligned = [*list(TRANSFORM)[:6], 40, 50]
+    coarse = [*list(TRANSFORM @ Affine.translation(0, 40) @ Affine.scale(20))[:6], 2, 1]
+    card = {"crs": CRS.from_epsg(3067).to_wkt(), "stacks": [aligned, coarse]}
+    write_small_card(run / "01-2.50.keras", {"data": [{"folder": "stacks", "ground": [card]}]})
+    used = np.zeros(scene.mapped.shape, bool)
+    used[:40, :50] = used[40:80, :20] = True
+    found = measure(scene.config(run=str(run)))[0]
+    assert np.array_equal(found.seen > 0, found.seen > 0) and found.seen.sum() == (scene.scored & used).sum()
+    write_small_card(run / "01-2.50.keras", {"data": [{"folder": "stacks"}]})
+    assert measure(scene.config(run=str(run)))[0].seen is None
+    assert "don't say which land" in caplog.text
+
+
+def write_small_card(weights: Path, training: dict[str, Any]) -> None:
+    from lulc.core.statistics import Statistics
+    from lulc.models.card import Channel, ModelCard, write_card
+    from lulc.models.config import NetworkConfig
+
+    network = NetworkConfig(classes=4, channels=1, filters=(4,))
+    write_card(
+        ModelCard(
+            name="small", channels=(Channel("B02"),), legend=LEGEND, statistics=Statistics((0.0,), (1.0,)),
+            network=network, stride=2, halo=2, training=training, sha256="0" * 64, bytes=1,
+        ),
+        weights,
+    )  # fmt: skip
+
+
+def test_a_map_that_was_trained_on_throughout_has_no_headline(scene: Scene, caplog: Any) -> None:
+    folder = prepared(scene, {"train_0": (0, 0, 83, 97), "val_0": (0, 0, 1, 1)})
+    found = evaluate(scene.config(regions=str(folder))).results
+    assert not found.confusion.any() and found.seen.sum() == scene.scored.sum()
+    assert found.scores.overall_accuracy is None and "no scored pixel lies on held-out land" in caplog.text
+    assert "**–**" in (scene.folder / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("option", ["compare", "regions", "label_field", "pine", "label_errors"])
 def test_what_only_a_reference_answers_is_refused_without_one(scene: Scene, option: str) -> None:
-    more = {option: 0.5 if option == "suspects" else scene.map_path}
+    more = {option: 0.5 if option == "label_errors" else scene.map_path}
     with pytest.raises(InputError, match=f"cannot take --{option.replace('_', '-')}, since no reference"):
         evaluate(scene.config(reference=None, design_sample=20, **more))
 

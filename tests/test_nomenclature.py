@@ -115,7 +115,7 @@ def test_unknown_codes_are_listed_with_their_pixel_counts() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(-300, 600), min_size=1, max_size=40))
+@given(st.lists(st.integers(-300, 600), min_size=1, max_size=30))
 def test_remapping_agrees_with_a_dictionary(codes: list[int]) -> None:
     scheme = load_scheme("clc-level2")
     unknown = {c: n for c, n in Counter(codes).items() if c not in scheme.classes}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError
 
-from lulc.core.grid import GridSpec
+from lulc.core.grid import METRES_PER_DEGREE, GridSpec
 from lulc.core.windows import Window
 
 NODES = 64
@@ -51,13 +51,14 @@ def pixel_areas(grid: GridSpec, window: Window | None = None) -> NDArray[np.floa
     if known is None:
         return None
     to_degrees, geod, geographic = known
-    rows = _nodes(window.height, grid.pixel_size[1] * (111_320.0 if geographic else 1.0))
+    metres = METRES_PER_DEGREE if geographic else 1.0
+    rows = _nodes(window.row, window.height, grid.height, grid.pixel_size[1] * metres)
     # Pixels of one row of a grid in degrees are alike.
-    cols = np.array([window.width / 2]) if geographic else _nodes(window.width, grid.pixel_size[0])
-    part = grid.crop(window)
-    areas = np.array([[_area_at(part, geod, to_degrees, row, col) for col in cols] for row in rows])
-    across = np.arange(window.width) + 0.5
-    down = np.arange(window.height) + 0.5
+    cols = _nodes(window.col, 1 if geographic else window.width, grid.width, grid.pixel_size[0] * metres)
+    cols = cols[:1] if geographic else cols
+    areas = np.array([[_area_at(grid, geod, to_degrees, row, col) for col in cols] for row in rows])
+    across = window.col + np.arange(window.width) + 0.5
+    down = window.row + np.arange(window.height) + 0.5
     wide = np.array([np.interp(across, cols, row) for row in areas])
     return np.array([np.interp(down, rows, column) for column in wide.T]).T
 
@@ -75,15 +76,16 @@ def pixel_area(grid: GridSpec) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _nodes(pixels: int, metres: float) -> NDArray[np.float64]:
-    """Return places along an axis of so many pixels, from the first to the last pixel's centre."""
+def _nodes(start: int, count: int, pixels: int, metres: float) -> NDArray[np.float64]:
+    """Return places around some pixels of an axis: the same ones whichever window asks."""
     step = min(NODES, max(1, int(SPACING / metres)))
-    return np.linspace(0.5, pixels - 0.5, -(-pixels // step) + 1) if pixels > 1 else np.array([0.5])
+    places = np.arange(start // step, -(-(start + count) // step) + 1) * step
+    return np.unique(np.clip(places, 0.5, max(0.5, pixels - 0.5)))
 
 
-def _area_at(part: GridSpec, geod: Geod, to_degrees: _ToDegrees, row: float, col: float) -> float:
+def _area_at(grid: GridSpec, geod: Geod, to_degrees: _ToDegrees, row: float, col: float) -> float:
     corners = [(col - 0.5, row - 0.5), (col + 0.5, row - 0.5), (col + 0.5, row + 0.5), (col - 0.5, row + 0.5)]
-    xs, ys = zip(*(part.transform @ corner for corner in corners), strict=True)
+    xs, ys = zip(*(grid.transform @ corner for corner in corners), strict=True)
     lons, lats = to_degrees(xs, ys)
     return abs(float(geod.polygon_area_perimeter(lons, lats)[0]))
 

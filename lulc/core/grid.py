@@ -11,6 +11,7 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform
+from shapely.geometry import Polygon
 
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
@@ -75,6 +76,13 @@ class GridSpec:
         left, top = self.transform @ (0, 0)
         right, bottom = self.transform @ (self.width, self.height)
         return (left, bottom, right, top)
+
+    def outline(self) -> Polygon:
+        """Return the border as a polygon in the CRS, with points along each side for reprojection."""
+        steps = [i / 16 for i in range(16)]
+        ring = [(s, 0.0) for s in steps] + [(1.0, s) for s in steps]
+        ring += [(1 - s, 1.0) for s in steps] + [(0.0, 1 - s) for s in steps]
+        return Polygon([self.transform @ (x * self.width, y * self.height) for x, y in ring])
 
     @property
     def pixel_size(self) -> tuple[float, float]:

@@ -232,6 +232,36 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
+GROUND_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "maxItems": 10_000,
+    "items": {
+        "type": "object",
+        "required": ["crs", "stacks"],
+        "properties": {
+            "crs": GRID_SCHEMA["properties"]["crs"],
+            "stacks": {
+                "type": "array",
+                "maxItems": 1_000_000,
+                "items": {"type": "array", "minItems": 8, "maxItems": 8, "items": {"type": "number"}},
+            },
+        },
+    },
+}
+"""JSON Schema of `ground_of`."""
+
+
+def ground_of(stacks: Sequence[StackFile]) -> list[dict[str, Any]] | None:
+    """Return geotransform, rows and columns of each stack by CRS; None where a grid is unknown."""
+    found: dict[str, list[list[float]]] = {}
+    for stack in stacks:
+        if stack.grid is None:
+            return None
+        grid = stack.grid.to_json()
+        found.setdefault(grid["crs"], []).append([*grid["transform"], grid["height"], grid["width"]])
+    return [{"crs": crs, "stacks": grids} for crs, grids in found.items()]
+
+
 def write_sealed(path: Path, data: dict[str, Any]) -> None:
     """Write a document with a field ``seal``, the sha256 of all others."""
     write_document(path, data | {"seal": seal_of(data)})

@@ -28,7 +28,7 @@ TABLES = Path(__file__).with_name("tables")
 
 CORINE = ("clc-level1", "clc-level2", "clc-level3")
 PRODUCTS = ("worldcover", "dynamic-world", "esri-10m")
-SCHEMES = (*CORINE, "clc-fi-13", "kaakonkulma-13", *PRODUCTS)
+SCHEMES = (*CORINE, "kaakonkulma-13", "clc-fi-13", *PRODUCTS)
 """Names of the built-in schemes."""
 
 PALETTE = (

@@ -342,13 +342,25 @@ def _check_vector(path: str) -> str:
     return driver
 
 
-def _only_layer(path: str, driver: str) -> tuple[str, dict[str, Any]]:
-    """(name, pyogrio's description) of the one layer with geometries."""
+def find_layer(path: str, preferred: str) -> str:
+    """Return the layer of that name, or the only one with geometries, of a GeoPackage or GeoJSON.
+
+    Raises
+    ------
+    InputError
+        If the file is none of these, or has several layers and none of that name.
+    """
+    return _only_layer(path, _check_vector(path), preferred)[0]
+
+
+def _only_layer(path: str, driver: str, preferred: str | None = None) -> tuple[str, dict[str, Any]]:
+    """(name, pyogrio's description) of the preferred layer, or of the one layer with geometries."""
     # It loads geopandas and pandas, which takes longer than most rasters take to open.
     import pyogrio
 
     try:
         layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
+        layers = [preferred] if preferred in layers else layers
         if len(layers) != 1:
             raise unreadable(path, f"it has {len(layers)} layers with geometries ({', '.join(layers[:9])})")
         info = pyogrio.read_info(path, layer=layers[0])

@@ -1,7 +1,8 @@
 """Areas and accuracies with confidence intervals, from a stratified random sample of interpreted points.
 
-A pixel count is no area: it carries the errors of the map. The map's classes serve as strata instead;
-points are drawn in each, interpreted, and their confusion matrix corrects the mapped areas.
+Pixel counts are biased area estimates, since the map has errors. Instead the map's classes are strata: points
+are drawn in each (`lulc.evaluation.measures.sample`) and interpreted, and their confusion matrix corrects the
+mapped areas.
 
 References
 ----------
@@ -12,30 +13,16 @@ practices for estimating area and assessing accuracy of land change. Remote Sens
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lulc.core.grid import GridSpec
-from lulc.core.removal import remove_temporary
-from lulc.core.schema import InputError, Legend
-from lulc.core.storage import write_atomically
-from lulc.core.windows import Window
-
-if TYPE_CHECKING:
-    import geopandas
+from lulc.core.schema import InputError
 
 Z95 = 1.96
 """Half the width of a 95 % interval in standard errors, as rounded in the paper."""
-
-LAYER = "sample"
-ReadClasses = Callable[[Window], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +74,7 @@ class AreaEstimates:
     areas: tuple[Estimate, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """All figures as JSON-ready data."""
+        """Return all estimates as JSON-ready data."""
         lists = {"users": self.users, "producers": self.producers, "areas": self.areas}
         return {"overall": self.overall.to_json()} | {n: [e.to_json() for e in v] for n, v in lists.items()}
 
@@ -182,8 +169,8 @@ def sample_size(
 def expected_accuracies(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     """User's accuracies (class,) to expect, from a comparison with labels, for `sample_size`.
 
-    Labels are no sample of interpreted points, and their figures only a guess: kept within 0.5 and 0.95,
-    and 0.75 where no pixel was compared.
+    Labels are no sample of interpreted points, so the accuracy against them is a guess: it is kept within 0.5
+    and 0.95, and is 0.75 where no pixel was compared.
 
     Parameters
     ----------
@@ -232,214 +219,3 @@ def allocate(points: int, pixels: NDArray[np.int64], minimum: int = 50) -> NDArr
         if result.sum() < points and not fixed[i] and result[i] < pixels[i]:
             result[i] += 1
     return result
-
-
-def count_classes(read: ReadClasses, windows: Iterable[Window], classes: int) -> NDArray[np.int64]:
-    """Mapped pixels of the classes 1..N (class,), read window by window."""
-    total = np.zeros(256, np.int64)
-    for window in windows:
-        total += np.bincount(read(window).ravel(), minlength=256)
-    return total[1 : classes + 1]
-
-
-def hectares_per_pixel(grid: GridSpec) -> float:
-    """Area of a pixel.
-
-    Raises
-    ------
-    InputError
-        If the CRS counts degrees, where pixels differ in area.
-    """
-    if not grid.crs or not grid.crs.is_projected:
-        raise InputError(
-            f"cannot compute areas, since the map has no projected CRS ({grid.describe()}), "
-            "expected one in metres",
-            "Reproject the map to an equal-area CRS such as EPSG:3035, with nearest neighbour.",
-        )
-    x, y = grid.pixel_size
-    return x * y * float(grid.crs.linear_units_factor[1]) ** 2 / 10_000
-
-
-def draw_sample(
-    read: ReadClasses,
-    windows: Iterable[Window],
-    grid: GridSpec,
-    pixels: NDArray[np.int64],
-    allocation: NDArray[np.int64],
-    rng: np.random.Generator,
-) -> geopandas.GeoDataFrame:
-    """Draw a stratified random sample of pixels, without replacement, window by window.
-
-    Parameters
-    ----------
-    read
-        Gives the class numbers uint8 (y, x) of a window.
-    windows
-        Windows that tile the map, in the order in which `pixels` was counted.
-    grid
-        Grid of the map.
-    pixels, allocation
-        Mapped pixels and wanted points of each class (class,).
-    rng
-        Source of randomness.
-
-    Returns
-    -------
-    GeoDataFrame
-        Pixel centres with the columns id (in random order, so that the sequence tells nothing about
-        the map's class), stratum (the map's class) and reference (empty, to be interpreted).
-    """
-    import geopandas
-    import pandas as pd
-
-    # Choosing ranks first, then meeting them in passing, needs memory for the sample alone.
-    ranks = [
-        np.sort(rng.choice(int(n), int(k), replace=False)) for n, k in zip(pixels, allocation, strict=True)
-    ]
-    seen = np.zeros(len(pixels), np.int64)
-    found: list[tuple[int, int, int]] = []
-    for window in windows:
-        classes = read(window).ravel()
-        for k, chosen in enumerate(ranks):
-            places = np.flatnonzero(classes == k + 1)
-            low, high = np.searchsorted(chosen, (seen[k], seen[k] + len(places)))
-            for place in places[chosen[low:high] - seen[k]]:
-                row, col = divmod(int(place), window.width)
-                found.append((k + 1, window.row + row, window.col + col))
-            seen[k] += len(places)
-    shuffled = [found[i] for i in rng.permutation(len(found))]
-    centres = [grid.transform @ (col + 0.5, row + 0.5) for _, row, col in shuffled]
-    return geopandas.GeoDataFrame(
-        {
-            "id": np.arange(1, len(shuffled) + 1),
-            "stratum": [stratum for stratum, _, _ in shuffled],
-            "reference": pd.array([None] * len(shuffled), dtype="Int32"),
-        },
-        geometry=geopandas.points_from_xy(*np.reshape(centres, (-1, 2)).T),
-        crs=grid.crs.to_wkt(),
-    )
-
-
-def write_sample(points: geopandas.GeoDataFrame, path: str | os.PathLike[str]) -> None:
-    """Write points to interpret as GeoPackage: fill in the field `reference` with class numbers."""
-    with write_atomically(path) as temporary:
-        # The driver makes its own file, and wants none of that name to be there.
-        remove_temporary(temporary)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The filename extension should be 'gpkg'")
-            points.to_file(temporary, layer=LAYER, driver="GPKG")
-
-
-def read_points(path: str | os.PathLike[str], legend: Legend) -> geopandas.GeoDataFrame:
-    """Interpreted points, each with a stratum and a reference of the legend.
-
-    Raises
-    ------
-    InputError
-        If the file is no sample, or points are not interpreted, or have class numbers that the legend
-        doesn't know.
-    """
-    import geopandas
-
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"cannot read the sample, since there is no file '{path}'", "Check the path.")
-    try:
-        points = geopandas.read_file(path, layer=LAYER)
-    except Exception as error:  # pyogrio has several kinds for files that it can't read
-        raise InputError(
-            f"cannot read the sample '{path}', since it has no readable layer '{LAYER}' ({error})",
-            "Give the GeoPackage that was drawn for this map.",
-        ) from error
-    missing = {"stratum", "reference"} - set(points.columns)
-    if missing:
-        raise InputError(
-            f"cannot read the sample '{path}', since it lacks the fields {sorted(missing)}",
-            "Give the GeoPackage that was drawn for this map.",
-        )
-    known = range(1, len(legend) + 1)
-    bad = points[~(points["stratum"].isin(known) & points["reference"].isin(known))]
-    if len(bad):
-        values = sorted({str(v) for v in bad["reference"]})[:10]
-        raise InputError(
-            f"cannot use the sample '{path}', since {len(bad)} of {len(points)} points have the reference "
-            f"{', '.join(values)}, expected class numbers 1..{len(legend)}",
-            "Interpret these points, and fill in their field 'reference'.",
-        )
-    return points
-
-
-def read_sample(path: str | os.PathLike[str], legend: Legend) -> NDArray[np.int64]:
-    """The confusion matrix of interpreted points.
-
-    Returns
-    -------
-    int64 (class, class)
-        Rows the map's class, columns the reference, as `estimate` takes it.
-
-    Raises
-    ------
-    InputError
-        As `read_points`.
-    """
-    points = read_points(path, legend)
-    matrix = np.zeros((len(legend), len(legend)), np.int64)
-    np.add.at(matrix, (points["stratum"].astype(int) - 1, points["reference"].astype(int) - 1), 1)
-    return matrix
-
-
-def check_strata(path: str | os.PathLike[str], legend: Legend, grid: GridSpec, read: ReadClasses) -> None:
-    """Refuse a sample that was drawn from another map.
-
-    Parameters
-    ----------
-    path, legend
-        As in `read_points`.
-    grid, read
-        Grid of the map, and class numbers uint8 (y, x) of a window.
-
-    Raises
-    ------
-    InputError
-        If a point lies outside the map, or where the map has another class than its stratum.
-    """
-    points = read_points(path, legend)
-    if points.crs is not None and points.crs.to_wkt() != grid.crs.to_wkt():
-        points = points.to_crs(grid.crs.to_wkt())
-    cols, rows = ~grid.transform @ (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
-    strata = points["stratum"].astype(int)
-    astray = 0
-    for row, col, stratum in zip(np.floor(rows), np.floor(cols), strata, strict=True):
-        pixel = Window(int(row), int(col), 1, 1).intersect(grid.extent)
-        astray += not pixel.height or not pixel.width or int(read(pixel)[0, 0]) != stratum
-    if astray:
-        raise InputError(
-            f"cannot use the sample '{path}', since {astray} of {len(points)} points lie where the map has "
-            "another class than their stratum, expected points that were drawn from this map",
-            "Give the map from which they were drawn, with the same --mask, --bounds and --aoi.",
-        )
-
-
-def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Refuse to replace a sample: it may hold days of interpretation.
-
-    Raises
-    ------
-    InputError
-        If there is a file and `overwrite` is not set, or a point in it has a reference.
-    """
-    import geopandas
-
-    path = Path(path)
-    if not path.exists():
-        return
-    try:
-        begun = overwrite and geopandas.read_file(path, layer=LAYER)["reference"].notna().any()
-    except Exception:  # what can't be read may be anything
-        begun = True
-    if begun or not overwrite:
-        raise InputError(
-            f"cannot draw a sample into '{path}', since there is one already"
-            + (", with points that were interpreted" if overwrite else ""),
-            f"Use it: --sample {path}. Or move it away.",
-        )

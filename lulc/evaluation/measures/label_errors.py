@@ -24,8 +24,8 @@ from lulc.maps.geotiff import MapProfile
 from lulc.maps.reader import ClassMap
 from lulc.maps.writer import PART, write_map
 
-RASTER = "suspects.tif"
-TABLE = "suspects.csv"
+RASTER = "label-errors.tif"
+TABLE = "label-errors.csv"
 
 SMALLEST = 4
 """Pixels of the smallest place in the list; smaller ones are in the raster only."""
@@ -37,7 +37,7 @@ Read = Callable[[Window], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
-class Place:
+class Patch:
     """Candidates that touch each other.
 
     Parameters
@@ -68,7 +68,7 @@ class Place:
         return self.pixels * self.margin
 
 
-def find_suspects(
+def find_label_errors(
     land_cover: ClassMap,
     read_labels: Read,
     folder: Path,
@@ -104,20 +104,20 @@ def find_suspects(
     if not land_cover.has_activations:
         raise InputError(
             f"cannot look for wrong labels with '{land_cover.name}', since it has no activation bands",
-            "Make the map without `--activations none`, or leave --suspects out.",
+            "Make the map without `--activations none`, or leave --label-errors out.",
         )
     if not 0 < least < 1:
         raise InputError(
             f"cannot look for wrong labels with a margin of {least}, expected above 0 and below 1",
-            "Type --suspects 0.5.",
+            "Type --label-errors 0.5.",
         )
-    found: list[Place] = []
+    found: list[Patch] = []
     raster = folder / RASTER
     tags = {LEGEND_TAG: land_cover.tags.get(LEGEND_TAG, "")}
 
     def look(window: Window) -> np.ndarray:
         candidates = _look(land_cover, read_labels, window, least)
-        found.extend(_places(candidates, land_cover, window, regions))
+        found.extend(_patches(candidates, land_cover, window, regions))
         found[:] = sorted(found, key=lambda place: -place.weight)[:LISTED]
         return candidates.values[np.newaxis]
 
@@ -147,9 +147,9 @@ def _look(land_cover: ClassMap, read_labels: Read, window: Window, least: float)
     return _Candidates(values, labels, np.where(suspect, margins, np.nan).astype(np.float32))
 
 
-def _places(
+def _patches(
     candidates: _Candidates, land_cover: ClassMap, window: Window, regions: Sequence[Region]
-) -> Iterator[Place]:
+) -> Iterator[Patch]:
     mask = np.isfinite(candidates.margins).astype(np.uint8)
     _, numbers, boxes, centres = cv2.connectedComponentsWithStats(mask, connectivity=8)
     names = land_cover.legend.names
@@ -166,7 +166,7 @@ def _places(
         )
         region = _region_at(regions, land_cover, window.row + row, window.col + col)
         margin = float(candidates.margins[box][inside].mean())
-        yield Place(x, y, region, pixels, labelled, mapped, margin)
+        yield Patch(x, y, region, pixels, labelled, mapped, margin)
 
 
 def _region_at(regions: Sequence[Region], land_cover: ClassMap, row: int, col: int) -> str:
@@ -177,7 +177,7 @@ def _region_at(regions: Sequence[Region], land_cover: ClassMap, row: int, col: i
     return ""
 
 
-def _write_table(places: Sequence[Place], path: Path) -> None:
+def _write_table(places: Sequence[Patch], path: Path) -> None:
     header = ("rank", "x", "y", "region", "pixels", "labelled", "mapped", "margin")
     rows = (
         (rank, p.x, p.y, p.region, p.pixels, p.labelled, p.mapped, f"{p.margin:.3f}")

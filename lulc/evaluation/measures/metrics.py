@@ -1,4 +1,4 @@
-"""Figures of agreement between a map and its reference, from counts alone.
+"""Metrics of agreement between a map and its reference, from counts alone.
 
 Everything here works on a confusion matrix or on sums that grow window by window, so that memory does
 not depend on the size of the map.
@@ -101,7 +101,7 @@ class Scores:
 
     Macro and weighted means run over the classes that occur in the reference **or** in the map, which
     is scikit-learn's ``labels=`` those classes with ``zero_division=0``: a class that is mapped where it
-    never is costs as much as one that is never found. Micro means pool their counts.
+    never is costs as much as one that is never found.
 
     Parameters
     ----------
@@ -119,14 +119,13 @@ class Scores:
     unclassified: int
     overall_accuracy: float | None
     kappa: float | None
-    micro: Averages | None
     macro: Averages | None
     weighted: Averages | None
     classes: tuple[ClassScore, ...]
 
 
 def score(confusion: NDArray[np.int64], legend: Legend) -> Scores:
-    """All figures of a confusion matrix.
+    """Compute all metrics of a confusion matrix.
 
     Parameters
     ----------
@@ -151,10 +150,9 @@ def score(confusion: NDArray[np.int64], legend: Legend) -> Scores:
         precision, recall, f1, iou = (float(r[i]) if occurs[i] else None for r in ratios)
         size = (int(support[i]), int(mapped[i]))
         classes.append(ClassScore(c.number, c.name, precision, recall, f1, iou, *size))
-    micro = macro = weighted = None
+    macro = weighted = None
     if total:
         kept = [r[occurs] for r in ratios]
-        micro = Averages(*(float(r) for r in _ratios(hits.sum(), support.sum(), mapped.sum())))
         macro = Averages(*(float(r.mean()) for r in kept))
         weighted = Averages(*(float(np.average(r, weights=support[occurs])) for r in kept))
     return Scores(
@@ -162,7 +160,6 @@ def score(confusion: NDArray[np.int64], legend: Legend) -> Scores:
         int(confusion[:, 0].sum()),
         float(hits.sum() / total) if total else None,
         _kappa(confusion),
-        micro,
         macro,
         weighted,
         tuple(classes),
@@ -334,7 +331,7 @@ class Reliability:
             sums[row] += np.bincount(place, weights, minlength=self._bins)
 
     def result(self) -> Calibration | None:
-        """The figures; None where no pixel was counted."""
+        """Return the metrics; None where no pixel was counted."""
         pixels, confidence, truth = self._sums
         total = pixels[0].sum()
         if not total:

@@ -1,7 +1,8 @@
-"""Parts of a map that are scored apart: stacks of a manifest, or polygons."""
+"""Parts of a map that are scored apart: stacks of a manifest, polygons, and the land that a training used."""
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.features import geometry_mask
 
+from lulc.core.documents import check_document
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.datasets.loading import load_manifest
+from lulc.datasets.manifest import GROUND_SCHEMA, MANIFEST
+from lulc.models.card import load_card
 from lulc.rasters.vectors import VectorCodes
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
+
+logger = logging.getLogger("lulc")
+
+SPLITS = {"train": "training", "val": "validation"}
+"""Splits of a manifest as they are printed."""
 
 NAME_FIELDS = ("name", "region", "id")
 """Fields of polygons that give their names, in this order; numbers where there is none."""
@@ -74,16 +83,21 @@ def read_regions(path: str | os.PathLike[str], grid: GridSpec) -> list[Region]:
         If the file can't be read, or nothing of it lies on the map.
     """
     path = Path(path)
-    if path.is_dir() or path.name == "manifest.json":
-        regions = _from_manifest(path if path.is_dir() else path.parent, grid)
-    else:
-        regions = _from_polygons(path, grid)
+    regions = _from_manifest(_folder_of(path), grid) if _is_manifest(path) else _from_polygons(path, grid)
     if not regions:
         raise InputError(
             f"cannot score the regions of '{path}', since none of them lies on the map ({grid.describe()})",
             "Give the manifest or polygons of the same place.",
         )
     return regions
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.is_dir() or path.name == MANIFEST
+
+
+def _folder_of(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def _from_manifest(folder: Path, grid: GridSpec) -> list[Region]:
@@ -100,10 +114,80 @@ def _from_manifest(folder: Path, grid: GridSpec) -> list[Region]:
                 f"  {stack.grid.describe()}\nexpected pixels of the map\n  {grid.describe()}",
                 "Give the manifest of stacks from the same mosaic, or polygons.",
             )
-        extent = Window(*grid.offset_of(stack.grid), *stack.grid.shape).intersect(grid.extent)
-        if extent.height and extent.width:
-            regions.append(Region(f"{stack.name} ({stack.split})", extent))
+        region = _stack_region(f"{stack.name} ({SPLITS[stack.split]})", stack.grid, grid)
+        if region.extent.height and region.extent.width:
+            regions.append(region)
     return regions
+
+
+def read_ground(
+    regions: str | os.PathLike[str] | None, run: str | os.PathLike[str] | None, grid: GridSpec
+) -> list[Region] | None:
+    """Return the training stacks on a map, from a manifest and from the card of a run.
+
+    Parameters
+    ----------
+    regions
+        As in `read_regions`; polygons tell nothing of a training.
+    run
+        Run folder of the weights.
+    grid
+        Grid of the map.
+
+    Returns
+    -------
+    list of Region
+        None where neither says where the training stacks lie.
+    """
+    found: list[Region] | None = None
+    if regions is not None and _is_manifest(Path(regions)):
+        stacks = load_manifest(_folder_of(Path(regions))).of("train")
+        found = [_stack_region(s.name, s.grid, grid) for s in stacks if s.grid is not None]
+    if run is not None:
+        ground = _ground_of(Path(run))
+        if ground is None:
+            logger.warning(
+                "the models in '%s' don't say which land they were trained on: give --regions with the "
+                "manifest.json of their stacks", run,
+            )  # fmt: skip
+        else:
+            found = [*(found or ()), *(_stack_region("training", stack, grid) for stack in ground)]
+    return None if found is None else [r for r in found if r.extent.height and r.extent.width]
+
+
+def _ground_of(run: Path) -> list[GridSpec] | None:
+    """Return the grids of the stacks that a run was trained on; None where its cards don't tell."""
+    found: list[GridSpec] = []
+    for path in sorted(run.glob("*.json")):
+        if not path.with_suffix(".keras").exists():
+            continue
+        for entry in load_card(path).training.get("data", ()):
+            if "ground" not in entry:
+                return None
+            check_document(entry["ground"], GROUND_SCHEMA, "land of the training in the card", str(path))
+            for part in entry["ground"]:
+                grids = (
+                    {"crs": part["crs"], "transform": s[:6], "height": s[6], "width": s[7]}
+                    for s in part["stacks"]
+                )
+                found += map(GridSpec.from_json, grids)
+        # All models of a run were trained on the same stacks.
+        return found
+    return None
+
+
+def _stack_region(name: str, stack: GridSpec, grid: GridSpec) -> Region:
+    """Return the region of a stack, by its outline where it lies on other pixels than the map's."""
+    if grid.is_aligned(stack):
+        return Region(name, Window(*grid.offset_of(stack), *stack.shape).intersect(grid.extent))
+    import geopandas
+
+    outline = stack.outline()
+    if stack.crs != grid.crs:
+        outline = geopandas.GeoSeries([outline], crs=stack.crs.to_wkt()).to_crs(grid.crs.to_wkt()).iloc[0]
+    if outline.is_empty or not np.isfinite(outline.bounds).all():
+        return Region(name, Window(0, 0, 0, 0))
+    return Region(name, _extent_of(outline, grid), outline)
 
 
 def _from_polygons(path: Path, grid: GridSpec) -> list[Region]:

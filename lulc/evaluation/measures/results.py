@@ -1,9 +1,10 @@
-"""What an evaluation found: counts, from which every figure follows."""
+"""Results of an evaluation: counts, from which every metric follows."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from lulc.core.schema import Legend
 from lulc.core.version import __version__
 from lulc.evaluation.measures.area_estimation import AreaEstimates
 from lulc.evaluation.measures.metrics import Calibration, Comparison, Scores, score
+from lulc.evaluation.measures.sample import Sample
 from lulc.labels.levels import Level
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ class Gathered:
     summed: NDArray[np.int64] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All figures as JSON-ready data."""
+        """All metrics as JSON-ready data."""
         legend = self.level.legend
-        summed = None if self.summed is None else figures_of(self.summed, legend)
-        return {"from_codes": self.from_codes, **figures_of(self.matrix, legend), "summed": summed}
+        summed = None if self.summed is None else metrics_of(self.summed, legend)
+        return {"from_codes": self.from_codes, **metrics_of(self.matrix, legend), "summed": summed}
 
 
 @dataclass(frozen=True)
@@ -76,45 +78,45 @@ class Areas:
     mapped
         int64 (N + 1,), pixels of class 0 (unclassified), 1, ..., N that count.
     hectares
-        Area of a pixel; None where the CRS has no areas.
+        float64 (N + 1,), their geodesic areas; None where the CRS lies nowhere on the Earth.
     sample
-        int64 (class, class), interpreted points: rows the map's class, columns the reference; or None.
+        Interpreted points; or None.
     estimates
         What they say, areas in hectares, or in pixels without; None without a sample.
-    name
-        File of the points.
     """
 
     mapped: NDArray[np.int64]
-    hectares: float | None
-    sample: NDArray[np.int64] | None = None
+    hectares: NDArray[np.float64] | None
+    sample: Sample | None = None
     estimates: AreaEstimates | None = None
-    name: str | None = None
 
     @property
     def unit(self) -> str:
         """Unit of the areas."""
         return "pixels" if self.hectares is None else "ha"
 
-    def of(self, pixels: int) -> float:
-        """Pixels in the unit of the areas."""
-        return pixels * (1.0 if self.hectares is None else self.hectares)
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Mapped area of class 0, 1, ..., N in that unit."""
+        return self.mapped.astype(np.float64) if self.hectares is None else self.hectares
 
     def to_json(self) -> dict[str, Any]:
-        """All figures as JSON-ready data."""
+        """Return all metrics as JSON-ready data."""
         return {
             "unit": self.unit,
             "mapped_pixels": self.mapped.tolist(),
-            "hectares_per_pixel": self.hectares,
-            "sample": None if self.sample is None else self.sample.tolist(),
-            "sample_file": self.name,
+            "mapped_hectares": None if self.hectares is None else self.hectares.tolist(),
+            "sample": None if self.sample is None else self.sample.to_json(),
             "estimates": None if self.estimates is None else self.estimates.to_json(),
         }
 
 
 @dataclass(frozen=True)
-class Findings:
-    """All counts of an evaluation; figures follow from them.
+class Results:
+    """All counts of an evaluation; metrics follow from them.
+
+    Where it is known which land the training used, everything but `seen`, `regions` and `areas` counts only
+    land that it did not use.
 
     Parameters
     ----------
@@ -142,6 +144,10 @@ class Findings:
         (name, value) of what the map says about how it was made.
     areas
         Areas of the classes.
+    seen
+        The matrix of land that the training used; None where that is not known.
+    read_as
+        How the reference was read (`lulc.labels.labels.Labels.describe`).
     training
         history.csv of the run that trained the weights, or None.
     """
@@ -161,15 +167,22 @@ class Findings:
     without_reference: int
     made: tuple[tuple[str, str], ...]
     areas: Areas
+    seen: NDArray[np.int64] | None = None
+    read_as: Mapping[str, Any] = field(default_factory=dict)
     training: Path | None = None
 
     @property
     def scores(self) -> Scores:
-        """Figures of all scored pixels."""
+        """Metrics of all scored pixels, of held-out land where that is known."""
         return score(self.confusion, self.legend)
 
+    @property
+    def scored(self) -> str:
+        """The land that is scored, for headings."""
+        return "" if self.seen is None else " on held-out land"
+
     def parts(self) -> list[tuple[str, Scores]]:
-        """(name, figures) of the total, the CORINE levels, border and interior; none without a reference."""
+        """(name, metrics) of the total, the CORINE levels, border and interior; none without a reference."""
         if self.reference is None:
             return []
         named = [("all classes", self.confusion, self.legend)]
@@ -184,7 +197,7 @@ class Findings:
         return [(name, score(matrix, legend)) for name, matrix, legend in named]
 
     def to_json(self) -> dict[str, Any]:
-        """All figures as JSON-ready data."""
+        """Return all metrics as JSON-ready data."""
         compared = self.reference is not None
         levels = {f"level{g.level.number}": g.to_json() for g in self.levels if compared}
         return {
@@ -192,18 +205,21 @@ class Findings:
             "lulc": __version__,
             "map": self.map,
             "reference": self.reference,
+            "read_as": dict(self.read_as),
             "made": dict(self.made),
             "legend": self.legend.to_json(),
             "without_map": self.without_map if compared else None,
             "without_reference": self.without_reference if compared else None,
-            "total": figures_of(self.confusion, self.legend) if compared else None,
+            "held_out": True if self.seen is not None else None,
+            "total": metrics_of(self.confusion, self.legend) if compared else None,
+            "seen_in_training": None if self.seen is None else metrics_of(self.seen, self.legend),
             "level1": levels.get("level1"),
             "level2": levels.get("level2"),
             "areas": self.areas.to_json(),
             "border_pixels": self.border,
-            "border": None if self.near is None else figures_of(self.near, self.legend),
-            "interior": None if self.far is None else figures_of(self.far, self.legend),
-            "regions": [{"name": name, **figures_of(m, self.legend)} for name, m in self.regions],
+            "border": None if self.near is None else metrics_of(self.near, self.legend),
+            "interior": None if self.far is None else metrics_of(self.far, self.legend),
+            "regions": [{"name": name, **metrics_of(m, self.legend)} for name, m in self.regions],
             "calibration": None if self.calibration is None else dataclasses.asdict(self.calibration),
             "change": None
             if self.change is None
@@ -215,6 +231,6 @@ class Findings:
         }
 
 
-def figures_of(matrix: NDArray[np.int64], legend: Legend) -> dict[str, Any]:
-    """All figures of a matrix as JSON-ready data, and the matrix."""
+def metrics_of(matrix: NDArray[np.int64], legend: Legend) -> dict[str, Any]:
+    """Return all metrics of a matrix as JSON-ready data, and the matrix."""
     return {**dataclasses.asdict(score(matrix, legend)), "confusion": matrix.tolist()}

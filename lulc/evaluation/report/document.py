@@ -96,21 +96,24 @@ class Page:
     title
         Heading of the page.
     summary
-        (name, value) of the few figures to be seen first.
+        (name, value) of the few metrics to be seen first.
     sections
         The rest.
     viewer
         A map to move and to ask, shown in the first section.
+    byline
+        (name, value) below the title: author, date, licence.
     """
 
     title: str
     summary: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
     viewer: Viewer | None = None
+    byline: tuple[tuple[str, str], ...] = ()
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure as printed; an en dash where it is not defined.
+    """Return a number as printed; an en dash where it is not defined.
 
     Examples
     --------
@@ -121,7 +124,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    """A table in Markdown, numbers aligned right.
+    """Return a table in Markdown, numbers aligned right.
 
     Examples
     --------
@@ -137,7 +140,7 @@ def markdown_table(table: Table) -> str:
 
 
 def plain_table(table: Table) -> str:
-    """A table for a terminal: columns as wide as their cells, numbers aligned right.
+    """Return a table for a terminal: columns as wide as their cells, numbers aligned right.
 
     Examples
     --------
@@ -151,6 +154,8 @@ def plain_table(table: Table) -> str:
 def write_markdown(page: Page, path: str | os.PathLike[str]) -> None:
     """Write a report as Markdown that shows the pictures beside it."""
     parts = [f"# {_escape(page.title)}"]
+    if page.byline:
+        parts.append("  \n".join(f"{_escape(name)}: {_escape(value)}" for name, value in page.byline))
     if page.summary:
         parts.append("\n".join(f"- {_escape(name)}: **{_escape(value)}**" for name, value in page.summary))
     for section in page.sections:

@@ -29,7 +29,7 @@ from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.storage import write_atomically
 from lulc.evaluation.measures.area_estimation import Estimate
 from lulc.evaluation.measures.metrics import Calibration
-from lulc.evaluation.report.views import UNCLASSIFIED_COLOR, Place
+from lulc.evaluation.report.views import UNCLASSIFIED_COLOR, UnsureSquare
 
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 """Colours that people with any colour vision tell apart (Okabe and Ito, 2008)."""
@@ -402,7 +402,7 @@ def draw_reliability(calibration: Calibration, path: str | os.PathLike[str], *, 
 
 def draw_uncertainty(
     unsure: NDArray[np.float32],
-    places: Sequence[Place],
+    places: Sequence[UnsureSquare],
     grid: GridSpec,
     path: str | os.PathLike[str],
     *,
@@ -491,7 +491,8 @@ def draw_areas(
         ax.set_xlabel(unit)
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         ax.grid(axis="x", alpha=0.25)
-        ax.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+        # Outside: whatever lies inside may hide an interval.
+        figure.legend(loc="outside lower center", ncols=2)
 
 
 def draw_history(history: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:

@@ -18,10 +18,10 @@ from lulc.core.schema import InputError, Legend
 from lulc.core.storage import Lock
 from lulc.core.text import visible
 from lulc.evaluation.measures.label_errors import RASTER, TABLE
-from lulc.evaluation.measures.results import FORMAT_VERSION, Areas, Findings
+from lulc.evaluation.measures.results import FORMAT_VERSION, Areas, Results
 from lulc.evaluation.report.document import write_html, write_markdown
-from lulc.evaluation.report.sections import page_of
-from lulc.evaluation.report.views import Place, Views, least_sure
+from lulc.evaluation.report.sections import NO_IMPRINT, Imprint, page_of
+from lulc.evaluation.report.views import UnsureSquare, Views, least_sure
 
 FILES = (
     "report.json", "report.md", "report.html", "classes.csv", "confusion.csv", "change.csv", "areas.csv",
@@ -34,10 +34,11 @@ FIRST, LAST = "classes.csv", "report.json"
 """What is written first and last."""
 
 
-def write_findings(
-    findings: Findings,
+def write_report(
+    results: Results,
     views: Views,
     folder: str | os.PathLike[str],
+    imprint: Imprint = NO_IMPRINT,
     more: Callable[[], Sequence[Path]] = tuple,
 ) -> list[Path]:
     """Write every file of a report, each whole or not at all: `FIRST` first, `LAST` last.
@@ -47,10 +48,12 @@ def write_findings(
 
     Parameters
     ----------
-    findings, views
+    results, views
         What the report says and shows.
     folder
         Where to.
+    imprint
+        Title, author, date and licence.
     more
         Writes what belongs to the report beside these files, and returns its paths.
 
@@ -63,7 +66,7 @@ def write_findings(
     own = own_folder(folder)
     own.take(lambda: is_report(folder))
     with Lock(own.mark, f"the report into '{folder}'"):
-        written = _write(findings, views, own, more)
+        written = _write(results, views, own, imprint, more)
         own.release()
     return written
 
@@ -86,25 +89,25 @@ _REPORT = {"type": "object", "required": ["format_version", "lulc", "map"]}
 
 
 def _write(
-    findings: Findings, views: Views, own: OwnFolder, more: Callable[[], Sequence[Path]]
+    results: Results, views: Views, own: OwnFolder, imprint: Imprint, more: Callable[[], Sequence[Path]]
 ) -> list[Path]:
     folder = own.path
     own.remove(LAST)
-    tables = {FIRST: _class_rows(findings)}
-    if findings.reference is not None:
-        tables["confusion.csv"] = _matrix_rows(findings.confusion, findings.legend)
-    if findings.change:
+    tables = {FIRST: _class_rows(results)}
+    if results.reference is not None:
+        tables["confusion.csv"] = _matrix_rows(results.confusion, results.legend)
+    if results.change:
         corner = "map\\second map"
-        tables["change.csv"] = _matrix_rows(findings.change.matrix, findings.legend, corner)
-    if findings.areas.estimates:
-        tables["areas.csv"] = _area_rows(findings.areas, findings.legend)
+        tables["change.csv"] = _matrix_rows(results.change.matrix, results.legend, corner)
+    if results.areas.estimates:
+        tables["areas.csv"] = _area_rows(results.areas, results.legend)
     for name, rows in tables.items():
         write_rows(folder / name, rows)
     written = [folder / name for name in tables]
     places = least_sure(views)
-    pictures = _draw(findings, views, places, folder)
+    pictures = _draw(results, views, places, folder)
     written += pictures
-    page = page_of(findings, views, places, {p.name: p for p in pictures})
+    page = page_of(results, views, places, {p.name: p for p in pictures}, imprint)
     write_markdown(page, folder / "report.md")
     write_html(page, folder / "report.html")
     written += [folder / name for name in ("report.md", "report.html")]
@@ -112,16 +115,16 @@ def _write(
         if folder / name not in written:
             own.remove(name)
     written += more()
-    write_document(folder / LAST, findings.to_json())
+    write_document(folder / LAST, {**dataclasses.asdict(imprint), **results.to_json()})
     return [*written, folder / LAST]
 
 
-def _class_rows(findings: Findings) -> list[list[Any]]:
+def _class_rows(results: Results) -> list[list[Any]]:
     rows: list[list[Any]] = [["number", "name", "precision", "recall", "f1", "iou", "support", "mapped"]]
-    if findings.reference is None:
-        mapped = findings.areas.mapped
-        return rows + [[c.number, c.name, *[""] * 5, int(mapped[c.number])] for c in findings.legend.classes]
-    for c in findings.scores.classes:
+    if results.reference is None:
+        mapped = results.areas.mapped
+        return rows + [[c.number, c.name, *[""] * 5, int(mapped[c.number])] for c in results.legend.classes]
+    for c in results.scores.classes:
         rows.append([("" if v is None else v) for v in dataclasses.astuple(c)])
     return rows
 
@@ -144,44 +147,42 @@ def _area_rows(areas: Areas, legend: Legend) -> list[list[Any]]:
         legend.classes, areas.estimates.areas, areas.estimates.users, areas.estimates.producers, strict=True
     )
     for c, *estimates in each:
-        figures = [v for e in estimates for v in (e.value, e.standard_error)]
-        mapped = areas.of(int(areas.mapped[c.number]))
-        rows.append([c.number, c.name, mapped, *("" if np.isnan(v) else v for v in figures)])
+        values = [v for e in estimates for v in (e.value, e.standard_error)]
+        mapped = float(areas.values[c.number])
+        rows.append([c.number, c.name, mapped, *("" if np.isnan(v) else v for v in values)])
     return rows
 
 
-def _draw(findings: Findings, views: Views, places: list[Place], folder: Path) -> list[Path]:
+def _draw(results: Results, views: Views, places: list[UnsureSquare], folder: Path) -> list[Path]:
     # matplotlib takes longer to import than a bad map takes to be refused.
     from lulc.evaluation.report import figures
 
-    classes = (dataclasses.replace(c, name=visible(c.name)) for c in findings.legend.classes)
-    legend, grid = Legend(findings.legend.name, tuple(classes)), views.grid
+    classes = (dataclasses.replace(c, name=visible(c.name)) for c in results.legend.classes)
+    legend, grid = Legend(results.legend.name, tuple(classes)), views.grid
     paths = [folder / "map.png"]
-    figures.draw_map(views.map, legend, grid, paths[0], title=visible(f"Land cover, {findings.map}"))
+    figures.draw_map(views.map, legend, grid, paths[0], title=visible(f"Land cover, {results.map}"))
     beside = [("Image", views.image), ("Reference", views.reference), ("Map", views.map)]
     panels = [(title, view) for title, view in beside if view is not None]
     if len(panels) > 1:
         paths.append(folder / "side-by-side.png")
         figures.draw_panels(panels, legend, grid, paths[-1])
-    if findings.reference is not None:
+    if results.confusion.any():
         paths.append(folder / "confusion.png")
-        figures.draw_confusion(
-            findings.confusion, legend, paths[-1], title="Confusion matrix, % of each reference class"
-        )
-    if findings.calibration:
+        title = f"Confusion matrix{results.scored}, % of each reference class"
+        figures.draw_confusion(results.confusion, legend, paths[-1], title=title)
+    if results.calibration:
         paths.append(folder / "reliability.png")
-        figures.draw_reliability(findings.calibration, paths[-1], title="Reliability of the activations")
+        title = f"Reliability of the probabilities{results.scored}"
+        figures.draw_reliability(results.calibration, paths[-1], title=title)
     unsure = views.entropy()
     if unsure is not None:
         paths.append(folder / "least-sure.png")
         figures.draw_uncertainty(unsure, places, grid, paths[-1], title="Uncertainty of the map")
-    if findings.areas.estimates:
+    if results.areas.estimates:
         paths.append(folder / "areas.png")
-        mapped = [findings.areas.of(int(n)) for n in findings.areas.mapped[1:]]
-        figures.draw_areas(
-            findings.areas.estimates.areas, mapped, legend, paths[-1], unit=findings.areas.unit
-        )
-    if findings.training:
+        mapped = results.areas.values[1:].tolist()
+        figures.draw_areas(results.areas.estimates.areas, mapped, legend, paths[-1], unit=results.areas.unit)
+    if results.training:
         paths.append(folder / "history.png")
-        figures.draw_history(findings.training, paths[-1])
+        figures.draw_history(results.training, paths[-1])
     return paths

@@ -1,4 +1,4 @@
-"""What a report says: the findings of an evaluation as sections of text, pictures and tables."""
+"""Sections of a report: text, pictures and tables from the results of an evaluation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,127 +18,188 @@ from lulc.core.schema import Legend
 from lulc.core.version import __version__
 from lulc.evaluation.measures.area_estimation import Estimate
 from lulc.evaluation.measures.metrics import BINS, Calibration, Scores, score
-from lulc.evaluation.measures.results import Areas, Change, Findings
+from lulc.evaluation.measures.results import Areas, Change, Results
 from lulc.evaluation.report.document import Page, Picture, Section, Table, number
 from lulc.evaluation.report.viewer import embed
-from lulc.evaluation.report.views import Place, Views, entropy_by_class
+from lulc.evaluation.report.views import UnsureSquare, Views, entropy_by_class
 
 SCORE_HEADER = (
-    "part", "pixels", "overall accuracy", "kappa", "micro-F1", "macro-F1", "weighted F1", "mean IoU",
+    "part", "pixels", "overall accuracy", "kappa", "macro-F1", "weighted F1", "mean IoU",
 )  # fmt: skip
-CLASS_HEADER = ("class", "precision", "recall", "F1", "IoU", "reference pixels", "map pixels")
+CLASS_HEADER = (
+    "class", "user's accuracy", "producer's accuracy", "F1", "IoU", "reference pixels", "map pixels",
+)  # fmt: skip
+
+SEEN = "Land that the training used"
+"""Heading of what is not held out."""
 
 
-def page_of(findings: Findings, views: Views, places: Sequence[Place], pictures: Mapping[str, Path]) -> Page:
-    """The report of an evaluation.
+@dataclass(frozen=True)
+class Imprint:
+    """What the title page says beside the results, as printed; None where nothing was given."""
+
+    title: str | None = None
+    author: str | None = None
+    date: str | None = None
+    licence: str | None = None
+
+    def byline(self) -> tuple[tuple[str, str], ...]:
+        """(name, value) of what was given, the title left out."""
+        given = (("Author", self.author), ("Date", self.date), ("Licence", self.licence))
+        return tuple((name, value) for name, value in given if value)
+
+
+NO_IMPRINT = Imprint()
+
+
+def page_of(
+    results: Results,
+    views: Views,
+    places: Sequence[UnsureSquare],
+    pictures: Mapping[str, Path],
+    imprint: Imprint = NO_IMPRINT,
+) -> Page:
+    """Return the report of an evaluation.
 
     Parameters
     ----------
-    findings, views
+    results, views
         What was found, and what there is to see.
     places
         Where the map is least sure.
     pictures
         Files of the pictures, by name.
+    imprint
+        Title, author, date and licence.
     """
-    sections = [_map_section(findings, pictures)]
-    if findings.reference is not None:
-        sections += _agreement_sections(findings, pictures)
-    sections.append(_area_section(findings.areas, findings.legend, pictures))
-    if findings.calibration:
-        sections.append(_calibration_section(findings.calibration, pictures["reliability.png"]))
+    sections = [_map_section(results, pictures)]
+    if results.reference is not None:
+        sections += _agreement_sections(results, pictures)
+    sections.append(_area_section(results.areas, results.legend, pictures))
+    if results.calibration:
+        sections.append(_calibration_section(results, results.calibration, pictures["reliability.png"]))
     if "least-sure.png" in pictures:
-        sections.append(_unsure_section(findings.legend, views, places, pictures["least-sure.png"]))
-    if findings.change:
-        sections.append(_change_section(findings.change, findings.legend))
-    if findings.training:
-        sections.append(_training_section(findings.training, pictures["history.png"]))
-    sections.append(_made_section(findings))
-    levels = [gathered.level for gathered in findings.levels]
-    viewer = embed(views, findings.legend, levels, places, findings.map)
-    against = findings.reference or (f"the points of {findings.areas.name}" if findings.areas.name else None)
-    title = f"{findings.map} against {against}" if against else findings.map
-    return Page(title, _summary(findings), tuple(sections), viewer)
+        sections.append(_unsure_section(results.legend, views, places, pictures["least-sure.png"]))
+    if results.change:
+        sections.append(_change_section(results.change, results.legend))
+    if results.seen is not None:
+        sections.append(_seen_section(results.seen, results.legend))
+    if results.training:
+        sections.append(_training_section(results.training, pictures["history.png"]))
+    sections.append(_made_section(results))
+    levels = [gathered.level for gathered in results.levels]
+    viewer = embed(views, results.legend, levels, places, results.map)
+    sample = results.areas.sample
+    against = results.reference or (f"the points of {sample.name}" if sample else None)
+    title = imprint.title or (f"{results.map} against {against}" if against else results.map)
+    return Page(title, _summary(results), tuple(sections), viewer, imprint.byline())
 
 
-def _summary(findings: Findings) -> tuple[tuple[str, str], ...]:
-    """The figures to be seen first: agreement with a reference, else what a sample says."""
-    scores, areas = findings.scores, findings.areas
-    if findings.reference is not None:
+def _summary(results: Results) -> tuple[tuple[str, str], ...]:
+    """Return the metrics to be seen first: agreement with a reference, else what a sample says."""
+    scores, areas = results.scores, results.areas
+    if results.reference is not None:
         return (
-            ("overall accuracy", number(scores.overall_accuracy)),
-            ("micro-F1", number(scores.micro.f1 if scores.micro else None)),
+            (f"overall accuracy{results.scored}", number(scores.overall_accuracy)),
             ("macro-F1", number(scores.macro.f1 if scores.macro else None)),
             ("Cohen's kappa", number(scores.kappa)),
             ("scored pixels", f"{scores.pixels:,}"),
         )
-    mapped = (f"mapped {areas.unit}", f"{areas.of(int(areas.mapped.sum())):,.0f}")
+    mapped = (f"mapped {areas.unit}", f"{areas.values.sum():,.0f}")
     if areas.estimates is None or areas.sample is None:
         return (mapped,)
     return (
         ("overall accuracy, 95 % interval", _interval(areas.estimates.overall)),
-        ("interpreted points", f"{areas.sample.sum():,}"),
+        ("interpreted points", f"{areas.sample.points:,}"),
         mapped,
     )
 
 
-def _agreement_sections(findings: Findings, pictures: Mapping[str, Path]) -> list[Section]:
-    """What the reference says of the map."""
-    scores = findings.scores
+def _agreement_sections(results: Results, pictures: Mapping[str, Path]) -> list[Section]:
+    """Return what the reference says of the map."""
+    scores, where = results.scores, results.scored
+    shown = pictures.get("confusion.png")
     sections = [
-        Section("Scores", _notes(findings), tables=(score_table("Scores", findings.parts()),)),
+        Section(f"Scores{where}", _notes(results), tables=(score_table(f"Scores{where}", results.parts()),)),
         Section(
-            "Classes",
+            f"Classes{where}",
             (
-                "Precision is the user's accuracy, recall the producer's. A dash marks classes that occur "
-                "neither in the reference nor in the map.",
+                "User's accuracy is the share of the pixels mapped as a class that are right (precision), "
+                "producer's accuracy the share of the class's reference pixels that are found (recall). A "
+                "dash marks classes that occur neither in the reference nor in the map.",
             ),
-            tables=(class_table(scores),),
+            tables=(class_table(scores, f"Classes{where}"),),
         ),
         Section(
-            "Confusion",
-            pictures=(Picture(pictures["confusion.png"], _confusion_words(findings)),),
-            tables=(_matrix_table(findings.confusion, findings.legend, "reference", "map"),),
+            f"Confusion{where}",
+            pictures=(Picture(shown, _confusion_words(results)),) if shown else (),
+            tables=(_matrix_table(results.confusion, results.legend, "reference", "map"),),
         ),
     ]
-    if findings.regions:
-        parts = [(name, score(matrix, findings.legend)) for name, matrix in findings.regions]
+    if results.regions:
+        parts = [(name, score(matrix, results.legend)) for name, matrix in results.regions]
         sections.append(Section("Stacks and regions", tables=(score_table("Stacks and regions", parts),)))
     return sections
 
 
-def _map_section(findings: Findings, pictures: Mapping[str, Path]) -> Section:
-    shown = [Picture(pictures["map.png"], f"Land-cover map {findings.map} with its legend", instead=True)]
+def _seen_section(seen: NDArray[np.int64], legend: Legend) -> Section:
+    """Return the scores that must not be taken for the quality of the map."""
+    scores = score(seen, legend)
+    return Section(
+        SEEN,
+        (
+            "These pixels lie in training stacks. Their scores say how well the network remembers its "
+            "labels; elsewhere the map is as good as the scores on held-out land.",
+        ),
+        tables=(
+            score_table(SEEN, [("all classes", scores)]),
+            class_table(scores, f"Classes, {SEEN.lower()}"),
+        ),
+    )
+
+
+def _map_section(results: Results, pictures: Mapping[str, Path]) -> Section:
+    shown = [Picture(pictures["map.png"], f"Land-cover map {results.map} with its legend", instead=True)]
     if "side-by-side.png" in pictures:
-        words = f"beside the map {findings.map}, in the same colours"
-        words = f"Reference {findings.reference} {words}" if findings.reference else f"Image {words}"
+        words = f"beside the map {results.map}, in the same colours"
+        words = f"Reference {results.reference} {words}" if results.reference else f"Image {words}"
         shown.append(Picture(pictures["side-by-side.png"], words))
-    return Section("Map", pictures=tuple(shown))
+    alone = results.reference is None and results.areas.sample is None
+    text = (
+        "This report describes the map alone: without a reference, nothing here says how good the map is. "
+        "Give labels, or points that were interpreted (--design-sample, then --sample).",
+    )
+    return Section("Map", text if alone else (), pictures=tuple(shown))
 
 
-def _notes(findings: Findings) -> tuple[str, ...]:
-    scores = findings.scores
+def _notes(results: Results) -> tuple[str, ...]:
+    scores = results.scores
     notes = [
+        "Only land that the training did not use is scored: land outside its training stacks. Validation "
+        "stacks belong to it, though they chose the epoch of the weights."
+        if results.seen is not None
+        else "It is not known which land the training used, so scores may be too good. Give the "
+        "manifest.json of the stacks (--regions) or the run folder (--run) to score held-out land alone.",
         "Macro and weighted means run over the classes that occur in the reference or in the map.",
-        f"{findings.without_reference:,} pixels have no reference and {findings.without_map:,} pixels with "
+        f"{results.without_reference:,} pixels have no reference and {results.without_map:,} pixels with "
         "one have no map; neither are scored.",
     ]
     if scores.unclassified:
         notes.append(
             f"{scores.unclassified:,} scored pixels are unclassified in the map (class 0): each is a miss."
         )
-    if any(g.from_codes for g in findings.levels):
+    if any(g.from_codes for g in results.levels):
         notes.append(
             "Level 1 of the reference follows from its codes; that of the map from its classes, where a "
             "class that gathers codes of several groups counts as the group in its legend."
         )
-    elif findings.levels:
+    elif results.levels:
         notes.append(
             "CORINE levels follow from the classes on both sides; a class that gathers codes of several "
             "groups (of the 13 classes, bare areas and grasslands) counts as the group in its legend: bare "
             "areas as artificial, grasslands as semi-natural."
         )
-    if any(g.summed is not None for g in findings.levels):
+    if any(g.summed is not None for g in results.levels):
         notes.append(
             "With activations summed, the map's group is the one whose classes together have the highest "
             "activation, rather than the group of the most likely class."
@@ -146,17 +208,17 @@ def _notes(findings: Findings) -> tuple[str, ...]:
 
 
 def score_table(caption: str, parts: list[tuple[str, Scores]]) -> Table:
-    """A table with one row of figures for each (name, scores)."""
+    """Return a table with one row of metrics for each (name, scores)."""
     rows = []
     for name, s in parts:
-        f1 = [number(m.f1 if m else None) for m in (s.micro, s.macro, s.weighted)]
+        f1 = [number(m.f1 if m else None) for m in (s.macro, s.weighted)]
         iou = number(s.macro.iou if s.macro else None)
         rows.append((name, f"{s.pixels:,}", number(s.overall_accuracy), number(s.kappa), *f1, iou))
     return Table(caption, SCORE_HEADER, tuple(rows))
 
 
-def class_table(scores: Scores) -> Table:
-    """A table with one row for each class."""
+def class_table(scores: Scores, caption: str = "Classes") -> Table:
+    """Return a table with one row for each class."""
     rows = tuple(
         (
             f"{c.number} {c.name}",
@@ -166,7 +228,7 @@ def class_table(scores: Scores) -> Table:
         )
         for c in scores.classes
     )
-    return Table("Classes", CLASS_HEADER, rows)
+    return Table(caption, CLASS_HEADER, rows)
 
 
 def _matrix_table(matrix: NDArray[np.int64], legend: Legend, rows: str, columns: str) -> Table:
@@ -177,16 +239,16 @@ def _matrix_table(matrix: NDArray[np.int64], legend: Legend, rows: str, columns:
     return Table(f"Pixels: rows {rows}, columns {columns}, by class number", header, cells)
 
 
-def _confusion_words(findings: Findings) -> str:
-    off = findings.confusion * ~np.eye(len(findings.confusion), dtype=bool)
+def _confusion_words(results: Results) -> str:
+    off = results.confusion * ~np.eye(len(results.confusion), dtype=bool)
     if not off.any():
         return "Confusion matrix: every scored pixel is right"
     i, j = np.unravel_index(off.argmax(), off.shape)
-    names = ("unclassified", *findings.legend.names)
+    names = ("unclassified", *results.legend.names)
     return f"Confusion matrix; the most frequent error is {names[i]} mapped as {names[j]}"
 
 
-def _calibration_section(calibration: Calibration, picture: Path) -> Section:
+def _calibration_section(results: Results, calibration: Calibration, picture: Path) -> Section:
     rows = (
         (f"expected calibration error, {BINS} bins", number(calibration.ece, 4)),
         ("the same, mean over the classes' own activations", number(calibration.classwise_ece, 4)),
@@ -196,10 +258,10 @@ def _calibration_section(calibration: Calibration, picture: Path) -> Section:
     )
     words = f"Accuracy over confidence; expected calibration error {calibration.ece:.3f}"
     return Section(
-        "Calibration",
+        f"Calibration{results.scored}",
         ("Where the bars follow the diagonal, an activation can be read as a probability.",),
         (Picture(picture, words),),
-        (Table("Calibration", ("figure", "value"), rows),),
+        (Table("Calibration", ("metric", "value"), rows),),
     )
 
 
@@ -220,12 +282,13 @@ def _area_section(areas: Areas, legend: Legend, pictures: Mapping[str, Path]) ->
     unit, found = areas.unit, areas.estimates
     if found is None or areas.sample is None:
         note = (
-            "These are counts of pixels, which carry the errors of the map. For areas with confidence "
-            "intervals, draw points (--design-sample 600), interpret them and give them back (--sample)."
+            "These areas are those of the mapped pixels and have the errors of the map. For areas with "
+            "confidence intervals, draw points (--design-sample 600), interpret them and give them back "
+            "(--sample)."
         )
         return Section("Areas", (note,), tables=(area_table(areas, legend),))
     words = f"Estimated areas of {len(legend)} classes with 95 % intervals, in {unit}"
-    unclassified = areas.of(int(areas.mapped[0]))
+    unclassified = float(areas.values[0])
     left_out = (f"{unclassified:,.1f} {unit} are unclassified and in no stratum.",) if unclassified else ()
     return Section(
         "Areas",
@@ -234,17 +297,22 @@ def _area_section(areas: Areas, legend: Legend, pictures: Mapping[str, Path]) ->
             *left_out,
         ),
         (Picture(pictures["areas.png"], words),),
-        (area_table(areas, legend), _points_table(areas.sample, legend)),
+        (area_table(areas, legend), _points_table(areas.sample.matrix, legend)),
     )
 
 
 def points_words(areas: Areas) -> str:
-    """What the interpreted points say of the whole map."""
+    """Return what the interpreted points say of the whole map."""
     assert areas.estimates is not None and areas.sample is not None
+    left_out = (
+        f" {areas.sample.left_out:,} more points could not be interpreted and are left out."
+        if areas.sample.left_out
+        else ""
+    )
     return (
-        f"From {areas.sample.sum():,} interpreted points, a random sample stratified by mapped class "
+        f"From {areas.sample.points:,} interpreted points, a random sample stratified by mapped class "
         "(Olofsson et al. 2014): overall accuracy "
-        f"{_interval(areas.estimates.overall)}. ± is half of a 95 % interval."
+        f"{_interval(areas.estimates.overall)}. ± is half of a 95 % interval.{left_out}"
     )
 
 
@@ -259,9 +327,9 @@ def _points_table(sample: NDArray[np.int64], legend: Legend) -> Table:
 
 
 def area_table(areas: Areas, legend: Legend) -> Table:
-    """A table with one row for each class: mapped area and, from a sample, what is estimated."""
+    """Return a table with one row for each class: mapped area and, from a sample, what is estimated."""
     unit, found, sample = areas.unit, areas.estimates, areas.sample
-    mapped = [f"{areas.of(int(areas.mapped[c.number])):,.1f}" for c in legend.classes]
+    mapped = [f"{areas.values[c.number]:,.1f}" for c in legend.classes]
     names = [f"{c.number} {c.name}" for c in legend.classes]
     if found is None or sample is None:
         rows = tuple(zip(names, mapped, strict=True))
@@ -271,7 +339,7 @@ def area_table(areas: Areas, legend: Legend) -> Table:
         ("class", "points", f"mapped {unit}", f"area {unit}", "user's accuracy", "producer's accuracy"),
         tuple(
             (
-                name, f"{sample[k].sum():,}", mapped[k], _interval(found.areas[k], "{:,.1f}"),
+                name, f"{sample.matrix[k].sum():,}", mapped[k], _interval(found.areas[k], "{:,.1f}"),
                 _interval(found.users[k]), _interval(found.producers[k]),
             )
             for k, name in enumerate(names)
@@ -285,7 +353,7 @@ def _interval(estimate: Estimate, form: str = "{:.3f}") -> str:
     return f"{form.format(estimate.value)} ± {form.format(estimate.half_width)}"
 
 
-def _unsure_section(legend: Legend, views: Views, places: Sequence[Place], picture: Path) -> Section:
+def _unsure_section(legend: Legend, views: Views, places: Sequence[UnsureSquare], picture: Path) -> Section:
     rows = []
     for k, place in enumerate(places, start=1):
         w = place.window
@@ -332,30 +400,37 @@ def _training_section(history: Path, picture: Path) -> Section:
     return Section(
         "Training",
         pictures=(Picture(picture, "Loss, scores and learning rate over the epochs of the training"),),
-        tables=(Table("Training of the weights", ("figure", "value", "epoch"), tuple(rows)),),
+        tables=(Table("Training of the weights", ("metric", "value", "epoch"), tuple(rows)),),
     )
 
 
-def _made_section(findings: Findings) -> Section:
+def _made_section(results: Results) -> Section:
     """Weights, inputs, versions and parameters: what the tags of the map say, one table per tag of many."""
     single: list[tuple[str, str]] = []
     tables = []
-    for name, value in findings.made:
+    for name, value in results.made:
         entries = _entries(value)
         if entries is None:
             single.append((name, value))
         else:
             tables.append(Table(name.capitalize(), ("field", "value"), entries, text_columns=2))
     report = (
-        ("map", findings.map),
-        *((("reference", findings.reference),) if findings.reference else ()),
-        *((("points", findings.areas.name),) if findings.areas.name else ()),
+        ("map", results.map),
+        *((("reference", results.reference),) if results.reference else ()),
+        *((("reference read as", _reading(results.read_as)),) if results.read_as else ()),
+        *((("points", results.areas.sample.name),) if results.areas.sample else ()),
         ("report written by", f"lulc {__version__}"),
     )
     single = [*report, *((f"map's {name}", value) for name, value in single)]
-    text = () if findings.made else ("The map says nothing about how it was made.",)
+    text = () if results.made else ("The map says nothing about how it was made.",)
     first = Table("Map and report", ("field", "value"), tuple(single), text_columns=2)
     return Section("How the map was made", text, tables=(first, *tables))
+
+
+def _reading(read_as: Mapping[str, Any]) -> str:
+    """Name the field and the scheme by which a reference was read."""
+    field = f"field '{read_as['field']}', " if "field" in read_as else ""
+    return f"{field}classes of '{read_as['scheme']}', {read_as['origin']}"
 
 
 def _entries(value: str) -> tuple[tuple[str, str], ...] | None:

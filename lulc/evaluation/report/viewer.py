@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lulc.core.grid import METRES_PER_DEGREE, GridSpec, metres_per_pixel
 from lulc.core.schema import InputError, Legend
 from lulc.core.windows import Window
-from lulc.evaluation.report.views import UNCLASSIFIED_COLOR, Place, Views
+from lulc.evaluation.report.views import UNCLASSIFIED_COLOR, UnsureSquare, Views
 from lulc.labels.levels import Level
 
 JPEG_QUALITY = 88
@@ -51,7 +51,7 @@ class Viewer:
 
 
 def embed(
-    views: Views, legend: Legend, levels: Sequence[Level], places: Sequence[Place], name: str
+    views: Views, legend: Legend, levels: Sequence[Level], places: Sequence[UnsureSquare], name: str
 ) -> Viewer:
     """A viewer that holds everything itself.
 

@@ -208,7 +208,7 @@ def stretch(colors: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Place:
+class UnsureSquare:
     """Where a map is unsure.
 
     Parameters
@@ -226,7 +226,7 @@ class Place:
     classes: tuple[int, int]
 
 
-def least_sure(views: Views, count: int = 5) -> list[Place]:
+def least_sure(views: Views, count: int = 5) -> list[UnsureSquare]:
     """The squares with the highest mean uncertainty, the worst first; empty without activations.
 
     Squares of which less than half holds data are left out.
@@ -247,7 +247,7 @@ def least_sure(views: Views, count: int = 5) -> list[Place]:
             first, second = (int(k) + 1 for k in np.argsort(-means, kind="stable")[:2])
             area = Window(*(views.step * n for n in (row, col, block.height, block.width)))
             worst = float(values[valid].mean())
-            found.append(Place(area.intersect(views.grid.extent), worst, (first, second)))
+            found.append(UnsureSquare(area.intersect(views.grid.extent), worst, (first, second)))
     return sorted(found, key=lambda place: -place.entropy)[:count]
 
 

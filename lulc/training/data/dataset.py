@@ -22,7 +22,7 @@ from lulc.core.storage import sha256_of
 from lulc.core.windows import Window
 from lulc.datasets.arrays import Layers
 from lulc.datasets.loading import find_overlaps, load_manifest
-from lulc.datasets.manifest import MANIFEST, Manifest, StackFile, open_tile
+from lulc.datasets.manifest import MANIFEST, Manifest, StackFile, ground_of, open_tile
 from lulc.rasters.sources import Stamp, stamps_of
 
 logger = logging.getLogger("lulc")
@@ -369,12 +369,14 @@ def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
 
     sizes = [metres_per_pixel(stack.grid) for stack in manifest.of("train") if stack.grid is not None]
     known = [size for size in sizes if size is not None]
+    ground = ground_of(manifest.of("train"))
     return {
         **({"pixel_size": round(float(np.median(known)), 3)} if known else {}),
         "folder": manifest.folder.resolve().name,
         "sha256": sha256,
         "scheme": manifest.scheme,
         "training_stacks": names(manifest.of("train")),
+        **({"ground": ground} if ground is not None else {}),
         "validation_stacks": names(manifest.of("val")),
         "sources": list(manifest.sources),
     }

@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError, LandCoverClass, Legend
 from lulc.core.windows import Window
-from lulc.evaluation.measures.label_errors import find_suspects
+from lulc.evaluation.measures.label_errors import find_label_errors
 from lulc.evaluation.measures.regions import Region
 from lulc.maps.reader import LEGEND_TAG, open_map
 
@@ -43,7 +43,7 @@ def scene(tmp_path):
 
 def run(scene, labels, folder, **options):
     with open_map(scene[0]) as land_cover:
-        raster, table = find_suspects(
+        raster, table = find_label_errors(
             land_cover, lambda window: labels[window.slices], folder, **{"least": 0.5} | options
         )
     with rasterio.open(raster) as source, open(table, newline="") as file:

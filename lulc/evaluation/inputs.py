@@ -1,0 +1,219 @@
+"""What an evaluation reads: map, reference, regions, masks and image, opened and checked."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.config import EvaluateConfig
+from lulc.core.grid import GridSpec
+from lulc.core.schema import IGNORE, InputError, Legend
+from lulc.core.windows import Window
+from lulc.evaluation.measures.regions import Region, read_ground, read_regions
+from lulc.labels.labels import Labels, open_labels
+from lulc.labels.schemes import SCHEMES, Scheme, load_scheme
+from lulc.maps.reader import REST, ClassMap, open_map
+from lulc.rasters.masks import Masks, open_masks
+from lulc.rasters.sources import Source, open_source
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is read window by window, opened and checked.
+
+    Parameters
+    ----------
+    map, other
+        The map, and the second map of a comparison.
+    labels
+        The reference on the map's grid, or None.
+    translation
+        uint8 (256,), the reference's class numbers to those of the map; all 255 without one.
+    regions
+        What is scored apart.
+    ground
+        Land that the training used; None where that is not known.
+    masks
+        Which pixels count.
+    image
+        Mosaic for the pictures.
+    """
+
+    map: ClassMap
+    other: ClassMap | None
+    labels: Labels | None
+    translation: NDArray[np.uint8]
+    regions: list[Region]
+    ground: list[Region] | None
+    masks: Masks
+    image: Source | None
+
+    @property
+    def grid(self) -> GridSpec:
+        """The grid of the map."""
+        return self.map.grid
+
+    @property
+    def level1_from_codes(self) -> bool:
+        """True where the reference's codes tell its level-1 group."""
+        return self.labels is not None and bool(self.labels.scheme.level1)
+
+    def read_counted(self, window: Window) -> NDArray[np.uint8]:
+        """Class numbers of the map, 255 where it has no data or pixels don't count."""
+        mapped = self.map.read(window)
+        counting = self.masks.read(window)
+        return mapped if counting is None else np.where(counting, mapped, IGNORE).astype(np.uint8)
+
+    def read_reference(self, window: Window) -> NDArray[np.uint8]:
+        """The map's class numbers 1..N of the reference, 255 = ignore; everywhere without a reference."""
+        if self.labels is None:
+            return np.full(window.shape, IGNORE, np.uint8)
+        return self.translation[self.labels.read(window)]
+
+
+def open_inputs(config: EvaluateConfig, resources: ExitStack) -> Inputs:
+    """Open all that the config names; `resources` closes it.
+
+    Raises
+    ------
+    InputError
+        If a file can't be read, or grids or legends don't fit.
+    """
+    admitted = {"allow_vrt": config.allow_vrt, "allow_remote": config.allow_remote}
+    given = load_scheme(config.scheme, config.codes) if config.scheme else None
+    legend = given.legend if given else None
+    the_map = resources.enter_context(open_map(config.map, legend, **admitted))
+    grid = the_map.grid
+    labels, translation = None, np.full(256, IGNORE, np.uint8)
+    if config.reference is not None:
+        labels = resources.enter_context(
+            open_labels(
+                config.reference, grid, given or _scheme_of(the_map, config),
+                field=config.label_field, pine=config.pine, spruce=config.spruce, resample=config.resample,
+                **admitted,
+            )
+        )  # fmt: skip
+        translation = _translation(labels.legend, the_map.legend, config)
+    other = None
+    if config.compare:
+        other = resources.enter_context(open_map(config.compare, legend, **admitted))
+        _check_same(the_map, other, config)
+    image = None
+    if config.image:
+        image = resources.enter_context(open_source(config.image, **admitted))
+        if not image.grid.is_aligned(grid):
+            raise InputError(
+                f"cannot show '{config.image}' beside the map, since its grid is\n  {image.grid.describe()}\n"
+                f"expected pixels of\n  {grid.describe()}",
+                "Leave out --image, or give the mosaic from which the map was made.",
+            )
+    return Inputs(
+        map=the_map,
+        other=other,
+        labels=labels,
+        translation=translation,
+        regions=read_regions(config.regions, grid) if config.regions else [],
+        ground=read_ground(config.regions, config.run, grid),
+        masks=resources.enter_context(open_masks(config, grid)),
+        image=image,
+    )
+
+
+def _scheme_of(the_map: ClassMap, config: EvaluateConfig) -> Scheme:
+    """The scheme by which a reference is read where none is named: that of the map's own legend.
+
+    Raises
+    ------
+    InputError
+        If the legend tells no codes: its numbers may be those of the reference, or may not.
+    """
+    legend = the_map.legend
+    for name in SCHEMES:
+        scheme = load_scheme(name, config.codes)
+        if legend.name in (name, scheme.legend.name) and _agrees(legend, scheme.legend):
+            return scheme
+    hint = "Type --scheme with the scheme of the training: a name, or the CSV with its codes."
+    if legend.classes[-1] == REST:
+        raise InputError(
+            f"cannot read '{config.reference}', since the map holds the single class '{legend.names[0]}', "
+            "expected to be told how codes become classes",
+            hint,
+        )
+    numbers = {code: c.number for c in legend.classes for code in c.sources}
+    if not numbers:
+        raise InputError(
+            f"cannot read '{config.reference}', since the legend '{legend.name}' of the map has no source "
+            "codes, expected to be told how codes become classes",
+            hint,
+        )
+    return Scheme(legend.name, legend, {0: IGNORE, IGNORE: IGNORE, **numbers}, hint=hint)
+
+
+def _agrees(legend: Legend, known: Legend) -> bool:
+    """True where no class of a legend gathers other codes than the class of that name in a known one."""
+    codes = {c.name: c.sources for c in known.classes}
+    return all(c.sources in ((), codes.get(c.name)) for c in legend.classes)
+
+
+def _translation(reference: Legend, mapped: Legend, config: EvaluateConfig) -> NDArray[np.uint8]:
+    """uint8 (256,): class number of the reference to class number of the map, 255 = ignore."""
+    table = np.full(256, IGNORE, np.uint8)
+    if reference.names == mapped.names:
+        numbers = np.arange(1, len(mapped) + 1)
+        table[numbers] = numbers
+    elif len(mapped) == 2 and len(set(mapped.names) & set(reference.names)) == 1:
+        # One class against the rest: all others of the reference are the rest.
+        single = next(c for c in mapped.classes if c.name in reference.names)
+        table[1 : len(reference) + 1] = 3 - single.number
+        table[reference.names.index(single.name) + 1] = single.number
+    else:
+        raise InputError(
+            f"cannot compare '{config.map}' with '{config.reference}', since the map has the classes "
+            f"{', '.join(mapped.names)}, and the reference {', '.join(reference.names)}",
+            "Name the scheme by which the map was trained: --scheme NAME.",
+        )
+    return table
+
+
+def _check_same(first: ClassMap, second: ClassMap, config: EvaluateConfig) -> None:
+    if not first.grid.matches(second.grid):
+        raise InputError(
+            f"cannot compare '{config.map}' with '{config.compare}', since their grids are\n"
+            f"  {first.grid.describe()}\n  {second.grid.describe()}\nexpected the same",
+            "Give two maps of the same mosaic.",
+        )
+    if first.legend.names != second.legend.names:
+        raise InputError(
+            f"cannot compare '{config.map}' with '{config.compare}', since their classes are "
+            f"{', '.join(first.legend.names)} and {', '.join(second.legend.names)}, expected the same",
+            "Give two maps with one legend.",
+        )
+
+
+def read_colors(image: Source, grid: GridSpec, window: Window, step: int) -> NDArray[np.float32]:
+    """Return red, green and blue of a mosaic, float32 (y, x, 3), NaN = no data or outside.
+
+    Rows and columns are those of `window` whose numbers in `grid` are multiples of `step`.
+    """
+    names = list(image.names)
+    true_color = ("B04", "B03", "B02")
+    layers = [names.index(n) for n in true_color] if set(true_color) <= set(names) else [0, 1, 2]
+    layers = [min(k, len(names) - 1) for k in layers]
+    top, left = -window.row % step, -window.col % step
+    row, col = image.grid.offset_of(grid)
+    there = Window(window.row + row + top, window.col + col + left, window.height - top, window.width - left)
+    # What lies left of or above the image is left out in whole steps.
+    above, before = (step * max(0, -(n // step)) for n in (there.row, there.col))
+    common = Window(
+        there.row + above, there.col + before, there.height - above, there.width - before
+    ).intersect(image.grid.extent)
+    result = np.full((*(-(-side // step) for side in there.shape), 3), np.nan, np.float32)
+    if common.height > 0 and common.width > 0:
+        stored, valid = image.read_valid(layers, common, step)
+        values = np.moveaxis(np.where(valid & (stored != 0), stored, np.nan), 0, -1)
+        part = result[above // step :, before // step :][: values.shape[0], : values.shape[1]]
+        part[...] = values
+    return result
