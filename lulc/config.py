@@ -273,7 +273,9 @@ class PreprocessConfig(InputConfig, RunConfig, ClusterConfig):
     stacks: int = option(0, "how many stacks to cut, preferring places with rare classes; 0 for all that fit")
     validation: tuple[str, ...] = option(
         ("0.2",),
-        "validation stacks: a fraction (0.2), stack numbers (3 7), or a polygon file",
+        "validation stacks: a share (0.2), stack numbers (3 7), a file of polygons that cover them, a folder "
+        "that preprocess.py wrote (the ground of its validation stacks), none, or all (a folder for "
+        "train_model.py --validation-data)",
         metavar="WHICH",
     )
     gap: int = option(
@@ -292,6 +294,12 @@ class TrainConfig(RunConfig):
 
     data: tuple[str, ...] = option(
         (), "folders that preprocess.py wrote, or in the original's naming", metavar="DATA", positional=True
+    )
+    validation_data: tuple[str, ...] = option(
+        (),
+        "folders whose stacks all validate, whatever their split; the validation stacks of DATA then take no "
+        "part",
+        metavar="FOLDER",
     )
     out: str = option(..., "run folder for weights, cards and history", metavar="FOLDER", endings=FOLDER)
     recipe: str = option("default", "set of training defaults", choices=tuple(RECIPES))
@@ -394,10 +402,11 @@ class TrainConfig(RunConfig):
         choices=("none", "one", "per-class"),
         group=OPTIMISATION,
     )
-    cross_validate: bool = option(
-        False,
-        "first leave out one training stack after the other (OUT/folds), and report mean and spread; "
-        "takes the time of a run for each",
+    cross_validate: str | None = option(
+        None,
+        "first leave out one of these after the other (OUT/folds), and report each and each class: stacks, "
+        "folders (of DATA), or scenes (images); takes the time of a run for each",
+        choices=("stacks", "folders", "scenes"),
     )
     filters: tuple[int, ...] = by_recipe("filters", "filters of the encoder stages")
     decoder_filters: tuple[int, ...] = option(

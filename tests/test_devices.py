@@ -141,7 +141,7 @@ def test_processes_of_a_machine_take_different_gpus(
         ({"processes": 0}, "--processes is 0, expected 1 or more"),
         ({"process": 1}, "--process is 1, expected none without --processes"),
         ({"coordinator": "a:1"}, "--coordinator is a:1, expected none without --processes"),
-        ({"processes": 2, "cross_validate": True}, "--processes is 2, expected 1 with --cross-validate"),
+        ({"processes": 2, "cross_validate": "stacks"}, "--processes is 2, expected 1 with --cross-validate"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], problem: str) -> None:

@@ -237,7 +237,35 @@ def test_polygons_choose_the_validation_stacks(scene: dict[str, Any], tmp_path: 
     assert [s.number for s in make_stacks(config(scene, validation=(str(path),))).of("val")] == [0]
 
 
-@pytest.mark.parametrize("validation", [("1.5",), ("99",), ("3", "0.2"), ("no.gpkg",), ("x",)])
+def test_none_trains_on_all_and_all_validates_on_all(
+    scene: dict[str, Any], tmp_path: Path, capsys: Any
+) -> None:
+    none = make_stacks(config(scene, validation=("none",)))
+    whole = make_stacks(config(scene, validation=("all",), out=str(tmp_path / "val")))
+    assert not none.of("val") and not whole.of("train")
+    assert [s.number for s in none.stacks] == [s.number for s in whole.stacks]
+    # With nothing to keep apart, no label is hidden: both hold the same pixels.
+    assert none.class_counts("train").tolist() == whole.class_counts("val").tolist()
+    assert whole.statistics.count == sum(s.statistics.count for s in whole.stacks)
+    assert main(arguments(scene, "--validation", "all", "--out", str(tmp_path / "val"))) == 0
+    assert f"train_model.py DATA --validation-data {tmp_path / 'val'}" in capsys.readouterr().out
+
+
+def test_another_folder_lends_the_ground_of_its_validation_stacks(
+    scene: dict[str, Any], tmp_path: Path
+) -> None:
+    first = make_stacks(config(scene, validation=("2",)))
+    again = config(scene, validation=(scene["out"],), border_ignore=1, out=str(tmp_path / "date2"))
+    assert [s.number for s in make_stacks(again).of("val")] == [s.number for s in first.of("val")] == [2]
+    without = make_stacks(config(scene, validation=("none",), out=str(tmp_path / "none")))
+    with pytest.raises(InputError, match="no validation stack whose place is known"):
+        make_stacks(config(scene, validation=(str(without.folder),), out=str(tmp_path / "x")))
+
+
+@pytest.mark.parametrize(
+    "validation",
+    [("1.5",), ("none", "2"), ("all", "0.2"), ("20%",), ("99",), ("3", "0.2"), ("no.gpkg",), ("x",)],
+)
 def test_a_validation_that_fits_nothing_is_refused(scene: dict[str, Any], validation: Any) -> None:
     with pytest.raises(InputError):
         make_stacks(config(scene, validation=validation))

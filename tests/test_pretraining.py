@@ -268,7 +268,7 @@ def test_input_options_come_from_a_file_of_preprocessing(tmp_path: Path) -> None
         ({"loss": "ce"}, "--loss is given"),
         ({"rare_classes": 0.5}, "--rare-classes is given"),
         ({"single_class": "Water"}, "--single-class is given"),
-        ({"cross_validate": True}, "--cross-validate is given"),
+        ({"cross_validate": "stacks"}, "--cross-validate is given"),
         ({"already_standardised": True}, "--already-standardised is given"),
         ({"hide": 1.0}, "--hide is 1.0"),
         ({"hide_block": 48}, "--hide-block 48"),

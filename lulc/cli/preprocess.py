@@ -38,11 +38,19 @@ def _prepare(config: PreprocessConfig) -> Answer:
     from lulc.preprocessing.preprocess import make_stacks
 
     manifest = make_stacks(config)
-    following = f"python train_model.py {shlex.quote(config.out)} --out runs/first{crop_options(manifest)}"
+    following = f"python train_model.py {_folders(config, manifest)} --out runs/first{crop_options(manifest)}"
     text = (
         f"{summary(manifest)}\n\nThe stacks and their manifest are in {config.out}. Next:\n\n    {following}"
     )
     return Answer(text, figures(manifest))
+
+
+def _folders(config: PreprocessConfig, manifest: Manifest) -> str:
+    """Return the folders of the training to come; DATA and FOLDER stand for others."""
+    out = shlex.quote(config.out)
+    if not manifest.of("train"):
+        return f"DATA --validation-data {out}"
+    return out if manifest.of("val") else f"{out} --validation-data FOLDER"
 
 
 def figures(manifest: Manifest) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lulc.api import train
 from lulc.cli.commandline import Answer, run
 from lulc.config import TrainConfig
+from lulc.core.text import columns
 
 ACCURACY_LOST = 0.05
 """Accuracy below the best that is told of the model of the lowest loss, which others take by default."""
@@ -39,27 +40,41 @@ def _train(config: TrainConfig) -> Answer | None:
     found = result.cross_validation
     if found is None:
         return Answer(describe(result), figures(result))
-    data = figures(result) | {"cross_validation": {"folds": len(found.folds), **found.figures()}}
+    data = figures(result) | {"cross_validation": {"folds": len(found.folds), **found.metrics()}}
     return Answer(f"{describe_folds(found)}\n\n{describe(result)}", data)
 
 
 def describe_folds(found: CrossValidation) -> str:
-    """Scores of each stack that was left out, mean and spread, as text."""
-    rows: dict[str, list[float]] = {
-        fold.name: [
-            fold.scores.overall_accuracy or 0.0,
-            fold.scores.macro.f1 if fold.scores.macro else 0.0,
-            fold.ece,
-        ]
-        for fold in found.folds
-    }
+    """Return what was left out, fold by fold and class by class, as text tables."""
+    rows: list[Sequence[str]] = [("left out", "pixels", "classes", "overall accuracy", "macro-F1", "ECE")]
+    for fold in found.folds:
+        scores = fold.scores
+        held = sum(c.support > 0 for c in scores.classes)
+        macro = scores.macro.f1 if scores.macro else None
+        shown = map(_number, (scores.overall_accuracy, macro, fold.ece))
+        rows.append((fold.name, f"{scores.pixels:,}", f"{held} of {len(scores.classes)}", *shown))
+    metrics = found.metrics().values()
     for name in ("mean", "spread"):
-        rows[name] = [figure[name] for figure in found.figures().values()]
-    width = max(len("left out"), *map(len, rows))
-    lines = [f"{'left out':{width}} {'micro-F1':>8} {'macro-F1':>8} {'ECE':>8}"]
-    for name, values in rows.items():
-        lines.append(f"{name:{width}} " + " ".join(f"{value:8.4f}" for value in values))
-    return "\n".join([*lines, f"\ncross-validation: {found.document}"])
+        rows.append((name, "", "", *(_number(metric[name]) for metric in metrics)))
+    classes: list[Sequence[str]] = [
+        ("class", "pixels", "folds", "F1, mean", "F1, spread", "F1, pooled", "user's acc.", "prod. acc.")
+    ]
+    for result in found.classes():
+        c = result.pooled
+        shown = map(_number, (result.mean, result.spread, c.f1, c.precision, c.recall))
+        folds = f"{result.folds} of {len(found.folds)}"
+        classes.append((f"{c.number} {c.name}", f"{c.support:,}", folds, *shown))
+    return "\n\n".join((
+        columns(rows),
+        columns(classes),
+        "Macro-F1 of a fold is over the classes in it; the mean is over classes, each over the folds that "
+        "hold it.",
+        f"cross-validation: {found.document}",
+    ))  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def describe(result: TrainingResult) -> str:

@@ -77,6 +77,15 @@ class GridSpec:
         right, bottom = self.transform @ (self.width, self.height)
         return (left, bottom, right, top)
 
+    def outline_on(self, crs: CRS) -> Polygon:
+        """Return the border as a polygon in another CRS; empty where it has no place there."""
+        ring = self.outline()
+        if crs == self.crs:
+            return ring
+        xs, ys = transform(self.crs, crs, *zip(*ring.exterior.coords, strict=True))
+        finite = all(math.isfinite(value) for value in (*xs, *ys))
+        return Polygon(list(zip(xs, ys, strict=True))) if finite else Polygon()
+
     def outline(self) -> Polygon:
         """Return the border as a polygon in the CRS, with points along each side for reprojection."""
         steps = [i / 16 for i in range(16)]

@@ -14,6 +14,8 @@ from lulc.config import PreprocessConfig
 from lulc.core.grid import GridSpec
 from lulc.core.schema import NO_CODE, InputError
 from lulc.core.windows import Window, squares_of
+from lulc.datasets.loading import load_manifest
+from lulc.datasets.manifest import MANIFEST
 from lulc.preprocessing.split import Neighbours, candidate_windows, choose_stacks, choose_validation
 from lulc.rasters.vectors import VectorCodes
 
@@ -68,18 +70,20 @@ def plan_places(counts: np.ndarray, grid: GridSpec, config: PreprocessConfig) ->
     windows = candidate_windows(grid.height, grid.width, config.size)
     rng = np.random.default_rng(config.seed)
     named = _named_stacks(config.validation, windows, counts, grid)
-    if named and 0 < config.stacks <= len(named):
+    if named and 0 < config.stacks <= len(named) and not _is_all(config.validation):
         raise InputError(
             f"cannot cut {config.stacks} stacks, since --validation takes {len(named)} of them, "
             "expected some for training as well",
             f"--stacks must exceed the number of validation stacks: type --stacks {len(named) + 1} or more.",
         )
-    chosen = _chosen(counts, config, rng, named or ())
-    if named is None:
-        fraction = _fraction(config.validation)
-        if fraction > 0 and len(chosen) < 2:
+    chosen = _chosen(counts, config, rng, () if _is_all(config.validation) else named or ())
+    if _is_all(config.validation):
+        validation = set(chosen)
+    elif named is None:
+        share = _share(config.validation)
+        if share > 0 and len(chosen) < 2:
             raise _no_room(config, windows[chosen[0]])
-        validation = {chosen[i] for i in choose_validation(counts[chosen], fraction)}
+        validation = {chosen[i] for i in choose_validation(counts[chosen], share)}
     else:
         validation = set(named)
     near = Neighbours([windows[i] for i in sorted(validation)], config.gap)
@@ -95,7 +99,7 @@ def plan_places(counts: np.ndarray, grid: GridSpec, config: PreprocessConfig) ->
             logger.warning("stack %d lies in the gap around validation and is left out", number)
             continue
         train.append(Place(f"train_{len(train)}", "train", number, window, hidden))
-    if not train:
+    if not train and not _is_all(config.validation):
         raise _no_room(config, windows[chosen[0]])
     return train + val
 
@@ -127,24 +131,35 @@ def _no_room(config: PreprocessConfig, window: Window) -> InputError:
         f"cannot set validation aside, since no training stack is left beside it with --size {config.size} "
         f"and --gap {config.gap}",
         f"Type a smaller --size, for example --size {smaller} --gap {min(config.gap, smaller // 4)}, or "
-        "--validation 0.0 to validate on other data.",
+        "--validation none to validate on another folder (train_model.py --validation-data), or --validation "
+        "all to validate on this one.",
     )
 
 
-def polygon_file(validation: Sequence[str]) -> str | None:
-    """The polygon file that ``--validation`` names, None for numbers."""
-    if len(validation) == 1 and Path(validation[0]).is_file():
-        return validation[0]
-    return None
+def validation_file(validation: Sequence[str]) -> str | None:
+    """Return the file that ``--validation`` names: polygons, or the manifest of a folder; None for others."""
+    if len(validation) != 1 or validation[0] in WORDS:
+        return None
+    path = Path(validation[0])
+    manifest = path / MANIFEST
+    return str(path) if path.is_file() else str(manifest) if manifest.is_file() else None
 
 
-def _fraction(validation: Sequence[str]) -> float:
+WORDS = ("none", "all")
+"""What ``--validation`` takes besides a share, stack numbers, polygons and a folder."""
+
+
+def _is_all(validation: Sequence[str]) -> bool:
+    return list(validation) == ["all"]
+
+
+def _share(validation: Sequence[str]) -> float:
     text = " ".join(validation)
     if not re.fullmatch(r"0?\.[0-9]+", text):
         raise InputError(
-            f"cannot split the stacks, since --validation is '{text}', expected a fraction (0.2), "
-            "stack numbers (3 7) or a polygon file",
-            "Type --validation 0.2, or check the path of the file.",
+            f"cannot split the stacks, since --validation is '{text}', expected a share between 0 and 1 "
+            "(0.2), stack numbers (3 7), a polygon file, a folder that preprocess.py wrote, none or all",
+            "Type --validation 0.2, or check the path of the file or folder.",
         )
     return float(text)
 
@@ -152,29 +167,61 @@ def _fraction(validation: Sequence[str]) -> float:
 def _named_stacks(
     validation: Sequence[str], windows: Sequence[Window], counts: np.ndarray, grid: GridSpec
 ) -> list[int] | None:
-    """Numbers of the validation stacks that the user names or draws; None for a (valid) fraction."""
-    if polygons := polygon_file(validation):
-        regions = VectorCodes(polygons, grid, presence=True)
-        shares = [_share_inside(regions, window) for window in windows]
-        inside = [i for i, share in enumerate(shares) if share >= 0.5 and counts[i].sum()]
-        if not inside:
-            raise InputError(
-                f"cannot split the stacks, since the polygons in '{polygons}' cover no stack by half or more",
-                "Draw them larger, or type a smaller --size.",
-            )
-        return inside
+    """Return the numbers of the validation stacks that the user names or draws; None for a (valid) share."""
+    if list(validation) == ["none"]:
+        return []
+    usable = [int(i) for i in np.flatnonzero(counts.sum(axis=1))]
+    if _is_all(validation):
+        return usable
+    if file := validation_file(validation):
+        inside = _inside_folder if Path(file).name == MANIFEST else _inside_polygons
+        return [i for i in inside(file, windows, grid) if counts[i].sum()]
     if all(v.isdecimal() for v in validation):
         numbers = sorted({int(v) for v in validation})
-        usable = [int(i) for i in np.flatnonzero(counts.sum(axis=1))]
         if wrong := sorted(set(numbers) - set(usable)):
             raise InputError(
                 f"cannot validate on stack {wrong[0]}, since the stacks with labels are "
                 f"{', '.join(map(str, usable[:50]))}",
-                "They are numbered from 0, row by row from the upper left.",
+                "They are numbered from 0, row by row from the upper left; a share is written 0.2.",
             )
         return numbers
-    _fraction(validation)
+    _share(validation)
     return None
+
+
+def _inside_polygons(path: str, windows: Sequence[Window], grid: GridSpec) -> list[int]:
+    """Return the places that polygons cover by half or more."""
+    regions = VectorCodes(path, grid, presence=True)
+    inside = [i for i, window in enumerate(windows) if _share_inside(regions, window) >= 0.5]
+    if not inside:
+        raise InputError(
+            f"cannot split the stacks, since the polygons in '{path}' cover no stack by half or more",
+            "Draw them larger, or type a smaller --size.",
+        )
+    return inside
+
+
+def _inside_folder(path: str, windows: Sequence[Window], grid: GridSpec) -> list[int]:
+    """Return the places that the validation stacks of another folder cover by half or more."""
+    import shapely
+
+    folder = Path(path).parent
+    grids = [stack.grid for stack in load_manifest(folder).of("val") if stack.grid is not None]
+    ground = shapely.union_all([stack.outline_on(grid.crs) for stack in grids])
+    covered = [grid.crop(window).outline() for window in windows]
+    shares = [shapely.area(shapely.intersection(ground, place)) / shapely.area(place) for place in covered]
+    inside = [i for i, share in enumerate(shares) if share >= 0.5]
+    if not inside:
+        has = (
+            f"its {len(grids)} validation stacks cover no stack here by half or more"
+            if grids
+            else ("it has no validation stack whose place is known")
+        )
+        raise InputError(
+            f"cannot validate where '{folder}' does, since {has}",
+            f"Type --validation none, and train with: python train_model.py OUT --validation-data {folder}",
+        )
+    return inside
 
 
 def _share_inside(regions: VectorCodes, window: Window) -> float:

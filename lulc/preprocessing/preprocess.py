@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -28,6 +29,7 @@ from lulc.config import ClusterConfig, PreprocessConfig
 from lulc.core.documents import write_document
 from lulc.core.removal import OwnFolder, remove_leftovers
 from lulc.core.schema import CHANNELS, IGNORE, InputError
+from lulc.core.statistics import Statistics
 from lulc.core.storage import Lock, check_disk, sha256_of
 from lulc.core.windows import Window, squares_of
 from lulc.datasets.loading import load_manifest
@@ -35,7 +37,7 @@ from lulc.datasets.manifest import FORMAT_VERSION, MANIFEST, Manifest, StackFile
 from lulc.distributed.cluster import open_cluster, run_tasks
 from lulc.labels.schemes import write_scheme
 from lulc.preprocessing.journal import PROGRESS, Progress, open_progress
-from lulc.preprocessing.plan import Place, plan_places, polygon_file
+from lulc.preprocessing.plan import Place, plan_places, validation_file
 from lulc.preprocessing.split import ENOUGH, candidate_windows
 from lulc.preprocessing.tiling import (
     CURRENT,
@@ -244,8 +246,8 @@ def _parameters(inputs: Inputs) -> dict[str, Any]:
     values["validation"] = [Path(v).name for v in config.validation]
     # Integers before texts.
     values["classes"] = sorted(inputs.labels.scheme.classes.items(), key=lambda c: (isinstance(c[0], str), c))
-    if polygons := polygon_file(config.validation):
-        values["validation_sha256"] = sha256_of(polygons)
+    if file := validation_file(config.validation):
+        values["validation_sha256"] = sha256_of(file)
     return dict(json.loads(json.dumps(values)))
 
 
@@ -337,6 +339,12 @@ def _manifest(
     sources: Sequence[dict[str, Any]], parameters: dict[str, Any],
 ) -> Manifest:  # fmt: skip
     stack, labels = inputs.stack, inputs.labels
+    # In the order of the plan, under the folder's name here, whoever wrote them.
+    stacks = tuple(_in_folder(progress.stacks[place.name], inputs) for place in places)
+    statistics = progress.moments.statistics
+    if not any(file.split == "train" for file in stacks):
+        # Nothing here trains: these say what the imagery is like, and no training takes them.
+        statistics = functools.reduce(Statistics.merge, [s.statistics for s in stacks if s.statistics])
     manifest = Manifest(
         folder=Path(inputs.config.out),
         channels=tuple(
@@ -345,9 +353,8 @@ def _manifest(
         ),
         scheme=labels.scheme.name,
         legend=labels.legend,
-        # In the order of the plan, under the folder's name here, whoever wrote them.
-        stacks=tuple(_in_folder(progress.stacks[place.name], inputs) for place in places),
-        statistics=progress.moments.statistics,
+        stacks=stacks,
+        statistics=statistics,
         sources=tuple(sources),
         parameters=parameters,
         provenance={
@@ -368,6 +375,8 @@ def _in_folder(file: StackFile, inputs: Inputs) -> StackFile:
 
 def _check_classes(inputs: Inputs, places: Sequence[Place]) -> None:
     """Refuse training stacks of fewer than two classes, reading no more of them than shows two."""
+    if all(place.split != "train" for place in places):
+        return
     present: set[int] = set()
     for place in places:
         if place.split != "train":
@@ -389,7 +398,7 @@ def _warn_of_rare_classes(manifest: Manifest) -> None:
     train, val = manifest.class_counts("train"), manifest.class_counts("val")
     for land_cover, in_train, in_val in zip(manifest.legend.classes, train, val, strict=True):
         for count, split in ((in_train, "training"), (in_val, "validation")):
-            if count < ENOUGH and (split == "training" or manifest.of("val")):
+            if count < ENOUGH and manifest.of("train" if split == "training" else "val"):
                 logger.warning(
                     "class %d %s has next to nothing in %s: %d px",
                     land_cover.number, land_cover.name, split, count,

@@ -1,4 +1,4 @@
-"""Cross-validation: each training stack is left out once and classified by a network of the others."""
+"""Cross-validation: networks of the others classify each stack, folder or scene that is left out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lulc.core.removal import withdraw
 from lulc.core.schema import IGNORE
 from lulc.core.windows import Plan, Window
 from lulc.evaluation.measures import metrics
-from lulc.evaluation.measures.metrics import Reliability, Scores
+from lulc.evaluation.measures.metrics import ClassScore, Reliability, Scores
 from lulc.inference.sliding_window import Prediction, predict_parts
 from lulc.models import backend
 from lulc.models.calibration import Holdout, calibrate
@@ -30,7 +30,7 @@ from lulc.training.data.dataset import Dataset, Tile, class_targets, leave_one_o
 from lulc.training.run_folder import clear_run, is_finished, is_interrupted
 from lulc.training.train import check_options, classes_of, inputs_of, prepare, train
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FOLDS = "folds"
 DOCUMENT = "cross-validation.json"
 
@@ -42,34 +42,54 @@ logger = logging.getLogger("lulc")
 
 @dataclass(frozen=True)
 class Fold:
-    """One stack, or several that overlap, left out.
+    """What was left out together: stacks that overlap, a folder or a scene.
 
     Parameters
     ----------
     name
-        Of the stacks left out.
+        Of what was left out.
     folder
         Run folder of the network that was trained on the others.
     scores
         Of its last model on all labelled pixels of what was left out.
     ece
-        Expected calibration error there, at the temperature fitted on all folds.
+        Expected calibration error there, at the temperature fitted on all folds; None without a label.
     """
 
     name: str
     folder: Path
     scores: Scores
-    ece: float
+    ece: float | None
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """Results of one class.
+
+    Parameters
+    ----------
+    pooled
+        Metrics of all folds' pixels together.
+    folds
+        How many folds hold labels of the class.
+    mean, spread
+        F1 over these folds; None where there are none, and the spread where there is one.
+    """
+
+    pooled: ClassScore
+    folds: int
+    mean: float | None
+    spread: float | None
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What leaving out one stack after the other found.
+    """Results of leaving out one after the other.
 
     Parameters
     ----------
     folds
-        One for each group of stacks.
+        One for each of what was left out.
     pooled
         Scores of all folds' pixels together.
     temperature
@@ -83,21 +103,42 @@ class CrossValidation:
     temperature: float | tuple[float, ...]
     document: Path
 
-    def figures(self) -> dict[str, dict[str, float]]:
-        """Mean and spread (standard deviation with n - 1) of figures over the folds."""
-        each = {
-            "micro-F1": [fold.scores.overall_accuracy or 0.0 for fold in self.folds],
-            "macro-F1": [fold.scores.macro.f1 if fold.scores.macro else 0.0 for fold in self.folds],
-            "ECE": [fold.ece for fold in self.folds],
-        }
+    def classes(self) -> tuple[ClassResult, ...]:
+        """Return the results of each class, over the folds whose labels hold it."""
+        found = []
+        for k, pooled in enumerate(self.pooled.classes):
+            f1 = [fold.scores.classes[k].f1 for fold in self.folds if fold.scores.classes[k].support]
+            values = [0.0 if value is None else value for value in f1]
+            mean, spread = (_mean(values), _spread(values)) if values else (None, None)
+            found.append(ClassResult(pooled, len(values), mean, spread))
+        return tuple(found)
+
+    def metrics(self) -> dict[str, dict[str, float | None]]:
+        """Return mean and spread (standard deviation with n - 1) over the folds.
+
+        A fold that lacks a class says nothing of it: macro-F1 is the mean over classes of each class's mean
+        over the folds that hold it. Without a fold that holds a label a metric is None.
+        """
+        accuracies = [f.scores.overall_accuracy for f in self.folds if f.scores.overall_accuracy is not None]
+        errors = [fold.ece for fold in self.folds if fold.ece is not None]
+        held = [c.mean for c in self.classes() if c.mean is not None]
         return {
-            name: {"mean": float(np.mean(values)), "spread": float(np.std(values, ddof=1))}
-            for name, values in each.items()
+            "overall accuracy": {"mean": _mean(accuracies), "spread": _spread(accuracies)},
+            "macro-F1": {"mean": _mean(held), "spread": None},
+            "ECE": {"mean": _mean(errors), "spread": _spread(errors)},
         }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def cross_validate(config: TrainConfig) -> CrossValidation:
-    """Train one network for each training stack left out, and score it there.
+    """Train one network for each stack, folder or scene left out, and score it there.
 
     The last model counts, not the one that was best on what was left out. Each fold is a run of its own in
     ``OUT/folds``; what is finished there is not trained again, unless ``config.overwrite`` asks for it.
@@ -153,7 +194,7 @@ def _clear(out: Path) -> None:
 
 def _fold_config(config: TrainConfig, number: int) -> TrainConfig:
     out = str(Path(config.out) / FOLDS / f"{number:02d}")
-    return dataclasses.replace(config, out=out, cross_validate=False)
+    return dataclasses.replace(config, out=out, cross_validate=None)
 
 
 @dataclass(frozen=True)
@@ -172,15 +213,15 @@ class Outcome:
     activations: NDArray[np.float32]
     labels: NDArray[np.uint8]
 
-    def ece(self, temperature: float | tuple[float, ...]) -> float:
-        """Expected calibration error at a temperature; 0 where nothing is labelled."""
+    def ece(self, temperature: float | tuple[float, ...]) -> float | None:
+        """Expected calibration error at a temperature; None where nothing is labelled."""
         p = calibrate(self.activations[np.newaxis], temperature)[0]
         if p.shape[1] == 1:
             p = np.concatenate([1 - p, p], axis=1)
         reliability = Reliability(p.shape[1])
         reliability.add(self.labels + 1, p)
         result = reliability.result()
-        return result.ece if result else 0.0
+        return result.ece if result else None
 
 
 def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[str] = ()) -> Outcome:
@@ -244,7 +285,7 @@ def _to_json(result: CrossValidation) -> dict[str, Any]:
     def scores(found: Scores) -> dict[str, Any]:
         return {
             "pixels": found.pixels,
-            "micro-F1": found.overall_accuracy,
+            "overall accuracy": found.overall_accuracy,
             "macro-F1": found.macro.f1 if found.macro else None,
             "F1": {c.name: c.f1 for c in found.classes},
         }
@@ -256,7 +297,17 @@ def _to_json(result: CrossValidation) -> dict[str, Any]:
             {"left_out": fold.name, "folder": fold.folder.name, "ECE": fold.ece, **scores(fold.scores)}
             for fold in result.folds
         ],
-        "over folds": result.figures(),
+        "over folds": result.metrics(),
+        "classes": [
+            {
+                "name": c.pooled.name,
+                "folds": c.folds,
+                "F1 mean": c.mean,
+                "F1 spread": c.spread,
+                "pooled": dataclasses.asdict(c.pooled),
+            }
+            for c in result.classes()
+        ],
         "pooled": scores(result.pooled),
         "temperature": list(temperature) if isinstance(temperature, tuple) else temperature,
     }

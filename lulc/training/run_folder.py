@@ -32,7 +32,8 @@ SCORES = {"lowest-val-loss": ("val_loss", min), "highest-val-accuracy": ("val_ac
           "best-macro-f1": ("val_macro_f1", max)}  # fmt: skip
 """Picks by score: column of the history, and which end of it is best."""
 
-FREE = {"data", "out", "minutes", "keep", "workers", "tensorboard", "overwrite", "restart", "init",
+FREE = {"data", "validation_data", "out", "minutes", "keep", "workers", "tensorboard", "overwrite",
+        "restart", "init",
         "devices", "processes", "process", "coordinator", "stacks_on",
         "pretrain", "input_options"}  # fmt: skip
 """Options that don't decide the weights, and inputs, which the key holds by their content."""

@@ -280,7 +280,7 @@ def _check_pretraining(config: TrainConfig) -> None:
                 "Leave it out, or give the rasters to pretrain on.",
             )
         return
-    labelled = ("single_class", "cross_validate", "already_standardised", "data")
+    labelled = ("single_class", "cross_validate", "already_standardised", "validation_data", "data")
     given = [name for name in labelled if getattr(config, name)]
     given += [name for name, value in WITHOUT_LABELS.items() if getattr(config, name) != value]
     if given:

@@ -180,12 +180,8 @@ def _stack_region(name: str, stack: GridSpec, grid: GridSpec) -> Region:
     """Return the region of a stack, by its outline where it lies on other pixels than the map's."""
     if grid.is_aligned(stack):
         return Region(name, Window(*grid.offset_of(stack), *stack.shape).intersect(grid.extent))
-    import geopandas
-
-    outline = stack.outline()
-    if stack.crs != grid.crs:
-        outline = geopandas.GeoSeries([outline], crs=stack.crs.to_wkt()).to_crs(grid.crs.to_wkt()).iloc[0]
-    if outline.is_empty or not np.isfinite(outline.bounds).all():
+    outline = stack.outline_on(grid.crs)
+    if outline.is_empty:
         return Region(name, Window(0, 0, 0, 0))
     return Region(name, _extent_of(outline, grid), outline)
 

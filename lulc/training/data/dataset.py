@@ -118,11 +118,12 @@ def open_dataset(config: TrainConfig) -> Dataset:
 
 
 def leave_one_out(config: TrainConfig) -> list[tuple[str, Dataset]]:
-    """A dataset for each training stack left out: it validates, the other training stacks train.
+    """Return a dataset for each group of training stacks left out: it validates, the others train.
 
-    Stacks that overlap on the ground are left out together, and the validation stacks of the folders take
-    no part. Training labels in the gap around what is left out are ignored. The statistics are those of the
-    stacks that train, where the manifest knows them.
+    A group is what ``config.cross_validate`` says: stacks that overlap on the ground, a folder, or a scene.
+    The validation stacks of the folders take no part. Training labels on the ground of what is left out, and
+    in the gap around it, are ignored. The statistics are those of the stacks that train, where the manifest
+    knows them.
 
     Returns
     -------
@@ -132,22 +133,31 @@ def leave_one_out(config: TrainConfig) -> list[tuple[str, Dataset]]:
     Raises
     ------
     InputError
-        As `open_dataset`; or if there are no two stacks, or groups of them, to be told apart.
+        As `open_dataset`; or if there are no two groups to be told apart, or other validation data are given.
     """
+    if config.validation_data:
+        raise InputError(
+            "cannot take --validation-data with --cross-validate, which validates on what it leaves out",
+            "Leave one of them out.",
+        )
     loaded = _load(config)
     manifests = loaded.manifests
-    groups = _groups([stack for m in manifests for stack in m.of("train") if any(stack.class_counts)])
+    what = config.cross_validate or "stacks"
+    groups = {"stacks": _by_ground, "folders": _by_folder, "scenes": _by_scene}[what](manifests)
     if len(groups) < 2:
+        has = (
+            f"its labelled training stacks are of one of the {what}" if groups else "it has no training stack"
+        )
+        if groups and what == "stacks":
+            has = "its labelled training stacks all overlap on the ground"
         raise InputError(
-            f"cannot cross-validate on {' '.join(config.data)}, since its labelled training stacks "
-            f"{'all overlap on the ground' if groups else 'are none'}, expected two that lie apart",
-            "Prepare more stacks, or train without --cross-validate.",
+            f"cannot cross-validate on {' '.join(config.data)}, since {has}, expected two that lie apart",
+            "Prepare more of them, choose another kind after --cross-validate, or train without it.",
         )
     folds = []
-    for group in groups:
+    for name, group in groups:
         left_out = {stack.image for stack in group}
         turned = [_with_validation(manifest, left_out) for manifest in manifests]
-        name = " + ".join(f"{stack.image.parent.name}/{stack.name}" for stack in group)
         fold = _assemble(loaded._replace(manifests=turned), config)
         folds.append((name, dataclasses.replace(fold, inputs=fold.inputs | {"left out": name})))
     return folds
@@ -162,8 +172,8 @@ class _Loaded(NamedTuple):
 
 
 def _load(config: TrainConfig) -> _Loaded:
-    folders = [Path(folder) for folder in config.data]
-    if not folders:
+    folders = [Path(folder) for folder in (*config.data, *config.validation_data)]
+    if not config.data:
         raise InputError(
             "cannot train, since no folder with stacks is given, expected at least one",
             "Type python train_model.py DATA --out FOLDER with a folder that preprocess.py wrote, or without "
@@ -171,14 +181,38 @@ def _load(config: TrainConfig) -> _Loaded:
         )
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError(
-            f"cannot train on {', '.join(config.data)}, since a folder is named twice, expected each once",
+            f"cannot train on {', '.join(map(str, folders))}, since a folder is named twice, expected each "
+            "once",
             "Leave the second one out.",
         )
     manifests = [load_manifest(f, already_standardised=config.already_standardised) for f in folders]
     _check_agreement(manifests)
     files = [str(f) for m in manifests for s in m.stacks for f in (s.image, s.masks)]
     stamps = tuple(stamps_of(files))
-    return _Loaded(manifests, [_identity_of(manifest) for manifest in manifests], stamps)
+    identities = [_identity_of(manifest) for manifest in manifests]
+    if config.validation_data:
+        count = len(config.data)
+        manifests = [_only_training(m) for m in manifests[:count]] + [
+            _all_validation(m) for m in manifests[count:]
+        ]
+    return _Loaded(manifests, identities, stamps)
+
+
+def _only_training(manifest: Manifest) -> Manifest:
+    if manifest.of("val"):
+        logger.warning(
+            "the %d validation stacks of '%s' take no part, since --validation-data is given",
+            len(manifest.of("val")), manifest.folder,
+        )  # fmt: skip
+    return dataclasses.replace(manifest, stacks=manifest.of("train"))
+
+
+def _all_validation(manifest: Manifest) -> Manifest:
+    """Return a manifest whose stacks all validate; its statistics weigh nothing."""
+    stacks = tuple(dataclasses.replace(stack, split="val") for stack in manifest.stacks)
+    return dataclasses.replace(
+        manifest, stacks=stacks, statistics=dataclasses.replace(manifest.statistics, count=0)
+    )
 
 
 def _assemble(loaded: _Loaded, config: TrainConfig) -> Dataset:
@@ -194,10 +228,59 @@ def _assemble(loaded: _Loaded, config: TrainConfig) -> Dataset:
         legend=legend,
         statistics=_merge_statistics(manifests),
         counts=counts,
-        inputs={f"data {i}": identity for i, identity in enumerate(identities, 1)},
+        inputs={
+            f"data {i}" if i <= len(config.data) else f"validation data {i - len(config.data)}": identity
+            for i, identity in enumerate(identities, 1)
+        },
         provenance=[_provenance_of(m, sha256) for m, sha256 in zip(manifests, identities, strict=True)],
         stamps=stamps,
     )
+
+
+_Groups = list[tuple[str, list[StackFile]]]
+
+
+def _labelled(manifest: Manifest) -> list[StackFile]:
+    return [stack for stack in manifest.of("train") if any(stack.class_counts)]
+
+
+def _by_ground(manifests: Sequence[Manifest]) -> _Groups:
+    """Name and stacks of each group that shares pixels on the ground."""
+    groups = _groups([stack for manifest in manifests for stack in _labelled(manifest)])
+    return [(" + ".join(f"{s.image.parent.name}/{s.name}" for s in group), group) for group in groups]
+
+
+def _by_folder(manifests: Sequence[Manifest]) -> _Groups:
+    """Path and stacks of each folder."""
+    return [(str(m.folder), _labelled(m)) for m in manifests if _labelled(m)]
+
+
+def _by_scene(manifests: Sequence[Manifest]) -> _Groups:
+    """Names and stacks of each image; images that share a stack are one."""
+    groups: list[tuple[set[str], list[StackFile]]] = []
+    for manifest in manifests:
+        for stack in _labelled(manifest):
+            scenes = _scenes_of(manifest, stack)
+            joined = [group for group in groups if group[0] & scenes]
+            groups = [group for group in groups if not group[0] & scenes]
+            merged = (scenes.union(*(g[0] for g in joined)), [s for g in joined for s in g[1]] + [stack])
+            groups.append(merged)
+    return [(" + ".join(sorted(name.split("\n")[0] for name in names)), stacks) for names, stacks in groups]
+
+
+def _scenes_of(manifest: Manifest, stack: StackFile) -> set[str]:
+    """Names of the images that a stack was cut from, each with its checksum where the manifest knows it."""
+    found = set()
+    for scene in manifest.provenance.get("scenes", ()):
+        place = Window(*scene["window"]).intersect(stack.window) if stack.window else None
+        if place is None or (place.height > 0 and place.width > 0):
+            found.add(" ".join(scene["files"]))
+    bands = set(manifest.parameters.get("bands") or ())
+    images = [s for s in manifest.sources if s.get("name") in bands]
+    if not found and images:
+        digest = ",".join(sorted(str(s.get("sha256", "")) for s in images))
+        found.add(f"{', '.join(sorted(str(s['name']) for s in images))}\n{digest}")
+    return found or {str(manifest.folder)}
 
 
 def _groups(stacks: Sequence[StackFile]) -> list[list[StackFile]]:
@@ -241,7 +324,7 @@ def _check_agreement(manifests: Sequence[Manifest]) -> None:
         named = [[f"{c.number} {c.name}" for c in m.legend.classes] for m in pair]
         for what, (a, b), option in (
             ("channels", described, "the same bands and indices"),
-            ("classes", named, "the same `--scheme`"),
+            ("classes", named, f"the same `--scheme`, for example {first.folder}/classes.csv"),
         ):
             if a != b:
                 raise InputError(
@@ -267,7 +350,8 @@ def _merge_statistics(manifests: Sequence[Manifest]) -> Statistics:
     parts = []
     for manifest in manifests:
         pixels = sum(stack.shape[0] * stack.shape[1] for stack in manifest.of("train"))
-        known = manifest.statistics.count
+        # A folder prepared for validation alone weighs nothing.
+        known = manifest.statistics.count if pixels else 0
         parts.append(dataclasses.replace(manifest.statistics, count=known or pixels))
     merged = parts[0]
     for part in parts[1:]:
@@ -348,7 +432,7 @@ def _check_learnable(
     if not val_counts.any():
         raise InputError(
             f"cannot train on {where}, since no validation pixel is labelled, expected a validation stack",
-            "Prepare the data with e.g. `--validation 0.2`, or add a folder with validation stacks.",
+            "Prepare the data with e.g. `--validation 0.2`, or type --validation-data with another folder.",
         )
 
 
