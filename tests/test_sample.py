@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sqlite3
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,25 @@ def test_work_on_a_sample_is_never_overwritten(tmp_path: Path) -> None:
     path.write_bytes(b"something else")
     with pytest.raises(InputError, match="there is one already"):
         check_free(path, overwrite=True)
+
+
+def test_qgis_itself_takes_the_form_from_the_file(tmp_path: Path) -> None:
+    python = "/usr/bin/python3"
+    if not Path(python).exists() or not Path("/usr/lib/python3/dist-packages/qgis").is_dir():
+        pytest.skip("needs QGIS from the system's packages")
+    drawn(tmp_path / "points.gpkg")
+    code = (
+        "import sys\n"
+        "from qgis.core import QgsApplication, QgsVectorLayer\n"
+        "app = QgsApplication([], False); app.initQgis()\n"
+        "layer = QgsVectorLayer(sys.argv[1] + '|layername=sample', 'sample', 'ogr')\n"
+        "setup = layer.editorWidgetSetup(layer.fields().indexOf('reference'))\n"
+        "print(setup.type(), [name for entry in setup.config()['map'] for name in entry])\n"
+    )
+    found = subprocess.run(
+        [python, "-c", code, str(tmp_path / "points.gpkg")], capture_output=True, text=True, timeout=120,
+        env={"QT_QPA_PLATFORM": "offscreen", "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert "ValueMap ['1 Water', '2 Forest', '3 2 crops', 'cannot be interpreted']" in found.stdout, (
+        found.stderr
+    )

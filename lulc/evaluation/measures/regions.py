@@ -145,12 +145,12 @@ def read_ground(
         found = [_stack_region(s.name, s.grid, grid) for s in stacks if s.grid is not None]
     if run is not None:
         ground = _ground_of(Path(run))
-        if ground is None:
+        if ground is None and found is None:
             logger.warning(
                 "the models in '%s' don't say which land they were trained on: give --regions with the "
                 "manifest.json of their stacks", run,
             )  # fmt: skip
-        else:
+        elif ground is not None:
             found = [*(found or ()), *(_stack_region("training", stack, grid) for stack in ground)]
     return None if found is None else [r for r in found if r.extent.height and r.extent.width]
 

@@ -212,11 +212,12 @@ def write_sample(points: geopandas.GeoDataFrame, path: str | os.PathLike[str], l
     with write_atomically(strata_path(path)) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
     blind = points.drop(columns="stratum")
+    # QGIS reads the style by itself only where the table has all of these columns.
     style = pd.DataFrame({
         "f_table_catalog": [""], "f_table_schema": [""], "f_table_name": [LAYER],
         "f_geometry_column": ["geom"], "styleName": ["interpretation"], "styleQML": [form_style(legend)],
         "styleSLD": [""], "useAsDefault": [True], "description": ["classes as a list"], "owner": [""],
-        "ui": [""],
+        "ui": [""], "update_time": [pd.Timestamp("2000-01-01")],
     })  # fmt: skip
     with write_atomically(path) as temporary:
         # The driver makes its own file, and wants none of that name to be there.

@@ -484,7 +484,8 @@ def draw_areas(
             ax.plot([max(low, 0), high], [k, k], color="black", linewidth=5, solid_capstyle="butt")
             ax.plot([max(low, 0), high], [k, k], color=color, linewidth=3.4, solid_capstyle="butt")
         ax.plot([a.value for a in areas], rows, "o", color="black", markersize=5, label="estimated")
-        ax.plot(mapped, rows, "|", color=RED, markersize=13, markeredgewidth=2, label="mapped (pixel count)")
+        # Below the bar, where it hides neither the estimate nor the ends of the interval.
+        ax.plot(mapped, [k + 0.3 for k in rows], "^", color=RED, markersize=6, label="mapped")
         ax.set_yticks(rows, names)
         ax.invert_yaxis()
         ax.set_xlim(left=0)

@@ -196,8 +196,12 @@ def _notes(results: Results) -> tuple[str, ...]:
     elif results.levels:
         notes.append(
             "CORINE levels follow from the classes on both sides; a class that gathers codes of several "
-            "groups (of the 13 classes, bare areas and grasslands) counts as the group in its legend: bare "
-            "areas as artificial, grasslands as semi-natural."
+            "groups counts as the group in its legend"
+            + (
+                ": bare areas as artificial, grasslands as semi-natural."
+                if results.legend.name == "kaakonkulma-13"
+                else "."
+            )
         )
     if any(g.summed is not None for g in results.levels):
         notes.append(
