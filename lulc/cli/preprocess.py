@@ -94,7 +94,11 @@ def crop_options(manifest: Manifest) -> str:
 def _readings(manifest: Manifest) -> str:
     """By which scheme the codes of the labels were read, and where the indices come from."""
     names = {c.number: c.name for c in manifest.legend.classes}
-    codes = [f"{code} {names[number]}" for code, number in manifest.parameters["classes"] if number in names]
+    codes = [
+        names[number] if code == names[number].casefold() else f"{code} {names[number]}"
+        for code, number in manifest.parameters["classes"]
+        if number in names
+    ]
     shown = "; ".join(codes[:SHOWN] + (["..."] if len(codes) > SHOWN else []))
     labels = manifest.provenance["labels"]
     computed, files = _computed(manifest), ", ".join(manifest.parameters["indices"])

@@ -203,7 +203,7 @@ def _check_numbers(config: PreprocessConfig) -> None:
                 f"cannot cut stacks, since {option} is {value}, expected at least {lowest}",
                 f"Type {option} with a larger number.",
             )
-    if config.gap < PreprocessConfig.gap:
+    if config.gap < PreprocessConfig.gap and config.validation not in (("none",), ("all",)):
         logger.warning(
             "--gap is %d, less than %d, the receptive radius of the default network: training sees pixels of "
             "validation stacks, whose scores may then be too good",
