@@ -67,8 +67,8 @@ def describe_folds(found: CrossValidation) -> str:
     return "\n\n".join((
         columns(rows),
         columns(classes),
-        "Macro-F1 of a fold is over the classes in its labels or its map. The mean is over classes, each over "
-        "the folds whose labels hold it; pooled metrics count all folds.",
+        "Macro-F1 of a fold is over the classes in its labels or its map. The mean is over classes, each "
+        "over the folds whose labels hold it; pooled metrics count all folds.",
         f"cross-validation: {found.document}",
     ))  # fmt: skip
 
