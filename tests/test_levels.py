@@ -88,7 +88,7 @@ def test_a_map_of_a_level_holds_groups_and_sums(
     activations: str,
     level: Any,
 ) -> None:
-    monkeypatch.setattr(export, "SIDE", 256)
+    monkeypatch.setattr(export, "PART", 256)
     source = write_map(
         tmp_path / "map.tif", shape=(300, 530), activations=activations, legend=LEGEND, unclassified=True
     )

@@ -11,6 +11,7 @@ Example: python make_classifications.py demo/run demo/summer.tif demo/indices.ti
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,10 @@ def _classify(config: ClassifyConfig) -> Answer:
     result = classify(config)
     where = " ".join([f"The map is {result.path}", *(f"and {path}" for path in result.further)])
     raster = [str(result.path / MOSAIC), "--allow-vrt"] if config.tiles else [str(result.path)]
-    command = shlex.join(["python", "evaluate_classifications.py", *raster, "LABELS", "--out", "report"])
+    # A run knows which land it was trained on, so that the report can score held-out land.
+    more = ["--run", config.model] if os.path.isdir(config.model) else []
+    words = ["python", "evaluate_classifications.py", *raster, "LABELS", *more, "--out", "report"]
+    command = shlex.join(words)
     text = f"{describe_result(result)}\n\n{where}\nNext, where there are reference labels:\n\n    {command}"
     return Answer(text, figures_of_result(result))
 

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lulc.core.grid import METRES_PER_DEGREE, GridSpec, metres_per_pixel
+from lulc.core.areas import pixel_area
+from lulc.core.grid import GridSpec, metres_per_pixel
 from lulc.core.schema import InputError, Legend
 from lulc.core.windows import Window
 from lulc.evaluation.report.views import UNCLASSIFIED_COLOR, UnsureSquare, Views
@@ -122,7 +123,8 @@ def describe(grid: GridSpec, legend: Legend, name: str) -> dict[str, Any]:
     epsg = grid.crs.to_epsg() if grid.crs else None
     across, (width, height) = metres_per_pixel(grid), grid.pixel_size
     # A degree of longitude is shorter than one of latitude: pixels are as high as they are on the ground.
-    down = height * METRES_PER_DEGREE if grid.crs and grid.crs.is_geographic else None
+    area = pixel_area(grid) if grid.crs and grid.crs.is_geographic else None
+    down = area / across if area and across else None
     return {
         "name": name,
         "shape": list(grid.shape),
