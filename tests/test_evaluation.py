@@ -391,6 +391,39 @@ def test_a_vector_reference_is_burnt_onto_the_map(scene) -> None:
     assert found.confusion[2, 2] == (scene.mapped[10:50, 20:70] == 2).sum()
 
 
+def test_the_field_of_a_vector_reference_is_named_and_its_losses_are_counted(scene, capsys) -> None:
+    from lulc.cli.evaluate_classifications import main
+
+    left, top = TRANSFORM.c, TRANSFORM.f
+    boxes = [box(left + 200, top - 500, left + 700, top - 100), box(left - 900, top - 50, left - 800, top)]
+    frame = geopandas.GeoDataFrame({"klass": [2, 3]}, geometry=boxes, crs="EPSG:3067")
+    frame.to_file(scene.folder / "labels.gpkg")
+    report = str(scene.folder / "report")
+    assert main([scene.map_path, str(scene.folder / "labels.gpkg"), "--out", report, "-q"]) == 0
+    printed = capsys.readouterr().out
+    assert "reference: 'labels.gpkg', field 'klass' (int64), classes of 'four'" in printed
+    assert "reference: of 2 features 1 lie outside the grid" in printed
+    assert "field 'klass'" in (scene.folder / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("crs", [3857, 4326])
+def test_areas_are_hectares_on_the_ground_in_any_projection(tmp_path: Path, crs: int) -> None:
+    from pyproj import Geod, Transformer
+
+    pixel = 10.0 if crs == 3857 else 1e-4
+    x, y = Transformer.from_crs(4326, crs, always_xy=True).transform(26, 61.5)
+    place = Affine(pixel, 0, x, 0, -pixel, y)
+    path = write_raster(
+        tmp_path / "map.tif", np.ones((1, 80, 60), np.uint8), transform=place, crs=CRS.from_epsg(crs),
+        tags=tags_of(LEGEND),
+    )  # fmt: skip
+    areas = measure(EvaluateConfig(map=path, out=str(tmp_path / "r")))[0].areas
+    corners = [place @ corner for corner in ((0, 0), (60, 0), (60, 80), (0, 80))]
+    lons, lats = Transformer.from_crs(crs, 4326, always_xy=True).transform(*zip(*corners, strict=True))
+    true = abs(Geod(ellps="WGS84").polygon_area_perimeter(lons, lats)[0]) / 10_000
+    assert areas.unit == "ha" and areas.hectares[1] == pytest.approx(true, rel=1e-4)
+
+
 def test_a_map_without_a_legend_needs_a_scheme(scene) -> None:
     path = write_raster(scene.folder / "bare.tif", scene.mapped[None], nodata=255)
     with pytest.raises(InputError, match=r"no tag LULC_LEGEND(?s:.*)--scheme"):

@@ -47,12 +47,14 @@ def _act(config: EvaluateConfig) -> Answer:
     from lulc.evaluation.evaluate import evaluate
     from lulc.evaluation.report.document import plain_table
     from lulc.evaluation.report.sections import points_words
+    from lulc.labels.labels import words_of
 
     result = evaluate(config)
     results = result.results
     files = sorted(str(path) for path in result.files)
     shown = [f"{table.caption}\n{plain_table(table)}" for table in _tables(results)]
     words = [points_words(results.areas)] if results.areas.estimates else []
+    words += [f"reference: {line}" for line in words_of(results.read_as)] if results.read_as else []
     text = "\n\n".join([*shown, *words, "\n".join(files)])
     return Answer(text, {"written": files, **result.to_json()})
 

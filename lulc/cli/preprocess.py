@@ -93,6 +93,8 @@ def crop_options(manifest: Manifest) -> str:
 
 def _readings(manifest: Manifest) -> str:
     """By which scheme the codes of the labels were read, and where the indices come from."""
+    from lulc.labels.labels import words_of
+
     names = {c.number: c.name for c in manifest.legend.classes}
     codes = [
         names[number] if code == names[number].casefold() else f"{code} {names[number]}"
@@ -100,40 +102,16 @@ def _readings(manifest: Manifest) -> str:
         if number in names
     ]
     shown = "; ".join(codes[:SHOWN] + (["..."] if len(codes) > SHOWN else []))
-    labels = manifest.provenance["labels"]
+    origin, *losses = words_of(manifest.provenance["labels"])
     computed, files = _computed(manifest), ", ".join(manifest.parameters["indices"])
     origins = [f"read from {files}"] if files else []
     origins += [f"{', '.join(computed)} computed from the bands"] if computed else []
     lines = [
-        f"labels: {_origin(labels)} ({shown})",
-        *(f"labels: {words}" for words in _losses(labels)),
+        f"labels: {origin} ({shown})",
+        *(f"labels: {words}" for words in losses),
         f"indices: {'; '.join(origins)}",
     ]
     return "\n".join(lines)
-
-
-def _origin(labels: dict[str, Any]) -> str:
-    """Name the file, the field that was read, and the scheme."""
-    field = f", field '{labels['field']}' ({labels['type']})" if "field" in labels else ""
-    return f"'{labels['file']}'{field}, classes of '{labels['scheme']}', {labels['origin']}"
-
-
-def _losses(labels: dict[str, Any]) -> list[str]:
-    """Say which class is no data, and what polygons label less than they cover."""
-    words = []
-    if "no_data" in labels:
-        words.append(f"the class {labels['no_data']} has none, since its code is the file's no data")
-    counts = (
-        ("outside", "lie outside the mosaic"),
-        ("partly_outside", "lie partly outside the mosaic"),
-        ("too_small", "hold no pixel centre"),
-        ("without_code", "have no code"),
-        ("covered", f"lose {labels.get('covered_pixels', 0):,} px to later features of other classes"),
-    )
-    lost = [f"{labels[name]:,} {what}" for name, what in counts if labels.get(name)]
-    if lost:
-        words.append(f"of {labels['features']:,} features {', '.join(lost)}")
-    return words
 
 
 def _computed(manifest: Manifest) -> list[str]:

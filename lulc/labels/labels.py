@@ -143,6 +143,25 @@ class Labels(Resource):
         self._resources.close()
 
 
+def words_of(described: Mapping[str, Any]) -> list[str]:
+    """Return what `Labels.describe` says as sentences: how the file was read, then what of it is no label."""
+    field = f", field '{described['field']}' ({described['type']})" if "field" in described else ""
+    words = [f"'{described['file']}'{field}, classes of '{described['scheme']}', {described['origin']}"]
+    if "no_data" in described:
+        words.append(f"the class {described['no_data']} has none, since its code is the file's no data")
+    counts = (
+        ("outside", "lie outside the grid"),
+        ("partly_outside", "lie partly outside the grid"),
+        ("too_small", "hold no pixel centre"),
+        ("without_code", "have no code"),
+        ("covered", f"lose {described.get('covered_pixels', 0):,} px to later features of other classes"),
+    )
+    lost = [f"{described[name]:,} {what}" for name, what in counts if described.get(name)]
+    if lost:
+        words.append(f"of {described['features']:,} features {', '.join(lost)}")
+    return words
+
+
 def open_labels(
     path: str,
     grid: GridSpec,

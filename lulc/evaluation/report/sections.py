@@ -22,6 +22,7 @@ from lulc.evaluation.measures.results import Areas, Change, Results
 from lulc.evaluation.report.document import Page, Picture, Section, Table, number
 from lulc.evaluation.report.viewer import embed
 from lulc.evaluation.report.views import UnsureSquare, Views, entropy_by_class
+from lulc.labels.labels import words_of
 
 SCORE_HEADER = (
     "part", "pixels", "overall accuracy", "kappa", "macro-F1", "weighted F1", "mean IoU",
@@ -421,7 +422,7 @@ def _made_section(results: Results) -> Section:
     report = (
         ("map", results.map),
         *((("reference", results.reference),) if results.reference else ()),
-        *((("reference read as", _reading(results.read_as)),) if results.read_as else ()),
+        *((("reference read as", "; ".join(words_of(results.read_as))),) if results.read_as else ()),
         *((("points", results.areas.sample.name),) if results.areas.sample else ()),
         ("report written by", f"lulc {__version__}"),
     )
@@ -429,12 +430,6 @@ def _made_section(results: Results) -> Section:
     text = () if results.made else ("The map says nothing about how it was made.",)
     first = Table("Map and report", ("field", "value"), tuple(single), text_columns=2)
     return Section("How the map was made", text, tables=(first, *tables))
-
-
-def _reading(read_as: Mapping[str, Any]) -> str:
-    """Name the field and the scheme by which a reference was read."""
-    field = f"field '{read_as['field']}', " if "field" in read_as else ""
-    return f"{field}classes of '{read_as['scheme']}', {read_as['origin']}"
 
 
 def _entries(value: str) -> tuple[tuple[str, str], ...] | None:
