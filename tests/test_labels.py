@@ -332,12 +332,19 @@ def test_a_table_may_have_texts_for_codes(tmp_path: Path) -> None:
 def test_a_scheme_is_written_as_the_table_that_reads_it_back(tmp_path: Path) -> None:
     path = squares(("land", ["Water", "Forest"]), path=tmp_path / "l.gpkg")
     for scheme in (open_field(path)[1], load_scheme("clc-level2"), load_scheme("worldcover")):
-        write_scheme(scheme, tmp_path / "classes.csv")
-        again = load_scheme(str(tmp_path / "classes.csv"))
+        table = tmp_path / f"{scheme.name}.csv"
+        assert write_scheme(scheme, table) and write_scheme(scheme, table)
+        again = load_scheme(str(table))
         assert again.classes == scheme.classes
         assert [(c.name, c.color, c.level1) for c in again.legend.classes] == [
             (c.name, c.color, c.level1) for c in scheme.legend.classes
         ]
+
+
+def test_a_table_of_the_user_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "classes.csv").write_text("mine")
+    assert not write_scheme(load_scheme("worldcover"), tmp_path / "classes.csv")
+    assert (tmp_path / "classes.csv").read_text() == "mine"
 
 
 def test_features_that_label_less_than_they_cover_are_counted(tmp_path: Path) -> None:

@@ -467,8 +467,14 @@ def read_scheme(path: str) -> Scheme:
     return Scheme(Path(path).stem, legend, classes, hint=hint)
 
 
-def write_scheme(scheme: Scheme, path: Path) -> None:
-    """Write a scheme as a table that `read_scheme` reads: a start for a user's own."""
+def write_scheme(scheme: Scheme, path: Path) -> bool:
+    """Write a scheme as a table that `read_scheme` reads: a start for a user's own.
+
+    Returns
+    -------
+    bool
+        False where a file of other content is there already, which may be a user's and is left.
+    """
     names = {plain(s): s for c in scheme.legend.classes for s in c.sources if isinstance(s, str)}
     codes = sorted(scheme.classes, key=lambda code: (isinstance(code, str), code))
     text = io.StringIO()
@@ -486,8 +492,12 @@ def write_scheme(scheme: Scheme, path: Path) -> None:
     for land_cover in scheme.legend.classes:
         if land_cover.number not in written:
             writer.writerow(["", *_class_cells(land_cover)])
+    content = text.getvalue().encode()
+    if path.exists():
+        return path.read_bytes() == content
     with write_atomically(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.write_bytes(content)
+    return True
 
 
 def _class_cells(land_cover: LandCoverClass) -> tuple[int, str, str, int | str]:

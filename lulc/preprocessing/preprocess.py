@@ -141,7 +141,11 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
                 "Run the same command again when the inputs are complete.",
             )
         manifest = _manifest(inputs, progress, places, sources, parameters)
-        write_scheme(inputs.labels.scheme, folder / CLASSES)
+        if not write_scheme(inputs.labels.scheme, folder / CLASSES):
+            logger.warning(
+                "'%s' is left as it is, since it holds other classes than the stacks; theirs are in '%s'",
+                folder / CLASSES, MANIFEST,
+            )  # fmt: skip
         manifest.write()
         own.remove(PROGRESS)
         return manifest
