@@ -243,6 +243,10 @@ def test_work_on_a_sample_is_never_overwritten(tmp_path: Path) -> None:
     path.write_bytes(b"something else")
     with pytest.raises(InputError, match="there is one already"):
         check_free(path, overwrite=True)
+    path.unlink()
+    with pytest.raises(InputError, match="strata of one that was given out"):
+        check_free(path, overwrite=False)
+    check_free(path, overwrite=True)
 
 
 def test_qgis_itself_takes_the_form_from_the_file(tmp_path: Path) -> None:

@@ -419,6 +419,12 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
 
     path = Path(path)
     if not path.exists():
+        if strata_path(path).exists() and not overwrite:
+            raise InputError(
+                f"cannot draw a sample into '{path}', since '{strata_path(path)}' holds the strata of one that "
+                "was given out",
+                "Give another --out, or type --overwrite to draw anew.",
+            )
         return
     try:
         begun = overwrite and geopandas.read_file(path, layer=LAYER)["reference"].notna().any()
