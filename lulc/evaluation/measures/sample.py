@@ -421,8 +421,8 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     if not path.exists():
         if strata_path(path).exists() and not overwrite:
             raise InputError(
-                f"cannot draw a sample into '{path}', since '{strata_path(path)}' holds the strata of one that "
-                "was given out",
+                f"cannot draw a sample into '{path}', since '{strata_path(path)}' holds the strata of one "
+                "that was given out",
                 "Give another --out, or type --overwrite to draw anew.",
             )
         return
