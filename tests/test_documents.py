@@ -180,7 +180,9 @@ def runnable() -> list[list[str]]:
     found = []
     for document in DOCUMENTS:
         for name, *arguments in commands_in(document):
-            files = [word for word in arguments if "/" in word or Path(word).suffix in {".tif", ".json"}]
+            files = [
+                word for word in arguments if "/" in word or re.fullmatch(r"\.[a-z].*", Path(word).suffix)
+            ]
             long = name in {"train_model", "serve_map"} and "--print-config" not in arguments
             if files and all(word.startswith("demo/") for word in files) and not long:
                 repeat = ["--overwrite"] * ("overwrite" in fields_of(name) and "--overwrite" not in arguments)
