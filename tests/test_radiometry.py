@@ -153,3 +153,66 @@ def test_real_scenes_are_told_apart(shared: Path, caplog: pytest.LogCaptureFixtu
     for part in ("north", "south"):
         with pytest.raises(InputError, match=r"--scale 1\.5259e-05"):
             check(samples_of(data / f"sundarbans/{part}_l2a.tif"))
+
+
+REFLECTANCE = np.array([400, 600, 500, 900, 1800, 2200, 2500, 1600, 900])
+
+
+def spectra(**changes: object) -> dict[str, np.ndarray]:
+    """Correlated reflectance x 10000 of land, by band; changed bands are given as functions."""
+    rng = np.random.default_rng(0)
+    land = rng.lognormal(0, 0.12, (9000, 1)) * rng.lognormal(0, 0.1, (9000, 9)) * REFLECTANCE
+    land[:60] *= 0.3
+    found = dict(zip(BANDS, np.round(land).astype("uint16").T, strict=True))
+    return {band: changes[band](v) if band in changes else v for band, v in found.items()}  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("odd", [1, 5, 300, 65535])
+def test_a_few_odd_pixels_do_not_hide_a_forgotten_offset(odd: int) -> None:
+    samples = {band: v + np.uint16(1000) for band, v in spectra().items()}
+    for v in samples.values():
+        v[-300:] = odd
+    with pytest.raises(InputError, match="--offset -1000"):
+        check(samples)
+
+
+def test_saturated_pixels_do_not_hide_a_scale() -> None:
+    fractions = {band: (v / 10000).astype("float32") for band, v in spectra().items()}
+    for v in fractions.values():
+        v[-300:] = 65535
+    with pytest.raises(InputError, match="--scale 1 "):
+        check(fractions)
+
+
+@pytest.mark.parametrize(("bands", "change", "words"), [
+    (("B11", "B12"), lambda v: (v / 10000).astype("float32"), "fractions"),
+    (("B12",), lambda v: (v / 100).astype("float32"), "percent"),
+    (("B05", "B06", "B07"), lambda v: (v / 100).astype("float32"), "percent"),
+    (("B02", "B03", "B04"), lambda v: np.clip(v / 14, 1, 255).astype("uint8"), "8 bits"),
+    (("B08",), lambda v: np.round(v * 6.5535).astype("uint16"), "x 65535"),
+])  # fmt: skip
+def test_bands_of_another_unit_are_named(bands: tuple[str, ...], change: object, words: str) -> None:
+    with pytest.raises(InputError, match="different units") as error:
+        check(spectra(**dict.fromkeys(bands, change)))
+    assert f"{', '.join(bands)} look like" in error.value.problem and words in error.value.problem
+
+
+@pytest.mark.parametrize(
+    "bands", [("B05", "B06", "B07", "B11", "B12"), ("B11", "B12"), ("B02", "B03", "B04", "B08")]
+)
+def test_an_offset_in_some_bands_is_warned_about(
+    bands: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "lulc"):
+        check(spectra())
+        assert not caplog.records
+        check(spectra(**dict.fromkeys(bands, lambda v: v + np.uint16(1000))))
+    assert "--offset" in caplog.text
+
+
+def test_dark_water_in_short_wave_infrared_is_no_other_unit(caplog: pytest.LogCaptureFixture) -> None:
+    sea = {band: (v * dark).astype("float32") for (band, v), dark in
+           zip(spectra().items(), (1, 1, 0.8, 0.3, 0.1, 0.06, 0.05, 0.04, 0.04), strict=True)}  # fmt: skip
+    with caplog.at_level(logging.WARNING, "lulc"):
+        check(sea)
+    assert not caplog.records

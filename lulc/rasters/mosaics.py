@@ -479,31 +479,53 @@ def _check_coding(source: Source, planes: Sequence[Plane]) -> None:
 
 def check_samples(mosaic: Mosaic) -> None:
     """Look at samples of a mosaic's bands for signs of a wrong scale or offset."""
-    samples: dict[str, np.ndarray] = {}
-    scaling: dict[str, Scaling] = {}
-    for reader in mosaic.readers:
-        for plane, values in zip(reader.planes, _sample(reader.source, reader.planes), strict=True):
-            samples[plane.name] = values
-            scaling[plane.name] = plane.scaling
+    samples = _sample_bands(mosaic.readers)
+    scaling = {plane.name: plane.scaling for reader in mosaic.readers for plane in reader.planes}
     paths = list(dict.fromkeys(r.source.path for r in mosaic.readers))
     name = paths[0] if len(paths) == 1 else f"{paths[0]}' and {len(paths) - 1} more '"
     check_radiometry(samples, scaling, name.rstrip(" '"))
 
 
+def _sample_bands(readers: Sequence[Reader]) -> dict[str, np.ndarray]:
+    """Band to stored values (n,) of the same places in all bands, 0 where a value is missing."""
+    if not readers:
+        return {}
+    finest = next((r for r in readers if r.alignment.kind == "same"), readers[0])
+    # Few places where blocks are large and slow to decode; each within one block where it can be.
+    large = finest.source.block[0] * finest.source.block[1] > 2**19
+    found: dict[str, np.ndarray] = {}
+    for count, side in ((2, 512) if large else (4, 128), (8, 64)):
+        windows = _lattice(readers[0].alignment.grid, finest.source.block, count, side)
+        found = {}
+        for reader in readers:
+            parts = [_stored(reader, window).reshape(len(reader.planes), -1) for window in windows]
+            found |= dict(zip((p.name for p in reader.planes), np.concatenate(parts, axis=1), strict=True))
+        if np.logical_and.reduce([values != 0 for values in found.values()]).sum() >= 4096:
+            break
+    return found
+
+
+def _stored(reader: Reader, window: Window) -> np.ndarray:
+    """Stored values (plane, y, x) on the grid by the nearest rule, 0 where they are missing."""
+    own = [plane.position for plane in reader.planes]
+
+    def read(there: Window) -> np.ndarray:
+        stored, mask = reader.source.read(own, there), reader.source.read_mask(own, there)
+        known = np.stack([_present(v, p) for v, p in zip(stored, reader.planes, strict=True)])
+        return np.where(known if mask is None else known & mask, stored, stored.dtype.type(0))
+
+    values, inside = reader.alignment.nearest(read, window)
+    return np.where(inside, values, values.dtype.type(0))
+
+
 def _sample(source: Source, planes: Sequence[Plane]) -> list[np.ndarray]:
-    """Stored values (n,) of each plane without no data, from a lattice of places."""
+    """Stored values (n,) of each plane without no data, from a lattice of places of its own file."""
     if not planes:
         return []
-    # Few places where blocks are large and slow to decode; each within one block where it can be.
-    large = source.block[0] * source.block[1] > 2**19
-    stored: list[np.ndarray] = []
-    for count, side in ((2, 512) if large else (4, 128), (8, 64)):
-        windows = _lattice(source, count, side)
-        read = [source.read([p.position for p in planes], w).reshape(len(planes), -1) for w in windows]
-        stored = list(np.concatenate(read, axis=1))
-        present = np.logical_and.reduce([_present(v, p) for v, p in zip(stored, planes, strict=True)])
-        if present.sum() >= 4096:
-            break
+    windows = _lattice(source.grid, source.block, 4, 128)
+    own = [plane.position for plane in planes]
+    stored = np.concatenate([source.read(own, w).reshape(len(own), -1) for w in windows], axis=1)
+    present = np.logical_and.reduce([_present(v, p) for v, p in zip(stored, planes, strict=True)])
     return [v[present] for v in stored]
 
 
@@ -512,9 +534,9 @@ def _present(values: np.ndarray, plane: Plane) -> np.ndarray:
     return present if plane.name in INDICES else present & (values != 0)
 
 
-def _lattice(source: Source, count: int, side: int) -> list[Window]:
+def _lattice(grid: GridSpec, blocks: tuple[int, int], count: int, side: int) -> list[Window]:
     starts = []
-    for length, block in zip(source.grid.shape, source.block, strict=True):
+    for length, block in zip(grid.shape, blocks, strict=True):
         own = min(side, length)
         places = (round(i * (length - own) / max(1, count - 1)) for i in range(count))
         snapped = {_snap(place, block, own, length) for place in places}
