@@ -266,12 +266,12 @@ def measure_network(stacks: Path, name: str, seed: int, options: argparse.Namesp
     outcome = classify_left_out(config, dataset)
     stored = read(options.results)
     if STAGES[options.stage].scored != "validation":
-        temperature = float(fit_temperature(outcome.activations, outcome.labels))
+        temperature = float(fit_temperature(outcome.probabilities, outcome.labels))
     else:
         temperature = temperature_of(stored, name)
     scores = metrics_module.score(outcome.confusion, dataset.legend)
     reliability = Reliability(len(dataset.legend))
-    reliability.add(outcome.labels + 1, calibrate(outcome.activations[np.newaxis], temperature)[0])
+    reliability.add(outcome.labels + 1, calibrate(outcome.probabilities[np.newaxis], temperature)[0])
     return figures(scores) | _errors(reliability) | {"temperature": temperature}
 
 

@@ -70,17 +70,17 @@ def measure(config: TrainConfig, seconds: float, devices: Devices) -> dict[str, 
     from lulc.models import backend
     from lulc.models.backend import keras
     from lulc.training.data.batches import cut_ahead
-    from lulc.training.data.crops import choose_place, training_crops
+    from lulc.training.data.crops import choose_crop_device, training_crops
     from lulc.training.data.dataset import open_dataset
     from lulc.training.train import build_model
 
     dataset = open_dataset(config)
-    place = choose_place(config, dataset, devices.count, free_memory())
-    config = dataclasses.replace(config, stacks_on=place)
+    device = choose_crop_device(config, dataset, devices.count, free_memory())
+    config = dataclasses.replace(config, stacks_on=device)
     crops = training_crops(config, dataset)
     model = build_model(config, dataset, devices)
     drawn = (crops.batch(0, index) for index in range(BATCHES))
-    kept = [(devices.place(images), labels) for images, labels in drawn]
+    kept = [(devices.put(images), labels) for images, labels in drawn]
 
     def train(batches: Iterable[Any]) -> Iterator[int]:
         for images, labels in batches:
@@ -98,10 +98,10 @@ def measure(config: TrainConfig, seconds: float, devices: Devices) -> dict[str, 
             yield labels.size
 
     figures = {
-        "generator": _speed(cut(cut_ahead(crops, 1, 0, config.workers, devices.place)), seconds),
+        "generator": _speed(cut(cut_ahead(crops, 1, 0, config.workers, devices.put)), seconds),
         "step": _speed(train(itertools.cycle(kept)), seconds),
         # The sequence of batches repeats that of the step alone, but each is cut anew.
-        "together": _speed(train(cut_ahead(_Repeated(crops), 0, 0, config.workers, devices.place)), seconds),
+        "together": _speed(train(cut_ahead(_Repeated(crops), 0, 0, config.workers, devices.put)), seconds),
     }
     parameters = dataclasses.asdict(config) | {"data": len(config.data)}
     return {

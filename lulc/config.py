@@ -94,7 +94,7 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 
 WITHOUT_LABELS: Mapping[str, Any] = MappingProxyType(
     {
-        "loss": "absolute difference of hidden values",
+        "loss": "absolute difference of masked values",
         "rare_classes": 0.0,
         "rare_temperature": 1.0,
         "balance": "stacks",
@@ -103,8 +103,8 @@ WITHOUT_LABELS: Mapping[str, Any] = MappingProxyType(
 )
 """Values of the options about labels in a pretraining, which has none."""
 
-HIDE, HIDE_BLOCK = 0.6, 16
-"""Share of a crop that pretraining hides, in blocks of so many pixels."""
+MASK_RATIO, MASK_BLOCK = 0.6, 16
+"""Share of a crop that pretraining masks, and the side of a masked block in pixels."""
 
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType({"default": DEFAULT, "original": ORIGINAL})
 """Values of the training options that the user leaves open."""
@@ -313,54 +313,55 @@ class TrainConfig(RunConfig):
     )
     rare_classes: float = by_recipe(
         "rare_classes",
-        "share of crops centred on a pixel of a drawn class; off, since a third gave nothing beside a "
-        "logit-adjusted loss (docs/accuracy.md)",
+        "share of crops that are centred on a labelled pixel of a drawn class; raise it where labels are "
+        "sparse",
         unit="0..1",
         group=SAMPLING,
     )
     rare_temperature: float = by_recipe(
         "rare_temperature",
-        "T of the draw of classes, exp((1 - share of the class) / T): 0.01 the rarest only, 100 all alike",
+        "T of the draw of classes, exp((1 - share of the class) / T): 0.01 draws the rarest only, 100 all "
+        "alike",
         group=SAMPLING,
     )
     balance: str = by_recipe(
         "balance",
         "how often crops come from each stack: all alike, by labelled pixels, or by the classes it holds, "
-        "rare ones first (--rare-temperature), which helps most where stacks differ (docs/accuracy.md)",
+        "rare ones first (--rare-temperature)",
         choices=("stacks", "pixels", "classes"),
         group=SAMPLING,
     )
     batch_from: str = by_recipe(
         "batch_from",
-        "where the crops of a batch come from: all from one stack, or each from any",
+        "whether all crops of a batch come from one stack, or each from any",
         choices=("one", "any"),
         group=SAMPLING,
     )
     rotations: int = by_recipe(
         "rotations",
-        "number of equally spaced rotation angles; 1 for none; other angles than the four right ones smooth "
-        "crops, which cost accuracy (docs/accuracy.md)",
+        "number of equally spaced rotation angles; 1 for none; other angles than the four right ones "
+        "interpolate crops",
         group=AUGMENTATION,
     )
     gain: float = by_recipe(
         "gain",
-        "spread of the factor of each band (deviation of its logarithm, e.g. 0.05); computed indices follow, "
-        "those that were read stay; off, since 0.05 cost much accuracy (docs/accuracy.md)",
+        "random factor of each band: standard deviation of its logarithm, e.g. 0.05; computed indices "
+        "follow, indices that were read stay",
         group=AUGMENTATION,
     )
     offset_jitter: float = by_recipe(
         "offset_jitter",
-        "spread of what is added to each band, e.g. 30; off, as --gain",
+        "random offset of each band: standard deviation, e.g. 30",
         unit="reflectance x 10000",
         group=AUGMENTATION,
     )
     loss: str = by_recipe(
         "loss",
-        "loss, or a weighted sum such as ce+0.5*dice; docs/accuracy.md says which were compared",
+        "ce, ce(weights=inverse), ce(weights=sqrt) or logit-adjusted(tau=T); a larger T favours rare classes",
         group=OPTIMISATION,
     )
     optimizer: str = by_recipe("optimizer", "optimizer", choices=("nadam", "adamw"), group=OPTIMISATION)
-    learning_rate: float = by_recipe("learning_rate", "(highest) learning rate", group=OPTIMISATION)
+    learning_rate: float = by_recipe("learning_rate", "highest learning rate", group=OPTIMISATION)
     warmup: int = by_recipe(
         "warmup",
         "batches over which the learning rate rises from 0; at most a tenth of the run",
@@ -368,7 +369,7 @@ class TrainConfig(RunConfig):
     )
     schedule: str = by_recipe(
         "schedule",
-        "learning rate after that: constant, or cosine, which falls to 1 %% of it by the last batch",
+        "learning rate after the warm-up: constant, or cosine, which falls to 1 %% of it by the last batch",
         choices=("constant", "cosine"),
         group=OPTIMISATION,
     )
@@ -376,18 +377,18 @@ class TrainConfig(RunConfig):
         "weight_decay", "decoupled weight decay of the kernels", group=OPTIMISATION
     )
     clip_norm: float = by_recipe(
-        "clip_norm", "largest norm of all gradients together; 0 for any", group=OPTIMISATION
+        "clip_norm", "largest norm of all gradients together; 0 for no limit", group=OPTIMISATION
     )
     average: float = by_recipe(
         "average",
-        "part of the run that the moving average of the weights looks back on, which is then validated and "
-        "saved instead of the weights; 0 for none",
+        "memory of the exponential moving average of the weights, as a part of the run; the averaged weights "
+        "are validated and saved; 0 for no average",
         unit="0..1",
         group=OPTIMISATION,
     )
     precision: str = by_recipe(
         "precision",
-        "what the network computes in; weights are float32 always",
+        "precision of the layers; weights are always float32",
         choices=("float32", "bfloat16", "float16"),
         group=OPTIMISATION,
     )
@@ -416,11 +417,9 @@ class TrainConfig(RunConfig):
     bottleneck: int = by_recipe("bottleneck", "convolutions between encoder and decoder")
     block: str = by_recipe("block", "how the decoder upsamples", choices=("transpose", "upsample"))
     dropout: float = by_recipe(
-        "dropout",
-        "dropout rate before the last convolution; without any, accuracy on other land fell again after some "
-        "twenty passes over the pixels (docs/accuracy.md)",
+        "dropout", "dropout rate before the last convolution; raise it where the network overfits"
     )
-    norm: str = by_recipe("norm", "normalisation of the blocks", choices=("batch", "none"))
+    norm: str = by_recipe("norm", "normalisation after the convolutions", choices=("batch", "none"))
     single_class: str | None = option(
         None, "train this class against the rest (sigmoid, binary cross-entropy)", metavar="NAME"
     )
@@ -429,38 +428,40 @@ class TrainConfig(RunConfig):
     )
     pretrain: tuple[str, ...] = option(
         (),
-        "instead of DATA band rasters, and index rasters where there are any, without labels: the network "
-        "learns to fill in hidden blocks; --init then starts from it; on a scene with labels throughout rare "
-        "classes were found less well for it (docs/accuracy.md), with few labels it is not measured",
+        "pretrain on these band and index rasters without labels, instead of training on DATA: the network "
+        "learns to fill in masked blocks; --init starts from the result",
         metavar="RASTER",
         group=PRETRAINING,
     )
     input_options: str | None = option(
         None,
-        "how these rasters are read: a file with options, as preprocess.py --print-config prints them",
+        "file with options for reading these rasters, as preprocess.py --print-config prints them",
         metavar="FILE",
         group=PRETRAINING,
     )
-    hide: float | None = option(
-        None, f"share of each crop that is hidden; {HIDE} where not given", unit="0..1", group=PRETRAINING
+    mask_ratio: float | None = option(
+        None,
+        f"share of each crop that is masked; {MASK_RATIO} where not given",
+        unit="0..1",
+        group=PRETRAINING,
     )
-    hide_block: int | None = option(
-        None, f"side of a hidden block; {HIDE_BLOCK} where not given", unit="pixels", group=PRETRAINING
+    mask_block: int | None = option(
+        None, f"side of a masked block; {MASK_BLOCK} where not given", unit="pixels", group=PRETRAINING
     )
     minutes: float | None = option(
         None, "stop cleanly after this time; not with --cross-validate", unit="minutes"
     )
     devices: str = option(
         "1",
-        "GPUs (or else processors) that share out each batch of this process: a number, or all; the batches "
-        "don't depend on it",
+        "number of GPUs (or else processors) that share each batch of this process, or all; the batches do "
+        "not depend on it",
         metavar="N",
         group=DEVICES,
     )
     processes: int = option(
         1,
-        "processes, on one machine or many, that train together, each started with this command (JAX only); "
-        "srun starts them",
+        "number of processes, on one machine or many, that train together (JAX only); start each with this "
+        "command, or all with srun",
         group=DEVICES,
     )
     process: int | None = option(
@@ -468,7 +469,7 @@ class TrainConfig(RunConfig):
     )
     coordinator: str | None = option(
         None,
-        "where process 0 listens for the others; the first node of SLURM_STEP_NODELIST where not given",
+        "address where process 0 listens; the first node of SLURM_STEP_NODELIST where not given",
         metavar="HOST:PORT",
         group=DEVICES,
     )
@@ -479,15 +480,14 @@ class TrainConfig(RunConfig):
     workers: int = option(1, "threads that cut crops; the batches do not depend on it")
     stacks_on: str = option(
         "auto",
-        "where crops are cut from: the host's memory, or that of the device, a GPU; auto takes the device "
-        "where it is a single GPU, the stacks are small, and crops are only moved, not computed; the "
-        "batches do not depend on it",
+        "memory that crops are cut from: of the host, or of the GPU; auto takes the GPU where there is one, "
+        "the stacks are small and augmentation only moves pixels; the batches do not depend on it",
         choices=("auto", "host", "device"),
         group=DEVICES,
     )
     tensorboard: bool = option(False, "write TensorBoard logs into the run folder")
     already_standardised: bool = option(
-        False, "stacks in the original's naming without statistics are standardised, and stay so"
+        False, "accept stacks in the original's naming that are standardised and have no statistics"
     )
     seed: int = option(1, "seed of initial weights, crops and augmentation")
 
@@ -495,7 +495,7 @@ class TrainConfig(RunConfig):
         """The same config with every option that is still None filled in from the recipe."""
         values = {name: value for name, value in RECIPES[self.recipe].items() if getattr(self, name) is None}
         if self.pretrain:
-            without = {**WITHOUT_LABELS, "hide": HIDE, "hide_block": HIDE_BLOCK}
+            without = {**WITHOUT_LABELS, "mask_ratio": MASK_RATIO, "mask_block": MASK_BLOCK}
             values |= {name: value for name, value in without.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **values)
 

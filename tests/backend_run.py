@@ -74,7 +74,7 @@ def place() -> bool:
         for number in range(8):
             images = memory.empty((2, 64, 64, 3))
             images[:] = number
-            placed.append(devices.place(images))
+            placed.append(devices.put(images))
             del images
         return all(
             (keras.ops.convert_to_numpy(images) == number).all() for number, images in enumerate(placed)

@@ -87,7 +87,7 @@ def difference(a: Path, b: Path) -> float:
 def test_the_shares_of_all_processes_are_the_batch_without_duplicates_or_gaps(
     devices: int, crops: int
 ) -> None:
-    shares = [Devices(devices, k, devices).share(crops * devices) for k in range(devices)]
+    shares = [Devices(devices, k, devices).own_crops(crops * devices) for k in range(devices)]
     assert [number for share in shares for number in share] == list(range(crops * devices))
     assert {len(share) for share in shares} == {crops}
 

@@ -22,7 +22,7 @@ from lulc.datasets.arrays import Ignoring
 from lulc.inference.classify import classify
 from lulc.models import ood_score
 from lulc.models.card import load_card, write_card
-from lulc.models.ood_score import LEVELS, Novelty, fit_novelty
+from lulc.models.ood_score import QUANTILES, OodScore, fit_ood_score
 from lulc.models.weights import find_model
 from lulc.training.train import train
 
@@ -40,16 +40,16 @@ def stack_of(rng: np.random.Generator, side: int = 120) -> tuple[np.ndarray, np.
 
 
 @pytest.fixture(scope="module")
-def fitted() -> tuple[Novelty, Statistics, np.ndarray]:
+def fitted() -> tuple[OodScore, Statistics, np.ndarray]:
     rng = np.random.default_rng(4)
     training, held_out, fresh = stack_of(rng), stack_of(rng), stack_of(rng)
     statistics = Statistics.of(training[0])
-    found = fit_novelty([training], [held_out], statistics)
+    found = fit_ood_score([training], [held_out], statistics)
     assert found is not None
     return found, statistics, fresh[0]
 
 
-def test_the_share_of_false_alarms_is_the_stated_one(fitted: tuple[Novelty, Statistics, np.ndarray]) -> None:
+def test_the_share_of_false_alarms_is_the_stated_one(fitted: tuple[OodScore, Statistics, np.ndarray]) -> None:
     found, statistics, fresh = fitted
     seen = found.of(fresh, statistics)
     assert np.array_equal(np.isnan(seen), np.isnan(fresh[..., 0]))
@@ -59,7 +59,7 @@ def test_the_share_of_false_alarms_is_the_stated_one(fitted: tuple[Novelty, Stat
         assert alarms == pytest.approx(1 - level, abs=spread)
 
 
-def test_what_no_class_looks_like_is_flagged(fitted: tuple[Novelty, Statistics, np.ndarray]) -> None:
+def test_what_no_class_looks_like_is_flagged(fitted: tuple[OodScore, Statistics, np.ndarray]) -> None:
     found, statistics, _ = fitted
     strange = np.float32([[6000, 6000, 200], [2000, 100, 100], *CENTRES])
     assert found.of(strange[:2], statistics).min() > 0.999
@@ -71,7 +71,7 @@ def test_distances_are_those_of_mahalanobis(monkeypatch: pytest.MonkeyPatch) -> 
     rng = np.random.default_rng(5)
     image, masks = stack_of(rng, 60)
     statistics = Statistics.of(image)
-    found = fit_novelty([(image, masks)], [(image, masks)], statistics)
+    found = fit_ood_score([(image, masks)], [(image, masks)], statistics)
     assert found is not None
     known = (masks != IGNORE) & ~np.isnan(image[..., 0])
     values, labels = image[known].astype(float), masks[known]
@@ -87,7 +87,7 @@ def test_labels_hidden_near_validation_teach_nothing() -> None:
     hidden = masks.copy()
     hidden[:40] = IGNORE
     near = Ignoring(masks, (Window(0, 0, 40, 120),))
-    assert fit_novelty([(image, near)], [(image, masks)], statistics) == fit_novelty(
+    assert fit_ood_score([(image, near)], [(image, masks)], statistics) == fit_ood_score(
         [(image, hidden)], [(image, masks)], statistics
     )
 
@@ -96,8 +96,8 @@ def test_a_stack_without_labels_teaches_nothing() -> None:
     image, masks = stack_of(np.random.default_rng(6), 40)
     statistics = Statistics.of(image)
     blank = np.full_like(masks, IGNORE)
-    assert fit_novelty([(image, blank)], [(image, masks)], statistics) is None
-    assert fit_novelty([(image, masks)], [(np.full_like(image, np.nan), masks)], statistics) is None
+    assert fit_ood_score([(image, blank)], [(image, masks)], statistics) is None
+    assert fit_ood_score([(image, masks)], [(np.full_like(image, np.nan), masks)], statistics) is None
 
 
 def test_a_large_stack_is_thinned_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,18 +116,18 @@ def test_many_stacks_are_thinned_out_as_one_would_be(monkeypatch: pytest.MonkeyP
 
 
 def test_an_entry_that_contradicts_itself_is_refused(
-    fitted: tuple[Novelty, Statistics, np.ndarray],
+    fitted: tuple[OodScore, Statistics, np.ndarray],
 ) -> None:
     data = fitted[0].to_json()
-    assert Novelty.from_json(json.loads(json.dumps(data))) == fitted[0]
+    assert OodScore.from_json(json.loads(json.dumps(data))) == fitted[0]
     for name, value in (
         ("whitening", data["whitening"][:2]),
         ("centres", [[0.0] * 4]),
         ("distances", data["distances"][::-1]),
-        ("distances", [float("nan")] * len(LEVELS)),
+        ("distances", [float("nan")] * len(QUANTILES)),
     ):
         with pytest.raises(InputError, match="novelty"):
-            Novelty.from_json({**data, name: value})
+            OodScore.from_json({**data, name: value})
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +176,8 @@ def test_training_learns_it_and_maps_show_it(run: Path, mosaic: Path) -> None:
     assert learnt.novelty is not None
     expected = learnt.novelty.of(np.full((1, 3), 9999, np.float32), learnt.statistics)
     np.testing.assert_allclose(found[:, 48:], expected[0], atol=1 / 254)
-    with pytest.raises(InputError, match="novelty is that of other channels"):
-        dataclasses.replace(learnt, novelty=Novelty(((0.0,),), ((1.0,),), learnt.novelty.distances))
+    with pytest.raises(InputError, match="out-of-distribution score is of other channels"):
+        dataclasses.replace(learnt, novelty=OodScore(((0.0,),), ((1.0,),), learnt.novelty.distances))
 
 
 def test_of_several_networks_the_highest_counts(run: Path, mosaic: Path) -> None:

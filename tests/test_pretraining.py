@@ -68,7 +68,7 @@ def config_of(mosaic: Path, out: Path, **changes: object) -> TrainConfig:
     fields: dict = {
         "pretrain": (str(mosaic),), "out": str(out), "epochs": 2, "steps": 100, "validation_steps": 3,
         "batch_size": 4, "crop_sizes": (48,), "validation_crop_sizes": (48,), "rotations": 4,
-        "filters": (8, 16), "norm": "none", "hide_block": 8, "warmup": 4, "learning_rate": 0.01,
+        "filters": (8, 16), "norm": "none", "mask_block": 8, "warmup": 4, "learning_rate": 0.01,
     }  # fmt: skip
     return TrainConfig(**(fields | changes))
 
@@ -105,7 +105,7 @@ def test_squares_are_small_enough_that_two_hold_a_crop(
 
 
 def test_what_is_hidden_is_asked_where_it_is_valid_and_nothing_else(mosaic: Path, tmp_path: Path) -> None:
-    config = config_of(mosaic, tmp_path, hide=0.5).resolved()
+    config = config_of(mosaic, tmp_path, mask_ratio=0.5).resolved()
     dataset = open_mosaic(config)
     hidden = training_crops(config, dataset)
     plain = training_crops(dataclasses.replace(config, pretrain=()), dataset)
@@ -167,7 +167,7 @@ def test_pretraining_learns_to_fill_in(pretrained: Path) -> None:
     assert card.network.activation == "linear" and card.network.classes == 14
     assert set(card.scores) == {"val_loss", "val_filled", "val_filled_by_channel"}
     assert card.training["data"][0]["mosaic"][0]["name"] == "mosaic.tif"
-    assert card.training["parameters"]["loss"] == "absolute difference of hidden values"
+    assert card.training["parameters"]["loss"] == "absolute difference of masked values"
 
 
 def test_an_interrupted_pretraining_ends_where_an_undisturbed_one_does(
@@ -270,9 +270,12 @@ def test_input_options_come_from_a_file_of_preprocessing(tmp_path: Path) -> None
         ({"single_class": "Water"}, "--single-class is given"),
         ({"cross_validate": "stacks"}, "--cross-validate is given"),
         ({"already_standardised": True}, "--already-standardised is given"),
-        ({"hide": 1.0}, "--hide is 1.0"),
-        ({"hide_block": 48}, "--hide-block 48"),
-        ({"pretrain": (), "data": ("stacks",), "hide": 0.5}, "--hide is given without --pretrain"),
+        ({"mask_ratio": 1.0}, "--mask-ratio is 1.0"),
+        ({"mask_block": 48}, "--mask-block 48"),
+        (
+            {"pretrain": (), "data": ("stacks",), "mask_ratio": 0.5},
+            "--mask-ratio is given without --pretrain",
+        ),
         ({"pretrain": ()}, "no folder with stacks"),
         ({"crop_sizes": (128,), "rotations": 1}, "expected 2, one of which validates"),
     ],
@@ -280,6 +283,6 @@ def test_input_options_come_from_a_file_of_preprocessing(tmp_path: Path) -> None
 def test_options_that_contradict_each_other_are_refused(
     changes: dict, reason: str, mosaic: Path, tmp_path: Path
 ) -> None:
-    hide_block = {"hide_block": None} if not changes.get("pretrain", (mosaic,)) else {}
+    mask_block = {"mask_block": None} if not changes.get("pretrain", (mosaic,)) else {}
     with pytest.raises(InputError, match=reason):
-        train(config_of(mosaic, tmp_path / "run", **(hide_block | changes)))
+        train(config_of(mosaic, tmp_path / "run", **(mask_block | changes)))

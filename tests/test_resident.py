@@ -17,7 +17,7 @@ from lulc.models.weights import read_arrays
 from lulc.training import train
 from lulc.training.data import crops
 from lulc.training.data.batches import cut_ahead
-from lulc.training.data.crops import check_place, choose_place, training_crops
+from lulc.training.data.crops import check_crop_device, choose_crop_device, training_crops
 from lulc.training.data.dataset import open_dataset
 from lulc.training.data.on_device import ResidentCrops
 
@@ -30,7 +30,7 @@ COMPUTED = {
     "--rotations is 16, expected 1, 2 or 4": {"rotations": 16},
     "--gain is 0.05, expected 0": {"gain": 0.05},
     "--offset-jitter is 20.0, expected 0": {"offset_jitter": 20.0},
-    "a pretraining hides parts of crops": {"pretrain": ("mosaic.tif",)},
+    "a pretraining masks parts of crops": {"pretrain": ("mosaic.tif",)},
 }
 
 
@@ -79,9 +79,9 @@ def test_a_pixel_without_one_of_its_bands_is_invalid_there_too(write_stacks, tmp
 def test_crops_that_are_computed_are_refused_there(problem):
     config = config_of("stacks", **COMPUTED[problem])
     with pytest.raises(InputError, match=re.escape(problem)) as caught:
-        check_place(config)
+        check_crop_device(config)
     assert "--stacks-on host" in caught.value.hint
-    check_place(dataclasses.replace(config, stacks_on="auto"))
+    check_crop_device(dataclasses.replace(config, stacks_on="auto"))
 
 
 def test_options_that_can_not_be_are_refused_before_their_place():
@@ -97,7 +97,7 @@ def test_auto_takes_one_gpu_for_small_stacks_and_moved_crops(write_stacks, tmp_p
     size = 4 * sum(tile.image.size for tile in dataset.training)
 
     def place(devices=1, free=1e12, **changes):
-        return choose_place(dataclasses.replace(config, **changes), dataset, devices, free)
+        return choose_crop_device(dataclasses.replace(config, **changes), dataset, devices, free)
 
     assert place() == "host"
     monkeypatch.setattr(backend, "device_name", lambda: "a GPU")
@@ -115,19 +115,19 @@ def test_stacks_that_can_not_be_copied_are_refused(write_stacks, tmp_path):
     config = config_of(write_stacks(tmp_path / "stacks"))
     dataset = open_dataset(config)
     with pytest.raises(InputError, match=r"GB of memory on their way, expected at most .* 0\.0 GB"):
-        choose_place(config, dataset, 1, 1e3)
+        choose_crop_device(config, dataset, 1, 1e3)
     with pytest.raises(InputError, match="2 devices train, expected one"):
-        choose_place(config, dataset, 2, 1e12)
+        choose_crop_device(config, dataset, 2, 1e12)
     # Numbers of pixels are of four bytes.
     huge = np.broadcast_to(np.float32(1), (2**17, 2**15, 3))
     tiles = (dataclasses.replace(dataset.training[0], image=huge),)
     with pytest.raises(InputError, match="4295 million pixels"):
-        choose_place(config, dataclasses.replace(dataset, training=tiles), 1, 1e12)
+        choose_crop_device(config, dataclasses.replace(dataset, training=tiles), 1, 1e12)
 
 
 def test_a_device_that_is_none_is_said(write_stacks, tmp_path, caplog):
     config = config_of(write_stacks(tmp_path / "stacks"))
-    assert choose_place(config, open_dataset(config), 1, 1e12) == "device"
+    assert choose_crop_device(config, open_dataset(config), 1, 1e12) == "device"
     assert "there is no GPU" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Several networks as one: the mean of their calibrated activations."""
+"""Several networks as one: the mean of their calibrated probabilities."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lulc.models.card import ModelCard
 
 @dataclass(frozen=True)
 class Member:
-    """One network: its weights file and their card."""
+    """A network of an ensemble: its weights file and card."""
 
     path: Path
     card: ModelCard
 
     def to_json(self) -> dict[str, Any]:
-        """What decides its results, JSON-ready."""
+        """Return the fields that decide its results, JSON-ready."""
         temperature = self.card.temperature
         return {
             "name": self.card.name,
@@ -51,22 +51,24 @@ def check_alike(members: Sequence[Member]) -> None:
 
 
 def geometry_of(members: Sequence[Member]) -> tuple[int, int]:
-    """Stride and halo that are enough for all members."""
+    """Return a stride and a halo that are enough for all members."""
     stride = math.lcm(*(member.card.stride for member in members))
     halo = max(member.card.halo for member in members)
     return stride, -(-halo // stride) * stride
 
 
 def footprint_of(name: str, members: Sequence[Member]) -> Footprint:
-    """Memory of the engines of all members, which are all there at once."""
+    """Return the memory of the engines of all members together."""
     parts = [footprint(name, member.card.network) for member in members]
     fixed, *per_pixel = map(sum, zip(*parts, strict=True))
     # Driver and framework are there once.
     return Footprint(fixed - (len(parts) - 1) * shared_of(name), *per_pixel)
 
 
-def with_novelty(network: Network, cards: Sequence[ModelCard]) -> Network:
-    """`network` with one more channel: novelty, of several networks the highest; 0 where invalid."""
+def with_ood_score(network: Network, cards: Sequence[ModelCard]) -> Network:
+    """Return `network` with the out-of-distribution score as one more channel; 0 where a pixel is invalid. Of
+    several networks the highest score counts.
+    """
 
     def both(x: np.ndarray) -> np.ndarray:
         y = network(x)
@@ -78,7 +80,7 @@ def with_novelty(network: Network, cards: Sequence[ModelCard]) -> Network:
 
 
 def average(engines: Sequence[Engine], members: Sequence[Member]) -> Engine:
-    """One engine that gives the mean of the calibrated activations of all."""
+    """Return one engine that averages the calibrated probabilities of all."""
     networks: list[Network] = list(engines)
 
     def mean(x: np.ndarray) -> np.ndarray:

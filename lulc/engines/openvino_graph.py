@@ -61,7 +61,7 @@ def compile_graph(model: Any, precision: str = "f32") -> Any:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution with the batch norm after it folded in.
+    """A convolution into which the batch norm after it is folded.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def build_graph(
     Parameters
     ----------
     network, arrays
-        Its shape and weights.
+        Shape and weights of the network.
     shape
         (n, y, x) of every call, y and x multiples of the stride.
     eight_bit
@@ -158,7 +158,7 @@ def build_graph(
 
 
 class _Builder:
-    """Appends layer after layer, channels before rows, as OpenVINO orders axes."""
+    """Builds the graph layer by layer; channels come before rows, as OpenVINO orders axes."""
 
     def __init__(self, network: NetworkConfig, arrays: Arrays, eight_bit: Ranges) -> None:
         import openvino.opset13 as operations

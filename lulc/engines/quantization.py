@@ -27,8 +27,7 @@ from lulc.models.uncertainty import decide
 FORMAT_VERSION = 4
 
 MARGIN = 0.0005
-"""The search aims at an agreement so much above what is asked for; others than the windows searched on
-decide."""
+"""Added to the agreement that the search aims at, since other windows decide."""
 
 FEW = 2
 """Windows on which convolutions are compared with one another."""
@@ -71,7 +70,7 @@ class Quantization(Jsonable):
 
 @dataclass(frozen=True)
 class _Document(Jsonable):
-    """What is kept of a quantization."""
+    """Document of a quantization, kept beside the weights."""
 
     format_version: Annotated[int, limits(const=FORMAT_VERSION)]
     key: str
@@ -94,7 +93,7 @@ def quantise(
     least: float,
     finer: bool,
 ) -> Quantization:
-    """Find ranges, and which convolutions stay finer.
+    """Measure ranges and choose the convolutions that stay finer.
 
     The first convolution always does: it costs a hundredth of the arithmetic, and more agreement than any
     other, since its channels are quantised together though their ranges differ.
@@ -110,7 +109,7 @@ def quantise(
     least
         Agreement to reach where further convolutions may stay finer.
     finer
-        Whether they may.
+        Whether they may stay finer.
 
     Raises
     ------
@@ -280,7 +279,7 @@ def read_quantization(path: Path, key: str) -> Quantization | None:
 
 
 def write_quantization(path: Path, key: str, quantization: Quantization) -> None:
-    """Write what was found, whole or not at all; a folder that can't be written is no error."""
+    """Write a quantization, whole or not at all; a folder that can't be written is no error."""
     document = _Document(FORMAT_VERSION, key, quantization, seal_of(quantization.to_json()))
     try:
         write_document(path, document.to_json())

@@ -62,7 +62,7 @@ class Engine:
     shape
         (n, y, x) of every call.
     identity
-        What decides its results beside weights and shape: precision, versions; JSON-ready.
+        Precision, versions and whatever else decides its results beside weights and shape; JSON-ready.
     function
         The network.
     """
@@ -79,7 +79,7 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRequest:
-    """What an engine is built from.
+    """Everything that an engine is built from.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class EngineRequest:
 
 
 def choose_engine(name: str, devices: Path = Path("/dev")) -> str:
-    """The engine that a name stands for: ``auto`` is the fastest that is exact on this machine.
+    """Return the engine that a name stands for. ``auto`` is the fastest that is exact on this machine.
 
     That is Keras where there is an NVIDIA GPU, OpenVINO otherwise where it is installed.
 
@@ -129,7 +129,7 @@ def choose_engine(name: str, devices: Path = Path("/dev")) -> str:
 
 
 def _fastest(devices: Path) -> tuple[str, str]:
-    """(engine, why) on this machine, found out without loading a framework."""
+    """Return (engine, reason) for this machine, without loading a framework."""
     # A batch system gives a job the GPU with any number, and hides those of other jobs.
     found = sorted(devices.glob("nvidia[0-9]*"))
     if found and not _hidden():
@@ -141,7 +141,7 @@ def _fastest(devices: Path) -> tuple[str, str]:
 
 
 def has_gpu(devices: Path = Path("/dev")) -> bool:
-    """Whether this process sees an NVIDIA GPU, found out without loading a framework."""
+    """Return whether this process sees an NVIDIA GPU, without loading a framework."""
     return any(devices.glob("nvidia[0-9]*")) and not _hidden()
 
 
@@ -150,17 +150,17 @@ def _hidden() -> bool:
 
 
 def budget_of(name: str) -> float:
-    """Gigabytes of memory that a process with the engine `name` may take where nobody says how many."""
+    """Return the default memory budget of a process with the engine `name`, gigabytes."""
     return 8.0 if _on_gpu(name) else 2.0
 
 
 def readers_of(name: str) -> int:
-    """Windows that are read at a time: where a GPU computes, one thread can't read as fast."""
+    """Return how many windows are read at a time: beside a GPU one thread can't read as fast."""
     return 2 if _on_gpu(name) else 1
 
 
 def shared_of(name: str) -> float:
-    """Bytes of a footprint that a process has once, however many networks it runs."""
+    """Return the bytes of a footprint that a process takes once, however many networks it runs."""
     return GPU_PROCESS if _on_gpu(name) else 0.0
 
 
@@ -169,7 +169,7 @@ def _on_gpu(name: str) -> bool:
 
 
 def footprint(name: str, network: NetworkConfig) -> Footprint:
-    """What the engine `name` takes for a network, for planning windows before it is built."""
+    """Return the memory that the engine `name` takes for a network, to plan windows before it is built."""
     return _ENGINES[choose_engine(name)][1](network)
 
 
@@ -185,12 +185,12 @@ def build_engine(name: str, request: EngineRequest) -> Engine:
 
 
 def turns_of(height: int, width: int) -> tuple[int, ...]:
-    """Quarter turns that keep the shape of a window, each with and without a flip."""
+    """Return the quarter turns that keep the shape of a window, each with and without a flip."""
     return (0, 1, 2, 3) if height == width else (0, 2)
 
 
 def dihedral(network: Network) -> Network:
-    """The mean of `network` over the flips and rotations of its input (test-time augmentation).
+    """Return the mean of `network` over the flips and rotations of its input (test-time augmentation).
 
     All 8 for square windows; the 4 that keep the shape for others. The mean over the flips and
     rotations of an input does not change when the input is flipped or rotated.
@@ -240,7 +240,7 @@ def _keras_model(precision: str, request: EngineRequest) -> Any:
 
 
 def _agreement(request: EngineRequest, precision: str) -> float:
-    """Share of the valid pixels of some windows that get the class that float32 gives."""
+    """Return the share of valid pixels of some windows that get the class that float32 gives."""
     from lulc.models import backend
 
     def classes(of: str) -> list[np.ndarray]:
@@ -254,7 +254,7 @@ def _agreement(request: EngineRequest, precision: str) -> float:
 
 
 def _padded(request: EngineRequest) -> Iterator[np.ndarray]:
-    """The windows to compare on, with sides that the network takes."""
+    """Yield the windows to compare on, padded to sides that the network takes."""
     stride = request.card.stride
     for x in request.samples():
         padding = [(0, -length % stride) for length in x.shape[:2]]
@@ -311,7 +311,7 @@ def _quantise(name: str, request: EngineRequest, arrays: Arrays, least: float) -
 
 
 def _arrays(request: EngineRequest) -> Arrays:
-    """Weights without a framework; legacy files have their statistics in the card."""
+    """Read the weights without a framework; legacy files have their statistics in the card."""
     if request.path.suffix == ".keras":
         return read_arrays(request.path, request.card)
     statistics = request.card.statistics
@@ -360,12 +360,12 @@ def _openvino_footprint(per_pixel: float, network: NetworkConfig) -> Footprint:
 
 
 def _weight_bytes(network: NetworkConfig) -> int:
-    """Of all variables in float32."""
+    """Return the bytes of all variables in float32."""
     return 4 * sum(math.prod(shape) for shape in network.variable_shapes().values())
 
 
 def _width(network: NetworkConfig) -> float:
-    """Width at full resolution, where the memory goes, in multiples of the original network's."""
+    """Return the width at full resolution, where the memory goes, in multiples of the original network's."""
     return max(network.filters[0], network.decoder_filters[-1] / 2) / 32
 
 

@@ -28,7 +28,7 @@ from lulc.engines.ensemble import (
     check_alike,
     footprint_of,
     geometry_of,
-    with_novelty,
+    with_ood_score,
 )
 from lulc.engines.registry import (
     Engine,
@@ -143,7 +143,7 @@ class Job:
         network = self._turned(engine) if self.config.tta else engine
         if NOVELTY not in self.config.extra:
             return network
-        return with_novelty(network, [member.card for member in self.members])
+        return with_ood_score(network, [member.card for member in self.members])
 
     def _turned(self, engine: Engine) -> Network:
         if self._averaged < 8:

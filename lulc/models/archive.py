@@ -1,4 +1,4 @@
-"""Weights files read as what they should be: arrays. Nothing in them chooses a class or a function.
+"""Reader of weights files as plain arrays: nothing in a file chooses a class or a function.
 
 ``.keras`` archives (zip: JSON configuration and HDF5 weights) and Keras 2 ``.h5`` files are opened with
 zipfile and h5py alone; each thing that could run code, read another file or exhaust memory is refused
@@ -74,18 +74,18 @@ CLASSES = LAYERS | {
 
 
 class _Refusal(Exception):
-    """Why a file is not read."""
+    """Reason why a file is not read."""
 
 
 def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int = MAX_BYTES) -> Arrays:
-    """Arrays of a weights file, ``.keras`` or ``.h5``.
+    """Read the arrays of a weights file, ``.keras`` or ``.h5``.
 
     Parameters
     ----------
     path
         The file.
     sha256
-        What its content must have; not compared where empty.
+        Expected sha256 of its content; not compared where empty.
     limit
         Bytes that its arrays may have in all.
 
@@ -122,7 +122,7 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
 
 
 def variables_of(model: Any) -> dict[str, Any]:
-    """The variables of a network by ``layer/variable``.
+    """Return the variables of a network by ``layer/variable``.
 
     Named by `VARIABLES`: what a layer leaves unnamed, Keras numbers anew in every process.
     """
@@ -209,7 +209,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _check_config(config: Any) -> dict[str, str]:
-    """Class of each layer by its name, after every class in the configuration was found harmless."""
+    """Check that every class in a configuration is harmless; return the class of each layer by its name."""
     for holder in _holders(config):
         _check_class(str(holder["class_name"]))
     layers = config["config"]["layers"]
@@ -224,7 +224,7 @@ def _check_class(name: str) -> None:
 
 
 def _holders(node: Any) -> Iterator[dict[str, Any]]:
-    """Every dictionary within `node` that names a class."""
+    """Yield every dictionary within `node` that names a class."""
     waiting = [node]
     while waiting:
         node = waiting.pop()
@@ -237,7 +237,7 @@ def _holders(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _read_legacy(content: bytes, limit: int) -> Arrays:
-    """Arrays of a Keras 2 file: a whole model, or weights only."""
+    """Read the arrays of a Keras 2 file: a whole model, or weights only."""
     with h5py.File(io.BytesIO(content), "r") as file:
         datasets = dict(_walk(file, len(content), limit))
         config = _text(file.attrs.get("model_config"))
@@ -257,7 +257,7 @@ def _read_legacy(content: bytes, limit: int) -> Arrays:
 
 
 def _walk(file: h5py.File, size: int, limit: int) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Every dataset with its path, each link and dataset found harmless first."""
+    """Yield every dataset with its path, after checking that each link and dataset is harmless."""
     waiting: list[tuple[str, h5py.Group, int]] = [("", file, 0)]
     seen: set[int] = set()
     declared = 0

@@ -38,7 +38,7 @@ INSTRUCTIONS = {
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
     "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
 }
-"""What Linux calls the instructions of processors that multiply in a precision, x86 and ARM."""
+"""Linux's names of the instructions that multiply in a precision, x86 and ARM."""
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -53,7 +53,7 @@ if os.environ["KERAS_BACKEND"] not in BACKENDS:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep standard error from native code that ignores every log level while it starts.
+    """Silence native code that ignores every log level while it starts.
 
     What was written is given out after all when the block fails.
     """
@@ -108,18 +108,18 @@ __all__ = [
 
 
 def name() -> str:
-    """Name of the framework in use: tensorflow, jax or torch."""
+    """Return the name of the framework in use: tensorflow, jax or torch."""
     return str(keras.backend.backend())
 
 
 def versions() -> dict[str, str]:
-    """Versions of Keras and of the framework, for cards and tags."""
+    """Return the versions of Keras and of the framework, for cards and tags."""
     framework: Any = _framework()
     return {"keras": str(keras.__version__), name(): str(framework.__version__).split("+")[0]}
 
 
 def device_name() -> str:
-    """What the network runs on, in words: ``CPU`` or the name of the first GPU."""
+    """Return the name of the device: ``CPU``, or that of the first GPU."""
     framework: Any = _framework()
     if name() == "tensorflow":
         gpus = framework.config.list_physical_devices("GPU")
@@ -154,7 +154,7 @@ def seed(value: int, *, deterministic: bool = False) -> None:
 
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Layers made inside compute in ``float32``, ``bfloat16`` or ``float16``."""
+    """Make layers inside compute in ``float32``, ``bfloat16`` or ``float16``."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(POLICIES[name])
     try:
@@ -164,14 +164,14 @@ def precision(name: str) -> Iterator[None]:
 
 
 def computes_in(precision: str, described: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the device multiplies in a precision; a processor that doesn't takes many times as long.
+    """Return whether the device multiplies in a precision; a processor that doesn't is many times slower.
 
     Parameters
     ----------
     precision
         ``float32``, ``bfloat16`` or ``float16``.
     described
-        What Linux says of the processor; where there is no such file, nothing is known against it.
+        Linux's description of the processor; where there is none, the answer is yes.
     """
     if precision not in INSTRUCTIONS or device_name() != "CPU" or not described.is_file():
         return True
@@ -179,7 +179,7 @@ def computes_in(precision: str, described: Path = Path("/proc/cpuinfo")) -> bool
 
 
 def exact_float32() -> None:
-    """Have this process compute float32 as such; GPUs round factors to 10 bits (TF32) unless told not to."""
+    """Make this process compute float32 exactly; GPUs round factors to 10 bits (TF32) otherwise."""
     framework: Any = _framework()
     if name() == "tensorflow":
         framework.config.experimental.enable_tensor_float_32_execution(False)
@@ -190,7 +190,8 @@ def exact_float32() -> None:
 
 
 def cache_programs() -> None:
-    """Have JAX keep what it compiles for a GPU, a minute for a training step, in the user's cache folder.
+    """Make JAX keep the programs that it compiles for a GPU, a minute for a training step, in the user's
+    cache folder.
 
     That is ``lulc/jax`` in ``$XDG_CACHE_HOME``, or another that ``JAX_COMPILATION_CACHE_DIR`` names.
     """
@@ -202,7 +203,7 @@ def cache_programs() -> None:
 
 
 def limit_threads(count: int) -> None:
-    """Let the framework compute with at most `count` threads.
+    """Limit the framework to `count` threads.
 
     To be called before the first network is built; JAX reads its thread count from the processor
     affinity when it starts, so there the whole process is bound to `count` processors.
@@ -218,7 +219,7 @@ def limit_threads(count: int) -> None:
 
 
 def compile_predict(model: keras.Model, shape: tuple[int, int, int] | None = None) -> Predict:
-    """The forward pass of `model` as a compiled function from arrays to arrays.
+    """Compile the forward pass of `model` as a function from arrays to arrays.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Temperatures that make activations say how often the network is right."""
+"""Calibration: temperatures that make probabilities equal the share of right pixels."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ BOUNDS = (0.2, 20.0)
 end where 1 / T is large."""
 
 NEAR = 2**18
-"""Activations that are calibrated at a time, 1 MB: they stay near the processor from one step to the next."""
+"""Probabilities that are calibrated at a time: 1 MB stays in the processor's cache from step to step."""
 
 SMALLEST = 1e-7
-"""Activations below this count as this: float32 can't tell them from what softmax rounded away."""
+"""Probabilities below this count as this: float32 can't tell them from what softmax rounded away."""
 
 
 class Holdout:
@@ -37,39 +37,39 @@ class Holdout:
         self._activations: list[NDArray[np.float32]] = []
         self._labels: list[NDArray[np.uint8]] = []
 
-    def add(self, activations: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
-        """Take some pixels of a batch.
+    def add(self, probabilities: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
+        """Add some pixels of a batch.
 
         Parameters
         ----------
-        activations
+        probabilities
             float32 (..., class).
         labels
             uint8 (...), 0..N-1, 255 = ignore; with one class 1 is the class and 0 the rest.
         """
         known = np.flatnonzero(labels != IGNORE)
         chosen = known[:: max(1, -(-known.size // self._most))]
-        self._activations.append(activations.reshape(-1, activations.shape[-1])[chosen])
+        self._activations.append(probabilities.reshape(-1, probabilities.shape[-1])[chosen])
         self._labels.append(labels.reshape(-1)[chosen])
 
     def pixels(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """All that was added: activations float32 (pixel, class), labels uint8 (pixel,)."""
+        """Return all pixels added: probabilities float32 (pixel, class), labels uint8 (pixel,)."""
         return np.concatenate(self._activations), np.concatenate(self._labels)
 
     def fit(self, *, per_class: bool = False) -> float | tuple[float, ...]:
-        """`fit_temperature` on all that was added; 1 where no pixel is labelled."""
-        activations, labels = self.pixels()
-        return fit_temperature(activations, labels, per_class=per_class) if labels.size else 1.0
+        """Fit a temperature on all pixels added; 1 where none is labelled."""
+        probabilities, labels = self.pixels()
+        return fit_temperature(probabilities, labels, per_class=per_class) if labels.size else 1.0
 
 
 def fit_temperature(
-    activations: NDArray[np.float32], labels: NDArray[np.uint8], *, per_class: bool = False
+    probabilities: NDArray[np.float32], labels: NDArray[np.uint8], *, per_class: bool = False
 ) -> float | tuple[float, ...]:
-    """The temperature with the least negative log-likelihood of the labels.
+    """Return the temperature with the least negative log-likelihood of the labels.
 
     Parameters
     ----------
-    activations
+    probabilities
         float32 (pixel, class), of a softmax; or of a sigmoid, with one class.
     labels
         uint8 (pixel,), 0..N-1; with one class 1 is the class and 0 the rest.
@@ -89,7 +89,7 @@ def fit_temperature(
     # It takes longer to import than everything else that making a map needs.
     from scipy import optimize, special
 
-    p = np.asarray(activations, np.float64)
+    p = np.asarray(probabilities, np.float64)
     if p.shape[1] == 1:
         p, per_class = np.concatenate([1 - p, p], axis=1), False
     log_p = np.log(np.maximum(p, SMALLEST))
@@ -111,12 +111,12 @@ def fit_temperature(
 
 
 def calibrate(probabilities: np.ndarray, temperature: float | tuple[float, ...]) -> np.ndarray:
-    """Activations at another temperature: the softmax of their logarithms divided by it.
+    """Return probabilities at another temperature: the softmax of their logarithms divided by it.
 
     Parameters
     ----------
     probabilities : float32 (..., class), 0..1
-        Of a softmax; or of a sigmoid, with one class.
+        Probabilities of a softmax; or of a sigmoid, with one class.
     temperature
         One, or one for each class; at 1 nothing changes.
 
@@ -146,7 +146,7 @@ def calibrate(probabilities: np.ndarray, temperature: float | tuple[float, ...])
 
 
 def _temper(probabilities: np.ndarray, exponent: np.ndarray, powers: np.ndarray) -> None:
-    """Write powers of activations that sum up to 1; a power itself takes twice as long as these two steps."""
+    """Write powers of probabilities, normalised to a sum of 1. A power function takes twice as long."""
     with np.errstate(divide="ignore"):
         # An activation of 0 stays 0 by way of minus infinity.
         np.log(probabilities, out=powers)

@@ -1,4 +1,4 @@
-"""The model card: what a weights file was trained on, what it expects and what it is for.
+"""Model cards: the training data, input and purpose of a weights file.
 
 Plain data beside the weights (``NAME.json`` beside ``NAME.keras``), read without any framework.
 """
@@ -15,14 +15,14 @@ from lulc.core.documents import read_document, seal_of, write_document
 from lulc.core.schema import MAX_CLASSES, InputError, Legend, Name
 from lulc.core.statistics import Statistics
 from lulc.models.config import NetworkConfig
-from lulc.models.ood_score import Novelty
+from lulc.models.ood_score import OodScore
 
 FORMAT_VERSION = 1
 
 Text = Annotated[str, limits(maxLength=10_000)]
 Sha256 = Annotated[str, limits(pattern="^[0-9a-f]{64}$")]
 Temperature = Annotated[float, limits(minimum=0.1, maximum=1000)]
-"""At lower ones powers of probabilities that are all alike underflow, and their quotients are NaN."""
+"""At lower temperatures powers of equal probabilities underflow, and their quotients are NaN."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Channel(Jsonable):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard(Jsonable):
-    """What belongs to a weights file.
+    """Card of a weights file.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class ModelCard(Jsonable):
     legend
         Classes of the output.
     statistics
-        Of the valid training pixels, in the channels' units.
+        Statistics of the valid training pixels, in the channels' units.
     network
         Shape of the network.
     stride, halo
@@ -55,15 +55,15 @@ class ModelCard(Jsonable):
     temperature
         Divides the logits before the softmax: one number, or one for each class.
     novelty
-        What tells pixels unlike the training data; None where that was not learnt.
+        Out-of-distribution score; None where it was not fitted.
     single_class
         Name of the class that a sigmoid network tells from the rest; None for a softmax network.
     training, scores
-        What it was trained on and how; what it reached. Free, JSON-ready.
+        Data and parameters of the training; scores that it reached. Any JSON.
     versions
         Versions of the programs that wrote it.
     sha256, bytes
-        Of the weights file; ``save_model`` fills them in.
+        Identity of the weights file; ``save_model`` fills them in.
     description, licence, attribution, not_for
         For people.
 
@@ -83,7 +83,7 @@ class ModelCard(Jsonable):
     temperature: (
         Temperature | Annotated[tuple[Temperature, ...], limits(minItems=1, maxItems=MAX_CLASSES)]
     ) = 1.0
-    novelty: Novelty | None = None
+    novelty: OodScore | None = None
     single_class: Name | None = None
     training: dict[str, Any] = field(default_factory=dict)
     scores: dict[str, Any] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class ModelCard(Jsonable):
             ),
             (
                 self.novelty is None or len(self.novelty.whitening) == channels,
-                f"its novelty is that of other channels, expected {channels}",
+                f"its out-of-distribution score is of other channels, expected {channels}",
             ),
             (
                 not isinstance(temperature, tuple) or len(temperature) == classes,
@@ -155,7 +155,7 @@ CARD_SCHEMA: dict[str, Any] = _SCHEMA | {
 
 
 def check_classifies(card: ModelCard) -> None:
-    """Raise InputError where the network of a card was pretrained only, and knows no classes."""
+    """Raise InputError where the network of a card was only pretrained and knows no classes."""
     if card.network.activation == "linear":
         raise InputError(
             f"cannot use '{card.name}' to classify, since it was pretrained to fill in hidden values and "
@@ -165,12 +165,12 @@ def check_classifies(card: ModelCard) -> None:
 
 
 def card_path(model: str | os.PathLike[str]) -> Path:
-    """Path of the card that belongs to a weights file."""
+    """Return the path of the card of a weights file."""
     return Path(model).with_suffix(".json")
 
 
 def load_card(model: str | os.PathLike[str]) -> ModelCard:
-    """Read the card beside a weights file (or the card itself); loads no framework.
+    """Read the card beside a weights file (or the card itself) without a framework.
 
     Raises
     ------
@@ -195,6 +195,6 @@ def load_card(model: str | os.PathLike[str]) -> ModelCard:
 
 
 def write_card(card: ModelCard, model: str | os.PathLike[str]) -> None:
-    """Write the card beside a weights file, whole or not at all, with the sha256 of its content as seal."""
+    """Write the card beside a weights file, whole or not at all, sealed with the sha256 of its content."""
     data = {"format_version": FORMAT_VERSION, **card.to_json()}
     write_document(card_path(model), data | {"seal": seal_of(data)})

@@ -1,4 +1,4 @@
-"""The shape of a network in words: what a model card says, enough to build it again.
+"""The shape of a network as plain data: enough to build it, and to know its variables and geometry.
 
 Plain data; importing it loads no deep-learning framework.
 """
@@ -23,7 +23,7 @@ Widths = Annotated[
 
 @dataclass(frozen=True)
 class NetworkConfig(Jsonable):
-    """A U-Net; the default is the original network.
+    """Shape of a U-Net; the default is the original network.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class NetworkConfig(Jsonable):
 
     @property
     def depth(self) -> int:
-        """How often the resolution is halved."""
+        """Number of times that the resolution is halved."""
         return len(self.decoder_filters)
 
     @property
@@ -114,7 +114,7 @@ class NetworkConfig(Jsonable):
         return 2 * self.filters[-1]
 
     def variable_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each variable, by ``layer/variable``: what a weights file of this network must hold.
+        """Return the shape of each variable by ``layer/variable``, as a weights file must hold them.
 
         Known without a framework, so that a file is compared before anything is allocated for it.
         """
@@ -143,7 +143,7 @@ class NetworkConfig(Jsonable):
         return shapes | {"final_conv/kernel": (3, 3, wide, self.classes), "final_conv/bias": (self.classes,)}
 
     def channels_of(self, convolution: str) -> int:
-        """How many channels a convolution gives; KeyError where there is none of that name."""
+        """Return the channels of the result of a convolution; KeyError where there is none of that name."""
         *_, first, second = self.variable_shapes()[f"{convolution}/kernel"]
         return first if convolution.endswith("_up") else second
 
@@ -159,7 +159,7 @@ class NetworkConfig(Jsonable):
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a network asks of the windows that it is run on.
+    """Alignment and context that a network needs in windows.
 
     Parameters
     ----------

@@ -17,11 +17,11 @@ from lulc.models.card import Channel, ModelCard
 from lulc.models.config import NetworkConfig
 
 UNKNOWN = "unknown"
-"""Coding of channels of which nobody knows any more how they were computed."""
+"""Coding of channels of unknown origin."""
 
 
 def read_legacy(path: str | os.PathLike[str]) -> tuple[NetworkConfig, Arrays]:
-    """The network that a Keras 2 file holds weights of, and the weights; loads no framework.
+    """Read the weights of a Keras 2 file, and the network that they belong to, without a framework.
 
     Widths, depth and block are read from names and shapes; all names and shapes are then compared with
     those of that network.
@@ -61,7 +61,7 @@ def read_legacy(path: str | os.PathLike[str]) -> tuple[NetworkConfig, Arrays]:
 def describe_legacy(
     path: str | os.PathLike[str], config: NetworkConfig, statistics: Statistics, stride: int, halo: int
 ) -> ModelCard:
-    """The card of a Keras 2 file, which brought none: what can be known of it, and what cannot."""
+    """Return a card for a Keras 2 file, which has none."""
     legend = _legend(config.classes)
     return ModelCard(
         name=Path(path).stem,
@@ -80,7 +80,7 @@ def describe_legacy(
 
 
 def _channels(count: int) -> tuple[Channel, ...]:
-    """Channels as the statistics of the original's training data show them, not as its README lists them."""
+    """Return the channels that the statistics of the original's data show, not those of its README."""
     bands = tuple(Channel(name, REFLECTANCE_UNIT, "reflectance") for name in BANDS)
     indices = tuple(Channel(name, INDEX_UNIT, "syke") for name in ("NDVI", "NDTI", "NDMI"))
     unknown = tuple(Channel(name, "", UNKNOWN) for name in ("NDBI", "NDSI"))

@@ -1,4 +1,4 @@
-"""How unlike the training data a pixel is: its distance from what the classes look like there."""
+"""Out-of-distribution score: the distance of a pixel from the training data of the classes."""
 
 from __future__ import annotations
 
@@ -24,19 +24,23 @@ AT_ONCE = 1 << 16
 SHRINKAGE = 1e-3
 """Added to the variances of the standardised channels: indices are nearly functions of the bands."""
 
-LEVELS = (*np.linspace(0, 0.99, 100).round(2).tolist(), *np.linspace(0.991, 0.999, 9).round(3).tolist(), 1.0)
+QUANTILES = (
+    *np.linspace(0, 0.99, 100).round(2).tolist(),
+    *np.linspace(0.991, 0.999, 9).round(3).tolist(),
+    1.0,
+)
 """Shares of the held-out pixels whose distances are kept."""
 
 Row = Annotated[tuple[float, ...], limits(minItems=1, maxItems=1024)]
 Distances = Annotated[
-    tuple[Annotated[float, limits(minimum=0)], ...], limits(minItems=len(LEVELS), maxItems=len(LEVELS))
+    tuple[Annotated[float, limits(minimum=0)], ...], limits(minItems=len(QUANTILES), maxItems=len(QUANTILES))
 ]
 Rows = tuple[Row, ...]
 
 
 @dataclass(frozen=True)
-class Novelty(Jsonable):
-    """Where the training data lie among all values that the channels can have.
+class OodScore(Jsonable):
+    """Out-of-distribution score: how far a pixel lies from the training data.
 
     Parameters
     ----------
@@ -45,7 +49,7 @@ class Novelty(Jsonable):
     whitening
         (channel, channel); turns the covariance that the classes share into the identity.
     distances
-        At `LEVELS`, the distance from the nearest centre that this share of the held-out pixels keeps.
+        At `QUANTILES`, the distance from the nearest centre that this share of the held-out pixels keeps.
 
     Raises
     ------
@@ -67,15 +71,16 @@ class Novelty(Jsonable):
         square = all(len(row) == channels for row in (*self.whitening, *self.centres))
         values = [*itertools.chain(*self.whitening, *self.centres), *self.distances]
         rising = all(a <= b for a, b in itertools.pairwise(self.distances))
-        if not (square and rising and np.isfinite(values).all() and len(self.distances) == len(LEVELS)):
+        if not (square and rising and np.isfinite(values).all() and len(self.distances) == len(QUANTILES)):
             raise InputError(
-                "cannot tell novelty, since centres, whitening and distances don't fit together, expected "
-                "finite numbers, as many for each class as there are channels, and distances that rise",
+                "cannot compute the out-of-distribution score, since centres, whitening and distances don't "
+                "fit together, expected finite numbers, as many for each class as there are channels, and "
+                "distances that rise",
                 "They come from training: train again, or take the original card.",
             )
 
     def of(self, x: NDArray[np.float32], statistics: Statistics) -> NDArray[np.float32]:
-        """Share of the held-out pixels that were nearer to the training data.
+        """Return the share of held-out pixels that were nearer to the training data.
 
         Parameters
         ----------
@@ -94,11 +99,13 @@ class Novelty(Jsonable):
         found = np.empty(len(pixels), np.float32)
         for start in range(0, len(pixels), AT_ONCE):
             some = slice(start, start + AT_ONCE)
-            found[some] = np.interp(np.sqrt(self._squares(pixels[some], statistics)), self.distances, LEVELS)
+            found[some] = np.interp(
+                np.sqrt(self._squares(pixels[some], statistics)), self.distances, QUANTILES
+            )
         return found.reshape(x.shape[:-1])
 
     def _squares(self, pixels: NDArray[np.float32], statistics: Statistics) -> NDArray[np.float32]:
-        """Squared distance from the nearest centre, float32 (pixel,)."""
+        """Return the squared distance from the nearest centre, float32 (pixel,)."""
         z = _standardise(pixels, statistics) @ np.array(self.whitening, np.float32).T
         centres = np.array(self.centres, np.float32)
         products = z @ centres.T
@@ -110,19 +117,19 @@ Stacks = Sequence[tuple[Layers, Layers]]
 """Images (y, x, band) in physical units, and their masks uint8 (y, x), 255 = ignore."""
 
 
-def fit_novelty(training: Stacks, held_out: Stacks, statistics: Statistics) -> Novelty | None:
-    """Learn where the training data lie, and how far held-out data of the same kind are from there.
+def fit_ood_score(training: Stacks, held_out: Stacks, statistics: Statistics) -> OodScore | None:
+    """Fit the centres of the training data and the distances of held-out data of the same kind.
 
     Parameters
     ----------
     training, held_out
         Stacks; of the held-out ones labels don't matter.
     statistics
-        Of the training, for standardisation.
+        Statistics of the training, for standardisation.
 
     Returns
     -------
-    Novelty or None
+    OodScore or None
         None where a labelled training pixel or a valid held-out one is wanting.
     """
     values, labels = _pixels(training)
@@ -137,9 +144,9 @@ def fit_novelty(training: Stacks, held_out: Stacks, statistics: Statistics) -> N
     covariance = spread.T @ spread / len(z) + SHRINKAGE * np.eye(z.shape[1])
     # With the factor L of the covariance, |L^-1 z| is the Mahalanobis distance of z.
     whitening = np.linalg.inv(np.linalg.cholesky(covariance))
-    unscaled = Novelty(_rows(centres @ whitening.T), _rows(whitening), (0.0,) * len(LEVELS))
-    distances = np.quantile(np.sqrt(unscaled._squares(compared, statistics)), LEVELS)
-    return Novelty(unscaled.centres, unscaled.whitening, tuple(distances.astype(float).tolist()))
+    unscaled = OodScore(_rows(centres @ whitening.T), _rows(whitening), (0.0,) * len(QUANTILES))
+    distances = np.quantile(np.sqrt(unscaled._squares(compared, statistics)), QUANTILES)
+    return OodScore(unscaled.centres, unscaled.whitening, tuple(distances.astype(float).tolist()))
 
 
 def _standardise(pixels: NDArray[np.float32], statistics: Statistics) -> NDArray[np.float32]:
@@ -148,7 +155,7 @@ def _standardise(pixels: NDArray[np.float32], statistics: Statistics) -> NDArray
 
 
 def _pixels(stacks: Stacks) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Valid pixels of evenly spaced rows: values float32 (pixel, band), labels uint8 (pixel,)."""
+    """Return valid pixels of evenly spaced rows: values float32 (pixel, band), labels uint8 (pixel,)."""
     total = sum(image.shape[0] * image.shape[1] for image, _ in stacks)
     step = max(1, -(-total // PIXELS))
     values, labels = [np.empty((0, stacks[0][0].shape[-1]), np.float32)], [np.empty(0, np.uint8)]
@@ -160,7 +167,7 @@ def _pixels(stacks: Stacks) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
 
 
 def _rows_of(stacks: Stacks, step: int) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
-    """Every `step`-th row of all stacks, one below the other."""
+    """Yield every `step`-th row of all stacks, one below the other."""
     above = 0
     for image, masks in stacks:
         height, width = masks.shape
@@ -171,5 +178,5 @@ def _rows_of(stacks: Stacks, step: int) -> Iterator[tuple[NDArray[np.float32], N
 
 
 def _rows(values: Iterable[Iterable[float]]) -> Rows:
-    """Plain numbers, six digits each: what a distance needs, and a card can hold."""
+    """Return plain numbers of six digits each, enough for a distance."""
     return tuple(tuple(float(f"{v:.6g}") for v in row) for row in values)

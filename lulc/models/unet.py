@@ -55,7 +55,7 @@ def build_unet(
     Parameters
     ----------
     config
-        Its shape; the original network where not given.
+        Shape of the network; the original one where not given.
     statistics
         Mean and standard deviation of each channel, float (band,), in the units of the input; without
         them the input is taken as it is (NaN still becomes 0).
@@ -63,7 +63,7 @@ def build_unet(
     Returns
     -------
     keras.Model
-        float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, y, x, class) activations.
+        float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, y, x, class) probabilities.
         y and x are multiples of the network's stride.
 
     Raises
@@ -109,7 +109,7 @@ def _check_statistics(statistics: tuple[Array, Array], channels: int) -> None:
 
 
 def _encode(x: Any, config: NetworkConfig) -> list[Any]:
-    """The results of the encoder stages at strides 1, 2, ..., and what the decoder starts from."""
+    """Return the results of the encoder stages at strides 1, 2, ..., and the input of the decoder."""
     results = []
     for s, filters in enumerate(config.filters):
         for i in (1, 2):
@@ -120,7 +120,7 @@ def _encode(x: Any, config: NetworkConfig) -> list[Any]:
 
 
 def _convolve(x: Any, config: NetworkConfig, filters: int, stage: str, i: int) -> Any:
-    """3x3 convolution, normalisation, ReLU."""
+    """Append a 3x3 convolution, normalisation and ReLU."""
     x = keras.layers.Conv2D(
         filters,
         3,
@@ -139,7 +139,7 @@ def _activate(x: Any, config: NetworkConfig, stage: str, i: int) -> Any:
 
 
 def _decode(x: Any, skip: Any, config: NetworkConfig, filters: int, stage: str) -> Any:
-    """One decoder stage: twice the resolution, joined with the skip of the encoder."""
+    """Append a decoder stage: double the resolution and join with the skip of the encoder."""
     if config.block == "transpose":
         x = keras.layers.Conv2DTranspose(
             filters,

@@ -1,4 +1,4 @@
-"""The weights file and its card: saved, found, loaded, handed on to another network.
+"""Weights files and their cards: saving, finding, loading, and transfer to another network.
 
 A model is two files, ``NAME.keras`` (weights) and ``NAME.json`` (its card). It is loaded by building the
 network from the card and filling in arrays; nothing in the weights file is ever run. Importing this
@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1", "last")
-"""Names under which a run points out models."""
+"""Names of the best models of a run."""
 
 PICKS_FILE = "models.json"
 
@@ -77,7 +77,7 @@ _PICKS_SCHEMA: dict[str, Any] = {
 def save_model(
     model: keras.Model, card: ModelCard, path: str | os.PathLike[str], *, half: bool = False
 ) -> ModelCard:
-    """Write the weights of `model` and their card, each whole or not at all, the card last.
+    """Write the weights of `model` and then their card, each whole or not at all.
 
     Equal weights and cards give equal bytes.
 
@@ -86,7 +86,7 @@ def save_model(
     model
         Network whose variables are those of ``build_unet(card.network)``.
     card
-        Its card; sha256 and bytes are filled in.
+        Card of the weights; sha256 and bytes are filled in.
     path
         ``NAME.keras``.
     half
@@ -124,7 +124,7 @@ def save_model(
 def load_model(
     path: str | os.PathLike[str], *, statistics: Statistics | None = None
 ) -> tuple[keras.Model, ModelCard]:
-    """Build the network that a card describes and fill in the weights beside it.
+    """Build the network of a card and fill in the weights beside it.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def load_model(
 def load_legacy(
     path: str | os.PathLike[str], statistics: Statistics | None = None
 ) -> tuple[keras.Model, ModelCard]:
-    """Build the network that a Keras 2 ``.h5`` file of the original system holds weights of.
+    """Build the network of a Keras 2 ``.h5`` file of the original system.
 
     Parameters
     ----------
@@ -184,14 +184,14 @@ def load_legacy(
 
 
 def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> Arrays:
-    """Arrays of a ``.keras`` file after every check, without a framework.
+    """Read and check the arrays of a ``.keras`` file, without a framework.
 
     Parameters
     ----------
     path
         ``NAME.keras``.
     card
-        Its card; read from beside it where not given.
+        Card of the file; read from beside it where not given.
 
     Returns
     -------
@@ -223,7 +223,7 @@ def check_model(path: str | os.PathLike[str]) -> None:
 
 
 def arrays_of(model: keras.Model) -> Arrays:
-    """Copies of the weights of `model` as float32 by ``layer/variable``."""
+    """Return copies of the weights of `model` as float32 by ``layer/variable``."""
     from lulc.models.backend import keras
 
     return {
@@ -232,7 +232,7 @@ def arrays_of(model: keras.Model) -> Arrays:
 
 
 def assign(model: keras.Model, arrays: Arrays) -> None:
-    """Fill `arrays` into the variables of the same names, after comparing all names and shapes.
+    """Assign `arrays` to the variables of the same names, after comparing all names and shapes.
 
     Raises
     ------
@@ -250,7 +250,7 @@ def assign(model: keras.Model, arrays: Arrays) -> None:
 def transfer(
     model: keras.Model, arrays: Arrays, *, fresh: tuple[str, ...] = ("standardization", "final_conv")
 ) -> list[str]:
-    """Copy what fits into a network of another shape or legend.
+    """Copy the arrays that fit into a network of another shape or legend.
 
     Parameters
     ----------
@@ -279,12 +279,12 @@ def transfer(
 
 
 def record_picks(folder: str | os.PathLike[str], picks: dict[str, str]) -> None:
-    """Write which model files of a run folder are its best ones: file names by `PICKS`."""
+    """Write the model file of each pick of a run folder."""
     write_document(Path(folder) / PICKS_FILE, {"format_version": 1, "picks": picks})
 
 
 def read_picks(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """File names by pick, as `record_picks` wrote them.
+    """Read the file names by pick that `record_picks` wrote.
 
     Raises
     ------
@@ -296,7 +296,7 @@ def read_picks(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
-    """The weights file that a user means.
+    """Return the weights file that a name or path stands for.
 
     Parameters
     ----------
@@ -352,7 +352,7 @@ def _pick_from(folder: Path, pick: str) -> Path:
 
 
 def weights_folders() -> Iterator[Path]:
-    """Where weights are looked for by name: the folders in ``LULC_WEIGHTS``, then the toolkit's own."""
+    """Yield the folders with weights: those in ``LULC_WEIGHTS``, then the toolkit's own."""
     named = os.environ.get("LULC_WEIGHTS", "")
     yield from (Path(p) for p in named.split(os.pathsep) if p)
     yield Path(__file__).resolve().parents[2] / "weights"
@@ -382,7 +382,7 @@ def _compare(arrays: Arrays, card: ModelCard, where: str | os.PathLike[str]) -> 
 
 
 def _pack(card: ModelCard, arrays: Arrays, half: bool, beside: Path) -> bytes:
-    """A ``.keras`` archive, as Keras writes it but without optimizer and date; it writes to a folder."""
+    """Return a ``.keras`` archive as Keras writes it, without optimizer and date; writes beside `beside`."""
     from lulc.models.unet import build_unet
 
     model = build_unet(card.network)
@@ -405,7 +405,7 @@ def _pack(card: ModelCard, arrays: Arrays, half: bool, beside: Path) -> bytes:
 
 
 def _halve(weights: bytes) -> bytes:
-    """The same HDF5 file with its kernels (all arrays of four axes) as float16."""
+    """Return the same HDF5 file with its kernels (all arrays of four axes) as float16."""
     target = io.BytesIO()
     with h5py.File(io.BytesIO(weights), "r") as old, h5py.File(target, "w") as new:
 

@@ -1,4 +1,4 @@
-"""Batch norm's statistics, estimated anew for weights that they were not gathered with."""
+"""Statistics of batch norm, estimated anew for averaged weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Normalization"]
 
 
 class Normalization:
-    """Statistics of the batch norms of a network, from plain crops of the training stacks.
+    """Estimates batch norm's statistics anew, from plain crops of the training stacks.
 
     While a network trains, batch norm gathers a moving average of what it saw in the last hundred batches.
     That says little where a batch is a few crops, it leaves out how batches differ from one another, and it
@@ -45,7 +45,7 @@ class Normalization:
 
     @contextlib.contextmanager
     def settled(self, model: keras.Model, devices: Devices = ONE) -> Iterator[None]:
-        """Inside, a network has the statistics of its weights; then its own again.
+        """Give a network the statistics of its weights inside; its own come back afterwards.
 
         The first process computes them, since they shall not depend on how many there are.
         """

@@ -1,7 +1,7 @@
-"""The state of an interrupted training: arrays and a marker that says they are whole.
+"""Checkpoints: the arrays of an interrupted training, and a marker that vouches for them.
 
 A checkpoint is two files. ``checkpoint-{serial}.bin`` holds the arrays one after the other, raw;
-``checkpoint-{serial}.json``, written after it, lists their names, types, shapes and places, the sha256 of
+``checkpoint-{serial}.json``, written after it, lists their names, types and shapes, the sha256 of
 the first file, and the counters of the run. A checkpoint without its marker doesn't exist. Two are kept,
 so that a damaged newest one costs minutes.
 """
@@ -80,7 +80,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on as if it had never stopped.
+    """State from which a run continues as if it had never stopped.
 
     Parameters
     ----------
@@ -102,9 +102,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, key: str) -> None:
     folder
         Folder of checkpoints of one run.
     checkpoint
-        What to write.
+        Checkpoint to write.
     key
-        Of the run's inputs and parameters; `load_checkpoint` passes over checkpoints with another one.
+        Key of the run's inputs and parameters; `load_checkpoint` skips checkpoints with another one.
     """
     serial = max(_serials(folder), default=0) + 1
     digest = hashlib.sha256()
@@ -132,7 +132,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, key: str) -> None:
 
 
 def load_checkpoint(folder: Path, key: str) -> Checkpoint | None:
-    """The newest whole checkpoint with this key; None where there is none.
+    """Return the newest whole checkpoint with this key; None where there is none.
 
     A damaged one (missing, truncated or changed bytes in either file) is named in a warning, and the one
     before it is taken.
@@ -151,7 +151,7 @@ def load_checkpoint(folder: Path, key: str) -> Checkpoint | None:
 
 
 def clear_checkpoints(folder: Path) -> None:
-    """Remove every checkpoint and what an interrupted writing of one left behind."""
+    """Remove every checkpoint, and files of an interrupted writing."""
     remove_leftovers(folder)
     for path in folder.glob("checkpoint-*"):
         if _FILE.fullmatch(path.name):
@@ -159,7 +159,7 @@ def clear_checkpoints(folder: Path) -> None:
 
 
 def variables_of(model: keras.Model) -> dict[str, np.ndarray]:
-    """Weights, random states and optimizer variables of a compiled model, by their position.
+    """Return weights, random states and optimizer variables of a compiled model, by their position.
 
     Names would not do: Keras numbers its optimizers, so that the second one of a process is another.
     """
@@ -169,7 +169,7 @@ def variables_of(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def restore_variables(model: keras.Model, arrays: Arrays) -> None:
-    """Give a model, compiled in the same way, the variables that `variables_of` took from another.
+    """Assign the variables that `variables_of` took from a model compiled in the same way.
 
     Raises
     ------
@@ -210,10 +210,10 @@ def _read_arrays(path: Path, marker: dict[str, Any]) -> dict[str, np.ndarray]:
     raw = path.read_bytes()
     if hashlib.sha256(raw).hexdigest() != marker["sha256"]:
         raise _damaged(path, "its sha256 differs from its marker's")
-    arrays, place = {}, 0
+    arrays, start = {}, 0
     for name, dtype, shape in listed:
-        arrays[name] = np.frombuffer(raw, dtype, math.prod(shape), place).reshape(shape)
-        place += arrays[name].nbytes
+        arrays[name] = np.frombuffer(raw, dtype, math.prod(shape), start).reshape(shape)
+        start += arrays[name].nbytes
     return arrays
 
 

@@ -51,7 +51,7 @@ class Fold:
     folder
         Run folder of the network that was trained on the others.
     scores
-        Of its last model on all labelled pixels of what was left out.
+        Scores of its last model on all labelled pixels left out.
     ece
         Expected calibration error there, at the temperature fitted on all folds; None without a label.
     """
@@ -95,7 +95,7 @@ class CrossValidation:
     temperature
         Fitted on the predictions of all folds; 1 where that wasn't asked for.
     document
-        Where all of it is written.
+        File of the result.
     """
 
     folds: tuple[Fold, ...]
@@ -164,7 +164,7 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
         if not is_finished(fold, inputs_of(fold, dataset)):
             train(fold, dataset)
         outcome = classify_left_out(fold, dataset)
-        holdout.add(outcome.activations, outcome.labels)
+        holdout.add(outcome.probabilities, outcome.labels)
         found.append((name, Path(fold.out), outcome))
     per_class = config.calibrate == "per-class"
     temperature = holdout.fit(per_class=per_class) if config.calibrate != "none" else 1.0
@@ -180,12 +180,12 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
 
 
 def _is_finished(out: Path) -> bool:
-    """Whether a folder holds a finished cross-validation; an interrupted one is continued."""
+    """Return whether a folder holds a finished cross-validation; an interrupted one is continued."""
     return (out / DOCUMENT).exists() and not is_interrupted(out)
 
 
 def _clear(out: Path) -> None:
-    """Drop the folds of a finished cross-validation."""
+    """Remove the folds of a finished cross-validation."""
     for folder in sorted(path for path in (out / FOLDS).glob("*") if path.is_dir()):
         clear_run(folder)
     # Last: what is killed before this line clears again, what is killed after it continues.
@@ -199,23 +199,23 @@ def _fold_config(config: TrainConfig, number: int) -> TrainConfig:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of classifying what was left out.
+    """Result of classifying stacks that were left out.
 
     Parameters
     ----------
     confusion
         int64 (N + 1, N + 1), of all its labelled pixels, see `lulc.evaluation.measures.metrics`.
-    activations, labels
-        Of some of them: float32 (pixel, class), uint8 (pixel,), 0..N-1.
+    probabilities, labels
+        Some of them: float32 (pixel, class), uint8 (pixel,), 0..N-1.
     """
 
     confusion: NDArray[np.int64]
-    activations: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
     labels: NDArray[np.uint8]
 
     def ece(self, temperature: float | tuple[float, ...]) -> float | None:
         """Expected calibration error at a temperature; None where nothing is labelled."""
-        p = calibrate(self.activations[np.newaxis], temperature)[0]
+        p = calibrate(self.probabilities[np.newaxis], temperature)[0]
         if p.shape[1] == 1:
             p = np.concatenate([1 - p, p], axis=1)
         reliability = Reliability(p.shape[1])
@@ -232,7 +232,7 @@ def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[st
     config
         Config of the run.
     dataset
-        Its stacks.
+        Stacks of the run.
     others
         Folders of further runs of the same network, whose probabilities are averaged with its own.
     """

@@ -1,4 +1,4 @@
-"""The devices that one training runs on: one, several of a machine, or those of several processes.
+"""Devices of a training: one, several of a machine, or those of several processes.
 
 All of them compute each step on one batch, each on its own crops, and end it with the same weights. The
 result is that of one device with the same batches, but for the order in which numbers are added up. On
@@ -38,7 +38,7 @@ Loss = Callable[[Any, Any], Any]
 
 
 class Devices:
-    """One device of one process; what several do otherwise is in the classes below.
+    """One device of one process. Subclasses share the work among several.
 
     Parameters
     ----------
@@ -53,40 +53,40 @@ class Devices:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes checkpoints, models, history and messages."""
+        """True in the process that writes checkpoints, models, history and messages."""
         return self.process == 0
 
-    def share(self, batch_size: int) -> range:
-        """Numbers of the crops of each batch that this process cuts."""
+    def own_crops(self, batch_size: int) -> range:
+        """Return the numbers of the crops of each batch that this process cuts."""
         own = batch_size // self.processes
         return range(self.process * own, (self.process + 1) * own)
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Networks and their optimizers are made inside."""
+        """Return the context in which networks and their optimizers are made."""
         return contextlib.nullcontext()
 
     def optimizer(self, kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
-        """The same optimizer, made to see the gradients of the whole batch."""
+        """Return an optimizer class that sees the gradients of the whole batch."""
         return kind
 
     def loss(self, loss: Loss) -> Loss:
-        """The same loss, of the whole batch wherever it is computed."""
+        """Return a loss that is computed over the whole batch."""
         return loss
 
     def metric(self, metric: keras.metrics.Metric) -> keras.metrics.Metric:
-        """The same metric, of the whole batch."""
+        """Return a metric that is computed over the whole batch."""
         return metric
 
     def unite(self, model: keras.Model) -> None:
-        """Have the layers that look at a batch look at the whole batch."""
+        """Make layers that look at a batch look at the whole batch."""
 
     def train(self, model: keras.Model, images: Any, labels: np.ndarray) -> dict[str, Any]:
-        """One step on a batch.
+        """Train one step on a batch.
 
         Parameters
         ----------
         images
-            float32 (crop, y, x, band), the share of this process; an array, or what `place` gave.
+            float32 (crop, y, x, band), the crops of this process; an array, or what `put` gave.
         labels
             uint8 (crop, y, x), likewise.
 
@@ -97,33 +97,35 @@ class Devices:
         """
         return dict(model.train_on_batch(images, labels, return_dict=True))
 
-    def place(self, images: Any) -> Any:
-        """The same images where `train` takes them from; called ahead, by the threads that cut crops."""
+    def put(self, images: Any) -> Any:
+        """Move images to where `train` takes them from; the threads that cut crops call it ahead."""
         return images
 
     def predict(self, model: keras.Model, images: np.ndarray) -> np.ndarray:
-        """Activations of the whole batch, float32 (crop, y, x, class), from the shares of the processes."""
+        """Return the probabilities of the whole batch, float32 (crop, y, x, class), from the crops of each
+        process.
+        """
         return np.asarray(model.predict_on_batch(images))
 
     def gather(self, values: np.ndarray) -> np.ndarray:
-        """Arrays of all processes, equal in shape, joined along the first axis in the processes' order."""
+        """Join arrays of equal shape of all processes along the first axis, in the processes' order."""
         return values
 
     def spread(self, value: Any) -> Any:
-        """What the first process gives, JSON-ready; what the others give is dropped."""
+        """Return the JSON-ready value of the first process; those of the others are dropped."""
         return value
 
     def spread_arrays(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Arrays of the first process; the others give any of the same names, shapes and types."""
+        """Return the arrays of the first process; the others give any of the same names, shapes and types."""
         return arrays
 
     def alone(self) -> contextlib.AbstractContextManager[Any]:
-        """What the first process does inside without the others, on a device of its own."""
+        """Return the context in which the first process works without the others, on a device of its own."""
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
-        """What one process refuses inside, all refuse: nobody waits for one that is gone."""
+        """Raise in all processes what one of them refuses inside, so that none waits for one that is gone."""
         yield
 
 
@@ -133,7 +135,7 @@ ONE = Devices()
 class _Mirrored(Devices):
     """Several devices of this machine, on TensorFlow.
 
-    Losses and metrics see the activations of the whole batch on each device, so that what is no sum over
+    Losses and metrics see the probabilities of the whole batch on each device, so that what is no sum over
     pixels (overlaps, rankings) is right as well; batch norm is synchronised.
     """
 
@@ -148,7 +150,7 @@ class _Mirrored(Devices):
         return self._strategy.scope()
 
     def optimizer(self, kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
-        """An optimizer whose gradients are summed before they are clipped.
+        """Return an optimizer class that sums gradients before it clips them.
 
         Keras clips what each device has, then sums over devices. Here each gets the same nth part of the sum,
         clipped at the nth part of the norm.
@@ -168,10 +170,10 @@ class _Mirrored(Devices):
         return Summed
 
     def loss(self, loss: Loss) -> Loss:
-        def of_all(labels: Any, activations: Any) -> Any:
+        def of_all(labels: Any, probabilities: Any) -> Any:
             # Gradients are summed over devices, each of which has the whole loss.
             parts = self._replicas()
-            return loss(self._joined(labels), self._joined(activations)) / parts
+            return loss(self._joined(labels), self._joined(probabilities)) / parts
 
         return of_all
 
@@ -216,7 +218,7 @@ class _Mirrored(Devices):
 
 
 class _Parallel(Devices):
-    """Any number of devices, of one process or several, on JAX: what is computed is the whole batch."""
+    """Any number of devices, of one process or several, on JAX, which computes on the whole batch."""
 
     def __init__(self, framework: Any, devices: Sequence[Any]) -> None:
         super().__init__(len(devices), framework.process_index(), framework.process_count())
@@ -225,7 +227,7 @@ class _Parallel(Devices):
         self.distribution = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
         self._forward: Any = None
 
-    def place(self, images: Any) -> Any:
+    def put(self, images: Any) -> Any:
         if self.processes > 1:
             # Keras joins the shares of the processes, which it takes as arrays.
             return images
@@ -254,7 +256,7 @@ class _Parallel(Devices):
 
 
 class _Distributed(_Parallel):
-    """Devices of several processes."""
+    """Devices of several processes, on JAX."""
 
     def gather(self, values: np.ndarray) -> np.ndarray:
         from jax.experimental import multihost_utils
@@ -291,7 +293,7 @@ class _Distributed(_Parallel):
                 raise InputError(*json.loads(text))
 
     def _texts(self, own: str) -> list[str]:
-        """A text of each process."""
+        """Gather a text from each process."""
         raw = np.frombuffer(own.encode(), np.uint8)
         lengths = self.gather(np.array([raw.size], np.int32))
         padded = np.zeros((1, lengths.max()), np.uint8)
@@ -302,7 +304,7 @@ class _Distributed(_Parallel):
 
 @contextlib.contextmanager
 def open_devices(config: TrainConfig) -> Iterator[Devices]:
-    """Find the devices of a resolved config, and meet the other processes.
+    """Open the devices of a resolved config, and meet the other processes.
 
     To be entered before anything is computed; networks are built and trained inside.
 
@@ -427,7 +429,7 @@ def _meet(jax: Any, config: TrainConfig, wanted: int | None) -> None:
 
 @contextlib.contextmanager
 def _output_kept() -> Iterator[None]:
-    """Standard output is for answers; what native code says there of connections goes to standard error."""
+    """Send what native code prints to standard error, since standard output is for answers."""
     sys.stdout.flush()
     standard_output = os.dup(1)
     os.dup2(2, 1)
@@ -439,7 +441,7 @@ def _output_kept() -> Iterator[None]:
 
 
 def meeting_of(config: TrainConfig, environment: Mapping[str, str]) -> tuple[str, int]:
-    """Where the processes meet, and the number of this one.
+    """Return the address where the processes meet, and the number of this one.
 
     What the config leaves open is taken from the variables of SLURM: ``SLURM_PROCID``,
     ``SLURM_STEP_NODELIST``, and ``SLURM_JOB_ID`` and ``SLURM_STEP_ID`` for the port.
@@ -481,7 +483,7 @@ def meeting_of(config: TrainConfig, environment: Mapping[str, str]) -> tuple[str
 
 
 def local_numbers(wanted: int | None, environment: Mapping[str, str]) -> list[int] | None:
-    """Numbers of the GPUs that this process may use; None for all that it sees.
+    """Return the numbers of the GPUs that this process may use; None for all that it sees.
 
     Processes of one machine that see the same GPUs take the next `wanted` each, by ``SLURM_LOCALID``.
 

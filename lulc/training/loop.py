@@ -54,7 +54,7 @@ PICTURE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Progress(Jsonable):
-    """Where a run stands; with the variables, all that a checkpoint holds.
+    """Progress of a run; with the variables, all that a checkpoint holds.
 
     Crops and augmentation need no random state: they follow from the seed, `epoch` and `step`.
 
@@ -83,7 +83,7 @@ class Progress(Jsonable):
     rows: tuple[Row, ...] = ()
 
     def after_batch(self, logs: dict[str, float], labelled: int, seconds: float) -> Progress:
-        """One batch further; its means weigh as much as its labelled pixels."""
+        """Return the progress after one more batch; its means weigh as much as its labelled pixels."""
         return replace(
             self,
             step=self.step + 1,
@@ -95,7 +95,7 @@ class Progress(Jsonable):
 
 
 class Validation(NamedTuple):
-    """Mean loss over labelled pixels, accuracy, macro-F1, and the temperature."""
+    """Mean loss over labelled pixels, accuracy, macro-F1 and temperature."""
 
     loss: float
     accuracy: float
@@ -104,7 +104,7 @@ class Validation(NamedTuple):
 
 
 class Pace:
-    """Speed of the training, once it is known: the first batch of each shape is slow and doesn't count."""
+    """Speed of the training. The first batch of each shape is slow and doesn't count."""
 
     def __init__(self) -> None:
         self._shapes: set[tuple[int, ...]] = set()
@@ -112,7 +112,7 @@ class Pace:
         self._pixels = self._seconds = 0.0
 
     def note(self, shape: tuple[int, ...], seconds: float) -> float | None:
-        """Pixels per second, once, when `PACE_BATCHES` were measured; None before and after."""
+        """Return pixels per second once, after `PACE_BATCHES` batches; None before and after."""
         if shape not in self._shapes:
             self._shapes.add(shape)
             return None
@@ -123,7 +123,8 @@ class Pace:
 
 
 class StopRequest:
-    """Notes SIGINT and SIGTERM, so that a batch is finished before the run ends; a second ends it at once.
+    """Notes SIGINT and SIGTERM, so that the batch is finished before the run ends; a second one ends it at
+    once.
 
     Only the main thread may set signal handlers; elsewhere (in a notebook's worker) nothing is noted.
     """
@@ -155,7 +156,7 @@ class StopRequest:
 
 
 class LabelledAccuracy(keras.metrics.Metric):
-    """Share of labelled pixels that are decided rightly; ignored pixels count as neither right nor wrong."""
+    """Accuracy over labelled pixels; ignored pixels don't count."""
 
     def __init__(self, name: str = "accuracy") -> None:
         super().__init__(name=name)
@@ -163,7 +164,7 @@ class LabelledAccuracy(keras.metrics.Metric):
         self._labelled = self.add_variable((), "zeros", name="labelled")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Count labels (n, y, x) 0..N-1 or 255, and activations (n, y, x, class)."""
+        """Count labels (n, y, x) 0..N-1 or 255, and probabilities (n, y, x, class)."""
         ops = keras.ops
         labels = ops.cast(y_true, "int32")
         single = y_pred.shape[-1] == 1
@@ -174,7 +175,7 @@ class LabelledAccuracy(keras.metrics.Metric):
         self._labelled.assign_add(ops.sum(ops.cast(known, "float32")))
 
     def result(self) -> Any:
-        """The share; 0 where nothing was labelled."""
+        """Return the accuracy; 0 where nothing was labelled."""
         return self._right / keras.ops.maximum(self._labelled, 1.0)
 
 
@@ -236,7 +237,7 @@ class Loop:
         self.rows: tuple[Row, ...] = ()
 
     def go(self, stop: StopRequest, seconds: float = math.inf) -> bool:
-        """Train until all epochs are done, nothing gets better, or the time is up.
+        """Train until all epochs are done, no score improves, or the time is up.
 
         Returns
         -------
@@ -291,9 +292,9 @@ class Loop:
         )  # fmt: skip
 
     def _train_epoch(self, stop: StopRequest, deadline: float, bar: Any) -> bool:
-        """Train the rest of the epoch in work; False where the time is up before its end."""
+        """Train the rest of the current epoch; return False where the time is up before its end."""
         epoch, step = self._progress.epoch, self._progress.step
-        batches = cut_ahead(self._setup.training, epoch, step, self._config.workers, self._devices.place)
+        batches = cut_ahead(self._setup.training, epoch, step, self._config.workers, self._devices.put)
         before = time.monotonic()
         try:
             for images, labels in batches:
@@ -328,7 +329,9 @@ class Loop:
         return True
 
     def _agree(self, labelled: int, stop: bool, *clock: bool) -> list[int]:
-        """Labelled pixels of all processes, whether any is to stop, and what the first one's clock says."""
+        """Return the labelled pixels of all processes, whether any is to stop, and what the first one's clock
+        says.
+        """
         said = self._devices.gather(np.array([[labelled, stop, *clock]], np.int32))
         return [int(said[:, 0].sum()), int(said[:, 1].max()), *said[0, 2:].tolist()]
 
@@ -354,7 +357,7 @@ class Loop:
             )  # fmt: skip
 
     def _end_epoch(self, complete: bool, draw: bool) -> None:
-        """Validate and save with the averaged weights; go on to the next epoch if this one is complete."""
+        """Validate and save with the averaged weights; start the next epoch if this one is complete."""
         self._check_weights()
         started = time.monotonic()
         with averaged(self._model), contextlib.ExitStack() as held:
@@ -372,7 +375,7 @@ class Loop:
             self._checkpoint()
 
     def _judge(self, found: Validation, seconds: float, draw: bool) -> None:
-        """Have model, card, history and picks written."""
+        """Write model, card, history and picks of the epoch."""
         p = self._progress
         row = Row(
             epoch=p.epoch,
@@ -405,20 +408,20 @@ class Loop:
         )  # fmt: skip
 
     def _validate(self) -> Validation:
-        """Figures of the validation crops."""
+        """Return the metrics of the validation crops."""
         classes = len(self._setup.legend)
         confusion = np.zeros((classes + 1, classes + 1), np.int64)
         holdout = Holdout(len(self._setup.validation))
         total, labelled = 0.0, 0
         for images, labels in cut_ahead(self._setup.validation, 0, 0, self._config.workers):
-            activations, labels = self._devices.predict(self._model, images), self._devices.gather(labels)
+            probabilities, labels = self._devices.predict(self._model, images), self._devices.gather(labels)
             known = labels != IGNORE
             count = int(known.sum())
-            loss = self._model.loss(labels, keras.ops.convert_to_tensor(activations))
+            loss = self._model.loss(labels, keras.ops.convert_to_tensor(probabilities))
             total += float(keras.ops.convert_to_numpy(loss)) * count
             labelled += count
-            confusion += metrics.count(labels[known] + 1, decide(activations)[known] + 1, classes)
-            holdout.add(activations, labels)
+            confusion += metrics.count(labels[known] + 1, decide(probabilities)[known] + 1, classes)
+            holdout.add(probabilities, labels)
         val_loss = total / max(labelled, 1)
         if not math.isfinite(val_loss):
             raise self._not_finite(f"the validation loss is {val_loss}")

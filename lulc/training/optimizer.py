@@ -1,4 +1,4 @@
-"""How weights change: optimizer, learning rate, and the moving average of the weights."""
+"""Optimizer, learning-rate schedule, and exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lulc.models.backend import keras
 from lulc.training.devices import ONE, Devices
 
 REMEMBERED = 0.05
-"""Most that the first batch's weights may be of an average of weights."""
+"""Largest share of the first batch's weights in a usable average of weights."""
 
 FINAL = 0.01
-"""Share of the highest learning rate that a cosine ends at."""
+"""Last learning rate of a cosine, in multiples of the highest."""
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that rises in a line, then stays or falls as half a cosine.
+    """Learning rate that rises linearly, then stays or falls as half a cosine.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         self._peak, self._warmup, self._total, self._cosine = peak, warmup, total, cosine
 
     def __call__(self, step: Any) -> Any:
-        """Rate of batch number `step`, from 0."""
+        """Return the rate of batch number `step`, from 0."""
         ops = keras.ops
         step = ops.cast(step, "float32")
         rate = ops.minimum((step + 1) / max(self._warmup, 1), 1.0)
@@ -50,12 +50,12 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return self._peak * rate
 
     def get_config(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
+        """Return the arguments of the constructor."""
         return {"peak": self._peak, "warmup": self._warmup, "total": self._total, "cosine": self._cosine}
 
 
 def build_optimizer(config: TrainConfig, devices: Devices = ONE) -> keras.optimizers.Optimizer:
-    """The optimizer of a resolved config, on the devices that it works on.
+    """Return the optimizer of a resolved config for the devices that it works on.
 
     All of its state, averages included, is in its variables.
     """
@@ -82,7 +82,7 @@ def build_optimizer(config: TrainConfig, devices: Devices = ONE) -> keras.optimi
 
 @contextlib.contextmanager
 def averaged(model: keras.Model) -> Iterator[None]:
-    """Inside, a compiled model has its averaged weights, where its optimizer averages; then its own again.
+    """Give a compiled model its averaged weights inside, where its optimizer averages.
 
     An average that still remembers the random weights of the beginning is worth less than the weights
     themselves: where they are more than `REMEMBERED` of it, as in a run that time ends early, it isn't taken.

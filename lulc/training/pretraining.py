@@ -1,4 +1,4 @@
-"""The training loop without labels: validated by what is filled in of hidden blocks."""
+"""The training loop of masked autoencoding, validated by what the network fills in."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lulc.training.data.batches import cut_ahead
 from lulc.training.loop import Loop, Validation
 
 
-class Filling(Loop):
-    """Trains a network to fill in what `lulc.training.data.masking.MaskedCrops` hides.
+class PretrainingLoop(Loop):
+    """Trains a network to fill in the blocks that `lulc.training.data.masking.MaskedCrops` masks.
 
-    In its history accuracy is the share of the hidden values' deviation from their mean that is filled in,
+    In its history accuracy is the share of the masked values' deviation from their mean that is filled in,
     over all values, and macro-F1 the mean of the same over the channels.
     """
 
     def _validate(self) -> Validation:
-        """Mean absolute difference, share filled in, mean of the channels' shares, and no temperature."""
+        """Return mean absolute error, share filled in, mean of the channels' shares, and no temperature."""
         channels = len(self._setup.legend)
         wrong, deviation = np.zeros(channels), np.zeros(channels)
         count = 0

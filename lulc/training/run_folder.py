@@ -1,4 +1,4 @@
-"""A training run's folder: its key, its history, and which of its models are kept."""
+"""Run folders: key, history, and the models that are kept."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 STREAMS = 2
-"""Version of how everything that is drawn follows from the seed: a run does not change it midway."""
+"""Version of the random streams: how everything that is drawn follows from the seed."""
 
 DECISIVE = ("parameters", "inputs")
 """Parts of the document that the key is made of."""
@@ -60,7 +60,7 @@ _MODEL = re.compile(r"(\d{2,}-\d+\.\d{2})\.(keras|json)")
 
 @dataclass(frozen=True)
 class Row(Jsonable):
-    """One epoch of the history.
+    """An epoch of the history.
 
     Parameters
     ----------
@@ -71,10 +71,10 @@ class Row(Jsonable):
     seconds
         Time spent on it, validation included, pauses of an interrupted run not.
     loss, accuracy
-        Of the training batches, while the weights changed; weighted by labelled pixels.
+        Means over the training batches, weighted by labelled pixels.
     val_loss, val_accuracy, val_macro_f1
-        Of the validation crops, which are the same in every epoch.
-        A pretraining has other figures there, see `lulc.training.pretraining.Filling`.
+        Metrics of the validation crops, which are the same in every epoch.
+        A pretraining has other metrics there, see `lulc.training.pretraining.PretrainingLoop`.
     learning_rate
         At the end of the epoch.
     model
@@ -94,7 +94,7 @@ class Row(Jsonable):
 
 
 def picks_of(rows: Sequence[Row]) -> dict[str, str]:
-    """Model file of each pick; of equally good epochs the first.
+    """Return the model file of each pick; of equally good epochs the first.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def picks_of(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def kept_models(rows: Sequence[Row], keep: str) -> set[str]:
-    """Model files that stay: every pick, and with `keep` all, or a number of last ones, those too."""
+    """Return the model files that stay: every pick, and with `keep` all, or a number of last ones."""
     if keep == "all":
         return {row.model for row in rows}
     count = int(keep) if keep != "best" else 1
@@ -118,7 +118,7 @@ def kept_models(rows: Sequence[Row], keep: str) -> set[str]:
 
 
 def is_stale(rows: Sequence[Row], patience: int) -> bool:
-    """Whether none of the last `patience` epochs is a pick by score; never with 0."""
+    """Return whether none of the last `patience` epochs is a pick by score; never with 0."""
     if not rows or not patience:
         return False
     picked = [rows.index(row) for row in rows for pick in SCORES if row.model == picks_of(rows)[pick]]
@@ -135,14 +135,14 @@ def check_keep(keep: str) -> None:
 
 
 class Run:
-    """The folder of one run; made by `open_run`, which holds its lock.
+    """Folder of a run; made by `open_run`, which holds its lock.
 
     Parameters
     ----------
     folder
         The run folder.
     parameters, inputs
-        What decides the weights: options by name, and sha256 of each input by name.
+        Options by name, and sha256 of each input by name, that decide the weights.
     """
 
     def __init__(self, folder: Path, parameters: dict[str, Any], inputs: dict[str, str]) -> None:
@@ -168,7 +168,7 @@ class Run:
         return self.folder / CHECKPOINTS
 
     def check(self, *, overwrite: bool, restart: bool) -> None:
-        """Decide whether to continue what the folder holds or to begin anew; no result is touched yet.
+        """Decide whether to continue the run in the folder or to start anew; no result is touched yet.
 
         Raises
         ------
@@ -204,11 +204,11 @@ class Run:
         write_document(self.folder / DOCUMENT, self._document)
 
     def finish(self) -> None:
-        """Say that the run is complete."""
+        """Mark the run as complete."""
         write_document(self.folder / DOCUMENT, {**self._document, "finished": True})
 
     def write_history(self, rows: Sequence[Row]) -> None:
-        """Write the history, whole."""
+        """Write the whole history."""
         write_rows(self.folder / HISTORY, [[f.name for f in fields(Row)], *map(astuple, rows)])
 
     def tidy(self, rows: Sequence[Row], keep: str) -> None:
@@ -243,7 +243,7 @@ class Run:
                     )
 
     def _holds_part(self) -> bool:
-        """Whether the folder holds this very run, interrupted."""
+        """Return whether the folder holds this very run, interrupted."""
         found = _document_in(self.folder)
         if found is None or found["finished"]:
             return False
@@ -261,20 +261,20 @@ class Run:
 
 
 def parameters_of(config: TrainConfig) -> dict[str, Any]:
-    """What decides the weights beside the inputs, by name: options of a resolved config, and `STREAMS`."""
+    """Return the parameters that decide the weights: options of a resolved config, and `STREAMS`."""
     options = {name: value for name, value in asdict(config).items() if name not in FREE}
     return options | {"random streams": STREAMS}
 
 
 def is_finished(config: TrainConfig, inputs: dict[str, str]) -> bool:
-    """Whether the folder of a resolved config holds this very run, complete."""
+    """Return whether the folder of a resolved config holds this very run, complete."""
     found = _document_in(Path(config.out))
     mine = json.loads(json.dumps({"parameters": parameters_of(config), "inputs": inputs}))
     return found is not None and found["finished"] and all(found[what] == mine[what] for what in DECISIVE)
 
 
 def is_interrupted(folder: Path) -> bool:
-    """Whether a folder holds the partial work of some run."""
+    """Return whether a folder holds an interrupted run."""
     found = _document_in(folder)
     return found is not None and not found["finished"]
 
@@ -286,7 +286,7 @@ def clear_run(folder: Path) -> None:
 
 
 def _document_in(folder: Path) -> dict[str, Any] | None:
-    """The document of a folder; None where there is none, or a damaged one."""
+    """Read the document of a folder; None where it is missing or damaged."""
     try:
         return read_document(folder / DOCUMENT, SCHEMA, "run", FORMAT_VERSION)
     except InputError:
@@ -309,7 +309,7 @@ def _lock(folder: Path) -> Lock:
 
 @contextlib.contextmanager
 def open_run(config: TrainConfig, inputs: dict[str, str], *, follow: bool = False) -> Iterator[Run]:
-    """Lock the run folder and check that it can be taken over, which `Run.begin` then does.
+    """Lock the run folder and check that it can be taken over; `Run.begin` then does it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Training: stacks to weights."""
+"""Training of a network on stacks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,19 @@ from lulc.models import backend
 from lulc.models.backend import keras
 from lulc.models.card import Channel, ModelCard
 from lulc.models.config import NetworkConfig
-from lulc.models.ood_score import fit_novelty
+from lulc.models.ood_score import fit_ood_score
 from lulc.models.unet import build_unet, geometry
 from lulc.models.weights import arrays_of, find_model, load_model, record_picks, save_model, transfer
 from lulc.training.batch_norm import Normalization
 from lulc.training.checkpoint import clear_checkpoints
 from lulc.training.data.batches import TileGenerator
-from lulc.training.data.crops import check_place, choose_place, plain_crops, training_crops, validation_crops
+from lulc.training.data.crops import (
+    check_crop_device,
+    choose_crop_device,
+    plain_crops,
+    training_crops,
+    validation_crops,
+)
 from lulc.training.data.dataset import Dataset, open_dataset
 from lulc.training.data.masking import Filled, absolute_difference
 from lulc.training.data.unlabelled import open_mosaic
@@ -37,7 +43,7 @@ from lulc.training.devices import ONE, Devices, open_devices
 from lulc.training.loop import LabelledAccuracy, Loop, Setup, StopRequest
 from lulc.training.losses import Loss, build_loss
 from lulc.training.optimizer import build_optimizer
-from lulc.training.pretraining import Filling
+from lulc.training.pretraining import PretrainingLoop
 from lulc.training.run_folder import (
     HISTORY,
     PICTURE,
@@ -83,7 +89,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Where the results lie.
+    """Result of a training: where its files lie.
 
     Parameters
     ----------
@@ -98,11 +104,11 @@ class TrainingResult:
     finished
         False where the time budget ended the run; the same command continues it.
     first
-        Whether this is the process that wrote them, where several trained together.
+        True in the process that wrote them, where several trained together.
     epochs, steps
         Epochs in all, and batches of each, as asked for.
     pretrained
-        Whether it was trained without labels, and knows no classes.
+        True where it was trained without labels, and knows no classes.
     cross_validation
         A `lulc.training.cross_validation.CrossValidation`, where ``cross_validate`` asked for it.
     """
@@ -130,11 +136,11 @@ def train(
     Parameters
     ----------
     config
-        What to train on and how; options that are None are filled in by its recipe.
+        Options of the training; those that are None are filled in by its recipe.
     dataset
         The stacks of ``config.data``, where the caller has opened them already.
     temperature
-        What the cards get, where it was fitted elsewhere (by `cross_validate`).
+        Temperature for the cards, where it was fitted elsewhere (by `cross_validate`).
 
     Raises
     ------
@@ -187,7 +193,8 @@ def train(
 def prepare(
     config: TrainConfig, dataset: Dataset, devices: Devices = ONE
 ) -> tuple[keras.Model, tuple[TileGenerator, TileGenerator]]:
-    """Model, and crops to train and to validate on, of a run that is about to begin; nothing is written.
+    """Build the model, and open the training and validation crops, of a run that is about to begin. Nothing
+    is written.
 
     Raises
     ------
@@ -196,7 +203,7 @@ def prepare(
     """
     backend.seed(config.seed)
     model = build_model(config, dataset, devices)
-    share = devices.share(config.batch_size)
+    own = devices.own_crops(config.batch_size)
     if not backend.computes_in(config.precision):
         logger.warning(
             "this processor does not multiply in %s, so that a step takes several times as long as in "
@@ -204,16 +211,16 @@ def prepare(
             config.precision,
         )
     available = free_memory() * MEMORY_MARGIN
-    _check_limits(dataclasses.replace(config, batch_size=len(share)), model, available)
-    place = choose_place(config, dataset, devices.count, available)
-    config = dataclasses.replace(config, stacks_on=place)
+    _check_limits(dataclasses.replace(config, batch_size=len(own)), model, available)
+    device = choose_crop_device(config, dataset, devices.count, available)
+    config = dataclasses.replace(config, stacks_on=device)
     if config.init:
         _start_from(find_model(config.init), model, dataset, config.single_class)
-    return model, (training_crops(config, dataset, share), validation_crops(config, dataset, share))
+    return model, (training_crops(config, dataset, own), validation_crops(config, dataset, own))
 
 
 def check_options(config: TrainConfig) -> None:
-    """Raise InputError where a resolved config asks for what can't be, before anything is read."""
+    """Raise InputError where a resolved config asks for the impossible, before anything is read."""
     check_keep(config.keep)
     _check_pretraining(config)
     depth = len(config.filters)
@@ -241,7 +248,7 @@ def check_options(config: TrainConfig) -> None:
     wrong += _wrong_devices(config)
     if wrong:
         raise InputError(f"cannot train as asked, since {wrong[0]}", "Change the option and type it again.")
-    check_place(config)
+    check_crop_device(config)
     missing = [name for name in ("tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
     if config.tensorboard and missing:
         raise InputError(
@@ -271,7 +278,9 @@ def _wrong_devices(config: TrainConfig) -> list[str]:
 def _check_pretraining(config: TrainConfig) -> None:
     if not config.pretrain:
         wrong = [
-            name for name in ("hide", "hide_block", "input_options") if getattr(config, name) is not None
+            name
+            for name in ("mask_ratio", "mask_block", "input_options")
+            if getattr(config, name) is not None
         ]
         if wrong:
             raise InputError(
@@ -291,11 +300,11 @@ def _check_pretraining(config: TrainConfig) -> None:
             "Pretrain without it, then train on labels with --init FOLDER and this option.",
         )
     smallest = min(*config.crop_sizes, *config.validation_crop_sizes)
-    hide, block = config.hide or 0.0, config.hide_block or 0
-    if not (0 < hide < 1 and 1 <= block < smallest):
+    ratio, block = config.mask_ratio or 0.0, config.mask_block or 0
+    if not (0 < ratio < 1 and 1 <= block < smallest):
         raise InputError(
-            f"cannot pretrain as asked, since --hide is {hide} and --hide-block {block}, expected a share "
-            f"between 0 and 1 and blocks of 1 to {smallest - 1} pixels, smaller than the smallest crop",
+            f"cannot pretrain as asked, since --mask-ratio is {ratio} and --mask-block {block}, expected a "
+            f"share between 0 and 1 and blocks of 1 to {smallest - 1} pixels, smaller than the smallest crop",
             "Change the option and type it again.",
         )
 
@@ -317,7 +326,7 @@ def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
 
 
 def _check_limits(config: TrainConfig, model: keras.Model, available: float) -> None:
-    """Refuse what neither memory nor disk can hold; frameworks die without a word when memory ends."""
+    """Refuse a training that neither memory nor disk can hold; frameworks die silently when memory ends."""
     weights = 4 * model.count_params()
     check_disk(config.out, 12 * weights, "models and checkpoints")
     if backend.device_name() != "CPU":
@@ -333,16 +342,16 @@ def _check_limits(config: TrainConfig, model: keras.Model, available: float) -> 
 
 
 def memory_needed(model: keras.Model, config: TrainConfig) -> int:
-    """Bytes that a training step on the largest batch takes, variables of the optimizer included."""
+    """Return the bytes that a training step on the largest batch takes, optimizer variables included."""
     side = max(config.crop_sizes)
     outputs = keras.Model(model.inputs, [layer.output for layer in model.layers[1:]])
     shapes = outputs.compute_output_shape((config.batch_size, side, side, model.input_shape[-1]))
-    activations = 4 * sum(math.prod(shape) for shape in shapes)
-    return int(STEP_COPIES * activations) + 24 * model.count_params()
+    probabilities = 4 * sum(math.prod(shape) for shape in shapes)
+    return int(STEP_COPIES * probabilities) + 24 * model.count_params()
 
 
 def _start_from(path: Path, model: keras.Model, dataset: Dataset, single_class: str | None) -> None:
-    """Fill in what fits of other weights; the head too where the classes are the same."""
+    """Copy the arrays that fit from other weights; those of the head too where the classes are the same."""
     initial, card = load_model(path)
     channels = [channel.name for channel in card.channels]
     names = [channel["name"] for channel in dataset.channels]
@@ -362,7 +371,7 @@ def _start_from(path: Path, model: keras.Model, dataset: Dataset, single_class: 
 
 
 def build_model(config: TrainConfig, dataset: Dataset, devices: Devices = ONE) -> keras.Model:
-    """The network of a resolved config with fresh weights, compiled to be trained on a dataset."""
+    """Build and compile the network of a resolved config with fresh weights, to be trained on a dataset."""
     with devices.scope():
         return _build_model(config, dataset, devices)
 
@@ -410,7 +419,7 @@ def _make_loop(
     if devices.first and not config.pretrain:
         tiles = dataset.training, dataset.validation
         trained, held_out = ([(t.image, t.masks) for t in some] for some in tiles)
-        novelty = fit_novelty(trained, held_out, dataset.statistics)
+        novelty = fit_ood_score(trained, held_out, dataset.statistics)
 
     def save(row: Row, rows: tuple[Row, ...], temperature: float | tuple[float, ...]) -> None:
         card = _card_of(config, dataset, network, model, row)
@@ -439,17 +448,17 @@ def _make_loop(
     )
     if given is not None:
         config = dataclasses.replace(config, calibrate="none")
-    return (Filling if config.pretrain else Loop)(config, setup)
+    return (PretrainingLoop if config.pretrain else Loop)(config, setup)
 
 
 def inputs_of(config: TrainConfig, dataset: Dataset) -> dict[str, str]:
-    """sha256 of everything that a training reads, by name."""
+    """Return the sha256 of everything that a training reads, by name."""
     initial = find_model(config.init) if config.init else None
     return dataset.inputs | ({"initial weights": sha256_of(initial)} if initial else {})
 
 
 def classes_of(config: TrainConfig, dataset: Dataset) -> Legend:
-    """The classes that the network decides between: those of the data, or the rest and one of them."""
+    """Return the classes of the network: those of the data, or one of them and the rest."""
     legend = dataset.legend
     if config.single_class is None:
         return legend
@@ -486,14 +495,14 @@ def _card_of(
 
 
 def _scores_of(config: TrainConfig) -> dict[str, str]:
-    """Columns of the history by what a card calls them; a pretraining has other figures in them."""
+    """Return columns of the history by their names in a card; a pretraining has other metrics in them."""
     columns = ("val_loss", "val_accuracy", "val_macro_f1")
     names = ("val_loss", "val_filled", "val_filled_by_channel") if config.pretrain else columns
     return dict(zip(names, columns, strict=True))
 
 
 class _TensorBoard:
-    """Scalars of each epoch as TensorBoard logs."""
+    """Writes scalars of each epoch as TensorBoard logs."""
 
     def __init__(self, folder: Path, model: keras.Model) -> None:
         self._callback = keras.callbacks.TensorBoard(str(folder), write_graph=False)

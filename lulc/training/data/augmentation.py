@@ -1,9 +1,8 @@
 """Augmentation of crops: geometry and radiometry.
 
-Whatever moves, moves in image and labels together, and labels are never interpolated. Bands are changed
-in reflectance x 10000; indices that were computed from the bands follow them. Indices that were read from
-a raster of their own (other dates, other coding) are left as they are, since nothing here knows how they
-would change.
+Image and labels move together, and labels are never interpolated. Bands change in reflectance x 10000, and
+indices that were computed from them follow. Indices from a raster of their own (other dates, other coding)
+stay as they are, since how they would change is unknown.
 """
 
 from __future__ import annotations

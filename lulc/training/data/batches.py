@@ -23,12 +23,12 @@ from lulc.core.threads import in_order
 from lulc.datasets.arrays import Layers
 from lulc.training.data.augmentation import Augmentation, Image, Labels, rotate, square_around
 from lulc.training.data.dataset import Tile
-from lulc.training.data.sampling import Sampler, draw_place
+from lulc.training.data.sampling import Sampler, draw_anywhere
 
 logger = logging.getLogger("lulc")
 
 REDRAWS = 50
-"""Places tried for one crop before a crop without a single labelled pixel is accepted."""
+"""Positions tried for one crop before a crop without a single labelled pixel is accepted."""
 
 STRIDE = 16
 """Multiple of the crop sides that messages suggest: the stride of a network with four stages."""
@@ -55,7 +55,7 @@ class BatchConfig:
     augmentations
         Applied in order to each crop after rotation.
     sampler
-        Where squares are cut.
+        Chooses where squares are cut.
     stack_weights
         How often crops are cut from each stack; all alike where not given.
     batch_from
@@ -66,7 +66,7 @@ class BatchConfig:
     own_crops
         Numbers of the crops of each batch that this process cuts; all where not given.
     option
-        What `crop_sizes` are called on the command line, for messages.
+        Name of `crop_sizes` on the command line, for messages.
     """
 
     steps: int
@@ -75,7 +75,7 @@ class BatchConfig:
     targets: Labels
     rotations: int = 1
     augmentations: Sequence[Augmentation] = ()
-    sampler: Sampler = draw_place
+    sampler: Sampler = draw_anywhere
     stack_weights: Sequence[float] | None = None
     batch_from: str = "one"
     seed: int = 0
@@ -213,25 +213,25 @@ def cut_ahead(
     epoch: int,
     first: int,
     workers: int,
-    place: Callable[[Any], Any] = lambda images: images,
+    put: Callable[[Any], Any] = lambda images: images,
 ) -> Generator[tuple[Any, Labels], None, None]:
-    """Batches `first`, `first` + 1, ... of an epoch, in order, cut by threads before they are asked for.
+    """Yield batches `first`, `first` + 1, ... of an epoch in order, cut ahead by threads.
 
     Parameters
     ----------
     generator, epoch
-        Of the batches.
+        Source of the batches, and number of the epoch.
     first
         Number of the first.
     workers
         Threads.
-    place
-        What these do to the images of each, last.
+    put
+        Moves the images of each batch to where they are used; the threads call it last.
     """
 
     def cut(index: int) -> tuple[Any, Labels]:
         images, labels = generator.batch(epoch, index)
-        return place(images), labels
+        return put(images), labels
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="crops")
     try:

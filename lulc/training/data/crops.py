@@ -1,4 +1,4 @@
-"""The crops that a network is trained and validated on, as a config asks for them."""
+"""Batches of a training config: to train on, to validate on, and for batch norm."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lulc.training.data.batches import BatchConfig, TileGenerator
 from lulc.training.data.dataset import Dataset, class_targets
 from lulc.training.data.masking import MaskedCrops
 from lulc.training.data.on_device import ResidentCrops
-from lulc.training.data.sampling import KEPT, ClassSampler, Places, stack_shares
+from lulc.training.data.sampling import KEPT, ClassSampler, LabelledPixels, stack_weights
 
 PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
-"""Pixels from which statistics of a network are estimated, fewest crops, and their longest side in pixels:
-they are large, since the zeros that stand for land beyond the border of a crop belong to no map."""
+"""For the statistics of batch norm: pixels, fewest crops, and their longest side in pixels. They are large,
+since a map has no zeros where land lies beyond the border of a crop."""
 
 logger = logging.getLogger("lulc")
 
@@ -30,19 +30,19 @@ SMALL = 2e9
 """Bytes of stacks that `--stacks-on auto` copies to a GPU at most."""
 
 COPIES = 3
-"""Times the bytes of stacks that the host holds while they are copied (TensorFlow; PyTorch 2, JAX 1)."""
+"""Copies of the stacks in the host's memory on their way to the device (TensorFlow; PyTorch 2, JAX 1)."""
 
 
-def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
-    """Batches to train on.
+def training_crops(config: TrainConfig, dataset: Dataset, own: range | None = None) -> TileGenerator:
+    """Return the batches to train on.
 
     Parameters
     ----------
     config
-        Resolved; crops are cut on the device where it says ``device`` (see `choose_place`).
+        Resolved; crops are cut on the device where it says ``device`` (see `choose_crop_device`).
     dataset
-        Its training stacks are cut, and searched where classes are to be drawn.
-    share
+        Training stacks to cut, and to search where classes are drawn.
+    own
         Numbers of the crops of each batch that are cut; all where not given.
 
     Raises
@@ -57,24 +57,24 @@ def training_crops(config: TrainConfig, dataset: Dataset, share: range | None = 
         "rotations": config.rotations,
         "augmentations": _augmentations(config, dataset),
         "batch_from": config.batch_from,
-        "own_crops": share,
+        "own_crops": own,
     }
     if config.rare_classes or config.balance != "stacks":
         kept = KEPT if config.rare_classes else 0
-        places = Places(dataset.training, batches["targets"], config.seed, kept)
+        labelled = LabelledPixels(dataset.training, batches["targets"], config.seed, kept)
         if config.rare_classes:
-            batches["sampler"] = ClassSampler(places, config.rare_classes, config.rare_temperature)
-        batches["stack_weights"] = stack_shares(places, config.balance, config.rare_temperature).tolist()
+            batches["sampler"] = ClassSampler(labelled, config.rare_classes, config.rare_temperature)
+        batches["stack_weights"] = stack_weights(labelled, config.balance, config.rare_temperature).tolist()
     kind = ResidentCrops if config.stacks_on == "device" else _kind(config, dataset)
     return kind(dataset.training, BatchConfig(**batches))
 
 
-def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None = None) -> TileGenerator:
-    """Batches to validate on, or the share of each: cut anywhere, changed by nothing."""
+def validation_crops(config: TrainConfig, dataset: Dataset, own: range | None = None) -> TileGenerator:
+    """Return the batches to validate on: crops cut anywhere, without augmentation."""
     batches = BatchConfig(
         steps=config.validation_steps,
         crop_sizes=config.validation_crop_sizes,
-        own_crops=share,
+        own_crops=own,
         option="--validation-crop-sizes",
         **_common(config, dataset),
     )
@@ -82,10 +82,10 @@ def validation_crops(config: TrainConfig, dataset: Dataset, share: range | None 
 
 
 def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
-    """Crops that show the training stacks as they are when they are classified, one batch each.
+    """Return crops that show the training stacks as a classification sees them, one batch each.
 
     Each stack, or each of some where there are many, gives as many crops as the others, as large as it
-    allows. Only what a pretraining hides is hidden here too. `PLAIN_PIXELS` in all, but not many more than a
+    allows. A pretraining masks its blocks here too. `PLAIN_PIXELS` in all, but not many more than a
     quarter of what an epoch trains on.
     """
     stride = 2 ** len(config.filters)
@@ -102,7 +102,7 @@ def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
     return [kind([dataset.training[i]], BatchConfig(crop_sizes=(sides[i],), **common)) for i in usable]
 
 
-def check_place(config: TrainConfig, devices: int = 1) -> None:
+def check_crop_device(config: TrainConfig, devices: int = 1) -> None:
     """Raise InputError where a device is to cut crops that it can't.
 
     Parameters
@@ -121,13 +121,13 @@ def check_place(config: TrainConfig, devices: int = 1) -> None:
         )
 
 
-def choose_place(config: TrainConfig, dataset: Dataset, devices: int, free: float) -> str:
-    """Where the training crops are cut: ``device``, where their stacks are copied to, or ``host``.
+def choose_crop_device(config: TrainConfig, dataset: Dataset, devices: int, free: float) -> str:
+    """Return where the training crops are cut: ``device``, where their stacks are copied to, or ``host``.
 
     Parameters
     ----------
     config, devices
-        As `check_place` takes them.
+        As `check_crop_device` takes them.
     dataset
         The stacks.
     free
@@ -138,7 +138,7 @@ def choose_place(config: TrainConfig, dataset: Dataset, devices: int, free: floa
     InputError
         If the device is asked for and can't do it, or the stacks don't pass through the host's memory.
     """
-    check_place(config, devices)
+    check_crop_device(config, devices)
     pixels = sum(math.prod(tile.image.shape[:2]) for tile in dataset.training)
     size = 4 * pixels * len(dataset.channels)
     fits = COPIES * size <= free and pixels <= np.iinfo(np.int32).max
@@ -158,9 +158,9 @@ def choose_place(config: TrainConfig, dataset: Dataset, devices: int, free: floa
 
 
 def _hindrance(config: TrainConfig, devices: int) -> str:
-    """Why crops can't be cut on the device; empty where they can."""
+    """Return why crops can't be cut on the device; empty where they can."""
     hinders = {
-        "a pretraining hides parts of crops": bool(config.pretrain),
+        "a pretraining masks parts of crops": bool(config.pretrain),
         f"{devices} devices train, expected one": devices > 1,
         f"--rotations is {config.rotations}, expected 1, 2 or 4": config.rotations not in (1, 2, 4),
         f"--gain is {config.gain}, expected 0": config.gain != 0,
@@ -172,12 +172,14 @@ def _hindrance(config: TrainConfig, devices: int) -> str:
 def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]:
     if not config.pretrain:
         return TileGenerator
-    assert config.hide is not None and config.hide_block is not None, "of a config that is not resolved"
-    return partial(MaskedCrops, statistics=dataset.statistics, ratio=config.hide, block=config.hide_block)
+    assert config.mask_ratio is not None and config.mask_block is not None, "of a config that is not resolved"
+    return partial(
+        MaskedCrops, statistics=dataset.statistics, ratio=config.mask_ratio, block=config.mask_block
+    )
 
 
 def _augmentations(config: TrainConfig, dataset: Dataset) -> tuple[Augmentation, ...]:
-    """Return the changes of each crop, in order."""
+    """Return the augmentations of each crop, in order."""
     if not (config.gain or config.offset_jitter):
         return (flip,)
     return flip, Jitter(dataset.channels, gain=config.gain, offset=config.offset_jitter)

@@ -1,4 +1,4 @@
-"""The stacks of one or several folders as one training set, checked before any framework is loaded."""
+"""One training set from the stacks of several folders, checked before any framework is loaded."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a network is trained and validated on.
+    """Stacks that a network is trained and validated on.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Dataset:
     legend
         The classes.
     statistics
-        Of the valid pixels of all training stacks together.
+        Statistics of the valid pixels of all training stacks together.
     counts
         int64 (class,), labelled training pixels of class 1..N.
     inputs
@@ -78,7 +78,7 @@ class Dataset:
     provenance
         For the model card: folders, stacks and sources by name; JSON-ready.
     stamps
-        Of the files of all stacks, from before they were read.
+        Stamps of the files of all stacks, from before they were read.
     """
 
     training: tuple[Tile, ...]
@@ -164,7 +164,7 @@ def leave_one_out(config: TrainConfig) -> list[tuple[str, Dataset]]:
 
 
 class _Loaded(NamedTuple):
-    """Folders as opened: their manifests, the sha256 of each, and the state of their files before that."""
+    """Opened folders: their manifests, the sha256 of each, and the state of their files before that."""
 
     manifests: list[Manifest]
     identities: list[str]
@@ -284,7 +284,7 @@ def _scenes_of(manifest: Manifest, stack: StackFile) -> set[str]:
 
 
 def _groups(stacks: Sequence[StackFile]) -> list[list[StackFile]]:
-    """Stacks that share pixels on the ground, directly or through others, together."""
+    """Group stacks that share pixels on the ground, directly or through others."""
     if any(stack.grid is None for stack in stacks):
         logger.warning(
             "some stacks don't say where they lie: it is not known whether they overlap on the ground"
@@ -302,7 +302,7 @@ def _groups(stacks: Sequence[StackFile]) -> list[list[StackFile]]:
 
 
 def _with_validation(manifest: Manifest, left_out: set[Path]) -> Manifest:
-    """A manifest whose training stacks in `left_out` validate instead of its own validation stacks."""
+    """Return a manifest whose training stacks in `left_out` validate instead of its own validation stacks."""
     stacks = tuple(
         dataclasses.replace(stack, split="val" if stack.image in left_out else "train")
         for stack in manifest.of("train")
@@ -335,7 +335,7 @@ def _check_agreement(manifests: Sequence[Manifest]) -> None:
 
 
 def _merge_legends(legends: Sequence[Legend]) -> Legend:
-    """The first legend; without its source codes where the folders' sources use others."""
+    """Return the first legend, without its source codes where the folders' sources use others."""
     first = legends[0]
     classes = tuple(
         c if all(c.sources == legend.classes[i].sources for legend in legends)
@@ -346,7 +346,7 @@ def _merge_legends(legends: Sequence[Legend]) -> Legend:
 
 
 def _merge_statistics(manifests: Sequence[Manifest]) -> Statistics:
-    """Of all training pixels together; a folder of unknown count counts with all pixels of its stacks."""
+    """Merge the statistics of all training pixels; a folder of unknown count counts with all its pixels."""
     parts = []
     for manifest in manifests:
         pixels = sum(stack.shape[0] * stack.shape[1] for stack in manifest.of("train"))
@@ -360,7 +360,7 @@ def _merge_statistics(manifests: Sequence[Manifest]) -> Statistics:
 
 
 def _open_split(manifests: Sequence[Manifest], split: str) -> tuple[tuple[Tile, ...], NDArray[np.int64]]:
-    """Labelled stacks of all folders, and their pixels per class.
+    """Open the labelled stacks of all folders, and count their pixels per class.
 
     Training labels on the ground of validation stacks, of any folder, and in the gap around them are ignored:
     a network sees that far when it is scored. The gap is the largest that the folders were prepared with.
@@ -395,7 +395,7 @@ def _gap_of(manifest: Manifest) -> int:
 
 
 def _count(masks: Layers, classes: int, window: Window | None = None) -> NDArray[np.int64]:
-    """Pixels of class 1..N, of a window only where one is given; int64 (class,)."""
+    """Count the pixels of class 1..N, of a window where one is given; int64 (class,)."""
     window = window or Window(0, 0, *masks.shape)
     rows, cols = window.slices
     total = np.zeros(256, np.int64)
@@ -437,7 +437,7 @@ def _check_learnable(
 
 
 def _identity_of(manifest: Manifest) -> str:
-    """sha256 of what a folder holds, after comparing its files with those that its manifest records."""
+    """Return the sha256 of a folder's content, after comparing its files with its manifest."""
     path = manifest.folder / MANIFEST
     if path.exists():
         manifest.verify()
@@ -467,7 +467,7 @@ def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
 
 
 def class_targets(classes: int, single_class: int | None = None) -> NDArray[np.uint8]:
-    """What the network learns for each value in the masks.
+    """Return the network class of each value in the masks.
 
     Parameters
     ----------

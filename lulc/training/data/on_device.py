@@ -1,4 +1,4 @@
-"""Crops of stacks that lie in the memory of a device, the GPU's where there is one.
+"""Crops of stacks that lie in the memory of a device, usually a GPU.
 
 The host cuts, turns and flips the numbers of pixels, four bytes for each instead of those of all bands. The
 device then takes the pixels of these numbers from the stacks that it holds. So only changes that move pixels
@@ -52,7 +52,7 @@ class ResidentCrops(TileGenerator):
         self._pixels = keras.ops.convert_to_tensor(pixels)
 
     def batch(self, epoch: int, index: int) -> tuple[Any, Any]:
-        """The share of batch number `index` of epoch number `epoch`.
+        """Cut batch number `index` of epoch number `epoch`, or the crops of it that this process cuts.
 
         Returns
         -------
@@ -76,7 +76,7 @@ class ResidentCrops(TileGenerator):
 
 
 class _Numbers:
-    """In the place of an image (y, x, band): the numbers of its pixels among those of all stacks."""
+    """Stands in for an image (y, x, band): the numbers of its pixels among those of all stacks."""
 
     def __init__(self, shape: tuple[int, ...], first: int) -> None:
         self.shape = (*shape, 1)

@@ -1,4 +1,4 @@
-"""Where crops are cut: how often each stack, each class, each place."""
+"""Sampling of crops: how often each stack and class is drawn, and where."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ Sampler = Callable[[Tile, int, np.random.Generator], tuple[int, int]]
 """(tile, side of the square to read, rng) to its first row and column."""
 
 
-def draw_place(tile: Tile, side: int, rng: np.random.Generator) -> tuple[int, int]:
-    """First row and column of a square of `side` pixels, each possible place equally likely."""
+def draw_anywhere(tile: Tile, side: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Draw the first row and column of a square of `side` pixels, each position equally likely."""
     height, width = tile.image.shape[:2]
     return int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
 
 
-def class_shares(counts: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
-    """How often each class is drawn, p(c) ~ exp((1 - f_c) / T) with f_c its share of the labelled pixels.
+def class_probabilities(counts: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
+    """Return the probability of each class, p(c) ~ exp((1 - f_c) / T) with f_c its share of the labelled
+    pixels.
 
     Parameters
     ----------
@@ -41,16 +42,16 @@ def class_shares(counts: NDArray[np.int64], temperature: float) -> NDArray[np.fl
 
     Examples
     --------
-    >>> class_shares(np.array([900, 100, 0]), 1000.0).round(2).tolist()
+    >>> class_probabilities(np.array([900, 100, 0]), 1000.0).round(2).tolist()
     [0.5, 0.5, 0.0]
     """
     exponent = (1 - counts / max(counts.sum(), 1)) / temperature
-    shares = np.exp(exponent - exponent.max()) * (counts > 0)
-    return np.asarray(shares / max(shares.sum(), np.finfo(float).tiny))
+    raw = np.exp(exponent - exponent.max()) * (counts > 0)
+    return np.asarray(raw / max(raw.sum(), np.finfo(float).tiny))
 
 
-class Places:
-    """Labelled pixels of each class in each stack, counted, and some of them kept.
+class LabelledPixels:
+    """Counts of the labelled pixels of each class in each stack, and a sample of their positions.
 
     Parameters
     ----------
@@ -59,7 +60,7 @@ class Places:
     targets
         uint8 (256,), network class of each value in the masks, see `class_targets`.
     seed
-        Of the choice of pixels.
+        Seed of the choice of pixels.
     kept
         Pixels of each class that are kept for each stack; 0 to count only.
 
@@ -84,7 +85,7 @@ class Places:
             self._kept.append(self._look_through(tile, targets, self.counts[i], rng))
 
     def of(self, tile: Tile) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-        """(pixels of each class, some of them as row * width + column) of one stack."""
+        """Return (pixels of each class, some of them as row * width + column) of one stack."""
         number = self._number[id(tile)]
         return self.counts[number], self._kept[number]
 
@@ -112,32 +113,32 @@ class Places:
 
 
 class ClassSampler:
-    """Centres a share of the crops on pixels of classes drawn by `class_shares`; cuts the others anywhere.
+    """Centres a share of the crops on pixels of drawn classes and cuts the others anywhere.
 
     Where the square would leave the stack it is moved inside, so that the pixel is in it but not its centre.
 
     Parameters
     ----------
-    places
-        Of the stacks that it is called with.
-    share
-        Of the crops, 0..1.
+    labelled
+        Labelled pixels of the stacks that it is called with.
+    ratio
+        Share of the crops that are centred, 0..1.
     temperature
-        See `class_shares`; f_c is the share in all stacks, p(c) is that of the classes of one stack.
+        See `class_probabilities`; f_c is the share in all stacks, p(c) is that of the classes of one stack.
     """
 
-    def __init__(self, places: Places, share: float, temperature: float) -> None:
-        self._places = places
-        self._share = share
-        self._shares = class_shares(places.counts.sum(axis=0), temperature)
+    def __init__(self, labelled: LabelledPixels, ratio: float, temperature: float) -> None:
+        self._labelled = labelled
+        self._ratio = ratio
+        self._probabilities = class_probabilities(labelled.counts.sum(axis=0), temperature)
 
     def __call__(self, tile: Tile, side: int, rng: np.random.Generator) -> tuple[int, int]:
-        """First row and column of a square of `side` pixels."""
-        counts, kept = self._places.of(tile)
-        shares = self._shares * (counts > 0)
-        if rng.random() >= self._share or not shares.any():
-            return draw_place(tile, side, rng)
-        chosen = kept[int(rng.choice(len(shares), p=shares / shares.sum()))]
+        """Draw the first row and column of a square of `side` pixels."""
+        counts, kept = self._labelled.of(tile)
+        p = self._probabilities * (counts > 0)
+        if rng.random() >= self._ratio or not p.any():
+            return draw_anywhere(tile, side, rng)
+        chosen = kept[int(rng.choice(len(p), p=p / p.sum()))]
         height, width = tile.masks.shape
         row, col = divmod(int(chosen[rng.integers(len(chosen))]), width)
         # An even side has two middles; both are drawn, so that no direction is preferred.
@@ -145,23 +146,23 @@ class ClassSampler:
         return min(max(row - half, 0), height - side), min(max(col - half, 0), width - side)
 
 
-def stack_shares(places: Places, balance: str, temperature: float) -> NDArray[np.float64]:
-    """How often a batch is cut from each stack; float (tile,), sums up to 1.
+def stack_weights(labelled: LabelledPixels, balance: str, temperature: float) -> NDArray[np.float64]:
+    """Return how often crops are cut from each stack; float (tile,), sums up to 1.
 
     Parameters
     ----------
-    places
-        Of the stacks.
+    labelled
+        Labelled pixels of the stacks.
     balance
         ``stacks`` all alike; ``pixels`` by their labelled pixels; ``classes`` by what they hold of each
-        class, a class weighing what `class_shares` gives it.
+        class, a class weighing what `class_probabilities` gives it.
     temperature
-        Of `class_shares`.
+        Temperature of `class_probabilities`.
     """
-    counts = places.counts.astype(float)
+    counts = labelled.counts.astype(float)
     if balance == "stacks":
         return np.full(len(counts), 1 / len(counts))
     if balance == "pixels":
         return np.asarray(counts.sum(axis=1) / max(counts.sum(), 1))
-    shares = class_shares(places.counts.sum(axis=0), temperature)
-    return np.asarray((counts / np.maximum(counts.sum(axis=0), 1)) @ shares)
+    p = class_probabilities(labelled.counts.sum(axis=0), temperature)
+    return np.asarray((counts / np.maximum(counts.sum(axis=0), 1)) @ p)

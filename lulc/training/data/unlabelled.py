@@ -1,4 +1,4 @@
-"""A mosaic without labels as a training set: squares of it, read as crops are cut, and their statistics."""
+"""A training set without labels: squares of a mosaic, read as crops are cut, and their statistics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lulc.training.data.dataset import Dataset, Tile
 logger = logging.getLogger("lulc")
 
 SIDE = PreprocessConfig.size
-"""Side of a square, pixels: that of a stack."""
+"""Side of a square, pixels; that of a stack."""
 
 VALIDATION = 0.1
 """Share of the squares that validate."""
@@ -35,7 +35,7 @@ VALID = 0.5
 
 
 def open_mosaic(config: TrainConfig) -> Dataset:
-    """The rasters of ``config.pretrain`` as squares to cut crops from; looks through all of them once.
+    """Open the rasters of ``config.pretrain`` as squares to cut crops from; looks through all of them once.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def open_mosaic(config: TrainConfig) -> Dataset:
     Returns
     -------
     Dataset
-        Its classes stand for the channels, whose values are what a network is to fill in.
+        Its classes stand for the channels, whose values the network learns to fill in.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def open_mosaic(config: TrainConfig) -> Dataset:
 
 
 def input_options(path: str | None) -> InputConfig:
-    """The input options in a file with options of preprocess.py; the defaults without one.
+    """Read the input options of a file with options of preprocess.py; the defaults without one.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def input_options(path: str | None) -> InputConfig:
 
 
 def _text_of(options: InputConfig) -> str:
-    """What differs from the defaults, as JSON."""
+    """Return the options that differ from the defaults, as JSON."""
     given = {
         field.name: value
         for field in dataclasses.fields(options)
@@ -111,7 +111,7 @@ def _text_of(options: InputConfig) -> str:
 
 
 def _survey(stack: Stack, crop: int) -> tuple[list[Window], Statistics]:
-    """Squares with valid pixels, and the statistics of all valid pixels."""
+    """Return the squares with valid pixels, and the statistics of all valid pixels."""
     side = SIDE
     while side // 2 >= crop and sum(min(w.shape) >= crop for w in squares_of(stack.grid.extent, side)) < 2:
         side //= 2
