@@ -320,7 +320,7 @@ def steps(place: Path, number: int) -> Iterator[tuple[str, Callable[[], object]]
 
     side = math.isqrt(number - 1) + 1
     height, width = 256 * -(-number // side), 256 * side
-    window = choose_window(height, width, stride=16, halo=64, part=256, budget=2**20)
+    window = choose_window(height, width, stride=16, halo=64, part=256, pixels=2**20)
     plan = Plan(height, width, 16, 64, window, 256)
     output = simulated_tiles(place, plan)
     yield "plan", lambda: [sum(len(plan.windows(part)) for part in plan.parts()), plan.computed_pixels]
