@@ -126,7 +126,7 @@ def test_an_entry_that_contradicts_itself_is_refused(
         ("distances", data["distances"][::-1]),
         ("distances", [float("nan")] * len(QUANTILES)),
     ):
-        with pytest.raises(InputError, match="novelty"):
+        with pytest.raises(InputError, match="out-of-distribution"):
             OodScore.from_json({**data, name: value})
 
 
