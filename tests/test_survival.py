@@ -30,7 +30,7 @@ CLASSIFY = """
 import time
 import numpy as np
 from lulc.inference import job
-from lulc.engines import Engine
+from lulc.engines.registry import Engine
 
 def build(name, request):
     calls = os.open(task["calls"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
