@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system demo test test-backends stress lint format docs lock image clean
+.PHONY: help setup system demo unit check test test-backends stress lint format docs lock image clean
 
 # The first interpreter from 3.11 to 3.13; `make setup PYTHON=/path/to/python` overrides it. TensorFlow has no
 # wheel for newer ones.
@@ -62,6 +62,12 @@ demo: setup ## simulate a scene, prepare, train, classify, evaluate (about 3 min
 # as it computes, so PYTEST_JOBS processes share it out, each file whole.
 DAMAGED := $(wildcard tests/test_hostile_*.py) tests/test_damage.py tests/test_limits.py
 TRAINED := tests/test_train_model.py tests/test_training.py tests/test_folds.py tests/test_survival.py
+
+# Tests without the marker `integration`; any of them that loads a framework or Dask, or starts a browser, fails.
+unit: setup ## run the unit tests (about a minute)
+	$(BIN)/python -m pytest --unit -n $(PYTEST_JOBS) --dist loadfile -rfE $(PYTEST_ARGS)
+
+check: lint unit ## what to run before a commit
 
 test: setup ## run all tests on what is installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS) $(DAMAGED)

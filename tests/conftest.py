@@ -7,6 +7,7 @@ import ctypes
 import io
 import json
 import os
+import re
 import runpy
 import signal
 import socket
@@ -24,12 +25,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts what runs in its background with Ctrl-C ignored, and so would all that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--unit"):
         guard = Path(__file__).with_name("unit_guard")
         os.environ["PYTHONPATH"] = os.pathsep.join([str(guard), os.environ.get("PYTHONPATH", "")])
         runpy.run_path(str(guard / "sitecustomize.py"))
-    # A shell starts what runs in its background with Ctrl-C ignored, and so would all that tests start.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Examples in modules that need a framework are for the whole suite.
+        config.option.doctest_ignore_import_errors = True
+
+
+INTEGRATION = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.integration\b", re.MULTILINE)
+"""How a module says that all its tests are integration tests; such a module is not even imported."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not config.getoption("--unit") or collection_path.suffix != ".py":
+        return None
+    return bool(INTEGRATION.search(collection_path.read_text(encoding="utf-8"))) or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"tiny_model", "demonstration"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.integration)
+    if config.getoption("--unit"):
+        others = [i for i in items if any(map(i.get_closest_marker, ("integration", "documents", "stress")))]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -51,6 +51,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Path of each module by its name within the package, ``rasters.sources``."""
     paths = (p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
@@ -84,6 +85,7 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Full names that a module imports anywhere, also inside functions."""
     names = set()
@@ -96,6 +98,7 @@ def imports(path: Path) -> set[str]:
     return names
 
 
+@functools.cache
 def own_imports(path: Path) -> set[str]:
     """Modules of the package that a module imports, as named by `modules`."""
     found = set()

@@ -13,6 +13,8 @@ from lulc.training.data.batches import BatchConfig, TileGenerator, cut_ahead
 from lulc.training.data.crops import training_crops
 from lulc.training.data.dataset import Tile, class_targets, open_dataset
 
+pytestmark = pytest.mark.integration
+
 BAND_UNIT = "reflectance x 10000"
 
 

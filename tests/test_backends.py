@@ -19,7 +19,7 @@ from lulc.models.card import Channel, ModelCard
 from lulc.models.unet import NetworkConfig, build_unet, geometry
 from lulc.models.weights import save_model
 
-pytestmark = pytest.mark.backends
+pytestmark = [pytest.mark.integration, pytest.mark.backends]
 
 SCRIPT = Path(__file__).with_name("backend_run.py")
 

@@ -23,9 +23,12 @@ from lulc.evaluation.evaluate import evaluate
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs the Debian packages chromium and chromium-driver"
-)
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="needs the Debian packages chromium and chromium-driver"
+    ),
+]
 
 COLORS = ("#ff0000", "#00aa00", "#0000ff", "#ffff00")
 NAMES = ("Fields & <b>meadows</b>", "</script><script>window.broken = 1</script>", "Water", "Forest")

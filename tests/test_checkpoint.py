@@ -22,6 +22,8 @@ from lulc.training.checkpoint import (
     variables_of,
 )
 
+pytestmark = pytest.mark.integration
+
 KEY = "a" * 64
 
 

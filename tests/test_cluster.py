@@ -27,6 +27,8 @@ from lulc.distributed.cluster import Cluster, ask, open_cluster, run_tasks
 from lulc.inference.classify import classify, classify_share, forecast_classification
 from lulc.inference.request import share_of
 
+pytestmark = pytest.mark.integration
+
 
 def configure(model: Path, mosaic: Path, out: Path, **more: Any) -> ClassifyConfig:
     options: dict[str, Any] = {"scale": 1e-4, "offset": 0.0, "part": 256, "engine": "openvino", **more}

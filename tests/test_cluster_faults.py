@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Path(__file__).with_name("cluster_run.py")
 PRELOAD = ["distributed", "lulc.inference.classify", "lulc.cli.make_classifications", "rasterio.sample"]
 

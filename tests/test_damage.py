@@ -21,6 +21,8 @@ from lulc.models.card import load_card
 from lulc.preprocessing import preprocess as preprocess_module
 from lulc.training import loop
 
+pytestmark = pytest.mark.integration
+
 WriteBands = Callable[..., Path]
 
 

@@ -19,6 +19,8 @@ from lulc import config
 from lulc.cli.commandline import parser_for
 from lulc.demo import demonstration
 
+pytestmark = pytest.mark.integration
+
 CONFIGS = {
     "preprocess": config.PreprocessConfig,
     "train_model": config.TrainConfig,

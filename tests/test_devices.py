@@ -24,6 +24,8 @@ from lulc.models.weights import find_model, read_arrays
 from lulc.training.devices import Devices, local_numbers, meeting_of, open_devices
 from lulc.training.train import check_options
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Path(__file__).with_name("devices_run.py")
 
 TOLERANCE = 1e-5

@@ -20,6 +20,8 @@ from lulc import config
 from lulc.cli.commandline import parser_for
 from lulc.labels.schemes import load_scheme
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 

@@ -21,6 +21,8 @@ from lulc.models import backend, weights
 from lulc.models.card import Channel, ModelCard
 from lulc.models.config import NetworkConfig
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[1]
 
 SMALL = NetworkConfig(classes=4, channels=3, filters=(8, 12))

@@ -18,6 +18,8 @@ from lulc.cli.evaluate_classifications import main
 from lulc.evaluation.report.publish import FILES
 from lulc.labels.schemes import load_scheme
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

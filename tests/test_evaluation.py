@@ -37,6 +37,8 @@ from lulc.labels.labels import near_borders
 from lulc.labels.schemes import load_scheme
 from lulc.rasters.sources import open_source
 
+pytestmark = pytest.mark.integration
+
 LEGEND = Legend(
     "four",
     tuple(

@@ -17,16 +17,18 @@ import pytest
 import rasterio
 from packaging.requirements import Requirement
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[1]
 GUARD = ROOT / "tests" / "unit_guard"
 
 
 def without_frameworks(*words: str | Path, hidden: str = "") -> subprocess.CompletedProcess[str]:
-    """Run Python where Keras and its frameworks can't be loaded, nor what is hidden besides."""
+    """Run Python as if Keras and its frameworks were not installed, nor what is hidden besides."""
     paths = os.pathsep.join([str(GUARD), str(ROOT)])
     return subprocess.run(
         [sys.executable, *map(str, words)],
-        env=os.environ | {"PYTHONPATH": paths, "LULC_HIDDEN": hidden},
+        env=os.environ | {"PYTHONPATH": paths, "LULC_HIDDEN": f"keras tensorflow jax torch {hidden}"},
         cwd=ROOT,
         capture_output=True,
         text=True,

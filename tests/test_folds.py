@@ -23,6 +23,8 @@ from lulc.training import cross_validation
 from lulc.training.cross_validation import CrossValidation, Fold, cross_validate, plan_of, predict_tile
 from lulc.training.data.dataset import leave_one_out, open_dataset
 
+pytestmark = pytest.mark.integration
+
 SMALL = {
     "epochs": 1, "steps": 3, "validation_steps": 1, "batch_size": 2, "crop_sizes": (32,),
     "validation_crop_sizes": (32,), "filters": (4,),

@@ -18,6 +18,8 @@ from lulc.training.data.augmentation import flip, rotate, square_around
 from lulc.training.data.batches import BatchConfig, TileGenerator, cut_ahead
 from lulc.training.data.dataset import Tile, class_targets
 
+pytestmark = pytest.mark.integration
+
 ANGLES = [k * 22.5 for k in range(16)]
 
 

@@ -8,6 +8,8 @@ import pytest
 from lulc.engines.openvino_graph import build_graph, compile_graph, fold
 from lulc.models.config import NetworkConfig, geometry
 
+pytestmark = pytest.mark.integration
+
 NETWORK = NetworkConfig(channels=3, classes=4, filters=(8, 8, 8, 8))
 
 

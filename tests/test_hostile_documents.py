@@ -26,6 +26,8 @@ from lulc.models.card import CARD_SCHEMA, Channel, ModelCard, load_card, write_c
 from lulc.models.config import NetworkConfig
 from lulc.models.weights import find_model
 
+pytestmark = pytest.mark.integration
+
 ANY = {"type": "object"}
 FIXTURES = [HealthCheck.function_scoped_fixture]
 

@@ -25,6 +25,8 @@ from lulc.models.legacy import read_legacy
 from lulc.models.unet import NetworkConfig, build_unet, geometry
 from lulc.models.weights import arrays_of, load_model, save_model
 
+pytestmark = pytest.mark.integration
+
 SECRET = "the canary's bytes"
 KERNEL = "layers/conv2d/vars/0"
 

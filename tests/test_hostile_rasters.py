@@ -34,6 +34,8 @@ from lulc.cli.preprocess import main
 from lulc.core.schema import BANDS, InputError
 from lulc.rasters.sources import open_source
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = b"the canary sings only for its owner "
 SIDE = 64

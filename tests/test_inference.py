@@ -33,6 +33,8 @@ from lulc.models.config import NetworkConfig
 from lulc.models.unet import build_unet, geometry
 from lulc.models.weights import save_model
 
+pytestmark = pytest.mark.integration
+
 TRANSFORM = Affine(10, 0, 566000.5, 0, -10, 6785000.25)
 LEGEND = Legend("test", tuple(LandCoverClass(i, f"class {i}", f"#0{i}20a0") for i in (1, 2, 3)))
 NETWORK = NetworkConfig(classes=3, channels=9, filters=(4, 8))

@@ -30,6 +30,8 @@ from lulc.demo.landscape import simulate, write_scene
 from lulc.models.weights import find_model, read_arrays
 from lulc.training.data.batches import TileGenerator
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = ROOT / "jobs"
 

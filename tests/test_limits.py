@@ -25,6 +25,8 @@ from lulc.engines.registry import Engine, EngineRequest
 from lulc.inference import job
 from lulc.preprocessing import preprocess as preprocess_module
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[1]
 WriteBands = Callable[..., Path]
 

@@ -12,6 +12,8 @@ from lulc.models import backend
 from lulc.models.backend import keras
 from lulc.training.losses import build_loss, class_weights
 
+pytestmark = pytest.mark.integration
+
 COUNTS = [500.0, 40.0, 3.0]
 
 LOSSES = ("ce", "ce(weights=inverse)", "ce( weights = sqrt )", "logit-adjusted", "logit-adjusted(tau=0.65)")

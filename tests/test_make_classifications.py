@@ -19,6 +19,8 @@ from lulc.labels.schemes import load_scheme
 from lulc.models.card import Channel, ModelCard
 from lulc.models.config import NetworkConfig
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[1]
 
 MEAN = (865, 698, 455, 693, 1651, 2022, 1997, 1014, 477, 151, 133, 67, 132, 81)

@@ -21,6 +21,8 @@ from lulc.training.data.dataset import Tile, open_dataset
 from lulc.training.loop import Loop, Validation
 from lulc.training.train import train
 
+pytestmark = pytest.mark.integration
+
 CONFIG = NetworkConfig(classes=3, channels=2, filters=(4, 4))
 
 

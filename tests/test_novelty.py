@@ -26,6 +26,8 @@ from lulc.models.ood_score import QUANTILES, OodScore, fit_ood_score
 from lulc.models.weights import find_model
 from lulc.training.train import train
 
+pytestmark = pytest.mark.integration
+
 CENTRES = np.array([[500, 2000, 100], [3000, 1000, 20], [800, 800, 180]], np.float32)
 
 

@@ -19,6 +19,8 @@ from lulc.training.optimizer import FINAL, Schedule, averaged, build_optimizer
 from lulc.training.run_folder import Row, is_stale
 from lulc.training.train import train
 
+pytestmark = pytest.mark.integration
+
 
 def make_config(**changes):
     options = {"data": ("a",), "out": "b", "epochs": 4, "steps": 50, "filters": (4,)}

@@ -33,6 +33,8 @@ from lulc.inference.reproduce import reproduce
 from lulc.maps.geotiff import MapProfile
 from lulc.maps.reader import open_map
 
+pytestmark = pytest.mark.integration
+
 LEGEND = Legend("test", (LandCoverClass(1, "first", "#102030"), LandCoverClass(2, "second <&>", "#405060")))
 
 

@@ -27,6 +27,8 @@ from lulc.datasets.loading import find_overlaps, load_manifest
 from lulc.preprocessing import plan, preprocess, tiling
 from lulc.preprocessing.preprocess import make_stacks
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[1]
 UTM = CRS.from_epsg(32635)
 TRANSFORM = Affine(10, 0, 500000, 0, -10, 6800000)

@@ -22,6 +22,8 @@ from lulc.distributed.cluster import UnfitWorkerError
 from lulc.preprocessing import preprocess, tiling
 from lulc.preprocessing.preprocess import make_stacks
 
+pytestmark = pytest.mark.integration
+
 SHAPE = (200, 260)
 ORIGIN = Affine(10, 0, 500000, 0, -10, 6800000)
 

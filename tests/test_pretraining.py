@@ -24,6 +24,8 @@ from lulc.training.data.masking import Filled, MaskedCrops, absolute_difference
 from lulc.training.data.unlabelled import input_options, open_mosaic
 from lulc.training.train import train
 
+pytestmark = pytest.mark.integration
+
 SIDE = 192
 
 

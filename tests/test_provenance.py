@@ -29,6 +29,8 @@ from lulc.models.config import NetworkConfig
 from lulc.models.unet import build_unet, geometry
 from lulc.models.weights import save_model
 
+pytestmark = pytest.mark.integration
+
 WriteMap = Callable[..., Path]
 
 NETWORK = NetworkConfig(classes=3, channels=9, filters=(4, 8))

@@ -14,6 +14,8 @@ from lulc.engines.openvino_graph import build_graph, compile_graph, fold
 from lulc.engines.quantization import Quantization, quantise, read_quantization, write_quantization
 from lulc.models.config import NetworkConfig
 
+pytestmark = pytest.mark.integration
+
 NETWORK = NetworkConfig(classes=3, channels=2, filters=(6, 8))
 
 

@@ -21,6 +21,8 @@ from lulc.training.data.crops import check_crop_device, choose_crop_device, trai
 from lulc.training.data.dataset import open_dataset
 from lulc.training.data.on_device import ResidentCrops
 
+pytestmark = pytest.mark.integration
+
 MOVED = [
     {},
     {"rotations": 1, "batch_from": "one", "balance": "stacks"},

@@ -33,6 +33,8 @@ from lulc.evaluation.server import MapServer
 from lulc.evaluation.tiles import PALE
 from lulc.maps.reader import REST
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (120, 90)
 GRID = {"crs": CRS.from_epsg(3067), "transform": Affine(10, 0, 500_000, 0, -10, 6_700_000)}

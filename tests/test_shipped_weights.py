@@ -23,6 +23,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from ship_weights import PREDICTIONS, example_for  # noqa: E402
 
+pytestmark = pytest.mark.integration
+
 
 def test_the_three_of_the_original_and_one_for_real_scenes_are_there() -> None:
     assert NAMES == [

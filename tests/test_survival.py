@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import rasterio
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = """
 import json, os, sys
 from lulc.cli.{command} import main

@@ -18,6 +18,8 @@ from lulc.models.weights import find_model, read_arrays
 from lulc.training.run_folder import Row, picks_of
 from lulc.training.train import TrainingResult
 
+pytestmark = pytest.mark.integration
+
 SCRIPT = Path(__file__).resolve().parents[1] / "train_model.py"
 SMALL = [
     "--steps", "4", "--validation-steps", "1", "--batch-size", "2", "--crop-sizes", "32",

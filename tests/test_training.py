@@ -33,6 +33,8 @@ from lulc.training.loop import LabelledAccuracy
 from lulc.training.run_folder import Row, kept_models, picks_of
 from lulc.training.train import train
 
+pytestmark = pytest.mark.integration
+
 SMALL = {
     "epochs": 2, "steps": 4, "validation_steps": 2, "batch_size": 2, "crop_sizes": (32,),
     "validation_crop_sizes": (32,), "rotations": 8, "filters": (4,), "seed": 3, "loss": "ce",

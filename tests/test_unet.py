@@ -11,6 +11,8 @@ from lulc.core.schema import InputError
 from lulc.models.backend import compile_predict, keras
 from lulc.models.unet import Geometry, NetworkConfig, build_unet, geometry
 
+pytestmark = pytest.mark.integration
+
 ORIGINAL_PARAMETERS = 10_743_309
 
 

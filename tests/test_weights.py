@@ -30,6 +30,8 @@ from lulc.models.weights import (
     transfer,
 )
 
+pytestmark = pytest.mark.integration
+
 
 def card_of(network: NetworkConfig, **changes: object) -> ModelCard:
     windows = geometry(network)

@@ -18,7 +18,8 @@ from typing import Any
 FORBIDDEN = {"keras", "tensorflow", "jax", "torch", "distributed", "dask_jobqueue", "selenium"}
 """Packages that no unit test loads."""
 
-FORBIDDEN |= set(os.environ.get("LULC_HIDDEN", "").split())
+HIDDEN = set(os.environ.get("LULC_HIDDEN", "").split())
+"""Packages that look as if they were not installed."""
 
 PROGRAMS = re.compile(r"chrom(e|ium)\w*|dask(-\w+)?|sbatch|srun|slurm\w+|munged")
 """Programs that no unit test starts, by the names of their files."""
@@ -33,11 +34,13 @@ class Refusal(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Take charge of a forbidden package."""
-        return importlib.machinery.ModuleSpec(name, self) if name in FORBIDDEN else None
+        return importlib.machinery.ModuleSpec(name, self) if name in FORBIDDEN | HIDDEN else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
         """Load nothing."""
-        raise ModuleNotFoundError(f"a unit test loads {spec.name}: {HINT}", name=spec.name)
+        if spec.name in HIDDEN:
+            raise ModuleNotFoundError(f"no module named {spec.name}", name=spec.name)
+        raise ImportError(f"a unit test loads {spec.name}: {HINT}", name=spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         """Never called."""
