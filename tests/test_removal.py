@@ -294,7 +294,7 @@ def test_what_else_lies_in_a_run_folder_stays(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["report.html", "areas.csv", "report.json", "suspects.csv"])
+@pytest.mark.parametrize("name", ["report.html", "areas.csv", "report.json", "label-errors.csv"])
 @pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=" ".join)
 def test_files_that_lie_where_a_report_is_to_go_are_refused_and_untouched(
     tmp_path: Path, write_map: Callable[..., Path], capsys: Any, name: str, more: list[str]
