@@ -363,6 +363,7 @@ def simulated_tiles(place: Path, plan: Any) -> Any:
 
     profile = MapProfile(grid, legend, "none", 256, tags)
     one = Tileset(profile, plan, place / "one", "simulated", ("2018-07-01",))
+    one.path_of(0).parent.mkdir(parents=True)
     part = plan.part_at(0)
     values = np.ones((1, *part.extent.shape), np.uint8)
     counts = np.bincount(values.ravel(), minlength=256)
@@ -374,7 +375,7 @@ def simulated_tiles(place: Path, plan: Any) -> Any:
             path = self.path_of(part.index)
             path.parent.mkdir(parents=True, exist_ok=True)
             for suffix in (".tif", ".json"):
-                os.symlink(one.path_of(0).with_suffix(suffix), path.with_suffix(suffix))
+                os.link(one.path_of(0).with_suffix(suffix), path.with_suffix(suffix))
             return Made(part.index, self.checksum(part.index), first.counts)
 
     return Simulated(profile, plan, place / "map.parts", "simulated", ("2018-07-01",))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lulc.core.removal import OwnFolder
 from lulc.core.windows import Window
 from lulc.preprocessing.journal import open_progress
 from lulc.preprocessing.split import Neighbours, candidate_windows
@@ -62,7 +63,9 @@ def survey(folder: Path, places: int) -> None:
     """Record a survey, then take it up again."""
     coverage = Coverage(100, 90, {"B02": 3}, {"B02": 7})
     for _ in range(2):
-        progress = open_progress(folder, "key", places, 13, replacing=False)
+        own = OwnFolder(folder, "stacks", r".*", "stacks")
+        own.take()
+        progress = open_progress(own, "key", places, 13, replacing=False)
         for number in progress.unsurveyed:
             progress.add(Survey(number, (number,) * 13, coverage))
         assert progress.coverage.pixels == 100 * places
