@@ -43,7 +43,6 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return Engine("keras", request.shape, {"precision": "float32"}, network)
 
-    monkeypatch.setattr(job, "gives_cores", lambda name: False)
     monkeypatch.setattr(job, "build_engine", build)
 
 
