@@ -45,13 +45,13 @@ $(BACKENDS): requirements/backends.txt $(STAMP)
 system: ## install Debian packages that some tests use (root; elsewhere says what to ask for)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		{ command -v gdalinfo && command -v strace && command -v chromium && command -v chromedriver && \
-			command -v slurmctld && command -v slurmd && command -v sbatch && command -v munged; } \
+			command -v slurmctld && command -v slurmd && command -v sbatch && command -v munged && dpkg -s python3-qgis; } \
 			>/dev/null || { apt-get update -q && \
 			DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
-				gdal-bin strace chromium chromium-driver slurmctld slurmd slurm-client munge; }; \
+				gdal-bin strace chromium chromium-driver slurmctld slurmd slurm-client munge python3-qgis; }; \
 	else \
 		echo "not root, or no apt: ask for the packages gdal-bin, strace, chromium, chromium-driver, slurmctld," \
-			"slurmd, slurm-client and munge; tests that need them skip without them"; \
+			"slurmd, slurm-client, munge and python3-qgis; tests that need them skip without them"; \
 	fi
 
 demo: setup ## simulate a scene, prepare, train, classify, evaluate (about 3 minutes)
