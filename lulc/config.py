@@ -513,8 +513,8 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     out: str = option(..., "map to write (GeoTIFF); with --tiles a folder", metavar="OUT", positional=True)
     pick: str = option(
         "lowest-val-loss",
-        "which weights of a run folder",
-        choices=("lowest-val-loss", "best-macro-f1", "highest-val-accuracy", "last"),
+        "which weights of a run folder; baseline is the random forest beside them",
+        choices=("lowest-val-loss", "best-macro-f1", "highest-val-accuracy", "last", "baseline"),
     )
     statistics: str | None = option(
         None,
@@ -527,7 +527,7 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     engine: str = option(
         "auto",
         "what runs the network; auto takes the fastest that is exact on this machine",
-        choices=("auto", "keras", "keras-float16", "openvino", "openvino-mixed", "openvino-int8"),
+        choices=("auto", "keras", "keras-float16", "openvino", "openvino-mixed", "openvino-int8", "numpy"),
     )
     min_agreement: float | None = option(
         None,

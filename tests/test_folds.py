@@ -19,9 +19,10 @@ from lulc.models.backend import compile_predict
 from lulc.models.config import NetworkConfig
 from lulc.models.unet import geometry
 from lulc.models.weights import find_model, load_card, load_model
-from lulc.training import cross_validation
-from lulc.training.cross_validation import CrossValidation, Fold, cross_validate, plan_of, predict_tile
+from lulc.training import cross_validation, held_out
+from lulc.training.cross_validation import CrossValidation, Fold, cross_validate
 from lulc.training.data.dataset import leave_one_out, open_dataset
+from lulc.training.held_out import plan_of, predict_tile
 
 pytestmark = pytest.mark.integration
 
@@ -177,7 +178,7 @@ def test_a_stack_is_classified_as_in_one_pass(stacks, tmp_path, monkeypatch):
     result = train(make_config(stacks, out=tmp_path / "run"))
     model, card = load_model(result.picks["last"])
     tile = leave_one_out(make_config(stacks))[0][1].validation[0]
-    monkeypatch.setattr(cross_validation, "SIDE", 32)
+    monkeypatch.setattr(held_out, "SIDE", 32)
     plan = plan_of(tile, card)
     assert max(plan.window) < tile.side
     image = np.array(tile.image)

@@ -24,6 +24,9 @@ ACCURACY_LOST = 0.05
 """Accuracy below the best that is told of the model of the lowest loss, which others take by default."""
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lulc.training.baseline import Comparison
     from lulc.training.cross_validation import CrossValidation
     from lulc.training.train import TrainingResult
 
@@ -95,6 +98,8 @@ def describe(result: TrainingResult) -> str:
             f"\nThe model of the lowest loss, which is taken where none is named, is far less accurate than "
             f"{accurate.model}: compare `--pick highest-val-accuracy`."
         )
+    if result.comparison:
+        lines.append(f"\n{describe_comparison(result.comparison, result.folder)}")
     if not result.finished:
         lines.append(f"\n{_time_is_up(result)}")
     following = f"make_classifications.py {result.folder} BANDS [INDICES] map.tif"
@@ -102,6 +107,32 @@ def describe(result: TrainingResult) -> str:
         following = f"train_model.py DATA --init {result.folder} --out FOLDER"
     lines.append(f"\nNext: python {following}")
     return "\n".join(lines)
+
+
+def describe_comparison(found: Comparison, folder: Path) -> str:
+    """Which of forest and network is better on the held-out labels, overall and by class, as text."""
+    width = max(map(len, found.forest))
+    lines = [f"{'F1 on held-out labels':{width}} {'forest':>8} {'network':>8} {'difference':>10}   spread"]
+    for name, forest in found.forest.items():
+        network, spread = found.network[name], found.spread[name]
+        lines.append(f"{name:{width}} {forest:8.4f} {network:8.4f} {network - forest:+10.4f} {spread:8.4f}")
+    size = f"{found.pixels} pixels in {found.patches} polygons or patches"
+    if found.better == "neither":
+        verdict = (
+            "Neither the network nor the random forest leads by more than twice the spread over resampled "
+            f"polygons ({size})."
+        )
+    else:
+        other = {"forest": "network", "network": "random forest"}[found.better]
+        name = {"forest": "random forest", "network": "network"}[found.better]
+        times = abs(found.difference) / max(found.spread["macro-F1"], 1e-9)
+        verdict = (
+            f"The {name} is better than the {other}: by {abs(found.difference):.3f} macro-F1, {times:.1f} "
+            f"times the spread over resampled polygons ({size})."
+        )
+    if found.better == "forest":
+        verdict += f" Make the map with it: make_classifications.py {folder} ... --pick baseline"
+    return "\n".join([*lines, f"\n{verdict}"])
 
 
 def _time_is_up(result: TrainingResult) -> str:
@@ -132,6 +163,7 @@ def figures(result: TrainingResult) -> dict[str, Any]:
         },
         "history": str(result.history),
         "picture": str(result.picture),
+        "comparison": result.comparison and result.comparison.to_json(),
     }
 
 

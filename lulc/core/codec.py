@@ -115,4 +115,6 @@ def _holds(kind: Any, data: Any) -> bool:
         return get_origin(kind) is tuple
     if isinstance(data, str) or kind is str:
         return isinstance(data, str) and kind is str
+    if isinstance(data, dict) and dataclasses.is_dataclass(kind):
+        return set(schema_of(kind)["required"]) <= data.keys() <= _types_of(kind).keys()
     return isinstance(data, dict) == (get_origin(kind) is dict or dataclasses.is_dataclass(kind))

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +21,11 @@ from lulc.core.buffers import Buffers
 from lulc.core.schema import InputError
 from lulc.engines import quantization
 from lulc.engines.openvino_graph import build_graph, compile_graph, load_openvino
+from lulc.engines.pixels import open_forest
 from lulc.engines.quantization import Quantization
 from lulc.models.archive import Arrays
 from lulc.models.card import ModelCard
-from lulc.models.config import NetworkConfig
+from lulc.models.config import NetworkConfig, PixelConfig
 from lulc.models.legacy import read_legacy
 from lulc.models.uncertainty import decide
 from lulc.models.weights import load_model, read_arrays
@@ -34,6 +34,9 @@ logger = logging.getLogger("lulc")
 
 MIN_AGREEMENT = {"openvino-int8": 0.97, "openvino-mixed": 0.995, "keras-float16": 0.995}
 """Share of pixels on which an engine of lower precision gives the class that float32 gives, at least."""
+
+NUMPY = "numpy"
+"""Engine of forests, which decide each pixel from features of its surroundings."""
 
 GPU_PROCESS = 3e9
 """Bytes of memory allowed for the driver of a GPU and a framework in a process; not measured."""
@@ -100,7 +103,9 @@ class EngineRequest:
     min_agreement: float | None = None
 
 
-def choose_engine(name: str, devices: Path = Path("/dev")) -> str:
+def choose_engine(
+    name: str, devices: Path = Path("/dev"), *, networks: Sequence[NetworkConfig | PixelConfig] = ()
+) -> str:
     """Return the engine that a name stands for. ``auto`` is the fastest that is exact on this machine.
 
     That is Keras where there is an NVIDIA GPU, OpenVINO otherwise where it is installed.
@@ -111,12 +116,16 @@ def choose_engine(name: str, devices: Path = Path("/dev")) -> str:
         Name of an engine, or ``auto``.
     devices
         Folder of the device files.
+    networks
+        What it is to run.
 
     Raises
     ------
     InputError
-        If there is no such engine.
+        If there is no such engine, or it does not run what is asked for.
     """
+    if name == NUMPY or any(isinstance(network, PixelConfig) for network in networks):
+        return _choose_for_pixels(name, networks)
     if name == "auto":
         name, reason = _fastest(devices)
         logger.info("engine %s, since %s", name, reason)
@@ -126,6 +135,24 @@ def choose_engine(name: str, devices: Path = Path("/dev")) -> str:
             "Type --engine auto.",
         )
     return name
+
+
+def _choose_for_pixels(name: str, networks: Sequence[NetworkConfig | PixelConfig]) -> str:
+    """The engine of forests, which runs nothing else."""
+    forests = sum(isinstance(network, PixelConfig) for network in networks)
+    if name not in ("auto", NUMPY):
+        raise InputError(
+            f"cannot run a forest with the engine '{name}', since that knows networks alone, "
+            f"expected {NUMPY}",
+            f"Type --engine {NUMPY}, or --engine auto.",
+        )
+    if forests < len(networks):
+        raise InputError(
+            f"cannot run a network{' beside a forest' if forests else ''} with the engine '{NUMPY}', since "
+            "that knows forests alone",
+            "Type --engine auto, and name models of one kind with --ensemble.",
+        )
+    return NUMPY
 
 
 def _fastest(devices: Path) -> tuple[str, str]:
@@ -168,9 +195,9 @@ def _on_gpu(name: str) -> bool:
     return name in _KERAS and has_gpu()
 
 
-def footprint(name: str, network: NetworkConfig) -> Footprint:
+def footprint(name: str, network: NetworkConfig | PixelConfig) -> Footprint:
     """Return the memory that the engine `name` takes for a network, to plan windows before it is built."""
-    return _ENGINES[choose_engine(name)][1](network)
+    return _ENGINES[choose_engine(name, networks=[network])][1](network)
 
 
 def build_engine(name: str, request: EngineRequest) -> Engine:
@@ -181,7 +208,7 @@ def build_engine(name: str, request: EngineRequest) -> Engine:
     InputError
         If the engine is not installed, or the weights are refused.
     """
-    return _ENGINES[choose_engine(name)][0](request)
+    return _ENGINES[choose_engine(name, networks=[request.card.network])][0](request)
 
 
 def turns_of(height: int, width: int) -> tuple[int, ...]:
@@ -274,9 +301,14 @@ def _check_agreement(name: str, request: EngineRequest, agreement: float) -> Non
 
 
 def _build_openvino(request: EngineRequest) -> Engine:
-    model = build_graph(request.card.network, _arrays(request), request.shape)
+    model = build_graph(request.card.unet, _arrays(request), request.shape)
     identity = {"precision": "float32", "openvino": _openvino_version()}
     return Engine("openvino", request.shape, identity, _OpenVINO(model, "f32", request))
+
+
+def _build_forest(request: EngineRequest) -> Engine:
+    identity = {"precision": "float64", "numpy": np.__version__}
+    return Engine(NUMPY, request.shape, identity, open_forest(request.path, request.card))
 
 
 def _build_quantised(name: str, request: EngineRequest) -> Engine:
@@ -284,7 +316,7 @@ def _build_quantised(name: str, request: EngineRequest) -> Engine:
     arrays = _arrays(request)
     found, key = _quantise(name, request, arrays, least)
     _check_agreement(name, request, found.agreement)
-    model = build_graph(request.card.network, arrays, request.shape, found.eight_bit)
+    model = build_graph(request.card.unet, arrays, request.shape, found.eight_bit)
     identity = {
         "precision": f"int8; {found.precision}: {' '.join(found.finer)}",
         "agreement": f"{found.agreement:.4f}",
@@ -304,7 +336,7 @@ def _quantise(name: str, request: EngineRequest, arrays: Arrays, least: float) -
         logger.info("finding out how %s can be computed in 8 bits; kept in '%s'", request.path.name, path)
         card, samples = request.card, list(request.samples())
         found = quantization.quantise(
-            card.network, arrays, samples, stride=card.stride, least=least, finer=finer
+            card.unet, arrays, samples, stride=card.stride, least=least, finer=finer
         )
         quantization.write_quantization(path, key, found)
     return found, key
@@ -328,7 +360,7 @@ class _OpenVINO:
         self._tensor = load_openvino().Tensor
         self._request = compile_graph(model, precision).create_infer_request()
         count, *window = request.shape
-        self._shape = (count, request.card.network.classes, *window)
+        self._shape = (count, request.card.unet.classes, *window)
         self._results = Buffers()
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -359,9 +391,14 @@ def _openvino_footprint(per_pixel: float, network: NetworkConfig) -> Footprint:
     return Footprint(fixed, per_pixel * _width(network))
 
 
+def _forest_footprint(network: PixelConfig) -> Footprint:
+    # Its strips don't grow with the window, whose input and result are counted elsewhere.
+    return Footprint(0.4e9, 8)
+
+
 def _weight_bytes(network: NetworkConfig) -> int:
     """Return the bytes of all variables in float32."""
-    return 4 * sum(math.prod(shape) for shape in network.variable_shapes().values())
+    return 4 * network.parameters
 
 
 def _width(network: NetworkConfig) -> float:
@@ -369,13 +406,14 @@ def _width(network: NetworkConfig) -> float:
     return max(network.filters[0], network.decoder_filters[-1] / 2) / 32
 
 
-_ENGINES: dict[str, tuple[Callable[[EngineRequest], Engine], Callable[[NetworkConfig], Footprint]]] = {
+_ENGINES: dict[str, tuple[Callable[[EngineRequest], Engine], Callable[[Any], Footprint]]] = {
     "keras": (partial(_build_keras, "float32"), _keras_footprint),
     "keras-float16": (partial(_build_keras, "float16"), _keras_footprint),
     # Bytes per pixel measured with OpenVINO 2026.4 and static shapes; the mixed one with 5 of 17 finer.
     "openvino": (_build_openvino, partial(_openvino_footprint, 780)),
     "openvino-mixed": (partial(_build_quantised, "openvino-mixed"), partial(_openvino_footprint, 390)),
     "openvino-int8": (partial(_build_quantised, "openvino-int8"), partial(_openvino_footprint, 200)),
+    NUMPY: (_build_forest, _forest_footprint),
 }
 
 _KERAS = frozenset({"keras", "keras-float16"})

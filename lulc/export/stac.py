@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -131,10 +130,10 @@ def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] =
         "license": card.licence if re.fullmatch(r"[\w.+-]+", card.licence) else "other",
         "bands": [{"name": c.name, "description": f"{c.unit} ({c.coding})"} for c in card.channels],
         "mlm:name": _model_name(card.name),
-        "mlm:architecture": "U-Net",
+        "mlm:architecture": "U-Net" if path.suffix != ".npz" else "random forest",
         "mlm:tasks": ["semantic-segmentation"],
-        "mlm:framework": "Keras",
-        "mlm:total_parameters": sum(math.prod(s) for s in card.network.variable_shapes().values()),
+        "mlm:framework": "Keras" if path.suffix != ".npz" else "NumPy",
+        "mlm:total_parameters": card.network.parameters,
         "mlm:accelerator": None,
         "mlm:input": [_model_input(card)],
         "mlm:output": [_model_output(card)],
@@ -149,7 +148,7 @@ def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] =
         "roles": ["mlm:model", "mlm:weights", "data"],
         # STAC admits bands in properties only where an asset has some; MLM looks for them there.
         "bands": [{"name": c.name} for c in card.channels],
-        "mlm:artifact_type": "keras" if path.suffix == ".keras" else "keras-2-hdf5",
+        "mlm:artifact_type": {".keras": "keras", ".npz": "npz"}.get(path.suffix, "keras-2-hdf5"),
     }
     assets = {"weights": weights}
     if card_path(path).is_file():

@@ -91,7 +91,7 @@ class Job:
         self.config, self.card, self.stack = config, card, stack
         self.out = Path(config.out)
         self.members = members
-        self.engine = choose_engine(config.engine)
+        self.engine = choose_engine(config.engine, networks=[member.card.network for member in members])
         self.budget = 1e9 * (config.memory or budget_of(self.engine))
         self.gaussian = config.blend == "gaussian"
         legend = legend_of(card)
@@ -393,7 +393,7 @@ def _check_novelty(members: Sequence[Member], config: ClassifyConfig) -> None:
 
 def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
     """The card beside the weights; that of a legacy file says what is known of it."""
-    if model.suffix == ".keras":
+    if model.suffix in (".keras", ".npz"):
         if config.statistics is not None:
             raise InputError(
                 f"cannot use --statistics with '{model}', since its card has the statistics of its training, "
@@ -402,13 +402,14 @@ def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
             )
         card = load_card(model)
         check_classifies(card)
-        if not config.engine.startswith("openvino"):
+        if model.suffix == ".keras" and not config.engine.startswith("openvino"):
             # Refused before a framework is loaded, which takes longer than all of these checks.
             weights.read_arrays(model, card)
         return card
     if model.suffix not in (".h5", ".hdf5"):
         raise InputError(
-            f"cannot use '{model}' as weights, expected one that ends in .keras, or in .h5 for Keras 2",
+            f"cannot use '{model}' as weights, expected one that ends in .keras, in .npz "
+            "for a forest, or in .h5 for Keras 2",
             "Give the weights first, then bands and indices, then the map: MODEL INPUT [INPUT ...] OUT.",
         )
     if config.statistics is None:

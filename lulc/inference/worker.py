@@ -170,7 +170,7 @@ def make_parts(
 
 def choose_here(work: Work) -> str:
     """On a worker: what the engine's name stands for on its machine."""
-    return choose_engine(work.config.engine)
+    return choose_engine(work.config.engine, networks=[m.card.network for m in work.members])
 
 
 def describe(work: Work) -> Described:

@@ -1,8 +1,9 @@
 """Reader of weights files as plain arrays: nothing in a file chooses a class or a function.
 
-``.keras`` archives (zip: JSON configuration and HDF5 weights) and Keras 2 ``.h5`` files are opened with
-zipfile and h5py alone; each thing that could run code, read another file or exhaust memory is refused
-with its reason before a value is read. No deep-learning framework is imported.
+``.keras`` archives (zip: JSON configuration and HDF5 weights), ``.npz`` files and Keras 2 ``.h5`` files are
+opened with zipfile, numpy's reader of plain arrays and h5py alone; each thing that could run code, read
+another file or exhaust memory is refused with its reason before a value is read. No deep-learning framework
+is imported.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ class _Refusal(Exception):
 
 
 def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int = MAX_BYTES) -> Arrays:
-    """Read the arrays of a weights file, ``.keras`` or ``.h5``.
+    """Read the arrays of a weights file, ``.keras``, ``.npz`` or ``.h5``.
 
     Parameters
     ----------
@@ -92,7 +94,7 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
     Returns
     -------
     dict
-        float32 arrays by ``layer/variable``, all finite.
+        float32 arrays by ``layer/variable``, all finite; those of an ``.npz`` as they were stored.
 
     Raises
     ------
@@ -102,7 +104,7 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
     path = Path(path)
     try:
         content = _read_file(path, sha256)
-        arrays = _read_keras(content, limit) if path.suffix == ".keras" else _read_legacy(content, limit)
+        arrays = _READERS.get(path.suffix, _read_legacy)(content, limit)
         _check_values(arrays)
     except _Refusal as refusal:
         raise _refused(path, str(refusal)) from refusal
@@ -254,6 +256,48 @@ def _read_legacy(content: bytes, limit: int) -> Arrays:
             layer = parts[1] if parts[0] == "model_weights" and len(parts) > 1 else parts[0]
             _add(arrays, f"{layer}/{parts[-1].removesuffix(':0')}", dataset)
         return arrays
+
+
+def pack_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return arrays of numbers as an ``.npz`` file; equal arrays give equal bytes."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
+    return packed.getvalue()
+
+
+def _read_npz(content: bytes, limit: int) -> Arrays:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+            raise _Refusal("its members are compressed, expected plain arrays")
+        most = min(limit, len(content))
+        if len(members) > MAX_OBJECTS or sum(m.file_size for m in members) > most:
+            raise _Refusal(f"its arrays have more than {most} bytes (a zip bomb)")
+        contents = {m.filename.removesuffix(".npy"): _member(archive, m.filename) for m in members}
+    if len(contents) < len(members):
+        raise _Refusal("it holds an array twice")
+    return {name: _plain_array(content) for name, content in contents.items()}
+
+
+def _plain_array(content: bytes) -> np.ndarray:
+    """The array of a .npy file, whose header is compared with its size before anything is allocated."""
+    file = io.BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise _Refusal("an array has a header of another version than 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject or dtype.kind not in "fiu" or fortran:
+        raise _Refusal(f"an array has the type {dtype}, expected numbers, row by row")
+    stored = len(content) - file.tell()
+    if math.prod(shape) * dtype.itemsize != stored:
+        raise _Refusal(f"an array declares {shape} but stores {stored} bytes (a shape bomb)")
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)
+
+
+_READERS = {".keras": _read_keras, ".npz": _read_npz}
 
 
 def _walk(file: h5py.File, size: int, limit: int) -> Iterator[tuple[str, h5py.Dataset]]:

@@ -14,7 +14,7 @@ from lulc.core.codec import REQUIRED, Jsonable, limits, schema_of
 from lulc.core.documents import read_document, seal_of, write_document
 from lulc.core.schema import MAX_CLASSES, InputError, Legend, Name
 from lulc.core.statistics import Statistics
-from lulc.models.config import NetworkConfig
+from lulc.models.config import NetworkConfig, PixelConfig
 from lulc.models.ood_score import OodScore
 
 FORMAT_VERSION = 1
@@ -77,7 +77,7 @@ class ModelCard(Jsonable):
     channels: Annotated[tuple[Channel, ...], limits(minItems=1, maxItems=1024)]
     legend: Legend
     statistics: Statistics
-    network: NetworkConfig
+    network: NetworkConfig | PixelConfig
     stride: Annotated[int, limits(minimum=1, maximum=4096)]
     halo: Annotated[int, limits(minimum=0, maximum=65_536)]
     temperature: (
@@ -140,6 +140,16 @@ class ModelCard(Jsonable):
             ),
         ]
         return [problem for holds, problem in checks if not holds]
+
+    @property
+    def unet(self) -> NetworkConfig:
+        """Shape of the network; raises InputError where the card is that of a forest."""
+        if isinstance(self.network, PixelConfig):
+            raise InputError(
+                f"cannot use '{self.name}' here, since it is a random forest, expected a network",
+                "Give the weights of a network (.keras); the forest makes maps: make_classifications.py.",
+            )
+        return self.network
 
 
 _SCHEMA = schema_of(ModelCard)

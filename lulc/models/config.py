@@ -5,6 +5,7 @@ Plain data; importing it loads no deep-learning framework.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,9 +17,46 @@ MAX_FILTERS = 4096
 
 MAX_STAGES = 8
 
+MAX_RADIUS = 64
+"""Pixels; a window has a halo as wide."""
+
 Widths = Annotated[
     tuple[Annotated[int, limits(minimum=1, maximum=MAX_FILTERS)], ...], limits(maxItems=MAX_STAGES)
 ]
+
+
+@dataclass(frozen=True)
+class PixelConfig(Jsonable):
+    """A model that decides each pixel by its channels, and by their mean and deviation around it.
+
+    Parameters
+    ----------
+    classes
+        Channels of the output; 1 for one class against the rest.
+    channels
+        Channels of the input.
+    radii
+        Of the squares that mean and deviation are of, pixels.
+    parameters
+        Numbers in its file.
+    """
+
+    classes: Annotated[int, limits(minimum=1, maximum=MAX_CLASSES)]
+    channels: Annotated[int, limits(minimum=1, maximum=1024)]
+    radii: Annotated[
+        tuple[Annotated[int, limits(minimum=1, maximum=MAX_RADIUS)], ...], limits(maxItems=MAX_STAGES)
+    ]
+    parameters: Annotated[int, limits(minimum=1)]
+
+    @property
+    def activation(self) -> str:
+        """What its probabilities are like."""
+        return "sigmoid" if self.classes == 1 else "softmax"
+
+    @property
+    def features(self) -> int:
+        """Features of a pixel."""
+        return self.channels * (1 + 2 * len(self.radii))
 
 
 @dataclass(frozen=True)
@@ -102,6 +140,11 @@ class NetworkConfig(Jsonable):
             ),
         ]
         return [problem for holds, problem in checks if not holds]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in its weights."""
+        return sum(math.prod(shape) for shape in self.variable_shapes().values())
 
     @property
     def depth(self) -> int:

@@ -58,6 +58,9 @@ __all__ = [
 PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1", "last")
 """Names of the best models of a run."""
 
+BASELINE = "baseline"
+"""Pick of the forest that is kept beside each training, ``baseline.npz``."""
+
 PICKS_FILE = "models.json"
 
 _PICKS_SCHEMA: dict[str, Any] = {
@@ -138,7 +141,7 @@ def load_model(
     InputError
         If the file is refused (see `read_arrays`), or the weights are not those of the card's network.
     """
-    if Path(path).suffix != ".keras":
+    if Path(path).suffix not in (".keras", ".npz"):
         return load_legacy(path, statistics)
     if statistics is not None:
         raise InputError(
@@ -149,7 +152,7 @@ def load_model(
     arrays = read_arrays(path, card)
     from lulc.models.unet import build_unet
 
-    model = build_unet(card.network)
+    model = build_unet(card.unet)
     assign(model, arrays)
     return model, card
 
@@ -206,7 +209,7 @@ def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> 
         card's.
     """
     card = card or load_card(path)
-    expected = card.network.variable_shapes()
+    expected = card.unet.variable_shapes()
     # Beside the network's own variables a file may hold the random state of its dropout.
     most = 4 * sum(math.prod(shape) for shape in expected.values()) + 2**16
     arrays = read_archive(path, sha256=card.sha256, limit=most)
@@ -216,7 +219,7 @@ def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> 
 
 def check_model(path: str | os.PathLike[str]) -> None:
     """Refuse what `load_model` would refuse of a file, before a framework is loaded."""
-    if Path(path).suffix == ".keras":
+    if Path(path).suffix in (".keras", ".npz"):
         read_arrays(path)
     else:
         read_legacy(path)
@@ -338,8 +341,9 @@ def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
 
 
 def _pick_from(folder: Path, pick: str) -> Path:
-    if (folder / f"{pick}.keras").is_file():
-        return folder / f"{pick}.keras"
+    for named in (folder / f"{pick}.keras", folder / f"{pick}.npz"):
+        if named.is_file():
+            return named
     picks = read_picks(folder) if (folder / PICKS_FILE).is_file() else {}
     if pick in picks and (folder / picks[pick]).is_file():
         return folder / picks[pick]
@@ -370,7 +374,7 @@ def _known_models() -> list[str]:
 
 
 def _compare(arrays: Arrays, card: ModelCard, where: str | os.PathLike[str]) -> None:
-    compare_shapes({n: a.shape for n, a in arrays.items()}, card.network.variable_shapes(), where)
+    compare_shapes({n: a.shape for n, a in arrays.items()}, card.unet.variable_shapes(), where)
     for key in ("mean", "std"):
         found, said = arrays[f"standardization/{key}"], getattr(card.statistics, key)
         if not np.allclose(found, said, rtol=1e-5, atol=1e-6):
@@ -385,7 +389,7 @@ def _pack(card: ModelCard, arrays: Arrays, half: bool, beside: Path) -> bytes:
     """Return a ``.keras`` archive as Keras writes it, without optimizer and date; writes beside `beside`."""
     from lulc.models.unet import build_unet
 
-    model = build_unet(card.network)
+    model = build_unet(card.unet)
     assign(model, arrays)
     with temporary_folder(beside / "model.keras") as folder:
         model.save(f"{folder}/model.keras")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,25 +17,20 @@ from lulc.config import TrainConfig
 from lulc.core.documents import write_document
 from lulc.core.removal import withdraw
 from lulc.core.schema import IGNORE
-from lulc.core.windows import Plan, Window
 from lulc.evaluation.measures import metrics
 from lulc.evaluation.measures.metrics import ClassScore, Reliability, Scores
-from lulc.inference.sliding_window import Prediction, predict_parts
 from lulc.models import backend
 from lulc.models.calibration import Holdout, calibrate
-from lulc.models.card import ModelCard
 from lulc.models.uncertainty import decide
 from lulc.models.weights import find_model, load_model
-from lulc.training.data.dataset import Dataset, Tile, class_targets, leave_one_out
+from lulc.training.data.dataset import Dataset, class_targets, leave_one_out
+from lulc.training.held_out import plan_of, predict_tile, windows_of
 from lulc.training.run_folder import clear_run, is_finished, is_interrupted
 from lulc.training.train import check_options, classes_of, inputs_of, prepare, train
 
 FORMAT_VERSION = 2
 FOLDS = "folds"
 DOCUMENT = "cross-validation.json"
-
-SIDE = 256
-"""Side of the windows that left-out stacks are classified in, without their halo."""
 
 logger = logging.getLogger("lulc")
 
@@ -248,7 +243,7 @@ def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[st
     classes = len(classes_of(config, dataset))
     confusion = np.zeros((classes + 1, classes + 1), np.int64)
     plans = [plan_of(tile, cards[0]) for tile in dataset.validation]
-    own = Holdout(sum(len(plan.windows(part)) for plan in plans for part in plan.parts()))
+    own = Holdout(sum(len(windows_of(plan)) for plan in plans))
     for tile, plan in zip(dataset.validation, plans, strict=True):
         for found in predict_tile(network_for(plan.window), tile, plan):
             if found.probabilities is None or found.valid is None:
@@ -259,26 +254,6 @@ def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[st
             confusion += metrics.count(labels[known] + 1, decide(found.probabilities)[known] + 1, classes)
             own.add(found.probabilities, labels)
     return Outcome(confusion, *own.pixels())
-
-
-def plan_of(tile: Tile, card: ModelCard) -> Plan:
-    """Return the windows that a stack is classified in, of at most `SIDE` pixels and their halo."""
-    height, width = tile.masks.shape
-    padded = [-(-length // card.stride) * card.stride for length in (height, width)]
-    side = -(-SIDE // card.stride) * card.stride + 2 * card.halo
-    rows, cols = (min(side, length) for length in padded)
-    return Plan(height, width, card.stride, card.halo, (rows, cols), max(padded))
-
-
-def predict_tile(network: backend.Predict, tile: Tile, plan: Plan) -> Iterator[Prediction]:
-    """Classify a stack window by window; `network` takes windows of the plan's shape."""
-
-    def read(window: Window) -> NDArray[np.float32]:
-        image = np.array(tile.image[window.slices], np.float32)
-        image[~np.isfinite(image).all(axis=-1)] = np.nan
-        return image
-
-    return predict_parts(read, network, plan, plan.parts(), threads=False)
 
 
 def _to_json(result: CrossValidation) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lulc.core.documents import read_document, write_document, write_rows
 from lulc.core.removal import OwnFolder, remove_leftovers
 from lulc.core.schema import InputError
 from lulc.core.storage import Lock
-from lulc.models.weights import PICKS_FILE
+from lulc.models.weights import BASELINE, PICKS_FILE
 
 FORMAT_VERSION = 1
 
@@ -295,6 +295,7 @@ def _document_in(folder: Path) -> dict[str, Any] | None:
 
 def _own(folder: Path) -> OwnFolder:
     names = [re.escape(name) for name in (DOCUMENT, HISTORY, PICTURE, PICKS_FILE)]
+    names += [rf"{BASELINE}\.(npz|json)"]
     names += [_MODEL.pattern, rf"{CHECKPOINTS}/(checkpoint-\d{{8}}\.(bin|json))?"]
     names += [rf"{TENSORBOARD}/(train|validation)?(/|/events\.out\.tfevents\..+)?"]
     return OwnFolder(folder, "run", "|".join(names), "a run")

@@ -26,6 +26,7 @@ from lulc.models.config import NetworkConfig
 from lulc.models.ood_score import fit_ood_score
 from lulc.models.unet import build_unet, geometry
 from lulc.models.weights import arrays_of, find_model, load_model, record_picks, save_model, transfer
+from lulc.training.baseline import Comparison, keep_baseline
 from lulc.training.batch_norm import Normalization
 from lulc.training.checkpoint import clear_checkpoints
 from lulc.training.data.batches import TileGenerator
@@ -109,6 +110,9 @@ class TrainingResult:
         Epochs in all, and batches of each, as asked for.
     pretrained
         True where it was trained without labels, and knows no classes.
+    comparison
+        Comparison with the forest of `lulc.training.baseline`; None of a pretraining, and in a process that
+        made none.
     cross_validation
         A `lulc.training.cross_validation.CrossValidation`, where ``cross_validate`` asked for it.
     """
@@ -123,6 +127,7 @@ class TrainingResult:
     epochs: int
     steps: int
     pretrained: bool = False
+    comparison: Comparison | None = None
     cross_validation: Any = None
 
 
@@ -171,14 +176,20 @@ def train(
         seconds = math.inf if config.minutes is None else 60 * config.minutes
         with StopRequest() as stop:
             finished = loop.go(stop, seconds)
+        picks = {pick: run.folder / name for pick, name in picks_of(loop.rows).items()}
+        comparison = None
         with devices.agreed():
             dataset.check_unchanged()
+            if devices.first and not config.pretrain:
+                with devices.alone():
+                    legend = classes_of(config, dataset)
+                    comparison = keep_baseline(config, dataset, legend, picks["lowest-val-loss"])
         if finished and devices.first:
             run.finish()
             clear_checkpoints(run.checkpoints)
     return TrainingResult(
         folder=run.folder,
-        picks={pick: run.folder / name for pick, name in picks_of(loop.rows).items()},
+        picks=picks,
         rows=loop.rows,
         history=run.folder / HISTORY,
         picture=run.folder / PICTURE,
@@ -187,6 +198,7 @@ def train(
         epochs=config.epochs,
         steps=config.steps,
         pretrained=bool(config.pretrain),
+        comparison=comparison,
     )
 
 

@@ -1,0 +1,66 @@
+"""A forest as an engine: features and trees in numpy, strip by strip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from lulc.core.machine import cores
+from lulc.models.card import ModelCard
+from lulc.models.config import PixelConfig
+from lulc.models.forest import Forest, read_forest
+from lulc.models.texture import texture_features
+
+ROWS = 64
+"""Rows of a strip: what its features take does not depend on the window."""
+
+
+def open_forest(path: Path, card: ModelCard) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the forest of a file as a function from float32 (n, y, x, band) to float32 (n, y, x, class).
+
+    Raises
+    ------
+    InputError
+        If the file is refused.
+    """
+    forest = read_forest(path, card)
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        y = np.empty((*x.shape[:3], card.network.classes), np.float32)
+        places = [(n, top) for n in range(len(x)) for top in range(0, x.shape[1], ROWS)]
+        with ThreadPoolExecutor(cores()) as pool:
+            strips = pool.map(lambda place: predict_strip(forest, card, x, place), places)
+            for (n, top), strip in zip(places, strips, strict=True):
+                y[n, top : top + ROWS] = strip
+        return y
+
+    return predict
+
+
+def predict_strip(forest: Forest, card: ModelCard, x: np.ndarray, place: tuple[int, int]) -> np.ndarray:
+    """Return the probabilities of `ROWS` rows of an image, float32 (y, x, class).
+
+    Invalid pixels get the same for every class, as what comes after divides by sums.
+
+    Parameters
+    ----------
+    forest, card
+        The model.
+    x
+        float32 (n, y, x, band).
+    place
+        Number of the image, and the first row.
+    """
+    assert isinstance(card.network, PixelConfig)
+    n, top = place
+    reach = max(card.network.radii, default=0)
+    first = max(top - reach, 0)
+    seen = x[n : n + 1, first : top + ROWS + reach]
+    features = texture_features(seen, card.statistics, card.network.radii)[0, top - first :][:ROWS]
+    valid = ~np.isnan(x[n, top : top + ROWS, :, 0])
+    found = np.full((*valid.shape, card.network.classes), 1 / card.network.classes, np.float32)
+    found[valid] = forest.predict(features[valid])
+    return found

@@ -1,0 +1,64 @@
+"""Features of a pixel: its standardised channels, and their mean and standard deviation around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.core.statistics import Statistics
+
+
+def texture_features(
+    x: NDArray[np.float32], statistics: Statistics, radii: Sequence[int]
+) -> NDArray[np.float32]:
+    """Return what a model without convolutions sees of each pixel.
+
+    A value depends on its own surroundings alone, to the last bit, so that windows give what the whole
+    image gives. Invalid pixels and those beyond the border take no part in mean and deviation.
+
+    Parameters
+    ----------
+    x
+        float32 (n, y, x, channel) in physical units, NaN in every channel of an invalid pixel.
+    statistics
+        For standardisation.
+    radii
+        Of the squares, pixels: 2 for 5 x 5.
+
+    Returns
+    -------
+    float32 (n, y, x, feature)
+        The channels; then for each radius the mean of each channel and its deviation. 0 where invalid.
+
+    Examples
+    --------
+    >>> one = Statistics((0.0,), (1.0,), 1)
+    >>> image = np.float32([[[[1], [3], [np.nan]]]])
+    >>> texture_features(image, one, [1])[0, 0].tolist()
+    [[1.0, 2.0, 1.0], [3.0, 2.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    z = (x.astype(np.float64) - statistics.mean) / statistics.std
+    valid = ~np.isnan(z[..., :1])
+    z = np.where(valid, z, 0.0)
+    layers = [z]
+    for radius in radii:
+        count = np.maximum(_box_sum(valid.astype(np.float64), radius), 1.0)
+        mean = _box_sum(z, radius) / count
+        square = _box_sum(z * z, radius) / count
+        layers += [mean, np.sqrt(np.maximum(square - mean * mean, 0.0))]
+    return np.where(valid, np.concatenate(layers, axis=-1), 0.0).astype(np.float32)
+
+
+def _box_sum(a: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
+    """Sum over the square around each pixel, always in the same order; running sums would round anew."""
+    for axis in (1, 2):
+        widths = [(radius, radius) if i == axis else (0, 0) for i in range(a.ndim)]
+        padded = np.moveaxis(np.pad(a, widths), axis, 0)
+        length = a.shape[axis]
+        total = padded[:length].copy()
+        for shift in range(1, 2 * radius + 1):
+            total += padded[shift : shift + length]
+        a = np.moveaxis(total, 0, axis)
+    return a

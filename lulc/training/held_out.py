@@ -1,0 +1,61 @@
+"""Held-out stacks through a network, window by window, as a map would be made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.core.windows import Part, Plan, PlannedWindow, Window
+from lulc.inference.sliding_window import Prediction, predict_windows
+from lulc.models import backend
+from lulc.models.card import ModelCard
+from lulc.training.data.dataset import Tile
+
+SIDE = 256
+"""Side of the windows that held-out stacks are classified in, without their halo."""
+
+
+def plan_of(tile: Tile, card: ModelCard) -> Plan:
+    """Return the windows that a stack is classified in, of at most `SIDE` pixels and their halo."""
+    height, width = tile.masks.shape
+    padded = [-(-length // card.stride) * card.stride for length in (height, width)]
+    side = -(-SIDE // card.stride) * card.stride + 2 * card.halo
+    rows, cols = (min(side, length) for length in padded)
+    return Plan(height, width, card.stride, card.halo, (rows, cols), max(padded))
+
+
+def windows_of(plan: Plan) -> list[tuple[Part, PlannedWindow]]:
+    """Return all windows of a plan, each with its part."""
+    return [(part, window) for part in plan.parts() for window in plan.windows(part)]
+
+
+def predict_tile(
+    network: backend.Predict,
+    tile: Tile,
+    plan: Plan,
+    windows: Sequence[tuple[Part, PlannedWindow]] | None = None,
+) -> Iterator[Prediction]:
+    """Classify a stack window by window.
+
+    Parameters
+    ----------
+    network
+        Takes windows of the plan's shape.
+    tile
+        The stack.
+    plan
+        See `plan_of`.
+    windows
+        Those of `windows_of` that are classified; all where not given.
+    """
+
+    def read(window: Window) -> NDArray[np.float32]:
+        image = np.array(tile.image[window.slices], np.float32)
+        image[~np.isfinite(image).all(axis=-1)] = np.nan
+        return image
+
+    chosen = windows_of(plan) if windows is None else windows
+    work = ((part, [window]) for part, window in chosen)
+    return predict_windows(read, network, plan, work, threads=False)
