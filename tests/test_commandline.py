@@ -14,7 +14,6 @@ import re
 import resource
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -180,16 +179,26 @@ def test_a_bug_keeps_its_traceback() -> None:
         run(Example, "An example.", acting(ZeroDivisionError()), ["in.tif"])
 
 
-def test_sigterm_ends_a_run_as_ctrl_c_does_and_is_restored(capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+def test_sigterm_ends_a_run_as_ctrl_c_does_and_is_restored() -> None:
+    """In a process of its own, as a command is: what other tests left in this one decides nothing."""
+    code = """
+import os, signal
+from dataclasses import dataclass
+from lulc.cli.commandline import run
+from lulc.config import RunConfig
 
-    def action(_: Example) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        signal.sigtimedwait([], 5)
+def action(config):
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.sigtimedwait([], 5)
 
-    assert run(Example, "An example.", action, ["in.tif"]) == 1
-    assert "continues" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) is before
+before = signal.getsignal(signal.SIGTERM)
+code = run(dataclass(frozen=True)(type("Example", (RunConfig,), {})), "An example.", action, [])
+assert signal.getsignal(signal.SIGTERM) is before
+raise SystemExit(10 + code)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 11, ended.stderr
+    assert "continues" in ended.stderr
 
 
 class Terminal(io.StringIO):
