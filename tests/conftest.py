@@ -40,6 +40,8 @@ INTEGRATION = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.integration\b", re.
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if collection_path.parent.name == "unit_guard":
+        return True  # importing it for its doctests would set it on every later test of this process
     if not config.getoption("--unit") or collection_path.suffix != ".py":
         return None
     return bool(INTEGRATION.search(collection_path.read_text(encoding="utf-8"))) or None

@@ -16,7 +16,7 @@ import rasterio
 from affine import Affine
 
 from lulc.config import PreprocessConfig
-from lulc.core.removal import temporary_name
+from lulc.core.removal import OwnFolder, temporary_name
 from lulc.core.schema import BANDS, InputError
 from lulc.distributed.cluster import UnfitWorkerError
 from lulc.preprocessing import preprocess, tiling
@@ -94,7 +94,8 @@ def test_a_cluster_gives_the_bytes_of_one_process(
     config: PreprocessConfig, cluster: distributed.LocalCluster, tmp_path: Path
 ) -> None:
     alone = made_by(config, tmp_path, "alone")
-    assert len(alone) == 2 * 12 + 1
+    assert len(alone) == 2 * 12 + 2
+    assert {"manifest.json", "classes.csv"} < alone.keys()
     assert made_by(config, tmp_path, "address", dask=cluster.scheduler_address) == alone
     assert made_by(config, tmp_path, "local", dask="local", workers=1) == alone
 
@@ -122,7 +123,9 @@ def test_scenes_that_a_killed_run_has_noted_down_are_not_those_of_another(
     fewer = replace(config, scenes=tuple(str(inputs / "scenes" / f"{i}.tif") for i in (0, 1)))
     with tiling.open_inputs(fewer) as found:
         assert found.stack.scenes
-        found.stack.scenes.write(Path(config.out) / "scenes.json")
+        own = OwnFolder(Path(config.out), "stacks", r"scenes\.json", "stacks")
+        own.take()
+        found.stack.scenes.write(own.path / "scenes.json")
     make_stacks(config)
     assert contents(config) == alone
 

@@ -44,7 +44,7 @@ def write_model(path: Path, seed: int) -> Path:
     card = ModelCard(
         name="small", channels=tuple(Channel(name) for name in BANDS), legend=legend,
         statistics=Statistics((1500.0,) * 9, (800.0,) * 9, 1), network=NETWORK, stride=4,
-        halo=geometry(network).halo,
+        halo=geometry(NETWORK).halo,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     save_model(network, card, path)

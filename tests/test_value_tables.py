@@ -156,5 +156,5 @@ def test_a_table_that_leads_out_of_the_folder_is_not_read(tmp_path: Path) -> Non
     path = write(tmp_path / "inside/l.tif", [3, 7])
     attribute_table(str(tmp_path / "l.tif"), [(3, "Vines"), (7, "Olives")], [("Value", 5), ("Name", 2)])
     Path(path + ".aux.xml").symlink_to(tmp_path / "l.tif.aux.xml")
-    with pytest.raises(InputError, match="cannot tell which classes"):
+    with pytest.raises(InputError, match=r"since it points to .*\.aux\.xml"):
         open_labels(path, GRID)

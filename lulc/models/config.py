@@ -185,11 +185,6 @@ class NetworkConfig(Jsonable):
             wide = filters
         return shapes | {"final_conv/kernel": (3, 3, wide, self.classes), "final_conv/bias": (self.classes,)}
 
-    def channels_of(self, convolution: str) -> int:
-        """Return the channels of the result of a convolution; KeyError where there is none of that name."""
-        *_, first, second = self.variable_shapes()[f"{convolution}/kernel"]
-        return first if convolution.endswith("_up") else second
-
     def _convolution(self, stage: str, i: int, wide: int, filters: int) -> dict[str, tuple[int, ...]]:
         kernel = {f"{stage}_conv{i}/kernel": (3, 3, wide, filters)}
         return kernel | self._after(f"{stage}_conv{i}", f"{stage}_bn{i}", filters)
