@@ -113,6 +113,44 @@ def test_a_fault_of_the_function_ends_the_tasks_with_where_it_was(two_workers: C
     assert list(run_tasks(two_workers, math.sqrt, [4.0])) == [2.0]
 
 
+def test_a_result_that_died_with_the_last_worker_is_made_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import distributed
+
+    workers: list[subprocess.Popen[bytes]] = []
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", "--no-nanny", "--nthreads", "1"]
+    with (
+        contextlib.ExitStack() as ended,
+        distributed.LocalCluster(
+            n_workers=0, host="127.0.0.1", protocol="tcp", dashboard_address=None
+        ) as local,
+        distributed.Client(local) as client,
+    ):
+
+        def refill() -> None:
+            if all(worker.poll() is not None for worker in workers):
+                workers.append(subprocess.Popen([*command, "--no-dashboard", local.scheduler_address]))
+                ended.callback(workers[-1].kill)
+
+        fetch = cluster._Run._fetch
+
+        def fetch_late(run: Any, futures: list[Any]) -> dict[Any, Any]:
+            if futures and len(workers) == 1:
+                workers[0].kill()
+                workers[0].wait()
+                while client.scheduler_info()["workers"]:
+                    time.sleep(0.05)
+            return fetch(run, futures)
+
+        monkeypatch.setattr(cluster._Run, "_fetch", fetch_late)
+        refill()
+        client.wait_for_workers(1)
+        found = run_tasks(Cluster(client, "test", refill=refill), abs, [-1, -2, -3])
+        assert sorted(found) == [1, 2, 3]
+        assert len(workers) == 2
+
+
 def test_an_error_that_can_not_be_sent_goes_as_one_that_can() -> None:
     # A class of this moment: for those that are there when Dask is imported, it finds ways.
     class OddError(MemoryError):

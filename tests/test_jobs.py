@@ -477,7 +477,10 @@ def test_workers_whose_jobs_end_are_replaced_by_others(
     ) as run:  # fmt: skip
         slurm.wait_for(lambda: any(tmp_path.glob("b.tif.parts/*.part")) or run.poll() is not None)
         slurm.run("scancel", "--name=dask-worker")
-        _, said = run.communicate(timeout=300)
+        try:
+            _, said = run.communicate(timeout=120)
+        finally:
+            run.kill()  # a run that hangs fails this test, and keeps no other waiting
     assert run.returncode == 0, said
     assert "no worker" in said
     assert out.read_bytes() == alone.read_bytes()

@@ -9,6 +9,8 @@ talk over TLS with certificates of their own for each run, unless Dask's setting
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import copy
 import importlib.util
@@ -322,12 +324,29 @@ class _Run:
                 found.append(self._done.get())
             found = [future for future in found if future in self._pending]
             fetched = [future for future in found if future.status == "finished"]
-            answers: dict[Any, Any] = {}
-            # What can't be brought was lost with its worker, and is made again.
-            with contextlib.suppress(Exception):
-                answers = dict(zip(fetched, self._client.gather(fetched), strict=True))
+            answers = self._fetch(fetched)
             for future in found:
                 yield self._pending.pop(future), future, answers.get(future)
+
+    def _fetch(self, futures: list[Any]) -> dict[Any, Any]:
+        """Return the results of finished futures; without those that were lost with their worker.
+
+        Dask waits for a lost result until another worker computes it again. Nobody would start that worker
+        while this thread waits, so a future that is no longer finished is given up.
+        """
+
+        async def gather() -> Any:
+            return await self._client.gather(futures, asynchronous=True)
+
+        call = asyncio.run_coroutine_threadsafe(gather(), self._client.loop.asyncio_loop)
+        while not concurrent.futures.wait([call], timeout=1.0).done:
+            there = [future for future in futures if future.status == "finished"]
+            if len(there) < len(futures) or self._client.status != "running":
+                call.cancel()
+                return self._fetch(there) if self._client.status == "running" else {}
+        with contextlib.suppress(Exception):
+            return dict(zip(futures, call.result(), strict=True))
+        return {}
 
     def _fill(self, items: Iterator[Any]) -> None:
         room = 2 * max(1, len(self._workers - self._unfit.keys())) - len(self._pending)
