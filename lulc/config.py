@@ -233,7 +233,8 @@ class PreprocessConfig(InputConfig, RunConfig, ClusterConfig):
 
     bands: tuple[str, ...] = option(
         (),
-        "Sentinel-2 bands: one file with many bands, many files, a .SAFE folder or a STAC item (.json)",
+        "Sentinel-2 bands: one file with many bands, many files, a .SAFE folder or a STAC item (.json); for "
+        "many chips a pattern in quotes ('chips/*_s2.tif'), or a CSV with the columns bands,labels",
         metavar="RASTER",
     )
     scenes: tuple[str, ...] = option(
@@ -245,7 +246,12 @@ class PreprocessConfig(InputConfig, RunConfig, ClusterConfig):
     indices: tuple[str, ...] = option(
         (), "SYKE-coded spectral indices; computed from the bands where not given", metavar="RASTER"
     )
-    labels: str = option(..., "label raster, or vector file (GeoPackage, GeoJSON)", metavar="FILE")
+    labels: str | None = option(
+        None,
+        "label raster, or vector file (GeoPackage, GeoJSON); for chips one file for all, or a pattern whose "
+        "wildcards stand for the same as those of --bands",
+        metavar="FILE",
+    )
     label_field: str | None = option(
         None, "field of the vector labels that holds the code or name of the class", metavar="NAME"
     )

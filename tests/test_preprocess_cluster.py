@@ -20,6 +20,7 @@ from lulc.core.removal import OwnFolder, temporary_name
 from lulc.core.schema import BANDS, InputError
 from lulc.distributed.cluster import UnfitWorkerError
 from lulc.preprocessing import preprocess, tiling
+from lulc.preprocessing.plan import Spot
 from lulc.preprocessing.preprocess import make_stacks
 
 pytestmark = pytest.mark.integration
@@ -251,7 +252,7 @@ def test_tasks_of_a_site_open_their_inputs_once(
 
     monkeypatch.setattr(tiling, "open_inputs", counting)
     found = {
-        tuple(tiling.at_work(site, tiling.survey, (0, window)).counts)
+        tuple(tiling.at_work(site, tiling.survey, Spot(0, window)).counts)
         for site in (*sites[:1] * 3, *sites[1:] * 2)
     }
     assert len(found) == 1 and opened == 2

@@ -51,6 +51,10 @@ class Window:
         (a, b), (c, d) = self.stop, other.stop
         return Window(row, col, max(0, min(a, c) - row), max(0, min(b, d) - col))
 
+    def grow(self, pixels: int) -> Window:
+        """This window with `pixels` more on each side."""
+        return Window(self.row - pixels, self.col - pixels, self.height + 2 * pixels, self.width + 2 * pixels)
+
     def relative_to(self, other: Window) -> Window:
         """This window in the pixel coordinates of `other`."""
         return Window(self.row - other.row, self.col - other.col, self.height, self.width)

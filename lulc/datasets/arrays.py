@@ -183,6 +183,22 @@ class Classes:
 
 
 @dataclass(frozen=True)
+class Padded:
+    """Layers (y, x) or (y, x, band) with further rows below and columns to the right, of one value."""
+
+    layers: Layers
+    shape: tuple[int, ...]
+    fill: float
+
+    def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
+        rows, cols = (range(*k.indices(n)) for k, n in zip(key, self.shape, strict=False))
+        stored = np.asarray(self.layers[slice(rows.start, rows.stop), slice(cols.start, cols.stop)])
+        found = np.full((len(rows), len(cols), *self.shape[2:]), self.fill, stored.dtype)
+        found[: stored.shape[0], : stored.shape[1]] = stored
+        return found
+
+
+@dataclass(frozen=True)
 class Ignoring:
     """Masks that read as 255 within some windows."""
 

@@ -19,7 +19,7 @@ from lulc.datasets.manifest import MANIFEST, Manifest, StackFile, channel_units,
 
 __all__ = [
     "MANIFEST", "Layers", "Manifest", "NpyWriter", "Overlap", "StackFile", "channel_units",
-    "find_overlaps", "load_manifest", "open_tile",
+    "find_overlaps", "footprint", "load_manifest", "open_tile",
 ]  # fmt: skip
 
 
@@ -91,13 +91,13 @@ def find_overlaps(stacks: Sequence[StackFile], gap: int = 0) -> list[Overlap]:
     found = []
     for train in (s for s in located if s.split == "train"):
         for val in (s for s in located if s.split == "val"):
-            footprint = _footprint(val.grid, train.grid)  # type: ignore[arg-type]
-            for window in near_windows(Window(0, 0, *train.shape), [footprint] if footprint else [], gap):
+            ground = footprint(val.grid, train.grid)  # type: ignore[arg-type]
+            for window in near_windows(Window(0, 0, *train.shape), [ground] if ground else [], gap):
                 found.append(Overlap(train, val, window))
     return found
 
 
-def _footprint(grid: GridSpec, on: GridSpec) -> Window | None:
+def footprint(grid: GridSpec, on: GridSpec) -> Window | None:
     """The window of `on`, perhaps beyond its borders, that holds all pixels of `grid`; None far away."""
     bounds = grid.bounds
     if grid.crs != on.crs:

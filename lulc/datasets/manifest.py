@@ -50,6 +50,8 @@ class StackFile:
         Of image and masks; empty where unknown.
     standardised_by
         Statistics that the image on disk is standardised with; None for physical units.
+    group
+        Chips that belong together, so that no split divides them; empty for a stack of a mosaic.
     """
 
     name: str
@@ -64,6 +66,7 @@ class StackFile:
     statistics: Statistics | None = None
     sha256: tuple[str, str] | tuple[()] = ()
     standardised_by: Statistics | None = None
+    group: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The entry in the manifest."""
@@ -78,6 +81,7 @@ class StackFile:
             "window": [self.window.row, self.window.col, self.window.height, self.window.width],
             "class_counts": list(self.class_counts),
             "statistics": self.statistics.to_json(),
+            **({"group": self.group} if self.group else {}),
         }
 
     @classmethod
@@ -96,6 +100,7 @@ class StackFile:
             window=window,
             statistics=Statistics.from_json(data["statistics"]),
             sha256=(data["image"]["sha256"], data["masks"]["sha256"]),
+            group=data.get("group", ""),
         )
 
 
@@ -202,6 +207,7 @@ STACK_SCHEMA: dict[str, Any] = {
         "window": {"type": "array", "minItems": 4, "maxItems": 4, "items": _COUNT},
         "class_counts": {"type": "array", "minItems": 1, "maxItems": 254, "items": _COUNT},
         "statistics": schema_of(Statistics),
+        "group": {"type": "string", "maxLength": 1000},
     },
 }  # fmt: skip
 _SCHEMA: dict[str, Any] = {

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from rasterio.crs import CRS
 
 from lulc.config import PreprocessConfig
 from lulc.core.grid import GridSpec
 from lulc.core.schema import NO_CODE, InputError
 from lulc.core.windows import Window, squares_of
-from lulc.datasets.loading import load_manifest
+from lulc.datasets.loading import footprint, load_manifest
 from lulc.datasets.manifest import MANIFEST
 from lulc.preprocessing.split import Neighbours, candidate_windows, choose_stacks, choose_validation
 from lulc.rasters.vectors import VectorCodes
@@ -25,16 +28,37 @@ MAX_PLACES = 10_000
 """Stacks that one manifest can name within what `lulc.core.documents` reads; 0.4 TB of the default size."""
 
 
+class Ground(NamedTuple):
+    """Pixels of a mosaic or chip; the name is empty for one mosaic.
+
+    Chips of one group validate together or not at all.
+    """
+
+    grid: GridSpec
+    name: str = ""
+    group: str = ""
+
+
+class Spot(NamedTuple):
+    """A window of a mosaic or chip, and its number among all that may become stacks."""
+
+    number: int
+    window: Window
+    chip: int = 0
+
+
 @dataclass(frozen=True)
 class Place:
     """A stack to be cut.
 
     Parameters
     ----------
-    name, split, number, window
+    name, split, number, window, group
         As in `lulc.datasets.manifest.StackFile`.
     hidden
         Windows, in the stack, whose labels lie in the gap around a validation stack.
+    chip
+        Position of the mosaic or chip that it is cut from.
     """
 
     name: str
@@ -42,17 +66,29 @@ class Place:
     number: int
     window: Window
     hidden: tuple[Window, ...] = ()
+    chip: int = 0
+    group: str = ""
 
 
-def plan_places(counts: np.ndarray, grid: GridSpec, config: PreprocessConfig) -> list[Place]:
+def candidate_spots(grounds: Sequence[Ground], size: int) -> list[Spot]:
+    """Return the places that may become stacks, chip by chip."""
+    found = [
+        (window, chip)
+        for chip, ground in enumerate(grounds)
+        for window in candidate_windows(ground.grid.height, ground.grid.width, size)
+    ]
+    return [Spot(number, *place) for number, place in enumerate(found)]
+
+
+def plan_places(counts: np.ndarray, grounds: Sequence[Ground], config: PreprocessConfig) -> list[Place]:
     """The stacks to write, training first, each split in the order of the regular grid.
 
     Parameters
     ----------
     counts : int64 (place, class)
         Labelled valid pixels of each candidate.
-    grid
-        Of the mosaic.
+    grounds
+        Of the mosaic, or of each chip.
     config
         What decides the choice: size, stacks, validation, gap, seed.
 
@@ -64,12 +100,13 @@ def plan_places(counts: np.ndarray, grid: GridSpec, config: PreprocessConfig) ->
     if not counts.sum():
         mosaic = (*config.bands, *config.scenes)[0]
         raise InputError(
-            f"cannot cut stacks, since no valid pixel of '{mosaic}' has a label in '{config.labels}'",
+            f"cannot cut stacks, since no valid pixel of '{mosaic}' has a label in "
+            f"'{config.labels or mosaic}'",
             "Check in QGIS that bands and labels overlap, and --mask, --bounds, --aoi and --fill.",
         )
-    windows = candidate_windows(grid.height, grid.width, config.size)
+    spots = candidate_spots(grounds, config.size)
     rng = np.random.default_rng(config.seed)
-    named = _named_stacks(config.validation, windows, counts, grid)
+    named = _named_stacks(config.validation, spots, counts, grounds)
     if named and 0 < config.stacks <= len(named) and not _is_all(config.validation):
         raise InputError(
             f"cannot cut {config.stacks} stacks, since --validation takes {len(named)} of them, "
@@ -80,28 +117,65 @@ def plan_places(counts: np.ndarray, grid: GridSpec, config: PreprocessConfig) ->
     if _is_all(config.validation):
         validation = set(chosen)
     elif named is None:
-        share = _share(config.validation)
-        if share > 0 and len(chosen) < 2:
-            raise _no_room(config, windows[chosen[0]])
-        validation = {chosen[i] for i in choose_validation(counts[chosen], share)}
+        validation = _by_share(counts, [spots[i] for i in chosen], grounds, config)
     else:
         validation = set(named)
-    near = Neighbours([windows[i] for i in sorted(validation)], config.gap)
+    near = _near_validation([spots[i] for i in sorted(validation)], grounds, config.gap)
     train: list[Place] = []
     val: list[Place] = []
-    for number in chosen:
-        window = windows[number]
+    for number, window, chip in (spots[i] for i in chosen):
+        group = grounds[chip].group
         if number in validation:
-            val.append(Place(f"val_{len(val)}", "val", number, window))
+            val.append(Place(f"val_{len(val)}", "val", number, window, chip=chip, group=group))
             continue
-        hidden = tuple(near.of(window))
+        hidden = tuple(near[chip].of(window))
         if any(h.shape == window.shape for h in hidden):
-            logger.warning("stack %d lies in the gap around validation and is left out", number)
+            name = f" of chip '{grounds[chip].name}'" if grounds[chip].name else ""
+            logger.warning("stack %d%s lies in the gap around validation and is left out", number, name)
             continue
-        train.append(Place(f"train_{len(train)}", "train", number, window, hidden))
+        train.append(Place(f"train_{len(train)}", "train", number, window, hidden, chip, group))
     if not train and not _is_all(config.validation):
-        raise _no_room(config, windows[chosen[0]])
+        raise _no_room(config, spots[chosen[0]].window)
     return train + val
+
+
+def _by_share(
+    counts: np.ndarray, spots: Sequence[Spot], grounds: Sequence[Ground], config: PreprocessConfig
+) -> set[int]:
+    """Return the numbers of the places that validate; groups of chips as a whole."""
+    share = _share(config.validation)
+    groups: dict[str | int, list[int]] = {}
+    for spot in spots:
+        groups.setdefault(grounds[spot.chip].group or spot.number, []).append(spot.number)
+    if share > 0 and len(groups) < 2:
+        if (group := grounds[spots[0].chip].group) and len(grounds) > 1:
+            raise InputError(
+                f"cannot set validation aside, since all chips are of the group '{group}' (a column of the "
+                "table, or the same ground)",
+                "Type --validation with a file of polygons, or --validation none.",
+            )
+        raise _no_room(config, spots[0].window)
+    members = list(groups.values())
+    chosen = choose_validation(np.array([counts[numbers].sum(axis=0) for numbers in members]), share)
+    return {number for i in chosen for number in members[i]}
+
+
+def _near_validation(spots: Sequence[Spot], grounds: Sequence[Ground], gap: int) -> list[Neighbours]:
+    """Return, for each chip, the validation stacks that reach it, in its pixels."""
+    import shapely
+
+    own: list[list[Window]] = [[] for _ in grounds]
+    for spot in spots:
+        own[spot.chip].append(spot.window)
+    if len(grounds) > 1 and all(ground.grid.crs for ground in grounds):
+        wgs84 = CRS.from_epsg(4326)
+        stacks = [grounds[spot.chip].grid.crop(spot.window) for spot in spots]
+        tree = shapely.STRtree([stack.outline_on(wgs84) for stack in stacks])
+        reached = [ground.grid.crop(ground.grid.extent.grow(gap + 1)).outline_on(wgs84) for ground in grounds]
+        for chip, number in zip(*tree.query(reached), strict=True):
+            if spots[number].chip != chip and (window := footprint(stacks[number], grounds[chip].grid)):
+                own[chip].append(window)
+    return [Neighbours(windows, gap) for windows in own]
 
 
 def _chosen(
@@ -165,7 +239,7 @@ def _share(validation: Sequence[str]) -> float:
 
 
 def _named_stacks(
-    validation: Sequence[str], windows: Sequence[Window], counts: np.ndarray, grid: GridSpec
+    validation: Sequence[str], spots: Sequence[Spot], counts: np.ndarray, grounds: Sequence[Ground]
 ) -> list[int] | None:
     """Return the numbers of the validation stacks that the user names or draws; None for a (valid) share."""
     if list(validation) == ["none"]:
@@ -175,7 +249,7 @@ def _named_stacks(
         return usable
     if file := validation_file(validation):
         inside = _inside_folder if Path(file).name == MANIFEST else _inside_polygons
-        return [i for i in inside(file, windows, grid) if counts[i].sum()]
+        return [i for i in inside(file, spots, grounds) if counts[i].sum()]
     if all(v.isdecimal() for v in validation):
         numbers = sorted({int(v) for v in validation})
         if wrong := sorted(set(numbers) - set(usable)):
@@ -189,10 +263,12 @@ def _named_stacks(
     return None
 
 
-def _inside_polygons(path: str, windows: Sequence[Window], grid: GridSpec) -> list[int]:
+def _inside_polygons(path: str, spots: Sequence[Spot], grounds: Sequence[Ground]) -> list[int]:
     """Return the places that polygons cover by half or more."""
-    regions = VectorCodes(path, grid, presence=True)
-    inside = [i for i, window in enumerate(windows) if _share_inside(regions, window) >= 0.5]
+    inside = []
+    for chip, own in itertools.groupby(spots, lambda spot: spot.chip):
+        regions = VectorCodes(path, grounds[chip].grid, presence=True)
+        inside += [spot.number for spot in own if _share_inside(regions, spot.window) >= 0.5]
     if not inside:
         raise InputError(
             f"cannot split the stacks, since the polygons in '{path}' cover no stack by half or more",
@@ -201,16 +277,20 @@ def _inside_polygons(path: str, windows: Sequence[Window], grid: GridSpec) -> li
     return inside
 
 
-def _inside_folder(path: str, windows: Sequence[Window], grid: GridSpec) -> list[int]:
+def _inside_folder(path: str, spots: Sequence[Spot], grounds: Sequence[Ground]) -> list[int]:
     """Return the places that the validation stacks of another folder cover by half or more."""
     import shapely
 
     folder = Path(path).parent
     grids = [stack.grid for stack in load_manifest(folder).of("val") if stack.grid is not None]
-    ground = shapely.union_all([stack.outline_on(grid.crs) for stack in grids])
-    covered = [grid.crop(window).outline() for window in windows]
-    shares = [shapely.area(shapely.intersection(ground, place)) / shapely.area(place) for place in covered]
-    inside = [i for i, share in enumerate(shares) if share >= 0.5]
+    inside = []
+    for chip, own in itertools.groupby(spots, lambda spot: spot.chip):
+        grid = grounds[chip].grid
+        ground = shapely.union_all([stack.outline_on(grid.crs) for stack in grids])
+        for spot in own:
+            place = grid.crop(spot.window).outline()
+            if shapely.area(shapely.intersection(ground, place)) >= 0.5 * shapely.area(place):
+                inside.append(spot.number)
     if not inside:
         has = (
             f"its {len(grids)} validation stacks cover no stack here by half or more"

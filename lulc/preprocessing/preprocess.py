@@ -31,14 +31,15 @@ from lulc.core.removal import OwnFolder, remove_leftovers
 from lulc.core.schema import CHANNELS, IGNORE, InputError
 from lulc.core.statistics import Statistics
 from lulc.core.storage import Lock, check_disk, sha256_of
-from lulc.core.windows import Window, squares_of
+from lulc.core.windows import squares_of
 from lulc.datasets.loading import load_manifest
 from lulc.datasets.manifest import FORMAT_VERSION, MANIFEST, Manifest, StackFile, channel_units
 from lulc.distributed.cluster import open_cluster, run_tasks
 from lulc.labels.schemes import write_scheme
+from lulc.preprocessing.chips import Chip, Chips, find_chips
 from lulc.preprocessing.journal import PROGRESS, Progress, open_progress
-from lulc.preprocessing.plan import Place, plan_places, validation_file
-from lulc.preprocessing.split import ENOUGH, candidate_windows
+from lulc.preprocessing.plan import Ground, Place, Spot, candidate_spots, plan_places, validation_file
+from lulc.preprocessing.split import ENOUGH
 from lulc.preprocessing.tiling import (
     CURRENT,
     PATHS,
@@ -49,7 +50,6 @@ from lulc.preprocessing.tiling import (
     at_work,
     count_labels,
     cut,
-    open_inputs,
     paths_of,
     stamps_at,
     strips_of,
@@ -67,7 +67,7 @@ _STACK_FILE = re.compile(r"(train|val)_(image|masks)_\d+\.npy")
 _NAMES = "|".join([_STACK_FILE.pattern, *map(re.escape, (MANIFEST, PROGRESS, CURRENT, SCENES, CLASSES))])
 """What lies in a folder of stacks, now and then."""
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", Spot, Place)
 Result = TypeVar("Result")
 
 
@@ -103,15 +103,15 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
     _check_numbers(config)
     _check_given(config)
     folder = Path(config.out)
-    stamps = _stamps(config)
+    listed = find_chips(config)
+    stamps = _stamps(config, listed)
     own = OwnFolder(folder, "stacks", _NAMES, "stacks")
-    with open_inputs(config) as inputs, _locked(own):
-        sources = [*inputs.stack.identity(), *inputs.labels.identity()]
-        parameters = _parameters(inputs)
+    with Chips(listed) as chips, _locked(own):
+        inputs = chips.first
+        parameters = _parameters(config, inputs)
         moments = [{"changed": m} for m in moments_of(stamps)]
         # What an item or product says of its numbers lies in none of the files that are hashed.
-        found = inputs.stack.scenes.provenance if inputs.stack.scenes else []
-        key = _key_of([*sources, *moments, *found, inputs.labels.legend.to_json()], parameters)
+        key = _key_of([*chips.sources, *moments, *chips.found, inputs.labels.legend.to_json()], parameters)
         # Of workers of a killed run, some may still be at work for it.
         for name in (CURRENT, SCENES):
             own.remove(name)
@@ -121,10 +121,11 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
             _clear(own, config)
             if (folder / MANIFEST).exists():
                 return _finished(own, key)
-        with _open_crew(inputs, own, key) as crew:
-            progress = _surveyed(crew, inputs, own, key, replacing=replacing)
-            places = plan_places(progress.counts, inputs.stack.grid, config)
-            _check_classes(inputs, places)
+        with _open_crew(config, chips, own, key) as crew:
+            grounds = chips.grounds()
+            progress = _surveyed(crew, config, chips, own, key, replacing=replacing)
+            places = plan_places(progress.counts, grounds, config)
+            _check_classes(config, chips, places)
             _check_room(folder, progress, places, replacing=replacing)
             if replacing:
                 # What had to be refused was refused while the finished stacks were still there.
@@ -135,12 +136,12 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
                 progress.add(done)
         # What workers left that were killed meanwhile.
         remove_leftovers(folder)
-        if _stamps(config) != stamps:
+        if _stamps(config, listed) != stamps:
             raise InputError(
                 f"cannot finish '{folder}', since an input was changed while it was read",
                 "Run the same command again when the inputs are complete.",
             )
-        manifest = _manifest(inputs, progress, places, sources, parameters)
+        manifest = _manifest(config, chips, progress, places, parameters)
         if not write_scheme(inputs.labels.scheme, folder / CLASSES):
             logger.warning(
                 "'%s' is left as it is, since it holds other classes than the stacks; theirs are in '%s'",
@@ -170,12 +171,11 @@ def _lists_all(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _open_crew(inputs: Inputs, own: OwnFolder, key: str) -> Iterator[Crew]:
+def _open_crew(config: PreprocessConfig, chips: Chips, own: OwnFolder, key: str) -> Iterator[Crew]:
     """Who does the work, as ``--dask`` says."""
-    config = inputs.config
 
     def here(work: Callable[[Inputs, Item], Result], items: Sequence[Item], what: Any) -> Iterator[Result]:
-        return (work(inputs, item) for item in items)
+        return (work(chips.at(item.chip), item) for item in items)
 
     if config.dask is None:
         yield here
@@ -186,8 +186,8 @@ def _open_crew(inputs: Inputs, own: OwnFolder, key: str) -> Iterator[Crew]:
         for name in (CURRENT, SCENES):
             kept.callback(own.remove, name)
         write_document(current, {"key": key})
-        if inputs.stack.scenes:
-            inputs.stack.scenes.write(listed)
+        if chips.scenes:
+            chips.scenes.write(listed)
 
         def away(
             work: Callable[[Inputs, Item], Result], items: Sequence[Item], what: Callable[[Item], str]
@@ -222,6 +222,11 @@ def _check_given(config: PreprocessConfig) -> None:
             f"cannot tell what to cut, since of --bands and --scenes {given}, expected one of them",
             "Type --bands with the files of one mosaic, or --scenes with many scenes.",
         )
+    if config.labels is None and not (config.bands and config.bands[0].lower().endswith(".csv")):
+        raise InputError(
+            "cannot cut stacks without labels, since --labels is not given",
+            "Type --labels with a raster or vector file of classes.",
+        )
     if config.workers is not None and config.dask not in ("local", "slurm"):
         raise InputError(
             "cannot use --workers without --dask local or slurm, since only these start workers",
@@ -234,9 +239,8 @@ def _check_given(config: PreprocessConfig) -> None:
         )
 
 
-def _parameters(inputs: Inputs) -> dict[str, Any]:
+def _parameters(config: PreprocessConfig, inputs: Inputs) -> dict[str, Any]:
     """What decides the stacks beside the content of the inputs; paths by their last part only."""
-    config = inputs.config
     values = dataclasses.asdict(config)
     where = [field.name for field in dataclasses.fields(ClusterConfig)]
     for name in ("out", "overwrite", "restart", "allow_vrt", "allow_remote", *where):
@@ -260,8 +264,9 @@ def _key_of(sources: Sequence[dict[str, Any]], parameters: dict[str, Any]) -> st
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _stamps(config: PreprocessConfig) -> list[Stamp]:
-    return stamps_of(paths_of(config), allow_vrt=config.allow_vrt)
+def _stamps(config: PreprocessConfig, chips: Sequence[Chip]) -> list[Stamp]:
+    paths = dict.fromkeys(path for chip in chips for path in paths_of(chip.config))
+    return stamps_of(list(paths), allow_vrt=config.allow_vrt)
 
 
 def _clear(own: OwnFolder, config: PreprocessConfig) -> None:
@@ -305,29 +310,39 @@ def _finished(own: OwnFolder, key: str) -> Manifest:
     return manifest
 
 
-def _surveyed(crew: Crew, inputs: Inputs, own: OwnFolder, key: str, *, replacing: bool) -> Progress:
+def _surveyed(
+    crew: Crew, config: PreprocessConfig, chips: Chips, own: OwnFolder, key: str, *, replacing: bool
+) -> Progress:
     """What is finished, once the classes of every place are counted; refuses unknown codes."""
-    grid, labels, config = inputs.stack.grid, inputs.labels, inputs.config
-    windows = candidate_windows(grid.height, grid.width, config.size)
-    progress = open_progress(own, key, len(windows), len(labels.legend), replacing=replacing)
-    missing = [(number, windows[number]) for number in progress.unsurveyed]
+    spots = candidate_spots([Ground(grid) for grid in chips.grids], config.size)
+    labels = chips.first.labels
+    progress = open_progress(own, key, len(spots), len(labels.legend), replacing=replacing)
+    missing = [spots[number] for number in progress.unsurveyed]
     if not missing:
         return progress
-    codes: Counter[int] = Counter()
-    squares = list(squares_of(grid.extent, 2048))
-    for found in _shown(crew(count_labels, squares, _at), len(squares), "checking labels"):
-        codes += found
-    labels.check(codes)
-    lost = 1 - sum(w.height * w.width for w in windows) / (grid.height * grid.width)
+    codes: dict[int, Counter[int]] = {}
+    squares = [
+        Spot(0, square, chip)
+        for chip, grid in enumerate(chips.grids)
+        for square in squares_of(grid.extent, 2048)
+    ]
+    counted = _shown(crew(count_labels, squares, _at), len(squares), "checking labels")
+    # A cluster counts in any order, of one mosaic alone.
+    for square, found in zip(squares, counted, strict=True):
+        codes[square.chip] = codes.get(square.chip, Counter()) + found
+    for chip, counts in codes.items():
+        chips.at(chip).labels.check(counts)
+    pixels = sum(grid.height * grid.width for grid in chips.grids)
+    lost = 1 - sum(spot.window.height * spot.window.width for spot in spots) / pixels
     if lost > 0:
         logger.info("%.1f %% of the mosaic are strips too narrow for a stack", 100 * lost)
-    for done in _shown(crew(survey, missing, lambda p: _at(p[1])), len(missing), "counting classes"):
+    for done in _shown(crew(survey, missing, _at), len(missing), "counting classes"):
         progress.add(done)
     return progress
 
 
-def _at(window: Window) -> str:
-    return f"the place at row {window.row}, column {window.col}"
+def _at(spot: Spot) -> str:
+    return f"the place at row {spot.window.row}, column {spot.window.col}"
 
 
 def _check_room(folder: Path, progress: Progress, places: Sequence[Place], *, replacing: bool) -> None:
@@ -339,18 +354,19 @@ def _check_room(folder: Path, progress: Progress, places: Sequence[Place], *, re
 
 
 def _manifest(
-    inputs: Inputs, progress: Progress, places: Sequence[Place],
-    sources: Sequence[dict[str, Any]], parameters: dict[str, Any],
+    config: PreprocessConfig, chips: Chips, progress: Progress, places: Sequence[Place],
+    parameters: dict[str, Any],
 ) -> Manifest:  # fmt: skip
-    stack, labels = inputs.stack, inputs.labels
+    stack, labels = chips.first.stack, chips.first.labels
+    sources = {json.dumps(source, sort_keys=True): source for source in chips.sources}
     # In the order of the plan, under the folder's name here, whoever wrote them.
-    stacks = tuple(_in_folder(progress.stacks[place.name], inputs) for place in places)
+    stacks = tuple(_in_folder(progress.stacks[place.name], config) for place in places)
     statistics = progress.moments.statistics
     if not any(file.split == "train" for file in stacks):
         # Nothing here trains: these say what the imagery is like, and no training takes them.
         statistics = functools.reduce(Statistics.merge, [s.statistics for s in stacks if s.statistics])
     manifest = Manifest(
-        folder=Path(inputs.config.out),
+        folder=Path(config.out),
         channels=tuple(
             {"name": name, "unit": unit, "coding": stack.coding.get(name, "read")}
             for name, unit in channel_units().items()
@@ -359,25 +375,21 @@ def _manifest(
         legend=labels.legend,
         stacks=stacks,
         statistics=statistics,
-        sources=tuple(sources),
+        sources=tuple(sources.values() if chips.are_many else chips.sources),
         parameters=parameters,
-        provenance={
-            **stack.provenance,
-            "coverage": progress.coverage.to_json(),
-            "labels": labels.describe(),
-        },
+        provenance={**chips.provenance, "coverage": progress.coverage.to_json()},
         key=progress.key,
     )
     _warn_of_rare_classes(manifest)
     return manifest
 
 
-def _in_folder(file: StackFile, inputs: Inputs) -> StackFile:
-    folder = Path(inputs.config.out)
+def _in_folder(file: StackFile, config: PreprocessConfig) -> StackFile:
+    folder = Path(config.out)
     return dataclasses.replace(file, image=folder / file.image.name, masks=folder / file.masks.name)
 
 
-def _check_classes(inputs: Inputs, places: Sequence[Place]) -> None:
+def _check_classes(config: PreprocessConfig, chips: Chips, places: Sequence[Place]) -> None:
     """Refuse training stacks of fewer than two classes, reading no more of them than shows two."""
     if all(place.split != "train" for place in places):
         return
@@ -385,14 +397,14 @@ def _check_classes(inputs: Inputs, places: Sequence[Place]) -> None:
     for place in places:
         if place.split != "train":
             continue
-        for _, classes in strips_of(inputs, place):
+        for _, classes in strips_of(chips.at(place.chip), place):
             present |= set(np.unique(classes).tolist()) - {IGNORE}
             if len(present) > 1:
                 return
-    names = [c.name for c in inputs.labels.legend.classes if c.number in present]
+    names = [c.name for c in chips.first.labels.legend.classes if c.number in present]
     has = f"only '{names[0]}'" if names else "no class at all"
     raise InputError(
-        f"cannot train on the stacks in '{inputs.config.out}', since their labels hold {has}, "
+        f"cannot train on the stacks in '{config.out}', since their labels hold {has}, "
         "expected two classes at least",
         "Give a larger mosaic, a smaller --gap or --border-ignore, or another --scheme.",
     )

@@ -33,7 +33,7 @@ from lulc.datasets.manifest import StackFile
 from lulc.distributed.cluster import UnfitWorkerError
 from lulc.labels.labels import Labels, near_borders, open_labels
 from lulc.labels.schemes import load_scheme
-from lulc.preprocessing.plan import Place
+from lulc.preprocessing.plan import Place, Spot
 from lulc.rasters.guards import is_address
 from lulc.rasters.scenes import Scenes, find_scenes, read_scenes
 from lulc.rasters.sources import stamps_of
@@ -129,8 +129,8 @@ def anywhere(config: PreprocessConfig) -> PreprocessConfig:
 @contextlib.contextmanager
 def open_inputs(config: PreprocessConfig, found: Scenes | None = None) -> Iterator[Inputs]:
     """Open mosaic and labels; of scenes that another process has `found`, only those that are read."""
+    assert config.labels is not None
     with (
-        rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE),
         open_stack(config.bands, config.indices, config, scenes=found or config.scenes) as stack,
         open_labels(
             config.labels, stack.grid, load_scheme(config.scheme, config.codes) if config.scheme else None,
@@ -141,14 +141,14 @@ def open_inputs(config: PreprocessConfig, found: Scenes | None = None) -> Iterat
         yield Inputs(config, stack, labels)
 
 
-def count_labels(inputs: Inputs, window: Window) -> Counter[int]:
+def count_labels(inputs: Inputs, spot: Spot) -> Counter[int]:
     """Source codes of a window, with their pixels."""
-    return inputs.labels.count(window)
+    return inputs.labels.count(spot.window)
 
 
-def survey(inputs: Inputs, place: tuple[int, Window]) -> Survey:
+def survey(inputs: Inputs, spot: Spot) -> Survey:
     """Count the labelled valid pixels of each class at a numbered place."""
-    number, window = place
+    number, window, _ = spot
     counts = np.zeros(256, np.int64)
     coverage = Coverage()
     for part in squares_of(window, 1024):
@@ -190,6 +190,7 @@ def cut(inputs: Inputs, place: Place) -> Cut:
         window=window,
         statistics=moments.statistics,
         sha256=sha256,
+        group=place.group,
     )
     return Cut(file, moments)
 
@@ -210,11 +211,11 @@ def strips_of(inputs: Inputs, place: Place) -> Iterator[tuple[np.ndarray, np.nda
 
 def at_work(site: Site, work: Callable[[Inputs, Item], Result], item: Item) -> Result:
     """In another process: the result of `survey`, `cut` or `count_labels` on inputs that stay open."""
-    if site not in _OPENED:
-        for kept in list(_OPENED):
-            _OPENED.pop(kept)[1].close()
-        _OPENED[site] = _open_at(site)
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
+        if site not in _OPENED:
+            for kept in list(_OPENED):
+                _OPENED.pop(kept)[1].close()
+            _OPENED[site] = _open_at(site)
         return work(_OPENED[site][0], item)
 
 
@@ -269,9 +270,7 @@ def _masked_labels(labels: Labels, window: Window, border: int) -> np.ndarray:
     """Class numbers of a window, 255 within `border` pixels of another class: uint8 (y, x)."""
     if not border:
         return labels.read(window)
-    grown = Window(
-        window.row - border, window.col - border, window.height + 2 * border, window.width + 2 * border
-    ).intersect(labels.grid.extent)
+    grown = window.grow(border).intersect(labels.grid.extent)
     classes = labels.read(grown)
     classes[near_borders(classes, border)] = IGNORE
     return classes[window.relative_to(grown).slices].copy()

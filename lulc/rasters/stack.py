@@ -304,7 +304,8 @@ def open_stack(
         classified = any(mosaic.left_out for mosaic in (main, *fills))
         masks = opened.enter_context(open_masks(config, grid, classified=classified))
         opened.pop_all()
-    _log_left_out([*sources, *given], {*needed, *read})
+    numbered = bool(config.band_names or config.index_names)
+    _log_left_out([*sources, *given], {*needed, *read}, by_number=numbered)
     return Stack(grid, channels, main, fills, index, masks)
 
 
@@ -410,8 +411,10 @@ def _interleave(planes: np.ndarray, image: np.ndarray) -> None:
         image[row : row + _STRIP] = planes[:, row : row + _STRIP].transpose(1, 2, 0)
 
 
-def _log_left_out(sources: Sequence[Source], used: set[str]) -> None:
+def _log_left_out(sources: Sequence[Source], used: set[str], *, by_number: bool) -> None:
     for source in sources:
+        if by_number and not any(source.names):
+            continue
         extra = [str(n or "(unnamed)") for n in source.names if n not in used]
         if extra and len(extra) < len(source.names):
             logger.info("left out of '%s': %s", source.path, ", ".join(extra))

@@ -241,6 +241,20 @@ def cut_ahead(
         generator.release()
 
 
+def pad_small(tiles: Sequence[Tile], crop_sizes: Sequence[int], rotations: int, option: str) -> list[Tile]:
+    """Return stacks of which the smallest crop fits all, where it fits one: smaller ones are padded."""
+    angles = [k * 360 / rotations for k in range(rotations)]
+    least = _outer(min(crop_sizes), angles)
+    small = [tile for tile in tiles if tile.side < least]
+    if not small or len(small) == len(tiles):
+        return list(tiles)
+    logger.info(
+        "%d of %d stacks are padded with invalid pixels, since the smallest crop of %s needs %d pixels",
+        len(small), len(tiles), option, least,
+    )  # fmt: skip
+    return [tile.padded(least) for tile in tiles]
+
+
 def _fitting(tiles: Sequence[Tile], config: BatchConfig) -> tuple[list[tuple[Tile, list[int]]], list[int]]:
     """Return the sides that fit each stack at every angle, and the numbers of these stacks.
 

@@ -14,7 +14,7 @@ from lulc.config import TrainConfig
 from lulc.core.schema import InputError
 from lulc.models import backend
 from lulc.training.data.augmentation import Augmentation, Jitter, flip
-from lulc.training.data.batches import BatchConfig, TileGenerator
+from lulc.training.data.batches import BatchConfig, TileGenerator, pad_small
 from lulc.training.data.dataset import Dataset, class_targets
 from lulc.training.data.masking import MaskedCrops
 from lulc.training.data.on_device import ResidentCrops
@@ -51,6 +51,7 @@ def training_crops(config: TrainConfig, dataset: Dataset, own: range | None = No
         If no crop fits a stack, or bands are to be changed that the stacks don't have.
     """
     batches = _common(config, dataset)
+    tiles = pad_small(dataset.training, config.crop_sizes, config.rotations, "--crop-sizes")
     batches |= {
         "steps": config.steps,
         "crop_sizes": config.crop_sizes,
@@ -61,24 +62,25 @@ def training_crops(config: TrainConfig, dataset: Dataset, own: range | None = No
     }
     if config.rare_classes or config.balance != "stacks":
         kept = KEPT if config.rare_classes else 0
-        labelled = LabelledPixels(dataset.training, batches["targets"], config.seed, kept)
+        labelled = LabelledPixels(tiles, batches["targets"], config.seed, kept)
         if config.rare_classes:
             batches["sampler"] = ClassSampler(labelled, config.rare_classes, config.rare_temperature)
         batches["stack_weights"] = stack_weights(labelled, config.balance, config.rare_temperature).tolist()
     kind = ResidentCrops if config.stacks_on == "device" else _kind(config, dataset)
-    return kind(dataset.training, BatchConfig(**batches))
+    return kind(tiles, BatchConfig(**batches))
 
 
 def validation_crops(config: TrainConfig, dataset: Dataset, own: range | None = None) -> TileGenerator:
     """Return the batches to validate on: crops cut anywhere, without augmentation."""
+    option, sizes = "--validation-crop-sizes", config.validation_crop_sizes
     batches = BatchConfig(
         steps=config.validation_steps,
-        crop_sizes=config.validation_crop_sizes,
+        crop_sizes=sizes,
         own_crops=own,
-        option="--validation-crop-sizes",
+        option=option,
         **_common(config, dataset),
     )
-    return _kind(config, dataset)(dataset.validation, batches)
+    return _kind(config, dataset)(pad_small(dataset.validation, sizes, 1, option), batches)
 
 
 def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:

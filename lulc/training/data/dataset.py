@@ -20,7 +20,7 @@ from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.statistics import Statistics
 from lulc.core.storage import sha256_of
 from lulc.core.windows import Window
-from lulc.datasets.arrays import Layers
+from lulc.datasets.arrays import Layers, Padded
 from lulc.datasets.loading import find_overlaps, load_manifest
 from lulc.datasets.manifest import MANIFEST, Manifest, StackFile, ground_of, open_tile
 from lulc.rasters.sources import Stamp, stamps_of
@@ -55,6 +55,15 @@ class Tile:
     def side(self) -> int:
         """The shorter side in pixels."""
         return min(self.image.shape[:2])
+
+    def padded(self, side: int) -> Tile:
+        """Return this stack with invalid pixels below and to the right, so that no side is shorter."""
+        if self.side >= side:
+            return self
+        height, width, bands = self.image.shape
+        shape = (max(height, side), max(width, side))
+        image = Padded(self.image, (*shape, bands), np.nan)
+        return dataclasses.replace(self, image=image, masks=Padded(self.masks, shape, IGNORE))
 
 
 @dataclass(frozen=True)
@@ -270,6 +279,8 @@ def _by_scene(manifests: Sequence[Manifest]) -> _Groups:
 
 def _scenes_of(manifest: Manifest, stack: StackFile) -> set[str]:
     """Names of the images that a stack was cut from, each with its checksum where the manifest knows it."""
+    if stack.group:
+        return {stack.group}
     found = set()
     for scene in manifest.provenance.get("scenes", ()):
         place = Window(*scene["window"]).intersect(stack.window) if stack.window else None
