@@ -48,7 +48,9 @@ def test_local_workers_continue_what_a_share_began_and_make_the_bytes_of_one_pro
     result = classify(dataclasses.replace(many, dask="local", workers=2))
     assert result.engine == "openvino"
     assert Path("many.tif").read_bytes() == Path("one.tif").read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["many.tif", "mosaic.tif", "one.tif"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "many.qml", "many.tif", "mosaic.tif", "one.qml", "one.tif",
+    ]  # fmt: skip
     left = {p for p in psutil.Process().children(recursive=True) if "spawn" in " ".join(p.cmdline())}
     assert not left - before
 

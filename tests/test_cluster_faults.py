@@ -148,7 +148,7 @@ def place(tmp_path: Path, undisturbed: Undisturbed) -> Iterator[Place]:
 
 def whole(place: Place, undisturbed: Undisturbed) -> bool:
     """The map is as expected, and nothing else is left."""
-    assert sorted(p.name for p in place.folder.glob("map*")) == ["map.tif"], place.said()
+    assert sorted(p.name for p in place.folder.glob("map*")) == ["map.qml", "map.tif"], place.said()
     return place.out.read_bytes() == undisturbed.content
 
 

@@ -183,7 +183,8 @@ def test_the_map_on_disk_is_the_whole_pass(tmp_path: Path, model: Path, activati
     assert sum(result.counts.values()) == (~invalid).sum()
     with open_map(tmp_path / "map.tif") as opened:
         assert opened.legend == LEGEND
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.tif", "mosaic.tif"]
+    table = ["map.tif.aux.xml"] if activations == "none" else []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.qml", "map.tif", *table, "mosaic.tif"]
 
 
 def test_window_batch_and_parts_do_not_change_the_classes(tmp_path: Path, model: Path) -> None:

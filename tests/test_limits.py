@@ -157,7 +157,7 @@ def test_a_disk_that_fills_up_ends_a_classification_that_continues_when_there_is
     fast()
     assert make_classifications(arguments) == make_classifications(mapping) == 0
     assert (small_disk / "map.tif").read_bytes() == (tmp_path / "out" / "map.tif").read_bytes()
-    assert [p.name for p in small_disk.iterdir()] == ["map.tif"]
+    assert sorted(p.name for p in small_disk.iterdir()) == ["map.qml", "map.tif"]
 
 
 def test_a_disk_that_fills_up_ends_preprocessing_that_continues_when_there_is_room(
@@ -389,7 +389,7 @@ def test_files_and_threads_are_given_back(tmp_path: Path, mapping: list[str], fa
         assert make_classifications(mapping) == 1
     assert len(os.listdir("/proc/self/fd")) <= files
     assert threading.active_count() <= threads
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["map.tif"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["map.qml", "map.tif"]
 
 
 def test_what_an_interrupted_run_has_written_is_not_asked_for_again(

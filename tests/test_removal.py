@@ -139,7 +139,7 @@ def test_a_file_that_a_user_puts_among_the_parts_is_named_and_stays(
     (parts / "notes" / "thesis.txt").rename(tmp_path / "thesis.txt")
     (parts / "notes").rmdir()
     assert make_classifications(mapping) == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["map.tif"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["map.qml", "map.tif"]
 
 
 def test_a_file_that_a_user_puts_among_the_parts_while_they_are_made_stays(
@@ -155,7 +155,9 @@ def test_a_file_that_a_user_puts_among_the_parts_while_they_are_made_stays(
 
     monkeypatch.setattr(classify, "_finish", put)
     assert make_classifications(mapping) == 0
-    assert contents(tmp_path / "out").keys() == {"map.tif", "map.tif.parts", "map.tif.parts/thesis.txt"}
+    assert contents(tmp_path / "out").keys() == {
+        "map.qml", "map.tif", "map.tif.parts", "map.tif.parts/thesis.txt",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
@@ -178,7 +180,7 @@ def test_hidden_names_that_only_look_like_ours_are_untouched(
     assert make_classifications(mapping) == 0
     assert make_classifications([*mapping, "--overwrite"]) == 0
     after = contents(out)
-    after.pop("map.tif")
+    assert after.pop("map.tif") and after.pop("map.qml")
     assert after == before
 
 

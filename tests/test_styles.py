@@ -15,7 +15,17 @@ import pytest
 import rasterio
 
 from lulc.cli.export_map import main
-from lulc.export.styles import Entry, attribute_table, count_entries, qml, sld
+from lulc.cli.make_classifications import main as make_classifications
+from lulc.export.styles import (
+    Entry,
+    attribute_table,
+    count_entries,
+    entries_of_counts,
+    is_own,
+    qml,
+    sld,
+    style_map,
+)
 from lulc.maps.reader import REST, open_map
 
 WriteMap = Callable[..., Path]
@@ -89,10 +99,46 @@ def test_without_outputs_the_styles_lie_beside_the_map_and_equal_runs_give_equal
     written = [tmp_path / name for name in ("map.qml", "map.sld", "map.tif.aux.xml")]
     assert capsys.readouterr().out.split() == [str(w) for w in written]
     first = [w.read_bytes() for w in written]
+    # Styles that nobody changed are replaced unasked, others are not.
+    assert main([str(path)]) == 0
+    assert [w.read_bytes() for w in written] == first
+    written[0].write_text(written[0].read_text().replace("Forest", "Wood"))
     assert main([str(path)]) == 1
     assert "exists already" in capsys.readouterr().err
     assert main([str(path), "--overwrite"]) == 0
     assert [w.read_bytes() for w in written] == first
+
+
+def test_a_style_of_the_users_beside_a_map_is_never_replaced(
+    tmp_path: Path, write_map: WriteMap, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_map(tmp_path / "map.tif", activations="none")
+    style, table = tmp_path / "map.qml", tmp_path / "map.tif.aux.xml"
+    style.write_text("<qgis>my colours</qgis>\n")
+    table.symlink_to(tmp_path / "elsewhere.xml")
+    with open_map(path) as land_cover:
+        style_map(land_cover, count_entries(land_cover), path)
+    assert style.read_text() == "<qgis>my colours</qgis>\n"
+    assert table.is_symlink() and not (tmp_path / "elsewhere.xml").exists()
+    assert sum("is left as it is" in message for message in caplog.messages) == 2
+
+
+def test_the_table_of_a_replaced_map_does_not_stay(tmp_path: Path, write_map: WriteMap) -> None:
+    for activations, exists in (("none", True), ("float32", False)):
+        path = write_map(tmp_path / "map.tif", activations=activations)
+        with open_map(path) as land_cover:
+            style_map(land_cover, count_entries(land_cover), path)
+        assert (tmp_path / "map.tif.aux.xml").exists() == exists and is_own(tmp_path / "map.qml")
+
+
+@pytest.mark.parametrize("names", [("Water",), ("Water", "Forest")])
+@pytest.mark.parametrize("activations", ["float32", "none"])
+def test_counts_by_number_of_the_file_make_the_entries_of_the_map(
+    tmp_path: Path, write_map: WriteMap, names: tuple[str, ...], activations: str
+) -> None:
+    path = write_map(tmp_path / "map.tif", names=names, activations=activations)
+    with open_map(path) as land_cover:
+        assert entries_of_counts(land_cover, counts_by_rasterio(path)) == count_entries(land_cover)
 
 
 def test_gdal_finds_the_attribute_table_by_itself(tmp_path: Path, write_map: WriteMap) -> None:
@@ -164,19 +210,67 @@ def colors_of(text: str) -> list[tuple[str | None, ...]]:
     return [(e.get("quantity"), e.get("color"), e.get("label")) for e in found]
 
 
-@pytest.mark.stress
-def test_qgis_shows_every_form_of_a_map_in_the_colours_of_its_legend(
-    tmp_path: Path, write_map: WriteMap
-) -> None:
+Python = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def qgis(tmp_path: Path) -> Python:
+    """Run a program in the interpreter of QGIS; skips where there is none."""
     environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen", "XDG_RUNTIME_DIR": str(tmp_path)}
     environment.pop("PYTHONPATH", None)
 
-    def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [SYSTEM_PYTHON, "-c", *arguments]
+    def python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [SYSTEM_PYTHON, "-c", *map(str, arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     if not os.path.exists(SYSTEM_PYTHON) or python("import qgis.core").returncode:
         pytest.skip("needs QGIS for Python (Debian: python3-qgis)")
+    return python
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ([], "map.tif"),
+        (["--activations", "none"], "map.tif"),
+        (["--sieve", "20"], "map_sieved.tif"),
+        (["--tiles", "--date", "2018-07-01"], "map.vrt"),
+        (["--tiles", "--date", "2018-07-01", "--activations", "none"], "map.vrt"),
+    ],
+)
+def test_qgis_shows_a_map_rightly_as_it_was_made(
+    tmp_path: Path,
+    tiny_model: Path,
+    write_bands: Callable[..., Path],
+    qgis: Python,
+    options: list[str],
+    shown: str,
+) -> None:
+    mosaic = write_bands(tmp_path / "mosaic.tif", 300, 400)
+    out = tmp_path / "map" if "--tiles" in options else tmp_path / "map.tif"
+    scaling = ["--scale", "0.0001", "--offset", "0", "--part", "256", "-q"]
+    assert make_classifications([str(tiny_model), str(mosaic), str(out), *scaling, *options]) == 0
+    source = (out if out.is_dir() else tmp_path) / shown
+    with open_map(source, allow_vrt=True) as land_cover:
+        entries = count_entries(land_cover)
+    picture = tmp_path / "picture.png"
+    ended = qgis(QGIS, source, "", tmp_path / "qgis.sld", picture)
+    assert ended.returncode == 0, ended.stderr
+    expected = [(e.value, e.name, e.color) for e in entries]
+    assert ended.stdout.splitlines()[0] == str(expected)
+    colors = {e.value: [int(e.color[k : k + 2], 16) for k in (1, 3, 5)] for e in entries}
+    with rasterio.open(source) as file, rasterio.open(picture) as painted:
+        classes, found = file.read(1, masked=True), np.moveaxis(painted.read([1, 2, 3]), 0, -1)
+    assert found.shape[:2] == classes.shape and len(np.unique(classes.compressed())) > 1
+    for value in np.unique(classes.compressed()):
+        assert (found[(classes == value).filled(False)] == colors[int(value)]).all()
+
+
+@pytest.mark.stress
+def test_qgis_shows_every_form_of_a_map_in_the_colours_of_its_legend(
+    tmp_path: Path, write_map: WriteMap, qgis: Python
+) -> None:
     path = write_map(tmp_path / "map.tif")
     vrt, netcdf, zarr = tmp_path / "map.vrt", tmp_path / "map.nc", tmp_path / "map.zarr"
     gdal("gdal_translate", "-q", "-of", "VRT", path, vrt)
@@ -193,7 +287,7 @@ def test_qgis_shows_every_form_of_a_map_in_the_colours_of_its_legend(
         (path, ""), (vrt, ""), (path, style), (f"NETCDF:{netcdf}:land_cover", style),
         (f'ZARR:"{zarr}":/land_cover', style),
     ):  # fmt: skip
-        ended = python(QGIS, str(source), str(given), str(sld), str(picture))
+        ended = qgis(QGIS, source, given, sld, picture)
         assert ended.returncode == 0, (source, ended.stderr)
         assert ended.stdout.splitlines() == [
             str(expected), "EPSG:3067 500000,6699300 : 500900,6700000"

@@ -183,7 +183,7 @@ def kill_classification(maps: Maps, kills: int) -> None:
             assert maps.finish("--overwrite") == 0
         assert maps.out.read_bytes() == expected
         assert maps.calls() <= of_a_map + now * of_a_part
-        assert sorted(p.name for p in maps.out.parent.glob("map*")) == ["map.tif"]
+        assert sorted(p.name for p in maps.out.parent.glob("map*")) == ["map.qml", "map.tif"]
     assert hits >= kills
 
 

@@ -161,7 +161,7 @@ def _check_outputs(outputs: Sequence[Path], source: Path, *, overwrite: bool) ->
     for out in outputs:
         if out.resolve() == source.resolve():
             raise InputError(f"cannot write '{out}', since it is the input", "Give another output.")
-        if out.exists() and not overwrite:
+        if out.exists() and not overwrite and not styles.is_own(out):
             raise InputError(
                 f"cannot write '{out}', since it exists already",
                 "Give another output, or add --overwrite to replace it.",

@@ -1,22 +1,36 @@
 """Styles of the class band for other programs: QGIS (.qml), OGC (.sld), GDAL's raster attribute table.
 
-Each is text that depends on the legend (the table also on the pixel counts) and on nothing else.
+Each is text that depends on the legend (the table also on the pixel counts) and on nothing else. Its last
+line is a seal, by which the toolkit tells its own styles, which it may replace, from those of users.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
+import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from lulc.core.removal import withdraw
 from lulc.core.schema import UNCLASSIFIED
 from lulc.core.storage import write_atomically
 from lulc.core.text import printable
 from lulc.core.windows import squares_of
-from lulc.maps.reader import ClassMap
+from lulc.maps.reader import REST, ClassMap
+
+logger = logging.getLogger("lulc")
+
+MAX_BYTES = 10_000_000
+"""Largest file that may be a style of this toolkit; one of 254 classes has 60 kB."""
+
+_SEAL = "<!-- written by lulc, seal {} -->\n"
+_SEALED = re.compile(_SEAL.format("([0-9a-f]{64})") + r"\Z")
 
 UNCLASSIFIED_NAME, UNCLASSIFIED_COLOR = "Unclassified", "#000000"
 
@@ -64,6 +78,16 @@ def describe_entries(land_cover: ClassMap, counts: Sequence[int] | np.ndarray) -
         unclassified = int(counts[UNCLASSIFIED])
         entries.append(Entry(UNCLASSIFIED, UNCLASSIFIED_NAME, UNCLASSIFIED_COLOR, unclassified))
     return tuple(sorted(entries, key=lambda e: e.value))
+
+
+def entries_of_counts(land_cover: ClassMap, counts: Mapping[int, int]) -> tuple[Entry, ...]:
+    """As `count_entries`, from the counts that a classification made, by number in the file."""
+    by_number = np.zeros(256, np.int64)
+    by_number[list(counts)] = list(counts.values())
+    if land_cover.legend.classes[-1] == REST:
+        # A map of one class calls the rest 0, its legend a second class.
+        by_number[[REST.number, UNCLASSIFIED]] = by_number[UNCLASSIFIED], 0
+    return describe_entries(land_cover, by_number)
 
 
 def qml(entries: Iterable[Entry]) -> str:
@@ -127,8 +151,13 @@ def attribute_table(entries: Iterable[Entry]) -> str:
     ----------
     GDAL documentation, "Raster data model" (raster attribute table) and "GDAL auxiliary metadata".
     """
+    entries = tuple(entries)
     root = ET.Element("PAMDataset")
     band = ET.SubElement(root, "PAMRasterBand", band="1")
+    names = {e.value: e.name for e in entries}
+    categories = ET.SubElement(band, "CategoryNames")
+    for value in range(max(names, default=-1) + 1):
+        ET.SubElement(categories, "Category").text = names.get(value, "")
     table = ET.SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
     for i, (name, (kind, usage)) in enumerate(_COLUMNS.items()):
         column = ET.SubElement(table, "FieldDefn", index=str(i))
@@ -142,9 +171,53 @@ def attribute_table(entries: Iterable[Entry]) -> str:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a style, whole or not at all."""
+    """Write a style with its seal, whole or not at all."""
     with write_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text + _SEAL.format(_digest(text)), encoding="utf-8")
+
+
+def is_own(path: Path) -> bool:
+    """True for a style that this toolkit wrote and nobody changed since."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_BYTES:
+        return False
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    found = _SEALED.search(text)
+    return found is not None and found[1] == _digest(text[: found.start()])
+
+
+def style_map(land_cover: ClassMap, entries: Sequence[Entry], path: Path) -> None:
+    """Write what QGIS and GDAL show a map with beside it; a style of the user's is left as it is.
+
+    Parameters
+    ----------
+    land_cover
+        The map, which may lie elsewhere still.
+    entries
+        Its values.
+    path
+        Where the map is, or will be: ``map.qml`` lies beside ``map.tif``. A map of class numbers alone also
+        gets ``map.tif.aux.xml`` with the names, since its type allows categories.
+    """
+    table = Path(f"{path}.aux.xml")
+    texts = {path.with_suffix(".qml"): qml(entries)}
+    if not land_cover.has_activations:
+        texts[table] = attribute_table(entries)
+    elif is_own(table):
+        # It tells the pixels of the map that was replaced.
+        withdraw(table)
+    for file, text in texts.items():
+        if is_own(file) or not os.path.lexists(file):
+            write_text(file, text)
+        else:
+            logger.warning(
+                "'%s' is left as it is, since this toolkit did not write it or it was changed: the map may "
+                "be shown with other classes; move it away and type: python export_map.py %s --out %s",
+                file, path, file,
+            )  # fmt: skip
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()
 
 
 def _text(root: ET.Element) -> str:

@@ -29,6 +29,7 @@ from lulc.core.storage import check_disk, rename_durably
 from lulc.core.windows import Plan, PlannedWindow, Window
 from lulc.distributed.cluster import WORKERS, Cluster, ask, open_cluster, run_tasks
 from lulc.engines.registry import Engine
+from lulc.export.styles import count_entries, style_map
 from lulc.inference import memory_plan, worker
 from lulc.inference.job import Job, no_valid_pixel, open_job, pixel_size_problem
 from lulc.inference.journal import Journal, open_journal
@@ -38,6 +39,7 @@ from lulc.inference.sliding_window import Clock, predict_windows, windows_of
 from lulc.inference.worker import Described, output_of, reading, stamps_of_inputs, work_of
 from lulc.maps.blocks import BlockWriter
 from lulc.maps.geotiff import MapProfile, assemble, read_classes, write_part
+from lulc.maps.reader import open_map
 from lulc.rasters.sources import Stamp
 
 logger = logging.getLogger("lulc")
@@ -182,7 +184,7 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
         if not counts:
             run.journal.remove()
             raise no_valid_pixel()
-        further = _finish(run)
+        further = _finish(run, counts)
         end = time.perf_counter()
         stages = {"start": started - begun, "windows": classified - started, "finish": end - classified}
         return ClassificationResult(
@@ -424,7 +426,7 @@ def _make_parts(run: _Run, parts: range) -> int:
     return len(missing)
 
 
-def _finish(run: _Run) -> tuple[Path, ...]:
+def _finish(run: _Run, counts: dict[int, int]) -> tuple[Path, ...]:
     """Assemble the map, derive the further files, then give the map its name and drop the parts."""
     job, journal = run.job, run.journal
     whole = run.output.assemble(run.pool)
@@ -435,6 +437,8 @@ def _finish(run: _Run) -> tuple[Path, ...]:
         target = sieved_path(job.out)
         sieved = journal.folder / "sieved.tif"
         _write_sieved(job, whole, sieved, journal.folder, run.pool)
+        with open_map(sieved) as land_cover:
+            style_map(land_cover, count_entries(land_cover), target)
         rename_durably(sieved, target)
     if job.config.polygons:
         # geopandas takes longer to import than most windows to classify.
@@ -443,6 +447,7 @@ def _finish(run: _Run) -> tuple[Path, ...]:
         target = Path(job.config.polygons)
         extents = [part.extent for part in job.plan.parts()]
         write_polygons(target, partial(read_classes, whole), extents, job.stack.grid, job.profile.legend)
+    run.output.style(counts, job.out)
     put(whole, job.out)
     journal.remove()
     return further

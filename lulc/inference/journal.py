@@ -23,7 +23,10 @@ FORMAT_VERSION = 1
 KEY = "key.json"
 CLAIMS = "claims.json"
 
-TILES = r"tiles/(\d+/(\d+-\d+\.(tif|json)|\d+\.vrt|catalog\.json)?)?|collection\.json|map\.vrt"
+TILES = (
+    r"tiles/(\d+/(\d+-\d+\.(tif|json)|\d+\.vrt|catalog\.json)?)?|collection\.json"
+    r"|map\.(vrt|vrt\.aux\.xml|qml)"
+)
 """What a map in tiles consists of: pattern of the paths below its folder."""
 
 _NAMES = (

@@ -21,18 +21,18 @@ import numpy as np
 from lulc.core.documents import write_document
 from lulc.core.grid import GridSpec
 from lulc.core.removal import remove_leftovers, remove_temporary, strangers, temporary_name
-from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError
+from lulc.core.schema import IGNORE, InputError
 from lulc.core.storage import put_folder, rename_durably, sha256_of, write_atomically
 from lulc.core.text import printable
 from lulc.core.windows import Part, Plan, Window
 from lulc.export.stac import belonging, catalog, collection, map_item
-from lulc.export.styles import describe_entries
+from lulc.export.styles import entries_of_counts, is_own, style_map
 from lulc.inference.journal import CLAIMS, TILES, folder_of
 from lulc.maps.blocks import BLOCK
 from lulc.maps.geotiff import MapProfile, PartWriter, assemble, colormap, write_part
-from lulc.maps.reader import REST, open_map
+from lulc.maps.reader import open_map
 
-COLLECTION, MOSAIC = "collection.json", "map.vrt"
+COLLECTION, MOSAIC, STYLE = "collection.json", "map.vrt", "map.qml"
 """Files of a folder of tiles that stand for the whole of it."""
 
 FILE, FOLDER = "map.tif", "result"
@@ -78,6 +78,9 @@ class Output(Protocol):
     def assemble(self, pool: Executor) -> Path:
         """The result of all parts, still beside them."""
 
+    def style(self, counts: dict[int, int], out: Path) -> None:
+        """Write colours and names of the classes for QGIS beside the result, which `out` will name."""
+
 
 class OneFile:
     """A map in one file, assembled from part files.
@@ -111,6 +114,10 @@ class OneFile:
         parts = [(part.extent, self.path_of(part.index)) for part in self._plan.parts()]
         assemble(self._profile, parts, whole, pool)
         return whole
+
+    def style(self, counts: dict[int, int], out: Path) -> None:
+        with open_map(self._folder / FILE) as land_cover:
+            style_map(land_cover, entries_of_counts(land_cover, counts), out)
 
 
 class Tileset:
@@ -184,6 +191,12 @@ class Tileset:
         write_document(self._folder / COLLECTION, whole)
         return self._folder
 
+    def style(self, counts: dict[int, int], out: Path) -> None:
+        """Style the VRT, in the folder that is to be named `out`."""
+        del out
+        with open_map(self._folder / MOSAIC, allow_vrt=True) as land_cover:
+            style_map(land_cover, entries_of_counts(land_cover, counts), self._folder / MOSAIC)
+
     def _describe_row(self, parts: Sequence[Part]) -> tuple[str, Window]:
         """Write VRT and catalog of the tiles of a row; the VRT's name, and where it lies in the map."""
         paths = [self.path_of(part.index) for part in parts]
@@ -198,13 +211,8 @@ class Tileset:
         return vrt.relative_to(self._folder).as_posix(), extent
 
     def _item(self, path: Path, counts: dict[int, int]) -> dict[str, Any]:
-        by_number = np.zeros(256, np.int64)
-        by_number[list(counts)] = list(counts.values())
-        if len(self._profile.legend) == 1:
-            # A map of one class calls the rest 0, its legend a second class.
-            by_number[[REST.number, UNCLASSIFIED]] = by_number[UNCLASSIFIED], 0
         with open_map(path) as tile:
-            entries = describe_entries(tile, by_number)
+            entries = entries_of_counts(tile, counts)
             item = map_item(path, path.parent, tile, entries, self._dates)
         return belonging(item, self._name, _TOP, "catalog.json")
 
@@ -300,7 +308,9 @@ def is_tileset(folder: Path) -> bool:
 
 def check_tiles(folder: Path) -> None:
     """Refuse to replace a folder of tiles that holds anything but them and what GDAL notes beside rasters."""
-    if others := strangers(folder, _REPLACEABLE) if folder.is_dir() else ():
+    others = strangers(folder, _REPLACEABLE) if folder.is_dir() else []
+    others += [STYLE] if (folder / STYLE).exists() and not is_own(folder / STYLE) else []
+    if others:
         raise InputError(
             f"cannot replace '{folder}', since the folder holds '{others[0]}' beside the tiles, which would "
             "be lost, expected tiles alone",
