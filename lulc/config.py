@@ -248,12 +248,15 @@ class PreprocessConfig(InputConfig, RunConfig, ClusterConfig):
     )
     labels: str | None = option(
         None,
-        "label raster, or vector file (GeoPackage, GeoJSON); for chips one file for all, or a pattern whose "
-        "wildcards stand for the same as those of --bands",
+        "label raster, or vector file (GeoPackage, GeoJSON, shapefile, FlatGeobuf, GeoParquet); for chips "
+        "one file for all, or a pattern whose wildcards stand for the same as those of --bands",
         metavar="FILE",
     )
     label_field: str | None = option(
         None, "field of the vector labels that holds the code or name of the class", metavar="NAME"
+    )
+    label_layer: str | None = option(
+        None, "layer of the vector labels, where there are several", metavar="NAME"
     )
     scheme: str | None = option(
         None,
@@ -641,6 +644,9 @@ class EvaluateConfig(Options):
         choices=("auto", "grid", "three-digit"),
     )
     label_field: str | None = option(None, "field of a vector reference that holds the code", metavar="NAME")
+    label_layer: str | None = option(
+        None, "layer of a vector reference, where there are several", metavar="NAME"
+    )
     pine: str | None = option(None, "pine volume raster for clc-fi-13", metavar="RASTER")
     spruce: str | None = option(None, "spruce volume raster for clc-fi-13", metavar="RASTER")
     border: int = option(2, "width of the band along label borders that is also scored apart", unit="pixels")
@@ -722,6 +728,9 @@ class ServeConfig(Options):
         None, "classes of a map whose tags don't hold them, and of the reference, as in preprocess.py"
     )
     label_field: str | None = option(None, "field of a vector reference that holds the code", metavar="NAME")
+    label_layer: str | None = option(
+        None, "layer of a vector reference, where there are several", metavar="NAME"
+    )
     port: int = option(8010, "port on 127.0.0.1; 0 for any that is free")
     allow_vrt: bool = option(
         False, "admit VRTs, as of --tiles, whose files must lie below the folder of the VRT"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import geopandas
 import numpy as np
+import pandas
 import pytest
 import rasterio
 from affine import Affine
@@ -412,18 +415,138 @@ def test_options_without_use_are_refused(tmp_path: Path) -> None:
         load_scheme("worldcover", "grid")
 
 
-def test_lines_several_layers_and_a_missing_crs_are_refused(tmp_path: Path) -> None:
+def test_lines_and_a_missing_crs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="LineString"):
         read_all(features(tmp_path / "a.gpkg", {LineString([(500000, 6799900), (500100, 6799800)]): 1}))
+    frame = geopandas.GeoDataFrame({"code": [1]}, geometry=[SQUARE], crs=UTM)
+    frame.set_crs(None, allow_override=True).to_file(tmp_path / "c.gpkg")
+    with pytest.raises(InputError, match="no CRS") as caught:
+        read_all(str(tmp_path / "c.gpkg"))
+    assert "ogr2ogr -a_srs EPSG:3067" in caught.value.hint
+
+
+def written(path: Path, frame: geopandas.GeoDataFrame) -> str:
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_file(path, engine="pyogrio")
+    return str(path)
+
+
+@pytest.mark.parametrize("crs", [32635, 3067, 4326, 3857])
+@pytest.mark.parametrize("name", ["l.shp", "l.fgb", "l.parquet", "l.gpkg"])
+def test_every_kind_of_vector_file_lands_on_the_same_pixels_from_any_crs(
+    tmp_path: Path, name: str, crs: int
+) -> None:
+    expected = read_all(features(tmp_path / "first.gpkg", {SQUARE: 3, TRIANGLE: 12}))
+    frame = geopandas.read_file(tmp_path / "first.gpkg").to_crs(crs)
+    assert np.mean(read_all(written(tmp_path / name, frame)) == expected) > 0.999
+
+
+@pytest.mark.parametrize("name", ["l.shp", "l.fgb", "l.parquet"])
+def test_texts_and_empty_fields_are_read_from_every_kind_of_vector_file(tmp_path: Path, name: str) -> None:
+    frame = geopandas.GeoDataFrame(
+        {"land": ["Water", None, "Forest"], "number": [7, 8, 9]},
+        geometry=[SQUARE, SQUARE.buffer(-50), TRIANGLE], crs=UTM,
+    )  # fmt: skip
+    with open_labels(written(tmp_path / name, frame), GRID) as labels:
+        assert labels.legend.names == ("Forest", "Water")
+        found = labels.read(GRID.extent)
+    assert (found[12, 12], found[14, 42]) == (2, 1)
+    with pytest.raises(InputError, match="no field 'klass'"):
+        read_all(str(tmp_path / name), field="klass")
+
+
+@pytest.mark.parametrize("name", ["l.shp", "l.fgb", "l.parquet"])
+def test_vector_files_cut_short_are_refused(tmp_path: Path, name: str) -> None:
+    frame = geopandas.GeoDataFrame({"code": [1] * 50}, geometry=[SQUARE] * 50, crs=UTM)
+    path = Path(written(tmp_path / name, frame))
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match=name):
+        read_all(str(path))
+
+
+def test_a_shapefile_without_its_table_or_with_parts_elsewhere_is_refused(tmp_path: Path) -> None:
+    frame = geopandas.GeoDataFrame({"code": [3]}, geometry=[SQUARE], crs=UTM)
+    (tmp_path / "a").mkdir()
+    path = Path(written(tmp_path / "a" / "l.shp", frame))
+    with open_labels(str(path), GRID, SCHEME) as labels:
+        before = labels.identity()[0]["sha256"]
+    table = path.with_suffix(".dbf")
+    table.rename(tmp_path / "l.dbf")
+    with pytest.raises(InputError, match=r"expected l\.dbf beside it"):
+        read_all(str(path))
+    table.symlink_to(tmp_path / "l.dbf")
+    with pytest.raises(InputError, match="nothing outside its folder"):
+        read_all(str(path))
+    table.unlink()
+    written(path, frame.assign(code=4))
+    with open_labels(str(path), GRID, SCHEME) as labels:
+        assert labels.identity()[0]["sha256"] != before
+
+
+def test_one_of_several_layers_is_chosen_by_name(tmp_path: Path) -> None:
     path = tmp_path / "b.gpkg"
     frame = geopandas.GeoDataFrame({"code": [1]}, geometry=[SQUARE], crs=UTM)
-    frame.to_file(path, layer="one")
-    frame.to_file(path, layer="two", mode="a")
-    with pytest.raises(InputError, match="2 layers"):
+    frame.to_file(path, layer="one", engine="pyogrio")
+    frame.assign(code=4).to_file(path, layer="land cover", engine="pyogrio")
+    with pytest.raises(InputError, match=r"2 layers with geometries \(one, land cover\)") as caught:
         read_all(str(path))
-    frame.set_crs(None, allow_override=True).to_file(tmp_path / "c.gpkg")
-    with pytest.raises(InputError, match="no CRS"):
-        read_all(str(tmp_path / "c.gpkg"))
+    assert "--label-layer one" in caught.value.hint
+    assert set(np.unique(read_all(str(path), layer="land cover"))) == {4, 255}
+    assert set(np.unique(read_all(str(path), layer="one"))) == {1, 255}
+    with pytest.raises(InputError, match="has only one, land cover"):
+        read_all(str(path), layer="three")
+    with pytest.raises(InputError) as caught:
+        VectorCodes(str(path), GRID, presence=True)
+    assert f"ogr2ogr {tmp_path}/one.gpkg {path} one" in caught.value.hint
+
+
+def test_a_layer_of_a_raster_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no layers to choose from"):
+        read_all(write(tmp_path / "l.tif", random_codes()), layer="one")
+
+
+def test_metres_in_geojson_without_crs_are_refused_and_degrees_are_read(tmp_path: Path) -> None:
+    features(tmp_path / "l.gpkg", {SQUARE: 3})
+    frame = geopandas.read_file(tmp_path / "l.gpkg")
+
+    def bare(frame: geopandas.GeoDataFrame) -> str:
+        path = tmp_path / "l.geojson"
+        path.write_text(frame.to_json(drop_id=True, to_wgs84=False))
+        content = json.loads(path.read_text())
+        content.pop("crs", None)
+        path.write_text(json.dumps(content))
+        return str(path)
+
+    with pytest.raises(InputError, match="are no degrees") as caught:
+        read_all(bare(frame))
+    assert "ogr2ogr -a_srs EPSG:3067" in caught.value.hint
+    assert (read_all(bare(frame.to_crs(4326))) == 3).sum() == 400
+
+
+def test_a_geoparquet_file_that_unpacks_to_too_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = geopandas.GeoDataFrame({"code": [1] * 5000}, geometry=[SQUARE] * 5000, crs=UTM)
+    monkeypatch.setattr(vectors, "MAX_PARQUET_BYTES", 1000)
+    with pytest.raises(InputError, match="unpacks to"):
+        read_all(written(tmp_path / "l.parquet", frame))
+
+
+def test_a_parquet_table_without_geometry_is_refused(tmp_path: Path) -> None:
+    pandas.DataFrame({"code": [1, 2]}).to_parquet(tmp_path / "l.parquet")
+    with pytest.raises(InputError, match="no GeoParquet"):
+        read_all(str(tmp_path / "l.parquet"))
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = geopandas.GeoDataFrame({"code": [1]}, geometry=[SQUARE], crs=UTM)
+    path = written(tmp_path / "l.parquet", frame)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError) as caught:
+        read_all(path)
+    assert "lulc[parquet]" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -443,7 +566,7 @@ def test_what_is_disguised_as_a_vector_file_is_refused(tmp_path: Path, name: str
         read_all(str(tmp_path / name))
 
 
-@pytest.mark.parametrize("suffix", [".shp", ".fgb", ".gml", ".kml", ".zip", ".SHP"])
+@pytest.mark.parametrize("suffix", [".gml", ".kml", ".zip", ".KML"])
 def test_vector_files_of_other_kinds_are_answered_by_the_conversion(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"labels{suffix}"
     path.write_bytes(b"anything")

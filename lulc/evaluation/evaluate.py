@@ -107,7 +107,8 @@ def _check_asked(config: EvaluateConfig) -> None:
         return
     asked = {
         "--compare": config.compare, "--regions": config.regions, "--label-errors": config.label_errors,
-        "--label-field": config.label_field, "--pine": config.pine, "--spruce": config.spruce,
+        "--label-field": config.label_field, "--label-layer": config.label_layer,
+        "--pine": config.pine, "--spruce": config.spruce,
         "--resample": config.resample or None,
         "--border": None if config.border == EvaluateConfig.border else config.border,
     }  # fmt: skip

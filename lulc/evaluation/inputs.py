@@ -92,7 +92,8 @@ def open_inputs(config: EvaluateConfig, resources: ExitStack) -> Inputs:
         labels = resources.enter_context(
             open_labels(
                 config.reference, grid, given or _scheme_of(the_map, config),
-                field=config.label_field, pine=config.pine, spruce=config.spruce, resample=config.resample,
+                field=config.label_field, layer=config.label_layer, pine=config.pine,
+                spruce=config.spruce, resample=config.resample,
                 **admitted,
             )
         )  # fmt: skip

@@ -303,7 +303,7 @@ class _Reference:
 
         named = EvaluateConfig(
             map=config.map, reference=config.reference, out="", scheme=config.scheme,
-            label_field=config.label_field, allow_vrt=config.allow_vrt,
+            label_field=config.label_field, label_layer=config.label_layer, allow_vrt=config.allow_vrt,
         )  # fmt: skip
         self._inputs = open_inputs(named, resources)
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="lulc-serve-")))

@@ -124,7 +124,12 @@ class Labels(Resource):
         }
         if isinstance(self._codes, VectorCodes) and self._codes.field:
             field = self._codes.field
-            found |= {"field": field.name, "type": field.kind, **dataclasses.asdict(self._codes.losses())}
+            found |= {
+                "layer": self._codes.layer,
+                "field": field.name,
+                "type": field.kind,
+                **dataclasses.asdict(self._codes.losses()),
+            }
         return found | ({"no_data": nodata} if nodata else {})
 
     def classes_of_nodata(self) -> str:
@@ -168,6 +173,7 @@ def open_labels(
     scheme: Scheme | None = None,
     *,
     field: str | None = None,
+    layer: str | None = None,
     pine: str | None = None,
     spruce: str | None = None,
     resample: bool = False,
@@ -179,7 +185,7 @@ def open_labels(
     Parameters
     ----------
     path
-        Raster with one layer of codes, or GeoPackage or GeoJSON of polygons or points.
+        Raster with one layer of codes, or vector file of polygons or points.
     grid
         Pixels to give classes for. A raster that holds only a part of them, or more, is cropped;
         what it doesn't cover is ignored.
@@ -188,6 +194,8 @@ def open_labels(
         field or a value table.
     field
         Field of a vector file that holds the code or the name; the only one that can where not given.
+    layer
+        Layer of a vector file that has several.
     pine, spruce
         Volume rasters on any grid, read by nearest neighbour, that split Finnish codes 25..27.
     resample
@@ -213,11 +221,13 @@ def open_labels(
         known = None if scheme is None else scheme.knows
         codes: VectorCodes | RasterCodes
         if suffix in VECTORS:
-            codes = VectorCodes(path, grid, field, known=known)
-        elif field is not None:
+            codes = VectorCodes(path, grid, field, layer=layer, known=known)
+        elif field is not None or layer is not None:
+            what, option = ("field", "--label-field") if field is not None else ("layer", "--label-layer")
             raise InputError(
-                f"cannot read the field '{field}' of '{path}', since that is a raster, which has no fields",
-                "Leave out --label-field.",
+                f"cannot read the {what} '{field or layer}' of '{path}', since that is a raster, "
+                f"which has no {what}s to choose from",
+                f"Leave out {option}.",
             )
         else:
             codes = RasterCodes(opened(path), grid, resample=resample)

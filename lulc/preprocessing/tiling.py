@@ -134,7 +134,8 @@ def open_inputs(config: PreprocessConfig, found: Scenes | None = None) -> Iterat
         open_stack(config.bands, config.indices, config, scenes=found or config.scenes) as stack,
         open_labels(
             config.labels, stack.grid, load_scheme(config.scheme, config.codes) if config.scheme else None,
-            field=config.label_field, pine=config.pine, spruce=config.spruce, resample=config.resample,
+            field=config.label_field, layer=config.label_layer, pine=config.pine,
+            spruce=config.spruce, resample=config.resample,
             allow_vrt=config.allow_vrt, allow_remote=config.allow_remote,
         ) as labels,
     ):  # fmt: skip

@@ -1,7 +1,8 @@
-"""Polygons and points of GeoPackage and GeoJSON files, burnt onto a grid."""
+"""Polygons and points of vector files, burnt onto a grid."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from affine import Affine
+from rasterio.crs import CRS
 from rasterio.enums import MergeAlg
 from rasterio.features import rasterize
 from rasterio.warp import transform_bounds
@@ -20,6 +22,7 @@ from lulc.core.grid import GridSpec
 from lulc.core.schema import NO_CODE, Code, InputError
 from lulc.core.storage import sha256_of
 from lulc.core.windows import Window, squares_of
+from lulc.rasters import guards
 
 if TYPE_CHECKING:
     import geopandas
@@ -35,14 +38,27 @@ MAX_VALUES = 10_000
 SIDE = 2048
 """Side of the squares in which `VectorCodes.losses` burns polygons."""
 
-VECTORS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".json": "GeoJSON"}
+MAX_PARQUET_BYTES = 2**30
+"""Uncompressed bytes of a GeoParquet file, which is read whole."""
 
+VECTORS = {
+    ".gpkg": "GPKG", ".geojson": "GeoJSON", ".json": "GeoJSON", ".shp": "ESRI Shapefile",
+    ".fgb": "FlatGeobuf", ".parquet": "GeoParquet", ".geoparquet": "GeoParquet",
+}  # fmt: skip
+"""Endings of vector files that are read, and the driver of each."""
 
-CONVERTIBLE = (".shp", ".zip", ".fgb", ".gml", ".kml")
-"""How vector files end that are not read but converted, since few drivers mean few surprises."""
+CONVERTIBLE = (".zip", ".gml", ".kml")
+"""Endings of vector files that are not read but converted, since few drivers mean few surprises."""
 
-
+_MARKS: Mapping[str, tuple[bytes, ...]] = {
+    "GPKG": (b"SQLite format 3\0",),
+    "GeoJSON": (b"{",),
+    "ESRI Shapefile": (b"\0\0\x27\x0a",),
+    "FlatGeobuf": (b"fgb",),
+    "GeoParquet": (b"PAR1",),
+}
 _GEOPACKAGE_IDS = (b"GPKG", b"GP10", b"GP11")
+_SHAPEFILE_PARTS = (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx")
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,7 @@ class Losses:
 
 
 class VectorCodes:
-    """Polygons or points of a GeoPackage or GeoJSON, burnt onto a grid window by window.
+    """Polygons or points of a vector file, burnt onto a grid window by window.
 
     A pixel has the code of the polygon that holds its centre, or of the point that lies in it; of several,
     the last in the file.
@@ -115,11 +131,13 @@ class VectorCodes:
     Parameters
     ----------
     path
-        Regular file, GeoPackage or GeoJSON by name and by content.
+        Regular file of one of the kinds in `VECTORS`, by name and by content.
     grid
         Pixels to burn onto.
     field
         Field with the code, an integer or a text; where None, the one field that can hold it.
+    layer
+        Layer of a file with several; None for the only one with geometries.
     presence
         True to burn 1 for every feature; no field is read.
     known
@@ -135,7 +153,7 @@ class VectorCodes:
     Raises
     ------
     InputError
-        If the file is none of these, has several layers or no CRS, or the field isn't clear.
+        If the file is none of these, has no CRS, or layer or field isn't clear.
     """
 
     def __init__(
@@ -144,30 +162,28 @@ class VectorCodes:
         grid: GridSpec,
         field: str | None = None,
         *,
+        layer: str | None = None,
         presence: bool = False,
         known: Callable[[Code], bool] | None = None,
     ) -> None:
         self.path = path
         self._grid = grid
-        driver = _check_vector(path)
-        self._layer, info = _only_layer(path, driver)
+        self._driver = _check_vector(path)
+        self.layer, info = _choose_layer(
+            path, self._driver, layer, option=None if presence else "--label-layer"
+        )
         self._crs = info["crs"]
         self._features = int(info["features"])
-        if not self._crs or not grid.crs:
-            name = f"'{path}'" if not self._crs else "the grid of the bands"
-            raise InputError(
-                f"cannot lay '{path}' on the bands, since {name} has no CRS, expected one",
-                "Set the CRS of the file in QGIS or by ogr2ogr -a_srs.",
-            )
+        _check_place(path, info, grid)
         self.field = None
         if not presence:
             kinds = {str(f): str(t) for f, t in zip(info["fields"], info["dtypes"], strict=True)}
-            self.field = _choose_field(path, self._layer, kinds, field, known)
+            self.field = _choose_field(path, self.layer, kinds, field, known)
         texts = sorted(map(str, self.field.values)) if self.field and self.field.is_text else []
         self.names = dict(enumerate(texts))
         self._index = {text: index for index, text in self.names.items()}
-        # GeoJSON has no spatial index: it is read once, whole, which its size limit allows.
-        self._whole = self._load(None) if driver == "GeoJSON" else None
+        # These have no spatial index: they are read once, whole, which their size limits allow.
+        self._whole = self._load(None) if self._driver in ("GeoJSON", "GeoParquet") else None
 
     def read(self, window: Window) -> np.ndarray:
         """Codes int32 (y, x), `NO_CODE` where there is no feature."""
@@ -183,9 +199,15 @@ class VectorCodes:
         return found.result(self._features)
 
     def identity(self) -> dict[str, Any]:
-        """Name, bytes and sha256 of the file."""
+        """Name, bytes and sha256 of the file; of a shapefile's parts together."""
         file = Path(self.path)
-        return {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        found = {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        parts = _parts_of(file) if self._driver == "ESRI Shapefile" else []
+        if parts:
+            hashes = "".join([str(found["sha256"]), *map(sha256_of, parts)])
+            found["bytes"] += sum(part.stat().st_size for part in parts)
+            found["sha256"] = hashlib.sha256(hashes.encode()).hexdigest()
+        return found
 
     def _burn(self, features: geopandas.GeoDataFrame, window: Window) -> np.ndarray:
         burnt = np.full(window.shape, NO_CODE, dtype=np.int32)
@@ -200,21 +222,13 @@ class VectorCodes:
 
     def _load(self, grid: GridSpec | None) -> geopandas.GeoDataFrame:
         """Features near a grid (all for None) in its CRS, in file order, with an int32 column "code"."""
-        import pyogrio
-
         box = None
         if grid is not None:
             a, b, c, d = transform_bounds(grid.crs, self._crs, *ordered(grid.bounds), densify_pts=21)
             margin = 0.01 * max(c - a, d - b)
             box = (a - margin, b - margin, c + margin, d + margin)
         name = self.field.name if self.field else None
-        try:
-            frame = pyogrio.read_dataframe(
-                self.path, layer=self._layer, columns=[name] if name else [], bbox=box,
-                fid_as_index=True, force_2d=True,
-            ).sort_index()  # fmt: skip
-        except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
-            raise unreadable(self.path, str(error)) from error
+        frame = _read_features(self.path, self.layer, [name] if name else [], box)
         frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
         kinds = set(frame.geometry.geom_type) - {"Polygon", "MultiPolygon", "Point", "MultiPoint"}
         if kinds:
@@ -317,7 +331,7 @@ def _pixels_of(shape: Any, window: Window, grid: GridSpec) -> Window:
 
 
 def _check_vector(path: str) -> str:
-    """The driver of a vector file whose name and first bytes agree on GeoPackage or GeoJSON."""
+    """The driver of a vector file, whose name and first bytes agree."""
     file = Path(path)
     if "://" in path or path.startswith("/vsi") or not file.is_file():
         raise InputError(
@@ -325,50 +339,184 @@ def _check_vector(path: str) -> str:
             "Check the path; remote files must be fetched first.",
         )
     driver = VECTORS.get(file.suffix.lower())
+    if driver is None:
+        raise unreadable(path, f"its name ends in '{file.suffix}'")
     with open(file, "rb") as stream:
         head = stream.read(100)
-    if driver == "GPKG" and not (head.startswith(b"SQLite format 3\0") and head[68:72] in _GEOPACKAGE_IDS):
-        raise unreadable(path, "its content is no GeoPackage")
-    if driver == "GeoJSON" and not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-        raise unreadable(path, "its content is no GeoJSON")
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip() if driver == "GeoJSON" else head
+    if not start.startswith(_MARKS[driver]) or (driver == "GPKG" and head[68:72] not in _GEOPACKAGE_IDS):
+        raise unreadable(path, f"its content is no {_KINDS.get(driver, driver)}")
     if driver == "GeoJSON" and file.stat().st_size > MAX_GEOJSON_BYTES:
         raise InputError(
             f"cannot read '{path}', since it has {file.stat().st_size} bytes, "
             f"expected at most {MAX_GEOJSON_BYTES} for GeoJSON",
             f"Convert it: ogr2ogr {file.stem}.gpkg {file.name}",
         )
-    if driver is None:
-        raise unreadable(path, f"its name ends in '{file.suffix}'")
+    if driver == "ESRI Shapefile":
+        _check_shapefile(file)
     return driver
 
 
+_KINDS = {"GPKG": "GeoPackage", "ESRI Shapefile": "shapefile"}
+
+
+def _parts_of(file: Path) -> list[Path]:
+    """The files beside a shapefile that belong to it."""
+    parts = [file.with_suffix(cased) for part in _SHAPEFILE_PARTS for cased in (part, part.upper())]
+    return [part for part in parts if part.is_file()]
+
+
+def _check_shapefile(file: Path) -> None:
+    parts = _parts_of(file)
+    for part in parts:
+        guards.check_inside(part, file.parent, str(file))
+    missing = {".shx", ".dbf"} - {part.suffix.lower() for part in parts}
+    if missing:
+        raise InputError(
+            f"cannot read '{file}', since a part of the shapefile is missing, "
+            f"expected {' and '.join(sorted(file.stem + end for end in missing))} beside it",
+            "Copy all files of the shapefile into one folder.",
+        )
+
+
 def find_layer(path: str, preferred: str) -> str:
-    """Return the layer of that name, or the only one with geometries, of a GeoPackage or GeoJSON.
+    """Return the layer of that name, or the only one with geometries, of a vector file.
 
     Raises
     ------
     InputError
-        If the file is none of these, or has several layers and none of that name.
+        If the file is none, or has several layers and none of that name.
     """
-    return _only_layer(path, _check_vector(path), preferred)[0]
+    return _choose_layer(path, _check_vector(path), preferred=preferred)[0]
 
 
-def _only_layer(path: str, driver: str, preferred: str | None = None) -> tuple[str, dict[str, Any]]:
-    """(name, pyogrio's description) of the preferred layer, or of the one layer with geometries."""
+def _choose_layer(
+    path: str,
+    driver: str,
+    wanted: str | None = None,
+    *,
+    preferred: str | None = None,
+    option: str | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """(name, pyogrio's description) of the wanted layer, the preferred one, or the one with geometries.
+
+    `option` is the one that names a layer, for the message.
+    """
     # It loads geopandas and pandas, which takes longer than most rasters take to open.
     import pyogrio
 
+    if driver == "GeoParquet":
+        return _check_listed(path, [Path(path).stem], wanted, None, option), _describe_parquet(path)
     try:
         layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
-        layers = [preferred] if preferred in layers else layers
-        if len(layers) != 1:
-            raise unreadable(path, f"it has {len(layers)} layers with geometries ({', '.join(layers[:9])})")
-        info = pyogrio.read_info(path, layer=layers[0])
+        layer = _check_listed(path, layers, wanted, preferred, option)
+        info = pyogrio.read_info(path, layer=layer, force_total_bounds=driver == "GeoJSON")
     except pyogrio.errors.DataSourceError as error:
         raise unreadable(path, str(error)) from error
     if info["driver"] != driver:
         raise unreadable(path, f"its content is {info['driver']}")
-    return layers[0], info
+    return layer, info
+
+
+def _check_listed(
+    path: str, layers: list[str], wanted: str | None, preferred: str | None, option: str | None
+) -> str:
+    """The layer to read, refused where it is not clear or not there."""
+    listed = ", ".join(layers[:20]) + (", ..." if len(layers) > 20 else "")
+    if wanted is not None and wanted not in layers:
+        raise InputError(
+            f"cannot read the layer '{wanted}' of '{path}', since it has only {listed or 'no layers'}",
+            f"Type {option} {shlex.quote(layers[0])}" if option and layers else "Check the file in QGIS.",
+        )
+    chosen = [name for name in (wanted, preferred) if name in layers] or layers
+    if len(layers) == 0:
+        raise unreadable(path, "it has no layer with geometries")
+    if len(layers) > 1 and chosen is layers:
+        command = ["ogr2ogr", str(Path(path).with_name(f"{layers[0]}.gpkg")), path, layers[0]]
+        raise InputError(
+            f"cannot tell which layer of '{path}' to read, since it has {len(layers)} layers "
+            f"with geometries ({listed}), expected one or a choice",
+            f"Type {option} with one of them, for example {option} {shlex.quote(layers[0])}"
+            if option
+            else f"Write the layer to a file of its own: {shlex.join(command)}",
+        )
+    return str(chosen[0])
+
+
+def _check_place(path: str, info: Mapping[str, Any], grid: GridSpec) -> None:
+    """Refuse a layer whose place is not known: without CRS, or with metres that are called degrees."""
+    assign = shlex.join(
+        ["ogr2ogr", "-a_srs", "EPSG:3067", str(Path(path).with_suffix("")) + "_crs.gpkg", path]
+    )
+    if not info["crs"] or not grid.crs:
+        name = f"'{path}'" if not info["crs"] else "the grid of the bands"
+        raise InputError(
+            f"cannot lay '{path}' on the bands, since {name} has no CRS, expected one",
+            f"Write its CRS, here EPSG:3067: {assign}" if not info["crs"] else "Write it into the bands.",
+        )
+    box = info.get("total_bounds")
+    # Longitudes may count to 360.
+    if box is not None and CRS.from_user_input(info["crs"]).is_geographic and np.nanmax(np.abs(box)) > 361:
+        known = str(info["crs"])[:40] + (_DEGREES if path.lower().endswith("json") else "")
+        raise InputError(
+            f"cannot lay '{path}' on the bands, since its coordinates ({', '.join(f'{v:.9g}' for v in box)}) "
+            f"are no degrees, but its CRS is {known}, "
+            "expected the CRS of its coordinates",
+            f"Write the right CRS, here EPSG:3067: {assign}",
+        )
+
+
+_DEGREES = " (GeoJSON that names none is in degrees, by RFC 7946)"
+
+
+def _describe_parquet(path: str) -> dict[str, Any]:
+    """What pyogrio would say of a GeoParquet file, once its sizes are found to be bounded."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        command = ["ogr2ogr", str(Path(path).with_suffix(".gpkg")), path]
+        raise InputError(
+            f"cannot read '{path}', since pyarrow is not installed, which reads GeoParquet",
+            f"Type pip install 'lulc[parquet]', or convert the file: {shlex.join(command)}",
+        ) from error
+    import geopandas
+    import pandas
+
+    try:
+        # Dictionaries make a small file of many large values: what it unpacks to is known by unpacking.
+        size = 0
+        for batch in parquet.ParquetFile(path).iter_batches(1024):
+            size += batch.nbytes
+            if size > MAX_PARQUET_BYTES:
+                raise unreadable(path, f"it unpacks to more than {MAX_PARQUET_BYTES} bytes")
+        frame = geopandas.GeoDataFrame(geopandas.read_parquet(path))
+    except (pyarrow.ArrowException, ValueError, TypeError, KeyError, OSError) as error:
+        raise unreadable(path, f"its content is no GeoParquet ({error})") from error
+    columns = [c for c in frame.columns if not isinstance(frame[c].dtype, geopandas.array.GeometryDtype)]
+    kinds = ["object" if pandas.api.types.is_string_dtype(frame[c]) else str(frame[c].dtype) for c in columns]
+    return {
+        "crs": frame.crs.to_wkt() if frame.crs else None, "features": len(frame), "fields": columns,
+        "dtypes": [kind.lower() for kind in kinds], "total_bounds": frame.total_bounds,
+    }  # fmt: skip
+
+
+def _read_features(path: str, layer: str, columns: list[str], box: Any = None) -> geopandas.GeoDataFrame:
+    """Geometries and some columns of the features in a box (all for None), by number, in file order."""
+    import geopandas
+    import pyogrio
+
+    if VECTORS[Path(path).suffix.lower()] == "GeoParquet":
+        whole = geopandas.read_parquet(path).reset_index(drop=True)
+        frame = whole[[*columns, whole.geometry.name]]
+        flat = frame.geometry.force_2d()
+        return frame.set_geometry(flat)
+    try:
+        return pyogrio.read_dataframe(
+            path, layer=layer, columns=columns, bbox=box, fid_as_index=True, force_2d=True
+        ).sort_index()
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
+        raise unreadable(path, str(error)) from error
 
 
 def _choose_field(
@@ -443,6 +591,9 @@ def _read_field(path: str, layer: str, name: str, kind: str) -> Field:
 def _pieces(path: str, layer: str, name: str) -> Iterator[list[Any]]:
     import pyogrio
 
+    if VECTORS[Path(path).suffix.lower()] == "GeoParquet":
+        yield _read_features(path, layer, [name])[name].tolist()
+        return
     skipped = 0
     while True:
         frame = pyogrio.read_dataframe(
@@ -496,7 +647,8 @@ def unreadable(path: str, has: str) -> InputError:
     command = ["ogr2ogr", str(file.with_suffix(".gpkg")), f"/vsizip/{path}" if suffix == ".zip" else path]
     return InputError(
         f"cannot read labels from '{path}', since {has}, expected one layer of polygons or points "
-        "in a GeoPackage (.gpkg) or GeoJSON (.geojson)",
+        "in a GeoPackage (.gpkg), GeoJSON (.geojson), shapefile (.shp), FlatGeobuf (.fgb) or "
+        "GeoParquet (.parquet)",
         f"Convert it: {shlex.join(command)}"
         if suffix in CONVERTIBLE
         else "Check the file in QGIS, or convert it with ogr2ogr.",
