@@ -82,7 +82,9 @@ def test_every_declared_package_is_used() -> None:
 
 def test_every_package_used_is_declared() -> None:
     extras = project()["optional-dependencies"]
-    optional = [line for name in ("cpu", "jax", "torch", "serve", "cluster") for line in extras[name]]
+    optional = [
+        line for name in ("cpu", "jax", "torch", "serve", "cluster", "parquet") for line in extras[name]
+    ]
     declared = requirements(project()["dependencies"] + optional)
     names = {IMPORT_NAMES.get(n, n) for n in declared} | {"lulc"} | set(COMES_WITH)
     assert not imported_by(ROOT / "lulc") - names - set(sys.stdlib_module_names)
