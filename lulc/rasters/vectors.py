@@ -201,13 +201,10 @@ class VectorCodes:
     def identity(self) -> dict[str, Any]:
         """Name, bytes and sha256 of the file; of a shapefile's parts together."""
         file = Path(self.path)
-        found = {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
-        parts = _parts_of(file) if self._driver == "ESRI Shapefile" else []
-        if parts:
-            hashes = "".join([str(found["sha256"]), *map(sha256_of, parts)])
-            found["bytes"] += sum(part.stat().st_size for part in parts)
-            found["sha256"] = hashlib.sha256(hashes.encode()).hexdigest()
-        return found
+        files = [file, *(_parts_of(file) if self._driver == "ESRI Shapefile" else [])]
+        hashes = [sha256_of(one) for one in files]
+        whole = hashes[0] if len(files) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return {"name": file.name, "bytes": sum(one.stat().st_size for one in files), "sha256": whole}
 
     def _burn(self, features: geopandas.GeoDataFrame, window: Window) -> np.ndarray:
         burnt = np.full(window.shape, NO_CODE, dtype=np.int32)
