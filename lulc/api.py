@@ -350,7 +350,7 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
 
 @_command(ExportModelConfig)
 def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
-    """Write the STAC items of weights.
+    """Write weights for other programs: an ONNX file, or a STAC item.
 
     Returns
     -------
@@ -360,7 +360,12 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
     Raises
     ------
     InputError
-        If the weights have no card, or an output exists.
+        If the weights have no card, an option does not fit the format, or an output exists.
+
+    Examples
+    --------
+    >>> import lulc
+    >>> lulc.export_model(model="run", out="net.onnx")  # doctest: +SKIP
     """
     from lulc.export.export import export_model
 

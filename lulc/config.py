@@ -30,6 +30,9 @@ MAP_ENDINGS = (".tif", ".tiff")
 STYLE_ENDINGS = (".qml", ".sld", ".aux.xml")
 """Of what programs show a map with."""
 
+MODEL_ENDINGS = (".json", ".onnx")
+"""Formats of `export_model.py`."""
+
 EXPORT_ENDINGS = (*STYLE_ENDINGS, ".json", ".nc", ".zarr", ".tif")
 """Of what a map can be written as."""
 
@@ -773,20 +776,33 @@ class ExportConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportModelConfig(Options):
-    """Weights for catalogues."""
+    """Weights for other programs and catalogues."""
 
     model: str = option(
         ..., "weights file, name in weights/, or run folder", metavar="MODEL", positional=True
     )
     out: str | None = option(
         None,
-        "STAC item to write; NAME.stac.json beside the weights where not given",
-        metavar="FILE.json",
-        endings=(".json",),
+        "file to write; NAME.stac.json or NAME.onnx beside the weights where not given",
+        metavar="FILE",
+        endings=MODEL_ENDINGS,
+    )
+    format: str | None = option(
+        None,
+        "stac: item of a catalogue; onnx: the network for other programs; that of --out where not given, "
+        "else stac",
+        choices=("stac", "onnx"),
+    )
+    tile: int | None = option(
+        None,
+        "fixed height and width of windows in the ONNX file, which the QGIS plug-in Deepness needs; any size "
+        "where not given",
+        unit="pixels",
+        metavar="N",
     )
     pick: str = option(
         "lowest-val-loss",
-        "which weights of a run folder; all: an item for each",
+        "which weights of a run folder; all: a file for each",
         choices=("lowest-val-loss", "best-macro-f1", "highest-val-accuracy", "last", "all"),
     )
     date: tuple[str, ...] = option(

@@ -22,6 +22,7 @@ PACKAGE_DOORS = {
     "jinja2",
     "keras",
     "openvino",
+    "onnx",
     "h5py",
     "tensorflow",
     "jax",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lulc.engines.openvino_graph import build_graph, compile_graph, fold
+from lulc.engines.openvino_graph import build_graph, compile_graph
+from lulc.engines.unet_graph import fold
 from lulc.models.config import NetworkConfig, geometry
 
 pytestmark = pytest.mark.integration

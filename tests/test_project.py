@@ -82,12 +82,11 @@ def test_every_declared_package_is_used() -> None:
 
 def test_every_package_used_is_declared() -> None:
     extras = project()["optional-dependencies"]
-    optional = [
-        line for name in ("cpu", "jax", "torch", "serve", "cluster", "parquet") for line in extras[name]
-    ]
+    kinds = ("cpu", "jax", "torch", "onnx", "serve", "cluster", "parquet")
+    optional = [line for kind in kinds for line in extras[kind]]
     declared = requirements(project()["dependencies"] + optional)
-    names = {IMPORT_NAMES.get(n, n) for n in declared} | {"lulc"} | set(COMES_WITH)
-    assert not imported_by(ROOT / "lulc") - names - set(sys.stdlib_module_names)
+    known = {IMPORT_NAMES.get(n, n) for n in declared} | {"lulc"} | set(COMES_WITH)
+    assert not imported_by(ROOT / "lulc") - known - set(sys.stdlib_module_names)
 
 
 def test_the_entry_points_are_the_commands() -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lulc.engines import quantization
-from lulc.engines.openvino_graph import build_graph, compile_graph, fold
+from lulc.engines.openvino_graph import build_graph, compile_graph
 from lulc.engines.quantization import Quantization, quantise, read_quantization, write_quantization
+from lulc.engines.unet_graph import fold
 from lulc.models.config import NetworkConfig
 
 pytestmark = pytest.mark.integration

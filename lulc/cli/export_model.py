@@ -1,11 +1,14 @@
-"""Describe weights for catalogues: a STAC item with the machine-learning model (MLM) extension.
+"""Write a trained network for other programs: an ONNX file, or a STAC item for catalogues.
 
-The result is NAME.stac.json beside the weights NAME.keras: bands and units, classes, shape of input and
-output, network, checksum; from the model card alone, so that no deep-learning framework is needed.
+NAME.onnx holds the whole network: it takes channels in physical units, NaN = no data, and gives calibrated
+probabilities. Its metadata name channels and classes. NAME.stac.json describes the weights with the
+machine-learning model (MLM) extension. Neither needs a deep-learning framework.
 
 Examples, on the demo scene:
   python export_model.py demo/run
   python export_model.py demo/run --pick all
+  python export_model.py demo/run --format onnx
+  python export_model.py demo/run --out demo/qgis.onnx --tile 512
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ import numpy as np
 from lulc.core.codec import Jsonable, limits, schema_of
 from lulc.core.documents import read_document, seal_of, write_document
 from lulc.core.schema import InputError
-from lulc.engines.openvino_graph import Arrays, build_graph, compile_graph, fold, load_openvino
+from lulc.engines.openvino_graph import build_graph, compile_graph, load_openvino
+from lulc.engines.unet_graph import Arrays, fold
 from lulc.models.card import ModelCard
 from lulc.models.config import NetworkConfig
 from lulc.models.uncertainty import decide

@@ -1,4 +1,4 @@
-"""Maps and weights handed to other programs: which files, refused or written."""
+"""Maps and weights for other programs: which files to write, and when to refuse."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from lulc.core.machine import GDAL_CACHE
 from lulc.core.schema import IGNORE, InputError
 from lulc.core.storage import check_disk
 from lulc.core.windows import Window
+from lulc.engines.unet_graph import Arrays
 from lulc.export import styles
 from lulc.export.cf import write_netcdf, write_zarr
+from lulc.export.onnx_graph import write_onnx
 from lulc.export.stac import MISSION, Item, known_dates, map_item, model_item, parse_dates
 from lulc.labels.levels import Level, levels_of
 from lulc.labels.schemes import load_scheme
@@ -25,8 +27,8 @@ from lulc.maps.blocks import ENCODINGS, Encoding
 from lulc.maps.geotiff import MapProfile
 from lulc.maps.reader import TAG_PREFIX, ClassMap, open_map
 from lulc.maps.writer import PART, write_map
-from lulc.models.card import check_classifies, load_card
-from lulc.models.weights import find_model
+from lulc.models.card import ModelCard, check_classifies, load_card
+from lulc.models.weights import find_model, read_arrays
 
 LEVEL_TAG = "LULC_LEVEL"
 """Tag of a map that `write_level` wrote: its level."""
@@ -83,13 +85,15 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
 
 
 def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
-    """Write the STAC items of weights.
+    """Write the STAC items of weights, or their networks as ONNX files.
 
     Raises
     ------
     InputError
-        If the weights have no card, or an output exists; then nothing was written.
+        If the weights have no card, an option doesn't fit the format, or an output exists; then nothing was
+        written.
     """
+    kind = _model_format(config)
     folder = Path(config.model)
     if config.pick == "all" and folder.is_dir():
         paths = sorted(folder.glob("*.keras"))
@@ -97,18 +101,48 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
         paths = [find_model(config.model, "lowest-val-loss" if config.pick == "all" else config.pick)]
     if not paths or (config.out is not None and len(paths) > 1):
         raise InputError(
-            f"cannot write items of '{folder}', since it holds {len(paths)} weights files, expected "
+            f"cannot export '{folder}', since it holds {len(paths)} weights files, expected "
             + ("some" if not paths else "one where an output is named"),
             "Give a run folder or weights file; leave --out out for several.",
         )
-    outputs = [Path(config.out)] if config.out else [p.with_name(_item_name(p)) for p in paths]
+    names = [p.with_suffix(".onnx") if kind == "onnx" else p.with_name(_item_name(p)) for p in paths]
+    outputs = [Path(config.out)] if config.out else names
     for path, out in zip(paths, outputs, strict=True):
         _check_outputs([out], path, overwrite=config.overwrite)
+    if kind == "onnx":
+        for path, out in zip(paths, outputs, strict=True):
+            write_onnx(*_network_of(path), out, config.tile)
+        return tuple(outputs)
     dates = config.date or MISSION
     items = [_describe(path, out.parent, dates) for path, out in zip(paths, outputs, strict=True)]
     for out, item in zip(outputs, items, strict=True):
         write_document(out, item)
     return tuple(outputs)
+
+
+def _model_format(config: ExportModelConfig) -> str:
+    """Return the format of an export, told by option or ending; refuse options of the other one."""
+    ending = "onnx" if config.out and config.out.lower().endswith(".onnx") else "stac"
+    kind = config.format or ending
+    if config.out and kind != ending:
+        fitting = Path(config.out).with_suffix(".onnx" if kind == "onnx" else ".json")
+        raise InputError(
+            f"cannot write '{config.out}' in the format {kind}, since its ending stands for {ending}",
+            f"Leave --format out, or type --out {fitting}.",
+        )
+    name, value = ("--date", config.date) if kind == "onnx" else ("--tile", config.tile)
+    if value:
+        raise InputError(
+            f"cannot write the format {kind} with {name}, since that belongs to the other format",
+            f"Leave {name} out, or type --format {'stac' if kind == 'onnx' else 'onnx'}.",
+        )
+    return kind
+
+
+def _network_of(path: Path) -> tuple[ModelCard, Arrays]:
+    """Return card and arrays of a network that classifies."""
+    card = _card_of(path)
+    return card, read_arrays(path, card)
 
 
 def _beside(source: Path, level: str | None) -> list[Path]:
@@ -203,14 +237,18 @@ def _write_item(
 
 def _describe(model: Path, folder: Path, dates: Sequence[str]) -> Item:
     parse_dates(dates)
+    return model_item(model, folder, _card_of(model), dates)
+
+
+def _card_of(model: Path) -> ModelCard:
     if model.suffix != ".keras":
         raise InputError(
-            f"cannot describe the weights '{model}', since Keras 2 files have no card, expected .keras",
+            f"cannot export the weights '{model}', since Keras 2 files have no card, expected .keras",
             "Give weights that train_model.py wrote.",
         )
     card = load_card(model)
     check_classifies(card)
-    return model_item(model, folder, card, dates)
+    return card
 
 
 def write_level(land_cover: ClassMap, number: int, out: Path) -> None:

@@ -1,0 +1,205 @@
+"""The network as an ONNX graph, made from its arrays and card alone.
+
+The graph takes physical units and gives calibrated probabilities: standardisation, no data, temperature and
+softmax are inside.
+
+References
+----------
+Metadata of the QGIS plug-in Deepness: https://qgis-plugin-deepness.readthedocs.io, "Adding metadata to ONNX
+model".
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc.core.schema import InputError
+from lulc.core.storage import write_atomically
+from lulc.core.version import __version__
+from lulc.engines.unet_graph import Arrays, GraphBuilder
+from lulc.models.card import ModelCard
+
+OPSET = 17
+"""Version of the operators; runtimes since 2022 know it."""
+
+IR_VERSION = 8
+"""Version of the file's format that came with the operators."""
+
+MOST_BYTES = 2**31 - 1
+"""An ONNX file without a second one beside it holds no more."""
+
+
+def write_onnx(card: ModelCard, arrays: Arrays, out: Path, tile: int | None = None) -> None:
+    """Write a network as an ONNX file, whole or not at all.
+
+    Parameters
+    ----------
+    card, arrays
+        Card and weights of the network.
+    out
+        ``NAME.onnx``.
+    tile
+        Height and width of the only window that the graph takes, pixels; any size where not given.
+
+    Raises
+    ------
+    InputError
+        If the package ``onnx`` is missing, the tile does not fit the stride, or the weights are too large.
+    """
+    onnx = _load_onnx()
+    if tile is not None and (tile < 1 or tile % card.stride):
+        near = max(card.stride, round(tile / card.stride) * card.stride)
+        raise InputError(
+            f"cannot write '{out}' for tiles of {tile} pixels, expected a multiple of the network's stride "
+            f"{card.stride}",
+            f"Type --tile {near}.",
+        )
+    if 4 * card.network.parameters > MOST_BYTES - 2**24:
+        raise InputError(
+            f"cannot write '{out}', since the network has {card.network.parameters} weights and an ONNX file "
+            "holds at most 2 GB",
+            "Use the weights file itself.",
+        )
+    model = _Builder(onnx, card, arrays).model(tile)
+    onnx.checker.check_model(model, full_check=True)
+    with write_atomically(out) as temporary:
+        temporary.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _load_onnx() -> Any:
+    try:
+        import onnx
+        import onnx.checker
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"cannot write an ONNX file, since the Python package '{error.name}' is not installed",
+            "In the folder of this project type: pip install '.[onnx]'.",
+        ) from error
+    return onnx
+
+
+def _metadata(card: ModelCard, tile: int | None) -> dict[str, str]:
+    """Return the metadata by key: those that Deepness reads, and the model card."""
+    names = [c.name for c in card.legend.classes if card.single_class in (None, c.name)]
+    size = tile or max(256, 8 * card.halo)
+    channels = len(card.channels)
+    values = {
+        "model_type": "Segmentor",
+        "class_names": {str(i): name for i, name in enumerate(names)},
+        "tile_size": size,
+        "tiles_size": size,
+        # A tile is exact where it is a halo away from its edges.
+        "tiles_overlap": min(80, -(-200 * card.halo // size)),
+        "seg_thresh": 0.5 if card.single_class is not None else 0.0,
+        "seg_small_segment": 0,
+        # Deepness divides pixels by 255 first; this gives the graph the physical units back.
+        "standardization_mean": [0.0] * channels,
+        "standardization_std": [1 / 255] * channels,
+        "channels": [c.to_json() for c in card.channels],
+        "stride": card.stride,
+        "halo": card.halo,
+    }
+    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+    return texts | {"model_card": json.dumps(card.to_json(), ensure_ascii=False)}
+
+
+class _Builder(GraphBuilder):
+    """Appends ONNX nodes; a value is the name of the output that holds it."""
+
+    def __init__(self, onnx: Any, card: ModelCard, arrays: Arrays) -> None:
+        super().__init__(card.unet, arrays)
+        self._onnx = onnx
+        self._card = card
+        self._nodes: list[Any] = []
+        self._constants: dict[str, Any] = {}
+
+    def model(self, tile: int | None) -> Any:
+        """Return the model: float32 (n, band, y, x), NaN = no data, to float32 (n, class, y, x)."""
+        helper = self._onnx.helper
+        x = self._pad("input") if tile is None else "input"
+        result = self._probabilities(self._unet(self._standardise(x)))
+        result = self._crop(result) if tile is None else result
+        self._add("Identity", result, to="probabilities")
+        graph = helper.make_graph(
+            self._nodes,
+            "unet",
+            [self._port("input", self._network.channels, tile)],
+            [self._port("probabilities", self._network.classes, tile)],
+            list(self._constants.values()),
+        )
+        card = self._card
+        model = helper.make_model(
+            graph,
+            producer_name="lulc",
+            producer_version=__version__,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            doc_string="\n".join(filter(None, (card.description, card.licence, card.attribution))),
+        )
+        model.ir_version = IR_VERSION
+        helper.set_model_props(model, _metadata(card, tile))
+        return model
+
+    def _port(self, name: str, channels: int, tile: int | None) -> Any:
+        shape = ["n", channels, "height", "width"] if tile is None else [1, channels, tile, tile]
+        return self._onnx.helper.make_tensor_value_info(name, self._onnx.TensorProto.FLOAT, shape)
+
+    def _standardise(self, x: str) -> str:
+        mean, std = (self._arrays[f"standardization/{v}"].reshape(-1, 1, 1) for v in ("mean", "std"))
+        known = self._add("Where", self._add("IsNaN", x), mean, x)
+        return self._add("Div", self._add("Sub", known, mean), std)
+
+    def _probabilities(self, logits: str) -> str:
+        """Append temperature and activation, as `lulc.models.calibration.calibrate` applies them."""
+        exponent = 1 / np.asarray(self._card.temperature, np.float32).reshape(-1, 1, 1)
+        if self._network.activation == "sigmoid":
+            return self._add("Sigmoid", self._add("Mul", logits, exponent))
+        if exponent.size > 1:
+            # Temperatures of classes scale logarithms of probabilities; logits have no zero of their own.
+            logits = self._add("LogSoftmax", logits, axis=1)
+        return self._add("Softmax", self._add("Mul", logits, exponent), axis=1)
+
+    def _pad(self, x: str) -> str:
+        """Pad below and on the right with invalid pixels, up to a multiple of the stride."""
+        self._size = self._add("Shape", x, start=2)
+        stride = np.array([self._card.stride])
+        missing = self._add("Mod", self._add("Neg", self._size), stride)
+        pads = self._add("Concat", np.zeros(6, np.int64), missing, axis=0)
+        return self._add("Pad", x, pads, np.float32(np.nan), mode="constant")
+
+    def _crop(self, x: str) -> str:
+        return self._add("Slice", x, np.zeros(2, np.int64), self._size, np.array([2, 3]))
+
+    def _convolve(self, x: str, name: str, *, activate: bool = True, rounded: bool = False) -> str:
+        convolution = self._convolutions[name]
+        kernel, bias = convolution.kernel, convolution.bias
+        if convolution.transposed:
+            x = self._add("ConvTranspose", x, kernel, bias, strides=[2, 2], pads=[1, 1, 1, 1])
+        else:
+            x = self._add("Conv", x, kernel, bias, pads=[1, 1, 1, 1])
+        return self._add("Relu", x) if activate else x
+
+    def _halve(self, x: str) -> str:
+        return self._add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+
+    def _repeat(self, x: str) -> str:
+        modes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return self._add("Resize", x, "", np.float32([1, 1, 2, 2]), **modes)
+
+    def _join(self, x: str, skip: str) -> str:
+        return self._add("Concat", x, skip, axis=1)
+
+    def _add(self, kind: str, *inputs: str | np.ndarray | np.float32, to: str = "", **attributes: Any) -> str:
+        """Append a node; arrays among its inputs become constants."""
+        names = [i if isinstance(i, str) else self._constant(i) for i in inputs]
+        to = to or f"{kind.lower()}_{len(self._nodes)}"
+        self._nodes.append(self._onnx.helper.make_node(kind, names, [to], to, **attributes))
+        return to
+
+    def _constant(self, value: np.ndarray | np.float32) -> str:
+        name = f"constant_{len(self._constants)}"
+        self._constants[name] = self._onnx.numpy_helper.from_array(np.asarray(value), name)
+        return name
