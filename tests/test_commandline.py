@@ -502,7 +502,9 @@ def test_a_map_is_a_geotiff_and_tiles_are_a_folder(tiles: bool, out: str, right:
         config.ClassifyConfig(model="m", inputs=("b.tif",), out=out, tiles=tiles)
 
 
-def test_weights_are_written_as_json_or_onnx_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_weights_are_written_as_json_or_onnx_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     from lulc.cli.export_model import main
 
     assert main(["run", "--out", str(tmp_path / "x.pb")]) == 1
