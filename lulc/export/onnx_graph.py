@@ -187,7 +187,7 @@ class _Builder(GraphBuilder):
 
     def _repeat(self, x: str) -> str:
         modes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-        return self._add("Resize", x, "", np.float32([1, 1, 2, 2]), **modes)
+        return self._add("Resize", x, "", np.array([1, 1, 2, 2], np.float32), **modes)
 
     def _join(self, x: str, skip: str) -> str:
         return self._add("Concat", x, skip, axis=1)
