@@ -236,8 +236,9 @@ class PreprocessConfig(InputConfig, RunConfig, ClusterConfig):
 
     bands: tuple[str, ...] = option(
         (),
-        "Sentinel-2 bands: one file with many bands, many files, a .SAFE folder or a STAC item (.json); for "
-        "many chips a pattern in quotes ('chips/*_s2.tif'), or a CSV with the columns bands,labels",
+        "Sentinel-2 bands: one file with many bands, many files, a .SAFE folder or .SAFE.zip, a STAC item "
+        "(.json); for many chips a pattern in quotes ('chips/*_s2.tif'), or a CSV with the columns "
+        "bands,labels",
         metavar="RASTER",
     )
     scenes: tuple[str, ...] = option(

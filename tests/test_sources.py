@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rasterio.transform import from_origin
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters.layers import identify
-from lulc.rasters.sources import is_safe, open_product, open_source
+from lulc.rasters.sources import is_safe, open_classes, open_product, open_source, stamps_of
 
 NORTH_UP = from_origin(500000, 6700000, 10, 10)
 RNG = np.random.default_rng(0)
@@ -415,7 +416,7 @@ def test_products_give_the_finest_bands_with_their_offsets(tmp_path: Path) -> No
     assert [s.grid.pixel_size[0] for s in sources] == [10, 20]
     assert [s.offsets[0] for s in sources] == [-1001, -1004], "band_id counts B01 as 0"
     assert {s.scales[0] for s in sources} == {0.0001} and {s.nodata[0] for s in sources} == {0}
-    assert product.mask is not None and product.mask.name.endswith("SCL_20m.jp2")
+    assert product.mask is not None and product.mask.endswith("SCL_20m.jp2")
     with sources[0].reopen() as again:
         assert again.layers == sources[0].layers
     for source in sources:
@@ -451,3 +452,77 @@ def test_products_that_are_broken_or_lead_out_are_refused(tmp_path: Path) -> Non
     band.symlink_to(tmp_path / "away.jp2")
     with pytest.raises(InputError, match="outside its folder"):
         open_product(path, ["B02"])
+
+
+def zipped(product: Path, path: Path, *, top: bool = True, more: dict[str, bytes] | None = None) -> Path:
+    """The archive of a product, its folder in it or not."""
+    root = product.parent if top else product
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(product.rglob("*")):
+            archive.write(file, file.relative_to(root))
+        for name, content in (more or {}).items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("top", [True, False])
+@pytest.mark.parametrize("level", ["L2A", "L1C"])
+def test_a_zipped_product_reads_as_its_folder(tmp_path: Path, level: str, top: bool) -> None:
+    folder = make_product(tmp_path, level=level)
+    more = {f"{folder.name}/AUX_DATA/a.xml": b"<a/>", "../../outside_B02_10m.jp2": b"x"}
+    path = zipped(folder, tmp_path / "odd name (1).SAFE.zip", top=top, more=more)
+    assert is_safe(path) and [Path(stamp.path) for stamp in stamps_of([str(path)])] == [path]
+    sources, product = open_product(path, ["B02", "B05", "B08"])
+    expected, plain = open_product(folder, ["B02", "B05", "B08"])
+    assert (product.level, product.scale, product.offsets) == (plain.level, plain.scale, plain.offsets)
+    classes, known = open_classes(product), open_classes(plain)
+    assert (classes is None) == (known is None) == (level == "L1C")
+    pairs = [*zip(sources, expected, strict=True), *([(classes, known)] if classes and known else [])]
+    assert len({source.identity()["sha256"] for source in sources}) == len(sources)
+    for own, other in pairs:
+        assert own.layers == other.layers and own.grid == other.grid
+        with own.reopen() as again:
+            np.testing.assert_array_equal(again.read([0], own.grid.extent), other.read([0], own.grid.extent))
+        own.close()
+        other.close()
+
+
+def test_zipped_products_that_are_damaged_or_exhaust_the_machine_are_refused(tmp_path: Path) -> None:
+    folder = make_product(tmp_path)
+    bomb = f"{folder.name}/GRANULE/L2A_T35/IMG_DATA/R10m/T35_2022_B03_10m.jp2"
+    with pytest.raises(InputError, match="unpacks to"):
+        is_safe(zipped(folder, tmp_path / "a.SAFE.zip", more={bomb: bytes(2**25)}))
+    whole = zipped(folder, tmp_path / "b.SAFE.zip")
+    content = bytearray(whole.read_bytes())
+    whole.write_bytes(content[:-40])
+    with pytest.raises(InputError, match="damaged or no zip"):
+        is_safe(whole)
+    end = content.rfind(b"PK\x05\x06")
+    content[end + 12 : end + 16] = (2**30).to_bytes(4, "little")
+    whole.write_bytes(content)
+    with pytest.raises(InputError, match="its directory has"):
+        is_safe(whole)
+    (tmp_path / "c.SAFE").mkdir()
+    laughing = make_product(tmp_path / "c.SAFE")
+    (laughing / "MTD_MSIL2A.xml").write_text('<!DOCTYPE a [<!ENTITY b "b">]><a/>')
+    with pytest.raises(InputError, match="entities"):
+        open_product(zipped(laughing, tmp_path / "c.zip"), ["B02"])
+
+
+def test_a_file_in_a_zipped_product_reaches_no_other_file(tmp_path: Path) -> None:
+    folder = make_product(tmp_path)
+    band = next(folder.rglob("*B02_10m.jp2"))
+    away = tmp_path / "away.tif"
+    write(away, np.full((1, 128, 128), 7, "uint16"), transform=NORTH_UP)
+    band.write_text(
+        '<VRTDataset rasterXSize="128" rasterYSize="128"><VRTRasterBand dataType="UInt16" band="1">'
+        f"<SimpleSource><SourceFilename>{away}</SourceFilename></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    with pytest.raises(InputError, match="no raster of an admitted kind"):
+        open_product(zipped(folder, tmp_path / "a.SAFE.zip"), ["B02"])
+
+
+def test_a_zip_archive_of_something_else_is_answered_by_unpacking(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bands.zip", "w") as archive:
+        archive.writestr("B02.tif", b"x")
+    refuse(tmp_path / "bands.zip", "zip archive of no product")

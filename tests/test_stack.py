@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lulc.core.grid import GridSpec
 from lulc.core.schema import BANDS, CHANNELS, INDICES, InputError
 from lulc.core.windows import Window
 from lulc.rasters.indices import compute_indices
+from lulc.rasters.scenes import find_scenes
 from lulc.rasters.stack import Coverage, Stack, open_stack, sort_inputs
 
 NORTH_UP = from_origin(500003, 6700007, 10, 10)
@@ -487,6 +489,23 @@ def test_clouds_of_a_product_are_patched_from_the_fill(tmp_path: Path) -> None:
     patched = read([product], fill=(fill,))
     np.testing.assert_array_equal(patched[cloud][:, :9], last(scene(128, 128, seed=4))[cloud])
     np.testing.assert_array_equal(patched[~cloud], image[~cloud])
+
+
+def test_a_zipped_product_is_the_same_stack_alone_as_a_fill_and_as_a_scene(tmp_path: Path) -> None:
+    product = make_product(
+        tmp_path / "a" / "S2A_20220301.SAFE", scene(128, 128) + 1000, clouded(slice(0, 10))
+    )
+    zipped = shutil.make_archive(f"{product}", "zip", tmp_path / "a", Path(product).name)
+    assert sort_inputs([zipped], InputConfig()) == ([zipped], [])
+    expected = read([product])
+    np.testing.assert_array_equal(read([zipped]), expected)
+    bands = write(tmp_path / "own.tif", np.where(np.arange(128) < 40, 0, scene(128, 128)).astype("uint16"))
+    np.testing.assert_array_equal(read([bands], fill=(zipped,)), read([bands], fill=(product,)))
+    (tmp_path / "only").mkdir()
+    Path(zipped).rename(tmp_path / "only" / "b.SAFE.zip")
+    assert find_scenes([str(tmp_path / "only")]) == [(str(tmp_path / "only" / "b.SAFE.zip"),)]
+    with open_stack([], [], InputConfig(), scenes=(str(tmp_path / "only"),)) as stack:
+        np.testing.assert_array_equal(stack.read(stack.grid.extent), expected)
 
 
 def test_clouds_of_a_fill_are_never_patched_in_whatever_the_mask(tmp_path: Path) -> None:

@@ -167,7 +167,11 @@ def read_xml(path: Path, what: str) -> ElementTree.Element:
             f"cannot read {what} '{path}', since it has {size} bytes, expected at most {MAX_XML_BYTES}",
             "It is damaged; get it again.",
         )
-    content = path.read_bytes()
+    return parse_xml(path.read_bytes(), path, what)
+
+
+def parse_xml(content: bytes, path: Path, what: str) -> ElementTree.Element:
+    """The root of XML that was read from a file, checked as in `read_xml`."""
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content or b"\x00" in content:
         raise InputError(
             f"cannot read {what} '{path}', since it declares a document type, entities or another "

@@ -24,7 +24,15 @@ from lulc.rasters.missing import NOTHING, Missing, as_stored
 from lulc.rasters.names import SENTINEL_BANDS, canonical_name, is_mask_name, is_scene_classification
 from lulc.rasters.products import SCL_VALUES
 from lulc.rasters.radiometry import Scaling, check_radiometry, choose_scaling, reflectance
-from lulc.rasters.sources import is_safe, is_store, open_item, open_product, open_source, open_store
+from lulc.rasters.sources import (
+    is_safe,
+    is_store,
+    open_classes,
+    open_item,
+    open_product,
+    open_source,
+    open_store,
+)
 
 logger = logging.getLogger("lulc")
 
@@ -220,8 +228,9 @@ def open_bands(
             continue
         found, product = open_product(path, wanted)
         sources += [opened.enter_context(source) for source in found]
-        if product.mask is not None and classified:
-            masks.append(open_in(str(product.mask), config, opened))
+        own = open_classes(product) if classified else None
+        if own is not None:
+            masks.append(opened.enter_context(own))
         logger.info(
             "'%s': level %s, scale %g, offset %s DN",
             path, product.level, product.scale, sorted({product.offsets[s.names[0] or ""] for s in found}),

@@ -1,4 +1,4 @@
-"""Copernicus ``.SAFE`` folders: which files hold the bands, and what their metadata say of DN."""
+"""Copernicus products, ``.SAFE`` folders or zipped: files of the bands, and what the metadata say of DN."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from lulc.core.schema import InputError
-from lulc.rasters import guards
+from lulc.rasters import guards, zipped
 from lulc.rasters.names import SENTINEL_BANDS
 
 _METADATA = ("MTD_MSIL2A.xml", "MTD_MSIL1C.xml")
@@ -20,16 +20,16 @@ SCL_VALUES = (0, 1, 3, 8, 9, 10)
 
 @dataclass(frozen=True)
 class Product:
-    """What a ``.SAFE`` folder holds.
+    """What a ``.SAFE`` folder or archive holds.
 
     Parameters
     ----------
     path
-        The folder.
+        The folder or archive.
     level
         ``L2A`` or ``L1C``.
     files
-        Band name to its file, each at its finest resolution.
+        Band name to what GDAL opens for it, each at its finest resolution.
     scale
         Reflectance per DN: 1 / quantification value.
     offsets
@@ -42,15 +42,17 @@ class Product:
 
     path: Path
     level: str
-    files: dict[str, Path]
+    files: dict[str, str]
     scale: float
     offsets: dict[str, float]
-    mask: Path | None
+    mask: str | None
     metadata: Path
 
 
 def is_product(path: Path) -> bool:
-    """True for a folder named ``.SAFE`` or holding a product's metadata, and for these metadata."""
+    """True for a folder named ``.SAFE`` or holding a product's metadata, for these, and for its archive."""
+    if zipped.is_zipped(path):
+        return True
     if path.name in _METADATA and path.is_file():
         return True
     return path.is_dir() and (
@@ -59,8 +61,8 @@ def is_product(path: Path) -> bool:
 
 
 def product_folder(path: Path) -> Path:
-    """The folder of a product that is given by itself or by its metadata."""
-    return path if path.is_dir() else path.parent
+    """The folder or archive of a product that is given by itself or by its metadata."""
+    return path.parent if path.name in _METADATA else path
 
 
 def read_product(path: Path) -> Product:
@@ -72,17 +74,23 @@ def read_product(path: Path) -> Product:
         If metadata or bands are missing, or a file leads out of the folder.
     """
     path = product_folder(path)
-    metadata = next((path / name for name in _METADATA if (path / name).is_file()), None)
+    archived = path.is_file()
+    root_folder, names = _members(path)
+    metadata = next((root_folder / name for name in _METADATA if name in names), None)
     if metadata is None:
         raise InputError(
             f"cannot use '{path}', since it holds neither {' nor '.join(_METADATA)}, "
             "expected a Sentinel-2 product of level 2A or 1C",
             "Unpack the product whole, or give its band files themselves.",
         )
-    guards.check_inside(metadata, path, str(path))
     level = metadata.stem[-3:]
-    root = guards.read_xml(metadata, "the metadata")
-    files = _find_files(path)
+    if archived:
+        content = zipped.read_entry(path, metadata.relative_to(path).as_posix())
+        root = guards.parse_xml(content, metadata, "the metadata")
+    else:
+        guards.check_inside(metadata, path, str(path))
+        root = guards.read_xml(metadata, "the metadata")
+    files = _choose_files(path, [root_folder / name for name in names])
     mask = files.pop("SCL", None)
     if not files:
         raise InputError(
@@ -91,17 +99,38 @@ def read_product(path: Path) -> Product:
             "Unpack the product whole.",
         )
     scale, offsets = _calibration(metadata, root, level)
-    return Product(path, level, files, scale, offsets, mask, metadata)
+    opened = {name: _opened_as(path, file) for name, file in files.items()}
+    return Product(path, level, opened, scale, offsets, _opened_as(path, mask) if mask else None, metadata)
 
 
-def _find_files(path: Path) -> dict[str, Path]:
+def _members(path: Path) -> tuple[Path, list[str]]:
+    """The folder of a product, inside its archive where it has one, and the files in it that may count."""
+    if path.is_file():
+        # An archive holds the folder; its metadata say which.
+        inside = list(zipped.entries(path))
+        top = next(name.rpartition("/")[0] for name in inside if name.rpartition("/")[2] in _METADATA)
+        prefix = f"{top}/" if top else ""
+        return path / top, [n.removeprefix(prefix) for n in sorted(inside) if n.startswith(prefix)]
+    files = [*(path / name for name in _METADATA), *sorted(path.glob("GRANULE/*/IMG_DATA/**/*"))]
+    return path, [file.relative_to(path).as_posix() for file in files if file.is_file()]
+
+
+def _opened_as(product: Path, file: Path) -> str:
+    """What GDAL opens for a file of a product."""
+    if product.is_file():
+        return zipped.address_of(product, file.relative_to(product).as_posix())
+    return str(file)
+
+
+def _choose_files(path: Path, members: list[Path]) -> dict[str, Path]:
     """Band name (and SCL) to the file of the finest resolution."""
     best: dict[str, tuple[int, Path]] = {}
-    for file in sorted(path.glob("GRANULE/*/IMG_DATA/**/*")):
+    for file in members:
         match = _BAND_FILE.search(file.name)
-        if not match or not file.is_file():
+        if not match:
             continue
-        guards.check_inside(file, path, str(path))
+        if path.is_dir():
+            guards.check_inside(file, path, str(path))
         name, meters = match.group(1).upper(), int(match.group(2) or 0)
         if name in best and best[name][0] == meters:
             raise InputError(

@@ -316,7 +316,7 @@ def _in_folder(folder: Path, *, allow_vrt: bool) -> list[str]:
             found.append(path)
         elif suffix in _RASTERS and (is_companion(path) or is_mask_name(path)):
             logger.warning("'%s' is not used: it is named as no band, but as what lies beside bands", path)
-        elif suffix in _RASTERS or (is_safe(path) and path.is_dir()):
+        elif suffix in _RASTERS or (suffix != ".xml" and is_safe(path)):
             found.append(path)
     return [str(path) for path in found if path.resolve() not in named]
 

@@ -31,7 +31,7 @@ from rasterio.windows import Window as RasterWindow
 from lulc.core.grid import GridSpec, settled_crs
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
-from lulc.rasters import guards
+from lulc.rasters import guards, zipped
 from lulc.rasters.groups import NETCDF, is_cube_folder, is_grouped
 from lulc.rasters.items import Asset, is_item, item_files, read_item
 from lulc.rasters.layers import (
@@ -93,7 +93,7 @@ def open_source(
         return _open_cube(text)
     if resolved.suffix.lower() == ".zip":
         raise InputError(
-            f"cannot read '{text}', since it is a zip archive, expected what is in it",
+            f"cannot read '{text}', since it is a zip archive of no product, expected what is in it",
             f"Unpack it, and give the folder or file that comes out of it: unzip {shlex.quote(text)}",
         )
     if resolved.suffix.lower() == ".vrt":
@@ -111,12 +111,12 @@ def open_source(
 
 
 def open_product(path: str | os.PathLike[str], bands: Sequence[str]) -> tuple[list[Source], Product]:
-    """The bands of a Copernicus ``.SAFE`` folder, each at its finest resolution.
+    """The bands of a Copernicus ``.SAFE`` folder or archive, each at its finest resolution.
 
     Parameters
     ----------
     path
-        The product folder.
+        The product's folder, metadata or zip archive.
     bands
         Names of the bands that are wanted; those the product lacks are left out.
 
@@ -125,14 +125,13 @@ def open_product(path: str | os.PathLike[str], bands: Sequence[str]) -> tuple[li
     sources
         One per band, with scale and offset of the product's metadata.
     product
-        What the metadata say; its `mask` is the scene classification, None at level 1C.
+        What the metadata say; its `mask` is the scene classification, None at level 1C (see `open_classes`).
     """
     product = read_product(Path(os.fspath(path)))
     sources: list[Source] = []
     for name in bands:
         if name in product.files:
-            file = str(product.files[name])
-            source = RasterSource(file, os.path.realpath(file), ("JP2OpenJPEG", "GTiff"))
+            source = _open_member(product.files[name])
             source.layers = tuple(
                 dataclasses.replace(
                     layer,
@@ -145,6 +144,16 @@ def open_product(path: str | os.PathLike[str], bands: Sequence[str]) -> tuple[li
             )
             sources.append(source)
     return sources, product
+
+
+def open_classes(product: Product) -> Source | None:
+    """The scene classification of a product; None where it has none."""
+    return _open_member(product.mask) if product.mask else None
+
+
+def _open_member(file: str) -> RasterSource:
+    target = file if zipped.split_address(file) else os.path.realpath(file)
+    return RasterSource(file, target, ("JP2OpenJPEG", "GTiff"))
 
 
 def open_item(
@@ -207,7 +216,7 @@ def _described_layers(source: Source, asset: Asset, wanted: Sequence[str]) -> tu
 
 
 def is_safe(path: str | os.PathLike[str]) -> bool:
-    """True where the path is a Copernicus product folder, or its metadata."""
+    """True where the path is a Copernicus product: its folder, metadata or zip archive."""
     return is_product(Path(os.fspath(path)))
 
 
@@ -261,7 +270,8 @@ def moments_of(stamps: Sequence[Stamp]) -> list[tuple[str, int]]:
 def _files_of(path: Path, named: set[Path] | None) -> list[Path]:
     """Files of an input; `named` are the VRTs above it, None where VRTs are not followed."""
     if path.is_dir() or is_safe(path):
-        return sorted(file for file in product_folder(path).rglob("*") if file.is_file())
+        place = product_folder(path)
+        return [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
     if not path.is_file():
         return []
     if is_item(path):
@@ -291,6 +301,7 @@ class RasterSource(Source):
     def __init__(self, path: str, target: str, drivers: Sequence[str]) -> None:
         self.path = path
         self._target = target
+        self._archived = zipped.split_address(target)
         self._dataset = _open(path, target, drivers)
         self._driver = self._dataset.driver
         self._mask: Any = None
@@ -318,7 +329,7 @@ class RasterSource(Source):
             width=data.width,
             layer_bytes=itemsize,
             block_bytes=self.block[0] * self.block[1] * itemsize * interleaved,
-            stored_bytes=_stored_bytes(self._target, data.files) if local else None,
+            stored_bytes=_stored_bytes(self._target, data.files) if local or self._archived else None,
         )
         if any(np.dtype(_real_dtype(d)).kind not in "iuf" for d in data.dtypes):
             raise InputError(
@@ -331,6 +342,8 @@ class RasterSource(Source):
                 "expected a north-up grid",
                 "Rectify it: gdalwarp IN OUT",
             )
+        if self._archived and set(data.files) - {self._target}:
+            raise InputError(f"cannot open '{path}', since it names other files, expected none")
         if local:
             self._check_names(path, data.files)
             if self._driver == "GTiff":
@@ -443,6 +456,11 @@ class RasterSource(Source):
             self._mask.close()
 
     def identity(self) -> dict[str, Any]:
+        if self._archived:
+            archive, entry = self._archived
+            found = identify(archive)
+            own = hashlib.sha256(f"{found['sha256']}\0{entry}".encode()).hexdigest()
+            return {"name": Path(entry).name, "bytes": zipped.entries(archive)[entry], "sha256": own}
         if not guards.is_address(self._target):
             files = [identify(file) for file in _files_of(Path(self._target), set())]
             # Viewers write statistics into a side-car at any time; only what was taken from it counts.
@@ -573,6 +591,8 @@ def _real_dtype(name: str) -> str:
 
 
 def _stored_bytes(target: str, files: Sequence[str]) -> int:
+    if archived := zipped.split_address(target):
+        return zipped.entries(archived[0])[archived[1]]
     return sum(os.path.getsize(f) for f in {target, *files} if os.path.isfile(f))
 
 
