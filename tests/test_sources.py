@@ -423,6 +423,37 @@ def test_products_give_the_finest_bands_with_their_offsets(tmp_path: Path) -> No
         source.close()
 
 
+def test_band_files_inside_a_product_take_its_offset(tmp_path: Path) -> None:
+    path = make_product(tmp_path)
+    (copy := tmp_path / "T35_2022_B02_10m.jp2").write_bytes(next(path.rglob("*B02_10m.jp2")).read_bytes())
+    for file, expected in (
+        (next(path.rglob("*B02_10m.jp2")), (0.0001, -1001)),
+        (next(path.rglob("*B05_20m.jp2")), (0.0001, -1004)),
+        (next(path.rglob("*SCL_20m.jp2")), (None, None)), (copy, (None, None)),
+    ):  # fmt: skip
+        with open_source(file) as source, source.reopen() as again:
+            assert (source.scales[0], source.offsets[0]) == expected
+            assert again.layers == source.layers
+    flat = make_product(tmp_path / "b", level="L1C", offset=-1000)
+    with open_source(next(flat.rglob("*B05.jp2"))) as source:
+        assert source.offsets == (-1004,)
+    old = make_product(tmp_path / "c", offset=None)
+    with open_source(next(old.rglob("*B02_10m.jp2"))) as source:
+        assert (source.scales, source.offsets) == ((0.0001,), (0,))
+
+
+def test_what_a_band_file_says_itself_comes_before_the_product_around_it(tmp_path: Path) -> None:
+    band = next(make_product(tmp_path).rglob("*B02_10m.jp2"))
+    tagged = band.with_name("T35_2022_B03_10m.tif")
+    with rasterio.open(band) as data:
+        stored = data.read()
+    write(tagged, stored, transform=NORTH_UP)
+    with rasterio.open(tagged, "r+") as data:
+        data.scales, data.offsets = (0.0001,), (-0.2,)
+    with open_source(tagged) as source:
+        assert source.offsets == (-2000,)
+
+
 def test_level_1c_and_old_baselines_are_read_too(tmp_path: Path) -> None:
     sources, product = open_product(make_product(tmp_path, level="L1C", offset=None), ["B02", "B05"])
     assert product.level == "L1C" and product.mask is None and [s.offsets[0] for s in sources] == [0, 0]

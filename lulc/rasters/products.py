@@ -103,6 +103,26 @@ def read_product(path: Path) -> Product:
     return Product(path, level, opened, scale, offsets, _opened_as(path, mask) if mask else None, metadata)
 
 
+def scaling_above(file: Path) -> tuple[str, float, float] | None:
+    """(band, reflectance per DN, offset in DN) of a band file that lies in an unpacked product.
+
+    None where the file is no band, or lies in no product.
+    """
+    match = _BAND_FILE.search(file.name)
+    place = next((p for p in list(file.parents)[:2] if p.name.upper() == "IMG_DATA"), None)
+    if not match or match.group(1).upper() == "SCL" or place is None or place.parents[1].name != "GRANULE":
+        return None
+    folder = place.parents[2]
+    metadata = next((folder / name for name in _METADATA if (folder / name).is_file()), None)
+    if metadata is None:
+        return None
+    guards.check_inside(metadata, folder, str(file))
+    root = guards.read_xml(metadata, "the metadata")
+    scale, offsets = _calibration(metadata, root, metadata.stem[-3:])
+    band = match.group(1).upper()
+    return (band, scale, offsets[band]) if band in offsets else None
+
+
 def _members(path: Path) -> tuple[Path, list[str]]:
     """The folder of a product, inside its archive where it has one, and the files in it that may count."""
     if path.is_file():

@@ -45,7 +45,7 @@ from lulc.rasters.layers import (
 )
 from lulc.rasters.missing import as_stored, declared_missing
 from lulc.rasters.names import name_layers
-from lulc.rasters.products import Product, is_product, product_folder, read_product
+from lulc.rasters.products import Product, is_product, product_folder, read_product, scaling_above
 from lulc.rasters.sidecars import Said, Sidecar, mask_beside, read_sidecar
 
 DRIVERS = ("GTiff", "HFA", "JP2OpenJPEG")
@@ -107,7 +107,23 @@ def open_source(
         return RasterSource(text, str(resolved), ("VRT",))
     if resolved.suffix.lower() == ".img":
         return RasterSource(text, str(resolved), ("HFA", "GTiff"))
-    return RasterSource(text, str(resolved), DRIVERS)
+    source = RasterSource(text, str(resolved), DRIVERS)
+    try:
+        source.layers = _scaled_by_product(source, resolved)
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+def _scaled_by_product(source: RasterSource, file: Path) -> tuple[Layer, ...]:
+    """Layers of a band file; where it says nothing of scale and offset, its product does."""
+    if len(source.layers) != 1 or (source.scales[0], source.offsets[0]) != (None, None):
+        return source.layers
+    said = scaling_above(file)
+    if said is None or source.names[0] not in (None, said[0]):
+        return source.layers
+    return (dataclasses.replace(source.layers[0], scale=said[1], offset=said[2]),)
 
 
 def open_product(path: str | os.PathLike[str], bands: Sequence[str]) -> tuple[list[Source], Product]:
