@@ -20,6 +20,7 @@ from lulc.core.version import __version__
 if TYPE_CHECKING:
     from lulc.api import (
         classify,
+        classify_array,
         classify_share,
         evaluate,
         export_map,
@@ -57,6 +58,7 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "classify",
+    "classify_array",
     "classify_share",
     "evaluate",
     "export_map",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import keras
+    import xarray as xr
 
     from lulc.core.statistics import Statistics
     from lulc.datasets.manifest import Manifest
@@ -139,13 +140,83 @@ def _kind_of(field: dataclasses.Field[Any], hint: Any) -> str:
     return one if many is None else f"list of {one}" if many == "+" else f"{many} {one}s"
 
 
-def _command(kind: Callable[P, Config]) -> Callable[[Callable[[Config], Made]], Command[P, Made]]:
-    """Let a function of a config take the config's fields by name, and document them."""
+_ARRAY_OPTIONS = frozenset(field.name for field in dataclasses.fields(InputConfig)) | {
+    "model", "inputs", "pick", "statistics", "strict", "engine", "min_agreement", "memory", "window", "part",
+    "batch_size", "blend", "tta", "ensemble", "extra", "min_confidence",
+}  # fmt: skip
+"""Options of `classify` that decide values; the others concern the file of the map."""
+
+
+def _is_array(value: Any) -> bool:
+    """Whether a value is an xarray object; xarray is not loaded to find out."""
+    return type(value).__module__.partition(".")[0] == "xarray"
+
+
+def classify_array(
+    model: File, inputs: xr.DataArray | xr.Dataset, config: ClassifyConfig | None = None, **options: Any
+) -> xr.Dataset:
+    """Classify an xarray object in memory; no file is written.
+
+    Parameters
+    ----------
+    model
+        Weights file, run folder, or name in a weights folder.
+    inputs
+        Bands by name as variables or along a dimension, with coordinates and a CRS (``spatial_ref``). A lazy
+        object is read window by window.
+    config
+        Options as an object; those given by name win.
+    **options
+        Options of `classify` that decide values, such as ``scale``, ``engine``, ``tta`` and ``blend``.
+
+    Returns
+    -------
+    Dataset
+        ``class`` with CF flags (0 unclassified, 255 no data), ``probability`` (class, y, x), and a variable
+        for each measure in ``extra``; in memory.
+
+    Raises
+    ------
+    InputError
+        If model or array are refused or don't fit together, or an option concerns files.
+    """
+    given = options if config is None else _changed(config) | options
+    for name in given:
+        if name in {f.name for f in dataclasses.fields(ClassifyConfig)} - _ARRAY_OPTIONS:
+            raise InputError(
+                f"cannot use the option '{name}' with an array, since it concerns the file of a map",
+                "Leave it out; result.to_netcdf('map.nc') writes the result.",
+            )
+    fields = given | {"model": model, "inputs": "array", "out": "array.tif"}
+    settings = _config_from("classify", ClassifyConfig, None, fields)
+    from lulc.export.cf import dataset_of
+    from lulc.inference.arrays import classify_source
+    from lulc.rasters.cubes import ArraySource
+
+    made = classify_source(settings, ArraySource(inputs))
+    return dataset_of(made, made.classes, made.probabilities, made.extra)
+
+
+def _changed(config: ClassifyConfig) -> dict[str, Any]:
+    """Return the optional fields of a config that differ from their defaults."""
+    fields = [f for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING]
+    return {f.name: getattr(config, f.name) for f in fields if getattr(config, f.name) != f.default}
+
+
+def _command(
+    kind: Callable[P, Config], arrays: Callable[..., Any] | None = None
+) -> Callable[[Callable[[Config], Made]], Command[P, Made]]:
+    """Let a function of a config take the config's fields by name, and document them.
+
+    Calls with an xarray object as `inputs` go to `arrays` where that is given.
+    """
     config = typing.cast("type[Config]", kind)
 
     def decorate(function: Callable[[Config], Made]) -> Command[P, Made]:
         @functools.wraps(function)
         def call(given: Config | None = None, /, **options: Any) -> Made:
+            if arrays is not None and _is_array(options.get("inputs")):
+                return typing.cast("Made", arrays(config=given, **options))
             return function(_config_from(function.__name__, config, given, options))
 
         made: Any = call
@@ -220,9 +291,11 @@ def train(config: TrainConfig) -> TrainingResult:
     return dataclasses.replace(train(config, dataset, temperature), cross_validation=found)
 
 
-@_command(ClassifyConfig)
+@_command(ClassifyConfig, arrays=classify_array)
 def classify(config: ClassifyConfig) -> ClassificationResult:
     """Classify a mosaic with trained weights; the same call continues an interrupted run.
+
+    An xarray object as `inputs` is classified in memory, see `classify_array`.
 
     Returns
     -------

@@ -15,9 +15,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import netCDF4
 import numpy as np
@@ -26,8 +26,9 @@ import xarray as xr
 import zarr
 from numcodecs import Zstd
 
+from lulc.core.grid import GridSpec
 from lulc.core.removal import strangers
-from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError
+from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, Legend
 from lulc.core.storage import put_folder, temporary_folder, write_atomically
 from lulc.core.text import printable
 from lulc.core.windows import Window, squares_of
@@ -117,7 +118,56 @@ def write_zarr(land_cover: ClassMap, path: Path) -> None:
         put_folder(temporary, path)
 
 
-def frame_of(land_cover: ClassMap) -> xr.Dataset:
+class Described(Protocol):
+    """What coordinates and attributes are made of: a map on disk or in memory."""
+
+    @property
+    def grid(self) -> GridSpec: ...
+    @property
+    def legend(self) -> Legend: ...
+    @property
+    def tags(self) -> Mapping[str, str]: ...
+    @property
+    def has_activations(self) -> bool: ...
+
+
+def dataset_of(
+    land_cover: Described,
+    classes: np.ndarray,
+    probabilities: np.ndarray,
+    extra: Mapping[str, np.ndarray] | None = None,
+) -> xr.Dataset:
+    """Return a map in memory as a Dataset.
+
+    Parameters
+    ----------
+    land_cover
+        Grid, legend and tags.
+    classes : uint8 (y, x)
+        1..N, 0 unclassified, 255 no data.
+    probabilities : float32 (class, y, x)
+        NaN = no data.
+    extra
+        Further variables by name, float32 (y, x).
+
+    Returns
+    -------
+    Dataset
+        ``class`` with CF flags, ``probability``, and the further variables; the CRS in ``spatial_ref``.
+    """
+    frame = frame_of(land_cover).rename({"land_cover_class": "class_name", GRID_MAPPING: "spatial_ref"})
+    frame = frame.set_coords("spatial_ref").rename_dims({"class_name": "class_number"})
+    frame = frame.assign_coords(class_number=np.arange(1, 1 + len(land_cover.legend)))
+    mapping = {"grid_mapping": "spatial_ref"}
+    frame["class"] = (("y", "x"), classes, _flags(land_cover) | mapping)
+    named = {"long_name": "probability of each class", "units": "1"} | mapping
+    frame["probability"] = (("class_number", "y", "x"), probabilities, named)
+    for name, values in (extra or {}).items():
+        frame[name] = (("y", "x"), values, mapping)
+    return frame
+
+
+def frame_of(land_cover: Described) -> xr.Dataset:
     """Coordinates, CRS and attributes of a map, without its pixels.
 
     Returns
@@ -153,7 +203,7 @@ def frame_of(land_cover: ClassMap) -> xr.Dataset:
     return frame
 
 
-def _global_attributes(land_cover: ClassMap) -> dict[str, str]:
+def _global_attributes(land_cover: Described) -> dict[str, str]:
     # Other tags might have names that NetCDF does not admit.
     own = {k: v for k, v in sorted(land_cover.tags.items()) if re.fullmatch(f"{TAG_PREFIX}[A-Z0-9_]+", k)}
     tags = {k.lower(): v for k, v in own.items()}
@@ -186,7 +236,7 @@ def _write_activations(land_cover: ClassMap, window: Window, target: Any, packin
         target[(k, *window.slices)] = packing.pack(values[..., k])
 
 
-def _flags(land_cover: ClassMap) -> dict[str, Any]:
+def _flags(land_cover: Described) -> dict[str, Any]:
     """Attributes of the class variable: CF flags, one colour and one word for each value."""
     legend = land_cover.legend
     names = [UNCLASSIFIED_NAME, *legend.names]

@@ -18,7 +18,7 @@ import rasterio
 
 from lulc.config import ClassifyConfig, InputConfig
 from lulc.core.grid import GridSpec, metres_per_pixel
-from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, Legend
+from lulc.core.schema import IGNORE, INDICES, UNCLASSIFIED, InputError, Legend
 from lulc.core.statistics import Statistics, read_statistics
 from lulc.core.version import __version__
 from lulc.core.windows import Part, Plan, squares_of
@@ -49,6 +49,7 @@ from lulc.models import weights
 from lulc.models.calibration import calibrate
 from lulc.models.card import ModelCard, check_classifies, load_card
 from lulc.models.uncertainty import MEASURES, NOVELTY, confidence, decide, with_measures
+from lulc.rasters.layers import Source
 from lulc.rasters.stack import Stack, open_stack, sort_inputs
 
 FORMAT_VERSION = 1
@@ -291,7 +292,9 @@ class Job:
 
 
 @contextlib.contextmanager
-def open_job(config: ClassifyConfig, members: Sequence[Member] = ()) -> Iterator[Job]:
+def open_job(
+    config: ClassifyConfig, members: Sequence[Member] = (), sources: Sequence[Source] = ()
+) -> Iterator[Job]:
     """Find the model, open the mosaic and compare the two.
 
     Parameters
@@ -300,6 +303,8 @@ def open_job(config: ClassifyConfig, members: Sequence[Member] = ()) -> Iterator
         What is to be classified, and how.
     members
         The networks where they are known and were compared with the mosaic already, by another process.
+    sources
+        Open rasters instead of the inputs that the config names; each may hold bands and indices.
 
     Raises
     ------
@@ -313,14 +318,24 @@ def open_job(config: ClassifyConfig, members: Sequence[Member] = ()) -> Iterator
             yield Job(config, members, stack)
         return
     models = [weights.find_model(name, config.pick) for name in (config.model, *config.ensemble)]
-    bands, indices = sort_inputs(config.inputs, config)
+    bands_of, indices_of = _sort(config, sources)
     members = [Member(model, _card_of(model, config)) for model in models]
     check_alike(members)
     _check_confidence(members[0].card, config)
     _check_novelty(members, config)
     channels = [c.name for c in members[0].card.channels]
-    with open_stack(bands, indices, config, channels=channels) as stack:
+    with open_stack(bands_of, indices_of, config, channels=channels) as stack:
         yield Job(config, [_compare(member, stack, config) for member in members], stack)
+
+
+def _sort(
+    config: ClassifyConfig, sources: Sequence[Source]
+) -> tuple[Sequence[str | Source], Sequence[str | Source]]:
+    """Return what may hold bands and what holds indices: open sources, or the inputs of the config."""
+    if not sources:
+        return sort_inputs(config.inputs, config)
+    bands = [source for source in sources if not set(source.names) <= set(INDICES)]
+    return bands, [source for source in sources if set(source.names) & set(INDICES)]
 
 
 def _compare(member: Member, stack: Stack, config: ClassifyConfig) -> Member:

@@ -8,6 +8,7 @@ Values stay as they are stored: packing and missing values are described by the 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
@@ -66,18 +67,12 @@ class CubeSource(Source):
         self.path = path
         self._group, self._only = group, only
         resolved = Path(path).resolve()
-        self._zarr = resolved.is_dir()
-        stored = guards.check_zarr(resolved) if self._zarr else check_netcdf(path, resolved)
+        zarr = resolved.is_dir()
+        stored = guards.check_zarr(resolved) if zarr else check_netcdf(path, resolved)
         self._data = _open(path, resolved, group)
         try:
-            self._x, self._y = _axes(path, self._data)
-            self.layers, self._places = _layers(path, self._data, self._x, self._y, only, zarr=self._zarr)
-            variables = dict.fromkeys(place.variable for place in self._places)
-            self.ordered = not self._zarr or len(variables) == 1 or is_counted([str(v) for v in variables])
+            self._describe(zarr=zarr)
             self._check_sizes(stored)
-            crs = _crs(path, self._data, self._data[self._places[0].variable])
-            self.grid, self._flipped = _grid(path, self._data, self._x, self._y, self._places[0], crs)
-            check_grid(path, self.grid)
         except BaseException as error:
             self._data.close()
             if isinstance(error, InputError) or not isinstance(error, Exception):
@@ -88,6 +83,17 @@ class CubeSource(Source):
                 f"({type(error).__name__}: {error})",
                 "Check the file: ncdump -h FILE",
             ) from error
+
+    def _describe(self, *, zarr: bool) -> None:
+        """Find layers and grid; `zarr` says that the order of variables means nothing."""
+        path, data = self.path, self._data
+        self._x, self._y = _axes(path, data)
+        self.layers, self._places = _layers(path, data, self._x, self._y, self._only, zarr=zarr)
+        variables = dict.fromkeys(place.variable for place in self._places)
+        self.ordered = not zarr or len(variables) == 1 or is_counted([str(v) for v in variables])
+        crs = _crs(path, data, data[self._places[0].variable])
+        self.grid, self._flipped = _grid(path, data, self._x, self._y, self._places[0], crs)
+        check_grid(path, self.grid)
 
     def _check_sizes(self, stored: int) -> None:
         block_bytes = 0
@@ -142,6 +148,38 @@ class CubeSource(Source):
 
     def close(self) -> None:
         self._data.close()
+
+
+class ArraySource(CubeSource):
+    """An xarray object in memory, or a lazy one that is read window by window.
+
+    Parameters
+    ----------
+    data
+        Bands as variables, or along a dimension; one date.
+
+    Raises
+    ------
+    InputError
+        If it has no evenly spaced x and y coordinates, no bands, or more than one date.
+    """
+
+    def __init__(self, data: xr.DataArray | xr.Dataset) -> None:
+        self.path = "<array>"
+        self._group = self._only = None
+        named = data.to_dataset(name=data.name or "array") if isinstance(data, xr.DataArray) else data
+        self._data = named
+        self._describe(zarr=True)
+        self.block = (1, self._data.sizes[self._x])
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.path}
+
+    def reopen(self) -> ArraySource:
+        return copy.copy(self)
+
+    def close(self) -> None:
+        """Leave the object to its owner."""
 
 
 def open_cube(path: str) -> CubeSource:
@@ -243,7 +281,7 @@ def _axes(path: str, data: xr.Dataset) -> tuple[Hashable, Hashable]:
         elif name in _Y or axis == "Y" or standard in ("projection_y_coordinate", "latitude"):
             found.setdefault("y", dimension)
     if len(found) < 2:
-        groups = groups_of(path)
+        groups = groups_of(path) if Path(path).exists() else []
         raise InputError(
             f"cannot use '{path}', since its dimensions are {', '.join(map(str, data.sizes)) or 'none'}, "
             "expected x and y (or lon and lat) with coordinates",

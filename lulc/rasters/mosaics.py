@@ -183,15 +183,17 @@ class Mosaic:
             yield self.mask.identity()
 
 
-def open_in(path: str, config: InputConfig, opened: contextlib.ExitStack) -> Source:
-    """Open one raster as the options admit, closed with `opened`."""
+def open_in(path: str | Source, config: InputConfig, opened: contextlib.ExitStack) -> Source:
+    """Open one raster as the options admit, closed with `opened`; an open one is taken over."""
+    if isinstance(path, Source):
+        return opened.enter_context(path)
     return opened.enter_context(
         open_source(path, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
     )
 
 
 def open_bands(
-    paths: Sequence[str], config: InputConfig, wanted: Sequence[str], opened: contextlib.ExitStack,
+    paths: Sequence[str | Source], config: InputConfig, wanted: Sequence[str], opened: contextlib.ExitStack,
     *, classified: bool = True,
 ) -> tuple[list[Source], Source | None]:  # fmt: skip
     """The sources of band files, products and STAC items, and the scene classification of the (only) product.
@@ -201,6 +203,9 @@ def open_bands(
     sources: list[Source] = []
     masks: list[Source] = []
     for path in paths:
+        if isinstance(path, Source):
+            sources.append(opened.enter_context(path))
+            continue
         if is_item(path):
             found, mask = open_item(path, wanted, allow_remote=config.allow_remote)
             sources += [opened.enter_context(source) for source in found]

@@ -256,8 +256,8 @@ class Stack(Resource):
 
 
 def open_stack(
-    bands: Sequence[str],
-    indices: Sequence[str],
+    bands: Sequence[str | Source],
+    indices: Sequence[str | Source],
     config: InputConfig,
     *,
     scenes: Sequence[str] | Scenes = (),
@@ -268,7 +268,7 @@ def open_stack(
     Parameters
     ----------
     bands
-        Sentinel-2 bands: files with one or many bands, ``.SAFE`` folders, or STAC items.
+        Sentinel-2 bands: files with one or many bands, ``.SAFE`` folders, STAC items, or open sources.
     indices
         Index rasters in SYKE coding; indices in none of them are computed from the bands.
     config

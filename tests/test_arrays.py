@@ -1,0 +1,139 @@
+"""An array is classified as the file that holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import xarray as xr
+
+import lulc
+from lulc.core.schema import BANDS
+
+pytestmark = pytest.mark.integration
+
+
+def in_memory(path: Path) -> xr.DataArray:
+    """The bands of a raster as rioxarray gives them, without its help."""
+    with rasterio.open(path) as source:
+        t = source.transform
+        return xr.DataArray(
+            source.read(),
+            dims=("band", "y", "x"),
+            coords={
+                "band": list(BANDS),
+                "y": t.f + t.e * (np.arange(source.height) + 0.5),
+                "x": t.c + t.a * (np.arange(source.width) + 0.5),
+                "spatial_ref": xr.DataArray(0, attrs={"crs_wkt": source.crs.to_wkt()}),
+            },
+            attrs={"_FillValue": source.nodata} if source.nodata is not None else {},
+        )
+
+
+@pytest.fixture(scope="module")
+def made(
+    tiny_model: Path, write_bands: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A mosaic and its map, made by the command's function."""
+    folder = tmp_path_factory.mktemp("mosaic")
+    mosaic = write_bands(folder / "mosaic.tif", 70, 90)
+    out = folder / "map.tif"
+    lulc.classify(model=tiny_model, inputs=mosaic, out=out, engine="openvino", window=32)
+    return mosaic, out
+
+
+def as_array(mosaic: Path, kind: str) -> xr.DataArray | xr.Dataset:
+    array = in_memory(mosaic)
+    return {
+        "bands along a dimension": lambda: array,
+        "other order": lambda: array.isel(band=slice(None, None, -1)),
+        "variables": lambda: array.to_dataset("band"),
+        "rows from the south": lambda: array.isel(y=slice(None, None, -1)),
+        "lazy": lambda: array.chunk({"band": 1, "y": 30, "x": 41}),
+        "y and x first": lambda: array.transpose("y", "x", "band"),
+        "missing as NaN": lambda: array.where(array != array.attrs.get("_FillValue", 0)).assign_attrs({}),
+    }[kind]()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bands along a dimension", "other order", "variables", "rows from the south", "lazy",
+        "y and x first", "missing as NaN",
+    ],
+)  # fmt: skip
+def test_an_array_gives_the_classes_and_probabilities_of_its_file(
+    tiny_model: Path, made: tuple[Path, Path], kind: str
+) -> None:
+    mosaic, out = made
+    found = lulc.classify_array(tiny_model, as_array(mosaic, kind), engine="openvino", window=32)
+    with lulc.open_map(out) as land_cover:
+        classes = land_cover.read(land_cover.grid.extent)
+        expected = land_cover.read_activations(land_cover.grid.extent)
+        affine = land_cover.grid.transform
+    np.testing.assert_array_equal(found["class"].values, classes)
+    np.testing.assert_allclose(np.moveaxis(found["probability"].values, 0, -1), expected, atol=1e-5)
+    assert len(np.unique(classes)) > 1
+    assert float(found.y[0]) == affine.f + affine.e / 2 and float(found.x[0]) == affine.c + affine.a / 2
+
+
+def test_the_result_names_classes_and_crs_and_is_written_as_netcdf(
+    tiny_model: Path, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    array = in_memory(made[0])
+    found = lulc.classify_array(tiny_model, array, engine="openvino", extra=["entropy"])
+    flags = found["class"].attrs
+    assert flags["flag_values"].tolist() == [0, 1, 2, 3] and len(flags["flag_colors"].split()) == 4
+    assert flags["flag_meanings"].split()[1:] == ["class_1", "class_2", "class_3"]
+    assert found["probability"].dims == ("class_number", "y", "x")
+    assert found["class_name"].values.tolist() == ["class 1", "class 2", "class 3"]
+    wkt = array["spatial_ref"].attrs["crs_wkt"]
+    assert found["spatial_ref"].attrs["crs_wkt"] == rasterio.crs.CRS.from_wkt(wkt).to_wkt()
+    valid = found["class"].values != 255
+    assert (np.isfinite(found["entropy"].values) == valid).all()
+    found.to_netcdf(tmp_path / "map.nc")
+    with rasterio.open(f"netcdf:{tmp_path / 'map.nc'}:class") as read:
+        assert read.crs == rasterio.crs.CRS.from_wkt(wkt)
+        np.testing.assert_array_equal(read.read(1), found["class"].values)
+
+
+def test_classify_takes_arrays_too(tiny_model: Path, made: tuple[Path, Path]) -> None:
+    array = in_memory(made[0])
+    found: Any = lulc.classify(model=tiny_model, inputs=array, engine="openvino")
+    xr.testing.assert_identical(found, lulc.classify_array(tiny_model, array, engine="openvino"))
+
+
+def test_no_file_is_written_for_an_array(
+    tiny_model: Path, made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lulc.classify_array(tiny_model, in_memory(made[0]), engine="openvino")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", [{"cog": True}, {"out": "map.tif"}, {"share": "1/2"}, {"plan": True}])
+def test_options_of_files_are_refused(
+    tiny_model: Path, made: tuple[Path, Path], option: dict[str, Any]
+) -> None:
+    with pytest.raises(lulc.InputError, match="concerns the file of a map"):
+        lulc.classify_array(tiny_model, in_memory(made[0]), **option)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda a: a.isel(band=slice(1, None)), "B02|band"),
+        (lambda a: a.drop_vars("spatial_ref"), "CRS|coordinate reference"),
+        (lambda a: a.expand_dims(time=2), "dimensions"),
+        (lambda a: a.rename(x="i", y="j"), "expected x and y"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(
+    tiny_model: Path, made: tuple[Path, Path], spoil: Callable[[xr.DataArray], xr.DataArray], reason: str
+) -> None:
+    with pytest.raises(lulc.InputError, match=reason):
+        lulc.classify_array(tiny_model, spoil(in_memory(made[0])), engine="openvino")
