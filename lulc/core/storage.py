@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,9 +65,22 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 
 def rename_durably(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Give a finished file, on disk already, its final name in the same file system, on disk too."""
+    """Give a finished file, on disk already, its final name in the same file system, on disk too.
+
+    Where the output is claimed, its lock first gets the identity of the file, so that the next run knows it.
+    """
+    lock = lock_of(Path(target))
+    if lock.is_file() and not lock.is_symlink():
+        with open(lock, "a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps({"written": identity_of(Path(source))}) + "\n")
     os.replace(source, target)
     _fsync(Path(target).parent)
+
+
+def identity_of(path: Path) -> list[int]:
+    """Return what tells a file or folder from all others of its file system: inode, size and time."""
+    found = os.lstat(path)
+    return [found.st_ino, found.st_size, found.st_mtime_ns]
 
 
 def put_folder(whole: Path, out: Path) -> None:
@@ -178,7 +193,7 @@ class Lock:
                 return True
         except BlockingIOError as error:
             os.close(descriptor)
-            raise self._refuse("another run is writing it") from error
+            raise self._refuse(f"another run is writing it{self._holder()}") from error
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -186,6 +201,11 @@ class Lock:
             raise self._refuse(f"its file system gives no locks: {error.strerror}") from error
         os.close(descriptor)
         return False
+
+    def _holder(self) -> str:
+        """Name the process that holds the lock, where the lock says so."""
+        found = re.findall(r'"process": (\d+)', self._path.read_text(errors="replace"))
+        return f" (process {found[-1]})" if found else ""
 
     def _refuse(self, why: str) -> InputError:
         return InputError(

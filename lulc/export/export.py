@@ -10,6 +10,7 @@ import numpy as np
 import rasterio
 
 from lulc.config import EXPORT_ENDINGS, STYLE_ENDINGS, ExportConfig, ExportModelConfig
+from lulc.core.claims import Claims, check_distinct, claim_outputs
 from lulc.core.documents import write_document
 from lulc.core.machine import GDAL_CACHE
 from lulc.core.schema import IGNORE, InputError
@@ -60,7 +61,18 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
     items = [out.parent / _item_name(model) for out, kind in zip(outputs, kinds, strict=True)
              if model is not None and kind == ".json"]  # fmt: skip
     styled = [style for out in outputs if config.level is not None for style in _styles_of(out)]
-    _check_outputs([*outputs, *styled, *items], source, overwrite=config.overwrite)
+    written = [*outputs, *styled, *items]
+    check_distinct([*outputs, *styled])
+    with claim_outputs(written, config) as claims:
+        _check_outputs(written, source, claims, overwrite=config.overwrite)
+        _write_all(config, outputs, kinds, model)
+    return tuple(written)
+
+
+def _write_all(
+    config: ExportConfig, outputs: Sequence[Path], kinds: Sequence[str], model: Path | None
+) -> None:
+    source = Path(config.map)
     legend = load_scheme(config.scheme).legend if config.scheme is not None else None
     cache = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE // 2**20)
     with cache, open_map(source, legend, allow_vrt=config.allow_vrt) as land_cover:
@@ -81,7 +93,6 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
                 entries = styles.count_entries(grouped)
             for style, kind in zip(_styles_of(out), STYLE_ENDINGS, strict=True):
                 _write_style(style, kind, out, entries)
-    return (*outputs, *styled, *items)
 
 
 def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
@@ -107,16 +118,17 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
         )
     names = [p.with_suffix(".onnx") if kind == "onnx" else p.with_name(_item_name(p)) for p in paths]
     outputs = [Path(config.out)] if config.out else names
-    for path, out in zip(paths, outputs, strict=True):
-        _check_outputs([out], path, overwrite=config.overwrite)
-    if kind == "onnx":
+    with claim_outputs(outputs, config) as claims:
         for path, out in zip(paths, outputs, strict=True):
-            write_onnx(*_network_of(path), out, config.tile)
-        return tuple(outputs)
-    dates = config.date or MISSION
-    items = [_describe(path, out.parent, dates) for path, out in zip(paths, outputs, strict=True)]
-    for out, item in zip(outputs, items, strict=True):
-        write_document(out, item)
+            _check_outputs([out], path, claims, overwrite=config.overwrite)
+        if kind == "onnx":
+            for path, out in zip(paths, outputs, strict=True):
+                write_onnx(*_network_of(path), out, config.tile)
+            return tuple(outputs)
+        dates = config.date or MISSION
+        items = [_describe(path, out.parent, dates) for path, out in zip(paths, outputs, strict=True)]
+        for out, item in zip(outputs, items, strict=True):
+            write_document(out, item)
     return tuple(outputs)
 
 
@@ -191,7 +203,7 @@ def _item_name(model: Path) -> str:
     return f"{model.stem}.stac.json"
 
 
-def _check_outputs(outputs: Sequence[Path], source: Path, *, overwrite: bool) -> None:
+def _check_outputs(outputs: Sequence[Path], source: Path, claims: Claims, *, overwrite: bool) -> None:
     for out in outputs:
         if out.resolve() == source.resolve():
             raise InputError(f"cannot write '{out}', since it is the input", "Give another output.")

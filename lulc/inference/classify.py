@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from lulc.config import ClassifyConfig
 from lulc.core.areas import pixel_areas
+from lulc.core.claims import claim_outputs
 from lulc.core.documents import seal_of
 from lulc.core.machine import cores
 from lulc.core.schema import IGNORE, InputError, Legend
@@ -360,6 +361,10 @@ def _begun(config: ClassifyConfig) -> Iterator[_Run]:
         job = stack.enter_context(open_job(config))
         _check_grid(job)
         journal = stack.enter_context(open_journal(job.out, share))
+        if share is None:
+            stack.enter_context(claim_outputs(further_of(config)))
+            # Another run may have finished between the first look and the locks.
+            check_outputs(config, stamps)
         _check_resources(job, journal)
         makers: _Makers
         if config.dask is None:

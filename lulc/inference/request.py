@@ -10,6 +10,8 @@ from contextlib import closing
 from pathlib import Path
 
 from lulc.config import ClassifyConfig
+from lulc.core.claims import claim_outputs
+from lulc.core.removal import remove_leftovers
 from lulc.core.schema import InputError
 from lulc.export.stac import known_dates, parse_dates
 from lulc.inference.journal import claimed_by, folder_of, open_journal
@@ -141,7 +143,7 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
             f"The last argument names the map: type a new name there, or move '{target}' away.",
         )
     if not config.overwrite:
-        _tidy(Path(config.out))
+        _tidy(config)
         raise InputError(
             f"cannot write '{target}', since it exists already",
             "Give another output, or add --overwrite to replace it.",
@@ -150,8 +152,11 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
         check_tiles(target)
 
 
-def _tidy(out: Path) -> None:
-    """Remove the parts of a map that a run left which was killed when the map had its name."""
+def _tidy(config: ClassifyConfig) -> None:
+    """Remove parts, temporary files and locks of a run that was killed when the map had its name."""
+    out = Path(config.out)
+    with contextlib.suppress(InputError, OSError), claim_outputs((out, *further_of(config))):
+        remove_leftovers(out.parent, folder_of(out).name)
     if not is_named(out):
         return
     # Another process may be at it.

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from shapely.geometry import shape
 
 from lulc.core.grid import GridSpec
-from lulc.core.schema import IGNORE, Legend
+from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.storage import rename_durably, temporary_folder, write_atomically
 from lulc.core.windows import Window
 
@@ -178,7 +178,13 @@ def write_polygons(
     with temporary_folder(path) as folder, write_atomically(path) as temporary:
         package = folder / path.name
         for number, frame in enumerate(_frames(read, windows, grid, names)):
-            frame.to_file(package, driver="GPKG", layer=path.stem, mode="a" if number else "w")
+            try:
+                frame.to_file(package, driver="GPKG", layer=path.stem, mode="a" if number else "w")
+            except RuntimeError as error:
+                raise InputError(
+                    f"cannot write '{path}', since GDAL stopped: {error}",
+                    "See that its disk has room, and that files may be written to its folder.",
+                ) from error
         rename_durably(package, temporary)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.core.documents import read_document, write_document, write_rows
-from lulc.core.removal import OwnFolder
+from lulc.core.removal import OwnFolder, remove_leftovers
 from lulc.core.schema import InputError, Legend
 from lulc.core.storage import Lock
 from lulc.core.text import visible
@@ -66,6 +66,7 @@ def write_report(
     own = own_folder(folder)
     own.take(lambda: is_report(folder))
     with Lock(own.mark, f"the report into '{folder}'"):
+        remove_leftovers(folder)
         written = _write(results, views, own, imprint, more)
         own.release()
     return written

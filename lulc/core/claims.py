@@ -1,0 +1,91 @@
+"""Claims on outputs: one run at a time writes a file, and the next one clears up after a dead one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lulc.core.removal import remove_leftovers
+from lulc.core.schema import InputError
+from lulc.core.storage import Lock, identity_of, lock_of
+
+
+class Claims:
+    """Outputs that this run alone may write; made by `claim_outputs`."""
+
+    def __init__(self, unfinished: set[Path]) -> None:
+        self._unfinished = unfinished
+
+    def may_replace(self, output: Path) -> bool:
+        """True where a killed run of the same command wrote the file or folder that lies there."""
+        return output in self._unfinished
+
+
+@contextlib.contextmanager
+def claim_outputs(outputs: Sequence[Path], command: object = "") -> Iterator[Claims]:
+    """Lock outputs until the block ends, and delete temporary files that killed runs left beside them.
+
+    The lock of an output is a hidden file beside it, which a killed run leaves. It holds the command and the
+    identity of each file that got the output's name under the lock (`rename_durably`). Only a file with
+    such an identity counts as the killed run's own.
+
+    Parameters
+    ----------
+    outputs
+        Files and folders that the run writes.
+    command
+        What the run was asked for; two equal commands write the same.
+
+    Raises
+    ------
+    InputError
+        If another process writes one of them.
+    """
+    with contextlib.ExitStack() as stack:
+        unfinished = set()
+        for output in sorted(set(outputs)):
+            stack.enter_context(Lock(lock_of(output), f"'{output}'", remove=True))
+            remove_leftovers(output.parent, output.name)
+            if _take_over(output, repr(command)):
+                unfinished.add(output)
+        yield Claims(unfinished)
+
+
+def _take_over(output: Path, command: str) -> bool:
+    """Note this run in the lock; True where a killed run of the same command wrote what lies there."""
+    lock = lock_of(output)
+    entries = list(_entries(lock))
+    same = all(entry.get("command", command) == command for entry in entries)
+    with open(lock, "a" if same else "w", encoding="utf-8") as file:
+        file.write("\n" + json.dumps({"command": command, "process": os.getpid()}) + "\n")
+    written = [entry["written"] for entry in entries if "written" in entry]
+    return same and os.path.lexists(output) and identity_of(output) in written
+
+
+def _entries(lock: Path) -> Iterator[dict[str, object]]:
+    for line in lock.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                yield entry
+
+
+def check_distinct(outputs: Sequence[Path]) -> None:
+    """Refuse outputs of one command that are the same file.
+
+    Raises
+    ------
+    InputError
+        Naming the first that comes twice.
+    """
+    seen: set[Path] = set()
+    for output in outputs:
+        if output.resolve() in seen:
+            raise InputError(
+                f"cannot write '{output}', since the command names it twice, expected different outputs",
+                "Give each output a name of its own.",
+            )
+        seen.add(output.resolve())
