@@ -189,8 +189,8 @@ def classify_array(
             )
     fields = given | {"model": model, "inputs": "array", "out": "array.tif"}
     settings = _config_from("classify", ClassifyConfig, None, fields)
-    from lulc.export.cf import dataset_of
     from lulc.inference.arrays import classify_source
+    from lulc.maps.frames import dataset_of
     from lulc.rasters.cubes import ArraySource
 
     made = classify_source(settings, ArraySource(inputs))

@@ -107,6 +107,43 @@ def test_classify_takes_arrays_too(tiny_model: Path, made: tuple[Path, Path]) ->
     xr.testing.assert_identical(found, lulc.classify_array(tiny_model, array, engine="openvino"))
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {}, {"y": slice(3, 40), "x": slice(60, 64)}, {"y": 5}, {"x": 7, "y": 8}, {"y": slice(None, None, -3)},
+        {"x": [5, 1, 80]}, {"y": slice(0, 0)},
+    ],
+)  # fmt: skip
+def test_a_map_is_a_dataset_that_reads_what_is_asked_for(
+    made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, part: dict[str, Any]
+) -> None:
+    with lulc.open_map(made[1]) as land_cover:
+        extent = land_cover.grid.extent
+        classes = xr.DataArray(land_cover.read(extent), dims=("y", "x"))
+        sums = xr.DataArray(land_cover.read_activations(extent), dims=("y", "x", "class_number"))
+        pixels: list[int] = []
+        read = land_cover.read
+        monkeypatch.setattr(land_cover, "read", lambda w: (pixels.append(w.height * w.width), read(w))[1])
+        found = land_cover.to_xarray()
+        assert not pixels
+        np.testing.assert_array_equal(found["class"].isel(part).values, classes.isel(part).values)
+        expected = sums.isel(part).transpose("class_number", ...).values
+        np.testing.assert_array_equal(found["probability"].isel(part).values, expected)
+        assert found["class"].attrs["flag_values"].tolist() == [0, 1, 2, 3]
+    assert sum(pixels) <= (classes.size if len(part) < 2 else 37 * 4)
+
+
+def test_a_map_of_classes_alone_has_no_probabilities(
+    tiny_model: Path, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "map.tif"
+    lulc.classify(model=tiny_model, inputs=made[0], out=out, engine="openvino", activations="none")
+    with lulc.open_map(out) as land_cover:
+        found = land_cover.to_xarray()
+        assert set(found.data_vars) == {"class"}
+        np.testing.assert_array_equal(found["class"].values, land_cover.read(land_cover.grid.extent))
+
+
 def test_no_file_is_written_for_an_array(
     tiny_model: Path, made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

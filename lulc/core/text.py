@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _FORMULA = frozenset("=+-@＝＋－＠")
@@ -93,3 +94,20 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def class_names(names: Iterable[str]) -> list[str]:
+    """Names of letters, digits and hyphens, each different, as the classification extension asks.
+
+    Examples
+    --------
+    >>> class_names(["Built-up areas, sparse", "Peltoja", "ヨシ", "peltoja"])
+    ['built-up-areas-sparse', 'peltoja', 'class-3', 'peltoja-4']
+    """
+    found: list[str] = []
+    for i, name in enumerate(names, start=1):
+        short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or f"class-{i}"
+        while short in found:
+            short = f"{short}-{i}"
+        found.append(short)
+    return found

@@ -15,33 +15,25 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import netCDF4
 import numpy as np
-import pyproj
-import xarray as xr
 import zarr
 from numcodecs import Zstd
 
-from lulc.core.grid import GridSpec
 from lulc.core.removal import strangers
-from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, Legend
+from lulc.core.schema import InputError
 from lulc.core.storage import put_folder, temporary_folder, write_atomically
-from lulc.core.text import printable
 from lulc.core.windows import Window, squares_of
-from lulc.export.stac import class_names
-from lulc.export.styles import UNCLASSIFIED_COLOR, UNCLASSIFIED_NAME
-from lulc.labels.value_tables import LEGEND_TAG
-from lulc.maps.reader import TAG_PREFIX, ClassMap
+from lulc.maps.frames import GRID_MAPPING, flags_of, frame_of
+from lulc.maps.reader import ClassMap
 from lulc.rasters.layers import Layer
 
 CHUNK = 512
 """Side of a chunk in pixels."""
-
-GRID_MAPPING = "crs"
 
 Create = Callable[[str, np.dtype[Any], tuple[str, ...], tuple[int, ...], dict[str, Any]], Any]
 """Name, type, dimensions, chunk and attributes to a variable that takes values by slices."""
@@ -118,107 +110,9 @@ def write_zarr(land_cover: ClassMap, path: Path) -> None:
         put_folder(temporary, path)
 
 
-class Described(Protocol):
-    """What coordinates and attributes are made of: a map on disk or in memory."""
-
-    @property
-    def grid(self) -> GridSpec: ...
-    @property
-    def legend(self) -> Legend: ...
-    @property
-    def tags(self) -> Mapping[str, str]: ...
-    @property
-    def has_activations(self) -> bool: ...
-
-
-def dataset_of(
-    land_cover: Described,
-    classes: np.ndarray,
-    probabilities: np.ndarray,
-    extra: Mapping[str, np.ndarray] | None = None,
-) -> xr.Dataset:
-    """Return a map in memory as a Dataset.
-
-    Parameters
-    ----------
-    land_cover
-        Grid, legend and tags.
-    classes : uint8 (y, x)
-        1..N, 0 unclassified, 255 no data.
-    probabilities : float32 (class, y, x)
-        NaN = no data.
-    extra
-        Further variables by name, float32 (y, x).
-
-    Returns
-    -------
-    Dataset
-        ``class`` with CF flags, ``probability``, and the further variables; the CRS in ``spatial_ref``.
-    """
-    frame = frame_of(land_cover).rename({"land_cover_class": "class_name", GRID_MAPPING: "spatial_ref"})
-    frame = frame.set_coords("spatial_ref").rename_dims({"class_name": "class_number"})
-    frame = frame.assign_coords(class_number=np.arange(1, 1 + len(land_cover.legend)))
-    mapping = {"grid_mapping": "spatial_ref"}
-    frame["class"] = (("y", "x"), classes, _flags(land_cover) | mapping)
-    named = {"long_name": "probability of each class", "units": "1"} | mapping
-    frame["probability"] = (("class_number", "y", "x"), probabilities, named)
-    for name, values in (extra or {}).items():
-        frame[name] = (("y", "x"), values, mapping)
-    return frame
-
-
-def frame_of(land_cover: Described) -> xr.Dataset:
-    """Coordinates, CRS and attributes of a map, without its pixels.
-
-    Returns
-    -------
-    Dataset
-        Pixel centres ``y`` and ``x``; ``land_cover_class``, the names along the activations; the grid
-        mapping ``crs``; the provenance as global attributes ``lulc_...``.
-    """
-    grid = land_cover.grid
-    code = grid.crs.to_epsg()
-    crs = pyproj.CRS.from_epsg(code) if code else pyproj.CRS.from_wkt(grid.crs.to_wkt())
-    axes = {axis["axis"].lower(): axis for axis in crs.cs_to_cf()}
-    t = grid.transform
-    wkt = grid.crs.to_wkt()
-    mapping = crs.to_cf() | {
-        "crs_wkt": wkt,
-        "spatial_ref": wkt,
-        "GeoTransform": " ".join(map(repr, t.to_gdal())),
-    }
-    coordinates = {
-        "y": ("y", t.f + t.e * (np.arange(grid.height) + 0.5), axes["y"]),
-        "x": ("x", t.c + t.a * (np.arange(grid.width) + 0.5), axes["x"]),
-    }
-    if land_cover.has_activations:
-        # Of fixed length, since GDAL reads no others from Zarr.
-        names = np.array([printable(name) for name in land_cover.legend.names], "U")
-        coordinates["land_cover_class"] = ("land_cover_class", names, {"long_name": "class of an activation"})
-    frame = xr.Dataset(
-        {GRID_MAPPING: ((), np.int32(0), mapping)}, coordinates, _global_attributes(land_cover)
-    )
-    for name in frame.variables:
-        frame[name].encoding = {"_FillValue": None}
-    return frame
-
-
-def _global_attributes(land_cover: Described) -> dict[str, str]:
-    # Other tags might have names that NetCDF does not admit.
-    own = {k: v for k, v in sorted(land_cover.tags.items()) if re.fullmatch(f"{TAG_PREFIX}[A-Z0-9_]+", k)}
-    tags = {k.lower(): v for k, v in own.items()}
-    tags.pop(LEGEND_TAG.lower(), None)
-    return {
-        "Conventions": "CF-1.10",
-        "title": f"Land cover: {printable(land_cover.legend.name)}",
-        "source": f"network {tags.get('lulc_model', 'unknown')} (lulc)",
-        **tags,
-    }
-
-
 def _write_pixels(land_cover: ClassMap, create: Create) -> None:
     chunk = tuple(min(CHUNK, n) for n in land_cover.grid.shape)
-    flags = _flags(land_cover)
+    flags = flags_of(land_cover)
     classes = create("land_cover", np.dtype("u1"), ("y", "x"), chunk, flags)
     activations, packing = None, Packing(land_cover.layers[-1])
     if land_cover.has_activations:
@@ -234,20 +128,6 @@ def _write_activations(land_cover: ClassMap, window: Window, target: Any, packin
     values = land_cover.read_activations(window)
     for k in range(values.shape[-1]):
         target[(k, *window.slices)] = packing.pack(values[..., k])
-
-
-def _flags(land_cover: Described) -> dict[str, Any]:
-    """Attributes of the class variable: CF flags, one colour and one word for each value."""
-    legend = land_cover.legend
-    names = [UNCLASSIFIED_NAME, *legend.names]
-    return {
-        "_FillValue": np.uint8(IGNORE),
-        "long_name": f"land-cover class, {printable(legend.name)}",
-        "flag_values": np.arange(UNCLASSIFIED, len(names), dtype="u1"),
-        "flag_meanings": " ".join(word.replace("-", "_") for word in class_names(names)),
-        "flag_colors": " ".join([UNCLASSIFIED_COLOR, *legend.colors]),
-        "grid_mapping": GRID_MAPPING,
-    }
 
 
 class Packing:

@@ -23,10 +23,10 @@ from lulc.export.onnx_graph import write_onnx
 from lulc.export.stac import MISSION, Item, known_dates, map_item, model_item, parse_dates
 from lulc.labels.levels import Level, levels_of
 from lulc.labels.schemes import load_scheme
-from lulc.labels.value_tables import LEGEND_TAG
+from lulc.labels.value_tables import LEGEND_TAG, TAG_PREFIX
 from lulc.maps.blocks import ENCODINGS, Encoding
 from lulc.maps.geotiff import MapProfile
-from lulc.maps.reader import TAG_PREFIX, ClassMap, open_map
+from lulc.maps.reader import ClassMap, open_map
 from lulc.maps.writer import PART, write_map
 from lulc.models.card import ModelCard, check_classifies, load_card
 from lulc.models.weights import find_model, read_arrays

@@ -27,7 +27,7 @@ from shapely.geometry.polygon import orient
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.storage import sha256_of
-from lulc.core.text import printable
+from lulc.core.text import class_names, printable
 from lulc.core.version import __version__
 from lulc.export.styles import Entry
 from lulc.maps.reader import REST, ClassMap
@@ -261,23 +261,6 @@ def footprint(grid: GridSpec, points: int = 21) -> tuple[dict[str, Any], list[fl
 def _rounded(rows: Iterable[Sequence[float]]) -> list[list[float]]:
     """Degrees to the centimetre."""
     return [[round(value, 7) for value in row] for row in rows]
-
-
-def class_names(names: Iterable[str]) -> list[str]:
-    """Names of letters, digits and hyphens, each different, as the classification extension asks.
-
-    Examples
-    --------
-    >>> class_names(["Built-up areas, sparse", "Peltoja", "ヨシ", "peltoja"])
-    ['built-up-areas-sparse', 'peltoja', 'class-3', 'peltoja-4']
-    """
-    found: list[str] = []
-    for i, name in enumerate(names, start=1):
-        short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or f"class-{i}"
-        while short in found:
-            short = f"{short}-{i}"
-        found.append(short)
-    return found
 
 
 def parse_dates(dates: Sequence[str]) -> tuple[datetime.date, datetime.date]:

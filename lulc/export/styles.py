@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lulc.core.removal import withdraw
-from lulc.core.schema import UNCLASSIFIED
+from lulc.core.schema import UNCLASSIFIED, UNCLASSIFIED_COLOR, UNCLASSIFIED_NAME
 from lulc.core.storage import write_atomically
 from lulc.core.text import printable
 from lulc.core.windows import squares_of
@@ -31,8 +31,6 @@ MAX_BYTES = 10_000_000
 
 _SEAL = "<!-- written by lulc, seal {} -->\n"
 _SEALED = re.compile(_SEAL.format("([0-9a-f]{64})") + r"\Z")
-
-UNCLASSIFIED_NAME, UNCLASSIFIED_COLOR = "Unclassified", "#000000"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ from lulc.labels.schemes import CORINE, PRODUCTS, SCHEMES, Scheme, load_scheme, 
 from lulc.rasters.guards import is_address, read_xml
 from lulc.rasters.sources import Source
 
+TAG_PREFIX = "LULC_"
+"""What the names of all tags begin with that this toolkit writes."""
+
 LEGEND_TAG = "LULC_LEGEND"
 """Tag of a map that holds its legend as JSON."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,12 @@ from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, LandCoverClass, Legend
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
-from lulc.labels.value_tables import LEGEND_TAG, legend_of_tag
+from lulc.labels.value_tables import LEGEND_TAG, TAG_PREFIX, legend_of_tag
 from lulc.models.uncertainty import MEASURES
 from lulc.rasters.sources import Source, open_source
 
-TAG_PREFIX = "LULC_"
+if TYPE_CHECKING:
+    import xarray as xr
 
 REST = LandCoverClass(2, "Other classes", "#d9d9d9")
 """What a map of one class against the rest calls the rest."""
@@ -107,6 +109,19 @@ class ClassMap(Resource):
             values = self._source.layers[layer].unpack(stored[k])
             result[..., k] = np.where(known[k], values, np.nan)
         return np.concatenate([result, 1 - result], axis=-1) if self._alone else result
+
+    def to_xarray(self) -> xr.Dataset:
+        """Return the map as a Dataset whose pixels are read when they are used, while the map is open.
+
+        Returns
+        -------
+        Dataset
+            ``class`` uint8 (y, x) with CF flags and colours (0 unclassified, 255 no data); ``probability``
+            float32 (class_number, y, x), NaN = no data, where the map holds activations.
+        """
+        from lulc.maps.frames import lazy_dataset
+
+        return lazy_dataset(self)
 
     def close(self) -> None:
         """Release the file."""

@@ -1,0 +1,208 @@
+"""Maps as xarray objects: CF coordinates, flags and pixels that are read when they are asked for.
+
+References
+----------
+CF conventions 1.10, sections 3.5 (flags), 4 (coordinates), 5.6 (grid mappings).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import pyproj
+import xarray as xr
+from xarray.backends import BackendArray
+from xarray.core import indexing
+
+from lulc.core.grid import GridSpec
+from lulc.core.schema import IGNORE, UNCLASSIFIED, UNCLASSIFIED_COLOR, UNCLASSIFIED_NAME, Legend
+from lulc.core.text import class_names, printable
+from lulc.core.windows import Window
+from lulc.labels.value_tables import LEGEND_TAG, TAG_PREFIX
+
+GRID_MAPPING = "crs"
+
+
+class Described(Protocol):
+    """What coordinates and attributes are made of: a map on disk or in memory."""
+
+    @property
+    def grid(self) -> GridSpec: ...
+    @property
+    def legend(self) -> Legend: ...
+    @property
+    def tags(self) -> Mapping[str, str]: ...
+    @property
+    def has_activations(self) -> bool: ...
+
+
+def dataset_of(
+    land_cover: Described,
+    classes: np.ndarray | xr.Variable,
+    probabilities: np.ndarray | xr.Variable | None,
+    extra: Mapping[str, np.ndarray] | None = None,
+) -> xr.Dataset:
+    """Return a map in memory as a Dataset.
+
+    Parameters
+    ----------
+    land_cover
+        Grid, legend and tags.
+    classes : uint8 (y, x)
+        1..N, 0 unclassified, 255 no data.
+    probabilities : float32 (class, y, x), or None
+        NaN = no data; None where the map has none.
+    extra
+        Further variables by name, float32 (y, x).
+
+    Returns
+    -------
+    Dataset
+        ``class`` with CF flags, ``probability``, and the further variables; the CRS in ``spatial_ref``.
+    """
+    frame = frame_of(land_cover).rename({GRID_MAPPING: "spatial_ref"}).set_coords("spatial_ref")
+    mapping = {"grid_mapping": "spatial_ref"}
+    frame["class"] = _variable(("y", "x"), classes, flags_of(land_cover) | mapping)
+    if probabilities is not None:
+        frame = frame.rename({"land_cover_class": "class_name"}).rename_dims({"class_name": "class_number"})
+        frame = frame.assign_coords(class_number=np.arange(1, 1 + len(land_cover.legend)))
+        named = {"long_name": "probability of each class", "units": "1"} | mapping
+        frame["probability"] = _variable(("class_number", "y", "x"), probabilities, named)
+    for name, values in (extra or {}).items():
+        frame[name] = (("y", "x"), values, mapping)
+    return frame
+
+
+def _variable(
+    dimensions: tuple[str, ...], values: np.ndarray | xr.Variable, attributes: dict[str, Any]
+) -> xr.Variable:
+    found = values if isinstance(values, xr.Variable) else xr.Variable(dimensions, values)
+    found.attrs = attributes
+    return found
+
+
+def frame_of(land_cover: Described) -> xr.Dataset:
+    """Coordinates, CRS and attributes of a map, without its pixels.
+
+    Returns
+    -------
+    Dataset
+        Pixel centres ``y`` and ``x``; ``land_cover_class``, the names along the activations; the grid
+        mapping ``crs``; the provenance as global attributes ``lulc_...``.
+    """
+    grid = land_cover.grid
+    code = grid.crs.to_epsg()
+    crs = pyproj.CRS.from_epsg(code) if code else pyproj.CRS.from_wkt(grid.crs.to_wkt())
+    axes = {axis["axis"].lower(): axis for axis in crs.cs_to_cf()}
+    t = grid.transform
+    wkt = grid.crs.to_wkt()
+    mapping = crs.to_cf() | {
+        "crs_wkt": wkt,
+        "spatial_ref": wkt,
+        "GeoTransform": " ".join(map(repr, t.to_gdal())),
+    }
+    coordinates = {
+        "y": ("y", t.f + t.e * (np.arange(grid.height) + 0.5), axes["y"]),
+        "x": ("x", t.c + t.a * (np.arange(grid.width) + 0.5), axes["x"]),
+    }
+    if land_cover.has_activations:
+        # Of fixed length, since GDAL reads no others from Zarr.
+        names = np.array([printable(name) for name in land_cover.legend.names], "U")
+        coordinates["land_cover_class"] = ("land_cover_class", names, {"long_name": "class of an activation"})
+    frame = xr.Dataset(
+        {GRID_MAPPING: ((), np.int32(0), mapping)}, coordinates, _global_attributes(land_cover)
+    )
+    for name in frame.variables:
+        frame[name].encoding = {"_FillValue": None}
+    return frame
+
+
+def _global_attributes(land_cover: Described) -> dict[str, str]:
+    # Other tags might have names that NetCDF does not admit.
+    own = {k: v for k, v in sorted(land_cover.tags.items()) if re.fullmatch(f"{TAG_PREFIX}[A-Z0-9_]+", k)}
+    tags = {k.lower(): v for k, v in own.items()}
+    tags.pop(LEGEND_TAG.lower(), None)
+    return {
+        "Conventions": "CF-1.10",
+        "title": f"Land cover: {printable(land_cover.legend.name)}",
+        "source": f"network {tags.get('lulc_model', 'unknown')} (lulc)",
+        **tags,
+    }
+
+
+def flags_of(land_cover: Described) -> dict[str, Any]:
+    """Attributes of the class variable: CF flags, one colour and one word for each value."""
+    legend = land_cover.legend
+    names = [UNCLASSIFIED_NAME, *legend.names]
+    return {
+        "_FillValue": np.uint8(IGNORE),
+        "long_name": f"land-cover class, {printable(legend.name)}",
+        "flag_values": np.arange(UNCLASSIFIED, len(names), dtype="u1"),
+        "flag_meanings": " ".join(word.replace("-", "_") for word in class_names(names)),
+        "flag_colors": " ".join([UNCLASSIFIED_COLOR, *legend.colors]),
+        "grid_mapping": GRID_MAPPING,
+    }
+
+
+class Readable(Described, Protocol):
+    """A map that gives its pixels by windows, as `lulc.maps.reader.ClassMap` does."""
+
+    def read(self, window: Window) -> np.ndarray: ...
+    def read_activations(self, window: Window) -> np.ndarray: ...
+
+
+def lazy_dataset(land_cover: Readable) -> xr.Dataset:
+    """Return an open map as a Dataset like `dataset_of`, its pixels being read when they are used."""
+    lock, shape = threading.Lock(), land_cover.grid.shape
+
+    def classes(window: Window) -> np.ndarray:
+        with lock:
+            return land_cover.read(window)[np.newaxis]
+
+    def probabilities(window: Window) -> np.ndarray:
+        with lock:
+            return np.moveaxis(land_cover.read_activations(window), -1, 0)
+
+    lazy = _Lazy(classes, (1, *shape), np.dtype("u1"))
+    count = len(land_cover.legend)
+    sums = _Lazy(probabilities, (count, *shape), np.dtype("f4"))
+    numbers = xr.Variable(("number", "y", "x"), indexing.LazilyIndexedArray(lazy)).isel(number=0)
+    values = xr.Variable(("class_number", "y", "x"), indexing.LazilyIndexedArray(sums))
+    return dataset_of(land_cover, numbers, values if land_cover.has_activations else None)
+
+
+class _Lazy(BackendArray):
+    """Array (plane, y, x) that reads the window around what is asked for.
+
+    Parameters
+    ----------
+    read
+        Window to array (plane, y, x).
+    shape, dtype
+        Of the whole.
+    """
+
+    def __init__(
+        self, read: Callable[[Window], np.ndarray], shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self._read = read
+        self.shape = shape
+        self.dtype = dtype
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._get)
+
+    def _get(self, key: tuple[int | slice, ...]) -> np.ndarray:
+        planes, rows, cols = (np.arange(n)[k] for k, n in zip(key, self.shape, strict=True))
+        if not rows.size or not cols.size:
+            shape = [axis.size for axis in (planes, rows, cols) if axis.ndim]
+            return np.empty(shape, self.dtype)
+        top, left = rows.min(), cols.min()
+        window = Window(int(top), int(left), int(rows.max() - top + 1), int(cols.max() - left + 1))
+        values = self._read(window)
+        # From the last axis to the first, as a single position takes its axis away.
+        return values.take(cols - left, axis=2).take(rows - top, axis=1).take(planes, axis=0)
