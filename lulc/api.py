@@ -22,6 +22,7 @@ from lulc.config import (
     ExportConfig,
     ExportModelConfig,
     InputConfig,
+    MosaicConfig,
     PreprocessConfig,
     ReproduceConfig,
     TrainConfig,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import keras
     import xarray as xr
 
+    from lulc.compositing.mosaic import Mosaic
     from lulc.core.statistics import Statistics
     from lulc.datasets.manifest import Manifest
     from lulc.evaluation.evaluate import EvaluationResult
@@ -225,6 +227,32 @@ def _command(
         return typing.cast("Command[P, Made]", made)
 
     return decorate
+
+
+@_command(MosaicConfig)
+def make_mosaic(config: MosaicConfig) -> list[Mosaic]:
+    """Make a mosaic of a region and some dates from satellite scenes; one for each period.
+
+    Returns
+    -------
+    list of Mosaic
+        Path, list of scenes, dates and clear observations of each.
+
+    Raises
+    ------
+    InputError
+        If no scene is found, one can't be read, or the mosaic exists already.
+
+    Examples
+    --------
+    >>> import lulc
+    >>> lulc.make_mosaic(
+    ...     aoi="region.gpkg", dates="2024-06-01/2024-08-31", catalog="earth-search", out="summer.tif"
+    ... )  # doctest: +SKIP
+    """
+    from lulc.compositing.mosaic import make_mosaic
+
+    return make_mosaic(config)
 
 
 @_command(PreprocessConfig)

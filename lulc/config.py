@@ -179,6 +179,12 @@ class InputConfig(Options):
         metavar="N",
         group=INPUT,
     )
+    grow_mask: int = option(
+        0,
+        "pixels around each pixel that the mask, or a scene classification, leaves out are left out as well",
+        unit="pixels",
+        group=INPUT,
+    )
     bounds: tuple[float, float, float, float] | None = option(
         None,
         "left bottom right top: only pixels inside are valid",
@@ -228,6 +234,117 @@ class ClusterConfig(Options):
         unit="minutes",
         group=CLUSTER,
     )
+
+
+SEARCH = "which scenes"
+CLOUDS = "clouds"
+COMPOSITION = "composition"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MosaicConfig(RunConfig):
+    """Region and dates to a mosaic."""
+
+    aoi: str | None = option(None, "polygons of the region (GeoPackage, GeoJSON)", metavar="FILE")
+    bounds: tuple[float, float, float, float] | None = option(
+        None,
+        "the region as a box instead of --aoi",
+        unit="degrees",
+        metavar="WEST SOUTH EAST NORTH",
+    )
+    dates: str = option(..., "first and last day, 2024-06-01/2024-08-31, or one day", metavar="DATE/DATE")
+    out: str = option(
+        ..., "mosaic to write; with --every one for each period, its name after OUT's", metavar="OUT.tif",
+        endings=MAP_ENDINGS,
+    )  # fmt: skip
+    catalog: str | None = option(
+        None,
+        "where scenes are searched: earth-search, cdse, planetary, or the address of a STAC API or static "
+        "catalogue",
+        metavar="NAME",
+        group=SEARCH,
+    )
+    collection: tuple[str, ...] = option(
+        (), "collections to search; that of Sentinel-2 level 2A where not given", metavar="NAME", group=SEARCH
+    )
+    scenes: tuple[str, ...] = option(
+        (),
+        "instead of --catalog: folders of STAC items or .SAFE products, single ones, or the list "
+        "OUT_scenes.json of an earlier run, which makes the same mosaic again",
+        metavar="PATH",
+        group=SEARCH,
+    )
+    allow_remote: bool = option(
+        False, "admit addresses in the items of --scenes, which open connections", group=SEARCH
+    )
+    max_cloud: float = option(
+        60.0, "leave out scenes that are cloudier than this as a whole", unit="percent", group=SEARCH
+    )
+    orbits: tuple[int, ...] = option((), "relative orbits; all where not given", metavar="N", group=SEARCH)
+    tiles: tuple[str, ...] = option((), "tiles such as 35VLG; all where not given", group=SEARCH)
+    min_baseline: float = option(
+        0.0, "oldest processing baseline to take, such as 5.0", metavar="N.N", group=SEARCH
+    )
+    plan: bool = option(
+        False, "list scenes, clear observations, bytes to read and time, then stop", group=SEARCH
+    )
+    band_names: tuple[str, ...] = option(
+        ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12"), "bands of the mosaic", metavar="BAND"
+    )
+    crs: str | None = option(None, "CRS of the mosaic; the UTM zone of the region where not given")
+    resolution: float = option(10.0, "side of a pixel", unit="units of the CRS")
+    clouds: tuple[int, ...] = option(
+        (),
+        "classes of the scene classification, or values of --masks, that are left out; 0 1 3 8 9 10 "
+        "(no data, saturated, shadow, clouds, cirrus), or 1 of a mask, where not given",
+        metavar="N",
+        group=CLOUDS,
+    )
+    grow_clouds: int = option(
+        0, "pixels around clouds that are left out as well", unit="pixels", group=CLOUDS
+    )
+    cloud_probability: str | None = option(
+        None, "asset of the items that holds a cloud probability, used instead", metavar="ASSET", group=CLOUDS
+    )
+    cloud_threshold: int = option(
+        40, "cloud probability from which a pixel is left out", unit="percent", group=CLOUDS
+    )
+    masks: str | None = option(
+        None,
+        "pattern of your own cloud masks, used instead: {id} and {date} stand for those of a scene, as in "
+        "'masks/{id}.tif'",
+        metavar="PATTERN",
+        group=CLOUDS,
+    )
+    rule: str = option(
+        "median",
+        "median of each band; medoid: the date nearest to all others in all bands; best: the clearest scene "
+        "(or the nearest to --near) that has the pixel; first: the earliest",
+        choices=("median", "medoid", "best", "first"),
+        group=COMPOSITION,
+    )
+    near: str | None = option(None, "day that --rule best prefers", metavar="DATE", group=COMPOSITION)
+    every: str = option(
+        "all",
+        "a mosaic for each month, season (March to May, ...) or year of the dates",
+        choices=("all", "month", "season", "year"),
+        group=COMPOSITION,
+    )
+    fill_from: tuple[str, ...] = option(
+        (),
+        "fill gaps in this order, from a mosaic (.tif) or from the scenes of further dates "
+        "(2024-04-01/2024-05-31)",
+        metavar="WHAT",
+        group=COMPOSITION,
+    )
+    labels: tuple[str, ...] = option(
+        (),
+        "also write OUT_labels.tif on the same grid: worldcover or corine, and the file or folder that "
+        "holds it",
+        metavar="WHAT",
+    )
+    memory: float = option(2.0, "memory for the observations that are composed at once", unit="GB")
+    connections: int = option(16, "scenes that are read at once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -695,6 +812,9 @@ class EvaluateConfig(Options):
     )
     seed: int = option(1, "seed of the choice of points", group=AREA)
     mask: str | None = option(None, "cloud mask or scene classification", metavar="RASTER", group=INPUT)
+    grow_mask: int = option(
+        0, "pixels around each pixel of the mask that are left out as well", unit="pixels", group=INPUT
+    )
     mask_values: tuple[int, ...] = option((), "values of the mask to leave out", metavar="N", group=INPUT)
     bounds: tuple[float, float, float, float] | None = option(
         None,

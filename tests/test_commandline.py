@@ -61,7 +61,9 @@ def minimal(kind: type) -> list[str]:
         if field.default is dataclasses.MISSING:
             flag = "--" + field.name.replace("_", "-")
             positional = field.metadata["positional"]
-            words += ["x.tif" if field.name == "out" else "x"] if positional else [flag, "x"]
+            tif = field.name == "out" and (positional or ".tif" in field.metadata["endings"])
+            words += [] if positional else [flag]
+            words.append("x.tif" if tif else "x")
     return words
 
 

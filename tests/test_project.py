@@ -23,17 +23,23 @@ COMMANDS = (
     "evaluate_classifications",
     "serve_map",
     "export_map",
+    "make_mosaic",
     "export_model",
     "reproduce_map",
 )
 
 IMPORT_NAMES = {
     "opencv-python-headless": "cv2", "scikit-learn": "sklearn", "pyyaml": "yaml", "netcdf4": "netCDF4",
-    "rio-tiler": "rio_tiler", "dask-jobqueue": "dask_jobqueue",
+    "rio-tiler": "rio_tiler", "dask-jobqueue": "dask_jobqueue", "pystac-client": "pystac_client",
 }  # fmt: skip
 """Where the name that is installed is not the name that is imported."""
 
-COMES_WITH = {"mpl_toolkits": "matplotlib", "ml_dtypes": "keras", "anyio": "starlette"}
+COMES_WITH = {
+    "mpl_toolkits": "matplotlib",
+    "ml_dtypes": "keras",
+    "anyio": "starlette",
+    "urllib3": "pystac-client",
+}
 """Packages that may be imported without being declared, and what brings them."""
 
 
@@ -82,7 +88,7 @@ def test_every_declared_package_is_used() -> None:
 
 def test_every_package_used_is_declared() -> None:
     extras = project()["optional-dependencies"]
-    kinds = ("cpu", "jax", "torch", "onnx", "serve", "cluster", "parquet")
+    kinds = ("cpu", "jax", "torch", "onnx", "serve", "cluster", "parquet", "mosaic")
     optional = [line for kind in kinds for line in extras[kind]]
     declared = requirements(project()["dependencies"] + optional)
     known = {IMPORT_NAMES.get(n, n) for n in declared} | {"lulc"} | set(COMES_WITH)

@@ -160,6 +160,55 @@ def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] =
     return _item(_identifier(card.name), ("file", "mlm"), None, None, properties, [], assets)
 
 
+def mosaic_item(
+    path: Path,
+    folder: Path,
+    grid: GridSpec,
+    dates: Sequence[str],
+    bands: Sequence[dict[str, Any]],
+    list_of: Path,
+) -> Item:  # fmt: skip
+    """Return the STAC item of a mosaic of bands.
+
+    Parameters
+    ----------
+    path, folder
+        The mosaic, and where its item is to lie.
+    grid
+        Its pixels.
+    dates
+        First and last day of its scenes.
+    bands
+        Name, data type, no data, scale and offset of each band.
+    list_of
+        The list of its scenes.
+    """
+    geometry, bbox = footprint(grid)
+    identity = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    raster = [{k: v for k, v in band.items() if k != "name"} for band in bands]
+    asset = {
+        **_file_asset(path, folder, identity, "image/tiff; application=geotiff", "Mosaic"),
+        "roles": ["data", "reflectance"],
+        "bands": [{"name": band["name"]} for band in bands],
+        "raster:bands": raster,
+    }
+    listed = {
+        "href": _href(list_of, folder),
+        "type": "application/geo+json",
+        "title": "Scenes",
+        "roles": ["metadata"],
+    }
+    properties = {
+        **_time(dates),
+        "title": f"Mosaic of {bands[0]['name']} to {bands[-2]['name']}",
+        **_projection(grid),
+        "processing:level": "L3",
+        "processing:software": {"lulc": __version__},
+    }
+    names = ("file", "processing", "projection", "raster")
+    return _item(path.stem, names, geometry, bbox, properties, [], {"mosaic": asset, "scenes": listed})
+
+
 def collection(
     name: str,
     grid: GridSpec,

@@ -6,6 +6,7 @@ files are allowed, at an address.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -85,6 +86,22 @@ _SCHEMA: dict[str, Any] = {
     },
 }
 
+_COLLECTION: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "features"],
+    "properties": {
+        "type": {"const": "FeatureCollection"},
+        "features": {
+            "type": "array",
+            "items": {
+                **_SCHEMA,
+                "required": [*_SCHEMA["required"], "id"],
+                "properties": {**_SCHEMA["properties"], "id": {"type": "string", "minLength": 1}},
+            },
+        },
+    },
+}
+
 
 @dataclass(frozen=True)
 class Asset:
@@ -110,8 +127,35 @@ class Asset:
 
 
 def is_item(path: str | Path) -> bool:
-    """True for a file that is named like a STAC item."""
-    return Path(path).suffix.lower() == ".json"
+    """True for a file that is named like a STAC item, or a feature of a collection of items (``FILE#ID``)."""
+    return Path(str(path).partition("#")[0]).suffix.lower() == ".json"
+
+
+@functools.lru_cache(maxsize=4)
+def _features(path: Path, changed: int) -> dict[str, Any]:
+    """Return the features of an item collection by their identifiers; `changed` tells its states apart."""
+    data = read_document(path, _COLLECTION, "STAC item collection", 0)
+    return {feature["id"]: feature for feature in data["features"]}
+
+
+def _document(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the file and the content of an item, which may be a feature of a collection of items."""
+    name, _, feature = str(path).partition("#")
+    file = Path(name)
+    guards.check_regular_file(file, "the STAC item")
+    if not feature:
+        return file, read_document(file, _SCHEMA, "STAC item", 0)
+    found = _features(file, file.stat().st_mtime_ns).get(feature)
+    if found is None:
+        raise InputError(f"cannot find the item '{feature}' in '{file}'", "Make the list of scenes again.")
+    return file, found
+
+
+def asset_place(path: str, key: str, *, allow_remote: bool = False) -> str | None:
+    """Return path or address of the asset of an item with that key; None where it has none."""
+    file, data = _document(Path(path))
+    asset = data["assets"].get(key)
+    return asset and _place(file, asset["href"], allow_remote=allow_remote)
 
 
 def read_item(path: Path, *, allow_remote: bool = False) -> tuple[dict[str, Asset], str | None]:
@@ -137,9 +181,8 @@ def read_item(path: Path, *, allow_remote: bool = False) -> tuple[dict[str, Asse
     InputError
         If the file is no STAC item, has no asset with a band, or an asset lies outside its folder.
     """
-    guards.check_regular_file(path, "the STAC item")
     try:
-        data = read_document(path, _SCHEMA, "STAC item", 0)
+        path, data = _document(path)
     except InputError as error:
         hint = "Give an item (a Feature with assets); of a collection or catalogue, give its items."
         raise InputError(error.problem, hint) from error

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import cv2
 import numpy as np
 
 from lulc.core.grid import GridSpec
@@ -36,6 +37,8 @@ class MaskConfig(Protocol):
     @property
     def mask_values(self) -> tuple[int, ...]: ...
     @property
+    def grow_mask(self) -> int: ...
+    @property
     def bounds(self) -> tuple[float, float, float, float] | None: ...
     @property
     def aoi(self) -> str | None: ...
@@ -61,6 +64,8 @@ class ValueMask:
         Values to leave out; empty for a mask of 0 and 1, where 1 is left out.
     resample
         Admit another CRS.
+    grow
+        Pixels of `grid` around a pixel that is left out, which are left out as well.
 
     Raises
     ------
@@ -68,7 +73,9 @@ class ValueMask:
         If the raster has several layers or fractions, lies elsewhere, or its values are not clear.
     """
 
-    def __init__(self, source: Source, grid: GridSpec, values: tuple[int, ...], *, resample: bool) -> None:
+    def __init__(
+        self, source: Source, grid: GridSpec, values: tuple[int, ...], *, resample: bool, grow: int = 0
+    ) -> None:
         if source.grid.crs != grid.crs and not resample:
             raise InputError(
                 f"cannot use the mask '{source.path}', since its grid is\n  {source.grid.describe()}\n"
@@ -80,16 +87,28 @@ class ValueMask:
         )
         hint = "Give a cloud mask, or the scene classification (SCL) of the product."
         self._layer = SingleLayer(source, grid, "a mask", hint)
-        if not self._layer.alignment.covers():
+        # The box of a warped scene holds more than the scene.
+        if self._layer.alignment.kind != "warped" and not self._layer.alignment.covers():
             logger.warning("the mask '%s' does not cover the bands; pixels beyond it are kept", source.path)
         self._binary = not values
         if self._binary:
             _check_binary(source.path, self._sample())
             logger.info("mask '%s': pixels of value 1 are left out, those of 0 kept", source.path)
         self.values = values or (1,)
+        self._grid, self._grow = grid, grow
 
     def read(self, window: Window) -> np.ndarray:
         """True where a pixel counts, bool (y, x)."""
+        if not self._grow:
+            return self._read(window)
+        wide = Window(
+            window.row - self._grow, window.col - self._grow,
+            window.height + 2 * self._grow, window.width + 2 * self._grow,
+        ).intersect(self._grid.extent)  # fmt: skip
+        far = cv2.distanceTransform(self._read(wide).astype("uint8"), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        return np.asarray(far[window.relative_to(wide).slices] > self._grow)
+
+    def _read(self, window: Window) -> np.ndarray:
         codes, inside = self._layer.codes(window)
         found = np.unique(codes)
         if self._binary and not np.isin(found, (0, 1, NO_CODE)).all():
@@ -209,7 +228,9 @@ def open_masks(config: MaskConfig, grid: GridSpec, *, classified: bool = False) 
     if config.mask is not None:
         source = open_source(config.mask, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
         try:
-            mask = ValueMask(source, grid, config.mask_values, resample=config.resample)
+            mask = ValueMask(
+                source, grid, config.mask_values, resample=config.resample, grow=config.grow_mask
+            )
         except BaseException:
             source.close()
             raise

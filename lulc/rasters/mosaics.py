@@ -51,12 +51,19 @@ class Plane:
 
 
 class Reader:
-    """Some layers of one source, converted and on the stack's grid."""
+    """Some layers of one source, converted and on the stack's grid.
 
-    def __init__(self, source: Source, alignment: Alignment, planes: Sequence[Plane]) -> None:
+    `mask` lies on the pixels of the source: what it leaves out is missing before resampling could mix it into
+    its neighbours. Where nothing is resampled, the mask of the whole mosaic does it.
+    """
+
+    def __init__(
+        self, source: Source, alignment: Alignment, planes: Sequence[Plane], mask: ValueMask | None = None
+    ) -> None:
         self.source = source
         self.alignment = alignment
         self.planes = tuple(planes)
+        self.mask = mask
 
     def read(self, window: Window, only: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(values float32 (plane, y, x), valid bool (plane, y, x)) of all planes, or of those of `only`."""
@@ -83,6 +90,7 @@ class Reader:
     ) -> None:  # fmt: skip
         own = [p.position for p in planes]
         stored, mask = self.source.read(own, there), self.source.read_mask(own, there)
+        clear = self.mask.read(there) if self.mask is not None else None
         for i, (plane, dn, out, ok) in enumerate(zip(planes, stored, values, valid, strict=True)):
             if plane.name in INDICES:
                 _decode(dn, plane, out, ok)
@@ -90,6 +98,8 @@ class Reader:
                 reflectance(dn, plane.scaling, plane.missing, out, ok)
             if mask is not None:
                 ok &= mask[min(i, len(mask) - 1)]
+            if clear is not None:
+                ok &= clear
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Plane name to file and conversion, JSON-ready."""
@@ -106,8 +116,14 @@ class Reader:
             described[p.name] = said
         return described
 
+    def close(self) -> None:
+        self.source.close()
+        if self.mask is not None:
+            self.mask.close()
+
     def reopen(self) -> Reader:
-        return Reader(self.source.reopen(), self.alignment, self.planes)
+        mask = self.mask.reopen() if self.mask else None
+        return Reader(self.source.reopen(), self.alignment, self.planes, mask)
 
 
 class Mosaic:
@@ -172,7 +188,7 @@ class Mosaic:
 
     def close(self) -> None:
         for reader in self.readers:
-            reader.source.close()
+            reader.close()
         if self.mask is not None:
             self.mask.close()
 
@@ -268,19 +284,27 @@ def finest_grid(sources: Sequence[Source], planes: Sequence[Sequence[Plane]]) ->
 
 def build_mosaic(
     path: str, sources: Sequence[Source], planes: Sequence[Sequence[Plane]], grid: GridSpec,
-    config: InputConfig, mask: Source | None,
+    config: InputConfig, mask: Source | None, *, classified: bool = True, quiet: bool = False,
 ) -> Mosaic:  # fmt: skip
-    """The planes of some sources on one grid; `mask` is the scene classification of their product."""
+    """Lay the planes of some sources on one grid.
+
+    `mask` is the scene classification of their product; with `classified` False, a mask of the user's own, in
+    which 1 is left out where the options name no values. `quiet` keeps what is resampled out of the messages.
+    """
     readers = [
-        Reader(source, _align(source, grid, config), own)
+        Reader(source, _align(source, grid, config, quiet=quiet), own)
         for source, own in zip(sources, planes, strict=True)
         if own
     ]
     scene = None
     if mask is not None:
         # With --mask the values given are those of that raster.
-        values = SCL_VALUES if config.mask else config.mask_values or SCL_VALUES
-        scene = ValueMask(mask, grid, values, resample=config.resample)
+        values = () if config.mask else config.mask_values
+        values = values or (SCL_VALUES if classified else ())
+        scene = ValueMask(mask, grid, values, resample=config.resample, grow=config.grow_mask)
+        for reader in readers:
+            if reader.alignment.kind != "same":
+                reader.mask = ValueMask(mask, reader.source.grid, scene.values, resample=True)
     return Mosaic(path, readers, scene)
 
 
@@ -445,7 +469,7 @@ def _check_names(
     )  # fmt: skip
 
 
-def _align(source: Source, grid: GridSpec, config: InputConfig) -> Alignment:
+def _align(source: Source, grid: GridSpec, config: InputConfig, *, quiet: bool) -> Alignment:
     alignment = Alignment(source.grid, grid)
     if alignment.kind not in ("same", "scaled") and not config.resample:
         raise InputError(
@@ -460,7 +484,8 @@ def _align(source: Source, grid: GridSpec, config: InputConfig) -> Alignment:
                 f"expected some of\n  {grid.describe()}",
                 "Give rasters of one region.",
             )
-        logger.info("'%s' is resampled (bilinear) to %s", source.path, grid.describe())
+        level = logging.DEBUG if quiet else logging.INFO
+        logger.log(level, "'%s' is resampled (bilinear) to %s", source.path, grid.describe())
     return alignment
 
 

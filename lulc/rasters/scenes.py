@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rasterio.warp import transform_bounds
@@ -28,9 +28,10 @@ from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards
 from lulc.rasters.items import is_item, item_files
-from lulc.rasters.layers import WHOLE_BYTES, identify
+from lulc.rasters.layers import WHOLE_BYTES, Source, identify
 from lulc.rasters.mosaics import (
     Mosaic,
+    Plane,
     band_planes,
     build_mosaic,
     check_samples,
@@ -71,6 +72,8 @@ class Scene:
         JSON-ready: for each band its file and conversion.
     left_out
         Values of its scene classification that make a pixel missing; None where it has none.
+    mask
+        Raster that is read instead of its scene classification.
     """
 
     paths: tuple[str, ...]
@@ -79,6 +82,7 @@ class Scene:
     block_rows: int
     described: dict[str, dict[str, Any]]
     left_out: tuple[int, ...] | None
+    mask: str | None = None
 
 
 class Scenes:
@@ -150,7 +154,8 @@ class Scenes:
                 self._opened.popitem(last=False)[1].close()
             scene = self.scenes[number]
             with contextlib.ExitStack() as opened:
-                self._opened[number] = _build(scene.paths, self._config, self.names, scene.grid, opened)
+                parts = _open_parts(scene.paths, self._config, self.names, opened, scene.mask)
+                self._opened[number] = _built(scene.paths[0], parts, scene.grid, self._config)
                 opened.pop_all()
         self._opened.move_to_end(number)
         return self._opened[number]
@@ -225,7 +230,7 @@ _SCHEMA: dict[str, Any] = {
             "minItems": 1,
             "items": {
                 "type": "object",
-                "required": ["paths", "grid", "place", "block_rows", "described", "left_out"],
+                "required": ["paths", "grid", "place", "block_rows", "described", "left_out", "mask"],
                 "additionalProperties": False,
                 "properties": {
                     "paths": {"type": "array", "minItems": 1, "items": {"type": "string"}},
@@ -234,6 +239,7 @@ _SCHEMA: dict[str, Any] = {
                     "block_rows": _COUNT,
                     "described": {"type": "object", "additionalProperties": {"type": "object"}},
                     "left_out": {"type": ["array", "null"], "items": _COUNT},
+                    "mask": {"type": ["string", "null"]},
                 },
             },
         },
@@ -252,6 +258,7 @@ def read_scenes(path: Path, config: InputConfig) -> Scenes:
             block_rows=entry["block_rows"],
             described=entry["described"],
             left_out=entry["left_out"] and tuple(entry["left_out"]),
+            mask=entry["mask"],
         )
         for entry in data["scenes"]
     ]
@@ -358,14 +365,14 @@ def open_scenes(scenes: Sequence[Sequence[str]], config: InputConfig, needed: Se
     found: list[Scene] = []
     for paths in scenes:
         with contextlib.ExitStack() as opened:
-            sources, _ = open_bands(paths, config, needed, opened, classified=False)
-            own = finest_grid(sources, band_planes(sources, config, needed, f"'{paths[0]}'"))
-        lattice = lattice or own
-        place = _place_of(paths[0], own, lattice, config)
-        if config.like is not None and not all(place.intersect(lattice.extent).shape):
-            logger.info("'%s' lies beyond the grid of '%s' and is left out", paths[0], config.like)
-            continue
-        found.append(_look_at(tuple(paths), lattice.crop(place), place, config, needed))
+            parts = _open_parts(paths, config, needed, opened)
+            own = finest_grid(parts.sources, parts.planes)
+            lattice = lattice or own
+            place = _place_of(paths[0], own, lattice, config)
+            if config.like is not None and not all(place.intersect(lattice.extent).shape):
+                logger.info("'%s' lies beyond the grid of '%s' and is left out", paths[0], config.like)
+                continue
+            found.append(_look_at(tuple(paths), parts, lattice.crop(place), place, config))
     if lattice is None or not found:
         raise InputError(
             f"cannot use the scenes, since none lies on the grid of '{config.like}'",
@@ -378,22 +385,73 @@ def open_scenes(scenes: Sequence[Sequence[str]], config: InputConfig, needed: Se
     return Scenes(placed, lattice.crop(whole), needed, config)
 
 
-def _look_at(
-    paths: tuple[str, ...], grid: GridSpec, place: Window, config: InputConfig, needed: Sequence[str]
-) -> Scene:
+def lay_scene(
+    paths: Sequence[str], lattice: GridSpec, config: InputConfig, needed: Sequence[str], mask: str | None
+) -> Scene | None:
+    """Look at one scene and lay it on a grid.
+
+    Parameters
+    ----------
+    paths
+        What it is read from.
+    lattice
+        The grid, beyond which the scene may reach.
+    config, needed
+        As for `open_scenes`.
+    mask
+        Raster to read instead of its scene classification.
+
+    Returns
+    -------
+    Scene or None
+        None where it has no pixel on the grid.
+    """
     with contextlib.ExitStack() as opened:
-        mosaic = _build(paths, config, needed, grid, opened)
-        check_samples(mosaic)
-        return Scene(paths, grid, place, mosaic.block_rows, mosaic.describe(), mosaic.left_out)
+        parts = _open_parts(paths, config, needed, opened, mask)
+        own = finest_grid(parts.sources, parts.planes)
+        place = _place_of(paths[0], own, lattice, config)
+        if not all(place.intersect(lattice.extent).shape):
+            return None
+        if not lattice.is_aligned(own):
+            # Resampled anyway, so that only the pixels of the grid are laid out.
+            place = place.intersect(lattice.extent)
+        return _look_at(tuple(paths), parts, lattice.crop(place), place, config, mask)
 
 
-def _build(
-    paths: Sequence[str], config: InputConfig, needed: Sequence[str], grid: GridSpec,
-    opened: contextlib.ExitStack,
-) -> Mosaic:  # fmt: skip
-    sources, mask = open_bands(paths, config, needed, opened, classified=config.mask is None)
-    planes = band_planes(sources, config, needed, f"'{paths[0]}'")
-    return build_mosaic(paths[0], sources, planes, grid, config, mask)
+class _Parts(NamedTuple):
+    """The open files of a scene, and what is read of each."""
+
+    sources: list[Source]
+    planes: list[list[Plane]]
+    mask: Source | None
+    classified: bool
+
+
+def _look_at(
+    paths: tuple[str, ...], parts: _Parts, grid: GridSpec, place: Window, config: InputConfig,
+    mask: str | None = None,
+) -> Scene:  # fmt: skip
+    mosaic = _built(paths[0], parts, grid, config)
+    check_samples(mosaic)
+    return Scene(paths, grid, place, mosaic.block_rows, mosaic.describe(), mosaic.left_out, mask)
+
+
+def _open_parts(
+    paths: Sequence[str], config: InputConfig, needed: Sequence[str], opened: contextlib.ExitStack,
+    instead: str | None = None,
+) -> _Parts:  # fmt: skip
+    """Open the files of a scene; `instead` is read in the place of its scene classification."""
+    own = config.mask is None and instead is None
+    sources, mask = open_bands(paths, config, needed, opened, classified=own)
+    if instead is not None:
+        mask = open_in(instead, config, opened)
+    return _Parts(sources, band_planes(sources, config, needed, f"'{paths[0]}'"), mask, instead is None)
+
+
+def _built(path: str, parts: _Parts, grid: GridSpec, config: InputConfig) -> Mosaic:
+    return build_mosaic(
+        path, parts.sources, parts.planes, grid, config, parts.mask, classified=parts.classified, quiet=True
+    )
 
 
 def _place_of(path: str, own: GridSpec, lattice: GridSpec, config: InputConfig) -> Window:

@@ -26,6 +26,7 @@ from lulc.rasters import guards
 
 if TYPE_CHECKING:
     import geopandas
+    from shapely.geometry.base import BaseGeometry
 
 MAX_GEOJSON_BYTES = 64 * 2**20
 
@@ -240,6 +241,31 @@ class VectorCodes:
         if self.names:
             codes = [None if code is None else self._index[str(code)] for code in codes]
         return np.array([NO_CODE if code is None else code for code in codes], dtype=np.int32)
+
+
+def read_region(path: str, crs: Any) -> BaseGeometry:
+    """Return the union of the polygons of a vector file in a CRS.
+
+    Raises
+    ------
+    InputError
+        If the file is no vector file of one layer with a CRS, or holds no polygon.
+    """
+    import pyogrio
+    import shapely
+
+    layer, info = _only_layer(path, _check_vector(path))
+    if not info["crs"]:
+        raise unreadable(path, "it has no CRS")
+    try:
+        shapes = pyogrio.read_dataframe(path, layer=layer, columns=[], force_2d=True).geometry
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
+        raise unreadable(path, str(error)) from error
+    shapes = shapes[shapes.geom_type.isin(("Polygon", "MultiPolygon"))].make_valid()
+    if not len(shapes) or not shapely.area(shapes.values).sum() > 0:
+        raise unreadable(path, "none of its features is a polygon with an area")
+    region: BaseGeometry = shapes.to_crs(crs).union_all()
+    return region
 
 
 class _Tally:

@@ -1,0 +1,156 @@
+"""What a mosaic would be made of: scenes, clear observations on a coarse grid, bytes to read and time."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc.compositing.mosaic import PART, Composer, Job, open_jobs
+from lulc.compositing.observation import Observation, Reader, input_config
+from lulc.config import MosaicConfig
+from lulc.core.grid import GridSpec
+from lulc.core.windows import Window
+
+COARSE, SIDE = 8, 16
+"""Places along each axis where clear observations are counted, and the side of each in pixels."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The scenes of one day.
+
+    Parameters
+    ----------
+    day
+        Of the acquisition.
+    id
+        What the scenes are called.
+    cloud
+        Cloud cover of the whole scenes in percent; None where it isn't said.
+    clear
+        Share of the region's pixels that are clear, 0..1, on the coarse grid.
+    """
+
+    day: datetime.date
+    id: str
+    cloud: float | None
+    clear: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A mosaic that is not made yet.
+
+    Parameters
+    ----------
+    out, grid
+        The mosaic and its pixels.
+    scenes
+        By day.
+    covered, mean_clear
+        Share of the pixels with a clear observation, and mean number of these, on the coarse grid.
+    bytes
+        To read, before compression.
+    seconds
+        That it will take, by the time of one part.
+    """
+
+    out: Path
+    grid: GridSpec
+    scenes: tuple[Planned, ...]
+    covered: float
+    mean_clear: float
+    bytes: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the forecast as JSON-ready data."""
+        return {
+            "out": str(self.out),
+            "grid": self.grid.to_json(),
+            "scenes": [
+                {"day": s.day.isoformat(), "id": s.id, "cloud": s.cloud, "clear": s.clear}
+                for s in self.scenes
+            ],
+            "covered": self.covered,
+            "mean_clear": self.mean_clear,
+            "bytes": self.bytes,
+            "seconds": self.seconds,
+        }
+
+
+def forecast(config: MosaicConfig) -> list[Forecast]:
+    """Return what the mosaic of each period would be made of; nothing but the lists of scenes is written."""
+    return [_of(job) for job in open_jobs(config)]
+
+
+def _of(job: Job) -> Forecast:
+    with ThreadPoolExecutor(job.config.connections) as pool:
+        clear = np.stack(list(pool.map(lambda one: _clear(job, one), job.observations)))
+        seconds = _seconds(job, pool)
+    scenes = tuple(
+        Planned(one.day, ", ".join(_names(one)), one.cloud, float(share.mean()))
+        for one, share in zip(job.observations, clear, strict=True)
+    )
+    pixels = [
+        overlap.height * overlap.width
+        for one in job.observations
+        for scene in one.scenes
+        for overlap in [job.grid.extent.intersect(scene.place)]
+    ]
+    counted = clear.sum(axis=0)
+    return Forecast(
+        out=job.out,
+        grid=job.grid,
+        scenes=tuple(sorted(scenes, key=lambda scene: scene.day)),
+        covered=float((counted > 0).mean()),
+        mean_clear=float(counted.mean()),
+        bytes=2.0 * sum(pixels) * len(job.config.band_names),
+        seconds=seconds,
+    )
+
+
+def _names(observation: Observation) -> list[str]:
+    paths = [scene.paths[0] for scene in observation.scenes]
+    return [path.rpartition("#")[2] if "#" in path else Path(path).stem for path in paths]
+
+
+def _clear(job: Job, observation: Observation) -> np.ndarray:
+    """Return where an observation is clear, bool (n,), at the pixels of the coarse grid."""
+    names = job.config.band_names[:1]
+    with closing(Reader([observation], job.grid, names, input_config(job.config))) as reader:
+        found = []
+        for window in _lattice(job.grid):
+            values = np.empty((1, *window.shape), "float32")
+            reader.read(0, window, values)
+            found.append(~np.isnan(values).ravel())
+    return np.concatenate(found)
+
+
+def _lattice(grid: GridSpec) -> list[Window]:
+    starts = []
+    for length in grid.shape:
+        side = min(SIDE, length)
+        starts.append(({round(i * (length - side) / (COARSE - 1)) for i in range(COARSE)}, side))
+    (rows, height), (cols, width) = starts
+    return [Window(row, col, height, width) for row in sorted(rows) for col in sorted(cols)]
+
+
+def _seconds(job: Job, pool: ThreadPoolExecutor) -> float:
+    """Return the time of the whole by that of the part in the middle, its files open already."""
+    height, width = job.grid.shape
+    rows, cols = min(PART, height), min(PART, width)
+    middle = Window((height - rows) // 2, (width - cols) // 2, rows, cols)
+    with closing(Composer(job)) as composer:
+        composer.compose(Window(middle.row, middle.col, 1, 1), pool)
+        begun = time.perf_counter()
+        composer.compose(middle, pool)
+        elapsed = time.perf_counter() - begun
+    return elapsed * (height * width) / (rows * cols)
