@@ -95,7 +95,7 @@ stress: setup ## the long tests, then half an hour of the same runs again and ag
 
 # uv is told of PyTorch's CPU builds by UV_FIND_LINKS or UV_EXTRA_INDEX_URL.
 lock: setup ## write requirements/*.txt anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra dev --extra serve --extra cluster --extra mosaic --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra dev --extra serve --extra cluster --extra parquet --extra onnx --extra mosaic --universal --python-version 3.11 \
 		--custom-compile-command 'make lock' --annotation-style line --quiet -o requirements/lock.txt
 	$(BIN)/uv pip compile requirements/backends.in -c requirements/lock.txt --python-version 3.11 \
 		--custom-compile-command 'make lock' --annotation-style line --quiet -o requirements/backends.txt

@@ -251,16 +251,12 @@ def read_region(path: str, crs: Any) -> BaseGeometry:
     InputError
         If the file is no vector file of one layer with a CRS, or holds no polygon.
     """
-    import pyogrio
     import shapely
 
-    layer, info = _only_layer(path, _check_vector(path))
+    layer, info = _choose_layer(path, _check_vector(path))
     if not info["crs"]:
         raise unreadable(path, "it has no CRS")
-    try:
-        shapes = pyogrio.read_dataframe(path, layer=layer, columns=[], force_2d=True).geometry
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
-        raise unreadable(path, str(error)) from error
+    shapes = _read_features(path, layer, [], None).geometry
     shapes = shapes[shapes.geom_type.isin(("Polygon", "MultiPolygon"))].make_valid()
     if not len(shapes) or not shapely.area(shapes.values).sum() > 0:
         raise unreadable(path, "none of its features is a polygon with an area")
