@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import netCDF4
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from affine import Affine
 from rasterio.crs import CRS
 
@@ -158,3 +160,88 @@ def test_a_table_that_leads_out_of_the_folder_is_not_read(tmp_path: Path) -> Non
     Path(path + ".aux.xml").symlink_to(tmp_path / "l.tif.aux.xml")
     with pytest.raises(InputError, match=r"since it points to .*\.aux\.xml"):
         open_labels(path, GRID)
+
+
+def imagine(folder: Path, body: str, codes: list[int]) -> str:
+    """An Imagine file whose table or names are inside, as GDAL writes them from a VRT."""
+    write(folder / "codes.tif", codes)
+    wkt = GRID.crs.to_wkt().replace("&", "&amp;").replace('"', "&quot;")
+    (folder / "t.vrt").write_text(
+        f'<VRTDataset rasterXSize="30" rasterYSize="20"><SRS>{wkt}</SRS>'
+        "<GeoTransform>500000, 10, 0, 6800000, 0, -10</GeoTransform>"
+        f'<VRTRasterBand dataType="Byte" band="1">{body}<SimpleSource>'
+        '<SourceFilename relativeToVRT="1">codes.tif</SourceFilename><SourceBand>1</SourceBand>'
+        "</SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    with rasterio.Env(GDAL_PAM_ENABLED="NO"):
+        rasterio.shutil.copy(folder / "t.vrt", folder / "t.img", driver="HFA")
+    return str(folder / "t.img")
+
+
+def test_the_table_inside_an_imagine_file_names_the_classes(tmp_path: Path) -> None:
+    fields = (("Class_Names", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
+    rows = (("Unclassified", 0, 0, 0), ("Open water", 10, 20, 250), ("", 0, 0, 0), ("Forest", 10, 200, 20))
+    table = "".join(
+        f'<FieldDefn index="{i}"><Name>{name}</Name><Type>{kind}</Type><Usage>{usage}</Usage></FieldDefn>'
+        for i, (name, kind, usage) in enumerate(fields)
+    ) + "".join(
+        f'<Row index="{i}">' + "".join(f"<F>{cell}</F>" for cell in row) + "</Row>"
+        for i, row in enumerate(rows)
+    )
+    body = f"<GDALRasterAttributeTable>{table}</GDALRasterAttributeTable>"
+    path = imagine(tmp_path, body, [0, 1, 3])
+    assert not Path(path + ".aux.xml").exists()
+    with open_labels(path, GRID) as labels:
+        assert labels.legend.names == ("Open water", "Forest")
+        assert labels.legend.colors == ("#0a14fa", "#0ac814")
+        assert labels.read(GRID.extent)[0, :3].tolist() == [255, 1, 2]
+        assert labels.origin == "names in the value table in 't.img'"
+
+
+def cube(path: Path, codes: list[int], dtype: str = "u1", **attributes: object) -> str:
+    with netCDF4.Dataset(path, "w") as data:
+        for name, size, start, step in (("y", 20, 6799995, -10), ("x", 30, 500005, 10)):
+            data.createDimension(name, size)
+            axis = data.createVariable(name, "f8", (name,))
+            axis[:] = start + step * np.arange(size)
+            axis.units = "m"
+        codes_of = data.createVariable("lccs_class", dtype, ("y", "x"))
+        codes_of.set_auto_maskandscale(False)
+        codes_of[:] = np.resize(np.array(codes, np.uint8).view(dtype), GRID.shape)
+        codes_of.setncatts(attributes)
+        codes_of.grid_mapping = "crs"
+        data.createVariable("crs", "i4").crs_wkt = GRID.crs.to_wkt()
+    return str(path)
+
+
+def test_flag_meanings_of_netcdf_name_the_classes(tmp_path: Path) -> None:
+    flags = {
+        "flag_values": np.array([10, 50, 210], "u1"),
+        "flag_meanings": "cropland tree_cover water_bodies",
+    }
+    with open_labels(cube(tmp_path / "l.nc", [10, 210, 50], **flags), GRID) as labels:
+        assert labels.legend.names == ("cropland", "tree cover", "water bodies")
+        assert labels.read(GRID.extent)[0, :3].tolist() == [1, 3, 2]
+        assert labels.origin == "names in its flag_meanings"
+
+
+def test_flag_values_of_signed_bytes_that_mean_unsigned_ones_are_read_so(tmp_path: Path) -> None:
+    flags = {"flag_values": np.array([10, -46], "i1"), "flag_meanings": "cropland water", "_Unsigned": "true"}
+    with open_labels(cube(tmp_path / "l.nc", [10, 210], "i1", **flags), GRID) as labels:
+        assert labels.legend.names == ("cropland", "water")
+        assert labels.read(GRID.extent)[0, :2].tolist() == [1, 2]
+
+
+def test_flags_written_as_text_are_read_and_bit_masks_and_unequal_lists_are_not(tmp_path: Path) -> None:
+    tags = {"flag_values": "{1, 2}", "flag_meanings": "bare_soil snow"}
+    path = write(tmp_path / "a.tif", [1, 2])
+    with rasterio.open(path, "r+") as data:
+        data.update_tags(1, **tags)
+    with open_labels(path, GRID) as labels:
+        assert labels.legend.names == ("bare soil", "snow")
+    for more in ({"flag_masks": "1, 2"}, {"flag_values": "1, 2, 3"}):
+        path = write(tmp_path / f"{next(iter(more))}.tif", [1, 2])
+        with rasterio.open(path, "r+") as data:
+            data.update_tags(1, **tags | more)
+        with pytest.raises(InputError, match="cannot tell which classes"), open_labels(path, GRID):
+            pass

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
+
+import numpy as np
 
 from lulc.core.codec import schema_of
 from lulc.core.documents import check_document
 from lulc.core.schema import IGNORE, Code, InputError, Legend
 from lulc.labels.schemes import CORINE, PRODUCTS, SCHEMES, Scheme, load_scheme, plain, scheme_of_names
-from lulc.rasters.guards import is_address, read_xml
+from lulc.rasters.guards import is_address, parse_xml, read_xml
 from lulc.rasters.sources import Source
 
 TAG_PREFIX = "LULC_"
@@ -27,12 +31,12 @@ MAX_ROWS = 65_536
 NEAR = 3
 """Difference of red, green or blue up to which two colours are the same."""
 
-NO_DATA = {"nodata", "no data", "no_data", "no-data"}
+NO_DATA = {"nodata", "no data", "no_data", "no-data", "unclassified"}
 """Names of a value that is no class."""
 
 _DBF_VERSIONS = (0x03, 0x83, 0x30, 0x31, 0x8B, 0xF5)
 
-_VALUE, _NAME, _RED, _GREEN, _BLUE = "5", "2", "6", "7", "8"
+_VALUE, _NAME, _RED, _GREEN, _BLUE, _LEAST, _MOST = "5", "2", "6", "7", "8", "3", "4"
 """Usages of columns in GDAL's raster attribute tables (GDALRATFieldUsage)."""
 
 
@@ -62,7 +66,8 @@ def read_value_table(source: Source) -> ValueTable | None:
     """Return what a raster says of its values; None where it says nothing.
 
     Looked for in this order: the legend in the tags of a map, a raster attribute table or category names in
-    ``NAME.aux.xml``, a table ``NAME.vat.dbf``, and the colour table of the file.
+    ``NAME.aux.xml`` or the file, a table ``NAME.vat.dbf``, ``flag_values`` and ``flag_meanings`` of CF, and
+    the colour table of the file.
     """
     if LEGEND_TAG in source.tags:
         legend = legend_of_tag(source.tags[LEGEND_TAG], source.path)
@@ -75,6 +80,13 @@ def read_value_table(source: Source) -> ValueTable | None:
                 if table is not None:
                     return table
     colors = source.palette()
+    if content := source.table():
+        band = parse_xml(content, Path(source.path), "the value table").find("VRTRasterBand[@band='1']")
+        table = None if band is None else _read_band(band, f"the value table in '{Path(source.path).name}'")
+        if table is not None:
+            return table if table.colors else replace(table, colors=colors)
+    if flags := _read_flags(source.attributes(), source.dtypes[0]):
+        return ValueTable("its flag_meanings", flags, colors)
     return ValueTable("its colour table", {}, colors) if colors else None
 
 
@@ -135,17 +147,35 @@ def _are_near(first: str, second: str) -> bool:
     return all(abs(a - b) <= NEAR for a, b in pairs)
 
 
+def _read_flags(attributes: Mapping[str, Any], dtype: str) -> dict[int, str]:
+    """Value to name by CF's ``flag_values`` and ``flag_meanings``; empty where they fit no enumeration."""
+    known = {key.lower(): value for key, value in attributes.items()}
+    if "flag_masks" in known:
+        return {}
+    numbers = known.get("flag_values", "")
+    text = numbers if isinstance(numbers, str) else " ".join(map(str, np.ravel(numbers).tolist()))
+    values = [int(float(part)) for part in re.findall(r"-?\d+(?:\.0*)?", text)]
+    meanings = known.get("flag_meanings", "")
+    names = (meanings if isinstance(meanings, str) else " ".join(map(str, np.ravel(meanings)))).split()
+    if len(values) != len(names):
+        return {}
+    kind = np.dtype(dtype)
+    wrap = 2 ** (8 * kind.itemsize) if kind.kind == "u" else 0
+    return {v + wrap if v < 0 else v: n.replace("_", " ") for v, n in zip(values, names, strict=True)}
+
+
 def _read_aux(path: Path) -> ValueTable | None:
     """Read the raster attribute table or the category names of the first band in GDAL's ``.aux.xml``."""
-    root = read_xml(path, "the value table")
-    band = root.find("PAMRasterBand[@band='1']")
-    if band is None:
-        return None
+    band = read_xml(path, "the value table").find("PAMRasterBand[@band='1']")
+    return None if band is None else _read_band(band, f"the value table '{path.name}'")
+
+
+def _read_band(band: Element, origin: str) -> ValueTable | None:
     table = band.find("GDALRasterAttributeTable")
     if table is None:
         categories = [(element.text or "").strip() for element in band.findall("CategoryNames/Category")]
         names = {value: name for value, name in enumerate(categories) if name}
-        return ValueTable(f"the category names in '{path.name}'", names, {}) if names else None
+        return ValueTable(origin, names, {}) if names else None
     fields = table.findall("FieldDefn")
     columns = {(field.findtext("Usage") or "").strip(): i for i, field in enumerate(fields)}
     headers = [(field.findtext("Name") or "").strip().lower() for field in fields]
@@ -155,7 +185,11 @@ def _read_aux(path: Path) -> ValueTable | None:
         columns[_VALUE] = headers.index("value")
     if _NAME not in columns:
         columns[_NAME] = _name_column(rows, len(headers))
-    return _table_of(path, rows, columns, scale=1)
+    if _VALUE not in columns and not {_LEAST, _MOST} & set(columns) and float(table.get("Row0Min", 0)) == 0:
+        # In Imagine files a row's number is its value.
+        columns[_VALUE] = len(headers)
+        rows = [[*row, str(number)] for number, row in enumerate(rows)]
+    return _table_of(origin, rows, columns, scale=1)
 
 
 def _read_dbf(path: Path) -> ValueTable | None:
@@ -178,7 +212,7 @@ def _read_dbf(path: Path) -> ValueTable | None:
         if name in headers
     }
     columns[_NAME] = _name_column(rows, len(headers))
-    return _table_of(path, rows, columns, scale=255)
+    return _table_of(f"the value table '{path.name}'", rows, columns, scale=255)
 
 
 def _name_column(rows: list[list[str]], count: int) -> int:
@@ -193,7 +227,7 @@ def _name_column(rows: list[list[str]], count: int) -> int:
 
 
 def _table_of(
-    path: Path, rows: list[list[str]], columns: Mapping[str, int], *, scale: int
+    origin: str, rows: list[list[str]], columns: Mapping[str, int], *, scale: int
 ) -> ValueTable | None:
     if _VALUE not in columns or columns[_NAME] < 0:
         return None
@@ -212,7 +246,7 @@ def _table_of(
             shares = [round((255 if fractions else 1) * float(c or 0)) for c in channels]
             if all(0 <= c <= 255 for c in shares):
                 colors[int(value)] = "#" + bytes(shares).hex()
-    return ValueTable(f"the value table '{path.name}'", names, colors) if names else None
+    return ValueTable(origin, names, colors) if names else None
 
 
 def _channel(row: list[str], columns: Mapping[str, int]) -> float:

@@ -141,6 +141,9 @@ class CubeSource(Source):
         values = np.asarray(window.transpose(self._y, self._x).values)
         return values.astype(values.dtype.newbyteorder("="), copy=False).view(self.layers[number].dtype)
 
+    def attributes(self) -> Mapping[str, Any]:
+        return {str(key): value for key, value in self._data[self._places[0].variable].attrs.items()}
+
     def reopen(self) -> CubeSource:
         again = CubeSource(self.path, self._group, self._only)
         again.layers = self.layers

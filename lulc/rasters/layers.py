@@ -164,6 +164,14 @@ class Source(Resource, abc.ABC):
         """Value to ``#rrggbb`` in the first layer's colour table; empty where there is none."""
         return {}
 
+    def attributes(self) -> Mapping[str, Any]:
+        """Metadata of the first layer, as the file declares them."""
+        return {}
+
+    def table(self) -> bytes:
+        """Raster attribute table or category names inside the file, as GDAL's XML; empty where none are."""
+        return b""
+
     def use_alpha(self) -> None:
         """Take layers that are marked as alpha for data."""
 

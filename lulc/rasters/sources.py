@@ -23,9 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterWindow
 
 from lulc.core.grid import GridSpec, settled_crs
@@ -396,6 +398,18 @@ class RasterSource(Source):
         except ValueError:  # there is none
             return {}
         return {value: "#" + bytes(color[:3]).hex() for value, color in colors.items()}
+
+    def attributes(self) -> Mapping[str, Any]:
+        return {**self._dataset.tags(1), **self._sidecar.layers.get(1, Said()).tags}
+
+    def table(self) -> bytes:
+        if self._driver != "HFA":
+            return b""
+        # rasterio gives no access to tables. GDAL leaves those out that have more than a million cells.
+        with rasterio.Env(**_ENVIRONMENT), MemoryFile(ext=".vrt") as memory:
+            rasterio.shutil.copy(self._dataset, memory.name, driver="VRT")
+            content: bytes = memory.read()
+        return content
 
     def read_mask(self, layers: Sequence[int], window: Window, step: int = 1) -> np.ndarray | None:
         rows, cols = (-(-side // step) for side in window.shape)
