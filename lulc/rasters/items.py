@@ -316,6 +316,10 @@ def _baseline(properties: Mapping[str, Any]) -> float:
     """Processing baseline that an item states; 0 where it states none."""
     for key in ("s2:processing_baseline", "sentinel2:processing_baseline", "processing:version"):
         text = str(properties.get(key, ""))
-        if re.fullmatch(r"\d\d\.\d\d", text):
+        if re.fullmatch(r"\d?\d\.\d\d", text):
             return float(text)
+    for key in ("s2:product_uri", "sentinel:product_id", "title"):
+        named = re.search(r"MSIL[12]\w_\d{8}T\d{6}_N(?!99)(\d\d)(\d\d)_", str(properties.get(key, "")))
+        if named:
+            return float(".".join(named.groups()))
     return 0.0
