@@ -164,8 +164,8 @@ def classify_array(
     model
         Weights file, run folder, or name in a weights folder.
     inputs
-        Bands by name as variables or along a dimension, with coordinates and a CRS (``spatial_ref``). A lazy
-        object is read window by window.
+        Bands by name as variables or along a dimension, with coordinates and a CRS (``spatial_ref``). Of a
+        lazy object (Dask) a few windows are read at once, the others when the result is computed.
     config
         Options as an object; those given by name win.
     **options
@@ -175,7 +175,7 @@ def classify_array(
     -------
     Dataset
         ``class`` with CF flags (0 unclassified, 255 no data), ``probability`` (class, y, x), and a variable
-        for each measure in ``extra``; in memory.
+        for each measure in ``extra``. Lazy where the input is (Dask, threads), else in memory.
 
     Raises
     ------
@@ -191,11 +191,12 @@ def classify_array(
             )
     fields = given | {"model": model, "inputs": "array", "out": "array.tif"}
     settings = _config_from("classify", ClassifyConfig, None, fields)
-    from lulc.inference.arrays import classify_source
+    from lulc.inference.arrays import classify_lazily, classify_source
     from lulc.maps.frames import dataset_of
     from lulc.rasters.cubes import ArraySource
 
-    made = classify_source(settings, ArraySource(inputs))
+    source = ArraySource(inputs)
+    made = classify_lazily(settings, source) if source.is_lazy else classify_source(settings, source)
     return dataset_of(made, made.classes, made.probabilities, made.extra)
 
 

@@ -101,6 +101,48 @@ def test_the_result_names_classes_and_crs_and_is_written_as_netcdf(
         np.testing.assert_array_equal(read.read(1), found["class"].values)
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "window"), [(70, 90, 32), (61, 47, 24), (64, 64, 64), (33, 130, 40)]
+)
+@pytest.mark.parametrize("options", [{}, {"tta": True, "extra": ("entropy",)}, {"batch_size": 3}])
+def test_a_lazy_array_gives_a_lazy_result_equal_to_that_in_memory(
+    tiny_model: Path, write_bands: Callable[..., Path], tmp_path: Path, height: int, width: int, window: int,
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    array = in_memory(write_bands(tmp_path / "mosaic.tif", height, width))
+    common: dict[str, Any] = {"engine": "openvino", "window": window, **options}
+    whole = lulc.classify_array(tiny_model, array, **common)
+    lazy = lulc.classify_array(tiny_model, array.chunk({"band": 2, "y": 19, "x": 37}), **common)
+    assert lazy["class"].chunks and lazy["probability"].chunks
+    part = {"y": slice(5, 20), "x": slice(11, 31)}
+    xr.testing.assert_allclose(lazy.isel(part).compute(), whole.isel(part), atol=1e-5)
+    xr.testing.assert_equal(lazy["class"].compute(), whole["class"])
+    xr.testing.assert_allclose(lazy.compute(), whole, atol=1e-5)
+
+
+def test_only_what_a_part_of_a_lazy_result_needs_is_read(
+    tiny_model: Path, write_bands: Callable[..., Path], tmp_path: Path
+) -> None:
+    array = in_memory(write_bands(tmp_path / "mosaic.tif", 300, 320))
+    read: list[int] = []
+
+    def count(block: np.ndarray) -> np.ndarray:
+        read.append(block.size)
+        return block
+
+    chunked = array.chunk({"y": 32, "x": 32})
+    watched = chunked.copy(data=chunked.data.map_blocks(count, meta=chunked.data._meta))
+    lazy = lulc.classify_array(tiny_model, watched, engine="openvino", window=64)
+    read.clear()
+    lazy["class"].isel(y=slice(0, 8), x=slice(0, 8)).compute()
+    assert 0 < sum(read) <= array.size / 4
+
+
+def test_blending_needs_the_whole_array(tiny_model: Path, made: tuple[Path, Path]) -> None:
+    with pytest.raises(lulc.InputError, match="lazy array with --blend gaussian"):
+        lulc.classify_array(tiny_model, in_memory(made[0]).chunk(), engine="openvino", blend="gaussian")
+
+
 def test_classify_takes_arrays_too(tiny_model: Path, made: tuple[Path, Path]) -> None:
     array = in_memory(made[0])
     found: Any = lulc.classify(model=tiny_model, inputs=array, engine="openvino")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
-from typing import NamedTuple
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lulc.config import ClassifyConfig
 from lulc.core.grid import GridSpec
-from lulc.core.schema import IGNORE, UNCLASSIFIED, Legend
+from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, Legend
+from lulc.core.windows import Part, PlannedWindow, Window
 from lulc.inference.job import no_valid_pixel, open_job
+from lulc.inference.sliding_window import Prediction
 from lulc.maps.reader import REST
+from lulc.rasters.cubes import ArraySource
 from lulc.rasters.layers import Source
 
 
@@ -47,6 +52,106 @@ class ClassifiedArray(NamedTuple):
         return True
 
 
+class _Span(NamedTuple):
+    """Where a chunk lies along an axis: in the array with its halo, and in the window of the network."""
+
+    content: slice
+    filled: slice
+    inner: slice
+
+    @classmethod
+    def of(cls, number: int, chunk: int, depth: int, side: int, length: int) -> _Span:
+        """Place chunk `number`; windows end at the edges of the image, where the network pads by itself."""
+        start = number * chunk
+        first, last = max(0, start - depth), min(length, start + chunk + depth)
+        window = min(max(0, start - depth), length - side)
+        shift = start - depth
+        return cls(
+            slice(first - shift, last - shift),
+            slice(first - window, last - window),
+            slice(start - window, min(start + chunk, length) - window),
+        )
+
+
+def classify_lazily(config: ClassifyConfig, source: ArraySource) -> ClassifiedArray:
+    """Return the arrays of `classify_source` as Dask arrays, which compute each chunk when it is used.
+
+    Chunks are the windows of the plan without their halo. Scaling, engine and model are settled at once,
+    from a few windows of the source.
+
+    Raises
+    ------
+    InputError
+        As `classify_source`, or if the options need the whole image at once or another grid.
+    """
+    import dask.array as da
+
+    config = dataclasses.replace(config, activations="float32")
+    opened = open_job(config, sources=[source])
+    job = opened.__enter__()
+    if job.gaussian or not job.stack.grid.matches(source.grid):
+        raise InputError(
+            "cannot classify a lazy array with --blend gaussian or on another grid, expected its own windows",
+            "Leave blend and like out, or load the array first: array.load().",
+        )
+    engine = job.build_engine()
+    network, lock = job.network(engine), threading.Lock()
+    shape, (height, width), halo = job.stack.grid.shape, job.plan.window, job.plan.halo
+    depths = [0 if side >= length else halo for side, length in zip((height, width), shape, strict=True)]
+    chunks = tuple(side - 2 * depth for side, depth in zip((height, width), depths, strict=True))
+    if any(chunk < depth for chunk, depth in zip(chunks, depths, strict=True)):
+        raise InputError(
+            f"cannot classify a lazy array in windows of {height} x {width} pixels, "
+            f"expected 3 times the halo of {halo} or more",
+            f"Type --window {4 * halo}, or leave it out.",
+        )
+    legend = job.profile.legend
+    bands = 1 + len(legend) + len(config.extra)
+
+    def convert(values: np.ndarray, block_info: Any = None) -> np.ndarray:
+        """Make channels of stored values (layer, y, x)."""
+        (top, bottom), (left, right) = block_info[0]["array-location"][1:]
+        window = Window(top, left, bottom - top, right - left)
+        with lock, source.holding(window, values):
+            return np.moveaxis(job.stack.read(window), -1, 0).copy()
+
+    def predict(x: np.ndarray, block_info: Any = None) -> np.ndarray:
+        """Classify a chunk and its halo, (channel, y, x)."""
+        numbers = block_info[0]["chunk-location"][1:]
+        rows, cols = map(_Span.of, numbers, chunks, depths, job.plan.window, job.plan.padded)
+        window = np.full((config.batch_size, height, width, len(x)), np.nan, np.float32)
+        window[:, rows.filled, cols.filled] = np.moveaxis(x[:, rows.content, cols.content], 0, -1)
+        sizes = (span.inner.stop - span.inner.start for span in (rows, cols))
+        inner = Window(rows.inner.start, cols.inner.start, *sizes)
+        result = np.full((bands, *chunks), np.nan, np.float32)
+        valid = ~np.isnan(window[0, ..., 0][inner.slices])
+        if not valid.any():
+            return result
+        place = PlannedWindow(Window(0, 0, height, width), inner)
+        # `opened` keeps the files of masks and fills open as long as chunks may be computed.
+        with lock, contextlib.nullcontext(opened):
+            probabilities = network(window)[0][inner.slices].copy()
+            encoded, _ = job.encode(Prediction(Part(0, inner), place, probabilities, valid))
+        assert encoded is not None
+        target = result[:, : inner.height, : inner.width]
+        np.copyto(target, encoded, where=encoded != job.profile.encoding.nodata)
+        return result
+
+    stored = da.stack(source.planes()).rechunk((-1, *chunks))
+    names = len(job.card.channels)
+    like = {"dtype": np.float32, "meta": np.empty((0, 0, 0), np.float32)}
+    image = stored.map_blocks(convert, chunks=((names,), *stored.chunks[1:]), **like)
+    padding = [(0, 0), *((0, -length % chunk) for length, chunk in zip(shape, chunks, strict=True))]
+    image = da.pad(image, padding, constant_values=np.nan).rechunk((-1, *chunks))
+    depth = {0: 0, 1: depths[0], 2: depths[1]}
+    around = da.overlap.overlap(image, depth, np.nan)
+    whole = around.map_blocks(predict, chunks=((bands,), *image.chunks[1:]), **like)
+    values = whole[:, : shape[0], : shape[1]]
+    classes = da.where(da.isnan(values[0]), IGNORE, values[0]).astype(np.uint8)
+    parts = values[1 : 1 + len(legend)], [values[1 + len(legend) + k] for k in range(len(config.extra))]
+    return _assembled(job.stack.grid, legend, classes, *parts, config.extra, job.tags(engine))
+
+
 def classify_source(config: ClassifyConfig, source: Source) -> ClassifiedArray:
     """Classify an open raster with the windows, engine and calibration of `classify`.
 
@@ -78,11 +183,22 @@ def classify_source(config: ClassifyConfig, source: Source) -> ClassifiedArray:
         raise no_valid_pixel()
     classes = np.where(valid, values[0], IGNORE).astype(np.uint8)
     probabilities, extra = np.split(values[1:], [len(legend)])
+    return _assembled(grid, legend, classes, probabilities, list(extra), config.extra, tags)
+
+
+def _assembled(
+    grid: GridSpec,
+    legend: Legend,
+    classes: Any,
+    probabilities: Any,
+    extra: Sequence[Any],
+    names: Sequence[str],
+    tags: Mapping[str, str],
+) -> ClassifiedArray:
+    """Return a map in memory; of one class against the rest, the rest is a class of its own."""
     if len(legend) == 1:
-        # As maps are read: the rest is a class of its own.
-        classes[classes == UNCLASSIFIED] = REST.number
+        # As maps are read.
+        classes = np.where(classes == UNCLASSIFIED, np.uint8(REST.number), classes)
         probabilities = np.concatenate([probabilities, 1 - probabilities])
         legend = Legend(legend.name, (*legend.classes, REST))
-    return ClassifiedArray(
-        grid, legend, classes, probabilities, dict(zip(config.extra, extra, strict=True)), tags
-    )
+    return ClassifiedArray(grid, legend, classes, probabilities, dict(zip(names, extra, strict=True)), tags)

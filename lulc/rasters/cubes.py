@@ -8,11 +8,13 @@ Values stay as they are stored: packing and missing values are described by the 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+import threading
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,14 +134,16 @@ class CubeSource(Source):
         return np.stack(planes)[:, ::down, ::across]
 
     def _plane(self, number: int, rows: slice, cols: slice) -> np.ndarray:
+        values = np.asarray(self._select(number, rows, cols).values)
+        return values.astype(values.dtype.newbyteorder("="), copy=False).view(self.layers[number].dtype)
+
+    def _select(self, number: int, rows: slice, cols: slice) -> xr.DataArray:
         place = self._places[number]
         data = self._data[place.variable]
         if place.dimension is not None:
             data = data.isel({place.dimension: place.position})
         rest = {d: 0 for d in data.dims if d not in (self._x, self._y)}
-        window = data.isel({self._y: rows, self._x: cols, **rest})
-        values = np.asarray(window.transpose(self._y, self._x).values)
-        return values.astype(values.dtype.newbyteorder("="), copy=False).view(self.layers[number].dtype)
+        return data.isel({self._y: rows, self._x: cols, **rest}).transpose(self._y, self._x)
 
     def attributes(self) -> Mapping[str, Any]:
         return {str(key): value for key, value in self._data[self._places[0].variable].attrs.items()}
@@ -174,6 +178,33 @@ class ArraySource(CubeSource):
         self._data = named
         self._describe(zarr=True)
         self.block = (1, self._data.sizes[self._x])
+        self._held = threading.local()
+
+    @property
+    def is_lazy(self) -> bool:
+        """True where Dask computes the pixels."""
+        return any(self._data[place.variable].chunks is not None for place in self._places)
+
+    def planes(self) -> list[Any]:
+        """Return what `read` gives of all layers, one (y, x) each, as Dask arrays where they are lazy."""
+        down, across = (slice(None, None, -1 if flipped else 1) for flipped in self._flipped)
+        return [self._select(i, down, across).data for i in range(len(self.layers))]
+
+    @contextlib.contextmanager
+    def holding(self, window: Window, values: np.ndarray) -> Iterator[None]:
+        """Let `read`, in this thread, take the values of a window (layer, y, x) from an array."""
+        self._held.value = window, values
+        try:
+            yield
+        finally:
+            del self._held.value
+
+    def read(self, layers: Sequence[int], window: Window) -> np.ndarray:
+        held = getattr(self._held, "value", None)
+        if held is None:
+            return super().read(layers, window)
+        rows, cols = window.relative_to(held[0]).slices
+        return np.stack([held[1][i, rows, cols].astype(self.layers[i].dtype) for i in layers])
 
     def identity(self) -> dict[str, Any]:
         return {"name": self.path}
