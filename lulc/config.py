@@ -123,7 +123,7 @@ def by_recipe(name: str, help: str, **keywords: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig(Options):
-    """How rasters are read; the same options in preprocessing and classification."""
+    """Options for reading rasters; the same in preprocessing and classification."""
 
     fill: tuple[str, ...] = option(
         (), "mosaics that patch missing reflectance, tried in this order", metavar="RASTER", group=INPUT
@@ -205,7 +205,7 @@ class InputConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Options):
-    """What every command that continues its work offers about the run itself."""
+    """Options of every command that resumes interrupted runs."""
 
     overwrite: bool = option(False, "replace a finished result", group=RUN)
     restart: bool = option(False, "drop the partial work of an interrupted run", group=RUN)
@@ -213,7 +213,7 @@ class RunConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig(Options):
-    """Where a stage runs that consists of independent parts."""
+    """Options for sharing out a stage among the workers of a cluster."""
 
     dask: str | None = option(
         None,
@@ -936,7 +936,7 @@ class ExportModelConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceConfig(Options):
-    """A map and what it was made from to the same map, or to where it differs."""
+    """Rebuild a map from its recorded inputs and report any difference."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
     inputs: tuple[str, ...] = option(

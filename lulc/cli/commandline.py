@@ -49,7 +49,7 @@ PATHS = {"RASTER", "FILE", "FILE.gpkg", "FILE.json", "FOLDER", "MAP", "REFERENCE
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command has to say when it is done.
+    """Answer of a finished command.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def parser_for(
 
 
 class _Parser(argparse.ArgumentParser):
-    """Ends a wrong command line with what is wrong, and where to look."""
+    """Parser that answers a wrong command line with the error and the help to read."""
 
     def error(self, message: str) -> typing.NoReturn:
         self.print_usage(sys.stderr)
@@ -230,7 +230,7 @@ def _terminate(signum: int, frame: Any) -> None:
 
 
 def _message_of(error: Exception) -> str | None:
-    """What to tell the user of an error; None where it is a bug."""
+    """Return the message for the user; None for a bug, which keeps its traceback."""
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, MemoryError):

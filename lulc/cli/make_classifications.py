@@ -51,7 +51,7 @@ def _classify(config: ClassifyConfig) -> Answer:
 
 
 def figures_of_result(result: ClassificationResult) -> dict[str, Any]:
-    """Where the map is, pixels of the classes and time, JSON-ready; areas in square metres."""
+    """Return path, pixels of each class and times, JSON-ready; areas in square metres."""
     names = {0: "unclassified"} | {c.number: c.name for c in result.legend.classes}
     areas, counted = result.areas, sum(result.counts.values())
     return {
@@ -75,7 +75,7 @@ def figures_of_result(result: ClassificationResult) -> dict[str, Any]:
 
 
 def figures_of_share(result: ShareResult) -> dict[str, Any]:
-    """Which share of the parts is made, JSON-ready."""
+    """Return the share of the parts that is made, JSON-ready."""
     return {
         "map": str(result.path),
         "share": [result.number, result.of],
@@ -87,7 +87,7 @@ def figures_of_share(result: ShareResult) -> dict[str, Any]:
 
 
 def describe_share(result: ShareResult) -> str:
-    """Which share of the parts is made, and what makes the map of it, as text."""
+    """Describe the share of the parts that is made, and the command that joins the shares."""
     return (
         f"Share {result.number} of {result.of} is made: {result.parts} parts, {result.made} of them now, in "
         f"{result.seconds:.1f} s; engine {result.engine}\n\n"
@@ -96,7 +96,7 @@ def describe_share(result: ShareResult) -> str:
 
 
 def figures_of_forecast(forecast: Forecast) -> dict[str, Any]:
-    """What a run would take, JSON-ready; memory and disk in bytes."""
+    """Return the forecast of a run, JSON-ready; memory and disk in bytes."""
     plan = forecast.plan
     return {
         "pixels": [plan.height, plan.width],
@@ -142,7 +142,7 @@ def describe_result(result: ClassificationResult) -> str:
 
 
 def describe_forecast(forecast: Forecast) -> str:
-    """What a run would take, as text."""
+    """Describe the forecast of a run as text."""
     plan, seconds = forecast.plan, forecast.seconds
     computed = plan.computed_pixels / (plan.height * plan.width)
     stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("start", "windows", "finish"))

@@ -1,4 +1,4 @@
-"""Make a map again from what it says of itself, and compare.
+"""Rebuild a map from its recorded inputs and report any difference.
 
 Prints how the map was made, looks for its weights and inputs by name, checks that they are the same (sha256),
 classifies again with the same parameters and compares the class band. The result is one line: identical, or
@@ -58,7 +58,7 @@ def _act(config: ReproduceConfig) -> Answer:
 
 
 def describe_provenance(result: Reproduction) -> str:
-    """How a map was made, as text."""
+    """Describe how a map was made."""
     made = result.provenance
     rows = {
         "model": made["model"],
@@ -70,7 +70,7 @@ def describe_provenance(result: Reproduction) -> str:
 
 
 def describe_files(result: Reproduction) -> str:
-    """Which of the weights and inputs were found, as text."""
+    """List the weights and inputs that were found and those that were not."""
     lines = []
     for file in result.files:
         expected = file.sha256[:12]
@@ -81,7 +81,7 @@ def describe_files(result: Reproduction) -> str:
 
 
 def describe_comparison(comparison: Comparison) -> str:
-    """Whether two maps are the same, else where they differ, as text."""
+    """Describe where two maps differ, or that they are the same."""
     if comparison.same_file:
         return f"Identical, byte for byte ({comparison.pixels:,} pixels)."
     lines = [f"{_short(tag)}: {_short(a)} became {_short(b)}" for tag, a, b in comparison.tags]

@@ -110,7 +110,7 @@ def describe(result: TrainingResult) -> str:
 
 
 def describe_comparison(found: Comparison, folder: Path) -> str:
-    """Which of forest and network is better on the held-out labels, overall and by class, as text."""
+    """Compare forest and network on the held-out labels, overall and by class, as text."""
     width = max(map(len, found.forest))
     lines = [f"{'F1 on held-out labels':{width}} {'forest':>8} {'network':>8} {'difference':>10}   spread"]
     for name, forest in found.forest.items():

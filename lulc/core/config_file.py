@@ -76,7 +76,7 @@ def read_settings(path: str | os.PathLike[str], config: type) -> dict[str, Any]:
 
 
 def settings_text(values: Mapping[str, Any], config: type) -> str:
-    """A file that `read_settings` reads, with the help of each option; what is missing is commented out."""
+    """Return a settings file with the help of each option; options without a value are commented out."""
     import yaml
 
     lines = [f"format_version: {format_version()}"]
@@ -129,7 +129,7 @@ def _read_texts(path: Path) -> Texts:
 
 
 def _text(node: Any, name: str, path: Path) -> str | list[str] | None:
-    """What is written behind a name: one value, a list of values, or None for null."""
+    """Return the value of a node: a text, a list of texts, or None for null."""
     import yaml
 
     items = node.value if isinstance(node, yaml.SequenceNode) else [node]
@@ -147,7 +147,7 @@ def _text(node: Any, name: str, path: Path) -> str | list[str] | None:
 def _value(
     text: str | list[str] | None, field: dataclasses.Field[Any], hint: Any, path: str | os.PathLike[str]
 ) -> Any:
-    """The value of a field from what is written behind its name."""
+    """Convert the text in a settings file to the type of its field."""
     if text is None:
         return field.default
     base, many = value_type(hint)

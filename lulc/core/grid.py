@@ -43,7 +43,7 @@ def settled_crs(crs: CRS) -> CRS:
 
 @dataclass(frozen=True)
 class GridSpec:
-    """Where the pixels of a raster lie.
+    """Size, position and coordinate reference system of a raster.
 
     Parameters
     ----------

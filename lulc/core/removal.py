@@ -198,7 +198,7 @@ class OwnFolder:
             path.unlink(missing_ok=True)
 
     def clear(self, kept: Callable[[str], bool] = lambda name: False) -> None:
-        """Delete everything of the toolkit's own but the mark and what is `kept`."""
+        """Delete all files of the toolkit but the mark and those in `kept`."""
         for name, is_own in _survey(self.path, self._names):
             if is_own and name != self.mark.name and not kept(name):
                 _delete(self.path / name)

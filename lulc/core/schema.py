@@ -46,7 +46,7 @@ Name = Annotated[str, limits(minLength=1, maxLength=200)]
 
 
 class InputError(Exception):
-    """What the user gave does not fit; the message says why and what to type next.
+    """Error in the user's input; the message gives the reason and what to type next.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ class Window:
 
 @dataclass(frozen=True)
 class PlannedWindow:
-    """What to read and what of it to keep.
+    """Window to read and its part to keep.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a map of `height` x `width` pixels is cut into parts and windows.
+    """Division of a map of `height` x `width` pixels into parts and windows.
 
     Parameters
     ----------

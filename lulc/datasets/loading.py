@@ -78,7 +78,7 @@ class Overlap:
 
 
 def find_overlaps(stacks: Sequence[StackFile], gap: int = 0) -> list[Overlap]:
-    """Where training stacks lie on the ground of validation stacks, by their grids.
+    """Find training stacks that overlap validation stacks on the ground.
 
     Parameters
     ----------

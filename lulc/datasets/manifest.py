@@ -1,4 +1,4 @@
-"""The manifest of a folder of stacks: what it says, how it is checked, and the files that it names."""
+"""Manifest of a folder of stacks: its content, its checks and the files that it names."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class StackFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of stacks holds.
+    """Content of a folder of stacks.
 
     Parameters
     ----------

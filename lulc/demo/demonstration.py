@@ -26,7 +26,7 @@ SHAPE = (1024, 1024)
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Where the demonstration goes, and how long it trains."""
+    """Output folder and training time of the demonstration."""
 
     out: str = option("demo", "folder for everything", metavar="FOLDER")
     epochs: int = option(8, "number of epochs", group=RUN)
@@ -81,7 +81,7 @@ def demonstrate(config: DemoConfig) -> Answer:
 
 
 def results(out: Path) -> dict[str, Path]:
-    """Where map, weights, history, report and picture lie."""
+    """Return the paths of map, weights, history, report and picture."""
     from lulc.models.weights import find_model
 
     return {

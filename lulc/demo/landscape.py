@@ -413,7 +413,7 @@ def _class_map(shape: tuple[int, int], rng: np.random.Generator) -> Bytes:
 
 
 def _levels(fields: Floats, shares: NDArray[np.float64]) -> Floats:
-    """What to add to each field (class, y, x) so that it is highest on its share of the pixels."""
+    """Return the offset of each field (class, y, x) that makes it the highest on its share of the pixels."""
     levels = np.zeros((len(fields), 1, 1), dtype=np.float32)
     for _ in range(60):
         winners = np.bincount(np.argmax(fields + levels, axis=0).ravel(), minlength=len(fields))

@@ -118,14 +118,14 @@ class Cluster:
         return set(self.client.scheduler_info(n_workers=-1)["workers"])
 
     def gone(self) -> InputError:
-        """What is said where the scheduler has gone."""
+        """Return the error message for a lost scheduler."""
         return InputError(
             f"cannot go on, since the scheduler of {self.name} is gone", f"Start it again. {_AGAIN}"
         )
 
     @property
     def way_to_workers(self) -> str:
-        """What a user can do where workers are missing."""
+        """Return the hint for missing workers."""
         if self.name == "local":
             return "They are processes of this machine: see whether its memory or disk is full."
         if self.name == "slurm":
@@ -202,7 +202,7 @@ def _wait_for_first(cluster: Cluster) -> None:
 
 
 class _Absence:
-    """How long no worker has been there: told now and then, and borne for as long as the user wants."""
+    """Timer for missing workers: logs reminders and raises after the wait that the user allows."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -478,7 +478,7 @@ class _Failure:
 
 @dataclass(frozen=True)
 class _Call:
-    """What a worker does, in a form that is done by being unpickled."""
+    """Call that a worker runs by unpickling it."""
 
     function: Callable[[Any], Any]
     item: Any

@@ -43,7 +43,7 @@ logger = logging.getLogger("lulc")
 
 @dataclass(frozen=True)
 class Quantization(Jsonable):
-    """Which convolutions of a network are computed in 8 bits.
+    """Choice of the convolutions that are computed in 8 bits.
 
     Parameters
     ----------

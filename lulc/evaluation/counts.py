@@ -1,4 +1,4 @@
-"""What is counted over the windows of a map; every metric of a report follows from it."""
+"""Counts over the windows of a map, from which every metric of a report follows."""
 
 from __future__ import annotations
 

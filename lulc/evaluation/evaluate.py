@@ -45,7 +45,7 @@ HISTORY = "history.csv"
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Where a report is, and what it found.
+    """Path and results of a report.
 
     Parameters
     ----------

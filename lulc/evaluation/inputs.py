@@ -1,4 +1,4 @@
-"""What an evaluation reads: map, reference, regions, masks and image, opened and checked."""
+"""Inputs of an evaluation: map, reference, regions, masks and image, opened and checked."""
 
 from __future__ import annotations
 

@@ -370,7 +370,7 @@ def _page(the_map: ClassMap, layers: list[TileLayer]) -> Page:
 
 
 class Values:
-    """What a map says about a place.
+    """Values of a map at a place.
 
     Parameters
     ----------

@@ -60,7 +60,7 @@ class TileFile:
             self._free.put(again)
 
     def read(self, read: Callable[[Any], Any]) -> Any:
-        """What a function reads through rio-tiler."""
+        """Return the result of a function that reads through rio-tiler."""
         from rio_tiler.io import Reader
 
         source = self._free.get()

@@ -131,7 +131,7 @@ def _write_activations(land_cover: ClassMap, window: Window, target: Any, packin
 
 
 class Packing:
-    """How activations are stored: as in the map, float32 or packed into unsigned integers.
+    """Storage of activations: as in the map, float32 or packed into unsigned integers.
 
     Parameters
     ----------

@@ -158,14 +158,14 @@ def _network_of(path: Path) -> tuple[ModelCard, Arrays]:
 
 
 def _beside(source: Path, level: str | None) -> list[Path]:
-    """What is written where no output is named."""
+    """Return the default name of an output."""
     if level is not None:
         return [source.with_name(f"{source.stem}_level{level}.tif")]
     return _styles_of(source)
 
 
 def _styles_of(land_cover: Path) -> list[Path]:
-    """Where programs look for what they show a map with, in the order of `STYLE_ENDINGS`."""
+    """Return the paths where programs look for styles, in the order of `STYLE_ENDINGS`."""
     return [land_cover.with_suffix(".qml"), land_cover.with_suffix(".sld"), Path(f"{land_cover}.aux.xml")]
 
 

@@ -385,7 +385,7 @@ def _item(
 
 
 def _href(path: Path, folder: Path) -> str:
-    """How a file is named from a folder."""
+    """Return the path of a file relative to a folder, as a link."""
     relative = Path(os.path.relpath(path, folder)).as_posix()
     return quote(relative if relative.startswith("../") else f"./{relative}")
 
@@ -461,7 +461,7 @@ def _measures(land_cover: ClassMap) -> list[str]:
 
 
 def _layers(land_cover: ClassMap) -> list[Layer]:
-    """What the file says of each of its bands."""
+    """Return the layer that describes each band."""
     return [*land_cover.layers, *[land_cover.layers[-1]] * len(_measures(land_cover))]
 
 
@@ -508,7 +508,7 @@ def _model_description(card: ModelCard) -> str:
 
 
 def _model_name(name: str) -> str:
-    """What the MLM extension takes for a name: a letter, then letters, digits, dots, hyphens and blanks."""
+    """Return a name that the MLM extension allows: letters, digits, dots, hyphens and blanks."""
     return f"lulc {re.sub(r'[^A-Za-z0-9_. -]+', '-', name)}".rstrip("_. -")
 
 
@@ -561,7 +561,7 @@ def _structure(channels: int) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """What a tag holds: JSON, or plain text."""
+    """Parse a tag that holds JSON or plain text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

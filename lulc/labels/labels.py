@@ -115,7 +115,7 @@ class Labels(Resource):
         self._bound.check(counts, f"'{self.path}'")
 
     def describe(self) -> dict[str, Any]:
-        """Return file, field and scheme, and what of the file makes no label; JSON-ready."""
+        """Return file, field, scheme and the values that make no label, JSON-ready."""
         nodata = self.classes_of_nodata()
         found: dict[str, Any] = {
             "file": Path(self.path).name,
@@ -149,7 +149,7 @@ class Labels(Resource):
 
 
 def words_of(described: Mapping[str, Any]) -> list[str]:
-    """Return what `Labels.describe` says as sentences: how the file was read, then what of it is no label."""
+    """Return `Labels.describe` as sentences: how the file was read, then the values that are no labels."""
     field = f", field '{described['field']}' ({described['type']})" if "field" in described else ""
     words = [f"'{described['file']}'{field}, classes of '{described['scheme']}', {described['origin']}"]
     if "no_data" in described:
@@ -289,7 +289,7 @@ def _check_volumes(scheme: Scheme, path: str, pine: str | None, spruce: str | No
 
 
 class RasterCodes:
-    """Integer codes of a raster; what is missing in it is no label.
+    """Integer codes of a raster; missing values are no labels.
 
     Attributes
     ----------

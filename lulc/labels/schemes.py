@@ -51,7 +51,7 @@ _THREE_DIGIT_NODATA = (999, 990, 995, 0, 255, -128)
 
 @dataclass(frozen=True)
 class Scheme:
-    """How the codes of a label source become classes.
+    """Mapping from the codes of a label source to classes.
 
     Parameters
     ----------

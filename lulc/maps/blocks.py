@@ -43,7 +43,7 @@ _INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 
 
 class Encoding(NamedTuple):
-    """How class numbers and activations are stored.
+    """Storage types of class numbers and activations.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def reduce_block(values: np.ndarray, nodata: float) -> np.ndarray:
 
 
 class _Encoded(NamedTuple):
-    """A block as it is stored: its bands, their checksums, and what it is reduced to."""
+    """Encoded block: its bands, their checksums and its overview."""
 
     payloads: list[bytes]
     crcs: list[int]
@@ -271,7 +271,7 @@ class BlockWriter(Resource):
         return self._hash.hexdigest()
 
     def _take(self) -> None:
-        """Write the block that became whole first, and fill the level above with what it was reduced to."""
+        """Write the oldest whole block, and fill its place in the level above."""
         (level, row, col), future = self._pending.popleft()
         encoded = future.result()
         self._append(level, row, col, encoded)

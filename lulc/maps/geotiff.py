@@ -41,7 +41,7 @@ CLASSIC_LIMIT = 2**32 - 1
 
 @dataclass(frozen=True)
 class MapProfile:
-    """What a map looks like on disk.
+    """Layout of a map on disk.
 
     Parameters
     ----------
@@ -373,7 +373,7 @@ def _block_sizes(profile: MapProfile, sources: _Sources, level: int) -> np.ndarr
 
 
 class _Format(NamedTuple):
-    """What differs between classic TIFF and BigTIFF."""
+    """Field sizes of classic TIFF and BigTIFF."""
 
     header: str
     number: str

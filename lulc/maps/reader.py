@@ -71,7 +71,7 @@ class ClassMap(Resource):
         return self._tags
 
     def stored(self, number: int) -> int:
-        """What band 1 of the file holds for a class number of `legend`."""
+        """Return the value in band 1 for a class number of `legend`."""
         return UNCLASSIFIED if self._alone and number == REST.number else number
 
     def read(self, window: Window) -> NDArray[np.uint8]:

@@ -50,7 +50,7 @@ class PixelConfig(Jsonable):
 
     @property
     def activation(self) -> str:
-        """What its probabilities are like."""
+        """Name of the activation of the last layer."""
         return "sigmoid" if self.classes == 1 else "softmax"
 
     @property

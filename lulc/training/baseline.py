@@ -56,7 +56,7 @@ Predict = Callable[[Square], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What two models make of the same held-out pixels.
+    """Predictions of two models on the same held-out pixels.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Which of two models is better on held-out pixels.
+    """Comparison of two models on held-out pixels.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ logger = logging.getLogger("lulc")
 
 @dataclass(frozen=True)
 class Fold:
-    """What was left out together: stacks that overlap, a folder or a scene.
+    """Stacks that are left out together: overlapping stacks, a folder or a scene.
 
     Parameters
     ----------

@@ -55,7 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class AreaEstimates:
-    """What a stratified sample says about a map.
+    """Areas and accuracies estimated from a stratified sample.
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ class Patch:
 
     @property
     def weight(self) -> float:
-        """What places are ranked by."""
+        """Weight by which places are ranked."""
         return self.pixels * self.margin
 
 
@@ -128,7 +128,7 @@ def find_label_errors(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """Of one window: what is stored, labels, and margins (NaN where there is no candidate)."""
+    """Stored values, labels and margins of one window; a margin is NaN where there is no candidate."""
 
     values: NDArray[np.uint8]
     labels: NDArray[np.uint8]

@@ -253,7 +253,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far activations can be read as probabilities.
+    """Calibration of activations as probabilities.
 
     Parameters
     ----------

@@ -165,7 +165,7 @@ def _range_of_areas(grid: GridSpec) -> tuple[float, float]:
 
 
 def _candidates(pixels: int, points: int, ratio: float) -> int:
-    """How many pixels to draw so that as many as `points` of them are accepted, with some to spare."""
+    """Return how many pixels to draw so that `points` of them are accepted, with some to spare."""
     if ratio == 1:
         return points
     return min(pixels, int(points / ratio + 6 * np.sqrt(points / ratio)) + 6)
@@ -336,7 +336,7 @@ def _read_points(path: Path) -> geopandas.GeoDataFrame:
 
 
 def _class_of(value: Any, legend: Legend) -> int | None:
-    """Class number of a reference; `UNINTERPRETABLE` for none, None for what is no answer."""
+    """Return the class number of a reference, `UNINTERPRETABLE`, or None for an invalid answer."""
     code = code_of(value)
     if code is None or code in _NO_CLASS:
         return UNINTERPRETABLE

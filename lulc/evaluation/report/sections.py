@@ -37,7 +37,7 @@ SEEN = "Land that the training used"
 
 @dataclass(frozen=True)
 class Imprint:
-    """What the title page says beside the results, as printed; None where nothing was given."""
+    """Texts of the title page beside the results; None for those that were not given."""
 
     title: str | None = None
     author: str | None = None
@@ -332,7 +332,7 @@ def _points_table(sample: NDArray[np.int64], legend: Legend) -> Table:
 
 
 def area_table(areas: Areas, legend: Legend) -> Table:
-    """Return a table with one row for each class: mapped area and, from a sample, what is estimated."""
+    """Return a table with a row for each class: mapped area and, with a sample, the estimated area."""
     unit, found, sample = areas.unit, areas.estimates, areas.sample
     mapped = [f"{areas.values[c.number]:,.1f}" for c in legend.classes]
     names = [f"{c.number} {c.name}" for c in legend.classes]

@@ -1,4 +1,4 @@
-"""What a page needs to show a map that can be panned, zoomed and asked: layers, values, legend, places.
+"""Data for the map viewer of a page: layers, values, legend and places.
 
 Values travel as bytes of fixed meaning, packed by zlib and written in base64: the browser paints layers
 from them and answers clicks with them. The demonstration scene, 1024 x 1024 and 13 classes: 6 MB.
@@ -119,7 +119,7 @@ def embed(
 
 
 def describe(grid: GridSpec, legend: Legend, name: str) -> dict[str, Any]:
-    """What every viewer says about its map: name, grid and classes."""
+    """Return name, grid and classes of a map for its viewer."""
     epsg = grid.crs.to_epsg() if grid.crs else None
     across, (width, height) = metres_per_pixel(grid), grid.pixel_size
     # A degree of longitude is shorter than one of latitude: pixels are as high as they are on the ground.

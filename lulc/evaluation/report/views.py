@@ -1,4 +1,4 @@
-"""What people look at: a map, its reference, image and activations, decimated to a size that a page holds.
+"""Views of a map, its reference, image and activations, decimated to the size of a page.
 
 Every kept pixel is one pixel of the map, unchanged: row and column are multiples of the step. What a
 click shows is therefore what any reader finds at that row and column.
@@ -187,7 +187,7 @@ class Viewing:
             self._activations[:, *place] = np.moveaxis(stored, -1, 0).astype(self._activations.dtype)
 
     def views(self) -> Views:
-        """What has been kept so far."""
+        """Return the views kept so far."""
         image = None if self._image is None else stretch(self._image)
         return Views(
             self._grid, self.step, self._map, self._reference, image, self._activations, self._digits
@@ -209,7 +209,7 @@ def stretch(colors: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class UnsureSquare:
-    """Where a map is unsure.
+    """Square in which the map is uncertain.
 
     Parameters
     ----------

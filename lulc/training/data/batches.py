@@ -36,7 +36,7 @@ STRIDE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """How batches are cut from stacks.
+    """Settings for cutting batches from stacks.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ class TileGenerator:
         return images, labels
 
     def _source(self, tile: Tile) -> Layers:
-        """Return what is cut out of a stack."""
+        """Return the arrays of a stack from which crops are cut."""
         return tile.image
 
     def release(self) -> None:
