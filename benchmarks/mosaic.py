@@ -2,7 +2,8 @@
 
 Both read the same files on the same number of processors and take the median of the clear observations;
 odc-stac by its defaults (nearest neighbour, chunks of 1024 pixels), written as Zarr. Each is a
-process of its own, whose peak memory is measured. The scenes are one simulated tile, repeated, with clouds of their own for each date.
+process of its own, whose peak memory is measured. The scenes are one simulated tile, repeated, with clouds of
+their own for each date.
 
 Example: python benchmarks/mosaic.py --side 4096 --dates 6
 """

@@ -5,6 +5,7 @@ Scenes are simulated; their server is a real STAC API on this machine.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -433,6 +434,16 @@ def test_the_medoid_is_an_observation_and_the_median_a_middle() -> None:
                 continue
             sums = np.sqrt(((own[:, None] - own[None]) ** 2).sum(axis=2)).sum(axis=1)
             np.testing.assert_array_equal(chosen[:, y, x], own[sums.argmin()])
+
+
+@pytest.mark.parametrize("count", range(1, 20))
+def test_the_median_of_any_number_of_dates_is_that_of_numpy(count: int) -> None:
+    rng = np.random.default_rng(count)
+    stack = rng.integers(0, 9, (count, 2, 30, 30)).astype("float32")
+    stack[rng.random(stack.shape) < 0.2] = np.nan
+    with pytest.warns(RuntimeWarning) if np.isnan(stack).all(axis=0).any() else contextlib.nullcontext():
+        expected_ = np.nanmedian(stack, axis=0)
+    np.testing.assert_array_equal(composite.median(stack), expected_)
 
 
 def test_spans_of_days_are_read_and_cut() -> None:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+CHUNK = 2**14
+"""Values that are sorted together: so many that the observations of all stay in the processor's cache."""
+
 Rule = Callable[[np.ndarray], np.ndarray]
 
 
@@ -33,11 +36,51 @@ def first(observations: np.ndarray) -> np.ndarray:
 
 def median(observations: np.ndarray) -> np.ndarray:
     """Return the median of each band, float32 (band, y, x); of an even number the mean of the middle two."""
-    ordered = np.sort(observations, axis=0)  # NaN last
-    count = (~np.isnan(ordered)).sum(axis=0, keepdims=True)
-    lower = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=0)[0]
-    upper = np.take_along_axis(ordered, np.minimum(count // 2, len(ordered) - 1), axis=0)[0]
-    return np.asarray(lower + (upper - lower) / np.float32(2))
+    pixels = observations.reshape(len(observations), -1)
+    result = np.empty(pixels.shape[1], "float32")
+    for start in range(0, pixels.shape[1], CHUNK):
+        part = slice(start, start + CHUNK)
+        result[part] = _median(pixels[:, part])
+    return result.reshape(observations.shape[1:])
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Return the median of float32 (observation, n) along the first axis."""
+    missing = np.isnan(values)
+    count = len(values) - missing.sum(axis=0, dtype="intp")
+    ordered = _ordered(np.where(missing, np.float32(np.inf), values))
+    place = np.arange(values.shape[1])
+    lower = ordered[np.maximum(count - 1, 0) // 2, place]
+    upper = ordered[np.minimum(count // 2, len(ordered) - 1), place]
+    # Infinite where nothing is there, so that the difference is no number.
+    with np.errstate(invalid="ignore"):
+        return np.asarray(lower + (upper - lower) / np.float32(2))
+
+
+def _ordered(values: np.ndarray) -> np.ndarray:
+    """Sort along the first axis, in place.
+
+    A sorting network compares whole rows, which is several times as fast as sorting short columns.
+
+    References
+    ----------
+    K. Batcher, "Sorting networks and their applications", AFIPS 32 (1968): odd-even merge sort, as in
+    D. Knuth, "The Art of Computer Programming" 3, algorithm 5.2.2M.
+    """
+    count = len(values)
+    top = 1 << max(0, (count - 1).bit_length() - 1)
+    p = top
+    while p > 0:
+        q, r, d = top, 0, p
+        while d > 0:
+            for i in range(count - d):
+                if i & p == r:
+                    low = np.minimum(values[i], values[i + d])
+                    np.maximum(values[i], values[i + d], out=values[i + d])
+                    values[i] = low
+            d, q, r = q - p, q >> 1, p
+        p >>= 1
+    return values
 
 
 def medoid(observations: np.ndarray) -> np.ndarray:
