@@ -175,6 +175,59 @@ def test_a_map_is_a_dataset_that_reads_what_is_asked_for(
     assert sum(pixels) <= (classes.size if len(part) < 2 else 37 * 4)
 
 
+def test_a_picture_shows_the_colours_of_the_classes_at_their_places(
+    write_map: Callable[..., Path], tmp_path: Path
+) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    with lulc.open_map(write_map(tmp_path / "map.tif", unclassified=True)) as land_cover:
+        axes = land_cover.plot()
+        classes = land_cover.read(land_cover.grid.extent)
+        image = axes.images[0]
+        left, bottom, right, top = land_cover.grid.bounds
+        assert tuple(image.get_extent()) == (left, right, bottom, top)
+        drawn = image.to_rgba(image.get_array())
+        for number, color in enumerate(land_cover.legend.colors, start=1):
+            expected = matplotlib.colors.to_rgba(color)
+            assert np.allclose(drawn[classes == number], expected)
+        assert (drawn[classes == 255][:, 3] == 0).all()
+        shown = {text.get_text() for text in axes.get_legend().get_texts()}
+        present = {n for k, n in enumerate(land_cover.legend.names, start=1) if (classes == k).any()}
+        assert shown == present | ({"Unclassified"} if (classes == 0).any() else set())
+        assert any(text.get_text().endswith("m") for text in axes.texts)
+        thinned = land_cover.read(land_cover.grid.extent, 7)
+        assert thinned.shape == tuple(-(-n // 7) for n in classes.shape)
+    matplotlib.pyplot.close("all")
+
+
+def test_a_lazy_array_of_a_single_class_has_the_rest_as_a_class(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from lulc.core.schema import LandCoverClass, Legend
+    from lulc.core.statistics import Statistics
+    from lulc.models.card import Channel, ModelCard
+    from lulc.models.config import NetworkConfig
+    from lulc.models.unet import build_unet, geometry
+    from lulc.models.weights import save_model
+
+    network = NetworkConfig(classes=1, channels=9, filters=(2,), activation="sigmoid")
+    reach = geometry(network)
+    card = ModelCard(
+        name="water", channels=tuple(map(Channel, BANDS)), network=network, stride=reach.stride,
+        halo=reach.halo, statistics=Statistics((1800.0,) * 9, (900.0,) * 9), single_class="water",
+        legend=Legend("test", (LandCoverClass(1, "land", "#102030"), LandCoverClass(2, "water", "#0000ff"))),
+    )  # fmt: skip
+    path = tmp_path / "water.keras"
+    save_model(build_unet(network, (np.full(9, 1800.0), np.full(9, 900.0))), card, path)
+    array = in_memory(made[0])
+    whole = lulc.classify_array(path, array, engine="openvino", window=32)
+    lazy = lulc.classify_array(path, array.chunk({"y": 20}), engine="openvino", window=32)
+    assert lazy["class"].chunks and whole["class_name"].values[0] == "water"
+    xr.testing.assert_equal(lazy["class"].compute(), whole["class"])
+    np.testing.assert_allclose(lazy["probability"].values, whole["probability"].values, atol=1e-5)
+    assert set(np.unique(whole["class"])) <= {1, 2, 255}
+
+
 def test_a_map_of_classes_alone_has_no_probabilities(
     tiny_model: Path, made: tuple[Path, Path], tmp_path: Path
 ) -> None:

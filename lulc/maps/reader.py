@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,15 +74,15 @@ class ClassMap(Resource):
         """Return the value in band 1 for a class number of `legend`."""
         return UNCLASSIFIED if self._alone and number == REST.number else number
 
-    def read(self, window: Window) -> NDArray[np.uint8]:
-        """Class numbers uint8 (y, x): 1..N, 0 unclassified, 255 no data.
+    def read(self, window: Window, step: int = 1) -> NDArray[np.uint8]:
+        """Class numbers uint8 (y, x): 1..N, 0 unclassified, 255 no data; of about every `step`-th pixel.
 
         Raises
         ------
         InputError
             If a value is no class number of the legend.
         """
-        stored, known = self._source.read_valid([0], window)
+        stored, known = self._source.read_valid([0], window, step)
         values, valid = stored[0], known[0]
         if not self._source.layers[0].missing.values and values.dtype == np.uint8:
             valid &= values != IGNORE
@@ -109,6 +109,23 @@ class ClassMap(Resource):
             values = self._source.layers[layer].unpack(stored[k])
             result[..., k] = np.where(known[k], values, np.nan)
         return np.concatenate([result, 1 - result], axis=-1) if self._alone else result
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the classes with their colours, a legend and a scale bar; large maps are thinned out.
+
+        Parameters
+        ----------
+        axes
+            Matplotlib axes to draw into; new ones where not given.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        from lulc.maps.picture import PIXELS, draw_classes
+
+        step = -(-max(self.grid.shape) // PIXELS)
+        return draw_classes(self.read(self.grid.extent, step), self.grid, self.legend, axes)
 
     def to_xarray(self) -> xr.Dataset:
         """Return the map as a Dataset whose pixels are read when they are used, while the map is open.

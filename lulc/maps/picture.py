@@ -1,0 +1,83 @@
+"""Picture of a map: classes in their colours, a legend and a scale bar."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lulc.core.grid import GridSpec, metres_per_pixel
+from lulc.core.schema import IGNORE, UNCLASSIFIED, UNCLASSIFIED_COLOR, UNCLASSIFIED_NAME, Legend
+from lulc.core.text import printable
+
+PIXELS = 1500
+"""Rows and columns that a picture shows at most; larger maps are thinned out."""
+
+
+def draw_classes(classes: np.ndarray, grid: GridSpec, legend: Legend, axes: Any = None) -> Any:
+    """Draw class numbers.
+
+    Parameters
+    ----------
+    classes : uint8 (y, x)
+        1..N, 0 unclassified, 255 no data; all pixels of the grid, or every n-th.
+    grid
+        The pixels of the map.
+    legend
+        Names and colours.
+    axes
+        Matplotlib axes to draw into; new ones where not given.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    from matplotlib import pyplot
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.patches import Patch
+
+    axes = axes if axes is not None else pyplot.subplots(layout="constrained")[1]
+    names, colors = [UNCLASSIFIED_NAME, *legend.names], [UNCLASSIFIED_COLOR, *legend.colors]
+    left, bottom, right, top = grid.bounds
+    axes.imshow(
+        np.ma.masked_equal(classes, IGNORE),
+        cmap=ListedColormap(colors),
+        norm=BoundaryNorm(np.arange(len(colors) + 1) - 0.5, len(colors)),
+        extent=(left, right, bottom, top),
+        interpolation="none",
+    )
+    present = [n for n in np.unique(classes) if n not in (IGNORE, UNCLASSIFIED)]
+    present += [UNCLASSIFIED] * bool((classes == UNCLASSIFIED).any())
+    # A dollar sign would start a formula.
+    patches = [Patch(color=colors[n], label=printable(names[n]).replace("$", r"\$")) for n in present]
+    axes.legend(handles=patches, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    _draw_scale_bar(axes, grid)
+    return axes
+
+
+def _draw_scale_bar(axes: Any, grid: GridSpec) -> None:
+    """Draw a bar of a round length, a quarter of the width at most; none where metres are unknown."""
+    metres = metres_per_pixel(grid)
+    if metres is None:
+        return
+    length = round_length(metres * grid.width / 4)
+    share = length / (metres * grid.width)
+    text = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+    place = {"transform": axes.transAxes, "clip_on": False}
+    axes.plot([0, share], [-0.03, -0.03], color="black", linewidth=3, solid_capstyle="butt", **place)
+    axes.text(share / 2, -0.045, text, ha="center", va="top", **place)
+
+
+def round_length(most: float) -> float:
+    """Return the largest of 1, 2 and 5 times a power of ten that is not above `most`.
+
+    Examples
+    --------
+    >>> [round_length(most) for most in (2560, 999, 1.0)]
+    [2000, 500, 1]
+    """
+    power = 10 ** math.floor(math.log10(most))
+    return max(factor * power for factor in (1, 2, 5) if factor * power <= most)
