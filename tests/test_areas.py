@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import rasterio
 from affine import Affine
 from pyproj import Geod, Transformer
 from rasterio.crs import CRS
 
 from lulc.core.areas import pixel_area, pixel_areas
 from lulc.core.grid import GridSpec
-from lulc.core.windows import Window
+from lulc.core.windows import Plan, Window
 
 
 def grid(crs: int | str, lon: float, lat: float, pixel: float, side: int = 200) -> GridSpec:
@@ -72,3 +75,27 @@ def test_a_grid_without_a_place_on_the_earth_has_no_areas() -> None:
     )
     assert pixel_areas(nowhere) is None and pixel_area(nowhere) is None
     assert pixel_areas(local) is None
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["coarse degrees", "web mercator in the north", "equal area"])
+def test_areas_of_a_maps_classes_follow_the_latitude_inside_a_part(tmp_path: Path, name: str) -> None:
+    from lulc.inference.classify import _areas_of
+
+    place, plan = GRIDS[name], Plan(200, 200, 16, 16, (128, 128), 128)
+    classes = np.where(np.arange(200)[:, None] < 70, 1, 2) * np.ones((1, 200), np.uint8)
+    classes[:, 150:] = 255
+    with rasterio.open(
+        tmp_path / "map.tif", "w", driver="GTiff", height=200, width=200, count=1, dtype="int16",
+        crs=place.crs, transform=place.transform, nodata=-1,
+    ) as file:  # fmt: skip
+        file.write(np.where(classes == 255, -1, classes).astype("int16"), 1)
+    counts = {
+        part.index: {int(n): int((classes[part.extent.slices] == n).sum()) for n in (1, 2, 255)}
+        for part in plan.parts()
+    }
+    areas = pixel_areas(place)
+    found = _areas_of(tmp_path / "map.tif", plan, place, counts)
+    assert areas is not None and found is not None
+    for number in (1, 2):
+        assert found[number] == pytest.approx(float(areas[classes == number].sum()), rel=1e-3)

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,10 +24,11 @@ from lulc.config import ClassifyConfig
 from lulc.core.areas import pixel_areas
 from lulc.core.claims import claim_outputs
 from lulc.core.documents import seal_of
+from lulc.core.grid import GridSpec
 from lulc.core.machine import cores
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.storage import check_disk, rename_durably
-from lulc.core.windows import Plan, PlannedWindow, Window
+from lulc.core.windows import Plan, PlannedWindow, Window, squares_of
 from lulc.distributed.cluster import WORKERS, Cluster, ask, open_cluster, run_tasks
 from lulc.engines.registry import Engine
 from lulc.export.styles import count_entries, style_map
@@ -44,6 +45,9 @@ from lulc.maps.reader import open_map
 from lulc.rasters.sources import Stamp
 
 logger = logging.getLogger("lulc")
+
+_ONE_SIZE = 1e-3
+"""Relative difference up to which the pixels of a part are of one size on the ground."""
 
 COPY_SPEED = 400e6
 """Encoded bytes copied into the map and flushed in a second, as measured on a virtual disk."""
@@ -194,7 +198,7 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
             legend=run.job.profile.legend,
             counts=counts,
             pixels=run.job.plan.height * run.job.plan.width,
-            areas=_areas_of(run.job, run.journal),
+            areas=_areas_of(run.job.out, run.job.plan, run.job.stack.grid, run.journal.part_counts),
             remarks=_remarks_on(run.job),
             plan=run.job.plan,
             engine=run.makers.described.engine,
@@ -491,18 +495,42 @@ def _remarks_on(job: Job) -> tuple[str, ...]:
     return tuple(dict.fromkeys(remark for remark in found if remark))
 
 
-def _areas_of(job: Job, journal: Journal) -> dict[int, float] | None:
-    """Square metres of each class, part by part, since pixels of one size in degrees differ on the ground."""
+def _areas_of(
+    out: Path, plan: Plan, grid: GridSpec, parts: Mapping[int, Mapping[int, int]]
+) -> dict[int, float] | None:
+    """Return the square metres of each class of a finished map; None where it has no place on the Earth.
+
+    A part whose pixels are of one size on the ground is counted, any other is read again.
+    """
     areas: dict[int, float] = {}
-    for part, counts in journal.part_counts.items():
-        extent = job.plan.part_at(part).extent
-        middle = Window(extent.row + extent.height // 2, extent.col + extent.width // 2, 1, 1)
-        each = pixel_areas(job.stack.grid, middle)
-        if each is None:
+    for part, counts in parts.items():
+        extent = plan.part_at(part).extent
+        bottom, right = extent.stop[0] - 1, extent.stop[1] - 1
+        places = [
+            pixel_areas(grid, Window(row, col, 1, 1))
+            for row in (extent.row, (extent.row + bottom) // 2, bottom)
+            for col in (extent.col, (extent.col + right) // 2, right)
+        ]
+        sizes = [float(place[0, 0]) for place in places if place is not None]
+        if not sizes:
             return None
-        for number, count in ((n, c) for n, c in counts.items() if n != IGNORE):
-            areas[number] = areas.get(number, 0.0) + count * float(each[0, 0])
+        if max(sizes) > (1 + _ONE_SIZE) * min(sizes):
+            found = _read_areas(out, grid, extent)
+        else:
+            found = {n: count * sizes[len(sizes) // 2] for n, count in counts.items() if n != IGNORE}
+        for number, area in found.items():
+            areas[number] = areas.get(number, 0.0) + area
     return areas
+
+
+def _read_areas(out: Path, grid: GridSpec, extent: Window) -> dict[int, float]:
+    """Square metres of each class in a part of a map, pixel by pixel."""
+    summed = np.zeros(256)
+    for window in squares_of(extent):
+        weights = pixel_areas(grid, window)
+        if weights is not None:
+            summed += np.bincount(read_classes(out, window).ravel(), weights.ravel(), minlength=256)
+    return {n: float(area) for n, area in enumerate(summed) if area and n != IGNORE}
 
 
 def _windows_with_data(
