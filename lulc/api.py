@@ -150,7 +150,7 @@ _ARRAY_OPTIONS = frozenset(field.name for field in dataclasses.fields(InputConfi
 
 
 def _is_array(value: Any) -> bool:
-    """Whether a value is an xarray object; xarray is not loaded to find out."""
+    """Return True for an xarray object, without loading xarray."""
     return type(value).__module__.partition(".")[0] == "xarray"
 
 

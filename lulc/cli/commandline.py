@@ -119,7 +119,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:
-    """What has to be typed; sixty options in a row would hide it, and the error that they stand above."""
+    """Return the usage line without the options, which would hide it and the error."""
     words = ["%(prog)s"]
     for action in parser._actions:
         name = action.metavar or action.dest.upper()
@@ -341,7 +341,7 @@ def _completions(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 class _Collect(argparse.Action):
-    """`--name A B` and `--name A --name B` are the same; what is given replaces the default."""
+    """Action under which `--name A B` and `--name A --name B` are the same; it replaces the default."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None

@@ -33,7 +33,7 @@ class Buffers:
 
 
 class _Loan:
-    """What the array given out is based on: dies with its last view, and gives the memory back."""
+    """Base of an array on loan: dies with its last view, and gives the memory back."""
 
     def __init__(self, memory: np.ndarray, free: list[np.ndarray]) -> None:
         self._memory, self._free = memory, free

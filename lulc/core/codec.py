@@ -75,7 +75,7 @@ _hints_of = functools.cache(functools.partial(get_type_hints, include_extras=Tru
 
 
 def _types_of(kind: Any) -> dict[str, Any]:
-    """Return the type of each field, with what is annotated."""
+    """Return the type of each field, with its annotations."""
     hints = _hints_of(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 

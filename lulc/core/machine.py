@@ -55,7 +55,7 @@ def left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
 
 
 def _left_in(group: Path, limit: str, used: str, cache: str) -> list[float]:
-    """What one group leaves, files that the kernel may drop counted as free; nothing without a limit."""
+    """Return the memory that one group leaves, with droppable files as free; empty without a limit."""
     try:
         most = (group / limit).read_text().strip()
         if not most.isdigit():

@@ -122,7 +122,7 @@ def check_disk(folder: str | os.PathLike[str], needed: int, what: str) -> None:
 
 
 class Resource:
-    """What holds files open: released by `close`, or at the end of a `with` block."""
+    """Object that holds files open: released by `close`, or at the end of a `with` block."""
 
     def close(self) -> None:
         """Release the files."""

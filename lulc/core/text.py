@@ -42,7 +42,7 @@ def printable(text: str) -> str:
 
 
 def json_text(data: Any) -> str:
-    """Return data as one line of JSON that shows on a terminal what it holds."""
+    """Return data as one line of JSON that is safe to print on a terminal."""
     text = json.dumps(data, ensure_ascii=False)
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 

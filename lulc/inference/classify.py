@@ -64,7 +64,7 @@ SIEVE_WAY_OUT = (
 
 @dataclass(frozen=True)
 class ClassificationResult:
-    """What a classification made.
+    """Result of a classification.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class ClassificationResult:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a classification will take.
+    """Forecast of the window, memory, disk and time of a classification.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class ShareResult:
-    """What a run has made that was to make a share of the parts.
+    """Result of a run that makes a share of the parts.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ def classify_share(config: ClassifyConfig) -> ShareResult:
 
 
 def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast:
-    """What `classify` would take, from running it on a few windows; writes nothing.
+    """Forecast `classify` from running it on a few windows; writes nothing.
 
     Parameters
     ----------
@@ -286,7 +286,7 @@ class _Run:
 
 
 class _Makers(Protocol):
-    """Who makes the parts: this process, or the workers of a cluster."""
+    """Makers of the parts: this process, or the workers of a cluster."""
 
     described: Described
 

@@ -1,4 +1,4 @@
-"""How far a mosaic lies from the data that a network was trained on, band by band."""
+"""Distance of a mosaic from the training data of a network, band by band."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def statistics_of(read: Read, windows: Sequence[Window]) -> Statistics:
 
 
 def differences(names: Sequence[str], found: Statistics, training: Statistics) -> tuple[list[str], str]:
-    """What makes a mosaic unlike the training data.
+    """Return the differences between a mosaic and the training data.
 
     Parameters
     ----------

@@ -137,7 +137,7 @@ class Job:
         return engines[0] if len(engines) == 1 else average(engines, self.members)
 
     def network(self, engine: Engine) -> Network:
-        """What is called for each batch: the engine, or its mean over flips and rotations.
+        """Return the function called for each batch: the engine, or its mean over flips and rotations.
 
         Where novelty is asked for, it is one more channel after the activations; no turn changes it.
         """
@@ -175,13 +175,13 @@ class Job:
 
     @contextlib.contextmanager
     def readers(self) -> Iterator[list[Read]]:
-        """What reads windows of the stack, each for one thread at a time."""
+        """Open the readers of windows of the stack, each for one thread at a time."""
         with contextlib.ExitStack() as opened:
             again = [opened.enter_context(self.stack.reopen()) for _ in range(self.demand.readers - 1)]
             yield [self.stack.read, *(stack.read for stack in again)]
 
     def encode(self, prediction: Prediction) -> tuple[np.ndarray | None, np.ndarray]:
-        """What is stored of a window.
+        """Encode the values of a window for storage.
 
         Returns
         -------
@@ -259,7 +259,7 @@ class Job:
         }
 
     def _geometry(self) -> dict[str, Any]:
-        """How the map was cut: with the options, all that is needed to make it again."""
+        """Return how the map was cut; with the options this is enough to make it again."""
         geometry = {"window": self.plan.window, "halo": self.plan.halo, "part": self.plan.part}
         return geometry | ({"tta_averaged": self._averaged} if self.config.tta else {})
 
@@ -407,7 +407,7 @@ def _check_novelty(members: Sequence[Member], config: ClassifyConfig) -> None:
 
 
 def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
-    """The card beside the weights; that of a legacy file says what is known of it."""
+    """Return the card beside the weights, or for a legacy file a card of the known facts."""
     if model.suffix in (".keras", ".npz"):
         if config.statistics is not None:
             raise InputError(

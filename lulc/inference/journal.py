@@ -1,4 +1,4 @@
-"""What of a map is finished: a journal of its parts, which survives a killed run."""
+"""Journal of the finished parts of a map, which survives a killed run."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def read_key(folder: Path) -> dict[str, Any] | None:
 
 
 def differences(found: Any, expected: Any) -> str:
-    """What differs between two keys, in words."""
+    """Describe the differences between two keys."""
     return ", ".join(sorted(_differences(found, expected)))
 
 
@@ -229,7 +229,7 @@ def open_journal(out: Path, share: str | None = None) -> Iterator[Journal]:
 
 
 def folder_of(out: Path) -> Path:
-    """Where the parts of a map lie until it is whole."""
+    """Return the folder that holds the parts of a map until it is whole."""
     return out.with_name(out.name + ".parts")
 
 

@@ -1,4 +1,4 @@
-"""What a classification takes: window shape, memory, disk and time, known before it starts."""
+"""Forecast of a classification: window shape, memory, disk and time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLEND_WINDOW = 512
 
 @dataclass(frozen=True)
 class Demand:
-    """What decides memory beside the window shape.
+    """Memory demand of a classification beside the window shape.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the parts of a map become: one file, or a folder of tiles with a VRT and a STAC collection.
+"""Outputs of a classification: one file, or a folder of tiles with a VRT and a STAC collection.
 
 Both are made in the folder of the journal and get their final name when they are whole. A part is made by
 whichever process is asked to; what comes after the last part reads no pixels of tiles, so that it takes
@@ -67,7 +67,7 @@ class Made:
 
 
 class Output(Protocol):
-    """Where the parts of a map go."""
+    """Destination of the parts of a map."""
 
     def make(self, part: Part, pieces: Iterable[Piece], pool: Executor) -> Made:
         """Write a part from the pieces that tile it; its files are whole or absent."""
@@ -168,7 +168,7 @@ class Tileset:
         return Made(part.index, self.checksum(part.index), counts)
 
     def checksum(self, part: int) -> str:
-        """That of tile and item together; of a part without a valid pixel, which has neither, of nothing."""
+        """Return the checksum of tile and item together; of nothing where a part has no valid pixel."""
         path = self.path_of(part)
         files = [file for file in (path, path.with_suffix(".json")) if file.is_file()]
         return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
@@ -301,7 +301,7 @@ def _colors(profile: MapProfile) -> str:
 
 
 def is_tileset(folder: Path) -> bool:
-    """Whether a folder is a whole map in tiles that a classification wrote."""
+    """Return True if a folder is a whole map in tiles that a classification wrote."""
     vrt = folder / MOSAIC
     return (folder / COLLECTION).is_file() and vrt.is_file() and b"LULC_VERSION" in vrt.read_bytes()
 
@@ -322,7 +322,7 @@ _REPLACEABLE = re.compile(rf"({TILES})|(tiles/\d+/\d+-\d+\.tif|tiles/\d+/\d+\.vr
 
 
 def is_named(out: Path) -> bool:
-    """Whether what lies beside a map are its parts, left though it has its name.
+    """Return True if stale parts remain beside a finished map.
 
     What is about to be named is claimed first; the result lies there from then until it has its name.
     """

@@ -149,7 +149,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How two maps of one grid differ.
+    """Differences between two maps of one grid.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came of making a map again.
+    """Result of a reproduction.
 
     Parameters
     ----------
@@ -234,7 +234,7 @@ def reproduce(config: ReproduceConfig) -> Reproduction:
 
 
 def read_provenance(land_cover: ClassMap) -> dict[str, Any]:
-    """What the tags of a map say of how it was made, checked against `SCHEMA`.
+    """Read how a map was made from its tags, checked against `SCHEMA`.
 
     Raises
     ------

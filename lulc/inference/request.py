@@ -107,7 +107,7 @@ def dates_of(config: ClassifyConfig) -> tuple[str, ...]:
 
 
 def sieved_path(out: Path) -> Path:
-    """Where the sieved map of `out` lies: ``OUT_sieved.tif``."""
+    """Return the path of the sieved map of `out`: ``OUT_sieved.tif``."""
     return out.with_name(f"{out.stem}_sieved{out.suffix}")
 
 
@@ -167,7 +167,7 @@ def _tidy(config: ClassifyConfig) -> None:
 
 
 def _is_map(path: Path) -> bool:
-    """Whether a file, or a folder of tiles, is a whole map that a classification wrote."""
+    """Return True if a file or a folder of tiles is a whole map that a classification wrote."""
     if path.is_dir():
         return is_tileset(path)
     try:

@@ -64,7 +64,7 @@ def merge_small_patches(classes: NDArray[np.uint8], size: int, strip: int = STRI
 
 
 def _survey(strips: Sequence[NDArray[np.uint8]]) -> tuple[Numbers, NDArray[np.uint8], NDArray[np.int64]]:
-    """Of each patch of each strip, in order: number of the patch of the map, class, pixels."""
+    """Return number in the map, class and pixels of each patch of each strip, in order."""
     values, counts = [], []
     above, below = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     edge: tuple[NDArray[np.uint8], Numbers] | None = None

@@ -1,4 +1,4 @@
-"""What a process does that makes parts of a map, for itself or for another that tells it which.
+"""Making parts of a map, in this process or on a worker.
 
 A map is made by one process, by workers that are told one part after the other, or by several that share
 the parts out beforehand: the same functions make the same bytes. A worker opens its own inputs and builds
@@ -45,7 +45,7 @@ _PATHS = ("inputs", "fill", "like", "mask", "aoi", "out")
 
 @dataclass(frozen=True)
 class Work:
-    """What another process has to know to make parts of a map.
+    """Description of a job for another process that makes parts of its map.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class Work:
 
 
 class Described(NamedTuple):
-    """What only a process that has built the engine can say: its name, key and tags of the map."""
+    """Name, key and tags of a map, known only to a process that has built the engine."""
 
     engine: str
     key: dict[str, Any]
@@ -110,7 +110,7 @@ def stamps_of_inputs(config: ClassifyConfig) -> list[Stamp]:
 
 
 def output_of(job: Job, folder: Path, dates: Sequence[str]) -> Output:
-    """Where the parts of a job go; `folder` is that of its journal."""
+    """Return the destination of the parts of a job; `folder` is that of its journal."""
     if job.config.tiles:
         return Tileset(job.profile, job.plan, folder, job.out.name, dates)
     return OneFile(job.profile, job.plan, folder)
@@ -174,7 +174,7 @@ def choose_here(work: Work) -> str:
 
 
 def describe(work: Work) -> Described:
-    """On a worker: what it would make."""
+    """Return this worker's engine, key and tags."""
     return _opened(work).described
 
 
@@ -263,7 +263,7 @@ _kept: list[_Opened] = []
 
 
 def _opened(work: Work) -> _Opened:
-    """What this process holds open: one work at a time."""
+    """Return the open job of this process; one at a time."""
     if not (_kept and _kept[0].work.token == work.token):
         while _kept:
             _kept.pop().close()

@@ -28,7 +28,7 @@ GRID_MAPPING = "crs"
 
 
 class Described(Protocol):
-    """What coordinates and attributes are made of: a map on disk or in memory."""
+    """Source of coordinates and attributes: a map on disk or in memory."""
 
     @property
     def grid(self) -> GridSpec: ...
@@ -176,7 +176,7 @@ def lazy_dataset(land_cover: Readable) -> xr.Dataset:
 
 
 class _Lazy(BackendArray):
-    """Array (plane, y, x) that reads the window around what is asked for.
+    """Array (plane, y, x) that reads only the window around the requested values.
 
     Parameters
     ----------

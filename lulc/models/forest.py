@@ -52,7 +52,7 @@ class Forest:
     probability: NDArray[np.float64]
 
     def problem(self, features: int, classes: int) -> str | None:
-        """Return what is wrong with the arrays, None for those of a forest that ends at every pixel."""
+        """Return the fault of the arrays; None for those of a forest that ends at every pixel."""
         nodes = len(self.feature)
         numbers, leaf = np.arange(nodes), self.feature < 0
         checks = {

@@ -297,7 +297,7 @@ class Chips(Resource):
             raise
 
     def __len__(self) -> int:
-        """How many."""
+        """Return the number of chips."""
         return len(self.chips)
 
     @property

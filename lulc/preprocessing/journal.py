@@ -1,4 +1,4 @@
-"""What of a folder of stacks is finished: a record of a line for each place, which survives a killed run."""
+"""Journal of the finished places of a folder of stacks, which survives a killed run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Progress:
         return [int(i) for i in np.flatnonzero(self.counts[:, 0] < 0)]
 
     def add(self, done: Survey | Cut) -> None:
-        """Note what is finished; in the file when this returns."""
+        """Record a finished place; it is in the file when this returns."""
         if not self.path.exists():
             append_line(self.path, {"format_version": FORMAT_VERSION, "key": self.key})
         append_line(self.path, _entry_of(done))
@@ -83,7 +83,7 @@ class Progress:
 
 
 def open_progress(own: OwnFolder, key: str, places: int, classes: int, *, replacing: bool) -> Progress:
-    """What can be kept of an interrupted run.
+    """Open the journal with the results of an interrupted run that can be kept.
 
     Parameters
     ----------

@@ -72,7 +72,7 @@ Result = TypeVar("Result")
 
 
 class Crew(Protocol):
-    """Who does the work: this process, or those of a cluster."""
+    """Makers of the stacks: this process, or the workers of a cluster."""
 
     def __call__(
         self, work: Callable[[Inputs, Item], Result], items: Sequence[Item], what: Callable[[Item], str]
@@ -172,7 +172,7 @@ def _lists_all(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _open_crew(config: PreprocessConfig, chips: Chips, own: OwnFolder, key: str) -> Iterator[Crew]:
-    """Who does the work, as ``--dask`` says."""
+    """Open the makers that ``--dask`` asks for."""
 
     def here(work: Callable[[Inputs, Item], Result], items: Sequence[Item], what: Any) -> Iterator[Result]:
         return (work(chips.at(item.chip), item) for item in items)
@@ -240,7 +240,7 @@ def _check_given(config: PreprocessConfig) -> None:
 
 
 def _parameters(config: PreprocessConfig, inputs: Inputs) -> dict[str, Any]:
-    """What decides the stacks beside the content of the inputs; paths by their last part only."""
+    """Return the options that decide the stacks; paths by their last part only."""
     values = dataclasses.asdict(config)
     where = [field.name for field in dataclasses.fields(ClusterConfig)]
     for name in ("out", "overwrite", "restart", "allow_vrt", "allow_remote", *where):
@@ -313,7 +313,7 @@ def _finished(own: OwnFolder, key: str) -> Manifest:
 def _surveyed(
     crew: Crew, config: PreprocessConfig, chips: Chips, own: OwnFolder, key: str, *, replacing: bool
 ) -> Progress:
-    """What is finished, once the classes of every place are counted; refuses unknown codes."""
+    """Return the journal once the classes of every place are counted; refuses unknown codes."""
     spots = candidate_spots([Ground(grid) for grid in chips.grids], config.size)
     labels = chips.first.labels
     progress = open_progress(own, key, len(spots), len(labels.legend), replacing=replacing)

@@ -1,4 +1,4 @@
-"""Which places of a mosaic become stacks, and which of those validate: integers in, integers out."""
+"""Choice of the places that become stacks, and of those that validate: integers in, integers out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done at one place of a mosaic: its labels are checked, its classes counted, its stack cut.
+"""Work at one place of a mosaic: check its labels, count its classes, cut its stack.
 
 Each is a task of its own, which may run in another process (`at_work`), any number of times, to the same
 result.
@@ -54,7 +54,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Inputs:
-    """The open inputs of one process, and what is asked of them; made by `open_inputs`.
+    """Open inputs of one process and their options; made by `open_inputs`.
 
     `check` is called before a stack gets its name, and raises where it must not.
     """
@@ -66,7 +66,7 @@ class Inputs:
 
 
 class Survey(NamedTuple):
-    """What lies at a place: its number, labelled valid pixels of class 1..N, and how its pixels were read."""
+    """Survey of a place: its number, labelled valid pixels of class 1..N, and how its pixels were read."""
 
     number: int
     counts: tuple[int, ...]
@@ -82,7 +82,7 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class Site:
-    """What another process needs to open the same inputs.
+    """Description with which another process opens the same inputs.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ def _open_at(site: Site) -> tuple[Inputs, contextlib.ExitStack]:
 
 
 def _check_current(site: Site) -> None:
-    """Raise where the run that asked is over: what is written now may be the stacks of another."""
+    """Raise if the run that asked is over, since another may be writing stacks by now."""
     current = Path(site.config.out) / CURRENT
     if not current.is_file() or json.loads(current.read_bytes()) != {"key": site.key}:
         raise UnfitWorkerError(f"cannot cut stacks into '{site.config.out}', since another run does so now")

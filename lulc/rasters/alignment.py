@@ -45,7 +45,7 @@ def factor_of(source: GridSpec, grid: GridSpec) -> int | None:
 
 
 class Alignment:
-    """Where the pixels of `grid` lie in `source`.
+    """Position of the pixels of `grid` in `source`.
 
     Attributes
     ----------

@@ -45,7 +45,7 @@ _NAME_ATTRIBUTES = ("common_name", "eo:common_name", "band_name", "long_name", "
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a layer lies: its variable, and the position along the band dimension (or none)."""
+    """Place of a layer: its variable, and the position along the band dimension (or none)."""
 
     variable: Hashable
     dimension: Hashable | None
@@ -403,7 +403,7 @@ def _word(value: Any) -> str:
 
 
 def _texts(data: xr.Dataset, place: _Place) -> list[str | None]:
-    """What a file says about one layer: labels of its band, attributes and name of its variable."""
+    """Return the texts about one layer: labels of its band, attributes and name of its variable."""
     variable, size = data[place.variable], 1
     labels: list[str | None] = [None] * (1 + len(_NAME_COORDINATES))
     if place.dimension is not None:

@@ -1,4 +1,4 @@
-"""What an input file may be, checked before a pixel is read (and mostly before GDAL sees the file).
+"""Checks of input files before a pixel is read (and mostly before GDAL sees the file).
 
 A raster from a stranger can name other files, open connections, or declare sizes that exhaust the
 machine. Everything here looks at bytes, names and declared sizes only, and raises `InputError`.

@@ -234,7 +234,7 @@ def _asset(
 
 
 def _place(item: Path, href: str, *, allow_remote: bool) -> str:
-    """Where an asset lies: below the folder of its item, or at an address where those are allowed."""
+    """Return the place of an asset: below the folder of its item, or an address where those are allowed."""
     if guards.is_address(href):
         # Other addresses, as /vsizip/, may lead to files of this machine, wherever they lie.
         if allow_remote and re.match(r"(https?|s3|gs|az)://|/vsicurl/https?://", href):
@@ -250,7 +250,7 @@ def _place(item: Path, href: str, *, allow_remote: bool) -> str:
 
 
 def _described(asset: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an asset says of each of its layers, for itself or in lists; one layer where it has no list."""
+    """Return the description of each layer of an asset; one layer where it has no list."""
     lists = [asset.get(name, []) for name in ("bands", "eo:bands", "raster:bands")]
     count = max(1, *map(len, lists))
     # What lists of another length say can't be told to belong to one layer or the other.

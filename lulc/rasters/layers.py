@@ -1,4 +1,4 @@
-"""What every raster source offers, whatever its format: named layers on one north-up grid."""
+"""Interface of every raster source, whatever its format: named layers on one north-up grid."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Layer:
         return next(iter(self.missing.values), None)
 
     def unpack(self, stored: np.ndarray) -> np.ndarray:
-        """What stored values stand for, float64, where they are packed; else the stored values."""
+        """Unpack stored values to float64; values that are not packed stay as they are."""
         if self.packing == (1.0, 0.0):
             return stored
         factor, addend = self.packing
@@ -124,7 +124,7 @@ class Source(Resource, abc.ABC):
         """
 
     def read_mask(self, layers: Sequence[int], window: Window, step: int = 1) -> np.ndarray | None:
-        """Where masks and alpha of the file leave a pixel in.
+        """Read the pixels that masks and alpha of the file leave in.
 
         Returns
         -------
@@ -287,7 +287,7 @@ def check_grid(name: str, grid: GridSpec) -> None:
 
 
 def identify(path: Path, *, sampled: bool = False) -> dict[str, Any]:
-    """What journals and manifests record of a file or folder.
+    """Return the identity of a file or folder for journals and manifests.
 
     Parameters
     ----------

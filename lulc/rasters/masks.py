@@ -1,4 +1,4 @@
-"""Which pixels of a grid count: cloud mask or scene classification, bounds, and polygons."""
+"""Masks of the pixels that count: cloud mask or scene classification, bounds, and polygons."""
 
 from __future__ import annotations
 

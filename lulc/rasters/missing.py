@@ -1,4 +1,4 @@
-"""Which stored values are missing: decided here for bands, indices, labels, masks and maps alike.
+"""Missing values, decided here for bands, indices, labels, masks and maps alike.
 
 A pixel of a layer is missing where any of these says so:
 
@@ -24,7 +24,7 @@ _VALUE_KEYS = ("nodata", "no_data", "nodata_value", "_fillvalue", "missing_value
 
 @dataclass(frozen=True)
 class Missing:
-    """What a file says about missing values of one layer, in stored values.
+    """Missing values that a file declares for one layer, as stored values.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def declared_missing(
     scale: float = 1.0,
     offset: float = 0.0,
 ) -> Missing:
-    """What metadata of a layer say about missing values.
+    """Return the missing values that metadata of a layer declare.
 
     Parameters
     ----------

@@ -164,7 +164,7 @@ class Mosaic:
     def patch(
         self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]
     ) -> dict[str, np.ndarray]:
-        """Fill what is missing; gives, for each band that gained, the pixels bool (y, x)."""
+        """Fill missing pixels; returns, for each band that gained, the filled pixels bool (y, x)."""
         gained: dict[str, np.ndarray] = {}
         clear: np.ndarray | None = None
         for reader in self.readers:
@@ -357,7 +357,7 @@ def index_planes(
 def _index_missing(
     source: Source, number: int, name: str, given: Sequence[float], position: int, total: int
 ) -> Missing:
-    """What is no data in an index layer, by its file and the option; one of them must say it."""
+    """Return the no data of an index layer, which its file or the option must declare."""
     layer = source.layers[number]
     if len(given) in (1, total):
         return layer.missing.also(as_stored(given[0 if len(given) == 1 else position], layer.dtype))

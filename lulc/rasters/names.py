@@ -1,4 +1,4 @@
-"""Which band or index a layer is, from what its producer wrote about it.
+"""Identification of bands and indices from their producers' texts.
 
 Texts are tried in order (description, long name, common name, file name); the first that names a band or
 index decides. Numbers that only count layers (``b1..b12``, ``Band 11: B10``) name nothing.
@@ -194,7 +194,7 @@ def split_file_name(path: str | os.PathLike[str]) -> tuple[str | None, tuple[str
 
 
 def _common(tokens: Sequence[str]) -> int:
-    """How many of the last tokens together are a common name; 0 for none."""
+    """Return how many of the last tokens together are a common name; 0 for none."""
     fits = (n for n in (3, 2, 1) if n <= len(tokens) and "".join(tokens[-n:]).lower() in COMMON_NAMES)
     return next(fits, 0)
 

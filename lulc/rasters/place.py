@@ -1,4 +1,4 @@
-"""Where pixels lie, from texts and coordinates: CRS by WKT, code or grid mapping, axes by CF and GDAL."""
+"""Georeferencing from texts and coordinates: CRS by WKT, code or grid mapping, axes by CF and GDAL."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def declared_transform(*attributes: Mapping[str, Any]) -> Affine | None:
 
 
 def unit_factor(units: str, crs: CRS, path: str) -> float:
-    """What coordinates in some unit are multiplied with to be in the unit of their CRS.
+    """Return the factor that converts coordinates of some unit to the unit of their CRS.
 
     Raises
     ------

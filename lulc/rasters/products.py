@@ -20,7 +20,7 @@ SCL_VALUES = (0, 1, 3, 8, 9, 10)
 
 @dataclass(frozen=True)
 class Product:
-    """What a ``.SAFE`` folder or archive holds.
+    """Content of a ``.SAFE`` folder or archive.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def _members(path: Path) -> tuple[Path, list[str]]:
 
 
 def _opened_as(product: Path, file: Path) -> str:
-    """What GDAL opens for a file of a product."""
+    """Return the name by which GDAL opens a file of a product."""
     if product.is_file():
         return zipped.address_of(product, file.relative_to(product).as_posix())
     return str(file)

@@ -38,7 +38,7 @@ _FEWEST, _FEWEST_DARK = 500, 30
 
 @dataclass(frozen=True)
 class Scaling:
-    """How DN become reflectance, and who says so.
+    """Conversion of DN to reflectance, and its source.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def check_radiometry(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Sc
 
 @dataclass(frozen=True)
 class _Unit:
-    """What stored values look like: reflectance x `factor`."""
+    """Unit of stored values: reflectance x `factor`."""
 
     name: str
     factor: float

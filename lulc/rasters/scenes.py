@@ -419,7 +419,7 @@ def lay_scene(
 
 
 class _Parts(NamedTuple):
-    """The open files of a scene, and what is read of each."""
+    """Open files of a scene, and the layers read from each."""
 
     sources: list[Source]
     planes: list[list[Plane]]

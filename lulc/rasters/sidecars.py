@@ -21,7 +21,7 @@ from lulc.rasters.place import crs_from_text
 
 @dataclass(frozen=True)
 class Said:
-    """What a side-car says about one layer; None where it says nothing.
+    """Metadata of one layer in a side-car; None where it has none.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What ``FILE.aux.xml`` says about a raster; empty where there is none."""
+    """Metadata of a raster in ``FILE.aux.xml``; empty where there is none."""
 
     crs: CRS | None = None
     transform: Affine | None = None

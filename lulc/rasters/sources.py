@@ -257,7 +257,7 @@ def open_store(path: str, bands: Sequence[str]) -> tuple[list[Source], Source | 
 
 
 class Stamp(NamedTuple):
-    """What changes when a file is written to or replaced."""
+    """State of a file that changes when it is written to or replaced."""
 
     path: str
     bytes: int
@@ -674,7 +674,7 @@ def _check_vrt(path: Path, depth: int = 0) -> None:
 
 
 def _remote_address(text: str) -> str:
-    """What GDAL opens for a URL: its own network file system, without listing the folder."""
+    """Return the name by which GDAL opens a URL: its network file system, without listing the folder."""
     if text.startswith(("http://", "https://", "ftp://")):
         return f"/vsicurl/{text}"
     schemes = {"s3://": "/vsis3/", "gs://": "/vsigs/", "az://": "/vsiaz/"}

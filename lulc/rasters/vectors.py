@@ -64,7 +64,7 @@ _SHAPEFILE_PARTS = (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx")
 
 @dataclass(frozen=True)
 class Field:
-    """What a field of a vector file holds.
+    """Content of a field of a vector file.
 
     Parameters
     ----------
@@ -489,7 +489,7 @@ _DEGREES = " (GeoJSON that names none is in degrees, by RFC 7946)"
 
 
 def _describe_parquet(path: str) -> dict[str, Any]:
-    """What pyogrio would say of a GeoParquet file, once its sizes are found to be bounded."""
+    """Describe a GeoParquet file as pyogrio would, after checking that its sizes are bounded."""
     try:
         import pyarrow
         from pyarrow import parquet
