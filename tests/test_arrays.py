@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,17 @@ def test_a_picture_shows_the_colours_of_the_classes_at_their_places(
         thinned = land_cover.read(land_cover.grid.extent, 7)
         assert thinned.shape == tuple(-(-n // 7) for n in classes.shape)
     matplotlib.pyplot.close("all")
+
+
+def test_a_notebook_shows_a_map_without_fetching_or_running_anything(
+    write_map: Callable[..., Path], tmp_path: Path
+) -> None:
+    with lulc.open_map(write_map(tmp_path / "<script>.tif")) as land_cover:
+        shown: str = land_cover._repr_html_()
+    assert "<script>" not in shown and "&lt;script&gt;.tif" in shown
+    assert "http" not in shown
+    picture = base64.b64decode(shown.partition("base64,")[2].partition('"')[0])
+    assert picture.startswith(b"\x89PNG")
 
 
 def test_a_lazy_array_of_a_single_class_has_the_rest_as_a_class(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,6 +59,16 @@ def draw_classes(classes: np.ndarray, grid: GridSpec, legend: Legend, axes: Any 
     axes.set_yticks([])
     _draw_scale_bar(axes, grid)
     return axes
+
+
+def embedded(draw: Callable[[Any], Any]) -> str:
+    """Return what a function draws into axes as an image element that holds its PNG."""
+    from matplotlib.figure import Figure
+
+    buffer, figure = io.BytesIO(), Figure(figsize=(8, 5), layout="constrained")
+    draw(figure.add_subplot())
+    figure.savefig(buffer, format="png")
+    return f'<img alt="map" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def _draw_scale_bar(axes: Any, grid: GridSpec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, LandCoverClass, Legend
 from lulc.core.storage import Resource
+from lulc.core.text import printable
 from lulc.core.windows import Window
 from lulc.labels.value_tables import LEGEND_TAG, TAG_PREFIX, legend_of_tag
 from lulc.models.uncertainty import MEASURES
@@ -126,6 +128,13 @@ class ClassMap(Resource):
 
         step = -(-max(self.grid.shape) // PIXELS)
         return draw_classes(self.read(self.grid.extent, step), self.grid, self.legend, axes)
+
+    def _repr_html_(self) -> str:
+        """Return picture and size for a notebook; nothing is fetched from elsewhere."""
+        from lulc.maps.picture import embedded
+
+        about = f"{printable(self.name)}: {self.grid.describe()}; {printable(self.legend.name)}"
+        return f"<figure>{embedded(self.plot)}<figcaption>{html.escape(about)}</figcaption></figure>"
 
     def to_xarray(self) -> xr.Dataset:
         """Return the map as a Dataset whose pixels are read when they are used, while the map is open.
