@@ -78,10 +78,9 @@ def _draw_scale_bar(axes: Any, grid: GridSpec) -> None:
         return
     length = round_length(metres * grid.width / 4)
     share = length / (metres * grid.width)
-    text = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
     place = {"transform": axes.transAxes, "clip_on": False}
     axes.plot([0, share], [-0.03, -0.03], color="black", linewidth=3, solid_capstyle="butt", **place)
-    axes.text(share / 2, -0.045, text, ha="center", va="top", **place)
+    axes.text(share / 2, -0.045, length_label(length), ha="center", va="top", **place)
 
 
 def round_length(most: float) -> float:
@@ -93,4 +92,9 @@ def round_length(most: float) -> float:
     [2000, 500, 1]
     """
     power = 10 ** math.floor(math.log10(most))
-    return max(factor * power for factor in (1, 2, 5) if factor * power <= most)
+    return max(factor * power for factor in (1, 2, 5) if factor * power <= most * (1 + 1e-9))
+
+
+def length_label(metres: float) -> str:
+    """Return a length in kilometres from 1000 m on, in metres below."""
+    return f"{metres / 1000:g} km" if metres >= 1000 else f"{metres:g} m"

@@ -6,11 +6,12 @@ classes keep the colours of their legend and carry their numbers, so that colour
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -30,6 +31,7 @@ from lulc.core.storage import write_atomically
 from lulc.evaluation.measures.area_estimation import Estimate
 from lulc.evaluation.measures.metrics import Calibration
 from lulc.evaluation.report.views import UNCLASSIFIED_COLOR, UnsureSquare
+from lulc.maps.picture import length_label, round_length
 
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 """Colours that people with any colour vision tell apart (Okabe and Ito, 2008)."""
@@ -52,27 +54,15 @@ STYLE: dict[Any, Any] = {
 }
 
 
-class _Canvas:
-    """A figure in the house style that is saved whole when the block ends."""
-
-    def __init__(self, path: str | os.PathLike[str], width: float, height: float) -> None:
-        self._path = path
-        self._size = (width, height)
-        self._style = matplotlib.rc_context(STYLE)
-
-    def __enter__(self) -> Figure:
-        self._style.__enter__()
-        self.figure = Figure(figsize=self._size, layout="constrained", dpi=DPI)
-        FigureCanvasAgg(self.figure)
-        return self.figure
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            if kind is None:
-                with write_atomically(self._path) as temporary:
-                    self.figure.savefig(temporary, format="png")
-        finally:
-            self._style.__exit__(kind, error, trace)
+@contextlib.contextmanager
+def _canvas(path: str | os.PathLike[str], width: float, height: float) -> Iterator[Figure]:
+    """Give a figure in the house style, and save it whole when the block ends without an error."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
+        FigureCanvasAgg(figure)
+        yield figure
+        with write_atomically(path) as temporary:
+            figure.savefig(temporary, format="png")
 
 
 def draw_map(
@@ -126,7 +116,7 @@ def draw_panels(
     keys = _legend_keys([a for _, a in panels if a.ndim == 2], legend)
     text_width = 0.8 + 0.07 * max((len(str(k.get_label())) for k in keys), default=0)
     total_height = max(rows * (panel_height + 0.45), 0.6 + 0.24 * len(keys))
-    with _Canvas(path, columns * (panel_width + 0.12) + text_width, total_height) as figure:
+    with _canvas(path, columns * (panel_width + 0.12) + text_width, total_height) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
@@ -164,25 +154,16 @@ def _legend_keys(arrays: Sequence[NDArray[np.uint8]], legend: Legend) -> list[Pa
     present = np.zeros(256, bool)
     for array in arrays:
         present[np.unique(array)] = True
-    keys = [
-        Patch(facecolor=c.color, edgecolor="#555555", linewidth=0.6, label=_label(c.number, c.name))
-        for c in legend.classes
-        if present[c.number]
+    colors = [(c.number, c.color, _label(c.number, c.name)) for c in legend.classes]
+    colors += [
+        (0, UNCLASSIFIED_COLOR, _label(0, "unclassified")),
+        (IGNORE, VOID_COLOR, _label("", "no data")),
     ]
-    if present[0]:
-        keys.append(
-            Patch(
-                facecolor=UNCLASSIFIED_COLOR,
-                edgecolor="#555555",
-                linewidth=0.6,
-                label=_label(0, "unclassified"),
-            )
-        )
-    if present[IGNORE]:
-        keys.append(
-            Patch(facecolor=VOID_COLOR, edgecolor="#555555", linewidth=0.6, label=_label("", "no data"))
-        )
-    return keys
+    return [
+        Patch(facecolor=color, edgecolor="#555555", linewidth=0.6, label=label)
+        for number, color, label in colors
+        if present[number]
+    ]
 
 
 def _label(number: object, name: str) -> str:
@@ -197,10 +178,10 @@ def _scale_bar(ax: Axes, grid: GridSpec, shown_width: int) -> None:
         return
     ground = grid.width * metres
     length = round_length(ground / 4)
-    label = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
     bar = AnchoredSizeBar(
-        ax.transData, length / ground * shown_width, label, "lower left", pad=0.4, borderpad=0.6, sep=3,
-        label_top=True, size_vertical=shown_width / 150, color="black", fill_bar=True,
+        ax.transData, length / ground * shown_width, length_label(length), "lower left", pad=0.4,
+        borderpad=0.6, sep=3, label_top=True, size_vertical=shown_width / 150, color="black",
+        fill_bar=True,
     )  # fmt: skip
     bar.patch.set(edgecolor="none", alpha=0.85)
     ax.add_artist(bar)
@@ -212,18 +193,6 @@ def _north_arrow(ax: Axes) -> None:
         0.97, 0.97, "N\n▲", transform=ax.transAxes, ha="right", va="top", fontsize=9, weight="bold",
         linespacing=0.95, bbox=box,
     )  # fmt: skip
-
-
-def round_length(wanted: float) -> float:
-    """The largest of 1, 2, 5 times a power of ten that is not above `wanted`.
-
-    Examples
-    --------
-    >>> round_length(4250.0)
-    2000.0
-    """
-    power = 10.0 ** math.floor(math.log10(wanted))
-    return max(f * power for f in (1, 2, 5) if f * power <= wanted * (1 + 1e-9))
 
 
 def draw_activations(
@@ -249,7 +218,7 @@ def draw_activations(
     height, width = activations.shape[1:]
     side = 2.5
     size = (columns * side * min(1, width / height) + 0.9, rows * (side * min(1, height / width) + 0.4))
-    with _Canvas(path, *size) as figure:
+    with _canvas(path, *size) as figure:
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax in axes[len(legend) :]:
             ax.set_axis_off()
@@ -288,7 +257,7 @@ def draw_crops(
     """
     keys = _legend_keys(list(labels), legend)
     text_width = 0.8 + 0.07 * max((len(str(k.get_label())) for k in keys), default=0)
-    with _Canvas(path, 1.7 * len(images) + text_width, max(3.8, 0.4 + 0.24 * len(keys))) as figure:
+    with _canvas(path, 1.7 * len(images) + text_width, max(3.8, 0.4 + 0.24 * len(keys))) as figure:
         axes = figure.subplots(2, len(images), squeeze=False)
         axes[0, 0].set_title(title)
         for above, below, image, crop in zip(axes[0], axes[1], images, labels, strict=True):
@@ -321,7 +290,7 @@ def draw_statistics(
     bands = [k for k, name in enumerate(names) if name.startswith("B")]
     rest = [k for k in range(len(names)) if k not in bands]
     groups = [g for g in ((bands, "reflectance x 10000"), (rest, "SYKE code")) if g[0]]
-    with _Canvas(path, 8.6, 3.2) as figure:
+    with _canvas(path, 8.6, 3.2) as figure:
         axes = figure.subplots(1, len(groups), squeeze=False, width_ratios=[len(g) for g, _ in groups])[0]
         for ax, (places, unit) in zip(axes, groups, strict=True):
             ax.bar([names[k] for k in places], mean[places], yerr=std[places], color=BLUE, capsize=3,
@@ -357,7 +326,7 @@ def draw_confusion(
     cell = 0.42 if len(cols) <= 20 else 0.28
     names_width = 0.08 * max(len(names[i]) for i in rows + cols)
     size = (names_width + cell * len(cols) + 2.0, 0.75 * names_width + cell * len(rows) + 1.4)
-    with _Canvas(path, *size) as figure:
+    with _canvas(path, *size) as figure:
         ax = figure.subplots()
         image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         ax.set_title(title)
@@ -380,7 +349,7 @@ def draw_reliability(calibration: Calibration, path: str | os.PathLike[str], *, 
     """Draw accuracy over confidence, and how many pixels have each confidence."""
     bins = [b for b in calibration.bins if b.pixels]
     width = 1 / len(calibration.bins)
-    with _Canvas(path, 5.2, 5.6) as figure:
+    with _canvas(path, 5.2, 5.6) as figure:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         top.set_title(title)
         top.bar([b.lower for b in bins], [b.accuracy for b in bins], width, align="edge",
@@ -428,7 +397,7 @@ def draw_uncertainty(
     unsure = unsure[::step, ::step]
     height, width = unsure.shape
     scale = 6.2 / max(height, width)
-    with _Canvas(path, max(width * scale, 2.6) + 1.0, max(height * scale, 1.8) + 0.4) as figure:
+    with _canvas(path, max(width * scale, 2.6) + 1.0, max(height * scale, 1.8) + 0.4) as figure:
         ax = figure.subplots()
         ax.set_title(title)
         ax.set_facecolor(VOID_COLOR)
@@ -476,7 +445,7 @@ def draw_areas(
     """
     rows = range(len(legend))
     names = [f"{c.number}  {c.name}" for c in legend.classes]
-    with _Canvas(path, 7.5, 1.2 + 0.32 * len(legend)) as figure:
+    with _canvas(path, 7.5, 1.2 + 0.32 * len(legend)) as figure:
         ax = figure.subplots()
         ax.set_title("Area of each class, with its 95 % interval")
         for k, (area, color) in enumerate(zip(areas, legend.colors, strict=True)):
@@ -531,7 +500,7 @@ def draw_history(history: str | os.PathLike[str], path: str | os.PathLike[str]) 
         ),
         ("Learning rate", (("learning_rate", "learning rate"),), None),
     )  # fmt: skip
-    with _Canvas(path, 11, 3.4) as figure:
+    with _canvas(path, 11, 3.4) as figure:
         for ax, (title, names, best) in zip(figure.subplots(1, 3), curves, strict=True):
             _draw_curves(ax, columns, title, names, best)
 
