@@ -428,7 +428,9 @@ def _attribute(value: Any, position: int, size: int) -> str | None:
 
 
 def _layer(path: str, variable: xr.DataArray, *, zarr: bool) -> Layer:
-    attributes = variable.attrs
+    # ESA's products repeat the attributes of an array in one of its own, or hold them there alone.
+    nested = variable.attrs.get("_eopf_attrs")
+    attributes = {**(nested if isinstance(nested, dict) else {}), **variable.attrs}
     dtype = _read_dtype(variable)
     factor, addend = attribute_scaling(attributes, path)
     scale, offset = declared_scaling(factor, addend, dtype, units=str(attributes.get("units", "")))

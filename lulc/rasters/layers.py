@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,7 +267,9 @@ def check_grid(name: str, grid: GridSpec) -> None:
     if not grid.crs:
         raise InputError(
             f"cannot use '{name}', since it has no coordinate reference system, expected one (EPSG:3067)",
-            "Write it into the file: rio edit-info --crs EPSG:3067 FILE",
+            "Write it with one: dataset.rio.write_crs('EPSG:3067') before to_netcdf or to_zarr"
+            if re.search(r"\.(nc4?|cdf|zarr)\b", name, re.IGNORECASE)
+            else "Write it into the file: rio edit-info --crs EPSG:3067 FILE",
         )
     t = grid.transform
     if not np.isfinite(list(t)[:6]).all() or (t.a * t.e == 0 and t.b * t.d == 0):

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-_VALUE_KEYS = ("nodata", "no_data", "nodata_value", "_fillvalue", "missing_value")
+_VALUE_KEYS = ("nodata", "no_data", "nodata_value", "_fillvalue", "fill_value", "missing_value")
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,13 @@ def crs_from_attributes(attributes: Mapping[str, Any], path: str) -> CRS | None:
         text = _text(attributes.get(key, ""))
         if text and (found := crs_from_text(text, path)):
             return found
+    written = attributes.get("_CRS")
+    if isinstance(written, dict):
+        # GDAL's own Zarr: the address of the code, or WKT.
+        code = re.search(r"/EPSG/[\d.]+/(\d+)$", _text(written.get("url", "")))
+        found = crs_from_text(code.group(1) if code else _text(written.get("wkt", "")), path)
+        if found:
+            return found
     if "grid_mapping_name" in attributes:
         return _crs_from_cf(attributes, path)
     return None
