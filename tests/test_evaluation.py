@@ -893,7 +893,58 @@ def test_a_run_tells_the_land_of_its_training(scene: Scene, caplog: pytest.LogCa
     assert "don't say which land" in caplog.text
 
 
-def write_small_card(weights: Path, training: dict[str, Any]) -> None:
+def run_with_baseline(scene: Scene, compared: Any) -> Path:
+    run = scene.folder / "run"
+    run.mkdir()
+    (run / "history.csv").write_text("epoch,loss,val_loss\n1,2.0,2.5\n")
+    write_small_card(run / "baseline.npz", {}, {"compared": compared})
+    return run
+
+
+def test_the_report_of_a_run_shows_network_and_random_forest_by_class(scene: Scene) -> None:
+    """A class leads where the difference exceeds twice its spread."""
+    forest, network = (
+        {"water": 0.9, "bog": 0.5, "macro-F1": 0.7},
+        {"water": 0.6, "bog": 0.55, "macro-F1": 0.575},
+    )
+    compared = {"forest": forest, "network": network, "spread": {"water": 0.1, "bog": 0.03, "macro-F1": 0.07}}
+    evaluate(scene.config(run=str(run_with_baseline(scene, compared))))
+    report = scene.folder / "report"
+    page = (report / "report.md").read_text()
+    assert "| water | 0.9000 | 0.6000 | -0.3000 | 0.1000 | random forest |" in page
+    assert "| bog | 0.5000 | 0.5500 | +0.0500 | 0.0300 | neither |" in page
+    assert "Neither network nor random forest leads in macro-F1" in page
+    assert json.loads((report / "report.json").read_text())["baseline"] == compared
+
+
+@pytest.mark.parametrize(("lead", "verdict"), [(0.2, "The network leads"), (-0.2, "--pick baseline")])
+def test_the_report_names_the_model_that_leads(scene: Scene, lead: float, verdict: str) -> None:
+    rows = {"forest": {"macro-F1": 0.5}, "network": {"macro-F1": 0.5 + lead}, "spread": {"macro-F1": 0.05}}
+    evaluate(scene.config(run=str(run_with_baseline(scene, rows))))
+    assert verdict in (scene.folder / "report" / "report.md").read_text()
+
+
+def test_a_run_without_a_comparison_gives_a_report_without_one(scene: Scene) -> None:
+    evaluate(scene.config(run=str(run_with_baseline(scene, None))))
+    assert "random forest" not in (scene.folder / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "compared",
+    [
+        [],
+        {"forest": {"macro-F1": 0.5}, "network": {"macro-F1": 0.5}},
+        {"forest": {"a": 0.5}, "network": {"a": 0.5}, "spread": {"a": 0.1}},
+        {"forest": {"macro-F1": 0.5}, "network": {"macro-F1": "0.5"}, "spread": {"macro-F1": 0.1}},
+        {"forest": {"macro-F1": 0.5, "a": 1}, "network": {"macro-F1": 0.5}, "spread": {"macro-F1": 0.1}},
+    ],
+)
+def test_a_comparison_that_holds_something_else_is_refused(scene: Scene, compared: Any) -> None:
+    with pytest.raises(InputError, match=r"baseline\.npz|baseline\.json"):
+        evaluate(scene.config(run=str(run_with_baseline(scene, compared))))
+
+
+def write_small_card(weights: Path, training: dict[str, Any], scores: dict[str, Any] | None = None) -> None:
     from lulc.core.statistics import Statistics
     from lulc.models.card import Channel, ModelCard, write_card
     from lulc.models.config import NetworkConfig
@@ -902,7 +953,8 @@ def write_small_card(weights: Path, training: dict[str, Any]) -> None:
     write_card(
         ModelCard(
             name="small", channels=(Channel("B02"),), legend=LEGEND, statistics=Statistics((0.0,), (1.0,)),
-            network=network, stride=2, halo=2, training=training, sha256="0" * 64, bytes=1,
+            network=network, stride=2, halo=2, training=training, scores=scores or {}, sha256="0" * 64,
+            bytes=1,
         ),
         weights,
     )  # fmt: skip

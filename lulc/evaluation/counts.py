@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,8 +176,8 @@ class Counts:
         right = (mapped[both] == reference[both], other[both] == reference[both])
         np.add.at(self._right, tuple(r.astype(np.intp) for r in right), 1)
 
-    def results(self, sample: Sample | None, history: Path | None) -> Results:
-        """Return the counts so far, with what a sample and the history of a training add."""
+    def results(self, sample: Sample | None) -> Results:
+        """Return the counts so far, with what a sample adds."""
         inputs = self._inputs
         change = None
         if inputs.other:
@@ -203,7 +202,6 @@ class Counts:
             without_reference=self._without_reference,
             made=inputs.map.made,
             areas=self._areas(sample),
-            training=history,
         )
 
     def _gathered(self) -> tuple[Gathered, ...]:

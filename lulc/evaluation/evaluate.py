@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,12 @@ from lulc.evaluation.inputs import open_inputs
 from lulc.evaluation.measures.area_estimation import allocate, expected_accuracies, sample_size
 from lulc.evaluation.measures.label_errors import find_label_errors
 from lulc.evaluation.measures.metrics import Scores
-from lulc.evaluation.measures.results import Results
+from lulc.evaluation.measures.results import MACRO, Results
 from lulc.evaluation.measures.sample import check_free, draw_sample, read_sample, write_sample
 from lulc.evaluation.report.publish import FILES, LAST, is_report, own_folder, write_report
 from lulc.evaluation.report.sections import Imprint
 from lulc.evaluation.report.views import Views
+from lulc.models.card import load_card
 
 logger = logging.getLogger("lulc")
 
@@ -41,6 +43,12 @@ SAMPLE = "sample.gpkg"
 
 HISTORY = "history.csv"
 """Epochs of a training, in its run folder."""
+
+BASELINE_CARD = "baseline.json"
+"""Card of the random forest beside a training, in its run folder."""
+
+PARTS = ("forest", "network", "spread")
+"""What that card says of each class: F1 of both models, and the spread of their difference."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +216,10 @@ def measure(config: EvaluateConfig) -> tuple[Results, Views]:
         sample = None
         if config.sample is not None:
             sample = read_sample(config.sample, inputs.map.legend, inputs.grid, inputs.read_counted)
-        results = counts.results(sample, _history_of(config.run) if config.run else None)
+        results = counts.results(sample)
+        if config.run:
+            run = Path(config.run)
+            results = dataclasses.replace(results, training=_history_of(run), baseline=_baseline_of(run))
         views = counts.views()
     _check_counted(config, results)
     return results, views
@@ -256,11 +267,34 @@ def _is_unfinished(folder: Path) -> bool:
     return own_folder(folder).is_marked and not (folder / LAST).exists()
 
 
-def _history_of(run: str) -> Path:
-    path = Path(run) / HISTORY
+def _history_of(run: Path) -> Path:
+    path = run / HISTORY
     if not path.is_file():
         raise InputError(
             f"cannot show the training, since there is no '{path}', expected the run folder of the weights",
             "Give the folder that train_model.py wrote: --run runs/first",
         )
     return path
+
+
+def _baseline_of(run: Path) -> dict[str, Any] | None:
+    """Return the comparison of network and random forest that a run holds; None where it holds none."""
+    path = run / BASELINE_CARD
+    found = load_card(path).scores.get("compared") if path.is_file() else None
+    if found is None:
+        return None
+    models: list[Any] = [found.get(name) for name in PARTS] if isinstance(found, dict) else [None]
+    if not all(_are_scores(scores) and scores.keys() == models[0].keys() for scores in models):
+        raise InputError(
+            f"cannot show the random forest, since '{path}' does not hold F1 of both models by class",
+            "Train again: train_model.py writes it.",
+        )
+    return dict(found)
+
+
+def _are_scores(found: Any) -> bool:
+    return (
+        isinstance(found, dict)
+        and MACRO in found
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in found.values())
+    )

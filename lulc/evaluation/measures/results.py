@@ -20,6 +20,9 @@ from lulc.labels.levels import Level
 
 FORMAT_VERSION = 2
 
+MACRO = "macro-F1"
+"""Name of the mean over classes in `Results.baseline`."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -150,6 +153,9 @@ class Results:
         How the reference was read (`lulc.labels.labels.Labels.describe`).
     training
         history.csv of the run that trained the weights, or None.
+    baseline
+        Network and random forest on the held-out labels of that run (F1 of ``forest`` and ``network`` and the
+        ``spread`` of their difference, by class and as `MACRO`), or None.
     """
 
     map: str
@@ -170,6 +176,7 @@ class Results:
     seen: NDArray[np.int64] | None = None
     read_as: Mapping[str, Any] = field(default_factory=dict)
     training: Path | None = None
+    baseline: Mapping[str, Any] | None = None
 
     @property
     def scores(self) -> Scores:
@@ -228,6 +235,7 @@ class Results:
                 "matrix": self.change.matrix.tolist(),
                 "mcnemar": dataclasses.asdict(self.change.test),
             },
+            "baseline": self.baseline and dict(self.baseline),
         }
 
 

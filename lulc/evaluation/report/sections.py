@@ -18,7 +18,7 @@ from lulc.core.schema import Legend
 from lulc.core.version import __version__
 from lulc.evaluation.measures.area_estimation import Estimate
 from lulc.evaluation.measures.metrics import BINS, Calibration, Scores, score
-from lulc.evaluation.measures.results import Areas, Change, Results
+from lulc.evaluation.measures.results import MACRO, Areas, Change, Results
 from lulc.evaluation.report.document import Page, Picture, Section, Table, number
 from lulc.evaluation.report.viewer import embed
 from lulc.evaluation.report.views import UnsureSquare, Views, entropy_by_class
@@ -87,6 +87,8 @@ def page_of(
         sections.append(_seen_section(results.seen, results.legend))
     if results.training:
         sections.append(_training_section(results.training, pictures["history.png"]))
+    if results.baseline:
+        sections.append(_baseline_section(results.baseline))
     sections.append(_made_section(results))
     levels = [gathered.level for gathered in results.levels]
     viewer = embed(views, results.legend, levels, places, results.map)
@@ -406,6 +408,34 @@ def _training_section(history: Path, picture: Path) -> Section:
         "Training",
         pictures=(Picture(picture, "Loss, scores and learning rate over the epochs of the training"),),
         tables=(Table("Training of the weights", ("metric", "value", "epoch"), tuple(rows)),),
+    )
+
+
+def _baseline_section(compared: Mapping[str, Any]) -> Section:
+    """Return F1 of network and random forest, and whether they differ by more than chance explains."""
+    forest, network, spread = (compared[name] for name in ("forest", "network", "spread"))
+    rows = []
+    for name in forest:
+        difference = network[name] - forest[name]
+        clear = abs(difference) > 2 * spread[name]
+        leader = ("network" if difference > 0 else "random forest") if clear else "neither"
+        scores = (f"{value:.4f}" for value in (forest[name], network[name]))
+        rows.append((name, *scores, f"{difference:+.4f}", f"{spread[name]:.4f}", leader))
+    overall = rows[list(forest).index(MACRO)][-1]
+    verdict = {
+        "neither": "Neither network nor random forest leads in macro-F1 by more than twice the spread.",
+        "network": "The network leads in macro-F1 by more than twice the spread.",
+        "random forest": "The random forest leads in macro-F1 by more than twice the spread. "
+        "make_classifications.py RUN --pick baseline makes the map with it.",
+    }[overall]
+    text = (
+        verdict,
+        "Both models learnt from the same labels and are scored on the same held-out labels of the training. "
+        "The spread is the standard deviation of the difference when polygons or patches are drawn anew.",
+    )
+    header = ("class", "forest F1", "network F1", "difference", "spread", "leads")
+    return Section(
+        "Network and random forest", text, tables=(Table("F1 of both models", header, tuple(rows)),)
     )
 
 
