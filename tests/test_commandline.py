@@ -29,7 +29,18 @@ from lulc.core.schema import InputError
 
 CONFIGS = [kind for name, kind in vars(config).items() if name.endswith("Config")]
 
-COMMON = {"help", "version", "quiet", "verbose", "json", "log", "config", "print_config", "print_completion"}
+COMMON = {
+    "trust",
+    "help",
+    "version",
+    "quiet",
+    "verbose",
+    "json",
+    "log",
+    "config",
+    "print_config",
+    "print_completion",
+}
 """Options that every command has."""
 
 ROOT = Path(__file__).resolve().parents[1]

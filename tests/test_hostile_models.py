@@ -317,6 +317,34 @@ def test_zip_bombs_are_refused(tmp_path: Path, original: Path) -> None:
     refuse(write(tmp_path, original, bomb, compression=zipfile.ZIP_DEFLATED), "zip bomb")
 
 
+def test_members_packed_by_bzip2_or_lzma_are_refused_unread(tmp_path: Path, original: Path) -> None:
+    for compression in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        packed = write(tmp_path, original, members_of(original), compression=compression)
+        refuse(packed, "compressed in a way that Keras does not use")
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_weights_that_crash_or_hang_hdf5_are_refused_by_a_process_that_dies_alone(
+    number: int, tmp_path: Path, original: Path, shared: Path
+) -> None:
+    cases = sorted((shared / "cases" / "damaged").glob("*.hdf*")) + sorted(
+        (shared / "cases" / "damaged").glob("*.h5")
+    )
+    if number >= len(cases):
+        pytest.skip("needs the damaged weights beside the checkout")
+    path = tmp_path / "model.keras"
+    if cases[number].suffix == ".h5":
+        path = path.with_suffix(".h5")
+        path.write_bytes(cases[number].read_bytes())
+    else:
+        write(tmp_path, original, members_of(original) | {WEIGHTS: cases[number].read_bytes()})
+    started = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        read_archive(path)
+    assert time.monotonic() - started < 20
+    assert str(path) in caught.value.problem
+
+
 def test_a_member_that_lies_about_its_size_is_refused(tmp_path: Path, original: Path) -> None:
     path = write(tmp_path, original, members_of(original))
     content = bytearray(path.read_bytes())

@@ -107,6 +107,14 @@ def mosaic_of(source: str, relative: int = 0) -> str:
     )
 
 
+def attribute_vrt(bait: Bait) -> Path:
+    """A VRT that names its source in an attribute, which GDAL takes for an element."""
+    return text(bait, "attribute.vrt", vrt(
+        f'<VRTRasterBand dataType="UInt16" band="1"><SimpleSource SourceFilename="{bait.canary}" '
+        'relativeToVRT="0"><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>'
+    ))  # fmt: skip
+
+
 def text(bait: Bait, name: str, content: str) -> Path:
     path = bait.folder / name
     path.write_text(content)
@@ -343,6 +351,7 @@ HOSTILE: dict[str, tuple[Callable[[Bait], object], str, tuple[str, ...]]] = {
     "a VRT over a relative path": (
         lambda b: text(b, "out.vrt", mosaic_of("../elsewhere/canary.tif", 1)), "outside its folder", (VRT,)),
     "a VRT over a link": (linked_vrt, "outside its folder", (VRT,)),
+    "a VRT with its source in an attribute": (attribute_vrt, "the attribute 'SourceFilename'", (VRT,)),
     "a VRT over a URL": (
         lambda b: text(b, "out.vrt", mosaic_of(f"/vsicurl/http://127.0.0.1:{b.port}/x.tif")),
         "names '/vsicurl", (VRT,)),

@@ -14,10 +14,11 @@ import shlex
 import signal
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO, TypeVar
 
+from lulc.core.budgets import TRUST
 from lulc.core.config_file import read_settings, settings_text
 from lulc.core.options import help_of, value_type
 from lulc.core.schema import InputError
@@ -29,6 +30,7 @@ Config = TypeVar("Config")
 logger = logging.getLogger("lulc")
 
 ENVIRONMENT = {
+    TRUST: "1 lifts the limits of time and memory, as --trust does",
     "LULC_WEIGHTS": "folder of weights files, searched before the toolkit's own",
     "KERAS_BACKEND": "framework: tensorflow (default), jax or torch",
     "CUDA_VISIBLE_DEVICES": "numbers of the GPUs that may be used; empty for none",
@@ -187,7 +189,10 @@ def run(
             _say(settings_text(vars(arguments), config), end="")
             return 0
         end_log = _configure_logging(arguments, argv)
-        with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+        with (
+            _trusting(arguments.trust),
+            contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext(),
+        ):
             answer = action(config_from(config, arguments))
         if answer is not None:
             _say(json_text(answer.data) if arguments.json else visible(answer.text, lines=True))
@@ -208,6 +213,17 @@ def run(
         end_log()
         signal.signal(signal.SIGTERM, previous)
     return 0
+
+
+@contextlib.contextmanager
+def _trusting(trusted: bool) -> Iterator[None]:
+    """Lift the limits for files of one's own in this process and those that it starts."""
+    before = os.environ.get(TRUST, "")
+    os.environ[TRUST] = "1" if trusted else before
+    try:
+        yield
+    finally:
+        os.environ[TRUST] = before
 
 
 _USER_ERRNOS = {
@@ -357,6 +373,9 @@ def _add_common(parser: argparse._ActionsContainer) -> None:
     noise.add_argument("-q", "--quiet", action="store_true", help="no progress, warnings only")
     noise.add_argument("-v", "--verbose", action="store_true", help="more detail")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, for machines")
+    parser.add_argument(
+        "--trust", action="store_true", help="lift the limits of time and memory for files that are your own"
+    )
     parser.add_argument(
         "--log", metavar="FILE", help="also append messages to this file, with times and versions"
     )

@@ -22,6 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from lulc.core.reader_process import read_apart
 from lulc.core.schema import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -102,23 +103,22 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
         With the reason, if the file is missing or is anything but plain weights.
     """
     path = Path(path)
+    if not path.is_file():
+        raise _refused(path, "there is no such file")
+    arrays: Arrays = read_apart(_load, str(path), sha256, limit, path=path, reading="the weights")
+    return arrays
+
+
+def _load(place: str, sha256: str, limit: int) -> Arrays:
+    """Read and check the arrays; runs in the reader process, since HDF5 crashes on damaged files."""
+    path = Path(place)
     try:
         content = _read_file(path, sha256)
         arrays = _READERS.get(path.suffix, _read_legacy)(content, limit)
         _check_values(arrays)
     except _Refusal as refusal:
         raise _refused(path, str(refusal)) from refusal
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-        MemoryError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # zlib, lzma, zipfile and HDF5 each fail in ways of their own
         raise _refused(path, f"it is damaged or no weights file ({error})") from error
     return arrays
 
@@ -155,8 +155,6 @@ def compare_shapes(
 
 
 def _read_file(path: Path, sha256: str) -> bytes:
-    if not path.is_file():
-        raise _Refusal("there is no such file")
     if path.stat().st_size > MAX_BYTES:
         raise _Refusal(f"it has {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
     # Hashed and parsed are the same bytes, also if the file is exchanged meanwhile.
@@ -193,6 +191,9 @@ def _check_members(archive: zipfile.ZipFile, limit: int) -> None:
         shown = ", ".join(repr(n[:80]) for n in names[:10])
         raise _Refusal(f"it holds the members {shown}, expected '{CONFIG}', '{METADATA}', '{WEIGHTS}'")
     for member in archive.infolist():
+        # Keras stores; bzip2 and LZMA take memory that no header declares.
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise _Refusal(f"its member '{member.filename}' is compressed in a way that Keras does not use")
         most = limit + 2**24 if member.filename == WEIGHTS else MAX_JSON_BYTES
         if member.file_size > most or member.file_size > MAX_RATIO * max(member.compress_size, 1):
             raise _Refusal(

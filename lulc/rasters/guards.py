@@ -43,6 +43,13 @@ _VRT_ELEMENTS = frozenset({
     "SourceFilename", "SourceBand", "SourceProperties", "SrcRect", "DstRect", "NODATA", "UseMaskBand",
     "ScaleOffset", "ScaleRatio", "LUT", "MaskBand", "BlockXSize", "BlockYSize",
 })  # fmt: skip
+_VRT_ATTRIBUTES = frozenset({
+    "rasterXSize", "rasterYSize", "dataType", "band", "blockXSize", "blockYSize", "relativeToVRT", "shared",
+    "xOff", "yOff", "xSize", "ySize", "key", "domain", "format", "c1", "c2", "c3", "c4", "resampling",
+    "nodata",
+    "RasterXSize", "RasterYSize", "DataType", "BlockXSize", "BlockYSize", "dataAxisToSRSAxisMapping",
+    "coordinateEpoch", "subClass", "name", "Priority",
+})  # fmt: skip
 _ZARR_CODECS = frozenset({
     "bytes", "endian", "gzip", "zstd", "blosc", "zlib", "lz4", "bz2", "lzma", "crc32c", "crc32", "adler32",
     "fletcher32", "transpose", "sharding_indexed", "vlen-utf8", "delta", "fixedscaleoffset", "quantize",
@@ -205,6 +212,13 @@ def vrt_sources(path: Path) -> Iterator[Path]:
             found = f"{element.tag} of kind {subclass}" if subclass else str(element.tag)
             raise InputError(
                 f"cannot open the VRT '{path}', since it holds <{found[:80]}>, "
+                "expected a plain mosaic (gdalbuildvrt)",
+                "Turn it into a GeoTIFF: gdal_translate IN.vrt OUT.tif",
+            )
+        # GDAL takes an attribute for the element of its name, SourceFilename too.
+        for name in sorted(set(element.attrib) - _VRT_ATTRIBUTES):
+            raise InputError(
+                f"cannot open the VRT '{path}', since <{element.tag}> has the attribute '{name[:80]}', "
                 "expected a plain mosaic (gdalbuildvrt)",
                 "Turn it into a GeoTIFF: gdal_translate IN.vrt OUT.tif",
             )

@@ -1,0 +1,420 @@
+"""Processes in which files that others made are opened, so that one that crashes or runs away dies alone.
+
+A small server is forked before a framework or a thread is there, and forks a child for each file. The child
+takes on its limits (memory, processor time, open files), gives up network, other programs and all folders but
+that of the file, and answers calls with plain values and arrays. What ends it becomes one `InputError`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import json
+import logging
+import math
+import os
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from lulc.core.budgets import Allowance, allowance
+from lulc.core.confinement import confine
+from lulc.core.schema import InputError
+from lulc.core.storage import Resource
+
+logger = logging.getLogger("lulc")
+
+_FRAMEWORKS = ("tensorflow", "jax", "torch", "openvino", "keras", "distributed")
+"""Packages with threads of their own: a process that has loaded one is not forked."""
+
+_HEADER = struct.Struct("<QQ")
+_MOST_HEADER = 256 * 2**20
+_MESSAGE, _BUFFER = 2**16, 2**20
+_ENDINGS = {
+    signal.SIGXCPU: "reading it takes more than {seconds} s of processor time",
+    signal.SIGKILL: "reading it takes more time or memory than files of its size need",
+}
+
+
+class Apart(Resource):
+    """A file that is open in a process of its own.
+
+    Parameters
+    ----------
+    make
+        Function of a module that opens the file, there; what it returns answers `call` by its methods.
+    arguments
+        Plain values for `make`.
+    path
+        The file or folder, for messages; the process sees its folder and nothing else.
+    stored
+        Bytes of the file, from which memory and time follow; None to look.
+    reading
+        What is read, for messages: "the weights".
+    memory
+        Bytes that the caller asks for on top of what a file of its size needs.
+
+    Raises
+    ------
+    InputError
+        If the file is refused, or ends its process.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        *arguments: Any,
+        path: str | os.PathLike[str],
+        stored: int | None = None,
+        reading: str = "",
+        memory: int = 0,
+    ) -> None:
+        self._path = os.fspath(path)
+        self._reading = f"{reading} " if reading else ""
+        place = Path(self._path).resolve()
+        if stored is None:
+            stored = place.stat().st_size if place.is_file() else 0
+        self._allowance = allowance(stored)
+        self._lock = threading.Lock()
+        self._socket, theirs = socket.socketpair()
+        for end in (self._socket, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        request = {
+            "module": make.__module__,
+            "folder": str(place if place.is_dir() else place.parent),
+            "seconds": self._allowance.seconds,
+            "memory": min(self._allowance.memory + memory, 2**62),
+            "files": self._allowance.files,
+        }
+        self._server = _server()
+        with theirs:
+            self._pid = self._server.fork(request, theirs)
+        try:
+            self.made = self._ask([make.__qualname__, list(arguments)])
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Return what a method of the opened file returns for plain arguments."""
+        return self._ask([method, list(arguments)])
+
+    def _ask(self, message: list[Any]) -> Any:
+        with self._lock:
+            end = time.monotonic() + self._allowance.wall_seconds
+            try:
+                _send(self._socket, message)
+                answer = _receive(self._socket, end)
+            except (EOFError, OSError) as error:
+                raise self._ended(isinstance(error, TimeoutError)) from None
+        for level, text in answer.get("log", ()):
+            logger.log(level, "%s", text)
+        if "refused" in answer:
+            raise InputError(*answer["refused"])
+        if "damaged" in answer:
+            raise self._damaged(answer["damaged"])
+        return answer["value"]
+
+    def _ended(self, late: bool) -> InputError:
+        number, self._pid = self._server.end(self._pid), 0
+        if late:
+            return self._damaged(f"reading it takes more than {self._allowance.wall_seconds:.0f} s")
+        if number in _ENDINGS:
+            return self._damaged(_ENDINGS[signal.Signals(number)].format(seconds=self._allowance.seconds))
+        how = signal.Signals(number).name if number > 0 else f"exit code {-number}"
+        return self._damaged(f"it is so damaged that the library which reads it ends ({how})")
+
+    def _damaged(self, reason: str) -> InputError:
+        return InputError(
+            f"cannot read {self._reading}'{self._path}', since {reason}",
+            "Copy or download it again. If it is your own and larger than strangers' files may be, "
+            "lift the limits: --trust",
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        self._socket.close()
+        if self._pid and self._server.owner == os.getpid():
+            self._server.end(self._pid)
+        self._pid = 0
+
+
+def read_apart(
+    function: Callable[..., Any],
+    *arguments: Any,
+    path: str | os.PathLike[str],
+    stored: int | None = None,
+    reading: str = "",
+) -> Any:
+    """Return what `function` makes of a file in a process of its own: plain values and arrays of numbers.
+
+    Parameters
+    ----------
+    function
+        Function of a module.
+    arguments
+        Plain values.
+    path, stored, reading
+        As for `Apart`.
+    """
+    with Apart(function, *arguments, path=path, stored=stored, reading=reading) as process:
+        return process.made
+
+
+class _Server:
+    """The process that forks a child for each file; it ends with the one that started it."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._lock = threading.Lock()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process: subprocess.Popen[bytes] | None = None
+        with theirs:
+            if threading.active_count() == 1 and not any(name in sys.modules for name in _FRAMEWORKS):
+                if not os.fork():
+                    _serve(os.dup(theirs.fileno()))
+            else:
+                code = (
+                    f"import sys; sys.path[:] = {sys.path!r}; from lulc.core.reader_process import _serve; "
+                )
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", f"{code}_serve({theirs.fileno()})"],
+                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True,
+                )  # fmt: skip
+
+    def fork(self, request: dict[str, Any], theirs: socket.socket) -> int:
+        """Start a child that answers on a socket; returns its process number."""
+        return self._ask({"fork": request}, [theirs.fileno()])
+
+    def end(self, pid: int) -> int:
+        """Kill a child, if it lives; returns the signal that ended it, or its exit code below 0."""
+        try:
+            return self._ask({"end": pid}, [])
+        except EOFError:
+            return signal.SIGKILL
+
+    def _ask(self, message: dict[str, Any], descriptors: list[int]) -> int:
+        with self._lock:
+            try:
+                socket.send_fds(self._socket, [json.dumps(message).encode()], descriptors)
+                answer = self._socket.recv(_MESSAGE)
+            except OSError as error:
+                raise EOFError from error
+        if not answer:
+            raise EOFError("the server of reader processes has ended")
+        return int(answer)
+
+    def close(self) -> None:
+        """End the server and its children."""
+        self._socket.close()
+
+
+_current: _Server | None = None
+_starting = threading.Lock()
+
+
+def _server() -> _Server:
+    global _current
+    with _starting:
+        if _current is None or _current.owner != os.getpid():
+            _current = _Server()
+            atexit.register(_current.close)
+        return _current
+
+
+def _serve(descriptor: int) -> NoReturn:
+    """Fork children until the other end closes; runs in the server."""
+    try:
+        with contextlib.suppress(PermissionError):
+            os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        keep = os.dup2(descriptor, 3) if descriptor != 3 else 3
+        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        logging.disable(logging.NOTSET)
+        server = socket.socket(fileno=keep)
+        while True:
+            content, descriptors, _, _ = socket.recv_fds(server, _MESSAGE, 1)
+            if not content:
+                break
+            message = json.loads(content)
+            if "end" in message:
+                server.send(str(_reap(message["end"])).encode())
+                continue
+            request = message["fork"]
+            with contextlib.suppress(Exception):
+                importlib.import_module(request["module"])
+            pid = os.fork()
+            if not pid:
+                server.close()
+                _answer(socket.socket(fileno=descriptors[0]), request)
+            os.close(descriptors[0])
+            server.send(str(pid).encode())
+    finally:
+        os._exit(0)
+
+
+def _reap(pid: int) -> int:
+    """How a child ended, killed where it lives after its socket closed."""
+    for _ in range(50):
+        try:
+            found, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return 0
+        if found:
+            return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return signal.SIGKILL
+
+
+def _answer(ours: socket.socket, request: dict[str, Any]) -> NoReturn:
+    """Answer calls until the other end closes; runs in a child."""
+    code = 1
+    try:
+        limits = Allowance(request["seconds"], 0.0, request["memory"], request["files"])
+        confine(Path(request["folder"]), limits)
+        heard = _Heard()
+        logger.handlers[:], logger.propagate = [heard], False
+        target: Any = importlib.import_module(request["module"])
+        first = True
+        while True:
+            try:
+                name, arguments = _receive(ours, math.inf)
+            except EOFError:
+                break
+            _allow_seconds(limits.seconds)
+            try:
+                found: Any = target
+                for part in name.split("."):
+                    found = getattr(found, part)
+                value = found(*arguments)
+                if first:
+                    target, first = value, False
+                    value = value.describe() if hasattr(value, "describe") else value
+                answer = {"value": value}
+            except InputError as error:
+                answer = {"refused": [error.problem, error.hint]}
+            except MemoryError:
+                answer = {"damaged": "reading it takes more memory than files of its size need"}
+            except BaseException as error:
+                what = f"{type(error).__name__}: {str(error)[:300]}"
+                answer = {"damaged": f"it is damaged, or of another kind than it says ({what})"}
+            _send(ours, answer | {"log": heard.taken()})
+        code = 0
+    finally:
+        os._exit(code)
+
+
+class _Heard(logging.Handler):
+    """Messages that a child logs, for the process that asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._records: list[list[Any]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append([record.levelno, record.getMessage()])
+
+    def taken(self) -> list[list[Any]]:
+        """Messages since the last call."""
+        taken, self._records = self._records, []
+        return taken
+
+
+def _allow_seconds(seconds: int) -> None:
+    """Let this process run for so many seconds more before SIGXCPU ends it."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used = math.ceil(usage.ru_utime + usage.ru_stime)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (min(used + seconds, 2**31 - 1), hard))
+
+
+def _send(target: socket.socket, value: Any) -> None:
+    """Send a value as JSON, followed by the bytes of its arrays."""
+    buffers: list[memoryview] = []
+    header = json.dumps(_plain(value, buffers)).encode()
+    target.sendall(_HEADER.pack(len(header), sum(map(len, buffers))) + header)
+    for buffer in buffers:
+        target.sendall(buffer)
+
+
+def _receive(source: socket.socket, end: float) -> Any:
+    """Receive what `_send` sent, before a moment of the monotonic clock."""
+    header, _ = _HEADER.unpack(_exactly(source, bytearray(_HEADER.size), end))
+    if header > _MOST_HEADER:
+        raise EOFError("the answer is too large")
+    value = json.loads(bytes(_exactly(source, bytearray(header), end)))
+    return _restored(value, lambda array: _exactly(source, array, end))
+
+
+def _exactly(source: socket.socket, target: Any, end: float) -> Any:
+    view = memoryview(target).cast("B") if len(target) else memoryview(b"")
+    while len(view):
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        source.settimeout(None if math.isinf(left) else left)
+        count = source.recv_into(view)
+        if not count:
+            raise EOFError
+        view = view[count:]
+    return target
+
+
+def _plain(value: Any, buffers: list[memoryview]) -> Any:
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biufc":
+            raise TypeError(f"arrays of {value.dtype} are not passed on")
+        flat = np.ascontiguousarray(value).reshape(-1)
+        if flat.size:
+            buffers.append(flat.view(np.uint8).data)
+        return {"array": [value.dtype.str, list(value.shape)]}
+    if isinstance(value, bytes):
+        return {"bytes": _plain(np.frombuffer(value, np.uint8), buffers)}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return [_plain(item, buffers) for item in value]
+    if isinstance(value, dict):
+        return {"pairs": [[_plain(k, buffers), _plain(v, buffers)] for k, v in value.items()]}
+    return value
+
+
+def _restored(value: Any, fill: Callable[[Any], Any]) -> Any:
+    if isinstance(value, list):
+        return [_restored(item, fill) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "array":
+        array = np.empty(content[1], _number_type(content[0]))
+        if array.size:
+            fill(array.reshape(-1).view(np.uint8))
+        return array
+    if kind == "bytes":
+        return _restored(content, fill).tobytes()
+    return {_restored(k, fill): _restored(v, fill) for k, v in content}
+
+
+def _number_type(code: str) -> np.dtype:
+    dtype = np.dtype(code)
+    if dtype.kind not in "biufc":
+        raise EOFError(f"arrays of {dtype} are not passed on")
+    return dtype
