@@ -74,7 +74,7 @@ def bands_of(path: str, names: Any = ()) -> np.ndarray:
     ("BOA reflectance from MSI acquisition at spectral band b05 704.1 nm", "B05"),
     # Not clear, or something else.
     ("rededge", None), ("swir", None), ("near infrared", None), ("red mask", None), ("SR_B5", None),
-    ("AOT", None),
+    ("AOT", None), ("sur_refl_b02", None), ("sur_refl_b02_1", None), ("MOD09A1 B02", None),
     ("B02 to B03", "B02"), ("ratio of B03 and B04", None), ("", None), (None, None),
 ])  # fmt: skip
 def test_a_text_names_one_band_or_none(text: str | None, band: str | None) -> None:

@@ -40,7 +40,8 @@ _FILLERS = frozenset({"band", "bands", "reflectance", "surface", "boa", "toa", "
 _PLAIN_TOKENS = re.compile(r"\d+M|\d+")
 _MASK_WORDS = frozenset({"MASK", "CLOUDMASK", "CLOUDS", "CLOUD", "FMASK", "CLM", "QA60", "MSK", "CLDMASK"})
 _COMPANIONS = frozenset({"AOT", "WVP", "TCI", "PVI", "CLP", "CLD", "SNW", "CLDPRB", "SNWPRB", "MSK"})
-_OTHER_SENSOR = re.compile(r"(^|[^0-9A-Z])(L[COTEM]0[4-9]_|HLS\.L30)")
+_OTHER_SENSOR = re.compile(r"(^|[^0-9A-Z])(L[COTEM]0[4-9]_|HLS\.L30|(M[OY]D|MCD|VNP|VJ1)\d\d|SUR_REFL_B)")
+"""Landsat, MODIS and VIIRS, whose bands of the same number are others."""
 
 
 def canonical_name(text: str | None) -> str | None:
@@ -58,6 +59,8 @@ def canonical_name(text: str | None) -> str | None:
     upper = (text or "").strip().upper()
     if upper in INDICES:
         return upper
+    if _OTHER_SENSOR.search(upper):
+        return None
     if match := _BAND.match(upper):
         return _padded(match.group(1))
     if common := COMMON_NAMES.get(_plain(upper)):
