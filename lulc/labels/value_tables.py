@@ -32,7 +32,7 @@ NEAR = 3
 """Difference of red, green or blue up to which two colours are the same."""
 
 NO_DATA = {"nodata", "no data", "no_data", "no-data", "unclassified"}
-"""Names of a value that is no class."""
+"""Names of a value that is no class; Imagine calls its value 0 unclassified."""
 
 _DBF_VERSIONS = (0x03, 0x83, 0x30, 0x31, 0x8B, 0xF5)
 

@@ -428,7 +428,7 @@ def _attribute(value: Any, position: int, size: int) -> str | None:
 
 
 def _layer(path: str, variable: xr.DataArray, *, zarr: bool) -> Layer:
-    # ESA's products repeat the attributes of an array in one of its own, or hold them there alone.
+    # ESA's products repeat the attributes of an array in _eopf_attrs, or keep them there alone.
     nested = variable.attrs.get("_eopf_attrs")
     attributes = {**(nested if isinstance(nested, dict) else {}), **variable.attrs}
     dtype = _read_dtype(variable)

@@ -163,7 +163,7 @@ class Masks(Resource):
         self._polygons = polygons
 
     def read(self, window: Window) -> np.ndarray | None:
-        """True where a pixel counts, bool (y, x); None where all do, for want of any mask."""
+        """True where a pixel counts, bool (y, x); None where all count, since there is no mask."""
         parts = []
         if self._bounds is not None:
             rows, cols = _inside_bounds(self.grid.crop(window), self._bounds)
@@ -180,7 +180,7 @@ class Masks(Resource):
         return [part.identity() for part in (self._mask, self._polygons) if part is not None]
 
     def reopen(self) -> Masks:
-        """The same masks for another thread."""
+        """Open the same masks once more, for another thread."""
         mask = self._mask.reopen() if self._mask else None
         return Masks(self.grid, mask, self._bounds, self._polygons, self.provenance)
 

@@ -214,7 +214,7 @@ def open_bands(
 ) -> tuple[list[Source], Source | None]:  # fmt: skip
     """The sources of band files, products and STAC items, and the scene classification of the (only) product.
 
-    The latter is None where there is none, or where it is not wanted (`classified`).
+    The latter is None where there is none, or where `classified` is False.
     """
     sources: list[Source] = []
     masks: list[Source] = []

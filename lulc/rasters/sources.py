@@ -165,7 +165,7 @@ def open_product(path: str | os.PathLike[str], bands: Sequence[str]) -> tuple[li
 
 
 def open_classes(product: Product) -> Source | None:
-    """The scene classification of a product; None where it has none."""
+    """Open the scene classification of a product; None where it has none."""
     return _open_member(product.mask) if product.mask else None
 
 
