@@ -59,6 +59,7 @@ TEXTS = {
             "dates of their own. It shows that the commands work and gives trainings a start (--init); a "
             "map of a real region made with it says nothing about that region."
         ),
+        "simulated": True,
     },
     "level1-sentinel2": {
         "description": (

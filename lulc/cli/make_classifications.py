@@ -69,6 +69,8 @@ def figures_of_result(result: ClassificationResult) -> dict[str, Any]:
         "pixels": result.pixels,
         "pixel_area": None if areas is None else sum(areas.values()) / counted,
         "remarks": list(result.remarks),
+        "weights": list(result.weights),
+        "accuracy": result.accuracy,
         "engine": result.engine,
         "seconds": result.seconds,
     }
@@ -138,7 +140,8 @@ def describe_result(result: ClassificationResult) -> str:
         f"({stages}), {result.pixels / 1e6 / seconds['all']:.2f} Mpx/s; "
         f"engine {result.engine}, busy {result.network_share:.0%} of the time with windows"
     )
-    return f"{remarks}{columns(rows)}\n\n{speed}"
+    known = f"weights: {'; '.join(result.weights)}\naccuracy: {result.accuracy}"
+    return f"{remarks}{columns(rows)}\n\n{known}\n{speed}"
 
 
 def describe_forecast(forecast: Forecast) -> str:

@@ -27,6 +27,9 @@ IGNORE = 255
 
 NO_CODE = -(2**31)
 """Stands for "no label here" (no data, NaN, outside the file) in arrays of codes; always ignored."""
+SIMULATED_TAG = "LULC_SIMULATED"
+"""Tag of rasters whose imagery was simulated."""
+
 
 UNCLASSIFIED = 0
 """Class value of a valid pixel whose confidence lies below a threshold."""

@@ -25,7 +25,7 @@ from rasterio.crs import CRS
 from scipy import ndimage
 
 from lulc.core.grid import GridSpec
-from lulc.core.schema import BANDS, INDICES, InputError
+from lulc.core.schema import BANDS, INDICES, SIMULATED_TAG, InputError
 from lulc.core.storage import write_atomically
 from lulc.rasters.indices import compute_indices
 
@@ -351,7 +351,10 @@ def _write_raster(
     ) as target:
         target.write(np.moveaxis(image, -1, 0))
         target.descriptions = names
-        target.update_tags(SOURCE=f"simulated by lulc.demo.landscape, seed {scene.seed}; not measured")
+        target.update_tags(
+            SOURCE=f"simulated by lulc.demo.landscape, seed {scene.seed}; not measured",
+            **{SIMULATED_TAG: "YES"},
+        )
         for number, band_tags in enumerate(tags, start=1):
             target.update_tags(number, **band_tags)
 

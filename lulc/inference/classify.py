@@ -33,7 +33,7 @@ from lulc.distributed.cluster import WORKERS, Cluster, ask, open_cluster, run_ta
 from lulc.engines.registry import Engine
 from lulc.export.styles import count_entries, style_map
 from lulc.inference import memory_plan, worker
-from lulc.inference.job import Job, no_valid_pixel, open_job, pixel_size_problem
+from lulc.inference.job import Job, no_valid_pixel, open_job, pixel_size_problem, problems_of
 from lulc.inference.journal import Journal, open_journal
 from lulc.inference.outputs import Made, Output, put
 from lulc.inference.request import check_options, check_outputs, dates_of, further_of, share_of, sieved_path
@@ -42,6 +42,7 @@ from lulc.inference.worker import Described, output_of, reading, stamps_of_input
 from lulc.maps.blocks import BlockWriter
 from lulc.maps.geotiff import MapProfile, assemble, read_classes, write_part
 from lulc.maps.reader import open_map
+from lulc.models.card import ModelCard
 from lulc.rasters.sources import Stamp
 
 logger = logging.getLogger("lulc")
@@ -84,6 +85,10 @@ class ClassificationResult:
         What speaks against the map, to be read with it.
     plan, engine
         How it was cut, and what ran.
+    weights
+        Name, epoch and checksum of each network.
+    accuracy
+        What is known of the accuracy of maps by the first of them.
     seconds
         By stage (start, windows, finish), and ``all``.
     network_share
@@ -99,6 +104,8 @@ class ClassificationResult:
     remarks: tuple[str, ...]
     plan: Plan
     engine: str
+    weights: tuple[str, ...]
+    accuracy: str
     seconds: dict[str, float]
     network_share: float
 
@@ -202,6 +209,8 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
             remarks=_remarks_on(run.job),
             plan=run.job.plan,
             engine=run.makers.described.engine,
+            weights=tuple(_named(member.card) for member in run.job.members),
+            accuracy=run.job.card.known_accuracy,
             seconds=stages | {"all": end - begun},
             network_share=run.makers.network_share,
         )
@@ -491,8 +500,15 @@ def _map_classes(whole: Path, plan: Plan, file: Path) -> np.ndarray:
 
 
 def _remarks_on(job: Job) -> tuple[str, ...]:
-    found = (pixel_size_problem(member.card, job.stack.grid) for member in job.members)
+    found = [problem for member in job.members for problem in problems_of(member)]
+    found += [pixel_size_problem(member.card, job.stack.grid) for member in job.members]
     return tuple(dict.fromkeys(remark for remark in found if remark))
+
+
+def _named(card: ModelCard) -> str:
+    return ", ".join(
+        filter(None, [card.name, card.origin, f"sha256 {card.sha256[:12]}" if card.sha256 else ""])
+    )
 
 
 def _areas_of(

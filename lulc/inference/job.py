@@ -250,6 +250,10 @@ class Job:
             tags["LULC_STATISTICS"] = self.card.statistics.to_json()
         if len(self.members) > 1:
             tags["LULC_ENSEMBLE"] = [member.to_json() for member in self.members]
+        if origin := self.card.origin:
+            tags["LULC_MODEL_EPOCH"] = origin
+        if remarks := dict.fromkeys(problem for member in self.members for problem in problems_of(member)):
+            tags["LULC_REMARKS"] = "; ".join(remarks)
         attributions = dict.fromkeys(m.card.attribution for m in self.members if m.card.attribution)
         if attributions:
             tags["LULC_ATTRIBUTION"] = "; ".join(attributions)
@@ -338,8 +342,21 @@ def _sort(
     return bands, [source for source in sources if set(source.names) & set(INDICES)]
 
 
+def problems_of(member: Member) -> list[str]:
+    """Say what speaks against weights wherever they are used."""
+    found = [unfinished] if (unfinished := weights.unfinished_run(member.path)) else []
+    if member.card.simulated:
+        found.append(
+            f"'{member.card.name}' was trained on simulated imagery: a map of a real region made with it "
+            "says nothing about that region"
+        )
+    return found
+
+
 def _compare(member: Member, stack: Stack, config: ClassifyConfig) -> Member:
     """A network after a look at the mosaic; with the mosaic's statistics where that was asked for."""
+    for problem in problems_of(member):
+        logger.warning("%s", problem)
     _check_coding(member.card, stack)
     _check_pixel_size(member.card, stack.grid, strict=config.strict)
     if config.statistics == "mosaic":

@@ -66,6 +66,8 @@ class ModelCard(Jsonable):
         Identity of the weights file; ``save_model`` fills them in.
     description, licence, attribution, not_for
         For people.
+    simulated
+        True where training imagery was simulated.
 
     Raises
     ------
@@ -94,6 +96,7 @@ class ModelCard(Jsonable):
     licence: Text = ""
     attribution: Text = ""
     not_for: Text = ""
+    simulated: bool = False
 
     def __post_init__(self) -> None:
         for problem in self._problems():
@@ -142,6 +145,30 @@ class ModelCard(Jsonable):
         return [problem for holds, problem in checks if not holds]
 
     @property
+    def origin(self) -> str:
+        """Say in words which epoch of its training the weights are of; empty where the card doesn't know."""
+        parameters = self.training.get("parameters")
+        planned = parameters.get("epochs") if isinstance(parameters, dict) else None
+        epoch = self.training.get("epoch")
+        return f"epoch {epoch} of {planned} planned" if epoch and planned else ""
+
+    @property
+    def known_accuracy(self) -> str:
+        """Say what is known of the accuracy of maps by these weights, as a sentence without its end."""
+        score = next((v for k in _SCORES if isinstance(v := self.scores.get(k), int | float)), None)
+        stacks = self.scores.get("validation stacks")
+        data = [entry for entry in self.training.get("data", ()) if isinstance(entry, dict)]
+        own = [f"{e.get('folder', '?')}/{name}" for e in data for name in e.get("validation_stacks", ())]
+        places = stacks if isinstance(stacks, list) else own
+        if score is None or not places:
+            return f"nothing is known of the accuracy of '{self.name}' on land that it was not trained on"
+        shown = ", ".join(map(str, places[:5])) + (f" and {len(places) - 5} more" if len(places) > 5 else "")
+        return (
+            f"overall accuracy was {score:.2f} on the validation stacks of the training ({shown}); elsewhere "
+            "it is unknown and may be far lower, and no measure of the imagery tells"
+        )
+
+    @property
     def unet(self) -> NetworkConfig:
         """Shape of the network; raises InputError where the card is that of a forest."""
         if isinstance(self.network, PixelConfig):
@@ -151,6 +178,9 @@ class ModelCard(Jsonable):
             )
         return self.network
 
+
+_SCORES = ("micro-F1", "val_accuracy")
+"""Entries of the scores that hold the overall accuracy."""
 
 _SCHEMA = schema_of(ModelCard)
 CARD_SCHEMA: dict[str, Any] = _SCHEMA | {

@@ -61,6 +61,11 @@ PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1", "last")
 BASELINE = "baseline"
 """Pick of the forest that is kept beside each training, ``baseline.npz``."""
 
+RUN_FILE = "run.json"
+"""In a run folder: what the run is, and whether it is finished."""
+
+_RUN_SCHEMA = {"type": "object", "required": ["finished"], "properties": {"finished": {"type": "boolean"}}}
+
 PICKS_FILE = "models.json"
 
 _PICKS_SCHEMA: dict[str, Any] = {
@@ -338,6 +343,17 @@ def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
         f"{meant}Give a weights file (.keras, .h5), the folder that train_model.py wrote, or one of these "
         "names.",
     )
+
+
+def unfinished_run(model: Path) -> str:
+    """Say that weights are of a training that did not end; empty where it did, or where nothing tells."""
+    try:
+        run = read_document(model.parent / RUN_FILE, _RUN_SCHEMA, "run", 1)
+    except InputError:
+        return ""
+    if run["finished"]:
+        return ""
+    return f"the training in '{model.parent.name}' is not finished: later weights of it may be better"
 
 
 def _pick_from(folder: Path, pick: str) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 
 from lulc.config import InputConfig
 from lulc.core.grid import GridSpec
-from lulc.core.schema import INDICES, InputError
+from lulc.core.schema import INDICES, SIMULATED_TAG, InputError
 from lulc.core.windows import Window
 from lulc.rasters.alignment import Alignment
 from lulc.rasters.items import is_item
@@ -108,6 +108,8 @@ class Reader:
         described = {}
         for p in self.planes:
             said: dict[str, Any] = {"file": file, "resampling": moved}
+            if self.source.tags.get(SIMULATED_TAG):
+                said["simulated"] = True
             if p.name in INDICES:
                 said |= {"coding": "read", "nodata": list(p.missing.values)}
             else:

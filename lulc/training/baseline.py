@@ -339,4 +339,5 @@ def _card_of(config: TrainConfig, dataset: Dataset, forest: Forest, comparison: 
         scores={"val_macro_f1": comparison.forest[MACRO], "compared": comparison.to_json()},
         versions={"lulc": __version__, "scikit-learn": version("scikit-learn"), "numpy": np.__version__},
         description="Random forest on pixels and their mean and deviation in 5 x 5, for comparison.",
+        simulated=dataset.simulated,
     )

@@ -503,6 +503,7 @@ def _card_of(
         },
         scores={name: getattr(row, column) for name, column in _scores_of(config).items()},
         versions={"lulc": __version__, **backend.versions()},
+        simulated=dataset.simulated,
     )
 
 

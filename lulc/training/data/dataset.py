@@ -100,6 +100,11 @@ class Dataset:
     provenance: list[dict[str, Any]]
     stamps: tuple[Stamp, ...] = ()
 
+    @property
+    def simulated(self) -> bool:
+        """True where imagery of a folder says that it was simulated."""
+        return any(entry.get("simulated") for entry in self.provenance)
+
     def check_unchanged(self) -> None:
         """Raise InputError if a file of a stack was changed or replaced since it was opened.
 
@@ -474,7 +479,15 @@ def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
         **({"ground": ground} if ground is not None else {}),
         "validation_stacks": names(manifest.of("val")),
         "sources": list(manifest.sources),
+        **({"simulated": True} if _is_simulated(manifest.provenance) else {}),
     }
+
+
+def _is_simulated(document: Any) -> bool:
+    """True where a file among those that a manifest describes is marked as simulated."""
+    if isinstance(document, dict):
+        return document.get("simulated") is True or any(map(_is_simulated, document.values()))
+    return isinstance(document, list) and any(map(_is_simulated, document))
 
 
 def class_targets(classes: int, single_class: int | None = None) -> NDArray[np.uint8]:
