@@ -176,6 +176,21 @@ def test_a_map_is_a_dataset_that_reads_what_is_asked_for(
     assert sum(pixels) <= (classes.size if len(part) < 2 else 37 * 4)
 
 
+def test_a_stack_is_an_array_that_is_classified_as_its_files(
+    tiny_model: Path, made: tuple[Path, Path]
+) -> None:
+    with lulc.open_stack(made[0], channels=BANDS) as stack:
+        expected = stack.read(stack.grid.extent).copy()
+        array = stack.to_xarray()
+        part = array.sel(band="B08").isel(y=slice(10, 20), x=3)
+        np.testing.assert_array_equal(part.values, expected[10:20, 3, list(BANDS).index("B08")])
+        array = array.load()
+    np.testing.assert_array_equal(array.transpose("y", "x", "band").values, expected)
+    found = lulc.classify_array(tiny_model, array, engine="openvino", scale=1e-4, offset=0)
+    with lulc.open_map(made[1]) as land_cover:
+        np.testing.assert_array_equal(found["class"].values, land_cover.read(land_cover.grid.extent))
+
+
 def test_a_picture_shows_the_colours_of_the_classes_at_their_places(
     write_map: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-import pyproj
 import xarray as xr
-from xarray.backends import BackendArray
-from xarray.core import indexing
 
 from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, UNCLASSIFIED, UNCLASSIFIED_COLOR, UNCLASSIFIED_NAME, Legend
 from lulc.core.text import class_names, printable
 from lulc.core.windows import Window
 from lulc.labels.value_tables import LEGEND_TAG, TAG_PREFIX
+from lulc.rasters.lazy import coordinates_of, lazy_variable
 
 GRID_MAPPING = "crs"
 
@@ -94,21 +92,7 @@ def frame_of(land_cover: Described) -> xr.Dataset:
         Pixel centres ``y`` and ``x``; ``land_cover_class``, the names along the activations; the grid
         mapping ``crs``; the provenance as global attributes ``lulc_...``.
     """
-    grid = land_cover.grid
-    code = grid.crs.to_epsg()
-    crs = pyproj.CRS.from_epsg(code) if code else pyproj.CRS.from_wkt(grid.crs.to_wkt())
-    axes = {axis["axis"].lower(): axis for axis in crs.cs_to_cf()}
-    t = grid.transform
-    wkt = grid.crs.to_wkt()
-    mapping = crs.to_cf() | {
-        "crs_wkt": wkt,
-        "spatial_ref": wkt,
-        "GeoTransform": " ".join(map(repr, t.to_gdal())),
-    }
-    coordinates = {
-        "y": ("y", t.f + t.e * (np.arange(grid.height) + 0.5), axes["y"]),
-        "x": ("x", t.c + t.a * (np.arange(grid.width) + 0.5), axes["x"]),
-    }
+    coordinates, mapping = coordinates_of(land_cover.grid)
     if land_cover.has_activations:
         # Of fixed length, since GDAL reads no others from Zarr.
         names = np.array([printable(name) for name in land_cover.legend.names], "U")
@@ -157,7 +141,7 @@ class Readable(Described, Protocol):
 
 def lazy_dataset(land_cover: Readable) -> xr.Dataset:
     """Return an open map as a Dataset like `dataset_of`, its pixels being read when they are used."""
-    lock, shape = threading.Lock(), land_cover.grid.shape
+    shape, lock = land_cover.grid.shape, threading.Lock()
 
     def classes(window: Window) -> np.ndarray:
         with lock:
@@ -167,42 +151,7 @@ def lazy_dataset(land_cover: Readable) -> xr.Dataset:
         with lock:
             return np.moveaxis(land_cover.read_activations(window), -1, 0)
 
-    lazy = _Lazy(classes, (1, *shape), np.dtype("u1"))
-    count = len(land_cover.legend)
-    sums = _Lazy(probabilities, (count, *shape), np.dtype("f4"))
-    numbers = xr.Variable(("number", "y", "x"), indexing.LazilyIndexedArray(lazy)).isel(number=0)
-    values = xr.Variable(("class_number", "y", "x"), indexing.LazilyIndexedArray(sums))
+    numbers = lazy_variable(classes, ("number", "y", "x"), (1, *shape), np.dtype("u1")).isel(number=0)
+    planes = (len(land_cover.legend), *shape)
+    values = lazy_variable(probabilities, ("class_number", "y", "x"), planes, np.dtype("f4"))
     return dataset_of(land_cover, numbers, values if land_cover.has_activations else None)
-
-
-class _Lazy(BackendArray):
-    """Array (plane, y, x) that reads only the window around the requested values.
-
-    Parameters
-    ----------
-    read
-        Window to array (plane, y, x).
-    shape, dtype
-        Of the whole.
-    """
-
-    def __init__(
-        self, read: Callable[[Window], np.ndarray], shape: tuple[int, ...], dtype: np.dtype[Any]
-    ) -> None:
-        self._read = read
-        self.shape = shape
-        self.dtype = dtype
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._get)
-
-    def _get(self, key: tuple[int | slice, ...]) -> np.ndarray:
-        planes, rows, cols = (np.arange(n)[k] for k, n in zip(key, self.shape, strict=True))
-        if not rows.size or not cols.size:
-            shape = [axis.size for axis in (planes, rows, cols) if axis.ndim]
-            return np.empty(shape, self.dtype)
-        top, left = rows.min(), cols.min()
-        window = Window(int(top), int(left), int(rows.max() - top + 1), int(cols.max() - left + 1))
-        values = self._read(window)
-        # From the last axis to the first, as a single position takes its axis away.
-        return values.take(cols - left, axis=2).take(rows - top, axis=1).take(planes, axis=0)

@@ -15,9 +15,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,6 +44,9 @@ from lulc.rasters.mosaics import (
 from lulc.rasters.names import SENTINEL_BANDS, is_mask_name, is_scene_classification
 from lulc.rasters.scenes import Scenes, find_scenes, open_scenes
 from lulc.rasters.sources import is_collection, open_source
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 logger = logging.getLogger("lulc")
 
@@ -212,6 +216,31 @@ class Stack(Resource):
             coverage.missing[name] = coverage.missing.get(name, 0) + lacking
             if name in self._main.names:
                 coverage.patched[name] = coverage.patched.get(name, 0) + gained
+
+    def to_xarray(self) -> xr.DataArray:
+        """Return the stack as a DataArray whose pixels are read when they are used, while the stack is open.
+
+        Returns
+        -------
+        DataArray
+            float32 (band, y, x) as `read` gives it, NaN = invalid; channel names along ``band``, the CRS in
+            ``spatial_ref``.
+        """
+        import xarray as xr
+
+        from lulc.rasters.lazy import coordinates_of, lazy_variable
+
+        lock = threading.Lock()
+
+        def read(window: Window) -> np.ndarray:
+            with lock:
+                return np.moveaxis(self.read(window), -1, 0).copy()
+
+        coordinates, mapping = coordinates_of(self.grid)
+        shape = (len(self.channels), *self.grid.shape)
+        values = lazy_variable(read, ("band", "y", "x"), shape, np.dtype("f4"))
+        named = {"band": list(self.channels), "spatial_ref": ((), np.int32(0), mapping)}
+        return xr.DataArray(values, coordinates | named, name="stack", attrs={"grid_mapping": "spatial_ref"})
 
     @property
     def provenance(self) -> dict[str, Any]:
