@@ -1,4 +1,4 @@
-"""Masks of the pixels that count: cloud mask or scene classification, bounds, and polygons."""
+"""Masks of valid pixels: cloud mask or scene classification, bounds, and polygons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One raster file (or store), guarded before a pixel is read, with named layers on a north-up grid.
+"""Raster file or store that is checked before a pixel is read, with named layers on a north-up grid.
 
 GeoTIFF, ERDAS Imagine and JPEG 2000 are read through rasterio, each opened by the name of its driver, so
 that a file is never taken for something else because of what it contains. GDAL opens no side-car file, since
