@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from lulc.core.channels import CHANNEL_SETS, DEFAULT_CHANNELS, channels_text
 from lulc.core.options import FOLDER, Options, check_ending, option
 
 INPUT = "input rasters"
@@ -366,6 +367,13 @@ class PreprocessConfig(InputConfig, RunConfig, ClusterConfig):
     )
     indices: tuple[str, ...] = option(
         (), "SYKE-coded spectral indices; computed from the bands where not given", metavar="RASTER"
+    )
+    channels: str = option(
+        DEFAULT_CHANNELS,
+        "channels of the stacks: kaakonkulma-14 (nine bands, five indices), sentinel2-10 (bands of 10 and 20 "
+        "m), sentinel2-12 (all bands of level 2A), or a file that lists bands and indices",
+        metavar="SET",
+        texts={name: channels_text(channels) for name, channels in CHANNEL_SETS.items()},
     )
     labels: str | None = option(
         None,

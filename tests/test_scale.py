@@ -65,7 +65,7 @@ def survey(folder: Path, places: int) -> None:
     for _ in range(2):
         own = OwnFolder(folder, "stacks", r".*", "stacks")
         own.take()
-        progress = open_progress(own, "key", places, 13, replacing=False)
+        progress = open_progress(own, "key", places, 13, 14, replacing=False)
         for number in progress.unsurveyed:
             progress.add(Survey(number, (number,) * 13, coverage))
         assert progress.coverage.pixels == 100 * places

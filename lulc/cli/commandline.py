@@ -356,6 +356,16 @@ def _completions(parser: argparse.ArgumentParser, shell: str) -> str:
     return text
 
 
+class _Print(argparse.Action):
+    """Action that prints the text of a name (in `const`), then stops."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
+    ) -> None:
+        _say(self.const[values], end="")
+        parser.exit()
+
+
 class _Collect(argparse.Action):
     """Action under which `--name A B` and `--name A --name B` are the same; it replaces the default."""
 
@@ -430,5 +440,10 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any, default: A
     if many == "+":
         keywords["action"] = _Collect
     group.add_argument(f"--{name}", required=required, default=default, **keywords)
+    if texts := meta.get("texts"):
+        group.add_argument(
+            f"--print-{name}", dest=argparse.SUPPRESS, action=_Print, const=texts, choices=tuple(texts),
+            help=f"print the file of a value of --{name} to start from, then stop",
+        )  # fmt: skip
     if base is bool and default:
         group.add_argument(f"--no-{name}", dest=field.name, action="store_false", help=argparse.SUPPRESS)

@@ -1,9 +1,9 @@
 """Cut Sentinel-2 bands, spectral indices and labels into .npy stacks for training and validation.
 
-The result is a folder with train_image_0.npy (float32, rows x columns x 14: reflectance x 10000 and index
-codes, NaN where any is invalid), train_masks_0.npy (uint8, class numbers, 255 = ignore), val_image_0.npy,
-val_masks_0.npy and so on, and manifest.json, which says what they hold and is written last. An interrupted
-run is continued by the same command.
+The result is a folder with train_image_0.npy (float32, rows x columns x channels: reflectance x 10000 and
+index codes, NaN where any is invalid), train_masks_0.npy (uint8, class numbers, 255 = ignore),
+val_image_0.npy, val_masks_0.npy and so on, and manifest.json, which says what they hold and is written last.
+An interrupted run is continued by the same command.
 
 Example: python preprocess.py --bands demo/summer.tif --fill demo/spring.tif --indices demo/indices.tif
 --labels demo/labels.tif --scheme kaakonkulma-13 --size 256 --out demo/stacks
@@ -109,9 +109,15 @@ def _readings(manifest: Manifest) -> str:
     lines = [
         f"labels: {origin} ({shown})",
         *(f"labels: {words}" for words in losses),
-        f"indices: {'; '.join(origins)}",
+        *([f"indices: {'; '.join(origins)}"] if _indices(manifest) else []),
     ]
     return "\n".join(lines)
+
+
+def _indices(manifest: Manifest) -> list[str]:
+    from lulc.core.schema import INDICES
+
+    return [str(c["name"]) for c in manifest.channels if c["name"] in INDICES]
 
 
 def _computed(manifest: Manifest) -> list[str]:

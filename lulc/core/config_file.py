@@ -48,7 +48,7 @@ def read_settings(path: str | os.PathLike[str], config: type) -> dict[str, Any]:
         If the file can't be read, is no mapping of options, is of a newer version, or a name or value
         in it is none of the command.
     """
-    texts = _read_texts(Path(path))
+    texts = read_texts(Path(path))
     version = texts.pop("format_version", str(format_version()))
     newest = format_version()
     if not isinstance(version, str) or not version.isdecimal() or not 1 <= int(version) <= newest:
@@ -95,47 +95,67 @@ def settings_text(values: Mapping[str, Any], config: type) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read_texts(path: Path) -> Texts:
+def read_texts(
+    path: Path,
+    what: str = "the options",
+    form: str = "Write one option a line, 'epochs: 8'; --print-config shows the form.",
+) -> Texts:
+    """Read names and plain values or lists of a YAML file.
+
+    Parameters
+    ----------
+    path
+        File, of at most a megabyte.
+    what
+        What the file holds, for messages.
+    form
+        Hint where the form is wrong.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, too large or no YAML, a name stands twice, or a value is nested.
+    """
     import yaml
 
     if not path.is_file():
-        raise InputError(f"cannot read the options, since there is no file '{path}'", "Check --config.")
+        raise InputError(f"cannot read {what}, since there is no file '{path}'", "Check the path.")
     if path.stat().st_size > MAX_BYTES:
         raise InputError(
-            f"cannot read the options in '{path}', since it has {path.stat().st_size} bytes, "
+            f"cannot read {what} in '{path}', since it has {path.stat().st_size} bytes, "
             f"expected at most {MAX_BYTES}",
-            "Give the file that --print-config wrote.",
+            form,
         )
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         problem = " ".join(str(error).split())[:200]
         raise InputError(
-            f"cannot read the options in '{path}', since it is not valid YAML ({problem})",
-            "Write one option a line, 'epochs: 8'; --print-config shows the form.",
+            f"cannot read {what} in '{path}', since it is not valid YAML ({problem})",
+            form,
         ) from error
     texts: Texts = {}
     for key, node in root.value if isinstance(root, yaml.MappingNode) else [(root, None)]:
         if node is None or not isinstance(key, yaml.ScalarNode) or key.value in texts:
-            what = (
+            wrong = (
                 f"'{key.value}' twice" if isinstance(key, yaml.ScalarNode) and node else "no names of options"
             )
             raise InputError(
-                f"cannot read the options in '{path}', since it has {what}, expected each option once",
-                "Write one option a line, 'epochs: 8'; --print-config shows the form.",
+                f"cannot read {what} in '{path}', since it has {wrong}, expected each name once",
+                form,
             )
-        texts[key.value] = _text(node, key.value, path)
+        texts[key.value] = _text(node, key.value, path, what)
     return texts
 
 
-def _text(node: Any, name: str, path: Path) -> str | list[str] | None:
+def _text(node: Any, name: str, path: Path, what: str) -> str | list[str] | None:
     """Return the value of a node: a text, a list of texts, or None for null."""
     import yaml
 
     items = node.value if isinstance(node, yaml.SequenceNode) else [node]
     if not all(isinstance(item, yaml.ScalarNode) for item in items):
         raise InputError(
-            f"cannot read the options in '{path}', since line {node.start_mark.line + 1} has a nested value "
+            f"cannot read {what} in '{path}', since line {node.start_mark.line + 1} has a nested value "
             f"for '{name}', expected one value or a list of values",
             "Write lists as [a, b].",
         )

@@ -34,6 +34,7 @@ def option(
     positional: bool = False,
     group: str = "",
     endings: tuple[str, ...] = (),
+    texts: Mapping[str, str] | None = None,
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
@@ -55,6 +56,8 @@ def option(
         Heading under which the help shows it.
     endings
         How the name of an output may end, by which its format is known; `FOLDER` for a folder.
+    texts
+        Files that values stand for; ``--print-OPTION VALUE`` prints one of them.
     """
     metadata = {
         "help": help,
@@ -64,6 +67,7 @@ def option(
         "positional": positional,
         "group": group,
         "endings": endings,
+        "texts": texts,
     }
     if default is ...:
         return field(metadata=metadata)

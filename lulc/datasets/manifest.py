@@ -12,7 +12,7 @@ import numpy as np
 from lulc.core.codec import schema_of
 from lulc.core.documents import read_document, seal_of, write_document
 from lulc.core.grid import GRID_SCHEMA, GridSpec
-from lulc.core.schema import BANDS, CHANNELS, INDEX_UNIT, REFLECTANCE_UNIT, InputError, Legend
+from lulc.core.schema import CHANNELS, INDEX_UNIT, INDICES, REFLECTANCE_UNIT, InputError, Legend
 from lulc.core.statistics import Statistics
 from lulc.core.storage import sha256_of
 from lulc.core.windows import Window
@@ -369,6 +369,6 @@ def open_tile(stack: StackFile, ignore: Sequence[Window] = ()) -> tuple[Layers, 
     return image, Ignoring(masks, tuple(ignore)) if ignore else masks
 
 
-def channel_units() -> dict[str, str]:
+def channel_units(channels: Sequence[str] = CHANNELS) -> dict[str, str]:
     """Unit of each channel, in stack order."""
-    return {name: REFLECTANCE_UNIT if name in BANDS else INDEX_UNIT for name in CHANNELS}
+    return {name: INDEX_UNIT if name in INDICES else REFLECTANCE_UNIT for name in channels}

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lulc.core.schema import BANDS
 from lulc.core.statistics import Statistics
 from lulc.core.windows import Window
+from lulc.rasters.names import SENTINEL_BANDS
 
 Read = Callable[[Window], np.ndarray]
 
@@ -94,14 +94,14 @@ offset of +1000 left in: try --offset -1000.')
     ]
     if not lines:
         return [], ""
-    bands = [i for i, name in enumerate(names) if name in BANDS]
+    bands = [i for i, name in enumerate(names) if name in SENTINEL_BANDS]
     return lines, _likely_reason(mean[bands], expected[bands])
 
 
 def _far(names: Sequence[str], mean: np.ndarray, expected: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Channels beyond `FAR`, and all bands where their means differ as by another scale or offset."""
     far = score > FAR
-    bands = np.array([name in BANDS for name in names])
+    bands = np.array([name in SENTINEL_BANDS for name in names])
     if bands.any() and _scaling(mean[bands], expected[bands]):
         far |= bands
     return far

@@ -12,7 +12,7 @@ import numpy as np
 from lulc.core.codec import schema_of
 from lulc.core.documents import append_line, check_document, read_lines
 from lulc.core.removal import OwnFolder
-from lulc.core.schema import CHANNELS, InputError
+from lulc.core.schema import InputError
 from lulc.core.statistics import Moments
 from lulc.core.storage import sha256_of
 from lulc.datasets.manifest import FORMAT_VERSION, STACK_SCHEMA, StackFile
@@ -50,13 +50,13 @@ class Progress:
         Of all training stacks.
     """
 
-    def __init__(self, folder: Path, key: str, places: int, classes: int) -> None:
+    def __init__(self, folder: Path, key: str, places: int, classes: int, channels: int) -> None:
         self.path = folder / PROGRESS
         self.key = key
         self.counts = np.full((places, classes), -1, np.int64)
         self.coverage = Coverage()
         self.stacks: dict[str, StackFile] = {}
-        self.moments = Moments.zero(len(CHANNELS))
+        self.moments = Moments.zero(channels)
 
     @property
     def unsurveyed(self) -> list[int]:
@@ -82,7 +82,9 @@ class Progress:
                 self.moments += done.moments
 
 
-def open_progress(own: OwnFolder, key: str, places: int, classes: int, *, replacing: bool) -> Progress:
+def open_progress(
+    own: OwnFolder, key: str, places: int, classes: int, channels: int, *, replacing: bool
+) -> Progress:
     """Open the journal with the results of an interrupted run that can be kept.
 
     Parameters
@@ -93,6 +95,8 @@ def open_progress(own: OwnFolder, key: str, places: int, classes: int, *, replac
         sha256 of inputs and parameters.
     places, classes
         How many the survey is of.
+    channels
+        How many a stack has.
     replacing
         True where finished stacks are to be replaced, so that only a survey can be kept.
 
@@ -102,7 +106,7 @@ def open_progress(own: OwnFolder, key: str, places: int, classes: int, *, replac
         If stacks of another key are there.
     """
     folder = own.path
-    progress = Progress(folder, key, places, classes)
+    progress = Progress(folder, key, places, classes, channels)
     entries = read_lines(progress.path) if progress.path.exists() else iter(())
     header = next(entries, None)
     if header is None or header.get("format_version") != FORMAT_VERSION or "key" not in header:

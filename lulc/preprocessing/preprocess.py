@@ -126,7 +126,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
             progress = _surveyed(crew, config, chips, own, key, replacing=replacing)
             places = plan_places(progress.counts, grounds, config)
             _check_classes(config, chips, places)
-            _check_room(folder, progress, places, replacing=replacing)
+            _check_room(folder, progress, places, len(inputs.stack.channels), replacing=replacing)
             if replacing:
                 # What had to be refused was refused while the finished stacks were still there.
                 own.remove(MANIFEST)
@@ -251,6 +251,10 @@ def _parameters(config: PreprocessConfig, inputs: Inputs) -> dict[str, Any]:
         values[name] = [Path(v).name for v in value] if many else value and Path(value).name
     if not config.scenes:
         del values["scenes"]
+    values["channels"] = list(inputs.stack.channels)
+    if inputs.stack.channels == CHANNELS:
+        # So that stacks of former versions keep their key.
+        del values["channels"]
     values["validation"] = [Path(v).name for v in config.validation]
     # Integers before texts.
     values["classes"] = sorted(inputs.labels.scheme.classes.items(), key=lambda c: (isinstance(c[0], str), c))
@@ -316,7 +320,9 @@ def _surveyed(
     """Return the journal once the classes of every place are counted; refuses unknown codes."""
     spots = candidate_spots([Ground(grid) for grid in chips.grids], config.size)
     labels = chips.first.labels
-    progress = open_progress(own, key, len(spots), len(labels.legend), replacing=replacing)
+    progress = open_progress(
+        own, key, len(spots), len(labels.legend), len(chips.first.stack.channels), replacing=replacing
+    )
     missing = [spots[number] for number in progress.unsurveyed]
     if not missing:
         return progress
@@ -345,11 +351,13 @@ def _at(spot: Spot) -> str:
     return f"the place at row {spot.window.row}, column {spot.window.col}"
 
 
-def _check_room(folder: Path, progress: Progress, places: Sequence[Place], *, replacing: bool) -> None:
+def _check_room(
+    folder: Path, progress: Progress, places: Sequence[Place], channels: int, *, replacing: bool
+) -> None:
     """Refuse stacks that the disk can't hold, counting what the replaced ones free."""
     pixels = sum(p.window.height * p.window.width for p in places if p.name not in progress.stacks)
     stale = [p for p in folder.iterdir() if _STACK_FILE.fullmatch(p.name)] if replacing else []
-    needed = pixels * (4 * len(CHANNELS) + 1) + 2**20
+    needed = pixels * (4 * channels + 1) + 2**20
     check_disk(folder, needed - sum(p.stat().st_size for p in stale), "the stacks")
 
 
@@ -369,7 +377,7 @@ def _manifest(
         folder=Path(config.out),
         channels=tuple(
             {"name": name, "unit": unit, "coding": stack.coding.get(name, "read")}
-            for name, unit in channel_units().items()
+            for name, unit in channel_units(stack.channels).items()
         ),
         scheme=labels.scheme.name,
         legend=labels.legend,

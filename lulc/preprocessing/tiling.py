@@ -23,7 +23,8 @@ import numpy as np
 import rasterio
 
 from lulc.config import PreprocessConfig
-from lulc.core.schema import CHANNELS, IGNORE, InputError
+from lulc.core.channels import CHANNEL_SETS
+from lulc.core.schema import IGNORE, InputError
 from lulc.core.statistics import Moments
 from lulc.core.storage import sha256_of, write_atomically
 from lulc.core.version import __version__
@@ -34,6 +35,7 @@ from lulc.distributed.cluster import UnfitWorkerError
 from lulc.labels.labels import Labels, near_borders, open_labels
 from lulc.labels.schemes import load_scheme
 from lulc.preprocessing.plan import Place, Spot
+from lulc.rasters.channels import load_channels
 from lulc.rasters.guards import is_address
 from lulc.rasters.scenes import Scenes, find_scenes, read_scenes
 from lulc.rasters.sources import stamps_of
@@ -102,7 +104,10 @@ class Site:
     versions: tuple[str, ...]
 
 
-PATHS = ("bands", "scenes", "indices", "fill", "labels", "like", "mask", "aoi", "pine", "spruce", "scheme")
+PATHS = (
+    "bands", "scenes", "indices", "channels", "fill", "labels", "like", "mask", "aoi", "pine", "spruce",
+    "scheme",
+)  # fmt: skip
 """Options that name inputs."""
 
 
@@ -117,7 +122,8 @@ def anywhere(config: PreprocessConfig) -> PreprocessConfig:
     """The config with absolute paths, for processes that were started in other folders."""
 
     def absolute(path: str) -> str:
-        return path if is_address(path) or not os.path.exists(path) else os.path.abspath(path)
+        named = is_address(path) or path in CHANNEL_SETS or not os.path.exists(path)
+        return path if named else os.path.abspath(path)
 
     moved: dict[str, Any] = {"out": os.path.abspath(config.out)}
     for name in PATHS:
@@ -131,7 +137,10 @@ def open_inputs(config: PreprocessConfig, found: Scenes | None = None) -> Iterat
     """Open mosaic and labels; of scenes that another process has `found`, only those that are read."""
     assert config.labels is not None
     with (
-        open_stack(config.bands, config.indices, config, scenes=found or config.scenes) as stack,
+        open_stack(
+            config.bands, config.indices, config,
+            scenes=found or config.scenes, channels=load_channels(config.channels),
+        ) as stack,
         open_labels(
             config.labels, stack.grid, load_scheme(config.scheme, config.codes) if config.scheme else None,
             field=config.label_field, layer=config.label_layer, pine=config.pine,
@@ -166,10 +175,10 @@ def cut(inputs: Inputs, place: Place) -> Cut:
     index = place.name.rpartition("_")[2]
     paths = [Path(inputs.config.out) / f"{place.split}_{kind}_{index}.npy" for kind in ("image", "masks")]
     counts = np.zeros(256, np.int64)
-    moments = Moments.zero(len(CHANNELS))
+    moments = Moments.zero(len(inputs.stack.channels))
     with write_atomically(paths[0]) as first, write_atomically(paths[1]) as second:
         with (
-            NpyWriter(first, np.dtype(np.float32), (*window.shape, len(CHANNELS))) as images,
+            NpyWriter(first, np.dtype(np.float32), (*window.shape, len(inputs.stack.channels))) as images,
             NpyWriter(second, np.dtype(np.uint8), window.shape) as masks,
         ):
             for image, classes in strips_of(inputs, place):

@@ -67,7 +67,7 @@ def open_mosaic(config: TrainConfig) -> Dataset:
     held = set(order[: max(1, round(VALIDATION * len(squares)))].tolist())
     lock = threading.Lock()
     tiles = [_tile(stack, lock, window) for window in squares]
-    units = channel_units()
+    units = channel_units(stack.channels)
     names = [LandCoverClass(i, name, "#808080") for i, name in enumerate(stack.channels, 1)]
     identity = stack.identity()
     return Dataset(
