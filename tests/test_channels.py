@@ -10,6 +10,7 @@ import pytest
 import rasterio
 from affine import Affine
 
+from lulc.cli import make_classifications, train_model
 from lulc.cli.preprocess import main
 from lulc.config import InputConfig, PreprocessConfig
 from lulc.core.channels import CHANNEL_SETS, channels_text
@@ -205,3 +206,23 @@ def test_the_summary_of_stacks_without_an_index_names_none(
     shown = capsys.readouterr().out
     assert "B8A" in shown and "indices:" not in shown
     assert json.loads((tmp_path / "stacks" / "manifest.json").read_text())["channels"][7]["name"] == "B8A"
+
+
+def test_a_network_of_other_channels_finds_them_by_name(bands: dict[str, str], tmp_path: Path) -> None:
+    given = config(bands, tmp_path, "sentinel2-10")
+    make_stacks(given)
+    run = str(tmp_path / "run")
+    small = "--epochs 1 --steps 2 --validation-steps 1 --batch-size 2 --crop-sizes 32 --filters 4 -q"
+    words = [*small.split(), "--validation-crop-sizes", "32", "--gain", "0.1"]
+    assert train_model.main([given.out, "--out", run, *words]) == 0
+    maps = [tmp_path / "map.tif", tmp_path / "turned.tif"]
+    for out, files in zip(maps, (list(bands.values()), list(bands.values())[::-1]), strict=True):
+        assert make_classifications.main([run, *files, str(out), "-q"]) == 0
+    first, second = (rasterio.open(path) for path in maps)
+    with first, second:
+        assert np.array_equal(first.read(), second.read())
+        assert list(json.loads(first.tags()["LULC_CHANNELS"])) == list(CHANNEL_SETS["sentinel2-10"])
+        assert (first.read(1) > 0).all()
+    del bands["B8A"]
+    assert make_classifications.main([run, *bands.values(), str(tmp_path / "none.tif"), "-q"]) == 1
+    assert not (tmp_path / "none.tif").exists()
