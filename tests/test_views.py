@@ -18,9 +18,10 @@ from lulc.core.schema import LandCoverClass, Legend
 from lulc.core.windows import squares_of
 from lulc.evaluation.report.document import Page, Section, render_html
 from lulc.evaluation.report.viewer import embed, pack
-from lulc.evaluation.report.views import Viewing, entropy, entropy_by_class, least_sure
+from lulc.evaluation.report.views import Viewing, entropy_by_class, least_sure
 from lulc.labels.levels import levels_of
 from lulc.labels.schemes import load_scheme
+from lulc.models.uncertainty import entropy
 
 SHAPE = (83, 97)
 GRID = GridSpec(CRS.from_epsg(3067), Affine(10, 0, 500_000, 0, -10, 6_700_000), *SHAPE)
@@ -58,7 +59,7 @@ def test_every_kept_pixel_is_one_pixel_of_the_map(longest: int, step: int, windo
     assert np.array_equal(views.map, mapped[::step, ::step])
     assert np.array_equal(views.reference, reference[::step, ::step])
     expected = np.round(np.moveaxis(shares[::step, ::step], -1, 0).astype(np.float64), 3)
-    assert np.array_equal(views.shares().round(3), expected.astype(np.float32), equal_nan=True)
+    assert np.array_equal(views.read_activations().round(3), expected.astype(np.float32), equal_nan=True)
 
 
 def test_many_values_are_kept_with_two_decimals(monkeypatch) -> None:
@@ -66,7 +67,7 @@ def test_many_values_are_kept_with_two_decimals(monkeypatch) -> None:
     views = viewed(200)
     assert (views.digits, views.activations.dtype) == (2, np.uint8)
     expected = np.round(np.moveaxis(scene()[2], -1, 0), 2)
-    assert np.allclose(views.shares(), expected, equal_nan=True, atol=1e-6)
+    assert np.allclose(views.read_activations(), expected, equal_nan=True, atol=1e-6)
 
 
 def test_entropy_is_that_of_scipy_over_its_highest_value() -> None:

@@ -288,7 +288,7 @@ class _LogLine(logging.Formatter):
 
 
 def _configure_logging(arguments: argparse.Namespace, argv: Sequence[str] | None) -> Callable[[], None]:
-    """Messages to stderr, and to the log file where one is named; returns what ends the log."""
+    """Send messages to stderr and to the log file; returns the function that ends the log."""
     root = logging.getLogger()
     for handler in [h for h in root.handlers if isinstance(h, _Console)]:
         root.removeHandler(handler)
@@ -326,7 +326,7 @@ def _record(message: str, error: BaseException | None = None) -> None:
 
 
 def _versions() -> str:
-    """Versions of what decides the results, and the job of the cluster."""
+    """Return the versions that decide the results, and the job of the cluster."""
     import importlib.metadata
     import platform
 

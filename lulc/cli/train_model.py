@@ -48,7 +48,7 @@ def _train(config: TrainConfig) -> Answer | None:
 
 
 def describe_folds(found: CrossValidation) -> str:
-    """Return what was left out, fold by fold and class by class, as text tables."""
+    """Describe the folds and the scores of each class as text tables."""
     rows: list[Sequence[str]] = [("left out", "pixels", "classes", "overall accuracy", "macro-F1", "ECE")]
     for fold in found.folds:
         scores = fold.scores

@@ -1,4 +1,4 @@
-"""Memory of arrays that is used again: fresh memory costs as much as the arithmetic on it."""
+"""Reuse of the memory of arrays: fresh memory costs as much as the arithmetic on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Buffers:
         self._free: list[np.ndarray] = []
 
     def clear(self) -> None:
-        """Give up the memory that nobody holds."""
+        """Free the memory that is not in use."""
         self._free.clear()
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:

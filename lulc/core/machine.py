@@ -13,7 +13,7 @@ GDAL_CACHE = 64 * 2**20
 
 
 def free_memory() -> float:
-    """Bytes that this process can still take: what the machine, its control group and limits leave."""
+    """Return the bytes that this process can still take, by machine, control group and limits."""
     process = psutil.Process().memory_info()
     free = [float(psutil.virtual_memory().available) + process.rss]
     for limit, used in ((resource.RLIMIT_AS, process.vms), (resource.RLIMIT_DATA, process.rss)):

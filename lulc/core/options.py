@@ -217,12 +217,12 @@ def help_of(option: dataclasses.Field[Any]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is most like a mistyped one; None where none is."""
+    """Return the known name nearest to a mistyped one; None where none is near."""
     return next(iter(difflib.get_close_matches(name.replace("-", "_"), list(known), 1)), None)
 
 
 def _checked(value: Any, option: dataclasses.Field[Any], hint: Any) -> Any:
-    """The value as the field holds it; None is what a field with that default may always be."""
+    """Return the value as the field holds it; a field with the default None also takes None."""
     if value is None and option.default is None:
         return None
     choices = option.metadata.get("choices")
@@ -243,7 +243,7 @@ def _checked(value: Any, option: dataclasses.Field[Any], hint: Any) -> Any:
 
 
 def _expected(option: dataclasses.Field[Any], hint: Any) -> str:
-    """Return in words what the values of an option are."""
+    """Describe the values that an option takes."""
     base, many = value_type(hint)
     choices = option.metadata.get("choices")
     one = f"one of {', '.join(choices)}" if choices else KINDS[base]

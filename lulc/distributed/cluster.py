@@ -1,4 +1,4 @@
-"""A Dask cluster: processes of this machine, jobs of SLURM, or what answers at an address.
+"""A Dask cluster: processes of this machine, jobs of SLURM, or the scheduler at an address.
 
 What it is given are tasks that don't depend on each other and may be repeated. Of each worker process one
 task is asked at a time, and one more waits there, so that nothing grows with the number of tasks.
@@ -74,7 +74,7 @@ logger = logging.getLogger("lulc")
 
 
 class UnfitWorkerError(InputError):
-    """A worker can't do what others may: its versions differ, or it doesn't see the files."""
+    """Error of an unfit worker: its versions differ, or it doesn't see the files."""
 
 
 @dataclass
@@ -404,7 +404,7 @@ class _Run:
             yield outcome
 
     def _failed(self, task: _Task[Any], worker: str, failure: _Failure) -> None:
-        """Decide what becomes of a task and its worker; raise where there is no use in going on."""
+        """Queue a failed task for another worker, or raise after the last attempt."""
         error, name = failure.error, self._what(task.item)
         logger.debug("%s failed on %s:\n%s", name, worker, failure.trace)
         if isinstance(error, UnfitWorkerError):

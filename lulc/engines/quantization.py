@@ -192,7 +192,7 @@ def _search(
 def _order(
     network: NetworkConfig, arrays: Arrays, choice: Sequence[np.ndarray], plain: Quantization
 ) -> list[str]:
-    """Order the convolutions by what 8 bits save for the pixels whose class they change, the best first.
+    """Order the convolutions by the time that 8 bits save for each pixel whose class changes, best first.
 
     Each is quantised alone. Independent noises add up in their variance, so the square of the share of pixels
     that change is what counts.
@@ -263,7 +263,7 @@ def key_of(card: ModelCard, samples: Iterable[np.ndarray], least: float, *, fine
 
 
 def read_quantization(path: Path, key: str) -> Quantization | None:
-    """Read what `write_quantization` wrote under this key; None where it is absent or damaged."""
+    """Read the choice stored under this key; None where it is absent or damaged."""
     if not path.is_file():
         return None
     try:

@@ -148,7 +148,7 @@ class Counts:
         mapped: NDArray[np.uint8],
         activations: NDArray[np.float32] | None,
     ) -> None:
-        """Count by CORINE level what the matrix of classes does not tell."""
+        """Count the matrices of CORINE levels that do not follow from the matrix of classes."""
         for level, summed in zip(self._levels, self._summed, strict=True):
             groups = level.gather_map(reference)
             if level.number == 1 and self._inputs.labels and self._inputs.level1_from_codes:
@@ -177,7 +177,7 @@ class Counts:
         np.add.at(self._right, tuple(r.astype(np.intp) for r in right), 1)
 
     def results(self, sample: Sample | None) -> Results:
-        """Return the counts so far, with what a sample adds."""
+        """Return the counts so far, with the estimates of a sample."""
         inputs = self._inputs
         change = None
         if inputs.other:

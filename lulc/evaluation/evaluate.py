@@ -74,11 +74,11 @@ class EvaluationResult:
 
     @property
     def scores(self) -> Scores:
-        """Metrics of all scored pixels, of held-out land where that is known."""
+        """Return the metrics of all scored pixels, of held-out land where that is known."""
         return self.results.scores
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the report's JSON file holds."""
+        """Return the content of the report's JSON file."""
         return {**dataclasses.asdict(self.imprint), **self.results.to_json()}
 
 
@@ -110,7 +110,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
 
 def _check_asked(config: EvaluateConfig) -> None:
-    """Refuse what only a reference can answer where there is none."""
+    """Refuse options that need a reference where there is none."""
     if config.reference is not None:
         return
     asked = {
@@ -130,7 +130,7 @@ def _check_asked(config: EvaluateConfig) -> None:
 
 
 def _is_designing(config: EvaluateConfig) -> bool:
-    """True where a sample is asked for; refuses one that can't be."""
+    """Return True if a sample is to be drawn; refuses impossible sizes."""
     if config.design_sample < 0:
         raise InputError(
             f"cannot draw a sample of {config.design_sample} points, expected 1 or more",

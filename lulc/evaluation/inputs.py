@@ -22,7 +22,7 @@ from lulc.rasters.sources import Source, open_source
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that is read window by window, opened and checked.
+    """Opened and checked inputs, which are read window by window.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def open_inputs(config: EvaluateConfig, resources: ExitStack) -> Inputs:
 
 
 def _scheme_of(the_map: ClassMap, config: EvaluateConfig) -> Scheme:
-    """The scheme by which a reference is read where none is named: that of the map's own legend.
+    """Return the scheme of the map's legend, for a reference whose scheme is not named.
 
     Raises
     ------

@@ -117,7 +117,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def _server_of(application: Any) -> Any:
-    """A server that closes what takes too long."""
+    """Return a server that closes connections that take too long."""
     import uvicorn
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -203,7 +203,7 @@ def _application(config: ServeConfig, resources: ExitStack) -> Any:
 
 
 class _SameOrigin:
-    """Refuses what pages of other origins ask for, and says that nobody else may embed the answers."""
+    """Middleware that refuses requests from pages of other origins, and forbids embedding of the answers."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -283,7 +283,7 @@ def _index(text: str) -> int:
 
 
 def _style_of(request: Any, layer: TileLayer) -> tuple[int, int | None]:
-    """Side of the tile, and the class that is looked at alone."""
+    """Return the side of the tile and the single class to show, if any."""
     asked = _asked(request, ("tilesize", "alone") if layer.kind == "classes" else ("tilesize",))
     size, alone = asked.get("tilesize", TILE_SIZES[0]), asked.get("alone")
     if size not in TILE_SIZES:

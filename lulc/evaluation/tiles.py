@@ -37,7 +37,7 @@ BLANK = cv2.imencode(".png", np.zeros((1, 1, 4), np.uint8))[1].tobytes()
 
 
 class TileFile:
-    """A raster that several threads read at a time, each with a dataset of its own.
+    """Raster for several threads, each with its own dataset.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def _ramps(the_map: ClassMap, file: TileFile) -> list[TileLayer]:
 def _paint_classes(
     colors: dict[int, str], values: np.ma.MaskedArray[Any, Any], alone: int | None
 ) -> np.ndarray:
-    """Colours of class numbers; nothing where there is no class, and others paler than the one alone."""
+    """Colour class numbers: no class is transparent, and classes beside a single shown one are paler."""
     table = np.zeros((256, 4), np.uint8)
     for number, color in colors.items():
         table[number] = (*bytes.fromhex(color[1:]), 255 if alone in (None, number) else PALE)
@@ -190,7 +190,7 @@ def _paint_ramp(
     values: np.ma.MaskedArray[Any, Any],
     alone: int | None,
 ) -> np.ndarray:
-    """Colours of what lies between 0 and 1."""
+    """Colour values between 0 and 1."""
     from rio_tiler.colormap import cmap
 
     ramp = cmap.get(name)
@@ -200,7 +200,7 @@ def _paint_ramp(
 
 
 def _entropy_of(alone: bool, values: np.ndarray) -> np.ndarray:
-    """Uncertainty of activations (class, y, x); `alone`, there is one and the rest is the other."""
+    """Return the uncertainty of activations (class, y, x); with `alone`, one class against the rest."""
     shares = np.moveaxis(np.concatenate([values, 1 - values]) if alone else values, 0, -1)
     return entropy(shares)
 

@@ -184,7 +184,7 @@ def is_own(path: Path) -> bool:
 
 
 def style_map(land_cover: ClassMap, entries: Sequence[Entry], path: Path) -> None:
-    """Write what QGIS and GDAL show a map with beside it; a style of the user's is left as it is.
+    """Write styles for QGIS and GDAL beside a map; a style that the user changed stays.
 
     Parameters
     ----------

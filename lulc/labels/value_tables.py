@@ -1,4 +1,4 @@
-"""Value tables: what a label raster itself says of the classes that its values mean."""
+"""Value tables: classes that a label raster itself declares for its values."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ValueTable:
 
 
 def read_value_table(source: Source) -> ValueTable | None:
-    """Return what a raster says of its values; None where it says nothing.
+    """Return the classes that a raster declares for its values; None without any.
 
     Looked for in this order: the legend in the tags of a map, a raster attribute table or category names in
     ``NAME.aux.xml`` or the file, a table ``NAME.vat.dbf``, ``flag_values`` and ``flag_meanings`` of CF, and

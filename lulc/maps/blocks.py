@@ -188,7 +188,7 @@ class _Encoded(NamedTuple):
 
 
 class _Open:
-    """A block that is being filled; no array yet where all of it so far is no data."""
+    """Block that is being filled; it has no array while it is all no data."""
 
     def __init__(self) -> None:
         self.values: np.ndarray | None = None
@@ -233,7 +233,7 @@ class BlockWriter(Resource):
         self._empty = _Encoded([payload] * bands, [zlib.crc32(payload)] * bands, None)
 
     def close(self) -> None:
-        """End the thread that writes; what it hasn't written by then it never writes."""
+        """End the writing thread; blocks that it has not written are dropped."""
         self._disk.shutdown(cancel_futures=True)
 
     def place(self, level: int, window: Window, values: np.ndarray | None) -> None:
@@ -330,7 +330,7 @@ class BlockWriter(Resource):
         self._write(b"".join(encoded.payloads))
 
     def _write(self, data: bytes) -> None:
-        """Have data written and hashed after what was given before, in a thread of its own."""
+        """Write and hash data after the earlier ones, in the writing thread."""
         self._offset += len(data)
         self._writing.append(self._disk.submit(self._put, data))
         while len(self._writing) > _WAITING:
@@ -342,7 +342,7 @@ class BlockWriter(Resource):
 
 
 class BlockFile(Resource):
-    """Reads what `BlockWriter` wrote; a context manager.
+    """Reader of the file of a `BlockWriter`; a context manager.
 
     Raises
     ------

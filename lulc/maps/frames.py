@@ -1,4 +1,4 @@
-"""Maps as xarray objects: CF coordinates, flags and pixels that are read when they are asked for.
+"""Maps as xarray objects: CF coordinates, flags and lazily read pixels.
 
 References
 ----------

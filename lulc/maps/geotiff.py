@@ -117,7 +117,7 @@ class MapProfile:
         return {level: Window(0, 0, *self.levels[level]) for level in above}
 
     def bytes_of(self, pixels: int) -> int:
-        """Uncompressed bytes of so many pixels and their reduced levels."""
+        """Return the uncompressed bytes of a number of pixels and their overviews."""
         return pixels * len(self.band_names) * self.encoding.dtype.itemsize * 4 // 3
 
 

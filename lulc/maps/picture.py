@@ -62,7 +62,7 @@ def draw_classes(classes: np.ndarray, grid: GridSpec, legend: Legend, axes: Any 
 
 
 def embedded(draw: Callable[[Any], Any]) -> str:
-    """Return what a function draws into axes as an image element that holds its PNG."""
+    """Return the drawing of a function as an HTML image element that holds its PNG."""
     from matplotlib.figure import Figure
 
     buffer, figure = io.BytesIO(), Figure(figsize=(8, 5), layout="constrained")

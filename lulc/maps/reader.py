@@ -1,4 +1,4 @@
-"""A finished map, opened for reading: class numbers, activations and what its tags say."""
+"""Reader of a finished map: class numbers, activations and tags."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ClassMap(Resource):
 
     @property
     def made(self) -> tuple[tuple[str, str], ...]:
-        """(name, value) of what the tags say about how the map was made, the legend left out."""
+        """Return (name, value) of the tags about how the map was made, without the legend."""
         return tuple(
             (key.removeprefix(TAG_PREFIX).lower().replace("_", " "), value)
             for key, value in sorted(self._tags.items())

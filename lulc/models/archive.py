@@ -138,7 +138,7 @@ def variables_of(model: Any) -> dict[str, Any]:
 def compare_shapes(
     found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str | os.PathLike[str]
 ) -> None:
-    """Raise InputError naming what differs between two sets of variables, shapes by ``layer/variable``."""
+    """Raise InputError with the differences between two sets of variables, shapes by ``layer/variable``."""
     missing = [n for n in expected if n not in found]
     other = [n for n in found if n not in expected]
     differing = [

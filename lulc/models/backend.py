@@ -164,7 +164,7 @@ def precision(name: str) -> Iterator[None]:
 
 
 def computes_in(precision: str, described: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return whether the device multiplies in a precision; a processor that doesn't is many times slower.
+    """Return True if the device multiplies in a precision; a processor that doesn't is many times slower.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A random forest as plain arrays: what its file holds, and prediction without the library that grew it.
+"""Random forest as plain arrays, which predicts without the library that grew it.
 
 A forest is `NAME.npz` with its card `NAME.json` beside it. The file holds the five arrays of `Forest` under
 their names, uncompressed and without pickle; the features that they are about are those of

@@ -13,7 +13,7 @@ from lulc.core.statistics import Statistics
 def texture_features(
     x: NDArray[np.float32], statistics: Statistics, radii: Sequence[int]
 ) -> NDArray[np.float32]:
-    """Return what a model without convolutions sees of each pixel.
+    """Return the features of each pixel for a model without convolutions.
 
     A value depends on its own surroundings alone, to the last bit, so that windows give what the whole
     image gives. Invalid pixels and those beyond the border take no part in mean and deviation.

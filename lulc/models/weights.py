@@ -223,7 +223,7 @@ def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> 
 
 
 def check_model(path: str | os.PathLike[str]) -> None:
-    """Refuse what `load_model` would refuse of a file, before a framework is loaded."""
+    """Refuse a file that `load_model` would refuse, before a framework is loaded."""
     if Path(path).suffix in (".keras", ".npz"):
         read_arrays(path)
     else:

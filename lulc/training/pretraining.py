@@ -1,4 +1,4 @@
-"""The training loop of masked autoencoding, validated by what the network fills in."""
+"""Training loop of masked autoencoding, validated by the values that the network fills in."""
 
 from __future__ import annotations
 

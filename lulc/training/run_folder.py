@@ -118,7 +118,7 @@ def kept_models(rows: Sequence[Row], keep: str) -> set[str]:
 
 
 def is_stale(rows: Sequence[Row], patience: int) -> bool:
-    """Return whether none of the last `patience` epochs is a pick by score; never with 0."""
+    """Return True if none of the last `patience` epochs is a pick by score; never with 0."""
     if not rows or not patience:
         return False
     picked = [rows.index(row) for row in rows for pick in SCORES if row.model == picks_of(rows)[pick]]
@@ -243,7 +243,7 @@ class Run:
                     )
 
     def _holds_part(self) -> bool:
-        """Return whether the folder holds this very run, interrupted."""
+        """Return True if the folder holds this very run, interrupted."""
         found = _document_in(self.folder)
         if found is None or found["finished"]:
             return False
@@ -253,7 +253,7 @@ class Run:
         return [path for path in self.folder.glob("*-*.*") if _MODEL.fullmatch(path.name)]
 
     def clear(self) -> None:
-        """Remove what a run leaves in its folder, and nothing else."""
+        """Remove the files of a run from its folder, and nothing else."""
         self._own.clear()
 
     def _clear_checkpoints(self) -> None:
@@ -267,20 +267,20 @@ def parameters_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def is_finished(config: TrainConfig, inputs: dict[str, str]) -> bool:
-    """Return whether the folder of a resolved config holds this very run, complete."""
+    """Return True if the folder of a resolved config holds this very run, complete."""
     found = _document_in(Path(config.out))
     mine = json.loads(json.dumps({"parameters": parameters_of(config), "inputs": inputs}))
     return found is not None and found["finished"] and all(found[what] == mine[what] for what in DECISIVE)
 
 
 def is_interrupted(folder: Path) -> bool:
-    """Return whether a folder holds an interrupted run."""
+    """Return True if a folder holds an interrupted run."""
     found = _document_in(folder)
     return found is not None and not found["finished"]
 
 
 def clear_run(folder: Path) -> None:
-    """Remove what a run left in a folder; raises InputError where another process works on it."""
+    """Remove the files of a run from a folder; raises InputError where another process works on it."""
     with _lock(folder):
         Run(folder, {}, {}).clear()
 

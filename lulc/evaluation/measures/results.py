@@ -180,12 +180,12 @@ class Results:
 
     @property
     def scores(self) -> Scores:
-        """Metrics of all scored pixels, of held-out land where that is known."""
+        """Return the metrics of all scored pixels, of held-out land where that is known."""
         return score(self.confusion, self.legend)
 
     @property
     def scored(self) -> str:
-        """The land that is scored, for headings."""
+        """Name of the scored land, for headings."""
         return "" if self.seen is None else " on held-out land"
 
     def parts(self) -> list[tuple[str, Scores]]:

@@ -45,7 +45,7 @@ class Imprint:
     licence: str | None = None
 
     def byline(self) -> tuple[tuple[str, str], ...]:
-        """(name, value) of what was given, the title left out."""
+        """Return (name, value) of each given text but the title."""
         given = (("Author", self.author), ("Date", self.date), ("Licence", self.licence))
         return tuple((name, value) for name, value in given if value)
 
@@ -99,7 +99,7 @@ def page_of(
 
 
 def _summary(results: Results) -> tuple[tuple[str, str], ...]:
-    """Return the metrics to be seen first: agreement with a reference, else what a sample says."""
+    """Return the headline metrics: agreement with a reference, else estimates of a sample."""
     scores, areas = results.scores, results.areas
     if results.reference is not None:
         return (
@@ -119,7 +119,7 @@ def _summary(results: Results) -> tuple[tuple[str, str], ...]:
 
 
 def _agreement_sections(results: Results, pictures: Mapping[str, Path]) -> list[Section]:
-    """Return what the reference says of the map."""
+    """Return the sections on agreement with the reference."""
     scores, where = results.scores, results.scored
     shown = pictures.get("confusion.png")
     sections = [
@@ -309,7 +309,7 @@ def _area_section(areas: Areas, legend: Legend, pictures: Mapping[str, Path]) ->
 
 
 def points_words(areas: Areas) -> str:
-    """Return what the interpreted points say of the whole map."""
+    """Describe the accuracy of the whole map as estimated from interpreted points."""
     assert areas.estimates is not None and areas.sample is not None
     left_out = (
         f" {areas.sample.left_out:,} more points could not be interpreted and are left out."
@@ -440,7 +440,7 @@ def _baseline_section(compared: Mapping[str, Any]) -> Section:
 
 
 def _made_section(results: Results) -> Section:
-    """Weights, inputs, versions and parameters: what the tags of the map say, one table per tag of many."""
+    """Return weights, inputs, versions and parameters from the tags of the map, a table for each long tag."""
     single: list[tuple[str, str]] = []
     tables = []
     for name, value in results.made:

@@ -169,7 +169,9 @@ def _level_view(views: Views, level: Level) -> NDArray[np.uint8]:
     # In strips: floats of all classes at once would need half a gigabyte.
     for row in range(0, len(groups), 128):
         rows = Window(row, 0, min(128, len(groups) - row), groups.shape[1])
-        groups[rows.slices] = level.gather(views.map[rows.slices], np.moveaxis(views.shares(rows), 0, -1))
+        groups[rows.slices] = level.gather(
+            views.map[rows.slices], np.moveaxis(views.read_activations(rows), 0, -1)
+        )
     return groups
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, Legend
 from lulc.core.windows import Window
+from lulc.models.uncertainty import entropy
 
 LONGEST = 2048
 """Maps with longer sides are decimated to this."""
@@ -60,8 +61,8 @@ class Views:
     activations: Stored | None = None
     digits: int = 3
 
-    def shares(self, window: Window | None = None) -> NDArray[np.float32]:
-        """Activations of a part of the picture, float32 (class, y, x), 0..1, NaN = no data.
+    def read_activations(self, window: Window | None = None) -> NDArray[np.float32]:
+        """Return the activations of a part of the picture, float32 (class, y, x), 0..1, NaN = no data.
 
         Without activations there is no class: (0, y, x).
         """
@@ -73,7 +74,7 @@ class Views:
         return np.where(stored == np.iinfo(stored.dtype).max, np.float32(np.nan), scaled)
 
     def entropy(self) -> NDArray[np.float32] | None:
-        """Uncertainty of the map float32 (y, x), see `entropy`; None without activations."""
+        """Return the uncertainty of the map (`lulc.models.uncertainty.entropy`); None without activations."""
         if self.activations is None:
             return None
         height, width = self.map.shape
@@ -81,29 +82,8 @@ class Views:
         # In strips: floats of all classes at once would need half a gigabyte.
         for row in range(0, height, 128):
             rows = Window(row, 0, min(128, height - row), width)
-            result[rows.slices] = entropy(np.moveaxis(self.shares(rows), 0, -1))
+            result[rows.slices] = entropy(np.moveaxis(self.read_activations(rows), 0, -1))
         return result
-
-
-def entropy(activations: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Shannon entropy of activations over that of complete ignorance: 0 one class is sure, 1 all are equal.
-
-    Parameters
-    ----------
-    activations
-        float32 (..., class), 0..1, NaN = no data.
-
-    Examples
-    --------
-    >>> entropy(np.array([[1, 0], [0.5, 0.5]], "f4")).tolist()
-    [0.0, 1.0]
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(activations > 0, activations * np.log(activations), activations * 0)
-    result = -terms.sum(axis=-1) / np.log(activations.shape[-1])
-    return np.asarray(
-        np.minimum(np.maximum(result, 0), 1), np.float32
-    )  # rounded activations sum to a little more
 
 
 class Viewing:
@@ -195,7 +175,7 @@ class Viewing:
 
 
 def stretch(colors: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Colours uint8 (y, x, 3) of reflectances: 2 % of each end saturated, white where there is none."""
+    """Stretch reflectances to colours uint8 (y, x, 3): 2 % of each end saturated, no data white."""
     result = np.full(colors.shape, 255, np.uint8)
     for k in range(colors.shape[-1]):
         plane = colors[..., k]
@@ -243,7 +223,7 @@ def least_sure(views: Views, count: int = 5) -> list[UnsureSquare]:
             valid = np.isfinite(values)
             if valid.sum() < side * side / 2:
                 continue
-            means = views.shares(block)[:, valid].mean(axis=1)
+            means = views.read_activations(block)[:, valid].mean(axis=1)
             first, second = (int(k) + 1 for k in np.argsort(-means, kind="stable")[:2])
             area = Window(*(views.step * n for n in (row, col, block.height, block.width)))
             worst = float(values[valid].mean())

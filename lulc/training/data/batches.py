@@ -173,12 +173,12 @@ class TileGenerator:
         return tile.image
 
     def release(self) -> None:
-        """Give up the memory of batches that nobody holds; later ones get fresh memory."""
+        """Free the memory of batches that are no longer in use; later batches get fresh memory."""
         for memory in self._memory.values():
             memory.clear()
 
     def close(self) -> None:
-        """Give up all memory; no batch can be asked for any more."""
+        """Free all memory; no more batches can be made."""
         self.release()
 
     def _fitted_by(self, side: int) -> tuple[list[Tile], NDArray[np.float64]]:
@@ -289,7 +289,7 @@ def _outer(side: int, angles: Sequence[float]) -> int:
 
 
 def _advice(largest: int, angles: Sequence[float], option: str) -> str:
-    """Say what to type where no side fits a stack with a side of `largest` pixels."""
+    """Return the hint for a stack with a side of `largest` pixels that no crop fits."""
     fitting = [side for side in range(STRIDE, largest + 1, STRIDE) if _outer(side, angles) <= largest]
     advice = [f"`{option} {fitting[-1]}`"] if fitting else [f"larger stacks than {largest} pixels"]
     advice += ["`--rotations 4`"] if any(angle % 90 for angle in angles) else []

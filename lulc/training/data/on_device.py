@@ -67,7 +67,7 @@ class ResidentCrops(TileGenerator):
         return keras.ops.take(self._pixels, numbers, axis=0), labels
 
     def close(self) -> None:
-        """Give up all memory, that of the device too; no batch can be asked for any more."""
+        """Free all memory, that of the device too; no more batches can be made."""
         super().close()
         del self._pixels
 

@@ -127,7 +127,7 @@ def features_at(square: Square, statistics: Statistics, radii: Sequence[int]) ->
 
 
 def read_around(tile: Tile, window: Window, reach: int) -> NDArray[np.float32]:
-    """Read a window of a stack and what lies around it, float32 (y, x, band); NaN where invalid or beyond."""
+    """Read a window of a stack with its surroundings, float32 (y, x, band); NaN where invalid or beyond."""
     height, width, bands = tile.image.shape
     seen = np.full((window.height + 2 * reach, window.width + 2 * reach, bands), np.nan, np.float32)
     top, left = window.row - reach, window.col - reach
