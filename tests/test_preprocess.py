@@ -232,6 +232,36 @@ def test_more_stacks_than_there_are_is_said_and_fewer_than_validate_is_refused(
     assert f"{cut} stacks are cut instead of 50" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"gap": 30}, {"stacks": 3}, {"size": 80}, {"border_ignore": 2}, {"validation": ("none",)}]
+)
+def test_every_labelled_valid_pixel_is_used_or_has_a_reason(
+    scene: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Against a count over the whole mosaic; stacks of 64 pixels leave strips of 32, those of 80 none."""
+    found = make_stacks(config(scene, **options)).provenance["labelled"]
+    whole = make_stacks(config(scene, size=850, validation=("none",), out=scene["out"] + "-whole"))
+    assert found["given"] == whole.class_counts("train").sum()
+    masks = {split: list(Path(scene["out"]).glob(f"{split}_masks_*.npy")) for split in ("train", "val")}
+    used = {split: sum(int((np.load(p) != 255).sum()) for p in paths) for split, paths in masks.items()}
+    assert (found["training"], found["validation"]) == (used["train"], used["val"])
+    assert found["given"] == sum(found[name] for name in list(found)[1:])
+    assert (found["strips"] > 0) == ("size" not in options)
+    assert (found["not_cut"] > 0) == ("stacks" in options)
+    assert (found["hidden"] > 0) == (options.get("validation") != ("none",))
+
+
+def test_the_command_says_how_many_labels_are_used_and_why_not_all(
+    scene: dict[str, Any], capsys: Any
+) -> None:
+    assert main(arguments(scene, "--quiet")) == 0
+    found = load_manifest(scene["out"]).provenance["labelled"]
+    printed = capsys.readouterr().out
+    assert f"labels: {found['given']:,} px on valid pixels, " in printed
+    assert f"{found['hidden']:,} within --gap or --border-ignore" in printed
+    assert f"{found['strips']:,} in strips too narrow for a stack" in printed
+
+
 def test_polygons_choose_the_validation_stacks(scene: dict[str, Any], tmp_path: Path) -> None:
     area = box(500000, 6800000 - 640, 500000 + 900, 6800000)
     path = tmp_path / "val.gpkg"

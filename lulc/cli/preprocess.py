@@ -70,6 +70,7 @@ def figures(manifest: Manifest) -> dict[str, Any]:
         ],
         "coverage": manifest.provenance["coverage"],
         "labels": manifest.provenance["labels"],
+        "labelled": manifest.provenance.get("labelled"),
     }
 
 
@@ -109,6 +110,7 @@ def _readings(manifest: Manifest) -> str:
     lines = [
         f"labels: {origin} ({shown})",
         *(f"labels: {words}" for words in losses),
+        *_labelled(manifest),
         *([f"indices: {'; '.join(origins)}"] if _indices(manifest) else []),
     ]
     return "\n".join(lines)
@@ -118,6 +120,26 @@ def _indices(manifest: Manifest) -> list[str]:
     from lulc.core.schema import INDICES
 
     return [str(c["name"]) for c in manifest.channels if c["name"] in INDICES]
+
+
+def _labelled(manifest: Manifest) -> list[str]:
+    """How many labelled pixels are used, and why the others are not; nothing of an older manifest."""
+    found = manifest.provenance.get("labelled")
+    if not found:
+        return []
+    reasons = (
+        ("hidden", "within --gap or --border-ignore"),
+        ("not_cut", "in places that --stacks or --gap leaves out"),
+        ("strips", "in strips too narrow for a stack"),
+    )
+    used = found["training"] + found["validation"]
+    lost = [f"{found[name]:,} {words}" for name, words in reasons if found[name]]
+    why = f"; not used: {', '.join(lost)}" if lost else ""
+    share = f"{100 * used / max(1, found['given']):.1f} %"
+    return [
+        f"labels: {found['given']:,} px on valid pixels, {share} used: {found['training']:,} for training, "
+        f"{found['validation']:,} for validation{why}"
+    ]
 
 
 def _computed(manifest: Manifest) -> list[str]:

@@ -39,7 +39,7 @@ from lulc.labels.schemes import write_scheme
 from lulc.preprocessing.chips import Chip, Chips, find_chips
 from lulc.preprocessing.journal import PROGRESS, Progress, open_progress
 from lulc.preprocessing.plan import Ground, Place, Spot, candidate_spots, plan_places, validation_file
-from lulc.preprocessing.split import ENOUGH
+from lulc.preprocessing.split import ENOUGH, strips_beside
 from lulc.preprocessing.tiling import (
     CURRENT,
     PATHS,
@@ -48,6 +48,7 @@ from lulc.preprocessing.tiling import (
     Site,
     anywhere,
     at_work,
+    count_classes,
     count_labels,
     cut,
     paths_of,
@@ -57,6 +58,7 @@ from lulc.preprocessing.tiling import (
     versions,
 )
 from lulc.rasters.sources import Stamp, moments_of, stamps_of
+from lulc.rasters.stack import Coverage
 
 logger = logging.getLogger("lulc")
 
@@ -369,6 +371,7 @@ def _manifest(
     sources = {json.dumps(source, sort_keys=True): source for source in chips.sources}
     # In the order of the plan, under the folder's name here, whoever wrote them.
     stacks = tuple(_in_folder(progress.stacks[place.name], config) for place in places)
+    labelled = _labelled(config, chips, progress.counts, stacks)
     statistics = progress.moments.statistics
     if not any(file.split == "train" for file in stacks):
         # Nothing here trains: these say what the imagery is like, and no training takes them.
@@ -385,11 +388,32 @@ def _manifest(
         statistics=statistics,
         sources=tuple(sources.values() if chips.are_many else chips.sources),
         parameters=parameters,
-        provenance={**chips.provenance, "coverage": progress.coverage.to_json()},
+        provenance={**chips.provenance, "coverage": progress.coverage.to_json(), "labelled": labelled},
         key=progress.key,
     )
     _warn_of_rare_classes(manifest)
     return manifest
+
+
+def _labelled(
+    config: PreprocessConfig, chips: Chips, counts: np.ndarray, stacks: Sequence[StackFile]
+) -> dict[str, int]:
+    """Return how many labelled valid pixels there are, which of them are used, and what the others lie in."""
+    strips = sum(
+        sum(count_classes(chips.at(chip), strip, Coverage()))
+        for chip, grid in enumerate(chips.grids)
+        for strip in strips_beside(grid.height, grid.width, config.size)
+    )
+    used = {split: sum(sum(s.class_counts) for s in stacks if s.split == split) for split in ("train", "val")}
+    in_stacks = int(counts[[s.number for s in stacks if s.number is not None]].sum())
+    return {
+        "given": int(counts.sum()) + strips,
+        "training": used["train"],
+        "validation": used["val"],
+        "strips": strips,
+        "not_cut": int(counts.sum()) - in_stacks,
+        "hidden": in_stacks - used["train"] - used["val"],
+    }
 
 
 def _in_folder(file: StackFile, config: PreprocessConfig) -> StackFile:

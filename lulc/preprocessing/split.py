@@ -36,6 +36,19 @@ def candidate_windows(height: int, width: int, size: int) -> list[Window]:
     ]
 
 
+def strips_beside(height: int, width: int, size: int) -> list[Window]:
+    """Return the strips at the right and lower edge that `candidate_windows` leaves out.
+
+    Examples
+    --------
+    >>> strips_beside(1700, 870, 850)
+    [Window(row=0, col=850, height=1700, width=20)]
+    """
+    bottom, right = candidate_windows(height, width, size)[-1].stop
+    strips = [Window(0, right, height, width - right), Window(bottom, 0, height - bottom, right)]
+    return [strip for strip in strips if min(strip.shape)]
+
+
 def _cut_axis(length: int, size: int) -> list[tuple[int, int]]:
     pieces = [(start, min(size, length - start)) for start in range(0, length, size)]
     if len(pieces) > 1 and pieces[-1][1] < min(MIN_SIDE, size):

@@ -158,15 +158,19 @@ def count_labels(inputs: Inputs, spot: Spot) -> Counter[int]:
 
 def survey(inputs: Inputs, spot: Spot) -> Survey:
     """Count the labelled valid pixels of each class at a numbered place."""
-    number, window, _ = spot
-    counts = np.zeros(256, np.int64)
     coverage = Coverage()
+    return Survey(spot.number, count_classes(inputs, spot.window, coverage), coverage)
+
+
+def count_classes(inputs: Inputs, window: Window, coverage: Coverage) -> tuple[int, ...]:
+    """Return the labelled valid pixels of class 1..N in a window; `coverage` takes how they were read."""
+    counts = np.zeros(256, np.int64)
     for part in squares_of(window, 1024):
         classes = inputs.labels.read(part)
         if (classes != IGNORE).any():
             classes[~_valid(inputs.stack.read(part, coverage))] = IGNORE
             counts += np.bincount(classes.ravel(), minlength=256)
-    return Survey(number, _by_class(counts, inputs.labels), coverage)
+    return _by_class(counts, inputs.labels)
 
 
 def cut(inputs: Inputs, place: Place) -> Cut:
