@@ -109,3 +109,37 @@ def test_an_export_that_another_run_writes_is_refused(
     assert "another run is writing it" in capsys.readouterr().err
     assert main([str(source), "--out", str(out)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"map.tif", out.name}
+
+
+DIE_BETWEEN = """
+import os, signal, sys
+from lulc.cli.export_map import main
+from lulc.export import styles
+styles.sld = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("kind", ["nc", "zarr"])
+def test_a_killed_export_is_repeated_by_the_same_command(
+    tmp_path: Path, write_map: WriteMap, kind: str
+) -> None:
+    """The process dies after the first of two outputs."""
+    source, outs = write_map(tmp_path / "map.tif"), [tmp_path / f"out.{kind}", tmp_path / "out.sld"]
+    arguments = [str(source), "--out", *map(str, outs)]
+    found = subprocess.run([sys.executable, "-c", DIE_BETWEEN, *arguments], check=False, timeout=60)
+    assert found.returncode == -signal.SIGKILL
+    assert outs[0].exists() and not outs[1].exists()
+    assert main(arguments) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"map.tif", *(out.name for out in outs)}
+
+
+def test_a_run_that_fails_takes_back_what_it_wrote(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.nc", tmp_path / "new.nc"
+    old.write_text("old")
+    with pytest.raises(OSError, match="full"), claim_outputs([old, new]):
+        for out in (old, new):
+            with write_atomically(out) as temporary:
+                temporary.write_text("new")
+        raise OSError("full")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old.nc": "new"}

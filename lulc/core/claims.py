@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lulc.core.removal import remove_leftovers
+from lulc.core.removal import discard, remove_leftovers
 from lulc.core.schema import InputError
 from lulc.core.storage import Lock, identity_of, lock_of
 
@@ -30,7 +30,8 @@ def claim_outputs(outputs: Sequence[Path], command: object = "") -> Iterator[Cla
 
     The lock of an output is a hidden file beside it, which a killed run leaves. It holds the command and the
     identity of each file that got the output's name under the lock (`rename_durably`). Only a file with
-    such an identity counts as the killed run's own.
+    such an identity counts as the killed run's own. A run that fails deletes what it wrote so far, unless it
+    was to replace what lay there.
 
     Parameters
     ----------
@@ -45,13 +46,20 @@ def claim_outputs(outputs: Sequence[Path], command: object = "") -> Iterator[Cla
         If another process writes one of them.
     """
     with contextlib.ExitStack() as stack:
-        unfinished = set()
+        new, unfinished = [], set()
         for output in sorted(set(outputs)):
             stack.enter_context(Lock(lock_of(output), f"'{output}'", remove=True))
             remove_leftovers(output.parent, output.name)
             if _take_over(output, repr(command)):
                 unfinished.add(output)
-        yield Claims(unfinished)
+            if output in unfinished or not os.path.lexists(output):
+                new.append(output)
+        try:
+            yield Claims(unfinished)
+        except BaseException:
+            for output in filter(_is_of_this_run, new):
+                discard(output)
+            raise
 
 
 def _take_over(output: Path, command: str) -> bool:
@@ -63,6 +71,14 @@ def _take_over(output: Path, command: str) -> bool:
         file.write("\n" + json.dumps({"command": command, "process": os.getpid()}) + "\n")
     written = [entry["written"] for entry in entries if "written" in entry]
     return same and os.path.lexists(output) and identity_of(output) in written
+
+
+def _is_of_this_run(output: Path) -> bool:
+    """True where this run, the last that its lock names, wrote what lies there."""
+    written: list[object] = []
+    for entry in _entries(lock_of(output)):
+        written = [] if "command" in entry else [*written, entry.get("written")]
+    return os.path.lexists(output) and identity_of(output) in written
 
 
 def _entries(lock: Path) -> Iterator[dict[str, object]]:

@@ -91,6 +91,13 @@ def withdraw(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def discard(path: Path) -> None:
+    """Delete a file or folder that the caller has just made; a kill leaves the whole of it or none."""
+    temporary = temporary_name(path)
+    os.rename(path, temporary)
+    remove_temporary(temporary)
+
+
 def strangers(folder: Path, names: re.Pattern[str]) -> list[str]:
     """Return the paths in a folder that the toolkit did not make, relative to the folder.
 

@@ -207,7 +207,8 @@ def _check_outputs(outputs: Sequence[Path], source: Path, claims: Claims, *, ove
     for out in outputs:
         if out.resolve() == source.resolve():
             raise InputError(f"cannot write '{out}', since it is the input", "Give another output.")
-        if out.exists() and not overwrite and not styles.is_own(out):
+        replaceable = overwrite or styles.is_own(out) or claims.may_replace(out)
+        if out.exists() and not replaceable:
             raise InputError(
                 f"cannot write '{out}', since it exists already",
                 "Give another output, or add --overwrite to replace it.",
