@@ -146,7 +146,7 @@ def commands(scene: Path, out: Path) -> dict[str, list[str]]:
         "export styles": ["export_map", made, "--out", f"{out}/map.qml", f"{out}/map.sld"],
         "export level": ["export_map", made, "--level", "1", "--out", f"{out}/level.tif"],
         "report": ["evaluate_classifications", made, str(scene / "labels.tif"), "--out", f"{out}/report"],
-        "stacks": ["preprocess", *bands, "--scheme", "kaakonkulma-13", "--size", "64",
+        "stacks": ["preprocess", *bands, "--scheme", "kaakonkulma-13", "--size", "32", "--gap", "0",
                    "--out", f"{out}/stacks"],
         "map": ["make_classifications", weights, *image, f"{out}/map.tif"],
         "map, sieved, polygons": [
@@ -197,6 +197,7 @@ def faults(arguments: list[str], out: Path, points: int, kind: int) -> Iterator[
         _empty(out)
         status, _, text = run(arguments, out, kind, at)
         if kind == FULL and ("Traceback" in text or status not in (0, 1)):
+            print(text[-1500:], file=sys.stderr)
             yield "traceback"
             continue
         again, _, text = run(arguments, out)

@@ -48,25 +48,31 @@ def write_netcdf(land_cover: ClassMap, path: Path) -> None:
         If the map is damaged.
     """
     frame = frame_of(land_cover)
-    with write_atomically(path) as temporary:
-        frame.to_netcdf(temporary, engine="netcdf4")
-        with netCDF4.Dataset(temporary, "a") as file:
-            # Every chunk is written, so that filling them before would only cost time.
-            file.set_fill_off()
+    try:
+        with write_atomically(path) as temporary:
+            frame.to_netcdf(temporary, engine="netcdf4")
+            with netCDF4.Dataset(temporary, "a") as file:
+                # Every chunk is written, so that filling them before would only cost time.
+                file.set_fill_off()
 
-            def create(
-                name: str, dtype: np.dtype[Any], dims: tuple[str, ...], chunk: tuple[int, ...],
-                attributes: dict[str, Any],
-            ) -> Any:  # fmt: skip
-                fill = attributes.pop("_FillValue")
-                variable = file.createVariable(
-                    name, dtype, dims, zlib=True, complevel=4, chunksizes=chunk, fill_value=fill
-                )
-                variable.setncatts(attributes)
-                variable.set_auto_maskandscale(False)
-                return variable
+                def create(
+                    name: str, dtype: np.dtype[Any], dims: tuple[str, ...], chunk: tuple[int, ...],
+                    attributes: dict[str, Any],
+                ) -> Any:  # fmt: skip
+                    fill = attributes.pop("_FillValue")
+                    variable = file.createVariable(
+                        name, dtype, dims, zlib=True, complevel=4, chunksizes=chunk, fill_value=fill
+                    )
+                    variable.setncatts(attributes)
+                    variable.set_auto_maskandscale(False)
+                    return variable
 
-            _write_pixels(land_cover, create)
+                _write_pixels(land_cover, create)
+    except RuntimeError as error:
+        raise InputError(
+            f"cannot write '{path}', since the NetCDF library stopped: {error}",
+            "See that its disk has room, and that files may be written to its folder.",
+        ) from error
 
 
 def write_zarr(land_cover: ClassMap, path: Path) -> None:
