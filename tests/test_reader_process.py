@@ -142,3 +142,10 @@ def test_it_starts_within_a_twentieth_of_a_second(file: Path) -> None:
         read_apart(_values, str(file), path=file)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.05
+
+
+def test_a_relative_path_is_that_of_the_folder_of_today(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("first")
+    read_apart(_values, str(file), path=file)  # starts the server in another folder
+    monkeypatch.chdir(file.parent)
+    assert read_apart(_values, file.name, path=file.name)["text"] == "first"

@@ -93,6 +93,8 @@ class Apart(Resource):
         request = {
             "module": make.__module__,
             "folder": str(place if place.is_dir() else place.parent),
+            # The server may have been started in another folder, and paths may be relative.
+            "working_folder": os.getcwd(),
             "seconds": self._allowance.seconds,
             "memory": min(self._allowance.memory + memory, 2**62),
             "files": self._allowance.files,
@@ -288,6 +290,7 @@ def _answer(ours: socket.socket, request: dict[str, Any]) -> NoReturn:
     """Answer calls until the other end closes; runs in a child."""
     code = 1
     try:
+        os.chdir(request["working_folder"])
         limits = Allowance(request["seconds"], 0.0, request["memory"], request["files"])
         confine(Path(request["folder"]), limits)
         heard = _Heard()
