@@ -334,3 +334,25 @@ def test_values_are_compared_as_their_type_stores_them() -> None:
         False,
         True,
     ]
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset", "said"),
+    [(0.0, 0.0, "scale '0.0'"), (float("nan"), 0.0, "scale 'nan'"), (0.0001, float("inf"), "offset 'inf'")],
+)
+def test_a_scale_or_offset_that_no_value_can_mean_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, scale: float, offset: float, said: str
+) -> None:
+    path = tmp_path / "odd.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", height=4, width=4, count=1, dtype="uint16", crs="EPSG:32635",
+        transform=GRID,
+    ) as data:  # fmt: skip
+        data.write(np.full((1, 4, 4), 7, "uint16"))
+        data.scales, data.offsets = (scale,), (offset,)
+        data.update_tags(1, NODATA="none at all")
+    with open_source(path) as source:
+        assert source.layers[0].scale is None
+        assert source.layers[0].unpack(np.array([7.0]))[0] == 7.0
+    assert f"says of band 1: {said}, which is not used" in caplog.text
+    assert "NODATA 'none at all'" in caplog.text

@@ -30,8 +30,16 @@ from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards
 from lulc.rasters.groups import ancestors, check_netcdf, groups_of
-from lulc.rasters.layers import Layer, Source, attribute_scaling, check_grid, declared_scaling
-from lulc.rasters.missing import as_stored, declared_missing
+from lulc.rasters.layers import (
+    Layer,
+    Source,
+    attribute_scaling,
+    check_grid,
+    declared_scaling,
+    odd_scaling,
+    warn_of_odd,
+)
+from lulc.rasters.missing import as_stored, declared_missing, odd_values
 from lulc.rasters.names import SENTINEL_BANDS, is_counted, name_layers, natural
 from lulc.rasters.place import crs_from_attributes, declared_transform, pixel_edges, unit_factor
 
@@ -433,6 +441,10 @@ def _layer(path: str, variable: xr.DataArray, *, zarr: bool) -> Layer:
     attributes = {**(nested if isinstance(nested, dict) else {}), **variable.attrs}
     dtype = _read_dtype(variable)
     factor, addend = attribute_scaling(attributes, path)
+    odd = odd_scaling(factor, addend)
+    warn_of_odd(path, [*odd, *odd_values(attributes, dtype)])
+    if odd:
+        factor, addend = 1.0, 0.0
     scale, offset = declared_scaling(factor, addend, dtype, units=str(attributes.get("units", "")))
     missing = declared_missing(attributes, dtype=dtype, scale=factor, offset=addend)
     if not zarr and variable.dtype.itemsize > 1 and "_FillValue" not in attributes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +19,8 @@ from lulc.core.schema import InputError
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
 from lulc.rasters.missing import NOTHING, Missing
+
+logger = logging.getLogger("lulc")
 
 UNIT = 10_000.0
 """Whole numbers per reflectance in the products of Sentinel-2."""
@@ -237,6 +240,31 @@ def declared_scaling(
         return None, addend if abs(addend) >= _IMPOSSIBLE else float(np.round(addend * UNIT, 6))
     # Rounded, since -0.1 / 0.0001 is not exactly -1000.
     return factor, addend if abs(addend) >= _IMPOSSIBLE else float(np.round(addend / factor, 6))
+
+
+def warn_of_odd(path: str, odd: Iterable[str]) -> None:
+    """Warn of attributes that are not used, since no value can mean them; each once."""
+    for said in dict.fromkeys(odd):
+        logger.warning(
+            "'%s' says %s, which is not used, since it is no such number; give it by --nodata, "
+            "--scale or --offset", path, said,
+        )  # fmt: skip
+
+
+def odd_scaling(scale: float | None, offset: float | None) -> list[str]:
+    """Return the scale that is 0, and scale and offset that are not finite, as ``scale 'nan'``.
+
+    Examples
+    --------
+    >>> odd_scaling(0.0, float("inf")), odd_scaling(0.0001, None)
+    (["scale '0.0'", "offset 'inf'"], [])
+    """
+    found = []
+    if scale is not None and (scale == 0 or not np.isfinite(scale)):
+        found.append(f"scale '{scale}'")
+    if offset is not None and not np.isfinite(offset):
+        found.append(f"offset '{offset}'")
+    return found
 
 
 def attribute_scaling(attributes: Mapping[str, Any], path: str) -> tuple[float, float]:

@@ -117,6 +117,24 @@ def declared_missing(
     )
 
 
+def odd_values(attributes: Mapping[str, Any], dtype: str) -> list[str]:
+    """Return the no-data attributes of a layer that no value of its type can mean, as ``key 'value'``.
+
+    Examples
+    --------
+    >>> odd_values({"_FillValue": "none", "nodata": "1e400", "missing_value": [0, 255]}, "uint8")
+    ["_FillValue 'none'", "nodata '1e400'"]
+    """
+    odd = []
+    for key, value in attributes.items():
+        if key.lower() not in _VALUE_KEYS or value is None:
+            continue
+        numbers = list(_numbers(value))
+        if not numbers or (np.dtype(dtype).kind in "iu" and not np.isfinite(numbers).all()):
+            odd.append(f"{key} '{str(value)[:40]}'")
+    return odd
+
+
 def as_stored(value: float | None, dtype: str) -> float | None:
     """`value` as a type stores it: -9999.9 in float32 is another number than in float64."""
     if value is None or np.dtype(dtype).kind != "f":

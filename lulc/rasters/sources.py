@@ -44,8 +44,10 @@ from lulc.rasters.layers import (
     check_grid,
     declared_scaling,
     identify,
+    odd_scaling,
+    warn_of_odd,
 )
-from lulc.rasters.missing import as_stored, declared_missing
+from lulc.rasters.missing import as_stored, declared_missing, odd_values
 from lulc.rasters.names import name_layers
 from lulc.rasters.products import Product, is_product, product_folder, read_product, scaling_above
 from lulc.rasters.sidecars import Said, Sidecar, mask_beside, read_sidecar
@@ -573,6 +575,10 @@ def _layer(data: Any, index: int, said: Said, path: str) -> Layer:
     addend = said.offset if said.offset is not None else data.offsets[index - 1]
     if (factor, addend) == (1.0, 0.0):
         factor, addend = attribute_scaling(tags, path)
+    odd = odd_scaling(factor, addend)
+    warn_of_odd(path, [f"of band {index}: {text}" for text in (*odd, *odd_values(tags, dtype))])
+    if odd:
+        factor, addend = 1.0, 0.0
     units = said.units or data.units[index - 1] or tags.get("units", "")
     scale, offset = declared_scaling(factor, addend, dtype, units=units)
     missing = declared_missing(
