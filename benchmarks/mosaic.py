@@ -59,7 +59,8 @@ with dask.config.set(scheduler="threads", num_workers=int(sys.argv[4])):
     loaded = odc.stac.load(items, bands=[*bands, "scl"], crs="EPSG:32635", resolution=10,
                            bbox=json.loads(sys.argv[2]), chunks={"x": 1024, "y": 1024})
     clear = ~loaded["scl"].isin([0, 1, 3, 8, 9, 10])
-    made = loaded[bands].where(clear & (loaded[bands] > 0)).median("time").fillna(0).round().astype("int16")
+    kept = loaded[bands].where(clear & (loaded[bands] > 0)).chunk(time=-1)
+    made = kept.median("time").fillna(0).round().astype("int16")
     made.to_zarr(sys.argv[3] + ".zarr")
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({"seconds": time.perf_counter() - begun, "peak": peak}))
