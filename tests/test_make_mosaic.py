@@ -389,11 +389,32 @@ def test_the_command_plans_without_writing_a_mosaic(
     (plan,) = json.loads(capsys.readouterr().out)["plans"]
     assert [scene["day"] for scene in plan["scenes"]] == list(DAYS)
     assert plan["bytes"] > 0
-    assert not (tmp_path / "m.tif").exists()
+    assert list(tmp_path.iterdir()) == []
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["mosaics"][0]["dates"] == list(DAYS)
-    assert main(arguments) == 1  # it exists
+    before = (tmp_path / "m_scenes.json").read_bytes()
+    narrower = [DAYS[0] if word == JUNE else word for word in arguments]
+    assert main(narrower) == 1  # it exists
     assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "m_scenes.json").read_bytes() == before
+
+
+def test_a_wrong_product_of_labels_is_refused_before_the_search(clear: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="worldcover or corine"):
+        make_mosaic(config(tmp_path / "m.tif", clear, labels=("landcover", "x.tif")))
+    with pytest.raises(InputError, match=r"no 'x\.tif'"):
+        make_mosaic(config(tmp_path / "m.tif", clear, labels=("corine", "x.tif")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_file_on_this_machine_is_not_waited_for(tmp_path: Path) -> None:
+    item = make_item(tmp_path, "35VLG", DAYS[0])
+    save_items(tmp_path, [item])
+    (tmp_path / item["id"] / "B08.tif").write_bytes(b"no raster")
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=r"B08\.tif"):
+        make_mosaic(config(tmp_path / "m.tif", tmp_path))
+    assert time.monotonic() - begun < observation.FIRST_WAIT
 
 
 def test_labels_are_cut_on_the_grid_of_the_mosaic(clear: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -87,8 +88,9 @@ class Forecast:
 
 
 def forecast(config: MosaicConfig) -> list[Forecast]:
-    """Return what the mosaic of each period would be made of; nothing but the lists of scenes is written."""
-    return [_of(job) for job in open_jobs(config)]
+    """Return what the mosaic of each period would be made of; nothing is left on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [_of(job) for job in open_jobs(config, Path(folder))]
 
 
 def _of(job: Job) -> Forecast:

@@ -32,6 +32,26 @@ def labels_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}_labels.tif")
 
 
+def check_product(options: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the product and the paths that ``--labels`` names, known and there.
+
+    Raises
+    ------
+    InputError
+        If the product isn't known, or there is no such path.
+    """
+    product, *paths = options
+    missing = [path for path in paths if not Path(path).exists()]
+    if product not in PRODUCTS or not paths or missing:
+        why = f"since there is no '{missing[0]}', " if missing else ""
+        raise InputError(
+            f"cannot write labels from '{' '.join(options)}', {why}expected {' or '.join(PRODUCTS)}, then "
+            "the files or folders that hold the product",
+            "Type for example --labels worldcover ESA_WorldCover_10m_2021_v200_N60E024_Map.tif",
+        )
+    return product, paths
+
+
 def write_labels(options: Sequence[str], grid: GridSpec, out: Path) -> None:
     """Write the codes of a land-cover product on a grid, by the nearest pixel.
 
@@ -49,13 +69,7 @@ def write_labels(options: Sequence[str], grid: GridSpec, out: Path) -> None:
     InputError
         If the product isn't known, or no file has a pixel of the grid.
     """
-    product, *paths = options
-    if product not in PRODUCTS or not paths:
-        raise InputError(
-            f"cannot write labels from '{' '.join(options)}', expected {' or '.join(PRODUCTS)}, then "
-            "the files or folders that hold the product",
-            "Type for example --labels worldcover ESA_WorldCover_10m_2021_v200_N60E024_Map.tif",
-        )
+    product, paths = check_product(options)
     with ExitStack() as opened:
         tiles = []
         for path in _rasters(paths):

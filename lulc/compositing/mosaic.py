@@ -7,6 +7,7 @@ looks at one pixel at a time.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from lulc.compositing import periods
 from lulc.compositing.catalog import find
 from lulc.compositing.composite import RULES, complete
-from lulc.compositing.labels import labels_path, write_labels
+from lulc.compositing.labels import check_product, labels_path, write_labels
 from lulc.compositing.observation import Observation, Reader, input_config, lay_out, ranked
 from lulc.compositing.region import WGS84, grid_of
 from lulc.compositing.scene_list import list_path, write_list
@@ -37,6 +38,7 @@ from lulc.core.version import __version__
 from lulc.core.windows import Plan, Window
 from lulc.export.stac import mosaic_item
 from lulc.inference.journal import Journal, open_journal
+from lulc.rasters.sources import stamps_of
 
 NODATA = -32768
 """Stored value of a pixel without an observation."""
@@ -122,8 +124,10 @@ class Mosaic:
         return sum(n * pixels for n, pixels in self.clear.items()) / max(1, sum(self.clear.values()))
 
 
-def open_jobs(config: MosaicConfig) -> list[Job]:
+def open_jobs(config: MosaicConfig, lists: Path | None = None) -> list[Job]:
     """Find the scenes of each period and lay them on the grid.
+
+    The list of the scenes is written into the folder `lists`, beside the mosaic where not given.
 
     Raises
     ------
@@ -132,23 +136,27 @@ def open_jobs(config: MosaicConfig) -> list[Job]:
     """
     grid = grid_of(config)
     region = shapely.segmentize(grid.outline_on(WGS84), 0.5)
-    days = periods.parse(config.dates)
-    jobs = []
-    for name, span in periods.split(days, config.every):
-        out = Path(config.out)
-        out = out.with_name(f"{out.stem}_{name}{out.suffix}") if name else out
-        jobs.append(_job(config, out, grid, region, span))
-    return jobs
+    return [
+        _job(config, out, (lists or out.parent) / list_path(out).name, grid, region, span)
+        for out, span in _outputs(config)
+    ]
+
+
+def _outputs(config: MosaicConfig) -> Iterator[tuple[Path, periods.Span]]:
+    """Yield the mosaic of each period, and its days."""
+    out = Path(config.out)
+    for name, span in periods.split(periods.parse(config.dates), config.every):
+        yield (out.with_name(f"{out.stem}_{name}{out.suffix}") if name else out), span
 
 
 def _job(
-    config: MosaicConfig, out: Path, grid: GridSpec, region: shapely.Geometry, span: periods.Span
-) -> Job:
+    config: MosaicConfig, out: Path, listed: Path, grid: GridSpec, region: shapely.Geometry,
+    span: periods.Span,
+) -> Job:  # fmt: skip
     found = find(config, region, span)
     dated = [name for name in config.fill_from if periods.is_span(name)]
     further = {name: find(config, region, periods.parse(name)) for name in dated}
     scenes = {scene.id: scene for scene in (*found, *(s for own in further.values() for s in own))}
-    listed = list_path(out)
     write_list(listed, list(scenes.values()))
     with tqdm(total=len(scenes), unit="scene", desc="scenes", disable=_quiet()) as bar:
         observations = lay_out(found, grid, config, listed, bar.update)
@@ -188,14 +196,29 @@ def make_mosaic(config: MosaicConfig) -> list[Mosaic]:
             f"cannot use --near {config.near} with --rule {config.rule}, expected --rule best",
             "Add --rule best, or leave --near out.",
         )
+    for out, _ in _outputs(config):
+        _check_outputs(config, out)
     return [_make(job) for job in open_jobs(config)]
 
 
-def _make(job: Job) -> Mosaic:
-    if job.out.exists() and not job.config.overwrite:
+def _check_outputs(config: MosaicConfig, out: Path) -> None:
+    """Refuse before the search what could not be written after it."""
+    if config.labels:
+        check_product(config.labels)
+    files = [out, out.with_suffix(".json"), *([labels_path(out)] if config.labels else [])]
+    # A run that was interrupted has written its list, and wrote the others last.
+    if not folder_of(out).exists():
+        files.append(list_path(out))
+    found = (
+        [] if config.overwrite else [file for file in files if file.exists() and not _is_read(config, file)]
+    )
+    if found:
         raise InputError(
-            f"cannot write '{job.out}', since it exists already", "Add --overwrite, or give another name."
+            f"cannot write '{found[0]}', since it exists already", "Add --overwrite, or give another name."
         )
+
+
+def _make(job: Job) -> Mosaic:
     names = job.config.band_names
     size = job.grid.height * job.grid.width * (len(names) + 1) * 2
     with open_journal(job.out) as journal:
@@ -221,7 +244,16 @@ def _key(job: Job) -> dict[str, Any]:
         "grid": job.grid.to_json(),
         "options": {name: getattr(job.config, name) for name in names},
         "scenes": sha256_of(list_path(job.out)),
+        "files": hashlib.sha256(json.dumps(stamps_of(_files(job))).encode()).hexdigest(),
     }
+
+
+def _files(job: Job) -> list[str]:
+    """Return what is read on this machine: scenes, their masks, and mosaics that fill gaps."""
+    observations = [*job.observations, *(one for gap in job.gaps for one in gap.observations)]
+    scenes = [scene for one in observations for scene in one.scenes]
+    paths = [path for scene in scenes for path in (*scene.paths, scene.mask) if path and "#" not in path]
+    return [*paths, *(gap.path for gap in job.gaps if gap.path)]
 
 
 def _make_parts(job: Job, journal: Journal) -> None:
@@ -376,7 +408,6 @@ def _tags(job: Job) -> dict[str, str]:
     days = sorted({one.day.isoformat() for one in job.observations})
     return {
         "LULC_MOSAIC": json.dumps({"rule": job.config.rule, "dates": days, "toolkit": __version__}),
-        "DATES": " ".join(days),
         "SCENES": list_path(job.out).name,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import logging
 import re
 import threading
@@ -47,6 +48,9 @@ GDAL: dict[str, Any] = {
     "GDAL_CACHEMAX": 256,
 }
 """GDAL's settings for reading at addresses."""
+
+_REMOTE = re.compile(r"(https?|s3|gs|az)://|/vsi(curl|s3|gs|az)/")
+"""In the message of an error that may pass; a damaged file on this machine stays damaged."""
 
 Result = TypeVar("Result")
 
@@ -141,24 +145,20 @@ class Reader:
 
 def retrying(function: Callable[[], Result], place: str) -> Result:
     """Call a function that reads at an address again where it fails, after growing waits."""
-    wait = FIRST_WAIT
-    for _ in range(ATTEMPTS - 1):
+    for attempt in itertools.count(1):
         try:
             return function()
         except InputError as error:
             _refuse_gone(error)
-            if not _is_passing(error):
+            if _REMOTE.search(error.problem) is None:
                 raise
+            if attempt == ATTEMPTS:
+                hint = "The server may be back later: the same command continues where this one stopped."
+                raise InputError(f"{error.problem} (tried {ATTEMPTS} times)", hint) from error
+            wait = FIRST_WAIT * 2 ** (attempt - 1)
             logger.warning("reading '%s' failed and is tried again in %.0f s: %s", place, wait, error.problem)
         time.sleep(wait)
-        wait *= 2
-    try:
-        return function()
-    except InputError as error:
-        if not _is_passing(error):
-            raise
-        hint = "The server may be back later: the same command continues where this one stopped."
-        raise InputError(f"{error.problem} (tried {ATTEMPTS} times)", hint) from error
+    raise AssertionError
 
 
 def _refuse_gone(error: InputError) -> None:
@@ -170,14 +170,6 @@ def _refuse_gone(error: InputError) -> None:
             "scene, take it out of the list beside OUT (OUT_scenes.json), and give that with --scenes and "
             "--allow-remote.",
         ) from error
-
-
-def _is_passing(error: InputError) -> bool:
-    """True for an error of reading or opening at an address, which may pass."""
-    cause = error.__cause__
-    return (
-        isinstance(cause, rasterio.errors.RasterioError) or "://" in error.problem or "/vsi" in error.problem
-    )
 
 
 def input_config(config: MosaicConfig) -> InputConfig:
