@@ -28,7 +28,7 @@ from lulc.compositing.composite import RULES, complete
 from lulc.compositing.labels import check_product, labels_path, write_labels
 from lulc.compositing.observation import Observation, Reader, input_config, lay_out, ranked
 from lulc.compositing.region import WGS84, grid_of
-from lulc.compositing.scene_list import list_path, write_list
+from lulc.compositing.scene_list import is_list, list_path, write_list
 from lulc.config import MosaicConfig
 from lulc.core.documents import write_document
 from lulc.core.grid import GridSpec
@@ -206,13 +206,10 @@ def _check_outputs(config: MosaicConfig, out: Path) -> None:
     if config.labels:
         check_product(config.labels)
     files = [out, out.with_suffix(".json"), *([labels_path(out)] if config.labels else [])]
-    # A run that was interrupted has written its list, and wrote the others last.
-    if not folder_of(out).exists():
-        files.append(list_path(out))
-    found = (
-        [] if config.overwrite else [file for file in files if file.exists() and not _is_read(config, file)]
-    )
-    if found:
+    # The list of a run that was interrupted lies there already; any other file of that name stays.
+    files += [] if is_list(list_path(out)) else [list_path(out)]
+    found = [file for file in files if file.exists()]
+    if found and not config.overwrite:
         raise InputError(
             f"cannot write '{found[0]}', since it exists already", "Add --overwrite, or give another name."
         )
