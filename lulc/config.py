@@ -10,14 +10,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from lulc.core.channels import CHANNEL_SETS, DEFAULT_CHANNELS, channels_text
-from lulc.core.options import FOLDER, Options, check_ending, option
+from lulc.core.options import FOLDER, Excludes, Needs, Options, Rule, check_ending, option
 
 INPUT = "input rasters"
 RUN = "running"
 CLUSTER = "several processes and machines"
+LABELS = "labels and their classes"
 AREA = "areas with intervals, from a sample of points"
 REPORT = "title page"
 SAMPLING = "which crops are cut"
@@ -123,7 +124,57 @@ def by_recipe(name: str, help: str, **keywords: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputConfig(Options):
+class VrtConfig(Options):
+    """Option of every command that opens rasters by name."""
+
+    allow_vrt: bool = option(
+        False, "admit VRT mosaics, whose files must lie below the folder of the VRT", group=INPUT
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig(VrtConfig):
+    """Options for the pixels that count; the same for stacks, maps and reports."""
+
+    resample: bool = option(
+        False,
+        "resample rasters on another grid (bands bilinear, labels and masks nearest) "
+        "instead of refusing them",
+        group=INPUT,
+    )
+    mask: str | None = option(
+        None, "cloud mask or scene classification on any grid of the same CRS", metavar="RASTER", group=INPUT
+    )
+    mask_values: tuple[int, ...] = option(
+        (),
+        "values of the mask to leave out, e.g. 3 8 9 10 of a scene classification",
+        metavar="N",
+        group=INPUT,
+    )
+    grow_mask: int = option(
+        0,
+        "pixels around each pixel that the mask, or a scene classification, leaves out are left out as well",
+        unit="pixels",
+        group=INPUT,
+        ge=0,
+    )
+    bounds: tuple[float, float, float, float] | None = option(
+        None,
+        "left bottom right top: only pixels inside count",
+        unit="units of the CRS",
+        metavar="LEFT BOTTOM RIGHT TOP",
+        group=INPUT,
+    )
+    aoi: str | None = option(
+        None, "polygons (GeoPackage, GeoJSON): only pixels inside count", metavar="FILE", group=INPUT
+    )
+    allow_remote: bool = option(
+        False, "admit remote files (https://..., /vsi...), which open connections", group=INPUT
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig(MaskConfig):
     """Options for reading rasters; the same in preprocessing and classification."""
 
     fill: tuple[str, ...] = option(
@@ -165,56 +216,30 @@ class InputConfig(Options):
     like: str | None = option(
         None, "raster whose grid is used instead of the 10 m bands'", metavar="RASTER", group=INPUT
     )
-    resample: bool = option(
-        False,
-        "resample rasters on another grid (bands bilinear, labels and masks nearest) "
-        "instead of refusing them",
-        group=INPUT,
-    )
-    mask: str | None = option(
-        None, "cloud mask or scene classification on any grid of the same CRS", metavar="RASTER", group=INPUT
-    )
-    mask_values: tuple[int, ...] = option(
-        (),
-        "values of the mask to leave out, e.g. 3 8 9 10 of a scene classification",
-        metavar="N",
-        group=INPUT,
-    )
-    grow_mask: int = option(
-        0,
-        "pixels around each pixel that the mask, or a scene classification, leaves out are left out as well",
-        unit="pixels",
-        group=INPUT,
-    )
-    bounds: tuple[float, float, float, float] | None = option(
-        None,
-        "left bottom right top: only pixels inside are valid",
-        unit="units of the CRS",
-        metavar="LEFT BOTTOM RIGHT TOP",
-        group=INPUT,
-    )
-    aoi: str | None = option(
-        None, "polygons (GeoPackage, GeoJSON): only pixels inside are valid", metavar="FILE", group=INPUT
-    )
-    allow_vrt: bool = option(
-        False, "admit VRT mosaics, whose files must lie below the folder of the VRT", group=INPUT
-    )
-    allow_remote: bool = option(
-        False, "admit remote files (https://..., /vsi...), which open connections", group=INPUT
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(Options):
+class OutputConfig(Options):
+    """Option of every command that writes files."""
+
+    overwrite: bool = option(False, "replace what exists", group=RUN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(OutputConfig):
     """Options of every command that resumes interrupted runs."""
 
-    overwrite: bool = option(False, "replace a finished result", group=RUN)
     restart: bool = option(False, "drop the partial work of an interrupted run", group=RUN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig(Options):
     """Options for sharing out a stage among the workers of a cluster."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Needs("workers", "dask", "only these start workers", ("local", "slurm")),
+        Needs("worker_wait", "dask", "it is the time to wait for the workers of a cluster"),
+    )
 
     dask: str | None = option(
         None,
@@ -227,6 +252,7 @@ class ClusterConfig(Options):
         None,
         "worker processes of --dask local, which share out the cores, or of --dask slurm; 2 where not given",
         group=CLUSTER,
+        ge=1,
     )
     worker_wait: float | None = option(
         None,
@@ -234,6 +260,47 @@ class ClusterConfig(Options):
         "where not given, since jobs may wait for their turn",
         unit="minutes",
         group=CLUSTER,
+        ge=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemeConfig(Options):
+    """Option of every command that takes classes from codes."""
+
+    scheme: str | None = option(
+        None,
+        "what codes mean: clc-level1, clc-level2, clc-level3, clc-fi-13, kaakonkulma-13, worldcover, "
+        "dynamic-world, esri-10m, or a CSV with the columns code, class, name, color; where not given, the "
+        "classes of the map, of a text field or of the raster's value table",
+        group=LABELS,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig(SchemeConfig):
+    """Options for reading labels or a reference; the same in preprocessing and evaluation."""
+
+    codes: str = option(
+        "auto",
+        "meaning of European CORINE codes: grid indices 1..44, or three digits",
+        choices=("auto", "grid", "three-digit"),
+        group=LABELS,
+    )
+    label_field: str | None = option(
+        None,
+        "field of vector labels that holds the code or name of the class",
+        metavar="NAME",
+        group=LABELS,
+    )
+    label_layer: str | None = option(
+        None, "layer of vector labels, where there are several", metavar="NAME", group=LABELS
+    )
+    pine: str | None = option(
+        None, "pine volume raster, splits coniferous forest in clc-fi-13", metavar="RASTER", group=LABELS
+    )
+    spruce: str | None = option(
+        None, "spruce volume raster, splits coniferous forest in clc-fi-13", metavar="RASTER", group=LABELS
     )
 
 
@@ -245,6 +312,8 @@ COMPOSITION = "composition"
 @dataclass(frozen=True, kw_only=True)
 class MosaicConfig(RunConfig):
     """Region and dates to a mosaic."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (Needs("near", "rule", "only that rule prefers a day", ("best",)),)
 
     aoi: str | None = option(None, "polygons of the region (GeoPackage, GeoJSON)", metavar="FILE")
     bounds: tuple[float, float, float, float] | None = option(
@@ -279,7 +348,12 @@ class MosaicConfig(RunConfig):
         False, "admit addresses in the items of --scenes, which open connections", group=SEARCH
     )
     max_cloud: float = option(
-        60.0, "leave out scenes that are cloudier than this as a whole", unit="percent", group=SEARCH
+        60.0,
+        "leave out scenes that are cloudier than this as a whole",
+        unit="percent",
+        group=SEARCH,
+        ge=0,
+        le=100,
     )
     orbits: tuple[int, ...] = option((), "relative orbits; all where not given", metavar="N", group=SEARCH)
     tiles: tuple[str, ...] = option((), "tiles such as 35VLG; all where not given", group=SEARCH)
@@ -293,7 +367,7 @@ class MosaicConfig(RunConfig):
         ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12"), "bands of the mosaic", metavar="BAND"
     )
     crs: str | None = option(None, "CRS of the mosaic; the UTM zone of the region where not given")
-    resolution: float = option(10.0, "side of a pixel", unit="units of the CRS")
+    resolution: float = option(10.0, "side of a pixel", unit="units of the CRS", gt=0)
     clouds: tuple[int, ...] = option(
         (),
         "classes of the scene classification, or values of --masks, that are left out; 0 1 3 8 9 10 "
@@ -302,13 +376,18 @@ class MosaicConfig(RunConfig):
         group=CLOUDS,
     )
     grow_clouds: int = option(
-        0, "pixels around clouds that are left out as well", unit="pixels", group=CLOUDS
+        0, "pixels around clouds that are left out as well", unit="pixels", group=CLOUDS, ge=0
     )
     cloud_probability: str | None = option(
         None, "asset of the items that holds a cloud probability, used instead", metavar="ASSET", group=CLOUDS
     )
     cloud_threshold: int = option(
-        40, "cloud probability from which a pixel is left out", unit="percent", group=CLOUDS
+        40,
+        "cloud probability from which a pixel is left out",
+        unit="percent",
+        group=CLOUDS,
+        ge=0,
+        le=100,
     )
     masks: str | None = option(
         None,
@@ -344,12 +423,12 @@ class MosaicConfig(RunConfig):
         "holds it",
         metavar="WHAT",
     )
-    memory: float = option(2.0, "memory for the observations that are composed at once", unit="GB")
-    connections: int = option(16, "scenes that are read at once")
+    memory: float = option(2.0, "memory for the observations that are composed at once", unit="GB", gt=0)
+    connections: int = option(16, "scenes that are read at once", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessConfig(InputConfig, RunConfig, ClusterConfig):
+class PreprocessConfig(InputConfig, LabelConfig, RunConfig, ClusterConfig):
     """Rasters to .npy stacks."""
 
     bands: tuple[str, ...] = option(
@@ -381,34 +460,13 @@ class PreprocessConfig(InputConfig, RunConfig, ClusterConfig):
         "one file for all, or a pattern whose wildcards stand for the same as those of --bands",
         metavar="FILE",
     )
-    label_field: str | None = option(
-        None, "field of the vector labels that holds the code or name of the class", metavar="NAME"
-    )
-    label_layer: str | None = option(
-        None, "layer of the vector labels, where there are several", metavar="NAME"
-    )
-    scheme: str | None = option(
-        None,
-        "what the label codes mean: clc-level1, clc-level2, clc-level3, clc-fi-13, kaakonkulma-13, "
-        "worldcover, dynamic-world, esri-10m, or a CSV with the columns code, class, name, color; where not "
-        "given, the class names in a text field or in the raster's value table",
-    )
-    codes: str = option(
-        "auto",
-        "meaning of European CORINE codes: grid indices 1..44, or three digits",
-        choices=("auto", "grid", "three-digit"),
-    )
-    pine: str | None = option(
-        None, "pine volume raster, splits coniferous forest in clc-fi-13", metavar="RASTER"
-    )
-    spruce: str | None = option(
-        None, "spruce volume raster, splits coniferous forest in clc-fi-13", metavar="RASTER"
-    )
     out: str = option(..., "folder for the stacks and their manifest", metavar="FOLDER", endings=FOLDER)
     size: int = option(
-        850, "side of a stack; smaller ones are cut where the mosaic is smaller", unit="pixels"
+        850, "side of a stack; smaller ones are cut where the mosaic is smaller", unit="pixels", ge=1
     )
-    stacks: int = option(0, "how many stacks to cut, preferring places with rare classes; 0 for all that fit")
+    stacks: int = option(
+        0, "how many stacks to cut, preferring places with rare classes; 0 for all that fit", ge=0
+    )
     validation: tuple[str, ...] = option(
         ("0.2",),
         "validation stacks: a share (0.2), stack numbers (3 7), a file of polygons that cover them, a folder "
@@ -421,8 +479,11 @@ class PreprocessConfig(InputConfig, RunConfig, ClusterConfig):
         "training labels nearer than this to a validation stack are ignored; "
         "76 is the receptive radius of the default network",
         unit="pixels",
+        ge=0,
     )
-    border_ignore: int = option(0, "labels nearer than this to a class border are ignored", unit="pixels")
+    border_ignore: int = option(
+        0, "labels nearer than this to a class border are ignored", unit="pixels", ge=0
+    )
     seed: int = option(1, "seed of the random choice of stacks")
 
 
@@ -642,6 +703,22 @@ class TrainConfig(RunConfig):
 class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     """Mosaic and weights to a map."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Excludes("sieve", "tiles", "it needs the patches of the whole map at once"),
+        Excludes("polygons", "tiles", "they are taken from a map in one file"),
+        Needs("date", "tiles", "only the STAC collection of tiles has a date"),
+        Excludes("share", "dask", "each of them shares out the parts"),
+        Excludes(
+            "share", "restart", "that would drop what other shares have made",
+            "To begin anew remove '{out}.parts', then start all shares.",
+        ),
+        Excludes(
+            "plan", "share dask", "it tells what one process takes on this machine",
+            "Leave them out: each process takes that memory, and all together that time.",
+        ),
+        Excludes("extra", "activations=none", "the further bands are of the activations"),
+    )  # fmt: skip
+
     model: str = option(
         ..., "weights file, name in weights/, or run folder", metavar="MODEL", positional=True
     )
@@ -671,21 +748,25 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         None,
         "least share of pixels on which an engine of lower precision agrees with float32; "
         "0.97 for openvino-int8, 0.995 for openvino-mixed and keras-float16 where not given",
+        ge=0,
+        le=1,
     )
     memory: float | None = option(
         None,
         "memory budget of the whole process; 2 where not given, 8 where a GPU computes, 3 of it for the GPU",
         unit="GB",
+        gt=0,
     )
     window: int | tuple[int, int] | None = option(
         None,
         "side of a window, a multiple of the network's stride; chosen for the memory where not given",
         unit="pixels",
+        ge=1,
     )
     part: int = option(
-        4096, "side of a part, the piece that is finished and resumed as a whole", unit="pixels"
+        4096, "side of a part, the piece that is finished and resumed as a whole", unit="pixels", ge=1
     )
-    batch_size: int = option(1, "windows per call of the network")
+    batch_size: int = option(1, "windows per call of the network", ge=1)
     blend: str = option(
         "none",
         "none: windows with halo, equal to one whole pass; gaussian: 50 %% overlap, for comparison",
@@ -702,9 +783,11 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         "further bands, 0..1: entropy (0 certain, 1 all classes alike), margin (of the highest activation to "
         "the second, 1 certain), novelty (share of held-out pixels that were more like the training data: "
         "above 0.99, 1 %% of the pixels are flagged where nothing is new)",
-        metavar="MEASURE",
+        choices=("entropy", "margin", "novelty"),
     )
-    min_confidence: float = option(0.0, "pixels whose highest activation is lower get class 0", unit="0..1")
+    min_confidence: float = option(
+        0.0, "pixels whose highest activation is lower get class 0", unit="0..1", ge=0, le=1
+    )
     activations: str = option(
         "float32",
         "how activations are stored; none writes the class band alone",
@@ -719,6 +802,7 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         0,
         "also write OUT with class patches smaller than this merged into neighbours; 0 for not",
         unit="pixels",
+        ge=0,
     )
     polygons: str | None = option(
         None,
@@ -752,8 +836,15 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Options):
+class EvaluateConfig(MaskConfig, LabelConfig, OutputConfig):
     """Map and reference to a report."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Needs(
+            "compare regions label_errors label_field label_layer pine spruce resample border", "reference",
+            "interpreted points are compared with the map class by class alone",
+        ),
+    )  # fmt: skip
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
     reference: str | None = option(
@@ -764,21 +855,9 @@ class EvaluateConfig(Options):
         positional=True,
     )
     out: str = option(..., "folder for tables and pictures", metavar="FOLDER", endings=FOLDER)
-    scheme: str | None = option(
-        None, "how reference codes become classes, as in preprocess.py; the map's own where not given"
+    border: int = option(
+        2, "width of the band along label borders that is also scored apart", unit="pixels", ge=0
     )
-    codes: str = option(
-        "auto",
-        "meaning of European CORINE codes: grid indices 1..44, or three digits",
-        choices=("auto", "grid", "three-digit"),
-    )
-    label_field: str | None = option(None, "field of a vector reference that holds the code", metavar="NAME")
-    label_layer: str | None = option(
-        None, "layer of a vector reference, where there are several", metavar="NAME"
-    )
-    pine: str | None = option(None, "pine volume raster for clc-fi-13", metavar="RASTER")
-    spruce: str | None = option(None, "spruce volume raster for clc-fi-13", metavar="RASTER")
-    border: int = option(2, "width of the band along label borders that is also scored apart", unit="pixels")
     regions: str | None = option(
         None,
         "manifest.json or polygons: scores for each stack or region; a manifest also says which land the "
@@ -797,12 +876,15 @@ class EvaluateConfig(Options):
         "write OUT/label-errors.tif and .csv: labelled pixels where the activation of the map's class "
         "exceeds that of the label by at least this (0.5), candidates for wrong labels",
         unit="0..1",
+        gt=0,
+        lt=1,
     )
     design_sample: int = option(
         0,
         "draw so many points to interpret, stratified by class and at least 50 in each, into sample.gpkg of "
         "--out; it doesn't say what the map says, sample-strata.csv beside it does",
         group=AREA,
+        ge=0,
     )
     sample_error: float | None = option(
         None,
@@ -810,6 +892,8 @@ class EvaluateConfig(Options):
         "accuracy of 0.75 is expected of each class",
         unit="0..1",
         group=AREA,
+        gt=0,
+        lt=0.5,
     )
     sample: str | None = option(
         None,
@@ -819,34 +903,21 @@ class EvaluateConfig(Options):
         group=AREA,
     )
     seed: int = option(1, "seed of the choice of points", group=AREA)
-    mask: str | None = option(None, "cloud mask or scene classification", metavar="RASTER", group=INPUT)
-    grow_mask: int = option(
-        0, "pixels around each pixel of the mask that are left out as well", unit="pixels", group=INPUT
-    )
-    mask_values: tuple[int, ...] = option((), "values of the mask to leave out", metavar="N", group=INPUT)
-    bounds: tuple[float, float, float, float] | None = option(
-        None,
-        "left bottom right top: only pixels inside count",
-        unit="units of the CRS",
-        metavar="LEFT BOTTOM RIGHT TOP",
-        group=INPUT,
-    )
-    aoi: str | None = option(None, "polygons: only pixels inside count", metavar="FILE", group=INPUT)
-    resample: bool = option(False, "resample (nearest) a reference on another grid", group=INPUT)
-    allow_vrt: bool = option(False, "admit VRT mosaics", group=INPUT)
-    allow_remote: bool = option(False, "admit remote files, which open connections", group=INPUT)
     title: str | None = option(
         None, "title of the report; names of map and reference where not given", metavar="TEXT", group=REPORT
     )
     author: str | None = option(None, "author of the report, as printed", metavar="NAME", group=REPORT)
     date: str | None = option(None, "date of the report, as printed", metavar="TEXT", group=REPORT)
     licence: str | None = option(None, "licence of map and report, as printed", metavar="TEXT", group=REPORT)
-    overwrite: bool = option(False, "replace a finished report", group=RUN)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(Options):
+class ServeConfig(VrtConfig, LabelConfig):
     """A map as tiles for the browser of this machine."""
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Needs("label_field label_layer pine spruce", "reference", "they tell how a reference is read"),
+    )
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
     image: str | None = option(None, "mosaic to show below the map", metavar="RASTER")
@@ -856,21 +927,11 @@ class ServeConfig(Options):
         "before the page opens",
         metavar="FILE",
     )
-    scheme: str | None = option(
-        None, "classes of a map whose tags don't hold them, and of the reference, as in preprocess.py"
-    )
-    label_field: str | None = option(None, "field of a vector reference that holds the code", metavar="NAME")
-    label_layer: str | None = option(
-        None, "layer of a vector reference, where there are several", metavar="NAME"
-    )
-    port: int = option(8010, "port on 127.0.0.1; 0 for any that is free")
-    allow_vrt: bool = option(
-        False, "admit VRTs, as of --tiles, whose files must lie below the folder of the VRT"
-    )
+    port: int = option(8010, "port on 127.0.0.1; 0 for any that is free", ge=0, le=65535)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(Options):
+class ExportConfig(VrtConfig, SchemeConfig, OutputConfig):
     """A map for other programs."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
@@ -896,15 +957,10 @@ class ExportConfig(Options):
     model: str | None = option(
         None, "weights of the map: their STAC item is written beside that of the map", metavar="MODEL"
     )
-    scheme: str | None = option(None, "classes of a map whose tags don't hold them, as in preprocess.py")
-    allow_vrt: bool = option(
-        False, "admit VRTs, as of --tiles, whose files must lie below the folder of the VRT", group=INPUT
-    )
-    overwrite: bool = option(False, "replace what exists", group=RUN)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportModelConfig(Options):
+class ExportModelConfig(OutputConfig):
     """Weights for other programs and catalogues."""
 
     model: str = option(
@@ -927,6 +983,7 @@ class ExportModelConfig(Options):
         "fixed height and width of windows in the ONNX file, which the QGIS plug-in Deepness needs; any size "
         "where not given",
         unit="pixels",
+        ge=1,
         metavar="N",
     )
     pick: str = option(
@@ -939,11 +996,10 @@ class ExportModelConfig(Options):
         "first and last day of imagery that the weights are for; the time of Sentinel-2 where not given",
         metavar="YYYY-MM-DD",
     )
-    overwrite: bool = option(False, "replace what exists", group=RUN)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceConfig(Options):
+class ReproduceConfig(VrtConfig, OutputConfig):
     """Rebuild a map from its recorded inputs and report any difference."""
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
@@ -966,7 +1022,8 @@ class ReproduceConfig(Options):
         endings=MAP_ENDINGS,
     )
     memory: float | None = option(
-        None, "memory budget of the whole process; as make_classifications.py where not given", unit="GB"
+        None,
+        "memory budget of the whole process; as make_classifications.py where not given",
+        unit="GB",
+        gt=0,
     )
-    allow_vrt: bool = option(False, "admit VRT mosaics", group=INPUT)
-    overwrite: bool = option(False, "replace what exists", group=RUN)

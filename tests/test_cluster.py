@@ -24,7 +24,7 @@ from lulc.config import ClassifyConfig, ClusterConfig
 from lulc.core.schema import InputError
 from lulc.distributed import cluster
 from lulc.distributed.cluster import Cluster, ask, open_cluster, run_tasks
-from lulc.inference.classify import classify, classify_share, forecast_classification
+from lulc.inference.classify import classify, classify_share
 from lulc.inference.request import share_of
 
 pytestmark = pytest.mark.integration
@@ -199,18 +199,18 @@ def test_each_worker_has_cores_of_its_own_where_there_are_enough(two_workers: Cl
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
-        (ClusterConfig(dask="slurmm"), "expected local, slurm or the address"),
-        (ClusterConfig(dask="local", workers=0), "expected 1 or more"),
-        (ClusterConfig(dask="local", worker_wait=-1.0), "expected 0 or more"),
-        (ClusterConfig(dask="slurm"), "cannot start workers as jobs of SLURM"),
-        (ClusterConfig(dask="tcp://127.0.0.1:1"), "no scheduler answers there"),
+        ({"dask": "slurmm"}, "expected local, slurm or the address"),
+        ({"dask": "local", "workers": 0}, "expected a whole number of at least 1"),
+        ({"dask": "local", "worker_wait": -1.0}, "expected a number of at least 0"),
+        ({"dask": "slurm"}, "cannot start workers as jobs of SLURM"),
+        ({"dask": "tcp://127.0.0.1:1"}, "no scheduler answers there"),
     ],
 )
 def test_a_cluster_that_is_none_is_refused(
-    config: ClusterConfig, problem: str, monkeypatch: pytest.MonkeyPatch
+    config: dict[str, Any], problem: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1.0)
-    with pytest.raises(InputError) as caught, open_cluster(config):
+    with pytest.raises(InputError) as caught, open_cluster(ClusterConfig(**config)):
         pass
     assert problem in caught.value.problem
     assert caught.value.hint
@@ -275,8 +275,7 @@ def test_what_is_no_share_is_refused(text: str) -> None:
 def test_options_that_can_not_work_together_are_refused(
     tmp_path: Path, changes: dict[str, Any], problem: str
 ) -> None:
-    config = configure(Path("no.keras"), Path("no.tif"), tmp_path / "map.tif", **changes)
     with pytest.raises(InputError) as caught:
-        (forecast_classification if config.plan else classify)(config)
+        configure(Path("no.keras"), Path("no.tif"), tmp_path / "map.tif", **changes)
     assert problem in caught.value.problem
     assert caught.value.hint

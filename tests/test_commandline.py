@@ -17,14 +17,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from lulc import config
 from lulc.cli.commandline import ENVIRONMENT, Answer, config_from, parse, parser_for, run
 from lulc.config import option
-from lulc.core.options import FILE_ENDINGS, FOLDER
+from lulc.core.options import FILE_ENDINGS, FOLDER, Excludes, Needs, Options
 from lulc.core.schema import InputError
 
 CONFIGS = [kind for name, kind in vars(config).items() if name.endswith("Config")]
@@ -530,3 +530,76 @@ def test_weights_are_written_as_json_or_onnx_alone(
 def test_a_folder_that_is_there_may_have_any_name(tmp_path: Path) -> None:
     (tmp_path / "run.keras").mkdir()
     config.TrainConfig(data=("stacks",), out=str(tmp_path / "run.keras"))
+
+
+LIMITED = [
+    (kind, field) for kind in CONFIGS for field in dataclasses.fields(kind) if field.metadata.get("limits")
+]
+
+
+def completed(kind: type, **values: Any) -> Any:
+    """A config with placeholders for what a user must give, and some values."""
+    arguments = parser_for(kind, "").parse_args(minimal(kind))
+    return dataclasses.replace(config_from(kind, arguments), **values)
+
+
+@pytest.mark.parametrize(("kind", "field"), LIMITED, ids=lambda v: getattr(v, "name", None) or v.__name__)
+def test_numbers_outside_their_limits_are_refused_with_what_was_expected(kind: type, field: Any) -> None:
+    step = 1 if "int" in str(field.type) else 0.001
+    beyond = {"ge": -step, "gt": 0, "le": step, "lt": 0}
+    for limit, value in field.metadata["limits"]:
+        with pytest.raises(InputError, match=rf"{field.name.replace('_', '-')}.*expected .*{value:g}"):
+            completed(kind, **{field.name: value + beyond[limit]})
+    if step < 1:
+        with pytest.raises(InputError):
+            completed(kind, **{field.name: float("nan")})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Related(Options):
+    """A config whose options need or exclude each other."""
+
+    RULES: ClassVar = (
+        Needs("speed length", "engine", "nothing runs else"),
+        Needs("gear", "engine", "only these have gears", ("car", "bus")),
+        Excludes("walk", "engine=car speed", "nobody walks in a car"),
+    )
+    engine: str | None = option(None, "what runs")
+    speed: float = option(1.0, "how fast", gt=0)
+    length: int | None = option(None, "how long")
+    gear: int | None = option(None, "which")
+    walk: bool = option(False, "on foot")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Heir(Related):
+    """A config with rules of its own and those of its base."""
+
+    RULES: ClassVar = (Excludes("roof", "walk", "it has none"),)
+    roof: bool = option(False, "with a roof")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"speed": 2.0, "length": 3}, "cannot use --speed, --length without --engine, since nothing runs"),
+        ({"gear": 1, "engine": "train"}, "cannot use --gear without --engine car or bus, since only"),
+        ({"walk": True, "engine": "car"}, "cannot use --walk with --engine car, since nobody"),
+        ({"walk": True, "engine": "bus", "speed": 2.0}, "cannot use --walk with --speed, since nobody"),
+        ({"walk": True, "roof": True}, "cannot use --roof with --walk, since it has none"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_with_the_reason(
+    values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError) as refusal:
+        Heir(**values)
+    assert refusal.value.problem.startswith(said) and refusal.value.hint.startswith("Leave --")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"engine": "bus", "speed": 2.0, "gear": 1}, {"engine": "bus", "walk": True}, {"speed": 1.0}],
+)
+def test_options_that_go_together_are_taken(values: dict[str, Any]) -> None:
+    assert dataclasses.asdict(Heir(**values)).items() >= values.items()

@@ -669,7 +669,7 @@ def test_a_sample_sized_by_its_standard_error_reaches_it(scene: Scene) -> None:
 
 @pytest.mark.parametrize("error", [0.0, -1.0, 0.7])
 def test_a_standard_error_out_of_range_is_refused(scene: Scene, error: float) -> None:
-    with pytest.raises(InputError, match="standard error"):
+    with pytest.raises(InputError, match="--sample-error"):
         evaluate(scene.config(sample_error=error))
 
 
@@ -971,7 +971,7 @@ def test_a_map_that_was_trained_on_throughout_has_no_headline(scene: Scene, capl
 @pytest.mark.parametrize("option", ["compare", "regions", "label_field", "pine", "label_errors"])
 def test_what_only_a_reference_answers_is_refused_without_one(scene: Scene, option: str) -> None:
     more = {option: 0.5 if option == "label_errors" else scene.map_path}
-    with pytest.raises(InputError, match=f"cannot take --{option.replace('_', '-')}, since no reference"):
+    with pytest.raises(InputError, match=f"cannot use --{option.replace('_', '-')} without REFERENCE"):
         evaluate(scene.config(reference=None, design_sample=20, **more))
 
 

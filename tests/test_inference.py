@@ -644,7 +644,7 @@ def test_entropy_and_margin_follow_the_activations(tmp_path: Path, fast: Path, a
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"extra": ("energy",)}, "--extra is energy"),
+        ({"extra": ("energy",)}, "for --extra, expected"),
         ({"extra": ("margin",), "activations": "none"}, "--extra"),
     ],
 )

@@ -84,13 +84,12 @@ def describe(result: TrainingResult) -> str:
     """The best models and where everything lies, as text."""
     best = {row.model: row for row in result.rows}
     scores = ("filled", "by band") if result.pretrained else ("accuracy", "macro-F1")
-    lines = [f"{'model':22} {'file':24} {'epoch':>5} {'val. loss':>9} {scores[0]:>8} {scores[1]:>8}"]
+    table: list[Sequence[str]] = [("model", "file", "epoch", "val. loss", *scores)]
     for pick, path in result.picks.items():
         row = best[path.name]
-        lines.append(
-            f"{pick:22} {path.name:24} {row.epoch:5d} {row.val_loss:9.4f} {row.val_accuracy:8.4f} "
-            f"{row.val_macro_f1:8.4f}"
-        )
+        shown = map(_number, (row.val_loss, row.val_accuracy, row.val_macro_f1))
+        table.append((pick, path.name, str(row.epoch), *shown))
+    lines = [columns(table, text_columns=2)]
     lines.append(f"\nweights and cards: {result.folder}\nhistory: {result.history}, {result.picture}")
     default, accurate = (best[result.picks[p].name] for p in ("lowest-val-loss", "highest-val-accuracy"))
     if not result.pretrained and accurate.val_accuracy - default.val_accuracy > ACCURACY_LOST:
@@ -111,11 +110,10 @@ def describe(result: TrainingResult) -> str:
 
 def describe_comparison(found: Comparison, folder: Path) -> str:
     """Compare forest and network on the held-out labels, overall and by class, as text."""
-    width = max(map(len, found.forest))
-    lines = [f"{'F1 on held-out labels':{width}} {'forest':>8} {'network':>8} {'difference':>10}   spread"]
+    table = [("F1 on held-out labels", "forest", "network", "difference", "spread")]
     for name, forest in found.forest.items():
         network, spread = found.network[name], found.spread[name]
-        lines.append(f"{name:{width}} {forest:8.4f} {network:8.4f} {network - forest:+10.4f} {spread:8.4f}")
+        table.append((name, _number(forest), _number(network), f"{network - forest:+.4f}", _number(spread)))
     size = f"{found.pixels} pixels in {found.patches} polygons or patches"
     if found.better == "neither":
         verdict = (
@@ -132,7 +130,7 @@ def describe_comparison(found: Comparison, folder: Path) -> str:
         )
     if found.better == "forest":
         verdict += f" Make the map with it: make_classifications.py {folder} ... --pick baseline"
-    return "\n".join([*lines, f"\n{verdict}"])
+    return f"{columns(table)}\n\n{verdict}"
 
 
 def _time_is_up(result: TrainingResult) -> str:

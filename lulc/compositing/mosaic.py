@@ -191,11 +191,6 @@ def make_mosaic(config: MosaicConfig) -> list[Mosaic]:
     InputError
         If options don't fit, no scene is found, one can't be read, or an output exists already.
     """
-    if config.near is not None and config.rule != "best":
-        raise InputError(
-            f"cannot use --near {config.near} with --rule {config.rule}, expected --rule best",
-            "Add --rule best, or leave --near out.",
-        )
     for out, _ in _outputs(config):
         _check_outputs(config, out)
     return [_make(job) for job in open_jobs(config)]

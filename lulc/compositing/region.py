@@ -35,8 +35,6 @@ def grid_of(config: MosaicConfig) -> GridSpec:
     crs = _crs(config, region)
     left, bottom, right, top = _bounds(region, crs)
     size = config.resolution
-    if not size > 0:
-        raise InputError(f"cannot use --resolution {size:g}, expected a length above 0 in units of the CRS")
     west, north = math.floor(left / size), math.ceil(top / size)
     width, height = math.ceil(right / size) - west, north - math.floor(bottom / size)
     if not 0 < width * height <= MAX_PIXELS:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from lulc.core.schema import InputError
 
@@ -22,6 +22,10 @@ KINDS: Mapping[type, str] = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text or a path"
 }  # fmt: skip
 """What a value of a type is called in messages."""
+
+
+_LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+"""Limits of a number, by the names of the functions of `operator` that hold them, and in words."""
 
 
 def option(
@@ -35,6 +39,10 @@ def option(
     group: str = "",
     endings: tuple[str, ...] = (),
     texts: Mapping[str, str] | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
 ) -> Any:
     """A dataclass field that is also a command-line option.
 
@@ -58,6 +66,8 @@ def option(
         How the name of an output may end, by which its format is known; `FOLDER` for a folder.
     texts
         Files that values stand for; ``--print-OPTION VALUE`` prints one of them.
+    ge, gt, le, lt
+        Limits of a number: at least, more than, at most, less than.
     """
     metadata = {
         "help": help,
@@ -68,6 +78,9 @@ def option(
         "group": group,
         "endings": endings,
         "texts": texts,
+        "limits": tuple(
+            (name, limit) for name, limit in zip(_LIMITS, (ge, gt, le, lt), strict=True) if limit is not None
+        ),
     }
     if default is ...:
         return field(metadata=metadata)
@@ -118,15 +131,105 @@ def check_ending(path: str, endings: tuple[str, ...], name: str) -> None:
         )
 
 
+class Rule(Protocol):
+    """A relation between options of one config."""
+
+    def check(self, config: Options) -> None:
+        """Raise `InputError` where the config breaks the rule."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Rule: some options mean nothing without another one.
+
+    Parameters
+    ----------
+    names
+        Options, separated by blanks.
+    other
+        Option that they need.
+    why
+        Reason, for the message.
+    values
+        Values of the other option with which they mean something; any where not given.
+    """
+
+    names: str
+    other: str
+    why: str
+    values: tuple[str, ...] = ()
+
+    def check(self, config: Options) -> None:
+        """Raise `InputError` for the options that are given alone."""
+        other = getattr(config, self.other)
+        if other in self.values or (not self.values and is_given(config, self.other)):
+            return
+        shown, values = _name_in(config, self.other), " or ".join(self.values)
+        idle = ", ".join(_name_in(config, name) for name in self.names.split() if is_given(config, name))
+        if idle:
+            raise InputError(
+                f"cannot use {idle} without {f'{shown} {values}'.strip()}, since {self.why}",
+                f"Leave {idle} out, or add {' '.join([shown, *self.values[:1]])}.",
+            )
+
+
+@dataclass(frozen=True)
+class Excludes:
+    """Rule: an option can't be used together with others.
+
+    Parameters
+    ----------
+    name
+        Option.
+    others
+        Options, separated by blanks; ``name=value`` for a single value of one.
+    why
+        Reason, for the message.
+    hint
+        What to type instead; ``{out}`` stands for the value of that option.
+    """
+
+    name: str
+    others: str
+    why: str
+    hint: str = ""
+
+    def check(self, config: Options) -> None:
+        """Raise `InputError` where both are given."""
+        for text in self.others.split():
+            other, _, value = text.partition("=")
+            both = is_given(config, self.name) and is_given(config, other)
+            if both and value in ("", getattr(config, other)):
+                name, shown = _name_in(config, self.name), f"{_name_in(config, other)} {value}".strip()
+                raise InputError(
+                    f"cannot use {name} with {shown}, since {self.why}",
+                    self.hint.format_map(vars(config)) or f"Leave {name} or {shown} out.",
+                )
+
+
+def is_given(config: Options, name: str) -> bool:
+    """True if an option has another value than its default."""
+    option = type(config).__dataclass_fields__[name]
+    return bool(getattr(config, name) != option.default)
+
+
+def _name_in(config: Options, name: str) -> str:
+    return shown_name(type(config).__dataclass_fields__[name])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of the configs: takes lists and paths for tuples and texts, and refuses values of other types.
+    """Base of the configs: takes lists and paths for tuples and texts, and refuses what doesn't fit.
+
+    `RULES` says which options need or exclude each other; those of the bases count too.
 
     Raises
     ------
     InputError
-        If a value is none of its option.
+        If a value is none of its option, or options don't go together.
     """
+
+    RULES: ClassVar[tuple[Rule, ...]] = ()
 
     def __post_init__(self) -> None:
         kind: type = type(self)
@@ -139,6 +242,8 @@ class Options:
             for path in taken if isinstance(taken, tuple) else (taken,):
                 if option.metadata.get("endings") and path is not None:
                     check_ending(path, option.metadata["endings"], shown_name(option))
+        for rule in (rule for base in kind.__mro__ for rule in vars(base).get("RULES", ())):
+            rule.check(self)
 
 
 def take(value: Any, hint: Any) -> Any:
@@ -234,6 +339,11 @@ def _checked(value: Any, option: dataclasses.Field[Any], hint: Any) -> Any:
             and not {*(taken if isinstance(taken, tuple) else [taken])} <= {*choices}
         ):
             raise ValueError(value)
+        if choices and isinstance(taken, tuple) and len({*taken}) < len(taken):
+            raise ValueError(value)
+        for number in taken if isinstance(taken, tuple) else (taken,):
+            if number is not None and not _is_within(number, option):
+                raise ValueError(value)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"cannot use {_short(value)} for {shown_name(option)}, expected {_expected(option, hint)}",
@@ -242,11 +352,18 @@ def _checked(value: Any, option: dataclasses.Field[Any], hint: Any) -> Any:
     return taken
 
 
+def _is_within(number: Any, option: dataclasses.Field[Any]) -> bool:
+    """True if a number lies within the limits of an option; NaN lies within none."""
+    limits = option.metadata.get("limits", ())
+    return all(getattr(operator, name)(number, limit) for name, limit in limits)
+
+
 def _expected(option: dataclasses.Field[Any], hint: Any) -> str:
     """Describe the values that an option takes."""
     base, many = value_type(hint)
     choices = option.metadata.get("choices")
-    one = f"one of {', '.join(choices)}" if choices else KINDS[base]
+    limits = " and ".join(f"{_LIMITS[name]} {limit:g}" for name, limit in option.metadata.get("limits", ()))
+    one = f"one of {', '.join(choices)}" if choices else " of ".join(filter(None, (KINDS[base], limits)))
     if many is None:
         return one
     return f"{one}, or a list of them" if many == "+" else f"{many} values, each {one}"

@@ -34,8 +34,8 @@ SIMULATED_TAG = "LULC_SIMULATED"
 UNCLASSIFIED = 0
 """Class value of a valid pixel whose confidence lies below a threshold."""
 
-UNCLASSIFIED_NAME, UNCLASSIFIED_COLOR = "Unclassified", "#000000"
-"""How other programs show such pixels."""
+UNCLASSIFIED_NAME, UNCLASSIFIED_COLOR = "Unclassified", "#ffb3d9"
+"""How reports and other programs show such pixels."""
 
 MAX_CLASSES = 254
 """Class numbers run from 1 to at most this; 0 and 255 are reserved."""

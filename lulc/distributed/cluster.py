@@ -147,13 +147,6 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
         worker comes in the time that is given.
     """
     name, workers = str(config.dask), WORKERS if config.workers is None else config.workers
-    if workers < 1:
-        raise InputError(f"cannot use {workers} workers, expected 1 or more", f"Type --workers {WORKERS}.")
-    if config.worker_wait is not None and not config.worker_wait >= 0:
-        raise InputError(
-            f"cannot wait {config.worker_wait:g} minutes for workers, expected 0 or more",
-            "Type for example --worker-wait 30, or leave it out.",
-        )
     needed = ["distributed", "cryptography", *(["dask_jobqueue"] if name == "slurm" else [])]
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:

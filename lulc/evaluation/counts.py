@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.core.areas import pixel_areas
-from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError
+from lulc.core.schema import IGNORE, UNCLASSIFIED
 from lulc.core.windows import Window
 from lulc.evaluation.inputs import Inputs, read_colors
 from lulc.evaluation.measures.area_estimation import estimate
@@ -42,10 +42,6 @@ class Counts:
     """
 
     def __init__(self, inputs: Inputs, border: int) -> None:
-        if border < 0:
-            raise InputError(
-                f"cannot score a border of {border} pixels, expected 0 or more", "Type --border 0 for none."
-            )
         self._inputs = inputs
         self._border = border
         self._legend = inputs.map.legend

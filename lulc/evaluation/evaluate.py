@@ -91,7 +91,6 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         If the report's folder holds a report and may not be overwritten, a file can't be read, grids or
         legends don't fit, no pixel has both a map and a reference, or an option lacks what it needs.
     """
-    _check_asked(config)
     folder = Path(config.out)
     _check_folder(folder, config.overwrite)
     designs = _is_designing(config)
@@ -109,39 +108,8 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     return EvaluationResult(folder, tuple(written), results, imprint)
 
 
-def _check_asked(config: EvaluateConfig) -> None:
-    """Refuse options that need a reference where there is none."""
-    if config.reference is not None:
-        return
-    asked = {
-        "--compare": config.compare, "--regions": config.regions, "--label-errors": config.label_errors,
-        "--label-field": config.label_field, "--label-layer": config.label_layer,
-        "--pine": config.pine, "--spruce": config.spruce,
-        "--resample": config.resample or None,
-        "--border": None if config.border == EvaluateConfig.border else config.border,
-    }  # fmt: skip
-    idle = [name for name, value in asked.items() if value is not None]
-    if idle:
-        raise InputError(
-            f"cannot take {', '.join(idle)}, since no reference is given, expected one: "
-            "points are compared with the map class by class alone",
-            f"Type the label raster behind '{config.map}', or leave out {', '.join(idle)}.",
-        )
-
-
 def _is_designing(config: EvaluateConfig) -> bool:
-    """Return True if a sample is to be drawn; refuses impossible sizes."""
-    if config.design_sample < 0:
-        raise InputError(
-            f"cannot draw a sample of {config.design_sample} points, expected 1 or more",
-            "Type --design-sample 600, or leave it out.",
-        )
-    if config.sample_error is not None and not 0 < config.sample_error < 0.5:
-        raise InputError(
-            f"cannot size a sample for a standard error of {config.sample_error}, "
-            "expected above 0 and below 0.5",
-            "Type --sample-error 0.01 for an interval of about two per cent to each side.",
-        )
+    """Return True if a sample is to be drawn."""
     return bool(config.design_sample) or config.sample_error is not None
 
 
@@ -206,7 +174,6 @@ def measure(config: EvaluateConfig) -> tuple[Results, Views]:
     InputError
         As `evaluate`, but for the folder.
     """
-    _check_asked(config)
     with ExitStack() as resources:
         inputs = open_inputs(config, resources)
         counts = Counts(inputs, config.border)

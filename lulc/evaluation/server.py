@@ -107,7 +107,7 @@ def _listen(port: int) -> socket.socket:
         listener.bind((HOST, port))
         # Who asks before the server runs is answered as soon as it does.
         listener.listen()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
         raise InputError(
             f"cannot serve at {HOST}:{port}, since {error}, expected a free port",
@@ -303,7 +303,8 @@ class _Reference:
 
         named = EvaluateConfig(
             map=config.map, reference=config.reference, out="", scheme=config.scheme,
-            label_field=config.label_field, label_layer=config.label_layer, allow_vrt=config.allow_vrt,
+            codes=config.codes, label_field=config.label_field, label_layer=config.label_layer,
+            pine=config.pine, spruce=config.spruce, allow_vrt=config.allow_vrt,
         )  # fmt: skip
         self._inputs = open_inputs(named, resources)
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="lulc-serve-")))

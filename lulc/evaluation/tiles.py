@@ -14,9 +14,8 @@ import numpy as np
 import rasterio
 
 from lulc.core.machine import GDAL_CACHE
-from lulc.core.schema import IGNORE, InputError
+from lulc.core.schema import IGNORE, UNCLASSIFIED_COLOR, InputError
 from lulc.evaluation.report.viewer import ACTIVATION_RAMP, UNSURE_RAMP, WRONG_COLOR
-from lulc.evaluation.report.views import UNCLASSIFIED_COLOR
 from lulc.maps.reader import REST, ClassMap
 from lulc.models.uncertainty import entropy
 from lulc.rasters.sources import RasterSource, open_source

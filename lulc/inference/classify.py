@@ -36,7 +36,7 @@ from lulc.inference import memory_plan, worker
 from lulc.inference.job import Job, no_valid_pixel, open_job, pixel_size_problem, problems_of
 from lulc.inference.journal import Journal, open_journal
 from lulc.inference.outputs import Made, Output, put
-from lulc.inference.request import check_options, check_outputs, dates_of, further_of, share_of, sieved_path
+from lulc.inference.request import check_outputs, dates_of, further_of, share_of, sieved_path
 from lulc.inference.sliding_window import Clock, predict_windows, windows_of
 from lulc.inference.worker import Described, output_of, reading, stamps_of_inputs, work_of
 from lulc.maps.blocks import BlockWriter
@@ -250,7 +250,6 @@ def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast
         Calls of the network that are timed, after one that is not.
     """
     begun = time.perf_counter()
-    check_options(config)
     with reading(), open_job(config) as job:
         engine = job.build_engine()
         start = time.perf_counter() - begun
@@ -364,7 +363,6 @@ class _Workers:
 @contextlib.contextmanager
 def _begun(config: ClassifyConfig) -> Iterator[_Run]:
     """Check everything, start who makes the parts, and begin or take up the journal."""
-    check_options(config)
     dates = dates_of(config)
     stamps = stamps_of_inputs(config)
     check_outputs(config, stamps)

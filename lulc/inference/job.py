@@ -48,7 +48,7 @@ from lulc.maps.geotiff import MapProfile
 from lulc.models import weights
 from lulc.models.calibration import calibrate
 from lulc.models.card import ModelCard, check_classifies, load_card
-from lulc.models.uncertainty import MEASURES, NOVELTY, confidence, decide, with_measures
+from lulc.models.uncertainty import NOVELTY, confidence, decide, with_measures
 from lulc.rasters.layers import Source
 from lulc.rasters.stack import Stack, open_stack, sort_inputs
 
@@ -315,7 +315,6 @@ def open_job(
     InputError
         If model or mosaic are refused, or don't fit together.
     """
-    _check_numbers(config)
     if members:
         bands, indices = sort_inputs(config.inputs, config)
         with open_stack(bands, indices, config, channels=[c.name for c in members[0].card.channels]) as stack:
@@ -382,24 +381,6 @@ def legend_of(card: ModelCard) -> Legend:
         return card.legend
     chosen = next(c for c in card.legend.classes if c.name == card.single_class)
     return Legend(card.legend.name, (dataclasses.replace(chosen, number=1),))
-
-
-def _check_numbers(config: ClassifyConfig) -> None:
-    measures = set(config.extra) <= set(MEASURES) and len(set(config.extra)) == len(config.extra)
-    checks = {
-        f"--batch-size is {config.batch_size}, expected 1 or more": config.batch_size >= 1,
-        f"--memory is {config.memory}, expected more than 0": config.memory is None or config.memory > 0,
-        f"--min-confidence is {config.min_confidence}, expected 0..1": 0 <= config.min_confidence <= 1,
-        f"--sieve is {config.sieve}, expected 0 or more": config.sieve >= 0,
-        f"--window is {config.window}, expected 1 or more": config.window is None
-        or np.min(config.window) > 0,
-        f"--extra is {' '.join(config.extra)}, expected some of {', '.join(MEASURES)}, each once": measures,
-        "--activations is none, expected another value with --extra": not config.extra
-        or config.activations != "none",
-    }
-    for problem, holds in checks.items():
-        if not holds:
-            raise InputError(f"cannot classify, since {problem}", "Correct this option.")
 
 
 def _check_confidence(card: ModelCard, config: ClassifyConfig) -> None:

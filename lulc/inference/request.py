@@ -21,57 +21,6 @@ from lulc.rasters.sources import Stamp, open_source
 logger = logging.getLogger("lulc")
 
 
-def check_options(config: ClassifyConfig) -> None:
-    """Refuse options that can't work together."""
-    started = config.dask in ("local", "slurm")
-    parts = folder_of(Path(config.out))
-    checks = [
-        (
-            config.tiles and config.sieve,
-            "--sieve with --tiles, since it needs the patches of the whole map at once",
-            "Leave --sieve out.",
-        ),
-        (
-            config.tiles and config.polygons,
-            "--polygons with --tiles, since they are taken from a map in one file",
-            "Leave --polygons out.",
-        ),
-        (
-            config.date and not config.tiles,
-            "--date without --tiles, since only the STAC collection of tiles has a date",
-            "Leave --date out, or add --tiles.",
-        ),
-        (
-            config.share and config.dask,
-            "--share with --dask, since each of them shares out the parts",
-            "Leave one of them out.",
-        ),
-        (
-            config.share and config.restart,
-            "--share with --restart, since that would drop what other shares have made",
-            f"To begin anew remove '{parts}', then start all shares.",
-        ),
-        (
-            config.plan and (config.share or config.dask),
-            "--plan with --share or --dask, since it tells what one process takes on this machine",
-            "Leave them out: each process takes that memory, and all together that time.",
-        ),
-        (
-            config.workers is not None and not started,
-            "--workers without --dask local or slurm, since only these start workers",
-            "Leave --workers out, or add --dask local.",
-        ),
-        (
-            config.worker_wait is not None and config.dask is None,
-            "--worker-wait without --dask, whose workers it waits for",
-            "Leave --worker-wait out, or add --dask.",
-        ),
-    ]
-    for refused, problem, hint in checks:
-        if refused:
-            raise InputError(f"cannot use {problem}", hint)
-
-
 def share_of(text: str) -> tuple[int, int]:
     """I and N of ``I/N``, I from 1 to N.
 

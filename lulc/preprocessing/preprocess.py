@@ -102,7 +102,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         If an input doesn't fit, no pixel is valid, only one class occurs, or the folder holds other
         results.
     """
-    _check_numbers(config)
+    _warn_of_gap(config)
     _check_given(config)
     folder = Path(config.out)
     listed = find_chips(config)
@@ -199,16 +199,7 @@ def _open_crew(config: PreprocessConfig, chips: Chips, own: OwnFolder, key: str)
         yield away
 
 
-def _check_numbers(config: PreprocessConfig) -> None:
-    least = {"size": 1, "stacks": 0, "gap": 0, "border_ignore": 0}
-    for name, lowest in least.items():
-        value = getattr(config, name)
-        if value < lowest:
-            option = "--" + name.replace("_", "-")
-            raise InputError(
-                f"cannot cut stacks, since {option} is {value}, expected at least {lowest}",
-                f"Type {option} with a larger number.",
-            )
+def _warn_of_gap(config: PreprocessConfig) -> None:
     if config.gap < PreprocessConfig.gap and config.validation not in (("none",), ("all",)):
         logger.warning(
             "--gap is %d, less than %d, the receptive radius of the default network: training sees pixels of "
@@ -228,16 +219,6 @@ def _check_given(config: PreprocessConfig) -> None:
         raise InputError(
             "cannot cut stacks without labels, since --labels is not given",
             "Type --labels with a raster or vector file of classes.",
-        )
-    if config.workers is not None and config.dask not in ("local", "slurm"):
-        raise InputError(
-            "cannot use --workers without --dask local or slurm, since only these start workers",
-            "Leave --workers out, or add --dask local.",
-        )
-    if config.worker_wait is not None and config.dask is None:
-        raise InputError(
-            "cannot use --worker-wait without --dask, whose workers it waits for",
-            "Leave --worker-wait out, or add --dask.",
         )
 
 

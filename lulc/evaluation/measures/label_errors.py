@@ -99,17 +99,12 @@ def find_label_errors(
     Raises
     ------
     InputError
-        If the map has no activations, or `least` is out of range.
+        If the map has no activations.
     """
     if not land_cover.has_activations:
         raise InputError(
             f"cannot look for wrong labels with '{land_cover.name}', since it has no activation bands",
             "Make the map without `--activations none`, or leave --label-errors out.",
-        )
-    if not 0 < least < 1:
-        raise InputError(
-            f"cannot look for wrong labels with a margin of {least}, expected above 0 and below 1",
-            "Type --label-errors 0.5.",
         )
     found: list[Patch] = []
     raster = folder / RASTER

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lulc.core.schema import Legend
+from lulc.core.schema import InputError, Legend
 from lulc.core.version import __version__
 from lulc.evaluation.measures.area_estimation import AreaEstimates
 from lulc.evaluation.measures.metrics import Calibration, Comparison, Scores, score
@@ -242,3 +245,29 @@ class Results:
 def metrics_of(matrix: NDArray[np.int64], legend: Legend) -> dict[str, Any]:
     """Return all metrics of a matrix as JSON-ready data, and the matrix."""
     return {**dataclasses.asdict(score(matrix, legend)), "confusion": matrix.tolist()}
+
+
+def read_history(path: str | os.PathLike[str]) -> dict[str, list[float]]:
+    """Read a training's history.csv: column to its values by epoch, NaN where one is missing.
+
+    Raises
+    ------
+    InputError
+        If the file has no epoch.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "epoch" not in rows[0]:
+        raise InputError(
+            f"cannot draw the history '{path}', since it has no epochs, expected a column 'epoch' "
+            "and one row each",
+            "Give the history.csv of a run folder.",
+        )
+    return {name: [_number(row.get(name)) for row in rows] for name in rows[0] if name}
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan

@@ -7,7 +7,6 @@ classes keep the colours of their legend and carry their numbers, so that colour
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 import os
 import textwrap
@@ -26,11 +25,12 @@ from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
 from lulc.core.grid import GridSpec, metres_per_pixel
-from lulc.core.schema import IGNORE, InputError, Legend
+from lulc.core.schema import IGNORE, UNCLASSIFIED_COLOR, Legend
 from lulc.core.storage import write_atomically
 from lulc.evaluation.measures.area_estimation import Estimate
 from lulc.evaluation.measures.metrics import Calibration
-from lulc.evaluation.report.views import UNCLASSIFIED_COLOR, UnsureSquare
+from lulc.evaluation.measures.results import read_history
+from lulc.evaluation.report.views import UnsureSquare
 from lulc.maps.picture import length_label, round_length
 
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
@@ -481,15 +481,7 @@ def draw_history(history: str | os.PathLike[str], path: str | os.PathLike[str]) 
     InputError
         If the file has no epoch.
     """
-    with open(history, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "epoch" not in rows[0]:
-        raise InputError(
-            f"cannot draw the history '{history}', since it has no epochs, expected a column 'epoch' "
-            "and one row each",
-            "Give the history.csv of a run folder.",
-        )
-    columns = {name: [_number(row.get(name)) for row in rows] for name in rows[0] if name}
+    columns = read_history(history)
     curves = (
         ("Loss", (("loss", "training"), ("val_loss", "validation")), min),
         (
@@ -528,10 +520,3 @@ def _draw_curves(ax: Axes, columns: dict[str, list[float]], title: str, names: A
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.25)
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -18,7 +17,7 @@ from lulc.core.schema import Legend
 from lulc.core.version import __version__
 from lulc.evaluation.measures.area_estimation import Estimate
 from lulc.evaluation.measures.metrics import BINS, Calibration, Scores, score
-from lulc.evaluation.measures.results import MACRO, Areas, Change, Results
+from lulc.evaluation.measures.results import MACRO, Areas, Change, Results, read_history
 from lulc.evaluation.report.document import Page, Picture, Section, Table, number
 from lulc.evaluation.report.viewer import embed
 from lulc.evaluation.report.views import UnsureSquare, Views, entropy_by_class
@@ -391,19 +390,19 @@ def _unsure_section(legend: Legend, views: Views, places: Sequence[UnsureSquare]
 
 
 def _training_section(history: Path, picture: Path) -> Section:
-    with open(history, newline="", encoding="utf-8") as file:
-        epochs = list(csv.DictReader(file))
-    rows = [("epochs", str(len(epochs)), "")]
+    columns = read_history(history)
+    rows = [("epochs", str(len(columns["epoch"])), "")]
     for name, words, best in (
         ("val_loss", "lowest validation loss", min),
         ("val_accuracy", "highest validation accuracy", max),
         ("val_macro_f1", "highest validation macro-F1", max),
     ):
-        values = {row["epoch"]: float(row[name]) for row in epochs if row.get(name)}
-        finite = {epoch: v for epoch, v in values.items() if math.isfinite(v)}
-        if finite:
-            epoch = best(finite, key=lambda e: finite[e])
-            rows.append((words, f"{finite[epoch]:.4f}", epoch))
+        found = [
+            row for row in zip(columns.get(name, ()), columns["epoch"], strict=False) if math.isfinite(row[0])
+        ]
+        if found:
+            value, epoch = best(found, key=lambda row: row[0])
+            rows.append((words, f"{value:.4f}", f"{epoch:g}"))
     return Section(
         "Training",
         pictures=(Picture(picture, "Loss, scores and learning rate over the epochs of the training"),),

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from lulc.core.areas import pixel_area
 from lulc.core.grid import GridSpec, metres_per_pixel
-from lulc.core.schema import InputError, Legend
+from lulc.core.schema import UNCLASSIFIED_COLOR, InputError, Legend
 from lulc.core.windows import Window
-from lulc.evaluation.report.views import UNCLASSIFIED_COLOR, UnsureSquare, Views
+from lulc.evaluation.report.views import UnsureSquare, Views
 from lulc.labels.levels import Level
 
 JPEG_QUALITY = 88

@@ -24,8 +24,6 @@ LONGEST = 2048
 FINE_VALUES = 8_000_000
 """Up to so many activations a page holds three decimals of each, 7 MB; above two, half of that for each."""
 
-UNCLASSIFIED_COLOR = "#ffb3d9"
-
 BLOCKS = 16
 """Places are squares of about a sixteenth of the longest side."""
 
