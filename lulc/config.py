@@ -803,6 +803,7 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         "also write OUT with class patches smaller than this merged into neighbours; 0 for not",
         unit="pixels",
         ge=0,
+        le=2**31 - 1,
     )
     polygons: str | None = option(
         None,

@@ -54,7 +54,7 @@ COPY_SPEED = 400e6
 """Encoded bytes copied into the map and flushed in a second, as measured on a virtual disk."""
 
 SIEVE_BYTES = 3
-"""Memory of sieving for each pixel of the map: its table of patches, where they have 16 pixels each."""
+"""Memory of sieving for each pixel of the map: its mask, and the table of patches of 16 pixels each."""
 
 SIEVE_WAY_OUT = (
     "Free memory, or leave --sieve out: it holds a table of all patches of the map, also with --bounds. "
