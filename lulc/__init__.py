@@ -22,7 +22,9 @@ if TYPE_CHECKING:
         classify,
         classify_array,
         classify_share,
+        estimate_areas,
         evaluate,
+        evaluate_in_memory,
         export_map,
         export_model,
         forecast,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         open_stack,
         reproduce,
         train,
+        train_arrays,
     )
     from lulc.config import (
         ClassifyConfig,
@@ -63,7 +66,9 @@ __all__ = [
     "classify",
     "classify_array",
     "classify_share",
+    "estimate_areas",
     "evaluate",
+    "evaluate_in_memory",
     "export_map",
     "export_model",
     "forecast",
@@ -75,6 +80,7 @@ __all__ = [
     "open_stack",
     "reproduce",
     "train",
+    "train_arrays",
 ]
 
 

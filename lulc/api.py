@@ -13,7 +13,8 @@ import os
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from lulc.config import (
@@ -29,17 +30,18 @@ from lulc.config import (
 )
 from lulc.core.options import Options, help_of, nearest, take, value_type
 from lulc.core.schema import InputError as InputError
+from lulc.core.schema import Legend
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import keras
+    import pandas as pd
     import xarray as xr
 
     from lulc.compositing.mosaic import Mosaic
     from lulc.core.statistics import Statistics
     from lulc.datasets.manifest import Manifest
     from lulc.evaluation.evaluate import EvaluationResult
+    from lulc.evaluation.tables import Evaluation
     from lulc.inference.classify import ClassificationResult, Forecast, ShareResult
     from lulc.inference.reproduce import Reproduction
     from lulc.labels.schemes import Scheme
@@ -154,10 +156,23 @@ def _is_array(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "xarray"
 
 
+def _holds_arrays(images: Any) -> bool:
+    """Return True for one array or several; refuse what is no option of `train`, as Python does."""
+    if isinstance(images, str | os.PathLike):
+        raise TypeError("train() takes options by name or a TrainConfig, got str; see help(lulc.train)")
+    return images is not None
+
+
 def classify_array(
-    model: File, inputs: xr.DataArray | xr.Dataset, config: ClassifyConfig | None = None, **options: Any
+    model: File,
+    inputs: xr.DataArray | xr.Dataset,
+    config: ClassifyConfig | None = None,
+    *,
+    out: File | None = None,
+    overwrite: bool = False,
+    **options: Any,
 ) -> xr.Dataset:
-    """Classify an xarray object in memory; no file is written.
+    """Classify an xarray object in memory; no temporary file is written.
 
     Parameters
     ----------
@@ -168,6 +183,11 @@ def classify_array(
         lazy object (Dask) a few windows are read at once, the others when the result is computed.
     config
         Options as an object; those given by name win.
+    out
+        Also write the result, to ``.nc``, ``.zarr`` or, if the array isn't lazy, ``.tif``; a lazy result is
+        then read from there.
+    overwrite
+        Replace the file `out`.
     **options
         Options of `classify` that decide values, such as ``scale``, ``engine``, ``tta`` and ``blend``.
 
@@ -183,21 +203,40 @@ def classify_array(
         If model or array are refused or don't fit together, or an option concerns files.
     """
     given = options if config is None else _changed(config) | options
+    overwrite = given.pop("overwrite", overwrite)
     for name in given:
         if name in {f.name for f in dataclasses.fields(ClassifyConfig)} - _ARRAY_OPTIONS:
             raise InputError(
                 f"cannot use the option '{name}' with an array, since it concerns the file of a map",
-                "Leave it out; result.to_netcdf('map.nc') writes the result.",
+                "Leave it out, or write a file of the array and classify that.",
             )
     fields = given | {"model": model, "inputs": "array", "out": "array.tif"}
     settings = _config_from("classify", ClassifyConfig, None, fields)
-    from lulc.inference.arrays import classify_lazily, classify_source
+    from lulc.inference.arrays import classify_lazily, classify_source, write_array
     from lulc.maps.frames import dataset_of
     from lulc.rasters.cubes import ArraySource
 
     source = ArraySource(inputs)
     made = classify_lazily(settings, source) if source.is_lazy else classify_source(settings, source)
-    return dataset_of(made, made.classes, made.probabilities, made.extra)
+    frame = dataset_of(made, made.classes, made.probabilities, made.extra)
+    return frame if out is None else write_array(made, frame, Path(out), overwrite=overwrite)
+
+
+def _placed(
+    function: str, places: Sequence[str], by_position: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Return the config of a call, and its options with the names of those that are given by position."""
+    alone = len(by_position) == 1 and (not places or isinstance(by_position[0], Options | None))
+    if alone or not by_position:
+        return (by_position[0] if by_position else None), options
+    named = dict(zip(places, by_position, strict=False))
+    if len(by_position) > len(places):
+        raise TypeError(
+            f"{function}() takes {len(places) or 1} arguments by position, got {len(by_position)}"
+        )
+    if twice := named.keys() & options.keys():
+        raise TypeError(f"{function}() got several values for '{min(twice)}'")
+    return None, named | options
 
 
 def _changed(config: ClassifyConfig) -> dict[str, Any]:
@@ -207,19 +246,29 @@ def _changed(config: ClassifyConfig) -> dict[str, Any]:
 
 
 def _command(
-    kind: Callable[P, Config], arrays: Callable[..., Any] | None = None
+    kind: Callable[P, Config],
+    places: Sequence[str] = (),
+    instead: Callable[[Any, dict[str, Any]], Callable[..., Any] | None] = lambda config, options: None,
 ) -> Callable[[Callable[[Config], Made]], Command[P, Made]]:
     """Let a function of a config take the config's fields by name, and document them.
 
-    Calls with an xarray object as `inputs` go to `arrays` where that is given.
+    Parameters
+    ----------
+    kind
+        The config.
+    places
+        Options that may also be given by position, in order.
+    instead
+        Returns the function for a call with arrays, from config and options by name; None for files.
     """
     config = typing.cast("type[Config]", kind)
 
     def decorate(function: Callable[[Config], Made]) -> Command[P, Made]:
         @functools.wraps(function)
-        def call(given: Config | None = None, /, **options: Any) -> Made:
-            if arrays is not None and _is_array(options.get("inputs")):
-                return typing.cast("Made", arrays(config=given, **options))
+        def call(*by_position: Any, **options: Any) -> Made:
+            given, options = _placed(function.__name__, places, by_position, options)
+            if (other := instead(given, options)) is not None:
+                return typing.cast("Made", other(config=given, **options))
             return function(_config_from(function.__name__, config, given, options))
 
         made: Any = call
@@ -280,9 +329,74 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
     return make_stacks(config)
 
 
-@_command(TrainConfig)
+def train_arrays(
+    images: Any,
+    labels: Any,
+    config: TrainConfig | None = None,
+    *,
+    channels: Sequence[str],
+    legend: Legend | Mapping[str, str] | Sequence[str],
+    validation: Sequence[int] | None = None,
+    **options: Any,
+) -> TrainingResult:
+    """Train a network on arrays in memory; the same call continues an interrupted run.
+
+    Parameters
+    ----------
+    images
+        One array or a list: float (y, x, channel) in the units of the channels, NaN = invalid; or xarray
+        objects with bands by name, which are scaled as files are.
+    labels
+        One array for each image, (y, x): class numbers 1..N; 0, 255 and NaN are ignored. Those of an xarray
+        image may be one on the same coordinates.
+    config
+        Options as an object; those given by name win.
+    channels
+        Names of the channels, in order; those by which `classify` finds them.
+    legend
+        Names of the classes 1..N, a dictionary of names and colours (``#rrggbb``), or a Legend.
+    validation
+        Numbers of the images that validate, counted from 0. By default the lower quarter of each image
+        validates, and labels near it are ignored.
+    **options
+        Options of `train`, and of `open_stack` for xarray objects, such as ``scale``.
+
+    Returns
+    -------
+    TrainingResult
+        As of `train`.
+
+    Raises
+    ------
+    InputError
+        If images, labels, names and classes don't fit each other, or as `train` does.
+    """
+    reading = {field.name for field in dataclasses.fields(InputConfig)} & options.keys()
+    settings = _config_from(
+        "train", TrainConfig, config, {name: v for name, v in options.items() if name not in reading}
+    )
+    read = InputConfig(**{name: options[name] for name in reading})
+    several = isinstance(images, list | tuple)
+    from lulc.training.data.in_memory import dataset_of
+
+    dataset = dataset_of(
+        images if several else [images], labels if several else [labels], channels, legend, validation,
+        settings, read,
+    )  # fmt: skip
+    from lulc.training.train import train
+
+    return train(settings, dataset)
+
+
+@_command(
+    TrainConfig,
+    ("images", "labels"),
+    lambda config, options: train_arrays if _holds_arrays(options.get("images")) else None,
+)
 def train(config: TrainConfig) -> TrainingResult:
     """Train a network on the stacks of `make_stacks`; the same call continues an interrupted run.
+
+    Images and labels in memory are given by position, see `train_arrays`.
 
     Returns
     -------
@@ -320,11 +434,16 @@ def train(config: TrainConfig) -> TrainingResult:
     return dataclasses.replace(train(config, dataset, temperature), cross_validation=found)
 
 
-@_command(ClassifyConfig, arrays=classify_array)
+@_command(
+    ClassifyConfig,
+    ("model", "inputs", "out"),
+    lambda config, options: classify_array if _is_array(options.get("inputs")) else None,
+)
 def classify(config: ClassifyConfig) -> ClassificationResult:
     """Classify a mosaic with trained weights; the same call continues an interrupted run.
 
-    An xarray object as `inputs` is classified in memory, see `classify_array`.
+    Model, inputs and map may be given by position. An xarray object as `inputs` is classified in memory, see
+    `classify_array`.
 
     Returns
     -------
@@ -396,9 +515,99 @@ def forecast(config: ClassifyConfig) -> Forecast:
     return forecast_classification(dataclasses.replace(config, plan=True))
 
 
-@_command(EvaluateConfig)
+def evaluate_in_memory(
+    map: Any,
+    reference: Any = None,
+    config: EvaluateConfig | None = None,
+    *,
+    sample: Any = None,
+    **options: Any,
+) -> Evaluation:
+    """Score a map as tables and figures; no report is written.
+
+    Parameters
+    ----------
+    map
+        Path of a map, or a result of `classify` for an array.
+    reference
+        Path of the labels; or an array (y, x) on the pixels of the map: its class numbers, or codes of
+        ``scheme``; 0, 255 and NaN are ignored.
+    config
+        Options as an object; those given by name win.
+    sample
+        Path of interpreted points, or a GeoDataFrame of them.
+    **options
+        Options of `evaluate`.
+
+    Returns
+    -------
+    Evaluation
+        Tables `summary`, `classes`, `confusion` and `areas`; figures by `plot_confusion`, `plot_reliability`
+        and `plot_areas`.
+
+    Raises
+    ------
+    InputError
+        As `evaluate`, or if an option asks for a file.
+    """
+    if filed := [n for n in ("overwrite", "label_errors", "design_sample", "sample_error") if n in options]:
+        raise InputError(
+            f"cannot take the option '{filed[0]}' without out, since it concerns the files of a report",
+            "Give out, or leave it out.",
+        )
+    given = {"map": map, "reference": reference, "sample": sample}
+    arrays = {n: v for n, v in given.items() if v is not None and not isinstance(v, str | os.PathLike)}
+    named = {n: "<array>" if n in arrays else v for n, v in given.items() if v is not None}
+    settings = _config_from("evaluate", EvaluateConfig, config, options | named | {"out": "none"})
+    from lulc.evaluation.evaluate import measure
+    from lulc.evaluation.inputs import InMemory
+    from lulc.evaluation.tables import Evaluation
+
+    return Evaluation(results=measure(settings, InMemory(**arrays))[0])
+
+
+def estimate_areas(sample: Any, map: Any, **options: Any) -> pd.DataFrame:
+    """Estimate the area of each class from interpreted points, with standard errors and 95 % intervals.
+
+    Parameters
+    ----------
+    sample
+        Path of the points that `evaluate` drew, interpreted, or a GeoDataFrame of them.
+    map
+        The map that they were drawn from: its path, or a result of `classify` for an array.
+    **options
+        Options of `evaluate` about which pixels count: ``scheme``, ``mask``, ``bounds``, ``aoi``.
+
+    Returns
+    -------
+    DataFrame
+        A row for each class: mapped and estimated area, user's and producer's accuracy. ``attrs`` holds unit
+        and overall accuracy.
+
+    Raises
+    ------
+    InputError
+        If the points are no sample of this map, or a class has fewer than two.
+
+    References
+    ----------
+    Olofsson et al. 2014, doi:10.1016/j.rse.2014.02.015.
+    """
+    return evaluate_in_memory(map, sample=sample, **options).areas
+
+
+@_command(
+    EvaluateConfig,
+    ("map", "reference", "out"),
+    lambda config, options: (
+        evaluate_in_memory if config is None and "map" in options and "out" not in options else None
+    ),
+)
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """Score a map against a reference, or against interpreted points, and write a report.
+
+    Map, reference and folder may be given by position. Without `out` no report is written: tables and
+    figures of files or arrays are returned, see `evaluate_in_memory`.
 
     Returns
     -------

@@ -274,7 +274,7 @@ def test_no_file_is_written_for_an_array(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("option", [{"cog": True}, {"out": "map.tif"}, {"share": "1/2"}, {"plan": True}])
+@pytest.mark.parametrize("option", [{"cog": True}, {"tiles": True}, {"share": "1/2"}, {"plan": True}])
 def test_options_of_files_are_refused(
     tiny_model: Path, made: tuple[Path, Path], option: dict[str, Any]
 ) -> None:
@@ -296,3 +296,165 @@ def test_arrays_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(lulc.InputError, match=reason):
         lulc.classify_array(tiny_model, spoil(in_memory(made[0])), engine="openvino")
+
+
+@pytest.mark.parametrize(("name", "lazy"), [("map.nc", False), ("map.zarr", True), ("map.nc", True)])
+def test_a_classified_array_is_written_where_out_says(
+    tiny_model: Path, made: tuple[Path, Path], tmp_path: Path, name: str, lazy: bool
+) -> None:
+    array = in_memory(made[0])
+    given = array.chunk({"y": 31}) if lazy else array
+    found: Any = lulc.classify(tiny_model, given, tmp_path / name, engine="openvino", window=32)
+    read = xr.open_dataset(
+        tmp_path / name, engine="zarr" if name.endswith("zarr") else None, mask_and_scale=False
+    )
+    with lulc.open_map(made[1]) as land_cover:
+        expected = land_cover.read(land_cover.grid.extent)
+    np.testing.assert_array_equal(found["class"].values, expected)
+    np.testing.assert_array_equal(read["class"].values, expected)
+    np.testing.assert_array_equal(found["probability"].values, read["probability"].values)
+    with pytest.raises(lulc.InputError, match="exists already"):
+        lulc.classify(tiny_model, given, tmp_path / name, engine="openvino")
+
+
+def test_a_classified_array_becomes_the_geotiff_of_its_file(
+    tiny_model: Path, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "map.tif"
+    array = in_memory(made[0])
+    lulc.classify(tiny_model, array, out=out, engine="openvino", window=32, extra=["entropy"])
+    with rasterio.open(out) as new, rasterio.open(made[1]) as old:
+        np.testing.assert_allclose(new.read()[:-1], old.read(), atol=1e-5)
+        assert new.descriptions[-1] == "entropy" and new.transform == old.transform
+        assert new.tags()["LULC_MODEL_SHA256"] == old.tags()["LULC_MODEL_SHA256"]
+    with pytest.raises(lulc.InputError, match=r"a lazy array to .* expected .nc or .zarr"):
+        lulc.classify(tiny_model, array.chunk(), tmp_path / "lazy.tif", engine="openvino")
+
+
+def test_an_array_in_memory_is_scored_as_its_file(
+    tiny_model: Path, made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    array = in_memory(made[0])
+    found: Any = lulc.classify(tiny_model, array, engine="openvino", window=32)
+    rng = np.random.default_rng(3)
+    labels = found["class"].where(found["class"] != 255).copy()
+    labels[:, 20:] = rng.integers(0, 4, labels[:, 20:].shape)
+    labels.attrs = {}
+    for reference in (labels, labels.isel(y=slice(None, None, -1)), labels.values):
+        scored: Any = lulc.evaluate(found, reference, border=2)
+        known = (labels.values > 0) & (found["class"].values != 255)
+        right = (labels.values == found["class"].values)[known]
+        assert scored.summary.loc["all classes", "overall_accuracy"] == pytest.approx(right.mean())
+        assert scored.confusion.to_numpy().sum() == known.sum()
+    assert (
+        scored.confusion.loc["class 2", "class 1"]
+        == ((labels.values == 2) & (found["class"].values == 1)).sum()
+    )
+    assert scored.classes.loc["class 1", "support"] == ((labels.values == 1) & known).sum()
+    filed: Any = lulc.evaluate(made[1], labels, border=2)
+    assert filed.summary.equals(scored.summary) and filed.classes.equals(scored.classes)
+    assert scored.plot_confusion().axes[0].get_ylabel() == "reference"
+    assert scored.plot_reliability().axes
+    alone: Any = lulc.evaluate(found["class"], labels)
+    assert alone.confusion.to_numpy().tolist() == scored.confusion.to_numpy().tolist()
+    with pytest.raises(lulc.InputError, match="expected the pixels of the map"):
+        lulc.evaluate(found, labels.isel(x=slice(1, None)))
+    with pytest.raises(lulc.InputError, match="between whole numbers"):
+        lulc.evaluate(found, labels.values + 0.5)
+
+
+def test_areas_of_an_array_come_with_intervals(tiny_model: Path, made: tuple[Path, Path]) -> None:
+    import geopandas
+
+    found: Any = lulc.classify(tiny_model, in_memory(made[0]), engine="openvino", window=32)
+    classes = found["class"].values
+    rng, rows, cols, answers = np.random.default_rng(0), [], [], []
+    for number in np.unique(classes[classes != 255]):
+        places = rng.permutation(np.argwhere(classes == number))[:30]
+        rows += [int(row) for row, _ in places]
+        cols += [int(col) for _, col in places]
+        answers += [int(number)] * 27 + [1 + int(number) % 3] * 3
+    answers = answers[: len(rows)]
+    points = geopandas.GeoDataFrame(
+        {"reference": answers},
+        geometry=geopandas.points_from_xy(found.x.values[cols], found.y.values[rows]),
+        crs=found["spatial_ref"].attrs["crs_wkt"],
+    )
+    table = lulc.estimate_areas(points, found)
+    assert list(table.index) == ["class 1", "class 2", "class 3"] and table.attrs["unit"] == "ha"
+    assert table["area"].sum() == pytest.approx(table["mapped"].sum())
+    seen = table[table["mapped"] > 0]
+    assert (seen["area_low"] < seen["area"]).all() and (seen["area"] < seen["area_high"]).all()
+    assert table.attrs["overall_accuracy"] == pytest.approx(0.9, abs=0.05)
+
+
+def test_arrays_train_the_network_that_their_stacks_train(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.kron(rng.integers(1, 4, (12, 12)), np.ones((8, 8), int))
+    image = labels[..., np.newaxis] * np.array([500.0, 300.0]) + rng.normal(0, 50, (96, 96, 2))
+    image[5, 7, 1] = np.nan
+    common: dict[str, Any] = {
+        "channels": ["B02", "B03"], "legend": {"water": "#0000ff", "field": "#ffff00", "wood": "#00ff00"},
+        "epochs": 1, "steps": 2, "validation_steps": 1, "filters": (2,), "crop_sizes": 32,
+        "validation_crop_sizes": 16, "batch_size": 2,
+    }  # fmt: skip
+    run: Any = lulc.train(image, labels, out=tmp_path / "run", **common)
+    card = lulc.load_model(run.folder)[1]
+    assert [c.name for c in card.channels] == ["B02", "B03"]
+    assert card.legend.names == ("water", "field", "wood") and card.legend.colors[0] == "#0000ff"
+    valid = np.isfinite(image[:72]).all(-1)
+    np.testing.assert_allclose(card.statistics.mean, image[:72][valid].mean(0), rtol=1e-5)
+    kept = labels[:48][valid[:48]]
+    assert card.training["class_counts"]["water"] == (kept == 1).sum()
+    with pytest.raises(lulc.InputError, match="holds a finished run"):
+        lulc.train(image, labels, out=tmp_path / "run", **common)
+    two: Any = lulc.train(
+        [image, image[:40]], [labels, labels[:40]], out=tmp_path / "two", validation=[-1], **common
+    )
+    assert lulc.load_model(two.folder)[1].training["data"][0]["validation_stacks"] == ["image_1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"labels": np.ones((5, 5))}, "expected .5, 5, 2. as its labels and channel"),
+        ({"labels": np.full((96, 96), 9)}, "hold the class 9, expected 1 to 2"),
+        ({"labels": np.full((96, 96), 1.5)}, "value 1.5"),
+        ({"labels": np.ones((96, 96))}, "all of a"),
+        ({"channels": ["B02"]}, "expected .96, 96, 1."),
+        ({"legend": ["a", "a"]}, "a name occurs twice"),
+        ({"validation": [3]}, "from 0 to 0"),
+        ({"data": "stacks"}, "cannot train on arrays with data"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    labels = np.kron(np.array([[1, 2], [2, 1]]), np.ones((48, 48), int))
+    given = {"labels": labels, "channels": ["B02", "B03"], "legend": ["a", "b"], **change}
+    with pytest.raises(lulc.InputError, match=told):
+        lulc.train(images=np.zeros((96, 96, 2)), out=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_xarray_object_trains_on_the_channels_that_its_file_gives(
+    write_bands: Callable[..., Path], tmp_path: Path
+) -> None:
+    array = in_memory(write_bands(tmp_path / "mosaic.tif", 128, 96))
+    rng = np.random.default_rng(0)
+    labels = xr.DataArray(
+        np.kron(rng.integers(1, 3, (16, 12)), np.ones((8, 8), int)).astype("u1"), dims=("y", "x"),
+        coords={"y": array.y, "x": array.x, "spatial_ref": array.spatial_ref},
+    )  # fmt: skip
+    run: Any = lulc.train(
+        array, labels, channels=["B04", "NDVI"], legend=["a", "b"], out=tmp_path / "run", epochs=1, steps=1,
+        validation_steps=1, filters=(2,), crop_sizes=32, validation_crop_sizes=16, batch_size=2, scale=1e-4,
+        offset=0,
+    )  # fmt: skip
+    card = lulc.load_model(run.folder)[1]
+    with lulc.open_stack(tmp_path / "mosaic.tif", channels=["B04", "NDVI"], scale=1e-4, offset=0) as stack:
+        pixels = stack.read(stack.grid.extent)[:96].reshape(-1, 2)
+        assert card.channels[1].coding == stack.coding["NDVI"]
+    np.testing.assert_allclose(card.statistics.mean, np.nanmean(pixels, axis=0), rtol=1e-5)
+    assert card.training["data"][0]["pixel_size"] == pytest.approx(10, rel=0.01)
+    assert card.training["data"][0]["ground"][0]["stacks"][0][-2:] == [96, 96]

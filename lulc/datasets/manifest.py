@@ -257,13 +257,13 @@ GROUND_SCHEMA: dict[str, Any] = {
 """JSON Schema of `ground_of`."""
 
 
-def ground_of(stacks: Sequence[StackFile]) -> list[dict[str, Any]] | None:
+def ground_of(grids: Sequence[GridSpec | None]) -> list[dict[str, Any]] | None:
     """Return geotransform, rows and columns of each stack by CRS; None where a grid is unknown."""
     found: dict[str, list[list[float]]] = {}
-    for stack in stacks:
-        if stack.grid is None:
+    for known in grids:
+        if known is None:
             return None
-        grid = stack.grid.to_json()
+        grid = known.to_json()
         found.setdefault(grid["crs"], []).append([*grid["transform"], grid["height"], grid["width"]])
     return [{"crs": crs, "stacks": grids} for crs, grids in found.items()]
 

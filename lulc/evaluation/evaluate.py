@@ -22,15 +22,15 @@ from lulc.config import EvaluateConfig
 from lulc.core.schema import IGNORE, InputError
 from lulc.core.windows import Window, squares_of
 from lulc.evaluation.counts import Counts
-from lulc.evaluation.inputs import open_inputs
+from lulc.evaluation.inputs import NO_ARRAYS, InMemory, open_inputs
 from lulc.evaluation.measures.area_estimation import allocate, expected_accuracies, sample_size
 from lulc.evaluation.measures.label_errors import find_label_errors
-from lulc.evaluation.measures.metrics import Scores
 from lulc.evaluation.measures.results import MACRO, Results
 from lulc.evaluation.measures.sample import check_free, draw_sample, read_sample, write_sample
 from lulc.evaluation.report.publish import FILES, LAST, is_report, own_folder, write_report
 from lulc.evaluation.report.sections import Imprint
 from lulc.evaluation.report.views import Views
+from lulc.evaluation.tables import Evaluation
 from lulc.models.card import load_card
 
 logger = logging.getLogger("lulc")
@@ -51,8 +51,8 @@ PARTS = ("forest", "network", "spread")
 """What that card says of each class: F1 of both models, and the spread of their difference."""
 
 
-@dataclass(frozen=True)
-class EvaluationResult:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult(Evaluation):
     """Path and results of a report.
 
     Parameters
@@ -61,21 +61,13 @@ class EvaluationResult:
         The report's folder.
     files
         What was written there.
-    results
-        All counts, from which every metric follows.
     imprint
         Title, author, date and licence of the report.
     """
 
     folder: Path
     files: tuple[Path, ...]
-    results: Results
     imprint: Imprint
-
-    @property
-    def scores(self) -> Scores:
-        """Return the metrics of all scored pixels, of held-out land where that is known."""
-        return self.results.scores
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of the report's JSON file."""
@@ -105,7 +97,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
     imprint = Imprint(config.title, config.author, config.date, config.licence)
     written = write_report(results, views, folder, imprint, write_more)
-    return EvaluationResult(folder, tuple(written), results, imprint)
+    return EvaluationResult(folder=folder, files=tuple(written), results=results, imprint=imprint)
 
 
 def _is_designing(config: EvaluateConfig) -> bool:
@@ -166,8 +158,8 @@ def list_label_errors(config: EvaluateConfig, folder: Path) -> tuple[Path, Path]
         )
 
 
-def measure(config: EvaluateConfig) -> tuple[Results, Views]:
-    """Count all that a report says; nothing is written.
+def measure(config: EvaluateConfig, arrays: InMemory = NO_ARRAYS) -> tuple[Results, Views]:
+    """Count all that a report says, of files or of arrays instead of them; nothing is written.
 
     Raises
     ------
@@ -175,14 +167,16 @@ def measure(config: EvaluateConfig) -> tuple[Results, Views]:
         As `evaluate`, but for the folder.
     """
     with ExitStack() as resources:
-        inputs = open_inputs(config, resources)
+        inputs = open_inputs(config, resources, arrays)
         counts = Counts(inputs, config.border)
         windows = list(squares_of(inputs.grid.extent, WINDOW))
         for window in tqdm(windows, desc="scoring", disable=not logger.isEnabledFor(logging.INFO)):
             counts.add(window)
         sample = None
         if config.sample is not None:
-            sample = read_sample(config.sample, inputs.map.legend, inputs.grid, inputs.read_counted)
+            sample = read_sample(
+                config.sample, inputs.map.legend, inputs.grid, inputs.read_counted, arrays.sample
+            )
         results = counts.results(sample)
         if config.run:
             run = Path(config.run)

@@ -2,22 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lulc.config import EvaluateConfig
 from lulc.core.grid import GridSpec
-from lulc.core.schema import IGNORE, InputError, Legend
+from lulc.core.schema import IGNORE, NO_CODE, Code, InputError, Legend
 from lulc.core.windows import Window
 from lulc.evaluation.measures.regions import Region, read_ground, read_regions
 from lulc.labels.labels import Labels, open_labels
 from lulc.labels.schemes import SCHEMES, Scheme, load_scheme
-from lulc.maps.reader import REST, ClassMap, open_map
+from lulc.maps.reader import REST, ClassMap, array_map, open_map
 from lulc.rasters.masks import Masks, open_masks
 from lulc.rasters.sources import Source, open_source
+
+ARRAY = "<array>"
+"""Stands for the name of a file."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Arrays that stand for files of a config.
+
+    Parameters
+    ----------
+    map
+        Instead of ``config.map``, see `lulc.maps.reader.array_map`.
+    reference
+        Instead of ``config.reference``: (y, x) on the pixels of the map, its class numbers or, with
+        ``config.scheme``, codes of the scheme; 0, 255 and NaN are ignored.
+    sample
+        Instead of ``config.sample``: a GeoDataFrame of interpreted points.
+    """
+
+    map: Any = None
+    reference: Any = None
+    sample: Any = None
+
+
+NO_ARRAYS = InMemory()
+"""No array."""
+
+
+@dataclass(frozen=True)
+class _ArrayCodes:
+    """Codes in memory on a grid."""
+
+    values: NDArray[Any]
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    def read(self, window: Window) -> NDArray[np.int32]:
+        values = self.values[window.slices]
+        known = np.isfinite(values)
+        codes = np.where(known, values, 0)
+        if (codes != np.round(codes)).any():
+            raise InputError(
+                "cannot use the array as a reference, since it has values between whole numbers",
+                "Give class numbers: they are never interpolated.",
+            )
+        return np.where(known, codes, NO_CODE).astype(np.int32)
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": ARRAY}
 
 
 @dataclass(frozen=True)
@@ -74,8 +125,8 @@ class Inputs:
         return self.translation[self.labels.read(window)]
 
 
-def open_inputs(config: EvaluateConfig, resources: ExitStack) -> Inputs:
-    """Open all that the config names; `resources` closes it.
+def open_inputs(config: EvaluateConfig, resources: ExitStack, arrays: InMemory = NO_ARRAYS) -> Inputs:
+    """Open all that the config names, or `arrays` instead; `resources` closes it.
 
     Raises
     ------
@@ -85,10 +136,15 @@ def open_inputs(config: EvaluateConfig, resources: ExitStack) -> Inputs:
     admitted = {"allow_vrt": config.allow_vrt, "allow_remote": config.allow_remote}
     given = load_scheme(config.scheme, config.codes) if config.scheme else None
     legend = given.legend if given else None
-    the_map = resources.enter_context(open_map(config.map, legend, **admitted))
+    the_map = resources.enter_context(
+        open_map(config.map, legend, **admitted) if arrays.map is None else array_map(arrays.map, legend)
+    )
     grid = the_map.grid
     labels, translation = None, np.full(256, IGNORE, np.uint8)
-    if config.reference is not None:
+    if arrays.reference is not None:
+        labels = _array_labels(arrays.reference, the_map, given)
+        translation = _translation(labels.legend, the_map.legend, config)
+    elif config.reference is not None:
         labels = resources.enter_context(
             open_labels(
                 config.reference, grid, given or _scheme_of(the_map, config),
@@ -121,6 +177,33 @@ def open_inputs(config: EvaluateConfig, resources: ExitStack) -> Inputs:
         masks=resources.enter_context(open_masks(config, grid)),
         image=image,
     )
+
+
+def _array_labels(reference: Any, the_map: ClassMap, given: Scheme | None) -> Labels:
+    """Return an array as labels on the grid of a map."""
+    grid, values = the_map.grid, np.asarray(reference)
+    if hasattr(reference, "dims"):
+        from lulc.rasters.cubes import ArraySource
+
+        source = ArraySource(reference)
+        values = source.read([0], source.grid.extent)[0]
+        if not source.grid.matches(grid):
+            raise InputError(
+                f"cannot compare the map with the array, since its grid is\n  {source.grid.describe()}\n"
+                f"expected the pixels of the map:\n  {grid.describe()}",
+                "Cut or resample the labels by nearest neighbour: labels.sel(x=map.x, y=map.y).",
+            )
+    if values.shape != grid.shape:
+        raise InputError(
+            f"cannot compare the map with the array, since its shape is {values.shape}, "
+            f"expected {grid.shape} as the map has",
+            "Give labels on the pixels of the map.",
+        )
+    numbers: dict[Code, int] = {0: IGNORE, IGNORE: IGNORE}
+    numbers.update({c.number: c.number for c in the_map.legend.classes})
+    hint = "Give class numbers of the map, or name the scheme of the codes."
+    scheme = given or Scheme(the_map.legend.name, the_map.legend, numbers, hint=hint)
+    return Labels(ARRAY, grid, scheme, _ArrayCodes(values), None, ExitStack())
 
 
 def _scheme_of(the_map: ClassMap, config: EvaluateConfig) -> Scheme:

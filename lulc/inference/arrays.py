@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lulc.config import ClassifyConfig
+from lulc.core.claims import claim_outputs
 from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, Legend
+from lulc.core.storage import put_folder, temporary_folder, write_atomically
 from lulc.core.windows import Part, PlannedWindow, Window
 from lulc.inference.job import no_valid_pixel, open_job
 from lulc.inference.sliding_window import Prediction
+from lulc.labels.value_tables import LEGEND_TAG
+from lulc.maps.geotiff import MapProfile
 from lulc.maps.reader import REST
+from lulc.maps.writer import PART, write_map
 from lulc.rasters.cubes import ArraySource
 from lulc.rasters.layers import Source
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class ClassifiedArray(NamedTuple):
@@ -184,6 +194,75 @@ def classify_source(config: ClassifyConfig, source: Source) -> ClassifiedArray:
     classes = np.where(valid, values[0], IGNORE).astype(np.uint8)
     probabilities, extra = np.split(values[1:], [len(legend)])
     return _assembled(grid, legend, classes, probabilities, list(extra), config.extra, tags)
+
+
+def write_array(made: ClassifiedArray, frame: xr.Dataset, out: Path, *, overwrite: bool) -> xr.Dataset:
+    """Write a map in memory, whole or not at all; return it, a lazy one as it is read from its file.
+
+    Parameters
+    ----------
+    made, frame
+        The map, and the same as a Dataset.
+    out
+        ``.nc`` or ``.zarr``, which take lazy maps chunk by chunk, or ``.tif``.
+    overwrite
+        Replace what lies there.
+
+    Raises
+    ------
+    InputError
+        If the ending is another one, or the file exists.
+    """
+    lazy = not isinstance(made.classes, np.ndarray)
+    if out.suffix not in (".nc", ".zarr", *([] if lazy else [".tif"])):
+        raise InputError(
+            f"cannot write {'a lazy array' if lazy else 'an array'} to '{out}', expected .nc or .zarr"
+            + ("" if lazy else ", or .tif"),
+            "Give another ending, or leave out away and write the result yourself.",
+        )
+    with claim_outputs([out], "array") as claims:
+        replaceable = (overwrite and not out.is_dir()) or claims.may_replace(out)
+        if out.exists() and not replaceable:
+            raise InputError(
+                f"cannot write '{out}', since it exists already",
+                "Move it away, or give another out" + (", or overwrite=True." if out.is_file() else "."),
+            )
+        if out.suffix == ".tif":
+            _write_geotiff(made, out)
+        elif out.suffix == ".nc":
+            packing = {name: {"zlib": True, "complevel": 4} for name in frame.data_vars}
+            with write_atomically(out) as temporary:
+                frame.to_netcdf(temporary, engine="netcdf4", encoding=packing)
+        else:
+            with temporary_folder(out) as folder:
+                frame.to_zarr(folder / out.name, zarr_format=2, consolidated=True)
+                put_folder(folder / out.name, out)
+    if not lazy:
+        return frame
+    import xarray as xr
+
+    return xr.open_dataset(
+        out,
+        chunks={},
+        mask_and_scale=False,
+        decode_coords="all",
+        engine="zarr" if out.suffix == ".zarr" else "netcdf4",
+    )
+
+
+def _write_geotiff(made: ClassifiedArray, out: Path) -> None:
+    tags = dict(made.tags) | {
+        LEGEND_TAG: json.dumps(made.legend.to_json(), ensure_ascii=False, sort_keys=True)
+    }
+    profile = MapProfile(made.grid, made.legend, "float32", PART, tags, extra=tuple(made.extra))
+    planes = np.concatenate([made.probabilities, *(values[np.newaxis] for values in made.extra.values())])
+
+    def read(window: Window) -> np.ndarray:
+        classes = made.classes[window.slices]
+        values = np.moveaxis(planes[(slice(None), *window.slices)], 0, -1)
+        return profile.encoding.apply(classes, values, classes != IGNORE)
+
+    write_map(profile, read, out)
 
 
 def _assembled(

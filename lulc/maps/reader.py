@@ -199,3 +199,47 @@ def open_map(
     except BaseException:
         source.close()
         raise
+
+
+def array_map(data: xr.Dataset | xr.DataArray, legend: Legend | None = None) -> ClassMap:
+    """Open a map in memory, as `lulc.classify` returns it for an array, or its variable ``class``.
+
+    Parameters
+    ----------
+    data
+        ``class`` (y, x) with CF flags, and ``probability`` (class_number, y, x) or not.
+    legend
+        Its classes, where it has no flags.
+
+    Raises
+    ------
+    InputError
+        If it holds no classes, or nothing names them.
+    """
+    from lulc.rasters.cubes import ArraySource
+
+    frame: Any = data if hasattr(data, "data_vars") else data.to_dataset(name="class")
+    found = _flagged_legend(frame) if "class" in frame and legend is None else legend
+    if "class" not in frame or found is None:
+        raise InputError(
+            "cannot use the array as a map, since "
+            + ("nothing names its classes" if "class" in frame else "it has no variable 'class'")
+            + ", expected a result of lulc.classify()",
+            "Give that result, or name the classes with scheme.",
+        )
+    tags = {str(k).upper(): str(v) for k, v in frame.attrs.items() if str(k).upper().startswith(TAG_PREFIX)}
+    kept = [name for name in ("class", "probability") if name in frame]
+    return ClassMap(ArraySource(frame[kept]), tags, found)
+
+
+def _flagged_legend(frame: xr.Dataset) -> Legend | None:
+    """Return the classes that CF flags name; None without flags."""
+    flags = frame["class"].attrs
+    names = [str(name) for name in frame["class_name"].values] if "class_name" in frame.coords else []
+    names = names or str(flags.get("flag_meanings", "")).split()[1:]
+    colors = str(flags.get("flag_colors", "")).split()[1:]
+    if not names or len(names) != len(colors):
+        return None
+    rows = zip(names, colors, strict=True)
+    title = str(frame.attrs.get("title", "classes")).removeprefix("Land cover: ")
+    return Legend(title, tuple(LandCoverClass(k, *row) for k, row in enumerate(rows, 1)))

@@ -256,7 +256,13 @@ def form_style(legend: Legend) -> str:
     )
 
 
-def read_sample(path: str | os.PathLike[str], legend: Legend, grid: GridSpec, read: ReadClasses) -> Sample:
+def read_sample(
+    path: str | os.PathLike[str],
+    legend: Legend,
+    grid: GridSpec,
+    read: ReadClasses,
+    points: geopandas.GeoDataFrame | None = None,
+) -> Sample:
     """Read interpreted points.
 
     The stratum of a point is its class in the map. Where a field `stratum` or the table beside the file says
@@ -270,6 +276,8 @@ def read_sample(path: str | os.PathLike[str], legend: Legend, grid: GridSpec, re
         Of the map.
     read
         Gives the class numbers uint8 (y, x) of a window of the map.
+    points
+        The points, where they are not to be read from the file.
 
     Raises
     ------
@@ -278,7 +286,7 @@ def read_sample(path: str | os.PathLike[str], legend: Legend, grid: GridSpec, re
         map or where it has another class than their stratum.
     """
     path = Path(path)
-    points = _read_points(path)
+    points = _read_points(path) if points is None else _named_fields(points, path)
     answers = [_class_of(value, legend) for value in points["reference"]]
     if wrong := Counter(
         str(value)[:40] for value, answer in zip(points["reference"], answers, strict=True) if answer is None
@@ -321,6 +329,11 @@ def _read_points(path: Path) -> geopandas.GeoDataFrame:
             f"cannot read the sample '{path}', since its layer '{layer}' can't be read ({error})",
             "Give the GeoPackage with the interpreted points.",
         ) from error
+    return _named_fields(points, path)
+
+
+def _named_fields(points: geopandas.GeoDataFrame, path: Path) -> geopandas.GeoDataFrame:
+    """Return points with the names of fields in small letters; raises InputError where they are no sample."""
     fields = {str(name).lower(): name for name in points.columns}
     if "reference" not in fields or set(points.geometry.geom_type) - {"Point"} or points.crs is None:
         has = ", ".join(str(name) for name in points.columns if name != "geometry") or "none"

@@ -55,14 +55,15 @@ STYLE: dict[Any, Any] = {
 
 
 @contextlib.contextmanager
-def _canvas(path: str | os.PathLike[str], width: float, height: float) -> Iterator[Figure]:
-    """Give a figure in the house style, and save it whole when the block ends without an error."""
+def _canvas(path: str | os.PathLike[str] | None, width: float, height: float) -> Iterator[Figure]:
+    """Give a figure in the house style; save it whole when the block ends, where a path is given."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
         FigureCanvasAgg(figure)
         yield figure
-        with write_atomically(path) as temporary:
-            figure.savefig(temporary, format="png")
+        if path is not None:
+            with write_atomically(path) as temporary:
+                figure.savefig(temporary, format="png")
 
 
 def draw_map(
@@ -302,8 +303,8 @@ def draw_statistics(
 
 
 def draw_confusion(
-    confusion: NDArray[np.int64], legend: Legend, path: str | os.PathLike[str], *, title: str
-) -> None:
+    confusion: NDArray[np.int64], legend: Legend, path: str | os.PathLike[str] | None = None, *, title: str
+) -> Figure:
     """Draw a confusion matrix as shares of each reference class.
 
     Parameters
@@ -313,7 +314,7 @@ def draw_confusion(
     legend
         The N classes; those on neither side are left out.
     path
-        PNG to write.
+        PNG to write, or none.
     title
         Text above the matrix.
     """
@@ -343,9 +344,12 @@ def draw_confusion(
         bar = figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
         bar.set_label("share of the reference class")
         bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0 %", "25 %", "50 %", "75 %", "100 %"])
+    return figure
 
 
-def draw_reliability(calibration: Calibration, path: str | os.PathLike[str], *, title: str) -> None:
+def draw_reliability(
+    calibration: Calibration, path: str | os.PathLike[str] | None = None, *, title: str
+) -> Figure:
     """Draw accuracy over confidence, and how many pixels have each confidence."""
     bins = [b for b in calibration.bins if b.pixels]
     width = 1 / len(calibration.bins)
@@ -367,6 +371,7 @@ def draw_reliability(calibration: Calibration, path: str | os.PathLike[str], *, 
         shares = [100 * b.pixels / calibration.pixels for b in bins]
         bottom.bar([b.lower for b in bins], shares, width, align="edge", color="#777777", edgecolor="white")
         bottom.set(xlim=(0, 1), xlabel="confidence (highest activation)", ylabel="% of pixels")
+    return figure
 
 
 def draw_uncertainty(
@@ -426,10 +431,10 @@ def draw_areas(
     areas: Sequence[Estimate],
     mapped: Sequence[float],
     legend: Legend,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
     *,
     unit: str,
-) -> None:
+) -> Figure:
     """Draw estimated areas with their 95 % intervals, and mapped areas beside them.
 
     Parameters
@@ -439,7 +444,7 @@ def draw_areas(
     legend
         The classes.
     path
-        PNG to write.
+        PNG to write, or none.
     unit
         Unit of the areas, as printed.
     """
@@ -463,6 +468,7 @@ def draw_areas(
         ax.grid(axis="x", alpha=0.25)
         # Outside: whatever lies inside may hide an interval.
         figure.legend(loc="outside lower center", ncols=2)
+    return figure
 
 
 def draw_history(history: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:

@@ -234,7 +234,7 @@ def _assemble(loaded: _Loaded, config: TrainConfig) -> Dataset:
     training, counts = _open_split(manifests, "train")
     validation, val_counts = _open_split(manifests, "val")
     legend = _merge_legends([manifest.legend for manifest in manifests])
-    _check_learnable(counts, val_counts, legend, config)
+    check_learnable(counts, val_counts, legend, config, " ".join(config.data))
     return Dataset(
         training=training,
         validation=validation,
@@ -421,11 +421,11 @@ def _count(masks: Layers, classes: int, window: Window | None = None) -> NDArray
     return total[1 : classes + 1]
 
 
-def _check_learnable(
-    counts: NDArray[np.int64], val_counts: NDArray[np.int64], legend: Legend, config: TrainConfig
+def check_learnable(
+    counts: NDArray[np.int64], val_counts: NDArray[np.int64], legend: Legend, config: TrainConfig, where: str
 ) -> None:
+    """Raise InputError unless training pixels show two classes, and validation pixels any."""
     present = [f"{c.name} ({n})" for c, n in zip(legend.classes, counts, strict=True) if n]
-    where = " ".join(config.data)
     if not present:
         raise InputError(
             f"cannot train on {where}, since no training pixel is labelled, expected at least two classes",
@@ -469,7 +469,7 @@ def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
 
     sizes = [metres_per_pixel(stack.grid) for stack in manifest.of("train") if stack.grid is not None]
     known = [size for size in sizes if size is not None]
-    ground = ground_of(manifest.of("train"))
+    ground = ground_of([stack.grid for stack in manifest.of("train")])
     return {
         **({"pixel_size": round(float(np.median(known)), 3)} if known else {}),
         "folder": manifest.folder.resolve().name,

@@ -1,0 +1,227 @@
+"""Training sets from arrays in memory, held to what stacks on disk are held to."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lulc.config import InputConfig, TrainConfig
+from lulc.core.grid import GridSpec, metres_per_pixel
+from lulc.core.schema import IGNORE, InputError, Legend
+from lulc.core.statistics import Moments
+from lulc.datasets.arrays import Classes
+from lulc.datasets.manifest import channel_units, ground_of
+from lulc.labels.schemes import scheme_of_names
+from lulc.rasters.cubes import ArraySource
+from lulc.rasters.stack import open_stack
+from lulc.training.data.dataset import GAP, Dataset, Tile, check_learnable
+
+VALIDATING = 0.25
+"""Share of the rows of each image that validates where no image is named."""
+
+
+class Pair(NamedTuple):
+    """An image and its labels.
+
+    Parameters
+    ----------
+    image : float32 (y, x, channel)
+        Physical units, NaN in every channel of an invalid pixel.
+    masks : uint8 (y, x)
+        Class numbers 1..N, 255 = ignore.
+    grid
+        Where it lies; None where that is unknown.
+    coding
+        How indices among the channels came about, by name.
+    """
+
+    image: NDArray[np.float32]
+    masks: NDArray[np.uint8]
+    grid: GridSpec | None
+    coding: Mapping[str, str] = MappingProxyType({})
+
+
+def dataset_of(
+    images: Sequence[Any],
+    labels: Sequence[Any],
+    channels: Sequence[str],
+    legend: Legend | Mapping[str, str] | Sequence[str],
+    validation: Sequence[int] | None,
+    config: TrainConfig,
+    reading: InputConfig,
+) -> Dataset:
+    """Return the training set of images and labels in memory.
+
+    Parameters
+    ----------
+    images
+        Each float (y, x, channel) in physical units, NaN = invalid; or an xarray object with bands by name,
+        which is scaled as files are.
+    labels
+        Each (y, x), class numbers 1..N; 0, 255 and NaN are ignored. Of an xarray image, on its coordinates.
+    channels
+        Their names, in order.
+    legend
+        The classes 1..N: names, or names with colours.
+    validation
+        Numbers of the images that validate; the lower quarter of each one where not given.
+    config, reading
+        Options of the training, and of how xarray objects are read.
+
+    Raises
+    ------
+    InputError
+        If arrays, names and classes don't fit each other, or there is nothing to learn.
+    """
+    if not images or len(images) != len(labels):
+        raise InputError(
+            f"cannot train, since there are {len(images)} images and {len(labels)} arrays of labels, "
+            "expected one array of labels for each image",
+            "Give two lists of one length, or one image and its labels.",
+        )
+    if config.data or config.validation_data or config.cross_validate or config.pretrain:
+        raise InputError(
+            "cannot train on arrays with data, validation_data, cross_validate or pretrain, which read files",
+            "Leave them out, or prepare stacks: lulc.make_stacks().",
+        )
+    classes = _legend_of(legend)
+    pairs = [
+        _pair(k, *both, channels, classes, reading) for k, both in enumerate(zip(images, labels, strict=True))
+    ]
+    training, validating = _split(pairs, validation)
+    counts, val_counts = (
+        sum((np.bincount(pair.masks.ravel(), minlength=256) for pair in part), np.zeros(256, np.int64))
+        [1 : 1 + len(classes)] for part in (training.values(), validating.values())
+    )  # fmt: skip
+    check_learnable(counts, val_counts, classes, config, "these arrays")
+    identity = _identity(pairs, channels, validation)
+    moments = sum((Moments.of(pair.image) for pair in training.values()), Moments.zero(len(channels)))
+    sets = [
+        tuple(Tile(name, p.image, p.masks) for name, p in part.items() if (p.masks != IGNORE).any())
+        for part in (training, validating)
+    ]
+    units, coding = channel_units(channels), pairs[0].coding
+    if any(pair.coding != coding for pair in pairs):
+        raise InputError(
+            "cannot train on images of which some hold an index and others only its bands",
+            "Give all images the same bands and indices.",
+        )
+    return Dataset(
+        training=sets[0],
+        validation=sets[1],
+        channels=tuple({"name": n, "unit": units[n], "coding": coding.get(n, "read")} for n in channels),
+        legend=classes,
+        statistics=moments.statistics,
+        counts=counts,
+        inputs={"data 1": identity},
+        provenance=[_provenance(training, list(validating), classes, identity)],
+    )
+
+
+def _legend_of(given: Legend | Mapping[str, str] | Sequence[str]) -> Legend:
+    if isinstance(given, Legend):
+        return given
+    names = dict(enumerate(given, 1))
+    colors = dict(enumerate(given.values(), 1)) if isinstance(given, Mapping) else None
+    found = scheme_of_names("arrays", names, colors).legend
+    if len(found) < len(names):
+        raise InputError(f"cannot name the classes {', '.join(given)}, since a name occurs twice", "Rename.")
+    return found
+
+
+def _pair(
+    number: int, image: Any, labels: Any, channels: Sequence[str], legend: Legend, reading: InputConfig
+) -> Pair:
+    name, grid, coding = f"image {number}", None, dict[str, str]()
+    if hasattr(image, "dims"):
+        with open_stack([ArraySource(image)], [], reading, channels=channels) as stack:
+            pixels, grid, coding = np.array(stack.read(stack.grid.extent)), stack.grid, stack.coding
+        if hasattr(labels, "dims"):
+            source = ArraySource(labels)
+            _check_fit(name, source.grid.matches(grid), source.grid.describe(), grid.describe())
+            labels = source.read([0], grid.extent)[0]
+    else:
+        pixels = np.array(image, np.float32)
+    masks = np.asarray(labels)
+    expected = (*masks.shape, len(channels))
+    _check_fit(name, masks.ndim == 2 and pixels.shape == expected, str(pixels.shape), str(expected))
+    numbers = Classes(masks, f"labels {number}")[:, :]
+    largest = int(numbers[numbers != IGNORE].max(initial=0))
+    if largest > len(legend):
+        raise InputError(
+            f"cannot train on labels {number}, since they hold the class {largest}, expected 1 to "
+            f"{len(legend)} as the legend has",
+            "Name all classes, or set other values to 255.",
+        )
+    invalid = ~np.isfinite(pixels).all(axis=-1)
+    pixels[invalid] = np.nan
+    return Pair(pixels, np.where(invalid, np.uint8(IGNORE), numbers), grid, coding)
+
+
+def _check_fit(name: str, fits: bool, found: str, expected: str) -> None:
+    if not fits:
+        raise InputError(
+            f"cannot train on {name}, since it has {found}, expected {expected} as its labels and channel "
+            "names say",
+            "Give images (y, x, channel), labels (y, x) of the same pixels, and a name for each channel.",
+        )
+
+
+def _split(
+    pairs: Sequence[Pair], validation: Sequence[int] | None
+) -> tuple[dict[str, Pair], dict[str, Pair]]:
+    """Return training and validation pairs by name."""
+    named = {f"image_{k}": pair for k, pair in enumerate(pairs)}
+    if validation is not None:
+        chosen = {range(len(pairs))[k] for k in validation if -len(pairs) <= k < len(pairs)}
+        if len(chosen) < len(validation):
+            raise InputError(
+                f"cannot validate on the images {', '.join(map(str, validation))}, expected different "
+                f"numbers from 0 to {len(pairs) - 1}",
+                "Count images from 0, or leave validation out.",
+            )
+        held = {name: pair for k, (name, pair) in enumerate(named.items()) if k in chosen}
+        return {name: pair for name, pair in named.items() if name not in held}, held
+    upper, lower = {}, {}
+    for name, (image, masks, grid, coding) in named.items():
+        cut = len(masks) - round(VALIDATING * len(masks))
+        above = masks[:cut].copy()
+        # As around validation stacks: a network sees that far when it is scored.
+        above[cut - min(GAP, cut // 3) :] = IGNORE
+        place = None if grid is None else GridSpec(grid.crs, grid.transform, cut, grid.width)
+        upper[f"{name}_above"] = Pair(image[:cut], above, place, coding)
+        lower[f"{name}_below"] = Pair(image[cut:], masks[cut:], None, coding)
+    return upper, lower
+
+
+def _identity(pairs: Sequence[Pair], channels: Sequence[str], validation: Sequence[int] | None) -> str:
+    """Return the sha256 of all that is trained on."""
+    digest = hashlib.sha256(repr((list(channels), validation and sorted(validation))).encode())
+    for image, masks, *_ in pairs:
+        digest.update(repr(image.shape).encode())
+        digest.update(np.ascontiguousarray(image).data)
+        digest.update(np.ascontiguousarray(masks).data)
+    return digest.hexdigest()
+
+
+def _provenance(
+    training: Mapping[str, Pair], validating: list[str], legend: Legend, identity: str
+) -> dict[str, Any]:
+    grids = [pair.grid for pair in training.values()]
+    ground = ground_of(grids)
+    sizes = [size for grid in grids if grid and (size := metres_per_pixel(grid)) is not None]
+    return {
+        **({"pixel_size": round(float(np.median(sizes)), 3)} if sizes else {}),
+        "folder": "arrays",
+        "sha256": identity,
+        "scheme": legend.name,
+        "training_stacks": list(training),
+        **({"ground": ground} if ground is not None else {}),
+        "validation_stacks": validating,
+        "sources": [],
+    }
