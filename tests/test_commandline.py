@@ -548,7 +548,7 @@ def test_numbers_outside_their_limits_are_refused_with_what_was_expected(kind: t
     step = 1 if "int" in str(field.type) else 0.001
     beyond = {"ge": -step, "gt": 0, "le": step, "lt": 0}
     for limit, value in field.metadata["limits"]:
-        with pytest.raises(InputError, match=rf"{field.name.replace('_', '-')}.*expected .*{value:g}"):
+        with pytest.raises(InputError, match=rf"{field.name.replace('_', '-')}.*expected .*{value}"):
             completed(kind, **{field.name: value + beyond[limit]})
     if step < 1:
         with pytest.raises(InputError):

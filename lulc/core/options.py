@@ -362,7 +362,7 @@ def _expected(option: dataclasses.Field[Any], hint: Any) -> str:
     """Describe the values that an option takes."""
     base, many = value_type(hint)
     choices = option.metadata.get("choices")
-    limits = " and ".join(f"{_LIMITS[name]} {limit:g}" for name, limit in option.metadata.get("limits", ()))
+    limits = " and ".join(f"{_LIMITS[name]} {limit}" for name, limit in option.metadata.get("limits", ()))
     one = f"one of {', '.join(choices)}" if choices else " of ".join(filter(None, (KINDS[base], limits)))
     if many is None:
         return one
