@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,19 +213,20 @@ def run(model: str, bands: str, indices: str, out: str, part: str, cores: str, w
     """One classification on so many cores; a cluster's scheduler and client share these with its workers."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     from lulc.config import ClassifyConfig
-    from lulc.distributed.cluster import _call
+    from lulc.distributed.cluster import _at_site, _call
     from lulc.inference import classify as classify_module
     from lulc.inference.classify import classify
     from lulc.inference.journal import Journal
 
     ask = classify_module.ask
 
-    def ask_all(cluster: Any, function: Any, item: Any) -> Any:
+    def ask_all(cluster: Any, function: Any, item: Any, site: Any = None) -> Any:
         # Each worker opens inputs and engine now, not while the parts of others are timed.
         for address in sorted(cluster.workers):
-            warm = cluster.client.submit(_call, function, item, cluster.cores, workers=[address], pure=False)
+            at_site = partial(_at_site, function, site)
+            warm = cluster.client.submit(_call, at_site, item, cluster.cores, workers=[address], pure=False)
             warm.result()
-        return ask(cluster, function, item)
+        return ask(cluster, function, item, site)
 
     classify_module.ask = ask_all  # type: ignore[assignment]
     seen: list[tuple[float, float]] = []

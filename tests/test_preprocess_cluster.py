@@ -6,7 +6,9 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import distributed
@@ -18,6 +20,7 @@ from affine import Affine
 from lulc.config import PreprocessConfig
 from lulc.core.removal import OwnFolder, temporary_name
 from lulc.core.schema import BANDS, InputError
+from lulc.distributed import cluster as cluster_tasks
 from lulc.distributed.cluster import UnfitWorkerError
 from lulc.preprocessing import preprocess, tiling
 from lulc.preprocessing.plan import Spot
@@ -140,11 +143,12 @@ def test_a_worker_of_a_run_that_is_over_names_no_stack(config: PreprocessConfig)
     for found in (None, '{"key": "second"}'):
         if found:
             current.write_text(found)
-        with pytest.raises(UnfitWorkerError, match="another run"):
-            tiling.at_work(site, tiling.cut, place)
+        with pytest.raises(UnfitWorkerError, match="another run"), site.open() as inputs:
+            tiling.cut(inputs, place)
         assert not list(Path(config.out).glob("*.npy")) + list(Path(config.out).glob(".*.partial"))
     current.write_text('{"key": "first"}')
-    assert tiling.at_work(site, tiling.cut, place).file.image.is_file()
+    with site.open() as inputs:
+        assert tiling.cut(inputs, place).file.image.is_file()
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, results: int) -> None:
@@ -251,8 +255,10 @@ def test_tasks_of_a_site_open_their_inputs_once(
         return open_inputs(*arguments)
 
     monkeypatch.setattr(tiling, "open_inputs", counting)
+    worker = SimpleNamespace()
+    work = partial(tiling.in_place, tiling.survey)
     found = {
-        tuple(tiling.at_work(site, tiling.survey, Spot(0, window)).counts)
+        tuple(cluster_tasks._at_site(work, site, worker, Spot(0, window)).counts)
         for site in (*sites[:1] * 3, *sites[1:] * 2)
     }
     assert len(found) == 1 and opened == 2

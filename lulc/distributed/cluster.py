@@ -25,9 +25,10 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from lulc.config import ClusterConfig
 from lulc.core.schema import InputError
@@ -67,10 +68,20 @@ _SAME_PACKAGES = (
 )
 _WAY_OUT = f"Give the workers the memory and disk that they lack, or take a smaller --memory. {_AGAIN}"
 
+_Function = Callable[[Any, Any], Any]
+"""Called with the worker and an item."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 logger = logging.getLogger("lulc")
+
+
+class Site(Protocol):
+    """Description of what tasks need open; a worker opens it once and holds it until another one comes."""
+
+    def open(self) -> AbstractContextManager[Any]:
+        """Open it on a worker."""
 
 
 class UnfitWorkerError(InputError):
@@ -227,9 +238,10 @@ class _Absence:
 
 def run_tasks(
     cluster: Cluster,
-    function: Callable[[Item], Result],
+    function: Callable[..., Result],
     items: Iterable[Item],
     *,
+    site: Site | None = None,
     what: Callable[[Item], str] = str,
 ) -> Generator[Result, None, None]:
     """Call a function for each item, on whichever worker is free.
@@ -243,9 +255,11 @@ def run_tasks(
         An open one.
     function
         Of a module that the workers can import, or a ``functools.partial`` of one; called for one item at a
-        time in each process.
+        time in each process: with the item, or with what the site has opened and the item.
     items
         Consumed as workers become free.
+    site
+        What the tasks need open.
     what
         Name of an item in messages.
 
@@ -260,12 +274,12 @@ def run_tasks(
         If the function raises one, a task has failed `ATTEMPTS` times, workers died of it, no worker is
         left that can do the work, or the scheduler is gone.
     """
-    yield from _Run(cluster, function, what).results(iter(items))
+    yield from _Run(cluster, partial(_at_site, function, site), what).results(iter(items))
 
 
-def ask(cluster: Cluster, function: Callable[[Item], Result], item: Item) -> Result:
+def ask(cluster: Cluster, function: Callable[..., Result], item: object, site: Site | None = None) -> Result:
     """The result of one task."""
-    (result,) = run_tasks(cluster, function, [item], what=lambda _: "the first task")
+    (result,) = run_tasks(cluster, function, [item], site=site, what=lambda _: "the first task")
     return result
 
 
@@ -282,7 +296,7 @@ class _Task(Generic[Item]):
 class _Run:
     """The tasks of one `run_tasks` that are under way."""
 
-    def __init__(self, cluster: Cluster, function: Callable[[Any], Any], what: Callable[[Any], str]) -> None:
+    def __init__(self, cluster: Cluster, function: _Function, what: Callable[[Any], str]) -> None:
         self._cluster, self._client = cluster, cluster.client
         self._function, self._what = function, what
         self._pending: dict[Any, _Task[Any]] = {}
@@ -473,7 +487,7 @@ class _Failure:
 class _Call:
     """Call that a worker runs by unpickling it."""
 
-    function: Callable[[Any], Any]
+    function: _Function
     item: Any
     cores: dict[int, frozenset[int]]
 
@@ -481,10 +495,26 @@ class _Call:
         return _call, (self.function, self.item, self.cores)
 
 
+def _at_site(function: Callable[..., Any], site: Site | None, worker: Any, item: Any) -> Any:
+    """On a worker: the result of the function, its site being open."""
+    if site is None:
+        return function(item)
+    held, opened, stack = getattr(worker, _HELD, (None, None, contextlib.ExitStack()))
+    if held != site:
+        stack.close()
+        setattr(worker, _HELD, (None, None, stack))
+        opened = stack.enter_context(site.open())
+        setattr(worker, _HELD, (site, opened, stack))
+    return function(opened, item)
+
+
+_HELD = "lulc_held"
+"""Attribute of a worker: its site, what that has opened, and the stack that closes it."""
+
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def _call(function: Callable[[Any], Any], item: Any, cores: dict[int, frozenset[int]]) -> tuple[str, Any]:
+def _call(function: _Function, item: Any, cores: dict[int, frozenset[int]]) -> tuple[str, Any]:
     """On a worker: its address, and the result of the function or a `_Failure`."""
     from distributed import get_worker
 
@@ -494,7 +524,7 @@ def _call(function: Callable[[Any], Any], item: Any, cores: dict[int, frozenset[
             # Threads that the function starts inherit it; those that keep the connection alive don't.
             os.sched_setaffinity(0, cores[worker.name])
         try:
-            return worker.address, function(item)
+            return worker.address, function(worker, item)
         except Exception as error:
             return worker.address, _Failure(_sendable(error), traceback.format_exc())
 

@@ -341,7 +341,7 @@ class _Workers:
         config = dataclasses.replace(work.config, engine=job.engine, window=job.plan.window)
         self._cluster, self._work = cluster, dataclasses.replace(work, config=config)
         self._busy = self._seconds = 0.0
-        self.described = ask(cluster, worker.describe, self._work)
+        self.described = ask(cluster, worker.describe, None, self._work)
 
     @property
     def network_share(self) -> float:
@@ -351,8 +351,9 @@ class _Workers:
         self, run: _Run, parts: list[int], progress: Callable[[int], object]
     ) -> Generator[Made, None, None]:
         seal = seal_of(run.journal.key)
-        function = partial(worker.make_part, self._work, seal)
-        with closing(run_tasks(self._cluster, function, parts, what=lambda part: f"part {part}")) as results:
+        function = partial(worker.make_part, seal=seal)
+        tasks = run_tasks(self._cluster, function, parts, site=self._work, what=lambda part: f"part {part}")
+        with closing(tasks) as results:
             for made, busy, seconds in results:
                 self._busy, self._seconds = self._busy + busy, self._seconds + seconds
                 extent = run.job.plan.part_at(made.part).extent

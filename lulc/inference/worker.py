@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +66,10 @@ class Work:
     dates: tuple[str, ...]
     versions: dict[str, str] = field(default_factory=lambda: {"toolkit": __version__, **versions()})
     token: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def open(self) -> AbstractContextManager[Opened]:
+        """On a worker: open inputs and engine."""
+        return closing(Opened(self))
 
 
 class Described(NamedTuple):
@@ -173,29 +177,28 @@ def choose_here(work: Work) -> str:
     return choose_engine(work.config.engine, networks=[m.card.network for m in work.members])
 
 
-def describe(work: Work) -> Described:
+def describe(opened: Opened, _: object) -> Described:
     """Return this worker's engine, key and tags."""
-    return _opened(work).described
+    return opened.described
 
 
-def make_part(work: Work, seal: str, part: int) -> Timed:
+def make_part(opened: Opened, part: int, *, seal: str) -> Timed:
     """On a worker: one part, written where the run that asks will look for it.
 
     Parameters
     ----------
-    work
-        Of which map.
-    seal
-        Of the key that the run has begun with; the key itself lies beside the parts.
+    opened
+        Inputs and engine of the map.
     part
         Number of the part.
+    seal
+        Of the key that the run has begun with; the key itself lies beside the parts.
 
     Raises
     ------
     UnfitWorkerError
         If this process would make other bytes, or doesn't see the files.
     """
-    opened = _opened(work)
     opened.admit(seal)
     begun, busy = time.perf_counter(), opened.clock.busy
     with reading(), ThreadPoolExecutor(cores()) as pool:
@@ -206,7 +209,7 @@ def make_part(work: Work, seal: str, part: int) -> Timed:
     return Timed(made, opened.clock.busy - busy, time.perf_counter() - begun)
 
 
-class _Opened:
+class Opened:
     """Inputs and engine of one work, held open between its parts."""
 
     def __init__(self, work: Work) -> None:
@@ -257,18 +260,6 @@ class _Opened:
 
     def close(self) -> None:
         self._stack.close()
-
-
-_kept: list[_Opened] = []
-
-
-def _opened(work: Work) -> _Opened:
-    """Return the open job of this process; one at a time."""
-    if not (_kept and _kept[0].work.token == work.token):
-        while _kept:
-            _kept.pop().close()
-        _kept.append(_Opened(work))
-    return _kept[0]
 
 
 def _check_versions(work: Work) -> None:

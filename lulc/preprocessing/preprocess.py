@@ -47,10 +47,10 @@ from lulc.preprocessing.tiling import (
     Inputs,
     Site,
     anywhere,
-    at_work,
     count_classes,
     count_labels,
     cut,
+    in_place,
     paths_of,
     stamps_at,
     strips_of,
@@ -194,7 +194,7 @@ def _open_crew(config: PreprocessConfig, chips: Chips, own: OwnFolder, key: str)
         def away(
             work: Callable[[Inputs, Item], Result], items: Sequence[Item], what: Callable[[Item], str]
         ) -> Generator[Result, None, None]:
-            return run_tasks(cluster, partial(at_work, site, work), items, what=what)
+            return run_tasks(cluster, partial(in_place, work), items, site=site, what=what)
 
         yield away
 

@@ -1,6 +1,6 @@
 """Work at one place of a mosaic: check its labels, count its classes, cut its stack.
 
-Each is a task of its own, which may run in another process (`at_work`), any number of times, to the same
+Each is a task of its own, which may run in another process (`Site`), any number of times, to the same
 result.
 """
 
@@ -102,6 +102,29 @@ class Site:
     key: str
     stamps: str
     versions: tuple[str, ...]
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Inputs]:
+        """Open the inputs on a worker; refuse others than those of the run that asks."""
+        config = self.config
+        with contextlib.ExitStack() as stack:
+            try:
+                with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
+                    scenes = read_scenes(Path(config.out) / SCENES, config) if config.scenes else None
+                    inputs = stack.enter_context(open_inputs(config, scenes))
+                found = stamps_at(config)
+            except InputError as error:
+                raise UnfitWorkerError(
+                    f"a worker cannot open what this machine can: {error.problem}",
+                    "Give all workers the same files under the same paths.",
+                ) from error
+            if (found, versions()) != (self.stamps, self.versions):
+                differs = "files" if found != self.stamps else "versions"
+                raise UnfitWorkerError(
+                    f"a worker has other {differs} than this machine, expected the same on all",
+                    "Give all workers the same files under the same paths, and the same environment.",
+                )
+            yield dataclasses.replace(inputs, check=partial(_check_current, self))
 
 
 PATHS = (
@@ -223,37 +246,10 @@ def strips_of(inputs: Inputs, place: Place) -> Iterator[tuple[np.ndarray, np.nda
         yield image, classes
 
 
-def at_work(site: Site, work: Callable[[Inputs, Item], Result], item: Item) -> Result:
-    """In another process: the result of `survey`, `cut` or `count_labels` on inputs that stay open."""
+def in_place(work: Callable[[Inputs, Item], Result], inputs: Inputs, item: Item) -> Result:
+    """On a worker: the result of `survey`, `cut` or `count_labels`."""
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
-        if site not in _OPENED:
-            for kept in list(_OPENED):
-                _OPENED.pop(kept)[1].close()
-            _OPENED[site] = _open_at(site)
-        return work(_OPENED[site][0], item)
-
-
-_OPENED: dict[Site, tuple[Inputs, contextlib.ExitStack]] = {}
-
-
-def _open_at(site: Site) -> tuple[Inputs, contextlib.ExitStack]:
-    with contextlib.ExitStack() as opened:
-        try:
-            scenes = read_scenes(Path(site.config.out) / SCENES, site.config) if site.config.scenes else None
-            inputs = opened.enter_context(open_inputs(site.config, scenes))
-            found = stamps_at(site.config)
-        except InputError as error:
-            raise UnfitWorkerError(
-                f"a worker cannot open what this machine can: {error.problem}",
-                "Give all workers the same files under the same paths.",
-            ) from error
-        if (found, versions()) != (site.stamps, site.versions):
-            differs = "files" if found != site.stamps else "versions"
-            raise UnfitWorkerError(
-                f"a worker has other {differs} than this machine, expected the same on all",
-                "Give all workers the same files under the same paths, and the same environment.",
-            )
-        return dataclasses.replace(inputs, check=partial(_check_current, site)), opened.pop_all()
+        return work(inputs, item)
 
 
 def _check_current(site: Site) -> None:
