@@ -102,17 +102,24 @@ def write_rows(path: str | os.PathLike[str], rows: Iterable[Sequence[Any]]) -> N
 
 
 def append_line(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
-    """Add `data` to a file of JSON lines, with a checksum that tells a line that was cut short or changed."""
+    """Add `data` to a journal, a file of JSON lines; on disk when this returns.
+
+    A checksum tells a line that was cut short or changed.
+    """
     line = json.dumps({**data, "checksum": seal_of(data)[:16]}, allow_nan=False)
     with open(path, "a+b") as file:
         # A line that a crash cut short is closed, so that this one stands by itself.
         if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             file.write(b"\n")
         file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """The entries that `append_line` wrote, one at a time; damaged ones are passed over."""
+    """Yield the entries that `append_line` wrote; damaged ones, or a missing file, are passed over."""
+    if not os.path.exists(path):
+        return
     with open(path, "rb") as file:
         while line := file.readline(MAX_BYTES):
             try:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lulc.core.documents import write_document
+from lulc.core.documents import append_line, read_lines, write_document
 from lulc.core.removal import OwnFolder, remove_leftovers
 from lulc.core.schema import InputError
 from lulc.core.storage import Lock, lock_of
@@ -83,11 +81,7 @@ class Journal:
 
     def record(self, part: int, sha256: str, counts: dict[int, int]) -> None:
         """Note that a part is finished, and its pixels by class; on disk when this returns."""
-        entry = {"part": part, "sha256": sha256, "counts": sorted(counts.items())}
-        with open(self._lines, "a", encoding="ascii") as file:
-            file.write(json.dumps({**entry, "checksum": _checksum(entry)}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._lines, {"part": part, "sha256": sha256, "counts": sorted(counts.items())})
         self._checksums[part], self._counts[part] = sha256, tuple(counts.items())
 
     def finished(self, parts: Collection[int], checksum_of: Callable[[int], str]) -> set[int]:
@@ -154,15 +148,10 @@ class Journal:
             # Those of shares are of runs that live.
             remove_leftovers(self.folder, below=True)
         journals = sorted(self.folder.glob("journal*.jsonl"))
-        for part, checksum, counts in itertools.chain.from_iterable(map(_read_lines, journals)):
-            self._checksums[part], self._counts[part] = checksum, counts
-        self._end_line()
-
-    def _end_line(self) -> None:
-        """Close a line that a crash cut short, so that the next one begins on its own."""
-        if self._lines.exists() and not self._lines.read_bytes().endswith(b"\n"):
-            with open(self._lines, "ab") as file:
-                file.write(b"\n")
+        for entry in itertools.chain.from_iterable(map(read_lines, journals)):
+            part = entry["part"]
+            self._checksums[part] = entry["sha256"]
+            self._counts[part] = tuple((value, count) for value, count in entry["counts"])
 
     def _other_key(self, found: dict[str, Any], expected: dict[str, Any]) -> InputError:
         begin_anew = f"remove '{self.folder}'" if self._share else "add --restart"
@@ -246,23 +235,6 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
-
-
-def _read_lines(path: Path) -> Iterator[tuple[int, str, tuple[tuple[int, int], ...]]]:
-    if not path.exists():
-        return
-    for line in path.read_bytes().splitlines():
-        try:
-            entry = json.loads(line)
-            whole = entry.pop("checksum") == _checksum(entry)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue
-        if whole:
-            yield entry["part"], entry["sha256"], tuple((value, count) for value, count in entry["counts"])
-
-
-def _checksum(entry: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(entry).encode()).hexdigest()[:16]
 
 
 def _differences(found: Any, expected: Any, name: str = "") -> Iterator[str]:

@@ -107,7 +107,7 @@ def open_progress(
     """
     folder = own.path
     progress = Progress(folder, key, places, classes, channels)
-    entries = read_lines(progress.path) if progress.path.exists() else iter(())
+    entries = read_lines(progress.path)
     header = next(entries, None)
     if header is None or header.get("format_version") != FORMAT_VERSION or "key" not in header:
         if progress.path.exists():
