@@ -504,11 +504,17 @@ class TrainConfig(RunConfig):
     recipe: str = option("default", "set of training defaults", choices=tuple(RECIPES))
     epochs: int = by_recipe("epochs", "number of epochs")
     steps: int = by_recipe("steps", "batches per epoch")
-    validation_steps: int = by_recipe("validation_steps", "batches per validation")
+    validation_steps: int = by_recipe(
+        "validation_steps",
+        "batches per validation; where not given, fewer in short epochs, so that validation takes less than "
+        "a fifth of the training time",
+    )
     batch_size: int = by_recipe("batch_size", "crops per batch")
     crop_sizes: tuple[int, ...] = by_recipe("crop_sizes", "sides of training crops", unit="pixels")
     validation_crop_sizes: tuple[int, ...] = by_recipe(
-        "validation_crop_sizes", "sides of validation crops", unit="pixels"
+        "validation_crop_sizes",
+        "sides of validation crops; where not given, none larger than the largest of --crop-sizes",
+        unit="pixels",
     )
     rare_classes: float = by_recipe(
         "rare_classes",
@@ -696,6 +702,11 @@ class TrainConfig(RunConfig):
         if self.pretrain:
             without = {**WITHOUT_LABELS, "mask_ratio": MASK_RATIO, "mask_block": MASK_BLOCK}
             values |= {name: value for name, value in without.items() if getattr(self, name) is None}
+        if self.crop_sizes is not None and "validation_crop_sizes" in values:
+            # A network that saw small crops alone would be validated on what it doesn't know.
+            largest = max(self.crop_sizes, default=0)
+            smaller = [side for side in values["validation_crop_sizes"] if side <= largest]
+            values["validation_crop_sizes"] = tuple(smaller) or (largest,)
         return dataclasses.replace(self, **values)
 
 

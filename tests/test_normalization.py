@@ -142,7 +142,8 @@ def test_every_stack_is_seen_as_often_and_as_large_as_it_is(config, caplog):
         )
         for side in sides
     )
-    crops = plain_crops(config, dataclasses.replace(dataset, training=tiles))
+    long = dataclasses.replace(config, steps=1000)
+    crops = plain_crops(long, dataclasses.replace(dataset, training=tiles))
     seen = [
         images for generator in crops for images in (generator.batch(0, i)[0] for i in range(len(generator)))
     ]
@@ -161,3 +162,25 @@ def test_crops_to_estimate_from_are_not_many(config):
     assert len(crops) == -(-PLAIN_PIXELS // side**2)
     many = dataclasses.replace(dataset, training=dataset.training[:1] * 50)
     assert [len(crops) for crops in plain_crops(config, many)] == [1] * PLAIN_LEAST
+
+
+@pytest.mark.parametrize("average", [0.0, 0.1])
+def test_validation_takes_a_share_of_an_epoch_unless_asked_for(write_stacks, tmp_path, caplog, average):
+    caplog.set_level("INFO", logger="lulc")
+    config = TrainConfig(
+        data=(str(write_stacks(tmp_path / "stacks")),), out=str(tmp_path / "run"), steps=40,
+        crop_sizes=(32,), filters=(4,), average=average,
+    )  # fmt: skip
+    dataset = open_dataset(config.resolved())
+    settled = train_module.settle(config, dataset)
+    # Of 40 training batches with as large crops: 7 % twice, beside a twelfth for the averaged weights.
+    assert settled.validation_steps == (2 if average else 9)
+    assert f"an epoch is validated on {settled.validation_steps} batches instead of 50" in caplog.text
+    assert train_module.settle(config, dataset) == settled == train_module.settle(settled, dataset)
+    assert settled.validation_crop_sizes == (32,)
+    plain = sum(len(crops) * crops.pixels_per_batch for crops in plain_crops(settled, dataset))
+    assert not average or plain <= 1.05 * 40 * 2 * 32**2 / 12
+    asked = dataclasses.replace(config, validation_steps=50)
+    assert train_module.settle(asked, dataset).validation_steps == 50
+    longer = dataclasses.replace(config, steps=1000)
+    assert train_module.settle(longer, dataset).validation_steps == 50

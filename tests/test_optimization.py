@@ -197,9 +197,9 @@ def test_cards_hold_the_fitted_temperature_and_the_averaged_weights(stacks, tmp_
     # Validated twice, with both kinds of statistics of batch norm.
     assert len(seen) == 2 * len(result.rows)
     for row, gathered, anew in zip(result.rows, seen[::2], seen[1::2], strict=True):
-        (*_, temperature), kernel = anew if anew[0].loss < gathered[0].loss else gathered
+        (*_, holdout), kernel = anew if anew[0].loss < gathered[0].loss else gathered
         card = load_card(result.folder / row.model)
-        assert card.temperature == temperature != 1.0
+        assert card.temperature == holdout.fit() != 1.0
         np.testing.assert_array_equal(kernels(load_model(result.folder / row.model)[0]), kernel)
 
 

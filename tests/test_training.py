@@ -29,7 +29,7 @@ from lulc.models.weights import find_model, load_card, read_arrays, read_picks
 from lulc.training import loop as loop_module
 from lulc.training import train as train_module
 from lulc.training.data.dataset import open_dataset
-from lulc.training.loop import LabelledAccuracy
+from lulc.training.loop import PACE_BATCHES, PACE_LATEST, LabelledAccuracy, Pace
 from lulc.training.run_folder import Row, kept_models, picks_of
 from lulc.training.train import train
 
@@ -102,6 +102,36 @@ def test_a_run_leaves_models_cards_history_and_picks(straight):
     best = min(rows, key=lambda row: float(row["val_loss"]))
     assert find_model(str(straight.folder)).name == best["model"]
     assert not list((straight.folder / "checkpoints").glob("*.bin"))
+
+
+def test_the_pace_counts_each_crop_side_by_its_share_and_no_first_batch():
+    pace = Pace({32: 0.25, 64: 0.75})
+    for _ in range(PACE_BATCHES):
+        pace.note(32, 5.0 if not pace._seconds else 1.0)
+    assert not pace.note(64, 9.0) and not pace.note(64, 3.0) and pace.note(64, 3.0)
+    assert pace.batch == pytest.approx(0.25 * 1 + 0.75 * 3)
+    assert not pace.note(64, 3.0), "it is told once"
+
+
+def test_the_pace_of_a_side_that_did_not_come_follows_from_its_pixels():
+    pace = Pace({32: 0.5, 64: 0.5})
+    told = [pace.note(32, 1.0) for _ in range(PACE_LATEST + 1)]
+    assert told.index(True) == PACE_LATEST
+    assert pace.batch == pytest.approx(0.5 * 1 + 0.5 * 4)
+
+
+def test_advice_about_the_time_fits_the_time(stacks, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", logger="lulc")
+    monkeypatch.setattr(Pace, "batch", property(lambda _: 0.01))
+    monkeypatch.setattr(loop_module.Loop, "_forecast_validation", lambda _: 0.5)
+    config = make_config(stacks, tmp_path / "run", minutes=10.0, epochs=6000, steps=20)
+    monkeypatch.setattr(loop_module.Loop, "_checkpoint", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    # 0.2 s of training and 0.5 s of validation in each epoch: 510 of the 600 s are planned with.
+    advice = next(r for r in caplog.records if "the time ends before that" in r.message).message
+    assert int(advice.split("--epochs ")[1].split("`")[0]) == pytest.approx(510 / 0.7, abs=15)
+    assert any("validation of 6000 epochs included" in r.message for r in caplog.records)
 
 
 def test_card_and_history_name_no_path_of_this_machine(straight):

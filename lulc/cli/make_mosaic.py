@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lulc.cli.commandline import Answer, run
 from lulc.config import MosaicConfig
-from lulc.core.text import columns
+from lulc.core.text import columns, duration
 
 if TYPE_CHECKING:
     from lulc.compositing.forecast import Forecast
@@ -63,7 +63,7 @@ def _planned(plan: Forecast) -> str:
     return (
         f"{plan.out}: {plan.grid.describe()}\n\n{columns(rows)}\n\n"
         f"pixels with a clear observation: {100 * plan.covered:.1f} %, {plan.mean_clear:.1f} a pixel\n"
-        f"to read: about {plan.bytes / 1e6:,.0f} MB, about {plan.seconds / 60:.1f} minutes"
+        f"to read: about {plan.bytes / 1e6:,.0f} MB, about {duration(plan.seconds)}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,19 @@ def cell(value: Any) -> Any:
     text = visible(value)
     runs = text.lstrip()[:1] in _FORMULA and not _is_number(text)
     return f"'{text}" if runs else text
+
+
+def duration(seconds: float) -> str:
+    """Return a time span with two digits or more.
+
+    Examples
+    --------
+    >>> duration(0.4), duration(47.3), duration(240), duration(9000)
+    ('1 s', '47 s', '4.0 minutes', '2.5 hours')
+    """
+    if seconds < 99.5:
+        return f"{math.ceil(seconds) if seconds < 1 else round(seconds)} s"
+    return f"{seconds / 60:.1f} minutes" if seconds < 5970 else f"{seconds / 3600:.1f} hours"
 
 
 def columns(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:

@@ -41,6 +41,9 @@ RADII = (2,)
 PIXELS = 20_000
 """Labelled pixels that the forest learns from, at most: so it takes seconds, however many there are."""
 
+GROWTH_SECONDS = 15.0
+"""Seconds of one core to grow and compare the forest, for the forecast of a run's time."""
+
 WINDOWS = 32
 """Windows of the held-out stacks that are compared, at most: 2 Mpx."""
 

@@ -43,6 +43,11 @@ class Normalization:
         self._workers = workers
         self._twin: keras.Model | None = None
 
+    @property
+    def pixels(self) -> float:
+        """Pixels of a pass over the crops."""
+        return sum(len(crops) * crops.pixels_per_batch for crops in self._crops)
+
     @contextlib.contextmanager
     def settled(self, model: keras.Model, devices: Devices = ONE) -> Iterator[None]:
         """Give a network the statistics of its weights inside; its own come back afterwards.

@@ -26,7 +26,7 @@ from lulc.models.weights import find_model, load_model
 from lulc.training.data.dataset import Dataset, class_targets, leave_one_out
 from lulc.training.held_out import plan_of, predict_tile, windows_of
 from lulc.training.run_folder import clear_run, is_finished, is_interrupted
-from lulc.training.train import check_options, classes_of, inputs_of, prepare, train
+from lulc.training.train import check_options, classes_of, inputs_of, prepare, settle, train
 
 FORMAT_VERSION = 2
 FOLDS = "folds"
@@ -143,19 +143,20 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
     InputError
         As `lulc.training.train` and `lulc.training.data.dataset.leave_one_out` do.
     """
-    config = config.resolved()
+    asked, config = config, config.resolved()
     check_options(config)
     datasets = leave_one_out(config)
     if config.overwrite and _is_finished(Path(config.out)):
         # What would be refused is refused while the finished folds are still there.
         for number, (_, dataset) in enumerate(datasets, 1):
-            prepare(dataclasses.replace(_fold_config(config, number), stacks_on="host"), dataset)
+            fold = settle(_fold_config(asked, number), dataset)
+            prepare(dataclasses.replace(fold, stacks_on="host"), dataset)
         _clear(Path(config.out))
     found = []
     holdout = Holdout(len(datasets))
     for number, (name, dataset) in enumerate(datasets, 1):
         logger.info("fold %d of %d leaves out %s", number, len(datasets), name)
-        fold = _fold_config(config, number)
+        fold = settle(_fold_config(asked, number), dataset)
         if not is_finished(fold, inputs_of(fold, dataset)):
             train(fold, dataset)
         outcome = classify_left_out(fold, dataset)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lulc.config import TrainConfig
 from lulc.core.codec import Jsonable
 from lulc.core.schema import IGNORE, InputError, Legend
+from lulc.core.text import duration
 from lulc.evaluation.measures import metrics
 from lulc.evaluation.report import figures
 from lulc.models.backend import keras
@@ -46,7 +47,16 @@ WEIGHTS_SECONDS = 1.0
 """Weights are looked through for NaN at most this often, and before every checkpoint."""
 
 PACE_BATCHES = 8
-"""Batches after which the time of the whole run is forecast."""
+"""Batches after which the time of the whole run is forecast, where each crop side has come twice by then."""
+
+PACE_LATEST = 40
+"""Batches after which it is forecast in any case."""
+
+PLAIN_PRICE = 1.5
+"""Time of a pixel in the pass for batch norm's statistics, by that of a validated one."""
+
+MARGIN = 0.85
+"""Share of a time budget that advice about it fills, so that who follows it isn't warned again."""
 
 PICTURE_SECONDS = 30.0
 """The picture of the history is drawn at most this often, and when the loop ends."""
@@ -95,31 +105,46 @@ class Progress(Jsonable):
 
 
 class Validation(NamedTuple):
-    """Mean loss over labelled pixels, accuracy, macro-F1 and temperature."""
+    """Mean loss over labelled pixels, accuracy, macro-F1, and the pixels to calibrate on."""
 
     loss: float
     accuracy: float
     macro_f1: float
-    temperature: float | tuple[float, ...] = 1.0
+    holdout: Holdout | None = None
 
 
 class Pace:
-    """Speed of the training. The first batch of each shape is slow and doesn't count."""
+    """Speed of training and validation.
 
-    def __init__(self) -> None:
-        self._shapes: set[tuple[int, ...]] = set()
-        self._batches = 0
-        self._pixels = self._seconds = 0.0
+    Parameters
+    ----------
+    shares
+        Share of the batches that have crops of each side.
+    """
 
-    def note(self, shape: tuple[int, ...], seconds: float) -> float | None:
-        """Return pixels per second once, after `PACE_BATCHES` batches; None before and after."""
-        if shape not in self._shapes:
-            self._shapes.add(shape)
-            return None
-        self._batches += 1
-        self._pixels += math.prod(shape)
-        self._seconds += seconds
-        return self._pixels / max(self._seconds, 1e-9) if self._batches == PACE_BATCHES else None
+    def __init__(self, shares: dict[int, float]) -> None:
+        self._shares = shares
+        self._seconds: dict[int, list[float]] = {}
+        self._told = False
+        self.validation = 0.0
+        """Seconds at the end of an epoch."""
+
+    def note(self, side: int, seconds: float) -> bool:
+        """Note a batch; return True once, when enough batches are known for a forecast."""
+        # The first batch of a side is compiled, which takes seconds.
+        self._seconds.setdefault(side, []).append(seconds)
+        counts = [max(0, len(self._seconds.get(side, ())) - 1) for side in self._shares]
+        enough = sum(counts) >= PACE_BATCHES and min(counts) >= 2
+        due = not self._told and (enough or sum(counts) >= PACE_LATEST)
+        self._told = self._told or due
+        return due
+
+    @property
+    def batch(self) -> float:
+        """Mean seconds of a batch; those of a side that did not come follow from its pixels."""
+        each = {side: sum(times[1:]) / (len(times) - 1) for side, times in self._seconds.items() if times[1:]}
+        speed = sum(side**2 for side in each) / max(sum(each.values()), 1e-9)
+        return sum(share * each.get(side, side**2 / speed) for side, share in self._shares.items())
 
 
 class StopRequest:
@@ -202,6 +227,8 @@ class Setup:
     devices
         Devices that the model was built on. All processes go through the same batches and epochs; the first
         one writes, and its clock counts.
+    afterwards
+        Seconds of the work that follows the loop, for the forecast.
     """
 
     model: keras.Model
@@ -212,6 +239,7 @@ class Setup:
     save: Callable[[Row, tuple[Row, ...], float | tuple[float, ...]], None]
     normalization: Normalization | None = None
     devices: Devices = ONE
+    afterwards: float = 0.0
 
 
 class Loop:
@@ -230,7 +258,7 @@ class Loop:
         self._setup = setup
         self._model = setup.model
         self._devices = setup.devices
-        self._pace = Pace()
+        self._pace = Pace(setup.training.shares)
         self._weights_seen = self._saved = self._drawn = time.monotonic()
         self._progress = Progress()
         self._deadline = math.inf
@@ -258,8 +286,9 @@ class Loop:
         done = (self._progress.epoch - 1) * steps + self._progress.step
         quiet = not logger.isEnabledFor(logging.INFO)
         with tqdm(
-            total=self._config.epochs * steps, initial=done, unit="batch", disable=quiet, dynamic_ncols=True
-        ) as bar:
+            total=self._config.epochs * steps, initial=done, unit="batch", disable=quiet, dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]",
+        ) as bar:  # fmt: skip
             while self._progress.epoch <= self._config.epochs and not is_stale(
                 self.rows, self._config.patience
             ):
@@ -310,8 +339,9 @@ class Loop:
                 self._progress = self._progress.after_batch(
                     {name: float(value) for name, value in logs.items()}, labelled, now - before
                 )
-                self._say_pace((len(images) * self._devices.processes, *images.shape[1:3]), now - before)
-                before = now
+                if self._pace.note(images.shape[1], now - before):
+                    self._say_pace()
+                before = time.monotonic()
                 self._check_finite(float(logs["loss"]), look)
                 bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
                 bar.update()
@@ -335,26 +365,57 @@ class Loop:
         said = self._devices.gather(np.array([[labelled, stop, *clock]], np.int32))
         return [int(said[:, 0].sum()), int(said[:, 1].max()), *said[0, 2:].tolist()]
 
-    def _say_pace(self, shape: tuple[int, ...], seconds: float) -> None:
+    def _say_pace(self) -> None:
         """Log once how long the run will take."""
-        speed = self._pace.note(shape, seconds)
-        if speed is None:
-            return
+        self._pace.validation = self._forecast_validation()
+        left = self._batches_left()
+        logger.info(
+            "about %s for the %d batches to come, validation of %d epochs included",
+            duration(self._seconds_left()), left, self._config.epochs - self._progress.epoch + 1,
+        )  # fmt: skip
+        # The last validation comes after the deadline.
+        between = self._pace.validation * (self._config.epochs - self._progress.epoch)
+        budget = self._deadline - time.monotonic()
+        if budget < left * self._pace.batch + between:
+            logger.warning(
+                "the time ends before that; learning rate and averages are planned for all batches: "
+                "`%s` would plan them for what fits",
+                self._advice(budget),
+            )
+
+    def _batches_left(self) -> int:
+        steps = len(self._setup.training)
+        return (self._config.epochs - self._progress.epoch + 1) * steps - self._progress.step
+
+    def _seconds_left(self) -> float:
+        """Return the forecast of the time to the end of the run."""
+        validations = self._config.epochs - self._progress.epoch + 1
+        training = self._batches_left() * self._pace.batch
+        return training + validations * self._pace.validation + self._setup.afterwards
+
+    def _advice(self, budget: float) -> str:
+        """Return the options with which a run ends within so many seconds more than this one has taken."""
         steps = len(self._setup.training)
         done = (self._progress.epoch - 1) * steps + self._progress.step
-        left = self._config.epochs * steps - done
-        hours = left * self._setup.training.pixels_per_batch / speed / 3600
-        logger.info(
-            "%.0f kpx/s: about %s for the %d batches to come, validations not counted",
-            speed / 1000, f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes", left,
-        )  # fmt: skip
-        fitting = (self._deadline - time.monotonic()) * speed / self._setup.training.pixels_per_batch
-        if fitting < left:
-            logger.warning(
-                "the time ends after about %.0f of them; learning rate and averages are planned for all: "
-                "`--epochs 1 --steps %.0f` would plan them for what fits",
-                fitting, done + fitting,
-            )  # fmt: skip
+        seconds = MARGIN * (budget + done * self._pace.batch)
+        epochs = int(seconds / (steps * self._pace.batch + self._pace.validation))
+        if epochs:
+            return f"--epochs {epochs}"
+        return f"--epochs 1 --steps {max(1, int(seconds / self._pace.batch))}"
+
+    def _forecast_validation(self) -> float:
+        """Return the seconds of a validation, from a batch that is predicted twice: the first is compiled."""
+        crops = self._setup.validation
+        images, _ = crops.batch(0, 0)
+        for _ in range(2):
+            begun = time.monotonic()
+            self._devices.predict(self._model, images)
+        whole = math.prod(images.shape[:3]) * self._devices.processes
+        crops.release()
+        pixels = len(crops) * crops.pixels_per_batch
+        if self._setup.normalization:
+            pixels = 2 * pixels + PLAIN_PRICE * self._setup.normalization.pixels
+        return (time.monotonic() - begun) * pixels / whole
 
     def _end_epoch(self, complete: bool, draw: bool) -> None:
         """Validate and save with the averaged weights; start the next epoch if this one is complete."""
@@ -369,14 +430,22 @@ class Loop:
                     found = anew
                 else:
                     held.close()  # those that training gathered come back
-            self._judge(found, time.monotonic() - started, draw)
+            temperature = self._temperature(found)
+            self._pace.validation = time.monotonic() - started
+            self._judge(found, temperature, draw)
         if complete:
             self._progress = Progress(epoch=self._progress.epoch + 1, rows=self.rows)
             self._checkpoint()
 
-    def _judge(self, found: Validation, seconds: float, draw: bool) -> None:
+    def _temperature(self, found: Validation) -> float | tuple[float, ...]:
+        """Return the temperature of the network that is saved."""
+        if found.holdout is None or self._config.calibrate == "none":
+            return 1.0
+        return found.holdout.fit(per_class=self._config.calibrate == "per-class")
+
+    def _judge(self, found: Validation, temperature: float | tuple[float, ...], draw: bool) -> None:
         """Write model, card, history and picks of the epoch."""
-        p = self._progress
+        p, seconds = self._progress, self._pace.validation
         row = Row(
             epoch=p.epoch,
             batches=p.step,
@@ -393,7 +462,7 @@ class Loop:
         self.rows = (*p.rows, row)
         if self._devices.first:
             with self._devices.alone():
-                self._write(row, found.temperature, draw)
+                self._write(row, temperature, draw)
 
     def _write(self, row: Row, temperature: float | tuple[float, ...], draw: bool) -> None:
         self._setup.save(row, self.rows, temperature)
@@ -403,8 +472,10 @@ class Loop:
             figures.draw_history(self._setup.run.folder / HISTORY, self._setup.run.folder / PICTURE)
             self._drawn = time.monotonic()
         logger.info(
-            "epoch %d: loss %.4f, accuracy %.4f, validation loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s",
+            "epoch %d: loss %.4f, accuracy %.4f, validation loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s, "
+            "%.1f s of it for validation",
             row.epoch, row.loss, row.accuracy, row.val_loss, row.val_accuracy, row.val_macro_f1, row.seconds,
+            self._pace.validation,
         )  # fmt: skip
 
     def _validate(self) -> Validation:
@@ -425,11 +496,9 @@ class Loop:
         val_loss = total / max(labelled, 1)
         if not math.isfinite(val_loss):
             raise self._not_finite(f"the validation loss is {val_loss}")
-        fitted = self._config.calibrate != "none"
-        temperature = holdout.fit(per_class=self._config.calibrate == "per-class") if fitted else 1.0
         scores = metrics.score(confusion, self._setup.legend)
         macro_f1 = scores.macro.f1 if scores.macro else 0.0
-        return Validation(val_loss, scores.overall_accuracy or 0.0, macro_f1, temperature)
+        return Validation(val_loss, scores.overall_accuracy or 0.0, macro_f1, holdout)
 
     def _checkpoint(self) -> None:
         self._check_weights()

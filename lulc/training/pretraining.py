@@ -19,7 +19,7 @@ class PretrainingLoop(Loop):
     """
 
     def _validate(self) -> Validation:
-        """Return mean absolute error, share filled in, mean of the channels' shares, and no temperature."""
+        """Return mean absolute error, share filled in, and mean of the channels' shares."""
         channels = len(self._setup.legend)
         wrong, deviation = np.zeros(channels), np.zeros(channels)
         count = 0

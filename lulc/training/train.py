@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lulc.config import WITHOUT_LABELS, TrainConfig
-from lulc.core.machine import free_memory
+from lulc.core.machine import cores, free_memory
 from lulc.core.schema import InputError, LandCoverClass, Legend
 from lulc.core.storage import check_disk, sha256_of
 from lulc.core.version import __version__
@@ -26,13 +26,14 @@ from lulc.models.config import NetworkConfig
 from lulc.models.ood_score import fit_ood_score
 from lulc.models.unet import build_unet, geometry
 from lulc.models.weights import arrays_of, find_model, load_model, record_picks, save_model, transfer
-from lulc.training.baseline import Comparison, keep_baseline
+from lulc.training.baseline import GROWTH_SECONDS, Comparison, keep_baseline
 from lulc.training.batch_norm import Normalization
 from lulc.training.checkpoint import clear_checkpoints
 from lulc.training.data.batches import TileGenerator
 from lulc.training.data.crops import (
     check_crop_device,
     choose_crop_device,
+    limit_validation,
     plain_crops,
     training_crops,
     validation_crops,
@@ -155,9 +156,10 @@ def train(
     KeyboardInterrupt
         If SIGINT or SIGTERM asked to stop; the same command continues from the checkpoint then written.
     """
-    config = config.resolved()
+    asked, config = config, config.resolved()
     check_options(config)
     dataset = dataset or (open_mosaic(config) if config.pretrain else open_dataset(config))
+    config = settle(asked, dataset)
     network = _network_of(config, dataset)
     inputs = inputs_of(config, dataset)
     if temperature is not None:
@@ -200,6 +202,12 @@ def train(
         pretrained=bool(config.pretrain),
         comparison=comparison,
     )
+
+
+def settle(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """Return a config with all its options filled in: by its recipe, and validation batches by the data."""
+    resolved = config.resolved()
+    return resolved if config.validation_steps is not None else limit_validation(resolved, dataset)
 
 
 def prepare(
@@ -457,6 +465,7 @@ def _make_loop(
         save=save,
         normalization=normalization,
         devices=devices,
+        afterwards=0.0 if config.pretrain else GROWTH_SECONDS / cores(),
     )
     if given is not None:
         config = dataclasses.replace(config, calibrate="none")

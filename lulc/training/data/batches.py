@@ -130,10 +130,19 @@ class TileGenerator:
         return self._config.steps
 
     @property
+    def shares(self) -> dict[int, float]:
+        """Share of the batches that have each side."""
+        drawn = np.ones(len(self._choices)) if self._weights is None else self._weights
+        found: dict[int, float] = {}
+        for (_, sides), weight in zip(self._choices, drawn / drawn.sum(), strict=True):
+            for side in sides:
+                found[side] = found.get(side, 0.0) + float(weight) / len(sides)
+        return {side: share for side, share in found.items() if share}
+
+    @property
     def pixels_per_batch(self) -> float:
         """Pixels of a whole batch, on average."""
-        sides = [np.mean(np.square(sides)) for _, sides in self._choices]
-        return self._config.batch_size * float(np.average(sides, weights=self._weights))
+        return self._config.batch_size * sum(share * side**2 for side, share in self.shares.items())
 
     def batch(self, epoch: int, index: int) -> tuple[Image, Labels]:
         """Cut batch number `index` of epoch number `epoch`, or the crops of it that this process cuts.
@@ -253,6 +262,13 @@ def pad_small(tiles: Sequence[Tile], crop_sizes: Sequence[int], rotations: int, 
         len(small), len(tiles), option, least,
     )  # fmt: skip
     return [tile.padded(least) for tile in tiles]
+
+
+def pixels_per_crop(tiles: Sequence[Tile], crop_sizes: Sequence[int], rotations: int = 1) -> float:
+    """Return the mean pixels of a crop, where the smallest fits each stack, since `pad_small` pads."""
+    angles = [k * 360 / rotations for k in range(rotations)]
+    fitting = [[side for side in crop_sizes if _outer(side, angles) <= tile.side] for tile in tiles]
+    return float(np.mean([np.mean(np.square(sides or [min(crop_sizes)])) for sides in fitting]))
 
 
 def _fitting(tiles: Sequence[Tile], config: BatchConfig) -> tuple[list[tuple[Tile, list[int]]], list[int]]:

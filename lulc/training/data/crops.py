@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable
@@ -14,15 +15,22 @@ from lulc.config import TrainConfig
 from lulc.core.schema import InputError
 from lulc.models import backend
 from lulc.training.data.augmentation import Augmentation, Jitter, flip
-from lulc.training.data.batches import BatchConfig, TileGenerator, pad_small
+from lulc.training.data.batches import BatchConfig, TileGenerator, pad_small, pixels_per_crop
 from lulc.training.data.dataset import Dataset, class_targets
 from lulc.training.data.masking import MaskedCrops
 from lulc.training.data.on_device import ResidentCrops
 from lulc.training.data.sampling import KEPT, ClassSampler, LabelledPixels, stack_weights
 
 PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
-"""For the statistics of batch norm: pixels, fewest crops, and their longest side in pixels. They are large,
-since a map has no zeros where land lies beyond the border of a crop."""
+"""For the statistics of batch norm: most pixels, fewest crops, and their longest side in pixels. They are
+large, since a map has no zeros where land lies beyond the border of a crop."""
+
+PLAIN_SHARE = 1 / 12
+"""Share of the pixels of an epoch that batch norm's statistics are estimated from, in short epochs."""
+
+LOOKED_AT = 0.225
+"""Pixels of an epoch's validation by those it trains on. A pixel costs a third to two thirds of one that is
+trained on, so that validation takes less than a fifth of the training time."""
 
 logger = logging.getLogger("lulc")
 
@@ -87,21 +95,52 @@ def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
     """Return crops that show the training stacks as a classification sees them, one batch each.
 
     Each stack, or each of some where there are many, gives as many crops as the others, as large as it
-    allows. A pretraining masks its blocks here too. `PLAIN_PIXELS` in all, but not many more than a
-    quarter of what an epoch trains on.
+    allows. A pretraining masks its blocks here too. `PLAIN_PIXELS` in all, or in short epochs
+    `PLAIN_SHARE` of what they train on; up to three times that where a validation looks at as much.
     """
     stride = 2 ** len(config.filters)
-    sides = [min(PLAIN_SIDE, tile.side) // stride * stride for tile in dataset.training]
-    usable = [i for i, side in enumerate(sides) if side]
-    epoch = config.steps * config.batch_size * float(np.mean(np.square(config.crop_sizes)))
+    trained, validated = _pixels(config, dataset)
+    share = trained * PLAIN_SHARE
+    wanted = min(PLAIN_PIXELS, max(share, min(validated, 3 * share)))
+    usable = [i for i, tile in enumerate(dataset.training) if tile.side >= stride]
+    least = PLAIN_LEAST if len(usable) > PLAIN_LEAST else math.ceil(PLAIN_LEAST / len(usable)) * len(usable)
+    longest = min(PLAIN_SIDE, max(1, round(math.sqrt(wanted / least) / stride)) * stride)
+    sides = [min(longest, tile.side) // stride * stride for tile in dataset.training]
     pixels = float(np.mean(np.square([sides[i] for i in usable])))
-    count = max(PLAIN_LEAST, math.ceil(min(PLAIN_PIXELS, epoch / 4) / pixels))
+    count = max(least, math.ceil(wanted / pixels))
     if count < len(usable):
         usable = sorted(np.random.default_rng(config.seed).choice(usable, count, replace=False).tolist())
-    steps = math.ceil(count / len(usable))
+    steps = count // len(usable)
     common = _common(config, dataset) | {"batch_size": 1, "steps": steps}
     kind = _kind(config, dataset)
     return [kind([dataset.training[i]], BatchConfig(crop_sizes=(sides[i],), **common)) for i in usable]
+
+
+def limit_validation(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """Return a resolved config with fewer validation batches where those of the recipe would cost more than a
+    fifth of the training time; a log line tells their number.
+    """
+    trained, validated = _pixels(config, dataset)
+    share = (LOOKED_AT - PLAIN_SHARE) / 2 if config.average else LOOKED_AT
+    planned = config.validation_steps
+    steps = min(planned, max(1, int(planned * share * trained / validated)))
+    if steps < planned:
+        logger.info(
+            "an epoch is validated on %d batches instead of %d, so that this takes less than a fifth of the "
+            "training time; --validation-steps sets another number",
+            steps, planned,
+        )  # fmt: skip
+    return dataclasses.replace(config, validation_steps=steps)
+
+
+def _pixels(config: TrainConfig, dataset: Dataset) -> tuple[float, float]:
+    """Return the pixels that an epoch trains on, and those that are validated once."""
+    crops = pixels_per_crop(dataset.training, config.crop_sizes, config.rotations)
+    held_out = pixels_per_crop(dataset.validation, config.validation_crop_sizes)
+    return (
+        config.steps * config.batch_size * crops,
+        config.validation_steps * config.batch_size * held_out,
+    )
 
 
 def check_crop_device(config: TrainConfig, devices: int = 1) -> None:
