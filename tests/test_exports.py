@@ -107,7 +107,7 @@ def test_flags_have_a_word_and_a_colour_for_each_value(
         assert list(flags["flag_values"]) == [0, 1, 2, 3]
         words = flags["flag_meanings"].split(" ")
         assert words == ["unclassified", "water_ice", "water_ice_3", "class_4"]
-        assert flags["flag_colors"].split(" ") == ["#000000", "#28a001", "#50a002", "#78a003"]
+        assert flags["flag_colors"].split(" ") == ["#ffb3d9", "#28a001", "#50a002", "#78a003"]
     if kind == "nc":
         with netCDF4.Dataset(path.with_suffix(".nc")) as file:
             variable = file["land_cover"]

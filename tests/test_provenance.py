@@ -300,6 +300,24 @@ def test_tags_that_say_nonsense_are_refused(
     assert "provenance in the tags" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("window", [0, -1]), ("window", [[1], 2]), ("batch_size", True), ("scale", "1"), ("bounds", [1, 2]),
+        ("blend", "none; rm"), ("extra", ["margin", "margin"]), ("mask_values", [{"a": 1}]), ("tta", 1),
+        ("min_confidence", 7), ("nodata", {}), ("part", 1.5),
+    ],
+)  # fmt: skip
+def test_options_in_tags_that_are_none_are_refused(
+    scene: Path, tmp_path: Path, name: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with rasterio.open(scene / "maps" / "map.tif") as source:
+        parameters = json.loads(source.tags()["LULC_PARAMETERS"])
+    path = hostile(scene, tmp_path, LULC_PARAMETERS={**parameters, name: value})
+    assert main([str(path), *found(scene)]) == 1
+    assert f"--{name.replace('_', '-')}" in capsys.readouterr().err
+
+
 def test_tags_cannot_steer_the_terminal(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,7 +63,8 @@ SIZE_RATIO = 1.25
 logger = logging.getLogger("lulc")
 
 _PATHS = ("inputs", "fill", "like", "mask", "aoi")
-_PARAMETERS = ("activations", "batch_size", "blend", "tta", "min_confidence", "min_agreement", "cog", "extra")
+PARAMETERS = ("activations", "batch_size", "blend", "tta", "min_confidence", "min_agreement", "cog", "extra")
+"""Options beside those of the inputs that decide a map, as its tags hold them."""
 
 
 class Job:
@@ -269,7 +270,7 @@ class Job:
 
     def _options(self) -> dict[str, Any]:
         """Options that decide the result, paths by their last part only."""
-        names = ["inputs", *(f.name for f in dataclasses.fields(InputConfig)), *_PARAMETERS]
+        names = ["inputs", *(f.name for f in dataclasses.fields(InputConfig)), *PARAMETERS]
         options = {name: getattr(self.config, name) for name in names}
         for name in _PATHS:
             value = options[name]

@@ -27,6 +27,7 @@ from lulc.core.storage import rename_durably, sha256_of, temporary_folder
 from lulc.core.windows import Window, squares_of
 from lulc.export.export import write_level
 from lulc.inference.classify import classify
+from lulc.inference.job import PARAMETERS
 from lulc.inference.request import sieved_path
 from lulc.labels.value_tables import LEGEND_TAG
 from lulc.maps.geotiff import MapProfile
@@ -58,11 +59,7 @@ _WEIGHTS = {
     "properties": {"name": {"type": "string"}, "sha256": _FILE["properties"]["sha256"]},
 }
 _NAMES: dict[str, Any] = {"type": "array", "maxItems": 10_000, "items": _FILE["properties"]["name"]}
-_NUMBER: dict[str, Any] = {"type": ["number", "null"]}
-_WORDS = {"type": "array", "items": {"type": "string"}}
 _NAME_OR_NOTHING = {"oneOf": [_NAMES["items"], {"type": "null"}]}
-_FOUR_OR_NOTHING = {"type": ["array", "null"], "minItems": 4, "maxItems": 4, "items": {"type": "number"}}
-_SIDE = {"type": "integer", "minimum": 1, "maximum": 2**31}
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -77,26 +74,10 @@ SCHEMA: dict[str, Any] = {
         "parameters": {
             "type": "object",
             "required": ["inputs", "fill", "window", "part", "halo", "batch_size", "blend", "activations"],
+            # The values of options are checked when these are used.
             "properties": {
-                "inputs": _NAMES,
-                "fill": _NAMES,
-                "window": {"type": "array", "minItems": 2, "maxItems": 2, "items": _SIDE},
-                "part": _SIDE,
-                "batch_size": _SIDE,
-                "blend": {"enum": ["none", "gaussian"]},
-                "activations": {"enum": ["float32", "uint16", "uint8", "none"]},
-                "scale": _NUMBER,
-                "offset": _NUMBER,
-                "nodata": _NUMBER,
-                "min_confidence": {"type": "number"},
-                "min_agreement": _NUMBER,
-                "index_nodata": {"type": "array", "items": {"type": "number"}},
-                "mask_values": {"type": "array", "items": {"type": "integer"}},
-                "bounds": _FOUR_OR_NOTHING,
-                **dict.fromkeys(("band_names", "index_names"), _WORDS),
-                "extra": _WORDS,
+                **dict.fromkeys(("inputs", "fill"), _NAMES),
                 **dict.fromkeys(("like", "mask", "aoi"), _NAME_OR_NOTHING),
-                **{name: {"type": "boolean"} for name in ("resample", "tta", "cog")},
             },
         },
         "statistics": {"type": "object"},
@@ -349,10 +330,7 @@ def _find_models(
         yield File("weights", name, sha256, chosen, sha256 in known, found)
 
 
-_OPTIONS = {f.name for f in dataclasses.fields(InputConfig)} | {
-    "activations", "batch_size", "blend", "tta", "min_confidence", "min_agreement", "cog", "part", "window",
-    "extra",
-}  # fmt: skip
+_OPTIONS = {f.name for f in dataclasses.fields(InputConfig)} | {*PARAMETERS, "part", "window"}
 """Parameters in the tags that are options, too."""
 
 
