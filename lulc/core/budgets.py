@@ -1,4 +1,4 @@
-"""Time and memory that reading one file may take, by its size."""
+"""Limits on what a file may declare, and on the time and memory that reading it may take."""
 
 from __future__ import annotations
 
@@ -9,6 +9,30 @@ TRUST = "LULC_TRUST"
 """Environment variable that lifts the limits for one's own files; ``--trust`` sets it for the command."""
 
 MIB = 2**20
+
+SIDE = 2_000_000
+"""Pixels along one side, and values of one coordinate; the whole Earth at 20 m has this many columns."""
+
+LAYERS = 1024
+"""Layers of one raster."""
+
+BLOCK_BYTES = 256 * MIB
+"""Bytes of one block, chunk, strip or tile when it is unpacked, of every overview and mask too."""
+
+GROWTH = 20_000
+"""Declared bytes per stored byte, above `LARGE_BYTES`; sparse but honest mosaics stay far below."""
+
+LARGE_BYTES = 64 * 2**30
+"""Rasters up to this size are read window by window whatever their compression."""
+
+ARRAYS = 10_000
+"""Arrays and groups of a NetCDF file or Zarr folder, and directories of a TIFF."""
+
+TEXT_BYTES = 16 * MIB
+"""Bytes of an XML or JSON document beside or inside a raster, and of a coordinate of words."""
+
+ENTRIES = 1_000_000
+"""Files of a folder."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +60,14 @@ def is_trusted() -> bool:
     return os.environ.get(TRUST, "") not in ("", "0")
 
 
+def exceeds(found: float, most: float) -> bool:
+    """True where a file has more than a limit allows, and nobody vouches for it."""
+    return found > most and not is_trusted()
+
+
 def allowance(stored: int) -> Allowance:
     """Return what reading a file of `stored` bytes may take: more for a larger one."""
     if is_trusted():
         return Allowance(2**31 - 1, 2.0**31, 2**62, 4096)
-    seconds = 4 + stored // (8 * MIB)
+    seconds = 8 + stored // (8 * MIB)
     return Allowance(seconds, 30.0 + 8 * seconds, 512 * MIB + min(8 * stored, 8192 * MIB))

@@ -13,6 +13,7 @@ import os
 import platform
 import resource
 import signal
+import socket
 import struct
 import sys
 import sysconfig
@@ -29,10 +30,11 @@ OFFLINE = {
     "GDAL_HTTP_MAX_RETRY": "0",
     "GDAL_HTTP_TIMEOUT": "1",
     "GDAL_DRIVER_PATH": "disable",
+    "GDAL_MAX_DATASET_POOL_SIZE": "100",
     "OGR_SQLITE_LOAD_EXTENSIONS": "",
     "HDF5_PLUGIN_PATH": os.devnull,
 }
-"""Settings of PROJ, GDAL and HDF5 that keep them from connections and plug-ins."""
+"""Settings of PROJ, GDAL and HDF5 that keep them from connections and plug-ins, and from many open files."""
 
 _REFUSED_EVENTS = ("socket.", "subprocess.", "os.exec", "os.posix_spawn", "os.system")
 
@@ -63,7 +65,9 @@ def confine(folder: Path, limits: Allowance) -> None:
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    if event.startswith(_REFUSED_EVENTS):
+    # Event loops wake themselves by a pair of sockets, which leads nowhere else.
+    of_pair = event == "socket.__new__" and arguments[1] == socket.AF_UNIX
+    if event.startswith(_REFUSED_EVENTS) and not of_pair:
         raise PermissionError(f"{event} is not allowed while a file is read")
 
 

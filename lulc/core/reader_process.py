@@ -53,11 +53,14 @@ class Apart(Resource):
     Parameters
     ----------
     make
-        Function of a module that opens the file, there; what it returns answers `call` by its methods.
+        Function of a module, or its full name, that opens the file, there; what it returns answers `call` by
+        its methods. A name spares this process the import.
     arguments
         Plain values for `make`.
     path
-        The file or folder, for messages; the process sees its folder and nothing else.
+        The file or folder, for messages.
+    place
+        File or folder that is opened where it is not `path`; the process sees its folder and nothing else.
     stored
         Bytes of the file, from which memory and time follow; None to look.
     reading
@@ -73,16 +76,19 @@ class Apart(Resource):
 
     def __init__(
         self,
-        make: Callable[..., Any],
+        make: Callable[..., Any] | str,
         *arguments: Any,
         path: str | os.PathLike[str],
+        place: str | os.PathLike[str] | None = None,
         stored: int | None = None,
         reading: str = "",
         memory: int = 0,
     ) -> None:
         self._path = os.fspath(path)
         self._reading = f"{reading} " if reading else ""
-        place = Path(self._path).resolve()
+        place = Path(place or self._path).resolve()
+        name = make if isinstance(make, str) else f"{make.__module__}.{make.__qualname__}"
+        module, _, function = name.rpartition(".")
         if stored is None:
             stored = place.stat().st_size if place.is_file() else 0
         self._allowance = allowance(stored)
@@ -91,7 +97,7 @@ class Apart(Resource):
         for end in (self._socket, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         request = {
-            "module": make.__module__,
+            "module": module,
             "folder": str(place if place.is_dir() else place.parent),
             # The server may have been started in another folder, and paths may be relative.
             "working_folder": os.getcwd(),
@@ -103,7 +109,7 @@ class Apart(Resource):
         with theirs:
             self._pid = self._server.fork(request, theirs)
         try:
-            self.made = self._ask([make.__qualname__, list(arguments)])
+            self.made = self._ask([function, list(arguments)])
         except BaseException:
             self.close()
             raise
@@ -153,9 +159,10 @@ class Apart(Resource):
 
 
 def read_apart(
-    function: Callable[..., Any],
+    function: Callable[..., Any] | str,
     *arguments: Any,
     path: str | os.PathLike[str],
+    place: str | os.PathLike[str] | None = None,
     stored: int | None = None,
     reading: str = "",
 ) -> Any:
@@ -164,13 +171,13 @@ def read_apart(
     Parameters
     ----------
     function
-        Function of a module.
+        Function of a module, or its full name.
     arguments
         Plain values.
-    path, stored, reading
+    path, place, stored, reading
         As for `Apart`.
     """
-    with Apart(function, *arguments, path=path, stored=stored, reading=reading) as process:
+    with Apart(function, *arguments, path=path, place=place, stored=stored, reading=reading) as process:
         return process.made
 
 
@@ -260,7 +267,8 @@ def _serve(descriptor: int) -> NoReturn:
                 continue
             request = message["fork"]
             with contextlib.suppress(Exception):
-                importlib.import_module(request["module"])
+                for name in getattr(importlib.import_module(request["module"]), "LOADED_AHEAD", ()):
+                    importlib.import_module(name)
             pid = os.fork()
             if not pid:
                 server.close()

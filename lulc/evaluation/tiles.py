@@ -47,10 +47,10 @@ class TileFile:
     """
 
     def __init__(self, path: str, resources: ExitStack, *, allow_vrt: bool = False) -> None:
-        source = resources.enter_context(open_source(path, allow_vrt=allow_vrt))
+        source = resources.enter_context(open_source(path, allow_vrt=allow_vrt, in_process=True))
         if not isinstance(source, RasterSource):
             raise InputError(
-                f"cannot show '{path}', since tiles are made of GeoTIFF, .img and JPEG 2000",
+                f"cannot show '{path}', since tiles are made of GeoTIFF, JPEG 2000 and VRT",
                 "Convert it: gdal_translate IN OUT.tif",
             )
         self.names = list(source.names)

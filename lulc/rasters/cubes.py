@@ -25,10 +25,12 @@ from affine import Affine
 from netCDF4 import default_fillvals
 from rasterio.crs import CRS
 
+from lulc.core.budgets import LAYERS, exceeds
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards
+from lulc.rasters.apart import Served
 from lulc.rasters.groups import ancestors, check_netcdf, groups_of
 from lulc.rasters.layers import (
     Layer,
@@ -42,6 +44,9 @@ from lulc.rasters.layers import (
 from lulc.rasters.missing import as_stored, declared_missing, odd_values
 from lulc.rasters.names import SENTINEL_BANDS, is_counted, name_layers, natural
 from lulc.rasters.place import crs_from_attributes, declared_transform, pixel_edges, unit_factor
+
+LOADED_AHEAD = ("h5py", "zarr", "dask.array", "xarray.backends.zarr")
+"""What xarray loads when it opens a file: the server of reader processes loads it once for all."""
 
 _X = ("x", "lon", "longitude", "easting", "xc", "projection_x_coordinate")
 _Y = ("y", "lat", "latitude", "northing", "yc", "projection_y_coordinate")
@@ -61,7 +66,7 @@ class _Place:
 
 
 class CubeSource(Source):
-    """A NetCDF file or Zarr folder, or one group of it; made by `open_cube`.
+    """A NetCDF file or Zarr folder, or one group of it, in its reader process; made by `serve`.
 
     Parameters
     ----------
@@ -71,14 +76,21 @@ class CubeSource(Source):
         Group inside a NetCDF file.
     only
         Variables to take for layers, by name in small letters; None for all that lie on the grid.
+    stored
+        Bytes of the file or folder.
     """
 
-    def __init__(self, path: str, group: str | None = None, only: frozenset[str] | None = None) -> None:
+    def __init__(
+        self, path: str, group: str | None = None, only: frozenset[str] | None = None, *, stored: int
+    ) -> None:
         self.path = path
         self._group, self._only = group, only
         resolved = Path(path).resolve()
         zarr = resolved.is_dir()
-        stored = guards.check_zarr(resolved) if zarr else check_netcdf(path, resolved)
+        if zarr:
+            guards.check_zarr(resolved)
+        else:
+            check_netcdf(path, resolved)
         self._data = _open(path, resolved, group)
         try:
             self._describe(zarr=zarr)
@@ -157,9 +169,7 @@ class CubeSource(Source):
         return {str(key): value for key, value in self._data[self._places[0].variable].attrs.items()}
 
     def reopen(self) -> CubeSource:
-        again = CubeSource(self.path, self._group, self._only)
-        again.layers = self.layers
-        return again
+        raise NotImplementedError("the process that reads the file is started again instead")
 
     def close(self) -> None:
         self._data.close()
@@ -224,8 +234,8 @@ class ArraySource(CubeSource):
         """Leave the object to its owner."""
 
 
-def open_cube(path: str) -> CubeSource:
-    """Open a NetCDF file or a Zarr folder after checking what it holds.
+def serve(path: str, group: str | None, only: Sequence[str] | None, stored: int) -> Served:
+    """Open a NetCDF file or a Zarr folder after checking what it holds; runs in a reader process.
 
     Raises
     ------
@@ -233,31 +243,28 @@ def open_cube(path: str) -> CubeSource:
         If it is damaged, names other files, has no evenly spaced x and y coordinates, no CRS, or
         more than one date.
     """
-    return CubeSource(path)
+    return Served(CubeSource(path, group, None if only is None else frozenset(only), stored=stored))
 
 
-def open_groups(path: str, bands: Sequence[str]) -> tuple[list[CubeSource], CubeSource | None]:
-    """The bands of a product in groups, each of the group with the finest pixels, as in ESA's EOPF products.
+def choose_groups(path: str, bands: Sequence[str], stored: int) -> tuple[dict[str, list[str]], list[str]]:
+    """Choose the groups of a product that give its bands, each with the finest pixels; runs apart.
 
     Returns
     -------
-    sources
-        One for each group that gives a band.
+    groups
+        Variables to take, by group.
     mask
-        The scene classification (a variable ``scl``), None where there is none.
+        Group and variable of the scene classification (``scl``), empty where there is none.
     """
     found: list[tuple[str, CubeSource]] = []
     failures: list[InputError] = []
     for group in groups_of(path):
+        place = (str(Path(path, group)), None) if Path(path).is_dir() else (path, group)
         try:
-            found.append((group, _open_group(path, group)))
+            found.append((group, CubeSource(*place, stored=stored)))
         except InputError as error:
             failures.append(error)
-    try:
-        best = _finest(found, (*bands, "SCL"))
-    finally:
-        for _, source in found:
-            source.close()
+    best = _finest(found, (*bands, "SCL"))
     scl = best.pop("SCL", None)
     if not best:
         tried = f" ({failures[0].problem})" if failures else ""
@@ -266,9 +273,10 @@ def open_groups(path: str, bands: Sequence[str]) -> tuple[list[CubeSource], Cube
             f"{', '.join(SENTINEL_BANDS[1:4])}... on coordinates x and y",
             "Give one group itself: PRODUCT.zarr/measurements/reflectance/r10m",
         )
-    chosen = {group: frozenset(v for g, v in best.values() if g == group) for group, _ in best.values()}
-    sources = [_open_group(path, group, only) for group, only in chosen.items()]
-    return sources, _open_group(path, scl[0], frozenset({scl[1]})) if scl else None
+    groups: dict[str, list[str]] = {}
+    for group, variable in best.values():
+        groups.setdefault(group, []).append(variable)
+    return groups, list(scl or ())
 
 
 def _finest(found: Sequence[tuple[str, CubeSource]], wanted: Sequence[str]) -> dict[str, tuple[str, str]]:
@@ -281,12 +289,6 @@ def _finest(found: Sequence[tuple[str, CubeSource]], wanted: Sequence[str]) -> d
             if name in wanted and place.dimension is None:
                 best[name] = min(best.get(name, entry), entry)
     return {name: (group, variable) for name, (_, group, variable) in best.items()}
-
-
-def _open_group(path: str, group: str, only: frozenset[str] | None = None) -> CubeSource:
-    if Path(path).is_dir():
-        return CubeSource(str(Path(path, group)), None, only)
-    return CubeSource(path, group, only)
 
 
 def _open(path: str, resolved: Path, group: str | None) -> xr.Dataset:
@@ -347,6 +349,12 @@ def _layers(
         if only is not None and str(name).lower() not in only:
             continue
         dimension = _band_dimension(path, data, name, (x, y))
+        count = len(layers) + (variable.sizes[dimension] if dimension is not None else 1)
+        if exceeds(count, LAYERS):
+            raise InputError(
+                f"cannot read '{path}', since '{name}' makes it {count} layers, expected at most {LAYERS}",
+                "Choose some of them: dataset.isel(band=slice(12))",
+            )
         for i in range(variable.sizes[dimension] if dimension is not None else 1):
             places.append(_Place(name, dimension, i))
             texts.append(_texts(data, places[-1]))

@@ -8,6 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lulc.core.budgets import TEXT_BYTES, exceeds
+from lulc.core.reader_process import read_apart
 from lulc.core.schema import InputError
 from lulc.rasters import guards
 from lulc.rasters.names import natural
@@ -35,7 +39,27 @@ def is_grouped(path: str | os.PathLike[str]) -> bool:
         )
     if file.suffix.lower() not in NETCDF or not file.is_file():
         return False
-    return len(groups_of(str(file))) > 0
+    found: list[str] = read_apart(groups_of, str(file), path=file)
+    return len(found) > 0
+
+
+def store_of(path: str) -> Path:
+    """The Zarr store of a folder, whose attributes hold for its groups; other paths as they are."""
+    place = Path(path).absolute()
+    above = (place, *place.parents) if place.is_dir() else ()
+    return next((folder for folder in above if folder.suffix.lower() == ".zarr"), place)
+
+
+def stored_bytes(path: str) -> int:
+    """Bytes of a file, or of the files in a folder.
+
+    Raises
+    ------
+    InputError
+        If a folder holds a link that leaves it, anything but files and folders, or too many of them.
+    """
+    place = Path(path).resolve()
+    return guards.check_folder(place) if place.is_dir() else place.stat().st_size
 
 
 def groups_of(path: str) -> list[str]:
@@ -57,8 +81,8 @@ def groups_of(path: str) -> list[str]:
     return groups[:_MAX_GROUPS]
 
 
-def check_netcdf(path: str, resolved: Path) -> int:
-    """Check that a file is NetCDF and names no other file, and give its size in bytes."""
+def check_netcdf(path: str, resolved: Path) -> None:
+    """Check that a file is NetCDF and names no other file; runs in a reader process."""
     with open(resolved, "rb") as file:
         head = file.read(8)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -68,7 +92,24 @@ def check_netcdf(path: str, resolved: Path) -> int:
             f"cannot read '{path}', since it does not begin like a NetCDF file, expected NetCDF 3 or 4",
             "Copy or download it again.",
         )
-    return resolved.stat().st_size
+    from netCDF4 import Dataset
+
+    try:
+        with Dataset(resolved) as data:
+            _check_variables(path, data)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"cannot read '{path}', since it is damaged or truncated ({error})", "Copy or download it again."
+        ) from error
+
+
+def _check_variables(path: str, group: Any) -> None:
+    for name, variable in group.variables.items():
+        chunk = variable.chunking()
+        size = variable.dtype.itemsize if isinstance(variable.dtype, np.dtype) else 8
+        guards.check_array(path, name, variable.shape, None if chunk == "contiguous" else chunk, size)
+    for inner in group.groups.values():
+        _check_variables(path, inner)
 
 
 def ancestors(path: str) -> Iterator[Mapping[str, Any]]:
@@ -107,7 +148,7 @@ def _is_zarr_array(folder: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     """A small JSON object; empty where there is none that can be read."""
     try:
-        if not path.is_file() or path.stat().st_size > guards.MAX_XML_BYTES:
+        if not path.is_file() or exceeds(path.stat().st_size, TEXT_BYTES):
             return {}
         data = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

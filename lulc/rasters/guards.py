@@ -6,32 +6,31 @@ machine. Everything here looks at bytes, names and declared sizes only, and rais
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
-from collections.abc import Iterator
+import re
+import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
+import numpy as np
+
+from lulc.core.budgets import (
+    ARRAYS,
+    BLOCK_BYTES,
+    ENTRIES,
+    GROWTH,
+    LARGE_BYTES,
+    LAYERS,
+    SIDE,
+    TEXT_BYTES,
+    exceeds,
+)
 from lulc.core.schema import InputError
-
-MAX_SIDE = 2_000_000
-"""Pixels along one side; the whole Earth at 20 m has this many columns."""
-
-MAX_LAYERS = 1024
-"""Layers of one file."""
-
-MAX_BLOCK_BYTES = 256 * 2**20
-"""Bytes that must be decoded at once to read one pixel."""
-
-MAX_RATIO = 20_000
-"""Declared bytes per stored byte, above `LARGE_BYTES`; sparse but honest mosaics stay far below."""
-
-LARGE_BYTES = 64 * 2**30
-"""Rasters up to this size are read window by window whatever their compression."""
-
-MAX_XML_BYTES = 64 * 2**20
-MAX_ENTRIES = 1_000_000
 
 VRT_MARK = b"<VRTDataset"
 
@@ -56,6 +55,13 @@ _ZARR_CODECS = frozenset({
     "shuffle", "bitround", "packbits",
 })  # fmt: skip
 _ZARR_DOCUMENTS = frozenset({"zarr.json", ".zarray", ".zgroup", ".zmetadata"})
+
+
+_GRIDS = re.compile(
+    r"PARAMETERFILE|PROJ-based|[\s+\"](?:nadgrids|geoidgrids|(?:xy_|z_)?grids|file|model|init|catalog)\s*=\s*(?!@?null\b)",
+    re.IGNORECASE,
+)
+"""What names a file in a CRS; WKT of web maps says ``+nadgrids=@null``."""
 
 
 def is_address(path: str) -> bool:
@@ -138,25 +144,96 @@ def check_size(
     problem = ""
     if min(layers, height, width) < 1:
         problem = f"it declares {layers} layers of {height} x {width} pixels, expected at least one of each"
-    elif max(height, width) > MAX_SIDE:
-        problem = f"it declares {height} x {width} pixels, expected at most {MAX_SIDE} along a side"
-    elif layers > MAX_LAYERS:
-        problem = f"it declares {layers} layers, expected at most {MAX_LAYERS}"
-    elif block_bytes > MAX_BLOCK_BYTES:
+    elif exceeds(max(height, width), SIDE):
+        problem = f"it declares {height} x {width} pixels, expected at most {SIDE} along a side"
+    elif exceeds(layers, LAYERS):
+        problem = f"it declares {layers} layers, expected at most {LAYERS}"
+    elif exceeds(block_bytes, BLOCK_BYTES):
         problem = (
             f"its internal blocks have {block_bytes / 2**20:,.0f} MiB, "
-            f"expected at most {MAX_BLOCK_BYTES // 2**20} MiB"
+            f"expected at most {BLOCK_BYTES // 2**20} MiB"
         )
-    elif stored_bytes is not None and total > max(LARGE_BYTES, MAX_RATIO * stored_bytes):
+    elif stored_bytes is not None and exceeds(total, max(LARGE_BYTES, GROWTH * stored_bytes)):
         problem = (
             f"it declares {total / 1e9:,.0f} GB of pixels in {stored_bytes} bytes, "
-            f"expected at most {MAX_RATIO} times the size of the file"
+            f"expected at most {GROWTH} times the size of the file"
         )
     if problem:
+        raise _refuse_size(name, problem)
+
+
+def _refuse_size(name: str, problem: str) -> InputError:
+    return InputError(
+        f"cannot read '{name}', since {problem}",
+        "The file is damaged or made to exhaust the machine. If it is yours, write it again with "
+        "blocks of 256 x 256 pixels: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE IN OUT",
+    )
+
+
+def check_tiff(path: Path, name: str) -> None:
+    """Refuse a TIFF one of whose blocks unpacks to more than a file may, in overviews and masks too.
+
+    Strips that are not compressed are left out, since GDAL reads them row by row.
+    """
+    with open(path, "rb") as file:
+        for number, tags in enumerate(_directories_of(file)):
+            if exceeds(number, ARRAYS):
+                raise _refuse_size(name, f"it has more than {ARRAYS} directories")
+            width, height = tags.get(256, 0), tags.get(257, 0)
+            rows, cols = tags.get(323, min(tags.get(278, height), height)), tags.get(322, width)
+            samples = tags.get(277, 1) if tags.get(284, 1) == 1 else 1
+            size = rows * cols * samples * -(-tags.get(258, 1) // 8)
+            if exceeds(size, BLOCK_BYTES) and (322 in tags or tags.get(259, 1) != 1):
+                raise _refuse_size(
+                    name,
+                    f"blocks of its directory {number} have {size / 2**20:,.0f} MiB, "
+                    f"expected at most {BLOCK_BYTES // 2**20} MiB",
+                )
+
+
+def _directories_of(file: BinaryIO) -> Iterator[dict[int, int]]:
+    """First value of each tag of whole numbers, by directory of a TIFF; ends where the file is damaged."""
+    head = file.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    big = head[2:4] in (b"+\0", b"\0+")
+    counted, entry, place = ("Q", "HHQ8s", "Q") if big else ("H", "HHL4s", "L")
+    whole = {1: "B", 3: "H", 4: "L", 16: "Q"}
+    seen: set[int] = set()
+    with contextlib.suppress(struct.error, OSError, OverflowError):
+        (start,) = struct.unpack_from(order + place, head, 8 if big else 4)
+        while start and start not in seen:
+            seen.add(start)
+            file.seek(start)
+            (count,) = struct.unpack(order + counted, file.read(struct.calcsize(order + counted)))
+            size = struct.calcsize(order + entry)
+            table = file.read(min(count, 2**16) * size)
+            tags = {}
+            (start,) = struct.unpack(order + place, file.read(struct.calcsize(order + place)))
+            for tag, kind, length, value in struct.iter_unpack(order + entry, table):
+                if kind not in whole or not length:
+                    continue
+                code = order + whole[kind]
+                if length * struct.calcsize(code) > len(value):
+                    file.seek(struct.unpack(order + place, value)[0])
+                    value = file.read(8)
+                tags[tag] = struct.unpack_from(code, value)[0]
+            yield tags
+
+
+def check_crs(text: str, name: str) -> None:
+    """Refuse a CRS that names files: PROJ would open the grids that it shifts by.
+
+    Parameters
+    ----------
+    text
+        The CRS as WKT, PROJ string or PROJJSON.
+    name
+        File, for the message.
+    """
+    if _GRIDS.search(text):
         raise InputError(
-            f"cannot read '{name}', since {problem}",
-            "The file is damaged or made to exhaust the machine. If it is yours, write it again with "
-            "blocks of 256 x 256 pixels: gdal_translate -co TILED=YES -co COMPRESS=DEFLATE IN OUT",
+            f"cannot use '{name}', since its CRS names files of grids, expected a CRS that needs none",
+            "Assign the CRS without its shift: rio edit-info --crs EPSG:3067 FILE (rasters), ogr2ogr -a_srs",
         )
 
 
@@ -169,9 +246,9 @@ def read_xml(path: Path, what: str) -> ElementTree.Element:
         If the file is too large, not well formed, or declares entities.
     """
     size = path.stat().st_size
-    if size > MAX_XML_BYTES:
+    if exceeds(size, TEXT_BYTES):
         raise InputError(
-            f"cannot read {what} '{path}', since it has {size} bytes, expected at most {MAX_XML_BYTES}",
+            f"cannot read {what} '{path}', since it has {size} bytes, expected at most {TEXT_BYTES}",
             "It is damaged; get it again.",
         )
     return parse_xml(path.read_bytes(), path, what)
@@ -269,8 +346,8 @@ def _check_hdf5_group(path: Path, root: Any) -> None:
             if address in seen:
                 continue
             seen.add(address)
-            if len(seen) > MAX_ENTRIES:
-                raise _refuse_hdf5(path, name, f"one of more than {MAX_ENTRIES} objects")
+            if exceeds(len(seen), ARRAYS):
+                raise _refuse_hdf5(path, name, f"one of more than {ARRAYS} objects")
             if isinstance(member, h5py.Group):
                 pending.append(member)
             elif isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
@@ -284,25 +361,24 @@ def _refuse_hdf5(path: Path, name: str, what: str) -> InputError:
     )
 
 
-def check_zarr(folder: Path) -> int:
-    """Check what a Zarr folder holds, and give its size in bytes.
+def check_folder(folder: Path) -> int:
+    """Check what a folder of many files holds by their names, and give its size in bytes.
 
     Raises
     ------
     InputError
-        If a symbolic link leaves it, if metadata names a codec outside the allow-list (some run code
-        when they decode), or if it has too many files.
+        If a symbolic link leaves it, or if it holds anything but files and folders, or too many of them.
     """
     total = count = 0
     for place, folders, files in os.walk(folder):
+        count += len(folders) + len(files)
+        if exceeds(count, ENTRIES):
+            raise InputError(
+                f"cannot open '{folder}', since it holds more than {ENTRIES} files, expected fewer",
+                "Write it again with larger chunks.",
+            )
         for name in (*folders, *files):
             entry = Path(place, name)
-            count += 1
-            if count > MAX_ENTRIES:
-                raise InputError(
-                    f"cannot open '{folder}', since it holds more than {MAX_ENTRIES} files, expected fewer",
-                    "Write it again with larger chunks.",
-                )
             if entry.is_symlink():
                 check_inside(entry, folder, str(folder))
         for name in files:
@@ -313,20 +389,35 @@ def check_zarr(folder: Path) -> int:
                     "Write it again.",
                 )
             total += entry.stat().st_size
-            if name in _ZARR_DOCUMENTS:
-                _check_zarr_document(entry)
     return total
+
+
+def check_zarr(folder: Path) -> None:
+    """Check the metadata of a Zarr folder; runs in a reader process.
+
+    Raises
+    ------
+    InputError
+        If they name a codec outside the allow-list, since some run code when they decode.
+    """
+    for place, _, files in os.walk(folder):
+        for name in _ZARR_DOCUMENTS.intersection(files):
+            _check_zarr_document(Path(place, name))
 
 
 def _check_zarr_document(path: Path) -> None:
     try:
-        if path.stat().st_size > MAX_XML_BYTES:
-            raise ValueError("too large")
+        size = path.stat().st_size
+        if exceeds(size, TEXT_BYTES):
+            raise ValueError(f"it has {size} bytes, expected at most {TEXT_BYTES}")
         document = json.loads(path.read_bytes())
         codecs = list(_codecs_of(document))
-    except (ValueError, RecursionError) as error:
+        if path.name in (".zarray", "zarr.json") and "shape" in document:
+            _check_zarr_array(path, document)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"cannot read '{path}', since it is not valid JSON ({error})", "It is damaged; write it again."
+            f"cannot read '{path}', since it is not valid JSON of an array or group ({error})",
+            "It is damaged; write it again.",
         ) from error
     strange = sorted({c for c in codecs if c.removeprefix("numcodecs.") not in _ZARR_CODECS})
     if strange:
@@ -334,6 +425,57 @@ def _check_zarr_document(path: Path) -> None:
             f"cannot open '{path.parent}', since it is stored with {', '.join(strange)[:80]}, "
             f"expected only {', '.join(sorted(_ZARR_CODECS))}",
             "Write it again with another compressor, e.g. zstd.",
+        )
+
+
+def _check_zarr_array(path: Path, document: dict[str, Any]) -> None:
+    shape = [int(n) for n in document["shape"]]
+    grid = document.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", shape)
+    chunks = [document.get("chunks", grid)]
+    for codec in document.get("codecs", ()):
+        # A shard is read chunk by chunk.
+        inner = codec.get("configuration", {}).get("chunk_shape") if isinstance(codec, dict) else None
+        chunks = [inner] if inner else chunks
+    check_array(str(path.parent), path.parent.name, shape, [int(n) for n in chunks[0]], _itemsize(document))
+
+
+def _itemsize(document: dict[str, Any]) -> int:
+    """Bytes of a value of a Zarr array, by its ``dtype`` or ``data_type``; 8 where the name says nothing."""
+    known = document.get("dtype", document.get("data_type"))
+    if isinstance(known, dict):
+        return int(known.get("configuration", {}).get("length_bytes", 8))
+    try:
+        return np.dtype(str(known)).itemsize
+    except TypeError:
+        return 8
+
+
+def check_array(
+    path: str, name: str, shape: Sequence[int], chunk: Sequence[int] | None, itemsize: int
+) -> None:
+    """Refuse an array of a cube whose coordinate or chunk no honest file has, before a value is read.
+
+    Parameters
+    ----------
+    path, name
+        File and array, for the message.
+    shape, chunk
+        Declared shape, and that of what is unpacked at once; None where the array is not divided.
+    itemsize
+        Bytes of one value.
+    """
+    problem = ""
+    if len(shape) == 1 and exceeds(shape[0], SIDE):
+        problem = f"has {shape[0]} values, expected at most {SIDE} along one dimension"
+    elif len(shape) < 2 and itemsize > 8 and exceeds(math.prod(shape) * itemsize, TEXT_BYTES):
+        problem = f"holds words of {math.prod(shape) * itemsize} bytes, expected at most {TEXT_BYTES}"
+    elif chunk and exceeds(math.prod(chunk) * itemsize, BLOCK_BYTES):
+        size = math.prod(chunk) * itemsize / 2**20
+        problem = f"has chunks of {size:,.0f} MiB, expected at most {BLOCK_BYTES // 2**20} MiB"
+    if problem:
+        raise InputError(
+            f"cannot read '{path}', since '{name[:80]}' in it {problem}",
+            "The file is damaged or made to exhaust the machine. If it is yours: --trust",
         )
 
 

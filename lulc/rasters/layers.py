@@ -96,6 +96,8 @@ class Source(Resource, abc.ABC):
         Metadata of the whole file, as it declares them.
     ordered
         False where the order of the layers says nothing, as that of variables in a Zarr folder.
+    driver
+        GDAL's name of the format, empty where GDAL doesn't read it.
     """
 
     path: str
@@ -104,6 +106,7 @@ class Source(Resource, abc.ABC):
     block: tuple[int, int]
     tags: Mapping[str, str] = MappingProxyType({})
     ordered: bool = True
+    driver: str = ""
 
     @abc.abstractmethod
     def read(self, layers: Sequence[int], window: Window) -> np.ndarray:

@@ -14,6 +14,7 @@ from rasterio.errors import CRSError
 
 from lulc.core.grid import settled_crs
 from lulc.core.schema import InputError
+from lulc.rasters import guards
 
 _WKT_STARTS = ("PRO", "GEO", "COM", "BOU")
 _CRS_KEYS = ("crs_wkt", "spatial_ref", "wkt", "crs", "proj:wkt2", "proj:code", "proj:epsg", "epsg",
@@ -34,6 +35,7 @@ def crs_from_text(text: str, path: str) -> CRS | None:
         If it is WKT or a code, but none that is understood.
     """
     code = text.strip().upper().removeprefix("EPSG:").removesuffix(".0")
+    guards.check_crs(text, path)
     try:
         if code.isdecimal() and len(code) <= 6:
             return CRS.from_epsg(int(code))
@@ -70,6 +72,7 @@ def _crs_from_cf(attributes: Mapping[str, Any], path: str) -> CRS:
     """A CRS from the parameters of a CF grid mapping that has no WKT."""
     import pyproj
 
+    guards.check_crs(" ".join(map(str, attributes.values())), path)
     try:
         return settled_crs(CRS.from_wkt(pyproj.CRS.from_cf(dict(attributes)).to_wkt()))
     except (pyproj.exceptions.CRSError, CRSError, KeyError, ValueError, TypeError) as error:

@@ -1,10 +1,13 @@
 """Raster file or store that is checked before a pixel is read, with named layers on a north-up grid.
 
 GeoTIFF, ERDAS Imagine and JPEG 2000 are read through rasterio, each opened by the name of its driver, so
-that a file is never taken for something else because of what it contains. GDAL opens no side-car file, since
-it would open whatever that names: ``.aux.xml`` and ``.msk`` are read by `lulc.rasters.sidecars`, world files
-and ``.ovr`` are not. NetCDF and Zarr are read through xarray (`lulc.rasters.cubes`), Copernicus ``.SAFE``
-folders through `lulc.rasters.products`, STAC items through `lulc.rasters.items`.
+that a file is never taken for something else because of what it contains. A reader process opens and checks
+every file first, and reads all pixels but those of GeoTIFF and remote files.
+
+GDAL opens no side-car file, since it would open whatever that names: ``.aux.xml`` and ``.msk`` are read by
+`lulc.rasters.sidecars`, world files and ``.ovr`` are not. NetCDF and Zarr are read through xarray
+(`lulc.rasters.cubes`), Copernicus ``.SAFE`` folders through `lulc.rasters.products`, STAC items through
+`lulc.rasters.items`.
 """
 
 from __future__ import annotations
@@ -31,10 +34,12 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterWindow
 
 from lulc.core.grid import GridSpec, settled_crs
+from lulc.core.reader_process import read_apart
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards, zipped
-from lulc.rasters.groups import NETCDF, is_cube_folder, is_grouped
+from lulc.rasters.apart import ApartSource, Served, describe_on
+from lulc.rasters.groups import NETCDF, is_cube_folder, is_grouped, store_of, stored_bytes
 from lulc.rasters.items import Asset, is_item, item_files, read_item
 from lulc.rasters.layers import (
     WHOLE_BYTES,
@@ -67,9 +72,15 @@ _NAME_TAGS = ("bandname", "band_name", "long_name", "common_name", "eo:common_na
 
 
 def open_source(
-    path: str | os.PathLike[str], *, allow_vrt: bool = False, allow_remote: bool = False
+    path: str | os.PathLike[str],
+    *,
+    allow_vrt: bool = False,
+    allow_remote: bool = False,
+    in_process: bool = False,
 ) -> Source:
-    """Open one raster after checking it.
+    """Open one raster after a reader process has checked it.
+
+    A GeoTIFF that passed is read in this process, all else in the other.
 
     Parameters
     ----------
@@ -80,6 +91,8 @@ def open_source(
         Admit plain VRT mosaics whose files lie below the VRT's folder.
     allow_remote
         Admit URLs and ``/vsi`` paths, which open connections.
+    in_process
+        Read JPEG 2000 and VRT in this process too, for a library that takes a dataset.
 
     Raises
     ------
@@ -107,11 +120,10 @@ def open_source(
                 f"expected one of {', '.join(DRIVERS)}",
                 "If it is your own mosaic, add --allow-vrt (its files must lie below its folder).",
             )
-        _check_vrt(resolved)
-        return RasterSource(text, str(resolved), ("VRT",))
+        return _open_raster(text, str(resolved), ("VRT",), in_process=in_process)
     if resolved.suffix.lower() == ".img":
-        return RasterSource(text, str(resolved), ("HFA", "GTiff"))
-    source = RasterSource(text, str(resolved), DRIVERS)
+        return _open_raster(text, str(resolved), ("HFA", "GTiff"))
+    source = _open_raster(text, str(resolved), DRIVERS, in_process=in_process)
     try:
         source.layers = _scaled_by_product(source, resolved)
     except BaseException:
@@ -120,7 +132,36 @@ def open_source(
     return source
 
 
-def _scaled_by_product(source: RasterSource, file: Path) -> tuple[Layer, ...]:
+def _open_raster(path: str, target: str, drivers: Sequence[str], *, in_process: bool = False) -> Source:
+    archived = zipped.split_address(target)
+    place = archived[0] if archived else Path(target)
+    # HFA opens what a file names while it is open, which the other process can't reach.
+    members = REMOTE_DRIVERS if in_process else DRIVERS
+    stored = sum(os.path.getsize(file) for file in _files_of(place, set()))
+    source = ApartSource(f"{__name__}.serve", (path, target, drivers, members), path, place, stored)
+    here = ("GTiff", "VRT", "JP2OpenJPEG") if in_process else ("GTiff",)
+    if archived or source.told["driver"] not in here:
+        return source
+    source.close()
+    return RasterSource(path, target, (source.told["driver"],), source.told)
+
+
+def serve(path: str, target: str, drivers: Sequence[str], members: Sequence[str]) -> Served:
+    """Open and check a raster; runs in a reader process.
+
+    Parameters
+    ----------
+    path, target, drivers
+        As for `RasterSource`.
+    members
+        Drivers that may open what a VRT names.
+    """
+    if "VRT" in drivers:
+        _check_vrt(Path(target), members)
+    return Served(RasterSource(path, target, drivers))
+
+
+def _scaled_by_product(source: Source, file: Path) -> tuple[Layer, ...]:
     """Layers of a band file; where it says nothing of scale and offset, its product does."""
     if len(source.layers) != 1 or (source.scales[0], source.offsets[0]) != (None, None):
         return source.layers
@@ -171,9 +212,9 @@ def open_classes(product: Product) -> Source | None:
     return _open_member(product.mask) if product.mask else None
 
 
-def _open_member(file: str) -> RasterSource:
+def _open_member(file: str) -> Source:
     target = file if zipped.split_address(file) else os.path.realpath(file)
-    return RasterSource(file, target, ("JP2OpenJPEG", "GTiff"))
+    return _open_raster(file, target, ("JP2OpenJPEG", "GTiff"))
 
 
 def open_item(
@@ -252,10 +293,10 @@ def is_collection(path: str) -> bool:
 
 def open_store(path: str, bands: Sequence[str]) -> tuple[list[Source], Source | None]:
     """The bands of a store in groups, each with its finest pixels; and its scene classification."""
-    from lulc.rasters.cubes import open_groups
-
-    sources, mask = open_groups(path, bands)
-    return list(sources), mask
+    stored = stored_bytes(path)
+    groups, scl = read_apart(f"{_CUBES}.choose_groups", path, list(bands), stored, path=path, stored=stored)
+    sources = [_open_cube(path, group, only) for group, only in groups.items()]
+    return sources, _open_cube(path, scl[0], scl[1:]) if scl else None
 
 
 class Stamp(NamedTuple):
@@ -316,22 +357,35 @@ class RasterSource(Source):
         What GDAL opens: an absolute path that was checked, or a remote address.
     drivers
         GDAL drivers to try, one after the other.
+    told
+        What a reader process found, which opened and checked the file; None where none did.
     """
 
-    def __init__(self, path: str, target: str, drivers: Sequence[str]) -> None:
+    def __init__(
+        self, path: str, target: str, drivers: Sequence[str], told: Mapping[str, Any] | None = None
+    ) -> None:
         self.path = path
-        self._target = target
+        self._target, self._told = target, told
         self._archived = zipped.split_address(target)
         self._dataset = _open(path, target, drivers)
-        self._driver = self._dataset.driver
+        self.driver = self._dataset.driver
         self._mask: Any = None
         try:
-            local = not guards.is_address(target) and self._driver != "VRT"
+            local = not guards.is_address(target) and self.driver != "VRT"
             self._sidecar = read_sidecar(Path(target)) if local else Sidecar()
-            self._check(path)
-            self.tags = {**self._dataset.tags(), **self._sidecar.tags}
-            self.layers = _layers(self._dataset, self._sidecar, path)
+            if told:
+                describe_on(self, told)
+            else:
+                self._check(path)
+                self.tags = {**self._dataset.tags(), **self._sidecar.tags}
+                self.layers = _layers(self._dataset, self._sidecar, path)
             self._mask = _open_mask(path, target, self._dataset.shape) if local else None
+        except UnicodeDecodeError as error:
+            self.close()
+            raise InputError(
+                f"cannot read '{path}', since its metadata are no UTF-8 text ({error})",
+                "Write it again without them: gdal_translate -nomd IN OUT.tif",
+            ) from error
         except BaseException:
             self.close()
             raise
@@ -366,8 +420,10 @@ class RasterSource(Source):
             raise InputError(f"cannot open '{path}', since it names other files, expected none")
         if local:
             self._check_names(path, data.files)
-            if self._driver == "GTiff":
+            if self.driver == "GTiff":
+                guards.check_tiff(Path(self._target), path)
                 _check_whole(path, self._target, data)
+        guards.check_crs(data.crs.to_wkt() if data.crs else "", path)
         crs = self._sidecar.crs or (settled_crs(data.crs) if data.crs else data.crs)
         transform = self._sidecar.transform or data.transform
         self.grid = GridSpec(crs, Affine(*transform[:6]), data.height, data.width)
@@ -378,7 +434,7 @@ class RasterSource(Source):
         target = Path(self._target)
         for file in map(Path, files):
             guards.check_inside(file, target.parent, path)
-            if self._driver != "VRT" and file not in (target, target.with_suffix(".ige")):
+            if self.driver != "VRT" and file not in (target, target.with_suffix(".ige")):
                 raise InputError(
                     f"cannot open '{path}', since it names the file '{file}', "
                     "expected a file that holds its own data",
@@ -405,7 +461,7 @@ class RasterSource(Source):
         return {**self._dataset.tags(1), **self._sidecar.layers.get(1, Said()).tags}
 
     def table(self) -> bytes:
-        if self._driver != "HFA":
+        if self.driver != "HFA":
             return b""
         # rasterio gives no access to tables. GDAL leaves those out that have more than a million cells.
         with rasterio.Env(**_ENVIRONMENT), MemoryFile(ext=".vrt") as memory:
@@ -477,7 +533,7 @@ class RasterSource(Source):
             yield self._dataset
 
     def reopen(self) -> RasterSource:
-        again = RasterSource(self.path, self._target, (self._driver,))
+        again = RasterSource(self.path, self._target, (self.driver,), self._told)
         # A product's metadata may have replaced what the file itself says.
         again.layers = self.layers
         return again
@@ -513,11 +569,17 @@ class RasterSource(Source):
         return {"name": self.path.rsplit("/", 1)[-1], "bytes": 0, "sha256": digest.hexdigest()}
 
 
-def _open_cube(path: str) -> Source:
-    # xarray and pandas take longer to import than most rasters take to open.
-    from lulc.rasters.cubes import open_cube
+_CUBES = "lulc.rasters.cubes"
+"""Module of NetCDF and Zarr, which only reader processes import."""
 
-    return open_cube(path)
+
+def _open_cube(path: str, group: str | None = None, only: Sequence[str] | None = None) -> Source:
+    """A NetCDF file or Zarr folder, or some variables of one group of it, in a reader process."""
+    place = store_of(path)
+    if group is not None and place.is_dir():
+        path, group = str(Path(path, group)), None
+    stored = stored_bytes(path)
+    return ApartSource(f"{_CUBES}.serve", (path, group, only, stored), path, place, stored)
 
 
 def _open(path: str, target: str, drivers: Sequence[str]) -> Any:
@@ -604,6 +666,7 @@ def _open_mask(path: str, target: str, shape: tuple[int, int]) -> Any:
         return None
     mask = _open(str(beside), str(beside.resolve()), ("GTiff",))
     try:
+        guards.check_tiff(beside, str(beside))
         rows, cols = mask.block_shapes[0] if mask.count else (1, 1)
         guards.check_size(
             str(beside), layers=mask.count, height=mask.height, width=mask.width, layer_bytes=1,
@@ -652,8 +715,8 @@ def _check_whole(path: str, target: str, data: Any) -> None:
                 )
 
 
-def _check_vrt(path: Path, depth: int = 0) -> None:
-    """Check a VRT and everything it names, nested VRTs included."""
+def _check_vrt(path: Path, drivers: Sequence[str], depth: int = 0) -> None:
+    """Check a VRT and everything it names, nested VRTs included; `drivers` may open what it names."""
     if depth > 8:
         raise InputError(
             f"cannot open the VRT '{path}', since VRTs are nested more than 8 deep (or name themselves), "
@@ -662,7 +725,7 @@ def _check_vrt(path: Path, depth: int = 0) -> None:
         )
     for file in sorted(set(guards.vrt_sources(path))):
         if file.suffix.lower() == ".vrt":
-            _check_vrt(file, depth + 1)
+            _check_vrt(file, drivers, depth + 1)
         elif guards.looks_like_vrt(file):
             raise InputError(
                 f"cannot open the VRT '{path}', since '{file}' in it is a VRT under another name, "
@@ -670,7 +733,7 @@ def _check_vrt(path: Path, depth: int = 0) -> None:
                 "Name VRT files .vrt.",
             )
         else:
-            RasterSource(str(file), str(file), DRIVERS).close()
+            RasterSource(str(file), str(file), drivers).close()
             if mask_beside(file):
                 raise InputError(
                     f"cannot open the VRT '{path}', since '{file.name}' in it has an external mask (.msk), "

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+from lulc.core.budgets import TEXT_BYTES
 from lulc.core.schema import InputError
-from lulc.rasters import guards
 
 _END = b"PK\x05\x06"
 _END_BYTES = 22 + 65535
@@ -88,11 +88,11 @@ def read_entry(path: Path, name: str) -> bytes:
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as entry:
-            content = entry.read(guards.MAX_XML_BYTES + 1)
+            content = entry.read(TEXT_BYTES + 1)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
         raise _refuse(str(path), f"'{name}' in it is damaged ({error})") from error
-    if len(content) > guards.MAX_XML_BYTES:
-        raise _refuse(str(path), f"'{name}' in it has more than {guards.MAX_XML_BYTES} bytes")
+    if len(content) > TEXT_BYTES:
+        raise _refuse(str(path), f"'{name}' in it has more than {TEXT_BYTES} bytes")
     return content
 
 

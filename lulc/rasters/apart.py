@@ -1,0 +1,196 @@
+"""Raster sources that stay open in a reader process: their pixels arrive as plain arrays, strip by strip."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc.core.grid import GridSpec
+from lulc.core.reader_process import Apart
+from lulc.core.windows import Window
+from lulc.rasters.layers import Layer, Source
+from lulc.rasters.missing import Missing
+
+_STRIP_BYTES = 64 * 2**20
+"""Bytes that one call reads, so that the memory of the reader process is bounded whatever the window."""
+
+
+class Served:
+    """A source in its reader process, answering with plain values.
+
+    Parameters
+    ----------
+    source
+        The opened source.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything but the pixels, as `described` takes it."""
+        source = self.source
+        return {
+            "grid": source.grid.to_json(),
+            "layers": [dataclasses.asdict(layer) for layer in source.layers],
+            "block": source.block,
+            "tags": {str(key): str(value) for key, value in source.tags.items()},
+            "ordered": source.ordered,
+            "driver": source.driver,
+        }
+
+    def read(self, layers: Sequence[int], window: Sequence[int]) -> np.ndarray:
+        """Stored values of a window, given as (row, column, height, width)."""
+        return self.source.read(layers, Window(*window))
+
+    def read_mask(self, layers: Sequence[int], window: Sequence[int], step: int) -> np.ndarray | None:
+        """Pixels that the file leaves in."""
+        return self.source.read_mask(layers, Window(*window), step)
+
+    def read_every(self, step: int, layers: Sequence[int], window: Sequence[int]) -> np.ndarray:
+        """Every `step`-th row and column."""
+        return self.source.read_every(step, layers, Window(*window))
+
+    def palette(self) -> dict[int, str]:
+        """Colour table of the first layer."""
+        return dict(self.source.palette())
+
+    def attributes(self) -> dict[str, Any]:
+        """Metadata of the first layer."""
+        return {str(key): _plain(value) for key, value in self.source.attributes().items()}
+
+    def table(self) -> bytes:
+        """Raster attribute table."""
+        return self.source.table()
+
+    def use_alpha(self) -> None:
+        """Take layers that are marked as alpha for data."""
+        self.source.use_alpha()
+
+    def identity(self) -> dict[str, Any]:
+        """Identity of the file."""
+        return self.source.identity()
+
+
+def describe_on(source: Source, told: Mapping[str, Any]) -> None:
+    """Give a source the grid, layers, blocks and tags that `Served.describe` told."""
+    source.grid = GridSpec.from_json(told["grid"])
+    source.layers = tuple(_layer(layer) for layer in told["layers"])
+    source.block = (int(told["block"][0]), int(told["block"][1]))
+    source.tags, source.ordered, source.driver = told["tags"], told["ordered"], told["driver"]
+
+
+class ApartSource(Source):
+    """A source whose file only a reader process opens.
+
+    Parameters
+    ----------
+    make
+        Function ``package.module.function`` that returns a `Served`, there.
+    arguments
+        Plain values for `make`.
+    path
+        As the user wrote it, for messages.
+    place
+        File or folder that is opened, below whose folder the process may read.
+    stored
+        Bytes of the file or folder, from which the limits follow.
+    """
+
+    def __init__(self, make: str, arguments: Sequence[Any], path: str, place: Path, stored: int) -> None:
+        self.path = path
+        self._opening = make, arguments, path, place, stored
+        self._process = Apart(make, *arguments, path=path, place=place, stored=stored)
+        self.told: Mapping[str, Any] = self._process.made
+        describe_on(self, self.told)
+
+    def read(self, layers: Sequence[int], window: Window) -> np.ndarray:
+        types = [np.dtype(self.layers[i].dtype) for i in layers]
+        values = np.empty((len(layers), *window.shape), np.result_type(*types))
+        for part, strip in self._strips(window, values.dtype.itemsize, len(layers)):
+            rows = slice(strip.row - window.row, strip.stop[0] - window.row)
+            values[part, rows] = self._process.call("read", list(layers[part]), _corner(strip))
+        return values
+
+    def read_mask(self, layers: Sequence[int], window: Window, step: int = 1) -> np.ndarray | None:
+        strips = [strip for _, strip in self._strips(window, 1, 1)] if step == 1 else [window]
+        parts = [self._process.call("read_mask", list(layers), _corner(strip), step) for strip in strips]
+        return None if parts[0] is None else np.concatenate(parts, axis=1)
+
+    def read_every(self, step: int, layers: Sequence[int], window: Window) -> np.ndarray:
+        found: np.ndarray = self._process.call("read_every", step, list(layers), _corner(window))
+        return found
+
+    def _strips(self, window: Window, itemsize: int, layers: int) -> Iterator[tuple[slice, Window]]:
+        """Layers and rows of a window that are read at once, whole blocks where they fit."""
+        height = self.block[0]
+        row_bytes = max(1, window.width * itemsize)
+        together = max(1, min(layers, _STRIP_BYTES // (row_bytes * height)))
+        step = max(1, _STRIP_BYTES // (row_bytes * together * height)) * height
+        for first in range(0, layers, together):
+            row = window.row
+            while row < window.stop[0]:
+                stop = min(window.stop[0], (row // step + 1) * step)
+                yield (
+                    slice(first, min(layers, first + together)),
+                    Window(row, window.col, stop - row, window.width),
+                )
+                row = stop
+
+    def palette(self) -> Mapping[int, str]:
+        found: dict[int, str] = self._process.call("palette")
+        return found
+
+    def attributes(self) -> Mapping[str, Any]:
+        found: dict[str, Any] = self._process.call("attributes")
+        return found
+
+    def table(self) -> bytes:
+        found: bytes = self._process.call("table")
+        return found
+
+    def use_alpha(self) -> None:
+        self._process.call("use_alpha")
+        self.layers = tuple(dataclasses.replace(layer, alpha=False) for layer in self.layers)
+
+    def reopen(self) -> ApartSource:
+        again = ApartSource(*self._opening)
+        # A product's metadata may have replaced what the file itself says.
+        again.layers = self.layers
+        return again
+
+    def close(self) -> None:
+        self._process.close()
+
+    def identity(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._process.call("identity")
+        return found
+
+
+def _corner(window: Window) -> list[int]:
+    return [window.row, window.col, window.height, window.width]
+
+
+def _layer(told: Mapping[str, Any]) -> Layer:
+    missing = told["missing"]
+    return Layer(**{
+        **told,
+        "missing": Missing(tuple(missing["values"]), missing["lowest"], missing["highest"]),
+        "packing": tuple(told["packing"]),
+    })  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """An attribute as a value that JSON or an array of numbers can hold."""
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
+        return [_plain(item) for item in value.ravel().tolist()]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    known = isinstance(value, str | bytes | int | float | np.ndarray | np.generic) or value is None
+    return value if known else str(value)
