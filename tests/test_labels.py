@@ -26,6 +26,7 @@ from lulc.core.windows import Window, squares_of
 from lulc.labels.labels import open_labels
 from lulc.labels.schemes import Scheme, load_scheme, write_scheme
 from lulc.rasters import alignment, vectors
+from lulc.rasters import features as reader
 from lulc.rasters.vectors import Losses, VectorCodes
 
 UTM = CRS.from_epsg(32635)
@@ -529,9 +530,9 @@ def test_a_geoparquet_file_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame = geopandas.GeoDataFrame({"code": [1] * 5000}, geometry=[SQUARE] * 5000, crs=UTM)
-    monkeypatch.setattr(vectors, "MAX_PARQUET_BYTES", 1000)
+    monkeypatch.setattr(reader, "MAX_PARQUET_BYTES", 1000)
     with pytest.raises(InputError, match="unpacks to"):
-        read_all(written(tmp_path / "l.parquet", frame))
+        reader.Features(written(tmp_path / "l.parquet", frame), "GeoParquet")
 
 
 def test_a_parquet_table_without_geometry_is_refused(tmp_path: Path) -> None:
@@ -545,7 +546,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     path = written(tmp_path / "l.parquet", frame)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError) as caught:
-        read_all(path)
+        reader.Features(path, "GeoParquet")
     assert "lulc[parquet]" in caught.value.hint
 
 

@@ -31,6 +31,9 @@ ARRAYS = 10_000
 TEXT_BYTES = 16 * MIB
 """Bytes of an XML or JSON document beside or inside a raster, and of a coordinate of words."""
 
+FIELDS = 1000
+"""Fields of a vector layer, and tables of a GeoPackage."""
+
 ENTRIES = 1_000_000
 """Files of a folder."""
 

@@ -150,6 +150,11 @@ class Apart(Resource):
             "lift the limits: --trust",
         )
 
+    def __del__(self) -> None:
+        # The process ends when its socket closes; asking the server could wait for itself here.
+        with contextlib.suppress(Exception):
+            self._socket.close()
+
     def close(self) -> None:
         """End the process."""
         self._socket.close()
@@ -256,6 +261,8 @@ def _serve(descriptor: int) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         logging.disable(logging.NOTSET)
+        # Their own allocators reserve more address space than a child may have.
+        os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
         server = socket.socket(fileno=keep)
         while True:
             content, descriptors, _, _ = socket.recv_fds(server, _MESSAGE, 1)

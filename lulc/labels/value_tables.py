@@ -14,6 +14,7 @@ import numpy as np
 
 from lulc.core.codec import schema_of
 from lulc.core.documents import check_document
+from lulc.core.reader_process import read_apart
 from lulc.core.schema import IGNORE, Code, InputError, Legend
 from lulc.labels.schemes import CORINE, PRODUCTS, SCHEMES, Scheme, load_scheme, plain, scheme_of_names
 from lulc.rasters.guards import is_address, parse_xml, read_xml
@@ -198,14 +199,10 @@ def _read_dbf(path: Path) -> ValueTable | None:
         first = file.read(1)
     if not first or first[0] not in _DBF_VERSIONS or path.stat().st_size > MAX_TABLE_BYTES:
         return None
-    import pyogrio
-
-    try:
-        frame = pyogrio.read_dataframe(path, read_geometry=False, max_features=MAX_ROWS)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError):
+    names, rows = read_apart("lulc.rasters.features.read_table", str(path), MAX_ROWS, path=path)
+    if not names:
         return None
-    headers = [str(column).lower() for column in frame.columns]
-    rows = [["" if value is None else str(value) for value in row] for row in frame.values.tolist()]
+    headers = [name.lower() for name in names]
     columns = {
         usage: headers.index(name)
         for usage, name in ((_VALUE, "value"), (_RED, "red"), (_GREEN, "green"), (_BLUE, "blue"))

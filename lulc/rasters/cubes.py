@@ -339,7 +339,9 @@ def _axes(path: str, data: xr.Dataset) -> tuple[Hashable, Hashable]:
 def _layers(
     path: str, data: xr.Dataset, x: Hashable, y: Hashable, only: frozenset[str] | None, *, zarr: bool
 ) -> tuple[tuple[Layer, ...], tuple[_Place, ...]]:
-    layers, places, texts = [], [], []
+    layers: list[Layer] = []
+    places: list[_Place] = []
+    texts = []
     # A Zarr folder lists its members in no particular order, a NetCDF file in that of writing.
     names = sorted(data.data_vars, key=lambda v: natural(str(v))) if zarr else list(data.data_vars)
     for name in names:

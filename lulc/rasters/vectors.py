@@ -1,4 +1,4 @@
-"""Polygons and points of vector files, burnt onto a grid."""
+"""Polygons and points of vector files, read by a reader process and burnt onto a grid."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,9 @@ from rasterio.features import rasterize
 from rasterio.warp import transform_bounds
 
 from lulc.core.grid import GridSpec
+from lulc.core.reader_process import Apart
 from lulc.core.schema import NO_CODE, Code, InputError
-from lulc.core.storage import sha256_of
+from lulc.core.storage import Resource, sha256_of
 from lulc.core.windows import Window, squares_of
 from lulc.rasters import guards
 
@@ -169,22 +170,20 @@ class VectorCodes:
     ) -> None:
         self.path = path
         self._grid = grid
-        self._driver = _check_vector(path)
-        self.layer, info = _choose_layer(
-            path, self._driver, layer, option=None if presence else "--label-layer"
-        )
+        self._file = VectorFile(path)
+        self.layer = self._file.choose(layer, option=None if presence else "--label-layer")
+        info = self._file.info(self.layer)
         self._crs = info["crs"]
         self._features = int(info["features"])
         _check_place(path, info, grid)
         self.field = None
         if not presence:
-            kinds = {str(f): str(t) for f, t in zip(info["fields"], info["dtypes"], strict=True)}
-            self.field = _choose_field(path, self.layer, kinds, field, known)
+            self.field = _choose_field(self._file, self.layer, info["fields"], field, known)
         texts = sorted(map(str, self.field.values)) if self.field and self.field.is_text else []
         self.names = dict(enumerate(texts))
         self._index = {text: index for index, text in self.names.items()}
         # These have no spatial index: they are read once, whole, which their size limits allow.
-        self._whole = self._load(None) if self._driver in ("GeoJSON", "GeoParquet") else None
+        self._whole = self._load(None) if self._file.driver in ("GeoJSON", "GeoParquet") else None
 
     def read(self, window: Window) -> np.ndarray:
         """Codes int32 (y, x), `NO_CODE` where there is no feature."""
@@ -202,7 +201,7 @@ class VectorCodes:
     def identity(self) -> dict[str, Any]:
         """Name, bytes and sha256 of the file; of a shapefile's parts together."""
         file = Path(self.path)
-        files = [file, *(_parts_of(file) if self._driver == "ESRI Shapefile" else [])]
+        files = [file, *(_parts_of(file) if self._file.driver == "ESRI Shapefile" else [])]
         hashes = [sha256_of(one) for one in files]
         whole = hashes[0] if len(files) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
         return {"name": file.name, "bytes": sum(one.stat().st_size for one in files), "sha256": whole}
@@ -226,7 +225,7 @@ class VectorCodes:
             margin = 0.01 * max(c - a, d - b)
             box = (a - margin, b - margin, c + margin, d + margin)
         name = self.field.name if self.field else None
-        frame = _read_features(self.path, self.layer, [name] if name else [], box)
+        frame = self._file.read(self.layer, [name] if name else [], box)
         frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
         kinds = set(frame.geometry.geom_type) - {"Polygon", "MultiPolygon", "Point", "MultiPoint"}
         if kinds:
@@ -253,10 +252,9 @@ def read_region(path: str, crs: Any) -> BaseGeometry:
     """
     import shapely
 
-    layer, info = _choose_layer(path, _check_vector(path))
-    if not info["crs"]:
+    shapes = read_features(path, columns=[]).geometry
+    if not shapes.crs:
         raise unreadable(path, "it has no CRS")
-    shapes = _read_features(path, layer, [], None).geometry
     shapes = shapes[shapes.geom_type.isin(("Polygon", "MultiPolygon"))].make_valid()
     if not len(shapes) or not shapely.area(shapes.values).sum() > 0:
         raise unreadable(path, "none of its features is a polygon with an area")
@@ -398,43 +396,97 @@ def _check_shapefile(file: Path) -> None:
         )
 
 
-def find_layer(path: str, preferred: str) -> str:
-    """Return the layer of that name, or the only one with geometries, of a vector file.
+class VectorFile(Resource):
+    """A vector file that a reader process has opened.
+
+    Parameters
+    ----------
+    path
+        Regular file of one of the kinds in `VECTORS`, by name and by content.
 
     Raises
     ------
     InputError
-        If the file is none, or has several layers and none of that name.
+        If it is none, is damaged, or computes what it gives.
     """
-    return _choose_layer(path, _check_vector(path), preferred=preferred)[0]
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.driver = _check_vector(path)
+        files = [Path(path), *(_parts_of(Path(path)) if self.driver == "ESRI Shapefile" else [])]
+        stored = sum(file.stat().st_size for file in files)
+        self._process = Apart("lulc.rasters.features.Features", path, self.driver, path=path, stored=stored)
+        self.layers: list[str] = self._process.made
+
+    def choose(
+        self, wanted: str | None = None, *, preferred: str | None = None, option: str | None = None
+    ) -> str:
+        """Return the wanted layer, the preferred one where it is there, or the only one with geometries.
+
+        `option` is the one that names a layer, for the message.
+        """
+        return _check_listed(self.path, self.layers, wanted, preferred, option)
+
+    def info(self, layer: str) -> dict[str, Any]:
+        """Return ``crs``, ``features``, ``fields`` (name to type) and ``total_bounds`` of a layer."""
+        found: dict[str, Any] = self._process.call("info", layer)
+        self._crs = found["crs"]
+        return found
+
+    def read(
+        self, layer: str, columns: list[str] | None, box: Sequence[float] | None = None
+    ) -> geopandas.GeoDataFrame:
+        """Geometries and some columns (all for None) of the features in a box, by number, in file order."""
+        # It takes longer to load than most rasters take to open.
+        import geopandas
+        import shapely
+
+        found = self._process.call("read", layer, columns, box)
+        ends = np.cumsum(found["lengths"])
+        content = found["shapes"].tobytes()
+        parts = zip(ends - found["lengths"], ends, strict=True)
+        shapes = shapely.from_wkb([content[start:end] or None for start, end in parts])
+        return geopandas.GeoDataFrame(
+            found["columns"], geometry=shapes, crs=self._crs, index=found["numbers"]
+        )
+
+    def pieces(self, layer: str, name: str) -> Iterator[list[Any]]:
+        """Yield the values of a field, piece by piece."""
+        skipped = 0
+        while True:
+            values = self._process.call("values", layer, name, skipped, ROWS)
+            yield values
+            skipped += ROWS
+            if len(values) < ROWS:
+                return
+
+    def close(self) -> None:
+        self._process.close()
 
 
-def _choose_layer(
-    path: str,
-    driver: str,
-    wanted: str | None = None,
-    *,
-    preferred: str | None = None,
-    option: str | None = None,
-) -> tuple[str, dict[str, Any]]:
-    """(name, pyogrio's description) of the wanted layer, the preferred one, or the one with geometries.
+def read_features(
+    path: str, *, layer: str | None = None, preferred: str | None = None, columns: list[str] | None = None
+) -> geopandas.GeoDataFrame:
+    """Return all features of a layer of a vector file.
 
-    `option` is the one that names a layer, for the message.
+    Parameters
+    ----------
+    path
+        The file.
+    layer, preferred
+        Layer that is wanted, and the one to take where it is there; else the only one with geometries.
+    columns
+        Fields to read; None for all.
+
+    Raises
+    ------
+    InputError
+        If the file is none, or its layer isn't clear.
     """
-    # It loads geopandas and pandas, which takes longer than most rasters take to open.
-    import pyogrio
-
-    if driver == "GeoParquet":
-        return _check_listed(path, [Path(path).stem], wanted, None, option), _describe_parquet(path)
-    try:
-        layers = [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
-        layer = _check_listed(path, layers, wanted, preferred, option)
-        info = pyogrio.read_info(path, layer=layer, force_total_bounds=driver == "GeoJSON")
-    except pyogrio.errors.DataSourceError as error:
-        raise unreadable(path, str(error)) from error
-    if info["driver"] != driver:
-        raise unreadable(path, f"its content is {info['driver']}")
-    return layer, info
+    with VectorFile(path) as file:
+        chosen = file.choose(layer, preferred=preferred)
+        file.info(chosen)
+        return file.read(chosen, columns)
 
 
 def _check_listed(
@@ -488,64 +540,19 @@ def _check_place(path: str, info: Mapping[str, Any], grid: GridSpec) -> None:
 _DEGREES = " (GeoJSON that names none is in degrees, by RFC 7946)"
 
 
-def _describe_parquet(path: str) -> dict[str, Any]:
-    """Describe a GeoParquet file as pyogrio would, after checking that its sizes are bounded."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ModuleNotFoundError as error:
-        command = ["ogr2ogr", str(Path(path).with_suffix(".gpkg")), path]
-        raise InputError(
-            f"cannot read '{path}', since pyarrow is not installed, which reads GeoParquet",
-            f"Type pip install 'lulc[parquet]', or convert the file: {shlex.join(command)}",
-        ) from error
-    import geopandas
-    import pandas
-
-    try:
-        # Dictionaries make a small file of many large values: what it unpacks to is known by unpacking.
-        size = 0
-        for batch in parquet.ParquetFile(path).iter_batches(1024):
-            size += batch.nbytes
-            if size > MAX_PARQUET_BYTES:
-                raise unreadable(path, f"it unpacks to more than {MAX_PARQUET_BYTES} bytes")
-        frame = geopandas.GeoDataFrame(geopandas.read_parquet(path))
-    except (pyarrow.ArrowException, ValueError, TypeError, KeyError, OSError) as error:
-        raise unreadable(path, f"its content is no GeoParquet ({error})") from error
-    columns = [c for c in frame.columns if not isinstance(frame[c].dtype, geopandas.array.GeometryDtype)]
-    kinds = ["object" if pandas.api.types.is_string_dtype(frame[c]) else str(frame[c].dtype) for c in columns]
-    return {
-        "crs": frame.crs.to_wkt() if frame.crs else None, "features": len(frame), "fields": columns,
-        "dtypes": [kind.lower() for kind in kinds], "total_bounds": frame.total_bounds,
-    }  # fmt: skip
-
-
-def _read_features(path: str, layer: str, columns: list[str], box: Any = None) -> geopandas.GeoDataFrame:
-    """Geometries and some columns of the features in a box (all for None), by number, in file order."""
-    import geopandas
-    import pyogrio
-
-    if VECTORS[Path(path).suffix.lower()] == "GeoParquet":
-        whole = geopandas.read_parquet(path).reset_index(drop=True)
-        frame = whole[[*columns, whole.geometry.name]]
-        flat = frame.geometry.force_2d()
-        return frame.set_geometry(flat)
-    try:
-        return pyogrio.read_dataframe(
-            path, layer=layer, columns=columns, bbox=box, fid_as_index=True, force_2d=True
-        ).sort_index()
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
-        raise unreadable(path, str(error)) from error
-
-
 def _choose_field(
-    path: str, layer: str, kinds: Mapping[str, str], wanted: str | None, known: Callable[[Code], bool] | None
+    file: VectorFile,
+    layer: str,
+    kinds: Mapping[str, str],
+    wanted: str | None,
+    known: Callable[[Code], bool] | None,
 ) -> Field:
     """Return the field that is named, or the only one that can hold codes.
 
     Of several integer or text fields, one is taken where all its values are known and no other's are, and
     where its values recur, which those of an identifier don't. Without `known` the only text field is taken.
     """
+    path = file.path
     if wanted is not None:
         if wanted not in kinds:
             listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
@@ -553,8 +560,8 @@ def _choose_field(
                 f"cannot read codes from '{path}', since it has no field '{wanted}'; its fields are {listed}",
                 "Type --label-field with the field that holds the code.",
             )
-        return _checked_field(path, _read_field(path, layer, wanted, kinds[wanted]))
-    found = [_read_field(path, layer, name, kind) for name, kind in kinds.items()]
+        return _checked_field(path, _read_field(file, layer, wanted, kinds[wanted]))
+    found = [_read_field(file, layer, name, kind) for name, kind in kinds.items()]
     likely = [f for f in found if f.values]
     if known is None:
         fitting = [f for f in likely if f.is_text]
@@ -586,13 +593,13 @@ _IDENTIFIER = re.compile(r"(?i)(.*_)?(id|fid|gid|uid|uuid|objectid|nr|no|number)
 """Usual names of identifiers: they only decide which field an error message proposes."""
 
 
-def _read_field(path: str, layer: str, name: str, kind: str) -> Field:
+def _read_field(file: VectorFile, layer: str, name: str, kind: str) -> Field:
     """Return a field with its different values, read in pieces; without any where it can't hold codes."""
     if not kind.startswith(("int", "uint", "float", "object", "str")):
         return Field(name, kind)
     spells = kind.startswith(("object", "str"))
     values: Counter[Code] = Counter()
-    for piece in _pieces(path, layer, name):
+    for piece in file.pieces(layer, name):
         for value, count in Counter(piece).items():
             code = code_of(value)
             if code is not None:
@@ -605,23 +612,6 @@ def _read_field(path: str, layer: str, name: str, kind: str) -> Field:
             texts[str(code)] += count
         values = texts
     return Field(name, "text" if spells else kind, values)
-
-
-def _pieces(path: str, layer: str, name: str) -> Iterator[list[Any]]:
-    import pyogrio
-
-    if VECTORS[Path(path).suffix.lower()] == "GeoParquet":
-        yield _read_features(path, layer, [name])[name].tolist()
-        return
-    skipped = 0
-    while True:
-        frame = pyogrio.read_dataframe(
-            path, layer=layer, columns=[name], read_geometry=False, skip_features=skipped, max_features=ROWS
-        )
-        yield frame[name].tolist()
-        skipped += ROWS
-        if len(frame) < ROWS:
-            return
 
 
 def _checked_field(path: str, found: Field) -> Field:

@@ -19,7 +19,7 @@ from lulc.core.windows import Window
 from lulc.datasets.loading import load_manifest
 from lulc.datasets.manifest import GROUND_SCHEMA, MANIFEST
 from lulc.models.card import load_card
-from lulc.rasters.vectors import VectorCodes
+from lulc.rasters.vectors import VectorCodes, read_features
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -187,10 +187,8 @@ def _stack_region(name: str, stack: GridSpec, grid: GridSpec) -> Region:
 
 
 def _from_polygons(path: Path, grid: GridSpec) -> list[Region]:
-    import geopandas
-
-    VectorCodes(str(path), grid, presence=True)  # refuses what is no honest GeoPackage or GeoJSON
-    frame = geopandas.read_file(path)
+    VectorCodes(str(path), grid, presence=True)  # refuses what can't lie on this grid
+    frame = read_features(str(path))
     fields = {str(c).lower(): c for c in frame.columns}
     field = next((fields[n] for n in NAME_FIELDS if n in fields), None)
     shapes = frame.geometry.to_crs(grid.crs.to_wkt())

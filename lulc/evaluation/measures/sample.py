@@ -28,7 +28,7 @@ from lulc.core.schema import InputError, Legend
 from lulc.core.storage import write_atomically
 from lulc.core.windows import Window
 from lulc.labels.schemes import is_integer, plain
-from lulc.rasters.vectors import code_of, find_layer
+from lulc.rasters.vectors import code_of, read_features
 
 if TYPE_CHECKING:
     import geopandas
@@ -319,17 +319,7 @@ def read_sample(
 
 
 def _read_points(path: Path) -> geopandas.GeoDataFrame:
-    import geopandas
-
-    layer = find_layer(str(path), LAYER)
-    try:
-        points = geopandas.read_file(path, layer=layer)
-    except Exception as error:  # pyogrio has several kinds for files that it can't read
-        raise InputError(
-            f"cannot read the sample '{path}', since its layer '{layer}' can't be read ({error})",
-            "Give the GeoPackage with the interpreted points.",
-        ) from error
-    return _named_fields(points, path)
+    return _named_fields(read_features(str(path), preferred=LAYER), path)
 
 
 def _named_fields(points: geopandas.GeoDataFrame, path: Path) -> geopandas.GeoDataFrame:
@@ -428,8 +418,6 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
     InputError
         If there is a file and `overwrite` is not set, or a point in it has a reference.
     """
-    import geopandas
-
     path = Path(path)
     if not path.exists():
         if strata_path(path).exists() and not overwrite:
@@ -440,7 +428,7 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
             )
         return
     try:
-        begun = overwrite and geopandas.read_file(path, layer=LAYER)["reference"].notna().any()
+        begun = overwrite and read_features(str(path), layer=LAYER)["reference"].notna().any()
     except Exception:  # what can't be read may be anything
         begun = True
     if begun or not overwrite:
