@@ -138,8 +138,8 @@ class MaskConfig(VrtConfig):
 
     resample: bool = option(
         False,
-        "resample rasters on another grid (bands bilinear, labels and masks nearest) "
-        "instead of refusing them",
+        "resample rasters on another grid (bands bilinear, labels and masks nearest) instead of refusing "
+        "them",
         group=INPUT,
     )
     mask: str | None = option(
@@ -147,26 +147,27 @@ class MaskConfig(VrtConfig):
     )
     mask_values: tuple[int, ...] = option(
         (),
-        "values of the mask to leave out, e.g. 3 8 9 10 of a scene classification",
+        "values of the mask to leave out, such as 3 8 9 10 of a scene classification",
         metavar="N",
         group=INPUT,
     )
     grow_mask: int = option(
         0,
-        "pixels around each pixel that the mask, or a scene classification, leaves out are left out as well",
+        "also leave out pixels within this distance of a pixel that the mask or a scene classification "
+        "leaves out",
         unit="pixels",
         group=INPUT,
         ge=0,
     )
     bounds: tuple[float, float, float, float] | None = option(
         None,
-        "left bottom right top: only pixels inside count",
+        "left bottom right top: use pixels inside alone",
         unit="units of the CRS",
         metavar="LEFT BOTTOM RIGHT TOP",
         group=INPUT,
     )
     aoi: str | None = option(
-        None, "polygons (GeoPackage, GeoJSON): only pixels inside count", metavar="FILE", group=INPUT
+        None, "polygons (GeoPackage, GeoJSON): use pixels inside alone", metavar="FILE", group=INPUT
     )
     allow_remote: bool = option(
         False, "admit remote files (https://..., /vsi...), which open connections", group=INPUT
@@ -178,18 +179,18 @@ class InputConfig(MaskConfig):
     """Options for reading rasters; the same in preprocessing and classification."""
 
     fill: tuple[str, ...] = option(
-        (), "mosaics that patch missing reflectance, tried in this order", metavar="RASTER", group=INPUT
+        (), "mosaics that fill pixels without reflectance, tried in this order", metavar="RASTER", group=INPUT
     )
     scale: float | None = option(
         None,
-        "reflectance = (DN + offset) x scale; without it the files' metadata, else 0.0001",
+        "reflectance = (DN + offset) x scale (default: the files' metadata, else 0.0001)",
         unit="reflectance per DN",
         group=INPUT,
     )
     offset: float | None = option(
         None,
-        "added to DN before scaling, -1000 for products of processing baseline 04.00 and later; "
-        "without it the files' metadata, else 0",
+        "added to DN before scaling; -1000 for products of processing baseline 04.00 and later (default: "
+        "the files' metadata, else 0)",
         unit="DN",
         group=INPUT,
     )
@@ -204,17 +205,18 @@ class InputConfig(MaskConfig):
     )
     nodata: float | None = option(
         None,
-        "further no-data value of the bands, beside what their files declare (a stored 0 is always no data)",
+        "further no-data value of the bands, besides those that their files declare; a stored 0 is always "
+        "no data",
         group=INPUT,
     )
     index_nodata: tuple[float, ...] = option(
         (),
-        "further no-data value of each index layer, or one for all, beside what the files declare",
+        "further no-data value of each index layer, or one for all, besides those that the files declare",
         metavar="VALUE",
         group=INPUT,
     )
     like: str | None = option(
-        None, "raster whose grid is used instead of the 10 m bands'", metavar="RASTER", group=INPUT
+        None, "raster that gives the grid, instead of the 10 m bands", metavar="RASTER", group=INPUT
     )
 
 
@@ -243,21 +245,21 @@ class ClusterConfig(Options):
 
     dask: str | None = option(
         None,
-        "run on a Dask cluster: local (processes of this machine), slurm (jobs, by Dask's settings "
-        "jobqueue.slurm), or the address of a scheduler; all see the same files under the same paths",
+        "run on a Dask cluster: local (processes of this machine), slurm (jobs, by jobqueue.slurm in "
+        "Dask's settings) or the address of a scheduler; all machines must see the same files under the "
+        "same paths",
         metavar="CLUSTER",
         group=CLUSTER,
     )
     workers: int | None = option(
         None,
-        "worker processes of --dask local, which share out the cores, or of --dask slurm; 2 where not given",
+        "worker processes of --dask local, which share the cores, or of --dask slurm (default: 2)",
         group=CLUSTER,
         ge=1,
     )
     worker_wait: float | None = option(
         None,
-        "give up where no worker of --dask has been there for so long, at the start or later; without end "
-        "where not given, since jobs may wait for their turn",
+        "give up after so long without any worker (default: wait without end, since jobs may queue)",
         unit="minutes",
         group=CLUSTER,
         ge=0,
@@ -271,8 +273,8 @@ class SchemeConfig(Options):
     scheme: str | None = option(
         None,
         "what codes mean: clc-level1, clc-level2, clc-level3, clc-fi-13, kaakonkulma-13, worldcover, "
-        "dynamic-world, esri-10m, or a CSV with the columns code, class, name, color; where not given, the "
-        "classes of the map, of a text field or of the raster's value table",
+        "dynamic-world, esri-10m, or a CSV with the columns code, class, name, color (default: the "
+        "classes of the map, of a text field or of the raster's value table)",
         group=LABELS,
     )
 
@@ -294,13 +296,19 @@ class LabelConfig(SchemeConfig):
         group=LABELS,
     )
     label_layer: str | None = option(
-        None, "layer of vector labels, where there are several", metavar="NAME", group=LABELS
+        None, "layer of vector labels, for files with several", metavar="NAME", group=LABELS
     )
     pine: str | None = option(
-        None, "pine volume raster, splits coniferous forest in clc-fi-13", metavar="RASTER", group=LABELS
+        None,
+        "raster of pine volume, which splits coniferous forest in clc-fi-13",
+        metavar="RASTER",
+        group=LABELS,
     )
     spruce: str | None = option(
-        None, "spruce volume raster, splits coniferous forest in clc-fi-13", metavar="RASTER", group=LABELS
+        None,
+        "raster of spruce volume, which splits coniferous forest in clc-fi-13",
+        metavar="RASTER",
+        group=LABELS,
     )
 
 
@@ -324,18 +332,17 @@ class MosaicConfig(RunConfig):
     )
     dates: str = option(..., "first and last day, 2024-06-01/2024-08-31, or one day", metavar="DATE/DATE")
     out: str = option(
-        ..., "mosaic to write; with --every one for each period, its name after OUT's", metavar="OUT.tif",
+        ..., "mosaic to write; --every adds the name of each period to it", metavar="OUT.tif",
         endings=MAP_ENDINGS,
     )  # fmt: skip
     catalog: str | None = option(
         None,
-        "where scenes are searched: earth-search, cdse, planetary, or the address of a STAC API or static "
-        "catalogue",
+        "where to search: earth-search, cdse, planetary, or the address of a STAC API or static catalogue",
         metavar="NAME",
         group=SEARCH,
     )
     collection: tuple[str, ...] = option(
-        (), "collections to search; that of Sentinel-2 level 2A where not given", metavar="NAME", group=SEARCH
+        (), "collections to search (default: Sentinel-2 level 2A)", metavar="NAME", group=SEARCH
     )
     scenes: tuple[str, ...] = option(
         (),
@@ -349,37 +356,40 @@ class MosaicConfig(RunConfig):
     )
     max_cloud: float = option(
         60.0,
-        "leave out scenes that are cloudier than this as a whole",
+        "leave out scenes with a higher cloud cover",
         unit="percent",
         group=SEARCH,
         ge=0,
         le=100,
     )
-    orbits: tuple[int, ...] = option((), "relative orbits; all where not given", metavar="N", group=SEARCH)
-    tiles: tuple[str, ...] = option((), "tiles such as 35VLG; all where not given", group=SEARCH)
+    orbits: tuple[int, ...] = option((), "relative orbits (default: all)", metavar="N", group=SEARCH)
+    tiles: tuple[str, ...] = option((), "MGRS tiles such as 35VLG (default: all)", group=SEARCH)
     min_baseline: float = option(
         0.0, "oldest processing baseline to take, such as 5.0", metavar="N.N", group=SEARCH
     )
     plan: bool = option(
-        False, "list scenes, clear observations, bytes to read and time, then stop", group=SEARCH
+        False, "print scenes, clear observations, bytes to read and time, then stop", group=SEARCH
     )
     band_names: tuple[str, ...] = option(
         ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12"), "bands of the mosaic", metavar="BAND"
     )
-    crs: str | None = option(None, "CRS of the mosaic; the UTM zone of the region where not given")
+    crs: str | None = option(None, "CRS of the mosaic (default: the UTM zone of the region)")
     resolution: float = option(10.0, "side of a pixel", unit="units of the CRS", gt=0)
     clouds: tuple[int, ...] = option(
         (),
-        "classes of the scene classification, or values of --masks, that are left out; 0 1 3 8 9 10 "
-        "(no data, saturated, shadow, clouds, cirrus), or 1 of a mask, where not given",
+        "values to leave out, of the scene classification or of --masks (default: 0 1 3 8 9 10, which are "
+        "no data, saturated, shadow, clouds and cirrus, or 1 of a mask)",
         metavar="N",
         group=CLOUDS,
     )
     grow_clouds: int = option(
-        0, "pixels around clouds that are left out as well", unit="pixels", group=CLOUDS, ge=0
+        0, "also leave out pixels within this distance of a cloud", unit="pixels", group=CLOUDS, ge=0
     )
     cloud_probability: str | None = option(
-        None, "asset of the items that holds a cloud probability, used instead", metavar="ASSET", group=CLOUDS
+        None,
+        "asset of the items with a cloud probability, used instead of the scene classification",
+        metavar="ASSET",
+        group=CLOUDS,
     )
     cloud_threshold: int = option(
         40,
@@ -391,40 +401,45 @@ class MosaicConfig(RunConfig):
     )
     masks: str | None = option(
         None,
-        "pattern of your own cloud masks, used instead: {id} and {date} stand for those of a scene, as in "
-        "'masks/{id}.tif'",
+        "pattern of your own cloud masks, used instead of the scene classification: {id} and {date} stand "
+        "for those of a scene, as in 'masks/{id}.tif'",
         metavar="PATTERN",
         group=CLOUDS,
     )
     rule: str = option(
         "median",
-        "median of each band; medoid: the date nearest to all others in all bands; best: the clearest scene "
-        "(or the nearest to --near) that has the pixel; first: the earliest",
+        "how dates are composed; median: of each band; medoid: the date nearest to all others in all "
+        "bands; best: the clearest scene, or the nearest to --near; first: the earliest",
         choices=("median", "medoid", "best", "first"),
         group=COMPOSITION,
     )
     near: str | None = option(None, "day that --rule best prefers", metavar="DATE", group=COMPOSITION)
     every: str = option(
         "all",
-        "a mosaic for each month, season (March to May, ...) or year of the dates",
+        "write a mosaic for each month, season (March to May, ...) or year",
         choices=("all", "month", "season", "year"),
         group=COMPOSITION,
     )
     fill_from: tuple[str, ...] = option(
         (),
-        "fill gaps in this order, from a mosaic (.tif) or from the scenes of further dates "
+        "fill gaps in this order, from a mosaic (.tif) or from scenes of further dates "
         "(2024-04-01/2024-05-31)",
         metavar="WHAT",
         group=COMPOSITION,
     )
     labels: tuple[str, ...] = option(
         (),
-        "also write OUT_labels.tif on the same grid: worldcover or corine, and the file or folder that "
-        "holds it",
+        "also write OUT_labels.tif on the same grid: worldcover or corine, and the file or folder with "
+        "its tiles",
         metavar="WHAT",
     )
-    memory: float = option(2.0, "memory for the observations that are composed at once", unit="GB", gt=0)
-    connections: int = option(16, "scenes that are read at once", ge=1)
+    memory: float = option(
+        2.0,
+        "memory for observations; the rows of a part are composed in as few steps as fit",
+        unit="GB",
+        gt=0,
+    )
+    connections: int = option(16, "scenes to read at the same time", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -734,12 +749,12 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         ..., "weights file, name in weights/, or run folder", metavar="MODEL", positional=True
     )
     inputs: tuple[str, ...] = option(
-        ..., "band rasters, and index rasters where there are any", metavar="INPUT", positional=True
+        ..., "band rasters, and index rasters if there are any", metavar="INPUT", positional=True
     )
-    out: str = option(..., "map to write (GeoTIFF); with --tiles a folder", metavar="OUT", positional=True)
+    out: str = option(..., "map to write (GeoTIFF), or folder with --tiles", metavar="OUT", positional=True)
     pick: str = option(
         "lowest-val-loss",
-        "which weights of a run folder; baseline is the random forest beside them",
+        "which weights of a run folder to take; baseline is the random forest beside them",
         choices=("lowest-val-loss", "best-macro-f1", "highest-val-accuracy", "last", "baseline"),
     )
     statistics: str | None = option(
@@ -752,91 +767,89 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     )
     engine: str = option(
         "auto",
-        "what runs the network; auto takes the fastest that is exact on this machine",
+        "program that runs the network; auto takes the fastest one that is exact on this machine",
         choices=("auto", "keras", "keras-float16", "openvino", "openvino-mixed", "openvino-int8", "numpy"),
     )
     min_agreement: float | None = option(
         None,
-        "least share of pixels on which an engine of lower precision agrees with float32; "
-        "0.97 for openvino-int8, 0.995 for openvino-mixed and keras-float16 where not given",
+        "share of pixels on which an engine of lower precision must agree with float32 (default: 0.97 for "
+        "openvino-int8, 0.995 for openvino-mixed and keras-float16)",
         ge=0,
         le=1,
     )
     memory: float | None = option(
         None,
-        "memory budget of the whole process; 2 where not given, 8 where a GPU computes, 3 of it for the GPU",
+        "memory budget of the whole process (default: 2; with a GPU 8, 3 of them for the GPU)",
         unit="GB",
         gt=0,
     )
     window: int | tuple[int, int] | None = option(
         None,
-        "side of a window, a multiple of the network's stride; chosen for the memory where not given",
+        "side of a window, a multiple of the network's stride (default: the best that fits the memory)",
         unit="pixels",
         ge=1,
     )
-    part: int = option(
-        4096, "side of a part, the piece that is finished and resumed as a whole", unit="pixels", ge=1
-    )
+    part: int = option(4096, "side of a part, which is written and resumed as a whole", unit="pixels", ge=1)
     batch_size: int = option(1, "windows per call of the network", ge=1)
     blend: str = option(
         "none",
-        "none: windows with halo, equal to one whole pass; gaussian: 50 %% overlap, for comparison",
+        "none: windows with halo, which equal one pass over the whole; gaussian: windows that overlap by "
+        "50 %%, for comparison",
         choices=("none", "gaussian"),
     )
     tta: bool = option(False, "average over the 8 flips and rotations of each window (8 times the work)")
     ensemble: tuple[str, ...] = option(
         (),
-        "further weights with the same channels and classes: the map is of the mean of all activations",
+        "further weights with the same channels and classes; the map shows the mean of all activations",
         metavar="MODEL",
     )
     extra: tuple[str, ...] = option(
         (),
-        "further bands, 0..1: entropy (0 certain, 1 all classes alike), margin (of the highest activation to "
-        "the second, 1 certain), novelty (share of held-out pixels that were more like the training data: "
-        "above 0.99, 1 %% of the pixels are flagged where nothing is new)",
+        "further bands, 0..1: entropy (0 certain, 1 all classes alike), margin (distance of the two "
+        "highest activations, 1 certain), novelty (share of held-out pixels that were more like the "
+        "training data; above 0.99 lies 1 %% of familiar pixels)",
         choices=("entropy", "margin", "novelty"),
     )
     min_confidence: float = option(
-        0.0, "pixels whose highest activation is lower get class 0", unit="0..1", ge=0, le=1
+        0.0, "give class 0 to pixels whose highest activation is lower", unit="0..1", ge=0, le=1
     )
     activations: str = option(
         "float32",
-        "how activations are stored; none writes the class band alone",
+        "data type of the activation bands; none writes the class band alone",
         choices=("float32", "uint16", "uint8", "none"),
     )
     cog: bool = option(
         False,
-        "declare the map cloud-optimised, as its layout always is; GDAL then guards it against edits in "
-        "place",
+        "declare the cloud-optimised layout, which every map has, so that GDAL warns before edits in place",
     )
     sieve: int = option(
         0,
-        "also write OUT with class patches smaller than this merged into neighbours; 0 for not",
+        "also write OUT_sieved.tif, in which patches below this size are merged into neighbours; 0 for none",
         unit="pixels",
         ge=0,
         le=2**31 - 1,
     )
     polygons: str | None = option(
         None,
-        "also write patches as polygons, cut at the borders of parts",
+        "also write the patches as polygons, cut at the borders of parts",
         metavar="FILE.gpkg",
         endings=(".gpkg",),
     )
     tiles: bool = option(
         False,
-        "write what is too large for one file into the folder OUT: each part as a cloud-optimised GeoTIFF, a "
-        "VRT over them and a STAC collection",
+        "write a folder instead of one file: each part as a cloud-optimised GeoTIFF, a VRT over them and "
+        "a STAC collection",
     )
     date: tuple[str, ...] = option(
         (),
-        "day of the imagery, or first and last day, for the STAC collection of --tiles; where not given "
-        "those in the names of the inputs",
+        "day of the imagery, or first and last day, for the STAC collection of --tiles (default: from the "
+        "names of the inputs)",
         metavar="YYYY-MM-DD",
     )
     share: str | None = option(
         None,
-        "make only the I-th of N shares of the parts (1/8) and no map, at the same time as other processes "
-        "make theirs; the same command without it makes what is missing, and the map",
+        "make the I-th of N shares of the parts (1/8) and no map, while other processes make theirs; then "
+        "the same command without --share makes the map",
         metavar="I/N",
         group=CLUSTER,
     )
@@ -861,47 +874,48 @@ class EvaluateConfig(MaskConfig, LabelConfig, OutputConfig):
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
     reference: str | None = option(
         None,
-        "label raster, or vector file; without one the report describes the map, and says what interpreted "
-        "points say (--sample)",
+        "label raster or vector file; without one, the report describes the map and the interpreted "
+        "points of --sample",
         metavar="REFERENCE",
         positional=True,
     )
-    out: str = option(..., "folder for tables and pictures", metavar="FOLDER", endings=FOLDER)
+    out: str = option(..., "folder for the report", metavar="FOLDER", endings=FOLDER)
     border: int = option(
-        2, "width of the band along label borders that is also scored apart", unit="pixels", ge=0
+        2, "width of the band along label borders that is scored separately", unit="pixels", ge=0
     )
     regions: str | None = option(
         None,
-        "manifest.json or polygons: scores for each stack or region; a manifest also says which land the "
-        "training used, so that headline and tables count the rest",
+        "score each stack of a manifest.json or each polygon; a manifest also tells which land the "
+        "training used, so that the headline counts held-out land",
         metavar="FILE",
     )
     compare: str | None = option(None, "second map: change matrix and McNemar's test", metavar="MAP")
     image: str | None = option(None, "mosaic to show beside the map", metavar="RASTER")
     run: str | None = option(
         None,
-        "run folder of the weights: says which land the training used, and adds its curves to the report",
+        "run folder of the weights; it tells which land the training used and adds training curves to the "
+        "report",
         metavar="FOLDER",
     )
     label_errors: float | None = option(
         None,
-        "write OUT/label-errors.tif and .csv: labelled pixels where the activation of the map's class "
-        "exceeds that of the label by at least this (0.5), candidates for wrong labels",
+        "write candidates for wrong labels to OUT/label-errors.tif and .csv: pixels where the activation "
+        "of the map's class exceeds that of the label by at least this (0.5)",
         unit="0..1",
         gt=0,
         lt=1,
     )
     design_sample: int = option(
         0,
-        "draw so many points to interpret, stratified by class and at least 50 in each, into sample.gpkg of "
-        "--out; it doesn't say what the map says, sample-strata.csv beside it does",
+        "draw so many points to interpret into OUT/sample.gpkg, stratified by class, at least 50 in each; "
+        "the map's class of each is in sample-strata.csv alone",
         group=AREA,
         ge=0,
     )
     sample_error: float | None = option(
         None,
-        "draw as many as give the overall accuracy this standard error (0.01); without REFERENCE a user's "
-        "accuracy of 0.75 is expected of each class",
+        "draw as many points as give the overall accuracy this standard error (0.01); without REFERENCE "
+        "each class is expected to have a user's accuracy of 0.75",
         unit="0..1",
         group=AREA,
         gt=0,
@@ -909,14 +923,14 @@ class EvaluateConfig(MaskConfig, LabelConfig, OutputConfig):
     )
     sample: str | None = option(
         None,
-        "interpreted points with class numbers or names in the field reference: areas and accuracies with "
-        "95 %% intervals; points that can't be interpreted (0, or empty) are left out and counted",
+        "interpreted points with class numbers or names in the field reference, for areas and accuracies "
+        "with 95 %% intervals; points with 0 or nothing are counted and left out",
         metavar="FILE.gpkg",
         group=AREA,
     )
-    seed: int = option(1, "seed of the choice of points", group=AREA)
+    seed: int = option(1, "seed of the drawing of points", group=AREA)
     title: str | None = option(
-        None, "title of the report; names of map and reference where not given", metavar="TEXT", group=REPORT
+        None, "title of the report (default: names of map and reference)", metavar="TEXT", group=REPORT
     )
     author: str | None = option(None, "author of the report, as printed", metavar="NAME", group=REPORT)
     date: str | None = option(None, "date of the report, as printed", metavar="TEXT", group=REPORT)
@@ -935,8 +949,8 @@ class ServeConfig(VrtConfig, LabelConfig):
     image: str | None = option(None, "mosaic to show below the map", metavar="RASTER")
     reference: str | None = option(
         None,
-        "label raster, or vector file: shown as a layer, with where the map differs from it; read whole "
-        "before the page opens",
+        "label raster or vector file, shown as a layer with its differences from the map; it is read "
+        "whole before the page opens",
         metavar="FILE",
     )
     port: int = option(8010, "port on 127.0.0.1; 0 for any that is free", ge=0, le=65535)
@@ -949,25 +963,24 @@ class ExportConfig(VrtConfig, SchemeConfig, OutputConfig):
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
     out: tuple[str, ...] = option(
         (),
-        "what to write, by its ending: .qml and .sld (styles), .tif.aux.xml (attribute table), .json (STAC "
-        "item), .nc (NetCDF), .zarr, with --level .tif; where not given MAP.qml, MAP.sld and MAP.tif.aux.xml "
-        "beside the map, or with --level MAP_level1.tif and those of that",
+        "files to write, by ending: .qml and .sld (styles), .tif.aux.xml (attribute table), .json (STAC "
+        "item), .nc (NetCDF), .zarr, or .tif with --level (default: MAP.qml, MAP.sld and MAP.tif.aux.xml, "
+        "or MAP_level1.tif with its styles)",
         metavar="OUT",
         endings=EXPORT_ENDINGS,
     )
     level: str | None = option(
         None,
-        "write the map of the groups of this CORINE level, decided by summed activations",
+        "write a map of the groups of this CORINE level, decided by summed activations",
         choices=("1", "2"),
     )
     date: tuple[str, ...] = option(
         (),
-        "day of the imagery, or first and last day, for a STAC item; where not given those in the names of "
-        "the inputs",
+        "day of the imagery, or first and last day, for a STAC item (default: from the names of the inputs)",
         metavar="YYYY-MM-DD",
     )
     model: str | None = option(
-        None, "weights of the map: their STAC item is written beside that of the map", metavar="MODEL"
+        None, "weights of the map, whose STAC item is written beside that of the map", metavar="MODEL"
     )
 
 
@@ -980,32 +993,32 @@ class ExportModelConfig(OutputConfig):
     )
     out: str | None = option(
         None,
-        "file to write; NAME.stac.json or NAME.onnx beside the weights where not given",
+        "file to write (default: NAME.stac.json or NAME.onnx beside the weights)",
         metavar="FILE",
         endings=MODEL_ENDINGS,
     )
     format: str | None = option(
         None,
-        "stac: item of a catalogue; onnx: the network for other programs; that of --out where not given, "
-        "else stac",
+        "stac: item of a catalogue; onnx: network for other programs (default: by the ending of --out, "
+        "else stac)",
         choices=("stac", "onnx"),
     )
     tile: int | None = option(
         None,
-        "fixed height and width of windows in the ONNX file, which the QGIS plug-in Deepness needs; any size "
-        "where not given",
+        "fixed height and width of windows in the ONNX file, which the QGIS plug-in Deepness needs "
+        "(default: any size)",
         unit="pixels",
         ge=1,
         metavar="N",
     )
     pick: str = option(
         "lowest-val-loss",
-        "which weights of a run folder; all: a file for each",
+        "which weights of a run folder to take; all writes a file for each",
         choices=("lowest-val-loss", "best-macro-f1", "highest-val-accuracy", "last", "all"),
     )
     date: tuple[str, ...] = option(
         (),
-        "first and last day of imagery that the weights are for; the time of Sentinel-2 where not given",
+        "first and last day of imagery that the weights are for (default: the time of Sentinel-2)",
         metavar="YYYY-MM-DD",
     )
 
@@ -1017,25 +1030,29 @@ class ReproduceConfig(VrtConfig, OutputConfig):
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
     inputs: tuple[str, ...] = option(
         (),
-        "folders to look for the inputs in, by name, deeper folders included; the map's own where not given",
+        "folders in which the inputs are looked for by name, with their subfolders (default: the folder "
+        "of the map)",
         metavar="FOLDER",
     )
     model: str | None = option(
         None,
-        "weights file, or folder to look for them in; weights/ and the folders of the inputs where not given",
+        "weights file, or folder in which to look for it (default: weights/ and the folders of the inputs)",
         metavar="MODEL",
     )
-    check: bool = option(False, "compare weights and inputs with what the map says, then stop")
-    out: str | None = option(None, "keep the map that was made again", metavar="OUT.tif", endings=MAP_ENDINGS)
+    check: bool = option(False, "compare weights and inputs with the map's tags, then stop")
+    out: str | None = option(
+        None, "keep the rebuilt map under this name", metavar="OUT.tif", endings=MAP_ENDINGS
+    )
     difference: str | None = option(
         None,
-        "write where the class bands differ: 1 differs, 0 equal, no data where both are",
+        "write a raster of the differences: 1 where classes differ, 0 where they are equal, no data where "
+        "neither has one",
         metavar="OUT.tif",
         endings=MAP_ENDINGS,
     )
     memory: float | None = option(
         None,
-        "memory budget of the whole process; as make_classifications.py where not given",
+        "memory budget of the whole process (default: as make_classifications.py)",
         unit="GB",
         gt=0,
     )
