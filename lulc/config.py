@@ -489,10 +489,17 @@ class PreprocessConfig(InputConfig, LabelConfig, RunConfig, ClusterConfig):
         "train_model.py --validation-data)",
         metavar="WHICH",
     )
+    split: str = option(
+        "auto",
+        "what trains or validates as a whole: stacks, or patches of labels that touch (polygons, points), of "
+        "which none is then lost to a gap; auto takes patches where less than a quarter of the pixels has a "
+        "label",
+        choices=("auto", "stacks", "patches"),
+    )
     gap: int = option(
         76,
-        "training labels nearer than this to a validation stack are ignored; "
-        "76 is the receptive radius of the default network",
+        "training labels nearer than this to a validation stack are ignored, and as much of the mosaic lies "
+        "around patches; 76 is the receptive radius of the default network",
         unit="pixels",
         ge=0,
     )

@@ -130,16 +130,23 @@ def _labelled(manifest: Manifest) -> list[str]:
     reasons = (
         ("hidden", "within --gap or --border-ignore"),
         ("not_cut", "in places that --stacks or --gap leaves out"),
-        ("strips", "in strips too narrow for a stack"),
     )
     used = found["training"] + found["validation"]
     lost = [f"{found[name]:,} {words}" for name, words in reasons if found[name]]
     why = f"; not used: {', '.join(lost)}" if lost else ""
     share = f"{100 * used / max(1, found['given']):.1f} %"
-    return [
+    lines = [
         f"labels: {found['given']:,} px on valid pixels, {share} used: {found['training']:,} for training, "
         f"{found['validation']:,} for validation{why}"
     ]
+    if "groups" in found:
+        near = found["distance"]
+        joined = "touch" if near == 1 else f"lie within {near} px of each other"
+        lines.append(
+            f"split by patches: {found['groups']['training']:,} groups train and "
+            f"{found['groups']['validation']:,} validate; patches that {joined} are one group"
+        )
+    return lines
 
 
 def _computed(manifest: Manifest) -> list[str]:
