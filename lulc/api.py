@@ -420,6 +420,11 @@ def train(config: TrainConfig) -> TrainingResult:
     from lulc.models.weights import check_model, find_model
     from lulc.training.data.dataset import open_dataset
 
+    if config.plan:
+        raise InputError(
+            "cannot train with plan=True, which train_model.py --plan takes to stop before the training",
+            "Leave it out; plan.json in the run folder says what was planned.",
+        )
     dataset = None if config.pretrain else open_dataset(config)
     if config.init:
         check_model(find_model(config.init))

@@ -21,7 +21,7 @@ from lulc.core.buffers import Buffers
 from lulc.core.schema import InputError
 from lulc.engines import quantization
 from lulc.engines.openvino_graph import build_graph, compile_graph, load_openvino
-from lulc.engines.pixels import open_forest
+from lulc.engines.pixels import open_pixel_model
 from lulc.engines.quantization import Quantization
 from lulc.models.archive import Arrays
 from lulc.models.card import ModelCard
@@ -308,7 +308,7 @@ def _build_openvino(request: EngineRequest) -> Engine:
 
 def _build_forest(request: EngineRequest) -> Engine:
     identity = {"precision": "float64", "numpy": np.__version__}
-    return Engine(NUMPY, request.shape, identity, open_forest(request.path, request.card))
+    return Engine(NUMPY, request.shape, identity, open_pixel_model(request.path, request.card))
 
 
 def _build_quantised(name: str, request: EngineRequest) -> Engine:

@@ -39,6 +39,10 @@ class PixelConfig(Jsonable):
         Of the squares that mean and deviation are of, pixels.
     parameters
         Numbers in its file.
+    dense
+        Outputs of the hidden layers of each dense network beside the forest; none for a forest alone.
+    forests
+        How many of these networks the forest weighs as much as.
     """
 
     classes: Annotated[int, limits(minimum=1, maximum=MAX_CLASSES)]
@@ -47,6 +51,13 @@ class PixelConfig(Jsonable):
         tuple[Annotated[int, limits(minimum=1, maximum=MAX_RADIUS)], ...], limits(maxItems=MAX_STAGES)
     ]
     parameters: Annotated[int, limits(minimum=1)]
+    dense: Annotated[
+        tuple[
+            Annotated[tuple[Annotated[int, limits(minimum=1, maximum=1024)], ...], limits(maxItems=8)], ...
+        ],
+        limits(maxItems=32),
+    ] = ()
+    forests: Annotated[int, limits(minimum=1, maximum=100)] = 1
 
     @property
     def activation(self) -> str:

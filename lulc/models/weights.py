@@ -61,6 +61,12 @@ PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1", "last")
 BASELINE = "baseline"
 """Pick of the forest that is kept beside each training, ``baseline.npz``."""
 
+FEW_LABELS = "few-labels"
+"""Recipe for few labels, and pick of the small models that it keeps, ``few-labels.npz``."""
+
+RECOMMENDED = "auto"
+"""Pick of what the training recommends."""
+
 RUN_FILE = "run.json"
 """In a run folder: what the run is, and whether it is finished."""
 
@@ -75,8 +81,8 @@ _PICKS_SCHEMA: dict[str, Any] = {
         "format_version": {"const": 1},
         "picks": {
             "type": "object",
-            "propertyNames": {"enum": list(PICKS)},
-            "additionalProperties": {"type": "string", "pattern": r"^[^/\\.][^/\\]*\.keras$"},
+            "propertyNames": {"enum": [*PICKS, RECOMMENDED]},
+            "additionalProperties": {"type": "string", "pattern": r"^[^/\\.][^/\\]*\.(keras|npz)$"},
         },
     },
 }
@@ -363,6 +369,8 @@ def _pick_from(folder: Path, pick: str) -> Path:
     picks = read_picks(folder) if (folder / PICKS_FILE).is_file() else {}
     if pick in picks and (folder / picks[pick]).is_file():
         return folder / picks[pick]
+    if pick == RECOMMENDED:
+        return _pick_from(folder, PICKS[0])
     found = ", ".join(sorted(p.name for p in folder.glob("*.keras"))) or "none"
     raise InputError(
         f"cannot find the model '{pick}' in the folder '{folder}', since it points out "
