@@ -170,7 +170,7 @@ def test_overwriting_a_run_removes_its_forest(trained, tmp_path):
 def scene(tmp_path_factory):
     """Rasters, and a run that was trained on them."""
     folder = tmp_path_factory.mktemp("scene")
-    paths = write_scene(simulate((200, 160), seed=3), folder)
+    paths = write_scene(simulate((160, 160), seed=3), folder)
     lulc.make_stacks(
         bands=[str(paths["summer"])], indices=[str(paths["indices"])], labels=str(paths["labels"]),
         scheme="kaakonkulma-13", out=str(folder / "stacks"), size=80, gap=0, validation=["0.3"],

@@ -16,14 +16,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lulc.cli.commandline import Answer, run
-from lulc.config import DEFAULT, PreprocessConfig
+from lulc.config import PreprocessConfig
 from lulc.core.text import columns
 
 if TYPE_CHECKING:
     from lulc.datasets.loading import Manifest
-
-STRIDE = 16
-"""Crop sides are multiples of the stride of the default network."""
 
 SHOWN = 3
 """Codes that are printed with their classes."""
@@ -38,7 +35,7 @@ def _prepare(config: PreprocessConfig) -> Answer:
     from lulc.preprocessing.preprocess import make_stacks
 
     manifest = make_stacks(config)
-    following = f"python train_model.py {_folders(config, manifest)} --out runs/first{crop_options(manifest)}"
+    following = f"python train_model.py {_folders(config, manifest)} --out runs/first"
     text = (
         f"{summary(manifest)}\n\nThe stacks and their manifest are in {config.out}. Next:\n\n    {following}"
     )
@@ -78,18 +75,6 @@ def summary(manifest: Manifest) -> str:
     """Stacks, class counts and shares of patched and invalid pixels, as text tables."""
     tables = (_stack_table(manifest), _class_table(manifest), _channel_table(manifest))
     return "\n\n".join((*tables, _readings(manifest)))
-
-
-def crop_options(manifest: Manifest) -> str:
-    """Options of a training whose default crops are larger than the stacks; empty where these fit."""
-    options = ""
-    for split, name in (("train", "crop_sizes"), ("val", "validation_crop_sizes")):
-        # Of stacks of several sizes each gives the crops that fit it: the largest decides.
-        side = max((min(stack.shape) for stack in manifest.of(split)), default=0)
-        fitting = [s for s in DEFAULT[name] if s <= side] or [side // STRIDE * STRIDE]
-        if fitting[0] and len(fitting) < len(DEFAULT[name]):
-            options += f" --{name.replace('_', '-')} {' '.join(str(s) for s in fitting)}"
-    return options
 
 
 def _readings(manifest: Manifest) -> str:

@@ -215,8 +215,13 @@ def read_pixel_model(path: str | os.PathLike[str], card: ModelCard) -> PixelMode
     """
     arrays = read_archive(path, sha256=card.sha256)
     network = card.network
-    types = _types_of(network) if isinstance(network, PixelConfig) else {}
-    if {name: a.dtype.str[1:] for name, a in arrays.items()} != types or not isinstance(network, PixelConfig):
+    if not isinstance(network, PixelConfig):
+        raise InputError(
+            f"cannot read the model '{Path(path)}', since its card is that of a network (.keras)",
+            "Take both files from their source.",
+        )
+    types = _types_of(network)
+    if {name: a.dtype.str[1:] for name, a in arrays.items()} != types:
         problem: str | None = f"its arrays are {', '.join(map(str, arrays))}, expected {', '.join(types)}"
     else:
         forest = Forest(**{field.name: arrays[field.name] for field in dataclasses.fields(Forest)})

@@ -296,8 +296,8 @@ def compare(found: HeldOut, legend: Legend, seed: int) -> Comparison:
         dict(zip([*(legend.names[k] for k in known), MACRO], row.tolist(), strict=True))
         for row in (forest, network, spread)
     )
-    scores_of = dict(zip(("forest", "network", "spread"), rows, strict=True))
-    return Comparison(len(found.labels), len(numbers), **scores_of)
+    by_forest, by_network, spreads = rows
+    return Comparison(len(found.labels), len(numbers), by_forest, by_network, spreads)
 
 
 def _f1(table: NDArray[np.int64]) -> NDArray[np.float64]:
