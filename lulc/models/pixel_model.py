@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, softmax
 
 from lulc.core.removal import withdraw
 from lulc.core.schema import InputError
@@ -145,9 +144,12 @@ class DenseNetwork:
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = np.maximum(x @ weight + bias, 0.0)
         scores = x @ self.weights[-1] + self.biases[-1]
-        if scores.shape[1] == 1:
-            return np.asarray(expit(scores))
-        return np.asarray(softmax(scores, axis=1))
+        # The logistic function of a score is the softmax of it and 0.
+        single = scores.shape[1] == 1
+        scores = np.pad(scores, ((0, 0), (0, 1))) if single else scores
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        found = powers / powers.sum(axis=1, keepdims=True)
+        return np.asarray(found[:, :1] if single else found)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from lulc.core.windows import Window
 from lulc.preprocessing.split import choose_groups
@@ -67,7 +65,7 @@ class LabelledPixels:
         """Yield the number of each place with its pixels, ascending."""
         order = np.argsort(self.places, kind="stable")
         numbers, starts = np.unique(self.places[order], return_index=True)
-        for number, some in zip(numbers, np.split(order, starts[1:]), strict=True):
+        for number, some in zip(numbers, np.split(order, starts)[1:], strict=True):
             yield int(number), self.take(some)
 
     @property
@@ -155,6 +153,9 @@ def group_pixels(rows: NDArray[np.int32], cols: NDArray[np.int32], distance: int
     >>> group_pixels(rows, rows, 1).tolist(), group_pixels(rows, rows, 8).tolist()
     ([0, 0, 1], [0, 0, 0])
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     r, c = rows.astype(np.int64) // distance, cols.astype(np.int64) // distance
     width = int(c.max(initial=0)) + 3
     squares, square = np.unique((r + 1) * width + c + 1, return_inverse=True)

@@ -111,7 +111,6 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         If an input doesn't fit, no pixel is valid, only one class occurs, or the folder holds other
         results.
     """
-    _warn_of_gap(config)
     _check_given(config)
     folder = Path(config.out)
     listed = find_chips(config)
@@ -135,7 +134,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         with _open_crew(config, chips, own, key) as crew:
             grounds = chips.grounds()
             progress = _surveyed(crew, config, chips, own, key, replacing=replacing)
-            places, split = _plan(crew, config, chips, progress.counts, grounds)
+            places, split = _plan(crew, config, progress.counts, grounds)
             _check_classes(config, chips, places)
             _check_room(folder, progress, places, len(inputs.stack.channels), replacing=replacing)
             if replacing:
@@ -336,11 +335,21 @@ def _surveyed(
 
 
 def _plan(
-    crew: Crew, config: PreprocessConfig, chips: Chips, counts: np.ndarray, grounds: Sequence[Ground]
+    crew: Crew, config: PreprocessConfig, counts: np.ndarray, grounds: Sequence[Ground]
 ) -> tuple[list[Place], Split | None]:
     """Return the stacks to cut, and of sparse labels their split."""
-    if not splits_patches(counts, grounds, config):
-        return plan_places(counts, grounds, config), None
+    planned = None
+    if splits_patches(counts, grounds, config):
+        planned = _plan_patches(crew, config, counts, grounds)
+    if planned is None:
+        _warn_of_gap(config)
+    return planned or (plan_places(counts, grounds, config), None)
+
+
+def _plan_patches(
+    crew: Crew, config: PreprocessConfig, counts: np.ndarray, grounds: Sequence[Ground]
+) -> tuple[list[Place], Split] | None:
+    """Return the stacks around sparse labels and their split; None where these can't be split."""
     spots = [s for s in candidate_spots(grounds, config.size) if counts[s.number].sum()]
     parts = list(_shown(crew(find_labels, spots, _at), len(spots), "finding labels"))
     chip_of = {spot.number: spot.chip for spot in spots}
@@ -349,8 +358,7 @@ def _plan(
     for part in sorted((p for p in parts if len(p)), key=lambda part: int(part.places[0])):
         found[chip_of[int(part.places[0])]].append(part)
     pixels = [LabelledPixels.concatenate(own) for own in found]
-    planned = plan_patches(pixels, grounds, counts.shape[1], config) if any(map(len, pixels)) else None
-    return planned or (plan_places(counts, grounds, config), None)
+    return plan_patches(pixels, grounds, counts.shape[1], config) if any(map(len, pixels)) else None
 
 
 def _at(spot: Spot) -> str:

@@ -151,20 +151,20 @@ def keep_baseline(config: TrainConfig, dataset: Dataset, legend: Legend, model: 
     classes = 1 if single else len(legend)
     features, labels = _pixels_of(dataset, dataset.training, targets, config.seed)
     forest = PixelModel(arrays_of(fit_forest(features, labels, config.seed), classes))
-    comparison = _keep(config, dataset, targets, legend, model, BASELINE, forest, forest)
-    if config.recipe != FEW_LABELS:
-        return comparison
-    channels = len(dataset.channels)
-    held_out = fit_small_models(features, labels, channels, classes, config.seed)
-    features, labels = _pixels_of(dataset, (*dataset.training, *dataset.validation), targets, config.seed)
-    kept = fit_small_models(features, labels, channels, classes, config.seed)
-    found = _keep(config, dataset, targets, legend, model, FEW_LABELS, held_out, kept)
-    return dataclasses.replace(comparison, small=found)
+    small = None
+    if config.recipe == FEW_LABELS:
+        channels, both = len(dataset.channels), (*dataset.training, *dataset.validation)
+        held_out = fit_small_models(features, labels, channels, classes, config.seed)
+        kept = fit_small_models(
+            *_pixels_of(dataset, both, targets, config.seed), channels, classes, config.seed
+        )
+        small = _keep(config, dataset, targets, legend, model, FEW_LABELS, held_out, kept)
+    return _keep(config, dataset, targets, legend, model, BASELINE, forest, forest, small)
 
 
 def _keep(
     config: TrainConfig, dataset: Dataset, targets: NDArray[np.uint8], legend: Legend, network: Path,
-    name: str, scored: PixelModel, kept: PixelModel,
+    name: str, scored: PixelModel, kept: PixelModel, small: Comparison | None = None,
 ) -> Comparison:  # fmt: skip
     """Compare a model of single pixels with the network, and write the one to be kept."""
 
@@ -172,7 +172,7 @@ def _keep(
         return scored.predict(features_at(square, dataset.statistics, RADII)).astype(np.float32)
 
     found = classify_held_out(dataset, targets, predict, network, config.seed)
-    comparison = compare(found, legend, config.seed)
+    comparison = dataclasses.replace(compare(found, legend, config.seed), small=small)
     temperature = 1.0 if config.calibrate == "none" else fit_temperature(found.forest, found.labels)
     own = _card_of(config, dataset, name, kept, comparison)
     own = dataclasses.replace(own, temperature=temperature, novelty=load_card(network).novelty)

@@ -8,12 +8,14 @@ with mean and deviation around the pixel. What each gives alone, and what else w
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from sklearn.utils.class_weight import compute_sample_weight
 
@@ -92,7 +94,10 @@ def _dense_networks(
     z = (features - mean) / std
     known = np.unique(labels)
     perceptron = MLPClassifier(HIDDEN, alpha=DECAY, max_iter=ROUNDS, random_state=seed)
-    perceptron.fit(z, labels, sample_weight=compute_sample_weight("balanced", labels))
+    with warnings.catch_warnings():
+        # The passes are few on purpose: more of them learn the labels by heart.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        perceptron.fit(z, labels, sample_weight=compute_sample_weight("balanced", labels))
     even = np.full(len(known), 1 / len(known))
     discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=even).fit(z, labels)
     for weights, biases in (
