@@ -814,7 +814,16 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     engine: str = option(
         "auto",
         "program that runs the network; auto takes the fastest one that is exact on this machine",
-        choices=("auto", "keras", "keras-float16", "openvino", "openvino-mixed", "openvino-int8", "numpy"),
+        choices=(
+            "auto",
+            "keras",
+            "keras-float16",
+            "openvino",
+            "openvino-mixed",
+            "openvino-int8",
+            "onnxruntime",
+            "numpy",
+        ),
     )
     min_agreement: float | None = option(
         None,
@@ -1027,6 +1036,46 @@ class ExportConfig(VrtConfig, SchemeConfig, OutputConfig):
     )
     model: str | None = option(
         None, "weights of the map, whose STAC item is written beside that of the map", metavar="MODEL"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportModelConfig(OutputConfig):
+    """A network of another toolkit as a model."""
+
+    model: str = option(..., "network of another toolkit (.onnx)", metavar="MODEL", positional=True)
+    channels: tuple[str, ...] = option(
+        ...,
+        "channels of its input, in order; or a channel set as of preprocess.py: a name or a file",
+        metavar="NAME",
+    )
+    legend: str = option(
+        ..., "classes of its output, in order: a scheme or a CSV as of preprocess.py --scheme", metavar="NAME"
+    )
+    out: str = option(..., "folder for the network and its card", metavar="FOLDER", endings=FOLDER)
+    mean: tuple[float, ...] = option(
+        (), "subtracted from the channels, whose reflectance is x 10000: one number, or one for each"
+    )
+    std: tuple[float, ...] = option(
+        (),
+        "divides the channels after that, one number or one for each; 10000 for networks that take "
+        "reflectance 0..1",
+        gt=0,
+    )
+    single_class: str | None = option(
+        None, "class of the legend that a network with one output tells from the rest", metavar="NAME"
+    )
+    output: str | None = option(None, "which output to take, where it has several", metavar="NAME")
+    calibrate: str | None = option(
+        None,
+        "stacks that preprocess.py made: their validation labels give temperature and accuracy",
+        metavar="DATA",
+    )
+    name: str | None = option(None, "name of the model; that of the folder where not given", metavar="TEXT")
+    description: str | None = option(None, "what it is, for its card", metavar="TEXT")
+    licence: str | None = option(None, "licence of the weights, for its card", metavar="TEXT")
+    attribution: str | None = option(
+        None, "attribution of training data, for its card and maps", metavar="TEXT"
     )
 
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate": config.EvaluateConfig,
     "export_map": config.ExportConfig,
     "export_model": config.ExportModelConfig,
+    "import_model": config.ImportModelConfig,
     "reproduce": config.ReproduceConfig,
 }
 

@@ -256,7 +256,7 @@ def _describe(model: Path, folder: Path, dates: Sequence[str]) -> Item:
 def _card_of(model: Path) -> ModelCard:
     if model.suffix != ".keras":
         raise InputError(
-            f"cannot export the weights '{model}', since Keras 2 files have no card, expected .keras",
+            f"cannot export the weights '{model}', expected a network of this toolkit with its card, .keras",
             "Give weights that train_model.py wrote.",
         )
     card = load_card(model)

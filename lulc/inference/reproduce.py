@@ -33,7 +33,7 @@ from lulc.labels.value_tables import LEGEND_TAG
 from lulc.maps.geotiff import MapProfile
 from lulc.maps.reader import ClassMap, open_map
 from lulc.maps.writer import PART, write_map
-from lulc.models.weights import weights_folders
+from lulc.models.weights import CARDED, weights_folders
 from lulc.rasters.layers import identify
 
 logger = logging.getLogger("lulc")
@@ -316,7 +316,7 @@ def _find_models(
     missing = {member["sha256"] for member in members}
     known: dict[str, Path] = {}
     files = (p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*"))))
-    for path in (p for p in files if p.suffix in (".keras", ".h5") and p.is_file()):
+    for path in (p for p in files if p.suffix in (*CARDED, ".h5") and p.is_file()):
         if not missing - known.keys():
             break
         known.setdefault(sha256_of(path), path)

@@ -67,6 +67,12 @@ FEW_LABELS = "few-labels"
 RECOMMENDED = "auto"
 """Pick of what the training recommends."""
 
+IMPORTED = "network.onnx"
+"""Network in a folder that import_model.py wrote."""
+
+CARDED = (".keras", ".npz", ".onnx")
+"""Endings of files that have a card: networks, forests and imported networks."""
+
 RUN_FILE = "run.json"
 """In a run folder: what the run is, and whether it is finished."""
 
@@ -152,7 +158,7 @@ def load_model(
     InputError
         If the file is refused (see `read_arrays`), or the weights are not those of the card's network.
     """
-    if Path(path).suffix not in (".keras", ".npz"):
+    if Path(path).suffix not in CARDED:
         return load_legacy(path, statistics)
     if statistics is not None:
         raise InputError(
@@ -230,7 +236,7 @@ def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> 
 
 def check_model(path: str | os.PathLike[str]) -> None:
     """Refuse a file that `load_model` would refuse, before a framework is loaded."""
-    if Path(path).suffix in (".keras", ".npz"):
+    if Path(path).suffix in CARDED:
         read_arrays(path)
     else:
         read_legacy(path)
@@ -363,7 +369,7 @@ def unfinished_run(model: Path) -> str:
 
 
 def _pick_from(folder: Path, pick: str) -> Path:
-    for named in (folder / f"{pick}.keras", folder / f"{pick}.npz"):
+    for named in (folder / f"{pick}.keras", folder / f"{pick}.npz", folder / IMPORTED):
         if named.is_file():
             return named
     picks = read_picks(folder) if (folder / PICKS_FILE).is_file() else {}
