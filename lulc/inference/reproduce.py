@@ -23,7 +23,7 @@ from lulc.config import ClassifyConfig, InputConfig, ReproduceConfig
 from lulc.core.documents import check_document, write_document
 from lulc.core.machine import GDAL_CACHE
 from lulc.core.schema import IGNORE, InputError, LandCoverClass, Legend
-from lulc.core.storage import rename_durably, sha256_of, temporary_folder
+from lulc.core.storage import check_absent, rename_durably, sha256_of, temporary_folder
 from lulc.core.windows import Window, squares_of
 from lulc.export.export import write_level
 from lulc.inference.classify import classify
@@ -424,12 +424,7 @@ def _check_outputs(config: ReproduceConfig) -> None:
         if name is None:
             continue
         out = Path(name)
-        if out.suffix.lower() not in (".tif", ".tiff") or out.resolve() == Path(config.map).resolve():
-            raise InputError(
-                f"cannot write '{out}', expected another name than the map's, in .tif", "Give another output."
-            )
-        if out.exists() and not config.overwrite:
-            raise InputError(
-                f"cannot write '{out}', since it exists already",
-                "Give another output, or add --overwrite to replace it.",
-            )
+        if out.resolve() == Path(config.map).resolve():
+            raise InputError(f"cannot write '{out}', expected another name than the map's", "Change it.")
+        if not config.overwrite:
+            check_absent(out)
