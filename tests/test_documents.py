@@ -36,7 +36,6 @@ FURTHER = {
     "serve_map": config.ServeConfig,
     "export_map": config.ExportConfig,
     "export_model": config.ExportModelConfig,
-    "import_model": config.ImportModelConfig,
     "reproduce_map": config.ReproduceConfig,
 }
 

@@ -25,7 +25,6 @@ COMMANDS = (
     "export_map",
     "make_mosaic",
     "export_model",
-    "import_model",
     "reproduce_map",
 )
 

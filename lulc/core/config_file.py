@@ -24,6 +24,9 @@ UPGRADERS: tuple[Callable[[Texts], Texts], ...] = ()
 
 MAX_BYTES = 2**20
 
+MAX_VALUES = 100_000
+"""Values of a nested file, counted as often as they are referred to."""
+
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -118,22 +121,7 @@ def read_texts(
     """
     import yaml
 
-    if not path.is_file():
-        raise InputError(f"cannot read {what}, since there is no file '{path}'", "Check the path.")
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(
-            f"cannot read {what} in '{path}', since it has {path.stat().st_size} bytes, "
-            f"expected at most {MAX_BYTES}",
-            form,
-        )
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        problem = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"cannot read {what} in '{path}', since it is not valid YAML ({problem})",
-            form,
-        ) from error
+    root = _composed(path, what, form)
     texts: Texts = {}
     for key, node in root.value if isinstance(root, yaml.MappingNode) else [(root, None)]:
         if node is None or not isinstance(key, yaml.ScalarNode) or key.value in texts:
@@ -146,6 +134,82 @@ def read_texts(
             )
         texts[key.value] = _text(node, key.value, path, what)
     return texts
+
+
+def read_nested(path: Path, what: str, form: str) -> Any:
+    """Read the mappings, lists and plain values of a YAML file.
+
+    Parameters
+    ----------
+    path, what, form
+        As `read_texts` takes them.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, too large or no YAML, a name stands twice, or a value is of another type.
+    """
+    import yaml
+
+    left = MAX_VALUES
+
+    def plain(node: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise _unreadable(path, what, f"it has more than {MAX_VALUES} values", form)
+        if isinstance(node, yaml.SequenceNode):
+            return [plain(item) for item in node.value]
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value if isinstance(key, yaml.ScalarNode) else None for key, _ in node.value]
+            wrong = next((name for name in names if names.count(name) > 1 or not isinstance(name, str)), "")
+            if wrong != "":
+                raise _unreadable(path, what, f"it has '{wrong}' twice or no names", form)
+            return {name: plain(item) for name, (_, item) in zip(names, node.value, strict=True)}
+        kind = _SCALARS.get(node.tag.removeprefix("tag:yaml.org,2002:"))
+        try:
+            return kind(node.value) if kind else node.value
+        except (ValueError, KeyError) as error:
+            raise _unreadable(path, what, f"'{node.value[:40]}' is no plain value", form) from error
+
+    try:
+        return plain(_composed(path, what, form))
+    except RecursionError as error:
+        raise _unreadable(path, what, "its values nest too deep", form) from error
+
+
+_SCALARS: Mapping[str, Callable[[str], Any]] = {
+    "null": lambda _: None,
+    "bool": lambda text: _SWITCHES[text.lower()],
+    "int": int,
+    "float": float,
+}
+
+
+def _unreadable(path: Path, what: str, problem: str, form: str) -> InputError:
+    return InputError(f"cannot read {what} in '{path}', since {problem}", form)
+
+
+def _composed(path: Path, what: str, form: str) -> Any:
+    """Return the root node of a YAML file."""
+    import yaml
+
+    if not path.is_file():
+        raise InputError(f"cannot read {what}, since there is no file '{path}'", "Check the path.")
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(
+            f"cannot read {what} in '{path}', since it has {path.stat().st_size} bytes, "
+            f"expected at most {MAX_BYTES}",
+            form,
+        )
+    try:
+        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"cannot read {what} in '{path}', since it is not valid YAML ({problem})",
+            form,
+        ) from error
 
 
 def _text(node: Any, name: str, path: Path, what: str) -> str | list[str] | None:

@@ -78,14 +78,20 @@ def read_document(
 
 def check_document(data: Any, schema: dict[str, Any], kind: str, where: str) -> None:
     """Raise InputError naming the first place of `data` that does not fit `schema`."""
-    error = jsonschema.Draft202012Validator(schema).iter_errors(data)
-    first = next(iter(error), None)
-    if first is not None:
-        place = "/".join(str(p) for p in first.absolute_path) or "the top level"
+    if problem := schema_problem(data, schema):
         raise InputError(
-            f"cannot use the {kind} '{where}', since {place} does not fit: {first.message[:200]}",
+            f"cannot use the {kind} '{where}', since {problem}",
             "It is damaged or was not written by this toolkit; make it again.",
         )
+
+
+def schema_problem(data: Any, schema: dict[str, Any]) -> str:
+    """Say which place of `data` does not fit `schema`; empty where all fits."""
+    first = next(iter(jsonschema.Draft202012Validator(schema).iter_errors(data)), None)
+    if first is None:
+        return ""
+    place = "/".join(str(p) for p in first.absolute_path) or "the top level"
+    return f"{place} does not fit: {first.message[:200]}"
 
 
 def write_document(path: str | os.PathLike[str], data: dict[str, Any]) -> None:

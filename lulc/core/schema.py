@@ -13,6 +13,11 @@ from lulc.core.codec import REQUIRED, Jsonable, limits
 BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12")
 """Sentinel-2 bands in stack order; reflectance x 10000."""
 
+SENTINEL_BANDS = (
+    "B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12",
+)  # fmt: skip
+"""All bands of Sentinel-2 in the order of its products."""
+
 INDICES = ("NDVI", "NDTI", "NDBI", "NDMI", "NDSI")
 """Spectral indices in stack order; SYKE code 100 v + 100 in 0..200."""
 

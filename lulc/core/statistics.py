@@ -101,6 +101,14 @@ class Statistics(Jsonable):
         return Statistics(tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()), count)
 
 
+def valid_pixels(image: np.ndarray) -> np.ndarray:
+    """True where a pixel of an image float (..., channel) counts, which is NaN in all channels where not."""
+    valid = ~np.isnan(image[..., 0])
+    if not valid.all():
+        valid[~valid] = ~np.isnan(image[~valid]).all(axis=-1)
+    return np.asarray(valid)
+
+
 @dataclass(frozen=True)
 class Moments(Jsonable):
     """Exact sums over pixels: added in any order, from any pieces, they are the same numbers.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lulc.core.channels import ChannelSet
 from lulc.core.codec import schema_of
 from lulc.core.documents import read_document, seal_of, write_document
 from lulc.core.grid import GRID_SCHEMA, GridSpec
@@ -52,9 +53,6 @@ class StackFile:
         Statistics that the image on disk is standardised with; None for physical units.
     group
         Chips that belong together, so that no split divides them; empty for a stack of a mosaic.
-    patches
-        Of sparse labels, windows of the stack around those that touch: nothing else of the stack trains or
-        validates. Empty where all of it does.
     """
 
     name: str
@@ -70,14 +68,6 @@ class StackFile:
     sha256: tuple[str, str] | tuple[()] = ()
     standardised_by: Statistics | None = None
     group: str = ""
-    patches: tuple[Window, ...] = ()
-
-    @property
-    def ground(self) -> tuple[GridSpec, ...]:
-        """Grids of what trains or validates; empty where it is unknown where the stack lies."""
-        if self.grid is None:
-            return ()
-        return tuple(self.grid.crop(patch) for patch in self.patches) or (self.grid,)
 
     def to_json(self) -> dict[str, Any]:
         """The entry in the manifest."""
@@ -93,7 +83,6 @@ class StackFile:
             "class_counts": list(self.class_counts),
             "statistics": self.statistics.to_json(),
             **({"group": self.group} if self.group else {}),
-            **({"patches": [[p.row, p.col, *p.shape] for p in self.patches]} if self.patches else {}),
         }
 
     @classmethod
@@ -113,7 +102,6 @@ class StackFile:
             statistics=Statistics.from_json(data["statistics"]),
             sha256=(data["image"]["sha256"], data["masks"]["sha256"]),
             group=data.get("group", ""),
-            patches=tuple(Window(*patch) for patch in data.get("patches", ())),
         )
 
 
@@ -143,6 +131,8 @@ class Manifest:
         How bands and indices were read: scale, offset, shares patched and invalid.
     key
         sha256 of sources and parameters together; empty for folders in the original's naming.
+    channel_set
+        What the channels are; None where their names say everything.
     """
 
     folder: Path
@@ -155,6 +145,7 @@ class Manifest:
     parameters: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     key: str = ""
+    channel_set: ChannelSet | None = None
 
     def of(self, split: str) -> tuple[StackFile, ...]:
         """The stacks of ``train`` or ``val``."""
@@ -177,6 +168,7 @@ class Manifest:
             "sources": list(self.sources),
             "parameters": self.parameters,
             "provenance": self.provenance,
+            **({"channel_set": self.channel_set.to_json()} if self.channel_set else {}),
         }
         write_sealed(self.folder / MANIFEST, data)
 
@@ -200,7 +192,6 @@ class Manifest:
 
 _SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _COUNT = {"type": "integer", "minimum": 0}
-_WINDOW = {"type": "array", "minItems": 4, "maxItems": 4, "items": _COUNT}
 _FILE = {
     "type": "object",
     "required": ["file", "sha256"],
@@ -218,11 +209,10 @@ STACK_SCHEMA: dict[str, Any] = {
         "image": _FILE,
         "masks": _FILE,
         "grid": GRID_SCHEMA,
-        "window": _WINDOW,
+        "window": {"type": "array", "minItems": 4, "maxItems": 4, "items": _COUNT},
         "class_counts": {"type": "array", "minItems": 1, "maxItems": 254, "items": _COUNT},
         "statistics": schema_of(Statistics),
         "group": {"type": "string", "maxLength": 1000},
-        "patches": {"type": "array", "maxItems": 1_000_000, "items": _WINDOW},
     },
 }  # fmt: skip
 _SCHEMA: dict[str, Any] = {
@@ -249,6 +239,7 @@ _SCHEMA: dict[str, Any] = {
         "sources": {"type": "array", "items": {"type": "object"}},
         "parameters": {"type": "object"},
         "provenance": {"type": "object"},
+        "channel_set": schema_of(ChannelSet),
     },
 }
 
@@ -273,7 +264,7 @@ GROUND_SCHEMA: dict[str, Any] = {
 
 
 def ground_of(grids: Sequence[GridSpec | None]) -> list[dict[str, Any]] | None:
-    """Return geotransform, rows and columns of each grid by CRS; None where one is unknown."""
+    """Return geotransform, rows and columns of each stack by CRS; None where a grid is unknown."""
     found: dict[str, list[list[float]]] = {}
     for known in grids:
         if known is None:
@@ -311,6 +302,12 @@ def read_manifest(folder: Path) -> Manifest:
     legend = Legend.from_json(data["legend"])
     stacks = tuple(StackFile.from_json(entry, folder) for entry in data["stacks"])
     channels = len(data["channels"])
+    described = ChannelSet.from_json(data["channel_set"]) if "channel_set" in data else None
+    if described and list(described.names) != [c["name"] for c in data["channels"]]:
+        raise InputError(
+            f"cannot use the manifest '{folder / MANIFEST}', since its channel set has other channels",
+            "Make the stacks again with preprocess.py.",
+        )
     for stack in stacks:
         sizes = {len(stack.class_counts): len(legend), len(stack.statistics.mean): channels}  # type: ignore[union-attr]
         if any(a != b for a, b in sizes.items()) or stack.grid.shape != stack.shape:  # type: ignore[union-attr]
@@ -330,6 +327,7 @@ def read_manifest(folder: Path) -> Manifest:
         parameters=data.get("parameters", {}),
         provenance=data.get("provenance", {}),
         key=data.get("key", ""),
+        channel_set=described,
     )
 
 

@@ -13,6 +13,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import copy
+import importlib.util
 import logging
 import os
 import pickle
@@ -30,7 +31,6 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from lulc.config import ClusterConfig
-from lulc.core.packages import require
 from lulc.core.schema import InputError
 
 WORKERS = 2
@@ -159,7 +159,12 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     """
     name, workers = str(config.dask), WORKERS if config.workers is None else config.workers
     needed = ["distributed", "cryptography", *(["dask_jobqueue"] if name == "slurm" else [])]
-    require(needed, "run on a cluster", "cluster")
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise InputError(
+            f"cannot run on a cluster, since these Python packages are not installed: {', '.join(missing)}",
+            "Install what a cluster needs, in the folder of this project: pip install '.[cluster]'",
+        )
     import distributed  # noqa: F401 - it sets what its loggers say
 
     # What goes wrong is told by `run_tasks`; Dask's own lines would come on top of ours.

@@ -19,6 +19,7 @@ import numpy as np
 from lulc.core.codec import Jsonable, limits, schema_of
 from lulc.core.documents import read_document, seal_of, write_document
 from lulc.core.schema import InputError
+from lulc.core.statistics import valid_pixels
 from lulc.engines.openvino_graph import build_graph, compile_graph, load_openvino
 from lulc.engines.unet_graph import Arrays, fold
 from lulc.models.card import ModelCard
@@ -139,7 +140,7 @@ class _Judge:
 
     def __init__(self, network: NetworkConfig, arrays: Arrays, windows: Sequence[np.ndarray]) -> None:
         self._network, self._arrays, self._windows = network, arrays, windows
-        self._valid = [~np.isnan(window[..., 0]) for window in windows]
+        self._valid = [valid_pixels(window) for window in windows]
         self._pixels = sum(int(valid.sum()) for valid in self._valid)
         self._expected = self._classes({}, "f32")
 

@@ -17,6 +17,7 @@ from lulc.config import ClassifyConfig
 from lulc.core.claims import claim_outputs
 from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, Legend
+from lulc.core.statistics import valid_pixels
 from lulc.core.storage import put_folder, temporary_folder, write_atomically
 from lulc.core.windows import Part, PlannedWindow, Window
 from lulc.inference.job import no_valid_pixel, open_job
@@ -134,7 +135,7 @@ def classify_lazily(config: ClassifyConfig, source: ArraySource) -> ClassifiedAr
         sizes = (span.inner.stop - span.inner.start for span in (rows, cols))
         inner = Window(rows.inner.start, cols.inner.start, *sizes)
         result = np.full((bands, *chunks), np.nan, np.float32)
-        valid = ~np.isnan(window[0, ..., 0][inner.slices])
+        valid = valid_pixels(window[0][inner.slices])
         if not valid.any():
             return result
         place = PlannedWindow(Window(0, 0, height, width), inner)

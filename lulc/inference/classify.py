@@ -554,7 +554,7 @@ def _windows_with_data(
     """`count` windows with valid pixels, and the share of windows without, from looking at some."""
     step = -(-len(windows) // most)
     seen = windows[step // 2 :: step]
-    full = [w for w in seen if not np.isnan(job.stack.read(w.write)[..., 0]).all()]
+    full = [w for w in seen if not np.isnan(job.stack.read(w.write)).all()]
     if not full:
         raise InputError(
             f"cannot forecast the map, since none of the {len(seen)} windows looked at holds a valid pixel",

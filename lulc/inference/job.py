@@ -17,6 +17,7 @@ import numpy as np
 import rasterio
 
 from lulc.config import ClassifyConfig, InputConfig
+from lulc.core.channels import ChannelSet, name_of
 from lulc.core.grid import GridSpec, metres_per_pixel
 from lulc.core.schema import IGNORE, INDICES, UNCLASSIFIED, InputError, Legend
 from lulc.core.statistics import Statistics, read_statistics
@@ -48,7 +49,6 @@ from lulc.maps.geotiff import MapProfile
 from lulc.models import weights
 from lulc.models.calibration import calibrate
 from lulc.models.card import ModelCard, check_classifies, load_card
-from lulc.models.config import GraphConfig
 from lulc.models.uncertainty import NOVELTY, confidence, decide, with_measures
 from lulc.rasters.layers import Source
 from lulc.rasters.stack import Stack, open_stack, sort_inputs
@@ -63,7 +63,7 @@ SIZE_RATIO = 1.25
 
 logger = logging.getLogger("lulc")
 
-_PATHS = ("inputs", "fill", "like", "mask", "aoi")
+_PATHS = ("inputs", "layers", "fill", "like", "mask", "aoi")
 PARAMETERS = ("activations", "batch_size", "blend", "tta", "min_confidence", "min_agreement", "cog", "extra")
 """Options beside those of the inputs that decide a map, as its tags hold them."""
 
@@ -91,7 +91,6 @@ class Job:
 
     def __init__(self, config: ClassifyConfig, members: Sequence[Member], stack: Stack) -> None:
         card = members[0].card
-        config = _fitted(config, members)
         self.config, self.card, self.stack = config, card, stack
         self.out = Path(config.out)
         self.members = members
@@ -248,6 +247,8 @@ class Job:
             "LULC_INPUTS": self._inputs,
             "LULC_CHANNELS": {c.name: described.get(c.name, {}) for c in self.card.channels},
         }
+        if not self.stack.channel_set.is_plain:
+            tags["LULC_CHANNEL_SET"] = self.stack.channel_set.to_json()
         if self.config.statistics is not None:
             # A legacy file has none, so that the weights alone don't tell them.
             tags["LULC_STATISTICS"] = self.card.statistics.to_json()
@@ -277,7 +278,7 @@ class Job:
         for name in _PATHS:
             value = options[name]
             many = isinstance(value, tuple)
-            options[name] = [Path(v).name for v in value] if many else value and Path(value).name
+            options[name] = [name_of(v) for v in value] if many else value and name_of(value)
         return options | {"temperature": self.card.temperature}
 
     def identify_inputs(self) -> None:
@@ -294,27 +295,8 @@ class Job:
         side = min(256, *self.plan.window)
         for window in domain_shift.sample_windows(*self.stack.grid.shape, count=6, side=side):
             values = self.stack.read(window)
-            if not np.isnan(values[..., 0]).all():
+            if not np.isnan(values).all():
                 yield values
-
-
-def _fitted(config: ClassifyConfig, members: Sequence[Member]) -> ClassifyConfig:
-    """Return the config with the blending and the windows that imported networks need."""
-    networks = [member.card.network for member in members]
-    graphs = [network for network in networks if isinstance(network, GraphConfig)]
-    if config.blend == "none" and not all(graph.exact for graph in graphs):
-        logger.info("windows are blended, since no halo makes this network exact: --blend gaussian")
-        config = dataclasses.replace(config, blend="gaussian")
-    sides = {(graph.side[0], graph.side[1]) for graph in graphs if graph.side}
-    asked = config.window if isinstance(config.window, tuple) else (config.window,) * 2
-    if len(sides) > 1 or (sides and config.window is not None and asked not in sides):
-        taken = " and ".join(f"{height} x {width}" for height, width in sorted(sides))
-        raise InputError(
-            f"cannot classify in common windows, since --window is {config.window} and the networks take "
-            f"windows of {taken} pixels alone",
-            "Leave --window out, and name networks of one size.",
-        )
-    return dataclasses.replace(config, window=sides.pop()) if sides else config
 
 
 @contextlib.contextmanager
@@ -338,27 +320,27 @@ def open_job(
         If model or mosaic are refused, or don't fit together.
     """
     if members:
-        bands, indices = sort_inputs(config.inputs, config)
-        with open_stack(bands, indices, config, channels=[c.name for c in members[0].card.channels]) as stack:
+        bands, indices = sort_inputs(config.inputs, config, members[0].card.inputs)
+        with open_stack(bands, indices, config, channels=members[0].card.inputs) as stack:
             yield Job(config, members, stack)
         return
     models = [weights.find_model(name, config.pick) for name in (config.model, *config.ensemble)]
-    bands_of, indices_of = _sort(config, sources)
     members = [Member(model, _card_of(model, config)) for model in models]
+    bands_of, indices_of = _sort(config, sources, members[0].card.inputs)
     check_alike(members)
     _check_confidence(members[0].card, config)
     _check_novelty(members, config)
-    channels = [c.name for c in members[0].card.channels]
+    channels = members[0].card.inputs
     with open_stack(bands_of, indices_of, config, channels=channels) as stack:
         yield Job(config, [_compare(member, stack, config) for member in members], stack)
 
 
 def _sort(
-    config: ClassifyConfig, sources: Sequence[Source]
+    config: ClassifyConfig, sources: Sequence[Source], channels: ChannelSet
 ) -> tuple[Sequence[str | Source], Sequence[str | Source]]:
     """Return what may hold bands and what holds indices: open sources, or the inputs of the config."""
     if not sources:
-        return sort_inputs(config.inputs, config)
+        return sort_inputs(config.inputs, config, channels)
     bands = [source for source in sources if not set(source.names) <= set(INDICES)]
     return bands, [source for source in sources if set(source.names) & set(INDICES)]
 
@@ -382,8 +364,7 @@ def _compare(member: Member, stack: Stack, config: ClassifyConfig) -> Member:
     _check_pixel_size(member.card, stack.grid, strict=config.strict)
     if config.statistics == "mosaic":
         return Member(member.path, _with_mosaic_statistics(member.card, stack))
-    if config.statistics != "none" and not isinstance(member.card.network, GraphConfig):
-        # Of an imported network the card knows the scaling of the input, not the training data.
+    if config.statistics != "none":
         _check_domain(member.card, stack, strict=config.strict)
     return member
 
@@ -429,7 +410,7 @@ def _check_novelty(members: Sequence[Member], config: ClassifyConfig) -> None:
 
 def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
     """Return the card beside the weights, or for a legacy file a card of the known facts."""
-    if model.suffix in (".keras", ".npz", ".onnx"):
+    if model.suffix in (".keras", ".npz"):
         if config.statistics is not None:
             raise InputError(
                 f"cannot use --statistics with '{model}', since its card has the statistics of its training, "
@@ -445,7 +426,7 @@ def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
     if model.suffix not in (".h5", ".hdf5"):
         raise InputError(
             f"cannot use '{model}' as weights, expected one that ends in .keras, in .npz "
-            "for a forest, in .onnx for an imported network, or in .h5 for Keras 2",
+            "for a forest, or in .h5 for Keras 2",
             "Give the weights first, then bands and indices, then the map: MODEL INPUT [INPUT ...] OUT.",
         )
     if config.statistics is None:

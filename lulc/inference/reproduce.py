@@ -20,10 +20,11 @@ import numpy as np
 import rasterio
 
 from lulc.config import ClassifyConfig, InputConfig, ReproduceConfig
+from lulc.core.channels import with_path
 from lulc.core.documents import check_document, write_document
 from lulc.core.machine import GDAL_CACHE
 from lulc.core.schema import IGNORE, InputError, LandCoverClass, Legend
-from lulc.core.storage import check_absent, rename_durably, sha256_of, temporary_folder
+from lulc.core.storage import rename_durably, sha256_of, temporary_folder
 from lulc.core.windows import Window, squares_of
 from lulc.export.export import write_level
 from lulc.inference.classify import classify
@@ -33,7 +34,7 @@ from lulc.labels.value_tables import LEGEND_TAG
 from lulc.maps.geotiff import MapProfile
 from lulc.maps.reader import ClassMap, open_map
 from lulc.maps.writer import PART, write_map
-from lulc.models.weights import CARDED, weights_folders
+from lulc.models.weights import weights_folders
 from lulc.rasters.layers import identify
 
 logger = logging.getLogger("lulc")
@@ -316,7 +317,7 @@ def _find_models(
     missing = {member["sha256"] for member in members}
     known: dict[str, Path] = {}
     files = (p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*"))))
-    for path in (p for p in files if p.suffix in (*CARDED, ".h5") and p.is_file()):
+    for path in (p for p in files if p.suffix in (".keras", ".h5") and p.is_file()):
         if not missing - known.keys():
             break
         known.setdefault(sha256_of(path), path)
@@ -345,7 +346,10 @@ def _classify_config(
     for name in {file.name for file in inputs}:
         found[name] = [file.path for file in inputs if file.name == name and file.path is not None]
 
-    def locate(name: str) -> str:
+    def locate(text: str) -> str:
+        return with_path(text, place_of)
+
+    def place_of(name: str) -> str:
         paths = found.get(name)
         if not paths:
             raise InputError(
@@ -360,7 +364,7 @@ def _classify_config(
         for name, value in parameters.items()
         if name in _OPTIONS
     }
-    options["fill"] = tuple(map(locate, parameters["fill"]))
+    options |= {n: tuple(map(locate, parameters.get(n, ()))) for n in ("fill", "layers")}
     options |= {n: locate(options[n]) for n in ("like", "mask", "aoi") if options.get(n)}
     statistics = None
     if "statistics" in provenance:
@@ -424,7 +428,12 @@ def _check_outputs(config: ReproduceConfig) -> None:
         if name is None:
             continue
         out = Path(name)
-        if out.resolve() == Path(config.map).resolve():
-            raise InputError(f"cannot write '{out}', expected another name than the map's", "Change it.")
-        if not config.overwrite:
-            check_absent(out)
+        if out.suffix.lower() not in (".tif", ".tiff") or out.resolve() == Path(config.map).resolve():
+            raise InputError(
+                f"cannot write '{out}', expected another name than the map's, in .tif", "Give another output."
+            )
+        if out.exists() and not config.overwrite:
+            raise InputError(
+                f"cannot write '{out}', since it exists already",
+                "Give another output, or add --overwrite to replace it.",
+            )

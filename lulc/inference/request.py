@@ -10,10 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 from lulc.config import ClassifyConfig
+from lulc.core.channels import name_of, split_prefix
 from lulc.core.claims import claim_outputs
 from lulc.core.removal import remove_leftovers
 from lulc.core.schema import InputError
-from lulc.core.storage import check_absent
 from lulc.export.stac import known_dates, parse_dates
 from lulc.inference.journal import claimed_by, folder_of, open_journal
 from lulc.inference.outputs import check_tiles, is_named, is_tileset
@@ -44,7 +44,7 @@ def dates_of(config: ClassifyConfig) -> tuple[str, ...]:
     """Dates of the imagery, where tiles are to have them."""
     if not config.tiles:
         return ()
-    names = {"inputs": [Path(p).name for p in config.inputs], "fill": [Path(p).name for p in config.fill]}
+    names = {name: [name_of(p) for p in getattr(config, name)] for name in ("inputs", "layers", "fill")}
     dates = config.date or known_dates({"LULC_PARAMETERS": json.dumps(names)})
     if not dates:
         raise InputError(
@@ -94,7 +94,10 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
         )
     if not config.overwrite:
         _tidy(config)
-        check_absent(target)
+        raise InputError(
+            f"cannot write '{target}', since it exists already",
+            "Give another output, or add --overwrite to replace it.",
+        )
     if target.is_dir():
         check_tiles(target)
 
@@ -127,5 +130,5 @@ def _is_map(path: Path) -> bool:
 def _named_files(config: ClassifyConfig) -> set[Path]:
     """All that the command names for reading."""
     single = (config.model, config.mask, config.like, config.aoi, config.statistics)
-    named = (*config.inputs, *config.fill, *config.ensemble, *filter(None, single))
-    return {Path(name).resolve() for name in named}
+    named = (*config.inputs, *config.layers, *config.fill, *config.ensemble, *filter(None, single))
+    return {Path(split_prefix(name)[1]).resolve() for name in named}

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from lulc.core.buffers import Buffers
+from lulc.core.statistics import valid_pixels
 from lulc.core.threads import ahead, in_order
 from lulc.core.windows import Part, Plan, PlannedWindow, Window
 
@@ -256,7 +257,7 @@ def _load(
             x = _read_padded(read, plan, window.read)
         finally:
             free.put(read)
-        valid = ~np.isnan(x[..., 0][window.valid.slices])
+        valid = valid_pixels(x[window.valid.slices])
         return _Loaded(part, window, valid, x) if valid.any() else _Loaded(part, window, None, None)
 
     if len(reads) == 1:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import rasterio
 
 from lulc.config import ClassifyConfig
+from lulc.core.channels import split_prefix, with_path
 from lulc.core.documents import seal_of
 from lulc.core.machine import GDAL_CACHE, cores
 from lulc.core.schema import InputError
@@ -99,7 +100,9 @@ def work_of(job: Job, dates: Sequence[str]) -> Work:
 def _absolute(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_absolute, value))
-    return value if value is None or is_address(value) else os.path.abspath(value)
+    if value is None:
+        return None
+    return with_path(value, lambda path: path if is_address(path) else os.path.abspath(path))
 
 
 def reading() -> rasterio.Env:
@@ -109,8 +112,13 @@ def reading() -> rasterio.Env:
 
 def stamps_of_inputs(config: ClassifyConfig) -> list[Stamp]:
     """Stamps of all files that are read."""
-    named = [*config.inputs, *config.fill, *(p for p in (config.mask, config.aoi, config.like) if p)]
-    return stamps_of(named, allow_vrt=config.allow_vrt)
+    named = [
+        *config.inputs,
+        *config.layers,
+        *config.fill,
+        *(p for p in (config.mask, config.aoi, config.like) if p),
+    ]
+    return stamps_of([split_prefix(text)[1] for text in named], allow_vrt=config.allow_vrt)
 
 
 def output_of(job: Job, folder: Path, dates: Sequence[str]) -> Output:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from lulc.core.channels import ChannelSet, set_of
 from lulc.core.codec import REQUIRED, Jsonable, limits, schema_of
 from lulc.core.documents import read_document, seal_of, write_document
 from lulc.core.schema import MAX_CLASSES, InputError, Legend, Name
 from lulc.core.statistics import Statistics
-from lulc.models.config import GraphConfig, NetworkConfig, PixelConfig
+from lulc.models.config import NetworkConfig, PixelConfig
 from lulc.models.ood_score import OodScore
 
 FORMAT_VERSION = 1
@@ -64,6 +65,8 @@ class ModelCard(Jsonable):
         Versions of the programs that wrote it.
     sha256, bytes
         Identity of the weights file; ``save_model`` fills them in.
+    channel_set
+        What the channels are; None where their names say everything.
     description, licence, attribution, not_for
         For people.
     simulated
@@ -79,7 +82,7 @@ class ModelCard(Jsonable):
     channels: Annotated[tuple[Channel, ...], limits(minItems=1, maxItems=1024)]
     legend: Legend
     statistics: Statistics
-    network: NetworkConfig | PixelConfig | GraphConfig
+    network: NetworkConfig | PixelConfig
     stride: Annotated[int, limits(minimum=1, maximum=4096)]
     halo: Annotated[int, limits(minimum=0, maximum=65_536)]
     temperature: (
@@ -92,6 +95,7 @@ class ModelCard(Jsonable):
     versions: dict[str, Text] = field(default_factory=dict)
     sha256: Annotated[Sha256, REQUIRED] = ""
     bytes: Annotated[int, limits(minimum=1), REQUIRED] = 0
+    channel_set: ChannelSet | None = None
     description: Text = ""
     licence: Text = ""
     attribution: Text = ""
@@ -112,6 +116,10 @@ class ModelCard(Jsonable):
         single, legend, halo, temperature = self.single_class, self.legend.names, self.halo, self.temperature
         checks = [
             (len(names) == channels, f"it names {len(names)} channels and its network has {channels}"),
+            (
+                self.channel_set is None or list(self.channel_set.names) == names,
+                "its channel set has other channels",
+            ),
             (len(set(names)) == len(names), f"it names a channel twice ({', '.join(names)})"),
             (
                 len(self.statistics.mean) == channels,
@@ -145,6 +153,11 @@ class ModelCard(Jsonable):
         return [problem for holds, problem in checks if not holds]
 
     @property
+    def inputs(self) -> ChannelSet:
+        """What the channels are, by which rasters are read."""
+        return self.channel_set or set_of([channel.name for channel in self.channels], self.name)
+
+    @property
     def origin(self) -> str:
         """Say in words which epoch of its training the weights are of; empty where the card doesn't know."""
         parameters = self.training.get("parameters")
@@ -170,12 +183,11 @@ class ModelCard(Jsonable):
 
     @property
     def unet(self) -> NetworkConfig:
-        """Shape of a network of this toolkit; raises InputError where the card is of another model."""
-        if not isinstance(self.network, NetworkConfig):
-            kind = "a random forest" if isinstance(self.network, PixelConfig) else "an imported network"
+        """Shape of the network; raises InputError where the card is that of a forest."""
+        if isinstance(self.network, PixelConfig):
             raise InputError(
-                f"cannot use '{self.name}' here, since it is {kind}, expected a network of this toolkit",
-                "Give the weights of such a network (.keras). This one makes maps: make_classifications.py.",
+                f"cannot use '{self.name}' here, since it is a random forest, expected a network",
+                "Give the weights of a network (.keras); the forest makes maps: make_classifications.py.",
             )
         return self.network
 

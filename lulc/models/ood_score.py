@@ -93,7 +93,7 @@ class OodScore(Jsonable):
         -------
         float32 (...)
             0..1; a threshold of 0.99 flags 1 % of the pixels where they are like the held-out ones, 1 is
-            farther away than any of them. NaN where a channel is.
+            farther away than any of them. A channel that is NaN counts as its mean; NaN where all are.
         """
         pixels = x.reshape(-1, x.shape[-1])
         found = np.empty(len(pixels), np.float32)
@@ -106,11 +106,15 @@ class OodScore(Jsonable):
 
     def _squares(self, pixels: NDArray[np.float32], statistics: Statistics) -> NDArray[np.float32]:
         """Return the squared distance from the nearest centre, float32 (pixel,)."""
-        z = _standardise(pixels, statistics) @ np.array(self.whitening, np.float32).T
+        z = _standardise(pixels, statistics)
+        missing = np.isnan(z)
+        # Adding NaN again marks pixels without any channel.
+        none = np.where(missing.all(axis=1), np.float32(np.nan), np.float32(0))
+        z = np.where(missing, np.float32(0), z) @ np.array(self.whitening, np.float32).T
         centres = np.array(self.centres, np.float32)
         products = z @ centres.T
         nearest = (0.5 * np.einsum("cb,cb->c", centres, centres) - products).min(axis=1)
-        return np.asarray(np.maximum(np.einsum("pb,pb->p", z, z) + 2 * nearest, 0), np.float32)
+        return np.asarray(np.maximum(np.einsum("pb,pb->p", z, z) + 2 * nearest, 0) + none, np.float32)
 
 
 Stacks = Sequence[tuple[Layers, Layers]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lulc.core.statistics import Statistics
+from lulc.core.statistics import Statistics, valid_pixels
 
 
 def texture_features(
@@ -40,8 +40,9 @@ def texture_features(
     [[1.0, 2.0, 1.0], [3.0, 2.0, 1.0], [0.0, 0.0, 0.0]]
     """
     z = (x.astype(np.float64) - statistics.mean) / statistics.std
-    valid = ~np.isnan(z[..., :1])
-    z = np.where(valid, z, 0.0)
+    valid = valid_pixels(z)[..., np.newaxis]
+    # A missing channel of a valid pixel counts as its mean.
+    z = np.where(np.isnan(z), 0.0, z)
     layers = [z]
     for radius in radii:
         count = np.maximum(_box_sum(valid.astype(np.float64), radius), 1.0)

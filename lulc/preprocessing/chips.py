@@ -41,7 +41,7 @@ NAMED = 5
 SAME_GROUND = 0.5
 """Share of the smaller of two chips beyond which both show the same ground, and so make one group."""
 
-PATTERNED = ("bands", "labels", "indices", "fill", "like", "mask", "pine", "spruce")
+PATTERNED = ("bands", "labels", "indices", "layers", "fill", "like", "mask", "pine", "spruce")
 """Options that take a pattern, and columns of a table of chips."""
 
 NUMBERS = ("scale", "offset", "nodata")

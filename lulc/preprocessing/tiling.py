@@ -23,9 +23,9 @@ import numpy as np
 import rasterio
 
 from lulc.config import PreprocessConfig
-from lulc.core.channels import CHANNEL_SETS
+from lulc.core.channels import CHANNEL_SETS, dates_of, split_prefix, with_path
 from lulc.core.schema import IGNORE, InputError
-from lulc.core.statistics import Moments
+from lulc.core.statistics import Moments, valid_pixels
 from lulc.core.storage import sha256_of, write_atomically
 from lulc.core.version import __version__
 from lulc.core.windows import Window, near_windows, squares_of
@@ -34,7 +34,6 @@ from lulc.datasets.manifest import StackFile
 from lulc.distributed.cluster import UnfitWorkerError
 from lulc.labels.labels import Labels, near_borders, open_labels
 from lulc.labels.schemes import load_scheme
-from lulc.preprocessing.patches import LabelledPixels
 from lulc.preprocessing.plan import Place, Spot
 from lulc.rasters.channels import load_channels
 from lulc.rasters.guards import is_address
@@ -129,8 +128,8 @@ class Site:
 
 
 PATHS = (
-    "bands", "scenes", "indices", "channels", "fill", "labels", "like", "mask", "aoi", "pine", "spruce",
-    "scheme",
+    "bands", "scenes", "indices", "layers", "channels", "fill", "labels", "like", "mask", "aoi", "pine",
+    "spruce", "scheme",
 )  # fmt: skip
 """Options that name inputs."""
 
@@ -139,7 +138,8 @@ def paths_of(config: PreprocessConfig) -> list[str]:
     """All inputs that the options name, folders of scenes as what was found there."""
     values = [getattr(config, name) for name in PATHS if name != "scenes"]
     found = find_scenes(config.scenes, allow_vrt=config.allow_vrt)
-    return [path for v in (*found, *values) for path in (v if isinstance(v, tuple) else [v] if v else [])]
+    texts = [text for v in (*found, *values) for text in (v if isinstance(v, tuple) else [v] if v else [])]
+    return [split_prefix(text)[1] for text in texts]
 
 
 def anywhere(config: PreprocessConfig) -> PreprocessConfig:
@@ -149,10 +149,15 @@ def anywhere(config: PreprocessConfig) -> PreprocessConfig:
         named = is_address(path) or path in CHANNEL_SETS or not os.path.exists(path)
         return path if named else os.path.abspath(path)
 
+    def moved_from(text: str) -> str:
+        return with_path(text, absolute)
+
     moved: dict[str, Any] = {"out": os.path.abspath(config.out)}
     for name in PATHS:
         value = getattr(config, name)
-        moved[name] = tuple(map(absolute, value)) if isinstance(value, tuple) else value and absolute(value)
+        moved[name] = (
+            tuple(map(moved_from, value)) if isinstance(value, tuple) else value and moved_from(value)
+        )
     return dataclasses.replace(config, **moved)
 
 
@@ -163,7 +168,8 @@ def open_inputs(config: PreprocessConfig, found: Scenes | None = None) -> Iterat
     with (
         open_stack(
             config.bands, config.indices, config,
-            scenes=found or config.scenes, channels=load_channels(config.channels),
+            scenes=found or config.scenes,
+            channels=load_channels(config.channels, dates_of(config.bands)),
         ) as stack,
         open_labels(
             config.labels, stack.grid, load_scheme(config.scheme, config.codes) if config.scheme else None,
@@ -192,23 +198,9 @@ def count_classes(inputs: Inputs, window: Window, coverage: Coverage) -> tuple[i
     for part in squares_of(window, 1024):
         classes = inputs.labels.read(part)
         if (classes != IGNORE).any():
-            classes[~_valid(inputs.stack.read(part, coverage))] = IGNORE
+            classes[~valid_pixels(inputs.stack.read(part, coverage))] = IGNORE
             counts += np.bincount(classes.ravel(), minlength=256)
     return _by_class(counts, inputs.labels)
-
-
-def find_labels(inputs: Inputs, spot: Spot) -> LabelledPixels:
-    """Find the labelled valid pixels of a numbered place."""
-    found = []
-    for part in squares_of(spot.window, 1024):
-        classes = _masked_labels(inputs.labels, part, inputs.config.border_ignore)
-        if (classes != IGNORE).any():
-            classes[~_valid(inputs.stack.read(part))] = IGNORE
-        rows, cols = np.nonzero(classes != IGNORE)
-        number = np.full(len(rows), spot.number, np.int32)
-        place = (rows + part.row).astype(np.int32), (cols + part.col).astype(np.int32)
-        found.append(LabelledPixels(*place, classes[rows, cols], number))
-    return LabelledPixels.concatenate(found)
 
 
 def cut(inputs: Inputs, place: Place) -> Cut:
@@ -243,7 +235,6 @@ def cut(inputs: Inputs, place: Place) -> Cut:
         statistics=moments.statistics,
         sha256=sha256,
         group=place.group,
-        patches=place.labels.inside(window).boxes() if place.labels else (),
     )
     return Cut(file, moments)
 
@@ -255,11 +246,8 @@ def strips_of(inputs: Inputs, place: Place) -> Iterator[tuple[np.ndarray, np.nda
     for row in range(0, window.height, rows):
         strip = Window(window.row + row, window.col, rows, window.width).intersect(window)
         image = inputs.stack.read(strip)
-        if place.labels:
-            classes = _sparse_labels(place, strip, image)
-        else:
-            classes = _masked_labels(inputs.labels, strip, inputs.config.border_ignore)
-        classes[~_valid(image)] = IGNORE
+        classes = _masked_labels(inputs.labels, strip, inputs.config.border_ignore)
+        classes[~valid_pixels(image)] = IGNORE
         for hidden in near_windows(strip.relative_to(window), place.hidden, 0):
             classes[hidden.slices] = IGNORE
         yield image, classes
@@ -303,20 +291,3 @@ def _masked_labels(labels: Labels, window: Window, border: int) -> np.ndarray:
     classes = labels.read(grown)
     classes[near_borders(classes, border)] = IGNORE
     return classes[window.relative_to(grown).slices].copy()
-
-
-def _sparse_labels(place: Place, window: Window, image: np.ndarray) -> np.ndarray:
-    """Class numbers of a window, 255 beside the place's own pixels; `image` loses what it may not see."""
-    assert place.labels
-    classes = np.full(window.shape, IGNORE, np.uint8)
-    own = place.labels.inside(window)
-    classes[own.rows, own.cols] = own.classes
-    if place.withheld:
-        unseen = place.withheld.inside(window)
-        image[unseen.rows, unseen.cols] = np.nan
-    return classes
-
-
-def _valid(image: np.ndarray) -> np.ndarray:
-    """True where no channel is NaN: bool (y, x)."""
-    return ~np.isnan(image).any(axis=-1)

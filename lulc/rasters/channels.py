@@ -2,25 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from lulc.core.channels import CHANNEL_SETS, FORMAT_VERSION
-from lulc.core.config_file import read_texts
-from lulc.core.schema import INDICES, InputError
-from lulc.rasters.names import SENTINEL_BANDS, canonical_name
+from lulc.core.channels import (
+    CHANNEL_SETS,
+    FORMAT_VERSION,
+    LIBRARY,
+    ChannelDefinition,
+    ChannelName,
+    ChannelSet,
+    Word,
+    expanded,
+)
+from lulc.core.codec import schema_of
+from lulc.core.config_file import read_nested
+from lulc.core.documents import schema_problem
+from lulc.core.formula import parse
+from lulc.core.schema import InputError
+from lulc.rasters.names import canonical_name
 
-_KEYS = ("channels", "format_version")
 _START = "Start from a built-in set: preprocess.py --print-channels sentinel2-10 > channels.yaml"
+_RANGE = re.compile(r"([A-Za-z_]*?)(\d+)\.\.\1(\d+)")
+_ENTRY = schema_of(ChannelDefinition)
+_ENTRY["properties"]["name"] = {"type": "string", "maxLength": 100}
+_LIST = {"type": "array", "maxItems": 1024, "items": {"type": ["string", "object"]}}
+_NAME = {"type": "string", "minLength": 1, "maxLength": 200}
+_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["format_version", "channels"],
+    "additionalProperties": False,
+    "properties": {
+        "format_version": {"type": "integer"}, "name": _NAME, "channels": _LIST, "inputs": _LIST,
+        "dates": schema_of(tuple[Word, ...]) | {"maxItems": 100},
+        "rgb": {"type": "array", "minItems": 3, "maxItems": 3, "items": _NAME},
+    },
+}  # fmt: skip
 
 
-def load_channels(given: str) -> tuple[str, ...]:
-    """Return the channels of a set, in order.
+def load_channels(given: str, dates: Sequence[str] = ()) -> ChannelSet:
+    """Return a channel set.
 
     Parameters
     ----------
     given
-        Name of a built-in set, else a YAML file with ``format_version`` and ``channels``, a list of
-        Sentinel-2 bands and SYKE indices. Bands may have their common names (``nir``).
+        Name of a built-in set, else a YAML file with ``format_version`` and ``channels``, a list of known
+        names and of definitions (`lulc.core.channels.ChannelDefinition`).
+    dates
+        Dates of the rasters, where the set may name none.
 
     Raises
     ------
@@ -28,45 +60,100 @@ def load_channels(given: str) -> tuple[str, ...]:
         If there is no such set or file, or its content is not as described.
     """
     if given in CHANNEL_SETS:
-        return CHANNEL_SETS[given]
+        return CHANNEL_SETS[given].of_dates(dates)
     if not Path(given).is_file():
         raise InputError(
             f"cannot use --channels {given}, since that is neither a built-in set nor a file, expected "
             f"{', '.join(CHANNEL_SETS)} or a file",
             _START,
         )
-    texts = read_texts(Path(given), "the channel set", "Write the channels as a list, channels: [B04, B08].")
-    version, listed = texts.get("format_version"), texts.get("channels")
-    if isinstance(version, str) and version.isdecimal() and int(version) > FORMAT_VERSION:
-        raise InputError(
-            f"cannot use the channel set '{given}', since its format version is {version}, expected "
-            f"{FORMAT_VERSION}",
+    data = read_nested(Path(given), "the channel set", _START)
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise _refusal(
+            given, f"its format version is {version}, expected {FORMAT_VERSION}",
             "It was written for a newer version of this toolkit: upgrade lulc.",
-        )
-    if sorted(texts) != sorted(_KEYS) or version != str(FORMAT_VERSION) or not isinstance(listed, list):
-        raise InputError(
-            f"cannot use the channel set '{given}', since it has {', '.join(texts) or 'nothing'}, expected "
-            f"format_version: {FORMAT_VERSION} and a list of channels",
-            _START,
-        )
-    return _checked(listed, given)
-
-
-def _checked(listed: list[str], path: str) -> tuple[str, ...]:
-    """Names in their usual spelling; refuses those that are unknown or stand twice."""
-    names = {text: canonical_name(text) for text in listed}
-    unknown = [text for text, name in names.items() if name is None]
-    found = tuple(name for text in listed if (name := names[text]))
-    twice = sorted({name for name in found if found.count(name) > 1})
-    known = f"names among {', '.join((*SENTINEL_BANDS, *INDICES))}, each once"
-    if unknown or twice or not found:
-        problem = (
-            f"{', '.join(unknown)} is no channel that can be read" if unknown
-            else f"{', '.join(twice)} stands twice" if twice
-            else "its list is empty"
         )  # fmt: skip
+    if problem := schema_problem(data, _SCHEMA):
+        raise _refusal(given, f"{problem}; expected format_version: {FORMAT_VERSION} and a list of channels")
+    for entry in (*data["channels"], *data.get("inputs", ())):
+        if isinstance(entry, dict) and (problem := schema_problem(entry, _ENTRY)):
+            raise _refusal(given, f"of the channel {entry.get('name', '?')} {problem}")
+    if version != FORMAT_VERSION:
+        raise _refusal(given, f"its format version is {version}, expected format_version: {FORMAT_VERSION}")
+    own = tuple(data.get("dates", ()))
+    if own and not {*dates} <= {*own}:
+        raise _refusal(
+            given, f"its dates are {', '.join(own)}, but the rasters are of {', '.join(dates)}",
+            f"Give the rasters of each of its dates: --bands {own[0]}=FILE",
+        )  # fmt: skip
+    try:
+        defined, inputs = (_definitions(data.get(key, ())) for key in ("channels", "inputs"))
+        rgb = [canonical_name(name) or name for name in data.get("rgb", ())]
+        return expanded(data.get("name", Path(given).stem), defined, inputs, own or dates, rgb)
+    except InputError as error:
+        raise InputError(f"cannot use the channel set '{given}': {error.problem}", error.hint) from error
+
+
+def _definitions(listed: Sequence[str | Mapping[str, Any]]) -> list[ChannelDefinition]:
+    return [one for entry in listed for one in (_known(entry) if isinstance(entry, str) else _defined(entry))]
+
+
+def _known(text: str) -> list[ChannelDefinition]:
+    date, _, local = text.rpartition("/")
+    name = local if local in LIBRARY else canonical_name(local)
+    if name is None or name not in LIBRARY:
         raise InputError(
-            f"cannot use the channel set '{path}', since {problem}, expected {known}",
-            "Correct the list of channels.",
+            f"{text} is no channel that is known, expected names among {', '.join(LIBRARY)}",
+            f"Write what it is: {{name: {text}, kind: any}}",
         )
-    return found
+    one = LIBRARY[name]
+    return [dataclasses.replace(one, name=f"{date}/{name}") if date else one]
+
+
+def _defined(entry: Mapping[str, Any]) -> list[ChannelDefinition]:
+    """Return the definitions of an entry; a name such as A00..A63 stands for many."""
+    return [_one({**entry, "name": name}) for name in names_in(str(entry["name"]))]
+
+
+def _one(entry: Mapping[str, Any]) -> ChannelDefinition:
+    if problem := schema_problem(entry["name"], schema_of(ChannelName)):
+        raise InputError(
+            f"cannot define a channel, since of its name {problem}",
+            "Write letters, digits and _, a letter first.",
+        )
+    known = LIBRARY.get(entry["name"])
+    plain = known.to_json() if known else {}
+    given = ChannelDefinition.from_json({**plain, **entry})
+    if not known and not given.layers:
+        given = dataclasses.replace(given, layers=() if given.formula else (given.local,))
+    if given.formula and not given.unit and "kind" not in entry:
+        parse(given.formula)
+        given = dataclasses.replace(given, kind="index")
+    return given.completed()
+
+
+def names_in(text: str) -> list[str]:
+    """Return the names that a text stands for.
+
+    Examples
+    --------
+    >>> names_in("VV"), names_in("A08..A11"), names_in("VV,VH")
+    (['VV'], ['A08', 'A09', 'A10', 'A11'], ['VV', 'VH'])
+    """
+    if "," in text:
+        return [name for part in text.split(",") for name in names_in(part.strip())]
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        return [text]
+    head, first, last = match.groups()
+    if not int(first) <= int(last) <= int(first) + 1023:
+        raise InputError(
+            f"cannot use the names {text}, since they are none or more than 1024, expected as in A00..A63",
+            "Write the smaller number first.",
+        )
+    return [f"{head}{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+
+
+def _refusal(path: str, problem: str, hint: str = _START) -> InputError:
+    return InputError(f"cannot use the channel set '{path}', since {problem}", hint)

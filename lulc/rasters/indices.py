@@ -1,4 +1,4 @@
-"""The five SYKE spectral indices, and how they are coded.
+"""The five SYKE spectral indices as formulas, and how they are coded.
 
 References
 ----------
@@ -7,20 +7,15 @@ SYKE, Sentinel-2 image index mosaics (S2ind), metadata at luontotieto.fi.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lulc.core.channels import SYKE_FORMULAS
+from lulc.core.formula import parse
 from lulc.core.schema import BANDS, INDICES
 
-NEEDS = {
-    "NDVI": ("B08", "B04"),
-    "NDTI": ("B11", "B12"),
-    "NDBI": ("B11", "B08", "B04"),
-    "NDMI": ("B08", "B11"),
-    "NDSI": ("B03", "B11"),
-}
-"""The bands that each index is computed from."""
+FORMULAS = {name: parse(text) for name, text in SYKE_FORMULAS.items()}
 
 
 def needed_bands(indices: Sequence[str]) -> tuple[str, ...]:
@@ -31,19 +26,17 @@ def needed_bands(indices: Sequence[str]) -> tuple[str, ...]:
     >>> needed_bands(["NDVI", "NDSI"])
     ('B03', 'B04', 'B08', 'B11')
     """
-    wanted = {band for index in indices for band in NEEDS[index]}
+    wanted = {band for index in indices for band in FORMULAS[index].names}
     return tuple(band for band in BANDS if band in wanted)
 
 
-def spectral_index(name: str, planes: dict[str, np.ndarray]) -> np.ndarray:
+def spectral_index(name: str, planes: Mapping[str, np.ndarray]) -> np.ndarray:
     """One index from reflectance planes.
 
     Parameters
     ----------
     name
-        NDVI (B08, B04), NDTI (B11, B12), NDMI (B08, B11) and NDSI (B03, B11) are normalised
-        differences (a - b) / (a + b). NDTI is the tillage index, not turbidity. NDBI is SYKE's
-        built-up index, the normalised difference of B11 and B08 minus NDVI, in -2..2.
+        One of the SYKE indices. NDTI is the tillage index, not turbidity; NDBI lies in -2..2.
     planes
         Band name to float32 (y, x) reflectance, in any one unit.
 
@@ -52,12 +45,7 @@ def spectral_index(name: str, planes: dict[str, np.ndarray]) -> np.ndarray:
     float32 (y, x)
         NaN where a denominator is zero or an input is NaN; never infinite.
     """
-    if name == "NDBI":
-        return -(spectral_index("NDMI", planes) + spectral_index("NDVI", planes))
-    first, second = (planes[band] for band in NEEDS[name])
-    total = first + second
-    total[total == 0] = np.nan
-    return (first - second) / total
+    return FORMULAS[name].evaluate(planes)
 
 
 def encode(index: np.ndarray) -> np.ndarray:

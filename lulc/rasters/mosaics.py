@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lulc.config import InputConfig
+from lulc.core.channels import LIBRARY, ChannelDefinition
 from lulc.core.grid import GridSpec
 from lulc.core.schema import INDICES, SIMULATED_TAG, InputError
 from lulc.core.windows import Window
@@ -20,10 +22,18 @@ from lulc.rasters.alignment import Alignment
 from lulc.rasters.items import is_item
 from lulc.rasters.layers import Layer, Source
 from lulc.rasters.masks import ValueMask
+from lulc.rasters.matching import find_layers
 from lulc.rasters.missing import NOTHING, Missing, as_stored
 from lulc.rasters.names import SENTINEL_BANDS, canonical_name, is_mask_name, is_scene_classification
 from lulc.rasters.products import SCL_VALUES
-from lulc.rasters.radiometry import Scaling, check_radiometry, choose_scaling, reflectance
+from lulc.rasters.radiometry import (
+    Scaling,
+    check_radiometry,
+    choose_scaling,
+    convert,
+    recognise_backscatter,
+    reflectance,
+)
 from lulc.rasters.sources import (
     is_safe,
     is_store,
@@ -43,18 +53,28 @@ _NATIVE_10_M = ("B02", "B03", "B04", "B08")
 class Plane:
     """One layer that is read: which, and what becomes of it."""
 
-    name: str
+    definition: ChannelDefinition
     position: int
     layer: Layer
     scaling: Scaling
     missing: Missing
+
+    @property
+    def name(self) -> str:
+        """Name of the channel, without its date."""
+        return self.definition.local
+
+    @property
+    def is_reflectance(self) -> bool:
+        return self.definition.kind == "reflectance"
 
 
 class Reader:
     """Some layers of one source, converted and on the stack's grid.
 
     `mask` lies on the pixels of the source: what it leaves out is missing before resampling could mix it into
-    its neighbours. Where nothing is resampled, the mask of the whole mosaic does it.
+    its neighbours. Where nothing is resampled, the mask of the whole mosaic does it. All planes are resampled
+    by one rule.
     """
 
     def __init__(
@@ -68,7 +88,13 @@ class Reader:
     def read(self, window: Window, only: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(values float32 (plane, y, x), valid bool (plane, y, x)) of all planes, or of those of `only`."""
         planes = self.planes if only is None else [self.planes[i] for i in only]
-        return self.alignment.bilinear(lambda there: self._convert(planes, there), window)
+        if planes[0].definition.resampling == "bilinear":
+            return self.alignment.bilinear(lambda there: self._convert(planes, there), window)
+        both, inside = self.alignment.nearest(
+            lambda there: np.concatenate(self._convert(planes, there)), window
+        )
+        values, valid = np.split(both, 2)
+        return values, (valid > 0) & inside
 
     def read_into(self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]) -> None:
         """Read all planes into their slots of values and valid (plane, y, x)."""
@@ -92,10 +118,12 @@ class Reader:
         stored, mask = self.source.read(own, there), self.source.read_mask(own, there)
         clear = self.mask.read(there) if self.mask is not None else None
         for i, (plane, dn, out, ok) in enumerate(zip(planes, stored, values, valid, strict=True)):
-            if plane.name in INDICES:
+            if plane.is_reflectance:
+                reflectance(dn, plane.scaling, plane.missing, out, ok)
+            elif plane.definition.stored == "syke":
                 _decode(dn, plane, out, ok)
             else:
-                reflectance(dn, plane.scaling, plane.missing, out, ok)
+                convert(dn, plane.definition, plane.layer, out, ok)
             if mask is not None:
                 ok &= mask[min(i, len(mask) - 1)]
             if clear is not None:
@@ -104,14 +132,16 @@ class Reader:
     def describe(self) -> dict[str, dict[str, Any]]:
         """Plane name to file and conversion, JSON-ready."""
         file = Path(self.source.path).name
-        moved = {"same": "none"}.get(self.alignment.kind, "bilinear")
         described = {}
         for p in self.planes:
+            moved = "none" if self.alignment.kind == "same" else p.definition.resampling
             said: dict[str, Any] = {"file": file, "resampling": moved}
             if self.source.tags.get(SIMULATED_TAG):
                 said["simulated"] = True
-            if p.name in INDICES:
+            if p.definition.stored == "syke":
                 said |= {"coding": "read", "nodata": list(p.missing.values)}
+            elif not p.is_reflectance:
+                said |= {"kind": p.definition.kind, "stored": p.definition.stored}
             else:
                 said |= {"scale": p.scaling.scale, "scale_from": p.scaling.scale_from,
                          "offset": p.scaling.offset, "offset_from": p.scaling.offset_from}  # fmt: skip
@@ -268,13 +298,13 @@ def _is_mask(source: Source) -> bool:
 
 
 def finest_grid(sources: Sequence[Source], planes: Sequence[Sequence[Plane]]) -> GridSpec:
-    """The finest grid among the bands that Sentinel-2 has at 10 m, else among all bands."""
+    """The finest grid among the bands of Sentinel-2, of equals that of a band of 10 m; else among all."""
     candidates = [
         source.grid
         for preferred in (_NATIVE_10_M, SENTINEL_BANDS)
         for source, own in zip(sources, planes, strict=True)
         if any(p.name in preferred for p in own)
-    ]
+    ] or [source.grid for source, own in zip(sources, planes, strict=True) if own]
     if not candidates:
         raise InputError(
             "cannot decide on a grid, since no band is read, expected at least one",
@@ -287,17 +317,19 @@ def finest_grid(sources: Sequence[Source], planes: Sequence[Sequence[Plane]]) ->
 def build_mosaic(
     path: str, sources: Sequence[Source], planes: Sequence[Sequence[Plane]], grid: GridSpec,
     config: InputConfig, mask: Source | None, *, classified: bool = True, quiet: bool = False,
+    own_grids: bool = False,
 ) -> Mosaic:  # fmt: skip
     """Lay the planes of some sources on one grid.
 
     `mask` is the scene classification of their product; with `classified` False, a mask of the user's own, in
-    which 1 is left out where the options name no values. `quiet` keeps what is resampled out of the messages.
+    which 1 is left out where the options name no values. `quiet` keeps what is resampled out of the messages;
+    `own_grids` admits sources on any grid.
     """
-    readers = [
-        Reader(source, _align(source, grid, config, quiet=quiet), own)
-        for source, own in zip(sources, planes, strict=True)
-        if own
-    ]
+    readers = []
+    for source, own in zip(sources, planes, strict=True):
+        for rule in dict.fromkeys(p.definition.resampling for p in own):
+            alignment = _align(source, grid, config, rule, quiet=quiet, own_grid=own_grids)
+            readers.append(Reader(source, alignment, [p for p in own if p.definition.resampling == rule]))
     scene = None
     if mask is not None:
         # With --mask the values given are those of that raster.
@@ -311,24 +343,46 @@ def build_mosaic(
 
 
 def band_planes(
-    sources: Sequence[Source], config: InputConfig, needed: Sequence[str], what: str, *, complete: bool = True
-) -> list[list[Plane]]:
-    """For each source the planes to read of it, checked against the names needed."""
-    names = _given_names(sources, config.band_names, "--band-names", SENTINEL_BANDS)
-    planes = [
-        [
-            Plane(
-                str(name), i, layer, choose_scaling(layer, config.scale, config.offset),
-                # Conversion to reflectance leaves 0 out in any case.
-                layer.missing.also(as_stored(config.nodata, layer.dtype)).without(0.0),
-            )
-            for i, (name, layer) in enumerate(zip(own, source.layers, strict=True))
-            if name in needed
-        ]
-        for source, own in zip(sources, names, strict=True)
+    sources: Sequence[Source], config: InputConfig, needed: Sequence[str | ChannelDefinition], what: str, *,
+    complete: bool = True,
+) -> list[list[Plane]]:  # fmt: skip
+    """For each source the planes to read of it, checked against the channels needed.
+
+    With `complete` False, a few of them are enough. Channels that may be missing need not be there.
+    """
+    wanted = [LIBRARY[one] if isinstance(one, str) else one for one in needed]
+    known = list(dict.fromkeys((*SENTINEL_BANDS, *(one.local for one in wanted))))
+    names = _given_names(sources, config.band_names, "--band-names", known)
+    found = find_layers(sources, names, wanted)
+    _check_names(
+        sources, names, [one.local for own in found for one in own.values()],
+        [one.local for one in wanted if not one.may_be_missing], what, complete=complete,
+    )  # fmt: skip
+    return [planes_of(source, own, config) for source, own in zip(sources, found, strict=True)]
+
+
+def planes_of(source: Source, found: Mapping[int, ChannelDefinition], config: InputConfig) -> list[Plane]:
+    """Return the planes of the layers of a source, by position in it."""
+    planes = []
+    for i, one in found.items():
+        layer = source.layers[i]
+        if one.kind == "reflectance":
+            scaling = choose_scaling(layer, config.scale, config.offset, (one.scale, one.offset))
+            # Conversion to reflectance leaves 0 out in any case.
+            missing = layer.missing.also(as_stored(config.nodata, layer.dtype)).without(0.0)
+        else:
+            scaling, missing = Scaling(), layer.missing
+        planes.append(Plane(one, i, layer, scaling, missing))
+    radar = [plane for plane in planes if plane.definition.stored == "auto"]
+    stored = {
+        plane.position: recognise_backscatter(values, plane.layer, f"{plane.name} of '{source.path}'")
+        for plane, values in zip(radar, _sample(source, radar), strict=True)
+    }
+    return [
+        dataclasses.replace(p, definition=dataclasses.replace(p.definition, stored=stored[p.position]))
+        if p.position in stored else p
+        for p in planes
     ]  # fmt: skip
-    _check_names(sources, names, [p.name for own in planes for p in own], needed, what, complete=complete)
-    return planes
 
 
 def index_planes(
@@ -348,7 +402,7 @@ def index_planes(
             missing = _index_missing(source, i, str(name), config.index_nodata, position, total)
             position += 1
             if name in wanted:
-                planes[-1].append(Plane(str(name), i, layer, Scaling(), missing))
+                planes[-1].append(Plane(LIBRARY[str(name)], i, layer, Scaling(), missing))
         _check_coding(source, planes[-1])
     found = [p.name for own in planes for p in own]
     if sources:
@@ -383,7 +437,7 @@ def _given_names(
     names = [list(source.names) for source in sources]
     if not given:
         return names
-    wanted = [canonical_name(n) for n in given]
+    wanted = [n if n in known else canonical_name(n) for n in given]
     wrong = [n for n, name in zip(given, wanted, strict=True) if name not in known]
     if wrong:
         raise InputError(
@@ -396,7 +450,7 @@ def _given_names(
         sources[i].path for i, j in places or () if not sources[i].ordered and names[i][j] not in known
     ]
     if places is None or unordered:
-        layers = "\n".join(f"  {s.path}: {_listed(own)}" for s, own in zip(sources, names, strict=True))
+        layers = "\n".join(f"  {s.path}: {listed(own)}" for s, own in zip(sources, names, strict=True))
         problem = (
             f"the variables of '{unordered[0]}' have no order, as in every Zarr folder"
             if unordered
@@ -441,7 +495,19 @@ def _places_to_name(
     return named if found == list(wanted) else None
 
 
-def _listed(names: Sequence[str | None]) -> str:
+def missing_channels(names: Sequence[str], found: str, expected: Sequence[str]) -> InputError:
+    """Return the error of channels that no raster holds; `found` lists the rasters and their layers."""
+    verb = "is" if len(names) == 1 else "are"
+    return InputError(
+        f"cannot make a stack, since {', '.join(names)} {verb} missing; found\n{found}\n"
+        f"expected {', '.join(expected)}, each once",
+        "Give the rasters that hold them: --layers RASTER; where its layers have no such names, "
+        f"--layers {','.join(names[:3])}=RASTER.",
+    )
+
+
+def listed(names: Sequence[str | None]) -> str:
+    """Return the first names of layers as one text."""
     return ", ".join(str(n or "(unnamed)") for n in names[:20])
 
 
@@ -454,11 +520,12 @@ def _check_names(
     twice = sorted({n for n in found if found.count(n) > 1})
     if not twice and (not missing or (not complete and found)):
         return
-    listing = "\n".join(
-        f"  {source.path}: {_listed(own)}" for source, own in zip(sources, names, strict=True)
-    )
+    listing = "\n".join(f"  {source.path}: {listed(own)}" for source, own in zip(sources, names, strict=True))
     index = bool(needed) and needed[0] in INDICES
     option = "--index-names" if index else "--band-names"
+    further = [n for n in missing if n not in SENTINEL_BANDS and not index]
+    if further and not twice:
+        raise missing_channels(missing, listing or "  no file", needed)
     verb = "is" if len(twice or missing) == 1 else "are"
     problem = f"{', '.join(twice or missing)} {verb} {'there twice' if twice else 'missing'}"
     raise InputError(
@@ -471,9 +538,11 @@ def _check_names(
     )  # fmt: skip
 
 
-def _align(source: Source, grid: GridSpec, config: InputConfig, *, quiet: bool) -> Alignment:
+def _align(
+    source: Source, grid: GridSpec, config: InputConfig, rule: str, *, quiet: bool, own_grid: bool
+) -> Alignment:
     alignment = Alignment(source.grid, grid)
-    if alignment.kind not in ("same", "scaled") and not config.resample:
+    if alignment.kind not in ("same", "scaled") and not (config.resample or own_grid):
         raise InputError(
             f"cannot stack '{source.path}', since its grid is\n  {source.grid.describe()}\n"
             f"expected\n  {grid.describe()}",
@@ -487,7 +556,7 @@ def _align(source: Source, grid: GridSpec, config: InputConfig, *, quiet: bool) 
                 "Give rasters of one region.",
             )
         level = logging.DEBUG if quiet else logging.INFO
-        logger.log(level, "'%s' is resampled (bilinear) to %s", source.path, grid.describe())
+        logger.log(level, "'%s' is resampled (%s) to %s", source.path, rule, grid.describe())
     return alignment
 
 
@@ -520,9 +589,16 @@ def _check_coding(source: Source, planes: Sequence[Plane]) -> None:
 
 def check_samples(mosaic: Mosaic) -> None:
     """Look at samples of a mosaic's bands for signs of a wrong scale or offset."""
-    samples = _sample_bands(mosaic.readers)
-    scaling = {plane.name: plane.scaling for reader in mosaic.readers for plane in reader.planes}
-    paths = list(dict.fromkeys(r.source.path for r in mosaic.readers))
+    bands = [
+        Reader(reader.source, reader.alignment, planes)
+        for reader in mosaic.readers
+        if (planes := [plane for plane in reader.planes if plane.is_reflectance])
+    ]
+    if not bands:
+        return
+    samples = _sample_bands(bands)
+    scaling = {plane.name: plane.scaling for reader in bands for plane in reader.planes}
+    paths = list(dict.fromkeys(r.source.path for r in bands))
     name = paths[0] if len(paths) == 1 else f"{paths[0]}' and {len(paths) - 1} more '"
     check_radiometry(samples, scaling, name.rstrip(" '"))
 
@@ -572,7 +648,7 @@ def _sample(source: Source, planes: Sequence[Plane]) -> list[np.ndarray]:
 
 def _present(values: np.ndarray, plane: Plane) -> np.ndarray:
     present = plane.missing.present(values)
-    return present if plane.name in INDICES else present & (values != 0)
+    return present & (values != 0) if plane.is_reflectance else present
 
 
 def _lattice(grid: GridSpec, blocks: tuple[int, int], count: int, side: int) -> list[Window]:

@@ -12,12 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lulc.core.schema import INDICES
-
-SENTINEL_BANDS = (
-    "B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12",
-)  # fmt: skip
-"""All bands of Sentinel-2 in the order of its products."""
+from lulc.core.schema import INDICES, SENTINEL_BANDS
 
 COMMON_NAMES: Mapping[str, str] = {
     "coastal": "B01", "coastalaerosol": "B01", "blue": "B02", "green": "B03", "red": "B04",

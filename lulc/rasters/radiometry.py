@@ -11,9 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from lulc.core.channels import ChannelDefinition
 from lulc.core.schema import InputError
 from lulc.rasters.layers import UNIT, Layer
 from lulc.rasters.missing import Missing
@@ -56,8 +58,13 @@ class Scaling:
     offset_from: str = "default"
 
 
-def choose_scaling(layer: Layer, scale: float | None, offset: float | None) -> Scaling:
-    """The user's options before the file's metadata before 0.0001 and 0.
+def choose_scaling(
+    layer: Layer, scale: float | None, offset: float | None,
+    known: tuple[float | None, float | None] = (None, None),
+) -> Scaling:  # fmt: skip
+    """The user's options before the file's metadata before those of the channel before 0.0001 and 0.
+
+    `known` is scale and offset of the channel: reflectance = stored x scale + offset.
 
     Raises
     ------
@@ -65,14 +72,19 @@ def choose_scaling(layer: Layer, scale: float | None, offset: float | None) -> S
         If the scale is not a positive number, or the offset no number.
     """
     chosen = []
-    for option, metadata, default in (
-        (scale, layer.scale, DEFAULT_SCALE),
-        (offset, layer.offset, 0.0),
+    factor, addend = known
+    # Metadata that give a scale and no offset mean that there is none.
+    moved = None if addend is None or layer.scale is not None else addend / (factor or DEFAULT_SCALE)
+    for option, metadata, own, default in (
+        (scale, layer.scale, factor, DEFAULT_SCALE),
+        (offset, layer.offset, moved, 0.0),
     ):
         if option is not None:
             chosen.append((float(option), "option"))
         elif metadata is not None:
             chosen.append((float(metadata), "metadata"))
+        elif own is not None:
+            chosen.append((float(own), "channel set"))
         else:
             chosen.append((default, "default"))
     (value, said), (added, added_by) = chosen
@@ -114,6 +126,92 @@ def reflectance(
         valid &= out >= np.float32(LOWEST * UNIT)
     valid &= dn != 0
     missing.mark(dn, valid)
+
+
+def convert(
+    dn: np.ndarray, channel: ChannelDefinition, layer: Layer, out: np.ndarray, valid: np.ndarray
+) -> None:
+    """Convert one plane that is no reflectance.
+
+    Parameters
+    ----------
+    dn
+        Stored values (y, x), integer or float.
+    channel
+        Its scale, offset, coding and valid range; the layer's own scale and offset go before.
+    layer
+        What its file says of it.
+    out
+        float32 (y, x), receives values in the unit of the channel; meaningless where invalid.
+    valid
+        bool (y, x), receives False for no data, NaN, Inf and what lies outside the valid range.
+    """
+    np.copyto(out, dn, casting="unsafe")
+    _unpack(out, channel, layer)
+    if channel.stored == "power":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            np.log10(out, out=out)
+        out *= np.float32(10)
+    np.isfinite(out, out=valid)
+    if channel.minimum is not None:
+        valid &= out >= np.float32(channel.minimum)
+    if channel.maximum is not None:
+        valid &= out <= np.float32(channel.maximum)
+    if channel.kind == "backscatter":
+        # Programs for radar write 0 where a scene has no pixel.
+        valid &= dn != 0
+    layer.missing.mark(dn, valid)
+
+
+def _unpack(values: np.ndarray, channel: ChannelDefinition, layer: Layer) -> None:
+    """Apply scale and offset to float32 values in place."""
+    factor, addend = layer.packing
+    if layer.packing == (1.0, 0.0):
+        factor, addend = channel.scale or 1.0, channel.offset or 0.0
+    if factor != 1:
+        values *= np.float32(factor)
+    if addend:
+        values += np.float32(addend)
+
+
+_LINEAR, _LOWEST_DB, _HIGHEST_DB = 3.0, -45.0, 10.0
+
+
+def recognise_backscatter(stored: np.ndarray, layer: Layer, name: str) -> Literal["dB", "power"]:
+    """Tell backscatter in dB from linear power.
+
+    Power is never negative and seldom above 1; land and water in dB are mostly negative.
+
+    Parameters
+    ----------
+    stored
+        Stored values (n,) without no data.
+    layer
+        What its file says of them.
+    name
+        Layer and file, for messages.
+
+    Raises
+    ------
+    InputError
+        If the values look like neither.
+    """
+    factor, addend = layer.packing
+    values = stored.astype("float64") * factor + addend
+    values = values[np.isfinite(values) & (stored != 0)]
+    if not values.size:
+        return "dB"
+    low, middle, high = np.percentile(values, (0.5, 50, 95))
+    if low >= 0 and middle <= _LINEAR:
+        return "power"
+    if _LOWEST_DB <= middle <= _HIGHEST_DB and low < 0:
+        return "dB"
+    raise InputError(
+        f"cannot take {name} for backscatter, since 95 % of its values lie below {high:.4g} and their median "
+        f"is {middle:.4g}, expected dB (about -30 to 5) or linear power (about 0 to 1)",
+        "Calibrate the product to sigma or gamma nought; or say in the channel set how values are stored: "
+        "stored: dB, and scale where they are whole numbers.",
+    )
 
 
 def check_radiometry(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str) -> None:
@@ -221,8 +319,8 @@ def _unit_of(values: np.ndarray) -> tuple[_Unit, bool]:
 
 def _jumps(band: str, levels: Mapping[str, float], others: Sequence[str]) -> bool:
     """True where a band is far from the level of the nearest other in wavelength."""
-    place = SENTINEL_BANDS.index(band)
-    nearest = min(others, key=lambda other: abs(SENTINEL_BANDS.index(other) - place))
+    order = SENTINEL_BANDS if {band, *others} <= {*SENTINEL_BANDS} else (band, *others)
+    nearest = min(others, key=lambda other: abs(order.index(other) - order.index(band)))
     return not 1 / _JUMP < levels[band] / levels[nearest] < _JUMP
 
 

@@ -1,13 +1,16 @@
-"""Bands, fills, indices and masks on one grid, read window by window.
+"""The channels of a set on one grid, read window by window.
 
-What `Stack.read` gives is what the network sees, in preprocessing and classification alike:
+What `Stack.read` gives is what the network sees, in preprocessing and classification alike. For each date:
 
 1. Bands become reflectance x 10000 (`lulc.rasters.radiometry`); those of 20 m are interpolated bilinearly to
    the 10 m grid (`lulc.rasters.alignment`).
 2. Missing reflectance is patched band by band from the fill mosaics, in order. The scene classification
    inside a ``.SAFE`` folder makes that product's own clouds missing, so that they are patched too.
-3. Indices are read as SYKE code, or computed from the patched bands.
-4. A pixel that lacks any channel, or that a mask, bounds or polygons leave out, is NaN in all.
+3. Indices are read as SYKE code.
+
+Further rasters are brought onto the grid by the rule of each channel. Then formulas are computed from all of
+these. A pixel that lacks a channel which may not be missing, or that a mask, bounds or polygons leave out, is
+NaN in all channels; one that lacks another channel is NaN there.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +28,16 @@ import numpy as np
 
 from lulc.config import InputConfig
 from lulc.core.buffers import Buffers
+from lulc.core.channels import ChannelDefinition, ChannelSet, dates_of, set_of, split_prefix
 from lulc.core.grid import GridSpec
-from lulc.core.schema import BANDS, CHANNELS, INDICES, InputError
+from lulc.core.schema import BANDS, CHANNELS, INDICES, SENTINEL_BANDS, InputError
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
-from lulc.rasters.indices import encode, needed_bands, spectral_index
+from lulc.rasters.further import Further, open_further
+from lulc.rasters.indices import encode
 from lulc.rasters.layers import Source
 from lulc.rasters.masks import Masks, open_masks
+from lulc.rasters.matching import find_layers, product_names
 from lulc.rasters.mosaics import (
     Mosaic,
     band_planes,
@@ -38,12 +45,14 @@ from lulc.rasters.mosaics import (
     check_samples,
     finest_grid,
     index_planes,
+    listed,
+    missing_channels,
     open_bands,
     open_in,
 )
-from lulc.rasters.names import SENTINEL_BANDS, is_mask_name, is_scene_classification
+from lulc.rasters.names import is_mask_name, is_scene_classification
 from lulc.rasters.scenes import Scenes, find_scenes, open_scenes
-from lulc.rasters.sources import is_collection, open_source
+from lulc.rasters.sources import is_collection, is_cube_folder, open_source
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -95,6 +104,70 @@ class Coverage:
         }
 
 
+@dataclass(frozen=True)
+class Part(Resource):
+    """Rasters of one date, or of none.
+
+    Parameters
+    ----------
+    date
+        Before the names of its channels; empty for none.
+    main
+        What the channels are read from.
+    fills
+        Mosaics that patch missing pixels, in order.
+    indices
+        Index rasters.
+    """
+
+    date: str
+    main: Mosaic | Scenes
+    fills: tuple[Mosaic, ...] = ()
+    indices: Mosaic | None = None
+
+    @property
+    def mosaics(self) -> tuple[Mosaic | Scenes, ...]:
+        """All mosaics, in the order of use."""
+        return (self.main, *self.fills, *([self.indices] if self.indices else []))
+
+    def full(self, name: str) -> str:
+        """Return the name of a channel with its date."""
+        return f"{self.date}/{name}" if self.date else name
+
+    @property
+    def local_names(self) -> tuple[str, ...]:
+        """Names of all channels that are read, without the date."""
+        return (*self.main.names, *(self.indices.names if self.indices else ()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all channels that are read."""
+        return tuple(map(self.full, self.local_names))
+
+    def read(
+        self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]
+    ) -> list[dict[str, np.ndarray]]:
+        """Read into the slots; return for each fill the pixels bool (y, x) of each band that it gave."""
+        own = {name: slots[self.full(name)] for name in self.local_names}
+        self.main.read(window, values, valid, own)
+        patched = [fill.patch(window, values, valid, own) for fill in self.fills]
+        if self.indices is not None:
+            self.indices.read(window, values, valid, own)
+        return patched
+
+    def reopen(self) -> Part:
+        """Open the same files once more, for another thread."""
+        return Part(
+            self.date, self.main.reopen(), tuple(fill.reopen() for fill in self.fills),
+            self.indices.reopen() if self.indices else None,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Release all files."""
+        for mosaic in self.mosaics:
+            mosaic.close()
+
+
 class Stack(Resource):
     """All channels on one grid; made by `open_stack`, closed as a context manager.
 
@@ -104,29 +177,38 @@ class Stack(Resource):
     ----------
     grid : GridSpec
         The grid of every window.
+    channel_set : ChannelSet
+        What the channels are.
     channels : tuple of str
         Names along the last axis of what `read` gives.
     coding : dict
-        Index channel to ``read`` or ``computed``.
+        Index, and channel with a formula, to ``read`` or ``computed``.
     provenance : dict
         JSON-ready: for each channel its file and conversion, the fills, the masks.
     """
 
-    def __init__(
-        self, grid: GridSpec, channels: Sequence[str], main: Mosaic | Scenes, fills: Sequence[Mosaic],
-        indices: Mosaic | None, masks: Masks,
-    ) -> None:  # fmt: skip
+    def __init__(self, grid: GridSpec, channel_set: ChannelSet, parts: Sequence[Part], masks: Masks) -> None:
         self.grid = grid
-        self.channels = tuple(channels)
-        self._main, self._fills, self._indices, self._masks = main, tuple(fills), indices, masks
-        read = indices.names if indices else ()
-        self.coding = {c: "read" if c in read else "computed" for c in self.channels if c in INDICES}
+        self.channel_set = channel_set
+        self.channels = channel_set.names
+        self._parts, self._masks = tuple(parts), masks
+        read = {name for part in parts for name in part.names}
+        plan = channel_set.plan(read)
+        self._computed = plan.computed
+        computed = {one.name for one, _ in plan.computed}
+        self.coding = {
+            one.name: "computed" if one.name in computed else "read"
+            for one in channel_set.channels if one.formula
+        }  # fmt: skip
         # Channels lie first, in order, so that interleaving them needs no selection.
-        extras = [band for band in main.names if band not in self.channels]
-        self._slots = {name: i for i, name in enumerate((*self.channels, *extras))}
+        extras = [one.name for one in (*plan.leaves, *(one for one, _ in plan.computed))]
+        extras += [name for part in parts for name in part.names]
+        self._slots = {name: i for i, name in enumerate(dict.fromkeys((*self.channels, *extras)))}
+        self._absent = [self._slots[one.name] for one in plan.leaves if one.name not in read]
+        self._optional = np.array([one.may_be_missing for one in channel_set.channels])
         self._arrays: tuple[np.ndarray, np.ndarray] | None = None
         self._images = Buffers()
-        self._rows = min(max(_ROWS, main.block_rows), 4 * _ROWS)
+        self._rows = min(max([_ROWS, *(part.main.block_rows for part in parts)]), 4 * _ROWS)
 
     def read(self, window: Window, coverage: Coverage | None = None) -> np.ndarray:
         """All channels of a window.
@@ -141,7 +223,8 @@ class Stack(Resource):
         Returns
         -------
         float32 (y, x, channel)
-            Reflectance x 10000 and SYKE codes 0..200, NaN in every channel of an invalid pixel.
+            Values in the units of the set: reflectance x 10000, SYKE codes 0..200, dB, metres. NaN in every
+            channel of an invalid pixel, and in channels that may be missing where they are.
 
         Raises
         ------
@@ -170,12 +253,11 @@ class Stack(Resource):
             return
         values, valid = self._workspace(window.shape)
         with np.errstate(over="ignore", invalid="ignore"):
-            self._main.read(window, values, valid, self._slots)
-            patched = [fill.patch(window, values, valid, self._slots) for fill in self._fills]
-            if self._indices is not None:
-                self._indices.read(window, values, valid, self._slots)
+            valid[self._absent] = False
+            patched = [part.read(window, values, valid, self._slots) for part in self._parts]
             self._compute(values, valid)
-        whole = np.logical_and.reduce(valid, axis=0)
+        own = valid[: len(self.channels)]
+        whole = self._whole(valid)
         if admitted is not None:
             whole &= admitted
         if coverage is not None:
@@ -183,6 +265,16 @@ class Stack(Resource):
         _interleave(values[: len(self.channels)], image)
         if not whole.all():
             image[~whole] = np.nan
+        for number in np.flatnonzero(self._optional):
+            if not own[number].all():
+                image[..., number][~own[number]] = np.nan
+
+    def _whole(self, valid: np.ndarray) -> np.ndarray:
+        """Pixels that count: those with all channels that may not be missing, and with any channel at all."""
+        if not self._optional.any():
+            return np.asarray(np.logical_and.reduce(valid, axis=0))
+        own = valid[: len(self.channels)]
+        return np.asarray(np.logical_and.reduce(own[~self._optional], axis=0) & own.any(axis=0))
 
     def _workspace(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Arrays for the planes of a strip, values float32 and valid bool (plane, y, x).
@@ -195,27 +287,37 @@ class Stack(Resource):
         return self._arrays
 
     def _compute(self, values: np.ndarray, valid: np.ndarray) -> None:
-        """Compute the indices that no file gives, from the patched bands."""
-        planes = {band: values[self._slots[band]] for band in self._main.names}
-        for name, coding in self.coding.items():
-            if coding == "computed":
-                slot = self._slots[name]
-                values[slot] = encode(spectral_index(name, planes))
-                np.isfinite(values[slot], out=valid[slot])
+        """Compute the channels that no file gives, from the patched bands."""
+        slots = self._slots
+        for one, formula in self._computed:
+            slot = slots[one.name]
+            if one.may_be_missing:
+                # Their inputs may be missing too, which no NaN in the plane says.
+                planes = {n: np.where(valid[slots[n]], values[slots[n]], np.nan) for n in formula.names}
+            else:
+                planes = {name: values[slots[name]] for name in formula.names}
+            found = formula.evaluate(planes)
+            if one.stored == "syke":
+                values[slot] = encode(found)
+            else:
+                values[slot] = np.clip(found, one.minimum, one.maximum) if _is_bounded(one) else found
+            np.isfinite(values[slot], out=valid[slot])
 
     def _count(
         self, coverage: Coverage, admitted: np.ndarray | None, valid: np.ndarray, whole: np.ndarray,
-        patched: Sequence[dict[str, np.ndarray]],
+        patched: Sequence[Sequence[dict[str, np.ndarray]]],
     ) -> None:  # fmt: skip
         inside = np.ones(whole.shape, dtype=bool) if admitted is None else admitted
         coverage.pixels += int(inside.sum())
         coverage.valid += int(whole.sum())
-        for name in (*self._main.names, *(self._indices.names if self._indices else ())):
-            lacking = int((inside & ~valid[self._slots[name]]).sum())
-            gained = sum(int((inside & p[name]).sum()) for p in patched if name in p)
-            coverage.missing[name] = coverage.missing.get(name, 0) + lacking
-            if name in self._main.names:
-                coverage.patched[name] = coverage.patched.get(name, 0) + gained
+        for part, fills in zip(self._parts, patched, strict=True):
+            for name in part.names:
+                lacking = int((inside & ~valid[self._slots[name]]).sum())
+                coverage.missing[name] = coverage.missing.get(name, 0) + lacking
+            for band in part.main.names:
+                gained = sum(int((inside & p[band]).sum()) for p in fills if band in p)
+                full = part.full(band)
+                coverage.patched[full] = coverage.patched.get(full, 0) + gained
 
     def to_xarray(self) -> xr.DataArray:
         """Return the stack as a DataArray whose pixels are read when they are used, while the stack is open.
@@ -244,14 +346,23 @@ class Stack(Resource):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        channels = self._main.describe() | (self._indices.describe() if self._indices else {})
+        channels = {
+            part.full(name): said
+            for part in self._parts for mosaic in (part.main, part.indices) if mosaic
+            for name, said in mosaic.describe().items()
+        }  # fmt: skip
         for name, coding in self.coding.items():
             channels.setdefault(name, {"coding": coding})
-        left_out = self._main.left_out
+        left_out = next((part.main.left_out for part in self._parts if part.main.left_out), None)
+        fills = [
+            {part.full(name): said for name, said in fill.describe().items()}
+            for part in self._parts for fill in part.fills
+        ]  # fmt: skip
         return {
             "channels": channels,
+            **({} if self.channel_set.is_plain else {"channel_set": self.channel_set.to_json()}),
             **({"scenes": self.scenes.provenance} if self.scenes else {}),
-            "fills": [fill.describe() for fill in self._fills],
+            "fills": fills,
             "scene_classification": {"left_out": list(left_out)} if left_out else None,
             **self._masks.provenance,
         }
@@ -259,11 +370,11 @@ class Stack(Resource):
     @property
     def scenes(self) -> Scenes | None:
         """The scenes that the bands are read from, where they were given as such."""
-        return self._main if isinstance(self._main, Scenes) else None
+        return next((part.main for part in self._parts if isinstance(part.main, Scenes)), None)
 
     def identity(self) -> list[dict[str, Any]]:
         """Name, bytes and sha256 of all files that are read, each once, in the order of use."""
-        mosaics = [self._main, *self._fills, *([self._indices] if self._indices else [])]
+        mosaics = [mosaic for part in self._parts for mosaic in part.mosaics]
         found = [i for m in mosaics for i in m.identity()] + self._masks.identity()
         return [item for i, item in enumerate(found) if item not in found[:i]]
 
@@ -271,17 +382,19 @@ class Stack(Resource):
         """The same stack with files of its own, for another thread; checks are not repeated."""
         again = copy.copy(self)
         again._arrays = None
-        again._main = self._main.reopen()
-        again._fills = tuple(fill.reopen() for fill in self._fills)
-        again._indices = self._indices.reopen() if self._indices else None
+        again._parts = tuple(part.reopen() for part in self._parts)
         again._masks = self._masks.reopen()
         return again
 
     def close(self) -> None:
         """Release all files."""
-        for mosaic in (self._main, *self._fills, *([self._indices] if self._indices else [])):
-            mosaic.close()
+        for part in self._parts:
+            part.close()
         self._masks.close()
+
+
+def _is_bounded(one: ChannelDefinition) -> bool:
+    return one.minimum is not None or one.maximum is not None
 
 
 def open_stack(
@@ -290,52 +403,178 @@ def open_stack(
     config: InputConfig,
     *,
     scenes: Sequence[str] | Scenes = (),
-    channels: Sequence[str] = CHANNELS,
+    channels: ChannelSet | Sequence[str] = CHANNELS,
 ) -> Stack:
     """Open everything that makes one aligned stack, and check that it fits.
 
     Parameters
     ----------
     bands
-        Sentinel-2 bands: files with one or many bands, ``.SAFE`` folders, STAC items, or open sources.
+        Bands: files with one or many bands, ``.SAFE`` folders, folders of one scene, STAC items, or open
+        sources; a date and ``=`` before the path for one of several dates.
     indices
         Index rasters in SYKE coding; indices in none of them are computed from the bands.
     config
-        The input options.
+        The input options, further rasters (`layers`) among them.
     scenes
         Instead of bands, scenes as `lulc.rasters.scenes.find_scenes` takes them; or those of another
         `Stack` of this config, which are not looked at again.
     channels
-        Names wanted, in order; layers with other names are left out.
+        The channel set, or names of known channels in order; layers that are none of them are left out.
 
     Raises
     ------
     InputError
         If names are missing, unclear or given twice, grids differ, or the radiometry looks wrong.
     """
+    wanted = channels if isinstance(channels, ChannelSet) else set_of(channels)
+    wanted = wanted.of_dates(dates_of(bands))
     with contextlib.ExitStack() as opened:
-        given = [open_in(path, config, opened) for path in indices]
-        coded = index_planes(given, config, channels)
-        read = {p.name for planes in coded for p in planes}
-        needed = _bands_for(channels, set(INDICES) - read)
-        sources: list[Source] = []
-        main: Mosaic | Scenes
-        if scenes:
-            main = _open_scenes(scenes, config, needed)
-            opened.callback(main.close)
-            grid = main.grid
-        else:
-            wanted = _bands_for(channels, set(INDICES))
-            sources, mask = open_bands(bands, config, wanted, opened, classified=config.mask is None)
-            grid, main = _lay_bands(sources, mask, config, needed, opened)
-        index = build_mosaic("indices", given, coded, grid, config, None) if read else None
-        fills = [_open_fill(path, config, needed, grid, opened) for path in config.fill]
-        classified = any(mosaic.left_out for mosaic in (main, *fills))
-        masks = opened.enter_context(open_masks(config, grid, classified=classified))
+        stack = _Opening(wanted, config, opened).stack(bands, indices, scenes)
         opened.pop_all()
-    numbered = bool(config.band_names or config.index_names)
-    _log_left_out([*sources, *given], {*needed, *read}, by_number=numbered)
-    return Stack(grid, channels, main, fills, index, masks)
+    return stack
+
+
+class _Opening:
+    """Opens the parts of a stack one after the other, on the grid of the first band."""
+
+    def __init__(self, channels: ChannelSet, config: InputConfig, opened: contextlib.ExitStack) -> None:
+        self._channels, self._config, self._opened = channels, config, opened
+        self._grid: GridSpec | None = None
+        self._dates = channels.dates or ("",)
+
+    def stack(
+        self, bands: Sequence[str | Source], indices: Sequence[str | Source],
+        scenes: Sequence[str] | Scenes,
+    ) -> Stack:  # fmt: skip
+        """Return the stack of some inputs."""
+        config = self._config
+        if scenes and self._channels.dates:
+            raise InputError(
+                "cannot use --scenes for several dates, since they make one mosaic, expected --bands",
+                "Compose each date first: make_mosaic.py --scenes FOLDER --dates FIRST/LAST --out MOSAIC.tif",
+            )
+        grouped = [_by_date(given, self._dates, what) for given, what in (
+            (bands, "--bands"), (indices, "--indices"), (config.fill, "--fill"),
+        )]  # fmt: skip
+        if config.like is not None:
+            self._grid = open_in(config.like, config, self._opened).grid
+        layers = open_further(config.layers, self._channels, config, self._opened)
+        parts = []
+        for date in self._dates:
+            own = [group[date] for group in grouped]
+            part = self._part(date, own[0], own[1], own[2], scenes, layers)
+            parts += [part] if part else []
+        self._check_complete(parts, layers)
+        grid = self._grid or layers.finest()
+        parts += [Part(date, mosaic) for date, mosaic in layers.mosaics(grid, config)]
+        classified = any(m.left_out for part in parts for m in (part.main, *part.fills))
+        masks = self._opened.enter_context(open_masks(config, grid, classified=classified))
+        return Stack(grid, self._channels, parts, masks)
+
+    def _part(
+        self, date: str, bands: Sequence[str | Source], indices: Sequence[str | Source],
+        fills: Sequence[str | Source], scenes: Sequence[str] | Scenes, layers: Further,
+    ) -> Part | None:  # fmt: skip
+        """Open the rasters of one date; None where all its channels are in further rasters."""
+        config, opened = self._config, self._opened
+        given = [open_in(path, config, opened) for path in indices]
+        coded = index_planes(
+            given, config, [one.local for one in self._channels.channels if one.date == date]
+        )
+        coding = [p.name for planes in coded for p in planes]
+        held = {*layers.names, *(f"{date}/{name}" if date else name for name in coding)}
+        # Grids are decided by all bands that an index could be computed from.
+        every = self._leaves(date, layers.names)
+        needed = self._leaves(date, held)
+        if not every and not bands:
+            return None
+        main: Mosaic | Scenes
+        sources: list[Source] = []
+        if scenes:
+            main = _open_scenes(scenes, config, [one.local for one in needed])
+            opened.callback(main.close)
+            self._grid = self._grid or main.grid
+        else:
+            files = [file for path in bands for file in _files_of(path, config)]
+            if all(one.may_be_missing for one in needed) and not files:
+                logger.warning(
+                    "no raster is given for %s, which may be missing: it is missing everywhere",
+                    f"the date {date}" if date else ", ".join(one.name for one in needed),
+                )
+                return None
+            names = list(dict.fromkeys(name for one in every for name in product_names(one)))
+            sources, mask = open_bands(files, config, names, opened, classified=config.mask is None)
+            planes = band_planes(sources, config, needed, f"bands of {date}" if date else "bands")
+            self._grid = self._grid or finest_grid(sources, planes)
+            main = build_mosaic("bands", sources, planes, self._grid, config, mask)
+            check_samples(main)
+        index = build_mosaic("indices", given, coded, self._grid, config, None) if coding else None
+        patches = tuple(_open_fill(path, config, needed, self._grid, opened) for path in fills)
+        numbered = bool(config.band_names or config.index_names)
+        _log_left_out([*sources, *given], {*main.names, *coding}, by_number=numbered)
+        return Part(date, main, patches, index)
+
+    def _check_complete(self, parts: Sequence[Part], layers: Further) -> None:
+        """Refuse channels of no date that no further raster holds."""
+        held = {*layers.names, *(name for part in parts for name in part.names)}
+        lacking = [
+            one for one in self._channels.plan(held).leaves
+            if one.name not in held and not one.may_be_missing
+        ]  # fmt: skip
+        if lacking:
+            found = "\n".join(f"  {s.path}: {listed(s.names)}" for s in layers.sources) or "  no file"
+            raise missing_channels([one.name for one in lacking], found, self._channels.names)
+        if not held:
+            raise self._channels.refusal(
+                "no raster holds any of its channels", "Give rasters: --bands RASTER, --layers RASTER."
+            )
+
+    def _leaves(self, date: str, held: Iterable[str]) -> list[ChannelDefinition]:
+        """Return the channels of a date that its bands have to give, where rasters hold others."""
+        held = set(held)
+        leaves = self._channels.plan(held).leaves
+        order = {one.name: i for i, one in enumerate(self._channels.channels)}
+        found = [one for one in leaves if one.date == date and one.name not in held]
+        # Channels first, in order; then bands that only formulas need, in the order of the products.
+        return sorted(found, key=lambda one: (order.get(one.name, len(order)), _place_of(one)))
+
+
+def _place_of(one: ChannelDefinition) -> int:
+    return SENTINEL_BANDS.index(one.local) if one.local in SENTINEL_BANDS else len(SENTINEL_BANDS)
+
+
+def _files_of(path: str | Source, config: InputConfig) -> list[str | Source]:
+    """Return the files of a folder that holds one scene; other paths as they are."""
+    if not isinstance(path, str) or not os.path.isdir(path) or is_collection(path) or is_cube_folder(path):
+        return [path]
+    scenes = find_scenes([path], allow_vrt=config.allow_vrt)
+    if len(scenes) != 1:
+        raise InputError(
+            f"cannot use the folder '{path}' for bands, since it holds {len(scenes)} scenes, expected one",
+            "Give many scenes with --scenes, or compose them first: make_mosaic.py --scenes FOLDER.",
+        )
+    return list(scenes[0])
+
+
+def _by_date(
+    given: Sequence[str | Source], dates: Sequence[str], option: str
+) -> dict[str, list[str | Source]]:
+    """Return what is given for each date, without the date before the path."""
+    found: dict[str, list[str | Source]] = {date: [] for date in dates}
+    for text in given:
+        date, path = split_prefix(text) if isinstance(text, str) else ("", text)
+        if date not in found:
+            known = ", ".join(dates) if dates[0] else "none"
+            said = f"it is of the date {date}" if date else "it has no date"
+            raise InputError(
+                f"cannot use '{path if isinstance(path, str) else path.path}' for {option}, since {said}, "
+                f"expected one of the dates of the channels: {known}",
+                f"Write the date before it: {option} {dates[0]}={path}" if dates[0] else
+                "Leave out what stands before '=', or give each raster of --bands a date.",
+            )  # fmt: skip
+        found[date].append(path)
+    return found
 
 
 def _open_scenes(scenes: Sequence[str] | Scenes, config: InputConfig, needed: Sequence[str]) -> Scenes:
@@ -344,19 +583,9 @@ def _open_scenes(scenes: Sequence[str] | Scenes, config: InputConfig, needed: Se
     return open_scenes(find_scenes(scenes, allow_vrt=config.allow_vrt), config, needed)
 
 
-def _lay_bands(
-    sources: Sequence[Source], mask: Source | None, config: InputConfig, needed: Sequence[str],
-    opened: contextlib.ExitStack,
-) -> tuple[GridSpec, Mosaic]:  # fmt: skip
-    """The grid of ``--like``, else the finest of the bands; and the bands on it, checked."""
-    planes = band_planes(sources, config, needed, "bands")
-    grid = finest_grid(sources, planes) if config.like is None else open_in(config.like, config, opened).grid
-    main = build_mosaic("bands", sources, planes, grid, config, mask)
-    check_samples(main)
-    return grid, main
-
-
-def sort_inputs(inputs: Sequence[str], config: InputConfig) -> tuple[list[str], list[str]]:
+def sort_inputs(
+    inputs: Sequence[str], config: InputConfig, channels: ChannelSet | None = None
+) -> tuple[list[str], list[str]]:
     """Tell band rasters from index rasters by the names of their layers.
 
     Parameters
@@ -365,6 +594,8 @@ def sort_inputs(inputs: Sequence[str], config: InputConfig) -> tuple[list[str], 
         Files and ``.SAFE`` folders as given on the command line.
     config
         The input options; `band_names` and `index_names` tell unnamed files apart by their number.
+    channels
+        What is looked for beside Sentinel-2 bands and SYKE indices.
 
     Returns
     -------
@@ -378,22 +609,27 @@ def sort_inputs(inputs: Sequence[str], config: InputConfig) -> tuple[list[str], 
     """
     bands, indices, unclear = [], [], []
     unnamed = 0
-    for path in inputs:
-        if is_collection(path) or is_scene_classification(path) or is_mask_name(path):
-            bands.append(path)
+    wanted = [] if channels is None else [leaf for leaf in channels.plan().leaves if leaf.layers]
+    for given in inputs:
+        path = split_prefix(given)[1]
+        folder = os.path.isdir(path) and not is_cube_folder(path)
+        if folder or is_collection(path) or is_scene_classification(path) or is_mask_name(path):
+            bands.append(given)
             continue
         with open_source(path, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote) as source:
             names = set(source.names)
             recognised = bool(names & {*SENTINEL_BANDS, *INDICES})
-            if names & set(SENTINEL_BANDS):
-                bands.append(path)
+            other = bool(wanted and find_layers([source], [source.names], wanted)[0])
+            recognised |= other
+            if names & set(SENTINEL_BANDS) or other:
+                bands.append(given)
             if names & set(INDICES):
-                indices.append(path)
+                indices.append(given)
             count = len(source.names)
         if not recognised and config.index_names and count == len(config.index_names):
-            indices.append(path)
+            indices.append(given)
         elif not recognised and config.band_names and unnamed + count <= len(config.band_names):
-            bands.append(path)
+            bands.append(given)
             unnamed += count
         elif not recognised:
             unclear.append(f"  {path}: {', '.join(str(n or '(unnamed)') for n in source.names[:15])}")
@@ -410,18 +646,14 @@ def sort_inputs(inputs: Sequence[str], config: InputConfig) -> tuple[list[str], 
     return bands, indices
 
 
-def _bands_for(channels: Sequence[str], computed: set[str]) -> tuple[str, ...]:
-    """Bands among the channels, and those that the computed indices need."""
-    own = [c for c in channels if c not in INDICES]
-    return tuple(dict.fromkeys((*own, *needed_bands([c for c in channels if c in computed]))))
-
-
 def _open_fill(
-    path: str, config: InputConfig, needed: Sequence[str], grid: GridSpec, opened: contextlib.ExitStack
-) -> Mosaic:
-    sources, mask = open_bands([path], config, needed, opened)
+    path: str | Source, config: InputConfig, needed: Sequence[ChannelDefinition], grid: GridSpec,
+    opened: contextlib.ExitStack,
+) -> Mosaic:  # fmt: skip
+    names = list(dict.fromkeys(name for one in needed for name in product_names(one)))
+    sources, mask = open_bands(_files_of(path, config), config, names, opened)
     planes = band_planes(sources, config, needed, f"the fill mosaic '{path}'", complete=False)
-    mosaic = build_mosaic(path, sources, planes, grid, config, mask)
+    mosaic = build_mosaic(str(path), sources, planes, grid, config, mask)
     try:
         check_samples(mosaic)
     except InputError as error:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.core.windows import Part, Plan, PlannedWindow, Window
-from lulc.inference.sliding_window import Network, Prediction, predict_windows
+from lulc.inference.sliding_window import Prediction, predict_windows
+from lulc.models import backend
 from lulc.models.card import ModelCard
 from lulc.training.data.dataset import Tile
 
@@ -31,7 +32,7 @@ def windows_of(plan: Plan) -> list[tuple[Part, PlannedWindow]]:
 
 
 def predict_tile(
-    network: Network,
+    network: backend.Predict,
     tile: Tile,
     plan: Plan,
     windows: Sequence[tuple[Part, PlannedWindow]] | None = None,
@@ -52,7 +53,7 @@ def predict_tile(
 
     def read(window: Window) -> NDArray[np.float32]:
         image = np.array(tile.image[window.slices], np.float32)
-        image[~np.isfinite(image).all(axis=-1)] = np.nan
+        image[~tile.valid(image)] = np.nan
         return image
 
     chosen = windows_of(plan) if windows is None else windows

@@ -15,8 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lulc.core.channels import LIBRARY, ChannelSet, set_of
 from lulc.core.schema import REFLECTANCE_UNIT, InputError
-from lulc.rasters.indices import NEEDS, encode, spectral_index
+from lulc.rasters.indices import encode
 
 MARGIN = 2
 """Pixels added to the square that a rotated crop is cut from, so that rounding never leaves it."""
@@ -96,6 +97,8 @@ class Jitter:
     ----------
     channels
         For each channel ``name``, ``unit`` and ``coding``, as in a manifest.
+    channel_set
+        Their formulas; those of the known names where None.
     gain
         Standard deviation of the logarithm of the factor of a band.
     offset
@@ -107,7 +110,10 @@ class Jitter:
         If no channel is a reflectance.
     """
 
-    def __init__(self, channels: Sequence[dict[str, str]], *, gain: float = 0.0, offset: float = 0.0) -> None:
+    def __init__(
+        self, channels: Sequence[dict[str, str]], channel_set: ChannelSet | None = None, *,
+        gain: float = 0.0, offset: float = 0.0,
+    ) -> None:  # fmt: skip
         self._gain, self._offset = gain, offset
         names = {c["name"]: i for i, c in enumerate(channels)}
         self._bands = {c["name"]: names[c["name"]] for c in channels if c["unit"] == REFLECTANCE_UNIT}
@@ -117,10 +123,14 @@ class Jitter:
                 f"reflectance, expected the unit '{REFLECTANCE_UNIT}'",
                 "Leave --gain and --offset-jitter out.",
             )
-        self._computed = {
-            c["name"]: names[c["name"]] for c in channels
-            if c["coding"] == "computed" and set(NEEDS.get(c["name"], ("",))) <= self._bands.keys()
-        }  # fmt: skip
+        known = [name for name in names if name.rpartition("/")[2] in LIBRARY]
+        described = channel_set or set_of(known)
+        read = [c["name"] for c in channels if c["coding"] != "computed"]
+        self._names = names
+        self._computed = [
+            (one, formula) for one, formula in described.plan(read).computed
+            if one.name in names and set(formula.names) <= names.keys()
+        ]  # fmt: skip
 
     def __call__(self, image: Image, labels: Labels, rng: np.random.Generator) -> tuple[Image, Labels]:
         """Change the bands of one crop (y, x, band), NaN = invalid."""
@@ -130,7 +140,47 @@ class Jitter:
         bands = image[..., where] * factor + added
         changed = image.copy()
         changed[..., where] = bands
-        planes = {name: bands[..., i] for i, name in enumerate(self._bands)}
-        for name, channel in self._computed.items():
-            changed[..., channel] = encode(spectral_index(name, planes))
+        planes = {name: changed[..., i] for name, i in self._names.items()}
+        for one, formula in self._computed:
+            found = formula.evaluate(planes)
+            if one.stored == "syke":
+                found = encode(found)
+            elif one.minimum is not None or one.maximum is not None:
+                found = np.clip(found, one.minimum, one.maximum)
+            changed[..., self._names[one.name]] = found
+        return changed, labels
+
+
+class Dropout:
+    """Drops channels that may be missing, all of a date together, so that a network learns to do without.
+
+    Channels of no date are dropped with those of their kind. A crop keeps at least one channel.
+
+    Parameters
+    ----------
+    channel_set
+        The channels.
+    rate
+        Probability that a crop loses the channels of a date.
+    """
+
+    def __init__(self, channel_set: ChannelSet, rate: float) -> None:
+        groups: dict[str, list[int]] = {}
+        for number, one in enumerate(channel_set.channels):
+            if one.may_be_missing:
+                groups.setdefault(one.date or one.kind, []).append(number)
+        self._groups, self._rate = list(groups.values()), rate
+        self._may_drop_all = sum(map(len, self._groups)) < len(channel_set.channels)
+
+    def __call__(self, image: Image, labels: Labels, rng: np.random.Generator) -> tuple[Image, Labels]:
+        """Drop channels of one crop (y, x, band): they become NaN."""
+        dropped = rng.random(len(self._groups)) < self._rate
+        if dropped.all() and not self._may_drop_all:
+            dropped[rng.integers(len(dropped))] = False
+        if not dropped.any():
+            return image, labels
+        changed = image.copy()
+        for group, gone in zip(self._groups, dropped, strict=True):
+            if gone:
+                changed[..., group] = np.nan
         return changed, labels

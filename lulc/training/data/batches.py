@@ -155,6 +155,8 @@ class TileGenerator:
         images, labels = self._cut(epoch, index)
         # A dot product is the fastest look at all bands of a pixel: one NaN or Inf makes it not finite.
         invalid = ~np.isfinite(images @ np.ones(images.shape[-1], np.float32))
+        if self._choices[0][0].optional:
+            invalid = ~self._choices[0][0].valid(images)
         images[invalid] = np.nan
         labels[invalid] = IGNORE
         return images, labels

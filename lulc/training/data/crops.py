@@ -14,9 +14,9 @@ import numpy as np
 from lulc.config import TrainConfig
 from lulc.core.schema import InputError
 from lulc.models import backend
-from lulc.training.data.augmentation import Augmentation, Jitter, flip
+from lulc.training.data.augmentation import Augmentation, Dropout, Jitter, flip
 from lulc.training.data.batches import BatchConfig, TileGenerator, pad_small, pixels_per_crop
-from lulc.training.data.dataset import Dataset, class_targets
+from lulc.training.data.dataset import Dataset, class_targets, optional_channels
 from lulc.training.data.masking import MaskedCrops
 from lulc.training.data.on_device import ResidentCrops
 from lulc.training.data.sampling import KEPT, ClassSampler, LabelledPixels, stack_weights
@@ -180,6 +180,13 @@ def choose_crop_device(config: TrainConfig, dataset: Dataset, devices: int, free
         If the device is asked for and can't do it, or the stacks don't pass through the host's memory.
     """
     check_crop_device(config, devices)
+    if optional_channels(dataset.channel_set):
+        if config.stacks_on == "device":
+            raise InputError(
+                "cannot cut crops on the device, since some may lack channels, which the host drops",
+                "Give `--stacks-on host`, or leave it out.",
+            )
+        return "host"
     pixels = sum(math.prod(tile.image.shape[:2]) for tile in dataset.training)
     size = 4 * pixels * len(dataset.channels)
     fits = COPIES * size <= free and pixels <= np.iinfo(np.int32).max
@@ -221,9 +228,14 @@ def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]
 
 def _augmentations(config: TrainConfig, dataset: Dataset) -> tuple[Augmentation, ...]:
     """Return the augmentations of each crop, in order."""
-    if not (config.gain or config.offset_jitter):
-        return (flip,)
-    return flip, Jitter(dataset.channels, gain=config.gain, offset=config.offset_jitter)
+    found: list[Augmentation] = [flip]
+    if config.gain or config.offset_jitter:
+        found.append(
+            Jitter(dataset.channels, dataset.channel_set, gain=config.gain, offset=config.offset_jitter)
+        )
+    if config.date_dropout and dataset.channel_set and optional_channels(dataset.channel_set):
+        found.append(Dropout(dataset.channel_set, config.date_dropout))
+    return tuple(found)
 
 
 def _common(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:

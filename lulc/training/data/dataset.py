@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.config import PreprocessConfig, TrainConfig
+from lulc.core.channels import ChannelSet
 from lulc.core.grid import metres_per_pixel
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.statistics import Statistics
@@ -45,16 +46,26 @@ class Tile:
         float32 (y, x, band) in physical units, NaN = invalid.
     masks
         uint8 (y, x), class numbers 1..N, 255 = ignore.
+    optional
+        Channels that a valid pixel may lack.
     """
 
     name: str
     image: Layers
     masks: Layers
+    optional: tuple[int, ...] = ()
 
     @property
     def side(self) -> int:
         """The shorter side in pixels."""
         return min(self.image.shape[:2])
+
+    def valid(self, image: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """True where a pixel of a crop (..., band) counts."""
+        if not self.optional:
+            return np.asarray(np.isfinite(image).all(axis=-1))
+        required = np.isfinite(np.delete(image, self.optional, axis=-1)).all(axis=-1)
+        return np.asarray(required & np.isfinite(image).any(axis=-1))
 
     def padded(self, side: int) -> Tile:
         """Return this stack with invalid pixels below and to the right, so that no side is shorter."""
@@ -88,6 +99,8 @@ class Dataset:
         For the model card: folders, stacks and sources by name; JSON-ready.
     stamps
         Stamps of the files of all stacks, from before they were read.
+    channel_set
+        What the channels are; None where their names say everything.
     """
 
     training: tuple[Tile, ...]
@@ -99,6 +112,7 @@ class Dataset:
     inputs: dict[str, str]
     provenance: list[dict[str, Any]]
     stamps: tuple[Stamp, ...] = ()
+    channel_set: ChannelSet | None = None
 
     @property
     def simulated(self) -> bool:
@@ -248,6 +262,7 @@ def _assemble(loaded: _Loaded, config: TrainConfig) -> Dataset:
         },
         provenance=[_provenance_of(m, sha256) for m, sha256 in zip(manifests, identities, strict=True)],
         stamps=stamps,
+        channel_set=manifests[0].channel_set,
     )
 
 
@@ -336,7 +351,7 @@ def _check_agreement(manifests: Sequence[Manifest]) -> None:
     first = manifests[0]
     for other in manifests[1:]:
         pair = (first, other)
-        described = [[f"{c['name']} ({c['unit']}, {c['coding']})" for c in m.channels] for m in pair]
+        described = [_described(m) for m in pair]
         named = [[f"{c.number} {c.name}" for c in m.legend.classes] for m in pair]
         for what, (a, b), option in (
             ("channels", described, "the same bands and indices"),
@@ -348,6 +363,23 @@ def _check_agreement(manifests: Sequence[Manifest]) -> None:
                     f"those of '{first.folder}': {', '.join(a)}",
                     f"Prepare both with preprocess.py and {option}.",
                 )
+
+
+def _described(manifest: Manifest) -> list[str]:
+    """Return what folders must agree in, channel by channel."""
+    plain = [f"{c['name']} ({c['unit']}, {c['coding']})" for c in manifest.channels]
+    if manifest.channel_set is None:
+        return plain
+    own = manifest.channel_set.channels
+    return [
+        f"{said} {one.formula}{' may be missing' * one.may_be_missing}".strip()
+        for said, one in zip(plain, own, strict=True)
+    ]
+
+
+def optional_channels(channels: ChannelSet | None) -> tuple[int, ...]:
+    """Return the numbers of the channels that a valid pixel may lack."""
+    return tuple(i for i, one in enumerate(channels.channels) if one.may_be_missing) if channels else ()
 
 
 def _merge_legends(legends: Sequence[Legend]) -> Legend:
@@ -393,7 +425,7 @@ def _open_split(manifests: Sequence[Manifest], split: str) -> tuple[tuple[Tile, 
             masks = open_tile(stack)[1]
             # The preparation has hidden the labels around validation stacks of the same folder.
             ignored = [w for w in near.get(stack.image, []) if _count(masks, len(counts), w).any()]
-            tile = Tile(name, *open_tile(stack, ignored))
+            tile = Tile(name, *open_tile(stack, ignored), optional_channels(manifest.channel_set))
             labelled = _count(tile.masks, len(counts)) if ignored else np.array(stack.class_counts)
             if ignored:
                 logger.warning("labels of '%s' in or near a validation stack are ignored", name)
@@ -469,10 +501,7 @@ def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
 
     sizes = [metres_per_pixel(stack.grid) for stack in manifest.of("train") if stack.grid is not None]
     known = [size for size in sizes if size is not None]
-    ground, held = (
-        ground_of([grid for stack in manifest.of(split) for grid in stack.ground or (None,)])
-        for split in ("train", "val")
-    )
+    ground = ground_of([stack.grid for stack in manifest.of("train")])
     return {
         **({"pixel_size": round(float(np.median(known)), 3)} if known else {}),
         "folder": manifest.folder.resolve().name,
@@ -480,7 +509,6 @@ def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
         "scheme": manifest.scheme,
         "training_stacks": names(manifest.of("train")),
         **({"ground": ground} if ground is not None else {}),
-        **({"validation_ground": held} if held else {}),
         "validation_stacks": names(manifest.of("val")),
         "sources": list(manifest.sources),
         **({"simulated": True} if _is_simulated(manifest.provenance) else {}),

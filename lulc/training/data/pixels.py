@@ -81,7 +81,7 @@ def labelled_square(tile: Tile, window: Window, targets: NDArray[np.uint8]) -> S
     labels = targets[np.asarray(tile.masks[window.slices])]
     if (labels == IGNORE).all():
         return None
-    valid = np.isfinite(np.asarray(tile.image[window.slices])).all(axis=-1)
+    valid = tile.valid(np.asarray(tile.image[window.slices]))
     labels = np.where(valid, labels, np.uint8(IGNORE))
     rows, cols = np.nonzero(labels != IGNORE)
     if not rows.size:
@@ -134,5 +134,5 @@ def read_around(tile: Tile, window: Window, reach: int) -> NDArray[np.float32]:
     inside = Window(top, left, *seen.shape[:2]).intersect(Window(0, 0, height, width))
     place = inside.relative_to(Window(top, left, *seen.shape[:2])).slices
     seen[place] = tile.image[inside.slices]
-    seen[~np.isfinite(seen).all(axis=-1)] = np.nan
+    seen[~tile.valid(seen)] = np.nan
     return seen

@@ -17,10 +17,9 @@ from lulc.core.config_file import read_settings
 from lulc.core.schema import InputError, LandCoverClass, Legend
 from lulc.core.statistics import Statistics
 from lulc.core.windows import Window, squares_of
-from lulc.datasets.manifest import channel_units
 from lulc.rasters.sources import stamps_of
 from lulc.rasters.stack import Stack, open_stack, sort_inputs
-from lulc.training.data.dataset import Dataset, Tile
+from lulc.training.data.dataset import Dataset, Tile, optional_channels
 
 logger = logging.getLogger("lulc")
 
@@ -67,15 +66,14 @@ def open_mosaic(config: TrainConfig) -> Dataset:
     held = set(order[: max(1, round(VALIDATION * len(squares)))].tolist())
     lock = threading.Lock()
     tiles = [_tile(stack, lock, window) for window in squares]
-    units = channel_units(stack.channels)
     names = [LandCoverClass(i, name, "#808080") for i, name in enumerate(stack.channels, 1)]
     identity = stack.identity()
     return Dataset(
         training=tuple(tile for i, tile in enumerate(tiles) if i not in held),
         validation=tuple(tile for i, tile in enumerate(tiles) if i in held),
         channels=tuple(
-            {"name": name, "unit": units[name], "coding": stack.coding.get(name, "read")}
-            for name in stack.channels
+            {"name": one.name, "unit": one.unit, "coding": stack.coding.get(one.name, "read")}
+            for one in stack.channel_set.channels
         ),
         legend=Legend("channels", tuple(names)),
         statistics=statistics,
@@ -84,6 +82,7 @@ def open_mosaic(config: TrainConfig) -> Dataset:
         | {"input options": _text_of(options)},
         provenance=[{"mosaic": identity, "conversion": stack.provenance}],
         stamps=stamps,
+        channel_set=None if stack.channel_set.is_plain else stack.channel_set,
     )
 
 
@@ -130,7 +129,8 @@ def _survey(stack: Stack, crop: int) -> tuple[list[Window], Statistics]:
 
 def _tile(stack: Stack, lock: threading.Lock, window: Window) -> Tile:
     masks = np.broadcast_to(np.uint8(1), window.shape)
-    return Tile(f"row {window.row}, column {window.col}", _Square(stack, lock, window), masks)
+    optional = optional_channels(stack.channel_set)
+    return Tile(f"row {window.row}, column {window.col}", _Square(stack, lock, window), masks, optional)
 
 
 class _Square:
