@@ -22,6 +22,7 @@ from lulc.config import (
     EvaluateConfig,
     ExportConfig,
     ExportModelConfig,
+    ImportModelConfig,
     InputConfig,
     MosaicConfig,
     PreprocessConfig,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from lulc.datasets.manifest import Manifest
     from lulc.evaluation.evaluate import EvaluationResult
     from lulc.evaluation.tables import Evaluation
+    from lulc.importing.import_model import Imported
     from lulc.inference.classify import ClassificationResult, Forecast, ShareResult
     from lulc.inference.reproduce import Reproduction
     from lulc.labels.schemes import Scheme
@@ -420,6 +422,11 @@ def train(config: TrainConfig) -> TrainingResult:
     from lulc.models.weights import check_model, find_model
     from lulc.training.data.dataset import open_dataset
 
+    if config.plan:
+        raise InputError(
+            "cannot train with plan=True, which train_model.py --plan takes to stop before the training",
+            "Leave it out; plan.json in the run folder says what was planned.",
+        )
     dataset = None if config.pretrain else open_dataset(config)
     if config.init:
         check_model(find_model(config.init))
@@ -681,6 +688,32 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
     from lulc.export.export import export_model
 
     return export_model(config)
+
+
+@_command(ImportModelConfig)
+def import_model(config: ImportModelConfig) -> Imported:
+    """Make a network of another toolkit (ONNX) a model that makes maps.
+
+    Returns
+    -------
+    Imported
+        Path of the network, its card, and why its windows are blended, where they are.
+
+    Raises
+    ------
+    InputError
+        If the file is refused, channels or classes don't fit it, or the folder holds a network already.
+
+    Examples
+    --------
+    >>> import lulc
+    >>> lulc.import_model(
+    ...     model="net.onnx", channels=["B04", "B03", "B02"], legend="worldcover", out="models/net"
+    ... )  # doctest: +SKIP
+    """
+    from lulc.importing.import_model import import_model
+
+    return import_model(config)
 
 
 @_command(ReproduceConfig)

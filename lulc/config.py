@@ -97,6 +97,23 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 )
 """The best training found, which ends within an evening on two processor cores."""
 
+FEW_LABELS: Mapping[str, Any] = MappingProxyType(
+    {
+        **DEFAULT,
+        # 600 batches of 0.03 Mpx at half the width: about two minutes on two cores.
+        "epochs": 4,
+        "steps": 150,
+        "validation_steps": 10,
+        "batch_size": 8,
+        "crop_sizes": (64,),
+        "validation_crop_sizes": (64,),
+        "rare_classes": 1.0,
+        "balance": "pixels",
+        "filters": (16, 32, 64, 128),
+    }
+)
+"""Values for labels so few that small models of single pixels mostly give the better map."""
+
 WITHOUT_LABELS: Mapping[str, Any] = MappingProxyType(
     {
         "loss": "absolute difference of masked values",
@@ -111,8 +128,13 @@ WITHOUT_LABELS: Mapping[str, Any] = MappingProxyType(
 MASK_RATIO, MASK_BLOCK = 0.6, 16
 """Share of a crop that pretraining masks, and the side of a masked block in pixels."""
 
-RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType({"default": DEFAULT, "original": ORIGINAL})
+RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"default": DEFAULT, "few-labels": FEW_LABELS, "original": ORIGINAL}
+)
 """Values of the training options that the user leaves open."""
+
+AUTO = "auto"
+"""Recipe that is chosen by the labels, see `lulc.training.training_plan`."""
 
 
 def by_recipe(name: str, help: str, **keywords: Any) -> Any:
@@ -496,10 +518,17 @@ class PreprocessConfig(InputConfig, LabelConfig, RunConfig, ClusterConfig):
         "train_model.py --validation-data)",
         metavar="WHICH",
     )
+    split: str = option(
+        "auto",
+        "what trains or validates as a whole: stacks, or patches of labels that touch (polygons, points), of "
+        "which none is then lost to a gap; auto takes patches where less than a quarter of the pixels has a "
+        "label",
+        choices=("auto", "stacks", "patches"),
+    )
     gap: int = option(
         76,
-        "training labels nearer than this to a validation stack are ignored; "
-        "76 is the receptive radius of the default network",
+        "training labels nearer than this to a validation stack are ignored, and as much of the mosaic lies "
+        "around patches; 76 is the receptive radius of the default network",
         unit="pixels",
         ge=0,
     )
@@ -523,7 +552,13 @@ class TrainConfig(RunConfig):
         metavar="FOLDER",
     )
     out: str = option(..., "run folder for weights, cards and history", metavar="FOLDER", endings=FOLDER)
-    recipe: str = option("default", "set of training defaults", choices=tuple(RECIPES))
+    recipe: str = option(
+        AUTO,
+        "set of training defaults; auto takes few-labels for sparse labels of up to 100,000 pixels, and "
+        "default for others",
+        choices=(AUTO, *RECIPES),
+    )
+    plan: bool = option(False, "print what would be trained, and why, and stop")
     epochs: int = by_recipe("epochs", "number of epochs")
     steps: int = by_recipe("steps", "batches per epoch")
     validation_steps: int = by_recipe(
@@ -727,8 +762,9 @@ class TrainConfig(RunConfig):
     seed: int = option(1, "seed of initial weights, crops and augmentation")
 
     def resolved(self) -> TrainConfig:
-        """The same config with every option that is still None filled in from the recipe."""
-        values = {name: value for name, value in RECIPES[self.recipe].items() if getattr(self, name) is None}
+        """The same config with every option that is None filled in from the recipe, of auto the default."""
+        recipe = RECIPES["default" if self.recipe == AUTO else self.recipe]
+        values = {name: value for name, value in recipe.items() if getattr(self, name) is None}
         if self.pretrain:
             without = {**WITHOUT_LABELS, "mask_ratio": MASK_RATIO, "mask_block": MASK_BLOCK}
             values |= {name: value for name, value in without.items() if getattr(self, name) is None}
@@ -768,9 +804,19 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     )
     out: str = option(..., "map to write (GeoTIFF), or folder with --tiles", metavar="OUT", positional=True)
     pick: str = option(
-        "lowest-val-loss",
-        "which weights of a run folder to take; baseline is the random forest beside them",
-        choices=("lowest-val-loss", "best-macro-f1", "highest-val-accuracy", "last", "baseline"),
+        "auto",
+        "which weights of a run folder; auto is what the training recommends, the network of the lowest "
+        "validation loss or, of few labels, mostly few-labels, the mean of small models; baseline is a "
+        "random forest",
+        choices=(
+            "auto",
+            "lowest-val-loss",
+            "best-macro-f1",
+            "highest-val-accuracy",
+            "last",
+            "few-labels",
+            "baseline",
+        ),
     )
     statistics: str | None = option(
         None,
@@ -783,7 +829,16 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     engine: str = option(
         "auto",
         "program that runs the network; auto takes the fastest one that is exact on this machine",
-        choices=("auto", "keras", "keras-float16", "openvino", "openvino-mixed", "openvino-int8", "numpy"),
+        choices=(
+            "auto",
+            "keras",
+            "keras-float16",
+            "openvino",
+            "openvino-mixed",
+            "openvino-int8",
+            "onnxruntime",
+            "numpy",
+        ),
     )
     min_agreement: float | None = option(
         None,
@@ -996,6 +1051,46 @@ class ExportConfig(VrtConfig, SchemeConfig, OutputConfig):
     )
     model: str | None = option(
         None, "weights of the map, whose STAC item is written beside that of the map", metavar="MODEL"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportModelConfig(OutputConfig):
+    """A network of another toolkit as a model."""
+
+    model: str = option(..., "network of another toolkit (.onnx)", metavar="MODEL", positional=True)
+    channels: tuple[str, ...] = option(
+        ...,
+        "channels of its input, in order; or a channel set as of preprocess.py: a name or a file",
+        metavar="NAME",
+    )
+    legend: str = option(
+        ..., "classes of its output, in order: a scheme or a CSV as of preprocess.py --scheme", metavar="NAME"
+    )
+    out: str = option(..., "folder for the network and its card", metavar="FOLDER", endings=FOLDER)
+    mean: tuple[float, ...] = option(
+        (), "subtracted from the channels, whose reflectance is x 10000: one number, or one for each"
+    )
+    std: tuple[float, ...] = option(
+        (),
+        "divides the channels after that, one number or one for each; 10000 for networks that take "
+        "reflectance 0..1",
+        gt=0,
+    )
+    single_class: str | None = option(
+        None, "class of the legend that a network with one output tells from the rest", metavar="NAME"
+    )
+    output: str | None = option(None, "which output to take, where it has several", metavar="NAME")
+    calibrate: str | None = option(
+        None,
+        "stacks that preprocess.py made: their validation labels give temperature and accuracy",
+        metavar="DATA",
+    )
+    name: str | None = option(None, "name of the model; that of the folder where not given", metavar="TEXT")
+    description: str | None = option(None, "what it is, for its card", metavar="TEXT")
+    licence: str | None = option(None, "licence of the weights, for its card", metavar="TEXT")
+    attribution: str | None = option(
+        None, "attribution of training data, for its card and maps", metavar="TEXT"
     )
 
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate": config.EvaluateConfig,
     "export_map": config.ExportConfig,
     "export_model": config.ExportModelConfig,
+    "import_model": config.ImportModelConfig,
     "reproduce": config.ReproduceConfig,
 }
 
@@ -162,7 +163,10 @@ def test_numbers_and_days_become_the_texts_that_an_option_holds() -> None:
         ({"data": {"a", "b"}}, "for DATA, expected a text or a path, or a list of them"),
         ({"data": {"a": 1}}, "for DATA, expected a text or a path"),
         ({"data": np.zeros((4, 5))}, r"an array of shape \(4, 5\) for DATA, expected a text or a path"),
-        ({"recipe": "orignal"}, "'orignal' for --recipe, expected one of default, original"),
+        (
+            {"recipe": "orignal"},
+            "'orignal' for --recipe, expected one of auto, default, few-labels, original",
+        ),
         ({"crop_sizes": "64"}, "'64' for --crop-sizes, expected a whole number, or a list of them"),
     ],
 )

@@ -48,7 +48,8 @@ FRAMEWORKS = {"keras", "tensorflow", "jax", "torch", "openvino", "distributed"}
 
 COMMANDS = (
     "cli.preprocess", "cli.train_model", "cli.make_classifications", "cli.evaluate_classifications",
-    "cli.export_map", "cli.export_model", "cli.reproduce_map", "cli.serve_map", "demo.demonstration",
+    "cli.export_map", "cli.export_model", "cli.import_model", "cli.reproduce_map", "cli.serve_map",
+    "demo.demonstration",
 )  # fmt: skip
 
 

@@ -19,12 +19,13 @@ from lulc.core.windows import Window
 from lulc.demo.landscape import simulate, write_scene
 from lulc.models.calibration import calibrate
 from lulc.models.card import load_card
-from lulc.models.forest import read_forest
+from lulc.models.pixel_model import read_pixel_model
 from lulc.models.texture import texture_features
 from lulc.models.weights import find_model
 from lulc.rasters.stack import open_stack
-from lulc.training.baseline import MACRO, TREES, Comparison, HeldOut, compare
+from lulc.training.baseline import MACRO, Comparison, HeldOut, compare
 from lulc.training.data import pixels
+from lulc.training.small_models import TREES
 
 SMALL = [
     "--epochs", "1", "--steps", "4", "--validation-steps", "1", "--batch-size", "2", "--crop-sizes", "32",
@@ -61,7 +62,7 @@ def test_the_forest_is_that_of_scikit_learn_on_all_training_labels(trained):
     assert len(labels) < 20_000
     grown = RandomForestClassifier(TREES, class_weight="balanced", random_state=1).fit(features, labels)
     held_out, truth = labelled(stacks, "val", card.statistics)
-    found = read_forest(path, card).predict(held_out)
+    found = read_pixel_model(path, card).predict(held_out)
     assert np.array_equal(found, grown.predict_proba(held_out))
     expected = f1_score(truth, found.argmax(axis=1), average="macro")
     compared = card.scores["compared"]
@@ -169,7 +170,7 @@ def test_overwriting_a_run_removes_its_forest(trained, tmp_path):
 def scene(tmp_path_factory):
     """Rasters, and a run that was trained on them."""
     folder = tmp_path_factory.mktemp("scene")
-    paths = write_scene(simulate((200, 160), seed=3), folder)
+    paths = write_scene(simulate((160, 160), seed=3), folder)
     lulc.make_stacks(
         bands=[str(paths["summer"])], indices=[str(paths["indices"])], labels=str(paths["labels"]),
         scheme="kaakonkulma-13", out=str(folder / "stacks"), size=80, gap=0, validation=["0.3"],

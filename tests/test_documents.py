@@ -36,6 +36,7 @@ FURTHER = {
     "serve_map": config.ServeConfig,
     "export_map": config.ExportConfig,
     "export_model": config.ExportModelConfig,
+    "import_model": config.ImportModelConfig,
     "reproduce_map": config.ReproduceConfig,
 }
 

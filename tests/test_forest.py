@@ -17,7 +17,7 @@ from lulc.engines import pixels as engine
 from lulc.models.archive import pack_npz
 from lulc.models.card import Channel, ModelCard, load_card
 from lulc.models.config import NetworkConfig, PixelConfig
-from lulc.models.forest import read_forest, write_forest
+from lulc.models.pixel_model import PixelModel, read_pixel_model, write_pixel_model
 from lulc.models.texture import texture_features
 from lulc.training.baseline import RADII, arrays_of
 
@@ -111,9 +111,11 @@ def test_the_engine_gives_windows_what_the_whole_image_gets(image, legend, tmp_p
     features = texture_features(image, STATISTICS, RADII)
     valid = ~np.isnan(image[..., 0])
     grown = grow(features[valid], 3)
-    card = write_forest(arrays_of(grown, 3), card_of(arrays_of(grown, 3), legend), tmp_path / "baseline.npz")
+    card = write_pixel_model(
+        PixelModel(arrays_of(grown, 3)), card_of(arrays_of(grown, 3), legend), tmp_path / "baseline.npz"
+    )
     monkeypatch.setattr(engine, "ROWS", 7)
-    predict = engine.open_forest(tmp_path / "baseline.npz", card)
+    predict = engine.open_pixel_model(tmp_path / "baseline.npz", card)
     whole = predict(image)
     assert np.array_equal(whole[valid], grown.predict_proba(features[valid]).astype(np.float32))
     assert np.array_equal(predict(image[:, 4:30, 8:40])[:, 2:-2, 2:-2], whole[:, 6:28, 10:38])
@@ -123,9 +125,10 @@ def test_a_file_read_again_is_the_same_and_equal_forests_give_equal_bytes(image,
     features = texture_features(image, STATISTICS, RADII).reshape(-1, CHANNELS * 3)
     forest = arrays_of(grow(features, 3), 3)
     for name in ("a.npz", "b.npz"):
-        write_forest(forest, card_of(forest, legend), tmp_path / name)
-    again = read_forest(tmp_path / "a.npz", load_card(tmp_path / "a.npz"))
-    assert all(np.array_equal(a, b) for a, b in zip(vars(forest).values(), vars(again).values(), strict=True))
+        write_pixel_model(PixelModel(forest), card_of(forest, legend), tmp_path / name)
+    again = read_pixel_model(tmp_path / "a.npz", load_card(tmp_path / "a.npz"))
+    pairs = zip(vars(forest).values(), vars(again.forest).values(), strict=True)
+    assert all(np.array_equal(a, b) for a, b in pairs)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         assert set(file) == set(vars(forest))
@@ -175,21 +178,21 @@ def hostile(forest):
 def test_whatever_is_no_forest_is_refused(kind, legend, tmp_path):
     forest = arrays_of(grow(np.random.default_rng(1).normal(size=(90, 9)).astype("f4"), 3), 3)
     path = tmp_path / "baseline.npz"
-    card = write_forest(forest, card_of(forest, legend), path)
+    card = write_pixel_model(PixelModel(forest), card_of(forest, legend), path)
     path.write_bytes(hostile(forest)[kind])
     with pytest.raises(InputError, match="sha256"):
-        read_forest(path, card)
+        read_pixel_model(path, card)
     import dataclasses
     import hashlib
 
     forged = dataclasses.replace(card, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(InputError, match="cannot read the"):
-        read_forest(path, forged)
+        read_pixel_model(path, forged)
 
 
 def test_a_card_of_a_forest_says_so_and_is_no_network(image, legend, tmp_path):
     forest = arrays_of(grow(np.random.default_rng(1).normal(size=(90, 9)).astype("f4"), 3), 3)
-    write_forest(forest, card_of(forest, legend), tmp_path / "baseline.npz")
+    write_pixel_model(PixelModel(forest), card_of(forest, legend), tmp_path / "baseline.npz")
     card = load_card(tmp_path / "baseline.npz")
     assert card.network == PixelConfig(3, CHANNELS, RADII, 1)
     assert card.network.activation == "softmax" and card.network.features == 9

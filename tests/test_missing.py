@@ -130,6 +130,11 @@ def alpha_and_tag(folder: Path, data: np.ndarray, names: Any) -> str:
     return path
 
 
+def data_mask(folder: Path, data: np.ndarray, names: Any) -> str:
+    extended = np.concatenate([data, np.where(HOLE, 0, 1)[None].astype(data.dtype)])
+    return tif(folder / "a.tif", extended, (*(names or [""] * len(data)), "dataMask"))
+
+
 def side_car(folder: Path, data: np.ndarray, names: Any) -> str:
     path = tif(folder / "a.tif", np.where(HOLE, 77, data).astype(data.dtype), names)
     bands = "".join(f'<PAMRasterBand band="{i}"><NoDataValue>77</NoDataValue></PAMRasterBand>'
@@ -155,7 +160,18 @@ def virtual(folder: Path, data: np.ndarray, names: Any) -> str:
     return str(folder / "a.vrt")
 
 
-GEOTIFF = (tagged, internal, masked_and_tagged, external, alpha, alpha_and_tag, side_car, band_tag, virtual)
+GEOTIFF = (
+    tagged,
+    internal,
+    masked_and_tagged,
+    external,
+    alpha,
+    alpha_and_tag,
+    data_mask,
+    side_car,
+    band_tag,
+    virtual,
+)
 
 
 @pytest.mark.parametrize("way", GEOTIFF)

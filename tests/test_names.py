@@ -227,3 +227,50 @@ def test_long_names_of_variables_count_and_those_that_count_do_not(tmp_path: Pat
     with open_source(tmp_path / "b.nc") as source:
         assert set(source.names).isdisjoint(SENTINEL_BANDS)
         assert source.read([8], Window(0, 0, 1, 1))[0, 0, 0] == data[8, 0, 0]
+
+
+@pytest.mark.parametrize("how", ["coordinate", "attribute", "flags", "characters"])
+def test_names_of_bands_are_read_wherever_text_about_each_band_stands(tmp_path: Path, how: str) -> None:
+    data, names = numbers(9)[::-1], BANDS[::-1]
+    cube = dataset({"s2": (("band", "y", "x"), data)}, band=np.arange(9))
+    if how == "coordinate":
+        cube = cube.assign_coords(wavelength_name=("band", np.array(names)))
+    elif how == "attribute":
+        cube["s2"].attrs["band_names"] = ", ".join(names)
+    elif how == "flags":
+        cube["band"].attrs = {"flag_values": np.arange(9), "flag_meanings": " ".join(names)}
+    else:
+        cube = cube.assign_coords(label=("band", np.array([n.ljust(6) for n in names], "S6")))
+    cube.to_netcdf(tmp_path / "a.nc")
+    np.testing.assert_array_equal(bands_of(str(tmp_path / "a.nc")), data[::-1])
+
+
+@pytest.mark.parametrize(("name", "values", "attributes"), [
+    ("zz", [180.0, 190.0], {"units": "days since 2020-01-01", "calendar": "360_day"}),
+    ("zz", [0.0, 1.0], {"standard_name": "time"}), ("zz", [0.0, 1.0], {"axis": "T"}),
+    ("zz", np.array([20200601, 20200701]), {}), ("year", np.array([2019, 2020]), {}),
+    ("acquired", np.array(["20200601T101010", "20200701T101010"]), {}), ("time", None, {}),
+])  # fmt: skip
+def test_dates_along_a_dimension_are_no_bands(
+    tmp_path: Path, name: str, values: Any, attributes: Any
+) -> None:
+    cube = dataset(
+        {
+            band: ((name, "y", "x"), np.stack([plane] * 2))
+            for band, plane in zip(BANDS, numbers(9), strict=True)
+        }
+    )
+    if values is not None:
+        cube = cube.assign_coords({name: (name, values, attributes)})
+    for path in (tmp_path / "a.nc", tmp_path / "a.zarr"):
+        cube.to_netcdf(path) if path.suffix == ".nc" else cube.to_zarr(path)
+        with pytest.raises(InputError, match="of one date") as error:
+            bands_of(str(path))
+        assert error.value.hint == f"Choose one date first: dataset.isel({name}=0)"
+
+
+def test_band_numbers_of_six_and_eight_digits_that_are_no_dates_are_bands(tmp_path: Path) -> None:
+    data = numbers(9)
+    for codes in (201205 + np.arange(9), 20201301 + np.arange(9)):
+        dataset({"s2": (("band", "y", "x"), data)}, band=codes).to_netcdf(tmp_path / "a.nc")
+        np.testing.assert_array_equal(bands_of(str(tmp_path / "a.nc"), BANDS), data)

@@ -174,7 +174,7 @@ def test_metadata_hold_the_card(save: Callable[..., Any], tmp_path: Path) -> Non
         (["--out", "net.onnx", "--date", "2018-07-01"], "with --date"),
         (["--tile", "64"], "with --tile"),
         (["--out", "net.onnx", "--tile", "62"], "a multiple of the network's stride 4"),
-        (["--out", "net.onnx", "--tile", "-4"], "tiles of -4 pixels"),
+        (["--out", "net.onnx", "--tile", "-4"], "expected a whole number of at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_written(

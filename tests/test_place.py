@@ -100,6 +100,23 @@ def test_longitudes_beyond_180_are_those_of_the_west(tmp_path: Path) -> None:
     assert found.almost_equals(from_origin(-26, 37, 0.001, 0.001), precision=1e-9)
 
 
+@pytest.mark.parametrize(("first", "left"), [(179.998, 179.998), (359.998, -0.002)])
+def test_longitudes_that_begin_anew_inside_a_file_run_on(tmp_path: Path, first: float, left: float) -> None:
+    x = first + 0.001 * (np.arange(WIDTH) + 0.5)
+    x = np.where(x >= 180, x - 360, x) if first < 180 else x % 360
+    y = 37 - 0.001 * (np.arange(HEIGHT) + 0.5)
+    found, values = read(cube(tmp_path / "a.nc", x, y, crs=CRS.from_epsg(4326)))
+    assert found.almost_equals(from_origin(left, 37, 0.001, 0.001), precision=1e-9)
+    np.testing.assert_array_equal(values, VALUES)
+
+
+def test_a_geotiff_beyond_180_degrees_lies_in_the_west(tmp_path: Path) -> None:
+    size = {"count": 1, "height": HEIGHT, "width": WIDTH, "dtype": "uint16", "crs": "EPSG:4326"}
+    with rasterio.open(tmp_path / "a.tif", "w", transform=from_origin(334, 37, 0.001, 0.001), **size) as file:
+        file.write(VALUES[None])
+    check(str(tmp_path / "a.tif"), from_origin(-26, 37, 0.001, 0.001))
+
+
 def test_bounds_of_pixels_come_before_their_coordinates(tmp_path: Path) -> None:
     edges = {
         "x_bnds": np.stack([CENTRES_X - 5, CENTRES_X + 5], 1),

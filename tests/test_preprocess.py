@@ -20,7 +20,7 @@ from rasterio.crs import CRS
 from scipy import ndimage
 from shapely.geometry import box
 
-from lulc.cli.preprocess import crop_options, main
+from lulc.cli.preprocess import main
 from lulc.config import PreprocessConfig
 from lulc.core.schema import BANDS, INDICES, InputError
 from lulc.datasets.loading import find_overlaps, load_manifest
@@ -134,34 +134,14 @@ def test_the_command_prints_counts_shares_and_what_to_type_next(
 ) -> None:
     assert main(arguments(scene, "--quiet")) == 0
     printed = capsys.readouterr().out
-    # The stacks have sides of 64 pixels.
-    following = f"python train_model.py {scene['out']} --out runs/first --crop-sizes 64"
-    assert f"{following} --validation-crop-sizes 64\n" in printed
+    assert f"python train_model.py {scene['out']} --out runs/first\n" in printed
     assert "labels: 'labels.tif', classes of 'kaakonkulma-13', as --scheme says (1 " in printed
     assert "indices: read from indices.tif\n" in printed
-    # Of the 128 x 192 pixels of the six stacks.
-    assert "B02       2.44 %   0.81 %" in printed and "NDTI      0.00 %   1.22 %" in printed
+    # 600, 200 and 300 of the 160 x 224 pixels.
+    assert "B02       1.67 %   0.56 %" in printed and "NDTI      0.00 %   0.84 %" in printed
     manifest = load_manifest(scene["out"])
     for land_cover, count in zip(manifest.legend.classes, manifest.class_counts("train"), strict=True):
         assert any(land_cover.name in line and f"{count:,}" in line for line in printed.splitlines())
-
-
-@pytest.mark.parametrize(
-    ("side", "expected"),
-    [
-        (850, ""),
-        (256, " --crop-sizes 64 128 256"),
-        (112, " --crop-sizes 64 --validation-crop-sizes 112"),
-        (40, " --crop-sizes 32 --validation-crop-sizes 32"),
-        (8, ""),
-    ],
-)
-def test_what_to_type_next_has_crops_that_fit_the_stacks(
-    side: int, expected: str, scene: dict[str, Any]
-) -> None:
-    manifest = make_stacks(config(scene))
-    stacks = tuple(replace(stack, shape=(side, 2 * side)) for stack in manifest.stacks)
-    assert crop_options(replace(manifest, stacks=stacks)) == expected
 
 
 def test_indices_that_no_raster_gives_are_said_to_be_computed(scene: dict[str, Any], capsys: Any) -> None:
@@ -238,7 +218,7 @@ def test_more_stacks_than_there_are_is_said_and_fewer_than_validate_is_refused(
 def test_every_labelled_valid_pixel_is_used_or_has_a_reason(
     scene: dict[str, Any], options: dict[str, Any]
 ) -> None:
-    """Against a count over the whole mosaic; stacks of 64 pixels leave strips of 32, those of 80 none."""
+    """Against a count over the whole mosaic; stacks of 64 pixels take in what is left over."""
     found = make_stacks(config(scene, **options)).provenance["labelled"]
     whole = make_stacks(config(scene, size=850, validation=("none",), out=scene["out"] + "-whole"))
     assert found["given"] == whole.class_counts("train").sum()
@@ -246,7 +226,6 @@ def test_every_labelled_valid_pixel_is_used_or_has_a_reason(
     used = {split: sum(int((np.load(p) != 255).sum()) for p in paths) for split, paths in masks.items()}
     assert (found["training"], found["validation"]) == (used["train"], used["val"])
     assert found["given"] == sum(found[name] for name in list(found)[1:])
-    assert (found["strips"] > 0) == ("size" not in options)
     assert (found["not_cut"] > 0) == ("stacks" in options)
     assert (found["hidden"] > 0) == (options.get("validation") != ("none",))
 
@@ -259,7 +238,6 @@ def test_the_command_says_how_many_labels_are_used_and_why_not_all(
     printed = capsys.readouterr().out
     assert f"labels: {found['given']:,} px on valid pixels, " in printed
     assert f"{found['hidden']:,} within --gap or --border-ignore" in printed
-    assert f"{found['strips']:,} in strips too narrow for a stack" in printed
 
 
 def test_polygons_choose_the_validation_stacks(scene: dict[str, Any], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ COMMANDS = (
     "export_map",
     "make_mosaic",
     "export_model",
+    "import_model",
     "reproduce_map",
 )
 

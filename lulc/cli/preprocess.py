@@ -16,14 +16,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lulc.cli.commandline import Answer, run
-from lulc.config import DEFAULT, PreprocessConfig
+from lulc.config import PreprocessConfig
 from lulc.core.text import columns
 
 if TYPE_CHECKING:
     from lulc.datasets.loading import Manifest
-
-STRIDE = 16
-"""Crop sides are multiples of the stride of the default network."""
 
 SHOWN = 3
 """Codes that are printed with their classes."""
@@ -38,7 +35,7 @@ def _prepare(config: PreprocessConfig) -> Answer:
     from lulc.preprocessing.preprocess import make_stacks
 
     manifest = make_stacks(config)
-    following = f"python train_model.py {_folders(config, manifest)} --out runs/first{crop_options(manifest)}"
+    following = f"python train_model.py {_folders(config, manifest)} --out runs/first"
     text = (
         f"{summary(manifest)}\n\nThe stacks and their manifest are in {config.out}. Next:\n\n    {following}"
     )
@@ -80,18 +77,6 @@ def summary(manifest: Manifest) -> str:
     return "\n\n".join((*tables, _readings(manifest)))
 
 
-def crop_options(manifest: Manifest) -> str:
-    """Options of a training whose default crops are larger than the stacks; empty where these fit."""
-    options = ""
-    for split, name in (("train", "crop_sizes"), ("val", "validation_crop_sizes")):
-        # Of stacks of several sizes each gives the crops that fit it: the largest decides.
-        side = max((min(stack.shape) for stack in manifest.of(split)), default=0)
-        fitting = [s for s in DEFAULT[name] if s <= side] or [side // STRIDE * STRIDE]
-        if fitting[0] and len(fitting) < len(DEFAULT[name]):
-            options += f" --{name.replace('_', '-')} {' '.join(str(s) for s in fitting)}"
-    return options
-
-
 def _readings(manifest: Manifest) -> str:
     """By which scheme the codes of the labels were read, and where the indices come from."""
     from lulc.labels.labels import words_of
@@ -130,16 +115,23 @@ def _labelled(manifest: Manifest) -> list[str]:
     reasons = (
         ("hidden", "within --gap or --border-ignore"),
         ("not_cut", "in places that --stacks or --gap leaves out"),
-        ("strips", "in strips too narrow for a stack"),
     )
     used = found["training"] + found["validation"]
     lost = [f"{found[name]:,} {words}" for name, words in reasons if found[name]]
     why = f"; not used: {', '.join(lost)}" if lost else ""
     share = f"{100 * used / max(1, found['given']):.1f} %"
-    return [
+    lines = [
         f"labels: {found['given']:,} px on valid pixels, {share} used: {found['training']:,} for training, "
         f"{found['validation']:,} for validation{why}"
     ]
+    if "groups" in found:
+        near = found["distance"]
+        joined = "touch" if near == 1 else f"lie within {near} px of each other"
+        lines.append(
+            f"split by patches: {found['groups']['training']:,} groups train and "
+            f"{found['groups']['validation']:,} validate; patches that {joined} are one group"
+        )
+    return lines
 
 
 def _computed(manifest: Manifest) -> list[str]:

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(config: TrainConfig) -> Answer | None:
+    if config.plan:
+        return _plan(config)
     result = train(config)
     if not result.first:
         return None
@@ -45,6 +47,21 @@ def _train(config: TrainConfig) -> Answer | None:
         return Answer(describe(result), figures(result))
     data = figures(result) | {"cross_validation": {"folds": len(found.folds), **found.metrics()}}
     return Answer(f"{describe_folds(found)}\n\n{describe(result)}", data)
+
+
+def _plan(config: TrainConfig) -> Answer:
+    """Say what would be trained, and why."""
+    from lulc.core.schema import InputError
+    from lulc.training.data.dataset import open_dataset
+    from lulc.training.training_plan import plan_training
+
+    if config.pretrain:
+        raise InputError(
+            "cannot plan a pretraining, since --plan is about labels, of which --pretrain has none",
+            "Leave out --plan.",
+        )
+    plan = plan_training(config, open_dataset(config))
+    return Answer("\n".join(plan.lines()), plan.to_json())
 
 
 def describe_folds(found: CrossValidation) -> str:
@@ -110,10 +127,13 @@ def describe(result: TrainingResult) -> str:
 
 def describe_comparison(found: Comparison, folder: Path) -> str:
     """Compare forest and network on the held-out labels, overall and by class, as text."""
-    table = [("F1 on held-out labels", "forest", "network", "difference", "spread")]
+    names = ["random forest", *(["small models"] if found.small else []), "network"]
+    rows: list[Sequence[str]] = [("F1 on held-out labels", *names, "network - forest", "spread")]
     for name, forest in found.forest.items():
+        small = [f"{found.small.forest.get(name, 0.0):.4f}"] if found.small else []
         network, spread = found.network[name], found.spread[name]
-        table.append((name, _number(forest), _number(network), f"{network - forest:+.4f}", _number(spread)))
+        scores = (f"{forest:.4f}", *small, f"{network:.4f}", f"{network - forest:+.4f}", f"{spread:.4f}")
+        rows.append((name, *scores))
     size = f"{found.pixels} pixels in {found.patches} polygons or patches"
     if found.better == "neither":
         verdict = (
@@ -128,9 +148,16 @@ def describe_comparison(found: Comparison, folder: Path) -> str:
             f"The {name} is better than the {other}: by {abs(found.difference):.3f} macro-F1, {times:.1f} "
             f"times the spread over resampled polygons ({size})."
         )
-    if found.better == "forest":
+    if found.small:
+        verdict += (
+            " The mean of small models (forests, perceptrons, linear discriminants) makes the map, since the "
+            "network does not lead it by more than that; it was fitted anew on all labels."
+            if found.recommended == "few-labels"
+            else " The network makes the map, since it leads the mean of small models by more than that."
+        )
+    elif found.better == "forest":
         verdict += f" Make the map with it: make_classifications.py {folder} ... --pick baseline"
-    return f"{columns(table)}\n\n{verdict}"
+    return f"{columns(rows)}\n\n{verdict}"
 
 
 def _time_is_up(result: TrainingResult) -> str:

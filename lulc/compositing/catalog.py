@@ -17,6 +17,7 @@ from shapely.geometry import shape
 
 from lulc.config import MosaicConfig
 from lulc.core.documents import read_document
+from lulc.core.packages import require
 from lulc.core.schema import InputError
 from lulc.rasters import guards
 from lulc.rasters.scenes import find_scenes
@@ -195,13 +196,9 @@ def _search(
     dates: tuple[datetime.date, datetime.date],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Search a STAC API, page by page; walk a catalogue that offers no search."""
-    try:
-        import pystac_client
-    except ImportError as error:
-        raise InputError(
-            "cannot search a catalogue, since the package pystac-client is not installed",
-            "Install it: pip install 'lulc[mosaic]'",
-        ) from error
+    require(["pystac_client"], "search a catalogue", "mosaic")
+    import pystac_client
+
     try:
         client = pystac_client.Client.open(address, stac_io=_patient())
         if client.conforms_to("ITEM_SEARCH"):

@@ -33,7 +33,7 @@ from lulc.config import MosaicConfig
 from lulc.core.documents import write_document
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
-from lulc.core.storage import check_disk, sha256_of, write_atomically
+from lulc.core.storage import check_absent, check_disk, sha256_of, write_atomically
 from lulc.core.version import __version__
 from lulc.core.windows import Plan, Window
 from lulc.export.stac import mosaic_item
@@ -203,11 +203,8 @@ def _check_outputs(config: MosaicConfig, out: Path) -> None:
     files = [out, out.with_suffix(".json"), *([labels_path(out)] if config.labels else [])]
     # The list of a run that was interrupted lies there already; any other file of that name stays.
     files += [] if is_list(list_path(out)) else [list_path(out)]
-    found = [file for file in files if file.exists()]
-    if found and not config.overwrite:
-        raise InputError(
-            f"cannot write '{found[0]}', since it exists already", "Add --overwrite, or give another name."
-        )
+    for file in files if not config.overwrite else ():
+        check_absent(file)
 
 
 def _make(job: Job) -> Mosaic:

@@ -121,6 +121,18 @@ def check_disk(folder: str | os.PathLike[str], needed: int, what: str) -> None:
         )
 
 
+def check_absent(path: Path, hint: str = "Give another output, or add --overwrite to replace it.") -> None:
+    """Refuse to write over a file or folder.
+
+    Raises
+    ------
+    InputError
+        If there is one.
+    """
+    if path.exists():
+        raise InputError(f"cannot write '{path}', since it exists already", hint)
+
+
 class Resource:
     """Object that holds files open: released by `close`, or at the end of a `with` block."""
 

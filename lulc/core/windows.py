@@ -323,6 +323,5 @@ def near_windows(window: Window, others: Sequence[Window], gap: int) -> list[Win
     >>> near_windows(Window(0, 0, 10, 10), [Window(0, 10, 10, 10)], 3)
     [Window(row=0, col=7, height=10, width=3)]
     """
-    grown = (Window(o.row - gap, o.col - gap, o.height + 2 * gap, o.width + 2 * gap) for o in others)
-    common = (g.intersect(window) for g in grown)
+    common = (other.grow(gap).intersect(window) for other in others)
     return [c.relative_to(window) for c in common if c.height and c.width]

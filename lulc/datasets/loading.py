@@ -90,10 +90,16 @@ def find_overlaps(stacks: Sequence[StackFile], gap: int = 0) -> list[Overlap]:
     located = [s for s in stacks if s.grid is not None and s.grid.crs]
     found = []
     for train in (s for s in located if s.split == "train"):
+        own = [Window(0, 0, *train.shape)] if not train.patches else train.patches
         for val in (s for s in located if s.split == "val"):
-            ground = footprint(val.grid, train.grid)  # type: ignore[arg-type]
-            for window in near_windows(Window(0, 0, *train.shape), [ground] if ground else [], gap):
-                found.append(Overlap(train, val, window))
+            if train.patches and val.patches and train.image.parent == val.image.parent:
+                # Of one folder no patch is in two stacks, and training images lack what validates.
+                continue
+            grounds = [footprint(ground, train.grid) for ground in val.ground]  # type: ignore[arg-type]
+            for patch in own:
+                for near in near_windows(patch, [ground for ground in grounds if ground], gap):
+                    window = Window(near.row + patch.row, near.col + patch.col, *near.shape)
+                    found.append(Overlap(train, val, window))
     return found
 
 

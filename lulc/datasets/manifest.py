@@ -53,6 +53,9 @@ class StackFile:
         Statistics that the image on disk is standardised with; None for physical units.
     group
         Chips that belong together, so that no split divides them; empty for a stack of a mosaic.
+    patches
+        Of sparse labels, windows of the stack around those that touch: nothing else of the stack trains or
+        validates. Empty where all of it does.
     """
 
     name: str
@@ -68,6 +71,14 @@ class StackFile:
     sha256: tuple[str, str] | tuple[()] = ()
     standardised_by: Statistics | None = None
     group: str = ""
+    patches: tuple[Window, ...] = ()
+
+    @property
+    def ground(self) -> tuple[GridSpec, ...]:
+        """Grids of what trains or validates; empty where it is unknown where the stack lies."""
+        if self.grid is None:
+            return ()
+        return tuple(self.grid.crop(patch) for patch in self.patches) or (self.grid,)
 
     def to_json(self) -> dict[str, Any]:
         """The entry in the manifest."""
@@ -83,6 +94,7 @@ class StackFile:
             "class_counts": list(self.class_counts),
             "statistics": self.statistics.to_json(),
             **({"group": self.group} if self.group else {}),
+            **({"patches": [[p.row, p.col, *p.shape] for p in self.patches]} if self.patches else {}),
         }
 
     @classmethod
@@ -102,6 +114,7 @@ class StackFile:
             statistics=Statistics.from_json(data["statistics"]),
             sha256=(data["image"]["sha256"], data["masks"]["sha256"]),
             group=data.get("group", ""),
+            patches=tuple(Window(*patch) for patch in data.get("patches", ())),
         )
 
 
@@ -192,6 +205,7 @@ class Manifest:
 
 _SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _COUNT = {"type": "integer", "minimum": 0}
+_WINDOW = {"type": "array", "minItems": 4, "maxItems": 4, "items": _COUNT}
 _FILE = {
     "type": "object",
     "required": ["file", "sha256"],
@@ -209,10 +223,11 @@ STACK_SCHEMA: dict[str, Any] = {
         "image": _FILE,
         "masks": _FILE,
         "grid": GRID_SCHEMA,
-        "window": {"type": "array", "minItems": 4, "maxItems": 4, "items": _COUNT},
+        "window": _WINDOW,
         "class_counts": {"type": "array", "minItems": 1, "maxItems": 254, "items": _COUNT},
         "statistics": schema_of(Statistics),
         "group": {"type": "string", "maxLength": 1000},
+        "patches": {"type": "array", "maxItems": 1_000_000, "items": _WINDOW},
     },
 }  # fmt: skip
 _SCHEMA: dict[str, Any] = {
@@ -264,7 +279,7 @@ GROUND_SCHEMA: dict[str, Any] = {
 
 
 def ground_of(grids: Sequence[GridSpec | None]) -> list[dict[str, Any]] | None:
-    """Return geotransform, rows and columns of each stack by CRS; None where a grid is unknown."""
+    """Return geotransform, rows and columns of each grid by CRS; None where one is unknown."""
     found: dict[str, list[list[float]]] = {}
     for known in grids:
         if known is None:

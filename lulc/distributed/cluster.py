@@ -13,7 +13,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import copy
-import importlib.util
 import logging
 import os
 import pickle
@@ -31,6 +30,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from lulc.config import ClusterConfig
+from lulc.core.packages import require
 from lulc.core.schema import InputError
 
 WORKERS = 2
@@ -159,12 +159,7 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
     """
     name, workers = str(config.dask), WORKERS if config.workers is None else config.workers
     needed = ["distributed", "cryptography", *(["dask_jobqueue"] if name == "slurm" else [])]
-    missing = [package for package in needed if importlib.util.find_spec(package) is None]
-    if missing:
-        raise InputError(
-            f"cannot run on a cluster, since these Python packages are not installed: {', '.join(missing)}",
-            "Install what a cluster needs, in the folder of this project: pip install '.[cluster]'",
-        )
+    require(needed, "run on a cluster", "cluster")
     import distributed  # noqa: F401 - it sets what its loggers say
 
     # What goes wrong is told by `run_tasks`; Dask's own lines would come on top of ours.

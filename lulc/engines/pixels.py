@@ -1,4 +1,4 @@
-"""A forest as an engine: features and trees in numpy, strip by strip."""
+"""Models of single pixels as an engine: features, trees and layers in numpy, strip by strip."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from lulc.core.machine import cores
 from lulc.core.statistics import valid_pixels
 from lulc.models.card import ModelCard
 from lulc.models.config import PixelConfig
-from lulc.models.forest import Forest, read_forest
+from lulc.models.pixel_model import PixelModel, read_pixel_model
 from lulc.models.texture import texture_features
 
 ROWS = 64
 """Rows of a strip: what its features take does not depend on the window."""
 
 
-def open_forest(path: Path, card: ModelCard) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the forest of a file as a function from float32 (n, y, x, band) to float32 (n, y, x, class).
+def open_pixel_model(path: Path, card: ModelCard) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the model of a file as a function from float32 (n, y, x, band) to float32 (n, y, x, class).
 
     Raises
     ------
     InputError
         If the file is refused.
     """
-    forest = read_forest(path, card)
+    model = read_pixel_model(path, card)
 
     def predict(x: np.ndarray) -> np.ndarray:
         y = np.empty((*x.shape[:3], card.network.classes), np.float32)
         places = [(n, top) for n in range(len(x)) for top in range(0, x.shape[1], ROWS)]
         with ThreadPoolExecutor(cores()) as pool:
-            strips = pool.map(lambda place: predict_strip(forest, card, x, place), places)
+            strips = pool.map(lambda place: predict_strip(model, card, x, place), places)
             for (n, top), strip in zip(places, strips, strict=True):
                 y[n, top : top + ROWS] = strip
         return y
@@ -41,14 +41,14 @@ def open_forest(path: Path, card: ModelCard) -> Callable[[np.ndarray], np.ndarra
     return predict
 
 
-def predict_strip(forest: Forest, card: ModelCard, x: np.ndarray, place: tuple[int, int]) -> np.ndarray:
+def predict_strip(model: PixelModel, card: ModelCard, x: np.ndarray, place: tuple[int, int]) -> np.ndarray:
     """Return the probabilities of `ROWS` rows of an image, float32 (y, x, class).
 
     Invalid pixels get the same for every class, as what comes after divides by sums.
 
     Parameters
     ----------
-    forest, card
+    model, card
         The model.
     x
         float32 (n, y, x, band).
@@ -63,5 +63,5 @@ def predict_strip(forest: Forest, card: ModelCard, x: np.ndarray, place: tuple[i
     features = texture_features(seen, card.statistics, card.network.radii)[0, top - first :][:ROWS]
     valid = valid_pixels(x[n, top : top + ROWS])
     found = np.full((*valid.shape, card.network.classes), 1 / card.network.classes, np.float32)
-    found[valid] = forest.predict(features[valid])
+    found[valid] = model.predict(features[valid])
     return found

@@ -21,12 +21,13 @@ from lulc.core.buffers import Buffers
 from lulc.core.schema import InputError
 from lulc.core.statistics import valid_pixels
 from lulc.engines import quantization
+from lulc.engines.graphs import ONNXRUNTIME, open_graph
 from lulc.engines.openvino_graph import build_graph, compile_graph, load_openvino
-from lulc.engines.pixels import open_forest
+from lulc.engines.pixels import open_pixel_model
 from lulc.engines.quantization import Quantization
 from lulc.models.archive import Arrays
 from lulc.models.card import ModelCard
-from lulc.models.config import NetworkConfig, PixelConfig
+from lulc.models.config import GraphConfig, NetworkConfig, PixelConfig
 from lulc.models.legacy import read_legacy
 from lulc.models.uncertainty import decide
 from lulc.models.weights import load_model, read_arrays
@@ -41,6 +42,9 @@ NUMPY = "numpy"
 
 GPU_PROCESS = 3e9
 """Bytes of memory allowed for the driver of a GPU and a framework in a process; not measured."""
+
+Shape = NetworkConfig | PixelConfig | GraphConfig
+"""Of a model."""
 
 Network = Callable[[np.ndarray], np.ndarray]
 """float32 (n, y, x, band) to float32 (n, y, x, class)."""
@@ -104,9 +108,7 @@ class EngineRequest:
     min_agreement: float | None = None
 
 
-def choose_engine(
-    name: str, devices: Path = Path("/dev"), *, networks: Sequence[NetworkConfig | PixelConfig] = ()
-) -> str:
+def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence[Shape] = ()) -> str:
     """Return the engine that a name stands for. ``auto`` is the fastest that is exact on this machine.
 
     That is Keras where there is an NVIDIA GPU, OpenVINO otherwise where it is installed.
@@ -127,6 +129,8 @@ def choose_engine(
     """
     if name == NUMPY or any(isinstance(network, PixelConfig) for network in networks):
         return _choose_for_pixels(name, networks)
+    if name == ONNXRUNTIME or any(isinstance(network, GraphConfig) for network in networks):
+        return _choose_for_graphs(name, networks, devices)
     if name == "auto":
         name, reason = _fastest(devices)
         logger.info("engine %s, since %s", name, reason)
@@ -138,7 +142,25 @@ def choose_engine(
     return name
 
 
-def _choose_for_pixels(name: str, networks: Sequence[NetworkConfig | PixelConfig]) -> str:
+def _choose_for_graphs(name: str, networks: Sequence[Shape], devices: Path) -> str:
+    """Return the engine of imported networks: one that also runs the others of an ensemble."""
+    alone = all(isinstance(network, GraphConfig) for network in networks)
+    fitting = ["openvino", ONNXRUNTIME] if alone else ["openvino"]
+    if name == "auto":
+        installed = [engine for engine in fitting if importlib.util.find_spec(engine)]
+        # OpenVINO computes on the processor alone.
+        on_gpu = has_gpu(devices) and ONNXRUNTIME in installed
+        return ONNXRUNTIME if on_gpu else (installed or fitting)[0]
+    if name not in fitting:
+        raise InputError(
+            f"cannot run {'an imported network' if alone else 'an imported and another network'} with the "
+            f"engine '{name}', expected {' or '.join(fitting)}",
+            "Type --engine auto.",
+        )
+    return name
+
+
+def _choose_for_pixels(name: str, networks: Sequence[Shape]) -> str:
     """The engine of forests, which runs nothing else."""
     forests = sum(isinstance(network, PixelConfig) for network in networks)
     if name not in ("auto", NUMPY):
@@ -196,9 +218,12 @@ def _on_gpu(name: str) -> bool:
     return name in _KERAS and has_gpu()
 
 
-def footprint(name: str, network: NetworkConfig | PixelConfig) -> Footprint:
+def footprint(name: str, network: Shape) -> Footprint:
     """Return the memory that the engine `name` takes for a network, to plan windows before it is built."""
-    return _ENGINES[choose_engine(name, networks=[network])][1](network)
+    chosen = choose_engine(name, networks=[network])
+    if isinstance(network, GraphConfig):
+        return _graph_footprint(network)
+    return _ENGINES[chosen][1](network)
 
 
 def build_engine(name: str, request: EngineRequest) -> Engine:
@@ -209,7 +234,11 @@ def build_engine(name: str, request: EngineRequest) -> Engine:
     InputError
         If the engine is not installed, or the weights are refused.
     """
-    return _ENGINES[choose_engine(name, networks=[request.card.network])][0](request)
+    chosen = choose_engine(name, networks=[request.card.network])
+    if isinstance(request.card.network, GraphConfig):
+        found = open_graph(request.path, request.card, request.shape, chosen, gpu=has_gpu())
+        return Engine(chosen, request.shape, found[1], found[0])
+    return _ENGINES[chosen][0](request)
 
 
 def turns_of(height: int, width: int) -> tuple[int, ...]:
@@ -309,7 +338,7 @@ def _build_openvino(request: EngineRequest) -> Engine:
 
 def _build_forest(request: EngineRequest) -> Engine:
     identity = {"precision": "float64", "numpy": np.__version__}
-    return Engine(NUMPY, request.shape, identity, open_forest(request.path, request.card))
+    return Engine(NUMPY, request.shape, identity, open_pixel_model(request.path, request.card))
 
 
 def _build_quantised(name: str, request: EngineRequest) -> Engine:
@@ -390,6 +419,13 @@ def _openvino_footprint(per_pixel: float, network: NetworkConfig) -> Footprint:
     # Where networks are wider than the original their weights decide: 0.7 GB at twice its width.
     fixed = max(0.33e9, 0.16e9 + 3.2 * _weight_bytes(network))
     return Footprint(fixed, per_pixel * _width(network))
+
+
+def _graph_footprint(network: GraphConfig) -> Footprint:
+    # Tensors that live at once, as counted, and as much again for what runtimes lay out anew.
+    return Footprint(
+        0.4e9 + 16.0 * network.parameters, 8.0 * (network.values + network.channels + network.classes)
+    )
 
 
 def _forest_footprint(network: PixelConfig) -> Footprint:

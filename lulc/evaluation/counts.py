@@ -68,10 +68,7 @@ class Counts:
     def add(self, window: Window) -> None:
         """Count the pixels of a window."""
         inputs = self._inputs
-        around = Window(
-            window.row - self._border, window.col - self._border,
-            window.height + 2 * self._border, window.width + 2 * self._border,
-        ).intersect(inputs.grid.extent)  # fmt: skip
+        around = window.grow(self._border).intersect(inputs.grid.extent)
         wide = inputs.read_reference(around)
         inside = window.relative_to(around).slices
         near = near_borders(wide, self._border)[inside]

@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from rasterio.errors import RasterioError
 from rasterio.warp import transform as project
 
 from lulc.config import EvaluateConfig, ServeConfig
+from lulc.core.packages import require
 from lulc.core.schema import IGNORE, InputError, LandCoverClass, Legend
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
@@ -144,12 +144,7 @@ def _server_of(application: Any) -> Any:
 
 def _application(config: ServeConfig, resources: ExitStack) -> Any:
     """The application: page, pixel, and tiles of every layer."""
-    for name in ("rio_tiler", "starlette", "uvicorn"):
-        if find_spec(name) is None:
-            raise InputError(
-                f"cannot serve the map, since the package '{name}' is not installed",
-                "Install what serves tiles, in the folder of this project: pip install '.[serve]'",
-            )
+    require(("rio_tiler", "starlette", "uvicorn"), "serve the map", "serve")
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware

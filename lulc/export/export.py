@@ -14,7 +14,7 @@ from lulc.core.claims import Claims, check_distinct, claim_outputs
 from lulc.core.documents import write_document
 from lulc.core.machine import GDAL_CACHE
 from lulc.core.schema import IGNORE, InputError
-from lulc.core.storage import check_disk
+from lulc.core.storage import check_absent, check_disk
 from lulc.core.windows import Window
 from lulc.engines.unet_graph import Arrays
 from lulc.export import styles
@@ -208,11 +208,8 @@ def _check_outputs(outputs: Sequence[Path], source: Path, claims: Claims, *, ove
         if out.resolve() == source.resolve():
             raise InputError(f"cannot write '{out}', since it is the input", "Give another output.")
         replaceable = overwrite or styles.is_own(out) or claims.may_replace(out)
-        if out.exists() and not replaceable:
-            raise InputError(
-                f"cannot write '{out}', since it exists already",
-                "Give another output, or add --overwrite to replace it.",
-            )
+        if not replaceable:
+            check_absent(out)
 
 
 def _check_dates(dates: Sequence[str], source: Path) -> None:
@@ -256,7 +253,7 @@ def _describe(model: Path, folder: Path, dates: Sequence[str]) -> Item:
 def _card_of(model: Path) -> ModelCard:
     if model.suffix != ".keras":
         raise InputError(
-            f"cannot export the weights '{model}', since Keras 2 files have no card, expected .keras",
+            f"cannot export the weights '{model}', expected a network of this toolkit with its card, .keras",
             "Give weights that train_model.py wrote.",
         )
     card = load_card(model)

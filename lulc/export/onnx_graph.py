@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lulc.core.packages import require
 from lulc.core.schema import InputError
 from lulc.core.storage import write_atomically
 from lulc.core.version import __version__
@@ -50,7 +51,10 @@ def write_onnx(card: ModelCard, arrays: Arrays, out: Path, tile: int | None = No
     InputError
         If the package ``onnx`` is missing, the tile does not fit the stride, or the weights are too large.
     """
-    onnx = _load_onnx()
+    require(["onnx"], "write an ONNX file", "onnx")
+    import onnx
+    import onnx.checker
+
     if tile is not None and (tile < 1 or tile % card.stride):
         near = max(card.stride, round(tile / card.stride) * card.stride)
         raise InputError(
@@ -68,18 +72,6 @@ def write_onnx(card: ModelCard, arrays: Arrays, out: Path, tile: int | None = No
     onnx.checker.check_model(model, full_check=True)
     with write_atomically(out) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _load_onnx() -> Any:
-    try:
-        import onnx
-        import onnx.checker
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"cannot write an ONNX file, since the Python package '{error.name}' is not installed",
-            "In the folder of this project type: pip install '.[onnx]'.",
-        ) from error
-    return onnx
 
 
 def _metadata(card: ModelCard, tile: int | None) -> dict[str, str]:

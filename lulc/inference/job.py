@@ -49,6 +49,7 @@ from lulc.maps.geotiff import MapProfile
 from lulc.models import weights
 from lulc.models.calibration import calibrate
 from lulc.models.card import ModelCard, check_classifies, load_card
+from lulc.models.config import GraphConfig
 from lulc.models.uncertainty import NOVELTY, confidence, decide, with_measures
 from lulc.rasters.layers import Source
 from lulc.rasters.stack import Stack, open_stack, sort_inputs
@@ -91,6 +92,7 @@ class Job:
 
     def __init__(self, config: ClassifyConfig, members: Sequence[Member], stack: Stack) -> None:
         card = members[0].card
+        config = _fitted(config, members)
         self.config, self.card, self.stack = config, card, stack
         self.out = Path(config.out)
         self.members = members
@@ -299,6 +301,25 @@ class Job:
                 yield values
 
 
+def _fitted(config: ClassifyConfig, members: Sequence[Member]) -> ClassifyConfig:
+    """Return the config with the blending and the windows that imported networks need."""
+    networks = [member.card.network for member in members]
+    graphs = [network for network in networks if isinstance(network, GraphConfig)]
+    if config.blend == "none" and not all(graph.exact for graph in graphs):
+        logger.info("windows are blended, since no halo makes this network exact: --blend gaussian")
+        config = dataclasses.replace(config, blend="gaussian")
+    sides = {(graph.side[0], graph.side[1]) for graph in graphs if graph.side}
+    asked = config.window if isinstance(config.window, tuple) else (config.window,) * 2
+    if len(sides) > 1 or (sides and config.window is not None and asked not in sides):
+        taken = " and ".join(f"{height} x {width}" for height, width in sorted(sides))
+        raise InputError(
+            f"cannot classify in common windows, since --window is {config.window} and the networks take "
+            f"windows of {taken} pixels alone",
+            "Leave --window out, and name networks of one size.",
+        )
+    return dataclasses.replace(config, window=sides.pop()) if sides else config
+
+
 @contextlib.contextmanager
 def open_job(
     config: ClassifyConfig, members: Sequence[Member] = (), sources: Sequence[Source] = ()
@@ -364,7 +385,8 @@ def _compare(member: Member, stack: Stack, config: ClassifyConfig) -> Member:
     _check_pixel_size(member.card, stack.grid, strict=config.strict)
     if config.statistics == "mosaic":
         return Member(member.path, _with_mosaic_statistics(member.card, stack))
-    if config.statistics != "none":
+    if config.statistics != "none" and not isinstance(member.card.network, GraphConfig):
+        # Of an imported network the card knows the scaling of the input, not the training data.
         _check_domain(member.card, stack, strict=config.strict)
     return member
 
@@ -410,7 +432,7 @@ def _check_novelty(members: Sequence[Member], config: ClassifyConfig) -> None:
 
 def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
     """Return the card beside the weights, or for a legacy file a card of the known facts."""
-    if model.suffix in (".keras", ".npz"):
+    if model.suffix in (".keras", ".npz", ".onnx"):
         if config.statistics is not None:
             raise InputError(
                 f"cannot use --statistics with '{model}', since its card has the statistics of its training, "
@@ -426,7 +448,7 @@ def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
     if model.suffix not in (".h5", ".hdf5"):
         raise InputError(
             f"cannot use '{model}' as weights, expected one that ends in .keras, in .npz "
-            "for a forest, or in .h5 for Keras 2",
+            "for a forest, in .onnx for an imported network, or in .h5 for Keras 2",
             "Give the weights first, then bands and indices, then the map: MODEL INPUT [INPUT ...] OUT.",
         )
     if config.statistics is None:

@@ -24,7 +24,7 @@ from lulc.core.channels import with_path
 from lulc.core.documents import check_document, write_document
 from lulc.core.machine import GDAL_CACHE
 from lulc.core.schema import IGNORE, InputError, LandCoverClass, Legend
-from lulc.core.storage import rename_durably, sha256_of, temporary_folder
+from lulc.core.storage import check_absent, rename_durably, sha256_of, temporary_folder
 from lulc.core.windows import Window, squares_of
 from lulc.export.export import write_level
 from lulc.inference.classify import classify
@@ -34,7 +34,7 @@ from lulc.labels.value_tables import LEGEND_TAG
 from lulc.maps.geotiff import MapProfile
 from lulc.maps.reader import ClassMap, open_map
 from lulc.maps.writer import PART, write_map
-from lulc.models.weights import weights_folders
+from lulc.models.weights import CARDED, weights_folders
 from lulc.rasters.layers import identify
 
 logger = logging.getLogger("lulc")
@@ -317,7 +317,7 @@ def _find_models(
     missing = {member["sha256"] for member in members}
     known: dict[str, Path] = {}
     files = (p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*"))))
-    for path in (p for p in files if p.suffix in (".keras", ".h5") and p.is_file()):
+    for path in (p for p in files if p.suffix in (*CARDED, ".h5") and p.is_file()):
         if not missing - known.keys():
             break
         known.setdefault(sha256_of(path), path)
@@ -428,12 +428,7 @@ def _check_outputs(config: ReproduceConfig) -> None:
         if name is None:
             continue
         out = Path(name)
-        if out.suffix.lower() not in (".tif", ".tiff") or out.resolve() == Path(config.map).resolve():
-            raise InputError(
-                f"cannot write '{out}', expected another name than the map's, in .tif", "Give another output."
-            )
-        if out.exists() and not config.overwrite:
-            raise InputError(
-                f"cannot write '{out}', since it exists already",
-                "Give another output, or add --overwrite to replace it.",
-            )
+        if out.resolve() == Path(config.map).resolve():
+            raise InputError(f"cannot write '{out}', expected another name than the map's", "Change it.")
+        if not config.overwrite:
+            check_absent(out)

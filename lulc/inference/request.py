@@ -14,6 +14,7 @@ from lulc.core.channels import name_of, split_prefix
 from lulc.core.claims import claim_outputs
 from lulc.core.removal import remove_leftovers
 from lulc.core.schema import InputError
+from lulc.core.storage import check_absent
 from lulc.export.stac import known_dates, parse_dates
 from lulc.inference.journal import claimed_by, folder_of, open_journal
 from lulc.inference.outputs import check_tiles, is_named, is_tileset
@@ -94,10 +95,7 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
         )
     if not config.overwrite:
         _tidy(config)
-        raise InputError(
-            f"cannot write '{target}', since it exists already",
-            "Give another output, or add --overwrite to replace it.",
-        )
+        check_absent(target)
     if target.is_dir():
         check_tiles(target)
 

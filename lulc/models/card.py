@@ -15,7 +15,7 @@ from lulc.core.codec import REQUIRED, Jsonable, limits, schema_of
 from lulc.core.documents import read_document, seal_of, write_document
 from lulc.core.schema import MAX_CLASSES, InputError, Legend, Name
 from lulc.core.statistics import Statistics
-from lulc.models.config import NetworkConfig, PixelConfig
+from lulc.models.config import GraphConfig, NetworkConfig, PixelConfig
 from lulc.models.ood_score import OodScore
 
 FORMAT_VERSION = 1
@@ -82,7 +82,7 @@ class ModelCard(Jsonable):
     channels: Annotated[tuple[Channel, ...], limits(minItems=1, maxItems=1024)]
     legend: Legend
     statistics: Statistics
-    network: NetworkConfig | PixelConfig
+    network: NetworkConfig | PixelConfig | GraphConfig
     stride: Annotated[int, limits(minimum=1, maximum=4096)]
     halo: Annotated[int, limits(minimum=0, maximum=65_536)]
     temperature: (
@@ -183,11 +183,12 @@ class ModelCard(Jsonable):
 
     @property
     def unet(self) -> NetworkConfig:
-        """Shape of the network; raises InputError where the card is that of a forest."""
-        if isinstance(self.network, PixelConfig):
+        """Shape of a network of this toolkit; raises InputError where the card is of another model."""
+        if not isinstance(self.network, NetworkConfig):
+            kind = "a random forest" if isinstance(self.network, PixelConfig) else "an imported network"
             raise InputError(
-                f"cannot use '{self.name}' here, since it is a random forest, expected a network",
-                "Give the weights of a network (.keras); the forest makes maps: make_classifications.py.",
+                f"cannot use '{self.name}' here, since it is {kind}, expected a network of this toolkit",
+                "Give the weights of such a network (.keras). This one makes maps: make_classifications.py.",
             )
         return self.network
 

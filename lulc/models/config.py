@@ -39,6 +39,10 @@ class PixelConfig(Jsonable):
         Of the squares that mean and deviation are of, pixels.
     parameters
         Numbers in its file.
+    dense
+        Outputs of the hidden layers of each dense network beside the forest; none for a forest alone.
+    forests
+        How many of these networks the forest weighs as much as.
     """
 
     classes: Annotated[int, limits(minimum=1, maximum=MAX_CLASSES)]
@@ -47,6 +51,13 @@ class PixelConfig(Jsonable):
         tuple[Annotated[int, limits(minimum=1, maximum=MAX_RADIUS)], ...], limits(maxItems=MAX_STAGES)
     ]
     parameters: Annotated[int, limits(minimum=1)]
+    dense: Annotated[
+        tuple[
+            Annotated[tuple[Annotated[int, limits(minimum=1, maximum=1024)], ...], limits(maxItems=8)], ...
+        ],
+        limits(maxItems=32),
+    ] = ()
+    forests: Annotated[int, limits(minimum=1, maximum=100)] = 1
 
     @property
     def activation(self) -> str:
@@ -57,6 +68,52 @@ class PixelConfig(Jsonable):
     def features(self) -> int:
         """Features of a pixel."""
         return self.channels * (1 + 2 * len(self.radii))
+
+
+@dataclass(frozen=True)
+class GraphConfig(Jsonable):
+    """A network of another toolkit, kept as an ONNX graph; all of it follows from the file.
+
+    Parameters
+    ----------
+    classes
+        Channels of the output; 1 for one class against the rest.
+    channels
+        Channels of the input.
+    parameters
+        Numbers in its weights.
+    image_last, scores_last
+        True where channels and classes are the last axis, instead of the second.
+    logits
+        True where it gives logits rather than probabilities.
+    takes_nan
+        True where it handles NaN, which stands for no data, itself; else it is given the mean.
+    batch
+        Images of a call; 0 for any number.
+    side
+        Rows and columns of the only size that it takes; empty for any.
+    exact
+        True where a halo is enough to be exact; else windows are blended.
+    values
+        Numbers in memory for each pixel, at the height of the computation.
+    """
+
+    classes: Annotated[int, limits(minimum=1, maximum=MAX_CLASSES)]
+    channels: Annotated[int, limits(minimum=1, maximum=1024)]
+    parameters: Annotated[int, limits(minimum=1)]
+    image_last: bool
+    scores_last: bool
+    logits: bool
+    takes_nan: bool
+    batch: Annotated[int, limits(minimum=0, maximum=1)]
+    side: Annotated[tuple[Annotated[int, limits(minimum=1, maximum=2**14)], ...], limits(maxItems=2)]
+    exact: bool
+    values: Annotated[int, limits(minimum=1)]
+
+    @property
+    def activation(self) -> str:
+        """Name of the activation of the last layer, of the graph or after it."""
+        return "sigmoid" if self.classes == 1 else "softmax"
 
 
 @dataclass(frozen=True)

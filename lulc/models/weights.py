@@ -61,6 +61,18 @@ PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1", "last")
 BASELINE = "baseline"
 """Pick of the forest that is kept beside each training, ``baseline.npz``."""
 
+FEW_LABELS = "few-labels"
+"""Recipe for few labels, and pick of the small models that it keeps, ``few-labels.npz``."""
+
+RECOMMENDED = "auto"
+"""Pick of what the training recommends."""
+
+IMPORTED = "network.onnx"
+"""Network in a folder that import_model.py wrote."""
+
+CARDED = (".keras", ".npz", ".onnx")
+"""Endings of files that have a card: networks, forests and imported networks."""
+
 RUN_FILE = "run.json"
 """In a run folder: what the run is, and whether it is finished."""
 
@@ -75,8 +87,8 @@ _PICKS_SCHEMA: dict[str, Any] = {
         "format_version": {"const": 1},
         "picks": {
             "type": "object",
-            "propertyNames": {"enum": list(PICKS)},
-            "additionalProperties": {"type": "string", "pattern": r"^[^/\\.][^/\\]*\.keras$"},
+            "propertyNames": {"enum": [*PICKS, RECOMMENDED]},
+            "additionalProperties": {"type": "string", "pattern": r"^[^/\\.][^/\\]*\.(keras|npz)$"},
         },
     },
 }
@@ -146,7 +158,7 @@ def load_model(
     InputError
         If the file is refused (see `read_arrays`), or the weights are not those of the card's network.
     """
-    if Path(path).suffix not in (".keras", ".npz"):
+    if Path(path).suffix not in CARDED:
         return load_legacy(path, statistics)
     if statistics is not None:
         raise InputError(
@@ -224,7 +236,7 @@ def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> 
 
 def check_model(path: str | os.PathLike[str]) -> None:
     """Refuse a file that `load_model` would refuse, before a framework is loaded."""
-    if Path(path).suffix in (".keras", ".npz"):
+    if Path(path).suffix in CARDED:
         read_arrays(path)
     else:
         read_legacy(path)
@@ -357,12 +369,14 @@ def unfinished_run(model: Path) -> str:
 
 
 def _pick_from(folder: Path, pick: str) -> Path:
-    for named in (folder / f"{pick}.keras", folder / f"{pick}.npz"):
+    for named in (folder / f"{pick}.keras", folder / f"{pick}.npz", folder / IMPORTED):
         if named.is_file():
             return named
     picks = read_picks(folder) if (folder / PICKS_FILE).is_file() else {}
     if pick in picks and (folder / picks[pick]).is_file():
         return folder / picks[pick]
+    if pick == RECOMMENDED:
+        return _pick_from(folder, PICKS[0])
     found = ", ".join(sorted(p.name for p in folder.glob("*.keras"))) or "none"
     raise InputError(
         f"cannot find the model '{pick}' in the folder '{folder}', since it points out "

@@ -19,7 +19,14 @@ from lulc.core.schema import NO_CODE, InputError
 from lulc.core.windows import Window, squares_of
 from lulc.datasets.loading import footprint, load_manifest
 from lulc.datasets.manifest import MANIFEST
-from lulc.preprocessing.split import Neighbours, candidate_windows, choose_stacks, choose_validation
+from lulc.preprocessing.patches import MOST, SPARSE, LabelledPixels, Split, groups_of, split_groups
+from lulc.preprocessing.split import (
+    MIN_SIDE,
+    Neighbours,
+    candidate_windows,
+    choose_stacks,
+    choose_validation,
+)
 from lulc.rasters.vectors import VectorCodes
 
 logger = logging.getLogger("lulc")
@@ -59,6 +66,10 @@ class Place:
         Windows, in the stack, whose labels lie in the gap around a validation stack.
     chip
         Position of the mosaic or chip that it is cut from.
+    labels
+        Of sparse labels, those of the stack; None for all in the window.
+    withheld
+        Pixels that a training stack may not see, as they validate.
     """
 
     name: str
@@ -68,6 +79,8 @@ class Place:
     hidden: tuple[Window, ...] = ()
     chip: int = 0
     group: str = ""
+    labels: LabelledPixels | None = None
+    withheld: LabelledPixels | None = None
 
 
 def candidate_spots(grounds: Sequence[Ground], size: int) -> list[Spot]:
@@ -139,6 +152,133 @@ def plan_places(counts: np.ndarray, grounds: Sequence[Ground], config: Preproces
     return train + val
 
 
+def splits_patches(counts: np.ndarray, grounds: Sequence[Ground], config: PreprocessConfig) -> bool:
+    """Return whether patches of labels train or validate, rather than stacks.
+
+    Raises
+    ------
+    InputError
+        If the user asks for patches and for what is about stacks, or there are too many labels.
+    """
+    numbers = all(v.isdecimal() for v in config.validation)
+    labelled = int(counts.sum())
+    if config.split != "patches":
+        pixels = sum(ground.grid.height * ground.grid.width for ground in grounds)
+        sparse = 0 < labelled < min(MOST, SPARSE * pixels)
+        return config.split == "auto" and sparse and not (numbers or config.stacks)
+    wrong = "--validation names stacks by their numbers" if numbers else ""
+    wrong = f"--stacks is {config.stacks}, which chooses among stacks" if config.stacks else wrong
+    wrong = f"{labelled:,} pixels are labelled, expected at most {MOST:,}" if labelled > MOST else wrong
+    if wrong:
+        raise InputError(f"cannot split the labels by patches, since {wrong}", "Type --split stacks.")
+    return True
+
+
+def plan_patches(
+    found: Sequence[LabelledPixels], grounds: Sequence[Ground], classes: int, config: PreprocessConfig
+) -> tuple[list[Place], Split] | None:
+    """Return the stacks around sparse labels, training first, and how these were split.
+
+    A place of the regular grid gives a stack of its training labels and one of its validation labels, each
+    with as much of the mosaic around them as ``--gap`` says. Training stacks are without the pixels whose
+    labels validate.
+
+    Parameters
+    ----------
+    found
+        Labelled pixels of each mosaic or chip.
+    grounds, config
+        As in `plan_places`.
+    classes
+        How many there are.
+
+    Returns
+    -------
+    tuple
+        None where all labels are one group, so that none can validate.
+    """
+    split = _split_of(found, grounds, classes, config)
+    if split.sides < 2 and not (_is_all(config.validation) or list(config.validation) == ["none"]):
+        if config.split == "auto":
+            return None
+        raise InputError(
+            "cannot split the labels by patches, since all of them touch or lie within --gap, or all lie on "
+            "one side of --validation",
+            "Type --split stacks, or --validation none.",
+        )
+    validates = np.split(split.validates[split.groups], np.cumsum([len(own) for own in found])[:-1])
+    places: dict[str, list[Place]] = {"train": [], "val": []}
+    for chip, (ground, own, held) in enumerate(zip(grounds, found, validates, strict=True)):
+        unseen = own.take(held)
+        for name, some in (("train", own.take(~held)), ("val", unseen)):
+            for number, labels in some.by_place():
+                window = _around(labels.extent, config.gap, ground.grid)
+                withheld = unseen.take(unseen.within(window)) if name == "train" else None
+                place = Place(
+                    f"{name}_{len(places[name])}", name, number, window,
+                    chip=chip, group=ground.group, labels=labels, withheld=withheld,
+                )  # fmt: skip
+                places[name].append(place)
+    _check_number(len(places["train"]) + len(places["val"]))
+    return places["train"] + places["val"], split
+
+
+def _split_of(
+    found: Sequence[LabelledPixels], grounds: Sequence[Ground], classes: int, config: PreprocessConfig
+) -> Split:
+    together = [ground.group for ground in grounds]
+    inside: list[np.ndarray]
+    if _is_all(config.validation) or list(config.validation) == ["none"]:
+        inside = [np.full(len(own), _is_all(config.validation)) for own in found]
+    elif file := validation_file(config.validation):
+        contains = _within_folder if Path(file).name == MANIFEST else _within_polygons
+        inside = [contains(file, own, ground.grid) for own, ground in zip(found, grounds, strict=True)]
+    else:
+        share = _share(config.validation)
+        return split_groups(found, together, classes, share, config.gap, config.seed)
+    groups = groups_of(found, together, 1)
+    return Split(groups, np.bincount(groups, np.concatenate(inside)) >= 0.5 * np.bincount(groups), 1)
+
+
+def _within_polygons(path: str, pixels: LabelledPixels, grid: GridSpec) -> np.ndarray:
+    """True where a pixel lies in polygons: bool (pixel,)."""
+    regions = VectorCodes(path, grid, presence=True)
+    inside = np.zeros(len(pixels), bool)
+    for square in squares_of(pixels.extent, 1024) if len(pixels) else ():
+        chosen = pixels.within(square)
+        if chosen.any():
+            rows, cols = pixels.rows[chosen] - square.row, pixels.cols[chosen] - square.col
+            inside[chosen] = regions.read(square)[rows, cols] != NO_CODE
+    return inside
+
+
+def _within_folder(path: str, pixels: LabelledPixels, grid: GridSpec) -> np.ndarray:
+    """True where a pixel lies on what validates in another folder: bool (pixel,)."""
+    import shapely
+
+    stacks = load_manifest(Path(path).parent).of("val")
+    outlines = [part.outline_on(grid.crs) for stack in stacks for part in stack.ground]
+    a, b, c, d, e, f = grid.transform[:6]
+    col, row = pixels.cols + 0.5, pixels.rows + 0.5
+    x, y = a * col + b * row + c, d * col + e * row + f
+    return np.asarray(shapely.contains_xy(shapely.union_all(outlines), x, y))
+
+
+def _around(extent: Window, gap: int, grid: GridSpec) -> Window:
+    """Return a window with a gap around it, of a crop's size at least where the mosaic has that."""
+    sides = []
+    for start, length, limit in zip(
+        (extent.row, extent.col), extent.shape, (grid.height, grid.width), strict=True
+    ):
+        more = max(gap, -(-(MIN_SIDE - length) // 2))
+        first, last = start - more, start + length + more
+        # At a border the other side gives what is missing of a crop.
+        first, last = min(first, limit - MIN_SIDE), max(last, MIN_SIDE)
+        sides.append((max(first, 0), min(last, limit)))
+    (top, bottom), (left, right) = sides
+    return Window(top, left, bottom - top, right - left)
+
+
 def _by_share(
     counts: np.ndarray, spots: Sequence[Spot], grounds: Sequence[Ground], config: PreprocessConfig
 ) -> set[int]:
@@ -184,12 +324,7 @@ def _chosen(
     """Numbers of all stacks to cut, those `named` among them."""
     usable = int((counts.sum(axis=1) > 0).sum())
     wanted = min(config.stacks or usable, usable)
-    if wanted > MAX_PLACES:
-        raise InputError(
-            f"cannot cut {wanted} stacks, since one manifest names at most {MAX_PLACES}",
-            f"Type --stacks {MAX_PLACES} or fewer (places with rare classes are preferred), or prepare "
-            "regions apart, with --bounds: train_model.py takes several folders.",
-        )
+    _check_number(wanted)
     chosen = choose_stacks(counts, config.stacks, rng, named)
     if config.stacks > len(chosen):
         logger.warning(
@@ -197,6 +332,15 @@ def _chosen(
             len(chosen), config.stacks,
         )  # fmt: skip
     return chosen
+
+
+def _check_number(wanted: int) -> None:
+    if wanted > MAX_PLACES:
+        raise InputError(
+            f"cannot cut {wanted} stacks, since one manifest names at most {MAX_PLACES}",
+            f"Type --stacks {MAX_PLACES} or fewer (places with rare classes are preferred), a larger --size, "
+            "or prepare regions apart, with --bounds: train_model.py takes several folders.",
+        )
 
 
 def _no_room(config: PreprocessConfig, window: Window) -> InputError:

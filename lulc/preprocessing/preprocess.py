@@ -39,8 +39,18 @@ from lulc.distributed.cluster import open_cluster, run_tasks
 from lulc.labels.schemes import write_scheme
 from lulc.preprocessing.chips import Chip, Chips, find_chips
 from lulc.preprocessing.journal import PROGRESS, Progress, open_progress
-from lulc.preprocessing.plan import Ground, Place, Spot, candidate_spots, plan_places, validation_file
-from lulc.preprocessing.split import ENOUGH, strips_beside
+from lulc.preprocessing.patches import LabelledPixels, Split
+from lulc.preprocessing.plan import (
+    Ground,
+    Place,
+    Spot,
+    candidate_spots,
+    plan_patches,
+    plan_places,
+    splits_patches,
+    validation_file,
+)
+from lulc.preprocessing.split import ENOUGH
 from lulc.preprocessing.tiling import (
     CURRENT,
     PATHS,
@@ -48,9 +58,9 @@ from lulc.preprocessing.tiling import (
     Inputs,
     Site,
     anywhere,
-    count_classes,
     count_labels,
     cut,
+    find_labels,
     in_place,
     paths_of,
     stamps_at,
@@ -59,7 +69,6 @@ from lulc.preprocessing.tiling import (
     versions,
 )
 from lulc.rasters.sources import Stamp, moments_of, stamps_of
-from lulc.rasters.stack import Coverage
 
 logger = logging.getLogger("lulc")
 
@@ -103,7 +112,6 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         If an input doesn't fit, no pixel is valid, only one class occurs, or the folder holds other
         results.
     """
-    _warn_of_gap(config)
     _check_given(config)
     folder = Path(config.out)
     listed = find_chips(config)
@@ -127,7 +135,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         with _open_crew(config, chips, own, key) as crew:
             grounds = chips.grounds()
             progress = _surveyed(crew, config, chips, own, key, replacing=replacing)
-            places = plan_places(progress.counts, grounds, config)
+            places, split = _plan(crew, config, progress.counts, grounds)
             _check_classes(config, chips, places)
             _check_room(folder, progress, places, len(inputs.stack.channels), replacing=replacing)
             if replacing:
@@ -144,7 +152,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
                 f"cannot finish '{folder}', since an input was changed while it was read",
                 "Run the same command again when the inputs are complete.",
             )
-        manifest = _manifest(config, chips, progress, places, parameters)
+        manifest = _manifest(config, chips, progress, places, split, parameters)
         if not write_scheme(inputs.labels.scheme, folder / CLASSES):
             logger.warning(
                 "'%s' is left as it is, since it holds other classes than the stacks; theirs are in '%s'",
@@ -325,13 +333,36 @@ def _surveyed(
         codes[square.chip] = codes.get(square.chip, Counter()) + found
     for chip, counts in codes.items():
         chips.at(chip).labels.check(counts)
-    pixels = sum(grid.height * grid.width for grid in chips.grids)
-    lost = 1 - sum(spot.window.height * spot.window.width for spot in spots) / pixels
-    if lost > 0:
-        logger.info("%.1f %% of the mosaic are strips too narrow for a stack", 100 * lost)
     for done in _shown(crew(survey, missing, _at), len(missing), "counting classes"):
         progress.add(done)
     return progress
+
+
+def _plan(
+    crew: Crew, config: PreprocessConfig, counts: np.ndarray, grounds: Sequence[Ground]
+) -> tuple[list[Place], Split | None]:
+    """Return the stacks to cut, and of sparse labels their split."""
+    planned = None
+    if splits_patches(counts, grounds, config):
+        planned = _plan_patches(crew, config, counts, grounds)
+    if planned is None:
+        _warn_of_gap(config)
+    return planned or (plan_places(counts, grounds, config), None)
+
+
+def _plan_patches(
+    crew: Crew, config: PreprocessConfig, counts: np.ndarray, grounds: Sequence[Ground]
+) -> tuple[list[Place], Split] | None:
+    """Return the stacks around sparse labels and their split; None where these can't be split."""
+    spots = [s for s in candidate_spots(grounds, config.size) if counts[s.number].sum()]
+    parts = list(_shown(crew(find_labels, spots, _at), len(spots), "finding labels"))
+    chip_of = {spot.number: spot.chip for spot in spots}
+    found: list[list[LabelledPixels]] = [[] for _ in grounds]
+    # A cluster gives them in any order.
+    for part in sorted((p for p in parts if len(p)), key=lambda part: int(part.places[0])):
+        found[chip_of[int(part.places[0])]].append(part)
+    pixels = [LabelledPixels.concatenate(own) for own in found]
+    return plan_patches(pixels, grounds, counts.shape[1], config) if any(map(len, pixels)) else None
 
 
 def _at(spot: Spot) -> str:
@@ -350,13 +381,13 @@ def _check_room(
 
 def _manifest(
     config: PreprocessConfig, chips: Chips, progress: Progress, places: Sequence[Place],
-    parameters: dict[str, Any],
+    split: Split | None, parameters: dict[str, Any],
 ) -> Manifest:  # fmt: skip
     stack, labels = chips.first.stack, chips.first.labels
     sources = {json.dumps(source, sort_keys=True): source for source in chips.sources}
     # In the order of the plan, under the folder's name here, whoever wrote them.
     stacks = tuple(_in_folder(progress.stacks[place.name], config) for place in places)
-    labelled = _labelled(config, chips, progress.counts, stacks)
+    labelled = _labelled(progress.counts, stacks, split)
     statistics = progress.moments.statistics
     if not any(file.split == "train" for file in stacks):
         # Nothing here trains: these say what the imagery is like, and no training takes them.
@@ -377,29 +408,26 @@ def _manifest(
         key=progress.key,
         channel_set=None if stack.channel_set.is_plain else stack.channel_set,
     )
-    _warn_of_rare_classes(manifest)
+    _warn_of_rare_classes(manifest, sparse=split is not None)
     return manifest
 
 
-def _labelled(
-    config: PreprocessConfig, chips: Chips, counts: np.ndarray, stacks: Sequence[StackFile]
-) -> dict[str, int]:
+def _labelled(counts: np.ndarray, stacks: Sequence[StackFile], split: Split | None) -> dict[str, Any]:
     """Return how many labelled valid pixels there are, which of them are used, and what the others lie in."""
-    strips = sum(
-        sum(count_classes(chips.at(chip), strip, Coverage()))
-        for chip, grid in enumerate(chips.grids)
-        for strip in strips_beside(grid.height, grid.width, config.size)
-    )
-    used = {split: sum(sum(s.class_counts) for s in stacks if s.split == split) for split in ("train", "val")}
-    in_stacks = int(counts[[s.number for s in stacks if s.number is not None]].sum())
-    return {
-        "given": int(counts.sum()) + strips,
+    used = {name: sum(sum(s.class_counts) for s in stacks if s.split == name) for name in ("train", "val")}
+    given = int(counts.sum())
+    in_stacks = int(counts[sorted({s.number for s in stacks if s.number is not None})].sum())
+    found = {
+        "given": given,
         "training": used["train"],
         "validation": used["val"],
-        "strips": strips,
-        "not_cut": int(counts.sum()) - in_stacks,
+        "not_cut": given - in_stacks,
         "hidden": in_stacks - used["train"] - used["val"],
     }
+    if split is None:
+        return found
+    groups = {"training": int((~split.validates).sum()), "validation": int(split.validates.sum())}
+    return found | {"groups": groups, "distance": split.distance}
 
 
 def _in_folder(file: StackFile, config: PreprocessConfig) -> StackFile:
@@ -428,11 +456,14 @@ def _check_classes(config: PreprocessConfig, chips: Chips, places: Sequence[Plac
     )
 
 
-def _warn_of_rare_classes(manifest: Manifest) -> None:
+def _warn_of_rare_classes(manifest: Manifest, *, sparse: bool) -> None:
     train, val = manifest.class_counts("train"), manifest.class_counts("val")
     for land_cover, in_train, in_val in zip(manifest.legend.classes, train, val, strict=True):
         for count, split in ((in_train, "training"), (in_val, "validation")):
-            if count < ENOUGH and manifest.of("train" if split == "training" else "val"):
+            if sparse and not in_train + in_val:
+                # The table shows classes of the scheme that no label names.
+                continue
+            if count < (1 if sparse else ENOUGH) and manifest.of("train" if split == "training" else "val"):
                 logger.warning(
                     "class %d %s has next to nothing in %s: %d px",
                     land_cover.number, land_cover.name, split, count,

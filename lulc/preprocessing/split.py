@@ -9,7 +9,7 @@ import numpy as np
 from lulc.core.windows import Window, near_windows
 
 MIN_SIDE = 64
-"""Strips left over at the right and lower edge become smaller stacks down to this, the smallest crop."""
+"""What is left over at the right and lower edge becomes smaller stacks down to this, the smallest crop."""
 
 ENOUGH = 1000
 """Pixels from which a class counts as present."""
@@ -22,12 +22,14 @@ def candidate_windows(height: int, width: int, size: int) -> list[Window]:
     """Squares of `size` pixels on a regular grid from the upper left, numbered row by row.
 
     What is left over to the right and below becomes smaller stacks where it is at least 64 pixels wide, and
-    is left out otherwise; a mosaic smaller than `size` is one stack.
+    widens the stacks beside it otherwise; a mosaic smaller than `size` is one stack.
 
     Examples
     --------
     >>> [w.shape for w in candidate_windows(1700, 930, 850)]
     [(850, 850), (850, 80), (850, 850), (850, 80)]
+    >>> [w.shape for w in candidate_windows(850, 870, 850)]
+    [(850, 870)]
     """
     return [
         Window(row, col, rows, cols)
@@ -36,23 +38,11 @@ def candidate_windows(height: int, width: int, size: int) -> list[Window]:
     ]
 
 
-def strips_beside(height: int, width: int, size: int) -> list[Window]:
-    """Return the strips at the right and lower edge that `candidate_windows` leaves out.
-
-    Examples
-    --------
-    >>> strips_beside(1700, 870, 850)
-    [Window(row=0, col=850, height=1700, width=20)]
-    """
-    bottom, right = candidate_windows(height, width, size)[-1].stop
-    strips = [Window(0, right, height, width - right), Window(bottom, 0, height - bottom, right)]
-    return [strip for strip in strips if min(strip.shape)]
-
-
 def _cut_axis(length: int, size: int) -> list[tuple[int, int]]:
     pieces = [(start, min(size, length - start)) for start in range(0, length, size)]
     if len(pieces) > 1 and pieces[-1][1] < min(MIN_SIDE, size):
-        pieces.pop()
+        start, _ = pieces[-2]
+        pieces[-2:] = [(start, length - start)]
     return pieces
 
 
@@ -144,6 +134,52 @@ def _best_addition(counts: np.ndarray, chosen: list[int], fraction: float) -> tu
     both[chosen] = -1
     best = int(np.lexsort((np.arange(len(counts)), distance, -both))[0])
     return best, (int(both[best]), -float(distance[best]))
+
+
+def choose_groups(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Choose groups of labels for validation so that each class gives about a share of its pixels.
+
+    Groups are added or taken back one by one, always the one that helps most, until none helps. What counts
+    first is the number of classes on both sides, then the distance of each class's share from `fraction`.
+
+    Parameters
+    ----------
+    counts : int (group, class)
+        Labelled valid pixels of each group.
+    fraction
+        Share of the pixels of each class, 0..1.
+    seed
+        Decides among equals.
+
+    Returns
+    -------
+    bool (group,)
+        True where a group validates.
+
+    Examples
+    --------
+    >>> choose_groups(np.array([[60, 0], [60, 0], [0, 50], [0, 50], [0, 50]]), 0.4, seed=1).sum(axis=0)
+    2
+    """
+    order = np.random.default_rng(seed).permutation(len(counts))
+    counts = counts[order]
+    total = counts.sum(axis=0)
+    present = np.maximum(total, 1)
+    chosen = np.zeros(len(counts), bool)
+    best: tuple[float, float] = (0.0, -float(fraction * (total > 0).sum()))
+    for _ in range(2 * len(counts)):
+        held = counts[chosen].sum(axis=0) + np.where(chosen[:, np.newaxis], -counts, counts)
+        both = ((held > 0) & (held < total)).sum(axis=1)
+        distance = np.abs(held / present - fraction * (total > 0)).sum(axis=1)
+        turned = int(np.lexsort((distance, -both))[0])
+        score = (float(both[turned]), -float(distance[turned]))
+        if score <= best:
+            break
+        best = score
+        chosen[turned] ^= True
+    found = np.zeros(len(counts), bool)
+    found[order] = chosen
+    return found
 
 
 class Neighbours:

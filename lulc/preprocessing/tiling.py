@@ -34,6 +34,7 @@ from lulc.datasets.manifest import StackFile
 from lulc.distributed.cluster import UnfitWorkerError
 from lulc.labels.labels import Labels, near_borders, open_labels
 from lulc.labels.schemes import load_scheme
+from lulc.preprocessing.patches import LabelledPixels
 from lulc.preprocessing.plan import Place, Spot
 from lulc.rasters.channels import load_channels
 from lulc.rasters.guards import is_address
@@ -203,6 +204,20 @@ def count_classes(inputs: Inputs, window: Window, coverage: Coverage) -> tuple[i
     return _by_class(counts, inputs.labels)
 
 
+def find_labels(inputs: Inputs, spot: Spot) -> LabelledPixels:
+    """Find the labelled valid pixels of a numbered place."""
+    found = []
+    for part in squares_of(spot.window, 1024):
+        classes = _masked_labels(inputs.labels, part, inputs.config.border_ignore)
+        if (classes != IGNORE).any():
+            classes[~_valid(inputs.stack.read(part))] = IGNORE
+        rows, cols = np.nonzero(classes != IGNORE)
+        number = np.full(len(rows), spot.number, np.int32)
+        place = (rows + part.row).astype(np.int32), (cols + part.col).astype(np.int32)
+        found.append(LabelledPixels(*place, classes[rows, cols], number))
+    return LabelledPixels.concatenate(found)
+
+
 def cut(inputs: Inputs, place: Place) -> Cut:
     """Write image and masks of one place, strip by strip."""
     window = place.window
@@ -235,6 +250,7 @@ def cut(inputs: Inputs, place: Place) -> Cut:
         statistics=moments.statistics,
         sha256=sha256,
         group=place.group,
+        patches=place.labels.inside(window).boxes() if place.labels else (),
     )
     return Cut(file, moments)
 
@@ -246,7 +262,10 @@ def strips_of(inputs: Inputs, place: Place) -> Iterator[tuple[np.ndarray, np.nda
     for row in range(0, window.height, rows):
         strip = Window(window.row + row, window.col, rows, window.width).intersect(window)
         image = inputs.stack.read(strip)
-        classes = _masked_labels(inputs.labels, strip, inputs.config.border_ignore)
+        if place.labels:
+            classes = _sparse_labels(place, strip, image)
+        else:
+            classes = _masked_labels(inputs.labels, strip, inputs.config.border_ignore)
         classes[~valid_pixels(image)] = IGNORE
         for hidden in near_windows(strip.relative_to(window), place.hidden, 0):
             classes[hidden.slices] = IGNORE
@@ -291,3 +310,15 @@ def _masked_labels(labels: Labels, window: Window, border: int) -> np.ndarray:
     classes = labels.read(grown)
     classes[near_borders(classes, border)] = IGNORE
     return classes[window.relative_to(grown).slices].copy()
+
+
+def _sparse_labels(place: Place, window: Window, image: np.ndarray) -> np.ndarray:
+    """Class numbers of a window, 255 beside the place's own pixels; `image` loses what it may not see."""
+    assert place.labels
+    classes = np.full(window.shape, IGNORE, np.uint8)
+    own = place.labels.inside(window)
+    classes[own.rows, own.cols] = own.classes
+    if place.withheld:
+        unseen = place.withheld.inside(window)
+        image[unseen.rows, unseen.cols] = np.nan
+    return classes

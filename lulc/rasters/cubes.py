@@ -43,17 +43,19 @@ from lulc.rasters.layers import (
 )
 from lulc.rasters.missing import as_stored, declared_missing, odd_values
 from lulc.rasters.names import SENTINEL_BANDS, is_counted, name_layers, natural
-from lulc.rasters.place import crs_from_attributes, declared_transform, pixel_edges, unit_factor
+from lulc.rasters.place import crs_from_attributes, declared_transform, pixel_edges, unit_factor, western
 
 LOADED_AHEAD = ("h5py", "zarr", "dask.array", "xarray.backends.zarr")
 """What xarray loads when it opens a file: the server of reader processes loads it once for all."""
 
 _X = ("x", "lon", "longitude", "easting", "xc", "projection_x_coordinate")
 _Y = ("y", "lat", "latitude", "northing", "yc", "projection_y_coordinate")
-_DATE = re.compile(r"\d{4}-\d\d(-\d\d)?([T ].*)?")
+_DATE = re.compile(r"(19|20)\d\d-?(0[1-9]|1[0-2])(-?(0[1-9]|[12]\d|3[01]))?([T ].*)?")
+_DATES = ("t", "date", "dates", "datetime", "year", "years", "month", "months", "season", "doy")
 _SINCE = re.compile(r"\s*\w+\s+since\s", re.IGNORECASE)
 _NAME_COORDINATES = ("common_name", "eo:common_name", "band_name", "name", "long_name", "title")
-_NAME_ATTRIBUTES = ("common_name", "eo:common_name", "band_name", "long_name", "standard_name")
+_NAME_ATTRIBUTES = ("common_name", "eo:common_name", "band_name", "band_names", "bands", "long_name",
+                    "standard_name")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -395,7 +397,7 @@ def _band_dimension(
 def _is_time(data: xr.Dataset, dimension: Hashable) -> bool:
     """True for a dimension of dates, by its axis, standard name, unit, type, labels or name."""
     name = str(dimension).lower()
-    if name in ("t", "date", "dates", "datetime") or name.startswith("time"):
+    if name in _DATES or name.startswith("time"):
         return True
     if dimension not in data.coords:
         return False
@@ -405,7 +407,10 @@ def _is_time(data: xr.Dataset, dimension: Hashable) -> bool:
         return True
     if coordinate.dtype.kind in "Mm" or _SINCE.match(known.get("units", "")):
         return True
-    return bool(words := _words(data, dimension)) and all(_DATE.fullmatch(word) for word in words)
+    words = _words(data, dimension)
+    if coordinate.dtype.kind in "iu":  # 20200601; 202006 is as likely a count of something
+        words = [word for word in map(str, np.ravel(coordinate.values).tolist()) if len(word) == 8]
+    return len(words) == coordinate.size > 0 and all(map(_DATE.fullmatch, words))
 
 
 def _words(data: xr.Dataset, coordinate: Hashable | None) -> list[str]:
@@ -423,16 +428,20 @@ def _word(value: Any) -> str:
 def _texts(data: xr.Dataset, place: _Place) -> list[str | None]:
     """Return the texts about one layer: labels of its band, attributes and name of its variable."""
     variable, size = data[place.variable], 1
-    labels: list[str | None] = [None] * (1 + len(_NAME_COORDINATES))
+    labels: list[str | None] = [None] * (3 + len(_NAME_COORDINATES))
     if place.dimension is not None:
         size = variable.sizes[place.dimension]
-        along = [c in data.coords and data[c].dims == (place.dimension,) for c in _NAME_COORDINATES]
-        named = [c if own else None for c, own in zip(_NAME_COORDINATES, along, strict=True)]
-        words = [_words(data, c) for c in (place.dimension, *named)]
+        along = [c for c in data.coords if data[c].dims == (place.dimension,) and c != place.dimension]
+        named = [c if c in along else None for c in _NAME_COORDINATES]
+        others = next((c for c in along if c not in _NAME_COORDINATES and _words(data, c)), None)
+        words = [_words(data, c) for c in (place.dimension, *named, others)]
+        # Numbers whose meaning is given as flags.
+        numbers = data[place.dimension].attrs if place.dimension in data.coords else {}
+        words.append(_word(numbers.get("flag_meanings", "")).split())
         labels = [own[place.position] if len(own) == size else None for own in words]
     attributes = [_attribute(variable.attrs.get(key), place.position, size) for key in _NAME_ATTRIBUTES]
     alone = str(place.variable) if size == 1 else None
-    return [*labels, *attributes[:3], alone, *attributes[3:]]
+    return [*labels, *attributes[:-2], alone, *attributes[-2:]]
 
 
 def _attribute(value: Any, position: int, size: int) -> str | None:
@@ -442,7 +451,8 @@ def _attribute(value: Any, position: int, size: int) -> str | None:
     if isinstance(value, list | tuple | np.ndarray):
         items = np.ravel(np.asarray(value, dtype=object)).tolist()
         return _word(items[position]) if len(items) == size else None
-    return _word(value) if size == 1 else None
+    parts = [_word(value)] if size == 1 else re.split(r"[,;|]", _word(value))
+    return _word(parts[position]) if len(parts) == size else None
 
 
 def _layer(path: str, variable: xr.DataArray, *, zarr: bool) -> Layer:
@@ -491,9 +501,8 @@ def _grid(
         top, y_step = top + height * y_step, -y_step
     if flipped[1]:
         left, x_step = left + width * x_step, -x_step
-    if crs and crs.is_geographic and left >= 180:
-        left -= 360
-    return GridSpec(crs, Affine(x_step, 0.0, left, 0.0, y_step, top), height, width), flipped
+    transform = western(Affine(x_step, 0.0, left, 0.0, y_step, top), crs)
+    return GridSpec(crs, transform, height, width), flipped
 
 
 def _edges(
@@ -508,7 +517,9 @@ def _edges(
 
     def unpacked(values: np.ndarray) -> np.ndarray:
         stored = values.view(_read_dtype(coordinate)) if values.dtype.kind in "iu" else values
-        return np.asarray((stored.astype("float64") * factor + addend) * unit)
+        found = np.asarray((stored.astype("float64") * factor + addend) * unit)
+        # Longitudes run on where they begin anew, at 180 or 360 degrees.
+        return np.unwrap(found.ravel(), period=360).reshape(found.shape) if crs.is_geographic else found
 
     bounds = data.variables.get(coordinate.attrs.get("bounds"))
     return pixel_edges(

@@ -100,6 +100,13 @@ def declared_transform(*attributes: Mapping[str, Any]) -> Affine | None:
     return None
 
 
+def western(transform: Affine, crs: CRS) -> Affine:
+    """Return a geotransform that begins east of 180 degrees, as of longitudes 0..360, begun in the west."""
+    if crs and crs.is_geographic and transform.c >= 180:
+        return Affine(transform.a, transform.b, transform.c - 360, transform.d, transform.e, transform.f)
+    return transform
+
+
 def unit_factor(units: str, crs: CRS, path: str) -> float:
     """Return the factor that converts coordinates of some unit to the unit of their CRS.
 

@@ -54,6 +54,7 @@ from lulc.rasters.layers import (
 )
 from lulc.rasters.missing import as_stored, declared_missing, odd_values
 from lulc.rasters.names import name_layers
+from lulc.rasters.place import western
 from lulc.rasters.products import Product, is_product, product_folder, read_product, scaling_above
 from lulc.rasters.sidecars import Said, Sidecar, mask_beside, read_sidecar
 
@@ -67,6 +68,9 @@ _ENVIRONMENT: dict[str, Any] = {
     "GDAL_PAM_ENABLED": "NO",
     "CPL_LOG_ERRORS": "OFF",
 }
+_ALPHA = "alpha|opacity|data_?mask"
+"""Names of layers that are 0 where pixels are missing; `dataMask` is Sentinel Hub's."""
+
 _CHECKED_BLOCKS = 4096
 _NAME_TAGS = ("bandname", "band_name", "long_name", "common_name", "eo:common_name", "standard_name")
 
@@ -426,7 +430,7 @@ class RasterSource(Source):
         guards.check_crs(data.crs.to_wkt() if data.crs else "", path)
         crs = self._sidecar.crs or (settled_crs(data.crs) if data.crs else data.crs)
         transform = self._sidecar.transform or data.transform
-        self.grid = GridSpec(crs, Affine(*transform[:6]), data.height, data.width)
+        self.grid = GridSpec(crs, western(Affine(*transform[:6]), crs), data.height, data.width)
         check_grid(path, self.grid)
 
     def _check_names(self, path: str, files: Sequence[str]) -> None:
@@ -616,8 +620,11 @@ def _layers(data: Any, sidecar: Sidecar, path: str) -> tuple[Layer, ...]:
         ])  # fmt: skip
     # GDAL marks the last of four layers of 8 bits as alpha, whatever its name says.
     alpha = [
-        kind == ColorInterp.alpha
-        and re.search("^$|alpha|mask|opacity", own[0] or own[1] or "", re.I) is not None
+        (data.count > 1 and re.fullmatch(_ALPHA, own[0] or own[1] or "", re.I) is not None)
+        or (
+            kind == ColorInterp.alpha
+            and re.search("^$|alpha|mask|opacity", own[0] or own[1] or "", re.I) is not None
+        )
         for kind, own in zip(data.colorinterp, texts, strict=True)
     ]
     names = iter(name_layers([own for own, is_alpha in zip(texts, alpha, strict=True) if not is_alpha], path))

@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import RandomForestClassifier
 
 from lulc.config import TrainConfig
-from lulc.core.machine import cores
 from lulc.core.schema import IGNORE, Legend
 from lulc.core.version import __version__
 from lulc.core.windows import Part, Plan, PlannedWindow
@@ -24,16 +22,21 @@ from lulc.models import backend
 from lulc.models.calibration import calibrate, fit_temperature
 from lulc.models.card import Channel, ModelCard, load_card
 from lulc.models.config import PixelConfig
-from lulc.models.forest import Forest, write_forest
+from lulc.models.pixel_model import PixelModel, write_pixel_model
 from lulc.models.uncertainty import decide
-from lulc.models.weights import BASELINE, load_model
+from lulc.models.weights import BASELINE, FEW_LABELS, RECOMMENDED, load_model
 from lulc.training.data.dataset import Dataset, Tile, class_targets
 from lulc.training.data.pixels import Square, features_at, labelled_square, labelled_squares
 from lulc.training.held_out import plan_of, predict_tile, windows_of
+from lulc.training.small_models import arrays_of, fit_forest, fit_small_models
 
 MACRO = "macro-F1"
 
-TREES = 150
+DESCRIPTIONS = {
+    BASELINE: "Random forest on pixels and their mean and deviation in 5 x 5, for comparison.",
+    FEW_LABELS: "Mean of random forests, perceptrons and linear discriminants on pixels, and on these with "
+    "mean and deviation in 5 x 5. Trained on all labels; its scores are those without the validation labels.",
+}
 
 RADII = (2,)
 """Mean and deviation are of squares of 5 x 5 pixels."""
@@ -89,6 +92,8 @@ class Comparison:
         F1 of each class that occurs by its name, and last their mean as ``macro-F1``.
     spread
         Standard deviation of the difference of each of these when patches are drawn anew.
+    small
+        Of the mean of small models, in the place of the forest; None where only the forest was grown.
     """
 
     pixels: int
@@ -96,6 +101,7 @@ class Comparison:
     forest: dict[str, float]
     network: dict[str, float]
     spread: dict[str, float]
+    small: Comparison | None = None
 
     @property
     def difference(self) -> float:
@@ -109,9 +115,21 @@ class Comparison:
             return "neither"
         return "network" if self.difference > 0 else "forest"
 
+    @property
+    def recommended(self) -> str:
+        """Pick for maps: of few labels the small models, unless the network leads by twice the spread."""
+        return FEW_LABELS if self.small and self.small.better != "network" else "lowest-val-loss"
+
+    @property
+    def picks(self) -> dict[str, str]:
+        """What `lulc.models.weights.record_picks` notes of it: the file of the recommended model."""
+        return {RECOMMENDED: f"{FEW_LABELS}.npz"} if self.recommended == FEW_LABELS else {}
+
     def to_json(self) -> dict[str, Any]:
         """The comparison as JSON-ready data."""
-        return dataclasses.asdict(self) | {"better": self.better}
+        found = {name: value for name, value in vars(self).items() if name != "small"}
+        small = {"small": self.small.to_json()} if self.small else {}
+        return found | small | {"better": self.better, "recommended": self.recommended}
 
 
 def keep_baseline(config: TrainConfig, dataset: Dataset, legend: Legend, model: Path) -> Comparison:
@@ -130,46 +148,50 @@ def keep_baseline(config: TrainConfig, dataset: Dataset, legend: Legend, model: 
     """
     single = config.single_class and dataset.legend.names.index(config.single_class) + 1
     targets = class_targets(len(dataset.legend), single or None)
-    forest = grow_forest(dataset, targets, 1 if single else len(legend), config.seed)
+    classes = 1 if single else len(legend)
+    features, labels = _pixels_of(dataset, dataset.training, targets, config.seed)
+    forest = PixelModel(arrays_of(fit_forest(features, labels, config.seed), classes))
+    small = None
+    if config.recipe == FEW_LABELS:
+        channels, both = len(dataset.channels), (*dataset.training, *dataset.validation)
+        held_out = fit_small_models(features, labels, channels, classes, config.seed)
+        kept = fit_small_models(
+            *_pixels_of(dataset, both, targets, config.seed), channels, classes, config.seed
+        )
+        small = _keep(config, dataset, targets, legend, model, FEW_LABELS, held_out, kept)
+    return _keep(config, dataset, targets, legend, model, BASELINE, forest, forest, small)
+
+
+def _keep(
+    config: TrainConfig, dataset: Dataset, targets: NDArray[np.uint8], legend: Legend, network: Path,
+    name: str, scored: PixelModel, kept: PixelModel, small: Comparison | None = None,
+) -> Comparison:  # fmt: skip
+    """Compare a model of single pixels with the network, and write the one to be kept."""
 
     def predict(square: Square) -> NDArray[np.float32]:
-        return forest.predict(features_at(square, dataset.statistics, RADII)).astype(np.float32)
+        return scored.predict(features_at(square, dataset.statistics, RADII)).astype(np.float32)
 
-    found = classify_held_out(dataset, targets, predict, model, config.seed)
-    comparison = compare(found, legend, config.seed)
+    found = classify_held_out(dataset, targets, predict, network, config.seed)
+    comparison = dataclasses.replace(compare(found, legend, config.seed), small=small)
     temperature = 1.0 if config.calibrate == "none" else fit_temperature(found.forest, found.labels)
-    own = _card_of(config, dataset, forest, comparison)
-    own = dataclasses.replace(own, temperature=temperature, novelty=load_card(model).novelty)
-    write_forest(forest, own, model.with_name(f"{BASELINE}.npz"))
+    own = _card_of(config, dataset, name, kept, comparison)
+    own = dataclasses.replace(own, temperature=temperature, novelty=load_card(network).novelty)
+    write_pixel_model(kept, own, network.with_name(f"{name}.npz"))
     return comparison
 
 
-def grow_forest(dataset: Dataset, targets: NDArray[np.uint8], classes: int, seed: int) -> Forest:
-    """Grow a random forest on the labelled training pixels.
-
-    Parameters
-    ----------
-    dataset
-        Its training stacks and statistics are used.
-    targets
-        uint8 (256,), what is learnt for each value in the masks, see `class_targets`.
-    classes
-        Channels of the output; with 1 the forest tells target 1 from 0.
-    seed
-        Of the draw of pixels, and of the forest.
-    """
-    features, labels = _training_pixels(dataset, targets, np.random.default_rng(seed))
-    grown = RandomForestClassifier(TREES, class_weight="balanced", n_jobs=cores(), random_state=seed)
-    return arrays_of(grown.fit(features, labels), classes)
-
-
-def _training_pixels(
-    dataset: Dataset, targets: NDArray[np.uint8], rng: np.random.Generator
+def _pixels_of(
+    dataset: Dataset, tiles: Sequence[Tile], targets: NDArray[np.uint8], seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Return features and labels of the labelled pixels of stacks, `PIXELS` of them at most."""
+    rng = np.random.default_rng(seed)
     counts = np.bincount(targets[1 : len(dataset.counts) + 1], dataset.counts, 256)
+    if len(tiles) > len(dataset.training):
+        squares = labelled_squares(tiles[len(dataset.training) :], targets)
+        counts = counts + sum(np.bincount(square.labels, minlength=256) for square in squares)
     share = _quota(counts, PIXELS) / np.maximum(counts, 1)
     features, labels = [], []
-    for square in labelled_squares(dataset.training, targets):
+    for square in labelled_squares(tiles, targets):
         drawn = square.take(rng.random(len(square.labels)) < share[square.labels])
         features.append(features_at(drawn, dataset.statistics, RADII))
         labels.append(drawn.labels)
@@ -190,46 +212,6 @@ def _quota(counts: NDArray[Any], total: int) -> NDArray[np.float64]:
         quota[number] = min(counts[number], left / (len(counts) - place))
         left -= quota[number]
     return quota
-
-
-def arrays_of(grown: RandomForestClassifier, classes: int) -> Forest:
-    """Return a forest of scikit-learn as arrays that predict the same.
-
-    Parameters
-    ----------
-    grown
-        Its classes are whole numbers from 0 on; those that it did not see get 0.
-    classes
-        Channels of the output; with 1 what remains of two classes is the share of class 1.
-    """
-    nodes = leaves = 0
-    parts: dict[str, list[np.ndarray]] = {field.name: [] for field in dataclasses.fields(Forest)}
-    for tree in (estimator.tree_ for estimator in grown.estimators_):
-        # Breadth-first, so that the two children of a node follow each other.
-        order = _breadth_first(tree.children_left, tree.children_right)
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        leaf = tree.children_left[order] < 0
-        shares = np.zeros((int(leaf.sum()), max(classes, 2)))
-        shares[:, grown.classes_.astype(int)] = tree.value[order][leaf][:, 0]
-        child = np.where(leaf, 0, place[tree.children_left[order]] + nodes)
-        child[leaf] = np.arange(len(shares)) + leaves
-        parts["root"].append(np.array([nodes]))
-        parts["feature"].append(np.where(leaf, -1, tree.feature[order]))
-        parts["threshold"].append(np.where(leaf, 0.0, tree.threshold[order]))
-        parts["child"].append(child)
-        parts["probability"].append(shares if classes > 1 else shares[:, 1:])
-        nodes, leaves = nodes + len(order), leaves + len(shares)
-    types = {"root": "i4", "feature": "i4", "threshold": "f8", "child": "i4", "probability": "f8"}
-    return Forest(**{name: np.concatenate(parts[name]).astype(kind) for name, kind in types.items()})
-
-
-def _breadth_first(left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
-    levels = [np.array([0])]
-    while levels[-1].size:
-        inner = levels[-1][left[levels[-1]] >= 0]
-        levels.append(np.stack([left[inner], right[inner]], axis=1).ravel())
-    return np.concatenate(levels)
 
 
 def classify_held_out(
@@ -314,7 +296,8 @@ def compare(found: HeldOut, legend: Legend, seed: int) -> Comparison:
         dict(zip([*(legend.names[k] for k in known), MACRO], row.tolist(), strict=True))
         for row in (forest, network, spread)
     )
-    return Comparison(len(found.labels), len(numbers), *rows)
+    by_forest, by_network, spreads = rows
+    return Comparison(len(found.labels), len(numbers), by_forest, by_network, spreads)
 
 
 def _f1(table: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -322,26 +305,37 @@ def _f1(table: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(2 * np.diag(table) / np.maximum(both, 1))
 
 
-def _card_of(config: TrainConfig, dataset: Dataset, forest: Forest, comparison: Comparison) -> ModelCard:
-    classes = forest.probability.shape[1]
-    numbers = sum(array.size for array in vars(forest).values())
+def _card_of(
+    config: TrainConfig, dataset: Dataset, name: str, model: PixelModel, comparison: Comparison
+) -> ModelCard:
+    classes = model.forest.probability.shape[1]
+    numbers = sum(array.size for array in model.arrays().values())
+    dense = tuple(tuple(len(bias) for bias in network.biases[:-1]) for network in model.dense)
+    data = dataset.provenance
+    if name == FEW_LABELS:
+        # All labels train what is kept.
+        data = [entry | {"ground": _all_ground(entry)} for entry in data]
     return ModelCard(
-        name=f"{Path(config.out).resolve().name}/{BASELINE}",
+        name=f"{Path(config.out).resolve().name}/{name}",
         channels=tuple(Channel(**channel) for channel in dataset.channels),
         channel_set=dataset.channel_set,
         legend=dataset.legend,
         statistics=dataset.statistics,
-        network=PixelConfig(classes, len(dataset.channels), RADII, numbers),
+        network=PixelConfig(classes, len(dataset.channels), RADII, numbers, dense, model.forests),
         stride=1,
         halo=max(RADII),
         single_class=config.single_class,
         training={
-            "parameters": {"trees": TREES, "pixels": PIXELS, "seed": config.seed},
-            "data": dataset.provenance,
+            "parameters": {"trees": len(model.forest.root), "pixels": PIXELS, "seed": config.seed},
+            "data": data,
             "class_counts": dict(zip(dataset.legend.names, dataset.counts.tolist(), strict=True)),
         },
         scores={"val_macro_f1": comparison.forest[MACRO], "compared": comparison.to_json()},
         versions={"lulc": __version__, "scikit-learn": version("scikit-learn"), "numpy": np.__version__},
-        description="Random forest on pixels and their mean and deviation in 5 x 5, for comparison.",
+        description=DESCRIPTIONS[name],
         simulated=dataset.simulated,
     )
+
+
+def _all_ground(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*entry.get("ground", ()), *entry.get("validation_ground", ())]

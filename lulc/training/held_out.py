@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.core.windows import Part, Plan, PlannedWindow, Window
-from lulc.inference.sliding_window import Prediction, predict_windows
-from lulc.models import backend
+from lulc.inference.sliding_window import Network, Prediction, predict_windows
 from lulc.models.card import ModelCard
 from lulc.training.data.dataset import Tile
 
@@ -32,7 +31,7 @@ def windows_of(plan: Plan) -> list[tuple[Part, PlannedWindow]]:
 
 
 def predict_tile(
-    network: backend.Predict,
+    network: Network,
     tile: Tile,
     plan: Plan,
     windows: Sequence[tuple[Part, PlannedWindow]] | None = None,

@@ -18,7 +18,7 @@ from lulc.core.documents import read_document, write_document, write_rows
 from lulc.core.removal import OwnFolder, remove_leftovers
 from lulc.core.schema import InputError
 from lulc.core.storage import Lock
-from lulc.models.weights import BASELINE, PICKS_FILE
+from lulc.models.weights import BASELINE, FEW_LABELS, PICKS_FILE
 
 FORMAT_VERSION = 1
 
@@ -35,8 +35,11 @@ SCORES = {"lowest-val-loss": ("val_loss", min), "highest-val-accuracy": ("val_ac
 FREE = {"data", "validation_data", "out", "minutes", "keep", "workers", "tensorboard", "overwrite",
         "restart", "init",
         "devices", "processes", "process", "coordinator", "stacks_on",
-        "pretrain", "input_options"}  # fmt: skip
+        "pretrain", "input_options", "plan"}  # fmt: skip
 """Options that don't decide the weights, and inputs, which the key holds by their content."""
+
+PLAN = "plan.json"
+"""What a training was planned to be, and why."""
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -295,7 +298,7 @@ def _document_in(folder: Path) -> dict[str, Any] | None:
 
 def _own(folder: Path) -> OwnFolder:
     names = [re.escape(name) for name in (DOCUMENT, HISTORY, PICTURE, PICKS_FILE)]
-    names += [rf"{BASELINE}\.(npz|json)"]
+    names += [rf"({BASELINE}|{FEW_LABELS})\.(npz|json)", re.escape(PLAN)]
     names += [_MODEL.pattern, rf"{CHECKPOINTS}/(checkpoint-\d{{8}}\.(bin|json))?"]
     names += [rf"{TENSORBOARD}/(train|validation)?(/|/events\.out\.tfevents\..+)?"]
     return OwnFolder(folder, "run", "|".join(names), "a run")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lulc.config import WITHOUT_LABELS, TrainConfig
+from lulc.core.documents import write_document
 from lulc.core.machine import cores, free_memory
 from lulc.core.schema import InputError, LandCoverClass, Legend
 from lulc.core.storage import check_disk, sha256_of
@@ -49,6 +50,7 @@ from lulc.training.pretraining import PretrainingLoop
 from lulc.training.run_folder import (
     HISTORY,
     PICTURE,
+    PLAN,
     TENSORBOARD,
     Row,
     Run,
@@ -57,6 +59,7 @@ from lulc.training.run_folder import (
     parameters_of,
     picks_of,
 )
+from lulc.training.training_plan import plan_training
 
 logger = logging.getLogger("lulc")
 
@@ -160,6 +163,7 @@ def train(
     check_options(config)
     dataset = dataset or (open_mosaic(config) if config.pretrain else open_dataset(config))
     config = settle(asked, dataset)
+    check_options(config)
     network = _network_of(config, dataset)
     inputs = inputs_of(config, dataset)
     if temperature is not None:
@@ -174,6 +178,11 @@ def train(
         # From here on nothing is known that could hinder the run: what --overwrite replaces may go.
         if devices.first:
             run.begin()
+            if not config.pretrain:
+                plan = dataclasses.replace(plan_training(asked, dataset), config=config)
+                write_document(run.folder / PLAN, plan.to_json())
+                for line in plan.lines():
+                    logger.info("%s", line)
         loop = _make_loop(config, dataset, network, model, crops, run, temperature, devices)
         seconds = math.inf if config.minutes is None else 60 * config.minutes
         with StopRequest() as stop:
@@ -186,6 +195,7 @@ def train(
                 with devices.alone():
                     legend = classes_of(config, dataset)
                     comparison = keep_baseline(config, dataset, legend, picks["lowest-val-loss"])
+                    record_picks(run.folder, picks_of(loop.rows) | comparison.picks)
         if finished and devices.first:
             run.finish()
             clear_checkpoints(run.checkpoints)
@@ -206,7 +216,7 @@ def train(
 
 def settle(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """Return a config with all its options filled in: by its recipe, and validation batches by the data."""
-    resolved = config.resolved()
+    resolved = config.resolved() if config.pretrain else plan_training(config, dataset).config
     return resolved if config.validation_steps is not None else limit_validation(resolved, dataset)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,7 +115,7 @@ def _from_manifest(folder: Path, grid: GridSpec) -> list[Region]:
                 f"  {stack.grid.describe()}\nexpected pixels of the map\n  {grid.describe()}",
                 "Give the manifest of stacks from the same mosaic, or polygons.",
             )
-        region = _stack_region(f"{stack.name} ({SPLITS[stack.split]})", stack.grid, grid)
+        region = _stack_region(f"{stack.name} ({SPLITS[stack.split]})", stack.ground, grid)
         if region.extent.height and region.extent.width:
             regions.append(region)
     return regions
@@ -142,7 +143,7 @@ def read_ground(
     found: list[Region] | None = None
     if regions is not None and _is_manifest(Path(regions)):
         stacks = load_manifest(_folder_of(Path(regions))).of("train")
-        found = [_stack_region(s.name, s.grid, grid) for s in stacks if s.grid is not None]
+        found = [_stack_region(s.name, s.ground, grid) for s in stacks if s.ground]
     if run is not None:
         ground = _ground_of(Path(run))
         if ground is None and found is None:
@@ -151,7 +152,7 @@ def read_ground(
                 "manifest.json of their stacks", run,
             )  # fmt: skip
         elif ground is not None:
-            found = [*(found or ()), *(_stack_region("training", stack, grid) for stack in ground)]
+            found = [*(found or ()), *(_stack_region("training", [stack], grid) for stack in ground)]
     return None if found is None else [r for r in found if r.extent.height and r.extent.width]
 
 
@@ -176,11 +177,13 @@ def _ground_of(run: Path) -> list[GridSpec] | None:
     return None
 
 
-def _stack_region(name: str, stack: GridSpec, grid: GridSpec) -> Region:
-    """Return the region of a stack, by its outline where it lies on other pixels than the map's."""
-    if grid.is_aligned(stack):
-        return Region(name, Window(*grid.offset_of(stack), *stack.shape).intersect(grid.extent))
-    outline = stack.outline_on(grid.crs)
+def _stack_region(name: str, ground: Sequence[GridSpec], grid: GridSpec) -> Region:
+    """Return the region of a stack, by its outline where that is no rectangle of the map's pixels."""
+    import shapely
+
+    if len(ground) == 1 and grid.is_aligned(ground[0]):
+        return Region(name, Window(*grid.offset_of(ground[0]), *ground[0].shape).intersect(grid.extent))
+    outline = shapely.union_all([part.outline_on(grid.crs) for part in ground])
     if outline.is_empty:
         return Region(name, Window(0, 0, 0, 0))
     return Region(name, _extent_of(outline, grid), outline)

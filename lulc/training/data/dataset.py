@@ -501,7 +501,10 @@ def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
 
     sizes = [metres_per_pixel(stack.grid) for stack in manifest.of("train") if stack.grid is not None]
     known = [size for size in sizes if size is not None]
-    ground = ground_of([stack.grid for stack in manifest.of("train")])
+    ground, held = (
+        ground_of([grid for stack in manifest.of(split) for grid in stack.ground or (None,)])
+        for split in ("train", "val")
+    )
     return {
         **({"pixel_size": round(float(np.median(known)), 3)} if known else {}),
         "folder": manifest.folder.resolve().name,
@@ -509,6 +512,7 @@ def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
         "scheme": manifest.scheme,
         "training_stacks": names(manifest.of("train")),
         **({"ground": ground} if ground is not None else {}),
+        **({"validation_ground": held} if held else {}),
         "validation_stacks": names(manifest.of("val")),
         "sources": list(manifest.sources),
         **({"simulated": True} if _is_simulated(manifest.provenance) else {}),

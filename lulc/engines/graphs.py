@@ -1,0 +1,155 @@
+"""Foreign networks as engines: ONNX graphs through OpenVINO or onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc.core.schema import InputError
+from lulc.engines.openvino_graph import compile_graph, load_openvino
+from lulc.models.card import ModelCard
+from lulc.models.config import GraphConfig
+from lulc.models.onnx_file import read_graph, refused
+
+Run = Callable[[np.ndarray], np.ndarray]
+"""float32 image in the layout of the graph to its result."""
+
+ONNXRUNTIME = "onnxruntime"
+"""Engine of foreign networks alone."""
+
+
+def open_graph(
+    path: Path, card: ModelCard, shape: tuple[int, int, int], runtime: str, *, gpu: bool = False
+) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]:
+    """Return the network of a file, and what decides its results beside weights and shape.
+
+    Parameters
+    ----------
+    path, card
+        The file and its card, with which it is compared.
+    shape
+        (n, y, x) of every call.
+    runtime
+        ``openvino`` or ``onnxruntime``.
+    gpu
+        Whether there is an NVIDIA GPU.
+
+    Returns
+    -------
+    function
+        float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, y, x, class).
+    dict
+        Versions and device; JSON-ready.
+
+    Raises
+    ------
+    InputError
+        If the file is refused, is not that of its card, or the runtime can't run it.
+    """
+    network = card.network
+    assert isinstance(network, GraphConfig)
+    content = check_graph(path, card)
+    count = network.batch or shape[0]
+    sides = network.side or shape[1:]
+    whole = (count, *sides, network.channels) if network.image_last else (count, network.channels, *sides)
+    try:
+        run, identity = _RUNTIMES[runtime](content, whole, gpu)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise InputError(
+            f"cannot run '{path}' with the engine '{runtime}', since that refuses it ({str(error)[:300]})",
+            f"Type --engine {'openvino' if runtime == ONNXRUNTIME else ONNXRUNTIME}.",
+        ) from error
+    mean, std = (np.asarray(values, np.float32) for values in (card.statistics.mean, card.statistics.std))
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        image = (x - mean) / std
+        if not network.takes_nan:
+            image = np.nan_to_num(image, copy=False, nan=0.0)
+        height, width = image.shape[1:3]
+        beyond = [
+            (0, 0),
+            *((0, side - length) for side, length in zip(sides, (height, width), strict=True)),
+            (0, 0),
+        ]
+        if tuple(sides) != (height, width):
+            image = np.pad(image, beyond, constant_values=np.nan if network.takes_nan else 0.0)
+        image = image if network.image_last else np.moveaxis(image, -1, 1)
+        images = np.ascontiguousarray(image, np.float32)
+        parts = [run(images[k : k + count]) for k in range(0, len(images), count)]
+        y = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        y = (y if network.scores_last else np.moveaxis(y, 1, -1))[:, :height, :width]
+        return _activated(y, network) if network.logits else np.asarray(y, np.float32)
+
+    return predict, {"precision": "float32", **identity}
+
+
+def check_graph(path: Path, card: ModelCard) -> bytes:
+    """Read a foreign network, compare it with its card, and return what a runtime may see.
+
+    Raises
+    ------
+    InputError
+        If it is refused, or another than its card says.
+    """
+    found = read_graph(path, len(card.channels), sha256=card.sha256)
+    if (found.network, found.stride, found.halo) != (card.network, card.stride, card.halo):
+        raise refused(path, "it is another network than its card says")
+    return found.content
+
+
+def _activated(logits: np.ndarray, network: GraphConfig) -> np.ndarray:
+    if network.activation == "sigmoid":
+        with np.errstate(over="ignore"):
+            return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
+
+
+def _openvino(content: bytes, shape: tuple[int, ...], gpu: bool) -> tuple[Run, dict[str, str]]:
+    openvino = load_openvino()
+    model = openvino.Core().read_model(content, b"")
+    model.reshape(list(shape))
+    compiled = compile_graph(model)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return np.array(compiled(images)[0], np.float32)
+
+    return run, {"openvino": str(openvino.__version__).split("-")[0]}
+
+
+def _onnxruntime(content: bytes, shape: tuple[int, ...], gpu: bool) -> tuple[Run, dict[str, str]]:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"cannot run the network, since the Python package '{error.name}' is not installed",
+            "In the folder of this project type: pip install '.[onnx]'. Or type --engine openvino.",
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    wanted = ["CUDAExecutionProvider"] if gpu else []
+    providers = [*(set(wanted) & set(onnxruntime.get_available_providers())), "CPUExecutionProvider"]
+    # Convolutions in TensorFloat-32 would give other digits on a GPU.
+    settings = [{"use_tf32": "0"} if name.startswith("CUDA") else {} for name in providers]
+    try:
+        session = onnxruntime.InferenceSession(
+            content, options, providers=providers, provider_options=settings
+        )
+    except Exception as error:  # its errors have no common base
+        raise RuntimeError(str(error)) from error
+    name = session.get_inputs()[0].name
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return np.asarray(session.run(None, {name: images})[0], np.float32)
+
+    device = session.get_providers()[0].removesuffix("ExecutionProvider")
+    return run, {"onnxruntime": str(onnxruntime.__version__), "device": device}
+
+
+_RUNTIMES: dict[str, Callable[[bytes, tuple[int, ...], bool], tuple[Run, dict[str, Any]]]] = {
+    "openvino": _openvino,
+    ONNXRUNTIME: _onnxruntime,
+}

@@ -1,0 +1,225 @@
+"""A foreign network to a folder with a checked copy and a model card."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lulc.config import ImportModelConfig
+from lulc.core.channels import CHANNEL_SETS
+from lulc.core.claims import claim_outputs
+from lulc.core.removal import withdraw
+from lulc.core.schema import InputError, Legend
+from lulc.core.statistics import Statistics
+from lulc.core.storage import sha256_of, temporary_folder, write_atomically
+from lulc.core.version import __version__
+from lulc.core.windows import Plan
+from lulc.datasets.loading import load_manifest
+from lulc.datasets.manifest import StackFile, channel_units, open_tile
+from lulc.engines.registry import EngineRequest, build_engine, choose_engine
+from lulc.labels.schemes import load_scheme
+from lulc.models.calibration import Holdout
+from lulc.models.card import Channel, ModelCard, card_path, write_card
+from lulc.models.onnx_file import GraphFile, read_graph
+from lulc.models.uncertainty import decide
+from lulc.models.weights import IMPORTED
+from lulc.rasters.channels import load_channels
+from lulc.rasters.names import canonical_name
+from lulc.training.data.dataset import Tile, class_targets
+from lulc.training.held_out import SIDE, predict_tile
+
+logger = logging.getLogger("lulc")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """Result of an import.
+
+    Parameters
+    ----------
+    path, card
+        The network and its card.
+    reason
+        Why no halo makes it exact; empty where one does.
+    accuracy
+        Share of right pixels on the stacks of the calibration; None without one.
+    """
+
+    path: Path
+    card: ModelCard
+    reason: str
+    accuracy: float | None
+
+
+def import_model(config: ImportModelConfig) -> Imported:
+    """Check a foreign network and write it with a card.
+
+    Raises
+    ------
+    InputError
+        If the file is refused, channels or classes don't fit it, or the folder holds a network already.
+    """
+    channels, legend = _channels(config.channels), load_scheme(config.legend).legend
+    path = Path(config.out) / IMPORTED
+    with claim_outputs([path, card_path(path)], config) as claims:
+        if path.exists() and not (config.overwrite or claims.may_replace(path)):
+            raise InputError(
+                f"cannot write '{path}', since it exists already", "Give another --out, or add --overwrite."
+            )
+        found = read_graph(config.model, len(channels), output=config.output or "")
+        card = _card(config, channels, legend, found)
+        accuracy = None
+        with temporary_folder(Path(config.out)) as folder:
+            trial = folder / IMPORTED
+            trial.write_bytes(found.content)
+            _run_once(trial, card)
+            if config.calibrate is not None:
+                card, accuracy = _calibrated(config.calibrate, trial, card)
+        withdraw(card_path(path))
+        with write_atomically(path) as temporary:
+            temporary.write_bytes(found.content)
+        write_card(card, path)
+    return Imported(path, card, found.reason, accuracy)
+
+
+def _channels(given: Sequence[str]) -> tuple[str, ...]:
+    """Return the channels of a set or file, or those that are listed."""
+    if len(given) == 1 and (given[0] in CHANNEL_SETS or Path(given[0]).is_file()):
+        return load_channels(given[0])
+    names = tuple(canonical_name(name) or name for name in given)
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"cannot import the network, since its channels are {', '.join(names)}, expected different ones",
+            "Name the channels of its input in order: --channels B02 B03 B04 B08.",
+        )
+    return names
+
+
+def _card(config: ImportModelConfig, channels: Sequence[str], legend: Legend, found: GraphFile) -> ModelCard:
+    expected = 1 if config.single_class else len(legend)
+    if found.network.classes != expected:
+        raise InputError(
+            f"cannot import '{config.model}', since it has {found.network.classes} outputs and "
+            + (
+                f"'{config.single_class}' needs 1"
+                if config.single_class
+                else f"the legend {expected} classes"
+            ),
+            "Give the legend of its outputs in order, or with one output --single-class NAME.",
+        )
+    units = channel_units(channels)
+    return ModelCard(
+        name=config.name or Path(config.out).resolve().name,
+        channels=tuple(Channel(name, units[name]) for name in channels),
+        legend=legend,
+        statistics=Statistics(
+            _for_each(config.mean, channels, "mean", 0.0), _for_each(config.std, channels, "std", 1.0)
+        ),
+        network=found.network,
+        stride=found.stride,
+        halo=found.halo,
+        single_class=config.single_class,
+        training={"imported": {"file": Path(config.model).name, "sha256": sha256_of(config.model)}},
+        versions={"lulc": __version__},
+        sha256=hashlib.sha256(found.content).hexdigest(),
+        bytes=len(found.content),
+        description=config.description or "",
+        licence=config.licence or "",
+        attribution=config.attribution or "",
+    )
+
+
+def _for_each(
+    given: Sequence[float], channels: Sequence[str], option: str, default: float
+) -> tuple[float, ...]:
+    values = tuple(given) or (default,)
+    if len(values) not in (1, len(channels)):
+        raise InputError(
+            f"cannot take {len(values)} numbers for --{option}, expected 1, or {len(channels)} as there are "
+            "channels",
+            "Give one for all channels, or one for each in their order.",
+        )
+    return values if len(values) == len(channels) else values * len(channels)
+
+
+def _run_once(path: Path, card: ModelCard) -> None:
+    """Run the network on noise, so that what no runtime can run is never written."""
+    side = _side(card)
+    shape = (1, *side)
+    engine = build_engine(
+        choose_engine("auto", networks=[card.network]), EngineRequest(path=path, card=card, shape=shape)
+    )
+    x = np.random.default_rng(0).normal(
+        card.statistics.mean, card.statistics.std, (*shape, len(card.channels))
+    )
+    y = engine(x.astype(np.float32))
+    if y.shape != (*shape, card.network.classes) or not np.isfinite(y).all():
+        raise InputError(
+            f"cannot import '{card.name}', since it gives {y.shape} or values that are not finite",
+            "Check its export, --mean and --std.",
+        )
+
+
+def _side(card: ModelCard) -> tuple[int, int]:
+    """Return rows and columns of the windows that stacks are classified in."""
+    network: Any = card.network
+    side = -(-SIDE // card.stride) * card.stride + 2 * card.halo
+    return network.side or (side, side)
+
+
+def _calibrated(folder: str, path: Path, card: ModelCard) -> tuple[ModelCard, float]:
+    """Return the card with the temperature that fits some stacks, and the accuracy there."""
+    manifest = load_manifest(folder)
+    named = ([c["name"] for c in manifest.channels], list(manifest.legend.names))
+    if named != ([c.name for c in card.channels], list(card.legend.names)):
+        raise InputError(
+            f"cannot calibrate with '{folder}', since its channels are {', '.join(named[0])} and its classes "
+            f"{', '.join(named[1])}, expected those of the network: "
+            f"{', '.join(c.name for c in card.channels)}; {', '.join(card.legend.names)}",
+            "Prepare stacks with preprocess.py --channels and --scheme of the network.",
+        )
+    stacks = manifest.of("val") or manifest.stacks
+    single = None if card.single_class is None else 1 + card.legend.names.index(card.single_class)
+    holdout = Holdout(len(stacks))
+    for stack in stacks:
+        _add(holdout, stack, path, card, class_targets(len(card.legend), single))
+    activations, labels = holdout.pixels()
+    if not labels.size:
+        raise InputError(
+            f"cannot calibrate with '{folder}', since no pixel of its stacks is labelled",
+            "Give stacks with labels, or leave --calibrate out.",
+        )
+    accuracy = float((decide(activations) == labels).mean())
+    temperature = holdout.fit()
+    logger.info(
+        "temperature %s, accuracy %.3f on %d pixels of '%s'", temperature, accuracy, labels.size, folder
+    )
+    scores = {
+        "val_accuracy": accuracy,
+        "validation stacks": [f"{manifest.folder.name}/{s.name}" for s in stacks],
+    }
+    return dataclasses.replace(card, temperature=temperature, scores=scores), accuracy
+
+
+def _add(holdout: Holdout, stack: StackFile, path: Path, card: ModelCard, targets: np.ndarray) -> None:
+    tile = Tile(stack.name, *open_tile(stack))
+    height, width = stack.shape
+    padded = [-(-length // card.stride) * card.stride for length in (height, width)]
+    rows, cols = (min(pair) for pair in zip(_side(card), padded, strict=True))
+    plan = Plan(height, width, card.stride, card.halo, (rows, cols), max(padded))
+    request = EngineRequest(path=path, card=card, shape=(1, rows, cols))
+    engine = build_engine(choose_engine("auto", networks=[card.network]), request)
+    pieces = []
+    for found in predict_tile(engine, tile, plan):
+        if found.probabilities is not None and found.valid is not None:
+            labels = targets[tile.masks[found.window.write.slices]]
+            pieces.append((found.probabilities[found.valid], labels[found.valid]))
+    if pieces:
+        holdout.add(*map(np.concatenate, zip(*pieces, strict=True)))

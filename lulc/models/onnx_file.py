@@ -1,0 +1,557 @@
+"""Reader of foreign networks (``.onnx``): what they are, before any runtime sees them.
+
+The file is parsed in a process of its own. It must hold one graph of known operators and its weights: no
+external data, no functions or operators of others, no loops or branches. The shapes of all tensors are
+worked out for two sizes of image and held to limits; from them and the operators follow stride and halo.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lulc.core.reader_process import read_apart
+from lulc.core.schema import MAX_CLASSES, InputError
+from lulc.models.archive import MAX_BYTES
+from lulc.models.config import GraphConfig
+from lulc.models.graph_geometry import OPERATORS, Flow, Operator, Reach, Unbounded, step
+
+MAX_NODES = 20_000
+MAX_RANK = 8
+MAX_VALUES = 16_384
+"""Numbers of a tensor for each pixel of the image, at most; U-Nets have a few hundred."""
+
+MAX_KNOWN = 4096
+"""Numbers of a constant that shapes may be computed from."""
+
+MAX_STRIDE = 1024
+FIRST, FURTHER = (512, 768), (2, 3)
+"""Size of the first image that shapes are worked out for; sides of the second, in strides beyond that."""
+
+OPSETS = range(9, 64)
+
+
+class GraphFile(NamedTuple):
+    """A foreign network that was found harmless.
+
+    Parameters
+    ----------
+    network
+        Its shape.
+    stride, halo
+        See `lulc.models.config.Geometry`; the halo is 0 where it has none.
+    reason
+        Why it has none; empty where it is exact.
+    content
+        The file as it is kept: the nodes and weights that the output needs, nothing else.
+    """
+
+    network: GraphConfig
+    stride: int
+    halo: int
+    reason: str
+    content: bytes
+
+
+class _Refusal(Exception):
+    """Reason why a file is not read."""
+
+
+def read_graph(
+    path: str | os.PathLike[str], channels: int, *, output: str = "", sha256: str = ""
+) -> GraphFile:
+    """Read and check a foreign network.
+
+    Parameters
+    ----------
+    path
+        ``NAME.onnx``.
+    channels
+        Channels of its input.
+    output
+        Which output is read, where there are several.
+    sha256
+        Expected sha256 of the file; not compared where empty.
+
+    Raises
+    ------
+    InputError
+        With the reason, if the file is anything but a network from an image to scores of its pixels.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise refused(path, "there is no such file")
+    found = read_apart(_describe, str(path), channels, output, sha256, path=path, reading="the network")
+    network = GraphConfig.from_json(found.pop("network"))
+    return GraphFile(network, found["stride"], found["halo"], found["reason"], bytes(found["content"]))
+
+
+def refused(path: str | os.PathLike[str], reason: str) -> InputError:
+    """Return the error for a file that is not used."""
+    return InputError(
+        f"cannot use the network '{path}', since {reason}",
+        "Export it again as one .onnx file from an image (n, channel, y, x) to scores of its pixels.",
+    )
+
+
+def _describe(place: str, channels: int, output: str, sha256: str) -> dict[str, Any]:
+    """Parse and check the file; runs in the reader process."""
+    try:
+        import onnx
+        import onnx.checker
+        import onnx.reference
+        import onnx.shape_inference
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"cannot read '{place}', since the Python package '{error.name}' is not installed",
+            "In the folder of this project type: pip install '.[onnx]'.",
+        ) from error
+    try:
+        if os.stat(place).st_size > MAX_BYTES:
+            raise _Refusal(f"it has more than {MAX_BYTES} bytes")
+        content = Path(place).read_bytes()
+        found = hashlib.sha256(content).hexdigest()
+        if sha256 and found != sha256:
+            raise _Refusal(f"its sha256 is {found}, expected {sha256} as its card says")
+        model = onnx.ModelProto()
+        model.ParseFromString(content)
+        return _Reader(onnx, model, output).description(channels)
+    except _Refusal as refusal:
+        raise refused(place, str(refusal)) from refusal
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RuntimeError) as error:
+        raise refused(place, f"it is damaged or no ONNX file ({str(error)[:300]})") from error
+    except Exception as error:
+        # Protobuf's, and those of the checks of shapes, have no common base.
+        if type(error).__module__.partition(".")[0] not in ("google", "onnx"):
+            raise
+        raise refused(place, f"it is damaged or no ONNX file ({str(error)[:300]})") from error
+
+
+class _Worked(NamedTuple):
+    """What is known of a graph for one size of image."""
+
+    outcome: tuple[int, ...]
+    flow: Flow | None
+    steps: list[tuple[list[str], list[str], Reach | None]]
+    scales: set[tuple[Fraction, Fraction]]
+    reason: str
+    peak: int
+
+
+class _Reader:
+    """A parsed model, checked before its shapes are worked out."""
+
+    def __init__(self, onnx: Any, model: Any, output: str) -> None:
+        self._onnx, self._model, self._graph = onnx, model, model.graph
+        self._check_parts()
+        self._check_weights()
+        onnx.checker.check_model(model)
+        self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
+        inputs = [port for port in self._graph.input if port.name not in self._weights]
+        if len(inputs) != 1:
+            raise _Refusal(f"it has {len(inputs)} inputs, expected one, the image")
+        self._input, self._output = inputs[0], self._chosen(output)
+        self._nodes = self._needed()
+
+    def _check_parts(self) -> None:
+        model, graph = self._model, self._graph
+        versions = {entry.domain: entry.version for entry in model.opset_import}
+        self._version = versions.get("", versions.get("ai.onnx", 0))
+        newest = min(OPSETS[-1], self._onnx.defs.onnx_opset_version())
+        problems = {
+            "it holds functions, which might be anything": bool(model.functions),
+            "it holds training steps": bool(model.training_info),
+            "it holds sparse weights": bool(graph.sparse_initializer),
+            f"its version of operators is {self._version}, expected {OPSETS[0]} to {newest}": not (
+                OPSETS[0] <= self._version <= newest
+            ),
+            f"it has {len(graph.node)} nodes, expected 1 to {MAX_NODES}": not 1
+            <= len(graph.node)
+            <= MAX_NODES,
+        }
+        for problem, holds in problems.items():
+            if holds:
+                raise _Refusal(problem)
+        for node in graph.node:
+            if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
+                name = f"{node.domain}.{node.op_type}".removeprefix(".")[:80]
+                raise _Refusal(
+                    f"it has the operator '{name}', which is not among those that are known to be harmless"
+                )
+            trained = node.op_type == "BatchNormalization" and any(
+                a.name == "training_mode" and a.i for a in node.attribute
+            )
+            if trained or (node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]):
+                raise _Refusal(
+                    f"its operator '{node.op_type}' is in training mode; export it in evaluation mode"
+                )
+            for attribute in node.attribute:
+                self._check_attribute(node.op_type, attribute)
+
+    def _check_attribute(self, kind: str, attribute: Any) -> None:
+        held = self._onnx.AttributeProto
+        plain = {held.FLOAT, held.INT, held.STRING, held.FLOATS, held.INTS, held.STRINGS, held.TENSOR}
+        if (
+            attribute.type not in plain
+            or attribute.ref_attr_name
+            or attribute.graphs
+            or attribute.HasField("g")
+        ):
+            raise _Refusal(f"its operator '{kind}' holds another graph, or a value of an unknown kind")
+        if attribute.type == held.TENSOR:
+            self._check_tensor(attribute.t)
+
+    def _check_weights(self) -> None:
+        for tensor in self._graph.initializer:
+            self._check_tensor(tensor)
+
+    def _check_tensor(self, tensor: Any) -> None:
+        proto = self._onnx.TensorProto
+        if tensor.data_location == proto.EXTERNAL or tensor.external_data:
+            raise _Refusal(f"'{tensor.name[:80]}' takes its values from another file")
+        sizes = {
+            proto.FLOAT: 4, proto.DOUBLE: 8, proto.FLOAT16: 2, proto.INT32: 4, proto.INT64: 8, proto.BOOL: 1,
+            proto.INT8: 1, proto.UINT8: 1,
+        }  # fmt: skip
+        size = sizes.get(tensor.data_type)
+        if size is None or len(tensor.dims) > MAX_RANK or any(side < 0 for side in tensor.dims):
+            raise _Refusal(f"'{tensor.name[:80]}' has a type or shape that no weights have")
+        count = math.prod(tensor.dims)
+        stored = len(tensor.raw_data) // size if tensor.HasField("raw_data") else max(
+            len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data), len(tensor.double_data)
+        )  # fmt: skip
+        if count != stored:
+            raise _Refusal(f"'{tensor.name[:80]}' declares {count} values but stores {stored} (a shape bomb)")
+        number = tensor.data_type in (proto.FLOAT, proto.DOUBLE, proto.FLOAT16)
+        if count > 1 and number and not np.isfinite(self._onnx.numpy_helper.to_array(tensor)).all():
+            raise _Refusal(f"'{tensor.name[:80]}' holds NaN or infinite weights")
+
+    def _chosen(self, output: str) -> Any:
+        ports = {port.name: port for port in self._graph.output}
+        if output and output not in ports:
+            raise _Refusal(f"it has no output '{output}', but {', '.join(ports)}")
+        if not output and len(ports) != 1:
+            raise _Refusal(f"it has the outputs {', '.join(ports)}, expected one; name it with --output")
+        return ports[output] if output else next(iter(ports.values()))
+
+    def _needed(self) -> list[Any]:
+        """Return the nodes that the output depends on, in order."""
+        wanted, nodes = {self._output.name}, []
+        for node in reversed(self._graph.node):
+            if wanted & set(node.output):
+                wanted.update(name for name in node.input if name)
+                nodes.append(node)
+        if self._input.name not in wanted:
+            raise _Refusal(f"its output '{self._output.name}' does not depend on its input")
+        self._names = wanted
+        return nodes[::-1]
+
+    def description(self, channels: int) -> dict[str, Any]:
+        """Return all that `GraphFile` holds, as plain values."""
+        declared = [
+            d.dim_value if d.HasField("dim_value") else 0 for d in self._input.type.tensor_type.shape.dim
+        ]
+        kind = self._input.type.tensor_type.elem_type
+        if len(declared) != 4 or kind != self._onnx.TensorProto.FLOAT:
+            raise _Refusal("its input is no image of 32-bit numbers (n, channel, y, x)")
+        last = declared[3] == channels and declared[1] != channels
+        place = 3 if last else 1
+        if declared[place] not in (0, channels):
+            raise _Refusal(f"its input has {declared[place]} channels, but {channels} are named")
+        sides = declared[1:3] if last else declared[2:4]
+        if 0 in sides and any(sides):
+            raise _Refusal(
+                f"its input has {sides[0] or 'any'} rows and {sides[1] or 'any'} columns, expected both or "
+                "none fixed"
+            )
+        fixed = tuple(sides) if all(sides) else ()
+        if any(side > 2**14 for side in fixed):
+            raise _Refusal(f"its input is of {fixed} pixels, expected at most {2**14} a side")
+        layout = (1, 2) if last else (2, 3)
+        batch = 1 if declared[0] == 1 else 0
+        if declared[0] > 1:
+            raise _Refusal(f"it takes {declared[0]} images at a time, expected 1 or any number")
+        worked, stride, halo, reason = self._geometry(channels, layout, fixed)
+        classes, out_last = self._classes(worked, fixed or FIRST)
+        ending, logits = self._ending(), True
+        if ending in ("Softmax", "Sigmoid"):
+            logits = False
+        if ending == "Sigmoid" and classes > 1:
+            raise _Refusal(f"it ends in a sigmoid for {classes} classes, which don't exclude each other")
+        parameters = sum(math.prod(t.dims) for t in self._weights.values() if t.name in self._names)
+        height, width = fixed or FIRST
+        network = GraphConfig(
+            classes=classes,
+            channels=channels,
+            parameters=max(1, parameters),
+            image_last=last,
+            scores_last=out_last,
+            logits=logits,
+            takes_nan=self._takes_nan(),
+            batch=batch,
+            side=fixed,
+            exact=not reason,
+            values=max(1, -(-worked.peak // (height * width))),
+        )
+        return {
+            "network": network.to_json(),
+            "stride": stride,
+            "halo": halo,
+            "reason": reason,
+            "content": self._kept(),
+        }
+
+    def _geometry(
+        self, channels: int, layout: tuple[int, int], fixed: tuple[int, ...]
+    ) -> tuple[_Worked, int, int, str]:
+        """Return stride and halo, worked out for two sizes where the graph takes any."""
+        size = fixed or FIRST
+        first = self._work(channels, layout, size)
+        self._classes(first, size)
+        stride, halo, reason = self._reach(first, layout)
+        if not fixed and not reason:
+            try:
+                again = tuple(stride * (-(-FIRST[0] // stride) + k) for k in FURTHER)
+                second = self._reach(self._work(channels, layout, again), layout)
+                if second != (stride, halo, ""):
+                    reason = "its operators depend on the size of the image"
+            except _Refusal:
+                reason = "its operators depend on the size of the image"
+        if fixed and not reason and (min(fixed) < 2 * halo + stride or any(side % stride for side in fixed)):
+            reason = f"images of {fixed[0]} x {fixed[1]} pixels are too small for its halo of {halo}"
+        if not reason:
+            return first, stride, halo, ""
+        stride = 1 if fixed else self._accepted(channels, layout)
+        return first, stride, 0, reason
+
+    def _accepted(self, channels: int, layout: tuple[int, int]) -> int:
+        """Return a step between sizes that the graph takes, by trying them."""
+        for stride in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            try:
+                for k in (3, 4, 5):
+                    sides = (stride * k, stride * (k + 1))
+                    if self._outcome_problem(self._work(channels, layout, sides), sides):
+                        break
+                else:
+                    return stride
+            except _Refusal:
+                continue
+        raise _Refusal("it takes images of one size alone but declares any; export it with that size fixed")
+
+    @staticmethod
+    def _outcome_problem(worked: _Worked, size: tuple[int, ...]) -> bool:
+        shape = worked.outcome
+        return len(shape) != 4 or (shape[2:] != tuple(size) and shape[1:3] != tuple(size))
+
+    def _reach(self, worked: _Worked, layout: tuple[int, int]) -> tuple[int, int, str]:
+        if worked.reason or worked.flow is None:
+            return 1, 0, worked.reason or "its output does not show pixels"
+        stride = math.lcm(*(scale.numerator for pair in worked.scales for scale in pair))
+        if stride > MAX_STRIDE or set(worked.flow.scale) != {Fraction(1)}:
+            return 1, 0, f"its stride is {stride}, or its result has other pixels than the image"
+        halo = 0
+        for k in range(2):
+            spans = {self._output.name: (0, stride - 1)}
+            for sources, results, reach in reversed(worked.steps):
+                asked = [spans[name] for name in results if name in spans]
+                if not asked:
+                    continue
+                span = min(a for a, _ in asked), max(b for _, b in asked)
+                span = span if reach is None else reach(k, span)
+                for name in sources:
+                    known = spans.get(name, span)
+                    spans[name] = min(known[0], span[0]), max(known[1], span[1])
+            low, high = spans[self._input.name]
+            halo = max(halo, -low, high - (stride - 1))
+        halo = -(-halo // stride) * stride
+        return (stride, halo, "") if halo <= 4096 else (1, 0, f"it reaches over {halo} pixels")
+
+    def _work(self, channels: int, layout: tuple[int, int], size: tuple[int, ...]) -> _Worked:
+        """Work out the shapes of all tensors for one image of a size, and where its pixels are in them."""
+        return _Pass(self._onnx, self._version, self._weights, channels, layout, size).run(
+            self._nodes, self._input.name, self._output.name
+        )
+
+    def _classes(self, worked: _Worked, size: tuple[int, ...]) -> tuple[int, bool]:
+        shape = worked.outcome
+        if self._outcome_problem(worked, size):
+            raise _Refusal(
+                f"its result has the shape {shape} for an image of {tuple(size)} pixels, expected a score of "
+                "each class at each of them"
+            )
+        last = worked.flow.axes == (1, 2) if worked.flow else shape[2:] != tuple(size)
+        classes = shape[3] if last else shape[1]
+        if shape[0] != 1 or not 1 <= classes <= MAX_CLASSES:
+            raise _Refusal(f"its result has {classes} classes, expected 1 to {MAX_CLASSES}")
+        return classes, bool(last)
+
+    def _ending(self) -> str:
+        """Return the operator that makes the output, passing over those that only move it."""
+        return str(self._maker(self._output.name)[0])
+
+    def _takes_nan(self) -> bool:
+        """Return True where the image is looked through for NaN, moved at most before that."""
+        looked = [node.input[0] for node in self._nodes if node.op_type == "IsNaN"]
+        return any(self._maker(name)[1] == self._input.name for name in looked)
+
+    def _maker(self, name: str) -> tuple[str, str]:
+        """Return the operator behind a tensor, passing over those that only move it, and its result."""
+        makers = {made: node for node in self._nodes for made in node.output}
+        while name in makers and makers[name].op_type in ("Identity", "Transpose", "Cast", "Pad", "Slice"):
+            name = makers[name].input[0]
+        return (makers[name].op_type if name in makers else ""), name
+
+    def _kept(self) -> bytes:
+        onnx = self._onnx
+        weights = [tensor for name, tensor in self._weights.items() if name in self._names]
+        graph = onnx.helper.make_graph(self._nodes, "network", [self._input], [self._output], weights)
+        for node in graph.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", self._version)])
+        model.ir_version = self._model.ir_version
+        return bytes(model.SerializeToString(deterministic=True))
+
+
+class _Pass:
+    """One walk through a graph for an image of one size."""
+
+    def __init__(
+        self, onnx: Any, version: int, weights: Mapping[str, Any], channels: int, layout: tuple[int, int],
+        size: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        self._onnx, self._version, self._weights = onnx, version, weights
+        self._opsets = [onnx.helper.make_opsetid("", version)]
+        self._pixels = size[0] * size[1]
+        shape = [1, channels, *size] if layout == (2, 3) else [1, *size, channels]
+        self._image = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, shape)
+        self._types: dict[str, Any] = {
+            name: onnx.helper.make_tensor_type_proto(t.data_type, list(t.dims)) for name, t in weights.items()
+        }
+        self._known: dict[str, np.ndarray] = {
+            name: onnx.numpy_helper.to_array(tensor)
+            for name, tensor in weights.items() if math.prod(tensor.dims) <= MAX_KNOWN
+        }  # fmt: skip
+        self._flows: dict[str, Flow | None] = {}
+        self._layout = layout
+
+    def run(self, nodes: list[Any], image: str, output: str) -> _Worked:
+        """Return shapes, steps and memory."""
+        self._types[image] = self._image
+        self._flows[image] = Flow(self._layout)
+        mixed: set[str] = set()
+        steps: list[tuple[list[str], list[str], Reach | None]] = []
+        scales, reason = {self._flows[image].scale}, ""  # type: ignore[union-attr]
+        last = {name: k for k, node in enumerate(nodes) for name in node.input}
+        live: dict[str, int] = {image: math.prod(self._shape(image))}
+        peak = 0
+        for k, node in enumerate(nodes):
+            names = [name for name in node.output if name]
+            moving = [name for name in node.input if name in self._flows or name in mixed]
+            if self._fold(node, moving):
+                continue
+            self._infer(node)
+            live |= {name: math.prod(self._shape(name)) for name in names}
+            peak = max(peak, sum(live.values()))
+            live = {name: size for name, size in live.items() if last.get(name, -1) > k or name == output}
+            if not moving:
+                continue
+            try:
+                if mixed & set(moving):
+                    raise Unbounded("")
+                flow, reach = step(self._operator(node))
+            except Unbounded as found:
+                reason = reason or f"of its operator {found}"
+                mixed.update(names)
+                continue
+            self._flows.update(dict.fromkeys(names, flow))
+            scales.add(flow.scale)
+            steps.append((moving, names, reach))
+        return _Worked(self._shape(output), self._flows.get(output), steps, scales, reason, peak)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        dims = self._types[name].tensor_type.shape.dim
+        return tuple(int(d.dim_value) for d in dims)
+
+    def _fold(self, node: Any, moving: list[str]) -> bool:
+        """Compute a node whose result is known: a constant, a shape, or numbers made of these."""
+        onnx = self._onnx
+        if node.op_type in ("Shape", "Size") and node.input[0] in self._types:
+            shape = np.array(self._shape(node.input[0]), np.int64)
+            given = {a.name: a.i for a in node.attribute}
+            taken = shape[given.get("start", 0) : given.get("end", len(shape))]
+            values = [taken if node.op_type == "Shape" else np.array(shape.prod())]
+        elif moving or any(name and name not in self._known for name in node.input):
+            return False
+        else:
+            self._check_small(node)
+            evaluator = onnx.reference.ReferenceEvaluator(node)
+            evaluator.opsets_[""] = self._version
+            values = evaluator.run(None, {name: self._known[name] for name in node.input if name})
+        for name, value in zip(node.output, map(np.asarray, values), strict=False):
+            self._types[name] = onnx.helper.make_tensor_type_proto(
+                onnx.helper.np_dtype_to_tensor_dtype(value.dtype), list(value.shape)
+            )
+            if value.size <= MAX_KNOWN:
+                self._known[name] = value
+        return True
+
+    def _check_small(self, node: Any) -> None:
+        """Refuse a constant that grows beyond all bounds when it is computed."""
+        asked = [self._known[name] for name in node.input if name]
+        if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "Upsample"):
+            numbers = [abs(float(v)) for a in asked if a.dtype.kind in "iuf" for v in a.ravel()[:64]]
+            if math.prod(max(1.0, n) for n in numbers if math.isfinite(n)) > 2**22:
+                raise _Refusal(
+                    f"its operator '{node.op_type}' makes a constant that is too large (a shape bomb)"
+                )
+
+    def _infer(self, node: Any) -> None:
+        onnx = self._onnx
+        schema = onnx.defs.get_schema(node.op_type, self._version, "")
+        types = {name: self._types[name] for name in node.input if name}
+        data = {
+            name: onnx.numpy_helper.from_array(np.asarray(self._known[name]), name)
+            for name in types
+            if name in self._known
+        }
+        found = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=self._opsets)
+        for name in filter(None, node.output):
+            known = name in found and found[name].HasField("tensor_type")
+            dims = found[name].tensor_type.shape.dim if known else []
+            if (
+                not known
+                or not found[name].tensor_type.HasField("shape")
+                or any(d.dim_value < 1 for d in dims)
+            ):
+                raise _Refusal(f"the shape of '{name[:80]}' ({node.op_type}) can't be worked out")
+            self._types[name] = found[name]
+            size = math.prod(self._shape(name))
+            if len(dims) > MAX_RANK or size > MAX_VALUES * self._pixels + 2**24:
+                raise _Refusal(
+                    f"'{name[:80]}' ({node.op_type}) has {size} values for {self._pixels} pixels, which is a "
+                    "shape bomb"
+                )
+
+    def _operator(self, node: Any) -> Operator:
+        given = {a.name: _plain(self._onnx.helper.get_attribute_value(a)) for a in node.attribute}
+        return Operator(
+            node.op_type,
+            given,
+            [self._flows.get(name) for name in node.input],
+            [self._known.get(name) for name in node.input],
+            [self._shape(name) if name else () for name in node.input],
+            self._shape(node.output[0]),
+            self._version,
+        )
+
+
+def _plain(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

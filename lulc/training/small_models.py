@@ -1,0 +1,170 @@
+"""Models of single pixels: a random forest, and for few labels perceptrons and discriminants beside it.
+
+Each is fitted by scikit-learn on the labelled pixels themselves: once on their channels, and once on these
+with mean and deviation around the pixel. What each gives alone, and what else was tried, is in
+``benchmarks/log/few-labels.md``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
+from sklearn.utils.class_weight import compute_sample_weight
+
+from lulc.core.machine import cores
+from lulc.models.pixel_model import DenseNetwork, Forest, PixelModel
+
+TREES = 150
+
+HIDDEN = (64, 64)
+"""Outputs of the hidden layers of a perceptron."""
+
+DECAY, ROUNDS = 1.0, 100
+"""L2 penalty of its weights, and passes over the labels at most."""
+
+ABSENT = -1e3
+"""Score of a class that no label names: its probability is 0."""
+
+
+def fit_forest(features: NDArray[np.float32], labels: NDArray[np.uint8], seed: int) -> RandomForestClassifier:
+    """Fit a forest of features (pixel, feature) and labels (pixel,) in which all classes weigh alike."""
+    forest = RandomForestClassifier(TREES, class_weight="balanced", n_jobs=cores(), random_state=seed)
+    return forest.fit(features, labels)
+
+
+def fit_small_models(
+    features: NDArray[np.float32], labels: NDArray[np.uint8], channels: int, classes: int, seed: int
+) -> PixelModel:
+    """Fit all models.
+
+    Parameters
+    ----------
+    features
+        float32 (pixel, feature), the channels first.
+    labels
+        uint8 (pixel,), 0..N-1.
+    channels
+        How many of the features are channels.
+    classes
+        Outputs; with 1 the models tell label 1 from 0.
+    seed
+        Of forests and perceptrons.
+    """
+    forests, dense = [], []
+    for used in (channels, features.shape[1]):
+        forests.append(arrays_of(fit_forest(features[:, :used], labels, seed), classes))
+        dense += list(_dense_networks(features[:, :used], labels, features.shape[1], classes, seed))
+    return PixelModel(_together(forests), tuple(dense), len(forests))
+
+
+def _together(forests: list[Forest]) -> Forest:
+    """Return one forest of all trees."""
+    nodes = np.cumsum([0, *(len(f.feature) for f in forests)])
+    leaves = np.cumsum([0, *(len(f.probability) for f in forests)])
+    children = [
+        np.where(f.feature < 0, f.child + leaf, f.child + node).astype("i4")
+        for f, node, leaf in zip(forests, nodes[:-1], leaves[:-1], strict=True)
+    ]
+    return Forest(
+        root=np.concatenate([f.root + node for f, node in zip(forests, nodes[:-1], strict=True)]).astype(
+            "i4"
+        ),
+        feature=np.concatenate([f.feature for f in forests]),
+        threshold=np.concatenate([f.threshold for f in forests]),
+        child=np.concatenate(children),
+        probability=np.concatenate([f.probability for f in forests]),
+    )
+
+
+def _dense_networks(
+    features: NDArray[np.float32], labels: NDArray[np.uint8], inputs: int, classes: int, seed: int
+) -> Iterator[DenseNetwork]:
+    """Yield a perceptron and a linear discriminant of features, as networks of `inputs` of them."""
+    mean = features.mean(axis=0, dtype=np.float64)
+    std = features.std(axis=0, dtype=np.float64)
+    std[std == 0] = 1.0
+    z = (features - mean) / std
+    known = np.unique(labels)
+    perceptron = MLPClassifier(HIDDEN, alpha=DECAY, max_iter=ROUNDS, random_state=seed)
+    with warnings.catch_warnings():
+        # The passes are few on purpose: more of them learn the labels by heart.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        perceptron.fit(z, labels, sample_weight=compute_sample_weight("balanced", labels))
+    even = np.full(len(known), 1 / len(known))
+    discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=even).fit(z, labels)
+    for weights, biases in (
+        (perceptron.coefs_, perceptron.intercepts_),
+        ([discriminant.coef_.T], [discriminant.intercept_]),
+    ):
+        first = np.zeros((inputs, weights[0].shape[1]))
+        first[: len(std)] = weights[0] / std[:, np.newaxis]
+        shifted = biases[0] - (mean / std) @ weights[0]
+        layers = list(zip([first, *weights[1:]], [shifted, *biases[1:]], strict=True))
+        layers[-1] = _all_classes(*layers[-1], known, classes)
+        yield DenseNetwork(
+            *(tuple(np.ascontiguousarray(a, "f8") for a in side) for side in zip(*layers, strict=True))
+        )
+
+
+def _all_classes(
+    weight: NDArray[np.float64], bias: NDArray[np.float64], known: NDArray[np.uint8], classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a last layer that scores every class, of one that scores those of the labels."""
+    if len(known) == 2 and weight.shape[1] == 1:
+        if classes == 1:
+            return weight, bias
+        # The logistic function of a score is the softmax of it and 0.
+        weight, bias = np.pad(weight, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
+    scores = np.zeros((len(weight), classes))
+    scores[:, known] = weight
+    shifts = np.full(classes, ABSENT)
+    shifts[known] = bias
+    return scores, shifts
+
+
+def arrays_of(grown: RandomForestClassifier, classes: int) -> Forest:
+    """Return a forest of scikit-learn as arrays that predict the same.
+
+    Parameters
+    ----------
+    grown
+        Its classes are whole numbers from 0 on; those that it did not see get 0.
+    classes
+        Channels of the output; with 1 what remains of two classes is the share of class 1.
+    """
+    nodes = leaves = 0
+    parts: dict[str, list[np.ndarray]] = {field.name: [] for field in dataclasses.fields(Forest)}
+    for tree in (estimator.tree_ for estimator in grown.estimators_):
+        # Breadth-first, so that the two children of a node follow each other.
+        order = _breadth_first(tree.children_left, tree.children_right)
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        leaf = tree.children_left[order] < 0
+        shares = np.zeros((int(leaf.sum()), max(classes, 2)))
+        shares[:, grown.classes_.astype(int)] = tree.value[order][leaf][:, 0]
+        child = np.where(leaf, 0, place[tree.children_left[order]] + nodes)
+        child[leaf] = np.arange(len(shares)) + leaves
+        parts["root"].append(np.array([nodes]))
+        parts["feature"].append(np.where(leaf, -1, tree.feature[order]))
+        parts["threshold"].append(np.where(leaf, 0.0, tree.threshold[order]))
+        parts["child"].append(child)
+        parts["probability"].append(shares if classes > 1 else shares[:, 1:])
+        nodes, leaves = nodes + len(order), leaves + len(shares)
+    types = {"root": "i4", "feature": "i4", "threshold": "f8", "child": "i4", "probability": "f8"}
+    return Forest(**{name: np.concatenate(parts[name]).astype(kind) for name, kind in types.items()})
+
+
+def _breadth_first(left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
+    levels = [np.array([0])]
+    while levels[-1].size:
+        inner = levels[-1][left[levels[-1]] >= 0]
+        levels.append(np.stack([left[inner], right[inner]], axis=1).ravel())
+    return np.concatenate(levels)

@@ -1,0 +1,165 @@
+"""Plan of a training: what the labels are like, which recipe follows from that, and what it comes to."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lulc.config import AUTO, RECIPES, TrainConfig
+from lulc.core.schema import IGNORE
+from lulc.training.data.dataset import Dataset, class_targets
+from lulc.training.data.pixels import labelled_squares
+
+FEW = 100_000
+"""Labelled pixels up to which labels are few: no more than one batch of the default recipe has."""
+
+SPARSE = 0.25
+"""Share of the stacks that has labels, below which these are sparse."""
+
+OPEN = ("epochs", "steps", "batch_size", "crop_sizes", "filters", "dropout", "loss")
+"""Options that a plan shows."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Description of the labels of a data set.
+
+    Parameters
+    ----------
+    scenes, channels
+        Folders of stacks, and channels of their images.
+    training, validation
+        Labelled pixels.
+    share
+        Of the pixels of the training stacks, those with a label.
+    classes
+        Labelled training pixels of each class that has some.
+    patches
+        Patches of these labels by class, polygons mostly; empty where labels are not sparse.
+    """
+
+    scenes: int
+    channels: int
+    training: int
+    validation: int
+    share: float
+    classes: dict[str, int]
+    patches: dict[str, int]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Plan of a training.
+
+    Parameters
+    ----------
+    config
+        With every option filled in.
+    fingerprint
+        Of the data.
+    reasons
+        Why this recipe, and what else follows from the data, as sentences.
+    """
+
+    config: TrainConfig
+    fingerprint: Fingerprint
+    reasons: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON-ready data."""
+        return {
+            "format_version": 1,
+            "recipe": self.config.recipe,
+            "reasons": list(self.reasons),
+            "data": dataclasses.asdict(self.fingerprint),
+            "options": {name: getattr(self.config, name) for name in RECIPES["default"]},
+        }
+
+    def lines(self) -> list[str]:
+        """The plan in some ten lines."""
+        data, config = self.fingerprint, self.config
+        classes = ", ".join(
+            f"{name} {pixels:,}" + (f" in {data.patches[name]}" if name in data.patches else "")
+            for name, pixels in data.classes.items()
+        )
+        given = (f"{name.replace('_', ' ')} {_shown(getattr(config, name))}" for name in OPEN)
+        return [
+            f"labels: {data.training:,} px train ({100 * data.share:.1f} % of their stacks), "
+            f"{data.validation:,} px validate; {data.channels} channels",
+            f"classes, px{' in patches' if data.patches else ''}: {classes}",
+            *self.reasons,
+            f"recipe {config.recipe}: {', '.join(given)}",
+        ]
+
+
+def plan_training(config: TrainConfig, dataset: Dataset) -> TrainingPlan:
+    """Choose what the user left open by the labels that there are.
+
+    Parameters
+    ----------
+    config
+        Options of the training, whose recipe may be ``auto``.
+    dataset
+        What it is to be trained on.
+    """
+    data = fingerprint_of(dataset)
+    recipe, reasons = config.recipe, []
+    if recipe == AUTO:
+        few = data.training <= FEW and data.share < SPARSE
+        recipe = "few-labels" if few else "default"
+        share = f"{100 * data.share:.1f} % of the pixels of their stacks"
+        reasons.append(
+            f"few labels: {data.training:,} px on {share}, at most {FEW:,} on {100 * SPARSE:.0f} %, so that "
+            "the mean of small models is kept beside a small network"
+            if few
+            else f"labels for a network: {data.training:,} px on {share}"
+        )
+    resolved = dataclasses.replace(config, recipe=recipe).resolved()
+    sizes: dict[str, Any] = {
+        name: fitting
+        for name, tiles in (("crop_sizes", dataset.training), ("validation_crop_sizes", dataset.validation))
+        if getattr(config, name) is None
+        and (fitting := _fitting(getattr(resolved, name), tiles, 2 ** len(resolved.filters)))
+        != getattr(resolved, name)
+    }
+    reasons += [
+        f"{name.replace('_', ' ')} {_shown(sides)}, since no stack is larger" for name, sides in sizes.items()
+    ]
+    return TrainingPlan(dataclasses.replace(resolved, **sizes), data, tuple(reasons))
+
+
+def fingerprint_of(dataset: Dataset) -> Fingerprint:
+    """Describe the labels of a data set."""
+    pixels = sum(tile.masks.shape[0] * tile.masks.shape[1] for tile in dataset.training)
+    total = int(dataset.counts.sum())
+    names = dataset.legend.names
+    targets = class_targets(len(names))
+    patches: dict[str, int] = {}
+    if total < SPARSE * pixels and total <= FEW:
+        for square in labelled_squares(dataset.training, targets):
+            _, first = np.unique(square.patches, return_index=True)
+            for label in square.labels[first]:
+                patches[names[label]] = patches.get(names[label], 0) + 1
+    held = sum(int((targets[np.asarray(tile.masks[:])] != IGNORE).sum()) for tile in dataset.validation)
+    return Fingerprint(
+        scenes=len(dataset.provenance),
+        channels=len(dataset.channels),
+        training=total,
+        validation=held,
+        share=total / max(1, pixels),
+        classes={name: int(n) for name, n in zip(names, dataset.counts, strict=True) if n},
+        patches=patches,
+    )
+
+
+def _fitting(sides: tuple[int, ...], tiles: tuple[Any, ...], stride: int) -> tuple[int, ...]:
+    """Sides of crops that the largest stack holds, or the largest that it does."""
+    largest = max(min(tile.masks.shape) for tile in tiles)
+    return tuple(side for side in sides if side <= largest) or (max(stride, largest // stride * stride),)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
