@@ -210,7 +210,7 @@ def find_labels(inputs: Inputs, spot: Spot) -> LabelledPixels:
     for part in squares_of(spot.window, 1024):
         classes = _masked_labels(inputs.labels, part, inputs.config.border_ignore)
         if (classes != IGNORE).any():
-            classes[~_valid(inputs.stack.read(part))] = IGNORE
+            classes[~valid_pixels(inputs.stack.read(part))] = IGNORE
         rows, cols = np.nonzero(classes != IGNORE)
         number = np.full(len(rows), spot.number, np.int32)
         place = (rows + part.row).astype(np.int32), (cols + part.col).astype(np.int32)
