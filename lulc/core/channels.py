@@ -25,9 +25,8 @@ DEFAULT_CHANNELS = "kaakonkulma-14"
 _PREFIX = re.compile(r"([A-Za-z]\w*(?:(?:\.\.|,)\w+)*)=(.+)", re.DOTALL)
 
 Kind = Literal["reflectance", "index", "backscatter", "elevation", "slope", "categorical", "any"]
-ChannelName = Annotated[
-    str, limits(pattern=r"^([A-Za-z]\w*/)?[A-Za-z_]\w*(\([A-Za-z_]\w*\))?$", maxLength=100)
-]
+_NAME = r"^([A-Za-z]\w*/)?[A-Za-z_]\w*$"
+ChannelName = Annotated[str, limits(pattern=_NAME, maxLength=100)]
 Word = Annotated[str, limits(pattern=r"^[A-Za-z]\w*$", maxLength=50)]
 Alias = Annotated[str, limits(minLength=1, maxLength=200)]
 
@@ -234,6 +233,12 @@ class ChannelSet(Jsonable):
     def names(self) -> tuple[str, ...]:
         """Names of the channels, in order."""
         return tuple(one.name for one in self.channels)
+
+    @property
+    def recorded(self) -> ChannelSet | None:
+        """The set where a document has to hold it; None where the names of the channels say everything."""
+        valid = all(re.fullmatch(_NAME, one.name) for one in self.channels)
+        return None if self.is_plain or not valid else self
 
     @property
     def is_plain(self) -> bool:
@@ -446,18 +451,14 @@ _CHANGING = _changing(LIBRARY, ())
 
 
 def set_of(names: Sequence[str], name: str = "by name") -> ChannelSet:
-    """Return the set of known channels by their names; a name may have a date before it."""
+    """Return the set of channels by their names, with or without dates; unknown ones are reflectance."""
     dates = tuple(dict.fromkeys(n.partition("/")[0] for n in names if "/" in n))
     found = []
     for full in names:
         date, _, local = full.rpartition("/")
-        if local not in LIBRARY:
-            raise InputError(
-                f"cannot use the channel '{full}', since nothing says what it is, expected names among "
-                f"{', '.join(LIBRARY)}",
-                "Give a channel set: --channels FILE.yaml",
-            )
-        found.append(dated(LIBRARY[local], date, _CHANGING) if date else LIBRARY[local])
+        unknown = ChannelDefinition(name=local, kind="reflectance", layers=(local,)).completed()
+        known = LIBRARY.get(local, unknown)
+        found.append(dated(known, date, _CHANGING) if date else known)
     return ChannelSet(name=name, channels=tuple(found), dates=dates)
 
 

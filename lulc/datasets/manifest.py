@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from lulc.core.channels import ChannelSet
+from lulc.core.channels import ChannelSet, set_of
 from lulc.core.codec import schema_of
 from lulc.core.documents import read_document, seal_of, write_document
 from lulc.core.grid import GRID_SCHEMA, GridSpec
-from lulc.core.schema import CHANNELS, INDEX_UNIT, INDICES, REFLECTANCE_UNIT, InputError, Legend
+from lulc.core.schema import CHANNELS, InputError, Legend
 from lulc.core.statistics import Statistics
 from lulc.core.storage import sha256_of
 from lulc.core.windows import Window
@@ -399,4 +399,4 @@ def open_tile(stack: StackFile, ignore: Sequence[Window] = ()) -> tuple[Layers, 
 
 def channel_units(channels: Sequence[str] = CHANNELS) -> dict[str, str]:
     """Unit of each channel, in stack order."""
-    return {name: INDEX_UNIT if name in INDICES else REFLECTANCE_UNIT for name in channels}
+    return {one.name: one.unit for one in set_of(channels).channels}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lulc.config import ImportModelConfig
-from lulc.core.channels import CHANNEL_SETS
+from lulc.core.channels import CHANNEL_SETS, ChannelSet, set_of
 from lulc.core.claims import claim_outputs
 from lulc.core.removal import withdraw
 from lulc.core.schema import InputError, Legend
@@ -22,7 +22,7 @@ from lulc.core.storage import sha256_of, temporary_folder, write_atomically
 from lulc.core.version import __version__
 from lulc.core.windows import Plan
 from lulc.datasets.loading import load_manifest
-from lulc.datasets.manifest import StackFile, channel_units, open_tile
+from lulc.datasets.manifest import StackFile, open_tile
 from lulc.engines.registry import EngineRequest, build_engine, choose_engine
 from lulc.labels.schemes import load_scheme
 from lulc.models.calibration import Holdout
@@ -73,7 +73,7 @@ def import_model(config: ImportModelConfig) -> Imported:
             raise InputError(
                 f"cannot write '{path}', since it exists already", "Give another --out, or add --overwrite."
             )
-        found = read_graph(config.model, len(channels), output=config.output or "")
+        found = read_graph(config.model, len(channels.channels), output=config.output or "")
         card = _card(config, channels, legend, found)
         accuracy = None
         with temporary_folder(Path(config.out)) as folder:
@@ -89,7 +89,7 @@ def import_model(config: ImportModelConfig) -> Imported:
     return Imported(path, card, found.reason, accuracy)
 
 
-def _channels(given: Sequence[str]) -> tuple[str, ...]:
+def _channels(given: Sequence[str]) -> ChannelSet:
     """Return the channels of a set or file, or those that are listed."""
     if len(given) == 1 and (given[0] in CHANNEL_SETS or Path(given[0]).is_file()):
         return load_channels(given[0])
@@ -99,10 +99,10 @@ def _channels(given: Sequence[str]) -> tuple[str, ...]:
             f"cannot import the network, since its channels are {', '.join(names)}, expected different ones",
             "Name the channels of its input in order: --channels B02 B03 B04 B08.",
         )
-    return names
+    return set_of(names)
 
 
-def _card(config: ImportModelConfig, channels: Sequence[str], legend: Legend, found: GraphFile) -> ModelCard:
+def _card(config: ImportModelConfig, inputs: ChannelSet, legend: Legend, found: GraphFile) -> ModelCard:
     expected = 1 if config.single_class else len(legend)
     if found.network.classes != expected:
         raise InputError(
@@ -114,10 +114,11 @@ def _card(config: ImportModelConfig, channels: Sequence[str], legend: Legend, fo
             ),
             "Give the legend of its outputs in order, or with one output --single-class NAME.",
         )
-    units = channel_units(channels)
+    channels = inputs.names
     return ModelCard(
         name=config.name or Path(config.out).resolve().name,
-        channels=tuple(Channel(name, units[name]) for name in channels),
+        channels=tuple(Channel(one.name, one.unit) for one in inputs.channels),
+        channel_set=inputs.recorded,
         legend=legend,
         statistics=Statistics(
             _for_each(config.mean, channels, "mean", 0.0), _for_each(config.std, channels, "std", 1.0)

@@ -406,7 +406,7 @@ def _manifest(
         parameters=parameters,
         provenance={**chips.provenance, "coverage": progress.coverage.to_json(), "labelled": labelled},
         key=progress.key,
-        channel_set=None if stack.channel_set.is_plain else stack.channel_set,
+        channel_set=stack.channel_set.recorded,
     )
     _warn_of_rare_classes(manifest, sparse=split is not None)
     return manifest

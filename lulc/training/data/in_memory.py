@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.config import InputConfig, TrainConfig
+from lulc.core.channels import set_of
 from lulc.core.grid import GridSpec, metres_per_pixel
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.statistics import Moments
@@ -120,6 +121,7 @@ def dataset_of(
         counts=counts,
         inputs={"data 1": identity},
         provenance=[_provenance(training, list(validating), classes, identity)],
+        channel_set=set_of(channels).recorded,
     )
 
 

@@ -82,7 +82,7 @@ def open_mosaic(config: TrainConfig) -> Dataset:
         | {"input options": _text_of(options)},
         provenance=[{"mosaic": identity, "conversion": stack.provenance}],
         stamps=stamps,
-        channel_set=None if stack.channel_set.is_plain else stack.channel_set,
+        channel_set=stack.channel_set.recorded,
     )
 
 
