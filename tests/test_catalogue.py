@@ -288,13 +288,14 @@ def test_the_footprint_holds_the_corners_and_the_middle_of_the_edges() -> None:
     assert bbox == pytest.approx(transform_bounds(grid.crs, CRS.from_epsg(4326), *grid.bounds), abs=1e-3)
 
 
-def test_a_footprint_across_longitude_180_is_cut_there() -> None:
-    grid = GridSpec(CRS.from_epsg(32601), Affine(100, 0, 200_000, 0, -100, 7_200_000), 500, 3000)
+@pytest.mark.parametrize(("epsg", "top", "lowest"), [(32601, 7_200_000, 60), (32701, 8_100_000, -18)])
+def test_a_footprint_across_longitude_180_is_cut_there(epsg: int, top: int, lowest: int) -> None:
+    grid = GridSpec(CRS.from_epsg(epsg), Affine(100, 0, 200_000, 0, -100, top), 500, 3000)
     geometry, (west, south, east, north) = footprint(grid)
     assert geometry["type"] == "MultiPolygon"
     assert 170 < west <= 180
     assert -180 <= east < -170
-    assert 60 < south < north < 66
+    assert lowest < south < north < lowest + 6
     for polygon in geometry["coordinates"]:
         longitudes = [x for x, _ in polygon[0]]
         assert max(longitudes) - min(longitudes) < 10

@@ -128,30 +128,31 @@ class _RasterLayers:
 
 
 @dataclass(frozen=True)
-class Converted:
-    """Layers whose type changes as they are sliced."""
+class _Around:
+    """Layers that are changed as they are sliced."""
 
     layers: Layers
-    dtype: np.dtype[Any]
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.layers.shape
+
+
+@dataclass(frozen=True)
+class Converted(_Around):
+    """Layers whose type changes as they are sliced."""
+
+    dtype: np.dtype[Any]
 
     def __getitem__(self, key: Any) -> np.ndarray:
         return np.asarray(self.layers[key], self.dtype)
 
 
 @dataclass(frozen=True)
-class Physical:
+class Physical(_Around):
     """A standardised image, turned back into physical units as it is sliced; float32."""
 
-    layers: Layers
     statistics: Statistics
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.layers.shape
 
     def __getitem__(self, key: Any) -> np.ndarray:
         pixels = np.asarray(self.layers[key], np.float64)
@@ -159,15 +160,10 @@ class Physical:
 
 
 @dataclass(frozen=True)
-class Classes:
+class Classes(_Around):
     """Masks of another type as uint8 class numbers; NaN, 0 and 255 are ignored."""
 
-    layers: Layers
     path: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.layers.shape
 
     def __getitem__(self, key: Any) -> np.ndarray:
         values = np.asarray(self.layers[key], np.float64)
@@ -199,15 +195,10 @@ class Padded:
 
 
 @dataclass(frozen=True)
-class Ignoring:
+class Ignoring(_Around):
     """Masks that read as 255 within some windows."""
 
-    layers: Layers
     windows: tuple[Window, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.layers.shape
 
     def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
         values = np.array(self.layers[key])

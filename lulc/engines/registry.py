@@ -417,7 +417,7 @@ def _keras_footprint(network: NetworkConfig) -> Footprint:
 
 def _openvino_footprint(per_pixel: float, network: NetworkConfig) -> Footprint:
     # Where networks are wider than the original their weights decide: 0.7 GB at twice its width.
-    fixed = max(0.33e9, 0.16e9 + 3.2 * _weight_bytes(network))
+    fixed = max(0.33e9, 0.16e9 + 3.2 * 4 * network.parameters)
     return Footprint(fixed, per_pixel * _width(network))
 
 
@@ -431,11 +431,6 @@ def _graph_footprint(network: GraphConfig) -> Footprint:
 def _forest_footprint(network: PixelConfig) -> Footprint:
     # Its strips don't grow with the window, whose input and result are counted elsewhere.
     return Footprint(0.4e9, 8)
-
-
-def _weight_bytes(network: NetworkConfig) -> int:
-    """Return the bytes of all variables in float32."""
-    return 4 * network.parameters
 
 
 def _width(network: NetworkConfig) -> float:

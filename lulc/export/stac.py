@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+import shapely
 from rasterio.crs import CRS
-from rasterio.warp import transform
-from shapely import Polygon, box
+from shapely import box
 from shapely.affinity import translate
 from shapely.geometry.polygon import orient
 
@@ -276,40 +277,29 @@ def _link(kind: str, name: str) -> dict[str, Any]:
     return {"rel": kind, "href": name if name.startswith("../") else f"./{name}", "type": media}
 
 
-def footprint(grid: GridSpec, points: int = 21) -> tuple[dict[str, Any], list[float]]:
+def footprint(grid: GridSpec) -> tuple[dict[str, Any], list[float]]:
     """Outline of a grid in degrees, and its bounding box west, south, east, north.
 
-    The edges are followed with so many points each; what crosses longitude 180 is cut there, and its
-    west is then larger than its east. Not for grids that hold a pole.
+    What crosses longitude 180 is cut there, and its west is then larger than its east. Not for grids that
+    hold a pole.
 
     References
     ----------
     RFC 7946, sections 3.1.9 (antimeridian cutting) and 5.2 (its bounding box).
     """
-    left, bottom, right, top = grid.bounds
-    steps = [i / (points - 1) for i in range(points)]
-    xs = [left + (right - left) * s for s in steps]
-    ys = [bottom + (top - bottom) * s for s in steps]
-    ring = [(x, bottom) for x in xs[:-1]] + [(right, y) for y in ys[:-1]]
-    ring += [(x, top) for x in xs[:0:-1]] + [(left, y) for y in ys[:0:-1]]
-    lons, lats = transform(grid.crs, CRS.from_epsg(4326), *zip(*ring, strict=True))
-    crosses = max(lons) - min(lons) > 180
-    outline = Polygon([(lon % 360 if crosses else lon, lat) for lon, lat in zip(lons, lats, strict=True)])
-    if not crosses:
-        parts = [outline]
-    else:
-        beyond = outline.intersection(box(180, -90, 360, 90))
-        parts = [outline.intersection(box(0, -90, 180, 90)), translate(beyond, xoff=-360)]
+    outline = grid.outline_on(CRS.from_epsg(4326))
+    parts = [outline]
+    if outline.bounds[2] - outline.bounds[0] > 180:
+        eastern = shapely.transform(outline, lambda at: np.column_stack([at[:, 0] % 360, at[:, 1]]))
+        beyond = eastern.intersection(box(180, -90, 360, 90))
+        parts = [eastern.intersection(box(0, -90, 180, 90)), translate(beyond, xoff=-360)]
     bounds = [part.bounds for part in parts]
     bbox = [bounds[0][0], min(b[1] for b in bounds), bounds[-1][2], max(b[3] for b in bounds)]
-    rings = [[_rounded(orient(part).exterior.coords)] for part in parts]
-    several = {"type": "MultiPolygon", "coordinates": rings}
-    return several if crosses else {"type": "Polygon", "coordinates": rings[0]}, _rounded([bbox])[0]
-
-
-def _rounded(rows: Iterable[Sequence[float]]) -> list[list[float]]:
-    """Degrees to the centimetre."""
-    return [[round(value, 7) for value in row] for row in rows]
+    # Degrees to the centimetre.
+    rings = [[np.round(orient(part).exterior.coords, 7).tolist()] for part in parts]
+    if len(parts) == 1:
+        return {"type": "Polygon", "coordinates": rings[0]}, np.round(bbox, 7).tolist()
+    return {"type": "MultiPolygon", "coordinates": rings}, np.round(bbox, 7).tolist()
 
 
 def parse_dates(dates: Sequence[str]) -> tuple[datetime.date, datetime.date]:
