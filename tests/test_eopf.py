@@ -117,3 +117,27 @@ def test_a_cube_without_crs_is_answered_by_what_can_write_one(tmp_path: Path) ->
     with pytest.raises(InputError, match="no coordinate reference system") as error:
         open_source(f"{product.path}/g")
     assert "rio.write_crs" in error.value.hint
+
+
+@pytest.mark.parametrize(("name", "root", "offset"), [
+    ("a.zarr", {"stac_discovery": {"properties": {"processing:version": "05.10"}}}, -1000),
+    ("a.zarr", {"other_metadata": {"processing_baseline": "04.00"}}, -1000),
+    ("S2A_MSIL2A_20240601T095031_N0510_R079_T35VNG_20240601T11.zarr", {}, -1000),
+    ("a.zarr", {"stac_discovery": {"properties": {"processing:version": "02.14"}}}, None),
+    ("a.zarr", {"stac_discovery": {"properties": {
+        "s2:processing_baseline": "05.10", "earthsearch:boa_offset_applied": True}}}, None),
+    ("a.zarr", {}, None),
+])  # fmt: skip
+def test_a_product_without_scale_keeps_the_offset_of_the_baseline_it_states(
+    tmp_path: Path, name: str, root: dict[str, Any], offset: float | None
+) -> None:
+    product = Product(tmp_path / name, 2, root)
+    product.group("measurements/reflectance/r10m", 10, 16, {b: 1500 for b in FINE}, {"proj:epsg": 32635})
+    (source,), _ = open_store(product.path, BANDS)
+    with source:
+        assert set(source.offsets) == {offset} and set(source.scales) == {None}
+
+
+def test_an_offset_that_no_attribute_states_stays_open_to_doubt(tmp_path: Path) -> None:
+    (fine, _), _ = open_store(make(tmp_path / "a.zarr", said={"scale_factor": 0.0001}), BANDS)
+    assert set(fine.scales) == {0.0001} and set(fine.offsets) == {None}

@@ -242,6 +242,7 @@ def test_the_code_field_is_guessed_only_where_no_other_can_hold_codes(tmp_path: 
     assert set(np.unique(read_all(path, field="clc"))) == {4, 5, 255}
     with pytest.raises(InputError, match="no field 'nothing'"):
         read_all(path, field="nothing")
+    assert set(np.unique(read_all(path, field="CLC"))) == {4, 5, 255}
 
 
 def test_text_that_is_no_code_is_refused_and_a_missing_code_is_ignored(tmp_path: Path) -> None:

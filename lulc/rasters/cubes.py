@@ -31,13 +31,18 @@ from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards
 from lulc.rasters.apart import Served
-from lulc.rasters.groups import ancestors, check_netcdf, groups_of
+from lulc.rasters.groups import ancestors, check_netcdf, groups_of, store_of
 from lulc.rasters.layers import (
+    BASELINE_OFFSET,
+    OFFSET_SINCE,
     Layer,
     Source,
     attribute_scaling,
+    baseline_of,
+    baseline_of_name,
     check_grid,
     declared_scaling,
+    is_offset_applied,
     odd_scaling,
     warn_of_odd,
 )
@@ -466,12 +471,25 @@ def _layer(path: str, variable: xr.DataArray, *, zarr: bool) -> Layer:
     if odd:
         factor, addend = 1.0, 0.0
     scale, offset = declared_scaling(factor, addend, dtype, units=str(attributes.get("units", "")))
+    if offset == 0 and "add_offset" not in attributes:
+        offset = None
+    if (scale, offset) == (None, None) and np.dtype(dtype).kind in "iu" and _keeps_offset(path):
+        offset = BASELINE_OFFSET
     missing = declared_missing(attributes, dtype=dtype, scale=factor, offset=addend)
     if not zarr and variable.dtype.itemsize > 1 and "_FillValue" not in attributes:
         # What was never written to a NetCDF file holds the default of its type.
         fill = default_fillvals.get(f"{variable.dtype.kind}{variable.dtype.itemsize}")
         missing = missing.also(as_stored(None if fill is None else float(fill), dtype))
     return Layer(None, dtype, missing, scale, offset, packing=(factor, addend))
+
+
+def _keeps_offset(path: str) -> bool:
+    """True for a Zarr product whose metadata or name state a processing baseline that adds to DN."""
+    properties = list(ancestors(path))
+    if any(map(is_offset_applied, properties)):
+        return False
+    stated = [baseline_of_name(store_of(path).name), *map(baseline_of, properties)]
+    return max(stated) >= OFFSET_SINCE
 
 
 def _read_dtype(variable: xr.DataArray) -> str:

@@ -17,12 +17,16 @@ from typing import Any
 from lulc.core.documents import read_document
 from lulc.core.schema import InputError
 from lulc.rasters import guards
-from lulc.rasters.layers import BASELINE_OFFSET, OFFSET_SINCE, declared_scaling
+from lulc.rasters.layers import (
+    BASELINE_OFFSET,
+    OFFSET_APPLIED,
+    OFFSET_SINCE,
+    baseline_of,
+    declared_scaling,
+    is_offset_applied,
+)
 from lulc.rasters.missing import declared_missing
 from lulc.rasters.names import COMMON_NAMES, SENTINEL_BANDS, canonical_name
-
-_APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
-"""Properties that say that the offset, though declared with the bands, was added to the DN already."""
 
 _VALUES = {
     **{f"{prefix}{key}": {"type": "number"} for prefix in ("", "raster:") for key in ("scale", "offset")},
@@ -82,7 +86,10 @@ _SCHEMA: dict[str, Any] = {
         "type": {"const": "Feature"},
         "stac_version": {"type": "string"},
         "assets": {"type": "object", "maxProperties": 1000, "additionalProperties": _ASSET},
-        "properties": {"type": "object", "properties": {name: {"type": "boolean"} for name in _APPLIED}},
+        "properties": {
+            "type": "object",
+            "properties": {name: {"type": "boolean"} for name in OFFSET_APPLIED},
+        },
     },
 }
 
@@ -302,24 +309,11 @@ def _scaling(band: dict[str, Any], properties: Mapping[str, Any]) -> tuple[float
     offset nor that it was taken off, holds the DN of that baseline.
     """
     scale, offset = (band.get(f"raster:{key}", band.get(key)) for key in ("scale", "offset"))
-    added = any(properties.get(name) for name in _APPLIED)
+    added = is_offset_applied(properties)
     dtype = "float32" if "float" in band.get("data_type", "") else "uint16"
     found, moved = declared_scaling(scale, 0.0 if added else offset, dtype)
     if offset is not None:
         return found, moved or 0.0
-    if scale is None and not added and _baseline(properties) >= OFFSET_SINCE:
+    if scale is None and not added and baseline_of(properties) >= OFFSET_SINCE:
         return None, BASELINE_OFFSET
     return found, None
-
-
-def _baseline(properties: Mapping[str, Any]) -> float:
-    """Processing baseline that an item states; 0 where it states none."""
-    for key in ("s2:processing_baseline", "sentinel2:processing_baseline", "processing:version"):
-        text = str(properties.get(key, ""))
-        if re.fullmatch(r"\d?\d\.\d\d", text):
-            return float(text)
-    for key in ("s2:product_uri", "sentinel:product_id", "title"):
-        named = re.search(r"MSIL[12]\w_\d{8}T\d{6}_N(?!99)(\d\d)(\d\d)_", str(properties.get(key, "")))
-        if named:
-            return float(".".join(named.groups()))
-    return 0.0

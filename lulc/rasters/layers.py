@@ -28,6 +28,9 @@ UNIT = 10_000.0
 BASELINE_OFFSET, OFFSET_SINCE = -1000.0, 4.0
 """What processing baseline 04.00 and later add to DN, to be taken off."""
 
+OFFSET_APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
+"""Properties that say that the offset, though declared with the bands, was added to the DN already."""
+
 WHOLE_BYTES = 256 * 2**20
 """Files up to this size are hashed whole."""
 
@@ -268,6 +271,30 @@ def odd_scaling(scale: float | None, offset: float | None) -> list[str]:
     if offset is not None and not np.isfinite(offset):
         found.append(f"offset '{offset}'")
     return found
+
+
+def baseline_of(properties: Mapping[str, Any]) -> float:
+    """Processing baseline that properties of a STAC item state; 0 where they state none."""
+    for key in ("s2:processing_baseline", "sentinel2:processing_baseline", "processing_baseline",
+                "processing:baseline", "processing:version"):  # fmt: skip
+        text = str(properties.get(key, ""))
+        if re.fullmatch(r"\d?\d\.\d\d", text):
+            return float(text)
+    for key in ("s2:product_uri", "sentinel:product_id", "title"):
+        if named := baseline_of_name(str(properties.get(key, ""))):
+            return named
+    return 0.0
+
+
+def baseline_of_name(name: str) -> float:
+    """Processing baseline that the name of a product states; 0 where it states none."""
+    named = re.search(r"MSIL[12]\w_\d{8}T\d{6}_N(?!99)(\d\d)(\d\d)_", name)
+    return float(".".join(named.groups())) if named else 0.0
+
+
+def is_offset_applied(properties: Mapping[str, Any]) -> bool:
+    """True where properties of a STAC item say that the archive has taken the offset off."""
+    return any(properties.get(name) for name in OFFSET_APPLIED)
 
 
 def attribute_scaling(attributes: Mapping[str, Any], path: str) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -494,6 +494,7 @@ def _check_listed(
 ) -> str:
     """The layer to read, refused where it is not clear or not there."""
     listed = ", ".join(layers[:20]) + (", ..." if len(layers) > 20 else "")
+    wanted = _spelled(wanted, layers)
     if wanted is not None and wanted not in layers:
         raise InputError(
             f"cannot read the layer '{wanted}' of '{path}', since it has only {listed or 'no layers'}",
@@ -540,6 +541,14 @@ def _check_place(path: str, info: Mapping[str, Any], grid: GridSpec) -> None:
 _DEGREES = " (GeoJSON that names none is in degrees, by RFC 7946)"
 
 
+def _spelled(wanted: str | None, names: Collection[str]) -> str | None:
+    """Return a name as the file spells it, where capital letters alone differ from one of its names."""
+    if wanted is None or wanted in names:
+        return wanted
+    alike = [name for name in names if name.casefold() == wanted.casefold()]
+    return alike[0] if len(alike) == 1 else wanted
+
+
 def _choose_field(
     file: VectorFile,
     layer: str,
@@ -553,6 +562,7 @@ def _choose_field(
     where its values recur, which those of an identifier don't. Without `known` the only text field is taken.
     """
     path = file.path
+    wanted = _spelled(wanted, kinds)
     if wanted is not None:
         if wanted not in kinds:
             listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
