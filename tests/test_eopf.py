@@ -132,7 +132,7 @@ def test_a_product_without_scale_keeps_the_offset_of_the_baseline_it_states(
     tmp_path: Path, name: str, root: dict[str, Any], offset: float | None
 ) -> None:
     product = Product(tmp_path / name, 2, root)
-    product.group("measurements/reflectance/r10m", 10, 16, {b: 1500 for b in FINE}, {"proj:epsg": 32635})
+    product.group("measurements/reflectance/r10m", 10, 16, dict.fromkeys(FINE, 1500), {"proj:epsg": 32635})
     (source,), _ = open_store(product.path, BANDS)
     with source:
         assert set(source.offsets) == {offset} and set(source.scales) == {None}
