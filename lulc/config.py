@@ -522,7 +522,7 @@ class PreprocessConfig(InputConfig, LabelConfig, RunConfig, ClusterConfig):
         "auto",
         "what trains or validates as a whole: stacks, or patches of labels that touch (polygons, points), of "
         "which none is then lost to a gap; auto takes patches where less than a quarter of the pixels has a "
-        "label",
+        "label, or stacks leave no room for training",
         choices=("auto", "stacks", "patches"),
     )
     gap: int = option(

@@ -180,7 +180,11 @@ def test_patches_are_grouped_as_far_as_the_labels_allow() -> None:
     near = split_groups(pixels_at([0, 30, 60, 90], [1, 2, 1, 2]), [""], 2, 0.5, 76, 1)
     assert (far.distance, near.distance) == (76, 19)
     assert near.sides == far.sides == 2
-    one_group = split_groups(pixels_at([0, 1, 2, 3], [1, 2, 1, 2]), [""], 2, 0.5, 76, 1)
+    # Fields that touch are patches of their own where nothing else can be divided.
+    fields = split_groups(pixels_at([0, 1, 2, 3], [1, 2, 1, 2]), [""], 2, 0.5, 76, 1)
+    assert (fields.distance, fields.sides) == (0, 2)
+    assert len(set(fields.groups.tolist())) == 4
+    one_group = split_groups(pixels_at([0, 1, 2, 3], [1, 1, 1, 1]), [""], 2, 0.5, 76, 1)
     assert one_group.sides == 1
 
 
@@ -225,9 +229,10 @@ def test_patches_with_what_is_about_stacks_are_refused(
 
 
 def test_labels_of_one_patch_are_split_by_stacks_or_refused(mosaic: dict[str, Any]) -> None:
-    draw(mosaic, [(1, square(100, 60, 40)), (2, square(100, 100, 40))])
+    draw(mosaic, [(1, square(100, 60, 40)), (1, square(100, 100, 40))])
     small = mosaic | {"size": 64, "gap": 0}
-    assert make_stacks(PreprocessConfig(**small)).of("val")
+    with pytest.raises(InputError, match="only 'water'"):
+        make_stacks(PreprocessConfig(**small))
     with pytest.raises(InputError, match="all of them touch"):
         make_stacks(PreprocessConfig(**small | {"split": "patches", "overwrite": True}))
 
@@ -292,3 +297,20 @@ def test_an_interrupted_preparation_continues_to_the_same_bytes(
     assert names and all(
         (tmp_path / "whole" / n).read_bytes() == (Path(mosaic["out"]) / n).read_bytes() for n in names
     )
+
+
+def test_a_small_mosaic_of_many_labels_is_split_by_its_fields(mosaic: dict[str, Any]) -> None:
+    """One stack holds all: no room to set another aside, so that fields that touch are divided."""
+    fields = [
+        (1 + (row + col) % 3, square(10 + 45 * row, 10 + 45 * col, 45))
+        for row in range(4)
+        for col in range(5)
+    ]
+    labels = draw(mosaic, fields)
+    assert (labels > 0).mean() > 0.6
+    manifest = make_stacks(PreprocessConfig(**mosaic | {"size": 850}))
+    train, val = on_mosaic(manifest, "train"), on_mosaic(manifest, "val")
+    assert np.array_equal(train + val, labels) and manifest.provenance["labelled"]["distance"] == 0
+    assert set(np.unique(val)) == set(np.unique(train)) == {0, 1, 2, 3}
+    with pytest.raises(InputError, match="no training stack is left"):
+        make_stacks(PreprocessConfig(**mosaic | {"size": 850, "split": "stacks", "overwrite": True}))

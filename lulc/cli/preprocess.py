@@ -126,7 +126,7 @@ def _labelled(manifest: Manifest) -> list[str]:
     ]
     if "groups" in found:
         near = found["distance"]
-        joined = "touch" if near == 1 else f"lie within {near} px of each other"
+        joined = {0: "touch and have one class", 1: "touch"}.get(near, f"lie within {near} px of each other")
         lines.append(
             f"split by patches: {found['groups']['training']:,} groups train and "
             f"{found['groups']['validation']:,} validate; patches that {joined} are one group"

@@ -116,7 +116,7 @@ class Split:
     validates
         bool (group,).
     distance
-        Pixels within which patches were grouped; 1 for those that touch.
+        Pixels within which patches were grouped; 1 for those that touch, 0 for those of one class that touch.
     """
 
     groups: NDArray[np.int64]
@@ -177,7 +177,8 @@ def split_groups(
     """Choose groups for validation, of the farthest distance at which the labels can be divided well.
 
     The distance is `gap`, or the first of its halves, down to 1, at which every class of several patches is
-    on both sides, and validation holds half to twice its share of the labels.
+    on both sides, and validation holds half to twice its share of the labels. Where none is, as where fields
+    of a plain touch, it is 0: each patch of one class is a group of its own.
 
     Parameters
     ----------
@@ -194,9 +195,9 @@ def split_groups(
     seed
         Of the choice.
     """
-    distances = [max(1, gap >> k) for k in range(max(1, gap).bit_length())]
-    touching = _counts(pixels, groups_of(pixels, together, 1), classes)
-    several = (touching > 0).sum(axis=0) > 1
+    distances = [max(1, gap >> k) for k in range(max(1, gap).bit_length())] + [0]
+    single = _counts(pixels, groups_of(pixels, together, 0), classes)
+    several = (single > 0).sum(axis=0) > 1
     for distance in distances:
         groups = groups_of(pixels, together, distance)
         counts = _counts(pixels, groups, classes)
@@ -210,7 +211,7 @@ def split_groups(
 
 
 def groups_of(pixels: Sequence[LabelledPixels], together: Sequence[str], distance: int) -> NDArray[np.int64]:
-    """Number the groups over all mosaics or chips, in order: int64 (pixel,)."""
+    """Number the groups over all mosaics or chips: int64 (pixel,); of one class each at distance 0."""
     found: list[NDArray[np.int64]] = []
     total = 0
     named: dict[str, int] = {}
@@ -218,10 +219,21 @@ def groups_of(pixels: Sequence[LabelledPixels], together: Sequence[str], distanc
         if name:
             groups = np.full(len(own), named.setdefault(name, total))
         else:
-            groups = group_pixels(own.rows, own.cols, distance) + total
+            groups = (group_pixels(own.rows, own.cols, distance) if distance else _by_class(own)) + total
         total = max(total, int(groups.max(initial=total - 1)) + 1)
         found.append(groups)
     return np.concatenate(found)
+
+
+def _by_class(pixels: LabelledPixels) -> NDArray[np.int64]:
+    """Number the patches of one class that touch: int64 (pixel,)."""
+    groups = np.zeros(len(pixels), np.int64)
+    total = 0
+    for number in np.unique(pixels.classes):
+        own = pixels.classes == number
+        groups[own] = group_pixels(pixels.rows[own], pixels.cols[own], 1) + total
+        total = int(groups[own].max()) + 1
+    return groups
 
 
 def _counts(pixels: Sequence[LabelledPixels], groups: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

@@ -343,9 +343,13 @@ def _check_number(wanted: int) -> None:
         )
 
 
-def _no_room(config: PreprocessConfig, window: Window) -> InputError:
+class NoRoomError(InputError):
+    """Stacks so large, or so near each other, that none is left for training."""
+
+
+def _no_room(config: PreprocessConfig, window: Window) -> NoRoomError:
     smaller = max(64, max(window.shape) // 3)
-    return InputError(
+    return NoRoomError(
         f"cannot set validation aside, since no training stack is left beside it with --size {config.size} "
         f"and --gap {config.gap}",
         f"Type a smaller --size, for example --size {smaller} --gap {min(config.gap, smaller // 4)}, or "

@@ -42,6 +42,7 @@ from lulc.preprocessing.journal import PROGRESS, Progress, open_progress
 from lulc.preprocessing.patches import LabelledPixels, Split
 from lulc.preprocessing.plan import (
     Ground,
+    NoRoomError,
     Place,
     Spot,
     candidate_spots,
@@ -342,12 +343,19 @@ def _plan(
     crew: Crew, config: PreprocessConfig, counts: np.ndarray, grounds: Sequence[Ground]
 ) -> tuple[list[Place], Split | None]:
     """Return the stacks to cut, and of sparse labels their split."""
-    planned = None
-    if splits_patches(counts, grounds, config):
-        planned = _plan_patches(crew, config, counts, grounds)
-    if planned is None:
-        _warn_of_gap(config)
-    return planned or (plan_places(counts, grounds, config), None)
+    patches = splits_patches(counts, grounds, config)
+    if patches and (planned := _plan_patches(crew, config, counts, grounds)):
+        return planned
+    try:
+        places = plan_places(counts, grounds, config)
+    except NoRoomError:
+        # A small mosaic of many labels: too few stacks, and perhaps enough patches.
+        again = config.split == "auto" and not patches and not config.stacks
+        if again and (planned := _plan_patches(crew, config, counts, grounds)):
+            return planned
+        raise
+    _warn_of_gap(config)
+    return places, None
 
 
 def _plan_patches(

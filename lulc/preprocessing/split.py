@@ -140,7 +140,7 @@ def choose_groups(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Choose groups of labels for validation so that each class gives about a share of its pixels.
 
     Groups are added or taken back one by one, always the one that helps most, until none helps. What counts
-    first is the number of classes on both sides, then the distance of each class's share from `fraction`.
+    is the distance of each class's share from `fraction`, and at last the number of classes on both sides.
 
     Parameters
     ----------
@@ -158,28 +158,36 @@ def choose_groups(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
     Examples
     --------
-    >>> choose_groups(np.array([[60, 0], [60, 0], [0, 50], [0, 50], [0, 50]]), 0.4, seed=1).sum(axis=0)
-    2
+    >>> counts = np.array([[60, 0], [60, 0], [0, 50], [0, 50], [0, 50]])
+    >>> counts[choose_groups(counts, 0.4, seed=1)].tolist()
+    [[60, 0], [0, 50]]
     """
     order = np.random.default_rng(seed).permutation(len(counts))
     counts = counts[order]
     total = counts.sum(axis=0)
-    present = np.maximum(total, 1)
     chosen = np.zeros(len(counts), bool)
-    best: tuple[float, float] = (0.0, -float(fraction * (total > 0).sum()))
-    for _ in range(2 * len(counts)):
-        held = counts[chosen].sum(axis=0) + np.where(chosen[:, np.newaxis], -counts, counts)
-        both = ((held > 0) & (held < total)).sum(axis=1)
-        distance = np.abs(held / present - fraction * (total > 0)).sum(axis=1)
-        turned = int(np.lexsort((distance, -both))[0])
-        score = (float(both[turned]), -float(distance[turned]))
-        if score <= best:
-            break
-        best = score
-        chosen[turned] ^= True
+    # By distance first: a group of many classes would else be taken before smaller ones that fit better.
+    for by_classes in (0, 1):
+        held = counts[chosen].sum(axis=0)
+        best = _score(held[np.newaxis], total, fraction, by_classes)[0]
+        for _ in range(2 * len(counts)):
+            held = counts[chosen].sum(axis=0) + np.where(chosen[:, np.newaxis], -counts, counts)
+            scores = _score(held, total, fraction, by_classes)
+            turned = max(range(len(scores)), key=scores.__getitem__)
+            if scores[turned] <= best:
+                break
+            best = scores[turned]
+            chosen[turned] ^= True
     found = np.zeros(len(counts), bool)
     found[order] = chosen
     return found
+
+
+def _score(held: np.ndarray, total: np.ndarray, fraction: float, by_classes: int) -> list[tuple[int, float]]:
+    """Classes on both sides, if they count, and nearness to the fraction, of choices (choice, class)."""
+    both = by_classes * ((held > 0) & (held < total)).sum(axis=1)
+    distance = np.abs(held / np.maximum(total, 1) - fraction * (total > 0)).sum(axis=1)
+    return list(zip(both.tolist(), (-distance).tolist(), strict=True))
 
 
 class Neighbours:

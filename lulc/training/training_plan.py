@@ -108,12 +108,12 @@ def plan_training(config: TrainConfig, dataset: Dataset) -> TrainingPlan:
     data = fingerprint_of(dataset)
     recipe, reasons = config.recipe, []
     if recipe == AUTO:
-        few = data.training <= FEW and data.share < SPARSE
+        few = data.training <= FEW and (data.share < SPARSE or _are_patches(dataset))
         recipe = "few-labels" if few else "default"
         share = f"{100 * data.share:.1f} % of the pixels of their stacks"
         reasons.append(
-            f"few labels: {data.training:,} px on {share}, at most {FEW:,} on {100 * SPARSE:.0f} %, so that "
-            "the mean of small models is kept beside a small network"
+            f"few labels: {data.training:,} px on {share}, of at most {FEW:,}, so that the mean of small "
+            "models is kept beside a small network"
             if few
             else f"labels for a network: {data.training:,} px on {share}"
         )
@@ -138,7 +138,7 @@ def fingerprint_of(dataset: Dataset) -> Fingerprint:
     names = dataset.legend.names
     targets = class_targets(len(names))
     patches: dict[str, int] = {}
-    if total < SPARSE * pixels and total <= FEW:
+    if total <= FEW and (total < SPARSE * pixels or _are_patches(dataset)):
         for square in labelled_squares(dataset.training, targets):
             _, first = np.unique(square.patches, return_index=True)
             for label in square.labels[first]:
@@ -153,6 +153,11 @@ def fingerprint_of(dataset: Dataset) -> Fingerprint:
         classes={name: int(n) for name, n in zip(names, dataset.counts, strict=True) if n},
         patches=patches,
     )
+
+
+def _are_patches(dataset: Dataset) -> bool:
+    """True where patches, not stacks, were split into training and validation."""
+    return all(entry.get("patches") for entry in dataset.provenance)
 
 
 def _fitting(sides: tuple[int, ...], tiles: tuple[Any, ...], stride: int) -> tuple[int, ...]:

@@ -501,6 +501,7 @@ def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
 
     sizes = [metres_per_pixel(stack.grid) for stack in manifest.of("train") if stack.grid is not None]
     known = [size for size in sizes if size is not None]
+    patches = sum(len(stack.patches) for stack in manifest.of("train"))
     ground, held = (
         ground_of([grid for stack in manifest.of(split) for grid in stack.ground or (None,)])
         for split in ("train", "val")
@@ -514,6 +515,7 @@ def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
         **({"ground": ground} if ground is not None else {}),
         **({"validation_ground": held} if held else {}),
         "validation_stacks": names(manifest.of("val")),
+        **({"patches": patches} if patches else {}),
         "sources": list(manifest.sources),
         **({"simulated": True} if _is_simulated(manifest.provenance) else {}),
     }
