@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -167,27 +168,40 @@ def choose_groups(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     total = counts.sum(axis=0)
     chosen = np.zeros(len(counts), bool)
     # By distance first: a group of many classes would else be taken before smaller ones that fit better.
-    for by_classes in (0, 1):
-        held = counts[chosen].sum(axis=0)
-        best = _score(held[np.newaxis], total, fraction, by_classes)[0]
+    for by_classes in (False, True):
+        best = _Score.of(counts[chosen].sum(axis=0)[np.newaxis], total, fraction)
         for _ in range(2 * len(counts)):
             held = counts[chosen].sum(axis=0) + np.where(chosen[:, np.newaxis], -counts, counts)
-            scores = _score(held, total, fraction, by_classes)
-            turned = max(range(len(scores)), key=scores.__getitem__)
-            if scores[turned] <= best:
+            scores = _Score.of(held, total, fraction)
+            turned = scores.best(by_classes=by_classes)
+            if scores.at(turned, by_classes=by_classes) <= best.at(0, by_classes=by_classes):
                 break
-            best = scores[turned]
+            best = _Score(scores.both[turned : turned + 1], scores.distance[turned : turned + 1])
             chosen[turned] ^= True
     found = np.zeros(len(counts), bool)
     found[order] = chosen
     return found
 
 
-def _score(held: np.ndarray, total: np.ndarray, fraction: float, by_classes: int) -> list[tuple[int, float]]:
-    """Classes on both sides, if they count, and nearness to the fraction, of choices (choice, class)."""
-    both = by_classes * ((held > 0) & (held < total)).sum(axis=1)
-    distance = np.abs(held / np.maximum(total, 1) - fraction * (total > 0)).sum(axis=1)
-    return list(zip(both.tolist(), (-distance).tolist(), strict=True))
+class _Score(NamedTuple):
+    """Classes on both sides, and distance of their shares from a fraction, of choices: float (choice,)."""
+
+    both: np.ndarray
+    distance: np.ndarray
+
+    @classmethod
+    def of(cls, held: np.ndarray, total: np.ndarray, fraction: float) -> _Score:
+        """Score pixels held out, int (choice, class), of a total."""
+        distance = np.abs(held / np.maximum(total, 1) - fraction * (total > 0)).sum(axis=1)
+        return cls(((held > 0) & (held < total)).sum(axis=1), distance)
+
+    def best(self, *, by_classes: bool) -> int:
+        """Number of the best choice."""
+        return int(np.lexsort((self.distance, -self.both * by_classes))[0])
+
+    def at(self, number: int, *, by_classes: bool) -> tuple[float, float]:
+        """Return what a choice is worth."""
+        return float(self.both[number] * by_classes), -float(self.distance[number])
 
 
 class Neighbours:
