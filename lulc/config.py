@@ -797,7 +797,11 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     )  # fmt: skip
 
     model: str = option(
-        ..., "weights file, name in weights/, or run folder", metavar="MODEL", positional=True
+        ...,
+        "weights file, name in weights/, or run folder; or an address, hf://OWNER/NAME@REVISION or "
+        "https://.../NAME.json#sha256=..., which is downloaded once",
+        metavar="MODEL",
+        positional=True,
     )
     inputs: tuple[str, ...] = option(
         ..., "band rasters, and index rasters if there are any", metavar="INPUT", positional=True
@@ -1098,6 +1102,10 @@ class ImportModelConfig(OutputConfig):
 class ExportModelConfig(OutputConfig):
     """Weights for other programs and catalogues."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Excludes("hub", "out format tile pick=all", "it writes a folder of its own for one model"),
+    )
+
     model: str = option(
         ..., "weights file, name in weights/, or run folder", metavar="MODEL", positional=True
     )
@@ -1120,6 +1128,13 @@ class ExportModelConfig(OutputConfig):
         unit="pixels",
         ge=1,
         metavar="N",
+    )
+    hub: str | None = option(
+        None,
+        "folder to write for a repository, on the Hugging Face Hub for example: weights, card, page, licence "
+        "and STAC item",
+        metavar="FOLDER",
+        endings=FOLDER,
     )
     pick: str = option(
         "lowest-val-loss",

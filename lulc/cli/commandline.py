@@ -35,6 +35,7 @@ ENVIRONMENT = {
     "KERAS_BACKEND": "framework: tensorflow (default), jax or torch",
     "CUDA_VISIBLE_DEVICES": "numbers of the GPUs that may be used; empty for none",
     "JAX_COMPILATION_CACHE_DIR": "where JAX keeps what it compiles for GPUs; lulc/jax in XDG_CACHE_HOME else",
+    "HF_ENDPOINT": "server that hf:// addresses of models mean; https://huggingface.co where not set",
     "XDG_CACHE_HOME": "folder of caches; ~/.cache where not set",
     "NO_COLOR": "anything: no colours on a terminal",
     "TQDM_MININTERVAL": "seconds between two lines of progress; 30 where stderr is no terminal",

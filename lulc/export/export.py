@@ -19,6 +19,7 @@ from lulc.core.windows import Window
 from lulc.engines.unet_graph import Arrays
 from lulc.export import styles
 from lulc.export.cf import write_netcdf, write_zarr
+from lulc.export.hub import write_repository
 from lulc.export.onnx_graph import write_onnx
 from lulc.export.stac import MISSION, Item, known_dates, map_item, model_item, parse_dates
 from lulc.labels.levels import Level, levels_of
@@ -104,6 +105,12 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
         If the weights have no card, an option doesn't fit the format, or an output exists; then nothing was
         written.
     """
+    if config.hub is not None:
+        folder = Path(config.hub)
+        with claim_outputs([folder], config) as claims:
+            replace = config.overwrite or claims.may_replace(folder)
+            model = find_model(config.model, config.pick)
+            return write_repository(model, folder, config.date or MISSION, overwrite=replace)
     kind = _model_format(config)
     folder = Path(config.model)
     if config.pick == "all" and folder.is_dir():

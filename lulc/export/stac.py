@@ -110,6 +110,10 @@ def map_item(
 _MADE = ("LULC_MODEL", "LULC_MODEL_SHA256", "LULC_ENGINE", "LULC_PARAMETERS", "LULC_INPUTS", "LULC_CHANNELS")
 
 
+_KINDS = {".npz": ("random forest", "NumPy"), ".onnx": ("imported", "ONNX")}
+"""Architecture and framework of weights that are not ours, by their ending."""
+
+
 def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] = MISSION) -> Item:
     """The STAC item of weights.
 
@@ -131,9 +135,9 @@ def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] =
         "license": card.licence if re.fullmatch(r"[\w.+-]+", card.licence) else "other",
         "bands": [{"name": c.name, "description": f"{c.unit} ({c.coding})"} for c in card.channels],
         "mlm:name": _model_name(card.name),
-        "mlm:architecture": "U-Net" if path.suffix != ".npz" else "random forest",
+        "mlm:architecture": _KINDS.get(path.suffix, ("U-Net", "Keras"))[0],
         "mlm:tasks": ["semantic-segmentation"],
-        "mlm:framework": "Keras" if path.suffix != ".npz" else "NumPy",
+        "mlm:framework": _KINDS.get(path.suffix, ("U-Net", "Keras"))[1],
         "mlm:total_parameters": card.network.parameters,
         "mlm:accelerator": None,
         "mlm:input": [_model_input(card)],
@@ -149,7 +153,9 @@ def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] =
         "roles": ["mlm:model", "mlm:weights", "data"],
         # STAC admits bands in properties only where an asset has some; MLM looks for them there.
         "bands": [{"name": c.name} for c in card.channels],
-        "mlm:artifact_type": {".keras": "keras", ".npz": "npz"}.get(path.suffix, "keras-2-hdf5"),
+        "mlm:artifact_type": {".keras": "keras", ".npz": "npz", ".onnx": "onnx"}.get(
+            path.suffix, "keras-2-hdf5"
+        ),
     }
     assets = {"weights": weights}
     if card_path(path).is_file():

@@ -31,6 +31,7 @@ from lulc.core.statistics import Statistics
 from lulc.core.storage import temporary_folder, write_atomically
 from lulc.models.archive import CONFIG, METADATA, WEIGHTS, Arrays, compare_shapes, read_archive, variables_of
 from lulc.models.card import Channel, ModelCard, card_path, load_card, write_card
+from lulc.models.hub import fetch, is_hub
 from lulc.models.legacy import describe_legacy, read_legacy
 
 if TYPE_CHECKING:
@@ -321,7 +322,8 @@ def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
     Parameters
     ----------
     name_or_path
-        A weights file, a run folder, or a name in a weights folder (``kaakonkulma-sim/lowest-val-loss``):
+        A weights file, a run folder, an address (see `lulc.models.hub.fetch`), or a name in a weights folder
+        (``kaakonkulma-sim/lowest-val-loss``):
         those in the environment variable ``LULC_WEIGHTS``, then the toolkit's own.
     pick
         Which model of a folder.
@@ -331,6 +333,8 @@ def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
     InputError
         If there is none; lists those that there are.
     """
+    if is_hub(name_or_path):
+        return fetch(name_or_path)
     path = Path(name_or_path)
     if path.is_file():
         return path
