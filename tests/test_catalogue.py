@@ -290,7 +290,7 @@ def test_the_footprint_holds_the_corners_and_the_middle_of_the_edges() -> None:
 
 @pytest.mark.parametrize(("epsg", "top", "lowest"), [(32601, 7_200_000, 60), (32701, 8_100_000, -18)])
 def test_a_footprint_across_longitude_180_is_cut_there(epsg: int, top: int, lowest: int) -> None:
-    grid = GridSpec(CRS.from_epsg(epsg), Affine(100, 0, 200_000, 0, -100, top), 500, 3000)
+    grid = GridSpec(CRS.from_epsg(epsg), Affine(100, 0, 160_000, 0, -100, top), 500, 3000)
     geometry, (west, south, east, north) = footprint(grid)
     assert geometry["type"] == "MultiPolygon"
     assert 170 < west <= 180
