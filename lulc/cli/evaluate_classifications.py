@@ -1,10 +1,9 @@
 """Score a land-cover map against a reference, against interpreted points, or describe it alone.
 
-Counts every pixel that has a class in the map and in the reference: confusion matrix, user's and
-producer's accuracy, F1 and IoU of each class, their means, overall accuracy and Cohen's kappa, also by
-CORINE level, near label borders and away from them, and for each stack or region. Where the map holds
-probabilities, how well they are calibrated. With --compare, how a second map differs, and whether it is
-better.
+Counts every pixel that has a class in the map and in the reference. The report holds the confusion matrix,
+user's and producer's accuracy, F1 and IoU of each class, and overall accuracy and Cohen's kappa. It repeats
+them by CORINE level, near label borders and away from them, and for each stack or region. It also says how
+well probabilities are calibrated. With --compare it says how a second map differs, and whether it is better.
 
 With --regions manifest.json or --run, headline and tables count held-out land: land that the training did not
 use. What it used is scored in a table of its own.

@@ -1,9 +1,9 @@
 """Cut Sentinel-2 bands, spectral indices and labels into .npy stacks for training and validation.
 
-The result is a folder with train_image_0.npy (float32, rows x columns x channels: reflectance x 10000 and
-index codes, NaN where any is invalid), train_masks_0.npy (uint8, class numbers, 255 = ignore),
-val_image_0.npy, val_masks_0.npy and so on, and manifest.json, which says what they hold and is written last.
-An interrupted run is continued by the same command.
+The result is a folder of stacks. train_image_0.npy is float32, rows x columns x channels: reflectance x 10000
+and index codes, NaN in all channels of an invalid pixel. train_masks_0.npy is uint8: class numbers, 255 =
+ignore. val_image_0.npy and val_masks_0.npy are for validation. manifest.json describes them and is written
+last. The same command continues an interrupted run.
 
 Example: python preprocess.py --bands demo/summer.tif --fill demo/spring.tif --indices demo/indices.tif
 --labels demo/labels.tif --scheme kaakonkulma-13 --size 256 --out demo/stacks

@@ -1,8 +1,8 @@
 """Rebuild a map from its recorded inputs and report any difference.
 
-Prints how the map was made, looks for its weights and inputs by name, checks that they are the same (sha256),
+Prints how the map was made, and looks for its weights and inputs by name. If they are the same (sha256), it
 classifies again with the same parameters and compares the class band. The result is one line: identical, or
-the share of pixels that differ and where; with --difference also a raster of them.
+the share of pixels that differ and where. --difference writes a raster of them.
 
 Exit codes: 0 the class bands are identical (with --check: weights and inputs are the same); 1 something that
 the map was made from is missing or another; 2 wrong command line; 3 the class bands differ.

@@ -1,11 +1,10 @@
 """Train a network on the stacks that preprocess.py made.
 
-The result is a run folder: a weights file per kept epoch with its model card, `history.csv` and
-`history.png`, and a note of the best epochs (lowest validation loss, highest validation accuracy, best
-macro-F1, last), by which make_classifications.py finds them. The same command continues what was
-interrupted. With --cross-validate the folder also holds `cross-validation.json` and the runs of its folds.
-With --pretrain there are no labels: the network learns to fill in hidden blocks of a mosaic, and --init takes
-it from there.
+The result is a run folder with a weights file and model card for each kept epoch, `history.csv` and
+`history.png`. It also notes the epochs of the lowest validation loss, the highest validation accuracy and the
+best macro-F1, by which make_classifications.py finds weights. The same command continues an interrupted run.
+With --cross-validate the folder also holds `cross-validation.json` and the runs of its folds. With --pretrain
+the network learns without labels to fill in masked blocks of a mosaic; --init starts from its weights.
 
 Example: python train_model.py demo/stacks --out demo/run
 """

@@ -1,13 +1,12 @@
 """Simulated scenes: a Sentinel-2 mosaic, its spring twin, indices and labels that are partly wrong.
 
-Nothing here was measured. A scene is for demonstrations, tests and benchmarks: it has what makes real
-scenes hard (confusable forests, mixed pixels at borders, 20 m bands, cloud gaps, labels that disagree
-with the ground), in known amounts, and needs no download.
+Nothing here was measured. A scene is for demonstrations, tests and benchmarks, and needs no download. It has
+known amounts of what makes real scenes hard: confusable forests, mixed pixels at borders, 20 m bands, cloud
+gaps, labels that disagree with the ground.
 
-Each land-cover class is a mixture of a few materials (conifer crowns, grass, bare soil, roofs, water,
-...), each material has a reflectance spectrum in summer and in spring, and each patch of ground has
-mixing shares of its own. What varies within a class and what changes between the seasons follows from
-that.
+Each land-cover class is a mixture of materials such as conifer crowns, grass, bare soil, roofs and water.
+Each material has a reflectance spectrum in summer and in spring. Each patch of ground has mixing shares of
+its own, from which the variation within a class and between the seasons follows.
 """
 
 from __future__ import annotations

@@ -66,9 +66,13 @@ class ValueTable:
 def read_value_table(source: Source) -> ValueTable | None:
     """Return the classes that a raster declares for its values; None without any.
 
-    Looked for in this order: the legend in the tags of a map, a raster attribute table or category names in
-    ``NAME.aux.xml`` or the file, a table ``NAME.vat.dbf``, ``flag_values`` and ``flag_meanings`` of CF, and
-    the colour table of the file.
+    The first of these counts:
+
+    - the legend in the tags of a map,
+    - a raster attribute table or category names, in ``NAME.aux.xml`` or the file,
+    - a table ``NAME.vat.dbf``,
+    - ``flag_values`` and ``flag_meanings`` of CF,
+    - the colour table of the file.
     """
     if LEGEND_TAG in source.tags:
         legend = legend_of_tag(source.tags[LEGEND_TAG], source.path)
