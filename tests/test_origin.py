@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 import rasterio
+from rasterio.crs import CRS
+from rasterio.transform import from_origin
 
 from lulc.cli.make_classifications import main as make_classifications
+from lulc.core.grid import GridSpec
 from lulc.datasets.loading import load_manifest
 from lulc.demo.landscape import simulate, write_scene
+from lulc.inference.job import pixel_size_problem
 from lulc.models.card import load_card, write_card
 from lulc.models.weights import find_model, unfinished_run
 from lulc.preprocessing.preprocess import PreprocessConfig, make_stacks
@@ -97,3 +101,28 @@ def test_stacks_of_the_simulated_scene_say_that_they_are(tmp_path: Path) -> None
         file.update_tags(LULC_SIMULATED="")
     make_stacks(PreprocessConfig(bands=(str(scene["summer"]),), out=str(tmp_path / "real"), **given))
     assert "simulated" not in _provenance_of(load_manifest(tmp_path / "real"), "0" * 64)
+
+
+@pytest.mark.parametrize(("crs", "place", "pixel", "trained", "side"), [
+    (32635, (500000, 6700000), (10, 10), {}, ""),
+    (32635, (500000, 6700000), (20, 20), {}, "20 m wide"),
+    (32635, (500000, 6700000), (10, 20), {}, "20 m high"),
+    (4326, (25, 60), (1.8e-4, 9e-5), {}, ""),
+    (4326, (25, 60), (1.8e-4, 1.8e-4), {}, "20.1 m high"),
+    (4326, (25, 60), (9e-5, 9e-5), {"pixel_size": 5.0, "pixel_height": 10.0}, ""),
+    (3857, (2.7e6, 11068715), (10, 10), {}, "3.43 m wide"),
+    (3857, (2.7e6, 11068715), (29.2, 29.2), {}, ""),
+    (2263, (980000, 200000), (32.8, 32.8), {}, ""),
+    (2263, (980000, 200000), (10, 10), {}, "3.05 m wide"),
+    (32635, (500000, 6700000), (30, 30), {"pixel_size": 30.0}, ""),
+    (32635, (500000, 6700000), (10, 10), {"pixel_size": 30.0}, "trained on pixels of 30 m"),
+])  # fmt: skip
+def test_pixels_are_compared_by_their_width_and_height_on_the_ground(
+    tiny_model: Path, crs: int, place: tuple[float, float], pixel: tuple[float, float],
+    trained: dict[str, float], side: str,
+) -> None:  # fmt: skip
+    card = load_card(tiny_model)
+    card = dataclasses.replace(card, training={**card.training, "data": [trained]})
+    grid = GridSpec(CRS.from_epsg(crs), from_origin(*place, *pixel), 100, 100)
+    problem = pixel_size_problem(card, grid)
+    assert side in problem and bool(problem) == bool(side)

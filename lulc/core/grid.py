@@ -202,15 +202,31 @@ def metres_per_pixel(grid: GridSpec) -> float | None:
     >>> round(metres_per_pixel(mercator), 2)
     4.79
     """
+    size = pixel_on_ground(grid)
+    return size and size[0]
+
+
+def pixel_on_ground(grid: GridSpec) -> tuple[float, float] | None:
+    """Width and height of the pixel in the middle of the grid in metres; None where it is not on the Earth.
+
+    Examples
+    --------
+    >>> degrees = GridSpec(CRS.from_epsg(4326), Affine(1e-4, 0, 25, 0, -1e-4, 60), 100, 100)
+    >>> [round(side, 1) for side in pixel_on_ground(degrees)]
+    [5.6, 11.1]
+    """
     if not grid.crs:
         return None
     import pyproj
 
     left, bottom, right, top = grid.bounds
-    middle = (bottom + top) / 2
+    x, y = (left + right) / 2, (bottom + top) / 2
+    width, height = (side / 2 for side in grid.pixel_size)
+    xs, ys = [x - width, x + width, x, x], [y, y, y - height, y + height]
     try:
-        lons, lats = transform(grid.crs, CRS.from_epsg(4326), [left, right], [middle, middle])
+        lons, lats = transform(grid.crs, CRS.from_epsg(4326), xs, ys)
     except (CRSError, RasterioError):
         return None
-    _, _, metres = pyproj.Geod(ellps="WGS84").inv(lons[0], lats[0], lons[1], lats[1])
-    return float(metres) / grid.width if math.isfinite(metres) and metres > 0 else None
+    _, _, metres = pyproj.Geod(ellps="WGS84").inv(lons[::2], lats[::2], lons[1::2], lats[1::2])
+    across, down = map(float, metres)
+    return (across, down) if 0 < across < math.inf and 0 < down < math.inf else None

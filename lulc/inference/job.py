@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ import rasterio
 
 from lulc.config import ClassifyConfig, InputConfig
 from lulc.core.channels import ChannelSet, name_of
-from lulc.core.grid import GridSpec, metres_per_pixel
+from lulc.core.grid import GridSpec, pixel_on_ground
 from lulc.core.schema import IGNORE, INDICES, UNCLASSIFIED, InputError, Legend
 from lulc.core.statistics import Statistics, read_statistics
 from lulc.core.version import __version__
@@ -507,16 +507,24 @@ def _check_domain(card: ModelCard, stack: Stack, *, strict: bool) -> None:
 
 def pixel_size_problem(card: ModelCard, grid: GridSpec) -> str:
     """Say how pixels differ in size on the ground from those of the training; empty where they don't."""
-    found = metres_per_pixel(grid)
-    sizes = [entry.get("pixel_size") for entry in card.training.get("data", []) if isinstance(entry, dict)]
-    known = [float(size) for size in sizes if isinstance(size, int | float) and size > 0] or [NATIVE_PIXEL]
-    if found is None or min(known) / SIZE_RATIO <= found <= max(known) * SIZE_RATIO:
-        return ""
-    trained = f"{min(known):.3g}" if min(known) == max(known) else f"{min(known):.3g} to {max(known):.3g}"
-    return (
-        f"a pixel of the mosaic is {found:.3g} m wide on the ground, but '{card.name}' was trained on pixels "
-        f"of {trained} m, whose textures and shapes are others"
-    )
+    found = pixel_on_ground(grid)
+    entries = [entry for entry in card.training.get("data", []) if isinstance(entry, dict)]
+    widths = _lengths(entry.get("pixel_size") for entry in entries)
+    # Cards of before hold the width alone.
+    heights = _lengths(entry.get("pixel_height", entry.get("pixel_size")) for entry in entries)
+    for side, metres, known in zip(("wide", "high"), found or (), (widths, heights), strict=False):
+        if min(known) / SIZE_RATIO <= metres <= max(known) * SIZE_RATIO:
+            continue
+        trained = f"{min(known):.3g}" if min(known) == max(known) else f"{min(known):.3g} to {max(known):.3g}"
+        return (
+            f"a pixel of the mosaic is {metres:.3g} m {side} on the ground, but '{card.name}' was trained on "
+            f"pixels of {trained} m, whose textures and shapes are others"
+        )
+    return ""
+
+
+def _lengths(values: Iterable[Any]) -> list[float]:
+    return [float(v) for v in values if isinstance(v, int | float) and v > 0] or [NATIVE_PIXEL]
 
 
 def _check_pixel_size(card: ModelCard, grid: GridSpec, *, strict: bool) -> None:

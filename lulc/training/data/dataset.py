@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lulc.config import PreprocessConfig, TrainConfig
 from lulc.core.channels import ChannelSet
-from lulc.core.grid import metres_per_pixel
+from lulc.core.grid import GridSpec, pixel_on_ground
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.statistics import Statistics
 from lulc.core.storage import sha256_of
@@ -495,19 +495,26 @@ def _identity_of(manifest: Manifest) -> str:
     return hashlib.sha256("".join([*digests, statistics]).encode()).hexdigest()
 
 
+def pixel_size_of(grids: Sequence[GridSpec | None]) -> dict[str, float]:
+    """Return the median width and height on the ground of the pixels of some grids, as cards hold them."""
+    sizes = [size for grid in grids if grid and (size := pixel_on_ground(grid)) is not None]
+    if not sizes:
+        return {}
+    width, height = np.median(sizes, axis=0).round(3).tolist()
+    return {"pixel_size": width, "pixel_height": height}
+
+
 def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
     def names(stacks: Sequence[StackFile]) -> list[str]:
         return [stack.name for stack in stacks]
 
-    sizes = [metres_per_pixel(stack.grid) for stack in manifest.of("train") if stack.grid is not None]
-    known = [size for size in sizes if size is not None]
     patches = sum(len(stack.patches) for stack in manifest.of("train"))
     ground, held = (
         ground_of([grid for stack in manifest.of(split) for grid in stack.ground or (None,)])
         for split in ("train", "val")
     )
     return {
-        **({"pixel_size": round(float(np.median(known)), 3)} if known else {}),
+        **pixel_size_of([stack.grid for stack in manifest.of("train")]),
         "folder": manifest.folder.resolve().name,
         "sha256": sha256,
         "scheme": manifest.scheme,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lulc.config import InputConfig, TrainConfig
 from lulc.core.channels import set_of
-from lulc.core.grid import GridSpec, metres_per_pixel
+from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.statistics import Moments
 from lulc.datasets.arrays import Classes
@@ -20,7 +20,7 @@ from lulc.datasets.manifest import channel_units, ground_of
 from lulc.labels.schemes import scheme_of_names
 from lulc.rasters.cubes import ArraySource
 from lulc.rasters.stack import open_stack
-from lulc.training.data.dataset import GAP, Dataset, Tile, check_learnable
+from lulc.training.data.dataset import GAP, Dataset, Tile, check_learnable, pixel_size_of
 
 VALIDATING = 0.25
 """Share of the rows of each image that validates where no image is named."""
@@ -216,9 +216,8 @@ def _provenance(
 ) -> dict[str, Any]:
     grids = [pair.grid for pair in training.values()]
     ground = ground_of(grids)
-    sizes = [size for grid in grids if grid and (size := metres_per_pixel(grid)) is not None]
     return {
-        **({"pixel_size": round(float(np.median(sizes)), 3)} if sizes else {}),
+        **pixel_size_of(grids),
         "folder": "arrays",
         "sha256": identity,
         "scheme": legend.name,
