@@ -19,6 +19,8 @@ from lulc.config import RECIPES, InputConfig, TrainConfig
 from lulc.core.schema import BANDS, InputError, LandCoverClass, Legend
 from lulc.core.statistics import Statistics
 from lulc.engines import pixels as engine
+from lulc.evaluation.measures.regions import read_ground, read_regions
+from lulc.maps.reader import open_map
 from lulc.models.calibration import calibrate
 from lulc.models.card import Channel, ModelCard, load_card
 from lulc.models.config import PixelConfig
@@ -278,3 +280,23 @@ def test_overwriting_a_run_removes_its_small_models_and_plan(write_stacks, tmp_p
     assert (run / "few-labels.npz").exists() and (run / "plan.json").exists()
     clear_run(run)
     assert not list(run.glob("*.npz")) and not list(run.glob("*.json"))
+
+
+def test_land_of_validation_labels_counts_as_training_for_small_models_alone(scene, tmp_path):
+    folder = scene["folder"]
+    trained = {}
+    for pick in ("auto", "lowest-val-loss"):
+        out = tmp_path / f"{pick}.tif"
+        inputs = [str(folder / "run"), str(folder / "mosaic.tif"), str(out), "--pick", pick, "-q"]
+        assert classify([*inputs, "--scale", "1e-4", "--offset", "0"]) == 0
+        with open_map(out) as the_map:
+            for regions, run in ((folder / "stacks", None), (None, folder / "run")):
+                found = np.zeros(the_map.grid.shape, bool)
+                for region in read_ground(regions, run, the_map.grid, the_map.tags):
+                    found |= region.within(the_map.grid.extent, the_map.grid)
+                trained[pick, run is None] = int(found.sum())
+            names = [r.name for r in read_regions(folder / "stacks", the_map.grid, the_map.tags)]
+            assert any("validation" in name for name in names) == (pick != "auto")
+    assert trained["auto", True] == trained["auto", False] == scene["labels"]["given"]
+    assert trained["lowest-val-loss", True] == trained["lowest-val-loss", False]
+    assert trained["lowest-val-loss", True] == scene["labels"]["training"]

@@ -172,8 +172,8 @@ def open_inputs(config: EvaluateConfig, resources: ExitStack, arrays: InMemory =
         other=other,
         labels=labels,
         translation=translation,
-        regions=read_regions(config.regions, grid) if config.regions else [],
-        ground=read_ground(config.regions, config.run, grid),
+        regions=read_regions(config.regions, grid, the_map.tags) if config.regions else [],
+        ground=read_ground(config.regions, config.run, grid, the_map.tags),
         masks=resources.enter_context(open_masks(config, grid)),
         image=image,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,8 @@ from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.datasets.loading import load_manifest
 from lulc.datasets.manifest import GROUND_SCHEMA, MANIFEST
-from lulc.models.card import load_card
+from lulc.models.card import card_path, load_card
+from lulc.models.weights import FEW_LABELS
 from lulc.rasters.vectors import VectorCodes, read_features
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ logger = logging.getLogger("lulc")
 
 SPLITS = {"train": "training", "val": "validation"}
 """Splits of a manifest as they are printed."""
+
+MODEL_TAG, MODEL_SHA256_TAG = "LULC_MODEL", "LULC_MODEL_SHA256"
+"""Tags of a map: name and sha256 of its model."""
 
 NAME_FIELDS = ("name", "region", "id")
 """Fields of polygons that give their names, in this order; numbers where there is none."""
@@ -68,15 +72,22 @@ class Region:
         return inside
 
 
-def read_regions(path: str | os.PathLike[str], grid: GridSpec) -> list[Region]:
+def trains_on_all(tags: Mapping[str, str]) -> bool:
+    """True where a map is by the small models for few labels, which learn the validation labels as well."""
+    return tags.get(MODEL_TAG, "").endswith(f"/{FEW_LABELS}")
+
+
+def read_regions(
+    path: str | os.PathLike[str], grid: GridSpec, tags: Mapping[str, str] | None = None
+) -> list[Region]:
     """Regions from a manifest.json (its stacks) or from a polygon file.
 
     Parameters
     ----------
     path
         ``manifest.json`` or its folder, or GeoPackage or GeoJSON.
-    grid
-        Grid of the map.
+    grid, tags
+        Of the map.
 
     Raises
     ------
@@ -84,7 +95,10 @@ def read_regions(path: str | os.PathLike[str], grid: GridSpec) -> list[Region]:
         If the file can't be read, or nothing of it lies on the map.
     """
     path = Path(path)
-    regions = _from_manifest(_folder_of(path), grid) if _is_manifest(path) else _from_polygons(path, grid)
+    if _is_manifest(path):
+        regions = _from_manifest(_folder_of(path), grid, all_train=trains_on_all(tags or {}))
+    else:
+        regions = _from_polygons(path, grid)
     if not regions:
         raise InputError(
             f"cannot score the regions of '{path}', since none of them lies on the map ({grid.describe()})",
@@ -101,7 +115,7 @@ def _folder_of(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _from_manifest(folder: Path, grid: GridSpec) -> list[Region]:
+def _from_manifest(folder: Path, grid: GridSpec, *, all_train: bool) -> list[Region]:
     regions = []
     for stack in load_manifest(folder).stacks:
         if stack.grid is None:
@@ -115,14 +129,18 @@ def _from_manifest(folder: Path, grid: GridSpec) -> list[Region]:
                 f"  {stack.grid.describe()}\nexpected pixels of the map\n  {grid.describe()}",
                 "Give the manifest of stacks from the same mosaic, or polygons.",
             )
-        region = _stack_region(f"{stack.name} ({SPLITS[stack.split]})", stack.ground, grid)
+        split = SPLITS["train" if all_train else stack.split]
+        region = _stack_region(f"{stack.name} ({split})", stack.ground, grid)
         if region.extent.height and region.extent.width:
             regions.append(region)
     return regions
 
 
 def read_ground(
-    regions: str | os.PathLike[str] | None, run: str | os.PathLike[str] | None, grid: GridSpec
+    regions: str | os.PathLike[str] | None,
+    run: str | os.PathLike[str] | None,
+    grid: GridSpec,
+    tags: Mapping[str, str] | None = None,
 ) -> list[Region] | None:
     """Return the training stacks on a map, from a manifest and from the card of a run.
 
@@ -132,8 +150,8 @@ def read_ground(
         As in `read_regions`; polygons tell nothing of a training.
     run
         Run folder of the weights.
-    grid
-        Grid of the map.
+    grid, tags
+        Of the map. Where these name the small models for few labels, validation stacks count as well.
 
     Returns
     -------
@@ -141,11 +159,18 @@ def read_ground(
         None where neither says where the training stacks lie.
     """
     found: list[Region] | None = None
+    tags = tags or {}
+    if trains_on_all(tags):
+        logger.warning(
+            "the small models of this map learnt from all labels, those for validation included: labels "
+            "of their stacks say nothing of its accuracy; the table that train_model.py printed does"
+        )
     if regions is not None and _is_manifest(Path(regions)):
-        stacks = load_manifest(_folder_of(Path(regions))).of("train")
+        manifest = load_manifest(_folder_of(Path(regions)))
+        stacks = manifest.stacks if trains_on_all(tags) else manifest.of("train")
         found = [_stack_region(s.name, s.ground, grid) for s in stacks if s.ground]
     if run is not None:
-        ground = _ground_of(Path(run))
+        ground = _ground_of(Path(run), tags.get(MODEL_SHA256_TAG, ""))
         if ground is None and found is None:
             logger.warning(
                 "the models in '%s' don't say which land they were trained on: give --regions with the "
@@ -156,13 +181,17 @@ def read_ground(
     return None if found is None else [r for r in found if r.extent.height and r.extent.width]
 
 
-def _ground_of(run: Path) -> list[GridSpec] | None:
-    """Return the grids of the stacks that a run was trained on; None where its cards don't tell."""
+def _ground_of(run: Path, sha256: str) -> list[GridSpec] | None:
+    """Return the grids of the stacks that a model of a run was trained on; None where its card doesn't tell.
+
+    Of a map whose model isn't among them any network counts: all were trained on the same stacks.
+    """
     found: list[GridSpec] = []
-    for path in sorted(run.glob("*.json")):
-        if not path.with_suffix(".keras").exists():
-            continue
-        for entry in load_card(path).training.get("data", ()):
+    models = [p for p in (*sorted(run.glob("*.keras")), *sorted(run.glob("*.npz"))) if card_path(p).exists()]
+    cards = [(path, load_card(path)) for path in models]
+    cards.sort(key=lambda entry: entry[1].sha256 != sha256)
+    for path, card in cards:
+        for entry in card.training.get("data", ()):
             if "ground" not in entry:
                 return None
             check_document(entry["ground"], GROUND_SCHEMA, "land of the training in the card", str(path))
@@ -172,7 +201,6 @@ def _ground_of(run: Path) -> list[GridSpec] | None:
                     for s in part["stacks"]
                 )
                 found += map(GridSpec.from_json, grids)
-        # All models of a run were trained on the same stacks.
         return found
     return None
 
