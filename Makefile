@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system demo unit check test test-backends stress lint format docs lock image clean
+.PHONY: help setup system demo unit check test test-backends test-qgis qgis stress lint format docs lock image clean
 
 # The first interpreter from 3.11 to 3.13; `make setup PYTHON=/path/to/python` overrides it. TensorFlow has no
 # wheel for newer ones.
@@ -76,6 +76,14 @@ test: setup ## run all tests on what is installed
 
 test-backends: $(BACKENDS) ## install JAX and PyTorch (CPU), then train and predict on each backend
 	$(BIN)/python -m pytest -m backends $(PYTEST_ARGS)
+
+qgis: ## build dist/lulc_maps.zip, the QGIS plug-in
+	mkdir -p dist
+	rm -rf dist/lulc_maps.zip qgis/lulc_maps/__pycache__
+	$(PYTHON) -m zipfile -c dist/lulc_maps.zip qgis/lulc_maps
+
+test-qgis: setup ## the QGIS plug-in, without a window, in the QGIS of Debian (make system)
+	$(BIN)/python -m pytest tests/test_qgis.py $(PYTEST_ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
