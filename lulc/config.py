@@ -810,8 +810,8 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     pick: str = option(
         "auto",
         "which weights of a run folder; auto is what the training recommends, the network of the lowest "
-        "validation loss or, of few labels, mostly few-labels, the mean of small models; baseline is a "
-        "random forest",
+        "validation loss or, of few labels, few-labels, the mean of small models; baseline is a random "
+        "forest",
         choices=(
             "auto",
             "lowest-val-loss",

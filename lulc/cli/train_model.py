@@ -149,10 +149,9 @@ def describe_comparison(found: Comparison, folder: Path) -> str:
         )
     if found.small:
         verdict += (
-            " The mean of small models (forests, perceptrons, linear discriminants) makes the map, since the "
-            "network does not lead it by more than that; it was fitted anew on all labels."
-            if found.recommended == "few-labels"
-            else " The network makes the map, since it leads the mean of small models by more than that."
+            " Whatever few patches say, the mean of small models (forests, perceptrons, linear "
+            "discriminants) makes the map: it was the best on most real scenes, and was fitted anew on all "
+            "labels. --pick lowest-val-loss takes the network."
         )
     elif found.better == "forest":
         verdict += f" Make the map with it: make_classifications.py {folder} ... --pick baseline"

@@ -117,8 +117,11 @@ class Comparison:
 
     @property
     def recommended(self) -> str:
-        """Pick for maps: of few labels the small models, unless the network leads by twice the spread."""
-        return FEW_LABELS if self.small and self.small.better != "network" else "lowest-val-loss"
+        """Pick for maps: of few labels the small models, whose maps were the best ones on most real scenes.
+
+        What few held-out patches say of network and small models does not hold elsewhere in a scene.
+        """
+        return FEW_LABELS if self.small else "lowest-val-loss"
 
     @property
     def picks(self) -> dict[str, str]:
@@ -175,7 +178,11 @@ def _keep(
     comparison = dataclasses.replace(compare(found, legend, config.seed), small=small)
     temperature = 1.0 if config.calibrate == "none" else fit_temperature(found.forest, found.labels)
     own = _card_of(config, dataset, name, kept, comparison)
-    own = dataclasses.replace(own, temperature=temperature, novelty=load_card(network).novelty)
+    accuracy = float(np.mean(decide(found.forest) == found.labels))
+    own = dataclasses.replace(
+        own, temperature=temperature, novelty=load_card(network).novelty,
+        scores=own.scores | {"val_accuracy": accuracy},
+    )  # fmt: skip
     write_pixel_model(kept, own, network.with_name(f"{name}.npz"))
     return comparison
 
