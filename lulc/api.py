@@ -29,6 +29,7 @@ from lulc.config import (
     ReproduceConfig,
     TrainConfig,
 )
+from lulc.core.channels import DEFAULT_CHANNELS, ChannelSet, dates_of
 from lulc.core.options import Options, help_of, nearest, take, value_type
 from lulc.core.schema import InputError as InputError
 from lulc.core.schema import Legend
@@ -773,7 +774,7 @@ def open_stack(
     config: InputConfig | None = None,
     *,
     scenes: File | Sequence[File] = (),
-    channels: Sequence[str] | None = None,
+    channels: File | Sequence[str] | ChannelSet = DEFAULT_CHANNELS,
     **options: Any,
 ) -> Stack:
     """Open rasters as one aligned stack of channels, as preprocessing and classification do.
@@ -784,7 +785,7 @@ def open_stack(
     Parameters
     ----------
     bands
-        Sentinel-2 bands: files with one or many bands, ``.SAFE`` folders, or STAC items.
+        Bands: files with one or many, ``.SAFE`` folders, or STAC items; ``"spring=april.tif"`` for a date.
     indices
         Index rasters in SYKE coding; indices that none of them holds are computed from the bands.
     config
@@ -792,21 +793,26 @@ def open_stack(
     scenes
         Instead of bands, many scenes on one grid; where they overlap, the first that has a pixel gives it.
     channels
-        Names of the channels, in order; the default network's where not given.
+        Name or file of a channel set, or names of known channels in order.
     **options
-        Further input options by name (see `InputConfig`); they win over `config`.
+        Further input options by name (see `InputConfig`), such as `layers`; they win over `config`.
 
     Raises
     ------
     InputError
         If names are missing, unclear or given twice, grids differ, or the radiometry looks wrong.
     """
-    from lulc.core.schema import CHANNELS
+    from lulc.rasters.channels import load_channels
     from lulc.rasters.stack import open_stack
 
     files = [take(given, tuple[str, ...]) for given in (bands, indices, scenes)]
     read = _config_from("open_stack", InputConfig, config, options)
-    return open_stack(files[0], files[1], read, scenes=files[2], channels=tuple(channels or CHANNELS))
+    known = (
+        load_channels(os.fspath(channels), dates_of(files[0]))
+        if isinstance(channels, str | os.PathLike)
+        else channels
+    )
+    return open_stack(files[0], files[1], read, scenes=files[2], channels=known)
 
 
 def load_model(

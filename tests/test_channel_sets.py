@@ -11,9 +11,11 @@ import pytest
 import rasterio
 from affine import Affine
 
+import lulc
 from lulc.cli import make_classifications, preprocess, reproduce_map, train_model
-from lulc.config import InputConfig
+from lulc.config import ClassifyConfig, InputConfig, TrainConfig
 from lulc.core.channels import CHANNEL_SETS, ChannelSet, channels_text, set_of, split_prefix
+from lulc.core.config_file import read_settings
 from lulc.core.formula import parse
 from lulc.core.schema import CHANNELS, INDICES, InputError
 from lulc.core.windows import Window
@@ -22,6 +24,8 @@ from lulc.preprocessing.preprocess import make_stacks
 from lulc.rasters.channels import load_channels
 from lulc.rasters.indices import compute_indices
 from lulc.rasters.stack import Coverage, open_stack
+from lulc.training.data.augmentation import Dropout, Jitter
+from lulc.training.data.unlabelled import open_mosaic
 
 from .test_channels import config
 
@@ -592,3 +596,75 @@ def test_a_network_of_two_dates_and_terrain_makes_a_map_where_a_date_is_missing(
     assert "elevation is missing" in said or "slope(elevation) is missing" in said
     assert "--layers" in said and "spring/B04, spring/B08, summer/B04, summer/B08, slope" in said
     assert reproduce_map.main([str(out), "--inputs", str(tmp_path), "-q"]) == 0
+
+
+def test_reading_rules_of_the_stacks_hold_for_another_place(tmp_path: Path) -> None:
+    side = 96
+    path = tif(
+        tmp_path / "a.tif", np.random.default_rng(1).integers(1, 4, (9, side, side)).astype(np.uint16) * 1000
+    )
+    given = config(
+        {"a": path},
+        tmp_path,
+        "kaakonkulma-14",
+        band_names=CHANNELS[:9],
+        offset=-200.0,
+        bounds=(5e5, 6.7e6, 5.1e5, 6.9e6),
+    )
+    make_stacks(given)
+    rules = read_settings(tmp_path / "stacks" / "reading.yaml", ClassifyConfig)
+    assert rules == {"band_names": CHANNELS[:9], "offset": -200.0}
+
+
+def test_pretraining_takes_the_channels_of_its_options(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("format_version: 1\nchannels: [B04, B08, NDWI]\n")
+    options = tmp_path / "options.yaml"
+    options.write_text(f"channels: {file}\n")
+    given = [f"{date}={bands(tmp_path / f'{date}.tif', i, side=96)}" for i, date in enumerate("ab")]
+    dataset = open_mosaic(
+        TrainConfig(out="x", pretrain=tuple(given), input_options=str(options), crop_sizes=(32,))
+    )
+    assert [c["name"] for c in dataset.channels] == ["a/B04", "a/B08", "a/NDWI", "b/B04", "b/B08", "b/NDWI"]
+    assert dataset.channel_set == load_channels(str(file), ("a", "b"))
+
+
+def test_an_open_stack_takes_a_set_by_name_or_file(tmp_path: Path) -> None:
+    path = bands(tmp_path / "a.tif", 1)
+    (tmp_path / "own.yaml").write_text("format_version: 1\nchannels: [NDWI]\n")
+    with lulc.open_stack(path, channels=tmp_path / "own.yaml") as stack:
+        assert stack.channels == ("NDWI",)
+    with lulc.open_stack([f"x={path}", f"y={path}"], channels=set_of(["B04"])) as stack:
+        assert stack.channels == ("x/B04", "y/B04")
+    with lulc.open_stack(path) as stack:
+        assert stack.channels == CHANNELS
+
+
+def test_jitter_moves_formulas_with_their_bands_and_dropout_drops_whole_dates(tmp_path: Path) -> None:
+    text = (
+        "channels: [{name: B04, may_be_missing: true}, {name: B08, may_be_missing: true}, "
+        '{name: NDVI, may_be_missing: true}, {name: NDWI, formula: "(B04 - B08) / (B04 + B08)"}, VV]\n'
+    )
+    channels = channel_set(tmp_path, text, ("a", "b"))
+    image = np.random.default_rng(1).uniform(500, 900, (8, 8, len(channels.names))).astype(np.float32)
+    entries = [
+        {"name": c.name, "unit": c.unit, "coding": "computed" if c.formula else "read"}
+        for c in channels.channels
+    ]
+    changed, _ = Jitter(entries, channels, gain=0.3)(
+        image, np.zeros((8, 8), np.uint8), np.random.default_rng(2)
+    )
+    at = {name: changed[..., i] for i, name in enumerate(channels.names)}
+    for date in "ab":
+        difference = (at[f"{date}/B08"] - at[f"{date}/B04"]) / (at[f"{date}/B08"] + at[f"{date}/B04"])
+        np.testing.assert_allclose(at[f"{date}/NDVI"], 100 * difference + 100, rtol=1e-4)
+        np.testing.assert_allclose(at[f"{date}/NDWI"], -difference, rtol=1e-3, atol=1e-5)
+    assert np.array_equal(at["VV"], image[..., -1])
+    seen = set()
+    for seed in range(40):
+        dropped, _ = Dropout(channels, 0.5)(image, np.zeros((8, 8), np.uint8), np.random.default_rng(seed))
+        gone = {name for i, name in enumerate(channels.names) if np.isnan(dropped[..., i]).all()}
+        seen.add(frozenset(gone))
+    whole = {date: frozenset(f"{date}/{name}" for name in ("B04", "B08", "NDVI")) for date in "ab"}
+    assert seen == {frozenset(), whole["a"], whole["b"], whole["a"] | whole["b"]}
+    assert not np.isnan(image).any()

@@ -256,7 +256,7 @@ def test_the_command_says_what_comes_next(
 def test_input_options_come_from_a_file_of_preprocessing(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     file.write_text("offset: -1000\nnodata: 7\nlabels: ignored.tif\nstacks: 3\n")
-    found = input_options(str(file))
+    found, _ = input_options(str(file))
     assert (found.offset, found.nodata, found.scale) == (-1000, 7, None)
     file.write_text("no-such-option: 1\n")
     with pytest.raises(InputError, match="no-such-option"):

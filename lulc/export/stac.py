@@ -128,12 +128,17 @@ def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] =
     dates
         Day, or first and last day, of imagery that the weights are for.
     """
+    own = card.channel_set.channels if card.channel_set else ()
+    formulas = {one.name: f": {one.formula}" for one in own if one.formula}
     properties: dict[str, Any] = {
         **_time(dates),
         "title": card.name,
         "description": _model_description(card),
         "license": card.licence if re.fullmatch(r"[\w.+-]+", card.licence) else "other",
-        "bands": [{"name": c.name, "description": f"{c.unit} ({c.coding})"} for c in card.channels],
+        "bands": [
+            {"name": c.name, "description": f"{c.unit} ({c.coding}{formulas.get(c.name, '')})"}
+            for c in card.channels
+        ],
         "mlm:name": _model_name(card.name),
         "mlm:architecture": _KINDS.get(path.suffix, ("U-Net", "Keras"))[0],
         "mlm:tasks": ["semantic-segmentation"],

@@ -25,13 +25,14 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from lulc.config import ClusterConfig, PreprocessConfig
+from lulc.config import ClusterConfig, InputConfig, PreprocessConfig
 from lulc.core.channels import name_of
+from lulc.core.config_file import format_version
 from lulc.core.documents import write_document
 from lulc.core.removal import OwnFolder, remove_leftovers
 from lulc.core.schema import CHANNELS, IGNORE, InputError
 from lulc.core.statistics import Statistics
-from lulc.core.storage import Lock, check_disk, sha256_of
+from lulc.core.storage import Lock, check_disk, sha256_of, write_atomically
 from lulc.core.windows import squares_of
 from lulc.datasets.loading import load_manifest
 from lulc.datasets.manifest import FORMAT_VERSION, MANIFEST, Manifest, StackFile
@@ -73,11 +74,16 @@ from lulc.rasters.sources import Stamp, moments_of, stamps_of
 
 logger = logging.getLogger("lulc")
 
+RULES = "reading.yaml"
+"""The options for reading rasters that hold at other places too, for ``--config`` of other commands."""
+
 CLASSES = "classes.csv"
 """The scheme that was used, as a table for ``--scheme`` of other scenes."""
 
 _STACK_FILE = re.compile(r"(train|val)_(image|masks)_\d+\.npy")
-_NAMES = "|".join([_STACK_FILE.pattern, *map(re.escape, (MANIFEST, PROGRESS, CURRENT, SCENES, CLASSES))])
+_NAMES = "|".join(
+    [_STACK_FILE.pattern, *map(re.escape, (MANIFEST, PROGRESS, CURRENT, SCENES, CLASSES, RULES))]
+)
 """What lies in a folder of stacks, now and then."""
 
 Item = TypeVar("Item", Spot, Place)
@@ -159,9 +165,23 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
                 "'%s' is left as it is, since it holds other classes than the stacks; theirs are in '%s'",
                 folder / CLASSES, MANIFEST,
             )  # fmt: skip
+        write_rules(config, folder / RULES)
         manifest.write()
         own.remove(PROGRESS)
         return manifest
+
+
+def write_rules(config: PreprocessConfig, path: Path) -> None:
+    """Write the options for reading rasters that were given, without the files and bounds of this place."""
+    place = {"layers", "fill", "like", "mask", "aoi", "bounds"}
+    given = {
+        field.name: value
+        for field in dataclasses.fields(InputConfig)
+        if field.name not in place and (value := getattr(config, field.name)) != field.default
+    }
+    lines = [f"{name.replace('_', '-')}: {json.dumps(value)}\n" for name, value in given.items()]
+    with write_atomically(path) as temporary:
+        temporary.write_text(f"format_version: {format_version()}\n" + "".join(lines), encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -179,7 +199,11 @@ def _lists_all(folder: Path) -> bool:
     except InputError:
         return False
     listed = {path.name for file in stacks for path in (file.image, file.masks)}
-    return {p.name for p in folder.iterdir() if re.fullmatch(_NAMES, p.name)} <= listed | {MANIFEST, CLASSES}
+    return {p.name for p in folder.iterdir() if re.fullmatch(_NAMES, p.name)} <= listed | {
+        MANIFEST,
+        CLASSES,
+        RULES,
+    }
 
 
 @contextlib.contextmanager

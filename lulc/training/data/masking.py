@@ -67,6 +67,8 @@ class MaskedCrops(TileGenerator):
         asked = masked & (labels != IGNORE)
         targets = np.full(images.shape, IGNORE, np.float32)
         targets[asked] = (images[asked] - self._mean) / self._std
+        # A channel that a pixel lacks can't be filled in.
+        targets[np.isnan(targets)] = IGNORE
         images[masked] = np.nan
         return images, targets
 

@@ -13,10 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from lulc.config import InputConfig, PreprocessConfig, TrainConfig
+from lulc.core.channels import ChannelSet, dates_of, split_prefix
 from lulc.core.config_file import read_settings
 from lulc.core.schema import InputError, LandCoverClass, Legend
 from lulc.core.statistics import Statistics
 from lulc.core.windows import Window, squares_of
+from lulc.rasters.channels import load_channels
 from lulc.rasters.sources import stamps_of
 from lulc.rasters.stack import Stack, open_stack, sort_inputs
 from lulc.training.data.dataset import Dataset, Tile, optional_channels
@@ -51,9 +53,10 @@ def open_mosaic(config: TrainConfig) -> Dataset:
     InputError
         If the rasters don't fit together, or are too small for two squares with a valid pixel.
     """
-    options = input_options(config.input_options)
-    stack = open_stack(*sort_inputs(config.pretrain, options), options)
-    stamps = tuple(stamps_of(config.pretrain, allow_vrt=options.allow_vrt))
+    options, channels = input_options(config.input_options, dates_of(config.pretrain))
+    stack = open_stack(*sort_inputs(config.pretrain, options, channels), options, channels=channels)
+    files = [split_prefix(text)[1] for text in (*config.pretrain, *options.layers)]
+    stamps = tuple(stamps_of(files, allow_vrt=options.allow_vrt))
     logger.info("looking through %d x %d pixels of the mosaic", *stack.grid.shape)
     squares, statistics = _survey(stack, max(config.crop_sizes))
     if len(squares) < 2:
@@ -86,8 +89,8 @@ def open_mosaic(config: TrainConfig) -> Dataset:
     )
 
 
-def input_options(path: str | None) -> InputConfig:
-    """Read the input options of a file with options of preprocess.py; the defaults without one.
+def input_options(path: str | None, dates: Sequence[str] = ()) -> tuple[InputConfig, ChannelSet]:
+    """Read input options and channel set of a file with options of preprocess.py; the defaults without one.
 
     Raises
     ------
@@ -96,7 +99,8 @@ def input_options(path: str | None) -> InputConfig:
     """
     found = read_settings(path, PreprocessConfig) if path else {}
     own = {field.name for field in dataclasses.fields(InputConfig)}
-    return InputConfig(**{name: value for name, value in found.items() if name in own})
+    channels = load_channels(str(found.get("channels", PreprocessConfig.channels)), dates)
+    return InputConfig(**{name: value for name, value in found.items() if name in own}), channels
 
 
 def _text_of(options: InputConfig) -> str:
