@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from lulc.core.removal import withdraw
 from lulc.core.schema import UNCLASSIFIED, UNCLASSIFIED_COLOR, UNCLASSIFIED_NAME
 from lulc.core.storage import write_atomically
+from lulc.core.templates import render_xml
 from lulc.core.text import printable
 from lulc.core.windows import squares_of
 from lulc.maps.reader import REST, ClassMap
@@ -95,16 +95,7 @@ def qml(entries: Iterable[Entry]) -> str:
     ----------
     QGIS user manual, appendix "QGIS file formats", QML.
     """
-    root = ET.Element("qgis", version="3.22.0", styleCategories="Symbology")
-    renderer = ET.SubElement(
-        ET.SubElement(root, "pipe"), "rasterrenderer",
-        type="paletted", band="1", opacity="1", alphaBand="-1", nodataColor="",
-    )  # fmt: skip
-    palette = ET.SubElement(renderer, "colorPalette")
-    for e in entries:
-        ET.SubElement(palette, "paletteEntry", value=str(e.value), color=e.color, alpha="255", label=e.name)
-    ET.SubElement(root, "blendMode").text = "0"
-    return "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + _text(root)
+    return render_xml("style.qml", entries=list(entries))
 
 
 def sld(entries: Iterable[Entry], name: str) -> str:
@@ -114,32 +105,7 @@ def sld(entries: Iterable[Entry], name: str) -> str:
     ----------
     OGC 02-070, section 11.5 (RasterSymbolizer); ``type="values"`` is GeoServer's.
     """
-    space = {"xmlns": "http://www.opengis.net/sld", "xmlns:ogc": "http://www.opengis.net/ogc"}
-    root = ET.Element("StyledLayerDescriptor", space, version="1.0.0")
-    layer = ET.SubElement(root, "NamedLayer")
-    ET.SubElement(layer, "Name").text = name
-    style = ET.SubElement(layer, "UserStyle")
-    ET.SubElement(style, "Title").text = name
-    rule = ET.SubElement(ET.SubElement(style, "FeatureTypeStyle"), "Rule")
-    symbolizer = ET.SubElement(rule, "RasterSymbolizer")
-    channel = ET.SubElement(ET.SubElement(symbolizer, "ChannelSelection"), "GrayChannel")
-    ET.SubElement(channel, "SourceChannelName").text = "1"
-    colors = ET.SubElement(symbolizer, "ColorMap", type="values")
-    for e in entries:
-        ET.SubElement(colors, "ColorMapEntry", color=e.color, quantity=str(e.value), label=e.name)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + _text(root)
-
-
-_INTEGER, _STRING = "0", "2"
-_COLUMNS = {
-    "Value": (_INTEGER, "5"),
-    "Count": (_INTEGER, "1"),
-    "Class": (_STRING, "2"),
-    "Red": (_INTEGER, "6"),
-    "Green": (_INTEGER, "7"),
-    "Blue": (_INTEGER, "8"),
-}
-"""Type and usage of each column, in GDAL's numbers (GDALRATFieldType, GDALRATFieldUsage)."""
+    return render_xml("style.sld", entries=list(entries), name=name)
 
 
 def attribute_table(entries: Iterable[Entry]) -> str:
@@ -150,22 +116,12 @@ def attribute_table(entries: Iterable[Entry]) -> str:
     GDAL documentation, "Raster data model" (raster attribute table) and "GDAL auxiliary metadata".
     """
     entries = tuple(entries)
-    root = ET.Element("PAMDataset")
-    band = ET.SubElement(root, "PAMRasterBand", band="1")
     names = {e.value: e.name for e in entries}
-    categories = ET.SubElement(band, "CategoryNames")
-    for value in range(max(names, default=-1) + 1):
-        ET.SubElement(categories, "Category").text = names.get(value, "")
-    table = ET.SubElement(band, "GDALRasterAttributeTable", tableType="thematic")
-    for i, (name, (kind, usage)) in enumerate(_COLUMNS.items()):
-        column = ET.SubElement(table, "FieldDefn", index=str(i))
-        for tag, text in (("Name", name), ("Type", kind), ("Usage", usage)):
-            ET.SubElement(column, tag).text = text
-    for i, e in enumerate(entries):
-        row = ET.SubElement(table, "Row", index=str(i))
-        for cell in (e.value, e.count, e.name, *bytes.fromhex(e.color[1:])):
-            ET.SubElement(row, "F").text = str(cell)
-    return _text(root)
+    return render_xml(
+        "attributes.xml",
+        names=[names.get(value, "") for value in range(max(names, default=-1) + 1)],
+        rows=[(e.value, e.count, e.name, *bytes.fromhex(e.color[1:])) for e in entries],
+    )
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -216,11 +172,3 @@ def style_map(land_cover: ClassMap, entries: Sequence[Entry], path: Path) -> Non
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()
-
-
-def _text(root: ET.Element) -> str:
-    for element in root.iter():
-        element.text = element.text and printable(element.text)
-        element.attrib = {name: printable(value) for name, value in element.attrib.items()}
-    ET.indent(root)
-    return ET.tostring(root, encoding="unicode") + "\n"

@@ -14,7 +14,6 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from lulc.core.grid import GridSpec
 from lulc.core.removal import remove_leftovers, remove_temporary, strangers, temporary_name
 from lulc.core.schema import IGNORE, InputError
 from lulc.core.storage import put_folder, rename_durably, sha256_of, write_atomically
-from lulc.core.text import printable
+from lulc.core.templates import render_xml
 from lulc.core.windows import Part, Plan, Window
 from lulc.export.stac import belonging, catalog, collection, map_item
 from lulc.export.styles import entries_of_counts, is_own, style_map
@@ -252,52 +251,24 @@ def write_vrt(
     tags
         Metadata of the dataset.
     """
-    encoding = profile.encoding
-    with write_atomically(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(f'<VRTDataset rasterXSize="{grid.width}" rasterYSize="{grid.height}">\n')
-        file.write(f"<SRS>{escape(grid.crs.to_wkt())}</SRS>\n")
-        file.write(f"<GeoTransform>{', '.join(map(repr, grid.transform.to_gdal()))}</GeoTransform>\n")
-        items = "".join(
-            f"<MDI key={quoteattr(k)}>{escape(printable(v))}</MDI>\n" for k, v in sorted(tags.items())
-        )
-        file.write(f"<Metadata>\n{items}</Metadata>\n" if items else "")
-        for number, name in enumerate(profile.band_names, start=1):
-            kind = _GDAL_TYPES[encoding.dtype.name]
-            file.write(f'<VRTRasterBand dataType="{kind}" band="{number}">\n')
-            file.write(f"<Description>{escape(printable(name))}</Description>\n")
-            file.write(f"<NoDataValue>{encoding.nodata:g}</NoDataValue>\n")
-            file.write(_scale(profile, number) + _colors(profile))
-            for source, place in sources:
-                size = f'xSize="{place.width}" ySize="{place.height}"'
-                file.write(
-                    f'<SimpleSource><SourceFilename relativeToVRT="1">{escape(source)}</SourceFilename>'
-                    f"<SourceBand>{number}</SourceBand>"
-                    f'<SourceProperties RasterXSize="{place.width}" RasterYSize="{place.height}" '
-                    f'DataType="{kind}" BlockXSize="{BLOCK}" BlockYSize="{BLOCK}"/>'
-                    f'<SrcRect xOff="0" yOff="0" {size}/>'
-                    f'<DstRect xOff="{place.col}" yOff="{place.row}" {size}/></SimpleSource>\n'
-                )
-            file.write("</VRTRasterBand>\n")
-        file.write("</VRTDataset>\n")
+    known = {} if profile.encoding.has_activations else colormap(profile.legend)
+    text = render_xml(
+        "mosaic.vrt",
+        grid=grid,
+        tags=tags,
+        bands=profile.band_names,
+        encoding=profile.encoding,
+        type=_GDAL_TYPES[profile.encoding.dtype.name],
+        # Colours of the class band where it is the only one.
+        colors=[known.get(value, (0, 0, 0, 255)) for value in range(max(known, default=-1) + 1)],
+        sources=sources,
+        block=BLOCK,
+    )
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 _GDAL_TYPES = {"float32": "Float32", "uint16": "UInt16", "uint8": "Byte"}
-
-
-def _scale(profile: MapProfile, band: int) -> str:
-    if band == 1 or profile.encoding.scale == 1:
-        return ""
-    return f"<Offset>0</Offset><Scale>{profile.encoding.scale!r}</Scale>\n"
-
-
-def _colors(profile: MapProfile) -> str:
-    """Colours of the class band where it is the only one."""
-    if profile.encoding.has_activations:
-        return ""
-    known = colormap(profile.legend)
-    entries = (known.get(value, (0, 0, 0, 255)) for value in range(max(known) + 1))
-    shown = "".join(f'<Entry c1="{r}" c2="{g}" c3="{b}" c4="{a}"/>' for r, g, b, a in entries)
-    return f"<ColorInterp>Palette</ColorInterp><ColorTable>{shown}</ColorTable>\n"
 
 
 def is_tileset(folder: Path) -> bool:

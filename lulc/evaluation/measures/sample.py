@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import warnings
-import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from lulc.core.grid import GridSpec
 from lulc.core.removal import remove_temporary
 from lulc.core.schema import InputError, Legend
 from lulc.core.storage import write_atomically
+from lulc.core.templates import render_xml
 from lulc.core.windows import Window
 from lulc.labels.schemes import is_integer, plain
 from lulc.rasters.vectors import code_of, read_features
@@ -237,23 +237,8 @@ def form_style(legend: Legend) -> str:
     ----------
     QGIS user manual, "Attributes form properties", widget "Value map".
     """
-    root = ET.Element("qgis", version="3.22.0", styleCategories="Fields|Forms")
-    form = ET.SubElement(root, "fieldConfiguration")
-    shown = {"cannot be interpreted": UNINTERPRETABLE} | {
-        f"{c.number} {c.name}": c.number for c in legend.classes
-    }
-    widget = ET.SubElement(ET.SubElement(form, "field", name="reference"), "editWidget", type="ValueMap")
-    options = ET.SubElement(ET.SubElement(widget, "config"), "Option", type="Map")
-    listed = ET.SubElement(options, "Option", name="map", type="List")
-    for name, value in sorted(shown.items(), key=lambda item: item[1] or 999):
-        entry = ET.SubElement(listed, "Option", type="Map")
-        ET.SubElement(entry, "Option", name=name, type="QString", value=str(value))
-    editable = ET.SubElement(root, "editable")
-    ET.SubElement(editable, "field", name="id", editable="0")
-    ET.SubElement(editable, "field", name="reference", editable="1")
-    return "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n" + ET.tostring(
-        root, encoding="unicode"
-    )
+    choices = [(f"{c.number} {c.name}", c.number) for c in legend.classes]
+    return render_xml("form.qml", choices=[*choices, ("cannot be interpreted", UNINTERPRETABLE)])
 
 
 def read_sample(
