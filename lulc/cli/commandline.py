@@ -22,7 +22,7 @@ from lulc.core.budgets import TRUST
 from lulc.core.config_file import read_settings, settings_text
 from lulc.core.options import help_of, value_type
 from lulc.core.schema import InputError
-from lulc.core.text import json_text, visible
+from lulc.core.text import json_text, unbroken, visible
 from lulc.core.version import __version__
 
 Config = TypeVar("Config")
@@ -273,7 +273,7 @@ class _Console(logging.StreamHandler[TextIO]):
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        text = visible(record.getMessage(), lines=True)
+        text = visible(_text_of(record), lines=True)
         if record.levelno >= logging.ERROR:
             return f"\033[1;31merror:\033[0m {text}" if self._colored else f"error: {text}"
         if record.levelno >= logging.WARNING and self._colored:
@@ -286,6 +286,18 @@ class _LogLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record), lines=True)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = _text_of(record)
+        return super().formatMessage(record)
+
+
+def _text_of(record: logging.LogRecord) -> str:
+    """Return the message of a record, in which no value begins a line of its own."""
+    if isinstance(record.args, tuple) and record.args:
+        values = (unbroken(value) if isinstance(value, str) else value for value in record.args)
+        return str(record.msg) % tuple(values)
+    return record.getMessage()
 
 
 def _configure_logging(arguments: argparse.Namespace, argv: Sequence[str] | None) -> Callable[[], None]:

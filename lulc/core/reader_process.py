@@ -194,9 +194,11 @@ class _Server:
         self._lock = threading.Lock()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
         with theirs:
             if threading.active_count() == 1 and not any(name in sys.modules for name in _FRAMEWORKS):
-                if not os.fork():
+                self._pid = os.fork()
+                if not self._pid:
                     _serve(os.dup(theirs.fileno()))
             else:
                 code = (
@@ -232,6 +234,9 @@ class _Server:
     def close(self) -> None:
         """End the server and its children."""
         self._socket.close()
+        if self._pid and self.owner == os.getpid():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
 
 
 _current: _Server | None = None
@@ -252,18 +257,14 @@ def _serve(descriptor: int) -> NoReturn:
     try:
         with contextlib.suppress(PermissionError):
             os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        for standard in (0, 1, 2):
-            os.dup2(null, standard)
-        keep = os.dup2(descriptor, 3) if descriptor != 3 else 3
-        os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        _forget_files(descriptor)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         logging.disable(logging.NOTSET)
         # Their own allocators reserve more address space than a child may have.
         os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
-        server = socket.socket(fileno=keep)
+        server = socket.socket(fileno=descriptor)
         while True:
             content, descriptors, _, _ = socket.recv_fds(server, _MESSAGE, 1)
             if not content:
@@ -284,6 +285,19 @@ def _serve(descriptor: int) -> NoReturn:
             server.send(str(pid).encode())
     finally:
         os._exit(0)
+
+
+def _forget_files(descriptor: int) -> None:
+    """Let go of the files that the command has open, but for one.
+
+    Their numbers stay taken: libraries close them later, by number, such as PROJ its database after a fork.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir("/dev/fd")):
+        if number not in (descriptor, null):
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                os.dup2(null, number)
 
 
 def _reap(pid: int) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lulc.core.codec import REQUIRED, Jsonable, limits
+from lulc.core.text import unbroken
 
 BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12")
 """Sentinel-2 bands in stack order; reflectance x 10000."""
@@ -62,12 +63,13 @@ class InputError(Exception):
         One sentence: what can't be done, since which file has which value, and what was expected.
     hint
         What to type or change next.
+
+    Line breaks of names and values in them become escapes, see `lulc.core.text.unbroken`.
     """
 
     def __init__(self, problem: str, hint: str = "") -> None:
-        super().__init__(problem, hint)
-        self.problem = problem
-        self.hint = hint
+        self.problem, self.hint = unbroken(problem), unbroken(hint)
+        super().__init__(self.problem, self.hint)
 
     def __str__(self) -> str:
         return f"{self.problem}\n\n{self.hint}" if self.hint else self.problem

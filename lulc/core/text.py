@@ -37,6 +37,22 @@ def visible(text: str, *, lines: bool = False) -> str:
     return "".join(c if _is_plain(c) or c in kept else ascii(c)[1:-1] for c in text)
 
 
+def unbroken(text: str) -> str:
+    r"""Return a message in which a name or value from a file begins no line of its own.
+
+    Only indented lines, and those that say what was expected, are the message's own.
+
+    Examples
+    --------
+    >>> unbroken("cannot read 'a\nerror: b', since its grid is\n  EPSG:3067\nexpected another")
+    "cannot read 'a\\nerror: b', since its grid is\n  EPSG:3067\nexpected another"
+    """
+    return _BREAK.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+_BREAK = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]|\n(?!\n?  |expected )")
+
+
 def printable(text: str) -> str:
     """Return the text without the characters that `visible` escapes, since XML can't hold them."""
     return text if text.isprintable() else "".join(filter(_is_plain, text))

@@ -334,7 +334,9 @@ class Chips(Resource):
                 "If only some chips need the number, give a table of chips with a column scale or offset: "
                 "--bands pairs.csv"
             )
-            hint = f"{error.hint}\n{alone}" if re.search("--(scale|offset)", error.hint or "") else error.hint
+            hint = (
+                f"{error.hint}\n  {alone}" if re.search("--(scale|offset)", error.hint or "") else error.hint
+            )
             raise InputError(problem, hint) from error
         self.grids += (inputs.stack.grid,)
         self.sources += [*inputs.stack.identity(), *inputs.labels.identity()]

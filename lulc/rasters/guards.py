@@ -57,6 +57,7 @@ _ZARR_CODECS = frozenset({
 _ZARR_DOCUMENTS = frozenset({"zarr.json", ".zarray", ".zgroup", ".zmetadata"})
 
 
+_NODATA_TAG = 42113
 _GRIDS = re.compile(
     r"PARAMETERFILE|PROJ-based|[\s+\"](?:nadgrids|geoidgrids|(?:xy_|z_)?grids|file|model|init|catalog)\s*=\s*(?!@?null\b)",
     re.IGNORECASE,
@@ -170,13 +171,20 @@ def _refuse_size(name: str, problem: str) -> InputError:
     )
 
 
-def check_tiff(path: Path, name: str) -> None:
+def check_tiff(path: Path, name: str) -> str:
     """Refuse a TIFF one of whose blocks unpacks to more than a file may, in overviews and masks too.
 
     Strips that are not compressed are left out, since GDAL reads them row by row.
+
+    Returns
+    -------
+    str
+        No-data tag as the file spells it, empty where there is none: GDAL takes a word for 0.
     """
+    nodata = ""
     with open(path, "rb") as file:
-        for number, tags in enumerate(_directories_of(file)):
+        for number, (tags, text) in enumerate(_directories_of(file)):
+            nodata = nodata if number else text
             if exceeds(number, ARRAYS):
                 raise _refuse_size(name, f"it has more than {ARRAYS} directories")
             width, height = tags.get(256, 0), tags.get(257, 0)
@@ -189,10 +197,14 @@ def check_tiff(path: Path, name: str) -> None:
                     f"blocks of its directory {number} have {size / 2**20:,.0f} MiB, "
                     f"expected at most {BLOCK_BYTES // 2**20} MiB",
                 )
+    return nodata
 
 
-def _directories_of(file: BinaryIO) -> Iterator[dict[int, int]]:
-    """First value of each tag of whole numbers, by directory of a TIFF; ends where the file is damaged."""
+def _directories_of(file: BinaryIO) -> Iterator[tuple[dict[int, int], str]]:
+    """First value of each tag of whole numbers, and GDAL's no-data text, by directory of a TIFF.
+
+    Ends where the file is damaged.
+    """
     head = file.read(16)
     order = "<" if head[:2] == b"II" else ">"
     big = head[2:4] in (b"+\0", b"\0+")
@@ -207,9 +219,14 @@ def _directories_of(file: BinaryIO) -> Iterator[dict[int, int]]:
             (count,) = struct.unpack(order + counted, file.read(struct.calcsize(order + counted)))
             size = struct.calcsize(order + entry)
             table = file.read(min(count, 2**16) * size)
-            tags = {}
+            tags, text = {}, ""
             (start,) = struct.unpack(order + place, file.read(struct.calcsize(order + place)))
             for tag, kind, length, value in struct.iter_unpack(order + entry, table):
+                if tag == _NODATA_TAG and kind == 2:
+                    if length > len(value):
+                        file.seek(struct.unpack(order + place, value)[0])
+                        value = file.read(min(length, 256))
+                    text = value[:length].rstrip(b"\0").decode("latin-1").strip()
                 if kind not in whole or not length:
                     continue
                 code = order + whole[kind]
@@ -217,7 +234,7 @@ def _directories_of(file: BinaryIO) -> Iterator[dict[int, int]]:
                     file.seek(struct.unpack(order + place, value)[0])
                     value = file.read(8)
                 tags[tag] = struct.unpack_from(code, value)[0]
-            yield tags
+            yield tags, text
 
 
 def check_crs(text: str, name: str) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +118,9 @@ def declared_missing(
     )
 
 
-def odd_values(attributes: Mapping[str, Any], dtype: str) -> list[str]:
+def odd_values(
+    attributes: Mapping[str, Any], dtype: str, *, keys: Sequence[str] = _VALUE_KEYS, most: int | None = None
+) -> list[str]:
     """Return the no-data attributes of a layer that no value of its type can mean, as ``key 'value'``.
 
     Examples
@@ -127,12 +130,30 @@ def odd_values(attributes: Mapping[str, Any], dtype: str) -> list[str]:
     """
     odd = []
     for key, value in attributes.items():
-        if key.lower() not in _VALUE_KEYS or value is None:
+        if key.lower() not in keys or value is None:
             continue
         numbers = list(_numbers(value))
-        if not numbers or (np.dtype(dtype).kind in "iu" and not np.isfinite(numbers).all()):
+        infinite = not np.isfinite(numbers).all()
+        # A float may be infinite, but not because its text has too many digits.
+        meant = np.dtype(dtype).kind == "f" and re.search("inf|nan", str(value), re.IGNORECASE)
+        if (
+            len(numbers) < _count(value)
+            or not numbers
+            or len(numbers) > (most or len(numbers))
+            or (infinite and not meant)
+        ):
             odd.append(f"{key} '{str(value)[:40]}'")
     return odd
+
+
+def _count(value: Any) -> int:
+    """Number of values that an attribute lists."""
+    return sum(len(_parts(item)) for item in np.ravel(value).tolist())
+
+
+def _parts(item: Any) -> list[Any]:
+    text = item.decode("utf-8", "replace") if isinstance(item, bytes) else item
+    return text.replace(",", " ").split() if isinstance(text, str) else [text]
 
 
 def as_stored(value: float | None, dtype: str) -> float | None:
@@ -148,9 +169,7 @@ def _numbers(value: Any) -> Iterator[float]:
     if value is None:
         return
     for item in np.ravel(value).tolist():
-        texts = item.decode("utf-8", "replace") if isinstance(item, bytes) else item
-        parts = texts.replace(",", " ").split() if isinstance(texts, str) else [texts]
-        for part in parts:
+        for part in _parts(item):
             try:
                 yield float(part)
             except (TypeError, ValueError):

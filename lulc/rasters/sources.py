@@ -374,6 +374,7 @@ class RasterSource(Source):
         self._dataset = _open(path, target, drivers)
         self.driver = self._dataset.driver
         self._mask: Any = None
+        self._nodata = ""
         try:
             local = not guards.is_address(target) and self.driver != "VRT"
             self._sidecar = read_sidecar(Path(target)) if local else Sidecar()
@@ -382,7 +383,7 @@ class RasterSource(Source):
             else:
                 self._check(path)
                 self.tags = {**self._dataset.tags(), **self._sidecar.tags}
-                self.layers = _layers(self._dataset, self._sidecar, path)
+                self.layers = _layers(self._dataset, self._sidecar, path, self._nodata)
             self._mask = _open_mask(path, target, self._dataset.shape) if local else None
         except UnicodeDecodeError as error:
             self.close()
@@ -425,7 +426,7 @@ class RasterSource(Source):
         if local:
             self._check_names(path, data.files)
             if self.driver == "GTiff":
-                guards.check_tiff(Path(self._target), path)
+                self._nodata = guards.check_tiff(Path(self._target), path)
                 _check_whole(path, self._target, data)
         guards.check_crs(data.crs.to_wkt() if data.crs else "", path)
         crs = self._sidecar.crs or (settled_crs(data.crs) if data.crs else data.crs)
@@ -609,7 +610,8 @@ def _open(path: str, target: str, drivers: Sequence[str]) -> Any:
     )
 
 
-def _layers(data: Any, sidecar: Sidecar, path: str) -> tuple[Layer, ...]:
+def _layers(data: Any, sidecar: Sidecar, path: str, nodata: str) -> tuple[Layer, ...]:
+    """Return the layers of a dataset; `nodata` is the no-data tag of the whole file as it is spelt."""
     texts = []
     for i in data.indexes:
         said, tags = sidecar.layers.get(i, Said()), {k.lower(): v for k, v in data.tags(i).items()}
@@ -630,29 +632,32 @@ def _layers(data: Any, sidecar: Sidecar, path: str) -> tuple[Layer, ...]:
     names = iter(name_layers([own for own, is_alpha in zip(texts, alpha, strict=True) if not is_alpha], path))
     return tuple(
         dataclasses.replace(
-            _layer(data, i, sidecar.layers.get(i, Said()), path),
+            _layer(data, i, sidecar.layers.get(i, Said()), path, nodata),
             name="alpha" if alpha[i - 1] else next(names), alpha=alpha[i - 1],
         )
         for i in data.indexes
     )  # fmt: skip
 
 
-def _layer(data: Any, index: int, said: Said, path: str) -> Layer:
+def _layer(data: Any, index: int, said: Said, path: str, nodata: str) -> Layer:
     dtype = _real_dtype(data.dtypes[index - 1])
     tags = {**data.tags(index), **said.tags}
+    if said.nodata is not None:
+        tags["nodata"] = said.nodata
+    # GDAL makes one number of whatever the tag of the file holds.
+    spelt = odd_values({"no-data tag": nodata}, dtype, keys=("no-data tag",), most=1) if nodata else []
     factor = said.scale if said.scale is not None else data.scales[index - 1]
     addend = said.offset if said.offset is not None else data.offsets[index - 1]
     if (factor, addend) == (1.0, 0.0):
         factor, addend = attribute_scaling(tags, path)
     odd = odd_scaling(factor, addend)
-    warn_of_odd(path, [f"of band {index}: {text}" for text in (*odd, *odd_values(tags, dtype))])
+    warn_of_odd(path, [f"of band {index}: {text}" for text in (*odd, *odd_values(tags, dtype), *spelt)])
     if odd:
         factor, addend = 1.0, 0.0
     units = said.units or data.units[index - 1] or tags.get("units", "")
     scale, offset = declared_scaling(factor, addend, dtype, units=units)
     missing = declared_missing(
-        tags if said.nodata is None else {**tags, "nodata": said.nodata}, data.nodatavals[index - 1],
-        dtype=dtype, scale=factor, offset=addend,
+        tags, None if spelt else data.nodatavals[index - 1], dtype=dtype, scale=factor, offset=addend,
     )  # fmt: skip
     return Layer(None, dtype, missing, scale, offset, packing=(factor, addend))
 
