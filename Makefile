@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system demo unit check test test-backends test-qgis qgis stress lint format docs lock image clean
+.PHONY: help setup system demo unit check test test-backends test-qgis qgis stress fuzz lint format docs lock image clean
 
 # The first interpreter from 3.11 to 3.13; `make setup PYTHON=/path/to/python` overrides it. TensorFlow has no
 # wheel for newer ones.
@@ -17,6 +17,8 @@ BACKENDS := $(VENV)/backends.stamp
 PYTEST_ARGS ?=
 PYTEST_JOBS ?= 2
 SOAK_MINUTES ?= 30
+MINUTES ?= 10
+SEED ?= 1
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -100,6 +102,9 @@ docs: setup ## build the documentation into site/, notebooks executed; a warning
 stress: setup ## the long tests, then half an hour of the same runs again and again
 	$(BIN)/python -m pytest -m stress $(PYTEST_ARGS)
 	$(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES)
+
+fuzz: setup ## mutate files of each kind and read them; MINUTES=10 SEED=1
+	$(BIN)/python benchmarks/fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
 # uv is told of PyTorch's CPU builds by UV_FIND_LINKS or UV_EXTRA_INDEX_URL.
 lock: setup ## write requirements/*.txt anew from pyproject.toml

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sqlite3
 import struct
 from pathlib import Path
@@ -57,7 +58,7 @@ def polygons(path: Path, **columns: object) -> Path:
 
 def burn(path: Path) -> np.ndarray:
     grid = GridSpec(CRS.from_string(UTM), TRANSFORM, SIDE, SIDE)
-    return VectorCodes(str(path), grid).read(grid.extent)
+    return VectorCodes(str(path), grid, "code").read(grid.extent)
 
 
 @pytest.mark.parametrize(
@@ -262,3 +263,10 @@ def test_trust_lifts_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(budgets.TRUST, "1")
     guards.check_array("a.nc", "x", [3_000_000], None, 8)
     guards.check_size("a", layers=5000, height=9, width=9, layer_bytes=1, block_bytes=2**30, stored_bytes=9)
+
+
+def test_the_table_of_limits_is_that_of_the_code() -> None:
+    text = (Path(__file__).resolve().parents[1] / "SECURITY.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([A-Z_]+)`: .* \| ([\d,]+) \|$", text, re.MULTILINE))
+    limits = {name: value for name, value in vars(budgets).items() if name.isupper() and name != "MIB"}
+    assert {name: f"{value:,}" for name, value in limits.items() if isinstance(value, int)} == told

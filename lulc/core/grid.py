@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from shapely.geometry import Polygon
 
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
+
+# PROJ asks for it when it is first used: no grid is fetched, whatever a file names.
+os.environ.update(PROJ_NETWORK="OFF")
 
 _ROOT_CODE = re.compile(r'(?:AUTHORITY|ID)\["EPSG",\s*"?(\d+)"?\]\]$')
 _DATUM_TERMS = frozenset(

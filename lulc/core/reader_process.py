@@ -263,7 +263,7 @@ def _serve(descriptor: int) -> NoReturn:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         logging.disable(logging.NOTSET)
         # Their own allocators reserve more address space than a child may have.
-        os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
+        os.environ.update(ARROW_DEFAULT_MEMORY_POOL="system")
         server = socket.socket(fileno=descriptor)
         while True:
             content, descriptors, _, _ = socket.recv_fds(server, _MESSAGE, 1)
