@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import logging
@@ -45,6 +46,7 @@ from lulc.labels.schemes import load_scheme
 from lulc.models.archive import read_archive
 from lulc.models.card import card_path, load_card
 from lulc.preprocessing.chips import find_chips
+from lulc.rasters import cubes, features
 from lulc.rasters.sources import is_collection, open_item, open_source, open_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -514,17 +516,21 @@ def fuzz(
     """Mutate and read files of each kind in turn until the time or the number of files is used up."""
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
+    # Every child would load them anew.
+    for module in (features.__name__, *cubes.LOADED_AHEAD):
+        importlib.import_module(module)
     outcomes = {name: Outcome() for name in kinds}
     with tempfile.TemporaryDirectory(prefix="lulc-fuzz-") as folder:
         places = _samples(Path(folder), kinds)
         end, first = time.monotonic() + 60 * minutes, 0
+        batch = min(BATCH, files or BATCH)
         while time.monotonic() < end and (files is None or first < files):
             for name in kinds:
-                numbers = [f"{seed}.{i}" for i in range(first, first + BATCH)]
+                numbers = [f"{seed}.{i}" for i in range(first, first + batch)]
                 run_batch(name, places[name], numbers, outcomes[name], keep)
                 if time.monotonic() > end:
                     break
-            first += BATCH
+            first += batch
     return outcomes
 
 
@@ -563,6 +569,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, help="files of each kind, instead of all that the time allows")
     parser.add_argument("--seed", type=int, default=1, help="seed of the mutations (default: 1)")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
+    parser.add_argument("--out", type=Path, help="write the table as JSON, too")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="folder for what failed")
     arguments = parser.parse_args()
     outcomes = fuzz(arguments.minutes, arguments.seed, arguments.kinds, arguments.keep, arguments.files)
