@@ -245,6 +245,14 @@ def test_links_in_hdf5_are_refused(tmp_path: Path) -> None:
             open_source(path)
 
 
+def test_giant_attributes_are_refused(tmp_path: Path) -> None:
+    path = cube(tmp_path / "a.nc")
+    with h5py.File(path, "r+", libver="latest") as file:
+        file["B02"].attrs["words"] = np.zeros(2_500_000)
+    with pytest.raises(InputError, match="'B02' in it is described by more"):
+        open_source(path)
+
+
 def test_what_a_reader_process_loads_ahead_is_there() -> None:
     import importlib
 

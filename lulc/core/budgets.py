@@ -29,7 +29,7 @@ ARRAYS = 10_000
 """Arrays and groups of a NetCDF file or Zarr folder, and directories of a TIFF."""
 
 TEXT_BYTES = 16 * MIB
-"""Bytes of an XML or JSON document beside or inside a raster, and of a coordinate of words."""
+"""Bytes of an XML or JSON document beside or inside a raster, of a coordinate of words, of attributes."""
 
 FIELDS = 1000
 """Fields of a vector layer, and tables of a GeoPackage."""
@@ -72,5 +72,5 @@ def allowance(stored: int) -> Allowance:
     """Return what reading a file of `stored` bytes may take: more for a larger one."""
     if is_trusted():
         return Allowance(2**31 - 1, 2.0**31, 2**62, 4096)
-    seconds = 8 + stored // (8 * MIB)
+    seconds = 4 + stored // (8 * MIB)
     return Allowance(seconds, 30.0 + 8 * seconds, 512 * MIB + min(8 * stored, 8192 * MIB))

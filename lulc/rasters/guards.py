@@ -365,6 +365,8 @@ def _check_hdf5_group(path: Path, root: Any) -> None:
             seen.add(address)
             if exceeds(len(seen), ARRAYS):
                 raise _refuse_hdf5(path, name, f"one of more than {ARRAYS} objects")
+            if exceeds(sum(member.attrs.get_id(key).get_storage_size() for key in member.attrs), TEXT_BYTES):
+                raise _refuse_hdf5(path, name, f"described by more than {TEXT_BYTES} bytes of attributes")
             if isinstance(member, h5py.Group):
                 pending.append(member)
             elif isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
