@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import MergeAlg
@@ -221,7 +223,9 @@ class VectorCodes:
         """Features near a grid (all for None) in its CRS, in file order, with an int32 column "code"."""
         box = None
         if grid is not None:
-            a, b, c, d = transform_bounds(grid.crs, self._crs, *ordered(grid.bounds), densify_pts=21)
+            with _converting(self.path):
+                bounds = transform_bounds(grid.crs, self._crs, *ordered(grid.bounds), densify_pts=21)
+            a, b, c, d = bounds
             margin = 0.01 * max(c - a, d - b)
             box = (a - margin, b - margin, c + margin, d + margin)
         name = self.field.name if self.field else None
@@ -231,7 +235,7 @@ class VectorCodes:
         if kinds:
             raise unreadable(self.path, f"it has features of the type {', '.join(sorted(kinds))}")
         frame = frame.assign(code=self._codes_of(frame[name]) if name else np.int32(1))
-        frame = frame.to_crs(self._grid.crs)
+        frame = convert(frame, self._grid.crs, self.path)
         return frame[np.isfinite(frame.bounds).all(axis=1)]
 
     def _codes_of(self, values: Iterable[Any]) -> np.ndarray:
@@ -258,8 +262,30 @@ def read_region(path: str, crs: Any) -> BaseGeometry:
     shapes = shapes[shapes.geom_type.isin(("Polygon", "MultiPolygon"))].make_valid()
     if not len(shapes) or not shapely.area(shapes.values).sum() > 0:
         raise unreadable(path, "none of its features is a polygon with an area")
-    region: BaseGeometry = shapes.to_crs(crs).union_all()
+    region: BaseGeometry = convert(shapes, crs, path).union_all()
     return region
+
+
+def convert(features: Any, crs: Any, path: str) -> Any:
+    """Return features of a file in another CRS.
+
+    Raises
+    ------
+    InputError
+        If there is no way from their CRS to that one.
+    """
+    with _converting(path):
+        return features.to_crs(crs)
+
+
+@contextlib.contextmanager
+def _converting(path: str) -> Iterator[None]:
+    try:
+        # Within it, GDAL reports to Python instead of printing.
+        with rasterio.Env():
+            yield
+    except Exception as error:  # GDAL and PROJ each fail in several ways at a damaged CRS
+        raise unreadable(path, f"its CRS can't be converted ({str(error)[:200]})") from error
 
 
 class _Tally:
@@ -446,9 +472,10 @@ class VectorFile(Resource):
         content = found["shapes"].tobytes()
         parts = zip(ends - found["lengths"], ends, strict=True)
         shapes = shapely.from_wkb([content[start:end] or None for start, end in parts])
-        return geopandas.GeoDataFrame(
-            found["columns"], geometry=shapes, crs=self._crs, index=found["numbers"]
-        )
+        with _converting(self.path):
+            return geopandas.GeoDataFrame(
+                found["columns"], geometry=shapes, crs=self._crs, index=found["numbers"]
+            )
 
     def pieces(self, layer: str, name: str) -> Iterator[list[Any]]:
         """Yield the values of a field, piece by piece."""
@@ -528,7 +555,9 @@ def _check_place(path: str, info: Mapping[str, Any], grid: GridSpec) -> None:
         )
     box = info.get("total_bounds")
     # Longitudes may count to 360.
-    if box is not None and CRS.from_user_input(info["crs"]).is_geographic and np.nanmax(np.abs(box)) > 361:
+    with _converting(path):
+        geographic = CRS.from_user_input(info["crs"]).is_geographic
+    if box is not None and geographic and np.nanmax(np.abs(box)) > 361:
         known = str(info["crs"])[:40] + (_DEGREES if path.lower().endswith("json") else "")
         raise InputError(
             f"cannot lay '{path}' on the bands, since its coordinates ({', '.join(f'{v:.9g}' for v in box)}) "

@@ -21,7 +21,7 @@ from lulc.datasets.loading import load_manifest
 from lulc.datasets.manifest import GROUND_SCHEMA, MANIFEST
 from lulc.models.card import card_path, load_card
 from lulc.models.weights import FEW_LABELS
-from lulc.rasters.vectors import VectorCodes, read_features
+from lulc.rasters.vectors import VectorCodes, convert, read_features
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -222,7 +222,7 @@ def _from_polygons(path: Path, grid: GridSpec) -> list[Region]:
     frame = read_features(str(path))
     fields = {str(c).lower(): c for c in frame.columns}
     field = next((fields[n] for n in NAME_FIELDS if n in fields), None)
-    shapes = frame.geometry.to_crs(grid.crs.to_wkt())
+    shapes = convert(frame.geometry, grid.crs.to_wkt(), str(path))
     regions = []
     for k, shape in enumerate(shapes):
         if shape is None or shape.is_empty:

@@ -28,7 +28,7 @@ from lulc.core.storage import write_atomically
 from lulc.core.templates import render_xml
 from lulc.core.windows import Window
 from lulc.labels.schemes import is_integer, plain
-from lulc.rasters.vectors import code_of, read_features
+from lulc.rasters.vectors import code_of, convert, read_features
 
 if TYPE_CHECKING:
     import geopandas
@@ -349,7 +349,7 @@ def _name_of(number: int, legend: Legend) -> str:
 def _classes_at(points: geopandas.GeoDataFrame, grid: GridSpec, read: ReadClasses) -> list[int]:
     """The map's class at each point, 0 outside the map and where it has none."""
     if points.crs.to_wkt() != grid.crs.to_wkt():
-        points = points.to_crs(grid.crs.to_wkt())
+        points = convert(points, grid.crs.to_wkt(), "the sample")
     cols, rows = ~grid.transform @ (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
     classes = []
     for row, col in zip(np.floor(rows), np.floor(cols), strict=True):
