@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from lulc.cli.commandline import Answer, run
 from lulc.config import EvaluateConfig
+from lulc.core.text import columns
 
 if TYPE_CHECKING:
     from lulc.evaluation.measures.results import Results
@@ -44,14 +45,16 @@ def _act(config: EvaluateConfig) -> Answer:
 
     open_source(config.map, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote).close()
     from lulc.evaluation.evaluate import evaluate
-    from lulc.evaluation.report.document import plain_table
     from lulc.evaluation.report.sections import points_words
     from lulc.labels.labels import words_of
 
     result = evaluate(config)
     results = result.results
     files = sorted(str(path) for path in result.files)
-    shown = [f"{table.caption}\n{plain_table(table)}" for table in _tables(results)]
+    shown = [
+        f"{table.caption}\n{columns([table.header, *table.rows], table.text_columns)}"
+        for table in _tables(results)
+    ]
     words = [points_words(results.areas)] if results.areas.estimates else []
     words += [f"reference: {line}" for line in words_of(results.read_as)] if results.read_as else []
     text = "\n\n".join([*shown, *words, "\n".join(files)])

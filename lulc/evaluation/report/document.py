@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from lulc.core.schema import InputError
 from lulc.core.storage import write_atomically
-from lulc.core.text import columns, visible
+from lulc.core.text import visible
 from lulc.core.version import __version__
 from lulc.evaluation.report.viewer import Viewer
 
@@ -123,49 +123,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def markdown_table(table: Table) -> str:
-    """Return a table in Markdown, numbers aligned right.
-
-    Examples
-    --------
-    >>> print(markdown_table(Table("Areas", ("class", "ha"), (("Water", "12"),))))
-    | class | ha |
-    |:--|--:|
-    | Water | 12 |
-    """
-    rule = "|".join(":--" if i < table.text_columns else "--:" for i in range(len(table.header)))
-    lines = [table.header, *table.rows]
-    text = ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in lines]
-    return "\n".join([text[0], f"|{rule}|", *text[1:]])
-
-
-def plain_table(table: Table) -> str:
-    """Return a table for a terminal: columns as wide as their cells, numbers aligned right.
-
-    Examples
-    --------
-    >>> print(plain_table(Table("Areas", ("class", "ha"), (("Water", "12"),))))
-    class  ha
-    Water  12
-    """
-    return columns([table.header, *table.rows], table.text_columns)
-
-
 def write_markdown(page: Page, path: str | os.PathLike[str]) -> None:
     """Write a report as Markdown that shows the pictures beside it."""
-    parts = [f"# {_escape(page.title)}"]
-    if page.byline:
-        parts.append("  \n".join(f"{_escape(name)}: {_escape(value)}" for name, value in page.byline))
-    if page.summary:
-        parts.append("\n".join(f"- {_escape(name)}: **{_escape(value)}**" for name, value in page.summary))
-    for section in page.sections:
-        parts.append(f"## {_escape(section.title)}")
-        parts += [_escape(text) for text in section.text]
-        parts += [f"![{_escape(p.alt)}]({p.path.name})" for p in section.pictures]
-        for table in section.tables:
-            parts += [f"**{_escape(table.caption)}**", markdown_table(table)]
+    environment = _environment(finalize=lambda value: value if isinstance(value, Markup) else _escape(value))
+    environment.filters["literal"] = _escape
     with write_atomically(path) as temporary:
-        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        temporary.write_text(environment.get_template("report.md.j2").render(page=page), encoding="utf-8")
 
 
 def write_html(page: Page, path: str | os.PathLike[str]) -> None:
@@ -180,13 +143,7 @@ def render_html(page: Page) -> str:
     Its policy lets a browser run the scripts that stand in it and no other, and, unless the viewer is
     live, ask no host for anything.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lulc.evaluation.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    environment = _environment(autoescape=True)
     environment.filters["data_uri"] = _data_uri
     scripts = [_read(LEAFLET / "leaflet.js"), _read(TEMPLATES / "viewer.js")] if page.viewer else []
     return environment.get_template("report.html.j2").render(
@@ -201,6 +158,16 @@ def render_html(page: Page) -> str:
             "style": Markup(_read(LEAFLET / "leaflet.css")),
             "licence": Markup(_read(LEAFLET / "LICENSE")),
         },
+    )
+
+
+def _environment(**options: Any) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("lulc.evaluation.report"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        **options,
     )
 
 
