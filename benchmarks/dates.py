@@ -111,7 +111,7 @@ def network_scores(folder: Path, row: str, file: str, seeds: Sequence[int], work
     scheme = work / "classes.csv"
     scheme.write_text("code,class,name,color\n" + "".join(
         f"{code},{n},class {code},#{50 * n:02x}8040\n" for n, code in enumerate(common, 1)
-    ) + "".join(f"{code},0,,\n" for code in {*codes[0], *codes[1]} - {*common}))  # fmt: skip
+    ) + "".join(f"{code},ignore,,\n" for code in {*codes[0], *codes[1]} - {*common}))  # fmt: skip
     for block in BLOCKS:
         bands, radar = inputs_of(folder, block, ROWS[row][0])
         words = ["--bands", *bands, *(["--layers", *radar] if ROWS[row][1] else []), "--channels", file]

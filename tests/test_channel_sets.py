@@ -241,9 +241,12 @@ def test_fills_and_clouds_belong_to_their_date(tmp_path: Path) -> None:
     classes = np.full((1, SIDE, SIDE), 4, np.uint8)
     classes[:, 40:] = 9
     scl = tif(tmp_path / "spring_SCL.tif", classes)
-    found = read([*given, f"spring={scl}"], channels, fill=(f"spring={files[2]}",))
-    with rasterio.open(files[2]) as file:
-        assert np.array_equal(found["spring/B04"][40:], file.read(3)[40:])
+    clouds = tif(tmp_path / "cloud_mask.tif", (classes == 9).astype(np.uint8))
+    for mask in (scl, clouds):
+        found = read([*given, f"spring={mask}"], channels, fill=(f"spring={files[2]}",))
+        with rasterio.open(files[2]) as file, rasterio.open(files[0]) as first:
+            assert np.array_equal(found["spring/B04"][40:], file.read(3)[40:])
+            assert np.array_equal(found["spring/B04"][30:40], first.read(3)[30:40])
 
 
 def test_a_pixel_may_lack_a_date_only_where_the_set_says_so(tmp_path: Path) -> None:

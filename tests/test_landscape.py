@@ -10,7 +10,9 @@ import rasterio
 
 from lulc.config import InputConfig
 from lulc.core.schema import BANDS, INDICES, InputError
+from lulc.demo.further import write_further
 from lulc.demo.landscape import CLASSES, Scene, simulate, write_product, write_scene
+from lulc.rasters.channels import load_channels
 from lulc.rasters.stack import open_stack
 
 
@@ -171,3 +173,24 @@ def test_a_product_reads_as_the_summer_image_with_its_clouds_left_out(tmp_path: 
 def test_a_product_needs_even_sides(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="even sides"):
         write_product(simulate((33, 64), 3), tmp_path)
+
+
+def test_further_rasters_fit_the_scene_and_say_that_they_are_simulated(tmp_path: Path) -> None:
+    scene = simulate((64, 96), seed=3)
+    write_scene(scene, tmp_path)
+    paths = write_further(scene, tmp_path)
+    text = "format_version: 1\nchannels: [B04, NDVI, VV, VH, elevation, slope]\n"
+    (tmp_path / "own.yaml").write_text(text)
+    dates = ("summer", "autumn")
+    bands = [f"{date}={tmp_path / f'{date}.tif'}" for date in dates]
+    config = InputConfig(layers=(str(paths["sentinel1"]), str(paths["elevation"])))
+    with open_stack(bands, [], config, channels=load_channels(str(tmp_path / "own.yaml"), dates)) as stack:
+        image = stack.read(stack.grid.extent)
+        channels = stack.provenance["channels"]
+    assert all(channels[name]["simulated"] for name in ("autumn/B04", "VV", "elevation", "slope(elevation)"))
+    at = {name: image[..., i] for i, name in enumerate(stack.channels)}
+    water = (scene.truth == 13) & ~np.isnan(image[..., 0])
+    assert np.nanmedian(at["VV"][water]) < np.nanmedian(at["VV"][~water]) - 5
+    assert np.nanmax(at["slope"]) < 60 and np.nanmin(at["elevation"]) >= 78
+    before = {name: path.read_bytes() for name, path in paths.items()}
+    assert before == {name: path.read_bytes() for name, path in write_further(scene, tmp_path).items()}

@@ -60,14 +60,17 @@ def command_lines(config: DemoConfig) -> list[list[str]]:
 
 def demonstrate(config: DemoConfig) -> Answer:
     """Simulate, then run the commands one after the other; stops at the first that fails."""
+    from lulc.demo.further import write_further
     from lulc.demo.landscape import simulate, write_scene
 
     started = time.monotonic()
-    names = r"(summer|spring|indices|labels|map)\.tif"
+    names = r"(summer|spring|autumn|sentinel1|elevation|indices|labels|map)\.tif"
     OwnFolder(Path(config.out), "demo", names, "the demonstration").take()
     rows, columns = SHAPE
     print(f"Simulating a scene of {rows} x {columns} pixels at 10 m (no measurement) into {config.out}/")
-    write_scene(simulate(SHAPE, config.seed), config.out)
+    scene = simulate(SHAPE, config.seed)
+    write_scene(scene, config.out)
+    write_further(scene, config.out)
     for name, *arguments in command_lines(config):
         print(f"\n$ python {name}.py {shlex.join(arguments)}", flush=True)
         code = importlib.import_module(f"lulc.cli.{name}").main(arguments)

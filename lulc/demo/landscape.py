@@ -380,7 +380,7 @@ def _check(shape: tuple[int, int], labels: Bytes | None) -> None:
         )
 
 
-def _smooth_field(shape: tuple[int, int], length: float, rng: np.random.Generator) -> Floats:
+def smooth_field(shape: tuple[int, int], length: float, rng: np.random.Generator) -> Floats:
     """A Gaussian random field (y, x) of mean 0 and variance 1 with a correlation length in pixels."""
     # White noise is smoothed on a coarser grid: the same field, a hundred times faster when it is wide.
     step = max(1, int(length / 4))
@@ -399,7 +399,7 @@ def _smooth_field(shape: tuple[int, int], length: float, rng: np.random.Generato
 def _class_map(shape: tuple[int, int], rng: np.random.Generator) -> Bytes:
     """Classes 1..13 (y, x): at each pixel the class whose random field is highest."""
     land = [number for number, share in enumerate(_SHARES) if share]
-    fields = [_smooth_field(shape, _SIZES[number] / 20, rng) for number in land]
+    fields = [smooth_field(shape, _SIZES[number] / 20, rng) for number in land]
     shares = np.array([_SHARES[number] for number in land])
     levels = _levels(np.stack([field[::4, ::4] for field in fields]), shares / shares.sum())
     best = np.full(shape, -np.inf, dtype=np.float32)
@@ -409,7 +409,7 @@ def _class_map(shape: tuple[int, int], rng: np.random.Generator) -> Bytes:
         best[higher] = (field + level)[higher]
         classes[higher] = number + 1
     to_water = cv2.distanceTransform((classes != 13).astype(np.uint8), cv2.DIST_L2, 5)
-    shore = (to_water > 0) & (to_water < 5) & (_smooth_field(shape, 8, rng) > 0.2)
+    shore = (to_water > 0) & (to_water < 5) & (smooth_field(shape, 8, rng) > 0.2)
     classes[shore] = 12
     return classes
 
@@ -445,8 +445,8 @@ def _disturb(classes: Bytes, patches: NDArray[np.int32], rng: np.random.Generato
         return classes.copy()
     shape = classes.shape
     places = np.indices(shape, dtype=np.float32)
-    rows = places[0] + 1.2 * _smooth_field(shape, 6, rng)
-    cols = places[1] + 1.2 * _smooth_field(shape, 6, rng)
+    rows = places[0] + 1.2 * smooth_field(shape, 6, rng)
+    cols = places[1] + 1.2 * smooth_field(shape, 6, rng)
     shifted = cv2.remap(classes, cols, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
     # One draw for each pair of patch and class, so that an error covers a patch up to its border.
     table = np.tile(np.arange(CLASSES + 1, dtype=np.uint8), (int(patches.max()) + 1, 1))
@@ -475,7 +475,7 @@ def _reflectance(
     image = (mixtures @ spectra)[patches, truth.astype(np.intp) - 1]
     # Crown shadows, slopes and density: all bands of a place are darker or brighter together.
     shape = truth.shape
-    light = 0.05 * _smooth_field(shape, 5, rng) + 0.05 * rng.standard_normal(shape, dtype=np.float32)
+    light = 0.05 * smooth_field(shape, 5, rng) + 0.05 * rng.standard_normal(shape, dtype=np.float32)
     image *= np.exp(light)[..., np.newaxis]
     # The sensor's point spread mixes neighbouring classes within about a pixel of their border.
     image = np.asarray(cv2.GaussianBlur(image, (0, 0), 0.7, borderType=cv2.BORDER_REFLECT), dtype=np.float32)
@@ -496,7 +496,7 @@ def _at_20_m(band: Floats) -> Floats:
 
 def _clouds(shape: tuple[int, int], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
     """True (y, x) under clouds, which cover about `share` of the scene in a few large pieces."""
-    field = _smooth_field(shape, max(4.0, min(shape) / 20), rng)
+    field = smooth_field(shape, max(4.0, min(shape) / 20), rng)
     return np.asarray(field > np.quantile(field, 1 - share), dtype=np.bool_)
 
 
@@ -511,7 +511,7 @@ def _composite_indices(image: Floats, gaps: NDArray[np.bool_], rng: np.random.Ge
     """SYKE-coded indices, uint8 (y, x, index), as from a top-of-atmosphere composite of other dates."""
     # Haze brightens blue to red, and the dates differ in greenness: so planes don't follow from the bands.
     haze = np.array((600, 330, 190, 130, 90, 60, 40, 10, 5), dtype=np.float32)
-    gain = 1 + 0.03 * _smooth_field(image.shape[:2], 25, rng)[..., np.newaxis]
+    gain = 1 + 0.03 * smooth_field(image.shape[:2], 25, rng)[..., np.newaxis]
     composite = image * np.where(np.arange(len(BANDS)) >= BANDS.index("B06"), gain, 1) + haze
     planes = np.rint(compute_indices(composite.astype(np.float32)))
     for number, name in enumerate(INDICES):

@@ -94,14 +94,19 @@ offset of +1000 left in: try --offset -1000.')
     ]
     if not lines:
         return [], ""
-    bands = [i for i, name in enumerate(names) if name in SENTINEL_BANDS]
+    bands = [i for i, name in enumerate(names) if _is_band(name)]
     return lines, _likely_reason(mean[bands], expected[bands])
+
+
+def _is_band(name: str) -> bool:
+    """True for a Sentinel-2 band of any date."""
+    return name.rpartition("/")[2] in SENTINEL_BANDS
 
 
 def _far(names: Sequence[str], mean: np.ndarray, expected: np.ndarray, score: np.ndarray) -> np.ndarray:
     """Channels beyond `FAR`, and all bands where their means differ as by another scale or offset."""
     far = score > FAR
-    bands = np.array([name in SENTINEL_BANDS for name in names])
+    bands = np.array([_is_band(name) for name in names])
     if bands.any() and _scaling(mean[bands], expected[bands]):
         far |= bands
     return far

@@ -504,10 +504,16 @@ class _Opening:
                 )
                 return None
             names = list(dict.fromkeys(name for one in every for name in product_names(one)))
+            own = next(
+                (file for file in files if date and isinstance(file, str) and is_mask_name(file)), None
+            )
+            files = [file for file in files if file is not own]
             sources, mask = open_bands(files, config, names, opened, classified=config.mask is None)
+            # A cloud mask among the bands of a date leaves out pixels of that date alone.
+            mask = mask if own is None else open_in(own, config, opened)
             planes = band_planes(sources, config, needed, f"bands of {date}" if date else "bands")
             self._grid = self._grid or finest_grid(sources, planes)
-            main = build_mosaic("bands", sources, planes, self._grid, config, mask)
+            main = build_mosaic("bands", sources, planes, self._grid, config, mask, classified=own is None)
             check_samples(main)
         index = build_mosaic("indices", given, coded, self._grid, config, None) if coding else None
         patches = tuple(_open_fill(path, config, needed, self._grid, opened) for path in fills)
