@@ -175,7 +175,7 @@ def test_validation_takes_a_share_of_an_epoch_unless_asked_for(write_stacks, tmp
     settled = train_module.settle(config, dataset)
     # Of 40 training batches with as large crops: 7 % twice, beside a twelfth for the averaged weights.
     assert settled.validation_steps == (2 if average else 9)
-    assert f"an epoch is validated on {settled.validation_steps} batches instead of 50" in caplog.text
+    assert f"an epoch is validated on {settled.validation_steps} of 50 batches" in caplog.text
     assert train_module.settle(config, dataset) == settled == train_module.settle(settled, dataset)
     assert settled.validation_crop_sizes == (32,)
     plain = sum(len(crops) * crops.pixels_per_batch for crops in plain_crops(settled, dataset))

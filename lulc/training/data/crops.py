@@ -126,7 +126,7 @@ def limit_validation(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     steps = min(planned, max(1, int(planned * share * trained / validated)))
     if steps < planned:
         logger.info(
-            "an epoch is validated on %d batches instead of %d, so that this takes less than a fifth of the "
+            "an epoch is validated on %d of %d batches, so that this takes less than a fifth of the "
             "training time; --validation-steps sets another number",
             steps, planned,
         )  # fmt: skip
