@@ -137,9 +137,9 @@ def design(config: EvaluateConfig, results: Results, path: Path) -> list[Path]:
         )  # fmt: skip
         written = write_sample(drawn, path, inputs.map.legend)
     logger.info(
-        "%d points to interpret in '%s': choose each one's class in QGIS (field 'reference'), then type "
+        "%d points to interpret in '%s'%s: choose each one's class in QGIS (field 'reference'), then type "
         "--sample with that file; keep '%s' from the interpreters",
-        len(drawn), path, written[1].name,
+        len(drawn), path, ", at least 50 in each class" if len(drawn) > points else "", written[1].name,
     )  # fmt: skip
     return written
 
