@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup system demo unit check test test-backends test-qgis qgis stress fuzz lint format docs lock image clean
+.PHONY: help setup system demo unit check test test-backends test-qgis qgis notebooks stress fuzz lint format docs lock image clean
 
 # The first interpreter from 3.11 to 3.13; `make setup PYTHON=/path/to/python` overrides it. TensorFlow has no
 # wheel for newer ones.
@@ -87,6 +87,9 @@ qgis: ## build dist/lulc_maps.zip, the QGIS plug-in
 test-qgis: setup ## the QGIS plug-in, without a window, in the QGIS of Debian (make system)
 	$(BIN)/python -m pytest tests/test_qgis.py $(PYTEST_ARGS)
 
+notebooks: setup ## run the notebooks and store their outputs in them
+	$(BIN)/python docs/hooks.py
+
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -96,7 +99,7 @@ format: setup ## let ruff format and sort
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-docs: setup ## build the documentation into site/, notebooks executed; a warning is an error
+docs: setup ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 stress: setup ## the long tests, then half an hour of the same runs again and again

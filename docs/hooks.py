@@ -1,7 +1,7 @@
 """Pages that MkDocs makes from notebooks, from documents at the top of the repository and from command help.
 
-MkDocs loads this module by the entry `hooks` of mkdocs.yml. A notebook is executed again only if it or the
-package has changed since.
+MkDocs loads this module by the entry `hooks` of mkdocs.yml. Pages show the outputs that notebooks hold;
+``python docs/hooks.py`` (make notebooks) makes them anew.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXECUTED = ROOT / "build" / "notebooks"
 COMMANDS = ROOT / "lulc" / "cli"
 
 TOP = ("CHANGES", "CONTRIBUTING", "SECURITY", "LICENSE")
@@ -32,26 +33,33 @@ SECONDS = 600
 
 
 def execute(path: Path) -> Any:
-    """Run a notebook from a clean state and keep the result in ``build/notebooks``."""
+    """Run a notebook from a clean state and return it with its outputs; nothing is written beside it."""
     notebook = nbformat.read(path, as_version=4)
-    # The kernel starts in an empty folder, so that a notebook needs nothing but the installed package.
-    folder = EXECUTED / path.stem
-    folder.mkdir(parents=True, exist_ok=True)
-    NotebookClient(
-        notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": folder}}
-    ).execute()
-    folder.rmdir()
-    nbformat.write(notebook, EXECUTED / path.name)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    # The kernel starts beside a copy of the data, so that a notebook needs nothing else but the package.
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(path.parent / "data", Path(folder, "data"))
+        resources = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=resources).execute()
+    for cell in notebook.cells:
+        cell.metadata.clear()
+        for output in cell.get("outputs", []):
+            # Reports of progress and warnings tell nothing on a page; a test looks through them.
+            output.get("data", {}).pop("text/html", None)
     return notebook
 
 
-def executed(path: Path) -> Any:
-    """Return a notebook with its outputs, executing it if it or the package is newer than they are."""
-    kept = EXECUTED / path.name
-    sources = [path, *(ROOT / "lulc").rglob("*.py")]
-    if kept.exists() and kept.stat().st_mtime > max(source.stat().st_mtime for source in sources):
-        return nbformat.read(kept, as_version=4)
-    return execute(path)
+def store(path: Path) -> None:
+    """Run a notebook and keep its outputs in it."""
+    notebook = execute(path)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    notebook.metadata.pop("language_info", None)
+    notebook.metadata.language_info = {"name": "python"}
+    nbformat.write(notebook, path)
 
 
 def render(notebook: Any, name: str) -> tuple[str, dict[str, bytes]]:
@@ -86,7 +94,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add notebooks, the documents at the top of the repository, and the help of the commands."""
     for path in NOTEBOOKS:
-        markdown, pictures = render(executed(path), path.stem)
+        markdown, pictures = render(nbformat.read(path, as_version=4), path.stem)
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=markdown))
         for name, content in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=content))
@@ -136,3 +144,8 @@ def _prune(item: Any, made: set[str], docs: Path) -> Any:
 def _last_heading(source: str) -> str:
     headings = re.findall(r"^#+ (.+)$", source, re.MULTILINE)
     return headings[-1] if headings else "Figure"
+
+
+if __name__ == "__main__":
+    for notebook in NOTEBOOKS:
+        store(notebook)
