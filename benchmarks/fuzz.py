@@ -47,7 +47,7 @@ from lulc.models.archive import read_archive
 from lulc.models.card import card_path, load_card
 from lulc.preprocessing.chips import find_chips
 from lulc.rasters import cubes, features
-from lulc.rasters.sources import is_collection, open_item, open_source, open_store
+from lulc.rasters.sources import is_collection, open_classes, open_item, open_product, open_source, open_store
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 48
@@ -162,6 +162,17 @@ def write_vector(path: Path) -> Path:
     return path
 
 
+def write_product(path: Path) -> Path:
+    """Write a zipped Copernicus product of simulated bands."""
+    from lulc.demo import landscape
+
+    product = landscape.write_product(landscape.simulate((96, 96), 1), path.parent.parent)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(product.rglob("*")):
+            archive.write(file, f"{product.name}/{file.relative_to(product)}")
+    return path
+
+
 def write_member(path: Path) -> Path:
     """Write the HDF5 weights of a shipped model alone."""
     with zipfile.ZipFile(shipped()) as archive:
@@ -249,6 +260,15 @@ def read_raster(path: Path) -> None:
             again.read([0], window)
 
 
+def read_product(path: Path) -> None:
+    """Open an archived product and read a band."""
+    if is_collection(str(path)):
+        sources, product = open_product(path, BANDS)
+        for source in filter(None, (*sources, open_classes(product))):
+            with source:
+                source.read([0], source.grid.extent)
+
+
 def read_labels(path: Path) -> None:
     """Burn the polygons of a vector file."""
     grid = GridSpec(rasterio.crs.CRS.from_string(CRS), TRANSFORM, SIDE, SIDE)
@@ -308,6 +328,7 @@ KINDS: dict[str, Kind] = {
     "NetCDF": Kind(lambda f: write_netcdf(f / "a.nc"), read_raster),
     "Zarr 2": Kind(lambda f: write_zarr(f / "a.zarr", 2), read_raster),
     "Zarr 3": Kind(lambda f: write_zarr(f / "b.zarr", 3), read_raster),
+    "SAFE archive": Kind(lambda f: write_product(f / "S2A.SAFE.zip"), read_product),
     "GeoPackage": Kind(lambda f: write_vector(f / "a.gpkg"), read_labels),
     "GeoJSON": Kind(lambda f: write_vector(f / "a.geojson"), read_labels, True),
     "shapefile": Kind(lambda f: write_vector(f / "a.shp"), read_labels),
