@@ -25,7 +25,6 @@ from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards
-from lulc.rasters.cubes import LOADED_AHEAD
 from lulc.rasters.sources import open_source
 from lulc.rasters.vectors import VectorCodes, read_features
 
@@ -134,6 +133,14 @@ def test_an_honest_geopackage_is_read_with_all_its_fields(tmp_path: Path) -> Non
     assert frame["share"][1] == 0.5 and np.isnan(frame["share"][2])
     assert frame.crs == UTM and frame.geometry.area.tolist() == [40000.0, 40000.0]
     assert (burn(path)[:20, :20] == 2).all()
+
+
+def test_a_damaged_crs_of_a_shapefile_is_refused(tmp_path: Path) -> None:
+    path = polygons(tmp_path / "a.shp")
+    honest = path.with_suffix(".prj").read_text()
+    path.with_suffix(".prj").write_text(honest.replace("6378137", "68137"))
+    with pytest.raises(InputError, match="CRS can't be converted"):
+        burn(path)
 
 
 def test_a_layer_with_many_fields_is_refused(tmp_path: Path) -> None:
@@ -251,12 +258,6 @@ def test_giant_attributes_are_refused(tmp_path: Path) -> None:
         file["B02"].attrs["words"] = np.zeros(2_500_000)
     with pytest.raises(InputError, match="'B02' in it is described by more"):
         open_source(path)
-
-
-def test_what_a_reader_process_loads_ahead_is_there() -> None:
-    import importlib
-
-    assert all(importlib.import_module(name) for name in LOADED_AHEAD)
 
 
 def test_a_name_with_a_line_break_forges_no_line(tmp_path: Path) -> None:

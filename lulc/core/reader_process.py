@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,6 +67,8 @@ class Apart(Resource):
         What is read, for messages: "the weights".
     memory
         Bytes that the caller asks for on top of what a file of its size needs.
+    ahead
+        Modules that opening the file loads: the server loads them once for all files.
 
     Raises
     ------
@@ -83,6 +85,7 @@ class Apart(Resource):
         stored: int | None = None,
         reading: str = "",
         memory: int = 0,
+        ahead: Sequence[str] = (),
     ) -> None:
         self._path = os.fspath(path)
         self._reading = f"{reading} " if reading else ""
@@ -98,6 +101,7 @@ class Apart(Resource):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         request = {
             "module": module,
+            "ahead": ahead,
             "folder": str(place if place.is_dir() else place.parent),
             # The server may have been started in another folder, and paths may be relative.
             "working_folder": os.getcwd(),
@@ -274,8 +278,8 @@ def _serve(descriptor: int) -> NoReturn:
                 server.send(str(_reap(message["end"])).encode())
                 continue
             request = message["fork"]
-            with contextlib.suppress(Exception):
-                for name in getattr(importlib.import_module(request["module"]), "LOADED_AHEAD", ()):
+            for name in (request["module"], *request["ahead"]):
+                with contextlib.suppress(Exception):
                     importlib.import_module(name)
             pid = os.fork()
             if not pid:

@@ -99,12 +99,22 @@ class ApartSource(Source):
         File or folder that is opened, below whose folder the process may read.
     stored
         Bytes of the file or folder, from which the limits follow.
+    ahead
+        Modules that opening it loads.
     """
 
-    def __init__(self, make: str, arguments: Sequence[Any], path: str, place: Path, stored: int) -> None:
+    def __init__(
+        self,
+        make: str,
+        arguments: Sequence[Any],
+        path: str,
+        place: Path,
+        stored: int,
+        ahead: Sequence[str] = (),
+    ) -> None:
         self.path = path
-        self._opening = make, arguments, path, place, stored
-        self._process = Apart(make, *arguments, path=path, place=place, stored=stored)
+        self._opening = make, arguments, path, place, stored, ahead
+        self._process = Apart(make, *arguments, path=path, place=place, stored=stored, ahead=ahead)
         self.told: Mapping[str, Any] = self._process.made
         describe_on(self, self.told)
 

@@ -50,9 +50,6 @@ from lulc.rasters.missing import as_stored, declared_missing, odd_values
 from lulc.rasters.names import SENTINEL_BANDS, is_counted, name_layers, natural
 from lulc.rasters.place import crs_from_attributes, declared_transform, pixel_edges, unit_factor, western
 
-LOADED_AHEAD = ("h5py", "zarr", "dask.array", "xarray.backends.zarr")
-"""What xarray loads when it opens a file: the server of reader processes loads it once for all."""
-
 _X = ("x", "lon", "longitude", "easting", "xc", "projection_x_coordinate")
 _Y = ("y", "lat", "latitude", "northing", "yc", "projection_y_coordinate")
 _DATE = re.compile(r"(19|20)\d\d-?(0[1-9]|1[0-2])(-?(0[1-9]|[12]\d|3[01]))?([T ].*)?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -39,8 +40,14 @@ def is_grouped(path: str | os.PathLike[str]) -> bool:
         )
     if file.suffix.lower() not in NETCDF or not file.is_file():
         return False
-    found: list[str] = read_apart(groups_of, str(file), path=file)
-    return len(found) > 0
+    status = file.stat()
+    return _has_groups(str(file.absolute()), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _has_groups(path: str, size: int, changed: int) -> bool:
+    """True where a NetCDF file holds rasters in groups; looked up once for each state of the file."""
+    return len(read_apart(groups_of, path, path=path)) > 0
 
 
 def store_of(path: str) -> Path:

@@ -584,7 +584,8 @@ def _open_cube(path: str, group: str | None = None, only: Sequence[str] | None =
     if group is not None and place.is_dir():
         path, group = str(Path(path, group)), None
     stored = stored_bytes(path)
-    return ApartSource(f"{_CUBES}.serve", (path, group, only, stored), path, place, stored)
+    ahead = ("dask.array", "xarray.backends.zarr", "zarr") if place.is_dir() else ("dask.array", "h5py")
+    return ApartSource(f"{_CUBES}.serve", (path, group, only, stored), path, place, stored, ahead)
 
 
 def _open(path: str, target: str, drivers: Sequence[str]) -> Any:

@@ -194,10 +194,11 @@ class VectorCodes:
     def losses(self) -> Losses:
         """Count the features that label less than they cover, square by square."""
         found = _Tally(self._grid)
-        for window in squares_of(self._grid.extent, SIDE):
-            features = self._near(window)
-            if len(features):
-                found.add(features, window, self._burn(features, window))
+        with _measuring(self.path):
+            for window in squares_of(self._grid.extent, SIDE):
+                features = self._near(window)
+                if len(features):
+                    found.add(features, window, self._burn(features, window))
         return found.result(self._features)
 
     def identity(self) -> dict[str, Any]:
@@ -259,10 +260,11 @@ def read_region(path: str, crs: Any) -> BaseGeometry:
     shapes = read_features(path, columns=[]).geometry
     if not shapes.crs:
         raise unreadable(path, "it has no CRS")
-    shapes = shapes[shapes.geom_type.isin(("Polygon", "MultiPolygon"))].make_valid()
-    if not len(shapes) or not shapely.area(shapes.values).sum() > 0:
-        raise unreadable(path, "none of its features is a polygon with an area")
-    region: BaseGeometry = convert(shapes, crs, path).union_all()
+    with _measuring(path):
+        shapes = shapes[shapes.geom_type.isin(("Polygon", "MultiPolygon"))].make_valid()
+        if not len(shapes) or not shapely.area(shapes.values).sum() > 0:
+            raise unreadable(path, "none of its features is a polygon with an area")
+        region: BaseGeometry = convert(shapes, crs, path).union_all()
     return region
 
 
@@ -286,6 +288,16 @@ def _converting(path: str) -> Iterator[None]:
             yield
     except Exception as error:  # GDAL and PROJ each fail in several ways at a damaged CRS
         raise unreadable(path, f"its CRS can't be converted ({str(error)[:200]})") from error
+
+
+@contextlib.contextmanager
+def _measuring(path: str) -> Iterator[None]:
+    from shapely.errors import ShapelyError
+
+    try:
+        yield
+    except ShapelyError as error:
+        raise unreadable(path, f"a shape in it is damaged ({str(error)[:200]})") from error
 
 
 class _Tally:
