@@ -111,7 +111,7 @@ def measure(name: str, drawing: int, seed: int, runs: Path) -> dict[str, Any]:
     found = manifest.provenance["labelled"]
     row["labels used"] = (found["training"] + found["validation"]) / found["given"]
     run = folder / f"run-{seed}"
-    lulc.train(data=[str(folder / "stacks")], out=str(run), seed=seed)
+    lulc.train(data=[str(folder / "stacks")], out=str(run), seed=seed, overwrite=True)
     row["minutes"] = round((time.monotonic() - started) / 60, 2)
     for column, pick in PICKS.items():
         out = folder / f"{column}-{seed}.tif"
