@@ -21,8 +21,9 @@ from lulc.core.schema import CHANNELS, INDICES, InputError
 from lulc.core.windows import Window
 from lulc.datasets.manifest import read_manifest
 from lulc.preprocessing.preprocess import make_stacks
-from lulc.rasters.channels import load_channels
+from lulc.rasters.channels import load_channels, set_in_tags
 from lulc.rasters.indices import compute_indices
+from lulc.rasters.matching import picture_layers
 from lulc.rasters.stack import Coverage, open_stack
 from lulc.training.data.augmentation import Dropout, Jitter
 from lulc.training.data.unlabelled import open_mosaic
@@ -671,3 +672,15 @@ def test_jitter_moves_formulas_with_their_bands_and_dropout_drops_whole_dates(tm
     whole = {date: frozenset(f"{date}/{name}" for name in ("B04", "B08", "NDVI")) for date in "ab"}
     assert seen == {frozenset(), whole["a"], whole["b"], whole["a"] | whole["b"]}
     assert not np.isnan(image).any()
+
+
+def test_a_picture_shows_the_layers_that_the_set_of_the_map_names() -> None:
+    tags = {"LULC_CHANNEL_SET": json.dumps(CHANNEL_SETS["landsat-8-9"].to_json())}
+    shown = set_in_tags(tags)
+    assert shown == CHANNEL_SETS["landsat-8-9"]
+    names = [f"SR_B{number}" for number in range(1, 8)]
+    assert picture_layers(names, shown) == [3, 2, 1] and picture_layers(names) == [0, 1, 2]
+    assert picture_layers([*CHANNELS]) == picture_layers([*CHANNELS], shown) == [2, 1, 0]
+    assert set_in_tags({}) is None
+    assert set_in_tags({"LULC_CHANNEL_SET": '{"name": "x", "channels": [{"name": "B 4"}]}'}) is None
+    assert set_in_tags({"LULC_CHANNEL_SET": "[" * 100_000}) is None

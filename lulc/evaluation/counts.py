@@ -19,6 +19,7 @@ from lulc.evaluation.report.views import Viewing, Views
 from lulc.labels.labels import near_borders
 from lulc.labels.levels import levels_of
 from lulc.maps.reader import ClassMap
+from lulc.rasters.channels import set_in_tags
 
 GROUPS = 5
 """Groups of CORINE level 1."""
@@ -93,7 +94,8 @@ class Counts:
         self._gather(window, held_out, reference, mapped, activations)
         image = None
         if inputs.image and self._viewing.holds(window):
-            image = read_colors(inputs.image, inputs.grid, window, self._viewing.step)
+            shown = set_in_tags(inputs.map.tags)
+            image = read_colors(inputs.image, inputs.grid, window, self._viewing.step, shown)
         self._viewing.add(window, mapped, reference, image, activations)
 
     def _count_areas(

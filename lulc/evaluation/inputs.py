@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.config import EvaluateConfig
+from lulc.core.channels import ChannelSet
 from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, NO_CODE, Code, InputError, Legend
 from lulc.core.windows import Window
@@ -19,6 +20,7 @@ from lulc.labels.labels import Labels, open_labels
 from lulc.labels.schemes import SCHEMES, Scheme, load_scheme
 from lulc.maps.reader import REST, ClassMap, array_map, open_map
 from lulc.rasters.masks import Masks, open_masks
+from lulc.rasters.matching import picture_layers
 from lulc.rasters.sources import Source, open_source
 
 ARRAY = "<array>"
@@ -277,15 +279,15 @@ def _check_same(first: ClassMap, second: ClassMap, config: EvaluateConfig) -> No
         )
 
 
-def read_colors(image: Source, grid: GridSpec, window: Window, step: int) -> NDArray[np.float32]:
+def read_colors(
+    image: Source, grid: GridSpec, window: Window, step: int, channels: ChannelSet | None = None
+) -> NDArray[np.float32]:
     """Return red, green and blue of a mosaic, float32 (y, x, 3), NaN = no data or outside.
 
-    Rows and columns are those of `window` whose numbers in `grid` are multiples of `step`.
+    Rows and columns are those of `window` whose numbers in `grid` are multiples of `step`; `channels` says
+    which layers are shown.
     """
-    names = list(image.names)
-    true_color = ("B04", "B03", "B02")
-    layers = [names.index(n) for n in true_color] if set(true_color) <= set(names) else [0, 1, 2]
-    layers = [min(k, len(names) - 1) for k in layers]
+    layers = picture_layers(image.names, channels)
     top, left = -window.row % step, -window.col % step
     row, col = image.grid.offset_of(grid)
     there = Window(window.row + row + top, window.col + col + left, window.height - top, window.width - left)

@@ -13,14 +13,15 @@ import cv2
 import numpy as np
 import rasterio
 
+from lulc.core.channels import ChannelSet
 from lulc.core.machine import GDAL_CACHE
 from lulc.core.schema import IGNORE, UNCLASSIFIED_COLOR, InputError
 from lulc.evaluation.report.viewer import ACTIVATION_RAMP, UNSURE_RAMP, WRONG_COLOR
 from lulc.maps.reader import REST, ClassMap
 from lulc.models.uncertainty import entropy
+from lulc.rasters.channels import set_in_tags
+from lulc.rasters.matching import picture_layers
 from lulc.rasters.sources import RasterSource, open_source
-
-TRUE_COLOR = ("B04", "B03", "B02")
 
 TILE_SIZE = 256
 """Side of the tiles that the page asks for."""
@@ -151,7 +152,7 @@ def layers_of(
         name, color = "Map differs from reference", {"color": WRONG_COLOR}
         layers.append(TileLayer("difference", name, "difference", wrong, (1,), where, color))
     if image:
-        bands, picture = _picture_of(image)
+        bands, picture = _picture_of(image, set_in_tags(the_map.tags))
         layers.insert(0, TileLayer("image", "Image", "picture", image, bands, picture, {"on": True}))
     if the_map.has_activations:
         layers += _ramps(the_map, file)
@@ -204,11 +205,11 @@ def _entropy_of(alone: bool, values: np.ndarray) -> np.ndarray:
     return entropy(shares)
 
 
-def _picture_of(image: TileFile) -> tuple[tuple[int, ...], Callable[..., np.ndarray]]:
+def _picture_of(
+    image: TileFile, channels: ChannelSet | None
+) -> tuple[tuple[int, ...], Callable[..., np.ndarray]]:
     """Bands of a picture, and their stretch: 2 % of each end saturated, seen in its overviews."""
-    names = image.names
-    known = set(TRUE_COLOR) <= set(names)
-    bands = [names.index(n) + 1 for n in TRUE_COLOR] if known else [min(k, len(names)) for k in (1, 2, 3)]
+    bands = [k + 1 for k in picture_layers(image.names, channels)]
     limits = []
     for plane in image.read(lambda reader: reader.preview(indexes=bands, max_size=512).array):
         values = plane.compressed()

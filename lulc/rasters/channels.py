@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,17 @@ def load_channels(given: str, dates: Sequence[str] = ()) -> ChannelSet:
         return expanded(data.get("name", Path(given).stem), defined, inputs, own or dates, rgb)
     except InputError as error:
         raise InputError(f"cannot use the channel set '{given}': {error.problem}", error.hint) from error
+
+
+def set_in_tags(tags: Mapping[str, str]) -> ChannelSet | None:
+    """Return the channel set in the tags of a map; None where there is none that can be used."""
+    try:
+        data = json.loads(tags.get("LULC_CHANNEL_SET", "null"))
+        if data is None or schema_problem(data, schema_of(ChannelSet)):
+            return None
+        return ChannelSet.from_json(data)
+    except (ValueError, RecursionError, InputError):
+        return None
 
 
 def _definitions(listed: Sequence[str | Mapping[str, Any]]) -> list[ChannelDefinition]:

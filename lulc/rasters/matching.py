@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lulc.core.channels import ChannelDefinition
+from lulc.core.channels import ChannelDefinition, ChannelSet
 from lulc.core.schema import SENTINEL_BANDS, InputError
 from lulc.rasters.layers import Source
 from lulc.rasters.names import canonical_name
@@ -82,6 +82,10 @@ def _is(alias: str, name: str | None, source: Source) -> bool:
         )
     if name is None or (_COUNT.fullmatch(name) and name not in SENTINEL_BANDS):
         return False
+    return _same(alias, name)
+
+
+def _same(alias: str, name: str) -> bool:
     return canonical_name(alias) == name or _words(alias) == _words(name)
 
 
@@ -99,6 +103,27 @@ def _mentions(alias: str, name: str | None, source: Source) -> bool:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def picture_layers(names: Sequence[str | None], channels: ChannelSet | None = None) -> list[int]:
+    """Return the positions of red, green and blue among the layers of a raster.
+
+    Those that the set shows, else true colour of Sentinel-2, else the first three.
+
+    Examples
+    --------
+    >>> picture_layers(["B02", "B03", "B04"]), picture_layers(["VV", "VH"])
+    ([2, 1, 0], [0, 1, 1])
+    """
+    own = [channels.definition(name) for name in channels.rgb] if channels else []
+    for trio in ([one.layers or (one.local,) for one in own], [("B04",), ("B03",), ("B02",)]):
+        found = [
+            next((i for i, name in enumerate(names) if name and any(_same(a, name) for a in aliases)), -1)
+            for aliases in trio
+        ]
+        if len(found) == 3 and min(found) >= 0:
+            return found
+    return [min(k, len(names) - 1) for k in range(3)]
 
 
 def product_names(one: ChannelDefinition) -> list[str]:
