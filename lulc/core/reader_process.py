@@ -306,7 +306,8 @@ def _forget_files(descriptor: int) -> None:
 
 def _reap(pid: int) -> int:
     """How a child ended, killed where it lives after its socket closed."""
-    for _ in range(50):
+    # A busy machine takes its time to end one; what is killed meanwhile would be blamed for its memory.
+    for _ in range(2000):
         try:
             found, status = os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:
