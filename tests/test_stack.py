@@ -379,6 +379,20 @@ def test_inputs_are_sorted_by_their_names(tmp_path: Path) -> None:
     assert sort_inputs([both], InputConfig()) == ([both], [both])
 
 
+def test_a_file_of_another_name_beside_all_bands_is_not_used_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bands = write(tmp_path / "a.tif", scene())
+    other = write(tmp_path / "aot.tif", scene()[:1], ["AOT"])
+    assert sort_inputs([other, bands], InputConfig()) == ([bands, other], [])
+    with open_stack([bands, other], [], InputConfig()) as stack:
+        np.testing.assert_array_equal(stack.read(stack.grid.extent)[..., :9], last(scene()))
+    assert any("'" + other + "' is not used" in r.message for r in caplog.records if r.levelname == "WARNING")
+    some = write(tmp_path / "some.tif", scene()[:5], BANDS[:5])
+    with pytest.raises(InputError, match=r"aot\.tif: AOT"):
+        sort_inputs([other, some], InputConfig())
+
+
 # Masks
 
 

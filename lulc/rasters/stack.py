@@ -614,7 +614,7 @@ def sort_inputs(
         If the names of a file's layers tell neither.
     """
     bands, indices, unclear = [], [], []
-    unnamed = 0
+    unnamed, found, others = 0, set[str | None](), []
     wanted = [] if channels is None else [leaf for leaf in channels.plan().leaves if leaf.layers]
     for given in inputs:
         path = split_prefix(given)[1]
@@ -624,6 +624,7 @@ def sort_inputs(
             continue
         with open_source(path, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote) as source:
             names = set(source.names)
+            found |= names
             recognised = bool(names & {*SENTINEL_BANDS, *INDICES})
             other = bool(wanted and find_layers([source], [source.names], wanted)[0])
             recognised |= other
@@ -638,7 +639,11 @@ def sort_inputs(
             bands.append(given)
             unnamed += count
         elif not recognised:
+            others += [given] if None not in names else []
             unclear.append(f"  {path}: {', '.join(str(n or '(unnamed)') for n in source.names[:15])}")
+    if len(others) == len(unclear) and found >= set(BANDS):
+        # All bands are there, so that a layer of another name is one that nothing needs.
+        return [*bands, *others], indices
     if unclear:
         raise InputError(
             "cannot tell bands from indices, since the layers of these files are not named after them:\n"
