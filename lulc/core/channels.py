@@ -127,14 +127,13 @@ _FORMULAS: Mapping[str, str] = {
     "NDWI": "(B03 - B08) / (B03 + B08)",
     "MNDWI": "(B03 - B11) / (B03 + B11)",
     "NBR": "(B08 - B12) / (B08 + B12)",
-    "NDRE": "(B08 - B05) / (B08 + B05)",
+    "NDREI": "(B08 - B05) / (B08 + B05)",
     "GNDVI": "(B08 - B03) / (B08 + B03)",
-    "BSI": "((B11 + B04) - (B08 + B02)) / ((B11 + B04) + (B08 + B02))",
+    "BI": "((B11 + B04) - (B08 + B02)) / ((B11 + B04) + (B08 + B02))",
     "SAVI": "1.5 * (fraction(B08) - fraction(B04)) / (fraction(B08) + fraction(B04) + 0.5)",
     "EVI": "2.5 * (fraction(B08) - fraction(B04))"
     " / (fraction(B08) + 6 * fraction(B04) - 7.5 * fraction(B02) + 1)",
     "EVI2": "2.5 * (fraction(B08) - fraction(B04)) / (fraction(B08) + 2.4 * fraction(B04) + 1)",
-    "AWEInsh": "4 * (fraction(B03) - fraction(B11)) - 0.25 * fraction(B08) - 2.75 * fraction(B12)",
 }
 """Further indices, defined as in the catalogue of awesome-spectral-indices (Montero et al. 2023)."""
 

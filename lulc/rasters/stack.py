@@ -530,7 +530,9 @@ class _Opening:
         ]  # fmt: skip
         if lacking:
             found = "\n".join(f"  {s.path}: {listed(s.names)}" for s in layers.sources) or "  no file"
-            raise missing_channels([one.name for one in lacking], found, self._channels.names)
+            # A derivative of terrain lies in the layer of its elevation.
+            names = dict.fromkeys(one.layers[0] if "(" in one.name else one.name for one in lacking)
+            raise missing_channels(list(names), found, self._channels.names)
         if not held:
             raise self._channels.refusal(
                 "no raster holds any of its channels", "Give rasters: --bands RASTER, --layers RASTER."
