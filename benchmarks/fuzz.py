@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import io
 import json
@@ -598,9 +599,11 @@ def main() -> int:
     for name, found in outcomes.items():
         print(f"{name:14} {found.files:6} {found.refused:8} {len(found.failures):7} {found.slowest:10.1f} "
               f"{found.memory / 1e6:8.0f}")  # fmt: skip
-    total, failed = (
-        sum(map(count, outcomes.values())) for count in (lambda o: o.files, lambda o: len(o.failures))
-    )
+    if arguments.out:
+        table = {name: dataclasses.asdict(found) for name, found in outcomes.items()}
+        arguments.out.write_text(json.dumps({"seed": arguments.seed, "kinds": table}, indent=1) + "\n")
+    total = sum(found.files for found in outcomes.values())
+    failed = sum(len(found.failures) for found in outcomes.values())
     print(f"{total} files, {failed} failed (seed {arguments.seed})")
     return int(failed > 0)
 
