@@ -271,6 +271,36 @@ def test_a_pixel_may_lack_a_date_only_where_the_set_says_so(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize("optional", ["", ", may_be_missing: true"])
+def test_what_is_computed_from_missing_bands_is_missing_beside_an_optional_channel(
+    optional: str, tmp_path: Path
+) -> None:
+    with rasterio.open(given := bands(tmp_path / "bands.tif", 1), "r+") as file:
+        red, near = file.read(3), file.read(7)
+        red[:10] = 0
+        file.write(red, 3)
+    radar = tif(tmp_path / "radar.tif", np.full((1, SIDE, SIDE), -12, np.float32), ["VV"])
+    channels = channel_set(
+        tmp_path, f"channels: [NDVI, {{name: VV{optional}}}]\ninputs: [{{name: B04}}, {{name: B08}}]\n"
+    )
+    found = read([given], channels, layers=(radar,))
+    assert all(np.isnan(plane[:10]).all() and not np.isnan(plane[10:]).any() for plane in found.values())
+    red, near = red[10:].astype(np.float64), near[10:].astype(np.float64)
+    np.testing.assert_allclose(found["NDVI"][10:], 100 * (near - red) / (near + red) + 100, rtol=1e-5)
+
+
+def test_what_is_computed_from_absent_bands_is_missing(tmp_path: Path) -> None:
+    radar = tif(tmp_path / "radar.tif", np.full((1, SIDE, SIDE), -12, np.float32), ["VV"])
+    optional = "kind: reflectance, may_be_missing: true"
+    channels = channel_set(
+        tmp_path,
+        "channels: [NDVI, {name: VV, may_be_missing: true}]\n"
+        f"inputs: [{{name: B04, {optional}}}, {{name: B08, {optional}}}]\n",
+    )
+    found = read([], channels, layers=(radar,))
+    assert all(np.isnan(plane).all() for plane in found.values())
+
+
 def test_a_formula_may_compare_dates(tmp_path: Path) -> None:
     text = (
         'channels: [B04, {name: change, formula: "(summer/B08 - spring/B08) / (summer/B08 + spring/B08)"}]\n'

@@ -291,8 +291,8 @@ class Stack(Resource):
         slots = self._slots
         for one, formula in self._computed:
             slot = slots[one.name]
-            if one.may_be_missing:
-                # Their inputs may be missing too, which no NaN in the plane says.
+            if self._optional.any():
+                # A pixel that lacks an input may count; the plane of an input has no NaN there.
                 planes = {n: np.where(valid[slots[n]], values[slots[n]], np.nan) for n in formula.names}
             else:
                 planes = {name: values[slots[name]] for name in formula.names}
