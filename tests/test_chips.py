@@ -228,6 +228,21 @@ def test_chips_of_other_classes_are_refused(folder: Path) -> None:
         make_stacks(config(folder, scheme=None))
 
 
+@pytest.mark.parametrize("second", ["summer=c1_s2.tif|spring=c3_s2.tif", "spring=c1_s2.tif|autumn=c3_s2.tif"])
+def test_chips_of_other_dates_or_dates_in_another_order_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, second: str
+) -> None:
+    monkeypatch.chdir(folder)
+    rows = f"spring=c0_s2.tif|summer=c2_s2.tif,c0_lab.tif,one\n{second},c1_lab.tif,two\n"
+    Path("pairs.csv").write_text("bands,labels,name\n" + rows)
+    Path("set.yaml").write_text("format_version: 1\nchannels: [B02, B03, B04]\n")
+    for number in (2, 3):
+        (folder / f"c{number}_s2.tif").unlink()
+        chip(folder, f"c{number}", (80, 40)[number - 2], 32633, 400_000 + 20_000 * (number - 2))
+    with pytest.raises(InputError, match=r"channels of 'two' are .*, expected those of 'one': spring/B02"):
+        make_stacks(config(folder, bands=("pairs.csv",), labels=None, channels="set.yaml"))
+
+
 def test_a_stack_smaller_than_the_smallest_crop_is_padded_not_lost() -> None:
     rng = np.random.default_rng(1)
 

@@ -385,7 +385,7 @@ HOSTILE: dict[str, tuple[Callable[[Bait], object], str, tuple[str, ...]]] = {
     "text": (lambda b: text(b, "text.tif", "no raster at all\n" * 999), "no raster of an admitted", ()),
     "nothing": (lambda b: text(b, "empty.tif", ""), "no raster of an admitted", ()),
     "a picture": (picture, "no raster of an admitted", ()),
-    "a folder": (lambda b: b.folder, "is a folder", ()),
+    "a folder of anything": (lambda b: b.folder, "are missing", ()),
     "a pipe": (pipe, "no regular file", ()),
     "a device": (device, "no regular file", ()),
     "a dangling link": (dangling, "no such file", ()),

@@ -345,13 +345,20 @@ class Chips(Resource):
         self._provenance.append({**inputs.stack.provenance, "labels": inputs.labels.describe()})
         legend = [(c.number, c.name) for c in inputs.labels.legend.classes]
         if number == 0:
-            self._legend, self._coding = legend, inputs.stack.coding
+            self._legend, self._coding, self._channels = legend, inputs.stack.coding, inputs.stack.channels
         elif legend != self._legend:
             raise InputError(
                 f"cannot cut the chips together, since the labels of '{self.chips[number].name}' have the "
                 f"classes {', '.join(name for _, name in legend)}, expected those of "
                 f"'{self.chips[0].name}': {', '.join(name for _, name in self._legend)}",
                 "Type --scheme with a CSV (code,class,name,color) that has a row for each class.",
+            )
+        elif inputs.stack.channels != self._channels:
+            raise InputError(
+                f"cannot cut the chips together, since the channels of '{self.chips[number].name}' are "
+                f"{', '.join(inputs.stack.channels)}, expected those of '{self.chips[0].name}': "
+                f"{', '.join(self._channels)}",
+                "Give each chip the same dates in the same order.",
             )
         elif inputs.stack.coding != self._coding:
             raise InputError(
