@@ -86,6 +86,12 @@ def test_one_class_against_the_rest_gives_its_share():
     assert np.allclose(found[:, 0], expected_by_scikit_learn(x, y, x, 1)[:, 1], atol=1e-6)
 
 
+def test_one_pixel_of_each_class_is_enough():
+    y = np.arange(3, dtype=np.uint8)
+    found = fit_small_models(samples(y), y, CHANNELS, 3, 1)
+    assert np.allclose(found.predict(samples(y)).sum(axis=1), 1) and len(found.dense) == 2
+
+
 @pytest.fixture(scope="module")
 def model():
     y = np.random.default_rng(1).integers(0, 3, 200).astype(np.uint8)

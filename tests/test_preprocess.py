@@ -316,7 +316,7 @@ def test_one_scene_is_cut_as_one_mosaic(scene: dict[str, Any], tmp_path: Path) -
 
 def test_one_stack_cannot_be_split(scene: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="--size"):
-        make_stacks(config(scene, size=850))
+        make_stacks(config(scene, size=850, split="stacks"))
 
 
 def test_a_finished_folder_is_kept_by_the_same_command_and_refused_to_another(

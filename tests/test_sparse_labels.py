@@ -16,7 +16,7 @@ from rasterio.features import rasterize
 from scipy import ndimage
 from shapely.geometry import Point, box
 
-from lulc.config import PreprocessConfig
+from lulc.config import PreprocessConfig, TrainConfig
 from lulc.core.schema import BANDS, InputError
 from lulc.datasets.loading import find_overlaps, load_manifest
 from lulc.evaluation.measures.regions import read_ground, read_regions
@@ -24,6 +24,7 @@ from lulc.preprocessing.patches import LabelledPixels, group_pixels, split_group
 from lulc.preprocessing.preprocess import make_stacks
 from lulc.preprocessing.split import choose_groups
 from lulc.rasters.sources import open_source
+from lulc.training.data.dataset import leave_one_out
 
 SHAPE = (220, 260)
 TRANSFORM = Affine(10, 0, 500_000, 0, -10, 6_800_000)
@@ -314,3 +315,51 @@ def test_a_small_mosaic_of_many_labels_is_split_by_its_fields(mosaic: dict[str, 
     assert set(np.unique(val)) == set(np.unique(train)) == {0, 1, 2, 3}
     with pytest.raises(InputError, match="no training stack is left"):
         make_stacks(PreprocessConfig(**mosaic | {"size": 850, "split": "stacks", "overwrite": True}))
+
+
+def test_cross_validation_hides_labels_near_the_patches_that_it_leaves_out(mosaic: dict[str, Any]) -> None:
+    """Training images show them in other folds, so that the gap counts as between any two stacks."""
+    draw(mosaic, [*POLYGONS, (1, square(124, 60, 8)), (2, square(60, 124, 8))])
+    make_stacks(PreprocessConfig(**mosaic | {"validation": ("none",), "gap": 8}))
+    config = TrainConfig(data=(mosaic["out"],), out="run", cross_validate="stacks")
+    manifest = load_manifest(mosaic["out"])
+    windows = {f"stacks/{stack.name}": stack.window for stack in manifest.stacks}
+    folds = leave_one_out(config)
+    assert len(folds) > 1
+    for _, dataset in folds:
+        masks = {True: np.zeros(SHAPE, bool), False: np.zeros(SHAPE, bool)}
+        for held, tiles in ((True, dataset.validation), (False, dataset.training)):
+            for tile in tiles:
+                masks[held][windows[tile.name].slices] |= np.asarray(tile.masks[:, :]) != 255
+        assert masks[True].any() and masks[False].any()
+        assert not (ndimage.binary_dilation(masks[True], np.ones((3, 3)), 8) & masks[False]).any()
+
+
+def test_chips_that_share_ground_train_or_validate_together(mosaic: dict[str, Any], tmp_path: Path) -> None:
+    labels = draw(mosaic)
+    with rasterio.open(mosaic["bands"][0]) as file:
+        bands, profile = file.read(), file.profile
+    # Two that overlap by a third, and one apart.
+    for name, col in (("a", 0), ("b", 60), ("c", 170)):
+        place = {"width": 90, "transform": TRANSFORM * Affine.translation(col, 0)}
+        with rasterio.open(tmp_path / f"{name}_chip.tif", "w", **profile | place) as file:
+            file.write(bands[:, :, col : col + 90])
+            file.descriptions = BANDS
+    chips = {"bands": (str(tmp_path / "*_chip.tif"),), "gap": 5, "validation": ("0.4",)}
+    manifest = make_stacks(PreprocessConfig(**mosaic | chips))
+    split = {"train": set(), "val": set()}
+    for stack in manifest.stacks:
+        rows, cols = np.nonzero(np.load(stack.masks) != 255)
+        east = round((stack.grid.transform.c - TRANSFORM.c) / 10)
+        north = round((TRANSFORM.f - stack.grid.transform.f) / 10)
+        split[stack.split] |= set(zip((rows + north).tolist(), (cols + east).tolist(), strict=True))
+    assert split["train"] and split["val"] and not split["train"] & split["val"]
+    assert len(split["train"] | split["val"]) == (labels[:, :150] > 0).sum() + (labels[:, 170:] > 0).sum()
+
+
+def test_stack_numbers_on_a_mosaic_of_one_stack_are_told_that_there_is_no_room(
+    mosaic: dict[str, Any],
+) -> None:
+    draw(mosaic)
+    with pytest.raises(InputError, match="no training stack is left"):
+        make_stacks(PreprocessConfig(**mosaic | {"size": 850, "validation": ("0",)}))

@@ -92,8 +92,12 @@ def find_overlaps(stacks: Sequence[StackFile], gap: int = 0) -> list[Overlap]:
     for train in (s for s in located if s.split == "train"):
         own = [Window(0, 0, *train.shape)] if not train.patches else train.patches
         for val in (s for s in located if s.split == "val"):
-            if train.patches and val.patches and train.image.parent == val.image.parent:
-                # Of one folder no patch is in two stacks, and training images lack what validates.
+            of_patches = train.patches and val.patches and train.image.parent == val.image.parent
+            if of_patches and train.as_cut and val.as_cut:
+                # No patch is in two stacks, and training images lack what validates.
+                continue
+            whole = footprint(val.grid, train.grid)  # type: ignore[arg-type]
+            if not near_windows(Window(0, 0, *train.shape), [whole] if whole else [], gap):
                 continue
             grounds = [footprint(ground, train.grid) for ground in val.ground]  # type: ignore[arg-type]
             for patch in own:

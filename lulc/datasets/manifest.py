@@ -74,6 +74,11 @@ class StackFile:
     patches: tuple[Window, ...] = ()
 
     @property
+    def as_cut(self) -> bool:
+        """True where it trains or validates as preprocess.py decided; False in other folds of a training."""
+        return self.name.startswith(f"{self.split}_")
+
+    @property
     def ground(self) -> tuple[GridSpec, ...]:
         """Grids of what trains or validates; empty where it is unknown where the stack lies."""
         if self.grid is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,18 +161,27 @@ def splits_patches(counts: np.ndarray, grounds: Sequence[Ground], config: Prepro
     InputError
         If the user asks for patches and for what is about stacks, or there are too many labels.
     """
-    numbers = all(v.isdecimal() for v in config.validation)
+    numbers = _are_numbers(config.validation)
     labelled = int(counts.sum())
     if config.split != "patches":
         pixels = sum(ground.grid.height * ground.grid.width for ground in grounds)
-        sparse = 0 < labelled < min(MOST, SPARSE * pixels)
-        return config.split == "auto" and sparse and not (numbers or config.stacks)
+        return may_split_patches(counts, config) and 0 < labelled < SPARSE * pixels
     wrong = "--validation names stacks by their numbers" if numbers else ""
     wrong = f"--stacks is {config.stacks}, which chooses among stacks" if config.stacks else wrong
     wrong = f"{labelled:,} pixels are labelled, expected at most {MOST:,}" if labelled > MOST else wrong
     if wrong:
         raise InputError(f"cannot split the labels by patches, since {wrong}", "Type --split stacks.")
     return True
+
+
+def may_split_patches(counts: np.ndarray, config: PreprocessConfig) -> bool:
+    """Return whether patches may train or validate without being asked for."""
+    about_stacks = _are_numbers(config.validation) or config.stacks
+    return config.split == "auto" and not about_stacks and int(counts.sum()) <= MOST
+
+
+def _are_numbers(validation: Sequence[str]) -> bool:
+    return all(v.isdecimal() for v in validation)
 
 
 def plan_patches(
@@ -226,7 +236,7 @@ def plan_patches(
 def _split_of(
     found: Sequence[LabelledPixels], grounds: Sequence[Ground], classes: int, config: PreprocessConfig
 ) -> Split:
-    together = [ground.group for ground in grounds]
+    together = _together(grounds, config.gap)
     inside: list[np.ndarray]
     if _is_all(config.validation) or list(config.validation) == ["none"]:
         inside = [np.full(len(own), _is_all(config.validation)) for own in found]
@@ -238,6 +248,26 @@ def _split_of(
         return split_groups(found, together, classes, share, config.gap, config.seed)
     groups = groups_of(found, together, 1)
     return Split(groups, np.bincount(groups, np.concatenate(inside)) >= 0.5 * np.bincount(groups), 1)
+
+
+def _together(grounds: Sequence[Ground], gap: int) -> list[str]:
+    """Return the group of each chip; chips that share ground, or lie within the gap, are of one."""
+    if len(grounds) == 1 or not all(ground.grid.crs for ground in grounds):
+        return [ground.group for ground in grounds]
+    import shapely
+
+    wgs84 = CRS.from_epsg(4326)
+    groups = [ground.group or f"chip {number}" for number, ground in enumerate(grounds)]
+    outlines = [ground.grid.outline_on(wgs84) for ground in grounds]
+    near = [ground.grid.crop(ground.grid.extent.grow(gap)).outline_on(wgs84) for ground in grounds]
+    for one, other in zip(*shapely.STRtree(outlines).query(near, predicate="intersects"), strict=True):
+        if one != other:
+            old, new = groups[other], groups[one]
+            groups = [new if group == old else group for group in groups]
+    chips = Counter(groups)
+    # A chip that lies alone is divided like a mosaic.
+    alone = [chips[group] == 1 and not ground.group for group, ground in zip(groups, grounds, strict=True)]
+    return ["" if single else group for single, group in zip(alone, groups, strict=True)]
 
 
 def _within_polygons(path: str, pixels: LabelledPixels, grid: GridSpec) -> np.ndarray:

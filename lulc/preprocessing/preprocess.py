@@ -47,6 +47,7 @@ from lulc.preprocessing.plan import (
     Place,
     Spot,
     candidate_spots,
+    may_split_patches,
     plan_patches,
     plan_places,
     splits_patches,
@@ -374,7 +375,7 @@ def _plan(
         places = plan_places(counts, grounds, config)
     except NoRoomError:
         # A small mosaic of many labels: too few stacks, and perhaps enough patches.
-        again = config.split == "auto" and not patches and not config.stacks
+        again = not patches and may_split_patches(counts, config)
         if again and (planned := _plan_patches(crew, config, counts, grounds)):
             return planned
         raise

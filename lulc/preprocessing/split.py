@@ -140,8 +140,9 @@ def _best_addition(counts: np.ndarray, chosen: list[int], fraction: float) -> tu
 def choose_groups(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Choose groups of labels for validation so that each class gives about a share of its pixels.
 
-    Groups are added or taken back one by one, always the one that helps most, until none helps. What counts
-    is the distance of each class's share from `fraction`, and at last the number of classes on both sides.
+    Groups are taken in random order while they help; then they are added or taken back one by one, always the
+    one that helps most, until none helps or `EXCHANGES` are weighed. What counts is the distance of each
+    class's share from `fraction`, and at last the number of classes on both sides.
 
     Parameters
     ----------
@@ -167,10 +168,15 @@ def choose_groups(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     counts = counts[order]
     total = counts.sum(axis=0)
     chosen = np.zeros(len(counts), bool)
+    held, now = np.zeros_like(total), np.inf
+    for number, own in enumerate(counts):
+        distance = float(_Score.of((held + own)[np.newaxis], total, fraction).distance[0])
+        if distance < min(now, float(fraction * (total > 0).sum())):
+            chosen[number], held, now = True, held + own, distance
     # By distance first: a group of many classes would else be taken before smaller ones that fit better.
     for by_classes in (False, True):
         best = _Score.of(counts[chosen].sum(axis=0)[np.newaxis], total, fraction)
-        for _ in range(2 * len(counts)):
+        for _ in range(min(2 * len(counts), EXCHANGES // counts.size)):
             held = counts[chosen].sum(axis=0) + np.where(chosen[:, np.newaxis], -counts, counts)
             scores = _Score.of(held, total, fraction)
             turned = scores.best(by_classes=by_classes)

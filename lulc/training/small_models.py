@@ -98,12 +98,14 @@ def _dense_networks(
         # The passes are few on purpose: more of them learn the labels by heart.
         warnings.simplefilter("ignore", ConvergenceWarning)
         perceptron.fit(z, labels, sample_weight=compute_sample_weight("balanced", labels))
-    even = np.full(len(known), 1 / len(known))
-    discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=even).fit(z, labels)
-    for weights, biases in (
-        (perceptron.coefs_, perceptron.intercepts_),
-        ([discriminant.coef_.T], [discriminant.intercept_]),
-    ):
+    fitted = [(perceptron.coefs_, perceptron.intercepts_)]
+    if len(labels) > len(known):
+        # With one pixel of each class there is no covariance.
+        even = np.full(len(known), 1 / len(known))
+        discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=even)
+        discriminant.fit(z, labels)
+        fitted.append(([discriminant.coef_.T], [discriminant.intercept_]))
+    for weights, biases in fitted:
         first = np.zeros((inputs, weights[0].shape[1]))
         first[: len(std)] = weights[0] / std[:, np.newaxis]
         shifted = biases[0] - (mean / std) @ weights[0]

@@ -31,8 +31,8 @@ logger = logging.getLogger("lulc")
 SPLITS = {"train": "training", "val": "validation"}
 """Splits of a manifest as they are printed."""
 
-MODEL_TAG, MODEL_SHA256_TAG = "LULC_MODEL", "LULC_MODEL_SHA256"
-"""Tags of a map: name and sha256 of its model."""
+MODEL_TAG, MODEL_SHA256_TAG, ENSEMBLE_TAG = "LULC_MODEL", "LULC_MODEL_SHA256", "LULC_ENSEMBLE"
+"""Tags of a map: name and sha256 of its model, and these of all that were averaged."""
 
 NAME_FIELDS = ("name", "region", "id")
 """Fields of polygons that give their names, in this order; numbers where there is none."""
@@ -74,7 +74,9 @@ class Region:
 
 def trains_on_all(tags: Mapping[str, str]) -> bool:
     """True where a map is by the small models for few labels, which learn the validation labels as well."""
-    return tags.get(MODEL_TAG, "").endswith(f"/{FEW_LABELS}")
+    return tags.get(MODEL_TAG, "").endswith(f"/{FEW_LABELS}") or f'/{FEW_LABELS}"' in tags.get(
+        ENSEMBLE_TAG, ""
+    )
 
 
 def read_regions(
@@ -170,7 +172,7 @@ def read_ground(
         stacks = manifest.stacks if trains_on_all(tags) else manifest.of("train")
         found = [_stack_region(s.name, s.ground, grid) for s in stacks if s.ground]
     if run is not None:
-        ground = _ground_of(Path(run), tags.get(MODEL_SHA256_TAG, ""))
+        ground = _ground_of(Path(run), tags)
         if ground is None and found is None:
             logger.warning(
                 "the models in '%s' don't say which land they were trained on: give --regions with the "
@@ -181,15 +183,19 @@ def read_ground(
     return None if found is None else [r for r in found if r.extent.height and r.extent.width]
 
 
-def _ground_of(run: Path, sha256: str) -> list[GridSpec] | None:
+def _ground_of(run: Path, tags: Mapping[str, str]) -> list[GridSpec] | None:
     """Return the grids of the stacks that a model of a run was trained on; None where its card doesn't tell.
 
-    Of a map whose model isn't among them any network counts: all were trained on the same stacks.
+    Of several that made a map the one that learnt most counts. Of a map whose model isn't among them any
+    network does: all were trained on the same stacks.
     """
+    made = tags.get(MODEL_SHA256_TAG, "") + tags.get(ENSEMBLE_TAG, "")
     found: list[GridSpec] = []
     models = [p for p in (*sorted(run.glob("*.keras")), *sorted(run.glob("*.npz"))) if card_path(p).exists()]
     cards = [(path, load_card(path)) for path in models]
-    cards.sort(key=lambda entry: entry[1].sha256 != sha256)
+    cards.sort(key=lambda entry: (entry[1].sha256 not in made, entry[0].stem != FEW_LABELS))
+    if cards and cards[0][1].sha256 not in made:
+        cards.sort(key=lambda entry: entry[0].suffix)
     for path, card in cards:
         for entry in card.training.get("data", ()):
             if "ground" not in entry:

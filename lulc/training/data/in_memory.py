@@ -15,6 +15,7 @@ from lulc.core.channels import set_of
 from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.statistics import Moments
+from lulc.core.windows import Window
 from lulc.datasets.arrays import Classes
 from lulc.datasets.manifest import channel_units, ground_of
 from lulc.labels.schemes import scheme_of_names
@@ -120,7 +121,7 @@ def dataset_of(
         statistics=moments.statistics,
         counts=counts,
         inputs={"data 1": identity},
-        provenance=[_provenance(training, list(validating), classes, identity)],
+        provenance=[_provenance(training, validating, classes, identity)],
         channel_set=set_of(channels).recorded,
     )
 
@@ -195,9 +196,11 @@ def _split(
         above = masks[:cut].copy()
         # As around validation stacks: a network sees that far when it is scored.
         above[cut - min(GAP, cut // 3) :] = IGNORE
-        place = None if grid is None else GridSpec(grid.crs, grid.transform, cut, grid.width)
-        upper[f"{name}_above"] = Pair(image[:cut], above, place, coding)
-        lower[f"{name}_below"] = Pair(image[cut:], masks[cut:], None, coding)
+        height, width = masks.shape
+        parts = Window(0, 0, cut, width), Window(cut, 0, height - cut, width)
+        places = [None if grid is None else grid.crop(part) for part in parts]
+        upper[f"{name}_above"] = Pair(image[:cut], above, places[0], coding)
+        lower[f"{name}_below"] = Pair(image[cut:], masks[cut:], places[1], coding)
     return upper, lower
 
 
@@ -212,10 +215,10 @@ def _identity(pairs: Sequence[Pair], channels: Sequence[str], validation: Sequen
 
 
 def _provenance(
-    training: Mapping[str, Pair], validating: list[str], legend: Legend, identity: str
+    training: Mapping[str, Pair], validating: Mapping[str, Pair], legend: Legend, identity: str
 ) -> dict[str, Any]:
     grids = [pair.grid for pair in training.values()]
-    ground = ground_of(grids)
+    ground, held = ground_of(grids), ground_of([pair.grid for pair in validating.values()])
     return {
         **pixel_size_of(grids),
         "folder": "arrays",
@@ -223,6 +226,7 @@ def _provenance(
         "scheme": legend.name,
         "training_stacks": list(training),
         **({"ground": ground} if ground is not None else {}),
-        "validation_stacks": validating,
+        **({"validation_ground": held} if held is not None else {}),
+        "validation_stacks": list(validating),
         "sources": [],
     }
