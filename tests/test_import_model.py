@@ -290,6 +290,19 @@ def test_our_own_export_comes_back_as_the_same_network(
         np.testing.assert_allclose(ours.read(), theirs.read(), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["run.json", "models.json"])
+def test_a_folder_with_a_training_takes_no_network(tmp_path: Path, legend: Path, name: str) -> None:
+    graph = Graph()
+    path = graph.save(tmp_path / "net.onnx", unet(graph))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("{}")
+    with pytest.raises(lulc.InputError, match="holds a training"):
+        lulc.import_model(
+            model=path, channels=CHANNELS, legend=legend, out=tmp_path / "run", overwrite=True
+        )  # fmt: skip
+    assert [one.name for one in (tmp_path / "run").iterdir()] == [name]
+
+
 def test_calibration_fits_temperature_and_accuracy_on_the_stacks(
     write_stacks: Callable[..., Path], tmp_path: Path
 ) -> None:

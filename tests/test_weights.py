@@ -262,6 +262,28 @@ def test_a_run_folder_points_out_its_models(saved: Path) -> None:
             find_model(str(folder), pick)
 
 
+@pytest.mark.parametrize("pick", ["auto", "last", "best-macro-f1", "baseline"])
+def test_a_network_beside_a_run_is_none_of_its_picks(tmp_path: Path, pick: str) -> None:
+    for name in ("network.onnx", "epoch-1.keras", "epoch-2.keras", "baseline.npz"):
+        (tmp_path / name).touch()
+    record_picks(tmp_path, {"auto": "epoch-1.keras", "last": "epoch-2.keras"})
+    expected = {"auto": "epoch-1.keras", "last": "epoch-2.keras", "baseline": "baseline.npz"}
+    if pick in expected:
+        assert find_model(str(tmp_path), pick).name == expected[pick]
+        return
+    with pytest.raises(InputError, match=r"epoch-2\.keras, network\.onnx"):
+        find_model(str(tmp_path), pick)
+
+
+def test_an_imported_network_stands_for_each_network_but_for_no_forest(tmp_path: Path) -> None:
+    (tmp_path / "network.onnx").touch()
+    for pick in ("auto", "last", "lowest-val-loss"):
+        assert find_model(str(tmp_path), pick).name == "network.onnx"
+    for pick in ("baseline", "few-labels"):
+        with pytest.raises(InputError, match=r"holds the weights network\.onnx"):
+            find_model(str(tmp_path), pick)
+
+
 @pytest.mark.parametrize("name", ["../secret.keras", "/etc/passwd", "a/b.keras", "..keras", "x.h5"])
 def test_picks_cannot_leave_their_folder(tmp_path: Path, name: str) -> None:
     record_picks(tmp_path, {"last": name})

@@ -29,7 +29,7 @@ from lulc.models.calibration import Holdout
 from lulc.models.card import Channel, ModelCard, card_path, write_card
 from lulc.models.onnx_file import GraphFile, read_graph
 from lulc.models.uncertainty import decide
-from lulc.models.weights import IMPORTED
+from lulc.models.weights import IMPORTED, PICKS_FILE, RUN_FILE
 from lulc.rasters.channels import load_channels
 from lulc.rasters.names import canonical_name
 from lulc.training.data.dataset import Tile, class_targets
@@ -64,10 +64,16 @@ def import_model(config: ImportModelConfig) -> Imported:
     Raises
     ------
     InputError
-        If the file is refused, channels or classes don't fit it, or the folder holds a network already.
+        If the file is refused, channels or classes don't fit it, or the folder holds a network or training.
     """
     channels, legend = _channels(config.channels), load_scheme(config.legend).legend
     path = Path(config.out) / IMPORTED
+    if any(path.with_name(name).exists() for name in (RUN_FILE, PICKS_FILE)):
+        raise InputError(
+            f"cannot import into '{config.out}', since it holds a training, whose models have names of their "
+            "own",
+            "Give another folder: --out FOLDER",
+        )
     with claim_outputs([path, card_path(path)], config) as claims:
         if path.exists() and not (config.overwrite or claims.may_replace(path)):
             raise InputError(

@@ -373,15 +373,18 @@ def unfinished_run(model: Path) -> str:
 
 
 def _pick_from(folder: Path, pick: str) -> Path:
-    for named in (folder / f"{pick}.keras", folder / f"{pick}.npz", folder / IMPORTED):
+    for named in (folder / f"{pick}.keras", folder / f"{pick}.npz"):
         if named.is_file():
             return named
     picks = read_picks(folder) if (folder / PICKS_FILE).is_file() else {}
+    # An imported network is alone in its folder: it stands for each network of a run, but for no forest.
+    if not picks and pick in (RECOMMENDED, *PICKS) and (folder / IMPORTED).is_file():
+        return folder / IMPORTED
     if pick in picks and (folder / picks[pick]).is_file():
         return folder / picks[pick]
     if pick == RECOMMENDED:
         return _pick_from(folder, PICKS[0])
-    found = ", ".join(sorted(p.name for p in folder.glob("*.keras"))) or "none"
+    found = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in CARDED)) or "none"
     raise InputError(
         f"cannot find the model '{pick}' in the folder '{folder}', since it points out "
         f"{', '.join(picks) or 'none'} and holds the weights {found}",
