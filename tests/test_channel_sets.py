@@ -26,6 +26,7 @@ from lulc.rasters.indices import compute_indices
 from lulc.rasters.matching import picture_layers
 from lulc.rasters.stack import Coverage, open_stack
 from lulc.training.data.augmentation import Dropout, Jitter
+from lulc.training.data.dataset import open_dataset
 from lulc.training.data.unlabelled import open_mosaic
 
 from .test_channels import config
@@ -628,6 +629,36 @@ def test_a_network_of_two_dates_and_terrain_makes_a_map_where_a_date_is_missing(
     assert "elevation is missing" in said
     assert "--layers" in said and "spring/B04, spring/B08, summer/B04, summer/B08, slope" in said
     assert reproduce_map.main([str(out), "--inputs", str(tmp_path), "-q"]) == 0
+
+
+def test_a_place_without_an_optional_channel_trains_beside_one_that_has_it(tmp_path: Path) -> None:
+    side = 96
+    classes = (np.indices((side, side)).sum(0) // 16 % 2 + 1).astype(np.uint8)
+    file = tmp_path / "own.yaml"
+    file.write_text("format_version: 1\nchannels: [B04, B08, {name: VV, may_be_missing: true}]\n")
+    folders = []
+    for number, place in enumerate(("with", "without")):
+        origin = {"origin": (5e5 + 2e4 * number, 6.8e6)}
+        rng = np.random.default_rng(number)
+        image = rng.integers(300, 900, (2, side, side)).astype(np.uint16)
+        words = ["--bands", tif(tmp_path / f"{place}.tif", image, ["B04", "B08"], nodata=0, **origin)]
+        if place == "with":
+            backscatter = rng.normal(-12, 2, (1, side, side)).astype(np.float32)
+            words += ["--layers", tif(tmp_path / "vv.tif", backscatter, ["VV"], **origin)]
+        words += ["--labels", tif(tmp_path / f"{place}_labels.tif", classes[None], **origin)]
+        words += ["--channels", str(file), "--scheme", "kaakonkulma-13", "--size", "48", "--gap", "0", "-q"]
+        folders.append(str(tmp_path / f"{place}_stacks"))
+        assert preprocess.main([*words, "--out", folders[-1]]) == 0
+    full, lacking = (read_manifest(Path(folder)).statistics for folder in folders)
+    assert lacking.count and lacking.lacking == (0, 0, lacking.count)
+    assert 500 < lacking.mean[0] < 700 and (lacking.mean[2], lacking.std[2]) == (0, 1)
+    for given in (folders, folders[::-1]):
+        both = open_dataset(TrainConfig(data=tuple(given), out=str(tmp_path / "run"))).statistics
+        assert both.count == full.count + lacking.count
+        np.testing.assert_allclose((both.mean[2], both.std[2]), (full.mean[2], full.std[2]), rtol=1e-12)
+        share = lacking.count / both.count
+        mean = (1 - share) * full.mean[0] + share * lacking.mean[0]
+        np.testing.assert_allclose(both.mean[0], mean, rtol=1e-12)
 
 
 def test_reading_rules_of_the_stacks_hold_for_another_place(tmp_path: Path) -> None:

@@ -63,3 +63,15 @@ def test_statistics_of_windows_are_those_of_their_pixels() -> None:
     found = statistics_of(lambda w: image[w.slices], windows)
     np.testing.assert_allclose(found.mean, np.nanmean(pixels, axis=0), rtol=1e-5)
     np.testing.assert_allclose(found.std, np.nanstd(pixels, axis=0), rtol=1e-5)
+
+
+def test_a_map_without_an_optional_channel_is_compared_in_the_others() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.normal((1800, -12), (150, 2), (64, 64, 2)).astype("f4")
+    training = Statistics((800.0, -12.0), (150.0, 2.0), 9)
+    image[..., 1] = np.nan
+    found = statistics_of(lambda w: image[w.slices], sample_windows(64, 64), (1,))
+    assert found.count == 64 * 64
+    lines, _ = differences(["B02", "VV"], found, training)
+    assert [line.partition(":")[0] for line in lines] == ["B02"]
+    assert differences(["B02", "VV"], found, Statistics((1800.0, 0.0), (150.0, 1.0), 9, (0, 9))) == ([], "")

@@ -159,6 +159,15 @@ def test_another_folder_validates_whole_and_own_validation_stacks_take_no_part(
         leave_one_out(make_config(own, validation_data=(str(other),), cross_validate="stacks"))
 
 
+def test_a_folder_without_a_valid_pixel_weighs_nothing(write_stacks, tmp_path):
+    def invalidate(name, image, masks):
+        image[:] = np.nan
+
+    own = write_stacks(tmp_path / "own", ("train", "val"))
+    empty = write_stacks(tmp_path / "empty", ("train", "val"), east=90_000.0, seed=5, change=invalidate)
+    assert open_dataset(make_config(own, empty)).statistics == load_manifest(own).statistics
+
+
 def test_labels_on_the_ground_of_other_validation_data_are_ignored(write_stacks, tmp_path):
     own = write_stacks(tmp_path / "own", ("train", "train", "train"))
     same = write_stacks(tmp_path / "same", ("val",), seed=5)

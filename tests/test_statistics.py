@@ -70,6 +70,55 @@ def test_pixels_with_any_invalid_channel_do_not_count() -> None:
     assert Statistics.of(x) == Statistics((3.0, 20.0), (2.0, 10.0), 2)
 
 
+def images_that_lack_channels() -> list[np.ndarray]:
+    """Three images: of two with the last of three channels in part, one without it."""
+    rng = np.random.default_rng(3)
+    images = [rng.normal((900, 40, -12), (90, 4, 2), (n, 3)).astype(np.float32) for n in (500, 300, 400)]
+    images[0][:200, 2] = np.nan
+    images[1][:, 2] = np.nan
+    images[2][:50] = np.nan
+    images[2][50:60, 0] = np.nan
+    return images
+
+
+def test_a_channel_that_pixels_may_lack_counts_where_it_is() -> None:
+    images = images_that_lack_channels()
+    whole = np.concatenate(images)
+    pixels = whole[np.isfinite(whole[:, :2]).all(axis=1)].astype(np.float64)
+    moments = [Moments.of(image, (2,)) for image in images]
+    sides = [Statistics.of(image, (2,)) for image in images]
+    found = [
+        Moments.of(whole, (2,)).statistics, sum(moments, Moments.zero(3)).statistics,
+        Statistics.of(whole, (2,)), sides[0].merge(sides[1]).merge(sides[2]),
+        sides[1].merge(sides[0]).merge(sides[2]),
+    ]  # fmt: skip
+    for statistics in found:
+        assert (statistics.count, statistics.lacking) == (1140, (0, 0, 500))
+        np.testing.assert_allclose(statistics.mean, np.nanmean(pixels, axis=0), rtol=1e-9)
+        np.testing.assert_allclose(statistics.std, np.nanstd(pixels, axis=0), rtol=1e-9)
+        assert Statistics.from_json(json.loads(json.dumps(statistics.to_json()))) == statistics
+    assert sum(moments, Moments.zero(3)) == Moments.of(whole, (2,))
+
+
+def test_a_channel_that_all_pixels_lack_has_mean_0_and_deviation_1() -> None:
+    image = images_that_lack_channels()[1]
+    none = Statistics.of(np.full((4, 3), np.nan), (2,))
+    assert none.count == 0
+    once = Statistics.of(image, (2,))
+    for found in (once, Moments.of(image, (2,)).statistics, none.merge(once), once.merge(none)):
+        assert (found.count, found.lacking) == (300, (0, 0, 300))
+        assert (found.mean[2], found.std[2]) == (0, 1)
+        np.testing.assert_allclose(found.mean[:2], image[:, :2].mean(0, dtype=np.float64), rtol=1e-9)
+        assert found.seen.tolist() == [True, True, False]
+
+
+def test_statistics_of_pixels_that_have_all_channels_are_written_as_before() -> None:
+    image = np.random.default_rng(4).normal(0, 1, (50, 2)).astype(np.float32)
+    assert Statistics.of(image, (1,)) == Statistics.of(image)
+    assert Moments.of(image, (1,)).statistics == Moments.of(image).statistics
+    assert list(Statistics.of(image, (1,)).to_json()) == ["mean", "std", "count"]
+
+
 def test_statistics_of_other_channels_do_not_merge() -> None:
     with pytest.raises(InputError, match="channels"):
         Statistics((1.0,), (1.0,), 1).merge(Statistics((1.0, 2.0), (1.0, 2.0), 1))

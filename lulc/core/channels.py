@@ -234,6 +234,11 @@ class ChannelSet(Jsonable):
         return tuple(one.name for one in self.channels)
 
     @property
+    def optional(self) -> tuple[int, ...]:
+        """Numbers of the channels that a valid pixel may lack."""
+        return tuple(i for i, one in enumerate(self.channels) if one.may_be_missing)
+
+    @property
     def recorded(self) -> ChannelSet | None:
         """The set where a document has to hold it; None where the names of the channels say everything."""
         valid = all(re.fullmatch(_NAME, one.name) for one in self.channels)

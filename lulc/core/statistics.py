@@ -9,8 +9,10 @@ import os
 import pickle
 import pickletools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +30,7 @@ Numbers = Annotated[tuple[float, ...], limits(minItems=1, maxItems=1024)]
 Deviations = Annotated[tuple[Annotated[float, limits(minimum=0)], ...], limits(minItems=1, maxItems=1024)]
 Sums = Annotated[tuple[Fraction, ...], limits(minItems=1, maxItems=1024)]
 Count = Annotated[int, limits(minimum=0)]
+Counts = Annotated[tuple[Count, ...], limits(maxItems=1024)]
 
 _PIXELS = 2**13
 """Pixels summed at once: 14 channels of them in float64 stay in a processor's cache."""
@@ -43,6 +46,9 @@ class Statistics(Jsonable):
         One float for each channel, in the unit of the channel.
     count
         Valid pixels that they were computed from; 0 where that is not known.
+    lacking
+        For each channel, how many of these lack it; empty where none lacks any. A channel that all lack has
+        mean 0 and deviation 1.
 
     Raises
     ------
@@ -53,25 +59,52 @@ class Statistics(Jsonable):
     mean: Numbers
     std: Deviations
     count: Count = 0
+    lacking: Counts = ()
 
     def __post_init__(self) -> None:
         finite = all(math.isfinite(v) for v in (*self.mean, *self.std))
-        if len(self.mean) != len(self.std) or not finite or any(s < 0 for s in self.std):
+        paired = len(self.mean) == len(self.std) and len(self.lacking) in (0, len(self.mean))
+        if not paired or not finite or any(s < 0 for s in self.std):
             raise InputError(
                 f"cannot use the statistics, since they hold mean {self.mean} and std {self.std}, "
                 "expected one finite mean and one standard deviation of at least 0 for each channel",
                 "Compute them again with preprocess.py.",
             )
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready data; without `lacking` where no pixel lacks a channel."""
+        return {name: value for name, value in super().to_json().items() if name != "lacking" or value}
+
+    @property
+    def counts(self) -> np.ndarray:
+        """For each channel, int64, the pixels that have it."""
+        return np.maximum(0, self.count - np.array(self.lacking or (0,) * len(self.mean), np.int64))
+
+    @property
+    def seen(self) -> np.ndarray:
+        """True for each channel that is not known to lack in all pixels."""
+        return (self.counts > 0) | (self.count == 0)
+
     @classmethod
-    def of(cls, values: np.ndarray) -> Statistics:
-        """Statistics of the pixels of `values`, float (..., band), that are finite; computed in float64."""
+    def of(cls, values: np.ndarray, optional: Sequence[int] = ()) -> Statistics:
+        """Statistics of the pixels of `values`, float (..., band), that are finite; computed in float64.
+
+        A pixel counts although it lacks channels of the numbers `optional`, where it has any other.
+        """
         pixels = np.asarray(values, "float64").reshape(-1, values.shape[-1])
-        pixels = pixels[np.isfinite(pixels).all(axis=1)]
+        pixels = pixels[_counted(pixels, optional)]
         if not len(pixels):
             zeros = (0.0,) * values.shape[-1]
             return cls(zeros, zeros, 0)
-        return cls(tuple(pixels.mean(0).tolist()), tuple(pixels.std(0).tolist()), len(pixels))
+        known = np.isfinite(pixels)
+        lacking = len(pixels) - known.sum(axis=0)
+        if not lacking.any():
+            return cls(tuple(pixels.mean(0).tolist()), tuple(pixels.std(0).tolist()), len(pixels))
+        unseen = lacking == len(pixels)
+        pixels[:, unseen], known[:, unseen] = 0, True
+        std = np.where(unseen, 1, pixels.std(0, where=known))
+        mean = pixels.mean(0, where=known)
+        return cls(tuple(mean.tolist()), tuple(std.tolist()), len(pixels), tuple(lacking.tolist()))
 
     def merge(self, other: Statistics) -> Statistics:
         """Statistics of both sets of pixels together (Chan, Golub, LeVeque 1979, eq. 2.1).
@@ -90,7 +123,8 @@ class Statistics(Jsonable):
         count = self.count + other.count
         if count == 0:
             return self
-        share = other.count / count
+        counts = self.counts + other.counts
+        share = other.counts / np.maximum(1, counts)
         difference = np.subtract(other.mean, self.mean)
         mean = np.asarray(self.mean) + share * difference
         variance = (
@@ -98,7 +132,17 @@ class Statistics(Jsonable):
             + share * np.square(other.std)
             + share * (1 - share) * np.square(difference)
         )
-        return Statistics(tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()), count)
+        mean, std = np.where(counts, mean, 0), np.where(counts, np.sqrt(variance), 1)
+        lacking = tuple((count - counts).tolist()) if (counts < count).any() else ()
+        return Statistics(tuple(mean.tolist()), tuple(std.tolist()), count, lacking)
+
+
+def _counted(pixels: np.ndarray, optional: Sequence[int]) -> np.ndarray:
+    """True for each pixel of (n, channel) that has all channels but the optional ones, and any at all."""
+    known = np.isfinite(pixels)
+    if not optional:
+        return np.asarray(known.all(axis=1))
+    return np.asarray(np.delete(known, optional, axis=1).all(axis=1) & known.any(axis=1))
 
 
 def valid_pixels(image: np.ndarray) -> np.ndarray:
@@ -116,14 +160,17 @@ class Moments(Jsonable):
     Parameters
     ----------
     count
-        Pixels without NaN.
+        Pixels that have every channel that they may not lack.
     sums, squares
         Sums of the values and of their squares, for each channel.
+    lacking
+        For each channel, how many of the pixels lack it; empty where none may lack any.
     """
 
     count: Count
     sums: Sums
     squares: Sums
+    lacking: Counts = ()
 
     @classmethod
     def zero(cls, channels: int) -> Moments:
@@ -131,18 +178,26 @@ class Moments(Jsonable):
         return cls(0, (Fraction(0),) * channels, (Fraction(0),) * channels)
 
     @classmethod
-    def of(cls, image: np.ndarray) -> Moments:
-        """Moments of the pixels without NaN and infinite numbers in `image`, float32 (..., channel)."""
+    def of(cls, image: np.ndarray, optional: Sequence[int] = ()) -> Moments:
+        """Moments of the pixels without NaN and infinite numbers in `image`, float32 (..., channel).
+
+        A pixel counts although it lacks channels of the numbers `optional`, where it has any other.
+        """
         total = cls.zero(image.shape[-1])
         pixels = image.reshape(-1, image.shape[-1])
         for start in range(0, len(pixels), _PIXELS):
             piece = pixels[start : start + _PIXELS]
-            whole = np.isfinite(piece).all(axis=1)
+            whole = _counted(piece, optional)
             planes = np.array((piece if whole.all() else piece[whole]).T, "float64", order="C")
+            lacking: tuple[int, ...] = ()
+            if optional:
+                missing = ~np.isfinite(planes)
+                planes[missing] = 0
+                lacking = tuple(missing.sum(axis=1).tolist())
             sums = tuple(map(_exact_sum, planes))
             # Squares of float32 are exact in float64.
             squares = tuple(map(_exact_sum, np.square(planes, out=planes)))
-            total += cls(planes.shape[1], sums, squares)
+            total += cls(planes.shape[1], sums, squares, lacking)
         return total
 
     def __add__(self, other: Moments) -> Moments:
@@ -150,16 +205,22 @@ class Moments(Jsonable):
             self.count + other.count,
             tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
             tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
+            tuple(a + b for a, b in zip_longest(self.lacking, other.lacking, fillvalue=0)),
         )
 
     @property
     def statistics(self) -> Statistics:
         """Mean and standard deviation, each rounded once."""
-        count = max(1, self.count)
-        means = [total / count for total in self.sums]
-        variances = [total / count - mean**2 for total, mean in zip(self.squares, means, strict=True)]
-        deviations = tuple(math.sqrt(float(variance)) for variance in variances)
-        return Statistics(tuple(map(float, means)), deviations, self.count)
+        lacking = self.lacking or (0,) * len(self.sums)
+        counts = [max(1, self.count - lost) for lost in lacking]
+        means = [total / count for total, count in zip(self.sums, counts, strict=True)]
+        squares = [total / count for total, count in zip(self.squares, counts, strict=True)]
+        deviations = tuple(
+            1.0 if 0 < self.count == lost else math.sqrt(float(square - mean**2))
+            for square, mean, lost in zip(squares, means, lacking, strict=True)
+        )
+        lacking = lacking if any(lacking) else ()
+        return Statistics(tuple(map(float, means)), deviations, self.count, lacking)
 
 
 def _exact_sum(values: np.ndarray) -> Fraction:

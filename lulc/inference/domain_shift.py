@@ -41,7 +41,7 @@ def sample_windows(height: int, width: int, count: int = _SAMPLES, side: int = _
     ]
 
 
-def statistics_of(read: Read, windows: Sequence[Window]) -> Statistics:
+def statistics_of(read: Read, windows: Sequence[Window], optional: Sequence[int] = ()) -> Statistics:
     """Statistics of the valid pixels in some windows, each read by itself.
 
     Parameters
@@ -50,10 +50,12 @@ def statistics_of(read: Read, windows: Sequence[Window]) -> Statistics:
         Window to float32 (y, x, band), NaN in every channel of invalid pixels.
     windows
         At least one, disjoint.
+    optional
+        Numbers of the channels that a valid pixel may lack.
     """
     total: Statistics | None = None
     for window in windows:
-        found = Statistics.of(read(window))
+        found = Statistics.of(read(window), optional)
         total = found if total is None else total.merge(found)
     assert total is not None
     return total
@@ -82,7 +84,9 @@ def differences(names: Sequence[str], found: Statistics, training: Statistics) -
     (['B02: mean 1800, trained on 800 +- 150 (6.7 standard deviations)'], 'The difference is that of an \
 offset of +1000 left in: try --offset -1000.')
     """
-    mean, expected = np.asarray(found.mean), np.asarray(training.mean)
+    expected = np.asarray(training.mean)
+    # Nothing is known of a channel that either lacks everywhere.
+    mean = np.where(found.seen & training.seen, found.mean, expected)
     deviation = np.maximum(np.asarray(training.std), 1e-6)
     score = np.abs(mean - expected) / deviation
     far = _far(names, mean, expected, score)

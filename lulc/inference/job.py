@@ -20,7 +20,7 @@ from lulc.config import ClassifyConfig, InputConfig
 from lulc.core.channels import ChannelSet, name_of
 from lulc.core.grid import GridSpec, pixel_on_ground
 from lulc.core.schema import IGNORE, INDICES, UNCLASSIFIED, InputError, Legend
-from lulc.core.statistics import Statistics, read_statistics
+from lulc.core.statistics import read_statistics
 from lulc.core.version import __version__
 from lulc.core.windows import Part, Plan, squares_of
 from lulc.engines.ensemble import (
@@ -469,11 +469,11 @@ def _with_mosaic_statistics(card: ModelCard, stack: Stack) -> ModelCard:
         "or extent the same place gets other classes. Give those of the training where you have them."
     )
     squares = list(squares_of(stack.grid.extent, side=512))
-    found = domain_shift.statistics_of(stack.read, squares)
+    found = domain_shift.statistics_of(stack.read, squares, stack.channel_set.optional)
     if not found.count:
         raise no_valid_pixel()
     deviation = tuple(s or 1.0 for s in found.std)
-    return dataclasses.replace(card, statistics=Statistics(found.mean, deviation, found.count))
+    return dataclasses.replace(card, statistics=dataclasses.replace(found, std=deviation))
 
 
 def _check_coding(card: ModelCard, stack: Stack) -> None:
@@ -492,7 +492,8 @@ def _check_coding(card: ModelCard, stack: Stack) -> None:
 
 def _check_domain(card: ModelCard, stack: Stack, *, strict: bool) -> None:
     """Call out a mosaic that lies far from the training data, band by band."""
-    found = domain_shift.statistics_of(stack.read, domain_shift.sample_windows(*stack.grid.shape))
+    windows = domain_shift.sample_windows(*stack.grid.shape)
+    found = domain_shift.statistics_of(stack.read, windows, stack.channel_set.optional)
     if not found.count:
         logger.warning("no place looked at holds a valid pixel: the mosaic is not compared with the training")
         return

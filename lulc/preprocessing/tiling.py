@@ -234,7 +234,7 @@ def cut(inputs: Inputs, place: Place) -> Cut:
                 images.write(image)
                 masks.write(classes)
                 counts += np.bincount(classes.ravel(), minlength=256)
-                moments += Moments.of(image)
+                moments += Moments.of(image, inputs.stack.channel_set.optional)
         sha256 = (sha256_of(first), sha256_of(second))
         inputs.check()
     file = StackFile(

@@ -379,7 +379,7 @@ def _described(manifest: Manifest) -> list[str]:
 
 def optional_channels(channels: ChannelSet | None) -> tuple[int, ...]:
     """Return the numbers of the channels that a valid pixel may lack."""
-    return tuple(i for i, one in enumerate(channels.channels) if one.may_be_missing) if channels else ()
+    return channels.optional if channels else ()
 
 
 def _merge_legends(legends: Sequence[Legend]) -> Legend:
@@ -397,9 +397,11 @@ def _merge_statistics(manifests: Sequence[Manifest]) -> Statistics:
     """Merge the statistics of all training pixels; a folder of unknown count counts with all its pixels."""
     parts = []
     for manifest in manifests:
-        pixels = sum(stack.shape[0] * stack.shape[1] for stack in manifest.of("train"))
+        training = manifest.of("train")
+        # The original counted no pixels; what preprocess.py counted may well be 0.
+        pixels = sum(stack.shape[0] * stack.shape[1] for stack in training if stack.statistics is None)
         # A folder prepared for validation alone weighs nothing.
-        known = manifest.statistics.count if pixels else 0
+        known = manifest.statistics.count if training else 0
         parts.append(dataclasses.replace(manifest.statistics, count=known or pixels))
     merged = parts[0]
     for part in parts[1:]:

@@ -122,7 +122,8 @@ def _survey(stack: Stack, crop: int) -> tuple[list[Window], Statistics]:
         list(squares_of(stack.grid.extent, side)), unit="square", desc="looking through",
         disable=not logger.isEnabledFor(logging.INFO),
     )  # fmt: skip
-    found = [(window, Statistics.of(stack.read(window))) for window in windows]
+    optional = stack.channel_set.optional
+    found = [(window, Statistics.of(stack.read(window), optional)) for window in windows]
     total = found[0][1]
     for _, statistics in found[1:]:
         total = total.merge(statistics)
