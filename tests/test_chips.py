@@ -142,6 +142,23 @@ def test_several_patterns_and_folders_make_the_files_of_a_chip(tmp_path: Path) -
         assert chip.config.aoi == "area.gpkg"
 
 
+def test_a_date_or_names_stand_before_the_path_of_a_cell_and_before_a_pattern(tmp_path: Path) -> None:
+    for name in ("a_u.tif", "b_u.tif", "a_v.tif", "b_v.tif", "a_lab.tif", "b_lab.tif", "x=1.tif"):
+        (tmp_path / name).touch()
+    header = "bands,labels,layers,name\n"
+    bands, layers = "spring=a_u.tif|summer=/b_v.tif", "VV,VH=radar.tif|x=1.tif|z=NETCDF:c.nc:d"
+    (tmp_path / "pairs.csv").write_text(f'{header}{bands},a_lab.tif,"{layers}",\n')
+    (one,) = find_chips(config(tmp_path, bands=(str(tmp_path / "pairs.csv"),), labels=None))
+    assert one.name == "a_u"
+    assert one.config.bands == (f"spring={tmp_path}/a_u.tif", "summer=/b_v.tif")
+    assert one.config.layers == (f"VV,VH={tmp_path}/radar.tif", f"{tmp_path}/x=1.tif", "z=NETCDF:c.nc:d")
+    dates = tuple(f"{date}={tmp_path}/*_{end}.tif" for date, end in (("spring", "u"), ("summer", "v")))
+    found = find_chips(config(tmp_path, bands=dates))
+    assert [(chip.name, chip.config.bands) for chip in found] == [
+        (name, (f"spring={tmp_path}/{name}_u.tif", f"summer={tmp_path}/{name}_v.tif")) for name in "ab"
+    ]
+
+
 def test_a_file_whose_name_has_brackets_is_no_pattern(tmp_path: Path) -> None:
     (tmp_path / "scene[1].tif").touch()
     one = find_chips(config(tmp_path, bands=(str(tmp_path / "scene[1].tif"),), labels="labels.tif"))

@@ -22,6 +22,7 @@ import shapely
 from rasterio.crs import CRS
 
 from lulc.config import PreprocessConfig
+from lulc.core.channels import name_of, split_prefix, with_path
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.storage import Resource
@@ -113,7 +114,8 @@ def _paths(config: PreprocessConfig, name: str) -> tuple[str, ...]:
 
 
 def _is_pattern(path: str) -> bool:
-    """True for a path with wildcards that is not itself the name of a file."""
+    """True for a path with wildcards that is not itself the name of a file; a date may stand before it."""
+    path = split_prefix(path)[1]
     return bool(_WILDCARD.search(path)) and not is_address(path) and not Path(path).exists()
 
 
@@ -147,8 +149,9 @@ def _match(config: PreprocessConfig, patterns: dict[str, list[str]]) -> list[Chi
     return chips
 
 
-def _matches(pattern: str) -> dict[tuple[str, ...], str]:
-    """Return the files that a pattern matches, by what its wildcards stand for."""
+def _matches(given: str) -> dict[tuple[str, ...], str]:
+    """Return the files that a pattern matches, by what its wildcards stand for, with the date before it."""
+    pattern = split_prefix(given)[1]
     parts, last = [], 0
     for wildcard in _WILDCARD.finditer(pattern):
         text = wildcard.group()
@@ -157,10 +160,11 @@ def _matches(pattern: str) -> dict[tuple[str, ...], str]:
         parts.append("(.*)" if text.startswith("**") else f"({one.replace('[!', '[^')}{'*' * (text == '*')})")
         last = wildcard.end()
     expression = re.compile("".join(parts) + re.escape(pattern[last:]))
+    before = given.removesuffix(pattern)
     found = {}
     for path in glob.glob(pattern, recursive=True):
         if match := expression.fullmatch(path):
-            found[match.groups()] = path
+            found[match.groups()] = before + path
     if not found:
         raise InputError(
             f"cannot find chips, since no file matches '{pattern}'",
@@ -187,7 +191,7 @@ def _read_table(config: PreprocessConfig) -> list[Chip]:
         for name in PATTERNED:
             many = isinstance(getattr(config, name), tuple)
             cells = [c.strip() for c in row.get(name, "").split("|") if c.strip()]
-            cells = [c if is_address(c) else str(path.parent / c) for c in cells]
+            cells = [_from(path.parent, c) for c in cells]
             if cells and len(cells) > 1 and not many:
                 raise _bad_row(path, line, f"{name} has {len(cells)} files, expected one")
             if cells:
@@ -198,7 +202,7 @@ def _read_table(config: PreprocessConfig) -> list[Chip]:
             files |= {key: float(row[key]) for key in NUMBERS if row.get(key)}
         except ValueError as error:
             raise _bad_row(path, line, f"{', '.join(NUMBERS)} are numbers, but {error}") from error
-        name = row.get("name") or Path(files["bands"][0]).stem
+        name = row.get("name") or Path(split_prefix(files["bands"][0])[1]).stem
         chips.append(Chip(name, row.get("group") or name, dataclasses.replace(config, **files)))
     twice = [name for name, count in Counter(chip.name for chip in chips).items() if count > 1]
     if twice:
@@ -208,6 +212,13 @@ def _read_table(config: PreprocessConfig) -> list[Chip]:
             "Add a column name with another text in each row.",
         )
     return chips
+
+
+def _from(folder: Path, cell: str) -> str:
+    """Return a path of a table, with the date or names before it, as one that starts at its folder."""
+    if (folder / cell).exists():
+        return str(folder / cell)
+    return with_path(cell, lambda path: path if is_address(path) else str(folder / path))
 
 
 def _rows(path: Path, *, needs_labels: bool) -> list[tuple[int, dict[str, str]]]:
@@ -413,7 +424,7 @@ class Chips(Resource):
 
 
 def _files(config: PreprocessConfig) -> list[str]:
-    return [Path(path).name for name in PATTERNED for path in _paths(config, name)]
+    return [name_of(path) for name in PATTERNED for path in _paths(config, name)]
 
 
 def _on_same_ground(grids: Sequence[GridSpec]) -> Iterator[tuple[int, int]]:
