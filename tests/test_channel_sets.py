@@ -371,6 +371,24 @@ def test_backscatter_is_the_same_from_dB_and_from_power(stored: str, tmp_path: P
     np.testing.assert_allclose(found["VH"][4:], decibel[1, 4:], atol=0.006)
 
 
+@pytest.mark.parametrize("empty", [0, -9999, "mask"])
+def test_power_in_a_small_part_of_a_raster_is_told_from_dB(empty: float | str, tmp_path: Path) -> None:
+    side, there = 1400, (slice(None), slice(200, 240), slice(600, 640))
+    decibel = radar(np.random.default_rng(2))[:, :40, :40]
+    # Under a mask lies what would pass for dB.
+    data = np.full((2, side, side), -20 if empty == "mask" else empty, np.float32)
+    data[there] = 10 ** (decibel / 10)
+    data[0, 100, 100] = 0.5
+    profile = {"nodata": empty} if empty == -9999 else {}
+    path = tif(tmp_path / "s1.tif", data, ["VV", "VH"], tiled=True, **profile)
+    if empty == "mask":
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+            file.write_mask(data[1] != -20)
+    with open_stack([], [], InputConfig(layers=(path,)), channels=set_of(["VV", "VH"])) as stack:
+        found = stack.read(Window(200, 600, 40, 40))
+    np.testing.assert_allclose(np.moveaxis(found, -1, 0), decibel, rtol=1e-4)
+
+
 def test_uncalibrated_radar_is_refused(tmp_path: Path) -> None:
     data = np.random.default_rng(1).integers(50, 400, (2, SIDE, SIDE)).astype(np.uint16)
     with pytest.raises(InputError, match="backscatter") as error:

@@ -17,7 +17,7 @@ from lulc.config import InputConfig
 from lulc.core.channels import LIBRARY, ChannelDefinition
 from lulc.core.grid import GridSpec
 from lulc.core.schema import INDICES, SIMULATED_TAG, InputError
-from lulc.core.windows import Window
+from lulc.core.windows import Window, squares_of
 from lulc.rasters.alignment import Alignment
 from lulc.rasters.items import is_item
 from lulc.rasters.layers import Layer, Source
@@ -47,6 +47,9 @@ from lulc.rasters.sources import (
 logger = logging.getLogger("lulc")
 
 _NATIVE_10_M = ("B02", "B03", "B04", "B08")
+
+_ENOUGH = 500
+"""Values that show in which coding a layer is stored."""
 
 
 @dataclass(frozen=True)
@@ -636,19 +639,40 @@ def _stored(reader: Reader, window: Window) -> np.ndarray:
 
 
 def _sample(source: Source, planes: Sequence[Plane]) -> list[np.ndarray]:
-    """Stored values (n,) of each plane without no data, from a lattice of places of its own file."""
+    """Stored values (n,) of each plane without no data, from a lattice of places of its own file.
+
+    Where these hold next to nothing, the whole file is looked through until there is enough.
+    """
     if not planes:
         return []
-    windows = _lattice(source.grid, source.block, 4, 128)
+    found = _values_in(source, planes, _lattice(source.grid, source.block, 4, 128))
+    for window in squares_of(source.grid.extent):
+        if all(values.size >= _ENOUGH for values in found):
+            break
+        more = _values_in(source, planes, [window])
+        found = [
+            old if old.size >= _ENOUGH else np.concatenate((old, new))
+            for old, new in zip(found, more, strict=True)
+        ]
+    return found
+
+
+def _values_in(source: Source, planes: Sequence[Plane], windows: Sequence[Window]) -> list[np.ndarray]:
+    """Stored values (n,) of each plane without no data in some windows of its file."""
     own = [plane.position for plane in planes]
-    stored = np.concatenate([source.read(own, w).reshape(len(own), -1) for w in windows], axis=1)
-    present = np.logical_and.reduce([_present(v, p) for v, p in zip(stored, planes, strict=True)])
-    return [v[present] for v in stored]
+    parts: list[list[np.ndarray]] = [[] for _ in planes]
+    for window in windows:
+        stored, mask = source.read(own, window), source.read_mask(own, window)
+        known = np.stack([_present(v, p) for v, p in zip(stored, planes, strict=True)])
+        known = known if mask is None else known & mask
+        for part, values, there in zip(parts, stored, known, strict=True):
+            part.append(values[there])
+    return [np.concatenate(part) for part in parts]
 
 
 def _present(values: np.ndarray, plane: Plane) -> np.ndarray:
     present = plane.missing.present(values)
-    return present & (values != 0) if plane.is_reflectance else present
+    return present & (values != 0) if plane.definition.kind in ("reflectance", "backscatter") else present
 
 
 def _lattice(grid: GridSpec, blocks: tuple[int, int], count: int, side: int) -> list[Window]:
