@@ -302,6 +302,38 @@ def test_what_is_computed_from_absent_bands_is_missing(tmp_path: Path) -> None:
     assert all(np.isnan(plane).all() for plane in found.values())
 
 
+@pytest.mark.parametrize("date", ["", "spring"])
+@pytest.mark.parametrize("optional", ["", ", may_be_missing: true"])
+def test_index_rasters_may_be_all_that_a_date_has(date: str, optional: str, tmp_path: Path) -> None:
+    code = np.random.default_rng(1).integers(0, 201, (1, SIDE, SIDE)).astype(np.uint8)
+    code[0, :4] = 255
+    before, dates = (f"{date}=", "dates: [spring, summer]") if date else ("", "")
+    channels = channel_set(tmp_path, f"channels: [{{name: NDVI{optional}}}]\n{dates}\n")
+    indices = [before + tif(tmp_path / "ndvi.tif", code, ["NDVI"], nodata=255)]
+    given = [f"summer={bands(tmp_path / 'summer.tif', 2)}"] if date else []
+    with open_stack(given, indices, InputConfig(), channels=channels) as stack:
+        found = stack.read(WHOLE)[..., 0]
+    assert np.isnan(found[:4]).all() and np.array_equal(found[4:], code[0, 4:])
+    if date:
+        clouds = np.zeros((1, SIDE, SIDE), np.uint8)
+        clouds[0, 10:20] = 1
+        given.append(before + tif(tmp_path / "spring_cloudmask.tif", clouds))
+        with open_stack(given, indices, InputConfig(), channels=channels) as stack:
+            masked = stack.read(WHOLE)[..., 0]
+        assert np.isnan(masked[10:20]).all() and np.array_equal(masked[20:], found[20:])
+
+
+def test_a_fill_without_bands_to_patch_is_refused(tmp_path: Path) -> None:
+    channels = channel_set(
+        tmp_path,
+        "channels: [{name: B04, kind: reflectance, may_be_missing: true}]\ndates: [spring, summer]\n",
+    )
+    given = [f"{date}={bands(tmp_path / f'{date}.tif', 1)}" for date in ("spring", "summer")]
+    with pytest.raises(InputError, match="no raster with bands is given for the date spring") as error:
+        read(given[1:], channels, fill=(given[0],))
+    assert error.value.hint.endswith(f"--bands {given[0]}")
+
+
 def test_a_formula_may_compare_dates(tmp_path: Path) -> None:
     text = (
         'channels: [B04, {name: change, formula: "(summer/B08 - spring/B08) / (summer/B08 + spring/B08)"}]\n'

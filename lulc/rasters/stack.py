@@ -488,21 +488,27 @@ class _Opening:
         every = self._leaves(date, layers.names)
         needed = self._leaves(date, held)
         if not every and not bands:
+            _check_no_fill(fills, date)
             return None
         main: Mosaic | Scenes
         sources: list[Source] = []
+        own: str | None = None
+        mask: Source | None = None
         if scenes:
             main = _open_scenes(scenes, config, [one.local for one in needed])
             opened.callback(main.close)
             self._grid = self._grid or main.grid
         else:
             files = [file for path in bands for file in _files_of(path, config)]
-            if all(one.may_be_missing for one in needed) and not files:
-                logger.warning(
-                    "no raster is given for %s, which may be missing: it is missing everywhere",
-                    f"the date {date}" if date else ", ".join(one.name for one in needed),
-                )
-                return None
+            if not files and all(one.may_be_missing for one in needed):
+                _check_no_fill(fills, date)
+                if needed:
+                    logger.warning(
+                        "no raster is given for %s, which may be missing: it is missing everywhere",
+                        f"the date {date}" if date and not coding else ", ".join(n.name for n in needed),
+                    )
+                if not coding:
+                    return None
             names = list(dict.fromkeys(name for one in every for name in product_names(one)))
             own = next(
                 (file for file in files if date and isinstance(file, str) and is_mask_name(file)), None
@@ -512,10 +518,17 @@ class _Opening:
             # A cloud mask among the bands of a date leaves out pixels of that date alone.
             mask = mask if own is None else open_in(own, config, opened)
             planes = band_planes(sources, config, needed, f"bands of {date}" if date else "bands")
-            self._grid = self._grid or finest_grid(sources, planes)
+            # Indices decide where they are all that a date has.
+            self._grid = self._grid or (
+                finest_grid(sources, planes) if sources else finest_grid(given, coded)
+            )
             main = build_mosaic("bands", sources, planes, self._grid, config, mask, classified=own is None)
             check_samples(main)
-        index = build_mosaic("indices", given, coded, self._grid, config, None) if coding else None
+        index = None
+        if coding:
+            # What a mask leaves out of the bands is missing; where there are none, it is left out of indices.
+            alone = None if main.names else mask
+            index = build_mosaic("indices", given, coded, self._grid, config, alone, classified=own is None)
         patches = tuple(_open_fill(path, config, needed, self._grid, opened) for path in fills)
         numbered = bool(config.band_names or config.index_names)
         _log_left_out([*sources, *given], {*main.names, *coding}, by_number=numbered)
@@ -546,6 +559,17 @@ class _Opening:
         found = [one for one in leaves if one.date == date and one.name not in held]
         # Channels first, in order; then bands that only formulas need, in the order of the products.
         return sorted(found, key=lambda one: (order.get(one.name, len(order)), _place_of(one)))
+
+
+def _check_no_fill(fills: Sequence[str | Source], date: str) -> None:
+    """Refuse fills where there are no bands to patch."""
+    if fills:
+        path = fills[0] if isinstance(fills[0], str) else fills[0].path
+        raise InputError(
+            f"cannot patch with '{path}', since no raster with bands is given"
+            + f" for the date {date}" * bool(date) + ", expected one",
+            f"Give it as the bands themselves: --bands {f'{date}=' * bool(date)}{path}",
+        )  # fmt: skip
 
 
 def _place_of(one: ChannelDefinition) -> int:
