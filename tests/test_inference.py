@@ -18,9 +18,11 @@ import rasterio
 from affine import Affine
 
 from lulc.config import ClassifyConfig
+from lulc.core.channels import set_of
 from lulc.core.schema import BANDS, InputError, LandCoverClass, Legend
 from lulc.core.statistics import Statistics
 from lulc.core.windows import Plan
+from lulc.engines.ensemble import Member, check_alike
 from lulc.engines.registry import Engine, EngineRequest
 from lulc.inference import classify as classify_module
 from lulc.inference import job, memory_plan
@@ -600,6 +602,26 @@ def test_networks_of_other_classes_or_channels_are_not_averaged(tmp_path: Path, 
     mosaic = write_mosaic(tmp_path / "bands.tif", image_of(40, 40))
     with pytest.raises(InputError, match=r"classes of the second are other 1, .* expected .* class 1"):
         classify(configure(model, mosaic, tmp_path / "map.tif", ensemble=(str(tmp_path / "renamed.keras"),)))
+
+
+def test_networks_whose_channels_mean_other_things_are_not_averaged() -> None:
+    plain = set_of(BANDS)
+
+    def with_first(**changes: Any) -> ModelCard:
+        first = dataclasses.replace(plain.channels[0], **changes)
+        return card_of(channel_set=dataclasses.replace(plain, channels=(first, *plain.channels[1:])))
+
+    def compared(card: ModelCard) -> None:
+        check_alike([Member(Path("a.keras"), card_of()), Member(Path("b.keras"), card)])
+
+    for alike in ({}, {"scale": 1e-4}, {"layers": ("blue",)}):
+        compared(with_first(**alike))
+    with pytest.raises(InputError, match=r"channels of the second are B02 \(K\), expected .* B02 \(refl"):
+        compared(with_first(unit="K"))
+    with pytest.raises(InputError, match=r"second are B02 \(reflectance x 10000: \(B03 \* 2\)\), expected"):
+        compared(with_first(formula="B03*2"))
+    with pytest.raises(InputError, match=r"channels that may be missing of the second are B02, .* none"):
+        compared(with_first(may_be_missing=True))
 
 
 def test_an_interrupted_ensemble_goes_on_with_the_same_networks_only(

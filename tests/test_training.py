@@ -18,12 +18,14 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from lulc.config import RECIPES, TrainConfig
+from lulc.core.channels import set_of
 from lulc.core.schema import InputError, LandCoverClass, Legend
 from lulc.core.statistics import Statistics
 from lulc.datasets.loading import load_manifest
 from lulc.datasets.manifest import open_tile
 from lulc.models import backend
 from lulc.models.backend import keras
+from lulc.models.card import write_card
 from lulc.models.uncertainty import decide
 from lulc.models.weights import find_model, load_card, read_arrays, read_picks
 from lulc.training import loop as loop_module
@@ -276,6 +278,18 @@ def test_overwrite_keeps_the_finished_result_where_the_new_run_is_refused(
     with pytest.raises(InputError):
         train(make_config(stacks, tmp_path / "run", overwrite=True, **changes))
     assert {p: p.read_bytes() for p in finished.folder.rglob("*") if p.is_file()} == before
+
+
+def test_weights_whose_channels_mean_other_things_are_no_start(stacks, straight, tmp_path):
+    card = load_card(straight.picks["last"])
+    other = set_of([channel.name for channel in card.channels])
+    first = dataclasses.replace(other.channels[0], unit="K")
+    other = dataclasses.replace(other, channels=(first, *other.channels[1:]))
+    path = tmp_path / "other.keras"
+    path.write_bytes(straight.picks["last"].read_bytes())
+    write_card(dataclasses.replace(card, channel_set=other), path)
+    with pytest.raises(InputError, match=r"channels are \w+ \(K\), expected those of the stacks"):
+        train(make_config(stacks, tmp_path / "run", init=str(path)))
 
 
 def test_another_key_is_refused_and_names_what_differs(stacks, write_stacks, tmp_path, monkeypatch):

@@ -239,6 +239,17 @@ class ChannelSet(Jsonable):
         return tuple(i for i, one in enumerate(self.channels) if one.may_be_missing)
 
     @property
+    def described(self) -> list[str]:
+        """What the values of each channel mean: its name, unit, coding and formula."""
+        return [
+            f"{one.name} ({one.unit}"
+            + ", in SYKE's coding" * (one.stored == "syke")
+            + (f": {self.formula(one).renamed({})}" if one.formula else "")
+            + ")"
+            for one in self.channels
+        ]
+
+    @property
     def recorded(self) -> ChannelSet | None:
         """The set where a document has to hold it; None where the names of the channels say everything."""
         valid = all(re.fullmatch(_NAME, one.name) for one in self.channels)
@@ -340,6 +351,17 @@ class ChannelSet(Jsonable):
                 f"Give each of its dates: --bands {self.dates[0]}=FILE",
             )
         return expanded(self.name, self.channels, self.inputs, dates, self.rgb)
+
+
+def differing(one: ChannelSet, other: ChannelSet) -> tuple[list[str], list[str]]:
+    """Return the names of both sets where these differ, else the channels whose values differ in meaning.
+
+    How rasters store the values of a channel makes no difference.
+    """
+    if one.names != other.names:
+        return list(one.names), list(other.names)
+    pairs = [(a, b) for a, b in zip(one.described, other.described, strict=True) if a != b]
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def split_prefix(text: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lulc.core.channels import differing
 from lulc.core.schema import InputError
 from lulc.engines.registry import Engine, Footprint, Network, footprint, shared_of
 from lulc.models.calibration import calibrate
@@ -34,20 +35,25 @@ class Member:
 
 
 def check_alike(members: Sequence[Member]) -> None:
-    """Raise InputError unless all members have the channels and classes of the first."""
+    """Raise InputError unless all members have the classes of the first, and channels that mean the same."""
     first = members[0]
     for other in members[1:]:
         pair = (first.card, other.card)
         for what, (a, b) in (
-            ("channels", [[c.name for c in card.channels] for card in pair]),
+            ("channels", differing(*(card.inputs for card in pair))),
+            ("channels that may be missing", [_optional(card) or ["none"] for card in pair]),
             ("classes", [[*card.legend.names, *filter(None, [card.single_class])] for card in pair]),
         ):
             if a != b:
                 raise InputError(
                     f"cannot average '{first.path}' and '{other.path}', since the {what} of the second are "
                     f"{', '.join(b)}, expected those of the first: {', '.join(a)}",
-                    "Leave it out, or train it on stacks with the same bands, indices and scheme.",
+                    "Leave it out, or train it on stacks with the same channels and scheme.",
                 )
+
+
+def _optional(card: ModelCard) -> list[str]:
+    return [card.inputs.names[number] for number in card.inputs.optional]
 
 
 def geometry_of(members: Sequence[Member]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lulc.config import WITHOUT_LABELS, TrainConfig
+from lulc.core.channels import differing, set_of
 from lulc.core.documents import write_document
 from lulc.core.machine import cores, free_memory
 from lulc.core.schema import InputError, LandCoverClass, Legend
@@ -383,13 +384,13 @@ def memory_needed(model: keras.Model, config: TrainConfig) -> int:
 def _start_from(path: Path, model: keras.Model, dataset: Dataset, single_class: str | None) -> None:
     """Copy the arrays that fit from other weights; those of the head too where the classes are the same."""
     initial, card = load_model(path)
-    channels = [channel.name for channel in card.channels]
-    names = [channel["name"] for channel in dataset.channels]
-    if channels != names:
+    channels = dataset.channel_set or set_of([channel["name"] for channel in dataset.channels])
+    found, expected = differing(card.inputs, channels)
+    if found != expected:
         raise InputError(
-            f"cannot start from '{path}', since its channels are {', '.join(channels)}, expected those of "
-            f"the stacks: {', '.join(names)}",
-            "Prepare the stacks with the same bands and indices, or train without --init.",
+            f"cannot start from '{path}', since its channels are {', '.join(found)}, expected those of "
+            f"the stacks: {', '.join(expected)}",
+            "Prepare the stacks with the same --channels, or train without --init.",
         )
     same_classes = (card.legend.names, card.single_class) == (dataset.legend.names, single_class)
     fresh = ("standardization",) if same_classes else ("standardization", "final_conv")
