@@ -110,7 +110,12 @@ TRICKS: dict[str, tuple[str, ...]] = {
         "CREATE VIEW v AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n) SELECT * FROM n",
     ),
     "generated column": ("CREATE TABLE g(a, b AS (zeroblob(2000000000)))",),
-    "a virtual table of fts5": ("CREATE VIRTUAL TABLE words USING fts5(a)",),
+    # Not every SQLite has the module, and a file need not be written by one.
+    "a virtual table of fts5": (
+        "PRAGMA writable_schema = ON",
+        "INSERT INTO sqlite_master (type, name, tbl_name, rootpage, sql) "
+        "VALUES ('table', 'words', 'words', 0, 'CREATE VIRTUAL TABLE words USING fts5(a)')",
+    ),
 }
 
 

@@ -54,8 +54,8 @@ class StackFile:
     group
         Chips that belong together, so that no split divides them; empty for a stack of a mosaic.
     patches
-        Of sparse labels, windows of the stack around those that touch: nothing else of the stack trains or
-        validates. Empty where all of it does.
+        Of sparse labels, windows of the stack that hold these and nothing else. Empty where all of the stack
+        trains or validates.
     """
 
     name: str

@@ -250,6 +250,10 @@ def _baseline_of(run: Path) -> dict[str, Any] | None:
             f"cannot show the random forest, since '{path}' does not hold F1 of both models by class",
             "Train again: train_model.py writes it.",
         )
+    small = found.get("small")
+    sizes = [small.get(name) for name in ("pixels", "patches")] if isinstance(small, dict) else [None]
+    if not (all(isinstance(n, int) for n in sizes) and _are_scores(small["forest"])):
+        return {name: value for name, value in found.items() if name != "small"}
     return dict(found)
 
 

@@ -88,21 +88,26 @@ class LabelledPixels:
             cols=(found.cols - window.col).astype(np.int32),
         )
 
-    def boxes(self) -> tuple[Window, ...]:
-        """Rectangles around what touches."""
-        if not len(self):
-            return ()
-        order = np.argsort(groups := group_pixels(self.rows, self.cols, 1), kind="stable")
-        starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-        ends = [
-            (reduce.reduceat(axis[order], starts))
-            for axis in (self.rows, self.cols)
-            for reduce in (np.minimum, np.maximum)
-        ]
-        return tuple(
-            Window(int(top), int(left), int(bottom - top) + 1, int(right - left) + 1)
-            for top, bottom, left, right in zip(*ends, strict=True)
-        )
+    def rectangles(self) -> tuple[Window, ...]:
+        """Rectangles that hold the pixels and no others: runs along rows, joined with equal ones below."""
+        order = np.lexsort((self.cols, self.rows))
+        rows, cols = self.rows[order].tolist(), self.cols[order].tolist()
+        runs: list[list[int]] = []
+        for row, col in zip(rows, cols, strict=True):
+            if runs and runs[-1][0] == row and runs[-1][2] == col:
+                runs[-1][2] += 1
+            else:
+                runs.append([row, col, col + 1])
+        found: dict[tuple[int, int], list[int]] = {}
+        whole = []
+        for row, first, last in runs:
+            above = found.get((first, last))
+            if above and above[1] == row:
+                above[1] += 1
+            else:
+                found[first, last] = [row, row + 1]
+                whole.append(((first, last), found[first, last]))
+        return tuple(Window(top, first, bottom - top, last - first) for (first, last), (top, bottom) in whole)
 
 
 @dataclass(frozen=True, eq=False)

@@ -498,8 +498,9 @@ def _warn_of_rare_classes(manifest: Manifest, *, sparse: bool) -> None:
                 continue
             if count < (1 if sparse else ENOUGH) and manifest.of("train" if split == "training" else "val"):
                 logger.warning(
-                    "class %d %s has next to nothing in %s: %d px",
-                    land_cover.number, land_cover.name, split, count,
+                    "class %d %s has %s in %s: %d px",
+                    land_cover.number, land_cover.name, "next to nothing" if count else "nothing", split,
+                    count,
                 )  # fmt: skip
 
 

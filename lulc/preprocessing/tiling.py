@@ -250,7 +250,7 @@ def cut(inputs: Inputs, place: Place) -> Cut:
         statistics=moments.statistics,
         sha256=sha256,
         group=place.group,
-        patches=place.labels.inside(window).boxes() if place.labels else (),
+        patches=place.labels.inside(window).rectangles() if place.labels else (),
     )
     return Cut(file, moments)
 

@@ -89,7 +89,7 @@ class Comparison:
     pixels, patches
         Held-out pixels compared, and patches of labels that they lie in.
     forest, network
-        F1 of each class that occurs by its name, and last their mean as ``macro-F1``.
+        F1 of each class that the labels have, by its name, and last their mean as ``macro-F1``.
     spread
         Standard deviation of the difference of each of these when patches are drawn anew.
     small
@@ -277,15 +277,16 @@ def _drawn(
 
 
 def compare(found: HeldOut, legend: Legend, seed: int) -> Comparison:
-    """Compare two models by F1 of the classes that the labels or one of the models have.
+    """Compare two models by F1 of the classes that the held-out labels have.
 
+    What the models say of other classes counts as wrong, and is no score of these.
     The spread is that of the paired difference over draws of patches with replacement, as pixels of one patch
     say much the same.
     """
     classes = len(legend)
     given = [decide(p).astype(np.int64) for p in (found.forest, found.network)]
     joint = [found.labels.astype(np.int64) * classes + decided for decided in given]
-    known = sorted({*found.labels.tolist(), *given[0].tolist(), *given[1].tolist()})
+    known = sorted(set(found.labels.tolist()))
     numbers, patch = np.unique(found.patches, return_inverse=True)
 
     def scores(times: NDArray[np.int64]) -> NDArray[np.float64]:

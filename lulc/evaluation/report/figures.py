@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
@@ -521,6 +521,9 @@ def _draw_curves(ax: Axes, columns: dict[str, list[float]], title: str, names: A
         ax.plot(epochs, values, line, color=color, marker=few, markersize=3.5, label=label)
     if title == "Learning rate":
         ax.set_yscale("log")
+        # Powers would be set in mathematics, which names of classes must not be.
+        ax.yaxis.set_major_formatter("{x:.0e}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
     elif ax.lines:
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     ax.set_xlabel("epoch")

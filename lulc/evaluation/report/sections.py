@@ -100,6 +100,15 @@ def page_of(
 def _summary(results: Results) -> tuple[tuple[str, str], ...]:
     """Return the headline metrics: agreement with a reference, else estimates of a sample."""
     scores, areas = results.scores, results.areas
+    small = (results.baseline or {}).get("small")
+    if results.reference is not None and not scores.pixels and small:
+        # All labels trained: what is known is what they said before that.
+        return (
+            ("macro-F1 of the small models on held-out labels, before they learnt these too",
+             number(small["forest"][MACRO])),
+            ("held-out pixels", f"{small['pixels']:,}"),
+            ("polygons or patches", f"{small['patches']:,}"),
+        )  # fmt: skip
     if results.reference is not None:
         return (
             (f"overall accuracy{results.scored}", number(scores.overall_accuracy)),
@@ -413,12 +422,14 @@ def _training_section(history: Path, picture: Path) -> Section:
 def _baseline_section(compared: Mapping[str, Any]) -> Section:
     """Return F1 of network and random forest, and whether they differ by more than chance explains."""
     forest, network, spread = (compared[name] for name in ("forest", "network", "spread"))
+    small = compared["small"]["forest"] if compared.get("small") else {}
     rows = []
     for name in forest:
         difference = network[name] - forest[name]
         clear = abs(difference) > 2 * spread[name]
         leader = ("network" if difference > 0 else "random forest") if clear else "neither"
-        scores = (f"{value:.4f}" for value in (forest[name], network[name]))
+        models = (forest, network, small) if small else (forest, network)
+        scores = (number(model.get(name)) for model in models)
         rows.append((name, *scores, f"{difference:+.4f}", f"{spread[name]:.4f}", leader))
     overall = rows[list(forest).index(MACRO)][-1]
     verdict = {
@@ -427,14 +438,18 @@ def _baseline_section(compared: Mapping[str, Any]) -> Section:
         "random forest": "The random forest leads in macro-F1 by more than twice the spread. "
         "make_classifications.py RUN --pick baseline makes the map with it.",
     }[overall]
-    text = (
+    text: tuple[str, ...] = (
         verdict,
         "Both models learnt from the same labels and are scored on the same held-out labels of the training. "
         "The spread is the standard deviation of the difference when polygons or patches are drawn anew.",
     )
-    header = ("class", "forest F1", "network F1", "difference", "spread", "leads")
+    header = ["class", "forest F1", "network F1", "difference", "spread", "leads"]
+    if small:
+        header.insert(3, "small models F1")
+        anew = "The mean of small models makes the map where no --pick is given."
+        text = (*text, f"{anew} It was fitted anew on all labels after it was scored.")
     return Section(
-        "Network and random forest", text, tables=(Table("F1 of both models", header, tuple(rows)),)
+        "Network and random forest", text, tables=(Table("F1 of the models", tuple(header), tuple(rows)),)
     )
 
 
