@@ -225,6 +225,8 @@ def test_two_runs_on_one_map_are_refused_and_a_dead_one_locks_nothing(
     first = maps.start()
     while not maps.finished_parts():
         time.sleep(0.01)
+    # So that it doesn't end before the other one has asked.
+    os.kill(first.pid, signal.SIGSTOP)
     assert maps.finish() == 1
     os.kill(first.pid, signal.SIGKILL)
     first.join()
