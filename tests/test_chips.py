@@ -287,3 +287,9 @@ def test_a_stack_smaller_than_the_smallest_crop_is_padded_not_lost() -> None:
 def test_where_no_stack_fits_nothing_is_padded() -> None:
     small = Tile("small", np.ones((40, 40, 3), np.float32), np.ones((40, 40), np.uint8))
     assert pad_small([small], (64,), 1, "--crop-sizes") == [small]
+
+
+def test_a_name_longer_than_files_may_have_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text(f"bands,labels\na.tif,{'x' * 5000}.tif\n")
+    with pytest.raises(InputError, match="a name in it has 5004 bytes"):
+        make_stacks(PreprocessConfig(bands=(str(tmp_path / "pairs.csv"),), out=str(tmp_path / "out")))

@@ -10,6 +10,7 @@ import glob
 import io
 import itertools
 import logging
+import os
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,9 @@ from lulc.rasters.scenes import Scenes
 
 OPEN = 16
 """Chips that are open at once."""
+
+MAX_NAME = 255
+"""Bytes of the name of a file, as file systems allow."""
 
 MAX_CSV_BYTES = 10_000_000
 
@@ -216,7 +220,13 @@ def _read_table(config: PreprocessConfig) -> list[Chip]:
 
 def _from(folder: Path, cell: str) -> str:
     """Return a path of a table, with the date or names before it, as one that starts at its folder."""
-    if (folder / cell).exists():
+    if (longest := max(len(os.fsencode(part)) for part in cell.split("/"))) > MAX_NAME:
+        raise InputError(
+            f"cannot use the table's entry '{cell[:40]}...', since a name in it has {longest} bytes, "
+            f"expected at most {MAX_NAME}",
+            "Correct the table.",
+        )
+    if os.path.exists(folder / cell):
         return str(folder / cell)
     return with_path(cell, lambda path: path if is_address(path) else str(folder / path))
 

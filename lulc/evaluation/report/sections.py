@@ -429,7 +429,7 @@ def _baseline_section(compared: Mapping[str, Any]) -> Section:
         clear = abs(difference) > 2 * spread[name]
         leader = ("network" if difference > 0 else "random forest") if clear else "neither"
         models = (forest, network, small) if small else (forest, network)
-        scores = (number(model.get(name)) for model in models)
+        scores = (f"{model[name]:.4f}" if name in model else "–" for model in models)
         rows.append((name, *scores, f"{difference:+.4f}", f"{spread[name]:.4f}", leader))
     overall = rows[list(forest).index(MACRO)][-1]
     verdict = {
