@@ -150,8 +150,8 @@ def describe_comparison(found: Comparison, folder: Path) -> str:
     if found.small:
         verdict += (
             " Whatever few patches say, the mean of small models (forests, perceptrons, linear "
-            "discriminants) makes the map: it was the best on most real scenes, and was fitted anew on all "
-            "labels. --pick lowest-val-loss takes the network."
+            "discriminants) makes the map: on three of five real scenes it beat the network. It was fitted "
+            "anew on all labels. --pick lowest-val-loss takes the network."
         )
     elif found.better == "forest":
         verdict += f" Make the map with it: make_classifications.py {folder} ... --pick baseline"

@@ -20,8 +20,11 @@ from lulc.preprocessing.split import choose_groups
 SPARSE = 0.25
 """Labels on less than this share of the pixels are sparse: stacks around them are smaller than the mosaic."""
 
-MOST = 20_000_000
-"""Labelled pixels that are kept in memory, at most: 0.3 GB."""
+MOST = 2_000_000
+"""Labelled pixels that are kept in memory, at most."""
+
+MOST_RECTANGLES = 150_000
+"""Rectangles of labels that are written into manifest and model cards, which must stay readable."""
 
 FARTHEST, NEAREST = 2.0, 0.5
 """Validation may hold so many times its share of the labels, at most and at least, when groups are chosen."""

@@ -20,7 +20,15 @@ from lulc.core.schema import NO_CODE, InputError
 from lulc.core.windows import Window, squares_of
 from lulc.datasets.loading import footprint, load_manifest
 from lulc.datasets.manifest import MANIFEST
-from lulc.preprocessing.patches import MOST, SPARSE, LabelledPixels, Split, groups_of, split_groups
+from lulc.preprocessing.patches import (
+    MOST,
+    MOST_RECTANGLES,
+    SPARSE,
+    LabelledPixels,
+    Split,
+    groups_of,
+    split_groups,
+)
 from lulc.preprocessing.split import (
     MIN_SIDE,
     Neighbours,
@@ -205,7 +213,7 @@ def plan_patches(
     Returns
     -------
     tuple
-        None where all labels are one group, so that none can validate.
+        None where all labels are one group, so that none can validate, or too scattered to be listed.
     """
     split = _split_of(found, grounds, classes, config)
     if split.sides < 2 and not (_is_all(config.validation) or list(config.validation) == ["none"]):
@@ -229,8 +237,17 @@ def plan_patches(
                     chip=chip, group=ground.group, labels=labels, withheld=withheld,
                 )  # fmt: skip
                 places[name].append(place)
-    _check_number(len(places["train"]) + len(places["val"]))
-    return places["train"] + places["val"], split
+    planned = places["train"] + places["val"]
+    _check_number(len(planned))
+    if sum(len(place.labels.rectangles()) for place in planned if place.labels) > MOST_RECTANGLES:
+        if config.split == "auto":
+            return None
+        raise InputError(
+            f"cannot split the labels by patches, since more than {MOST_RECTANGLES:,} rectangles are needed "
+            "to say where they lie",
+            "Type --split stacks.",
+        )
+    return planned, split
 
 
 def _split_of(

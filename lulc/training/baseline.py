@@ -117,7 +117,7 @@ class Comparison:
 
     @property
     def recommended(self) -> str:
-        """Pick for maps: of few labels the small models, whose maps were the best ones on most real scenes.
+        """Pick for maps: of few labels the small models, whose maps were better on three of five scenes.
 
         What few held-out patches say of network and small models does not hold elsewhere in a scene.
         """
