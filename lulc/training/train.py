@@ -60,7 +60,7 @@ from lulc.training.run_folder import (
     parameters_of,
     picks_of,
 )
-from lulc.training.training_plan import plan_training
+from lulc.training.training_plan import TrainingPlan, plan_training
 
 logger = logging.getLogger("lulc")
 
@@ -163,7 +163,8 @@ def train(
     asked, config = config, config.resolved()
     check_options(config)
     dataset = dataset or (open_mosaic(config) if config.pretrain else open_dataset(config))
-    config = settle(asked, dataset)
+    plan = None if config.pretrain else plan_training(asked, dataset)
+    config = settle(asked, dataset, plan)
     check_options(config)
     network = _network_of(config, dataset)
     inputs = inputs_of(config, dataset)
@@ -179,8 +180,8 @@ def train(
         # From here on nothing is known that could hinder the run: what --overwrite replaces may go.
         if devices.first:
             run.begin()
-            if not config.pretrain:
-                plan = dataclasses.replace(plan_training(asked, dataset), config=config)
+            if plan:
+                plan = dataclasses.replace(plan, config=config)
                 write_document(run.folder / PLAN, plan.to_json())
                 for line in plan.lines():
                     logger.info("%s", line)
@@ -215,9 +216,9 @@ def train(
     )
 
 
-def settle(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+def settle(config: TrainConfig, dataset: Dataset, plan: TrainingPlan | None = None) -> TrainConfig:
     """Return a config with all its options filled in: by its recipe, and validation batches by the data."""
-    resolved = config.resolved() if config.pretrain else plan_training(config, dataset).config
+    resolved = config.resolved() if config.pretrain else (plan or plan_training(config, dataset)).config
     return resolved if config.validation_steps is not None else limit_validation(resolved, dataset)
 
 
