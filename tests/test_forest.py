@@ -157,6 +157,10 @@ def hostile(forest):
     return {
         "a node that leads back": changed("child", inner, inner),
         "a node that leads out": changed("child", inner, len(forest.feature) - 1),
+        "a node that leads to another tree": changed(
+            "child", int(np.flatnonzero(forest.feature >= 0)[0]), int(forest.root[1]) - 1
+        ),
+        "trees in another order": changed("root", slice(None), forest.root[::-1]),
         "a feature that is not there": changed("feature", inner, 9),
         "a tree that begins nowhere": changed("root", 0, -1),
         "a leaf without a row": changed("child", int(np.flatnonzero(forest.feature < 0)[0]), 10**6),

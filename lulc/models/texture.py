@@ -54,12 +54,11 @@ def texture_features(
 
 def _box_sum(a: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
     """Sum over the square around each pixel, always in the same order; running sums would round anew."""
-    for axis in (1, 2):
-        widths = [(radius, radius) if i == axis else (0, 0) for i in range(a.ndim)]
-        padded = np.moveaxis(np.pad(a, widths), axis, 0)
-        length = a.shape[axis]
-        total = padded[:length].copy()
-        for shift in range(1, 2 * radius + 1):
-            total += padded[shift : shift + length]
-        a = np.moveaxis(total, 0, axis)
+    for axis in (0, 1):
+        total = a.copy()
+        whole, part = (np.moveaxis(b, axis + 1, 0) for b in (total, a))
+        for shift in range(1, min(radius, len(part) - 1) + 1):
+            whole[:-shift] += part[shift:]
+            whole[shift:] += part[:-shift]
+        a = total
     return a
