@@ -12,11 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from affine import Affine
+from rasterio.crs import CRS
 
+from lulc.core.grid import GridSpec
 from lulc.core.removal import OwnFolder
-from lulc.core.windows import Window
+from lulc.core.windows import Neighbours, Window
+from lulc.datasets.loading import find_overlaps
+from lulc.datasets.manifest import StackFile
 from lulc.preprocessing.journal import open_progress
-from lulc.preprocessing.split import Neighbours, candidate_windows
+from lulc.preprocessing.patches import LabelledPixels, split_groups
+from lulc.preprocessing.split import candidate_windows
 from lulc.preprocessing.tiling import Survey
 from lulc.rasters.stack import Coverage
 
@@ -91,6 +97,45 @@ def look_round(side: int) -> int:
 def test_stacks_near_validation_are_found_without_looking_at_all() -> None:
     calls = [calls_of(lambda side=side: look_round(side)) for side in (8, 16)]  # type: ignore[misc]
     assert calls[1] / calls[0] < 1.2 * 4
+
+
+def patches_of(split: str, side: int) -> list[StackFile]:
+    """side x side stacks with ten patches each, which overlap those of the other split."""
+    rng = np.random.default_rng(side + (split == "val"))
+    found = []
+    for row, col in np.ndindex(side, side):
+        left, top = 500000 + 2000 * col + 700 * (split == "val"), 5000000 - 2000 * row
+        grid = GridSpec(CRS.from_epsg(32633), Affine(10, 0, left, 0, -10, top), 256, 256)
+        patches = tuple(Window(*map(int, place), 6, 6) for place in rng.integers(0, 240, (10, 2)))
+        image = Path(split) / f"{row}_{col}.npy"
+        stack = StackFile(image.stem, split, image, image, (256, 256), (), grid=grid, patches=patches)
+        found.append(stack)
+    return found
+
+
+def test_overlaps_of_many_patches_are_found_without_looking_at_all_pairs() -> None:
+    folders = [[*patches_of("train", side), *patches_of("val", side)] for side in (5, 5, 10)]
+    calls = [calls_of(lambda stacks=stacks: find_overlaps(stacks, 32)) for stacks in folders]  # type: ignore[misc]
+    # Of more stacks a smaller share lies at the border, with fewer neighbours.
+    assert calls[2] / calls[1] < 1.3 * 4
+    trained, held = (patches_of(split, 5) for split in ("train", "val"))
+    expected = sum(len(find_overlaps([one, other], 32)) for one in trained for other in held)
+    assert len(find_overlaps([*trained, *held], 32)) == expected > 0
+
+
+def divide(side: int) -> int:
+    """Divide side x side patches that lie apart, so that each is a group."""
+    rows, cols = (50 * a.ravel().astype(np.int32) for a in np.indices((side, side)))
+    classes = (1 + np.arange(side * side) % 3).astype(np.uint8)
+    split = split_groups([LabelledPixels(rows, cols, classes, np.zeros_like(rows))], [""], 3, 0.2, 8, 1)
+    return int(split.validates.sum())
+
+
+def test_groups_are_chosen_in_work_that_grows_with_them() -> None:
+    divide(5)
+    calls = [calls_of(lambda side=side: divide(side)) for side in (20, 40)]  # type: ignore[misc]
+    assert calls[1] / calls[0] < 1.3 * 4
+    assert divide(40) == pytest.approx(320, abs=3)
 
 
 def test_neighbours_are_those_found_by_looking_at_all() -> None:

@@ -238,6 +238,21 @@ def test_labels_of_one_patch_are_split_by_stacks_or_refused(mosaic: dict[str, An
         make_stacks(PreprocessConfig(**small | {"split": "patches", "overwrite": True}))
 
 
+def test_labels_too_scattered_to_write_down_are_split_by_stacks_or_refused(
+    mosaic: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(mosaic)
+    monkeypatch.setattr("lulc.preprocessing.plan.MOST_RECTANGLES", len(POLYGONS) - 1)
+    with pytest.raises(InputError, match="more than 24 rectangles"):
+        make_stacks(PreprocessConfig(**mosaic, split="patches"))
+    by_stacks = make_stacks(PreprocessConfig(**mosaic | {"overwrite": True, "size": 64, "gap": 0}))
+    assert by_stacks.of("val") and not any(stack.patches for stack in by_stacks.stacks)
+    # One for each square, and more for those that missing pixels or the places of stacks cut.
+    monkeypatch.setattr("lulc.preprocessing.plan.MOST_RECTANGLES", 2 * len(POLYGONS))
+    by_patches = make_stacks(PreprocessConfig(**mosaic, overwrite=True))
+    assert all(stack.patches for stack in by_patches.stacks)
+
+
 def test_only_the_patches_of_training_stacks_are_land_that_was_trained_on(mosaic: dict[str, Any]) -> None:
     # A frame of fields around others: what holds it would hold these as well.
     inner = [(2 + k % 2, square(130 + 8 * (k // 3), 100 + 8 * (k % 3))) for k in range(9)]

@@ -31,6 +31,9 @@ INDEX_UNIT = "SYKE code, 100 x index + 100, 0..200"
 IGNORE = 255
 """Label value that carries no weight in loss, metrics or statistics."""
 
+SPARSE = 0.25
+"""Labels on less than this share of the pixels are sparse: stacks around them are smaller than the mosaic."""
+
 NO_CODE = -(2**31)
 """Stands for "no label here" (no data, NaN, outside the file) in arrays of codes; always ignored."""
 SIMULATED_TAG = "LULC_SIMULATED"

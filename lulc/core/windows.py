@@ -325,3 +325,34 @@ def near_windows(window: Window, others: Sequence[Window], gap: int) -> list[Win
     """
     common = (other.grow(gap).intersect(window) for other in others)
     return [c.relative_to(window) for c in common if c.height and c.width]
+
+
+class Neighbours:
+    """Windows by where they lie, so that those near a place are found without looking at all.
+
+    Parameters
+    ----------
+    windows
+        Any number.
+    gap
+        Pixels within which a place is near.
+
+    Examples
+    --------
+    >>> Neighbours([Window(0, 10, 10, 10), Window(500, 0, 9, 9)], 3).of(Window(0, 0, 10, 10))
+    [Window(row=0, col=7, height=10, width=3)]
+    """
+
+    def __init__(self, windows: Sequence[Window], gap: int) -> None:
+        import shapely
+
+        self._windows, self._gap = windows, gap
+        self._tree = shapely.STRtree([shapely.box(*w.stop, w.row, w.col) for w in windows])
+
+    def of(self, window: Window) -> list[Window]:
+        """Rectangles of `window` near any of the windows, as `near_windows` gives them for all."""
+        import shapely
+
+        wide = window.grow(self._gap)
+        found = self._tree.query(shapely.box(*wide.stop, wide.row, wide.col))
+        return near_windows(window, [self._windows[number] for number in sorted(found)], self._gap)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import shapely
+from rasterio.crs import CRS
 from rasterio.warp import transform_bounds
 
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
-from lulc.core.windows import Window, near_windows
+from lulc.core.windows import Neighbours, Window
 from lulc.datasets.arrays import Layers, NpyWriter
 from lulc.datasets.legacy import is_original, read_originals
 from lulc.datasets.manifest import MANIFEST, Manifest, StackFile, channel_units, open_tile, read_manifest
@@ -88,32 +90,47 @@ def find_overlaps(stacks: Sequence[StackFile], gap: int = 0) -> list[Overlap]:
         Also report pixels nearer than this, in pixels of the training stack.
     """
     located = [s for s in stacks if s.grid is not None and s.grid.crs]
+    trained, held = ([s for s in located if s.split == split] for split in ("train", "val"))
     found = []
-    for train in (s for s in located if s.split == "train"):
-        own = [Window(0, 0, *train.shape)] if not train.patches else train.patches
-        for val in (s for s in located if s.split == "val"):
-            of_patches = train.patches and val.patches and train.image.parent == val.image.parent
-            if of_patches and train.as_cut and val.as_cut:
-                # No patch is in two stacks, and training images lack what validates.
-                continue
-            whole = footprint(val.grid, train.grid)  # type: ignore[arg-type]
-            if not near_windows(Window(0, 0, *train.shape), [whole] if whole else [], gap):
-                continue
-            grounds = [footprint(ground, train.grid) for ground in val.ground]  # type: ignore[arg-type]
-            for patch in own:
-                for near in near_windows(patch, [ground for ground in grounds if ground], gap):
-                    window = Window(near.row + patch.row, near.col + patch.col, *near.shape)
-                    found.append(Overlap(train, val, window))
+    for train, val in _near_pairs(trained, held, gap):
+        of_patches = train.patches and val.patches and train.image.parent == val.image.parent
+        if of_patches and train.as_cut and val.as_cut:
+            # No patch is in two stacks, and training images lack what validates.
+            continue
+        grounds = [footprint(ground, train.grid) for ground in val.ground]  # type: ignore[arg-type]
+        near = Neighbours([ground for ground in grounds if ground], gap)
+        for patch in train.patches or [Window(0, 0, *train.shape)]:
+            for window in near.of(patch):
+                moved = Window(window.row + patch.row, window.col + patch.col, *window.shape)
+                found.append(Overlap(train, val, moved))
     return found
+
+
+def _near_pairs(
+    trained: Sequence[StackFile], held: Sequence[StackFile], gap: int
+) -> Iterator[tuple[StackFile, StackFile]]:
+    """Yield a training and a validation stack where the latter's grid lies near the former's."""
+    for crs in {stack.grid.crs for stack in trained if stack.grid}:
+        own = [stack for stack in trained if stack.grid and stack.grid.crs == crs]
+        bounds = [_bounds_on(stack.grid, crs) for stack in held if stack.grid]
+        tree = shapely.STRtree([shapely.box(*b) if np.isfinite(b).all() else shapely.Point() for b in bounds])
+        # A pixel more for what `footprint` rounds.
+        wide = [stack.grid.crop(stack.grid.extent.grow(gap + 1)) for stack in own if stack.grid]
+        for one, other in sorted(zip(*tree.query([shapely.box(*grid.bounds) for grid in wide]), strict=True)):
+            yield own[one], held[other]
+
+
+def _bounds_on(grid: GridSpec, crs: CRS) -> tuple[float, float, float, float]:
+    left, bottom, right, top = grid.bounds
+    if grid.crs == crs:
+        return grid.bounds
+    ordered = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
+    return tuple(transform_bounds(grid.crs, crs, *ordered))
 
 
 def footprint(grid: GridSpec, on: GridSpec) -> Window | None:
     """The window of `on`, perhaps beyond its borders, that holds all pixels of `grid`; None far away."""
-    bounds = grid.bounds
-    if grid.crs != on.crs:
-        left, bottom, right, top = bounds
-        ordered = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
-        bounds = transform_bounds(grid.crs, on.crs, *ordered)
+    bounds = _bounds_on(grid, on.crs)
     if not np.isfinite(bounds).all():
         return None
     corners = [~on.transform @ (x, y) for x in bounds[::2] for y in bounds[1::2]]

@@ -17,9 +17,6 @@ from numpy.typing import NDArray
 from lulc.core.windows import Window
 from lulc.preprocessing.split import choose_groups
 
-SPARSE = 0.25
-"""Labels on less than this share of the pixels are sparse: stacks around them are smaller than the mosaic."""
-
 MOST = 2_000_000
 """Labelled pixels that are kept in memory, at most."""
 

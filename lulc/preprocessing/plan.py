@@ -16,14 +16,13 @@ from rasterio.crs import CRS
 
 from lulc.config import PreprocessConfig
 from lulc.core.grid import GridSpec
-from lulc.core.schema import NO_CODE, InputError
-from lulc.core.windows import Window, squares_of
+from lulc.core.schema import NO_CODE, SPARSE, InputError
+from lulc.core.windows import Neighbours, Window, squares_of
 from lulc.datasets.loading import footprint, load_manifest
 from lulc.datasets.manifest import MANIFEST
 from lulc.preprocessing.patches import (
     MOST,
     MOST_RECTANGLES,
-    SPARSE,
     LabelledPixels,
     Split,
     groups_of,
@@ -31,7 +30,6 @@ from lulc.preprocessing.patches import (
 )
 from lulc.preprocessing.split import (
     MIN_SIDE,
-    Neighbours,
     candidate_windows,
     choose_stacks,
     choose_validation,
@@ -272,15 +270,20 @@ def _together(grounds: Sequence[Ground], gap: int) -> list[str]:
     if len(grounds) == 1 or not all(ground.grid.crs for ground in grounds):
         return [ground.group for ground in grounds]
     import shapely
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     wgs84 = CRS.from_epsg(4326)
     groups = [ground.group or f"chip {number}" for number, ground in enumerate(grounds)]
+    names, numbers = np.unique(groups, return_inverse=True)
     outlines = [ground.grid.outline_on(wgs84) for ground in grounds]
     near = [ground.grid.crop(ground.grid.extent.grow(gap)).outline_on(wgs84) for ground in grounds]
-    for one, other in zip(*shapely.STRtree(outlines).query(near, predicate="intersects"), strict=True):
-        if one != other:
-            old, new = groups[other], groups[one]
-            groups = [new if group == old else group for group in groups]
+    edges = numbers[shapely.STRtree(outlines).query(near, predicate="intersects")]
+    graph = coo_array((np.ones(edges.shape[1], bool), tuple(edges)), (len(names), len(names)))
+    joined = connected_components(graph, directed=False)[1]
+    # A group is called by the first of its names.
+    first = np.unique(joined, return_index=True)[1]
+    groups = [str(names[first[joined[number]]]) for number in numbers]
     chips = Counter(groups)
     # A chip that lies alone is divided like a mosaic.
     alone = [chips[group] == 1 and not ground.group for group, ground in zip(groups, grounds, strict=True)]

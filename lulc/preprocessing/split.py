@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lulc.core.windows import Window, near_windows
+from lulc.core.windows import Window
 
 MIN_SIDE = 64
 """What is left over at the right and lower edge becomes smaller stacks down to this, the smallest crop."""
@@ -208,39 +208,3 @@ class _Score(NamedTuple):
     def at(self, number: int, *, by_classes: bool) -> tuple[float, float]:
         """Return what a choice is worth."""
         return float(self.both[number] * by_classes), -float(self.distance[number])
-
-
-class Neighbours:
-    """Windows by where they lie, so that those near a place are found without looking at all.
-
-    Parameters
-    ----------
-    windows
-        Any number.
-    gap
-        Pixels within which a place is near.
-
-    Examples
-    --------
-    >>> Neighbours([Window(0, 10, 10, 10), Window(500, 0, 9, 9)], 3).of(Window(0, 0, 10, 10))
-    [Window(row=0, col=7, height=10, width=3)]
-    """
-
-    def __init__(self, windows: Sequence[Window], gap: int) -> None:
-        self._gap = gap
-        self._side = max([1, gap, *(max(window.shape) for window in windows)])
-        self._cells: dict[tuple[int, int], list[tuple[int, Window]]] = {}
-        for number, window in enumerate(windows):
-            for cell in self._cells_of(window, 0):
-                self._cells.setdefault(cell, []).append((number, window))
-
-    def of(self, window: Window) -> list[Window]:
-        """Rectangles of `window` near any of the windows, as `near_windows` gives them for all."""
-        found = {n: w for cell in self._cells_of(window, self._gap) for n, w in self._cells.get(cell, ())}
-        return near_windows(window, [found[number] for number in sorted(found)], self._gap)
-
-    def _cells_of(self, window: Window, gap: int) -> list[tuple[int, int]]:
-        (bottom, right), side = window.stop, self._side
-        rows = range((window.row - gap) // side, (bottom + gap) // side + 1)
-        cols = range((window.col - gap) // side, (right + gap) // side + 1)
-        return [(row, col) for row in rows for col in cols]

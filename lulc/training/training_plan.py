@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 
 from lulc.config import AUTO, RECIPES, TrainConfig
-from lulc.core.schema import IGNORE
+from lulc.core.schema import IGNORE, SPARSE
 from lulc.training.data.dataset import Dataset, class_targets
 from lulc.training.data.pixels import labelled_squares
 
 FEW = 100_000
 """Labelled pixels up to which labels are few: no more than one batch of the default recipe has."""
-
-SPARSE = 0.25
-"""Share of the stacks that has labels, below which these are sparse."""
 
 OPEN = ("epochs", "steps", "batch_size", "crop_sizes", "filters", "dropout", "loss")
 """Options that a plan shows."""

@@ -320,16 +320,18 @@ def _groups(stacks: Sequence[StackFile]) -> list[list[StackFile]]:
         logger.warning(
             "some stacks don't say where they lie: it is not known whether they overlap on the ground"
         )
-    groups: list[list[StackFile]] = []
-    for stack in stacks:
-        val = dataclasses.replace(stack, split="val")
-        touching = [
-            group for group in groups
-            if find_overlaps([*(dataclasses.replace(other, split="train") for other in group), val])
-        ]  # fmt: skip
-        rest = [group for group in groups if group not in touching]
-        groups = [*rest, [*(other for group in touching for other in group), stack]]
-    return groups
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    sides = [dataclasses.replace(stack, split=split) for split in ("train", "val") for stack in stacks]
+    numbers = {stack.image: number for number, stack in enumerate(stacks)}
+    pairs = [(numbers[o.train.image], numbers[o.val.image]) for o in find_overlaps(sides)]
+    one, other = np.reshape(pairs, (-1, 2)).T.astype(int)
+    graph = coo_array((np.ones(len(one), bool), (one, other)), (len(stacks), len(stacks)))
+    groups: dict[int, list[StackFile]] = {}
+    for number, stack in zip(connected_components(graph, directed=False)[1], stacks, strict=True):
+        groups.setdefault(number, []).append(stack)
+    return list(groups.values())
 
 
 def _with_validation(manifest: Manifest, left_out: set[Path]) -> Manifest:
