@@ -542,6 +542,18 @@ class PreprocessConfig(InputConfig, LabelConfig, RunConfig, ClusterConfig):
 class TrainConfig(RunConfig):
     """.npy stacks to weights."""
 
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Excludes("minutes", "cross_validate", "folds are only compared where each is trained to its end"),
+        Excludes("processes", "cross_validate", "the folds are trained by one process"),
+        Needs("process coordinator", "processes", "they say how several processes meet"),
+        Needs("mask_ratio mask_block input_options", "pretrain", "they are for training without labels"),
+        Excludes(
+            "pretrain", "data validation_data single_class cross_validate already_standardised",
+            "it has no labels",
+            "Pretrain without it, then train on labels with --init FOLDER and this option.",
+        ),
+    )  # fmt: skip
+
     data: tuple[str, ...] = option(
         (), "folders that preprocess.py wrote, or in the original's naming", metavar="DATA", positional=True
     )
@@ -559,14 +571,15 @@ class TrainConfig(RunConfig):
         choices=(AUTO, *RECIPES),
     )
     plan: bool = option(False, "print what would be trained, and why, and stop")
-    epochs: int = by_recipe("epochs", "number of epochs")
-    steps: int = by_recipe("steps", "batches per epoch")
+    epochs: int = by_recipe("epochs", "number of epochs", ge=1)
+    steps: int = by_recipe("steps", "batches per epoch", ge=1)
     validation_steps: int = by_recipe(
         "validation_steps",
         "batches per validation; where not given, fewer in short epochs, so that validation takes less than "
         "a fifth of the training time",
+        ge=1,
     )
-    batch_size: int = by_recipe("batch_size", "crops per batch")
+    batch_size: int = by_recipe("batch_size", "crops per batch", ge=1)
     crop_sizes: tuple[int, ...] = by_recipe("crop_sizes", "sides of training crops", unit="pixels")
     validation_crop_sizes: tuple[int, ...] = by_recipe(
         "validation_crop_sizes",
@@ -579,12 +592,15 @@ class TrainConfig(RunConfig):
         "sparse",
         unit="0..1",
         group=SAMPLING,
+        ge=0,
+        le=1,
     )
     rare_temperature: float = by_recipe(
         "rare_temperature",
         "T of the draw of classes, exp((1 - share of the class) / T): 0.01 draws the rarest only, 100 all "
         "alike",
         group=SAMPLING,
+        ge=0.001,
     )
     balance: str = by_recipe(
         "balance",
@@ -604,18 +620,23 @@ class TrainConfig(RunConfig):
         "number of equally spaced rotation angles; 1 for none; other angles than the four right ones "
         "interpolate crops",
         group=AUGMENTATION,
+        ge=1,
     )
     gain: float = by_recipe(
         "gain",
         "random factor of each band: standard deviation of its logarithm, e.g. 0.05; computed indices "
         "follow, indices that were read stay",
         group=AUGMENTATION,
+        ge=0,
+        le=1,
     )
     offset_jitter: float = by_recipe(
         "offset_jitter",
         "random offset of each band: standard deviation, e.g. 30",
         unit="reflectance x 10000",
         group=AUGMENTATION,
+        ge=0,
+        le=10_000,
     )
     date_dropout: float = option(
         0.2,
@@ -631,11 +652,12 @@ class TrainConfig(RunConfig):
         group=OPTIMISATION,
     )
     optimizer: str = by_recipe("optimizer", "optimizer", choices=("nadam", "adamw"), group=OPTIMISATION)
-    learning_rate: float = by_recipe("learning_rate", "highest learning rate", group=OPTIMISATION)
+    learning_rate: float = by_recipe("learning_rate", "highest learning rate", group=OPTIMISATION, ge=0)
     warmup: int = by_recipe(
         "warmup",
         "batches over which the learning rate rises from 0; at most a tenth of the run",
         group=OPTIMISATION,
+        ge=0,
     )
     schedule: str = by_recipe(
         "schedule",
@@ -644,10 +666,10 @@ class TrainConfig(RunConfig):
         group=OPTIMISATION,
     )
     weight_decay: float = by_recipe(
-        "weight_decay", "decoupled weight decay of the kernels", group=OPTIMISATION
+        "weight_decay", "decoupled weight decay of the kernels", group=OPTIMISATION, ge=0, le=1
     )
     clip_norm: float = by_recipe(
-        "clip_norm", "largest norm of all gradients together; 0 for no limit", group=OPTIMISATION
+        "clip_norm", "largest norm of all gradients together; 0 for no limit", group=OPTIMISATION, ge=0
     )
     average: float = by_recipe(
         "average",
@@ -655,6 +677,8 @@ class TrainConfig(RunConfig):
         "are validated and saved; 0 for no average",
         unit="0..1",
         group=OPTIMISATION,
+        ge=0,
+        le=1,
     )
     precision: str = by_recipe(
         "precision",
@@ -666,6 +690,7 @@ class TrainConfig(RunConfig):
         "patience",
         "stop after so many epochs in a row without a best loss, accuracy or macro-F1; 0 for never",
         group=OPTIMISATION,
+        ge=0,
     )
     calibrate: str = by_recipe(
         "calibrate",
@@ -714,12 +739,14 @@ class TrainConfig(RunConfig):
         f"share of each crop that is masked; {MASK_RATIO} where not given",
         unit="0..1",
         group=PRETRAINING,
+        gt=0,
+        lt=1,
     )
     mask_block: int | None = option(
-        None, f"side of a masked block; {MASK_BLOCK} where not given", unit="pixels", group=PRETRAINING
+        None, f"side of a masked block; {MASK_BLOCK} where not given", unit="pixels", group=PRETRAINING, ge=1
     )
     minutes: float | None = option(
-        None, "stop cleanly after this time; not with --cross-validate", unit="minutes"
+        None, "stop cleanly after this time; not with --cross-validate", unit="minutes", gt=0
     )
     devices: str = option(
         "1",
@@ -733,6 +760,7 @@ class TrainConfig(RunConfig):
         "number of processes, on one machine or many, that train together (JAX only); start each with this "
         "command, or all with srun",
         group=DEVICES,
+        ge=1,
     )
     process: int | None = option(
         None, "number of this process, from 0; SLURM_PROCID where not given", group=DEVICES
@@ -747,7 +775,7 @@ class TrainConfig(RunConfig):
         "best",
         "models kept beside the best by each score: best (only the last), all, or a number of last ones",
     )
-    workers: int = option(1, "threads that cut crops; the batches do not depend on it")
+    workers: int = option(1, "threads that cut crops; the batches do not depend on it", ge=1)
     stacks_on: str = option(
         "auto",
         "memory that crops are cut from: of the host, or of the GPU; auto takes the GPU where there is one, "
@@ -759,7 +787,7 @@ class TrainConfig(RunConfig):
     already_standardised: bool = option(
         False, "accept stacks in the original's naming that are standardised and have no statistics"
     )
-    seed: int = option(1, "seed of initial weights, crops and augmentation")
+    seed: int = option(1, "seed of initial weights, crops and augmentation", ge=0)
 
     def resolved(self) -> TrainConfig:
         """The same config with every option that is None filled in from the recipe, of auto the default."""

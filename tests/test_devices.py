@@ -140,10 +140,10 @@ def test_processes_of_a_machine_take_different_gpus(
     [
         ({"devices": "none"}, "--devices is 'none', expected a number from 1, or all"),
         ({"devices": "0"}, "--devices is '0'"),
-        ({"processes": 0}, "--processes is 0, expected 1 or more"),
-        ({"process": 1}, "--process is 1, expected none without --processes"),
-        ({"coordinator": "a:1"}, "--coordinator is a:1, expected none without --processes"),
-        ({"processes": 2, "cross_validate": "stacks"}, "--processes is 2, expected 1 with --cross-validate"),
+        ({"processes": 0}, "0 for --processes, expected a whole number of at least 1"),
+        ({"process": 1}, "--process without --processes"),
+        ({"coordinator": "a:1"}, "--coordinator without --processes"),
+        ({"processes": 2, "cross_validate": "stacks"}, "--processes with --cross-validate"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], problem: str) -> None:

@@ -281,5 +281,5 @@ def test_a_time_budget_and_cross_validation_are_refused_together(stacks, tmp_pat
     arguments = [str(stacks), "--out", str(tmp_path / "run"), "--cross-validate", "stacks", "--minutes", "5"]
     assert main(arguments) == 1
     error = capsys.readouterr().err
-    assert "--minutes is 5.0, expected none with --cross-validate" in error
+    assert "--minutes with --cross-validate" in error
     assert not (tmp_path / "run").exists()

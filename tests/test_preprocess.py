@@ -135,7 +135,7 @@ def test_the_command_prints_counts_shares_and_what_to_type_next(
     assert main(arguments(scene, "--quiet")) == 0
     printed = capsys.readouterr().out
     assert f"python train_model.py {scene['out']} --out runs/first\n" in printed
-    assert "labels: 'labels.tif', classes of 'kaakonkulma-13', as --scheme says (1 " in printed
+    assert "labels: 'labels.tif', classes of 'kaakonkulma-13', by the scheme given (1 " in printed
     assert "indices: read from indices.tif\n" in printed
     # 600, 200 and 300 of the 160 x 224 pixels.
     assert "B02       1.67 %   0.56 %" in printed and "NDTI      0.00 %   0.84 %" in printed

@@ -136,8 +136,8 @@ def describe_result(result: ClassificationResult) -> str:
     seconds = result.seconds
     stages = ", ".join(f"{name} {seconds[name]:.1f}" for name in ("start", "windows", "finish"))
     speed = (
-        f"{result.pixels / 1e6:.2f} Mpx ({total / result.pixels:.1%} valid) in {seconds['all']:.1f} s "
-        f"({stages}), {result.pixels / 1e6 / seconds['all']:.2f} Mpx/s; "
+        f"{_decimals(result.pixels / 1e6)} Mpx ({total / result.pixels:.1%} valid) in {seconds['all']:.1f} s "
+        f"({stages}), {_decimals(result.pixels / 1e6 / seconds['all'])} Mpx/s; "
         f"engine {result.engine}, busy {result.network_share:.0%} of the time with windows"
     )
     known = f"weights: {'; '.join(result.weights)}\naccuracy: {result.accuracy}"
@@ -160,6 +160,11 @@ def describe_forecast(forecast: Forecast) -> str:
         ["time", f"{seconds['all']:.1f} s ({stages})"],
     ]
     return columns(rows, text_columns=2)
+
+
+def _decimals(number: float) -> str:
+    """Two decimals, or two digits of what is smaller."""
+    return f"{number:.2f}" if number >= 0.1 else f"{number:.2g}"
 
 
 def _size(count: float) -> str:

@@ -231,7 +231,7 @@ def open_labels(
             )
         else:
             codes = RasterCodes(opened(path), grid, resample=resample)
-        origin = "as --scheme says"
+        origin = "by the scheme given"
         if scheme is None:
             scheme, origin = _own_scheme(codes, path)
         _check_volumes(scheme, path, pine, spruce)

@@ -70,28 +70,6 @@ STEP_COPIES = 1.4
 MEMORY_MARGIN = 0.9
 """Share of the free memory that a training may plan with."""
 
-RANGES: dict[str, tuple[float, float]] = {
-    "epochs": (1, math.inf),
-    "steps": (1, math.inf),
-    "validation_steps": (1, math.inf),
-    "batch_size": (1, math.inf),
-    "rotations": (1, math.inf),
-    "workers": (1, math.inf),
-    "learning_rate": (0, math.inf),
-    "seed": (0, math.inf),
-    "rare_classes": (0, 1),
-    "rare_temperature": (0.001, math.inf),
-    "gain": (0, 1),
-    "offset_jitter": (0, 10_000),
-    "warmup": (0, math.inf),
-    "weight_decay": (0, 1),
-    "clip_norm": (0, math.inf),
-    "average": (0, 1),
-    "patience": (0, math.inf),
-    "processes": (1, math.inf),
-}
-"""Least and largest value of options."""
-
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -255,31 +233,20 @@ def check_options(config: TrainConfig) -> None:
     """Raise InputError where a resolved config asks for the impossible, before anything is read."""
     check_keep(config.keep)
     _check_pretraining(config)
-    depth = len(config.filters)
-    stride = 2**depth
-    wrong = [
-        f"--{name.replace('_', '-')} is {getattr(config, name)}, expected {least:g} or more"
-        + (f", at most {most:g}" if most < math.inf else "")
-        for name, (least, most) in RANGES.items() if not least <= getattr(config, name) <= most
-    ]  # fmt: skip
+    stride = 2 ** len(config.filters)
     for name in ("crop_sizes", "validation_crop_sizes"):
         sides = getattr(config, name)
         if not sides or any(side < stride or side % stride for side in sides):
-            shown = " ".join(str(side) for side in sides)
-            wrong.append(
-                f"--{name.replace('_', '-')} is {shown}, expected multiples of {stride}, the stride of a "
-                f"network with {depth} stages"
+            raise InputError(
+                f"cannot train as asked, since --{name.replace('_', '-')} is {' '.join(map(str, sides))}, "
+                f"expected multiples of {stride}, the stride of a network with {len(config.filters)} stages",
+                "Change the option and type it again.",
             )
-    if config.minutes is not None and not config.minutes > 0:
-        wrong.append(f"--minutes is {config.minutes}, expected more than 0")
-    if config.minutes is not None and config.cross_validate:
-        wrong.append(
-            f"--minutes is {config.minutes}, expected none with --cross-validate, whose folds are only "
-            "compared where each is trained to its end"
+    if config.devices != "all" and not (config.devices.isdecimal() and int(config.devices) > 0):
+        raise InputError(
+            f"cannot train as asked, since --devices is '{config.devices}', expected a number from 1, or all",
+            "Change the option and type it again.",
         )
-    wrong += _wrong_devices(config)
-    if wrong:
-        raise InputError(f"cannot train as asked, since {wrong[0]}", "Change the option and type it again.")
     check_crop_device(config)
     missing = [name for name in ("tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
     if config.tensorboard and missing:
@@ -290,53 +257,21 @@ def check_options(config: TrainConfig) -> None:
         )
 
 
-def _wrong_devices(config: TrainConfig) -> list[str]:
-    wrong = []
-    if config.devices != "all" and not (config.devices.isdecimal() and int(config.devices) > 0):
-        wrong.append(f"--devices is '{config.devices}', expected a number from 1, or all")
-    if config.processes == 1:
-        alone = {"--process": config.process, "--coordinator": config.coordinator}
-        wrong += [
-            f"{name} is {value}, expected none without --processes"
-            for name, value in alone.items() if value is not None
-        ]  # fmt: skip
-    elif config.cross_validate:
-        wrong.append(
-            f"--processes is {config.processes}, expected 1 with --cross-validate, which is one's work"
-        )
-    return wrong
-
-
 def _check_pretraining(config: TrainConfig) -> None:
     if not config.pretrain:
-        wrong = [
-            name
-            for name in ("mask_ratio", "mask_block", "input_options")
-            if getattr(config, name) is not None
-        ]
-        if wrong:
-            raise InputError(
-                f"cannot train as asked, since --{wrong[0].replace('_', '-')} is given without --pretrain, "
-                "which it is for",
-                "Leave it out, or give the rasters to pretrain on.",
-            )
         return
-    labelled = ("single_class", "cross_validate", "already_standardised", "validation_data", "data")
-    given = [name for name in labelled if getattr(config, name)]
-    given += [name for name, value in WITHOUT_LABELS.items() if getattr(config, name) != value]
+    given = [name for name, value in WITHOUT_LABELS.items() if getattr(config, name) != value]
     if given:
-        shown = "DATA" if given[0] == "data" else f"--{given[0].replace('_', '-')}"
         raise InputError(
-            f"cannot pretrain as asked, since {shown} is given, which is about stacks with labels, expected "
-            "none",
+            f"cannot pretrain as asked, since --{given[0].replace('_', '-')} is given, which is about stacks "
+            "with labels, expected none",
             "Pretrain without it, then train on labels with --init FOLDER and this option.",
         )
     smallest = min(*config.crop_sizes, *config.validation_crop_sizes)
-    ratio, block = config.mask_ratio or 0.0, config.mask_block or 0
-    if not (0 < ratio < 1 and 1 <= block < smallest):
+    if (config.mask_block or 0) >= smallest:
         raise InputError(
-            f"cannot pretrain as asked, since --mask-ratio is {ratio} and --mask-block {block}, expected a "
-            f"share between 0 and 1 and blocks of 1 to {smallest - 1} pixels, smaller than the smallest crop",
+            f"cannot pretrain as asked, since --mask-block is {config.mask_block}, expected 1 to "
+            f"{smallest - 1} pixels, smaller than the smallest crop",
             "Change the option and type it again.",
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -194,112 +193,6 @@ def _north_arrow(ax: Axes) -> None:
         0.97, 0.97, "N\n▲", transform=ax.transAxes, ha="right", va="top", fontsize=9, weight="bold",
         linespacing=0.95, bbox=box,
     )  # fmt: skip
-
-
-def draw_activations(
-    activations: NDArray[np.float32],
-    legend: Legend,
-    grid: GridSpec,
-    path: str | os.PathLike[str],
-    *,
-    columns: int = 4,
-) -> None:
-    """Draw the activation of each class as a map of its own, on one scale.
-
-    Parameters
-    ----------
-    activations
-        float32 (class, y, x), 0..1, NaN = no data; may be decimated.
-    legend, grid, path
-        As in `draw_map`; every class has a panel.
-    columns
-        Panels beside each other.
-    """
-    rows = math.ceil(len(legend) / columns)
-    height, width = activations.shape[1:]
-    side = 2.5
-    size = (columns * side * min(1, width / height) + 0.9, rows * (side * min(1, height / width) + 0.4))
-    with _canvas(path, *size) as figure:
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for ax in axes[len(legend) :]:
-            ax.set_axis_off()
-        for ax, c, plane in zip(axes, legend.classes, activations, strict=False):
-            image = ax.imshow(plane, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
-            ax.set_title(textwrap.shorten(f"{c.number}  {c.name}", 34, placeholder=" ..."), fontsize=8)
-            _frame(ax)
-        _scale_bar(axes[0], grid, width)
-        if grid.is_north_up:
-            _north_arrow(axes[0])
-        figure.colorbar(image, ax=list(axes), shrink=0.6, pad=0.01, label="activation")
-
-
-def draw_crops(
-    images: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    legend: Legend,
-    path: str | os.PathLike[str],
-    *,
-    title: str,
-) -> None:
-    """Draw crops as a network sees them: pictures in one row, their labels below.
-
-    Crops are rotated and cut anywhere, so that they have neither north nor scale bar.
-
-    Parameters
-    ----------
-    images
-        uint8 (n, y, x, 3), colours.
-    labels
-        uint8 (n, y, x), class numbers 1..N, 0 unclassified, 255 ignored.
-    legend, path
-        As in `draw_map`.
-    title
-        Text above the first crop.
-    """
-    keys = _legend_keys(list(labels), legend)
-    text_width = 0.8 + 0.07 * max((len(str(k.get_label())) for k in keys), default=0)
-    with _canvas(path, 1.7 * len(images) + text_width, max(3.8, 0.4 + 0.24 * len(keys))) as figure:
-        axes = figure.subplots(2, len(images), squeeze=False)
-        axes[0, 0].set_title(title)
-        for above, below, image, crop in zip(axes[0], axes[1], images, labels, strict=True):
-            _show(above, image, legend)
-            _show(below, crop, legend)
-        figure.legend(handles=keys, loc="outside right upper", handlelength=1.6, labelspacing=0.55)
-
-
-def draw_statistics(
-    names: Sequence[str],
-    mean: NDArray[np.float64],
-    std: NDArray[np.float64],
-    path: str | os.PathLike[str],
-    *,
-    title: str,
-) -> None:
-    """Draw mean and standard deviation of each channel, bands and indices on axes of their own.
-
-    Parameters
-    ----------
-    names
-        Channels, bands before indices.
-    mean, std
-        float (channel,): reflectance x 10000 of bands, SYKE code of indices.
-    path
-        PNG to write.
-    title
-        Text above the bands.
-    """
-    bands = [k for k, name in enumerate(names) if name.startswith("B")]
-    rest = [k for k in range(len(names)) if k not in bands]
-    groups = [g for g in ((bands, "reflectance x 10000"), (rest, "SYKE code")) if g[0]]
-    with _canvas(path, 8.6, 3.2) as figure:
-        axes = figure.subplots(1, len(groups), squeeze=False, width_ratios=[len(g) for g, _ in groups])[0]
-        for ax, (places, unit) in zip(axes, groups, strict=True):
-            ax.bar([names[k] for k in places], mean[places], yerr=std[places], color=BLUE, capsize=3,
-                   error_kw={"elinewidth": 1})  # fmt: skip
-            ax.set_ylabel(unit)
-            ax.grid(axis="y", alpha=0.25)
-            ax.set_axisbelow(True)
-        axes[0].set_title(title)
 
 
 def draw_confusion(
