@@ -707,10 +707,14 @@ class TrainConfig(RunConfig):
     filters: tuple[int, ...] = by_recipe("filters", "filters of the encoder stages")
     decoder_filters: tuple[int, ...] = option(
         (),
-        "filters of the decoder stages; twice the mirrored encoder filters where not given",
+        "filters of the decoder stages (default: the mirrored encoder filters for block sum, else twice)",
     )
     bottleneck: int = by_recipe("bottleneck", "convolutions between encoder and decoder")
-    block: str = by_recipe("block", "how the decoder upsamples", choices=("transpose", "upsample"))
+    block: str = by_recipe(
+        "block",
+        "how the decoder upsamples and joins the encoder's skips",
+        choices=("transpose", "upsample", "sum"),
+    )
     dropout: float = by_recipe(
         "dropout", "dropout rate before the last convolution; raise it where the network overfits"
     )

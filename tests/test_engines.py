@@ -31,6 +31,7 @@ NETWORKS = {
     "original's blocks": SMALL,
     "bottleneck": replace(SMALL, bottleneck=2),
     "upsampling": replace(SMALL, block="upsample"),
+    "sums": replace(SMALL, block="sum", decoder_filters=(10, 6)),
     "without norm": replace(SMALL, norm="none"),
     "single class": replace(SMALL, classes=1, activation="sigmoid"),
     "uneven decoder": replace(SMALL, decoder_filters=(10, 6), dropout=0.2),
@@ -147,8 +148,8 @@ def test_mixed_reaches_what_int8_does_not(save: Callable[..., Any]) -> None:
     assert mixed.identity["precision"] != eight.identity["precision"]
 
 
-@pytest.mark.parametrize("block", ["transpose", "upsample"])
-def test_quantised_networks_of_either_block_run(save: Callable[..., Any], block: str) -> None:
+@pytest.mark.parametrize("block", ["transpose", "upsample", "sum"])
+def test_quantised_networks_of_each_block_run(save: Callable[..., Any], block: str) -> None:
     path, card = save(replace(SMALL, block=block, bottleneck=1))
     engine = build_engine("openvino-int8", request_for(path, card, (1, 32, 32), min_agreement=0.5))
     np.testing.assert_allclose(engine(scene(32, 32)[np.newaxis]).sum(-1), 1, atol=1e-3)
@@ -381,10 +382,19 @@ def test_legacy_weights_run_without_a_framework(shared: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "side", "measured"), [(16, 1024, 0.72), (32, 1024, 1.25), (64, 512, 1.13), (64, 1024, 2.45)]
+    ("block", "width", "side", "measured"),
+    [
+        ("transpose", 16, 1024, 0.72),
+        ("transpose", 32, 1024, 1.25),
+        ("transpose", 64, 512, 1.13),
+        ("transpose", 64, 1024, 2.45),
+        ("sum", 32, 1024, 0.77),
+    ],
 )
-def test_memory_is_planned_as_it_was_measured_at_each_width(width: int, side: int, measured: float) -> None:
-    found = footprint("openvino", NetworkConfig(filters=tuple(width << s for s in range(4))))
+def test_memory_is_planned_as_it_was_measured_at_each_width(
+    block: str, width: int, side: int, measured: float
+) -> None:
+    found = footprint("openvino", NetworkConfig(filters=tuple(width << s for s in range(4)), block=block))
     # One window of the original's channels and classes; GB of a process that runs it.
     per_pixel = found.per_pixel + 4 * (14 + 13)
     assert 0.95 * measured < (found.fixed + per_pixel * side**2) / 1e9 < 1.2 * measured

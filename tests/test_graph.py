@@ -30,7 +30,7 @@ def run(network: NetworkConfig, x: np.ndarray) -> np.ndarray:
     return np.asarray(model(x[np.newaxis])[0][0])
 
 
-@pytest.mark.parametrize("block", ["transpose", "upsample"])
+@pytest.mark.parametrize("block", ["transpose", "upsample", "sum"])
 def test_a_window_gives_what_the_whole_image_gives(block: str) -> None:
     network = NetworkConfig(channels=3, classes=4, filters=(8, 8, 8, 8), block=block)
     halo = geometry(network).halo
@@ -53,15 +53,14 @@ def test_folded_batch_norms_are_those_of_the_convolution_before_them() -> None:
 
 
 def test_the_cost_of_a_convolution_is_that_of_its_resolution() -> None:
-    network = NetworkConfig()
-    costs = {name: convolution.cost for name, convolution in fold(network, _zeros(network)).items()}
+    costs = NetworkConfig().multiplications
     # The original's first and last convolutions at full resolution, and one at an eighth of it.
     assert costs["encoder_stage0_conv1"] == 9 * 14 * 32 and costs["final_conv"] == 9 * 64 * 13
     assert costs["encoder_stage3_conv2"] == 9 * 256 * 256 / 64
     # A transposed convolution reads half the resolution that it writes.
     assert costs["decoder_stage3_up"] == 16 * 128 * 64 / 4
     assert sum(costs.values()) == pytest.approx(390e3, rel=0.01)
-
-
-def _zeros(network: NetworkConfig) -> dict[str, np.ndarray]:
-    return {name: np.zeros(shape, "f4") for name, shape in network.variable_shapes().items()}
+    # The 1 x 1 convolution of a sum comes before the repetition, the other after it.
+    costs = NetworkConfig(block="sum").multiplications
+    assert costs["decoder_stage3_conv1"] == 64 * 32 / 4 and costs["decoder_stage3_conv2"] == 9 * 32 * 32
+    assert costs["final_conv"] == 32 * 13

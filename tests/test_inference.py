@@ -134,6 +134,7 @@ NETWORKS = {
     "original shape": NetworkConfig(classes=5, channels=4, filters=(4, 4, 8, 8)),
     "bottleneck": NetworkConfig(classes=3, channels=4, filters=(4, 8), bottleneck=2),
     "upsampling": NetworkConfig(classes=3, channels=4, filters=(4, 4, 8), block="upsample", norm="none"),
+    "sums": NetworkConfig(classes=3, channels=4, filters=(4, 8, 8), block="sum"),
     "single class": NetworkConfig(classes=1, channels=4, filters=(4, 8), activation="sigmoid"),
 }
 

@@ -31,6 +31,7 @@ NETWORKS: dict[str, tuple[NetworkConfig, float | tuple[float, ...]]] = {
     "temperatures of classes": (SMALL, (0.6, 1.0, 1.7, 2.5)),
     "bottleneck": (replace(SMALL, bottleneck=2), 1.0),
     "upsampling": (replace(SMALL, block="upsample"), 1.3),
+    "sums": (replace(SMALL, block="sum", decoder_filters=(10, 6)), 1.0),
     "without norm": (replace(SMALL, norm="none"), 1.0),
     "single class": (replace(SMALL, classes=1, activation="sigmoid"), 1.6),
     "uneven decoder": (replace(SMALL, decoder_filters=(10, 6), dropout=0.2), 1.0),

@@ -86,7 +86,7 @@ def test_windows_of_a_verdict_have_no_part_in_the_search(
 def test_convolutions_that_cost_much_and_change_little_are_computed_in_8_bits_first(
     arrays: dict[str, np.ndarray], samples: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    costs = {name: convolution.cost for name, convolution in fold(NETWORK, arrays).items()}
+    costs = NETWORK.multiplications
     flips = {name: 0.01 * i for i, name in enumerate(costs)}
     monkeypatch.setattr(
         quantization._Judge, "agreement", lambda self, tried: 1 - sum(flips[n] for n in tried.eight_bit)

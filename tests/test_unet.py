@@ -46,7 +46,7 @@ def test_the_default_is_the_original_network() -> None:
     assert skips == ["decoder_stage0_relu1", "encoder_stage3_relu2"]
 
 
-@pytest.mark.parametrize("block", ["transpose", "upsample"])
+@pytest.mark.parametrize("block", ["transpose", "upsample", "sum"])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -144,6 +144,8 @@ def test_a_single_class_gets_a_sigmoid() -> None:
         ({"bottleneck": 2}, Geometry(16, 96, 108)),
         ({"filters": (2,) * 5, "bottleneck": 2}, Geometry(32, 192, 220)),
         ({"filters": (2,)}, Geometry(2, 6, 6)),
+        ({"block": "sum"}, Geometry(16, 48, 60)),
+        ({"filters": (2,) * 5, "block": "sum"}, Geometry(32, 96, 124)),
     ],
 )
 def test_stride_and_halo_follow_from_the_network(changes: dict, expected: Geometry) -> None:
@@ -156,6 +158,8 @@ def test_stride_and_halo_follow_from_the_network(changes: dict, expected: Geomet
         {},
         {"bottleneck": 1},
         {"block": "upsample"},
+        {"block": "sum"},
+        {"block": "sum", "filters": (2, 3), "decoder_filters": (4, 5)},
         {"filters": (2, 2)},
         {"filters": (2,), "norm": "none"},
     ],
@@ -197,7 +201,9 @@ def by_windows(predict: object, x: np.ndarray, window: int, halo: int) -> np.nda
     return np.concatenate(rows, axis=1)
 
 
-@pytest.mark.parametrize("changes", [{}, {"bottleneck": 1, "block": "upsample", "filters": (3, 4, 5)}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"block": "sum"}, {"bottleneck": 1, "block": "upsample", "filters": (3, 4, 5)}]
+)
 def test_windows_with_the_halo_equal_one_whole_pass_and_with_less_do_not(changes: dict) -> None:
     keras.utils.set_random_seed(3)
     config = narrow(**changes)
@@ -212,6 +218,36 @@ def test_windows_with_the_halo_equal_one_whole_pass_and_with_less_do_not(changes
     np.testing.assert_allclose(exact, whole, atol=1e-6)
     short = by_windows(predict, x, 2 * found.stride, found.halo - found.stride)
     assert np.abs(short - whole).max() > 1e-6
+
+
+def chequer_power(config: NetworkConfig) -> float:
+    """Share of the power of logits on flat ground that lies at periods of one and two pixels.
+
+    The network is trained for some steps first, to tell bright from dark ground.
+    """
+    keras.utils.set_random_seed(4)
+    model = build_unet(config)
+    rng = np.random.default_rng(6)
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    for _ in range(6):
+        labels = rng.integers(0, 3, (4, 4, 4)).repeat(16, 1).repeat(16, 2)
+        x = np.stack([labels - 1.0, 1.0 - labels], -1) + rng.normal(0, 0.3, (*labels.shape, 2))
+        model.train_on_batch(x.astype("float32"), labels)
+    side, border = 16 * config.depth + 2 * geometry(config).halo, geometry(config).halo
+    side = -(-side // geometry(config).stride) * geometry(config).stride
+    logits = compile_predict(without_activation(model))(np.full((1, side, side, 2), 0.7, "float32"))
+    inner = np.float64(logits[0, border : border + 32, border : border + 32, :])
+    power = np.abs(np.fft.fft2(inner, axes=(0, 1))) ** 2
+    # Frequencies of a quarter and a half per pixel, which repeat every four and two pixels.
+    rows, cols = np.indices(power.shape[:2])
+    chequer = (rows % 8 == 0) & (cols % 8 == 0) & (rows + cols > 0)
+    return float(power[chequer].sum() / power.sum())
+
+
+def test_only_transposed_convolutions_draw_a_chequered_pattern_on_flat_ground() -> None:
+    assert chequer_power(narrow(filters=(8, 8, 8))) > 1e-6
+    for block in ("upsample", "sum"):
+        assert chequer_power(narrow(filters=(8, 8, 8), block=block)) < 1e-12
 
 
 def test_initial_weights_depend_on_the_seed_only() -> None:

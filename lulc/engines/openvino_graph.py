@@ -124,12 +124,13 @@ class _Builder(GraphBuilder):
             axes = (0, 2, 3) if convolution.transposed else (1, 2, 3)
             largest = np.abs(convolution.kernel).max(axes, keepdims=True)
             kernel = self._quantise(kernel, largest, low=-1.0, levels=255)
+        pads = convolution.padding
         if convolution.transposed:
             x = op.convolution_backprop_data(
-                x, kernel, strides=[2, 2], pads_begin=[1, 1], pads_end=[1, 1], dilations=[1, 1]
+                x, kernel, strides=[2, 2], pads_begin=pads, pads_end=pads, dilations=[1, 1]
             )
         else:
-            x = op.convolution(x, kernel, [1, 1], [1, 1], [1, 1], [1, 1])
+            x = op.convolution(x, kernel, [1, 1], pads, pads, [1, 1])
         x = op.add(x, self._constant(convolution.bias[:, None, None]))
         return op.relu(x) if activate else x
 
@@ -154,6 +155,9 @@ class _Builder(GraphBuilder):
 
     def _join(self, x: Any, skip: Any) -> Any:
         return self._op.concat([x, skip], 1)
+
+    def _add_skip(self, x: Any, skip: Any) -> Any:
+        return self._op.add(x, skip)
 
     def _repeat(self, x: Any) -> Any:
         return self._op.interpolate(

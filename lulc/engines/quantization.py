@@ -21,7 +21,7 @@ from lulc.core.documents import read_document, seal_of, write_document
 from lulc.core.schema import InputError
 from lulc.core.statistics import valid_pixels
 from lulc.engines.openvino_graph import build_graph, compile_graph, load_openvino
-from lulc.engines.unet_graph import Arrays, fold
+from lulc.engines.unet_graph import Arrays
 from lulc.models.card import ModelCard
 from lulc.models.config import NetworkConfig
 from lulc.models.uncertainty import decide
@@ -205,7 +205,7 @@ def _order(
         name: (1 - judge.agreement(Quantization({name: largest}, (), "f32", 0.0))) ** 2
         for name, largest in plain.eight_bit.items()
     }
-    costs = {name: convolution.cost for name, convolution in fold(network, arrays).items()}
+    costs = network.multiplications
     return sorted(noise, key=lambda name: noise[name] / costs[name])
 
 
@@ -213,7 +213,7 @@ def _ranges(network: NetworkConfig, arrays: Arrays, windows: Sequence[np.ndarray
     """Measure the largest magnitude of the input of each convolution."""
     shape = (1, *windows[0].shape[:2])
     run = compile_graph(build_graph(network, arrays, shape, probe=True))
-    names = list(fold(network, arrays))
+    names = list(network.multiplications)
     results = (run(window[np.newaxis]) for window in windows)
     seen = [[float(result[i + 1].max()) for i in range(len(names))] for result in results]
     return {name: max(values) for name, values in zip(names, zip(*seen, strict=True), strict=True)}

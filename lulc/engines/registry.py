@@ -435,6 +435,8 @@ def _forest_footprint(network: PixelConfig) -> Footprint:
 
 def _width(network: NetworkConfig) -> float:
     """Return the width at full resolution, where the memory goes, in multiples of the original network's."""
+    if network.block == "sum":  # without the concatenation, which is the widest map of the others
+        return max(network.filters[0], network.decoder_filters[-1]) / 64
     return max(network.filters[0], network.decoder_filters[-1] / 2) / 32
 
 

@@ -34,14 +34,16 @@ class Convolution:
         float32 (out,).
     transposed
         Whether it doubles the resolution (4 x 4, stride 2).
-    cost
-        Multiplications for each pixel of the image.
     """
 
     kernel: np.ndarray
     bias: np.ndarray
     transposed: bool
-    cost: float
+
+    @property
+    def padding(self) -> list[int]:
+        """Pixels beyond each edge of the input that it reads as 0, along y and x."""
+        return [1, 1] if self.transposed else [self.kernel.shape[-1] // 2] * 2
 
 
 def fold(network: NetworkConfig, arrays: Arrays) -> dict[str, Convolution]:
@@ -51,11 +53,10 @@ def fold(network: NetworkConfig, arrays: Arrays) -> dict[str, Convolution]:
     ----------
     Jacob et al. 2018, doi:10.1109/CVPR.2018.00286, section 3.2.
     """
-    names = [n.removesuffix("/kernel") for n in network.variable_shapes() if n.endswith("/kernel")]
-    return {name: _fold(name, network, arrays) for name in names}
+    return {name: _fold(name, arrays) for name in network.multiplications}
 
 
-def _fold(name: str, network: NetworkConfig, arrays: Arrays) -> Convolution:
+def _fold(name: str, arrays: Arrays) -> Convolution:
     transposed = name.endswith("_up")
     kernel = arrays[f"{name}/kernel"].transpose(3, 2, 0, 1)
     norm = re.sub("_up$", "_bn1", name).replace("_conv", "_bn")
@@ -70,19 +71,7 @@ def _fold(name: str, network: NetworkConfig, arrays: Arrays) -> Convolution:
         kernel = kernel * scale.astype(np.float32)[axes]
     else:
         bias = arrays[f"{name}/bias"]
-    cost = kernel.size / 4 ** _halvings(name, network)
-    return Convolution(np.ascontiguousarray(kernel), bias.astype(np.float32), transposed, cost)
-
-
-def _halvings(name: str, network: NetworkConfig) -> int:
-    """Return how often the resolution is halved where the convolution `name` reads its input."""
-    depth = len(network.filters)
-    if name == "final_conv":
-        return 0
-    if name.startswith("bottleneck"):
-        return depth
-    stage = int(re.findall(r"stage(\d+)_", name)[0])
-    return stage if name.startswith("encoder") else depth - 1 - stage + name.endswith("_up")
+    return Convolution(np.ascontiguousarray(kernel), bias.astype(np.float32), transposed)
 
 
 class GraphBuilder(abc.ABC):
@@ -115,15 +104,19 @@ class GraphBuilder(abc.ABC):
 
     def _decode(self, x: Any, skip: Any, stage: str) -> Any:
         """Append a stage of the decoder; `x` comes from below, `skip` from the encoder."""
+        block = self._network.block
+        if block == "sum":
+            x = self._repeat(self._convolve(x, f"{stage}_conv1"))
+            return self._convolve(self._add_skip(x, skip), f"{stage}_conv2")
         # Rounded before they are repeated and joined: 8 bits are moved then.
-        if self._network.block == "transpose":
+        if block == "transpose":
             joined = f"{stage}_conv2"
             x = self._round(self._convolve(x, f"{stage}_up"), joined)
         else:
             joined = f"{stage}_conv1"
             x = self._repeat(self._round(x, joined))
         x = self._convolve(self._join(x, self._round(skip, joined)), joined, rounded=True)
-        return x if self._network.block == "transpose" else self._convolve(x, f"{stage}_conv2")
+        return x if block == "transpose" else self._convolve(x, f"{stage}_conv2")
 
     def _round(self, x: Any, name: str) -> Any:
         """Append the rounding of the input of the convolution `name`; none unless a subclass rounds."""
@@ -144,3 +137,7 @@ class GraphBuilder(abc.ABC):
     @abc.abstractmethod
     def _join(self, x: Any, skip: Any) -> Any:
         """Concatenate the channels."""
+
+    @abc.abstractmethod
+    def _add_skip(self, x: Any, skip: Any) -> Any:
+        """Add two maps of the same shape."""

@@ -167,11 +167,11 @@ class _Builder(GraphBuilder):
 
     def _convolve(self, x: str, name: str, *, activate: bool = True, rounded: bool = False) -> str:
         convolution = self._convolutions[name]
-        kernel, bias = convolution.kernel, convolution.bias
+        kernel, bias, pads = convolution.kernel, convolution.bias, convolution.padding * 2
         if convolution.transposed:
-            x = self._add("ConvTranspose", x, kernel, bias, strides=[2, 2], pads=[1, 1, 1, 1])
+            x = self._add("ConvTranspose", x, kernel, bias, strides=[2, 2], pads=pads)
         else:
-            x = self._add("Conv", x, kernel, bias, pads=[1, 1, 1, 1])
+            x = self._add("Conv", x, kernel, bias, pads=pads)
         return self._add("Relu", x) if activate else x
 
     def _halve(self, x: str) -> str:
@@ -183,6 +183,9 @@ class _Builder(GraphBuilder):
 
     def _join(self, x: str, skip: str) -> str:
         return self._add("Concat", x, skip, axis=1)
+
+    def _add_skip(self, x: str, skip: str) -> str:
+        return self._add("Add", x, skip)
 
     def _add(self, kind: str, *inputs: str | np.ndarray | np.float32, to: str = "", **attributes: Any) -> str:
         """Append a node; arrays among its inputs become constants."""

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -293,9 +294,14 @@ class Job:
         return self.stack.identity()
 
     def _samples(self) -> Iterator[np.ndarray]:
-        """Windows of the mosaic that hold valid pixels, spread over it."""
-        side = min(256, *self.plan.window)
-        for window in domain_shift.sample_windows(*self.stack.grid.shape, count=6, side=side):
+        """Windows of the mosaic that hold valid pixels, spread over it: up to 36, a quarter of it at most.
+
+        Finding 8-bit ranges computes two thirds of them in float32 and a third in 8 bits. That takes less
+        than 8 bits save on the whole mosaic, where they halve the time.
+        """
+        side, shape = min(256, *self.plan.window), self.stack.grid.shape
+        count = min(6, max(2, math.isqrt(math.prod(shape) // 4) // side))
+        for window in domain_shift.sample_windows(*shape, count=count, side=side):
             values = self.stack.read(window)
             if not np.isnan(values).all():
                 yield values

@@ -50,6 +50,7 @@ VARIABLES = {
 
 LAYERS = VARIABLES.keys() | {
     "Activation",
+    "Add",
     "Concatenate",
     "Dropout",
     "InputLayer",

@@ -6,6 +6,7 @@ Plain data; importing it loads no deep-learning framework.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,6 +17,9 @@ MAX_FILTERS = 4096
 """No stage of a network that this toolkit trains comes near this width."""
 
 MAX_STAGES = 8
+
+BLOCKS = ("transpose", "upsample", "sum")
+"""How a decoder stage doubles the resolution and joins the skip of the encoder."""
 
 MAX_RADIUS = 64
 """Pixels; a window has a halo as wide."""
@@ -129,12 +133,14 @@ class NetworkConfig(Jsonable):
     filters
         Filters of the encoder stages, from full resolution downwards; their number is the depth.
     decoder_filters
-        Filters of the decoder stages, from the coarsest upwards; twice the mirrored encoder filters
-        where empty.
+        Filters of the decoder stages, from the coarsest upwards; where empty, the mirrored encoder filters
+        for block sum, else twice these.
     bottleneck
         3x3 convolutions between encoder and decoder, each with twice the last encoder filters.
     block
-        How the decoder upsamples: transposed convolution, or repetition and two convolutions.
+        How a decoder stage upsamples and joins the skip of the encoder: transpose (transposed convolution,
+        concatenation, convolution), upsample (repetition, concatenation, two convolutions), or sum (1x1
+        convolution to the channels of the skip, repetition, sum, convolution; the last convolution is 1x1).
     dropout
         Rate before the last convolution, 0..1.
     norm
@@ -154,14 +160,15 @@ class NetworkConfig(Jsonable):
     filters: Annotated[Widths, REQUIRED] = (32, 64, 128, 256)
     decoder_filters: Widths = ()
     bottleneck: Annotated[int, limits(minimum=0, maximum=16)] = 0
-    block: Annotated[str, limits(enum=("transpose", "upsample"))] = "transpose"
+    block: Annotated[str, limits(enum=BLOCKS)] = "transpose"
     dropout: Annotated[float, limits(minimum=0, exclusiveMaximum=1)] = 0.0
     norm: Annotated[str, limits(enum=("batch", "none"))] = "batch"
     activation: Annotated[str, limits(enum=("softmax", "sigmoid", "linear"))] = "softmax"
 
     def __post_init__(self) -> None:
         if not self.decoder_filters:
-            object.__setattr__(self, "decoder_filters", tuple(2 * f for f in reversed(self.filters)))
+            factor = 1 if self.block == "sum" else 2
+            object.__setattr__(self, "decoder_filters", tuple(factor * f for f in reversed(self.filters)))
         for problem in self._problems():
             raise InputError(f"cannot build the network, since {problem}", "Change the network's options.")
 
@@ -185,10 +192,7 @@ class NetworkConfig(Jsonable):
                 f"it has {self.bottleneck} bottleneck convolutions, expected 0 or more",
             ),
             (0 <= self.dropout < 1, f"its dropout rate is {self.dropout}, expected 0 <= rate < 1"),
-            (
-                self.block in ("transpose", "upsample"),
-                f"its block is '{self.block}', expected transpose or upsample",
-            ),
+            (self.block in BLOCKS, f"its block is '{self.block}', expected one of {', '.join(BLOCKS)}"),
             (self.norm in ("batch", "none"), f"its norm is '{self.norm}', expected batch or none"),
             (
                 self.activation in ("linear", "sigmoid" if self.classes == 1 else "softmax"),
@@ -213,6 +217,33 @@ class NetworkConfig(Jsonable):
         """Filters of the convolutions between encoder and decoder."""
         return 2 * self.filters[-1]
 
+    @property
+    def head_side(self) -> int:
+        """Side of the kernel of the last convolution, pixels."""
+        return 1 if self.block == "sum" else 3
+
+    @property
+    def multiplications(self) -> dict[str, float]:
+        """Multiplications of each convolution for each pixel of the image, in the order of computation."""
+        kernels = {n: s for n, s in self.variable_shapes().items() if n.endswith("/kernel")}
+        return {
+            name.removesuffix("/kernel"): math.prod(shape) / 4 ** self._halvings(name)
+            for name, shape in kernels.items()
+        }
+
+    def _halvings(self, name: str) -> int:
+        """Return how often the resolution is halved where the kernel `name` reads its input."""
+        depth = len(self.filters)
+        if name.startswith("final_conv"):
+            return 0
+        if name.startswith("bottleneck"):
+            return depth
+        stage = int(re.findall(r"stage(\d+)_", name)[0])
+        if name.startswith("encoder"):
+            return stage
+        coarse = name.endswith("_up/kernel") or (self.block == "sum" and name.endswith("_conv1/kernel"))
+        return depth - 1 - stage + coarse
+
     def variable_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each variable by ``layer/variable``, as a weights file must hold them.
 
@@ -236,14 +267,20 @@ class NetworkConfig(Jsonable):
                 shapes[f"{stage}_up/kernel"] = (4, 4, filters, wide)
                 shapes |= self._after(f"{stage}_up", f"{stage}_bn1", filters)
                 shapes |= self._convolution(stage, 2, filters + skip, filters)
+            elif self.block == "sum":
+                shapes |= self._convolution(stage, 1, wide, skip, side=1)
+                shapes |= self._convolution(stage, 2, skip, filters)
             else:
                 shapes |= self._convolution(stage, 1, wide + skip, filters)
                 shapes |= self._convolution(stage, 2, filters, filters)
             wide = filters
-        return shapes | {"final_conv/kernel": (3, 3, wide, self.classes), "final_conv/bias": (self.classes,)}
+        kernel = (self.head_side, self.head_side, wide, self.classes)
+        return shapes | {"final_conv/kernel": kernel, "final_conv/bias": (self.classes,)}
 
-    def _convolution(self, stage: str, i: int, wide: int, filters: int) -> dict[str, tuple[int, ...]]:
-        kernel = {f"{stage}_conv{i}/kernel": (3, 3, wide, filters)}
+    def _convolution(
+        self, stage: str, i: int, wide: int, filters: int, side: int = 3
+    ) -> dict[str, tuple[int, ...]]:
+        kernel = {f"{stage}_conv{i}/kernel": (side, side, wide, filters)}
         return kernel | self._after(f"{stage}_conv{i}", f"{stage}_bn{i}", filters)
 
     def _after(self, layer: str, norm: str, filters: int) -> dict[str, tuple[int, ...]]:
@@ -292,11 +329,11 @@ def geometry(network: NetworkConfig) -> Geometry:
 
 def _needed(network: NetworkConfig, output: Span) -> Span:
     """Return the input pixels that the output pixels `output` depend on, along one axis."""
-    span = _widened(output, 1)
+    span = _widened(output, network.head_side // 2)
     skips: list[Span] = []
     for _ in network.decoder_filters:
-        # The concatenation is read by one convolution, or by two where the decoder repeats pixels.
-        joined = _widened(span, 1 if network.block == "transpose" else 2)
+        # What is joined is read by two convolutions of 3 x 3 in upsample, else by one.
+        joined = _widened(span, 2 if network.block == "upsample" else 1)
         skips.append(joined)
         # A transposed convolution of 4 x 4 reaches one pixel further on both sides than repetition.
         first, last = _widened(joined, 1 if network.block == "transpose" else 0)

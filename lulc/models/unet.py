@@ -86,7 +86,7 @@ def build_unet(
     if config.dropout:
         x = keras.layers.Dropout(config.dropout, name="dropout")(x)
     x = keras.layers.Conv2D(
-        config.classes, 3, padding="same", kernel_initializer="he_normal", name="final_conv"
+        config.classes, config.head_side, padding="same", kernel_initializer="he_normal", name="final_conv"
     )(x)
     x = keras.layers.Activation(config.activation, dtype="float32", name=config.activation)(x)
     return keras.Model(inputs, x, name="unet")
@@ -119,11 +119,11 @@ def _encode(x: Any, config: NetworkConfig) -> list[Any]:
     return [*results, x]
 
 
-def _convolve(x: Any, config: NetworkConfig, filters: int, stage: str, i: int) -> Any:
-    """Append a 3x3 convolution, normalisation and ReLU."""
+def _convolve(x: Any, config: NetworkConfig, filters: int, stage: str, i: int, side: int = 3) -> Any:
+    """Append a convolution, normalisation and ReLU."""
     x = keras.layers.Conv2D(
         filters,
-        3,
+        side,
         padding="same",
         use_bias=config.norm == "none",
         kernel_initializer="he_normal",
@@ -152,7 +152,11 @@ def _decode(x: Any, skip: Any, config: NetworkConfig, filters: int, stage: str) 
         )(x)
         x = _activate(x, config, stage, 1)
     else:
+        if config.block == "sum":
+            x = _convolve(x, config, skip.shape[-1], stage, 1, side=1)
         x = keras.layers.UpSampling2D(2, name=f"{stage}_up")(x)
+    if config.block == "sum":
+        return _convolve(keras.layers.Add(name=f"{stage}_sum")([x, skip]), config, filters, stage, 2)
     x = keras.layers.Concatenate(name=f"{stage}_concat")([x, skip])
     if config.block == "upsample":
         x = _convolve(x, config, filters, stage, 1)
