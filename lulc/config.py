@@ -347,7 +347,7 @@ COMPOSITION = "composition"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MosaicConfig(RunConfig):
+class MosaicConfig(RunConfig, ClusterConfig):
     """Region and dates to a mosaic."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (Needs("near", "rule", "only that rule prefers a day", ("best",)),)
@@ -361,8 +361,8 @@ class MosaicConfig(RunConfig):
     )
     dates: str = option(..., "first and last day, 2024-06-01/2024-08-31, or one day", metavar="DATE/DATE")
     out: str = option(
-        ..., "mosaic to write; --every adds the name of each period to it", metavar="OUT.tif",
-        endings=MAP_ENDINGS,
+        ..., "mosaic to write, .tif or .zarr; --every adds the name of each period to it", metavar="OUT",
+        endings=(*MAP_ENDINGS, ".zarr"),
     )  # fmt: skip
     catalog: str | None = option(
         None,
@@ -458,13 +458,14 @@ class MosaicConfig(RunConfig):
     )
     labels: tuple[str, ...] = option(
         (),
-        "also write OUT_labels.tif on the same grid: worldcover or corine, and the file or folder with "
-        "its tiles",
+        "also write OUT_labels.tif on the same grid: worldcover or corine, then the file or folder with its "
+        "tiles, or a catalogue (planetary, the address of a STAC API)",
         metavar="WHAT",
     )
     memory: float = option(
         2.0,
-        "memory for observations; the rows of a part are composed in as few steps as fit",
+        "memory for observations, shared by the workers of --dask local; the rows of a part are composed in "
+        "as few steps as fit",
         unit="GB",
         gt=0,
     )

@@ -1,15 +1,22 @@
 """A STAC API with simulated scenes on this machine: stac-fastapi, and files by range requests.
 
+``python stac_server.py FOLDER PORT`` serves the items of a folder in a process of its own, which a test may
+kill. What goes wrong there says FOLDER/faults.json: pattern of a path to a status, "cut", or seconds to wait.
+
 Nothing here was measured. The ground is a smooth function of place, drawn into two tiles of neighbouring UTM
 zones; each date has clouds of its own, which the scene classification knows.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime
 import json
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +41,8 @@ TILES = {"34VFM": (32634, Affine(10, 0, 660000, 0, -10, 6802000)),
 
 def ground(band: str, lon: np.ndarray, lat: np.ndarray) -> np.ndarray:
     """Reflectance x 10000 at a place, smooth to a few digital numbers a pixel."""
-    return 1000 + 150 * BANDS.index(band) + 4000 * (lon - 23.9) ** 2 + 6000 * (lat - 61.2)
+    slope = np.minimum(4000 * (lon - 23.9) ** 2, 300) + 6000 * np.minimum(lat - 61.2, 0.2)
+    return 1000 + 150 * BANDS.index(band) + slope
 
 
 def write(path: Path, array: np.ndarray, epsg: int, transform: Affine) -> None:
@@ -137,8 +145,11 @@ class Server:
     """
 
     address: str
-    faults: Callable[[str], int | str | None] = lambda path: None
+    faults: Callable[[str], int | str | float | None] = lambda path: None
     requests: list[str] = field(default_factory=list)
+    page: int = 100
+    token: str = ""
+    """Where there is one, files below ``/signed`` are sent to those alone who have it in the address."""
 
 
 @contextlib.contextmanager
@@ -172,11 +183,13 @@ def _application(folder: Path, items: Sequence[dict[str, Any]], server: Server) 
     from stac_fastapi.api.app import StacApi
     from stac_fastapi.types.config import ApiSettings
     from stac_fastapi.types.core import BaseCoreClient
-    from starlette.responses import FileResponse, PlainTextResponse, Response
+    from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
-    served = [_absolute(item, server.address) for item in items]
+    folder_of = "signed" if server.token else "files"
+    served = [_absolute(item, f"{server.address}/{folder_of}") for item in items]
+    name = (items[0] if items else {}).get("collection", "sentinel-2-l2a")
     collection = {
-        "type": "Collection", "id": "sentinel-2-l2a", "stac_version": "1.0.0", "license": "other",
+        "type": "Collection", "id": name, "stac_version": "1.0.0", "license": "other",
         "links": [], "description": "simulated", "extent": {"spatial": {"bbox": [[-180, -90, 180, 90]]},
                                                "temporal": {"interval": [[None, None]]}},
     }  # fmt: skip
@@ -204,7 +217,17 @@ def _application(folder: Path, items: Sequence[dict[str, Any]], server: Server) 
                 found = [i for i in found if shape(i["geometry"]).intersects(box(*search_request.bbox))]
             first, last = search_request.start_date, search_request.end_date
             found = [i for i in found if (not first or first <= _when(i)) and (not last or _when(i) <= last)]
-            return {"type": "FeatureCollection", "features": found[: search_request.limit or 10], "links": []}
+            found.sort(key=_when)
+            most = min(search_request.limit or 10, server.page)
+            page = [item for item in found if _when(item) <= _when(found[:most][-1])]
+            links = []
+            if len(page) < len(found):
+                # The next page begins a second later.
+                begin = (_when(page[-1]) + datetime.timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+                end = last.strftime("%Y-%m-%dT%H:%M:%SZ") if last else ".."
+                links.append({"rel": "next", "href": f"{server.address}/search", "method": "POST",
+                              "merge": True, "body": {"datetime": f"{begin}/{end}"}})  # fmt: skip
+            return {"type": "FeatureCollection", "features": page, "links": links}
 
         def get_search(self, **_: Any) -> Any:
             raise NotImplementedError
@@ -218,10 +241,23 @@ def _application(folder: Path, items: Sequence[dict[str, Any]], server: Server) 
 
     app.add_route("/files/{path:path}", send, methods=["GET", "HEAD"])
 
+    def send_signed(request: Any) -> Any:
+        given = request.url.query == server.token
+        return send(request) if given else PlainTextResponse("not signed", 403)
+
+    def token(request: Any) -> Any:
+        return JSONResponse({"msft:expiry": "2999-01-01T00:00:00Z", "token": server.token})
+
+    app.add_route("/signed/{path:path}", send_signed, methods=["GET", "HEAD"])
+    # As https://planetarycomputer.microsoft.com/docs/concepts/sas/ describes it.
+    app.add_route("/api/sas/v1/token/{collection}", token, methods=["GET"])
+
     @app.middleware("http")
     async def fail(request: Any, call_next: Any) -> Any:
         server.requests.append(request.url.path)
         fault = server.faults(request.url.path)
+        if isinstance(fault, float):
+            await asyncio.sleep(fault)
         if isinstance(fault, int):
             return PlainTextResponse("simulated fault", fault, headers={"Retry-After": "0"})
         answer = await call_next(request)
@@ -243,9 +279,78 @@ def _application(folder: Path, items: Sequence[dict[str, Any]], server: Server) 
 
 
 def _absolute(item: dict[str, Any], address: str) -> dict[str, Any]:
-    assets = {key: {**a, "href": f"{address}/files/{a['href']}"} for key, a in item["assets"].items()}
-    return {**item, "assets": assets}
+    assets = {key: {**a, "href": f"{address}/{a['href']}"} for key, a in item["assets"].items()}
+    place = f"{address.rpartition('/')[0]}/collections/{item.get('collection')}/items/{item['id']}"
+    return {**item, "assets": assets, "links": [{"rel": "self", "href": place}]}
 
 
 def _when(item: dict[str, Any]) -> datetime.datetime:
     return datetime.datetime.fromisoformat(item["properties"]["datetime"])
+
+
+@contextlib.contextmanager
+def spawn(folder: Path, port: int = 0, token: str = "") -> Iterator[Spawned]:
+    """Serve the items of a folder in a process of its own."""
+    command = [sys.executable, __file__, str(folder), str(port), token]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        address = process.stdout.readline().strip()
+        assert address, "the server did not start"
+        try:
+            yield Spawned(address, process, folder)
+        finally:
+            process.kill()
+
+
+@dataclass
+class Spawned:
+    """A server in a process of its own."""
+
+    address: str
+    process: subprocess.Popen[str]
+    folder: Path
+
+    def fail(self, **faults: int | str | float) -> None:
+        """Set what goes wrong from now on: pattern of a path to a status, "cut", or seconds."""
+        (self.folder / "faults.json.new").write_text(json.dumps(faults))
+        (self.folder / "faults.json.new").rename(self.folder / "faults.json")
+
+    @property
+    def requests(self) -> list[str]:
+        """Method, path with query and range of all requests."""
+        return (self.folder / "requests.txt").read_text().splitlines()
+
+
+def main() -> None:
+    """Serve until killed."""
+    import uvicorn
+
+    folder, port, token = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", port))
+    listening.listen(64)
+    items = [json.loads(path.read_text()) for path in sorted(folder.glob("S2*.json"))]
+
+    def faults(path: str) -> int | str | float | None:
+        with contextlib.suppress(FileNotFoundError):
+            said = json.loads((folder / "faults.json").read_text())
+            return next((what for pattern, what in said.items() if re.search(pattern, path)), None)
+        return None
+
+    server = Server(f"http://127.0.0.1:{listening.getsockname()[1]}", faults, token=token)
+    app = _application(folder, items, server)
+
+    @app.middleware("http")
+    async def note(request: Any, call_next: Any) -> Any:
+        with open(folder / "requests.txt", "a") as file:
+            url = f"{request.url.path}?{request.url.query}"
+            print(request.method, url, request.headers.get("range", ""), file=file)
+        return await call_next(request)
+
+    print(server.address, flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="critical")).run([listening])
+
+
+if __name__ == "__main__":
+    main()

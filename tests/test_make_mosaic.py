@@ -22,8 +22,9 @@ import pytest
 import rasterio
 
 from lulc.cli.make_mosaic import main
-from lulc.compositing import composite, observation, periods
-from lulc.compositing.mosaic import NODATA, make_mosaic, open_jobs
+from lulc.compositing import composer, composite, mosaic, observation, periods
+from lulc.compositing.composer import NODATA
+from lulc.compositing.mosaic import make_mosaic, open_jobs
 from lulc.config import MosaicConfig
 from lulc.core.schema import InputError
 
@@ -156,6 +157,104 @@ def test_threads_and_memory_do_not_change_the_bytes(
     make_mosaic(config(tmp_path / "a.tif", tiles[0], connections=1))
     make_mosaic(config(tmp_path / "b.tif", tiles[0], connections=7, memory=0.0004))
     np.testing.assert_array_equal(read(tmp_path / "a.tif"), read(tmp_path / "b.tif"))
+
+
+def test_processes_do_not_change_the_bytes_and_a_killed_worker_is_replaced(
+    tiles: tuple[Path, list[dict[str, Any]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(composer, "PART", 48)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    make_mosaic(config(tmp_path / "one" / "m.tif", tiles[0], band_names=("B02", "B05")))
+    clusters, killed = [], []
+    start, record = mosaic.open_cluster, mosaic.Journal.record
+
+    @contextlib.contextmanager
+    def note_cluster(options: Any) -> Iterator[Any]:
+        with start(options) as cluster:
+            clusters.append(cluster)
+            yield cluster
+
+    def kill_once(self: Any, *part: Any) -> None:
+        record(self, *part)
+        if not killed:
+            killed.extend(clusters[0].client.run(os.getpid).values())
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(mosaic, "open_cluster", note_cluster)
+    monkeypatch.setattr(mosaic.Journal, "record", kill_once)
+    workers = {"dask": "local", "workers": 2}
+    make_mosaic(config(tmp_path / "two" / "m.tif", tiles[0], band_names=("B02", "B05"), **workers))
+    assert killed
+    assert (tmp_path / "one" / "m.tif").read_bytes() == (tmp_path / "two" / "m.tif").read_bytes()
+
+
+def test_a_zarr_folder_holds_the_same_pixels_and_feeds_the_other_commands(
+    clear: Path, tmp_path: Path
+) -> None:
+    import xarray as xr
+
+    from lulc.config import InputConfig
+    from lulc.core.windows import Window
+    from lulc.rasters.stack import open_stack
+
+    make_mosaic(config(tmp_path / "m.tif", clear))
+    (made,) = make_mosaic(config(tmp_path / "m2.zarr", clear))
+    stored = read(tmp_path / "m.tif")
+    with xr.open_zarr(made.path, consolidated=False, mask_and_scale=False, decode_coords="all") as found:
+        for name, plane in zip((*BANDS, "clear_observations"), stored, strict=True):
+            np.testing.assert_array_equal(found[name].values, plane)
+        assert found["B02"].attrs["scale_factor"] == 0.0001
+    read_as = []
+    for path in (tmp_path / "m.tif", made.path):
+        with open_stack([str(path)], [], InputConfig()) as stack:
+            read_as.append(np.asarray(stack.read(Window(0, 0, *stack.grid.shape))))
+    np.testing.assert_allclose(read_as[0], read_as[1], atol=0.001)
+    with pytest.raises(InputError, match="exists already"):
+        make_mosaic(config(made.path, clear))
+    make_mosaic(config(made.path, clear, overwrite=True))
+    (made.path / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"since it holds 'note\.txt'"):
+        make_mosaic(config(made.path, clear, overwrite=True))
+    item = json.loads((tmp_path / "m2.json").read_text())
+    assert item["assets"]["mosaic"]["type"] == "application/vnd+zarr"
+    assert len([link for link in item["links"] if link["rel"] == "derived_from"]) == 3
+
+
+def test_months_that_are_finished_are_not_made_again_and_empty_ones_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_items(tmp_path, [make_item(tmp_path, "35VLG", day) for day in ("2024-05-20", "2024-07-03")])
+    options = {"dates": "2024-05-01/2024-07-31", "every": "month", "band_names": ("B02",)}
+    first = make_mosaic(config(tmp_path / "m.tif", folder, **options))
+    assert [one.path.name for one in first] == ["m_2024-05.tif", "m_2024-07.tif"]
+    assert "no mosaic" in caplog.text
+    moment = first[0].path.stat().st_mtime_ns
+    first[1].path.unlink()
+    first[1].path.with_suffix(".json").unlink()
+    again = make_mosaic(config(tmp_path / "m.tif", folder, **options))
+    assert again == first
+    assert first[0].path.stat().st_mtime_ns == moment
+    with pytest.raises(InputError, match="exists already"):
+        make_mosaic(config(tmp_path / "m.tif", folder, **{**options, "rule": "first"}))
+
+
+def test_the_list_of_scenes_says_baseline_offset_and_source(server: Server, tmp_path: Path) -> None:
+    (made,) = make_mosaic(config(tmp_path / "m.tif", catalog=server.address, band_names=("B02",)))
+    listed = {one["id"]: one for one in json.loads(made.scenes.read_text())["features"]}
+    old, new = listed["S2A_34VFM_20240603_0_L2A"], listed["S2A_35VLG_20240613_0_L2A"]
+    assert (old["properties"]["lulc:baseline"], old["properties"]["lulc:offsets"]) == (3.01, {"B02": 0.0})
+    assert (new["properties"]["lulc:baseline"], new["properties"]["lulc:offsets"]) == (5.11, {"B02": -1000.0})
+    links = json.loads(made.path.with_suffix(".json").read_text())["links"]
+    sources = [link["href"] for link in links if link["rel"] == "derived_from"]
+    assert sources == [one["links"][0]["href"] for one in listed.values()]
+
+
+def test_a_search_follows_the_pages_of_its_answer(server: Server, tmp_path: Path) -> None:
+    server.page = 1
+    (job,) = open_jobs(config(tmp_path / "m.tif", catalog=server.address, band_names=("B02",)))
+    assert [len(one.names) for one in job.observations] == [2, 2]
+    assert sum("search" in path for path in server.requests) == 2
 
 
 def test_the_median_equals_that_of_odc_stac_to_the_digital_number(clear: Path, tmp_path: Path) -> None:
@@ -349,7 +448,7 @@ def test_a_killed_run_continues_with_the_same_bytes(
     tiles: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     program = (
-        "import sys, lulc.compositing.mosaic as m\n"
+        "import sys, lulc.compositing.composer as m\n"
         "from lulc.cli.make_mosaic import main\n"
         "m.PART = 64\n"
         "sys.exit(main(sys.argv[1:]))\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import shapely
 from shapely.geometry import shape
@@ -20,6 +22,7 @@ from lulc.core.documents import read_document
 from lulc.core.packages import require
 from lulc.core.schema import InputError
 from lulc.rasters import guards
+from lulc.rasters.products import read_product
 from lulc.rasters.scenes import find_scenes
 from lulc.rasters.sources import is_safe
 
@@ -38,10 +41,20 @@ MAX_ITEMS = 5000
 CONNECT_SECONDS, ANSWER_SECONDS = 10, 60
 """How long a catalogue may take to accept a connection, and to send the next bytes."""
 
+SIGNING = "/vsicurl?pc_url_signing=yes&pc_collection={}&url={}"
+"""How GDAL reads what Planetary Computer holds: it fetches a token for the collection, and renews it."""
+
+RETRIES = 5
+"""Times that a catalogue is asked again after a fault that passes."""
+
 NEAREST_DAYS = 366
 """How far around the dates scenes are looked for where none is found."""
 
 _TIME = re.compile(r"_(\d{8}T\d{6})_")
+
+
+class NothingFoundError(InputError):
+    """Error of a search, or of filters, that leave no scene."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,8 @@ class Found:
     @property
     def baseline(self) -> float | None:
         """The processing baseline."""
-        said = self.properties.get("s2:processing_baseline") or self.properties.get("processing:version")
+        names = ("s2:processing_baseline", "processing:version", "lulc:baseline")
+        said = next((self.properties[name] for name in names if self.properties.get(name)), None)
         match = re.search(r"_N(\d\d)(\d\d)_", self.id)
         text = str(said) if said else ".".join(match.groups()) if match else ""
         return float(text) if re.fullmatch(r"\d\d\.\d\d", text) else None
@@ -134,9 +148,9 @@ def _listed(
 ) -> list[Found]:
     if config.catalog is None:
         return [scene for path in config.scenes for scene in _on_disk(path) if _touches(scene, region)]
-    address, collection = CATALOGS.get(config.catalog, (config.catalog, ""))
+    collection = CATALOGS.get(config.catalog, ("", ""))[1]
     collections = config.collection or ((collection,) if collection else ())
-    return [_from_item(item) for item in _search(address, collections, region, dates)]
+    return [_from_item(item) for item in search(config.catalog, collections, region, dates)]
 
 
 def _touches(scene: Found, region: shapely.Geometry) -> bool:
@@ -161,7 +175,7 @@ def _filtered(config: MosaicConfig, scenes: Sequence[Found]) -> list[Found]:
             lost.append(f"{len(left) - len(passing)} by {name}")
         left = passing
     if not left:
-        raise InputError(
+        raise NothingFoundError(
             f"cannot make a mosaic, since none of the {len(scenes)} scenes is left: {', '.join(lost)}",
             "Loosen these options, or give more dates.",
         )
@@ -182,7 +196,7 @@ def _none_found(
     days = sorted({scene.when.date() for scene in around}, key=lambda day: abs(day - middle))[:5]
     where = config.catalog or " ".join(config.scenes)
     west, south, east, north = region.bounds
-    return InputError(
+    return NothingFoundError(
         f"cannot make a mosaic, since '{where}' has no scene from {dates[0]} to {dates[1]} in longitude "
         f"{west:.3f} to {east:.3f}, latitude {south:.3f} to {north:.3f}",
         f"The nearest dates with scenes are {', '.join(map(str, sorted(days)))}."
@@ -191,22 +205,35 @@ def _none_found(
     )
 
 
-def _search(
-    address: str, collections: Sequence[str], region: shapely.Geometry,
-    dates: tuple[datetime.date, datetime.date],
+def search(
+    catalog: str, collections: Sequence[str], region: shapely.Geometry,
+    dates: tuple[datetime.date, datetime.date] | None = None,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Search a STAC API, page by page; walk a catalogue that offers no search."""
-    require(["pystac_client"], "search a catalogue", "mosaic")
-    import pystac_client
+    """Search a STAC API, page by page; walk a catalogue that offers no search.
 
-    try:
-        client = pystac_client.Client.open(address, stac_io=_patient())
+    Parameters
+    ----------
+    catalog
+        Name or address.
+    collections
+        All where empty.
+    region
+        In longitude and latitude.
+    dates
+        First and last day of scenes; None for items of any time.
+
+    Yields
+    ------
+    dict
+        Items with absolute addresses, which GDAL signs where the catalogue asks for that.
+    """
+    with _client(catalog) as (client, address):
         if client.conforms_to("ITEM_SEARCH"):
-            search = client.search(
-                collections=list(collections) or None, datetime=f"{dates[0]}/{dates[1]}",
+            found = client.search(
+                collections=list(collections) or None, datetime=dates and f"{dates[0]}/{dates[1]}",
                 intersects=shapely.geometry.mapping(region), limit=100, max_items=MAX_ITEMS + 1,
             )  # fmt: skip
-            items: Iterable[Any] = search.items()
+            items: Iterable[Any] = found.items()
         else:
             listed = client.get_items(recursive=True)
             items = (item for item in listed if not collections or item.collection_id in collections)
@@ -218,8 +245,28 @@ def _search(
                 )
             item.make_asset_hrefs_absolute()
             data = item.to_dict(include_self_link=False, transform_hrefs=False)
-            if _has_time(data) and shape(data["geometry"]).intersects(region):
-                yield data
+            data["links"] = [{"rel": "self", "href": item.get_self_href()}] if item.get_self_href() else []
+            if (not dates or _has_time(data)) and shape(data["geometry"]).intersects(region):
+                yield _signed(data) if address == CATALOGS["planetary"][0] else data
+
+
+def collections_of(catalog: str, named: re.Pattern[str]) -> list[str]:
+    """Return the collections of a catalogue whose identifiers match."""
+    with _client(catalog) as (client, _):
+        return [one.id for one in client.get_collections() if named.search(one.id)]
+
+
+@contextlib.contextmanager
+def _client(catalog: str) -> Iterator[tuple[Any, str]]:
+    """Open a catalogue by name or address; what goes wrong with it is an `InputError`."""
+    require(["pystac_client"], "search a catalogue", "mosaic")
+    import pystac_client
+
+    address, _ = CATALOGS.get(catalog, (catalog, ""))
+    try:
+        # The limits of time are given here, since opening sets those of the connection anew.
+        limits = (CONNECT_SECONDS, ANSWER_SECONDS)
+        yield pystac_client.Client.open(address, stac_io=_patient(), timeout=limits), address
     except InputError:
         raise
     except Exception as error:
@@ -230,15 +277,24 @@ def _search(
         ) from error
 
 
+def _signed(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item whose addresses tell GDAL to sign them; they hold no token."""
+    assets = {}
+    for key, asset in item["assets"].items():
+        check_secrets(item["id"], asset["href"])
+        named = quote(str(item.get("collection"))), quote(asset["href"], safe=":/")
+        assets[key] = asset | {"href": SIGNING.format(*named)}
+    return item | {"assets": assets}
+
+
 def _patient() -> Any:
-    """Return the connection of a search: patient with errors that pass, and with limits of time."""
+    """Return the connection of a search, patient with errors that pass."""
     import pystac_client.stac_api_io
     from urllib3 import Retry
 
     return pystac_client.stac_api_io.StacApiIO(
-        timeout=(CONNECT_SECONDS, ANSWER_SECONDS),
         max_retries=Retry(
-            total=5,
+            total=RETRIES,
             backoff_factor=0.5,
             status_forcelist=(429, 500, 502, 503, 504),
             allowed_methods=None,
@@ -300,6 +356,8 @@ def _on_disk(path: str) -> Iterator[Found]:
         if data["type"] == "FeatureCollection":
             yield from (_from_list(feature, Path(path)) for feature in data.get("features", ()))
             return
+        if data["type"] in ("Catalog", "Collection"):
+            path = str(Path(path).parent)  # the items of a static catalogue lie below it
     for *_, entry in find_scenes([path]):
         try:
             yield _scene_on_disk(entry)
@@ -321,7 +379,7 @@ def _from_list(feature: dict[str, Any], path: Path) -> Found:
 
 def _scene_on_disk(path: str) -> Found:
     if is_safe(path):
-        name = Path(path).name.removesuffix(".xml")
+        name = re.sub(r"(\.SAFE)?(\.zip)?$|\.xml$", "", Path(path).name, flags=re.IGNORECASE)
         found = _TIME.search(name) or _TIME.search(Path(path).parent.name)
         if found is None:
             raise InputError(
@@ -329,7 +387,7 @@ def _scene_on_disk(path: str) -> Found:
                 "S2A_MSIL2A_20240601T095031_...SAFE",
                 "Give the product under its own name.",
             )
-        return Found(name.removesuffix(".SAFE"), _moment(found.group(1), name), path=path)
+        return Found(name, _moment(found.group(1), name), read_product(Path(path)).cloud, path)
     if Path(path).suffix.lower() != ".json":
         raise InputError(
             f"cannot use '{path}' as a scene, since it says no date, expected .SAFE products or STAC items",
@@ -358,8 +416,9 @@ def as_json(scene: Found, folder: Path) -> dict[str, Any]:
     if scene.path is None:
         item = {key: value for key, value in (scene.item or {}).items() if key in _KEPT}
         for asset in item["assets"].values():
-            _check_secrets(scene.id, str(asset.get("href", "")))
-        return item | {"links": []}
+            check_secrets(scene.id, str(asset.get("href", "")))
+        links = (scene.item or {}).get("links", [])
+        return item | {"links": [link for link in links if link.get("rel") == "self"]}
     return {
         "type": "Feature",
         "stac_version": "1.0.0",
@@ -381,7 +440,8 @@ _SECRET = re.compile(
 )
 
 
-def _check_secrets(name: str, href: str) -> None:
+def check_secrets(name: str, href: str) -> None:
+    """Refuse an address that holds a password or a signature."""
     if _SECRET.search(href):
         raise InputError(
             f"cannot use the scene '{name}', since its address '{href.split('?')[0][:200]}' comes with a "

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lulc.compositing.mosaic import PART, Composer, Job, open_jobs
+from lulc.compositing.composer import Composer, Job
+from lulc.compositing.mosaic import open_jobs
 from lulc.compositing.observation import Observation, Reader, input_config
 from lulc.config import MosaicConfig
 from lulc.core.grid import GridSpec
@@ -96,9 +97,9 @@ def forecast(config: MosaicConfig) -> list[Forecast]:
 def _of(job: Job) -> Forecast:
     with ThreadPoolExecutor(job.config.connections) as pool:
         clear = np.stack(list(pool.map(lambda one: _clear(job, one), job.observations)))
-        seconds = _seconds(job, pool)
+    seconds = _seconds(job)
     scenes = tuple(
-        Planned(one.day, ", ".join(_names(one)), one.cloud, float(share.mean()))
+        Planned(one.day, ", ".join(one.names), one.cloud, float(share.mean()))
         for one, share in zip(job.observations, clear, strict=True)
     )
     pixels = [
@@ -117,11 +118,6 @@ def _of(job: Job) -> Forecast:
         bytes=2.0 * sum(pixels) * len(job.config.band_names),
         seconds=seconds,
     )
-
-
-def _names(observation: Observation) -> list[str]:
-    paths = [scene.paths[0] for scene in observation.scenes]
-    return [path.rpartition("#")[2] if "#" in path else Path(path).stem for path in paths]
 
 
 def _clear(job: Job, observation: Observation) -> np.ndarray:
@@ -145,14 +141,14 @@ def _lattice(grid: GridSpec) -> list[Window]:
     return [Window(row, col, height, width) for row in sorted(rows) for col in sorted(cols)]
 
 
-def _seconds(job: Job, pool: ThreadPoolExecutor) -> float:
+def _seconds(job: Job) -> float:
     """Return the time of the whole by that of the part in the middle, its files open already."""
     height, width = job.grid.shape
-    rows, cols = min(PART, height), min(PART, width)
+    rows, cols = min(job.part, height), min(job.part, width)
     middle = Window((height - rows) // 2, (width - cols) // 2, rows, cols)
     with closing(Composer(job)) as composer:
-        composer.compose(Window(middle.row, middle.col, 1, 1), pool)
+        composer.compose(Window(middle.row, middle.col, 1, 1))
         begun = time.perf_counter()
-        composer.compose(middle, pool)
+        composer.compose(middle)
         elapsed = time.perf_counter() - begun
     return elapsed * (height * width) / (rows * cols)

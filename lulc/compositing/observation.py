@@ -45,12 +45,13 @@ GDAL: dict[str, Any] = {
     "GDAL_HTTP_MULTIRANGE": "YES",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/",
-    "GDAL_CACHEMAX": 256,
+    # In bytes: rasterio hands it to GDALSetCacheMax, which takes no MB.
+    "GDAL_CACHEMAX": 256 * 2**20,
 }
 """GDAL's settings for reading at addresses."""
 
-_REMOTE = re.compile(r"(https?|s3|gs|az)://|/vsi(curl|s3|gs|az)/")
-"""In the message of an error that may pass; a damaged file on this machine stays damaged."""
+_REMOTE = re.compile(r"^cannot read .*(https?|s3|gs|az)://|/vsi(curl|s3|gs|az)[/?]")
+"""Message of an error that may pass; a damaged file on this machine, and odd values, stay as they are."""
 
 Result = TypeVar("Result")
 
@@ -67,13 +68,22 @@ class Observation:
         Of the acquisition, UTC.
     cloud
         Mean cloud cover of the scenes in percent; None where it isn't said.
+    names
+        Identifiers of the scenes.
     scenes
         Tiles; where they overlap, the first that has a pixel gives it.
     """
 
     day: datetime.date
     cloud: float | None
+    names: tuple[str, ...]
     scenes: tuple[Scene, ...]
+
+    @property
+    def offsets(self) -> dict[str, dict[str, float]]:
+        """Scene to what is added to the digital numbers of each band."""
+        named = zip(self.names, self.scenes, strict=True)
+        return {name: {b: said["offset"] for b, said in s.described.items()} for name, s in named}
 
     def touches(self, window: Window) -> bool:
         """True where a scene has a pixel of the window."""
@@ -215,7 +225,8 @@ def lay_out(
     for day, parts in days.items():
         clouds = [scene.cloud for scene, _ in parts if scene.cloud is not None]
         mean = sum(clouds) / len(clouds) if clouds else None
-        observations.append(Observation(day, mean, tuple(laid for _, laid in parts)))
+        names = tuple(scene.id for scene, _ in parts)
+        observations.append(Observation(day, mean, names, tuple(laid for _, laid in parts)))
     return observations
 
 

@@ -15,15 +15,17 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import netCDF4
 import numpy as np
+import xarray as xr
 import zarr
 from numcodecs import Zstd
 
+from lulc.core.grid import GridSpec
 from lulc.core.removal import strangers
 from lulc.core.schema import InputError
 from lulc.core.storage import put_folder, temporary_folder, write_atomically
@@ -85,13 +87,33 @@ def write_zarr(land_cover: ClassMap, path: Path) -> None:
     InputError
         If the map is damaged, or what is to be replaced is no Zarr folder of this toolkit.
     """
+    with write_store(path, frame_of(land_cover), land_cover.grid) as create:
+        _write_pixels(land_cover, create)
+
+
+@contextlib.contextmanager
+def write_store(path: Path, frame: xr.Dataset, grid: GridSpec) -> Iterator[Create]:
+    """Give a function that adds variables to a Zarr folder, which appears whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    frame
+        Coordinates, CRS and attributes, as `lulc.maps.frames.frame_on` makes them.
+    grid
+        Of the pixels.
+
+    Raises
+    ------
+    InputError
+        If what is to be replaced is no Zarr folder of this toolkit.
+    """
     check_store(path)
     with temporary_folder(path) as folder:
         temporary = folder / path.name
-        frame_of(land_cover).to_zarr(temporary, mode="w", zarr_format=2, consolidated=False)
+        frame.to_zarr(temporary, mode="w", zarr_format=2, consolidated=False)
         group = zarr.open_group(temporary, mode="a", zarr_format=2)
-        sizes = dict(zip(("y", "x"), land_cover.grid.shape, strict=True))
-        sizes["land_cover_class"] = len(land_cover.legend)
 
         def create(
             name: str, dtype: np.dtype[Any], dims: tuple[str, ...], chunk: tuple[int, ...],
@@ -99,19 +121,17 @@ def write_zarr(land_cover: ClassMap, path: Path) -> None:
         ) -> Any:  # fmt: skip
             fill = attributes["_FillValue"].item()
             array = group.create_array(
-                name, shape=tuple(sizes[d] for d in dims), dtype=dtype, chunks=chunk, fill_value=fill,
+                name, shape=tuple(frame.sizes[d] for d in dims), dtype=dtype, chunks=chunk, fill_value=fill,
                 compressors=[Zstd(level=5)],
             )  # fmt: skip
             plain = {
                 k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in attributes.items()
             }
             # How xarray and GDAL know dimensions and CRS of version 2.
-            array.attrs.update(
-                plain | {"_ARRAY_DIMENSIONS": list(dims), "_CRS": {"wkt": land_cover.grid.crs.to_wkt()}}
-            )
+            array.attrs.update(plain | {"_ARRAY_DIMENSIONS": list(dims), "_CRS": {"wkt": grid.crs.to_wkt()}})
             return array
 
-        _write_pixels(land_cover, create)
+        yield create
         os.sync()
         put_folder(temporary, path)
 
@@ -170,12 +190,15 @@ class Packing:
 
 
 _GROUP = r"\.(zgroup|zattrs|zmetadata|zarray)|zarr\.json"
-_STORE = re.compile(rf"({_GROUP})|(crs|y|x|land_cover|land_cover_class|activation)/(({_GROUP})|\d+(\.\d+)*)?")
-"""What `write_zarr` writes: pattern of the paths below the folder."""
+_STORE = re.compile(
+    rf"({_GROUP})|(crs|y|x|land_cover|land_cover_class|activation|B\d[\dA]|clear_observations)"
+    rf"/(({_GROUP})|\d+(\.\d+)*)?"
+)
+"""What `write_store` writes for maps and mosaics: pattern of the paths below the folder."""
 
 
 def check_store(path: Path) -> None:
-    """Refuse to replace a folder unless `write_zarr` wrote all that it holds.
+    """Refuse to replace a folder unless `write_store` wrote all that it holds.
 
     Raises
     ------
@@ -193,6 +216,6 @@ def check_store(path: Path) -> None:
     if others or not source.endswith("(lulc)"):
         holds = f"it holds '{others[0]}'" if others else "it is no Zarr folder of this toolkit"
         raise InputError(
-            f"cannot replace '{path}', since {holds}, expected what export_map.py wrote",
+            f"cannot replace '{path}', since {holds}, expected one that it wrote",
             "Move it away, or give another output.",
         )

@@ -179,7 +179,8 @@ def mosaic_item(
     dates: Sequence[str],
     bands: Sequence[dict[str, Any]],
     list_of: Path,
-) -> Item:  # fmt: skip
+    sources: Sequence[str],
+) -> Item:
     """Return the STAC item of a mosaic of bands.
 
     Parameters
@@ -194,12 +195,17 @@ def mosaic_item(
         Name, data type, no data, scale and offset of each band.
     list_of
         The list of its scenes.
+    sources
+        Links to the items of these.
     """
     geometry, bbox = footprint(grid)
-    identity = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    file = {"href": _href(path, folder), "type": "application/vnd+zarr", "title": "Mosaic"}
+    if path.is_file():
+        identity = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        file = _file_asset(path, folder, identity, "image/tiff; application=geotiff", "Mosaic")
     raster = [{k: v for k, v in band.items() if k != "name"} for band in bands]
     asset = {
-        **_file_asset(path, folder, identity, "image/tiff; application=geotiff", "Mosaic"),
+        **file,
         "roles": ["data", "reflectance"],
         "bands": [{"name": band["name"]} for band in bands],
         "raster:bands": raster,
@@ -218,7 +224,8 @@ def mosaic_item(
         "processing:software": {"lulc": __version__},
     }
     names = ("file", "processing", "projection", "raster")
-    return _item(path.stem, names, geometry, bbox, properties, [], {"mosaic": asset, "scenes": listed})
+    links = [{"rel": "derived_from", "href": href, "type": "application/geo+json"} for href in sources]
+    return _item(path.stem, names, geometry, bbox, properties, links, {"mosaic": asset, "scenes": listed})
 
 
 def collection(

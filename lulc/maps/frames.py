@@ -92,13 +92,21 @@ def frame_of(land_cover: Described) -> xr.Dataset:
         Pixel centres ``y`` and ``x``; ``land_cover_class``, the names along the activations; the grid
         mapping ``crs``; the provenance as global attributes ``lulc_...``.
     """
-    coordinates, mapping = coordinates_of(land_cover.grid)
+    further = {}
     if land_cover.has_activations:
         # Of fixed length, since GDAL reads no others from Zarr.
         names = np.array([printable(name) for name in land_cover.legend.names], "U")
-        coordinates["land_cover_class"] = ("land_cover_class", names, {"long_name": "class of an activation"})
+        further["land_cover_class"] = ("land_cover_class", names, {"long_name": "class of an activation"})
+    return frame_on(land_cover.grid, _global_attributes(land_cover), further)
+
+
+def frame_on(
+    grid: GridSpec, attributes: Mapping[str, str], further: Mapping[str, Any] | None = None
+) -> xr.Dataset:
+    """Return pixel centres ``y`` and ``x``, further coordinates, the grid mapping ``crs`` and attributes."""
+    coordinates, mapping = coordinates_of(grid)
     frame = xr.Dataset(
-        {GRID_MAPPING: ((), np.int32(0), mapping)}, coordinates, _global_attributes(land_cover)
+        {GRID_MAPPING: ((), np.int32(0), mapping)}, {**coordinates, **(further or {})}, attributes
     )
     for name in frame.variables:
         frame[name].encoding = {"_FillValue": None}

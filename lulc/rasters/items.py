@@ -109,6 +109,9 @@ _COLLECTION: dict[str, Any] = {
     },
 }
 
+_ADDRESS = r"(https?|s3|gs|az)://|/vsicurl(/|\?pc_url_signing=yes&pc_collection=[\w.%-]+&url=)https?://"
+"""Addresses that items may name; the last form lets GDAL sign them for Planetary Computer."""
+
 
 @dataclass(frozen=True)
 class Asset:
@@ -244,7 +247,7 @@ def _place(item: Path, href: str, *, allow_remote: bool) -> str:
     """Return the place of an asset: below the folder of its item, or an address where those are allowed."""
     if guards.is_address(href):
         # Other addresses, as /vsizip/, may lead to files of this machine, wherever they lie.
-        if allow_remote and re.match(r"(https?|s3|gs|az)://|/vsicurl/https?://", href):
+        if allow_remote and re.match(_ADDRESS, href):
             return href
         raise InputError(
             f"cannot open '{href[:200]}', which the STAC item '{item}' names, since it is an address, "

@@ -38,6 +38,8 @@ class Product:
         Scene classification at 20 m, None at level 1C.
     metadata
         The xml that was read.
+    cloud
+        Cloud cover in percent; None where the metadata don't say.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Product:
     offsets: dict[str, float]
     mask: str | None
     metadata: Path
+    cloud: float | None = None
 
 
 def is_product(path: Path) -> bool:
@@ -100,7 +103,10 @@ def read_product(path: Path) -> Product:
         )
     scale, offsets = _calibration(metadata, root, level)
     opened = {name: _opened_as(path, file) for name, file in files.items()}
-    return Product(path, level, opened, scale, offsets, _opened_as(path, mask) if mask else None, metadata)
+    cloud = re.fullmatch(r"\d+(\.\d*)?", (root.findtext(".//Cloud_Coverage_Assessment") or "").strip())
+    covered = float(cloud.group()) if cloud else None
+    classes = _opened_as(path, mask) if mask else None
+    return Product(path, level, opened, scale, offsets, classes, metadata, covered)
 
 
 def scaling_above(file: Path) -> tuple[str, float, float] | None:

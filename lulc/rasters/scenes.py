@@ -395,7 +395,7 @@ def lay_scene(
     paths
         What it is read from.
     lattice
-        The grid, beyond which the scene may reach.
+        The grid; of a scene that reaches beyond it, the pixels on it count.
     config, needed
         As for `open_scenes`.
     mask
@@ -410,11 +410,10 @@ def lay_scene(
         parts = _open_parts(paths, config, needed, opened, mask)
         own = finest_grid(parts.sources, parts.planes)
         place = _place_of(paths[0], own, lattice, config)
-        if not all(place.intersect(lattice.extent).shape):
+        # Only the pixels of the grid are laid out, so that no others are read, not even as samples.
+        place = place.intersect(lattice.extent)
+        if not all(place.shape):
             return None
-        if not lattice.is_aligned(own):
-            # Resampled anyway, so that only the pixels of the grid are laid out.
-            place = place.intersect(lattice.extent)
         return _look_at(tuple(paths), parts, lattice.crop(place), place, config, mask)
 
 

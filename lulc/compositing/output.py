@@ -1,0 +1,137 @@
+"""A mosaic on disk: a tiled GeoTIFF or a Zarr folder with named, scaled bands, and its STAC item."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+
+from lulc.compositing.composer import NODATA, Job
+from lulc.compositing.scene_list import links_of, list_path
+from lulc.core.documents import read_document, write_document
+from lulc.core.schema import InputError
+from lulc.core.storage import write_atomically
+from lulc.core.version import __version__
+from lulc.core.windows import Part
+from lulc.export.stac import mosaic_item
+
+SCALE = 0.0001
+"""Reflectance of a stored value of 1."""
+
+COUNT = "clear_observations"
+"""Name of the last band: clear observations of each pixel."""
+
+Pixels = Callable[[Part], np.ndarray]
+"""Part to its pixels, int16 (band, y, x), the clear observations last."""
+
+
+def write_mosaic(job: Job, pixels: Pixels, clear: Mapping[int, int], seal: str) -> None:
+    """Write the mosaic from its parts, and its STAC item.
+
+    Parameters
+    ----------
+    job
+        The mosaic.
+    pixels
+        Gives the parts.
+    clear
+        Pixels by their number of clear observations.
+    seal
+        Of the key, by which `finished_clear` knows the mosaic again.
+    """
+    (_write_zarr if job.out.suffix == ".zarr" else _write_geotiff)(job, pixels)
+    days = sorted(one.day.isoformat() for one in job.observations)
+    stored = {"data_type": "int16", "nodata": NODATA}
+    bands = [{"name": name, **stored, "scale": SCALE, "offset": 0.0} for name in job.config.band_names]
+    bands.append({"name": COUNT, "data_type": "int16"})
+    dates, listed = (days[0], days[-1]), list_path(job.out)
+    item = mosaic_item(job.out, job.out.parent, job.grid, dates, bands, listed, links_of(listed))
+    counted = {str(count): pixels for count, pixels in clear.items()}
+    item["properties"] |= {"lulc:clear_observations": counted, "lulc:key": seal}
+    write_document(job.out.with_suffix(".json"), item)
+
+
+def finished_clear(out: Path, seal: str | None = None) -> dict[int, int]:
+    """Return the pixels of a finished mosaic by their clear observations; empty where there is none.
+
+    With `seal` only for a mosaic of the same key.
+    """
+    try:
+        said = read_document(out.with_suffix(".json"), _FINISHED, "STAC item", 0)["properties"]
+    except InputError:
+        return {}
+    fits = out.exists() and seal in (None, said["lulc:key"])
+    return {int(count): pixels for count, pixels in said["lulc:clear_observations"].items()} if fits else {}
+
+
+_FINISHED: dict[str, Any] = {
+    "type": "object",
+    "required": ["properties"],
+    "properties": {
+        "properties": {
+            "type": "object",
+            "required": ["lulc:key", "lulc:clear_observations"],
+            "properties": {
+                "lulc:key": {"type": "string"},
+                "lulc:clear_observations": {
+                    "type": "object",
+                    "propertyNames": {"pattern": "^[0-9]+$"},
+                    "additionalProperties": {"type": "integer"},
+                },
+            },
+        }
+    },
+}
+
+
+def _layers(job: Job) -> Iterator[tuple[str, float]]:
+    """Yield name and scale of each band."""
+    yield from ((name, SCALE) for name in job.config.band_names)
+    yield COUNT, 1.0
+
+
+def _tags(job: Job) -> dict[str, str]:
+    days = sorted({one.day.isoformat() for one in job.observations})
+    made = {"rule": job.config.rule, "dates": days, "toolkit": __version__}
+    return {"LULC_MOSAIC": json.dumps(made), "SCENES": list_path(job.out).name}
+
+
+def _write_geotiff(job: Job, pixels: Pixels) -> None:
+    names, scales = zip(*_layers(job), strict=True)
+    profile = {
+        "driver": "GTiff", "dtype": "int16", "count": len(names), "height": job.grid.height,
+        "width": job.grid.width, "crs": job.grid.crs, "transform": job.grid.transform, "nodata": NODATA,
+        "tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "zstd", "predictor": 2,
+        "interleave": "band", "bigtiff": "if_safer", "num_threads": "all_cpus",
+    }  # fmt: skip
+    with write_atomically(job.out) as temporary, rasterio.open(temporary, "w", **profile) as data:
+        for part in job.plan.parts():
+            e = part.extent
+            data.write(pixels(part), window=rasterio.windows.Window(e.col, e.row, e.width, e.height))
+        data.scales = scales
+        for i, name in enumerate(names, 1):
+            data.set_band_description(i, name)
+        data.update_tags(**_tags(job))
+
+
+def _write_zarr(job: Job, pixels: Pixels) -> None:
+    from lulc.export.cf import write_store
+    from lulc.maps.frames import frame_on
+
+    attributes = {"Conventions": "CF-1.10", "source": "mosaic (lulc)", **_tags(job)}
+    with write_store(job.out, frame_on(job.grid, attributes), job.grid) as create:
+        chunk = (min(job.part, job.grid.height), min(job.part, job.grid.width))
+        arrays = [
+            create(name, np.dtype("i2"), ("y", "x"), chunk, {
+                "_FillValue": np.int16(NODATA), "long_name": name, "grid_mapping": "crs", "units": "1",
+                **({"scale_factor": scale, "add_offset": 0.0} if scale != 1 else {}),
+            })
+            for name, scale in _layers(job)
+        ]  # fmt: skip
+        for part in job.plan.parts():
+            for array, values in zip(arrays, pixels(part), strict=True):
+                array[part.extent.slices] = values
