@@ -18,7 +18,7 @@ from lulc.models import backend
 from lulc.models.backend import keras
 from lulc.models.unet import NetworkConfig, build_unet
 from lulc.models.weights import arrays_of, load_model
-from lulc.training.data.augmentation import flip
+from lulc.training.data.augmentation import Flip
 from lulc.training.data.batches import BatchConfig, TileGenerator
 from lulc.training.data.dataset import Tile, class_targets
 from lulc.training.data.on_device import ResidentCrops
@@ -59,7 +59,7 @@ def cut() -> tuple[np.ndarray, np.ndarray]:
         tiles.append(Tile(str(side), image, np.ones((side, side), np.uint8)))
     config = BatchConfig(
         steps=1, batch_size=6, crop_sizes=(16,), targets=class_targets(1), rotations=4,
-        augmentations=(flip,), batch_from="any",
+        augmentations=(Flip(),), batch_from="any",
     )  # fmt: skip
     there, here = (kind(tiles, config).batch(0, 0)[0] for kind in (ResidentCrops, TileGenerator))
     return keras.ops.convert_to_numpy(there), here

@@ -7,7 +7,9 @@ import json
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 from affine import Affine
@@ -17,16 +19,18 @@ from lulc.cli import make_classifications, preprocess, reproduce_map, train_mode
 from lulc.config import ClassifyConfig, InputConfig, TrainConfig
 from lulc.core.channels import CHANNEL_SETS, ChannelSet, channels_text, set_of, split_prefix
 from lulc.core.config_file import read_settings
+from lulc.core.directions import mirror_directions, turn_directions
 from lulc.core.formula import parse
 from lulc.core.schema import CHANNELS, INDICES, InputError
 from lulc.core.windows import Window
 from lulc.datasets.manifest import read_manifest
+from lulc.engines.registry import dihedral
 from lulc.preprocessing.preprocess import make_stacks
 from lulc.rasters.channels import load_channels, set_in_tags
 from lulc.rasters.indices import compute_indices
 from lulc.rasters.matching import picture_layers
 from lulc.rasters.stack import Coverage, open_stack
-from lulc.training.data.augmentation import Dropout, Jitter
+from lulc.training.data.augmentation import Dropout, Flip, Jitter, rotate
 from lulc.training.data.dataset import open_dataset
 from lulc.training.data.unlabelled import open_mosaic
 
@@ -489,11 +493,122 @@ def test_slope_is_that_of_a_loop_over_pixels_whatever_the_window(tmp_path: Path)
 def test_degrees_of_longitude_shrink_towards_the_pole(tmp_path: Path) -> None:
     cols = np.indices((SIDE, SIDE))[1]
     step, latitude = 1 / 3600, 61.0
-    east = 111320 * math.cos(math.radians(latitude)) * step
+    east = pyproj.Geod(ellps="WGS84").line_length([25, 25 + step], [latitude, latitude])
     z = (100 + 0.1 * east * cols).astype(np.float32)[None]
     path = tif(tmp_path / "dem.tif", z, meters=step, crs="EPSG:4326", origin=(25, latitude + SIDE * step / 2))
     found = read([], channel_set(tmp_path, "channels: [slope]\n"), layers=(path,))
     np.testing.assert_allclose(found["slope"][24, 24], math.degrees(math.atan(0.1)), rtol=1e-3)
+
+
+def test_slope_is_that_of_the_ground_where_the_projection_stretches_it(tmp_path: Path) -> None:
+    cols = np.indices((SIDE, SIDE))[1]
+    x, y = pyproj.Transformer.from_crs(4326, 3857, always_xy=True).transform(25, 60)
+    # Web Mercator doubles lengths at 60 degrees, so that 10 m of the map are 5 m.
+    z = (100 + 0.1 * 5.0 * cols).astype(np.float32)[None]
+    path = tif(tmp_path / "dem.tif", z, crs="EPSG:3857", origin=(x, y + 5 * SIDE))
+    found = read([], channel_set(tmp_path, "channels: [slope]\n"), layers=(path,))
+    np.testing.assert_allclose(found["slope"], math.degrees(math.atan(0.1)), rtol=5e-3)
+
+
+def test_slope_takes_scale_and_range_of_the_elevation_channel(tmp_path: Path) -> None:
+    cols = np.indices((SIDE, SIDE))[1]
+    decimetres = (1000 + 10 * cols).astype(np.int16)[None]
+    decimetres[0, 5, 5] = 9500
+    path = tif(tmp_path / "dem.tif", decimetres)
+    text = "channels: [{name: elevation, kind: elevation, scale: 0.1, maximum: 900}, slope]\n"
+    found = read([], channel_set(tmp_path, text), layers=(path,))
+    np.testing.assert_allclose(found["slope"][10:, 10:], math.degrees(math.atan(0.1)), rtol=1e-5)
+    assert np.isnan(found["slope"][4:7, 4:7]).all() and np.isnan(found["elevation"][5, 5])
+
+
+@pytest.mark.parametrize("turn", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_aspect_turns_with_the_image(turn: int, mirrored: bool, tmp_path: Path) -> None:
+    """Moved derivatives are the derivatives of the moved terrain."""
+    z = cv2.GaussianBlur(np.random.default_rng(2).uniform(0, 500, (SIDE, SIDE)).astype(np.float32), (0, 0), 4)
+    channels = channel_set(tmp_path, "channels: [slope, aspect_sin, aspect_cos]\n")
+    pairs = channels.directions
+    assert pairs == ((1, 2),)
+
+    def derivatives(elevation: np.ndarray, name: str) -> np.ndarray:
+        (tmp_path / name).mkdir()
+        path = tif(tmp_path / name / "dem.tif", np.ascontiguousarray(elevation)[None])
+        return np.stack(list(read([], channels, layers=(path,)).values()), -1)
+
+    def move(array: np.ndarray) -> np.ndarray:
+        return np.rot90(array[::-1] if mirrored else array, turn)
+
+    expected = derivatives(move(z), "moved")
+    moved = move(derivatives(z, "still"))
+    found = turn_directions(mirror_directions(moved, pairs, down=mirrored), pairs, 90 * turn)
+    np.testing.assert_allclose(found[2:-2, 2:-2], expected[2:-2, 2:-2], atol=2e-4)
+
+
+def test_flips_rotations_and_their_mean_turn_directions() -> None:
+    angle = np.random.default_rng(0).uniform(0, 2 * np.pi, (32, 32)).astype(np.float32)
+    image = np.stack([np.sin(angle), np.cos(angle)], -1)
+    labels = np.zeros((32, 32), np.uint8)
+    turned, _ = rotate(image, labels, 90, 32, directions=[(0, 1)])
+    # Counter-clockwise: what fell to the north falls to the west.
+    np.testing.assert_allclose(turned[..., 0], np.rot90(-image[..., 1]), atol=1e-6)
+    np.testing.assert_allclose(turned[..., 1], np.rot90(image[..., 0]), atol=1e-6)
+    north = np.stack([np.zeros((48, 48)), np.ones((48, 48))], -1).astype(np.float32)
+    slanted, _ = rotate(north, labels_of(48), 30, 32, directions=[(0, 1)])
+    np.testing.assert_allclose(slanted[16, 16], [-0.5, math.cos(math.pi / 6)], atol=1e-6)
+    for seed in range(8):
+        flipped, _ = Flip([(0, 1)])(image, labels, np.random.default_rng(seed))
+        down, across = (bool(n) for n in np.random.default_rng(seed).integers(2, size=2))
+        expected = image[::-1] * [1, -1] if down else image
+        expected = expected[:, ::-1] * [-1, 1] if across else expected
+        np.testing.assert_array_equal(flipped, expected.astype(np.float32))
+
+    def downhill(x: np.ndarray) -> np.ndarray:
+        """How much the ground falls away from the centre of the window: a property of the ground alone."""
+        rows, cols = (np.indices(x.shape[1:3]) - (x.shape[1] - 1) / 2).astype(np.float32)
+        return (x[..., 0] * cols - x[..., 1] * rows)[..., None]
+
+    np.testing.assert_allclose(dihedral(downhill, [(0, 1)])(image[None]), downhill(image[None]), atol=1e-4)
+
+
+def labels_of(side: int) -> np.ndarray:
+    return np.zeros((side, side), np.uint8)
+
+
+def test_codes_are_never_interpolated_by_rotation() -> None:
+    codes = np.random.default_rng(1).choice([1, 9], (64, 64)).astype(np.float32)
+    image = np.stack([codes, codes], -1)
+    turned, _ = rotate(image, labels_of(64), 22.5, 32, nearest=[1])
+    assert set(np.unique(turned[..., 1])) == {1, 9} and len(np.unique(turned[..., 0])) > 9
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "channels: [slope, aspect_sin]",
+        'channels: [slope, aspect_sin, aspect_cos, {name: north, formula: "aspect_cos * 2"}]',
+        'channels: [slope, {name: north, formula: "aspect_cos(elevation) * 2"}]',
+    ],
+)
+def test_what_tells_a_direction_that_cannot_be_turned_is_known(text: str, tmp_path: Path) -> None:
+    assert channel_set(tmp_path, text + "\n").directions is None
+
+
+def test_dropout_takes_along_what_is_computed_from_a_date(tmp_path: Path) -> None:
+    optional = "may_be_missing: true"
+    channels = channel_set(
+        tmp_path,
+        f"channels: [{{name: B08, {optional}}}, {{name: change, {optional}, unit: 'reflectance x 10000', "
+        "formula: 'summer/B08 - spring/B08', per_date: false}, elevation]\ndates: [spring, summer]\n",
+    )
+    drop, rng = Dropout(channels, 0.5), np.random.default_rng(3)
+    spring, summer, change = (channels.names.index(n) for n in ("spring/B08", "summer/B08", "change"))
+    seen = set()
+    for _ in range(50):
+        crop, _ = drop(np.ones((2, 2, 4), np.float32), labels_of(2), rng)
+        gone = np.isnan(crop[0, 0])
+        assert gone[change] == (gone[spring] or gone[summer])
+        seen.add((bool(gone[spring]), bool(gone[summer])))
+    assert len(seen) == 4
 
 
 def test_a_layer_on_its_own_grid_is_resampled_by_the_rule_of_its_channel(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from lulc.core.schema import IGNORE, InputError
-from lulc.training.data.augmentation import flip, rotate, square_around
+from lulc.training.data.augmentation import Flip, rotate, square_around
 from lulc.training.data.batches import BatchConfig, TileGenerator, cut_ahead
 from lulc.training.data.dataset import Tile, class_targets
 
@@ -33,7 +33,7 @@ def make_tile(rng, height=200, width=180, bands=3, classes=4, name="stack"):
 def make_generator(tiles, **changes):
     options = {
         "steps": 6, "batch_size": 3, "crop_sizes": (16, 32), "targets": class_targets(4), "rotations": 16,
-        "augmentations": (flip,), "seed": 5,
+        "augmentations": (Flip(),), "seed": 5,
     } | changes  # fmt: skip
     return TileGenerator(tiles, BatchConfig(**options))
 
@@ -136,7 +136,7 @@ def test_flips_move_image_and_labels_together():
     labels = np.arange(25, dtype=np.uint8).reshape(5, 5)
     seen = set()
     for _ in range(40):
-        image, flipped = flip(labels[..., None].astype(np.float32), labels, rng)
+        image, flipped = Flip()(labels[..., None].astype(np.float32), labels, rng)
         np.testing.assert_array_equal(image[..., 0], flipped)
         seen.add(flipped.tobytes())
     assert len(seen) == 4

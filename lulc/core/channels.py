@@ -239,6 +239,45 @@ class ChannelSet(Jsonable):
         return tuple(i for i, one in enumerate(self.channels) if one.may_be_missing)
 
     @property
+    def nearest(self) -> tuple[int, ...]:
+        """Numbers of the channels whose values are never interpolated."""
+        return tuple(i for i, one in enumerate(self.channels) if one.resampling == "nearest")
+
+    @property
+    def directions(self) -> tuple[tuple[int, int], ...] | None:
+        """Numbers of the sine and the cosine of each direction, which turn with the image.
+
+        None where a channel tells a direction that can't be turned: a sine or cosine alone, or a formula of
+        one.
+        """
+        pairs: dict[str, dict[str, int]] = {}
+        told = set()
+        for i, one in enumerate(self.channels):
+            if match := re.fullmatch(r"aspect_(sin|cos)\((.+)\)", one.formula):
+                pairs.setdefault(match[2], {})[match[1]] = i
+                told.add(one.name)
+        for one, formula in self.plan().computed:
+            used = {name for name in formula.names if name.startswith(("aspect_sin(", "aspect_cos("))}
+            if one.name not in told and (used or told & {*formula.names}):
+                return None
+        if any(len(pair) < 2 for pair in pairs.values()):
+            return None
+        return tuple((pair["sin"], pair["cos"]) for pair in pairs.values())
+
+    def dependencies(self) -> list[frozenset[str]]:
+        """Return for each channel what is missing together with it: dates, and kinds of what has no date."""
+        plan = self.plan()
+        formulas = {one.name: formula for one, formula in plan.computed}
+
+        def groups(name: str) -> frozenset[str]:
+            if name in formulas:
+                return frozenset().union(*(groups(needed) for needed in formulas[name].names))
+            one = self.definition(name[:-1].partition("(")[2] if "(" in name else name)
+            return frozenset([one.date or one.kind])
+
+        return [groups(one.name) for one in self.channels]
+
+    @property
     def described(self) -> list[str]:
         """What the values of each channel mean: its name, unit, coding and formula."""
         return [

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
@@ -219,18 +221,39 @@ def pixel_on_ground(grid: GridSpec) -> tuple[float, float] | None:
     >>> [round(side, 1) for side in pixel_on_ground(degrees)]
     [5.6, 11.1]
     """
+    found = pixels_on_ground(grid, [grid.height / 2])
+    return found and (float(found[0][0]), float(found[1][0]))
+
+
+def pixels_on_ground(grid: GridSpec, rows: Sequence[float]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Width and height of pixels in the middle of some rows in metres, on the ellipsoid.
+
+    Parameters
+    ----------
+    rows
+        Centres of the pixels, in rows from the upper edge: 0.5 for the first row.
+
+    Returns
+    -------
+    two arrays float64 (row,), or None
+        None where one of them is not on the Earth.
+    """
     if not grid.crs:
         return None
     import pyproj
 
-    left, bottom, right, top = grid.bounds
-    x, y = (left + right) / 2, (bottom + top) / 2
+    x = (grid.bounds[0] + grid.bounds[2]) / 2
+    y = grid.transform.f + grid.transform.e * np.asarray(rows, "float64")
     width, height = (side / 2 for side in grid.pixel_size)
-    xs, ys = [x - width, x + width, x, x], [y, y, y - height, y + height]
+    middle = np.full_like(y, x)
+    xs = np.concatenate([middle - width, middle, middle + width, middle])
+    ys = np.concatenate([y, y - height, y, y + height])
     try:
-        lons, lats = transform(grid.crs, CRS.from_epsg(4326), xs, ys)
+        lons, lats = (np.array_split(part, 2) for part in transform(grid.crs, CRS.from_epsg(4326), xs, ys))
+        _, _, metres = pyproj.Geod(ellps="WGS84").inv(lons[0], lats[0], lons[1], lats[1])
     except (CRSError, RasterioError):
         return None
-    _, _, metres = pyproj.Geod(ellps="WGS84").inv(lons[::2], lats[::2], lons[1::2], lats[1::2])
-    across, down = map(float, metres)
-    return (across, down) if 0 < across < math.inf and 0 < down < math.inf else None
+    if not ((metres > 0) & np.isfinite(metres)).all():
+        return None
+    across, down = np.array_split(metres, 2)
+    return across, down

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lulc.core.buffers import Buffers
+from lulc.core.directions import Directions, mirror_directions, turn_directions
 from lulc.core.schema import InputError
 from lulc.core.statistics import valid_pixels
 from lulc.engines import quantization
@@ -246,11 +247,12 @@ def turns_of(height: int, width: int) -> tuple[int, ...]:
     return (0, 1, 2, 3) if height == width else (0, 2)
 
 
-def dihedral(network: Network) -> Network:
+def dihedral(network: Network, directions: Directions = ()) -> Network:
     """Return the mean of `network` over the flips and rotations of its input (test-time augmentation).
 
     All 8 for square windows; the 4 that keep the shape for others. The mean over the flips and
-    rotations of an input does not change when the input is flipped or rotated.
+    rotations of an input does not change when the input is flipped or rotated. Channels that hold
+    `directions` turn with the image.
     """
 
     def average(x: np.ndarray) -> np.ndarray:
@@ -259,6 +261,8 @@ def dihedral(network: Network) -> Network:
         for turn in turns:
             for flip in (False, True):
                 seen = np.rot90(x[:, ::-1] if flip else x, turn, axes=(1, 2))
+                seen = mirror_directions(seen, directions, down=flip)
+                seen = turn_directions(seen, directions, 90 * turn)
                 y = np.rot90(network(np.ascontiguousarray(seen)), -turn, axes=(1, 2))
                 y = y[:, ::-1] if flip else y
                 total = y.copy(order="K") if total is None else np.add(total, y, out=total)

@@ -158,7 +158,14 @@ class Job:
                 "turned by 90 degrees; --window SIDE makes them square where the map is large enough",
                 self._averaged, *self.plan.window,
             )  # fmt: skip
-        return dihedral(engine)
+        directions = self.card.inputs.directions
+        if directions is None:
+            raise InputError(
+                f"cannot average flips and rotations, since '{self.card.name}' has a channel that tells a "
+                "direction which can't be turned",
+                "Leave --tta out.",
+            )
+        return dihedral(engine, directions)
 
     @property
     def _averaged(self) -> int:

@@ -133,7 +133,7 @@ def _add(
         elevation = channels.definition(layer)
         for source, found in zip(sources, find_layers(sources, names, [elevation]), strict=True):
             for position in found:
-                derived = _terrain(source, position, elevation, opened)
+                derived = opened.enter_context(TerrainSource(source.reopen(), position, elevation))
                 further.sources.append(derived)
                 wanted = {
                     TERRAIN.index(one.name.partition("(")[0]): one
@@ -141,14 +141,6 @@ def _add(
                     if f"({layer})" in one.name
                 }
                 further.planes.append(planes_of(derived, wanted, config))
-
-
-def _terrain(
-    source: Source, position: int, elevation: ChannelDefinition, opened: contextlib.ExitStack
-) -> Source:
-    low, high = elevation.minimum, elevation.maximum
-    limits = (-float("inf") if low is None else low, float("inf") if high is None else high)
-    return opened.enter_context(TerrainSource(source.reopen(), position, *limits))
 
 
 def _opened(

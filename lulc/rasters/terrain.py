@@ -8,14 +8,21 @@ Horn, B. K. P. (1981), Hill shading and the reflectance map, Proceedings of the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 
+from lulc.core.channels import ChannelDefinition
 from lulc.core.formula import TERRAIN
-from lulc.core.grid import METRES_PER_DEGREE, GridSpec
+from lulc.core.grid import pixels_on_ground
 from lulc.core.windows import Window
 from lulc.rasters.layers import Layer, Source
+from lulc.rasters.radiometry import convert
+
+DISTORTION = 0.01
+"""From this distortion on, the ground is measured instead of the map. UTM and national grids stay far below,
+and programs for terrain take their metres as they are."""
 
 
 class TerrainSource(Source):
@@ -31,13 +38,12 @@ class TerrainSource(Source):
         Elevation raster, which stays open until the last of those that share it is closed.
     layer
         Position of its layer.
-    lowest, highest
-        Valid elevations, metres.
+    elevation
+        The channel of elevation: its scale, offset and valid range, metres.
     """
 
-    def __init__(self, source: Source, layer: int, lowest: float, highest: float) -> None:
-        self._source, self._layer = source, layer
-        self._range = lowest, highest
+    def __init__(self, source: Source, layer: int, elevation: ChannelDefinition) -> None:
+        self._source, self._layer, self._channel = source, layer, elevation
         self.path, self.grid, self.block, self.tags = source.path, source.grid, source.block, source.tags
         self.layers = tuple(Layer(name, "float32") for name in TERRAIN)
 
@@ -54,7 +60,7 @@ class TerrainSource(Source):
     def _gradient(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Return the rise per metre to the east and to the north, float64 (y, x)."""
         z = self._elevation(window)
-        width, height = _metres(self.grid, window)
+        width, height = self._metres(window)
         left, right = z[:, :-2], z[:, 2:]
         above, below = z[:-2], z[2:]
         east = (right - left)[:-2] + 2 * (right - left)[1:-1] + (right - left)[2:]
@@ -68,9 +74,9 @@ class TerrainSource(Source):
         wide = window.grow(1)
         inner = wide.intersect(self.grid.extent)
         stored, valid = self._source.read_valid([self._layer], inner)
-        values = np.asarray(self._source.layers[self._layer].unpack(stored[0]), "float64")
-        known = valid[0] & (values >= self._range[0]) & (values <= self._range[1])
-        z = np.where(known, values, np.nan)
+        z, known = np.empty(stored[0].shape, "float32"), np.empty(stored[0].shape, bool)
+        convert(stored[0], self._channel, self._source.layers[self._layer], z, known)
+        z = np.where(known & valid[0], z, np.nan).astype("float64")
         around = [
             (inner.row - wide.row, wide.stop[0] - inner.stop[0]),
             (inner.col - wide.col, wide.stop[1] - inner.stop[1]),
@@ -79,13 +85,32 @@ class TerrainSource(Source):
             z = _extended(z, axis, before, after)
         return z
 
+    def _metres(self, window: Window) -> tuple[Any, Any]:
+        """Width and height of the pixels of a window on the ground, metres: numbers, or by row (y, 1)."""
+        if self._distorted:
+            found = pixels_on_ground(self.grid, np.arange(window.row, window.stop[0]) + 0.5)
+            if found is not None:
+                return found[0][:, None], found[1][:, None]
+        width, height = self.grid.pixel_size
+        metre = self.grid.crs.linear_units_factor[1]
+        return width * metre, height * metre
+
+    @cached_property
+    def _distorted(self) -> bool:
+        """True where metres of the map are not those of the ground, as in degrees or Web Mercator."""
+        if self.grid.crs.is_geographic:
+            return True
+        found = pixels_on_ground(self.grid, [0.5, self.grid.height - 0.5])
+        sides = np.array(self.grid.pixel_size)[:, None] * self.grid.crs.linear_units_factor[1]
+        return found is not None and bool((np.abs(np.array(found) / sides - 1) > DISTORTION).any())
+
     def identity(self) -> dict[str, Any]:
         """Return the identity of the elevation raster."""
         return self._source.identity()
 
     def reopen(self) -> Self:
         """Open the elevation raster once more."""
-        return type(self)(self._source.reopen(), self._layer, *self._range)
+        return type(self)(self._source.reopen(), self._layer, self._channel)
 
     def close(self) -> None:
         """Release the elevation raster."""
@@ -99,14 +124,3 @@ def _extended(z: np.ndarray, axis: int, before: int, after: int) -> np.ndarray:
     first = [2 * z[:1] - z[second : second + 1]] if before else []
     last = [2 * z[-1:] - z[-1 - second : len(z) - second]] if after else []
     return np.moveaxis(np.concatenate([*first, z, *last]), 0, axis)
-
-
-def _metres(grid: GridSpec, window: Window) -> tuple[Any, float]:
-    """Width (a number, or by row (y, 1)) and height of the pixels of a window in metres."""
-    width, height = grid.pixel_size
-    if not grid.crs.is_geographic:
-        metre = grid.crs.linear_units_factor[1]
-        return width * metre, height * metre
-    rows = np.arange(window.row, window.row + window.height) + 0.5
-    latitude = np.radians(grid.transform.f + grid.transform.e * rows)
-    return width * METRES_PER_DEGREE * np.cos(latitude)[:, None], height * METRES_PER_DEGREE

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.core.channels import LIBRARY, ChannelSet, set_of
+from lulc.core.directions import Directions, mirror_directions, turn_directions
 from lulc.core.schema import REFLECTANCE_UNIT, InputError
 from lulc.rasters.indices import encode
 
@@ -28,13 +29,26 @@ Augmentation = Callable[[Image, Labels, np.random.Generator], tuple[Image, Label
 """(image (y, x, band), labels (y, x), rng) to the same; keeps the shape and gives views or new arrays."""
 
 
-def flip(image: Image, labels: Labels, rng: np.random.Generator) -> tuple[Image, Labels]:
-    """Mirror both upside down and left to right, each with probability 1/2."""
-    if rng.integers(2):
-        image, labels = image[::-1], labels[::-1]
-    if rng.integers(2):
-        image, labels = image[:, ::-1], labels[:, ::-1]
-    return image, labels
+class Flip:
+    """Mirrors both upside down and left to right, each with probability 1/2.
+
+    Parameters
+    ----------
+    directions
+        Numbers of the channels that hold sine and cosine of a direction, clockwise from north.
+    """
+
+    def __init__(self, directions: Directions = ()) -> None:
+        self._directions = directions
+
+    def __call__(self, image: Image, labels: Labels, rng: np.random.Generator) -> tuple[Image, Labels]:
+        """Mirror one crop (y, x, band) and its labels (y, x)."""
+        down, across = bool(rng.integers(2)), bool(rng.integers(2))
+        if down:
+            image, labels = image[::-1], labels[::-1]
+        if across:
+            image, labels = image[:, ::-1], labels[:, ::-1]
+        return mirror_directions(image, self._directions, down=down, across=across), labels
 
 
 def square_around(side: int, angle: float) -> int:
@@ -51,7 +65,10 @@ def square_around(side: int, angle: float) -> int:
     return math.ceil(side * (abs(math.cos(turn)) + abs(math.sin(turn)))) + MARGIN
 
 
-def rotate(image: Image, labels: Labels, angle: float, side: int) -> tuple[Image, Labels]:
+def rotate(
+    image: Image, labels: Labels, angle: float, side: int, *,
+    directions: Directions = (), nearest: Sequence[int] = (),
+) -> tuple[Image, Labels]:  # fmt: skip
     """Turn both counter-clockwise about their centre and keep the inner square, which has no empty corner.
 
     Multiples of 90 degrees move pixels and compute nothing. Elsewhere the image is bilinear, and a pixel is
@@ -68,10 +85,15 @@ def rotate(image: Image, labels: Labels, angle: float, side: int) -> tuple[Image
         Degrees.
     side
         Side of the result in pixels.
+    directions
+        Numbers of the channels that hold sine and cosine of a direction, which turns too.
+    nearest
+        Numbers of the channels that take their nearest source as labels do.
     """
     quarters, rest = divmod(angle, 90)
     if rest == 0:
-        return np.rot90(image, int(quarters)), np.rot90(labels, int(quarters))
+        turned = np.rot90(image, int(quarters))
+        return turn_directions(turned, directions, angle), np.rot90(labels, int(quarters))
     turn = math.radians(angle)
     cos, sin = math.cos(turn), math.sin(turn)
     source, target = (image.shape[0] - 1) / 2, (side - 1) / 2
@@ -82,12 +104,15 @@ def rotate(image: Image, labels: Labels, angle: float, side: int) -> tuple[Image
             [sin, cos, source - sin * target - cos * target],
         ]
     )
-    turned: list[Any] = [
-        cv2.warpAffine(array, matrix, (side, side), flags=method | cv2.WARP_INVERSE_MAP)
-        for array, method in ((image, cv2.INTER_LINEAR), (labels, cv2.INTER_NEAREST))
-    ]
+
+    def warp(array: Any, method: int) -> Any:
+        return cv2.warpAffine(array, matrix, (side, side), flags=method | cv2.WARP_INVERSE_MAP)
+
     # OpenCV drops the axis of a single band.
-    return turned[0].reshape(side, side, image.shape[2]), turned[1]
+    turned = warp(image, cv2.INTER_LINEAR).reshape(side, side, image.shape[2])
+    for channel in nearest:
+        turned[..., channel] = warp(np.ascontiguousarray(image[..., channel]), cv2.INTER_NEAREST)
+    return turn_directions(turned, directions, angle), warp(labels, cv2.INTER_NEAREST)
 
 
 class Jitter:
@@ -154,7 +179,8 @@ class Jitter:
 class Dropout:
     """Drops channels that may be missing, all of a date together, so that a network learns to do without.
 
-    Channels of no date are dropped with those of their kind. A crop keeps at least one channel.
+    Channels of no date are dropped with those of their kind, and computed ones with what they are computed
+    from. A crop keeps at least one channel.
 
     Parameters
     ----------
@@ -166,11 +192,12 @@ class Dropout:
 
     def __init__(self, channel_set: ChannelSet, rate: float) -> None:
         groups: dict[str, list[int]] = {}
-        for number, one in enumerate(channel_set.channels):
-            if one.may_be_missing:
-                groups.setdefault(one.date or one.kind, []).append(number)
+        for number, needed in enumerate(channel_set.dependencies()):
+            if channel_set.channels[number].may_be_missing:
+                for group in sorted(needed):
+                    groups.setdefault(group, []).append(number)
         self._groups, self._rate = list(groups.values()), rate
-        self._may_drop_all = sum(map(len, self._groups)) < len(channel_set.channels)
+        self._may_drop_all = len(set().union(*self._groups)) < len(channel_set.channels)
 
     def __call__(self, image: Image, labels: Labels, rng: np.random.Generator) -> tuple[Image, Labels]:
         """Drop channels of one crop (y, x, band): they become NaN."""

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.core.buffers import Buffers
+from lulc.core.directions import Directions
 from lulc.core.schema import IGNORE, InputError
 from lulc.core.threads import in_order
 from lulc.datasets.arrays import Layers
@@ -52,6 +53,8 @@ class BatchConfig:
         `lulc.training.data.dataset.class_targets`.
     rotations
         Number of equally spaced rotation angles; 1 for none.
+    directions, nearest
+        Channels that turn with the image, and those that are never interpolated; see `rotate`.
     augmentations
         Applied in order to each crop after rotation.
     sampler
@@ -74,6 +77,8 @@ class BatchConfig:
     crop_sizes: Sequence[int]
     targets: Labels
     rotations: int = 1
+    directions: Directions = ()
+    nearest: Sequence[int] = ()
     augmentations: Sequence[Augmentation] = ()
     sampler: Sampler = draw_anywhere
     stack_weights: Sequence[float] | None = None
@@ -213,7 +218,9 @@ class TileGenerator:
             if (labels != IGNORE).any():
                 break
         image = np.ascontiguousarray(self._source(tile)[square], self._dtype)
-        image, labels = rotate(image, labels, angle, side)
+        image, labels = rotate(
+            image, labels, angle, side, directions=config.directions, nearest=config.nearest
+        )
         for augmentation in config.augmentations:
             image, labels = augmentation(image, labels, rng)
         return image, labels

@@ -14,7 +14,7 @@ import numpy as np
 from lulc.config import TrainConfig
 from lulc.core.schema import InputError
 from lulc.models import backend
-from lulc.training.data.augmentation import Augmentation, Dropout, Jitter, flip
+from lulc.training.data.augmentation import Augmentation, Dropout, Flip, Jitter
 from lulc.training.data.batches import BatchConfig, TileGenerator, pad_small, pixels_per_crop
 from lulc.training.data.dataset import Dataset, class_targets, optional_channels
 from lulc.training.data.masking import MaskedCrops
@@ -63,7 +63,7 @@ def training_crops(config: TrainConfig, dataset: Dataset, own: range | None = No
     batches |= {
         "steps": config.steps,
         "crop_sizes": config.crop_sizes,
-        "rotations": config.rotations,
+        **_turning(config, dataset),
         "augmentations": _augmentations(config, dataset),
         "batch_from": config.batch_from,
         "own_crops": own,
@@ -180,10 +180,12 @@ def choose_crop_device(config: TrainConfig, dataset: Dataset, devices: int, free
         If the device is asked for and can't do it, or the stacks don't pass through the host's memory.
     """
     check_crop_device(config, devices)
-    if optional_channels(dataset.channel_set):
+    computed = "some may lack channels" if optional_channels(dataset.channel_set) else ""
+    computed = computed or ("they hold directions" if directions_of(dataset) != () else "")
+    if computed:
         if config.stacks_on == "device":
             raise InputError(
-                "cannot cut crops on the device, since some may lack channels, which the host drops",
+                f"cannot cut crops on the device, since {computed}, which the host computes",
                 "Give `--stacks-on host`, or leave it out.",
             )
         return "host"
@@ -226,9 +228,28 @@ def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]
     )
 
 
+def directions_of(dataset: Dataset) -> tuple[tuple[int, int], ...] | None:
+    """Return the channels that turn with the image, see `ChannelSet.directions`."""
+    return dataset.channel_set.directions if dataset.channel_set else ()
+
+
+def _turning(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """Return the options of crops about rotation."""
+    channels, directions = dataset.channel_set, directions_of(dataset)
+    if directions is None:
+        logger.warning(
+            "crops are neither mirrored nor turned, since a channel tells a direction that can't be turned; "
+            "a set with both aspect_sin and aspect_cos, and no formula of either, allows it"
+        )
+        return {"rotations": 1}
+    nearest = channels.nearest if channels else ()
+    return {"rotations": config.rotations, "directions": directions, "nearest": nearest}
+
+
 def _augmentations(config: TrainConfig, dataset: Dataset) -> tuple[Augmentation, ...]:
     """Return the augmentations of each crop, in order."""
-    found: list[Augmentation] = [flip]
+    directions = directions_of(dataset)
+    found: list[Augmentation] = [] if directions is None else [Flip(directions)]
     if config.gain or config.offset_jitter:
         found.append(
             Jitter(dataset.channels, dataset.channel_set, gain=config.gain, offset=config.offset_jitter)
