@@ -50,8 +50,8 @@ def turn_directions(image: np.ndarray, directions: Directions, angle: float) -> 
     """
     if not directions or angle % 360 == 0:
         return image
-    quarter = {90: (1.0, 0.0), 180: (0.0, -1.0), 270: (-1.0, 0.0)}
-    sin, cos = quarter.get(angle % 360) or (math.sin(math.radians(angle)), math.cos(math.radians(angle)))
+    # Rounded, so that quarter turns are exact.
+    sin, cos = (round(part(math.radians(angle)), 15) for part in (math.sin, math.cos))
     turned = image.copy()
     for sine, cosine in directions:
         east, north = image[..., sine], image[..., cosine]

@@ -225,7 +225,9 @@ def pixel_on_ground(grid: GridSpec) -> tuple[float, float] | None:
     return found and (float(found[0][0]), float(found[1][0]))
 
 
-def pixels_on_ground(grid: GridSpec, rows: Sequence[float]) -> tuple[np.ndarray, np.ndarray] | None:
+def pixels_on_ground(
+    grid: GridSpec, rows: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Width and height of pixels in the middle of some rows in metres, on the ellipsoid.
 
     Parameters
