@@ -4,16 +4,20 @@ FOLDER holds two blocks, ``east`` and ``west``: for each date ``YYYYMMDD_10m.tif
 for each month ``YYYYMM_s1_20m.tif``, and ``labels.tif``. A model is trained on one block and scored on the
 other, in both directions; classes that only one block has take no part.
 
+With --network a model is a run of `train_model.py`; what is in ``benchmarks/results/dates.json`` is not
+trained again.
+
 Example: python benchmarks/dates.py FOLDER --seeds 1 2 3 --network
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,10 +51,17 @@ ROWS: dict[str, tuple[tuple[str, ...], bool]] = {
     "three dates": (THREE, False), "six dates": (SIX, False),
     "three dates of radar": (THREE, True),
 }  # fmt: skip
-SMALL = (
-    "--epochs 6 --steps 40 --batch-size 4 --crop-sizes 48 --validation-steps 4 --validation-crop-sizes 64 "
-    "--filters 16 32 --recipe default -q"
-)
+PICKS = {"default": "auto", "U-Net": "lowest-val-loss"}
+"""Columns of networks and the pick of each; the first is what a user gets who names none."""
+
+BUDGET: dict[str, Any] = {
+    "epochs": 4, "steps": 40, "batch_size": 4, "crop_sizes": [64, 128], "filters": [16, 32, 64, 128],
+    "validation_steps": 2, "validation_crop_sizes": [128], "recipe": "default",
+}  # fmt: skip
+"""Options of the networks of the simulated scene, the same for one and two dates."""
+
+STEPS = 40
+"""Batches per epoch on the real blocks, where the recipe has 150; small models don't depend on it."""
 
 
 def inputs_of(folder: Path, block: str, dates: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -132,40 +143,93 @@ def forest_scores(folder: Path, row: str, channels: ChannelSet, seeds: Sequence[
     return scores
 
 
-def network_scores(folder: Path, row: str, file: str, seeds: Sequence[int], work: Path) -> list[float]:
-    """Return macro-F1 of the last epoch by seed, the mean of both directions."""
+def scheme_of(folder: Path, work: Path) -> Path:
+    """Write the table of the classes that both blocks have; others are ignored."""
     codes = [np.unique(rasterio.open(folder / block / "labels.tif").read(1)) for block in BLOCKS]
     common = [int(code) for code in np.intersect1d(*codes) if code]
     scheme = work / "classes.csv"
     scheme.write_text("code,class,name,color\n" + "".join(
         f"{code},{n},class {code},#{50 * n:02x}8040\n" for n, code in enumerate(common, 1)
     ) + "".join(f"{code},ignore,,\n" for code in {*codes[0], *codes[1]} - {*common}))  # fmt: skip
-    for block in BLOCKS:
-        bands, radar = inputs_of(folder, block, ROWS[row][0])
-        words = ["--bands", *bands, *(["--layers", *radar] if ROWS[row][1] else []), "--channels", file]
-        words += ["--labels", folder / block / "labels.tif", "--scheme", scheme, "--size", 64, "-q"]
-        for kind in ("none", "all"):
-            run("preprocess.py", *words, "--validation", kind, "--out", work / f"{row}-{block}-{kind}")
-    scores = []
-    for seed in seeds:
-        found = []
-        for train, test in (BLOCKS, BLOCKS[::-1]):
-            names = (f"{train}-none", f"{test}-all", f"{train}-{seed}")
-            data, held, out = (work / f"{row}-{name}" for name in names)
-            words = ["--validation-data", held, "--seed", seed, "--out", out, *SMALL.split()]
-            run("train_model.py", data, *words)
-            lines = (out / "history.csv").read_text().splitlines()
-            column = lines[0].split(",").index("val_macro_f1")
-            found.append(float(lines[-1].split(",")[column]))
-        scores.append(float(np.mean(found)))
-    return scores
+    return scheme
 
 
-def run(command: str, *words: object) -> None:
-    """Run one of the commands."""
-    subprocess.run(
-        [sys.executable, str(ROOT / command), *map(str, words)], check=True, stdout=subprocess.DEVNULL
-    )
+def network_scores(folder: Path, row: str, seed: int, work: Path) -> dict[str, float]:
+    """Return macro-F1 of each column, the mean of both directions; options but the steps are the defaults."""
+    _, file = set_of_row(row, work)
+    found: dict[str, list[float]] = {name: [] for name in PICKS}
+    scheme = scheme_of(folder, work)
+    for train, test in (BLOCKS, BLOCKS[::-1]):
+        bands, radar = inputs_of(folder, train, ROWS[row][0])
+        layers = radar if ROWS[row][1] else []
+        stacks, run = work / f"{row}-{train}", work / f"{row}-{train}-{seed}"
+        if not stacks.exists():
+            lulc.make_stacks(
+                bands=bands, layers=layers, channels=file, labels=str(folder / train / "labels.tif"),
+                scheme=str(scheme), size=64, out=str(stacks),
+            )  # fmt: skip
+        lulc.train(data=[str(stacks)], out=str(run), seed=seed, steps=STEPS)
+        bands, radar = inputs_of(folder, test, ROWS[row][0])
+        truth = rasterio.open(folder / test / "labels.tif").read(1)
+        table = np.loadtxt(scheme, delimiter=",", dtype=str, skiprows=1)
+        classes = {int(code): int(number) for code, number, *_ in table if number != "ignore"}
+        for column, pick in PICKS.items():
+            out = work / f"{row}-{test}-{seed}-{pick}.tif"
+            layers = radar if ROWS[row][1] else []
+            lulc.classify(model=str(run), inputs=bands, layers=layers, out=str(out), pick=pick)
+            numbers = rasterio.open(out).read(1)
+            scored = np.isin(truth, list(classes)) & (numbers > 0)
+            expected = [classes[code] for code in truth[scored].tolist()]
+            found[column].append(
+                f1_score(expected, numbers[scored], average="macro", labels=list(classes.values()))
+            )
+    return {column: float(np.mean(scores)) for column, scores in found.items()}
+
+
+def simulated_network(folder: Path, dates: Sequence[str], seed: int, work: Path) -> dict[str, float]:
+    """Return scores on the east of a simulated scene, of the last epoch of a network of its west."""
+    bands = [f"{date}={folder / f'{date}.tif'}" for date in dates]
+    stacks, run, out = (work / f"{'-'.join(dates)}{what}" for what in ("", f"-{seed}", f"-{seed}.tif"))
+    if not stacks.exists():
+        lulc.make_stacks(
+            bands=bands, labels=str(folder / "labels.tif"), scheme="kaakonkulma-13", size=850,
+            validation=["1", "3"], out=str(stacks),
+        )  # fmt: skip
+    lulc.train(data=[str(stacks)], out=str(run), seed=seed, **BUDGET)
+    lulc.classify(model=str(run), inputs=bands, out=str(out), pick="last")
+    numbers, codes = (rasterio.open(path).read(1) for path in (out, folder / "labels.tif"))
+    scored = (codes > 0) & (numbers > 0)
+    scored[:, : codes.shape[1] // 2] = False
+    scores = f1_score(codes[scored], numbers[scored], average=None, labels=np.arange(1, 14))
+    return {"network": float(scores.mean()), "grassland of the network": float(scores[GRASSLAND - 1])}
+
+
+def store(table: dict[str, Any]) -> None:
+    """Write the table."""
+    with write_atomically(RESULTS) as path:
+        path.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def stored_table() -> dict[str, Any]:
+    """Return the table, empty where there is none."""
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+
+
+def add_networks(options: argparse.Namespace, work: Path) -> None:
+    """Train what is missing of the rows: seeds first, so that each row has one early."""
+    for seed, row in itertools.product(options.seeds, options.rows):
+        if str(seed) in stored_table().get(row, {}).get("networks", {}):
+            continue
+        started = time.monotonic()
+        found = (
+            simulated_network(options.folder, SIMULATED[row], seed, work) if row in SIMULATED
+            else network_scores(options.folder, row, seed, work)
+        ) | {"seconds": round(time.monotonic() - started, 1)}  # fmt: skip
+        # Another process may have stored rows meanwhile.
+        table = stored_table()
+        table.setdefault(row, {}).setdefault("networks", {})[str(seed)] = found
+        store(table)
+        print(row, seed, found, flush=True)
 
 
 def main() -> None:
@@ -176,34 +240,28 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--simulated", action="store_true", help="FOLDER holds one simulated scene instead")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--network", action="store_true", help="also train the network")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--network", action="store_true", help="train networks instead of forests")
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *SIMULATED])
     options = parser.parse_args()
-    table: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    if options.simulated:
-        for row, dates in SIMULATED.items():
-            table[row] = simulated_scores(options.folder, dates, options.seeds)
-            print(
-                row,
-                {k: np.round((np.mean(v), np.std(v)), 4).tolist() for k, v in table[row].items()},
-                flush=True,
-            )
-        options.rows = []
-        with write_atomically(RESULTS) as path:
-            path.write_text(json.dumps(table, indent=1) + "\n")
+    options.rows = options.rows or list(SIMULATED if options.simulated else ROWS)
     with tempfile.TemporaryDirectory() as temporary:
+        if options.network:
+            add_networks(options, Path(temporary))
+            return
         for row in options.rows:
-            channels, file = set_of_row(row, Path(temporary))
-            entry = table.setdefault(row, {"channels": len(channels.names)})
-            entry["forest"] = forest_scores(options.folder, row, channels, options.seeds)
-            if options.network:
-                entry["network"] = network_scores(options.folder, row, file, options.seeds, Path(temporary))
+            if row in SIMULATED:
+                found = simulated_scores(options.folder, SIMULATED[row], options.seeds)
+            else:
+                channels, _ = set_of_row(row, Path(temporary))
+                scores = forest_scores(options.folder, row, channels, options.seeds)
+                found = {"channels": len(channels.names), "forest": scores}
+            table = stored_table()
+            table[row] = table.get(row, {}) | found
             shown = {
-                k: f"{np.mean(v):.3f} +- {np.std(v):.3f}" for k, v in entry.items() if isinstance(v, list)
+                k: f"{np.mean(v):.3f} +- {np.std(v):.3f}" for k, v in found.items() if isinstance(v, list)
             }
-            print(f"{row:22} {entry['channels']:3} {shown}", flush=True)
-            with write_atomically(RESULTS) as path:
-                path.write_text(json.dumps(table, indent=1) + "\n")
+            print(f"{row:30} {found['channels']:3} {shown}", flush=True)
+            store(table)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from lulc.core.channels import CHANNEL_SETS, DEFAULT_CHANNELS, channels_text
-from lulc.core.options import FOLDER, Excludes, Needs, Options, Rule, check_ending, option
+from lulc.core.channels import CHANNEL_SETS, DEFAULT_CHANNELS, channels_text, split_prefix
+from lulc.core.config_file import read_settings
+from lulc.core.options import FOLDER, Excludes, Needs, Options, Rule, check_ending, is_given, option, take
 
 INPUT = "input rasters"
 RUN = "running"
@@ -164,8 +165,12 @@ class MaskConfig(VrtConfig):
         "them",
         group=INPUT,
     )
-    mask: str | None = option(
-        None, "cloud mask or scene classification on any grid of the same CRS", metavar="RASTER", group=INPUT
+    mask: tuple[str, ...] = option(
+        (),
+        "cloud masks or scene classifications on any grid of the same CRS; of several dates, "
+        "DATE=RASTER leaves out pixels of that date alone",
+        metavar="RASTER",
+        group=INPUT,
     )
     mask_values: tuple[int, ...] = option(
         (),
@@ -961,10 +966,35 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         group=CLUSTER,
     )
     plan: bool = option(False, "print windows, memory, disk and time, then stop")
+    reading: str | None = option(
+        None,
+        "file of options for reading rasters, as preprocess.py writes it beside the stacks (reading.yaml); "
+        "what is typed here wins",
+        metavar="FILE",
+        group=INPUT,
+        flag="inputs",
+    )
 
     def __post_init__(self) -> None:
+        if self.reading is not None:
+            self._take_rules(read_settings(self.reading, InputConfig))
         super().__post_init__()
         check_ending(self.out, FOLDER if self.tiles else MAP_ENDINGS, "The last argument")
+
+    def _take_rules(self, rules: dict[str, Any]) -> None:
+        """Take the options of a file that are not given, and names of layers for further rasters without."""
+        named, given = rules.pop("layers", ()), take(self.layers, tuple[str, ...])
+        if len(named) == len(given):
+            prefixes = [split_prefix(text)[0] for text in named]
+            rules["layers"] = tuple(
+                f"{prefix}={path}" if prefix and not split_prefix(path)[0] else path
+                for prefix, path in zip(prefixes, given, strict=True)
+            )
+        for name, value in rules.items():
+            if name == "layers" or not is_given(self, name):
+                object.__setattr__(self, name, value)
+        # The options are what counts: journals and maps hold them, and no file that gave them.
+        object.__setattr__(self, "reading", None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -12,12 +11,13 @@ import numpy as np
 import pyproj
 import pytest
 import rasterio
+import spyndex
 from affine import Affine
 
 import lulc
 from lulc.cli import make_classifications, preprocess, reproduce_map, train_model
 from lulc.config import ClassifyConfig, InputConfig, TrainConfig
-from lulc.core.channels import CHANNEL_SETS, ChannelSet, channels_text, set_of, split_prefix
+from lulc.core.channels import CHANNEL_SETS, LIBRARY, ChannelSet, channels_text, set_of, split_prefix
 from lulc.core.config_file import read_settings
 from lulc.core.directions import mirror_directions, turn_directions
 from lulc.core.formula import parse
@@ -155,20 +155,17 @@ def test_a_formula_of_its_own_and_one_that_is_known_are_computed_alike(tmp_path:
     )
 
 
-if importlib.util.find_spec("spyndex"):
-    # Not among the packages for development: its own needs are many, for one test of constants.
-
-    def test_common_indices_are_defined_as_in_spyndex() -> None:
-        import spyndex
-
-        values = {"B": 0.05, "G": 0.08, "R": 0.06, "RE1": 0.12, "N": 0.35, "S1": 0.2, "S2": 0.1, "L": 0.5,
-                  "g": 2.5,              "C1": 6.0, "C2": 7.5}  # fmt: skip
-        planes = {"B02": 0.05, "B03": 0.08, "B04": 0.06, "B05": 0.12, "B08": 0.35, "B11": 0.2, "B12": 0.1}
-        stored = {name: np.float32([1e4 * value]) for name, value in planes.items()}
-        for name in ("NDWI", "MNDWI", "NBR", "NDREI", "GNDVI", "BI", "SAVI", "EVI", "EVI2"):
-            formula = set_of([name]).plan().computed[0][1]
-            expected = spyndex.computeIndex(name, values | {"L": 0.5 if name == "SAVI" else 1.0})
-            assert formula.evaluate(stored)[0] == pytest.approx(expected, rel=1e-4), name
+def test_common_indices_are_defined_as_in_spyndex() -> None:
+    values = {"B": 0.05, "G": 0.08, "R": 0.06, "RE1": 0.12, "N": 0.35, "S1": 0.2, "S2": 0.1, "L": 0.5,
+              "g": 2.5, "C1": 6.0, "C2": 7.5}  # fmt: skip
+    planes = {"B02": 0.05, "B03": 0.08, "B04": 0.06, "B05": 0.12, "B08": 0.35, "B11": 0.2, "B12": 0.1}
+    stored = {name: np.float32([1e4 * value]) for name, value in planes.items()}
+    named = {one.name for one in LIBRARY.values() if one.kind == "index"} - {*INDICES}
+    assert named == {"NDWI", "MNDWI", "NBR", "NDREI", "GNDVI", "BI", "SAVI", "EVI", "EVI2"}
+    for name in named:
+        formula = set_of([name]).plan().computed[0][1]
+        expected = spyndex.computeIndex(name, values | {"L": 0.5 if name == "SAVI" else 1.0})
+        assert formula.evaluate(stored)[0] == pytest.approx(expected, rel=1e-4), name
 
 
 # Documents

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lulc.core.schema import BANDS, INDICES
-from lulc.rasters.indices import compute_indices, encode, needed_bands, spectral_index
+from lulc.rasters.indices import compute_indices, encode
 
 
 @pytest.fixture
@@ -56,11 +56,3 @@ def test_inputs_are_left_as_they_are(bands: np.ndarray) -> None:
     before = bands.copy()
     compute_indices(bands)
     np.testing.assert_array_equal(bands, before)
-
-
-def test_needed_bands_are_exactly_those_that_change_an_index(bands: np.ndarray) -> None:
-    for name in INDICES:
-        planes = {b: bands[..., i] for i, b in enumerate(BANDS)}
-        changed = [b for b in BANDS if not np.array_equal(
-            spectral_index(name, planes), spectral_index(name, planes | {b: planes[b] * 2}))]  # fmt: skip
-        assert tuple(changed) == needed_bands([name])

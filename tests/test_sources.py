@@ -166,11 +166,34 @@ def test_damage_inside_a_block_is_reported_on_reading(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("transform", "words"),
-    [(Affine(10, 0, 5e5, 0, 10, 6e6), "south-up"), (Affine(10, 1, 5e5, 1, -10, 6e6), "rotated or sheared"),
-     (Affine(10, 2, 5e5, 0, -10, 6e6), "rotated or sheared"), (Affine(-10, 0, 5e5, 0, -10, 6e6), "west")],
+    [(Affine.identity(), "south-up"), (Affine(10, 1, 5e5, 1, -10, 6e6), "rotated or sheared"),
+     (Affine(10, 2, 5e5, 0, -10, 6e6), "rotated or sheared"), (Affine(0, 0, 5e5, 0, -10, 6e6), "points")],
 )  # fmt: skip
 def test_grids_that_are_not_north_up_are_refused(tmp_path: Path, transform: Affine, words: str) -> None:
     refuse(write(tmp_path / "a.tif", numbers(), transform=transform), words)
+
+
+@pytest.mark.parametrize("down", [-1, 1])
+@pytest.mark.parametrize("across", [-1, 1])
+def test_rows_from_south_and_columns_from_east_are_turned(tmp_path: Path, down: int, across: int) -> None:
+    values = numbers(2, 30, 40)
+    left, top = (5e5 if across == 1 else 5e5 + 400), (6e6 if down == 1 else 6e6 - 300)
+    stored = values[:, ::down, ::across]
+    path = write(tmp_path / "a.tif", stored, transform=Affine(10 * across, 0, left, 0, -10 * down, top))
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        mask = np.ones((30, 40), bool)
+        mask[3:5, 7:20] = False
+        file.write_mask(mask[::down, ::across])
+    for again in (False, True):
+        with open_source(path) as first, first.reopen() as second:
+            source = second if again else first
+            assert source.grid.transform == Affine(10, 0, 5e5, 0, -10, 6e6)
+            for window in (source.grid.extent, Window(2, 5, 7, 20)):
+                assert np.array_equal(
+                    source.read([1, 0], window), values[[1, 0]][(slice(None), *window.slices)]
+                )
+                found = source.read_mask([0], window)
+                assert found is not None and np.array_equal(np.squeeze(found), mask[window.slices])
 
 
 def test_a_raster_without_crs_is_refused_with_the_command_that_adds_it(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, TextIO, TypeVar
 
 from lulc.core.budgets import TRUST
 from lulc.core.config_file import read_settings, settings_text
-from lulc.core.options import help_of, value_type
+from lulc.core.options import help_of, shown_name, value_type
 from lulc.core.schema import InputError
 from lulc.core.text import json_text, unbroken, visible
 from lulc.core.version import __version__
@@ -452,7 +452,7 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any, default: A
     name = field.name.replace("_", "-")
     if many == "+":
         keywords["action"] = _Collect
-    group.add_argument(f"--{name}", required=required, default=default, **keywords)
+    group.add_argument(shown_name(field), dest=field.name, required=required, default=default, **keywords)
     if texts := meta.get("texts"):
         group.add_argument(
             f"--print-{name}", dest=argparse.SUPPRESS, action=_Print, const=texts, choices=tuple(texts),

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lulc import config
-from lulc.core.options import help_of, value_type
+from lulc.core.options import help_of, shown_name, value_type
 from lulc.core.text import json_text
 from lulc.core.version import __version__
 
@@ -113,7 +113,7 @@ def _option(field: dataclasses.Field[Any], hint: Any, defaults: Mapping[str, Any
     limits = dict(given.get("limits") or ())
     return {
         "name": field.name,
-        "flag": "" if given["positional"] else f"--{field.name.replace('_', '-')}",
+        "flag": "" if given["positional"] else shown_name(field),
         "title": field.name.replace("_", " ").capitalize(),
         "help": help_of(field).replace("%%", "%"),
         "kind": _kind(field, base),

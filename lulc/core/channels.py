@@ -98,6 +98,12 @@ class ChannelDefinition(Jsonable):
         """The name without its date."""
         return self.name.rpartition("/")[2]
 
+    @property
+    def has_limits(self) -> bool:
+        """True where stored values outside a valid range are missing; backscatter is recognised instead."""
+        bounded = self.minimum is not None or self.maximum is not None
+        return bounded and self.kind not in ("reflectance", "backscatter") and self.stored != "syke"
+
     def completed(self) -> ChannelDefinition:
         """Return the definition with what its kind says where it is silent."""
         low, high = _RANGES.get(self.kind, (None, None))

@@ -91,7 +91,8 @@ def schema_problem(data: Any, schema: dict[str, Any]) -> str:
     if first is None:
         return ""
     place = "/".join(str(p) for p in first.absolute_path) or "the top level"
-    return f"{place} does not fit: {first.message[:200]}"
+    said = first.message
+    return f"{place} does not fit: {said if len(said) < 200 else f'{said[:150]} ... {said[-45:]}'}"
 
 
 def write_document(path: str | os.PathLike[str], data: dict[str, Any]) -> None:

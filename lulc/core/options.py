@@ -39,6 +39,7 @@ def option(
     group: str = "",
     endings: tuple[str, ...] = (),
     texts: Mapping[str, str] | None = None,
+    flag: str = "",
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
@@ -66,6 +67,8 @@ def option(
         How the name of an output may end, by which its format is known; `FOLDER` for a folder.
     texts
         Files that values stand for; ``--print-OPTION VALUE`` prints one of them.
+    flag
+        Name on the command line where that isn't the field's, which an argument without a name has.
     ge, gt, le, lt
         Limits of a number: at least, more than, at most, less than.
     """
@@ -78,6 +81,7 @@ def option(
         "group": group,
         "endings": endings,
         "texts": texts,
+        "flag": flag,
         "limits": tuple(
             (name, limit) for name, limit in zip(_LIMITS, (ge, gt, le, lt), strict=True) if limit is not None
         ),
@@ -304,7 +308,7 @@ def shown_name(option: dataclasses.Field[Any]) -> str:
     """Name of an option in messages, as it is typed on the command line."""
     if option.metadata["positional"]:
         return str(option.metadata["metavar"] or option.name.upper())
-    return "--" + option.name.replace("_", "-")
+    return "--" + (option.metadata.get("flag") or option.name).replace("_", "-")
 
 
 def help_of(option: dataclasses.Field[Any]) -> str:

@@ -53,6 +53,7 @@ from lulc.models.card import ModelCard, check_classifies, load_card
 from lulc.models.config import GraphConfig
 from lulc.models.uncertainty import NOVELTY, confidence, decide, with_measures
 from lulc.rasters.layers import Source
+from lulc.rasters.masks import none_one_or_many
 from lulc.rasters.stack import Stack, open_stack, sort_inputs
 
 FORMAT_VERSION = 1
@@ -289,6 +290,7 @@ class Job:
             value = options[name]
             many = isinstance(value, tuple)
             options[name] = [name_of(v) for v in value] if many else value and name_of(value)
+        options["mask"] = none_one_or_many(options["mask"])
         return options | {"temperature": self.card.temperature}
 
     def identify_inputs(self) -> None:

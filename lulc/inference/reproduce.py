@@ -23,6 +23,7 @@ from lulc.config import ClassifyConfig, InputConfig, ReproduceConfig
 from lulc.core.channels import with_path
 from lulc.core.documents import check_document, write_document
 from lulc.core.machine import GDAL_CACHE
+from lulc.core.options import take
 from lulc.core.schema import IGNORE, InputError, LandCoverClass, Legend
 from lulc.core.storage import check_absent, rename_durably, sha256_of, temporary_folder
 from lulc.core.windows import Window, squares_of
@@ -78,7 +79,8 @@ SCHEMA: dict[str, Any] = {
             # The values of options are checked when these are used.
             "properties": {
                 **dict.fromkeys(("inputs", "fill"), _NAMES),
-                **dict.fromkeys(("like", "mask", "aoi"), _NAME_OR_NOTHING),
+                **dict.fromkeys(("like", "aoi"), _NAME_OR_NOTHING),
+                "mask": {"oneOf": [_NAMES, *_NAME_OR_NOTHING["oneOf"]]},
             },
         },
         "statistics": {"type": "object"},
@@ -365,7 +367,9 @@ def _classify_config(
         if name in _OPTIONS
     }
     options |= {n: tuple(map(locate, parameters.get(n, ()))) for n in ("fill", "layers")}
-    options |= {n: locate(options[n]) for n in ("like", "mask", "aoi") if options.get(n)}
+    masks = take(parameters.get("mask") or (), tuple[str, ...])
+    options |= {n: locate(options[n]) for n in ("like", "aoi") if options.get(n)}
+    options["mask"] = tuple(map(locate, masks))
     statistics = None
     if "statistics" in provenance:
         statistics = str(out.with_name("statistics.json"))

@@ -127,6 +127,7 @@ def _is_map(path: Path) -> bool:
 
 def _named_files(config: ClassifyConfig) -> set[Path]:
     """All that the command names for reading."""
-    single = (config.model, config.mask, config.like, config.aoi, config.statistics)
-    named = (*config.inputs, *config.layers, *config.fill, *config.ensemble, *filter(None, single))
+    single = (config.model, config.like, config.aoi, config.statistics)
+    several = (*config.inputs, *config.layers, *config.fill, *config.mask, *config.ensemble)
+    named = (*several, *filter(None, single))
     return {Path(split_prefix(name)[1]).resolve() for name in named}

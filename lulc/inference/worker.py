@@ -41,7 +41,7 @@ from lulc.inference.sliding_window import Clock, Prediction
 from lulc.rasters.guards import is_address
 from lulc.rasters.sources import Stamp, moments_of, stamps_of
 
-_PATHS = ("inputs", "fill", "like", "mask", "aoi", "out")
+_PATHS = ("inputs", "layers", "fill", "like", "mask", "aoi", "out")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def stamps_of_inputs(config: ClassifyConfig) -> list[Stamp]:
         *config.inputs,
         *config.layers,
         *config.fill,
-        *(p for p in (config.mask, config.aoi, config.like) if p),
+        *config.mask,
+        *(p for p in (config.aoi, config.like) if p),
     ]
     return stamps_of([split_prefix(text)[1] for text in named], allow_vrt=config.allow_vrt)
 

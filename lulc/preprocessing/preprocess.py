@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lulc.config import ClusterConfig, InputConfig, PreprocessConfig
-from lulc.core.channels import name_of
+from lulc.core.channels import dates_of, name_of, split_prefix
 from lulc.core.config_file import format_version
 from lulc.core.documents import write_document
 from lulc.core.removal import OwnFolder, remove_leftovers
@@ -71,12 +71,13 @@ from lulc.preprocessing.tiling import (
     survey,
     versions,
 )
+from lulc.rasters.masks import none_one_or_many
 from lulc.rasters.sources import Stamp, moments_of, stamps_of
 
 logger = logging.getLogger("lulc")
 
 RULES = "reading.yaml"
-"""The options for reading rasters that hold at other places too, for ``--config`` of other commands."""
+"""The options for reading rasters that hold at other places too, for ``make_classifications.py --inputs``."""
 
 CLASSES = "classes.csv"
 """The scheme that was used, as a table for ``--scheme`` of other scenes."""
@@ -173,13 +174,18 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
 
 
 def write_rules(config: PreprocessConfig, path: Path) -> None:
-    """Write the options for reading rasters that were given, without the files and bounds of this place."""
-    place = {"layers", "fill", "like", "mask", "aoi", "bounds"}
+    """Write the options for reading rasters that were given, without the files and bounds of this place.
+
+    Of further rasters the names of their layers hold, which stand before the files.
+    """
+    place = {"fill", "like", "mask", "aoi", "bounds"}
+    named = any(split_prefix(text)[0] not in ("", *dates_of(config.bands)) for text in config.layers)
     given = {
         field.name: value
         for field in dataclasses.fields(InputConfig)
-        if field.name not in place and (value := getattr(config, field.name)) != field.default
-    }
+        if field.name not in ({*place} if named else {*place, "layers"})
+        and (value := getattr(config, field.name)) != field.default
+    } | ({"layers": [*map(name_of, config.layers)]} if named else {})
     lines = [f"{name.replace('_', '-')}: {json.dumps(value)}\n" for name, value in given.items()]
     with write_atomically(path) as temporary:
         temporary.write_text(f"format_version: {format_version()}\n" + "".join(lines), encoding="utf-8")
@@ -267,6 +273,7 @@ def _parameters(config: PreprocessConfig, inputs: Inputs) -> dict[str, Any]:
         value = values[name]
         many = isinstance(value, tuple)
         values[name] = [name_of(v) for v in value] if many else value and name_of(value)
+    values["mask"] = none_one_or_many(values["mask"])
     if not config.scenes:
         del values["scenes"]
     channels = inputs.stack.channel_set

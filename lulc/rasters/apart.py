@@ -165,11 +165,13 @@ class ApartSource(Source):
 
     def use_alpha(self) -> None:
         self._process.call("use_alpha")
-        self.layers = tuple(dataclasses.replace(layer, alpha=False) for layer in self.layers)
+        super().use_alpha()
 
     def reopen(self) -> ApartSource:
         again = ApartSource(*self._opening)
         # A product's metadata may have replaced what the file itself says.
+        if [layer.alpha for layer in again.layers] != [layer.alpha for layer in self.layers]:
+            again.use_alpha()
         again.layers = self.layers
         return again
 

@@ -35,6 +35,7 @@ from lulc.rasters.groups import ancestors, check_netcdf, groups_of, store_of
 from lulc.rasters.layers import (
     BASELINE_OFFSET,
     OFFSET_SINCE,
+    OPACITY,
     Layer,
     Source,
     attribute_scaling,
@@ -43,12 +44,20 @@ from lulc.rasters.layers import (
     check_grid,
     declared_scaling,
     is_offset_applied,
+    is_plain,
     odd_scaling,
     warn_of_odd,
 )
 from lulc.rasters.missing import as_stored, declared_missing, odd_values
 from lulc.rasters.names import SENTINEL_BANDS, is_counted, name_layers, natural
-from lulc.rasters.place import crs_from_attributes, declared_transform, pixel_edges, unit_factor, western
+from lulc.rasters.place import (
+    crs_from_attributes,
+    declared_transform,
+    north_up,
+    pixel_edges,
+    unit_factor,
+    western,
+)
 
 _X = ("x", "lon", "longitude", "easting", "xc", "projection_x_coordinate")
 _Y = ("y", "lat", "latitude", "northing", "yc", "projection_y_coordinate")
@@ -156,6 +165,11 @@ class CubeSource(Source):
             ) from error
         down, across = (-1 if flipped else 1 for flipped in self._flipped)
         return np.stack(planes)[:, ::down, ::across]
+
+    def read_mask(self, layers: Sequence[int], window: Window, step: int = 1) -> np.ndarray | None:
+        """Pixels, bool (1, y, x), that layers of opacity leave in; None where there are none."""
+        own = [i for i, layer in enumerate(self.layers) if layer.alpha]
+        return (self.read(own, window) != 0).all(0)[None, ::step, ::step] if own else None
 
     def _plane(self, number: int, rows: slice, cols: slice) -> np.ndarray:
         values = np.asarray(self._select(number, rows, cols).values)
@@ -372,7 +386,11 @@ def _layers(
             "Check the file: ncdump -h FILE",
         )
     found = name_layers(texts, path)
-    named = (dataclasses.replace(layer, name=name) for layer, name in zip(layers, found, strict=True))
+    alpha = [len(found) > 1 and re.fullmatch(OPACITY, name or "", re.I) is not None for name in found]
+    named = (
+        dataclasses.replace(layer, name="alpha" if own else name, alpha=own)
+        for layer, name, own in zip(layers, found, alpha, strict=True)
+    )
     return tuple(named), tuple(places)
 
 
@@ -477,7 +495,8 @@ def _layer(path: str, variable: xr.DataArray, *, zarr: bool) -> Layer:
         # What was never written to a NetCDF file holds the default of its type.
         fill = default_fillvals.get(f"{variable.dtype.kind}{variable.dtype.itemsize}")
         missing = missing.also(as_stored(None if fill is None else float(fill), dtype))
-    return Layer(None, dtype, missing, scale, offset, packing=(factor, addend))
+    plain = is_plain(dtype, str(attributes.get("units", "")))
+    return Layer(None, dtype, missing, scale, offset, packing=(factor, addend), plain=plain)
 
 
 def _keeps_offset(path: str) -> bool:
@@ -511,13 +530,8 @@ def _grid(
         ((x, (declared.c, declared.a)), (y, (declared.f, declared.e))) if declared else ((x, None), (y, None))
     )
     (left, x_step), (top, y_step) = (_edges(path, data, axis, own, crs) for axis, own in axes)
-    flipped = (y_step > 0, x_step < 0)
-    if flipped[0]:
-        top, y_step = top + height * y_step, -y_step
-    if flipped[1]:
-        left, x_step = left + width * x_step, -x_step
-    transform = western(Affine(x_step, 0.0, left, 0.0, y_step, top), crs)
-    return GridSpec(crs, transform, height, width), flipped
+    transform, flipped = north_up(Affine(x_step, 0.0, left, 0.0, y_step, top), height, width)
+    return GridSpec(crs, western(transform, crs), height, width), flipped
 
 
 def _edges(

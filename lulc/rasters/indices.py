@@ -7,45 +7,13 @@ SYKE, Sentinel-2 image index mosaics (S2ind), metadata at luontotieto.fi.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from lulc.core.channels import SYKE_FORMULAS
 from lulc.core.formula import parse
 from lulc.core.schema import BANDS, INDICES
-
-FORMULAS = {name: parse(text) for name, text in SYKE_FORMULAS.items()}
-
-
-def needed_bands(indices: Sequence[str]) -> tuple[str, ...]:
-    """Bands that the named indices are computed from, in stack order.
-
-    Examples
-    --------
-    >>> needed_bands(["NDVI", "NDSI"])
-    ('B03', 'B04', 'B08', 'B11')
-    """
-    wanted = {band for index in indices for band in FORMULAS[index].names}
-    return tuple(band for band in BANDS if band in wanted)
-
-
-def spectral_index(name: str, planes: Mapping[str, np.ndarray]) -> np.ndarray:
-    """One index from reflectance planes.
-
-    Parameters
-    ----------
-    name
-        One of the SYKE indices. NDTI is the tillage index, not turbidity; NDBI lies in -2..2.
-    planes
-        Band name to float32 (y, x) reflectance, in any one unit.
-
-    Returns
-    -------
-    float32 (y, x)
-        NaN where a denominator is zero or an input is NaN; never infinite.
-    """
-    return FORMULAS[name].evaluate(planes)
 
 
 def encode(index: np.ndarray) -> np.ndarray:
@@ -82,4 +50,4 @@ def compute_indices(bands: np.ndarray, names: Sequence[str] = INDICES) -> np.nda
         SYKE codes 0..200, NaN where a band is missing or a denominator is zero.
     """
     planes = {band: bands[..., i] for i, band in enumerate(BANDS)}
-    return np.stack([encode(spectral_index(name, planes)) for name in names], axis=-1)
+    return np.stack([encode(parse(SYKE_FORMULAS[name]).evaluate(planes)) for name in names], axis=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import hashlib
 import logging
 import re
@@ -34,6 +35,9 @@ OFFSET_APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied
 WHOLE_BYTES = 256 * 2**20
 """Files up to this size are hashed whole."""
 
+OPACITY = "alpha|opacity|(data|valid)_?mask"
+"""Names of layers that leave a pixel out where they are 0."""
+
 _IMPOSSIBLE = 2.0
 _SAMPLES, _SAMPLE_BYTES, _END_BYTES = 256, 64 * 2**10, 2**20
 
@@ -57,6 +61,8 @@ class Layer:
         True for a layer of opacity, which is no data layer of its own.
     packing
         (factor, addend) of what the stored values stand for, whatever it is: stored x factor + addend.
+    plain
+        True where the file says that the values are plain numbers, as fractions of 1 are.
     """
 
     name: str | None
@@ -66,6 +72,7 @@ class Layer:
     offset: float | None = None
     alpha: bool = False
     packing: tuple[float, float] = (1.0, 0.0)
+    plain: bool = False
 
     @property
     def nodata(self) -> float | None:
@@ -183,7 +190,8 @@ class Source(Resource, abc.ABC):
         return b""
 
     def use_alpha(self) -> None:
-        """Take layers that are marked as alpha for data."""
+        """Take layers that are marked as alpha for data, as their names say they are."""
+        self.layers = tuple(dataclasses.replace(layer, alpha=False) for layer in self.layers)
 
     @abc.abstractmethod
     def reopen(self) -> Self:
@@ -246,6 +254,12 @@ def declared_scaling(
         return None, addend if abs(addend) >= _IMPOSSIBLE else float(np.round(addend * UNIT, 6))
     # Rounded, since -0.1 / 0.0001 is not exactly -1000.
     return factor, addend if abs(addend) >= _IMPOSSIBLE else float(np.round(addend / factor, 6))
+
+
+def is_plain(dtype: str, units: str) -> bool:
+    """True for fractional numbers that have no unit by name, in which CF writes reflectance from 0 to 1."""
+    return np.dtype(dtype).kind == "f" and units.strip().lower() in ("1", "unitless", "dimensionless",
+                                                                     "fraction", "reflectance")  # fmt: skip
 
 
 def warn_of_odd(path: str, odd: Iterable[str]) -> None:

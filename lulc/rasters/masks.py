@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,7 +35,7 @@ class MaskConfig(Protocol):
     """The options of every command that leaves pixels out."""
 
     @property
-    def mask(self) -> str | None: ...
+    def mask(self) -> tuple[str, ...]: ...
     @property
     def mask_values(self) -> tuple[int, ...]: ...
     @property
@@ -94,7 +96,7 @@ class ValueMask:
         if self._binary:
             _check_binary(source.path, self._sample())
             logger.info("mask '%s': pixels of value 1 are left out, those of 0 kept", source.path)
-        self.values = values or (1,)
+        self.path, self.values = source.path, values or (1,)
         self._grid, self._grow = grid, grow
 
     def read(self, window: Window) -> np.ndarray:
@@ -151,14 +153,14 @@ class Masks(Resource):
     def __init__(
         self,
         grid: GridSpec,
-        mask: ValueMask | None,
+        masks: Sequence[ValueMask],
         bounds: tuple[float, float, float, float] | None,
         polygons: VectorCodes | None,
         provenance: dict[str, Any],
     ) -> None:
         self.grid = grid
         self.provenance = provenance
-        self._mask = mask
+        self._masks = tuple(masks)
         self._bounds = bounds
         self._polygons = polygons
 
@@ -171,25 +173,33 @@ class Masks(Resource):
         if self._polygons is not None:
             parts.append(self._polygons.read(window) == 1)
         # A mask need not be decoded where bounds and polygons leave nothing.
-        if self._mask is not None and (not parts or np.logical_and.reduce(parts).any()):
-            parts.append(self._mask.read(window))
+        for mask in self._masks:
+            if not parts or np.logical_and.reduce(parts).any():
+                parts.append(mask.read(window))
         return np.logical_and.reduce(parts) if parts else None
 
     def identity(self) -> list[dict[str, Any]]:
         """Name, bytes and sha256 of the files that were given."""
-        return [part.identity() for part in (self._mask, self._polygons) if part is not None]
+        return [part.identity() for part in (*self._masks, self._polygons) if part is not None]
 
     def reopen(self) -> Masks:
         """Open the same masks once more, for another thread."""
-        mask = self._mask.reopen() if self._mask else None
-        return Masks(self.grid, mask, self._bounds, self._polygons, self.provenance)
+        masks = [mask.reopen() for mask in self._masks]
+        return Masks(self.grid, masks, self._bounds, self._polygons, self.provenance)
 
     def close(self) -> None:
-        if self._mask is not None:
-            self._mask.close()
+        for mask in self._masks:
+            mask.close()
 
 
-def open_masks(config: MaskConfig, grid: GridSpec, *, classified: bool = False) -> Masks:
+def none_one_or_many(values: Sequence[Any]) -> Any:
+    """Return values as journals and maps hold those of ``--mask``: None, the only one, or all as a list."""
+    return values[0] if len(values) == 1 else list(values) or None
+
+
+def open_masks(
+    config: MaskConfig, grid: GridSpec, *, classified: bool = False, paths: Sequence[str] | None = None
+) -> Masks:
     """Open what the options ``--mask --mask-values --bounds --aoi`` name.
 
     Parameters
@@ -200,13 +210,15 @@ def open_masks(config: MaskConfig, grid: GridSpec, *, classified: bool = False) 
         Pixels to read onto.
     classified
         True where products bring a scene classification, which ``--mask-values`` may mean.
+    paths
+        Those of ``--mask`` that leave pixels out of all dates; all where None.
 
     Raises
     ------
     InputError
         If a file cannot be used, bounds or mask lie elsewhere, or there are mask values and no mask.
     """
-    if config.mask_values and config.mask is None and not classified:
+    if config.mask_values and not config.mask and not classified:
         values = " ".join(map(str, config.mask_values))
         raise InputError(
             f"cannot leave out the mask values {values}, since no --mask is given, expected the raster "
@@ -224,18 +236,19 @@ def open_masks(config: MaskConfig, grid: GridSpec, *, classified: bool = False) 
 
         polygons = VectorCodes(config.aoi, grid, presence=True)
         provenance["aoi"] = Path(config.aoi).name
-    mask = None
-    if config.mask is not None:
-        source = open_source(config.mask, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
-        try:
-            mask = ValueMask(
-                source, grid, config.mask_values, resample=config.resample, grow=config.grow_mask
+    masks: list[ValueMask] = []
+    with contextlib.ExitStack() as opened:
+        for path in config.mask if paths is None else paths:
+            source = opened.enter_context(
+                open_source(path, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
             )
-        except BaseException:
-            source.close()
-            raise
-        provenance["mask"] = {"file": Path(config.mask).name, "left_out": list(mask.values)}
-    return Masks(grid, mask, config.bounds, polygons, provenance)
+            masks.append(
+                ValueMask(source, grid, config.mask_values, resample=config.resample, grow=config.grow_mask)
+            )
+        opened.pop_all()
+    said = [{"file": Path(m.path).name, "left_out": list(m.values)} for m in masks]
+    provenance["mask"] = none_one_or_many(said)
+    return Masks(grid, masks, config.bounds, polygons, provenance)
 
 
 def _check_binary(path: str, values: np.ndarray) -> None:

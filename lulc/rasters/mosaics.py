@@ -28,6 +28,8 @@ from lulc.rasters.names import SENTINEL_BANDS, canonical_name, is_mask_name, is_
 from lulc.rasters.products import SCL_VALUES
 from lulc.rasters.radiometry import (
     Scaling,
+    as_fractions,
+    check_limits,
     check_radiometry,
     choose_scaling,
     convert,
@@ -319,13 +321,13 @@ def finest_grid(sources: Sequence[Source], planes: Sequence[Sequence[Plane]]) ->
 
 def build_mosaic(
     path: str, sources: Sequence[Source], planes: Sequence[Sequence[Plane]], grid: GridSpec,
-    config: InputConfig, mask: Source | None, *, classified: bool = True, quiet: bool = False,
+    config: InputConfig, mask: Source | None, *, left_out: Sequence[int] | None = None, quiet: bool = False,
     own_grids: bool = False,
 ) -> Mosaic:  # fmt: skip
     """Lay the planes of some sources on one grid.
 
-    `mask` is the scene classification of their product; with `classified` False, a mask of the user's own, in
-    which 1 is left out where the options name no values. `quiet` keeps what is resampled out of the messages;
+    `mask` is the scene classification of their product, or a mask of the user's own with the values that are
+    `left_out` of it, 1 where there are none. `quiet` keeps what is resampled out of the messages;
     `own_grids` admits sources on any grid.
     """
     readers = []
@@ -336,8 +338,8 @@ def build_mosaic(
     scene = None
     if mask is not None:
         # With --mask the values given are those of that raster.
-        values = () if config.mask else config.mask_values
-        values = values or (SCL_VALUES if classified else ())
+        classes = (() if config.mask else config.mask_values) or SCL_VALUES
+        values = classes if left_out is None else tuple(left_out)
         scene = ValueMask(mask, grid, values, resample=config.resample, grow=config.grow_mask)
         for reader in readers:
             if reader.alignment.kind != "same":
@@ -376,6 +378,17 @@ def planes_of(source: Source, found: Mapping[int, ChannelDefinition], config: In
         else:
             scaling, missing = Scaling(), layer.missing
         planes.append(Plane(one, i, layer, scaling, missing))
+    fractions = [
+        p for p in planes if p.is_reflectance and p.layer.plain and p.scaling.scale_from == "default"
+    ]
+    scaled = {
+        plane.position: as_fractions(plane.scaling, values)
+        for plane, values in zip(fractions, _sample(source, fractions), strict=True)
+    }
+    planes = [dataclasses.replace(p, scaling=scaled.get(p.position, p.scaling)) for p in planes]
+    bounded = [plane for plane in planes if plane.definition.has_limits and "(" not in plane.name]
+    for plane, values in zip(bounded, _sample(source, bounded), strict=True):
+        check_limits(values, plane.definition, plane.layer, f"{plane.name} of '{source.path}'")
     radar = [plane for plane in planes if plane.definition.stored == "auto"]
     stored = {
         plane.position: recognise_backscatter(values, plane.layer, f"{plane.name} of '{source.path}'")
@@ -500,10 +513,14 @@ def _places_to_name(
 
 def missing_channels(names: Sequence[str], found: str, expected: Sequence[str]) -> InputError:
     """Return the error of channels that no raster holds; `found` lists the rasters and their layers."""
+    # A derivative of terrain lies in the layer of its elevation.
+    names, expected = (
+        list(dict.fromkeys(n.partition("(")[2].rstrip(")") or n for n in own)) for own in (names, expected)
+    )
     verb = "is" if len(names) == 1 else "are"
     return InputError(
-        f"cannot make a stack, since {', '.join(names)} {verb} missing; found\n{found}\n"
-        f"expected {', '.join(expected)}, each once",
+        f"cannot make a stack, since {listed(names)} {verb} missing; found\n{found}\n"
+        f"expected {listed(expected)}, each once",
         "Give the rasters that hold them: --layers RASTER; where its layers have no such names, "
         f"--layers {','.join(names[:3])}=RASTER.",
     )
@@ -511,7 +528,8 @@ def missing_channels(names: Sequence[str], found: str, expected: Sequence[str]) 
 
 def listed(names: Sequence[str | None]) -> str:
     """Return the first names of layers as one text."""
-    return ", ".join(str(n or "(unnamed)") for n in names[:20])
+    more = [f"... ({len(names)} in all)"] if len(names) > 20 else []
+    return ", ".join([*(str(n or "(unnamed)") for n in names[:20]), *more])
 
 
 def _check_names(
@@ -527,7 +545,8 @@ def _check_names(
     index = bool(needed) and needed[0] in INDICES
     option = "--index-names" if index else "--band-names"
     further = [n for n in missing if n not in SENTINEL_BANDS and not index]
-    if further and not twice:
+    unnamed = sum(name is None for own in names for name in own)
+    if further and not twice and unnamed < len(needed):
         raise missing_channels(missing, listing or "  no file", needed)
     verb = "is" if len(twice or missing) == 1 else "are"
     problem = f"{', '.join(twice or missing)} {verb} {'there twice' if twice else 'missing'}"

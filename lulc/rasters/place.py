@@ -100,6 +100,19 @@ def declared_transform(*attributes: Mapping[str, Any]) -> Affine | None:
     return None
 
 
+def north_up(transform: Affine, height: int, width: int) -> tuple[Affine, tuple[bool, bool]]:
+    """Return a transform with rows from north and columns from west, and which of them it turned.
+
+    A rotated or sheared transform is returned as it is.
+    """
+    a, b, left, d, e, top = transform[:6]
+    if b or d:
+        return transform, (False, False)
+    flipped = (e > 0, a < 0)
+    left, top = left + width * a * flipped[1], top + height * e * flipped[0]
+    return Affine(abs(a), 0.0, left, 0.0, -abs(e), top), flipped
+
+
 def western(transform: Affine, crs: CRS) -> Affine:
     """Return a geotransform that begins east of 180 degrees, as of longitudes 0..360, begun in the west."""
     if crs and crs.is_geographic and transform.c >= 180:

@@ -423,7 +423,7 @@ class _Parts(NamedTuple):
     sources: list[Source]
     planes: list[list[Plane]]
     mask: Source | None
-    classified: bool
+    left_out: tuple[int, ...] | None
 
 
 def _look_at(
@@ -440,16 +440,17 @@ def _open_parts(
     instead: str | None = None,
 ) -> _Parts:  # fmt: skip
     """Open the files of a scene; `instead` is read in the place of its scene classification."""
-    own = config.mask is None and instead is None
+    own = not config.mask and instead is None
     sources, mask = open_bands(paths, config, needed, opened, classified=own)
     if instead is not None:
         mask = open_in(instead, config, opened)
-    return _Parts(sources, band_planes(sources, config, needed, f"'{paths[0]}'"), mask, instead is None)
+    planes = band_planes(sources, config, needed, f"'{paths[0]}'")
+    return _Parts(sources, planes, mask, None if instead is None else config.mask_values)
 
 
 def _built(path: str, parts: _Parts, grid: GridSpec, config: InputConfig) -> Mosaic:
     return build_mosaic(
-        path, parts.sources, parts.planes, grid, config, parts.mask, classified=parts.classified, quiet=True
+        path, parts.sources, parts.planes, grid, config, parts.mask, left_out=parts.left_out, quiet=True
     )
 
 

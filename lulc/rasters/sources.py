@@ -42,6 +42,7 @@ from lulc.rasters.apart import ApartSource, Served, describe_on
 from lulc.rasters.groups import NETCDF, is_cube_folder, is_grouped, store_of, stored_bytes
 from lulc.rasters.items import Asset, is_item, item_files, read_item
 from lulc.rasters.layers import (
+    OPACITY,
     WHOLE_BYTES,
     Layer,
     Source,
@@ -49,12 +50,13 @@ from lulc.rasters.layers import (
     check_grid,
     declared_scaling,
     identify,
+    is_plain,
     odd_scaling,
     warn_of_odd,
 )
 from lulc.rasters.missing import as_stored, declared_missing, odd_values
 from lulc.rasters.names import name_layers
-from lulc.rasters.place import western
+from lulc.rasters.place import north_up, western
 from lulc.rasters.products import Product, is_product, product_folder, read_product, scaling_above
 from lulc.rasters.sidecars import Said, Sidecar, mask_beside, read_sidecar
 
@@ -68,7 +70,6 @@ _ENVIRONMENT: dict[str, Any] = {
     "GDAL_PAM_ENABLED": "NO",
     "CPL_LOG_ERRORS": "OFF",
 }
-_ALPHA = "alpha|opacity|data_?mask"
 """Names of layers that are 0 where pixels are missing; `dataMask` is Sentinel Hub's."""
 
 _CHECKED_BLOCKS = 4096
@@ -378,6 +379,11 @@ class RasterSource(Source):
         try:
             local = not guards.is_address(target) and self.driver != "VRT"
             self._sidecar = read_sidecar(Path(target)) if local else Sidecar()
+            stored = Affine(*(self._sidecar.transform or self._dataset.transform)[:6])
+            self._transform, self._flipped = stored, (False, False)
+            # The identity stands for no place at all.
+            if stored != Affine.identity():
+                self._transform, self._flipped = north_up(stored, *self._dataset.shape)
             if told:
                 describe_on(self, told)
             else:
@@ -430,8 +436,7 @@ class RasterSource(Source):
                 _check_whole(path, self._target, data)
         guards.check_crs(data.crs.to_wkt() if data.crs else "", path)
         crs = self._sidecar.crs or (settled_crs(data.crs) if data.crs else data.crs)
-        transform = self._sidecar.transform or data.transform
-        self.grid = GridSpec(crs, western(Affine(*transform[:6]), crs), data.height, data.width)
+        self.grid = GridSpec(crs, western(self._transform, crs), data.height, data.width)
         check_grid(path, self.grid)
 
     def _check_names(self, path: str, files: Sequence[str]) -> None:
@@ -477,7 +482,7 @@ class RasterSource(Source):
     def read_mask(self, layers: Sequence[int], window: Window, step: int = 1) -> np.ndarray | None:
         rows, cols = (-(-side // step) for side in window.shape)
         even = Window(window.row, window.col, rows * step, cols * step).intersect(self.grid.extent)
-        area, shape = _area(even), (rows, cols)
+        area, shape = self._area(even), (rows, cols)
         parts = []
         with self._reading(window), rasterio.Env(**_ENVIRONMENT):
             masked = [i for i, flags in enumerate(self._dataset.mask_flag_enums) if _is_masked(flags)]
@@ -496,7 +501,7 @@ class RasterSource(Source):
         valid = parts[0] != 0
         for part in parts[1:]:
             valid = valid & (part != 0)
-        return np.asarray(valid)
+        return self._turned(valid)
 
     def _read(self, layers: Sequence[int], window: Window, shape: tuple[int, int]) -> np.ndarray:
         types = [_real_dtype(self._dataset.dtypes[i]) for i in layers]
@@ -512,9 +517,20 @@ class RasterSource(Source):
 
     def _read_alike(self, layers: Sequence[int], window: Window, shape: tuple[int, int]) -> np.ndarray:
         found: np.ndarray = self._dataset.read(
-            [i + 1 for i in layers], window=_area(window), out_shape=(len(layers), *shape)
+            [i + 1 for i in layers], window=self._area(window), out_shape=(len(layers), *shape)
         )
-        return found
+        return self._turned(found)
+
+    def _area(self, window: Window) -> RasterWindow:
+        """Return a window of the grid as the file stores it, from south or east where it does."""
+        (rows, cols), (height, width) = window.slices, self.grid.shape
+        row = height - rows.stop if self._flipped[0] else rows.start
+        col = width - cols.stop if self._flipped[1] else cols.start
+        return RasterWindow(col, row, window.width, window.height)
+
+    def _turned(self, values: np.ndarray) -> np.ndarray:
+        down, across = (-1 if flipped else 1 for flipped in self._flipped)
+        return np.ascontiguousarray(values[..., ::down, ::across])
 
     @contextlib.contextmanager
     def _reading(self, window: Window) -> Iterator[None]:
@@ -526,10 +542,6 @@ class RasterSource(Source):
                 f"since it is damaged or truncated there ({error.__cause__ or error})",
                 "Copy or download the file again.",
             ) from error
-
-    def use_alpha(self) -> None:
-        """Take layers that are marked as alpha for data, as their names say they are."""
-        self.layers = tuple(dataclasses.replace(layer, alpha=False) for layer in self.layers)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Any]:
@@ -623,7 +635,7 @@ def _layers(data: Any, sidecar: Sidecar, path: str, nodata: str) -> tuple[Layer,
         ])  # fmt: skip
     # GDAL marks the last of four layers of 8 bits as alpha, whatever its name says.
     alpha = [
-        (data.count > 1 and re.fullmatch(_ALPHA, own[0] or own[1] or "", re.I) is not None)
+        (data.count > 1 and re.fullmatch(OPACITY, own[0] or own[1] or "", re.I) is not None)
         or (
             kind == ColorInterp.alpha
             and re.search("^$|alpha|mask|opacity", own[0] or own[1] or "", re.I) is not None
@@ -660,16 +672,13 @@ def _layer(data: Any, index: int, said: Said, path: str, nodata: str) -> Layer:
     missing = declared_missing(
         tags, None if spelt else data.nodatavals[index - 1], dtype=dtype, scale=factor, offset=addend,
     )  # fmt: skip
-    return Layer(None, dtype, missing, scale, offset, packing=(factor, addend))
+    plain = is_plain(dtype, units)
+    return Layer(None, dtype, missing, scale, offset, packing=(factor, addend), plain=plain)
 
 
 def _is_masked(flags: Sequence[MaskFlags]) -> bool:
     """True for a mask of the whole dataset; alpha and no-data values are looked at layer by layer."""
     return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-
-
-def _area(window: Window) -> RasterWindow:
-    return RasterWindow(window.col, window.row, window.width, window.height)
 
 
 def _open_mask(path: str, target: str, shape: tuple[int, int]) -> Any:

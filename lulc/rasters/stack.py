@@ -20,9 +20,10 @@ import copy
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -40,6 +41,7 @@ from lulc.rasters.masks import Masks, open_masks
 from lulc.rasters.matching import find_layers, product_names
 from lulc.rasters.mosaics import (
     Mosaic,
+    Plane,
     band_planes,
     build_mosaic,
     check_samples,
@@ -58,6 +60,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 logger = logging.getLogger("lulc")
+
+Given = TypeVar("Given", str, str | Source)
+"""A path, or an open source too."""
 
 _ROWS = 256
 _STRIP = 8
@@ -442,6 +447,7 @@ class _Opening:
         self._channels, self._config, self._opened = channels, config, opened
         self._grid: GridSpec | None = None
         self._dates = channels.dates or ("",)
+        self._masked = False
 
     def stack(
         self, bands: Sequence[str | Source], indices: Sequence[str | Source],
@@ -449,7 +455,7 @@ class _Opening:
     ) -> Stack:  # fmt: skip
         """Return the stack of some inputs."""
         config = self._config
-        if scenes and self._channels.dates:
+        if scenes and (self._channels.dates or (not isinstance(scenes, Scenes) and dates_of(scenes))):
             raise InputError(
                 "cannot use --scenes for several dates, since they make one mosaic, expected --bands",
                 "Compose each date first: make_mosaic.py --scenes FOLDER --dates FIRST/LAST --out MOSAIC.tif",
@@ -457,24 +463,31 @@ class _Opening:
         grouped = [_by_date(given, self._dates, what) for given, what in (
             (bands, "--bands"), (indices, "--indices"), (config.fill, "--fill"),
         )]  # fmt: skip
+        masks = _by_date(config.mask, dict.fromkeys(("", *self._dates)), "--mask")
+        self._masked = bool(masks[""])
+        if second := next((own[1] for date, own in masks.items() if date and len(own) > 1), None):
+            raise InputError(
+                f"cannot use the mask '{second}', since its date has another one, expected one for each date",
+                "Join them into one raster, or type a mask that holds for all dates without a date.",
+            )
         if config.like is not None:
             self._grid = open_in(config.like, config, self._opened).grid
         layers = open_further(config.layers, self._channels, config, self._opened)
         parts = []
         for date in self._dates:
             own = [group[date] for group in grouped]
-            part = self._part(date, own[0], own[1], own[2], scenes, layers)
+            part = self._part(date, own[0], own[1], own[2], scenes, layers, masks[date] if date else [])
             parts += [part] if part else []
         self._check_complete(parts, layers)
         grid = self._grid or layers.finest()
         parts += [Part(date, mosaic) for date, mosaic in layers.mosaics(grid, config)]
         classified = any(m.left_out for part in parts for m in (part.main, *part.fills))
-        masks = self._opened.enter_context(open_masks(config, grid, classified=classified))
-        return Stack(grid, self._channels, parts, masks)
+        everywhere = open_masks(config, grid, classified=classified, paths=masks[""])
+        return Stack(grid, self._channels, parts, self._opened.enter_context(everywhere))
 
     def _part(
         self, date: str, bands: Sequence[str | Source], indices: Sequence[str | Source],
-        fills: Sequence[str | Source], scenes: Sequence[str] | Scenes, layers: Further,
+        fills: Sequence[str | Source], scenes: Sequence[str] | Scenes, layers: Further, masks: Sequence[str],
     ) -> Part | None:  # fmt: skip
         """Open the rasters of one date; None where all its channels are in further rasters."""
         config, opened = self._config, self._opened
@@ -488,50 +501,55 @@ class _Opening:
         every = self._leaves(date, layers.names)
         needed = self._leaves(date, held)
         if not every and not bands:
-            _check_no_fill(fills, date)
+            _check_idle([*fills, *masks], date)
             return None
         main: Mosaic | Scenes
         sources: list[Source] = []
+        planes: list[list[Plane]] = []
         own: str | None = None
         mask: Source | None = None
+        left_out: Sequence[int] | None = None
         if scenes:
             main = _open_scenes(scenes, config, [one.local for one in needed])
             opened.callback(main.close)
             self._grid = self._grid or main.grid
         else:
             files = [file for path in bands for file in _files_of(path, config)]
-            if not files and all(one.may_be_missing for one in needed):
-                _check_no_fill(fills, date)
-                if needed:
+            optional = [one.name for one in needed if one.may_be_missing]
+            # What a date lacks is told here; what further rasters lack, when all are open.
+            elsewhere = bool(layers.sources) and not (coding or date)
+            if not files and (elsewhere or len(optional) == len(needed)):
+                _check_idle([*fills, *masks], date)
+                if optional:
                     logger.warning(
                         "no raster is given for %s, which may be missing: it is missing everywhere",
-                        f"the date {date}" if date and not coding else ", ".join(n.name for n in needed),
+                        f"the date {date}" if date and not coding else ", ".join(optional),
                     )
                 if not coding:
                     return None
             names = list(dict.fromkeys(name for one in every for name in product_names(one)))
-            own = next(
-                (file for file in files if date and isinstance(file, str) and is_mask_name(file)), None
-            )
+            # A mask of a date, or one among its bands, leaves out pixels of that date alone.
+            among = [file for file in files if date and isinstance(file, str) and is_mask_name(file)]
+            own = next(iter([*masks, *among]), None)
             files = [file for file in files if file is not own]
-            sources, mask = open_bands(files, config, names, opened, classified=config.mask is None)
-            # A cloud mask among the bands of a date leaves out pixels of that date alone.
-            mask = mask if own is None else open_in(own, config, opened)
+            sources, mask = open_bands(files, config, names, opened, classified=not (masks or self._masked))
+            if own is not None:
+                mask = open_in(own, config, opened)
+                left_out = config.mask_values if masks or not config.mask else ()
             planes = band_planes(sources, config, needed, f"bands of {date}" if date else "bands")
             # Indices decide where they are all that a date has.
             self._grid = self._grid or (
                 finest_grid(sources, planes) if sources else finest_grid(given, coded)
             )
-            main = build_mosaic("bands", sources, planes, self._grid, config, mask, classified=own is None)
+            main = build_mosaic("bands", sources, planes, self._grid, config, mask, left_out=left_out)
             check_samples(main)
         index = None
         if coding:
             # What a mask leaves out of the bands is missing; where there are none, it is left out of indices.
             alone = None if main.names else mask
-            index = build_mosaic("indices", given, coded, self._grid, config, alone, classified=own is None)
+            index = build_mosaic("indices", given, coded, self._grid, config, alone, left_out=left_out)
         patches = tuple(_open_fill(path, config, needed, self._grid, opened) for path in fills)
-        numbered = bool(config.band_names or config.index_names)
-        _log_left_out([*sources, *given], {*main.names, *coding}, by_number=numbered)
+        _log_left_out([*sources, *given], [*planes, *coded])
         return Part(date, main, patches, index)
 
     def _check_complete(self, parts: Sequence[Part], layers: Further) -> None:
@@ -542,10 +560,9 @@ class _Opening:
             if one.name not in held and not one.may_be_missing
         ]  # fmt: skip
         if lacking:
-            found = "\n".join(f"  {s.path}: {listed(s.names)}" for s in layers.sources) or "  no file"
-            # A derivative of terrain lies in the layer of its elevation.
-            names = dict.fromkeys(one.layers[0] if "(" in one.name else one.name for one in lacking)
-            raise missing_channels(list(names), found, self._channels.names)
+            files = {s.path: s.names for s in layers.sources}
+            found = "\n".join(f"  {path}: {listed(names)}" for path, names in files.items()) or "  no file"
+            raise missing_channels([one.name for one in lacking], found, self._channels.names)
         if not held:
             raise self._channels.refusal(
                 "no raster holds any of its channels", "Give rasters: --bands RASTER, --layers RASTER."
@@ -561,12 +578,12 @@ class _Opening:
         return sorted(found, key=lambda one: (order.get(one.name, len(order)), _place_of(one)))
 
 
-def _check_no_fill(fills: Sequence[str | Source], date: str) -> None:
-    """Refuse fills where there are no bands to patch."""
-    if fills:
-        path = fills[0] if isinstance(fills[0], str) else fills[0].path
+def _check_idle(given: Sequence[str | Source], date: str) -> None:
+    """Refuse fills and masks where there are no bands that they could change."""
+    if given:
+        path = given[0] if isinstance(given[0], str) else given[0].path
         raise InputError(
-            f"cannot patch with '{path}', since no raster with bands is given"
+            f"cannot use '{path}', since no raster with bands is given"
             + f" for the date {date}" * bool(date) + ", expected one",
             f"Give it as the bands themselves: --bands {f'{date}=' * bool(date)}{path}",
         )  # fmt: skip
@@ -589,20 +606,18 @@ def _files_of(path: str | Source, config: InputConfig) -> list[str | Source]:
     return list(scenes[0])
 
 
-def _by_date(
-    given: Sequence[str | Source], dates: Sequence[str], option: str
-) -> dict[str, list[str | Source]]:
+def _by_date(given: Sequence[Given], dates: Iterable[str], option: str) -> dict[str, list[Given]]:
     """Return what is given for each date, without the date before the path."""
-    found: dict[str, list[str | Source]] = {date: [] for date in dates}
+    found: dict[str, list[Given]] = {date: [] for date in dates}
     for text in given:
         date, path = split_prefix(text) if isinstance(text, str) else ("", text)
         if date not in found:
-            known = ", ".join(dates) if dates[0] else "none"
+            named = [one for one in found if one]
             said = f"it is of the date {date}" if date else "it has no date"
             raise InputError(
                 f"cannot use '{path if isinstance(path, str) else path.path}' for {option}, since {said}, "
-                f"expected one of the dates of the channels: {known}",
-                f"Write the date before it: {option} {dates[0]}={path}" if dates[0] else
+                f"expected one of the dates of the channels: {', '.join(named) or 'none'}",
+                f"Write the date before it: {option} {named[0]}={path}" if named else
                 "Leave out what stands before '=', or give each raster of --bands a date.",
             )  # fmt: skip
         found[date].append(path)
@@ -640,10 +655,11 @@ def sort_inputs(
         If the names of a file's layers tell neither.
     """
     bands, indices, unclear = [], [], []
-    unnamed, found, others = 0, set[str | None](), []
+    # The names that an option gives are those of each date.
+    unnamed, found, others = Counter[str](), set[str | None](), []
     wanted = [] if channels is None else [leaf for leaf in channels.plan().leaves if leaf.layers]
     for given in inputs:
-        path = split_prefix(given)[1]
+        date, path = split_prefix(given)
         folder = os.path.isdir(path) and not is_cube_folder(path)
         if folder or is_collection(path) or is_scene_classification(path) or is_mask_name(path):
             bands.append(given)
@@ -661,9 +677,9 @@ def sort_inputs(
             count = len(source.names)
         if not recognised and config.index_names and count == len(config.index_names):
             indices.append(given)
-        elif not recognised and config.band_names and unnamed + count <= len(config.band_names):
+        elif not recognised and config.band_names and unnamed[date] + count <= len(config.band_names):
             bands.append(given)
-            unnamed += count
+            unnamed[date] += count
         elif not recognised:
             others += [given] if None not in names else []
             unclear.append(f"  {path}: {', '.join(str(n or '(unnamed)') for n in source.names[:15])}")
@@ -709,15 +725,15 @@ def _interleave(planes: np.ndarray, image: np.ndarray) -> None:
         image[row : row + _STRIP] = planes[:, row : row + _STRIP].transpose(1, 2, 0)
 
 
-def _log_left_out(sources: Sequence[Source], used: set[str], *, by_number: bool) -> None:
-    for source in sources:
-        if by_number and not any(source.names):
-            continue
-        extra = [str(n or "(unnamed)") for n in source.names if n not in used]
-        if extra and len(extra) < len(source.names):
-            logger.info("left out of '%s': %s", source.path, ", ".join(extra))
-        elif extra and not set(source.names) & used:
-            logger.warning("'%s' is not used: it holds %s", source.path, ", ".join(extra))
+def _log_left_out(sources: Sequence[Source], planes: Sequence[Sequence[Plane]]) -> None:
+    # A file may be given for bands and for indices.
+    used = {(s.path, plane.position) for s, own in zip(sources, planes, strict=True) for plane in own}
+    for path, names in {source.path: source.names for source in sources}.items():
+        extra = [str(n or "(unnamed)") for i, n in enumerate(names) if (path, i) not in used]
+        if extra and len(extra) < len(names):
+            logger.info("left out of '%s': %s", path, ", ".join(extra))
+        elif extra:
+            logger.warning("'%s' is not used: it holds %s", path, ", ".join(extra))
 
 
 def _sum_counts(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
