@@ -13,7 +13,11 @@ import rasterio
 import xarray as xr
 
 import lulc
-from lulc.core.schema import BANDS
+from lulc.config import InputConfig, TrainConfig
+from lulc.core.schema import BANDS, LandCoverClass, Legend
+from lulc.training.data.in_memory import dataset_of as in_memory_set
+
+READING = InputConfig(scale=1e-4, offset=0)
 
 pytestmark = pytest.mark.integration
 
@@ -458,3 +462,74 @@ def test_an_xarray_object_trains_on_the_channels_that_its_file_gives(
     np.testing.assert_allclose(card.statistics.mean, np.nanmean(pixels, axis=0), rtol=1e-5)
     assert card.training["data"][0]["pixel_size"] == pytest.approx(10, rel=0.01)
     assert card.training["data"][0]["ground"][0]["stacks"][0][-2:] == [96, 96]
+
+
+def placed(values: np.ndarray, dims: tuple[str, ...], *, ascending: bool) -> xr.DataArray:
+    """Return an array (y, x) of 10 m pixels as an xarray object whose y ascends or descends."""
+    height, width = values.shape
+    steps = 10.0 * np.arange(height)
+    axes = {"y": 6_700_000 + (steps if ascending else -steps), "x": 500_005 + 10.0 * np.arange(width)}
+    crs = ((), 0, {"crs_wkt": rasterio.CRS.from_epsg(32635).to_wkt()})
+    found = xr.DataArray(
+        values, axes | {"spatial_ref": crs}, ("y", "x"), attrs={"grid_mapping": "spatial_ref"}
+    )
+    return found.transpose(*dims)
+
+
+ORDERS = [(("y", "x"), True), (("y", "x"), False), (("x", "y"), True), (("x", "y"), False)]
+
+
+@pytest.mark.parametrize(("dims", "ascending"), ORDERS)
+@pytest.mark.parametrize("kind", [np.asarray, lambda labels: labels])
+def test_labels_lie_as_the_image_does_whichever_way_its_axes_run(
+    dims: tuple[str, ...], ascending: bool, kind: Callable[[Any], Any]
+) -> None:
+    classes = np.ones((64, 48), np.uint8)
+    classes[:20, 30:] = classes[:, :5] = 2
+    labels = placed(classes, dims, ascending=ascending)
+    image = xr.Dataset({"B04": labels.astype("f4") * 1000, "NDVI": (labels + 150).astype("u1")})
+    image["NDVI"].attrs["_FillValue"] = 0
+    legend = Legend("two", (LandCoverClass(1, "a", "#000000"), LandCoverClass(2, "b", "#ffffff")))
+    config = TrainConfig(out="run")
+    found = in_memory_set([image], [kind(labels)], ["B04", "NDVI"], legend, None, config, READING)
+    for tile in (*found.training, *found.validation):
+        known = tile.masks != 255
+        np.testing.assert_array_equal(tile.image[known][:, 0], tile.masks[known] * 1000.0)
+        # Indices of the image are read, as for a classification, not computed anew.
+        np.testing.assert_array_equal(tile.image[known][:, 1], tile.masks[known] + 150.0)
+    assert found.channels[1]["coding"] == "read"
+
+
+@pytest.mark.parametrize(("dims", "ascending"), ORDERS)
+def test_a_plain_reference_lies_as_the_map_does_whichever_way_its_axes_run(
+    dims: tuple[str, ...], ascending: bool
+) -> None:
+    classes = np.ones((60, 40), np.uint8)
+    classes[:20, 30:] = 2
+    mapped = placed(classes, dims, ascending=ascending)
+    mapped.attrs |= {
+        "flag_values": [0, 1, 2], "flag_meanings": "unclassified bare forest",
+        "flag_colors": "#000000 #ff0000 #00ff00",
+    }  # fmt: skip
+    found: Any = lulc.evaluate(mapped.rename("class").to_dataset(), mapped.values)
+    assert found.summary.loc["all classes", "overall_accuracy"] == 1
+
+
+@pytest.mark.parametrize("beside", ["array", "plain"])
+def test_the_fill_value_of_an_array_of_labels_labels_nothing(beside: str) -> None:
+    classes = np.kron(np.array([[1, 2], [2, 1], [2, 1], [1, 2]]), np.ones((16, 24), int)).astype(np.uint8)
+    classes[:, ::4] = 3
+    labels = placed(classes, ("y", "x"), ascending=False).assign_attrs(_FillValue=np.uint8(3))
+    plain = np.full((*classes.shape, 1), 500.0, np.float32)
+    image = placed(plain[..., 0], ("y", "x"), ascending=False).to_dataset(name="B04")
+    legend = Legend("three", tuple(LandCoverClass(k, f"class {k}", f"#00000{k}") for k in (1, 2, 3)))
+    given = [image if beside == "array" else plain]
+    found = in_memory_set(given, [labels], ["B04"], legend, None, TrainConfig(out="run"), READING)
+    assert found.counts[2] == 0 and found.counts[0] > 0
+    mapped = placed(np.where(classes == 3, 1, classes), ("y", "x"), ascending=False)
+    mapped.attrs |= {
+        "flag_values": [0, 1, 2, 3], "flag_meanings": "unclassified a b c",
+        "flag_colors": "#000000 #ff0000 #00ff00 #0000ff",
+    }  # fmt: skip
+    scored: Any = lulc.evaluate(mapped.rename("class").to_dataset(), labels)
+    assert scored.confusion.to_numpy().sum() == (classes != 3).sum()

@@ -27,7 +27,7 @@ from lulc.labels.labels import open_labels
 from lulc.labels.schemes import Scheme, load_scheme, write_scheme
 from lulc.rasters import alignment, vectors
 from lulc.rasters import features as reader
-from lulc.rasters.vectors import Losses, VectorCodes
+from lulc.rasters.vectors import Losses, VectorCodes, code_of
 
 UTM = CRS.from_epsg(32635)
 GRID = GridSpec(UTM, Affine(10, 0, 500000, 0, -10, 6800000), 60, 80)
@@ -243,6 +243,12 @@ def test_the_code_field_is_guessed_only_where_no_other_can_hold_codes(tmp_path: 
     with pytest.raises(InputError, match="no field 'nothing'"):
         read_all(path, field="nothing")
     assert set(np.unique(read_all(path, field="CLC"))) == {4, 5, 255}
+
+
+@pytest.mark.parametrize("text", ["1_2", "1E2", "0x1", "\u0661", "inf", "nan", "1.5", "1,0", "+-1", "9" * 12])
+def test_a_text_that_python_reads_as_a_number_is_no_code(text: str) -> None:
+    assert code_of(text) == text
+    assert [code_of(number) for number in (12, 12.0, "012", "12.", " +12.00 ", np.float32(12))] == [12] * 6
 
 
 def test_text_that_is_no_code_is_refused_and_a_missing_code_is_ignored(tmp_path: Path) -> None:

@@ -183,18 +183,9 @@ def open_inputs(config: EvaluateConfig, resources: ExitStack, arrays: InMemory =
 
 def _array_labels(reference: Any, the_map: ClassMap, given: Scheme | None) -> Labels:
     """Return an array as labels on the grid of a map."""
-    grid, values = the_map.grid, np.asarray(reference)
-    if hasattr(reference, "dims"):
-        from lulc.rasters.cubes import ArraySource
+    from lulc.rasters.cubes import labels_on
 
-        source = ArraySource(reference)
-        values = source.read([0], source.grid.extent)[0]
-        if not source.grid.matches(grid):
-            raise InputError(
-                f"cannot compare the map with the array, since its grid is\n  {source.grid.describe()}\n"
-                f"expected the pixels of the map:\n  {grid.describe()}",
-                "Cut or resample the labels by nearest neighbour: labels.sel(x=map.x, y=map.y).",
-            )
+    grid, values = the_map.grid, labels_on(the_map.grid, reference, the_map.source)
     if values.shape != grid.shape:
         raise InputError(
             f"cannot compare the map with the array, since its shape is {values.shape}, "

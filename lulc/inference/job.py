@@ -20,7 +20,7 @@ import rasterio
 from lulc.config import ClassifyConfig, InputConfig
 from lulc.core.channels import ChannelSet, name_of
 from lulc.core.grid import GridSpec, pixel_on_ground
-from lulc.core.schema import IGNORE, INDICES, UNCLASSIFIED, InputError, Legend
+from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, Legend
 from lulc.core.statistics import read_statistics
 from lulc.core.version import __version__
 from lulc.core.windows import Part, Plan, squares_of
@@ -54,7 +54,7 @@ from lulc.models.config import GraphConfig
 from lulc.models.uncertainty import NOVELTY, confidence, decide, with_measures
 from lulc.rasters.layers import Source
 from lulc.rasters.masks import none_one_or_many
-from lulc.rasters.stack import Stack, open_stack, sort_inputs
+from lulc.rasters.stack import Stack, open_stack, sort_inputs, sort_sources
 
 FORMAT_VERSION = 1
 
@@ -375,10 +375,7 @@ def _sort(
     config: ClassifyConfig, sources: Sequence[Source], channels: ChannelSet
 ) -> tuple[Sequence[str | Source], Sequence[str | Source]]:
     """Return what may hold bands and what holds indices: open sources, or the inputs of the config."""
-    if not sources:
-        return sort_inputs(config.inputs, config, channels)
-    bands = [source for source in sources if not set(source.names) <= set(INDICES)]
-    return bands, [source for source in sources if set(source.names) & set(INDICES)]
+    return sort_sources(sources) if sources else sort_inputs(config.inputs, config, channels)
 
 
 def problems_of(member: Member) -> list[str]:

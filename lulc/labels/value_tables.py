@@ -262,7 +262,8 @@ def _number(text: Any) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if abs(value) < 2**31 else None
+    # Python takes "1_2" for 12.
+    return value if abs(value) < 2**31 and "_" not in str(text) else None
 
 
 def unexplained(path: str, codes: Sequence[int]) -> InputError:

@@ -34,6 +34,8 @@ class ClassMap(Resource):
 
     Attributes
     ----------
+    source
+        Where it is read from.
     name
         File name.
     grid
@@ -48,7 +50,7 @@ class ClassMap(Resource):
     """
 
     def __init__(self, source: Source, tags: Mapping[str, str], legend: Legend) -> None:
-        self._source = source
+        self.source = source
         self._tags = tags
         self.name = os.path.basename(source.path)
         self.grid: GridSpec = source.grid
@@ -84,15 +86,15 @@ class ClassMap(Resource):
         InputError
             If a value is no class number of the legend.
         """
-        stored, known = self._source.read_valid([0], window, step)
+        stored, known = self.source.read_valid([0], window, step)
         values, valid = stored[0], known[0]
-        if not self._source.layers[0].missing.values and values.dtype == np.uint8:
+        if not self.source.layers[0].missing.values and values.dtype == np.uint8:
             valid &= values != IGNORE
         numbers = np.where(valid, values, 0)
         if (numbers != np.round(numbers)).any() or numbers.min() < 0 or numbers.max() > self._bands:
             odd = numbers[(numbers != np.round(numbers)) | (numbers < 0) | (numbers > self._bands)][0]
             raise InputError(
-                f"cannot read the map '{self._source.path}', since band 1 has the value {odd:g}, "
+                f"cannot read the map '{self.source.path}', since band 1 has the value {odd:g}, "
                 f"expected class numbers 0..{self._bands} of '{self.legend.name}'",
                 "Name the scheme of the map: --scheme NAME, or a CSV with its classes.",
             )
@@ -105,10 +107,10 @@ class ClassMap(Resource):
     def read_activations(self, window: Window) -> NDArray[np.float32]:
         """Activations float32 (y, x, class), 0..1, NaN = no data."""
         layers = range(1, 1 + self._bands)
-        stored, known = self._source.read_valid(list(layers), window)
+        stored, known = self.source.read_valid(list(layers), window)
         result = np.empty((*window.shape, self._bands), np.float32)
         for k, layer in enumerate(layers):
-            values = self._source.layers[layer].unpack(stored[k])
+            values = self.source.layers[layer].unpack(stored[k])
             result[..., k] = np.where(known[k], values, np.nan)
         return np.concatenate([result, 1 - result], axis=-1) if self._alone else result
 
@@ -151,7 +153,7 @@ class ClassMap(Resource):
 
     def close(self) -> None:
         """Release the file."""
-        self._source.close()
+        self.source.close()
 
 
 def open_map(

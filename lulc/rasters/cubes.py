@@ -226,6 +226,16 @@ class ArraySource(CubeSource):
         down, across = (slice(None, None, -1 if flipped else 1) for flipped in self._flipped)
         return [self._select(i, down, across).data for i in range(len(self.layers))]
 
+    def lay(self, values: np.ndarray) -> np.ndarray:
+        """Turn an array that lies as the object does, whose y may come after x or ascend, as `read` does."""
+        if values.ndim != 2:
+            return values
+        dimensions = self._data[self._places[0].variable].dims
+        if dimensions.index(self._x) < dimensions.index(self._y):
+            values = values.T
+        down, across = (-1 if flipped else 1 for flipped in self._flipped)
+        return values[::down, ::across]
+
     @contextlib.contextmanager
     def holding(self, window: Window, values: np.ndarray) -> Iterator[None]:
         """Let `read`, in this thread, take the values of a window (layer, y, x) from an array."""
@@ -250,6 +260,37 @@ class ArraySource(CubeSource):
 
     def close(self) -> None:
         """Leave the object to its owner."""
+
+
+def labels_on(grid: GridSpec, labels: Any, beside: Source | None) -> np.ndarray:
+    """Return an array of labels (y, x) north-up, NaN where an xarray object says that a value is missing.
+
+    Parameters
+    ----------
+    grid
+        Of the image or map that they belong to.
+    labels
+        An xarray object on the same pixels, or an array that lies as `beside` does.
+    beside
+        Where the image or map is read from.
+
+    Raises
+    ------
+    InputError
+        If an xarray object lies on other pixels.
+    """
+    if not hasattr(labels, "dims"):
+        values = np.asarray(labels)
+        return beside.lay(values) if isinstance(beside, ArraySource) else values
+    source = ArraySource(labels)
+    if not source.grid.matches(grid):
+        raise InputError(
+            f"cannot use the array of labels, since its grid is\n  {source.grid.describe()}\n"
+            f"expected the pixels of the map or image:\n  {grid.describe()}",
+            "Cut or resample the labels by nearest neighbour: labels.sel(x=image.x, y=image.y).",
+        )
+    (values,), (valid,) = source.read_valid([0], source.grid.extent)
+    return np.where(valid, values, np.nan)
 
 
 def serve(path: str, group: str | None, only: Sequence[str] | None, stored: int) -> Served:

@@ -630,6 +630,12 @@ def _open_scenes(scenes: Sequence[str] | Scenes, config: InputConfig, needed: Se
     return open_scenes(find_scenes(scenes, allow_vrt=config.allow_vrt), config, needed)
 
 
+def sort_sources(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
+    """Return the open sources that may hold bands, and those that hold indices; one may be both."""
+    bands = [source for source in sources if not set(source.names) <= set(INDICES)]
+    return bands, [source for source in sources if set(source.names) & set(INDICES)]
+
+
 def sort_inputs(
     inputs: Sequence[str], config: InputConfig, channels: ChannelSet | None = None
 ) -> tuple[list[str], list[str]]:

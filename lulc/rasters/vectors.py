@@ -682,16 +682,15 @@ def code_of(value: Any) -> Code | None:
     --------
     >>> code_of(3.0), code_of(" 7 "), code_of("Mixed  forest"), code_of(None), code_of("")
     (3, 7, 'Mixed forest', None, None)
+    >>> code_of("1_2"), code_of("1E2")
+    ('1_2', '1E2')
     """
     if value is None or value != value:
         return None
     text = " ".join(str(value).split())
-    try:
-        number = float(text)
-    except ValueError:
-        return text or None
-    whole = np.isfinite(number) and number == int(number) and abs(number) < -float(NO_CODE)
-    return int(number) if whole else text
+    # Python's own numbers may hold underscores and exponents, which in a code are letters like others.
+    spelt = re.fullmatch(r"([+-]?[0-9]{1,99})(\.0*)?", text)
+    return int(spelt[1]) if spelt and abs(int(spelt[1])) < -NO_CODE else text or None
 
 
 def ordered(bounds: tuple[float, float, float, float]) -> tuple[float, float, float, float]:

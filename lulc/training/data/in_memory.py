@@ -19,8 +19,9 @@ from lulc.core.windows import Window
 from lulc.datasets.arrays import Classes
 from lulc.datasets.manifest import channel_units, ground_of
 from lulc.labels.schemes import scheme_of_names
-from lulc.rasters.cubes import ArraySource
-from lulc.rasters.stack import open_stack
+from lulc.rasters.cubes import ArraySource, labels_on
+from lulc.rasters.missing import declared_missing
+from lulc.rasters.stack import open_stack, sort_sources
 from lulc.training.data.dataset import GAP, Dataset, Tile, check_learnable, pixel_size_of
 
 VALIDATING = 0.25
@@ -65,7 +66,8 @@ def dataset_of(
         Each float (y, x, channel) in physical units, NaN = invalid; or an xarray object with bands by name,
         which is scaled as files are.
     labels
-        Each (y, x), class numbers 1..N; 0, 255 and NaN are ignored. Of an xarray image, on its coordinates.
+        Each (y, x), class numbers 1..N; 0, 255 and NaN are ignored. An xarray object lies where its
+        coordinates say, any other array as the image does.
     channels
         Their names, in order.
     legend
@@ -142,15 +144,15 @@ def _pair(
 ) -> Pair:
     name, grid, coding = f"image {number}", None, dict[str, str]()
     if hasattr(image, "dims"):
-        with open_stack([ArraySource(image)], [], reading, channels=channels) as stack:
+        source = ArraySource(image)
+        with open_stack(*sort_sources([source]), reading, channels=channels) as stack:
             pixels, grid, coding = np.array(stack.read(stack.grid.extent)), stack.grid, stack.coding
-        if hasattr(labels, "dims"):
-            source = ArraySource(labels)
-            _check_fit(name, source.grid.matches(grid), source.grid.describe(), grid.describe())
-            labels = source.read([0], grid.extent)[0]
+        masks = labels_on(grid, labels, source)
     else:
-        pixels = np.array(image, np.float32)
-    masks = np.asarray(labels)
+        pixels, masks = np.array(image, np.float32), np.asarray(labels)
+        if hasattr(labels, "dims"):
+            missing = declared_missing(labels.attrs, dtype=masks.dtype.name)
+            masks = np.where(missing.present(masks), masks, np.nan)
     expected = (*masks.shape, len(channels))
     _check_fit(name, masks.ndim == 2 and pixels.shape == expected, str(pixels.shape), str(expected))
     numbers = Classes(masks, f"labels {number}")[:, :]
