@@ -535,6 +535,12 @@ def test_labels_are_cut_on_the_grid_of_the_mosaic(clear: Path, tmp_path: Path) -
         assert set(np.unique(labels.read(1))) == {10, 30}
 
 
+def test_dark_pixels_of_a_mosaic_are_still_pixels_when_it_is_read(tmp_path: Path) -> None:
+    values = np.array([[[-0.4, 0.0, 0.4], [np.nan, -3.0, 40_000.0]]], np.float32)
+    stored = composer.encode(values)
+    assert stored.tolist() == [[[1, 1, 1], [-32768, -3, 32767]]]
+
+
 def test_the_medoid_is_an_observation_and_the_median_a_middle() -> None:
     rng = np.random.default_rng(1)
     stack = rng.normal(1000, 200, (5, 3, 4, 6)).astype("float32")

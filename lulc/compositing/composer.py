@@ -279,6 +279,10 @@ def _open_fill(path: str, job: Job, names: Sequence[str]) -> Scenes:
 
 
 def encode(values: np.ndarray) -> np.ndarray:
-    """Return reflectance x 10000 as it is stored: int16, rounded, `NODATA` for NaN."""
+    """Return reflectance x 10000 as it is stored: int16, rounded, `NODATA` for NaN.
+
+    Dark water that rounds to 0 is stored as 1, since a stored 0 is no data to those who read bands.
+    """
     stored = np.clip(np.rint(values), NODATA + 1, 32767)
+    stored[stored == 0] = 1
     return np.where(np.isnan(values), NODATA, stored).astype("int16")
