@@ -587,3 +587,57 @@ def test_nothing_is_searched_unless_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="one of --catalog and --scenes"):
         open_jobs(config(tmp_path / "m.tif"))
     assert os.listdir(tmp_path) == []
+
+
+def make_product(folder: Path, name: str, cloud: float, add: float) -> Path:
+    """Write a product of level 2A from a simulated scene, its bands as GeoTIFF: a folder ``NAME.SAFE``."""
+    item = make_item(folder / "made", "35VLG", f"{name[11:15]}-{name[15:17]}-{name[17:19]}", add=add)
+    product = folder / f"{name}.SAFE"
+    for band in (*BANDS, "SCL"):
+        meters = 10 if band in ("B02", "B03", "B04", "B08") else 20
+        place = product / "GRANULE" / "L2A" / "IMG_DATA" / f"R{meters}m" / f"T35VLG_{band}_{meters}m.tif"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes((folder / "made" / item["id"] / f"{band}.tif").read_bytes())
+    offsets = "".join(f'<BOA_ADD_OFFSET band_id="{i}">-1000</BOA_ADD_OFFSET>' for i in range(13))
+    (product / "MTD_MSIL2A.xml").write_text(
+        f"<P><BOA_QUANTIFICATION_VALUE>10000</BOA_QUANTIFICATION_VALUE>{offsets}"
+        f"<Cloud_Coverage_Assessment>{cloud}</Cloud_Coverage_Assessment></P>"
+    )
+    return product
+
+
+def test_products_are_chosen_by_what_they_say_and_read_zipped(tmp_path: Path) -> None:
+    import shutil
+
+    names = {
+        "S2A_MSIL2A_20240603T095031_N0510_R079_T35VLG_20240603T120000": (12.5, 0),
+        "S2B_MSIL2A_20240613T095031_N0511_R036_T35VLG_20240613T120000": (80.0, 100),
+        "S2A_MSIL2A_20240623T095031_N0511_R036_T35VLG_20240623T120000": (3.0, 200),
+    }
+    products = tmp_path / "products"
+    for name, (cloud, add) in names.items():
+        product = make_product(tmp_path, name, cloud, add)
+        # The first is a folder, the others archives.
+        (products / "x").mkdir(parents=True, exist_ok=True)
+        if add == 0:
+            shutil.move(product, products / product.name)
+        else:
+            shutil.make_archive(str(products / "x" / product.name), "zip", tmp_path, product.name)
+            shutil.rmtree(product)
+    for options, days in {
+        ("max_cloud", 100): DAYS,
+        ("max_cloud", 60): (DAYS[0], DAYS[2]),
+        ("orbits", (36,)): (DAYS[2],),
+        ("min_baseline", 5.11): (DAYS[2],),
+        ("tiles", ("35VLG",)): (DAYS[0], DAYS[2]),
+    }.items():
+        (job,) = open_jobs(config(tmp_path / "m.tif", products, **dict([options])))
+        assert [one.day.isoformat() for one in job.observations] == list(days)
+    with pytest.raises(InputError, match=r"2 by --tiles 34VFM"):
+        open_jobs(config(tmp_path / "m.tif", products, tiles=("34VFM",)))
+    (made,) = make_mosaic(config(tmp_path / "m.tif", products, rule="best"))
+    stored = read(made.path)
+    there = stored[0] != NODATA
+    assert np.abs(stored[0] - expected(made.path)[0] - 200)[there].max() <= 1
+    make_mosaic(config(tmp_path / "again.tif", made.scenes, rule="best"))
+    np.testing.assert_array_equal(read(tmp_path / "again.tif"), stored)

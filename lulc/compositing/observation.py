@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from lulc.compositing.scene_list import place_of
 from lulc.config import InputConfig, MosaicConfig
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
+from lulc.core.threads import in_order
 from lulc.core.windows import Window
 from lulc.rasters.items import asset_place
 from lulc.rasters.scenes import Scene, Scenes, lay_scene
@@ -195,7 +197,7 @@ def input_config(config: MosaicConfig) -> InputConfig:
 def lay_out(
     found: Sequence[Found], grid: GridSpec, config: MosaicConfig, listed: Path, note: Callable[[], object]
 ) -> list[Observation]:
-    """Open the scenes one after the other and lay those on the grid that have a pixel of it.
+    """Open the scenes, many at a time, and lay those on the grid that have a pixel of it.
 
     Parameters
     ----------
@@ -216,11 +218,16 @@ def lay_out(
         In the order of time.
     """
     days: dict[datetime.date, list[tuple[Found, Scene]]] = {}
-    for scene in found:
-        laid = retrying(lambda scene=scene: _lay(scene, grid, config, listed), scene.id)  # type: ignore[misc]
-        note()
-        if laid is not None:
-            days.setdefault(scene.when.date(), []).append((scene, laid))
+
+    def lay(scene: Found) -> Scene | None:
+        return retrying(lambda: _lay(scene, grid, config, listed), scene.id)
+
+    with ThreadPoolExecutor(config.connections) as pool:
+        laid_out = in_order(lay, found, pool, config.connections)
+        for scene, laid in zip(found, laid_out, strict=True):
+            note()
+            if laid is not None:
+                days.setdefault(scene.when.date(), []).append((scene, laid))
     observations = []
     for day, parts in days.items():
         clouds = [scene.cloud for scene, _ in parts if scene.cloud is not None]
