@@ -14,10 +14,11 @@ import numpy as np
 import pandas
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
-from rasterio.warp import reproject
+from rasterio.warp import reproject, transform
 from shapely.geometry import LineString, Point, Polygon, box
 
 from lulc.core.grid import GridSpec
@@ -604,3 +605,44 @@ def test_the_identity_names_every_file(tmp_path: Path) -> None:
         (identity,) = labels.identity()
     assert identity["name"] == "l.gpkg" and identity["bytes"] == Path(path).stat().st_size
     assert len(identity["sha256"]) == 64
+
+
+DATELINE = {
+    # The square of two degrees around longitude 180, or 20 km of it in metres.
+    "metres": GridSpec(CRS.from_epsg(32760), Affine(100, 0, 809_000, 0, -100, 8_130_000), 200, 200),
+    "degrees": GridSpec(CRS.from_epsg(4326), Affine(1e-3, 0, 179.9, 0, -1e-3, -16.9), 200, 200),
+    "west of 180": GridSpec(CRS.from_epsg(4326), Affine(1e-3, 0, -180, 0, -1e-3, -16.9), 200, 100),
+}
+
+
+@pytest.mark.parametrize("name", DATELINE)
+@pytest.mark.parametrize("ending", ["gpkg", "fgb", "shp", "geojson", "parquet"])
+@pytest.mark.parametrize("turn", [0, 360])
+def test_labels_beside_longitude_180_are_read_however_it_is_counted(
+    tmp_path: Path, name: str, ending: str, turn: int
+) -> None:
+    east, west = box(179.92, -17.05, 179.98, -16.95), box(-179.98 + turn, -17.05, -179.93 + turn, -16.95)
+    both = shapely.MultiPolygon(
+        [box(179.99, -17.05, 180, -16.95), box(turn - 180, -17.05, turn - 179.99, -16.95)]
+    )
+    frame = geopandas.GeoDataFrame({"code": [1, 2, 3]}, geometry=[east, west, both], crs=4326)
+    path = tmp_path / f"labels.{ending}"
+    frame.to_parquet(path) if ending == "parquet" else frame.to_file(path)
+    grid = DATELINE[name]
+    codes = VectorCodes(str(path), grid, "code")
+    parts = [codes.read(square) for square in squares_of(grid.extent, 100)]
+    found = np.concatenate([part.ravel() for part in parts])
+    # What lies where, from the degrees of each pixel's centre.
+    rows, cols = np.mgrid[: grid.height, : grid.width] + 0.5
+    xs, ys = grid.transform @ np.array([cols.ravel(), rows.ravel()])
+    lons, lats = (np.array(part) for part in transform(grid.crs, CRS.from_epsg(4326), xs, ys))
+    lons = lons % 360
+    expected = np.full(lons.shape, NO_CODE)
+    tall = (lats > -17.05) & (lats < -16.95)
+    for code, left, right in ((1, 179.92, 179.98), (2, 180.02, 180.07), (3, 179.99, 180.01)):
+        expected[tall & (lons > left) & (lons < right)] = code
+    for code in (1, 2, 3):
+        there = (expected == code).sum()
+        assert (found == code).sum() == pytest.approx(there, rel=0.02, abs=2), code
+    losses = codes.losses()
+    assert losses.features == 3 and losses.outside == (name == "west of 180")

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import shapely
-from shapely.geometry import shape
 from tqdm import tqdm
 
 from lulc.compositing import periods
@@ -30,7 +29,6 @@ from lulc.core.grid import GridSpec
 from lulc.core.storage import check_absent, check_disk, sha256_of
 from lulc.core.windows import Part
 from lulc.distributed.cluster import Cluster, open_cluster, run_tasks
-from lulc.export.stac import footprint
 from lulc.inference.journal import Journal, document_of, folder_of, open_journal, read_key
 
 logger = logging.getLogger("lulc")
@@ -78,7 +76,7 @@ def open_jobs(config: MosaicConfig, lists: Path | None = None) -> list[Job]:
         If options don't fit, no scene is found, or one can't be read.
     """
     grid = grid_of(config)
-    region = shapely.segmentize(shape(footprint(grid)[0]), 0.5)
+    region = shapely.segmentize(grid.outline_in_degrees(), 0.5)
     jobs, empty = [], None
     for out, span in _outputs(config):
         try:

@@ -13,8 +13,11 @@ import numpy as np
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
-from rasterio.warp import transform
-from shapely.geometry import Polygon
+from rasterio.warp import transform, transform_bounds
+from shapely import union_all
+from shapely.affinity import translate
+from shapely.geometry import Polygon, box
+from shapely.geometry.base import BaseGeometry
 
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
@@ -91,6 +94,41 @@ class GridSpec:
         xs, ys = transform(self.crs, crs, *zip(*ring.exterior.coords, strict=True))
         finite = all(math.isfinite(value) for value in (*xs, *ys))
         return Polygon(list(zip(xs, ys, strict=True))) if finite else Polygon()
+
+    def outline_in_degrees(self) -> BaseGeometry:
+        """Return the border on WGS 84, cut along longitude 180; empty where it has no place there.
+
+        Longitudes are -180..180, so that borders of any CRS can be compared.
+
+        References
+        ----------
+        RFC 7946, section 3.1.9 (antimeridian cutting).
+        """
+        ring = self.outline_on(CRS.from_epsg(4326))
+        if ring.is_empty:
+            return ring
+        xs, ys = np.transpose(ring.exterior.coords)
+        # From point to point longitudes go on where they begin anew.
+        xs = np.unwrap(xs, period=360)
+        points = list(zip(xs, ys, strict=True))
+        if abs(xs[-1] - xs[0]) > 180:
+            points += [(x, math.copysign(90, ys.mean())) for x in (xs[-1], xs[0])]
+        whole = Polygon(points)
+        first, last = math.floor((xs.min() + 180) / 360), math.ceil((xs.max() - 180) / 360)
+        if first == last == 0:
+            return whole
+        cut = [
+            translate(whole.buffer(0) & box(360 * turn - 180, -90, 360 * turn + 180, 90), -360 * turn)
+            for turn in range(first, last + 1)
+        ]
+        return union_all([part for part in cut if part.area])
+
+    def bounds_on(self, crs: CRS) -> tuple[float, float, float, float]:
+        """Return (left, bottom, right, top) in another CRS; right is above 180 beyond that longitude."""
+        left, bottom, right, top = self.bounds
+        corners = min(left, right), min(bottom, top), max(left, right), max(bottom, top)
+        west, south, east, north = corners if crs == self.crs else transform_bounds(self.crs, crs, *corners)
+        return west, south, east + 360 if east < west else east, north
 
     def outline(self) -> Polygon:
         """Return the border as a polygon in the CRS, with points along each side for reprojection."""

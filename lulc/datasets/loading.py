@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import shapely
-from rasterio.crs import CRS
-from rasterio.warp import transform_bounds
 
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
@@ -112,7 +110,7 @@ def _near_pairs(
     """Yield a training and a validation stack where the latter's grid lies near the former's."""
     for crs in {stack.grid.crs for stack in trained if stack.grid}:
         own = [stack for stack in trained if stack.grid and stack.grid.crs == crs]
-        bounds = [_bounds_on(stack.grid, crs) for stack in held if stack.grid]
+        bounds = [stack.grid.bounds_on(crs) for stack in held if stack.grid]
         tree = shapely.STRtree([shapely.box(*b) if np.isfinite(b).all() else shapely.Point() for b in bounds])
         # A pixel more for what `footprint` rounds.
         wide = [stack.grid.crop(stack.grid.extent.grow(gap + 1)) for stack in own if stack.grid]
@@ -120,17 +118,9 @@ def _near_pairs(
             yield own[one], held[other]
 
 
-def _bounds_on(grid: GridSpec, crs: CRS) -> tuple[float, float, float, float]:
-    left, bottom, right, top = grid.bounds
-    if grid.crs == crs:
-        return grid.bounds
-    ordered = (min(left, right), min(bottom, top), max(left, right), max(bottom, top))
-    return tuple(transform_bounds(grid.crs, crs, *ordered))
-
-
 def footprint(grid: GridSpec, on: GridSpec) -> Window | None:
     """The window of `on`, perhaps beyond its borders, that holds all pixels of `grid`; None far away."""
-    bounds = _bounds_on(grid, on.crs)
+    bounds = grid.bounds_on(on.crs)
     if not np.isfinite(bounds).all():
         return None
     corners = [~on.transform @ (x, y) for x in bounds[::2] for y in bounds[1::2]]

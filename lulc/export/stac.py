@@ -20,9 +20,6 @@ from urllib.parse import quote
 
 import numpy as np
 import shapely
-from rasterio.crs import CRS
-from shapely import box
-from shapely.affinity import translate
 from shapely.geometry.polygon import orient
 
 from lulc.core.grid import GridSpec
@@ -305,14 +302,12 @@ def footprint(grid: GridSpec) -> tuple[dict[str, Any], list[float]]:
     ----------
     RFC 7946, sections 3.1.9 (antimeridian cutting) and 5.2 (its bounding box).
     """
-    outline = grid.outline_on(CRS.from_epsg(4326))
-    parts = [outline]
-    if outline.bounds[2] - outline.bounds[0] > 180:
-        eastern = shapely.transform(outline, lambda at: np.column_stack([at[:, 0] % 360, at[:, 1]]))
-        beyond = eastern.intersection(box(180, -90, 360, 90))
-        parts = [eastern.intersection(box(0, -90, 180, 90)), translate(beyond, xoff=-360)]
-    bounds = [part.bounds for part in parts]
-    bbox = [bounds[0][0], min(b[1] for b in bounds), bounds[-1][2], max(b[3] for b in bounds)]
+    outline = grid.outline_in_degrees()
+    parts = shapely.get_parts(outline)
+    west, south, east, north = outline.bounds
+    if len(parts) > 1:
+        west, east = max(part.bounds[0] for part in parts), min(part.bounds[2] for part in parts)
+    bbox = [west, south, east, north]
     # Degrees to the centimetre.
     rings = [[np.round(orient(part).exterior.coords, 7).tolist()] for part in parts]
     if len(parts) == 1:

@@ -20,7 +20,6 @@ from typing import Any
 
 import rasterio
 import shapely
-from rasterio.crs import CRS
 
 from lulc.config import PreprocessConfig
 from lulc.core.channels import name_of, split_prefix, with_path
@@ -439,8 +438,7 @@ def _files(config: PreprocessConfig) -> list[str]:
 
 def _on_same_ground(grids: Sequence[GridSpec]) -> Iterator[tuple[int, int]]:
     """Yield pairs of chips that share more than half of the smaller one."""
-    wgs84 = CRS.from_epsg(4326)
-    outlines = [grid.outline_on(wgs84) if grid.crs else shapely.Polygon() for grid in grids]
+    outlines = [grid.outline_in_degrees() if grid.crs else shapely.Polygon() for grid in grids]
     for one, other in zip(*shapely.STRtree(outlines).query(outlines), strict=True):
         if one < other and not (outlines[one].is_empty or outlines[other].is_empty):
             smaller = min(outlines[one].area, outlines[other].area)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rasterio.crs import CRS
 
 from lulc.config import PreprocessConfig
 from lulc.core.grid import GridSpec
@@ -273,11 +272,10 @@ def _together(grounds: Sequence[Ground], gap: int) -> list[str]:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    wgs84 = CRS.from_epsg(4326)
     groups = [ground.group or f"chip {number}" for number, ground in enumerate(grounds)]
     names, numbers = np.unique(groups, return_inverse=True)
-    outlines = [ground.grid.outline_on(wgs84) for ground in grounds]
-    near = [ground.grid.crop(ground.grid.extent.grow(gap)).outline_on(wgs84) for ground in grounds]
+    outlines = [ground.grid.outline_in_degrees() for ground in grounds]
+    near = [ground.grid.crop(ground.grid.extent.grow(gap)).outline_in_degrees() for ground in grounds]
     edges = numbers[shapely.STRtree(outlines).query(near, predicate="intersects")]
     graph = coo_array((np.ones(edges.shape[1], bool), tuple(edges)), (len(names), len(names)))
     joined = connected_components(graph, directed=False)[1]
@@ -358,10 +356,10 @@ def _near_validation(spots: Sequence[Spot], grounds: Sequence[Ground], gap: int)
     for spot in spots:
         own[spot.chip].append(spot.window)
     if len(grounds) > 1 and all(ground.grid.crs for ground in grounds):
-        wgs84 = CRS.from_epsg(4326)
         stacks = [grounds[spot.chip].grid.crop(spot.window) for spot in spots]
-        tree = shapely.STRtree([stack.outline_on(wgs84) for stack in stacks])
-        reached = [ground.grid.crop(ground.grid.extent.grow(gap + 1)).outline_on(wgs84) for ground in grounds]
+        tree = shapely.STRtree([stack.outline_in_degrees() for stack in stacks])
+        wide = [ground.grid.crop(ground.grid.extent.grow(gap + 1)) for ground in grounds]
+        reached = [grid.outline_in_degrees() for grid in wide]
         for chip, number in zip(*tree.query(reached), strict=True):
             if spots[number].chip != chip and (window := footprint(stacks[number], grounds[chip].grid)):
                 own[chip].append(window)

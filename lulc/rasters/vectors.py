@@ -18,7 +18,6 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import MergeAlg
 from rasterio.features import rasterize
-from rasterio.warp import transform_bounds
 
 from lulc.core.grid import GridSpec
 from lulc.core.reader_process import Apart
@@ -178,6 +177,8 @@ class VectorCodes:
         self._crs = info["crs"]
         self._features = int(info["features"])
         _check_place(path, info, grid)
+        west, _, east, _ = info["total_bounds"] or (-180, -90, 360, 90)
+        self._reach = west, east
         self.field = None
         if not presence:
             self.field = _choose_field(self._file, self.layer, info["fields"], field, known)
@@ -222,22 +223,32 @@ class VectorCodes:
 
     def _load(self, grid: GridSpec | None) -> geopandas.GeoDataFrame:
         """Features near a grid (all for None) in its CRS, in file order, with an int32 column "code"."""
-        box = None
-        if grid is not None:
-            with _converting(self.path):
-                bounds = transform_bounds(grid.crs, self._crs, *ordered(grid.bounds), densify_pts=21)
-            a, b, c, d = bounds
-            margin = 0.01 * max(c - a, d - b)
-            box = (a - margin, b - margin, c + margin, d + margin)
+        import pandas
+
         name = self.field.name if self.field else None
-        frame = self._file.read(self.layer, [name] if name else [], box)
-        frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
+        parts = [self._file.read(self.layer, [name] if name else [], box) for box in self._boxes(grid)]
+        frame = pandas.concat(parts).sort_index() if len(parts) > 1 else parts[0]
+        frame = frame[~(frame.index.duplicated() | frame.geometry.isna() | frame.geometry.is_empty)]
         kinds = set(frame.geometry.geom_type) - {"Polygon", "MultiPolygon", "Point", "MultiPoint"}
         if kinds:
             raise unreadable(self.path, f"it has features of the type {', '.join(sorted(kinds))}")
         frame = frame.assign(code=self._codes_of(frame[name]) if name else np.int32(1))
         frame = convert(frame, self._grid.crs, self.path)
+        if self._grid.crs.is_geographic:
+            frame = frame.set_geometry(_turned(frame.geometry, self._grid))
         return frame[np.isfinite(frame.bounds).all(axis=1)]
+
+    def _boxes(self, grid: GridSpec | None) -> list[tuple[float, float, float, float] | None]:
+        """Boxes of the file that hold what is near a grid; degrees may be -180..180 or 0..360 in it."""
+        if grid is None:
+            return [None]
+        with _converting(self.path):
+            crs = CRS.from_user_input(self._crs)
+            a, b, c, d = grid.bounds_on(crs)
+        margin = 0.01 * max(c - a, d - b)
+        west, east = self._reach if crs.is_geographic else (np.inf, -np.inf)
+        turns = [0, *(turn for turn in (-360, 360) if a + turn <= east and c + turn >= west)]
+        return [(a - margin + turn, b - margin, c + margin + turn, d + margin) for turn in turns]
 
     def _codes_of(self, values: Iterable[Any]) -> np.ndarray:
         """Codes int32 of a field's values; a missing value is no label."""
@@ -245,6 +256,26 @@ class VectorCodes:
         if self.names:
             codes = [None if code is None else self._index[str(code)] for code in codes]
         return np.array([NO_CODE if code is None else code for code in codes], dtype=np.int32)
+
+
+def _turned(shapes: geopandas.GeoSeries, grid: GridSpec) -> geopandas.GeoSeries:
+    """Return shapes in degrees, whose parts beyond 180 degrees from the grid are turned to its side."""
+    import shapely
+    from shapely.affinity import translate
+
+    left, _, right, _ = grid.bounds
+    parts, owners = shapely.get_parts(shapes.values, return_index=True)
+    west, _, east, _ = shapely.bounds(parts).T
+    turns = np.round(((left + right) - (west + east)) / 720)
+    turns[(west < right) & (east > left)] = 0
+    found = shapes.copy()
+    for i in np.unique(owners[turns != 0]):
+        own = [
+            translate(part, 360 * turn)
+            for part, turn in zip(parts[owners == i], turns[owners == i], strict=True)
+        ]
+        found.iloc[i] = own[0] if len(own) == 1 else shapely.union_all(own)
+    return found
 
 
 def read_region(path: str, crs: Any) -> BaseGeometry:
@@ -350,7 +381,7 @@ class _Tally:
         import shapely
 
         inside = shapely.clip_by_rect(features.geometry.values, *ordered(self._box))
-        whole, kept = features.geometry.area.to_numpy(), shapely.area(inside)
+        whole, kept = shapely.area(features.geometry.values), shapely.area(inside)
         for fid, empty, partly in zip(
             features.index, shapely.is_empty(inside), kept < 0.999 * whole, strict=True
         ):
