@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -156,8 +155,9 @@ def main() -> None:
         for repeat in range(given.repeats):
             for label, program in (("make_mosaic.py", OURS), ("odc-stac", THEIRS)):
                 out = folder / f"{label}_{repeat}.tif"
+                print(f"{label}: run {repeat + 1} begins", file=sys.stderr, flush=True)
                 rows[label].append(measure(program, folder / "scenes", bounds, out, given.cores, given.bands))
-                time.sleep(1)
+                print(rows[label][-1], file=sys.stderr, flush=True)
     best = {label: min(found, key=lambda row: row["seconds"]) for label, found in rows.items()}
     for label, row in best.items():
         row["mpx_per_second"] = side * side / 1e6 / row["seconds"]

@@ -457,7 +457,7 @@ class MosaicConfig(RunConfig, ClusterConfig):
     fill_from: tuple[str, ...] = option(
         (),
         "fill gaps in this order, from a mosaic (.tif) or from scenes of further dates "
-        "(2024-04-01/2024-05-31)",
+        "(2024-04-01/2024-05-31; spring, summer, autumn or winter of the same year)",
         metavar="WHAT",
         group=COMPOSITION,
     )

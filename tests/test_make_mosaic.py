@@ -140,6 +140,27 @@ def test_two_tiles_of_two_zones_and_baselines_meet_without_a_step(server: Server
     assert {str(day) for day in made.days} == {DAYS[0], DAYS[1]}
 
 
+def test_a_region_across_zones_lies_in_that_of_its_middle(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lulc.compositing.region import grid_of
+
+    for bounds, epsg in ((REGION, 32635), ((23.97, 61.304, 24.02, 61.316), 32634)):
+        (made,) = make_mosaic(
+            config(
+                tmp_path / f"{epsg}.tif", catalog=server.address, crs=None, bounds=bounds, band_names=("B02",)
+            )
+        )
+        with rasterio.open(made.path) as data:
+            assert data.crs.to_epsg() == epsg
+        assert made.covered > 0.7
+        there = read(made.path)[0] != NODATA
+        assert np.abs(read(made.path)[0] - expected(made.path)[0])[there].max() <= 2
+    assert "distorted" not in caplog.text
+    grid_of(config(tmp_path / "m.tif", bounds=(10, 60, 30, 60.01), crs=None))
+    assert "distorted" in caplog.text
+
+
 def test_the_list_of_scenes_makes_the_same_mosaic_again(server: Server, tmp_path: Path) -> None:
     (made,) = make_mosaic(config(tmp_path / "m.tif", catalog=server.address))
     searches = sum("search" in path for path in server.requests)
@@ -288,7 +309,7 @@ def test_other_dates_fill_gaps_in_the_order_given(tmp_path: Path) -> None:
     spring = make_item(tmp_path, "35VLG", "2024-04-10", add=100, clouds=[(60, 60, 20)])
     early = make_item(tmp_path, "35VLG", "2024-03-10", add=200)
     folder = save_items(tmp_path, [summer, spring, early])
-    order = ("2024-04-01/2024-04-30", "2024-03-10")
+    order = ("2024-04-01/2024-04-30", "spring")
     (made,) = make_mosaic(config(tmp_path / "m.tif", folder, fill_from=order))
     stored, truth = read(made.path), expected(made.path)
     there = stored[0] != NODATA
@@ -641,3 +662,31 @@ def test_products_are_chosen_by_what_they_say_and_read_zipped(tmp_path: Path) ->
     assert np.abs(stored[0] - expected(made.path)[0] - 200)[there].max() <= 1
     make_mosaic(config(tmp_path / "again.tif", made.scenes, rule="best"))
     np.testing.assert_array_equal(read(tmp_path / "again.tif"), stored)
+
+
+@pytest.mark.parametrize("codes", [(12, 23, 40), (211, 311, 511)], ids=["grid", "three-digit"])
+def test_corine_is_cut_by_the_nearest_pixel_and_known_by_its_names(
+    clear: Path, tmp_path: Path, codes: tuple[int, ...]
+) -> None:
+    from affine import Affine
+    from pyproj import Transformer
+
+    from lulc.core.grid import GridSpec
+    from lulc.labels.labels import open_labels
+
+    x, y = Transformer.from_crs(4326, 3035, always_xy=True).transform(REGION[0], REGION[3])
+    stored = np.random.default_rng(1).choice(codes, (60, 60)).astype("int16")
+    (tmp_path / "clc").mkdir()
+    with rasterio.open(
+        tmp_path / "clc" / "U2018.tif", "w", driver="GTiff", height=60, width=60, count=1, dtype="int16",
+        crs="EPSG:3035", transform=Affine(100, 0, x // 100 * 100 - 2000, 0, -100, y // 100 * 100 + 2000),
+        nodata=-32768,
+    ) as data:  # fmt: skip
+        data.write(stored, 1)
+    make_mosaic(config(tmp_path / "m.tif", clear, labels=("corine", str(tmp_path / "clc"))))
+    with rasterio.open(tmp_path / "m_labels.tif") as data:
+        assert set(np.unique(data.read(1))) == set(codes)
+        grid = GridSpec(data.crs, data.transform, data.height, data.width)
+    with open_labels(str(tmp_path / "m_labels.tif"), grid) as found:
+        assert found.legend.name == "clc-level3"
+        assert "Non-irrigated arable land" in found.legend.names

@@ -105,7 +105,10 @@ class Job:
             "grid": self.grid.to_json(),
             "part": self.part,
             "options": {name: getattr(self.config, name) for name in names},
-            "gaps": [len(gap.observations) for gap in self.gaps],
+            "order": [one.names for one in self.observations],
+            "gaps": [
+                [Path(gap.path or "").name, [one.names for one in gap.observations]] for gap in self.gaps
+            ],
             "scenes": sha256_of(list_path(self.out)),
             "files": hashlib.sha256(json.dumps([files, stamps]).encode()).hexdigest(),
         }

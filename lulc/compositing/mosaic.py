@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from lulc.compositing import periods
 from lulc.compositing.catalog import NothingFoundError, find
 from lulc.compositing.composer import Composer, Gap, Job, Made, Site, make_part, part_path
 from lulc.compositing.labels import check_product, labels_path, write_labels
-from lulc.compositing.observation import Observation, lay_out, ranked
+from lulc.compositing.observation import lay_out, ranked
 from lulc.compositing.output import finished_clear, write_mosaic
 from lulc.compositing.region import grid_of
 from lulc.compositing.scene_list import is_list, list_path, write_list
@@ -103,15 +103,23 @@ def _job(
     span: periods.Span,
 ) -> Job:  # fmt: skip
     found = find(config, region, span)
-    dated = [name for name in config.fill_from if periods.is_span(name)]
-    further = {name: find(config, region, periods.parse(name)) for name in dated}
+    spans = {name: periods.span_of(name, span) for name in config.fill_from}
+    further = {name: find(config, region, days) for name, days in spans.items() if days}
     scenes = {scene.id: scene for scene in (*found, *(s for own in further.values() for s in own))}
     write_list(listed, list(scenes.values()))
     with _bar(len(scenes), "scene", "scenes") as bar:
         observations = lay_out(found, grid, config, listed, bar.update)
         gaps = [
-            _gap(name, lay_out(further.get(name, ()), grid, config, listed, bar.update), config)
-            for name in config.fill_from
+            Gap(
+                name,
+                tuple(
+                    ranked(
+                        lay_out(further.get(name, ()), grid, config, listed, bar.update), config.rule, None
+                    )
+                ),
+                None if days else name,
+            )
+            for name, days in spans.items()
         ]
     if not observations:
         raise NothingFoundError(
@@ -122,11 +130,6 @@ def _job(
     write_list(listed, list(scenes.values()), {k: v for one in read for k, v in one.offsets.items()})
     near = periods.day(config.near) if config.near else None
     return Job(config, out, grid, tuple(ranked(observations, config.rule, near)), tuple(gaps))
-
-
-def _gap(name: str, observations: Sequence[Observation], config: MosaicConfig) -> Gap:
-    path = None if periods.is_span(name) else name
-    return Gap(name, tuple(ranked(observations, config.rule, None)), path)
 
 
 def make_mosaic(config: MosaicConfig) -> list[Mosaic]:

@@ -38,9 +38,21 @@ def parse(text: str) -> Span:
     return span
 
 
-def is_span(text: str) -> bool:
-    """True for a text that is written like days, and not like a path."""
-    return re.fullmatch(r"\d{4}-\d\d-\d\d(/\d{4}-\d\d-\d\d)?", text) is not None
+def span_of(text: str, near: Span) -> Span | None:
+    """Return the days that a text stands for; None where it is written like a path.
+
+    The name of a season is that of the year in which the span `near` begins.
+
+    Examples
+    --------
+    >>> [one.isoformat() for one in span_of("winter", parse("2024-06-01/2024-08-31"))]
+    ['2023-12-01', '2024-02-29']
+    """
+    if text in SEASONS:
+        begin = 12 * near[0].year + 3 * SEASONS.index(text) - 1
+        first, after = (datetime.date(months // 12, months % 12 + 1, 1) for months in (begin, begin + 3))
+        return first, after - datetime.timedelta(1)
+    return parse(text) if re.fullmatch(r"\d{4}-\d\d-\d\d(/\d{4}-\d\d-\d\d)?", text) else None
 
 
 def split(span: Span, every: str) -> Iterator[tuple[str, Span]]:

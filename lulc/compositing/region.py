@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 from affine import Affine
@@ -15,6 +16,11 @@ from lulc.core.grid import GridSpec, settled_crs
 from lulc.core.schema import InputError
 
 WGS84 = CRS.from_epsg(4326)
+
+WIDE = 12.0
+"""Degrees of longitude above which a UTM zone is warned about: its neighbours end there."""
+
+logger = logging.getLogger("lulc")
 
 MAX_PIXELS = 2**33
 """Pixels of a mosaic, at most: a square of 920 km at 10 m."""
@@ -92,6 +98,12 @@ def _crs(config: MosaicConfig, region: BaseGeometry) -> CRS:
             "since these end at 80 S and 84 N",
             "Say the CRS of the mosaic, for example --crs EPSG:3413 or EPSG:3031.",
         ) from error
+    if east - west > WIDE:
+        logger.warning(
+            "the region reaches from longitude %.1f to %.1f, over several UTM zones: pixels at its ends are "
+            "distorted in %s; --crs chooses another CRS, for example EPSG:3035 in Europe",
+            west, east, zone.to_string(),
+        )  # fmt: skip
     return CRS.from_epsg(zone.to_epsg())
 
 
