@@ -153,7 +153,7 @@ def test_a_region_across_zones_lies_in_that_of_its_middle(
         )
         with rasterio.open(made.path) as data:
             assert data.crs.to_epsg() == epsg
-        assert made.covered > 0.7
+        assert made.covered > 0.6  # the tiles end within the second region
         there = read(made.path)[0] != NODATA
         assert np.abs(read(made.path)[0] - expected(made.path)[0])[there].max() <= 2
     assert "distorted" not in caplog.text
