@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from lulc.config import InputConfig
-from lulc.core.channels import LIBRARY, ChannelDefinition
+from lulc.core.channels import LIBRARY, SYKE_FORMULAS, ChannelDefinition
+from lulc.core.formula import parse
 from lulc.core.grid import GridSpec
 from lulc.core.schema import INDICES, SIMULATED_TAG, InputError
 from lulc.core.windows import Window, squares_of
 from lulc.rasters.alignment import Alignment
+from lulc.rasters.indices import encode
 from lulc.rasters.items import is_item
 from lulc.rasters.layers import Layer, Source
 from lulc.rasters.masks import ValueMask
@@ -52,6 +54,9 @@ _NATIVE_10_M = ("B02", "B03", "B04", "B08")
 
 _ENOUGH = 500
 """Values that show in which coding a layer is stored."""
+
+_ROUNDING = 1.0
+"""Step of a SYKE code that is rounded to a whole number."""
 
 
 @dataclass(frozen=True)
@@ -596,17 +601,87 @@ def _decode(dn: np.ndarray, plane: Plane, out: np.ndarray, valid: np.ndarray) ->
 
 
 def _check_coding(source: Source, planes: Sequence[Plane]) -> None:
-    """Refuse an index raster that holds -1..1 rather than SYKE code."""
-    stored = [
-        p for p in planes if np.issubdtype(p.layer.dtype, np.floating) and p.layer.packing == (1.0, 0.0)
-    ]
+    """Refuse an index raster that by its values alone holds no SYKE code, but -1..1 or larger numbers.
+
+    Most values decide, since a raster may hold a no data that it doesn't declare: one value, if often.
+    """
+    stored = [p for p in planes if p.layer.packing == (1.0, 0.0)]
     for p, values in zip(stored, _sample(source, stored), strict=True):
-        if values.size and np.abs(values).max() <= 2:
-            raise InputError(
-                f"cannot read the index {p.name} of '{source.path}', since its values lie in "
-                f"{values.min():.3g}..{values.max():.3g}, expected SYKE code 100 x index + 100 in 0..200",
-                "Leave the index raster out, and the indices are computed from the bands.",
-            )
+        near = values[(values >= -2) & (values <= 200) & (values != 0)]
+        is_code = (values >= 0) & (values <= 200)
+        _, others = np.unique(values[~is_code], return_counts=True)
+        if (near.size and np.quantile(np.abs(near), 0.9) <= 2) or (
+            others.sum() - others.max(initial=0) > is_code.sum()
+        ):
+            low, high = np.quantile(values, (0.25, 0.75))
+            raise _not_coded(p.name, source.path, f"half of its values lie in {low:.3g}..{high:.3g}")
+
+
+def check_coding(bands: Any, indices: Mosaic) -> None:
+    """Refuse an index raster of another coding than SYKE's, by the indices of samples of the bands.
+
+    Parameters
+    ----------
+    bands
+        A mosaic, or scenes, on the grid of `indices`.
+    indices
+        The index rasters.
+
+    Raises
+    ------
+    InputError
+        If an index that was computed from these bands, or one of another date, is coded in another way.
+    """
+    formulas = {name: parse(SYKE_FORMULAS[name]) for name in indices.names}
+    known = {name: formula for name, formula in formulas.items() if {*formula.names} <= {*bands.names}}
+    if not known:
+        return
+    names = (*bands.names, *indices.names)
+    slots, parts = {name: i for i, name in enumerate(names)}, []
+    first = indices.readers[0]
+    large = first.source.block[0] * first.source.block[1] > 2**19
+    for window in _lattice(first.alignment.grid, first.source.block, *((2, 512) if large else (4, 128))):
+        shape = (len(names), *window.shape)
+        values, valid = np.zeros(shape, "float32"), np.zeros(shape, bool)
+        bands.read(window, values, valid, slots)
+        indices.read(window, values, valid, slots)
+        parts.append(np.where(valid, values, np.nan).reshape(len(names), -1))
+    planes = dict(zip(names, np.concatenate(parts, axis=1), strict=True))
+    for name, formula in known.items():
+        path = next(r.source.path for r in indices.readers if name in {p.name for p in r.planes})
+        computed = encode(formula.evaluate(planes))
+        # Codes at the ends may be clipped.
+        both = (planes[name] > 0) & (planes[name] < 200) & (computed > 0) & (computed < 200)
+        if both.sum() >= _ENOUGH and _is_recoded(planes[name][both], computed[both]):
+            read, expected = (np.median(codes[both]) for codes in (planes[name], computed))
+            found = f"the median of samples is {read:.4g}, where the bands give the code {expected:.4g}"
+            raise _not_coded(name, path, found)
+
+
+def _is_recoded(read: np.ndarray, computed: np.ndarray) -> bool:
+    """True where values (n,) are other codes of an index than SYKE's, whose codes (n,) bands give.
+
+    An index computed from these very bands is a straight line of their code, but for rounding; one of slope 1
+    and intercept 0 is SYKE's. Other dates and composites scatter around any line. Of them only
+    100 x index is told apart, 100 codes off, which is more than seasons move the middle of an image.
+    """
+    order = np.argsort(computed)
+    thirds = order[: len(order) // 3], order[-(len(order) // 3) :]
+    (x0, y0), (x1, y1) = ((np.median(computed[part]), np.median(read[part])) for part in thirds)
+    if x1 - x0 > _ROUNDING and y1 > y0:
+        slope = (y1 - y0) / (x1 - x0)
+        scatter = np.median(np.abs(read - y0 - slope * (computed - x0))) / slope
+        if 2 * scatter <= _ROUNDING and max(abs(y0 - x0), abs(y1 - x1)) > 2 * _ROUNDING:
+            return True
+    return bool(2 * np.median(np.abs(read + 100 - computed)) < np.median(np.abs(read - computed)))
+
+
+def _not_coded(name: str, path: str, found: str) -> InputError:
+    return InputError(
+        f"cannot read the index {name} of '{path}', since {found}, expected SYKE code 100 x index + 100 in "
+        "0..200",
+        "Leave the index raster out, and the indices are computed from the bands.",
+    )
 
 
 def check_samples(mosaic: Mosaic) -> None:

@@ -44,6 +44,7 @@ from lulc.rasters.mosaics import (
     Plane,
     band_planes,
     build_mosaic,
+    check_coding,
     check_samples,
     finest_grid,
     index_planes,
@@ -548,6 +549,7 @@ class _Opening:
             # What a mask leaves out of the bands is missing; where there are none, it is left out of indices.
             alone = None if main.names else mask
             index = build_mosaic("indices", given, coded, self._grid, config, alone, left_out=left_out)
+            check_coding(main, index)
         patches = tuple(_open_fill(path, config, needed, self._grid, opened) for path in fills)
         _log_left_out([*sources, *given], [*planes, *coded])
         return Part(date, main, patches, index)
