@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -299,3 +300,24 @@ def test_a_footprint_across_longitude_180_is_cut_there(epsg: int, top: int, lowe
     for polygon in geometry["coordinates"]:
         longitudes = [x for x, _ in polygon[0]]
         assert max(longitudes) - min(longitudes) < 10
+
+
+@pytest.mark.parametrize("name", ["m.tif", "m.zarr"])
+def test_the_item_of_a_mosaic_is_valid_and_links_to_its_sources(
+    tmp_path: Path, name: str, validate: Callable[[dict[str, Any]], list[str]]
+) -> None:
+    sys.path.insert(0, str(Path(__file__).parent))
+    from stac_server import make_item, save_items
+
+    from lulc.compositing.mosaic import make_mosaic
+    from lulc.config import MosaicConfig
+
+    folder = save_items(tmp_path, [make_item(tmp_path, "35VLG", "2024-06-03")])
+    options = {"bounds": (24.01, 61.305, 24.02, 61.31), "crs": "EPSG:32635", "band_names": ("B02",)}
+    out = str(tmp_path / "out" / name)
+    (made,) = make_mosaic(MosaicConfig(dates="2024-06-03", scenes=(str(folder),), out=out, **options))
+    item = read(made.path.with_suffix(".json"))
+    assert EXTENSIONS["raster"] in validate(item)
+    (source,) = [link["href"] for link in item["links"] if link["rel"] == "derived_from"]
+    assert (made.path.parent / source).is_file()
+    assert item["properties"]["lulc:clear_observations"] == {"1": sum(made.clear.values())}
