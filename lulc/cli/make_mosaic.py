@@ -1,9 +1,9 @@
 """Find the Sentinel-2 scenes of a region, leave out clouds, and compose them into one mosaic.
 
-The result is a GeoTIFF or Zarr folder with named bands (int16, reflectance x 10000, -32768 where no scene is
-clear; the last band counts the clear observations), which preprocess.py and make_classifications.py read as it
-is. Beside it lie OUT.json, a STAC item, and OUT_scenes.json, which makes the same mosaic again. An interrupted
-run is continued by the same command.
+The result is a GeoTIFF or Zarr folder with named bands (int16, reflectance x 10000, -32768 where no scene
+is clear; the last band counts the clear observations), which preprocess.py and make_classifications.py read
+as it is. Beside it lie OUT.json, a STAC item, and OUT_scenes.json, which makes the same mosaic again. An
+interrupted run is continued by the same command.
 
 Example: python make_mosaic.py --aoi region.gpkg --dates 2024-06-01/2024-08-31 --catalog earth-search
 --out summer.tif

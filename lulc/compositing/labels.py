@@ -74,36 +74,55 @@ def _is_catalog(place: str) -> bool:
     return place in CATALOGS or is_address(place)
 
 
-def write_labels(options: Sequence[str], grid: GridSpec, year: int, out: Path) -> None:
-    """Write the codes of a land-cover product on a grid, by the nearest pixel, never interpolated.
+def find_labels(options: Sequence[str], grid: GridSpec, year: int) -> list[str]:
+    """Return the rasters of a land-cover product that may have a pixel of a grid: paths or addresses.
 
     Parameters
     ----------
     options
-        The product, then files or folders that hold its tiles, or catalogues; where tiles overlap, the first
-        gives the code.
+        The product, then files or folders that hold its tiles, or catalogues.
     grid
-        Pixels of the result.
+        Pixels of the labels.
     year
         Of a catalogue's items those of the nearest year come first.
-    out
-        GeoTIFF, int16, `NODATA` where no tile has a code; its tags name the codes.
 
     Raises
     ------
     InputError
-        If the product isn't known, or no file has a pixel of the grid.
+        If the product isn't known, or a catalogue has none of it there.
     """
     product, places = check_product(options)
+    return list(_rasters(product, places, grid, year))
+
+
+def write_labels(product: str, rasters: Sequence[str], grid: GridSpec, out: Path) -> None:
+    """Write the codes of a land-cover product on a grid, by the nearest pixel, never interpolated.
+
+    Parameters
+    ----------
+    product
+        Its name.
+    rasters
+        As `find_labels` gives them; where they overlap, the first gives the code.
+    grid
+        Pixels of the result.
+    out
+        GeoTIFF, int16, `NODATA` where no raster has a code; its tags name the codes.
+
+    Raises
+    ------
+    InputError
+        If no raster has a pixel of the grid.
+    """
     with ExitStack() as opened, rasterio.Env(**GDAL):
         tiles = []
-        for path in _rasters(product, places, grid, year):
+        for path in rasters:
             source = opened.enter_context(retrying(partial(_open, path), path))
             if Alignment(source.grid, grid).touches():
                 tiles.append(SingleLayer(source, grid, "labels", "Give the land-cover raster itself."))
         if not tiles:
             raise InputError(
-                f"cannot write labels, since no raster of {' '.join(places)} has a pixel of the region",
+                f"cannot write labels, since none of {len(rasters)} rasters of {product} has a pixel there",
                 "Give the tiles of the product that cover it.",
             )
         _write(tiles, product, grid, out)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lulc.compositing import periods
 from lulc.compositing.catalog import NothingFoundError, find
 from lulc.compositing.composer import Composer, Gap, Job, Made, Site, make_part, part_path
-from lulc.compositing.labels import check_product, labels_path, write_labels
+from lulc.compositing.labels import check_product, find_labels, labels_path, write_labels
 from lulc.compositing.observation import lay_out, ranked
 from lulc.compositing.output import finished_clear, write_mosaic
 from lulc.compositing.region import grid_of
@@ -171,6 +171,7 @@ def _make(job: Job, cluster: Cluster | None) -> Mosaic:
     seal = seal_of(document_of(job.key))
     if not job.config.overwrite and (clear := finished_clear(job.out, seal)):
         return Mosaic(job.out, list_path(job.out), days, clear)
+    labels = find_labels(job.config.labels, job.grid, days[0].year) if job.config.labels else []
     with open_journal(job.out) as journal:
         if not journal.is_begun and not job.config.overwrite:
             check_absent(job.out)
@@ -183,7 +184,7 @@ def _make(job: Job, cluster: Cluster | None) -> Mosaic:
             return stored.reshape(-1, *part.extent.shape)
 
         if job.config.labels:
-            write_labels(job.config.labels, job.grid, days[0].year, labels_path(job.out))
+            write_labels(job.config.labels[0], labels, job.grid, labels_path(job.out))
         clear = journal.counts
         write_mosaic(job, pixels, clear, seal)
         journal.remove()
