@@ -239,8 +239,8 @@ class InputConfig(MaskConfig):
     )
     nodata: float | None = option(
         None,
-        "further no-data value of the bands, besides those that their files declare; a stored 0 is always "
-        "no data",
+        "further no-data value of bands and layers, besides those that their files declare; a reflectance "
+        "stored as 0 is always no data",
         group=INPUT,
     )
     index_nodata: tuple[float, ...] = option(

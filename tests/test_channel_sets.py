@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from lulc.core.config_file import read_settings
 from lulc.core.directions import mirror_directions, turn_directions
 from lulc.core.formula import parse
 from lulc.core.schema import CHANNELS, INDICES, InputError
+from lulc.core.statistics import Statistics
 from lulc.core.windows import Window
 from lulc.datasets.manifest import read_manifest
 from lulc.engines.registry import dihedral
@@ -516,6 +518,30 @@ def test_slope_takes_scale_and_range_of_the_elevation_channel(tmp_path: Path) ->
     found = read([], channel_set(tmp_path, text), layers=(path,))
     np.testing.assert_allclose(found["slope"][10:, 10:], math.degrees(math.atan(0.1)), rtol=1e-5)
     assert np.isnan(found["slope"][4:7, 4:7]).all() and np.isnan(found["elevation"][5, 5])
+
+
+@pytest.mark.parametrize("place", ["layers", "bands"])
+def test_no_data_that_a_user_gives_holds_for_channels_of_every_kind(place: str, tmp_path: Path) -> None:
+    rows, cols = np.indices((SIDE, SIDE))
+    z = (100 + 3 * cols - 4 * rows).astype(np.float32)[None]
+    other = np.random.default_rng(3).normal(size=(1, SIDE, SIDE)).astype(np.float32)
+    z[0, 20, 20] = other[0, :9] = -9999.9
+    text = "channels: [elevation, slope, {name: A00, kind: any}, {name: soil, kind: categorical}]\n"
+    soil = np.arange(SIDE * SIDE, dtype=np.int16).reshape(1, SIDE, SIDE) % 5
+    soil[0, 30, 30] = -9999
+    paths = [tif(tmp_path / f"{name}.tif", data, [name]) for name, data in
+             (("elevation", z), ("A00", other), ("soil", soil))]  # fmt: skip
+    for nodata, missing in ((-9999.9, [(20, 20), (21, 21), (4, 4)]), (-9999, [(30, 30)])):
+        options: dict[str, Any] = {"nodata": nodata}
+        options |= {"layers": tuple(paths)} if place == "layers" else {"layers": (paths[0],)}
+        found = read(paths[1:] if place == "bands" else [], channel_set(tmp_path, text), **options)
+        for row, col in missing:
+            assert all(np.isnan(plane[row, col]) for plane in found.values())
+        assert all(np.isfinite(plane[40, 40]) for plane in found.values())
+    with open_stack([], [], InputConfig(layers=(paths[1],), nodata=-9999.9), channels=channel_set(
+        tmp_path, "channels: [{name: A00, kind: any}]\n"
+    )) as stack:  # fmt: skip
+        assert Statistics.of(stack.read(WHOLE)).mean[0] == pytest.approx(other[0, 9:].mean(), abs=1e-5)
 
 
 @pytest.mark.parametrize("turn", range(4))

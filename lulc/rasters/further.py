@@ -24,6 +24,7 @@ from lulc.rasters.mosaics import (
     listed,
     open_bands,
     planes_of,
+    with_nodata,
 )
 from lulc.rasters.terrain import TerrainSource
 
@@ -133,7 +134,9 @@ def _add(
         elevation = channels.definition(layer)
         for source, found in zip(sources, find_layers(sources, names, [elevation]), strict=True):
             for position in found:
-                derived = opened.enter_context(TerrainSource(source.reopen(), position, elevation))
+                again = source.reopen()
+                again.layers = tuple(with_nodata(one, config) for one in again.layers)
+                derived = opened.enter_context(TerrainSource(again, position, elevation))
                 further.sources.append(derived)
                 wanted = {
                     TERRAIN.index(one.name.partition("(")[0]): one

@@ -371,17 +371,22 @@ def band_planes(
     return [planes_of(source, own, config) for source, own in zip(sources, found, strict=True)]
 
 
+def with_nodata(layer: Layer, config: InputConfig) -> Layer:
+    """Return a layer with the no data of ``--nodata`` beside its own."""
+    return dataclasses.replace(layer, missing=layer.missing.also(as_stored(config.nodata, layer.dtype)))
+
+
 def planes_of(source: Source, found: Mapping[int, ChannelDefinition], config: InputConfig) -> list[Plane]:
     """Return the planes of the layers of a source, by position in it."""
     planes = []
     for i, one in found.items():
-        layer = source.layers[i]
+        # What is derived of a layer holds no stored values.
+        layer = source.layers[i] if "(" in one.name else with_nodata(source.layers[i], config)
+        scaling, missing = Scaling(), layer.missing
         if one.kind == "reflectance":
             scaling = choose_scaling(layer, config.scale, config.offset, (one.scale, one.offset))
             # Conversion to reflectance leaves 0 out in any case.
-            missing = layer.missing.also(as_stored(config.nodata, layer.dtype)).without(0.0)
-        else:
-            scaling, missing = Scaling(), layer.missing
+            missing = missing.without(0.0)
         planes.append(Plane(one, i, layer, scaling, missing))
     fractions = [
         p for p in planes if p.is_reflectance and p.layer.plain and p.scaling.scale_from == "default"
