@@ -12,8 +12,10 @@ import pytest
 import rasterio
 import rasterio.shutil
 import xarray as xr
+from affine import Affine
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
+from rasterio.warp import transform as transform_points
 
 from lulc.config import InputConfig
 from lulc.core.grid import GridSpec
@@ -372,3 +374,68 @@ def test_a_scale_or_offset_that_no_value_can_mean_is_named(
         assert source.layers[0].unpack(np.array([7.0]))[0] == 7.0
     assert f"says of band 1: {said}, which is not used" in caplog.text
     assert "NODATA 'none at all'" in caplog.text
+
+
+def at(path: Path, data: np.ndarray, crs: str, transform: Any, nodata: float | None = None) -> str:
+    height, width = data.shape[1:]
+    with rasterio.open(
+        path, "w", driver="GTiff", count=len(data), dtype=data.dtype, height=height, width=width, crs=crs,
+        transform=transform, nodata=nodata,
+    ) as file:  # fmt: skip
+        file.write(data)
+        file.descriptions = ["B04", "B08"][: len(data)] if len(data) > 1 else [None]
+    return str(path)
+
+
+@pytest.mark.parametrize("left", [-0.05, 24.95, -160, -179.9, 179.8])
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3857"])
+@pytest.mark.parametrize("first", [-180, 0])
+def test_a_mask_in_degrees_hides_pixels_however_longitudes_are_counted(
+    tmp_path: Path, left: float, crs: str, first: int
+) -> None:
+    bands = np.random.default_rng(0).integers(200, 4000, (2, 100, 100)).astype("u2")
+    (x0, x1), (y0, y1) = transform_points("EPSG:4326", crs, [left, left + 0.1], [50.05, 49.95])
+    place = Affine((x1 - x0) / 100, 0, x0, 0, (y1 - y0) / 100, y0)
+    path = at(tmp_path / "b.tif", bands, crs, place, 0)
+    # Every second degree is hidden, counted from Greenwich.
+    hidden = ((np.arange(360) + first) % 2).astype("u1")
+    mask = at(tmp_path / "m.tif", np.tile(hidden, (1, 20, 1)), "EPSG:4326", Affine(1, 0, first, 0, -1, 60))
+    options = InputConfig(mask=(mask,), resample=True, scale=1e-4, offset=0)
+    with open_stack([path], [], options, channels=["B04", "B08"]) as stack:
+        found = np.isfinite(stack.read(stack.grid.extent)[50, :, 0])
+    lons, _ = transform_points(crs, "EPSG:4326", place.c + place.a * (np.arange(100) + 0.5), [y0] * 100)
+    np.testing.assert_array_equal(found, np.floor(np.array(lons) % 360) % 2 == 0)
+
+
+@pytest.mark.parametrize(("columns", "warned"), [(50, True), (130, False)])
+@pytest.mark.parametrize("crs", ["EPSG:3067", "EPSG:32636", "EPSG:4326"])
+def test_a_mask_that_does_not_cover_valid_pixels_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, columns: int, warned: bool, crs: str
+) -> None:
+    bands = np.random.default_rng(0).integers(200, 4000, (2, 300, 100)).astype("u2")
+    path = at(tmp_path / "b.tif", bands, "EPSG:3067", GRID, 0)
+    (x,), (y,) = transform_points("EPSG:3067", crs, [500_000], [6_700_000])
+    step = 10 / 111_320 if crs == "EPSG:4326" else 10
+    # Over the latitude of 60 degrees, pixels in degrees are half as wide.
+    wide = 2 * columns if crs == "EPSG:4326" else columns
+    place = Affine(step, 0, x - step * 20, 0, -step, y + 50 * step)
+    mask = at(tmp_path / "m.tif", np.zeros((1, 420, max(30, wide + 20)), "u1"), crs, place)
+    with open_stack([path], [], InputConfig(mask=(mask,), resample=True), channels=["B04", "B08"]) as stack:
+        assert np.isfinite(stack.read(stack.grid.extent)).all()
+    said = [r.getMessage() for r in caplog.records if "does not cover the bands" in r.getMessage()]
+    assert len(said) == warned
+
+
+def test_the_mask_of_a_warped_scene_covers_its_pixels(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bands = np.random.default_rng(0).integers(200, 4000, (2, 300, 300)).astype("u2")
+    path = at(tmp_path / "b.tif", bands, "EPSG:3067", GRID, 0)
+    mask = at(tmp_path / "m.tif", np.zeros((1, 150, 150), "u1"), "EPSG:3067", GRID @ Affine.scale(2))
+    like = at(tmp_path / "l.tif", np.zeros((1, 700, 500), "u1"), "EPSG:4326",
+              Affine(1e-4, 0, 26.99, 0, -1e-4, 60.45))  # fmt: skip
+    options = InputConfig(mask=(mask,), like=like, resample=True)
+    with open_stack([path], [], options, channels=["B04", "B08"]) as stack:
+        known = np.isfinite(stack.read(stack.grid.extent)).all(-1)
+        assert 0.3 < known.mean() < 0.95
+    assert "does not cover" not in caplog.text

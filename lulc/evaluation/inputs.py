@@ -169,6 +169,9 @@ def open_inputs(config: EvaluateConfig, resources: ExitStack, arrays: InMemory =
                 f"expected pixels of\n  {grid.describe()}",
                 "Leave out --image, or give the mosaic from which the map was made.",
             )
+    masks = resources.enter_context(open_masks(config, grid))
+    for mask in masks.masks:
+        mask.warn_of_uncovered(lambda window: the_map.read(window) != IGNORE)
     return Inputs(
         map=the_map,
         other=other,
@@ -176,7 +179,7 @@ def open_inputs(config: EvaluateConfig, resources: ExitStack, arrays: InMemory =
         translation=translation,
         regions=read_regions(config.regions, grid, the_map.tags) if config.regions else [],
         ground=read_ground(config.regions, config.run, grid, the_map.tags),
-        masks=resources.enter_context(open_masks(config, grid)),
+        masks=masks,
         image=image,
     )
 

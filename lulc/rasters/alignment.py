@@ -89,6 +89,10 @@ class Alignment:
         xs, ys = t.c + t.a * cols[None, :], t.f + t.e * rows[:, None]
         if self._to_source is not None:
             xs, ys = self._to_source.transform(*np.broadcast_arrays(xs, ys))
+        if self.source.crs.is_geographic:
+            # Longitudes may be -180..180 or 0..360: those of the grid are turned to the source's side.
+            with np.errstate(invalid="ignore"):
+                xs = xs - 360 * np.round((xs - s.c - s.a * self.source.width / 2) / 360)
         # Snapped, so that rounding in coordinates of millions of metres decides nothing.
         down = np.round((ys - s.f) / s.e * _SNAP) / _SNAP
         across = np.round((xs - s.c) / s.a * _SNAP) / _SNAP
@@ -99,7 +103,11 @@ class Alignment:
         height, width = self.grid.shape
         edges = (Window(0, 0, 1, width), Window(height - 1, 0, 1, width),
                  Window(0, 0, height, 1), Window(0, width - 1, height, 1))  # fmt: skip
-        return all(bool(self._inside(*self.centres(edge)).all()) for edge in edges)
+        return all(bool(self.reaches(edge).all()) for edge in edges)
+
+    def reaches(self, window: Window) -> np.ndarray:
+        """True where the centre of a pixel lies in the source, bool (y, x)."""
+        return self._inside(*self.centres(window))
 
     def touches(self) -> bool:
         """True where the source overlaps the box around the grid's pixels, seen from the source."""

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lulc")
 
-_SAMPLED = 16
 _SAMPLE_SIDE = 256
+
+_UNCOVERED = "the mask '%s' does not cover the bands; pixels beyond it are kept"
+
+_EDGE = 0.01
+"""Share of pixels beyond a mask up to which its border is that of the bands, but for the sides of pixels."""
 
 
 class MaskConfig(Protocol):
@@ -89,15 +93,28 @@ class ValueMask:
         )
         hint = "Give a cloud mask, or the scene classification (SCL) of the product."
         self._layer = SingleLayer(source, grid, "a mask", hint)
-        # The box of a warped scene holds more than the scene.
-        if self._layer.alignment.kind != "warped" and not self._layer.alignment.covers():
-            logger.warning("the mask '%s' does not cover the bands; pixels beyond it are kept", source.path)
+        self._covers = self._layer.alignment.covers()
+        # The box of a warped scene holds more than the scene, see `warn_of_uncovered`.
+        if self._layer.alignment.kind != "warped" and not self._covers:
+            logger.warning(_UNCOVERED, source.path)
         self._binary = not values
         if self._binary:
             _check_binary(source.path, self._sample())
             logger.info("mask '%s': pixels of value 1 are left out, those of 0 kept", source.path)
         self.path, self.values = source.path, values or (1,)
         self._grid, self._grow = grid, grow
+
+    def warn_of_uncovered(self, known: Callable[[Window], np.ndarray]) -> None:
+        """Warn where a warped mask does not reach samples of the pixels that are known, bool (y, x)."""
+        if self._layer.alignment.kind != "warped" or self._covers:
+            return
+        pixels = beyond = 0
+        for window in _samples_of(self._grid, 64):
+            there = known(window)
+            pixels += int(there.sum())
+            beyond += int((there & ~self._layer.alignment.reaches(window)).sum())
+        if beyond > _EDGE * pixels:
+            logger.warning(_UNCOVERED, self.path)
 
     def read(self, window: Window) -> np.ndarray:
         """True where a pixel counts, bool (y, x)."""
@@ -118,16 +135,8 @@ class ValueMask:
         return np.asarray(~(np.isin(codes, (*self.values, NO_CODE)) & inside))
 
     def _sample(self) -> np.ndarray:
-        height, width = self._layer.source.grid.shape
-        side = int(_SAMPLED**0.5)
-        found = [
-            self._layer.values_in(
-                Window(row, col, min(_SAMPLE_SIDE, height - row), min(_SAMPLE_SIDE, width - col))
-            )
-            for row in sorted({i * max(0, height - _SAMPLE_SIDE) // (side - 1) for i in range(side)})
-            for col in sorted({i * max(0, width - _SAMPLE_SIDE) // (side - 1) for i in range(side)})
-        ]
-        return np.unique(np.concatenate(found))
+        windows = _samples_of(self._layer.source.grid, _SAMPLE_SIDE)
+        return np.unique(np.concatenate([self._layer.values_in(window) for window in windows]))
 
     def identity(self) -> dict[str, Any]:
         return self._layer.identity()
@@ -148,6 +157,8 @@ class Masks(Resource):
     ----------
     provenance
         JSON-ready: mask and its values, bounds, polygons.
+    masks
+        The rasters among them.
     """
 
     def __init__(
@@ -160,7 +171,7 @@ class Masks(Resource):
     ) -> None:
         self.grid = grid
         self.provenance = provenance
-        self._masks = tuple(masks)
+        self.masks = tuple(masks)
         self._bounds = bounds
         self._polygons = polygons
 
@@ -173,23 +184,29 @@ class Masks(Resource):
         if self._polygons is not None:
             parts.append(self._polygons.read(window) == 1)
         # A mask need not be decoded where bounds and polygons leave nothing.
-        for mask in self._masks:
+        for mask in self.masks:
             if not parts or np.logical_and.reduce(parts).any():
                 parts.append(mask.read(window))
         return np.logical_and.reduce(parts) if parts else None
 
     def identity(self) -> list[dict[str, Any]]:
         """Name, bytes and sha256 of the files that were given."""
-        return [part.identity() for part in (*self._masks, self._polygons) if part is not None]
+        return [part.identity() for part in (*self.masks, self._polygons) if part is not None]
 
     def reopen(self) -> Masks:
         """Open the same masks once more, for another thread."""
-        masks = [mask.reopen() for mask in self._masks]
+        masks = [mask.reopen() for mask in self.masks]
         return Masks(self.grid, masks, self._bounds, self._polygons, self.provenance)
 
     def close(self) -> None:
-        for mask in self._masks:
+        for mask in self.masks:
             mask.close()
+
+
+def _samples_of(grid: GridSpec, side: int) -> list[Window]:
+    """Return windows at even distances, borders included."""
+    starts = [sorted({i * max(0, n - side) // 3 for i in range(4)}) for n in grid.shape]
+    return [Window(row, col, side, side).intersect(grid.extent) for row in starts[0] for col in starts[1]]
 
 
 def none_one_or_many(values: Sequence[Any]) -> Any:

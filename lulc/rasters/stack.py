@@ -484,7 +484,11 @@ class _Opening:
         parts += [Part(date, mosaic) for date, mosaic in layers.mosaics(grid, config)]
         classified = any(m.left_out for part in parts for m in (part.main, *part.fills))
         everywhere = open_masks(config, grid, classified=classified, paths=masks[""])
-        return Stack(grid, self._channels, parts, self._opened.enter_context(everywhere))
+        stack = Stack(grid, self._channels, parts, self._opened.enter_context(everywhere))
+        dated = [part.main.mask for part in parts if isinstance(part.main, Mosaic) and part.main.mask]
+        for one in (*everywhere.masks, *dated):
+            one.warn_of_uncovered(lambda window: np.isfinite(stack.read(window)).any(axis=-1))
+        return stack
 
     def _part(
         self, date: str, bands: Sequence[str | Source], indices: Sequence[str | Source],
