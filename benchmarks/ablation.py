@@ -47,12 +47,15 @@ PACKAGE = logging.getLogger("lulc")
 EPOCHS = 8
 """Of each training; their only use is that a run keeps its best models."""
 
+LEAN = (32, 64, 128, 256, 256)
+"""Filters of networks of five stages, the default among them."""
+
 FULL, HALF = (32, 64, 128, 256), (16, 32, 64, 128)
 """Filters of the original network, and of one of half its width."""
 
 COMMON: Mapping[str, Any] = {
-    "crop_sizes": (128,), "validation_crop_sizes": (128,), "filters": HALF, "precision": "bfloat16",
-    "average": 0.1,
+    "crop_sizes": (128,), "validation_crop_sizes": (128,), "filters": HALF, "block": "transpose",
+    "precision": "bfloat16", "average": 0.1,
 }  # fmt: skip
 """Of all rows. One snapshot of the weights swings by 0.05, so that averages are scored on both sides."""
 
@@ -67,9 +70,9 @@ class Stage:
 
 
 STAGES: Mapping[str, Stage] = {
-    "screen": Stage(15.0, "From the original on: half width, 15 Mpx, scored on block 0", "first"),
-    "refine": Stage(40.0, "Changes of the default: half width, 40 Mpx, scored on block 0", "first"),
-    "held-out": Stage(79.0, "Half width, 79 Mpx, blocks 0 to 2 left out in turn, one a seed", "each"),
+    "screen": Stage(15.0, "From the original on: 15 Mpx, scored on block 0", "first"),
+    "refine": Stage(40.0, "Changes at half width and of the network: 40 Mpx, scored on block 0", "first"),
+    "held-out": Stage(79.0, "79 Mpx, blocks 0 to 2 left out in turn, one a seed", "each"),
     "final": Stage(79.0, "79 Mpx, trained on blocks 0 to 2, scored on block 3", "validation"),
 }
 
@@ -90,6 +93,9 @@ ONE_STACK = ALIKE | {"batch_from": "one"}
 
 BY_PIXELS = {"recipe": "default", "balance": "pixels"}
 """The default before stacks were drawn by their classes."""
+
+HALF_WIDTH = {"recipe": "default"}
+"""The default before its network was a leaner one than the original's."""
 
 PRETRAINED = "pretrained"
 """Stands in a row for the weights of a pretraining on the whole scene without labels, which is made first."""
@@ -117,19 +123,24 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "by pixels, a quarter of the width": BY_PIXELS | {"filters": (8, 16, 32, 64)},
     "all stacks alike": ALIKE,
     "alike, batches of 4": ALIKE | {"batch_size": 4},
-    "default": {"recipe": "default"},
-    "default, no dropout": {"recipe": "default", "dropout": 0.0},
-    "default, dropout 0.5": {"recipe": "default", "dropout": 0.5},
-    "default, weight decay 0.1": {"recipe": "default", "weight_decay": 0.1},
-    "default, gain 0.01, offset 5": {"recipe": "default", "gain": 0.01, "offset_jitter": 5.0},
-    "default, 16 angles": {"recipe": "default", "rotations": 16},
-    "default, crops of 256": {"recipe": "default", "crop_sizes": (256,), "batch_size": 1},
-    "default, three stages": {"recipe": "default", "filters": (16, 32, 64)},
-    "default, bottleneck": {"recipe": "default", "bottleneck": 2},
-    "default, float32": {"recipe": "default", "precision": "float32"},
-    "default, a quarter of the width": {"recipe": "default", "filters": (8, 16, 32, 64)},
-    "default, full width": {"recipe": "default", "filters": FULL},
-    "default, pretrained on the scene": {"recipe": "default", "init": PRETRAINED},
+    "half width": HALF_WIDTH,
+    "half width, no dropout": HALF_WIDTH | {"dropout": 0.0},
+    "half width, dropout 0.5": HALF_WIDTH | {"dropout": 0.5},
+    "half width, weight decay 0.1": HALF_WIDTH | {"weight_decay": 0.1},
+    "half width, gain 0.01, offset 5": HALF_WIDTH | {"gain": 0.01, "offset_jitter": 5.0},
+    "half width, 16 angles": HALF_WIDTH | {"rotations": 16},
+    "half width, crops of 256": HALF_WIDTH | {"crop_sizes": (256,), "batch_size": 1},
+    "half width, three stages": HALF_WIDTH | {"filters": (16, 32, 64)},
+    "half width, bottleneck": HALF_WIDTH | {"bottleneck": 2},
+    "half width, float32": HALF_WIDTH | {"precision": "float32"},
+    "half width, pretrained on the scene": HALF_WIDTH | {"init": PRETRAINED},
+    "a quarter of the width": HALF_WIDTH | {"filters": (8, 16, 32, 64)},
+    "full width": HALF_WIDTH | {"filters": FULL},
+    "transpose, 5 stages": HALF_WIDTH | {"filters": LEAN, "decoder_filters": (128, 96, 64, 32, 32)},
+    "upsample, 5 stages": HALF_WIDTH
+    | {"filters": LEAN, "decoder_filters": (128, 64, 48, 32, 16), "block": "upsample"},
+    "sum, 4 stages": HALF_WIDTH | {"filters": FULL, "block": "sum"},
+    "default": {"recipe": "default", "filters": None, "block": None},
 }
 """What each row changes in the original's recipe."""
 

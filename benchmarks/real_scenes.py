@@ -79,7 +79,8 @@ SHIPPED = ("brazil", "chile", "denmark", "tanzania")
 """Scenes whose terms allow weights to be passed on."""
 
 SETTINGS: Mapping[str, Any] = {
-    "filters": (16, 32, 64, 128), "crop_sizes": (64,), "validation_crop_sizes": (64,), "batch_size": 4,
+    "filters": (16, 32, 64, 128), "block": "transpose", "crop_sizes": (64,), "validation_crop_sizes": (64,),
+    "batch_size": 4,
     "precision": "bfloat16", "epochs": 4, "validation_steps": 8, "calibrate": "one",
 }  # fmt: skip
 """Of all trainings: half width, and crops that fit the smallest scene at every angle."""

@@ -4,7 +4,7 @@ Kernels become float16. Cards get the scores of the file as it is shipped, and w
 script also writes the table of ``weights/README.md``, ``weights/SHA256SUMS`` and the predictions that tests
 compare with.
 
-Example: python benchmarks/ablation.py final "by pixels"
+Example: python benchmarks/ablation.py final default
          python benchmarks/real_scenes.py --ship
          python benchmarks/ship_weights.py
 """
@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import logging
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,7 @@ TEXTS = {
 }
 """Of each folder, for its cards."""
 
-ROW = "by pixels"
+ROW = "default"
 """Of benchmarks/ablation.py, stage final."""
 
 PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1")
@@ -90,11 +91,13 @@ SIDE = 32
 def main() -> int:
     """Write all weights, then what lies beside them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folders", nargs="*", default=list(TEXTS), help="to write (default: all)")
     parser.add_argument("--ablation-runs", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--scenes-runs", type=Path, default=real_scenes.RUNS)
     options = parser.parse_args()
     logging.getLogger("lulc").setLevel(logging.ERROR)
-    for folder, (config, dataset, picks, temperature) in _trainings(options).items():
+    for folder in options.folders:
+        config, dataset, picks, temperature = _TRAININGS[folder](options)
         for pick in picks:
             source = find_model(config.out, pick)
             ship(source, folder, pick, config, dataset, temperature)
@@ -102,19 +105,26 @@ def main() -> int:
     return 0
 
 
-def _trainings(options: argparse.Namespace) -> dict[str, tuple[TrainConfig, Dataset, tuple[str, ...], float]]:
-    """Run, data, models and temperature of each folder of weights."""
+Training = tuple[TrainConfig, "Dataset", tuple[str, ...], float]
+"""Run, data, models and temperature of a folder of weights."""
+
+
+def _simulated(options: argparse.Namespace) -> Training:
     from lulc.training.data.dataset import open_dataset
 
     options.stage, options.mpx, options.runs = "final", None, options.ablation_runs
-    stacks = ablation.make_stacks(ablation.SCENE, options.runs)
-    large = ablation.config_of(stacks, ROW, 1, options)
-    found = {"kaakonkulma-sim": (large, open_dataset(large), PICKS, ablation.temperature_of(
-        ablation.read(ablation.RESULTS), ROW))}  # fmt: skip
-    options.runs, options.mpx = options.scenes_runs, real_scenes.MPX
-    small, dataset = real_scenes.open_shipped(1, options)
-    calibrated = load_card(find_model(small.out, "last")).temperature
-    return found | {"level1-sentinel2": (small, dataset, ("last",), float(calibrated))}  # type: ignore[arg-type]
+    config = ablation.config_of(ablation.make_stacks(ablation.SCENE, options.runs), ROW, 1, options)
+    return config, open_dataset(config), PICKS, ablation.temperature_of(ablation.read(ablation.RESULTS), ROW)
+
+
+def _real(options: argparse.Namespace) -> Training:
+    options.stage, options.runs, options.mpx = "final", options.scenes_runs, real_scenes.MPX
+    config, dataset = real_scenes.open_shipped(1, options)
+    calibrated = load_card(find_model(config.out, "last")).temperature
+    return config, dataset, ("last",), float(calibrated)  # type: ignore[arg-type]
+
+
+_TRAININGS = {"kaakonkulma-sim": _simulated, "level1-sentinel2": _real}
 
 
 def ship(
@@ -126,8 +136,9 @@ def ship(
     model, card = load_model(source)
     target = WEIGHTS / folder / f"{pick}.keras"
     card = dataclasses.replace(card, name=f"{folder}/{pick}", temperature=temperature, **TEXTS[folder])
-    save_model(model, card, target, half=True)
-    outcome = classify_left_out(dataclasses.replace(config, out=str(target)), dataset)
+    with tempfile.TemporaryDirectory() as run:
+        save_model(model, card, Path(run) / "last.keras", half=True)
+        outcome = classify_left_out(dataclasses.replace(config, out=run), dataset)
     found = ablation.figures(metrics.score(outcome.confusion, dataset.legend))
     scores = {
         "validation stacks": [tile.name for tile in dataset.validation],

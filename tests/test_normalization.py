@@ -175,7 +175,7 @@ def test_validation_takes_a_share_of_an_epoch_unless_asked_for(write_stacks, tmp
     settled = train_module.settle(config, dataset)
     # Of 40 training batches with as large crops: 7 % twice, beside a twelfth for the averaged weights.
     assert settled.validation_steps == (2 if average else 9)
-    assert f"an epoch is validated on {settled.validation_steps} of 50 batches" in caplog.text
+    assert f"an epoch is validated on {settled.validation_steps} of 30 batches" in caplog.text
     assert train_module.settle(config, dataset) == settled == train_module.settle(settled, dataset)
     assert settled.validation_crop_sizes == (32,)
     plain = sum(len(crops) * crops.pixels_per_batch for crops in plain_crops(settled, dataset))
@@ -183,4 +183,4 @@ def test_validation_takes_a_share_of_an_epoch_unless_asked_for(write_stacks, tmp
     asked = dataclasses.replace(config, validation_steps=50)
     assert train_module.settle(asked, dataset).validation_steps == 50
     longer = dataclasses.replace(config, steps=1000)
-    assert train_module.settle(longer, dataset).validation_steps == 50
+    assert train_module.settle(longer, dataset).validation_steps == 30

@@ -222,7 +222,6 @@ def test_patience_ends_a_run_early_and_finished(stacks, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value"), [("rare_classes", 1.5), ("gain", 2.0), ("rotations", 0), ("average", -0.1)]
 )
-def test_numbers_out_of_range_are_refused(stacks, tmp_path, option, value):
-    config = TrainConfig(data=(str(stacks),), out=str(tmp_path / "run"), **SMALL | {option: value})
-    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} is {value}, expected"):
-        train(config)
+def test_numbers_out_of_range_are_refused(option, value):
+    with pytest.raises(InputError, match=f"cannot use {value} for --{option.replace('_', '-')}, expected"):
+        TrainConfig(data=("stacks",), out="run", **SMALL | {option: value})

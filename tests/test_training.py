@@ -292,6 +292,18 @@ def test_weights_whose_channels_mean_other_things_are_no_start(stacks, straight,
         train(make_config(stacks, tmp_path / "run", init=str(path)))
 
 
+def test_a_start_from_weights_takes_their_network_where_no_option_shapes_it(stacks, tmp_path, caplog):
+    shaped = {"filters": (4, 6), "block": "transpose", "norm": "none", "decoder_filters": (5, 7)}
+    first = train(make_config(stacks, tmp_path / "first", **shaped))
+    opened = dict.fromkeys(shaped) | {"decoder_filters": ()}
+    config = make_config(stacks, tmp_path / "own", init=str(first.picks["last"]), epochs=1, **opened)
+    network = load_card(train(config).picks["last"]).network
+    assert {name: getattr(network, name) for name in shaped} == shaped
+    assert not [r for r in caplog.records if "begin anew" in r.message]
+    other = dataclasses.replace(config, out=str(tmp_path / "other"), filters=(4,))
+    assert load_card(train(other).picks["last"]).network.filters == (4,)
+
+
 def test_another_key_is_refused_and_names_what_differs(stacks, write_stacks, tmp_path, monkeypatch):
     config = make_config(stacks, tmp_path / "run")
     monkeypatch.setattr(train_module, "StopRequest", lambda: StopAfter(1))

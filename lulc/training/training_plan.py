@@ -10,13 +10,16 @@ import numpy as np
 
 from lulc.config import AUTO, RECIPES, TrainConfig
 from lulc.core.schema import IGNORE, SPARSE
+from lulc.models.config import NetworkConfig
+from lulc.models.legacy import read_legacy
+from lulc.models.weights import find_model, load_card
 from lulc.training.data.dataset import Dataset, class_targets
 from lulc.training.data.pixels import labelled_squares
 
 FEW = 100_000
-"""Labelled pixels up to which labels are few: no more than one batch of the default recipe has."""
+"""Labelled pixels up to which labels are few: no more than three batches of the default recipe have."""
 
-OPEN = ("epochs", "steps", "batch_size", "crop_sizes", "filters", "dropout", "loss")
+OPEN = ("epochs", "steps", "batch_size", "crop_sizes", "filters", "block", "dropout", "loss")
 """Options that a plan shows."""
 
 
@@ -114,7 +117,7 @@ def plan_training(config: TrainConfig, dataset: Dataset) -> TrainingPlan:
             if few
             else f"labels for a network: {data.training:,} px on {share}"
         )
-    resolved = dataclasses.replace(config, recipe=recipe).resolved()
+    resolved = dataclasses.replace(_shaped(config), recipe=recipe).resolved()
     sizes: dict[str, Any] = {
         name: fitting
         for name, tiles in (("crop_sizes", dataset.training), ("validation_crop_sizes", dataset.validation))
@@ -126,6 +129,18 @@ def plan_training(config: TrainConfig, dataset: Dataset) -> TrainingPlan:
         f"{name.replace('_', ' ')} {_shown(sides)}, since no stack is larger" for name, sides in sizes.items()
     ]
     return TrainingPlan(dataclasses.replace(resolved, **sizes), data, tuple(reasons))
+
+
+def _shaped(config: TrainConfig) -> TrainConfig:
+    """Give a training the network of the weights that it starts from, where no option shapes it."""
+    shape = ("filters", "decoder_filters", "bottleneck", "block", "norm")
+    if config.init is None or any(getattr(config, name) for name in shape):
+        return config
+    path = find_model(config.init)
+    network = read_legacy(path)[0] if path.suffix == ".h5" else load_card(path).network
+    if not isinstance(network, NetworkConfig):
+        return config
+    return dataclasses.replace(config, **{name: getattr(network, name) for name in shape})
 
 
 def fingerprint_of(dataset: Dataset) -> Fingerprint:
