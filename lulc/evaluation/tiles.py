@@ -65,7 +65,7 @@ class TileFile:
 
         source = self._free.get()
         try:
-            cache = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE // 2**20)
+            cache = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE)
             with cache, source.opened() as dataset, Reader(None, dataset=dataset) as reader:
                 return read(reader)
         finally:

@@ -75,7 +75,7 @@ def _write_all(
 ) -> None:
     source = Path(config.map)
     legend = load_scheme(config.scheme).legend if config.scheme is not None else None
-    cache = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE // 2**20)
+    cache = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE)
     with cache, open_map(source, legend, allow_vrt=config.allow_vrt) as land_cover:
         dates = config.date or known_dates(land_cover.tags)
         if ".json" in kinds:

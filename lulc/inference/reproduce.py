@@ -264,7 +264,7 @@ def compare(first: Path, second: Path, difference: Path | None = None) -> Compar
     InputError
         If their grids differ.
     """
-    cache = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE // 2**20)
+    cache = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE)
     with cache, open_map(first) as a, open_map(second) as b:
         if not a.grid.matches(b.grid):
             raise InputError(

@@ -107,7 +107,7 @@ def _absolute(value: Any) -> Any:
 
 def reading() -> rasterio.Env:
     """GDAL as it reads mosaics in this toolkit, for a ``with`` statement."""
-    return rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE // 2**20)
+    return rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE)
 
 
 def stamps_of_inputs(config: ClassifyConfig) -> list[Stamp]:

@@ -45,8 +45,8 @@ from lulc.rasters.stack import Coverage, Stack, open_stack
 STRIP = 2**18
 """Pixels that are held in memory at once: 14 channels of them are 15 MB, in float64 29 MB."""
 
-GDAL_CACHE = 192
-"""MB of decoded blocks; GDAL's own default is a share of the machine's memory, however large that is."""
+GDAL_CACHE = 192 * 2**20
+"""Bytes of decoded blocks; GDAL's own default is a share of the machine's memory, however large that is."""
 
 SCENES, CURRENT = "scenes.json", "run.json"
 """Beside the stacks while they are made: the scenes that were found, and the key of the run."""
