@@ -20,7 +20,7 @@ from lulc.config import PreprocessConfig, TrainConfig
 from lulc.core.schema import BANDS, InputError
 from lulc.datasets.loading import find_overlaps, load_manifest
 from lulc.evaluation.measures.regions import read_ground, read_regions
-from lulc.preprocessing.patches import LabelledPixels, group_pixels, split_groups
+from lulc.preprocessing.patches import LabelledPixels, Split, group_pixels, leave_gap, split_groups
 from lulc.preprocessing.preprocess import make_stacks
 from lulc.preprocessing.split import choose_groups
 from lulc.rasters.sources import open_source
@@ -205,6 +205,52 @@ def test_validation_by_polygons_all_none_and_the_ground_of_another_folder(
         changed = {"validation": (word,), "out": str(tmp_path / word)}
         manifest = make_stacks(PreprocessConfig(**mosaic | changed))
         assert np.array_equal(on_mosaic(manifest, split), labels) and len(manifest.of(split)) > 0
+
+
+@pytest.mark.parametrize("gap", [0, 20, 76, 150])
+def test_labels_within_the_gap_of_validating_polygons_do_not_train(
+    mosaic: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, gap: int
+) -> None:
+    labels = draw(mosaic)
+    geopandas.GeoDataFrame(geometry=[square(0, 0, 60)], crs=UTM).to_file(tmp_path / "area.gpkg")
+    options = mosaic | {"validation": (str(tmp_path / "area.gpkg"),), "gap": gap, "split": "patches"}
+    manifest = make_stacks(PreprocessConfig(**options))
+    held, trained = on_mosaic(manifest, "val"), on_mosaic(manifest, "train")
+    apart = ndimage.distance_transform_cdt(held == 0, "chessboard")
+    others = [(labels == number) & (held == 0) for number in (1, 2, 3)]
+    kept = next(
+        k for k in (gap, gap // 2, gap // 4, gap // 8)
+        if all(2 * (own & (apart <= k)).sum() <= own.sum() for own in others)
+    )  # fmt: skip
+    assert np.array_equal(trained, np.where(apart > kept, labels, 0)) and trained.any()
+    assert manifest.provenance["labelled"]["hidden"] == ((apart <= kept) & (held == 0) & (labels > 0)).sum()
+    told = [r.getMessage() for r in caplog.records if "validating ones train" in r.getMessage()]
+    assert len(told) == (kept < 76)
+    assert all(f"more than {kept} pixels" in said and ("half" in said) == (kept < gap) for said in told)
+
+
+def test_a_gap_leaves_half_of_each_class_however_labels_lie() -> None:
+    rng = np.random.default_rng(0)
+    for trial in range(20):
+        places = np.unique(rng.integers(0, 200, (400, 2)), axis=0).astype(np.int32)
+        rows, cols = places.T
+        pixels = LabelledPixels(rows, cols, rng.integers(1, 4, len(rows)).astype(np.uint8), rows * 0)
+        groups = group_pixels(rows, cols, 1)
+        validates = rng.random(groups.max() + 1) < rng.uniform(0.02, 0.9)
+        split = leave_gap([pixels], Split(groups, validates, 1), 3, 76)
+        held = validates[groups]
+        apart = np.abs(places[:, None] - places[held][None]).max(axis=-1).min(axis=1, initial=10**6)
+        assert np.array_equal(split.left_out, ~held & (apart <= split.gap)), trial
+        for k in range(1, 4):
+            own = (pixels.classes == k) & ~held
+            assert 2 * (own & split.left_out).sum() <= own.sum()
+        if split.gap < 76:
+            lost = [
+                2 * ((pixels.classes == k) & ~held & (apart <= 2 * split.gap + 1)).sum()
+                > ((pixels.classes == k) & ~held).sum()
+                for k in range(1, 4)
+            ]
+            assert any(lost)
 
 
 @pytest.mark.parametrize(

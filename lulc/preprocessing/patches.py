@@ -122,11 +122,17 @@ class Split:
         bool (group,).
     distance
         Pixels within which patches were grouped; 1 for those that touch, 0 for those of one class that touch.
+    left_out
+        bool (pixel,), True for labels that neither train nor validate; None where all do.
+    gap
+        Pixels within which these lie from labels that validate.
     """
 
     groups: NDArray[np.int64]
     validates: NDArray[np.bool_]
     distance: int
+    left_out: NDArray[np.bool_] | None = None
+    gap: int = 0
 
     @property
     def sides(self) -> int:
@@ -213,6 +219,43 @@ def split_groups(
         if not fraction or ((both | ~several).all() and NEAREST * fraction <= share <= FARTHEST * fraction):
             break
     return Split(groups, validates, distance)
+
+
+def leave_gap(pixels: Sequence[LabelledPixels], split: Split, classes: int, gap: int) -> Split:
+    """Leave out training labels near those that validate.
+
+    The distance is `gap`, or the first of its halves at which no class loses more than half of its training
+    labels.
+
+    Parameters
+    ----------
+    pixels
+        Of each mosaic or chip; those of chips that lie near each other are of one group.
+    split
+        What trains and validates.
+    classes
+        How many there are.
+    gap
+        Pixels that a network sees around each.
+    """
+    from scipy.spatial import KDTree
+
+    labels, held = np.concatenate([own.classes for own in pixels]), split.validates[split.groups]
+    far, first = np.full(len(labels), np.inf), 0
+    for own in pixels:
+        validating = held[first : first + len(own)]
+        places = np.stack([own.rows, own.cols], axis=1)
+        if validating.any() and not validating.all():
+            tree = KDTree(places[validating])
+            there = first + np.flatnonzero(~validating)
+            far[there] = tree.query(places[~validating], p=np.inf, distance_upper_bound=gap + 1)[0]
+        first += len(own)
+    total = np.bincount(labels[~held], minlength=classes + 1)
+    for distance in [gap >> k for k in range(gap.bit_length() + 1)]:
+        near = far <= distance
+        if (2 * np.bincount(labels[near], minlength=classes + 1) <= total).all():
+            break
+    return dataclasses.replace(split, left_out=near, gap=distance)
 
 
 def groups_of(pixels: Sequence[LabelledPixels], together: Sequence[str], distance: int) -> NDArray[np.int64]:

@@ -25,6 +25,7 @@ from lulc.preprocessing.patches import (
     LabelledPixels,
     Split,
     groups_of,
+    leave_gap,
     split_groups,
 )
 from lulc.preprocessing.split import (
@@ -221,11 +222,14 @@ def plan_patches(
             "one side of --validation",
             "Type --split stacks, or --validation none.",
         )
-    validates = np.split(split.validates[split.groups], np.cumsum([len(own) for own in found])[:-1])
+    held = split.validates[split.groups]
+    trains = ~held if split.left_out is None else ~(held | split.left_out)
+    ends = np.cumsum([len(own) for own in found])[:-1]
+    sides = zip(np.split(held, ends), np.split(trains, ends), strict=True)
     places: dict[str, list[Place]] = {"train": [], "val": []}
-    for chip, (ground, own, held) in enumerate(zip(grounds, found, validates, strict=True)):
-        unseen = own.take(held)
-        for name, some in (("train", own.take(~held)), ("val", unseen)):
+    for chip, (ground, own, (validating, training)) in enumerate(zip(grounds, found, sides, strict=True)):
+        unseen = own.take(validating)
+        for name, some in (("train", own.take(training)), ("val", unseen)):
             for number, labels in some.by_place():
                 window = _around(labels.extent, config.gap, ground.grid)
                 withheld = unseen.take(unseen.within(window)) if name == "train" else None
@@ -261,7 +265,17 @@ def _split_of(
         share = _share(config.validation)
         return split_groups(found, together, classes, share, config.gap, config.seed)
     groups = groups_of(found, together, 1)
-    return Split(groups, np.bincount(groups, np.concatenate(inside)) >= 0.5 * np.bincount(groups), 1)
+    validates = np.bincount(groups, np.concatenate(inside)) >= 0.5 * np.bincount(groups)
+    split = leave_gap(found, Split(groups, validates, 1), classes, config.gap)
+    if split.gap < PreprocessConfig.gap and split.sides > 1:
+        logger.warning(
+            "labels more than %d pixels from validating ones train, fewer than %d, the receptive radius of "
+            "the default network%s: scores may be too good",
+            split.gap, PreprocessConfig.gap,
+            ", since within --gap a class would lose more than half of its training labels"
+            * (split.gap < config.gap),
+        )  # fmt: skip
+    return split
 
 
 def _together(grounds: Sequence[Ground], gap: int) -> list[str]:
