@@ -38,7 +38,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
         tif(folder / name / "labels.tif", classes[None], meters=30 if name == "landsat" else 10)
     for number in range(1, 8):
-        stored = (7500 + 2000 * classes + rng.integers(0, 900, (1, side, side))).astype(np.uint16)
+        stored = (7500 + 2000 * classes.astype(int) + rng.integers(0, 900, (1, side, side))).astype(np.uint16)
         file = folder / "landsat" / f"LC08_L2SP_190017_20200714_20200912_02_T1_SR_B{number}.TIF"
         tif(file, stored, meters=30, nodata=0)
     tif(folder / "landsat" / "LC08_L2SP_190017_20200714_20200912_02_T1_QA_PIXEL.TIF",

@@ -16,7 +16,7 @@ from lulc.core.schema import InputError
 from lulc.models import backend
 from lulc.training.data.augmentation import Augmentation, Dropout, Flip, Jitter
 from lulc.training.data.batches import BatchConfig, TileGenerator, pad_small, pixels_per_crop
-from lulc.training.data.dataset import Dataset, class_targets, optional_channels
+from lulc.training.data.dataset import Dataset, class_targets
 from lulc.training.data.masking import MaskedCrops
 from lulc.training.data.on_device import ResidentCrops
 from lulc.training.data.sampling import KEPT, ClassSampler, LabelledPixels, stack_weights
@@ -180,7 +180,8 @@ def choose_crop_device(config: TrainConfig, dataset: Dataset, devices: int, free
         If the device is asked for and can't do it, or the stacks don't pass through the host's memory.
     """
     check_crop_device(config, devices)
-    computed = "some may lack channels" if optional_channels(dataset.channel_set) else ""
+    channels = dataset.channel_set
+    computed = "some may lack channels" if channels and channels.optional else ""
     computed = computed or ("they hold directions" if directions_of(dataset) != () else "")
     if computed:
         if config.stacks_on == "device":
@@ -254,7 +255,7 @@ def _augmentations(config: TrainConfig, dataset: Dataset) -> tuple[Augmentation,
         found.append(
             Jitter(dataset.channels, dataset.channel_set, gain=config.gain, offset=config.offset_jitter)
         )
-    if config.date_dropout and dataset.channel_set and optional_channels(dataset.channel_set):
+    if config.date_dropout and dataset.channel_set and dataset.channel_set.optional:
         found.append(Dropout(dataset.channel_set, config.date_dropout))
     return tuple(found)
 

@@ -379,11 +379,6 @@ def _described(manifest: Manifest) -> list[str]:
     ]
 
 
-def optional_channels(channels: ChannelSet | None) -> tuple[int, ...]:
-    """Return the numbers of the channels that a valid pixel may lack."""
-    return channels.optional if channels else ()
-
-
 def _merge_legends(legends: Sequence[Legend]) -> Legend:
     """Return the first legend, without its source codes where the folders' sources use others."""
     first = legends[0]
@@ -424,12 +419,13 @@ def _open_split(manifests: Sequence[Manifest], split: str) -> tuple[tuple[Tile, 
             near.setdefault(overlap.train.image, []).append(overlap.window)
     tiles, counts = [], np.zeros(len(manifests[0].legend), np.int64)
     for manifest in manifests:
+        optional = manifest.channel_set.optional if manifest.channel_set else ()
         for stack in manifest.of(split):
             name = f"{manifest.folder.name}/{stack.name}"
             masks = open_tile(stack)[1]
             # The preparation has hidden the labels around validation stacks of the same folder.
             ignored = [w for w in near.get(stack.image, []) if _count(masks, len(counts), w).any()]
-            tile = Tile(name, *open_tile(stack, ignored), optional_channels(manifest.channel_set))
+            tile = Tile(name, *open_tile(stack, ignored), optional)
             labelled = _count(tile.masks, len(counts)) if ignored else np.array(stack.class_counts)
             if ignored:
                 logger.warning("labels of '%s' in or near a validation stack are ignored", name)

@@ -21,7 +21,7 @@ from lulc.core.windows import Window, squares_of
 from lulc.rasters.channels import load_channels
 from lulc.rasters.sources import stamps_of
 from lulc.rasters.stack import Stack, open_stack, sort_inputs
-from lulc.training.data.dataset import Dataset, Tile, optional_channels
+from lulc.training.data.dataset import Dataset, Tile
 
 logger = logging.getLogger("lulc")
 
@@ -134,7 +134,7 @@ def _survey(stack: Stack, crop: int) -> tuple[list[Window], Statistics]:
 
 def _tile(stack: Stack, lock: threading.Lock, window: Window) -> Tile:
     masks = np.broadcast_to(np.uint8(1), window.shape)
-    optional = optional_channels(stack.channel_set)
+    optional = stack.channel_set.optional
     return Tile(f"row {window.row}, column {window.col}", _Square(stack, lock, window), masks, optional)
 
 
