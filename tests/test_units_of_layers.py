@@ -167,6 +167,16 @@ def test_a_formula_of_a_megabyte_is_refused_in_short(tmp_path: Path) -> None:
         channel_set(tmp_path, text.replace("B04 + ", "B04 + " * 2))
 
 
+@pytest.mark.parametrize("noise", [0.002, 0.01])
+def test_power_below_zero_after_noise_was_taken_off_is_no_dB(noise: float, tmp_path: Path) -> None:
+    power = (np.random.default_rng(1).gamma(4, 0.004, (2, SIDE, SIDE)) - noise).astype(np.float32)
+    assert (power < 0).any() and np.median(power) > 0
+    found = read([tif(tmp_path / "radar.tif", power, ["VV", "VH"])], CHANNEL_SETS["sentinel1"])
+    valid = (power > 0).all(0)
+    np.testing.assert_allclose(found["VV"][valid], 10 * np.log10(power[0][valid]), rtol=1e-4)
+    assert np.isnan(found["VV"][~valid]).all()
+
+
 # Masks and units in metadata
 
 

@@ -205,13 +205,14 @@ def check_limits(stored: np.ndarray, channel: ChannelDefinition, layer: Layer, n
         )
 
 
-_LINEAR, _LOWEST_DB, _HIGHEST_DB = 3.0, -45.0, 10.0
+_LINEAR, _NOISE, _LOWEST_DB, _HIGHEST_DB = 3.0, -0.2, -45.0, 10.0
 
 
 def recognise_backscatter(stored: np.ndarray, layer: Layer, name: str) -> Literal["dB", "power"]:
     """Tell backscatter in dB from linear power.
 
-    Power is never negative and seldom above 1; land and water in dB are mostly negative.
+    Power is seldom above 1, and below 0 only by what was taken off for noise; land and water in dB are mostly
+    negative.
 
     Parameters
     ----------
@@ -233,9 +234,9 @@ def recognise_backscatter(stored: np.ndarray, layer: Layer, name: str) -> Litera
     if not values.size:
         return "dB"
     low, middle, high = np.percentile(values, (0.5, 50, 95))
-    if low >= 0 and middle <= _LINEAR:
+    if low > _NOISE and 0 <= middle <= _LINEAR:
         return "power"
-    if _LOWEST_DB <= middle <= _HIGHEST_DB and low < 0:
+    if _LOWEST_DB <= middle <= _HIGHEST_DB and low < -1:
         return "dB"
     raise InputError(
         f"cannot take {name} for backscatter, since 95 % of its values lie below {high:.4g} and their median "
