@@ -520,16 +520,11 @@ class _Opening:
             self._grid = self._grid or main.grid
         else:
             files = [file for path in bands for file in _files_of(path, config)]
-            optional = [one.name for one in needed if one.may_be_missing]
             # What a date lacks is told here; what further rasters lack, when all are open.
             elsewhere = bool(layers.sources) and not (coding or date)
-            if not files and (elsewhere or len(optional) == len(needed)):
+            if not files and (elsewhere or all(one.may_be_missing for one in needed)):
                 _check_idle([*fills, *masks], date)
-                if optional:
-                    logger.warning(
-                        "no raster is given for %s, which may be missing: it is missing everywhere",
-                        f"the date {date}" if date and not coding else ", ".join(optional),
-                    )
+                _warn_of_missing(needed, "" if coding else date)
                 if not coding:
                     return None
             names = list(dict.fromkeys(name for one in every for name in product_names(one)))
@@ -582,6 +577,14 @@ class _Opening:
         found = [one for one in leaves if one.date == date and one.name not in held]
         # Channels first, in order; then bands that only formulas need, in the order of the products.
         return sorted(found, key=lambda one: (order.get(one.name, len(order)), _place_of(one)))
+
+
+def _warn_of_missing(needed: Sequence[ChannelDefinition], date: str) -> None:
+    if optional := [one.name for one in needed if one.may_be_missing]:
+        logger.warning(
+            "no raster is given for %s, which may be missing: it is missing everywhere",
+            f"the date {date}" if date else ", ".join(optional),
+        )
 
 
 def _check_idle(given: Sequence[str | Source], date: str) -> None:
