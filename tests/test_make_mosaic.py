@@ -690,3 +690,40 @@ def test_corine_is_cut_by_the_nearest_pixel_and_known_by_its_names(
     with open_labels(str(tmp_path / "m_labels.tif"), grid) as found:
         assert found.legend.name == "clc-level3"
         assert "Non-irrigated arable land" in found.legend.names
+
+
+def test_a_disk_that_fills_while_the_parts_are_joined_leaves_these_for_the_next_run(
+    tmp_path: Path,
+) -> None:
+    import resource
+
+    item = make_item(tmp_path, "35VLG", DAYS[0])
+    for band in BANDS:
+        with rasterio.open(tmp_path / item["id"] / f"{band}.tif", "r+") as data:
+            # Noise, which no compression makes small.
+            noise = np.random.default_rng(1).integers(0, 500, (1, *data.shape), "uint16")
+            data.write(data.read() + noise)
+    folder = save_items(tmp_path, [item])
+    program = (
+        "import sys, lulc.compositing.composer as m\n"
+        "from lulc.cli.make_mosaic import main\n"
+        "m.PART = int(sys.argv[1])\n"
+        "sys.exit(main(sys.argv[2:]))\n"
+    )
+    out = tmp_path / "out" / "m.tif"
+    command = [sys.executable, "-c", program, "48", "--bounds", *map(str, REGION), "--dates", DAYS[0],
+               "--crs", "EPSG:32635", "--scenes", str(folder), "--out", str(out)]  # fmt: skip
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    ended = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True)
+    assert ended.returncode == 1, ended.stderr
+    assert "its disk did not take all of it" in ended.stderr
+    assert not out.exists()
+    journal = out.with_name("m.tif.parts") / "journal.jsonl"
+    assert len(journal.read_text().splitlines()) == 12
+    subprocess.run(command, check=True, capture_output=True)
+    make_mosaic(config(tmp_path / "whole.tif", folder, dates=DAYS[0]))
+    np.testing.assert_array_equal(read(out), read(tmp_path / "whole.tif"))

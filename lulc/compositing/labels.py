@@ -15,9 +15,9 @@ from shapely.geometry import shape
 
 from lulc.compositing.catalog import CATALOGS, check_secrets, collections_of, search
 from lulc.compositing.observation import GDAL, retrying
+from lulc.compositing.output import write_geotiff
 from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, NO_CODE, InputError
-from lulc.core.storage import write_atomically
 from lulc.core.windows import Window, squares_of
 from lulc.export.stac import footprint
 from lulc.labels.schemes import load_scheme
@@ -188,17 +188,19 @@ def _write(tiles: Sequence[SingleLayer], product: str, grid: GridSpec, out: Path
         "crs": grid.crs, "transform": grid.transform, "nodata": NODATA, "tiled": True, "blockxsize": 512,
         "blockysize": 512, "compress": "zstd",
     }  # fmt: skip
-    with write_atomically(out) as temporary, rasterio.open(temporary, "w", **profile) as data:
+
+    def describe(data: Any) -> None:
         data.set_band_description(1, product)
         data.update_tags(SCHEME=PRODUCTS[product])
-        data.update_tags(1, **_names(product, tiles))
-        for window in squares_of(grid.extent, SIDE):
-            area = rasterio.windows.Window(window.col, window.row, window.width, window.height)
-            place = tiles[0].source.path
-            data.write(retrying(partial(_codes, tiles, window), place), 1, window=area)
+        data.update_tags(1, **_names(product))
+
+    place = tiles[0].source.path
+    windows = squares_of(grid.extent, SIDE)
+    blocks = ((window, retrying(partial(_codes, tiles, window), place)[np.newaxis]) for window in windows)
+    write_geotiff(out, profile, blocks, describe)
 
 
-def _names(product: str, tiles: Sequence[SingleLayer]) -> dict[str, str]:
+def _names(product: str) -> dict[str, str]:
     """Return the names of a product's codes as CF has them, by which `preprocess.py` knows the classes."""
     scheme = load_scheme(PRODUCTS[product])
     named = {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio.errors import RasterioError
 
 from lulc.compositing.composer import NODATA, Job
 from lulc.compositing.scene_list import links_of, list_path
@@ -16,7 +18,7 @@ from lulc.core.documents import read_document, write_document
 from lulc.core.schema import InputError
 from lulc.core.storage import write_atomically
 from lulc.core.version import __version__
-from lulc.core.windows import Part
+from lulc.core.windows import Part, Window
 from lulc.export.stac import mosaic_item
 
 SCALE = 0.0001
@@ -108,14 +110,56 @@ def _write_geotiff(job: Job, pixels: Pixels) -> None:
         "tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "zstd", "predictor": 2,
         "interleave": "band", "bigtiff": "if_safer", "num_threads": "all_cpus",
     }  # fmt: skip
-    with write_atomically(job.out) as temporary, rasterio.open(temporary, "w", **profile) as data:
-        for part in job.plan.parts():
-            e = part.extent
-            data.write(pixels(part), window=rasterio.windows.Window(e.col, e.row, e.width, e.height))
+
+    def describe(data: Any) -> None:
         data.scales = scales
         for i, name in enumerate(names, 1):
             data.set_band_description(i, name)
         data.update_tags(**_tags(job))
+
+    write_geotiff(job.out, profile, ((part.extent, pixels(part)) for part in job.plan.parts()), describe)
+
+
+def write_geotiff(
+    path: Path,
+    profile: Mapping[str, Any],
+    blocks: Iterable[tuple[Window, np.ndarray]],
+    describe: Callable[[Any], None],
+) -> None:
+    """Write a GeoTIFF whole or not at all, and read it again: GDAL may be silent about a full disk.
+
+    Parameters
+    ----------
+    path, profile
+        The file, and what rasterio makes it by.
+    blocks
+        Windows and their pixels (band, y, x).
+    describe
+        Sets names and tags on the open file.
+
+    Raises
+    ------
+    InputError
+        If what is on the disk then is not what was written.
+    """
+    sums = []
+    with write_atomically(path) as temporary:
+        try:
+            with rasterio.open(temporary, "w", **profile) as data:
+                for window, values in blocks:
+                    area = rasterio.windows.Window(window.col, window.row, window.width, window.height)
+                    data.write(values, window=area)
+                    sums.append((area, zlib.crc32(values.tobytes())))
+                describe(data)
+            with rasterio.open(temporary) as data:
+                whole = all(zlib.crc32(data.read(window=area).tobytes()) == crc for area, crc in sums)
+        except RasterioError:
+            whole = False
+        if not whole:
+            raise InputError(
+                f"cannot write '{path}', since its disk did not take all of it",
+                "Free some space. Then run the same command again: what is finished is kept.",
+            )
 
 
 def _write_zarr(job: Job, pixels: Pixels) -> None:
