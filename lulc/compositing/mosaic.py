@@ -24,6 +24,7 @@ from lulc.compositing.output import finished_clear, write_mosaic
 from lulc.compositing.region import grid_of
 from lulc.compositing.scene_list import is_list, list_path, write_list
 from lulc.config import MosaicConfig
+from lulc.core.claims import Claims, claim_outputs
 from lulc.core.documents import seal_of
 from lulc.core.grid import GridSpec
 from lulc.core.storage import check_absent, check_disk, sha256_of
@@ -145,24 +146,35 @@ def make_mosaic(config: MosaicConfig) -> list[Mosaic]:
     InputError
         If options don't fit, no scene is found, one can't be read, or an output exists already.
     """
-    for out, _ in _outputs(config):
-        _check_outputs(config, out)
-    jobs = open_jobs(config)
-    with open_cluster(config) if config.dask else contextlib.nullcontext() as cluster:
-        return [_make(job, cluster) for job in jobs]
-
-
-def _check_outputs(config: MosaicConfig, out: Path) -> None:
-    """Refuse before the search what could not be written after it."""
     if config.labels:
         check_product(config.labels)
+    made, held = [], {}
+    with contextlib.ExitStack() as stack:
+        for out, _ in _outputs(config):
+            held[out] = stack.enter_context(contextlib.ExitStack())
+            _check_outputs(config, out, held[out].enter_context(claim_outputs(_files(config, out), config)))
+        jobs = open_jobs(config)
+        cluster = stack.enter_context(open_cluster(config)) if config.dask else None
+        for job in jobs:
+            # What fails later takes back nothing of this period.
+            with held[job.out].pop_all():
+                made.append(_make(job, cluster))
+    return made
+
+
+def _files(config: MosaicConfig, out: Path) -> list[Path]:
+    files = [out, out.with_suffix(".json"), list_path(out)]
+    return [*files, labels_path(out)] if config.labels else files
+
+
+def _check_outputs(config: MosaicConfig, out: Path, claims: Claims) -> None:
+    """Refuse before the search what could not be written after it."""
     if config.overwrite or read_key(folder_of(out)) or (config.every != "all" and finished_clear(out)):
         return  # what an interrupted run of the same command has written, `_make` takes up
-    files = [out, out.with_suffix(".json"), *([labels_path(out)] if config.labels else [])]
-    # The list of a run that was interrupted lies there already; any other file of that name stays.
-    files += [] if is_list(list_path(out)) else [list_path(out)]
-    for file in files:
-        check_absent(file)
+    for file in _files(config, out):
+        # The list of a run that was interrupted lies there already; any other file of that name stays.
+        if not (claims.may_replace(file) or (file == list_path(out) and is_list(file))):
+            check_absent(file)
 
 
 def _make(job: Job, cluster: Cluster | None) -> Mosaic:
@@ -172,7 +184,7 @@ def _make(job: Job, cluster: Cluster | None) -> Mosaic:
     if not job.config.overwrite and (clear := finished_clear(job.out, seal)):
         return Mosaic(job.out, list_path(job.out), days, clear)
     labels = find_labels(job.config.labels, job.grid, days[0].year) if job.config.labels else []
-    with open_journal(job.out) as journal:
+    with open_journal(job.out, claimed=True) as journal:
         if not journal.is_begun and not job.config.overwrite:
             check_absent(job.out)
         journal.begin(job.key, restart=job.config.restart)

@@ -25,7 +25,7 @@ class Claims:
 
 
 @contextlib.contextmanager
-def claim_outputs(outputs: Sequence[Path], command: object = "") -> Iterator[Claims]:
+def claim_outputs(outputs: Sequence[Path], command: object = "", *, wait: bool = False) -> Iterator[Claims]:
     """Lock outputs until the block ends, and delete temporary files that killed runs left beside them.
 
     The lock of an output is a hidden file beside it, which a killed run leaves. It holds the command and the
@@ -39,16 +39,18 @@ def claim_outputs(outputs: Sequence[Path], command: object = "") -> Iterator[Cla
         Files and folders that the run writes.
     command
         What the run was asked for; two equal commands write the same.
+    wait
+        Wait for another process that writes one of them instead of being refused.
 
     Raises
     ------
     InputError
-        If another process writes one of them.
+        If another process writes one of them, unless `wait` is True.
     """
     with contextlib.ExitStack() as stack:
         new, unfinished = [], set()
         for output in sorted(set(outputs)):
-            stack.enter_context(Lock(lock_of(output), f"'{output}'", remove=True))
+            stack.enter_context(Lock(lock_of(output), f"'{output}'", wait=wait, remove=True))
             remove_leftovers(output.parent, output.name)
             if _take_over(output, repr(command)):
                 unfinished.add(output)

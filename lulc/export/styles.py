@@ -139,6 +139,11 @@ def is_own(path: Path) -> bool:
     return found is not None and found[1] == _digest(text[: found.start()])
 
 
+def style_paths(path: Path) -> tuple[Path, Path]:
+    """Return the paths of the style for QGIS and of the attribute table that `style_map` writes."""
+    return path.with_suffix(".qml"), Path(f"{path}.aux.xml")
+
+
 def style_map(land_cover: ClassMap, entries: Sequence[Entry], path: Path) -> None:
     """Write styles for QGIS and GDAL beside a map; a style that the user changed stays.
 
@@ -152,8 +157,8 @@ def style_map(land_cover: ClassMap, entries: Sequence[Entry], path: Path) -> Non
         Where the map is, or will be: ``map.qml`` lies beside ``map.tif``. A map of class numbers alone also
         gets ``map.tif.aux.xml`` with the names, since its type allows categories.
     """
-    table = Path(f"{path}.aux.xml")
-    texts = {path.with_suffix(".qml"): qml(entries)}
+    style, table = style_paths(path)
+    texts = {style: qml(entries)}
     if not land_cover.has_activations:
         texts[table] = attribute_table(entries)
     elif is_own(table):

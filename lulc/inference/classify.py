@@ -36,7 +36,7 @@ from lulc.inference import memory_plan, worker
 from lulc.inference.job import Job, no_valid_pixel, open_job, pixel_size_problem, problems_of
 from lulc.inference.journal import Journal, open_journal
 from lulc.inference.outputs import Made, Output, put
-from lulc.inference.request import check_outputs, dates_of, further_of, share_of, sieved_path
+from lulc.inference.request import beside_of, check_outputs, dates_of, further_of, share_of, sieved_path
 from lulc.inference.sliding_window import Clock, predict_windows, windows_of
 from lulc.inference.worker import Described, output_of, reading, stamps_of_inputs, work_of
 from lulc.maps.blocks import BlockWriter
@@ -374,7 +374,7 @@ def _begun(config: ClassifyConfig) -> Iterator[_Run]:
         _check_grid(job)
         journal = stack.enter_context(open_journal(job.out, share))
         if share is None:
-            stack.enter_context(claim_outputs(further_of(config)))
+            stack.enter_context(claim_outputs(beside_of(config)))
             # Another run may have finished between the first look and the locks.
             check_outputs(config, stamps)
         _check_resources(job, journal)

@@ -185,7 +185,7 @@ def claimed_by(out: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def open_journal(out: Path, share: str | None = None) -> Iterator[Journal]:
+def open_journal(out: Path, share: str | None = None, *, claimed: bool = False) -> Iterator[Journal]:
     """Lock ``OUT.parts/``; the journal is to be begun with a key.
 
     Parameters
@@ -194,6 +194,8 @@ def open_journal(out: Path, share: str | None = None) -> Iterator[Journal]:
         Final name of the map.
     share
         Name of a share of the parts (``3-of-8``), where others make the other shares at the same time.
+    claimed
+        True where the caller holds the lock on the map (`claim_outputs`).
 
     Raises
     ------
@@ -202,8 +204,8 @@ def open_journal(out: Path, share: str | None = None) -> Iterator[Journal]:
     """
     own = OwnFolder(folder_of(out), "parts", _NAMES, f"the parts of the map '{out}'", exclusive=True)
     with contextlib.ExitStack() as stack:
-        lock = Lock(lock_of(out), f"the map '{out}'", shared=share is not None, remove=True)
-        stack.enter_context(lock)
+        if not claimed:
+            stack.enter_context(Lock(lock_of(out), f"the map '{out}'", shared=share is not None, remove=True))
         if share is None:
             remove_leftovers(out.parent, own.path.name)
         own.take()

@@ -21,6 +21,7 @@ import rasterio
 
 from lulc.config import ClassifyConfig, InputConfig, ReproduceConfig
 from lulc.core.channels import with_path
+from lulc.core.claims import check_distinct, claim_outputs
 from lulc.core.documents import check_document, write_document
 from lulc.core.machine import GDAL_CACHE
 from lulc.core.options import take
@@ -188,8 +189,17 @@ def reproduce(config: ReproduceConfig) -> Reproduction:
     InputError
         If the tags don't say enough, an output exists, or the inputs can't be classified.
     """
+    outputs = [Path(name) for name in (config.out, config.difference) if name is not None]
+    check_distinct([Path(config.map), *outputs])
+    with claim_outputs(outputs, config) as claims:
+        for out in outputs:
+            if not config.overwrite and not claims.may_replace(out):
+                check_absent(out)
+        return _reproduce(config)
+
+
+def _reproduce(config: ReproduceConfig) -> Reproduction:
     path = Path(config.map)
-    _check_outputs(config)
     with open_map(path) as original:
         provenance = read_provenance(original)
     if "tile" in provenance:
@@ -391,16 +401,15 @@ def _classify_config(
 @contextlib.contextmanager
 def _workplace(config: ReproduceConfig) -> Iterator[Path]:
     """A folder for the map that is made again: on the disk where it is to stay, or where maps have room."""
-    beside = Path(config.out or config.map).resolve().parent
-    if config.out is not None:
-        beside.mkdir(parents=True, exist_ok=True)
-    chosen = beside if os.access(beside, os.W_OK) else None
-    if chosen is None:
+    place = Path(config.out or f"{config.map}.again").absolute()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(place.parent, os.W_OK):
         with tempfile.TemporaryDirectory(prefix="lulc-reproduced-") as folder:
             yield Path(folder)
-    else:
-        with temporary_folder(chosen / Path(config.map).name) as own:
-            yield own
+        return
+    # The claim deletes the folder of a run that was killed; one on the output is held already.
+    with contextlib.nullcontext() if config.out else claim_outputs([place]), temporary_folder(place) as own:
+        yield own
 
 
 def _difference(a: ClassMap, b: ClassMap, window: Window) -> tuple[np.ndarray, np.ndarray]:
@@ -425,14 +434,3 @@ def _write_difference(a: ClassMap, b: ClassMap, path: Path) -> None:
 
     tags = {LEGEND_TAG: json.dumps(DIFFERENT.to_json())}
     write_map(MapProfile(a.grid, DIFFERENT, "none", PART, tags), read, path)
-
-
-def _check_outputs(config: ReproduceConfig) -> None:
-    for name in (config.out, config.difference):
-        if name is None:
-            continue
-        out = Path(name)
-        if out.resolve() == Path(config.map).resolve():
-            raise InputError(f"cannot write '{out}', expected another name than the map's", "Change it.")
-        if not config.overwrite:
-            check_absent(out)

@@ -16,6 +16,7 @@ from lulc.core.removal import remove_leftovers
 from lulc.core.schema import InputError
 from lulc.core.storage import check_absent
 from lulc.export.stac import known_dates, parse_dates
+from lulc.export.styles import style_paths
 from lulc.inference.journal import claimed_by, folder_of, open_journal
 from lulc.inference.outputs import check_tiles, is_named, is_tileset
 from lulc.rasters.sources import Stamp, open_source
@@ -68,6 +69,14 @@ def further_of(config: ClassifyConfig) -> tuple[Path, ...]:
     return (*sieved, *([Path(config.polygons)] if config.polygons else []))
 
 
+def beside_of(config: ClassifyConfig) -> tuple[Path, ...]:
+    """Files that a run writes beside the map: those that are derived from it, and styles."""
+    rasters = (
+        [] if config.tiles else [Path(config.out), *([sieved_path(Path(config.out))] if config.sieve else [])]
+    )
+    return (*further_of(config), *(style for raster in rasters for style in style_paths(raster)))
+
+
 def check_outputs(config: ClassifyConfig, stamps: list[Stamp]) -> None:
     """Refuse, before any work, to write over inputs, folders, and what may not be replaced."""
     out = Path(config.out)
@@ -103,7 +112,7 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
 def _tidy(config: ClassifyConfig) -> None:
     """Remove parts, temporary files and locks of a run that was killed when the map had its name."""
     out = Path(config.out)
-    with contextlib.suppress(InputError, OSError), claim_outputs((out, *further_of(config))):
+    with contextlib.suppress(InputError, OSError), claim_outputs((out, *beside_of(config))):
         remove_leftovers(out.parent, folder_of(out).name)
     if not is_named(out):
         return

@@ -14,9 +14,9 @@ from rasterio.features import shapes, sieve
 from shapely.geometry import shape
 
 from lulc.core.grid import GridSpec
-from lulc.core.schema import IGNORE, InputError, Legend
-from lulc.core.storage import rename_durably, temporary_folder, write_atomically
+from lulc.core.schema import IGNORE, Legend
 from lulc.core.windows import Window
+from lulc.rasters.vectors import write_package
 
 CHUNK = 20_000
 """Polygons held in memory at once."""
@@ -64,18 +64,9 @@ def write_polygons(
         Of the map.
     """
     names = {0: UNCLASSIFIED_NAME} | {c.number: c.name for c in legend.classes}
-    # SQLite keeps further files beside its own while it writes.
-    with temporary_folder(path) as folder, write_atomically(path) as temporary:
-        package = folder / path.name
+    with write_package(path) as package:
         for number, frame in enumerate(_frames(read, windows, grid, names)):
-            try:
-                frame.to_file(package, driver="GPKG", layer=path.stem, mode="a" if number else "w")
-            except RuntimeError as error:
-                raise InputError(
-                    f"cannot write '{path}', since GDAL stopped: {error}",
-                    "See that its disk has room, and that files may be written to its folder.",
-                ) from error
-        rename_durably(package, temporary)
+            frame.to_file(package, driver="GPKG", layer=path.stem, mode="a" if number else "w")
 
 
 def _frames(

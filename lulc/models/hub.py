@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from lulc.core.claims import claim_outputs
 from lulc.core.schema import InputError
 from lulc.core.storage import put_folder, temporary_folder
 from lulc.models.archive import MAX_BYTES, MAX_JSON_BYTES
@@ -89,7 +90,10 @@ def fetch(address: str) -> Path:
         raise _refused(address, "it is no address of a model")
     found = _kept(place)
     if found is None:
-        _download(address, base, stem, pinned, place)
+        # Another process may fetch it at the same time.
+        with claim_outputs([place], wait=True):
+            if _kept(place) is None:
+                _download(address, base, stem, pinned, place)
         found = _kept(place)
     assert found is not None
     return found

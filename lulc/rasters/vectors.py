@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import shlex
 from collections import Counter
@@ -22,7 +23,13 @@ from rasterio.features import rasterize
 from lulc.core.grid import GridSpec
 from lulc.core.reader_process import Apart
 from lulc.core.schema import NO_CODE, Code, InputError
-from lulc.core.storage import Resource, sha256_of
+from lulc.core.storage import (
+    Resource,
+    rename_durably,
+    sha256_of,
+    temporary_folder,
+    write_atomically,
+)
 from lulc.core.windows import Window, squares_of
 from lulc.rasters import guards
 
@@ -728,6 +735,33 @@ def ordered(bounds: tuple[float, float, float, float]) -> tuple[float, float, fl
     """Return (west, south, east, north) of two opposite corners in any order."""
     a, b, c, d = bounds
     return min(a, c), min(b, d), max(a, c), max(b, d)
+
+
+@contextlib.contextmanager
+def write_package(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give the path of a GeoPackage to write layers to; whole or not at all, equal layers give equal bytes.
+
+    Raises
+    ------
+    InputError
+        If the disk is full.
+    """
+    import pyogrio
+
+    path = Path(path)
+    # SQLite keeps further files beside its own while it writes.
+    with temporary_folder(path) as folder, write_atomically(path) as temporary:
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "2000-01-01T00:00:00.000Z"})
+        try:
+            yield folder / path.name
+        except RuntimeError as error:
+            raise InputError(
+                f"cannot write '{path}', since GDAL stopped: {error}",
+                "See that its disk has room, and that files may be written to its folder.",
+            ) from error
+        finally:
+            pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
+        rename_durably(folder / path.name, temporary)
 
 
 def unreadable(path: str, has: str) -> InputError:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.config import TrainConfig
+from lulc.core.claims import claim_outputs
 from lulc.core.documents import write_document
 from lulc.core.removal import withdraw
 from lulc.core.schema import IGNORE
@@ -143,6 +144,12 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
     InputError
         As `lulc.training.train` and `lulc.training.data.dataset.leave_one_out` do.
     """
+    document = Path(config.out) / DOCUMENT
+    with claim_outputs([document]):
+        return _cross_validate(config, document)
+
+
+def _cross_validate(config: TrainConfig, document: Path) -> CrossValidation:
     asked, config = config, config.resolved()
     check_options(config)
     datasets = leave_one_out(config)
@@ -169,7 +176,6 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
     for name, folder, outcome in found:
         total += outcome.confusion
         folds.append(Fold(name, folder, metrics.score(outcome.confusion, legend), outcome.ece(temperature)))
-    document = Path(config.out) / DOCUMENT
     result = CrossValidation(tuple(folds), metrics.score(total, legend), temperature, document)
     write_document(document, _to_json(result))
     return result

@@ -10,7 +10,6 @@ import csv
 import io
 import logging
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,13 +21,12 @@ from numpy.typing import NDArray
 
 from lulc.core.areas import pixel_areas
 from lulc.core.grid import GridSpec
-from lulc.core.removal import remove_temporary
 from lulc.core.schema import InputError, Legend
 from lulc.core.storage import write_atomically
 from lulc.core.templates import render_xml
 from lulc.core.windows import Window
 from lulc.labels.schemes import is_integer, plain
-from lulc.rasters.vectors import code_of, convert, read_features
+from lulc.rasters.vectors import code_of, convert, read_features, write_package
 
 if TYPE_CHECKING:
     import geopandas
@@ -219,14 +217,9 @@ def write_sample(points: geopandas.GeoDataFrame, path: str | os.PathLike[str], l
         "styleSLD": [""], "useAsDefault": [True], "description": ["classes as a list"], "owner": [""],
         "ui": [""], "update_time": [pd.Timestamp("2000-01-01")],
     })  # fmt: skip
-    with write_atomically(path) as temporary:
-        # The driver makes its own file, and wants none of that name to be there.
-        remove_temporary(temporary)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The filename extension should be 'gpkg'")
-            warnings.filterwarnings("ignore", ".*non conformant file extension")
-            blind.to_file(temporary, layer=LAYER, driver="GPKG")
-            pyogrio.write_dataframe(style, temporary, layer="layer_styles", driver="GPKG", append=True)
+    with write_package(path) as package:
+        blind.to_file(package, layer=LAYER, driver="GPKG")
+        pyogrio.write_dataframe(style, package, layer="layer_styles", driver="GPKG", append=True)
     return [Path(path), strata_path(path)]
 
 
