@@ -6,6 +6,9 @@ import csv
 import hashlib
 import json
 import pickle
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import lulc
 from lulc.cli.train_model import main as train_model
-from lulc.core.documents import MAX_VALUES, read_document
+from lulc.core.documents import MAX_BYTES, MAX_VALUES, read_document
 from lulc.core.schema import InputError, LandCoverClass, Legend
 from lulc.core.statistics import Statistics, read_statistics
 from lulc.datasets.loading import load_manifest
@@ -60,6 +64,82 @@ def test_json_that_is_more_or_less_than_a_document_is_refused(tmp_path: Path, na
     with pytest.raises(InputError, match=r"document\.json"):
         read_document(path, ANY, "document", 1)
     assert time.process_time() - start < 2
+
+
+LARGEST = {
+    "list.json": '{"a": [' + "1," * (MAX_VALUES - 9) + "1]}",
+    "keys.json": "{" + ",".join(f'"{i:050d}":1' for i in range(900_000)) + "}",
+    "text.json": '{"a": "' + "x" * (MAX_BYTES - 99) + '\U0001f600"}',
+    "escapes.json": '{"a": "' + "\\u20ac" * (MAX_BYTES // 6 - 99) + '"}',
+    "list.yaml": "bands: [" + "a," * 99_000 + "]",
+    "longer list.yaml": "bands: [" + "a," * 500_000 + "]",
+    "names.yaml": "".join(f"a{i}: 1\n" for i in range(49_000)),
+    "nested.yaml": "bands: " + "[" * 400_000,
+    "aliases.yaml": "a: &a [x]\n"
+    + "".join(f"b{i}: &b{i} [*{f'b{i - 1}' if i else 'a'}, *a]\n" for i in range(9000)),
+    "rows.csv": "code,class,name,color\n" + "1,1,a,#000000\n" * 480_000,
+    "columns.csv": "code,class,name,color" + ",x" * 4_000_000 + "\n",
+    "short rows.csv": "code,class,name,color" + ",x" * 90 + "\n" + "1\n" * 4_000_000,
+    "quote.csv": 'code,class,name,color\n1,1,"' + "x" * 900_000,
+    "elements.xml": "<a>" + "<b/>" * (MAX_VALUES - 9) + "</a>",
+    "attributes.xml": "<a " + " ".join(f'a{i}=""' for i in range(1_200_000)) + "/>",
+    "nested.xml": "<a>" * 900_000 + "</a>" * 900_000,
+    "entities.xml": '<!DOCTYPE a [<!ENTITY x "yyyy">]><a>&x;</a>',
+}
+"""Documents as large as the limits admit, or larger."""
+
+READ = """
+import resource, sys
+from pathlib import Path
+from lulc.core.config_file import read_nested
+from lulc.core.documents import read_document
+from lulc.core.schema import InputError
+from lulc.labels.schemes import load_scheme
+from lulc.rasters.guards import read_xml
+path = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
+try:
+    {".json": lambda: read_document(path, {"type": "object"}, "document", 1),
+     ".yaml": lambda: read_nested(path, "the options", ""),
+     ".csv": lambda: load_scheme(str(path)),
+     ".xml": lambda: read_xml(path, "the document")}[path.suffix]()
+except InputError:
+    pass
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.parametrize("name", list(LARGEST))
+def test_a_document_at_the_limits_takes_ten_seconds_and_a_gigabyte_at_most(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(LARGEST[name], encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 2**30
+
+
+PARSERS = re.compile(
+    r"json\.loads?\((?!json\.dumps)|csv\.(Dict)?[Rr]eader\(|ElementTree\.(parse|fromstring)\(|yaml\.(compose|load)"
+)
+GATES = {
+    "core/documents.py", "core/config_file.py", "rasters/guards.py",
+    # Their own messages and locks.
+    "core/reader_process.py", "core/claims.py", "training/devices.py",
+    # What a deep-learning framework wrote a moment ago.
+    "models/weights.py",
+}  # fmt: skip
+
+
+def test_documents_are_parsed_behind_their_limits_alone() -> None:
+    package = Path(lulc.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if PARSERS.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == GATES
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x00", b"\x80abc", b"PK\x03\x04", bytes(1000)])

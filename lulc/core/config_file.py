@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ UPGRADERS: tuple[Callable[[Texts], Texts], ...] = ()
 MAX_BYTES = 2**20
 
 MAX_VALUES = 100_000
-"""Values of a nested file, counted as often as they are referred to."""
+"""Values of a file, counted as often as they are referred to."""
 
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -162,7 +163,8 @@ def read_nested(path: Path, what: str, form: str) -> Any:
             return [plain(item) for item in node.value]
         if isinstance(node, yaml.MappingNode):
             names = [key.value if isinstance(key, yaml.ScalarNode) else None for key, _ in node.value]
-            wrong = next((name for name in names if names.count(name) > 1 or not isinstance(name, str)), "")
+            often = Counter(names)
+            wrong = next((name for name in names if often[name] > 1 or not isinstance(name, str)), "")
             if wrong != "":
                 raise _unreadable(path, what, f"it has '{wrong}' twice or no names", form)
             return {name: plain(item) for name, (_, item) in zip(names, node.value, strict=True)}
@@ -203,7 +205,10 @@ def _composed(path: Path, what: str, form: str) -> Any:
             form,
         )
     try:
-        return yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
+        if sum(map(text.count, ",:[{\n")) > MAX_VALUES:
+            raise _unreadable(path, what, f"it has more than {MAX_VALUES} values", form)
+        return yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         problem = " ".join(str(error).split())[:200]
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -23,6 +24,12 @@ MAX_BYTES = 64 * 2**20
 
 MAX_VALUES = 2_000_000
 """Values of a document: Python takes a hundred bytes for each, however few it has in the file."""
+
+MAX_TABLE_BYTES = 10_000_000
+"""Bytes of a CSV table; ten times those of a table of 100,000 chips."""
+
+MAX_COLUMNS = 100
+"""Columns of a CSV table, since every row takes memory for each."""
 
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 """Characters that steer a terminal, end a C string, or are no text at all."""
@@ -59,8 +66,8 @@ def read_document(
             "It is damaged or was not written by this toolkit; make it again.",
         )
     try:
-        data = _parse(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        data = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise InputError(
             f"cannot read the {kind} '{path}', since it is not valid JSON ({error})",
             "It is damaged or was not written by this toolkit; make it again.",
@@ -130,11 +137,11 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     with open(path, "rb") as file:
         while line := file.readline(MAX_BYTES):
             try:
-                data = _parse(line.decode())
+                data = parse_json(line)
                 checksum = data.pop("checksum")
                 if checksum == seal_of(data)[:16]:
                     yield data
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue
 
 
@@ -144,14 +151,71 @@ def seal_of(data: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _parse(text: str) -> Any:
-    """JSON as Python values: bounded in number, finite, and free of characters that are no text."""
+def read_rows(
+    path: str | os.PathLike[str], what: str, hint: str, delimiters: str = ","
+) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Read a CSV table: the names of its columns in small letters, and line number and cells of each row.
+
+    A row that is too short has None in its last cells, and one that is too long the rest behind the key None.
+
+    Parameters
+    ----------
+    path
+        File to read.
+    what, hint
+        Names it in messages ("the scheme"), and what to give instead.
+    delimiters
+        Characters that may part the cells; the one that the first line has most counts.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, too large, or no CSV in UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file() or path.stat().st_size > MAX_TABLE_BYTES:
+        raise InputError(
+            f"cannot read {what} '{path}', since it is no regular file of at most {MAX_TABLE_BYTES} bytes",
+            hint,
+        )
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        first = re.split("[\r\n]", text, maxsplit=1)[0]
+        delimiter = max(delimiters, key=first.count)
+        lines = text.count("\n") + text.count("\r")
+        columns = first.count(delimiter) + 1
+        if columns > MAX_COLUMNS or lines * columns > MAX_VALUES:
+            most = f"at most {MAX_COLUMNS} columns and {MAX_VALUES} cells"
+            raise ValueError(f"it has {columns} columns in {lines} lines, expected {most}")
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        header = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+        reader.fieldnames = header = ["color" if name == "colour" else name for name in header]
+        return header, [(reader.line_num, row) for row in reader]
+    except (ValueError, csv.Error) as error:
+        raise InputError(
+            f"cannot read {what} '{path}', since it is no CSV in UTF-8 ({error})",
+            "Save the table as 'CSV UTF-8'.",
+        ) from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return JSON as Python values: bounded in number, finite, and free of characters that are no text.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else, or nests too deep.
+    """
+    text = text if isinstance(text, str) else text.decode()
     values = text.count(",") + text.count("[") + text.count("{")
     if values > MAX_VALUES:
         raise ValueError(f"about {values} values, expected at most {MAX_VALUES}")
-    data = json.loads(
-        text, parse_constant=_refuse_constant, parse_float=_finite_float, parse_int=_bounded_int
-    )
+    try:
+        data = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite_float, parse_int=_bounded_int
+        )
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
     # Characters that JSON admits only behind a backslash come from there; others stand in the text.
     if _FORBIDDEN.search(text) or ("\\" in text and any(map(_FORBIDDEN.search, _strings_of(data)))):
         raise ValueError("it holds control characters")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import pickle
@@ -19,6 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from lulc.core.codec import Jsonable, limits
+from lulc.core.documents import parse_json
 from lulc.core.schema import InputError
 
 MAX_BYTES = 64 * 2**20
@@ -265,10 +265,10 @@ def read_statistics(path: str | os.PathLike[str]) -> Statistics:
     if content.lstrip()[:1] != b"{":
         return _read_pickle(path, content)
     try:
-        data = json.loads(content)
+        data = parse_json(content)
         data = data.get("statistics", data)
         return Statistics.from_json({k: data[k] for k in ("mean", "std", "count") if k in data})
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise _unreadable(path, f"it holds no 'mean' and 'std' lists of numbers ({error})") from error
 
 

@@ -11,7 +11,6 @@ CF conventions 1.10, sections 3.5 (flags), 4 (coordinates), 5.6 (grid mappings),
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -25,6 +24,7 @@ import xarray as xr
 import zarr
 from numcodecs import Zstd
 
+from lulc.core.documents import parse_json
 from lulc.core.grid import GridSpec
 from lulc.core.removal import strangers
 from lulc.core.schema import InputError
@@ -210,8 +210,8 @@ def check_store(path: Path) -> None:
     attributes = path / ".zattrs"
     source = ""
     if path.is_dir() and not path.is_symlink() and attributes.is_file() and attributes.stat().st_size < 2**20:
-        with contextlib.suppress(ValueError, RecursionError, AttributeError):
-            source = str(json.loads(attributes.read_bytes()).get("source"))
+        with contextlib.suppress(ValueError, AttributeError):
+            source = str(parse_json(attributes.read_bytes()).get("source"))
     others = strangers(path, _STORE) if source.endswith("(lulc)") else ()
     if others or not source.endswith("(lulc)"):
         holds = f"it holds '{others[0]}'" if others else "it is no Zarr folder of this toolkit"

@@ -10,7 +10,6 @@ STAC 1.1.0 (https://github.com/radiantearth/stac-spec) and the extensions in `EX
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 import shapely
 from shapely.geometry.polygon import orient
 
+from lulc.core.documents import parse_json
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.storage import sha256_of
@@ -566,6 +566,6 @@ def _structure(channels: int) -> dict[str, Any]:
 def _parsed(text: str) -> Any:
     """Parse a tag that holds JSON or plain text."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text

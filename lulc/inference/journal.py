@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lulc.core.documents import append_line, read_lines, write_document
+from lulc.core.documents import append_line, parse_json, read_lines, write_document
 from lulc.core.removal import OwnFolder, remove_leftovers
 from lulc.core.schema import InputError
 from lulc.core.storage import Lock, lock_of
@@ -233,8 +233,8 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     drop what others have made.
     """
     try:
-        data = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        data = parse_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return data if isinstance(data, dict) else None
 

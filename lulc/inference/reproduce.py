@@ -22,7 +22,7 @@ import rasterio
 from lulc.config import ClassifyConfig, InputConfig, ReproduceConfig
 from lulc.core.channels import with_path
 from lulc.core.claims import check_distinct, claim_outputs
-from lulc.core.documents import check_document, write_document
+from lulc.core.documents import check_document, parse_json, write_document
 from lulc.core.machine import GDAL_CACHE
 from lulc.core.options import take
 from lulc.core.schema import IGNORE, InputError, LandCoverClass, Legend
@@ -305,8 +305,8 @@ def compare(first: Path, second: Path, difference: Path | None = None) -> Compar
 
 def _parse(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lulc.core.documents import read_rows
 from lulc.core.schema import IGNORE, MAX_CLASSES, NO_CODE, Code, InputError, LandCoverClass, Legend
 from lulc.core.storage import write_atomically
 
@@ -419,7 +420,6 @@ def _check_european(codes: set[int], where: str) -> None:
         )
 
 
-MAX_CSV_BYTES = 2**20
 _COLUMNS = ("code", "class", "name", "color")
 
 
@@ -560,32 +560,14 @@ def scheme_of_names(
 
 def _rows_of(path: str, columns: tuple[str, ...] = _COLUMNS) -> list[tuple[int, dict[str, str]]]:
     """(line number, row) of a table with at least these columns."""
-    file = Path(path)
-    if not file.is_file() or file.stat().st_size > MAX_CSV_BYTES:
-        raise InputError(
-            f"cannot read the scheme '{path}', since it is no regular file of at most {MAX_CSV_BYTES} bytes",
-            f"Give a CSV with the columns {', '.join(_COLUMNS)}.",
-        )
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-        first = text.partition("\n")[0]
-        delimiter = ";" if first.count(";") > first.count(",") else ","
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header = [(name or "").strip().lower() for name in reader.fieldnames or ()]
-        header = ["color" if name == "colour" else name for name in header]
-        reader.fieldnames = header
-        rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"cannot read the scheme '{path}', since it is no CSV in UTF-8 ({error})",
-            "Save the table as 'CSV UTF-8'.",
-        ) from error
+    hint = f"Let the first line be {','.join(_COLUMNS)}."
+    header, rows = read_rows(path, "the scheme", hint, ",;")
     missing = [c for c in columns if c not in header]
     if missing:
         raise InputError(
-            f"cannot use the scheme '{path}', since its first line is '{first.strip()[:80]}' and lacks "
+            f"cannot use the scheme '{path}', since its first line is '{','.join(header)[:80]}' and lacks "
             f"{', '.join(missing)}",
-            f"Let the first line be {','.join(_COLUMNS)}.",
+            hint,
         )
     for line, row in rows:
         if None in row or None in row.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from lulc.core.codec import schema_of
-from lulc.core.documents import check_document
+from lulc.core.documents import check_document, parse_json
 from lulc.core.reader_process import read_apart
 from lulc.core.schema import IGNORE, Code, InputError, Legend
 from lulc.labels.schemes import CORINE, PRODUCTS, SCHEMES, Scheme, load_scheme, plain, scheme_of_names
@@ -98,8 +97,8 @@ def read_value_table(source: Source) -> ValueTable | None:
 def legend_of_tag(text: str, path: str) -> Legend:
     """Return the legend that the tags of a map hold."""
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
+        data = parse_json(text)
+    except ValueError:
         data = None
     check_document(data, schema_of(Legend), "legend in the tags of the map", path)
     return Legend.from_json(data)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from lulc.core.documents import parse_json
 from lulc.core.reader_process import read_apart
 from lulc.core.schema import InputError
 
@@ -169,7 +169,7 @@ def _read_file(path: Path, sha256: str) -> bytes:
 def _read_keras(content: bytes, limit: int) -> Arrays:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         _check_members(archive, limit)
-        classes = _check_config(json.loads(_member(archive, CONFIG)))
+        classes = _check_config(parse_json(_member(archive, CONFIG)))
         weights = _member(archive, WEIGHTS)
     with h5py.File(io.BytesIO(weights), "r") as file:
         datasets = dict(_walk(file, len(weights), limit))
@@ -248,7 +248,7 @@ def _read_legacy(content: bytes, limit: int) -> Arrays:
         if len(config) > MAX_JSON_BYTES:
             raise _Refusal(f"its configuration has {len(config)} bytes, expected at most {MAX_JSON_BYTES}")
         if config:
-            for holder in _holders(json.loads(config)):
+            for holder in _holders(parse_json(config)):
                 _check_class(str(holder["class_name"]))
         arrays: Arrays = {}
         for name, dataset in datasets.items():

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import glob
-import io
 import itertools
 import logging
 import os
@@ -23,6 +21,7 @@ import shapely
 
 from lulc.config import PreprocessConfig
 from lulc.core.channels import name_of, split_prefix, with_path
+from lulc.core.documents import read_rows
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.storage import Resource
@@ -36,8 +35,6 @@ OPEN = 16
 
 MAX_NAME = 255
 """Bytes of the name of a file, as file systems allow."""
-
-MAX_CSV_BYTES = 10_000_000
 
 NAMED = 5
 """Files that an error message names."""
@@ -234,24 +231,11 @@ def _rows(path: Path, *, needs_labels: bool) -> list[tuple[int, dict[str, str]]]
     """Return line number and cells of each row, checked to name its columns."""
     wanted = ["bands", "labels"] if needs_labels else ["bands"]
     hint = f"Give a CSV whose first line is {','.join(wanted)} and a row for each chip."
-    if not path.is_file() or path.stat().st_size > MAX_CSV_BYTES:
-        raise InputError(
-            f"cannot read '{path}', since it is no regular file of at most {MAX_CSV_BYTES} bytes", hint
-        )
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        first = text.partition("\n")[0]
-        delimiter = max(",;\t", key=first.count)
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, restval="")
-        header = [(name or "").strip().lower() for name in reader.fieldnames or ()]
-        reader.fieldnames = header
-        rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read '{path}', since it is no CSV in UTF-8 ({error})", hint) from error
+    header, rows = read_rows(path, "chips from", hint, ",;\t")
     known = {*PATTERNED, *NUMBERS, "name", "group"}
     if lacking := [name for name in wanted if name not in header]:
         raise InputError(
-            f"cannot read chips from '{path}', since its first line is '{first.strip()[:80]}' and lacks "
+            f"cannot read chips from '{path}', since its first line is '{','.join(header)[:80]}' and lacks "
             f"{' and '.join(lacking)}",
             hint,
         )
@@ -264,7 +248,9 @@ def _rows(path: Path, *, needs_labels: bool) -> list[tuple[int, dict[str, str]]]
     for line, row in rows:
         if None in row:
             raise _bad_row(path, line, f"it has more than {len(header)} values")
-    found = [(line, {k: v.strip() for k, v in row.items()}) for line, row in rows if any(row.values())]
+    found = [
+        (line, {k: (v or "").strip() for k, v in row.items()}) for line, row in rows if any(row.values())
+    ]
     if not found:
         raise InputError(f"cannot read chips from '{path}', since it has no row", hint)
     return found

@@ -24,6 +24,7 @@ import rasterio
 
 from lulc.config import PreprocessConfig
 from lulc.core.channels import CHANNEL_SETS, dates_of, split_prefix, with_path
+from lulc.core.documents import parse_json
 from lulc.core.schema import IGNORE, InputError
 from lulc.core.statistics import Moments, valid_pixels
 from lulc.core.storage import sha256_of, write_atomically
@@ -281,7 +282,7 @@ def in_place(work: Callable[[Inputs, Item], Result], inputs: Inputs, item: Item)
 def _check_current(site: Site) -> None:
     """Raise if the run that asked is over, since another may be writing stacks by now."""
     current = Path(site.config.out) / CURRENT
-    if not current.is_file() or json.loads(current.read_bytes()) != {"key": site.key}:
+    if not current.is_file() or parse_json(current.read_bytes()) != {"key": site.key}:
         raise UnfitWorkerError(f"cannot cut stacks into '{site.config.out}', since another run does so now")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from lulc.core.channels import (
 )
 from lulc.core.codec import schema_of
 from lulc.core.config_file import read_nested
-from lulc.core.documents import schema_problem
+from lulc.core.documents import parse_json, schema_problem
 from lulc.core.formula import parse
 from lulc.core.schema import InputError
 from lulc.rasters.names import canonical_name
@@ -99,11 +98,11 @@ def load_channels(given: str, dates: Sequence[str] = ()) -> ChannelSet:
 def set_in_tags(tags: Mapping[str, str]) -> ChannelSet | None:
     """Return the channel set in the tags of a map; None where there is none that can be used."""
     try:
-        data = json.loads(tags.get("LULC_CHANNEL_SET", "null"))
+        data = parse_json(tags.get("LULC_CHANNEL_SET", "null"))
         if data is None or schema_problem(data, schema_of(ChannelSet)):
             return None
         return ChannelSet.from_json(data)
-    except (ValueError, RecursionError, InputError):
+    except (ValueError, InputError):
         return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lulc.core.budgets import TEXT_BYTES, exceeds
+from lulc.core.documents import parse_json
 from lulc.core.reader_process import read_apart
 from lulc.core.schema import InputError
 from lulc.rasters import guards
@@ -157,7 +157,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file() or exceeds(path.stat().st_size, TEXT_BYTES):
             return {}
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        data = parse_json(path.read_bytes())
+    except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}

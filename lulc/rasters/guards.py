@@ -7,7 +7,6 @@ machine. Everything here looks at bytes, names and declared sizes only, and rais
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -30,6 +29,7 @@ from lulc.core.budgets import (
     TEXT_BYTES,
     exceeds,
 )
+from lulc.core.documents import MAX_VALUES, parse_json
 from lulc.core.schema import InputError
 
 VRT_MARK = b"<VRTDataset"
@@ -280,6 +280,8 @@ def parse_xml(content: bytes, path: Path, what: str) -> ElementTree.Element:
             "It is damaged or forged; get it again.",
         )
     try:
+        if exceeds(content.count(b"<") + content.count(b"="), MAX_VALUES):
+            raise ValueError(f"more than {MAX_VALUES} elements and attributes")
         return ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, RecursionError) as error:
         raise InputError(
@@ -429,7 +431,7 @@ def _check_zarr_document(path: Path) -> None:
         size = path.stat().st_size
         if exceeds(size, TEXT_BYTES):
             raise ValueError(f"it has {size} bytes, expected at most {TEXT_BYTES}")
-        document = json.loads(path.read_bytes())
+        document = parse_json(path.read_bytes())
         codecs = list(_codecs_of(document))
         if path.name in (".zarray", "zarr.json") and "shape" in document:
             _check_zarr_array(path, document)

@@ -145,13 +145,13 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
         As `lulc.training.train` and `lulc.training.data.dataset.leave_one_out` do.
     """
     document = Path(config.out) / DOCUMENT
+    check_options(config.resolved())
     with claim_outputs([document]):
         return _cross_validate(config, document)
 
 
 def _cross_validate(config: TrainConfig, document: Path) -> CrossValidation:
     asked, config = config, config.resolved()
-    check_options(config)
     datasets = leave_one_out(config)
     if config.overwrite and _is_finished(Path(config.out)):
         # What would be refused is refused while the finished folds are still there.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import os
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lulc.core.documents import read_rows
 from lulc.core.schema import InputError, Legend
 from lulc.core.version import __version__
 from lulc.evaluation.measures.area_estimation import AreaEstimates
@@ -255,13 +255,13 @@ def read_history(path: str | os.PathLike[str]) -> dict[str, list[float]]:
     InputError
         If the file has no epoch.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    hint = "Give the history.csv of a run folder."
+    rows = [row for _, row in read_rows(path, "the history", hint)[1]]
     if not rows or "epoch" not in rows[0]:
         raise InputError(
             f"cannot draw the history '{path}', since it has no epochs, expected a column 'epoch' "
             "and one row each",
-            "Give the history.csv of a run folder.",
+            hint,
         )
     return {name: [_number(row.get(name)) for row in rows] for name in rows[0] if name}
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.core.areas import pixel_areas
+from lulc.core.documents import read_rows
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError, Legend
 from lulc.core.storage import write_atomically
@@ -377,14 +378,15 @@ def _check_strata(path: Path, points: geopandas.GeoDataFrame, classes: list[int]
 
 def _read_strata(path: Path) -> dict[int, int]:
     """Stratum of each point by its number."""
+    hint = "Give the file as it was drawn, or move it away: then the map says the strata."
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return {int(row["id"]): int(row["stratum"]) for row in csv.DictReader(file)}
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        _, rows = read_rows(path, "the strata", hint)
+        return {int(row["id"]): int(row["stratum"]) for _, row in rows}
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"cannot read the strata '{path}', since it is no table with the columns "
             f"{', '.join(STRATA_FIELDS)}",
-            "Give the file as it was drawn, or move it away: then the map says the strata.",
+            hint,
         ) from error
 
 

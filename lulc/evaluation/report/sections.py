@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lulc.core.documents import parse_json
 from lulc.core.schema import Legend
 from lulc.core.version import __version__
 from lulc.evaluation.measures.area_estimation import Estimate
@@ -479,8 +479,8 @@ def _made_section(results: Results) -> Section:
 def _entries(value: str) -> tuple[tuple[str, str], ...] | None:
     """(field, value) of a tag that holds a JSON object or list; None where it holds anything else."""
     try:
-        data: Any = json.loads(value)
-    except (ValueError, RecursionError):
+        data: Any = parse_json(value)
+    except ValueError:
         return None
     if isinstance(data, dict):
         return tuple((field, _words(entry)) for field, entry in data.items())
