@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lulc.cli.evaluate_classifications import main as evaluate
+from lulc.cli.preprocess import main as preprocess
 from lulc.core.documents import write_rows
 from lulc.core.text import cell, columns, json_text, printable, visible
 
@@ -70,3 +75,19 @@ def test_a_csv_table_holds_cells_that_spreadsheets_only_show(tmp_path: Path) -> 
 
 def test_columns_are_as_wide_as_what_is_shown() -> None:
     assert columns([["name", "n"], ["\x1b", "10"]]) == "name   n\n\\x1b  10"
+
+
+def test_no_text_of_a_file_begins_a_line_of_an_answer(
+    tmp_path: Path, write_bands: Callable[..., Path], write_map: Callable[..., Path], capsys: Any
+) -> None:
+    bands = write_bands(tmp_path / "bands.tif", 128, 128)
+    labels = write_bands(tmp_path / "labels\nerror: gone.tif", 128, 128, labels=True)
+    options = ["--size", "64", "--gap", "0", "--scheme", "kaakonkulma-13", "--out", str(tmp_path / "out")]
+    assert preprocess(["--bands", str(bands), "--labels", str(labels), *options]) == 0
+    printed = capsys.readouterr()
+    assert "labels\\nerror: gone.tif" in printed.out
+    assert not re.search("^error: gone", printed.out + printed.err, re.MULTILINE)
+    made = write_map(tmp_path / "map.tif", names=("Water", "Forest\nerror: gone", "Fields"))
+    assert evaluate([str(made), "--out", str(tmp_path / "report")]) == 1
+    printed = capsys.readouterr()
+    assert not re.search("^error: gone", printed.out + printed.err, re.MULTILINE)

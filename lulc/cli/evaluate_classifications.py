@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from lulc.cli.commandline import Answer, run
 from lulc.config import EvaluateConfig
-from lulc.core.text import columns
+from lulc.core.text import columns, visible
 
 if TYPE_CHECKING:
     from lulc.evaluation.measures.results import Results
@@ -52,12 +52,12 @@ def _act(config: EvaluateConfig) -> Answer:
     results = result.results
     files = sorted(str(path) for path in result.files)
     shown = [
-        f"{table.caption}\n{columns([table.header, *table.rows], table.text_columns)}"
+        f"{visible(table.caption)}\n{columns([table.header, *table.rows], table.text_columns)}"
         for table in _tables(results)
     ]
     words = [points_words(results.areas)] if results.areas.estimates else []
     words += [f"reference: {line}" for line in words_of(results.read_as)] if results.read_as else []
-    text = "\n\n".join([*shown, *words, "\n".join(files)])
+    text = "\n\n".join([*shown, *words, "\n".join(map(visible, files))])
     return Answer(text, {"written": files, **result.to_json()})
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from lulc.cli.commandline import Answer, run
 from lulc.config import ImportModelConfig
+from lulc.core.text import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def _act(config: ImportModelConfig) -> Answer:
         lines.append(f"accuracy {made.accuracy:.3f}, temperature {card.temperature}")
     data = {"written": str(made.path), "stride": card.stride, "halo": card.halo, "exact": not made.reason,
             "temperature": card.temperature, "accuracy": made.accuracy}  # fmt: skip
-    return Answer("\n".join(lines), data)
+    return Answer("\n".join(map(visible, lines)), data)
 
 
 if __name__ == "__main__":

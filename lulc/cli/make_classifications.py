@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lulc.cli.commandline import Answer, run
 from lulc.config import ClassifyConfig
-from lulc.core.text import columns
+from lulc.core.text import columns, visible
 
 if TYPE_CHECKING:
     from lulc.inference.classify import ClassificationResult, Forecast, ShareResult
@@ -120,7 +120,7 @@ def describe_result(result: ClassificationResult) -> str:
     """Shares and areas of the classes, seconds and speed, as text."""
     names = {c.number: c.name for c in result.legend.classes}
     names[0] = "the rest" if len(names) == 1 else "unclassified"
-    remarks = "".join(f"Note: {remark}.\n\n" for remark in result.remarks)
+    remarks = "".join(f"Note: {visible(remark)}.\n\n" for remark in result.remarks)
     total = sum(result.counts.values())
     rows = [["class", "share", "pixels"]]
     if result.areas is not None:
@@ -140,7 +140,7 @@ def describe_result(result: ClassificationResult) -> str:
         f"({stages}), {_decimals(result.pixels / 1e6 / seconds['all'])} Mpx/s; "
         f"engine {result.engine}, busy {result.network_share:.0%} of the time with windows"
     )
-    known = f"weights: {'; '.join(result.weights)}\naccuracy: {result.accuracy}"
+    known = f"weights: {visible('; '.join(result.weights))}\naccuracy: {visible(result.accuracy)}"
     return f"{remarks}{columns(rows)}\n\n{known}\n{speed}"
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from lulc.cli.commandline import Answer, run
 from lulc.config import PreprocessConfig
-from lulc.core.text import columns
+from lulc.core.text import columns, visible
 
 if TYPE_CHECKING:
     from lulc.datasets.loading import Manifest
@@ -98,7 +98,7 @@ def _readings(manifest: Manifest) -> str:
         *_labelled(manifest),
         *([f"indices: {'; '.join(origins)}"] if _indices(manifest) else []),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _indices(manifest: Manifest) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lulc.api import train
 from lulc.cli.commandline import Answer, run
 from lulc.config import TrainConfig
-from lulc.core.text import columns
+from lulc.core.text import columns, visible
 
 ACCURACY_LOST = 0.05
 """Accuracy below the best that is told of the model of the lowest loss, which others take by default."""
@@ -60,7 +60,7 @@ def _plan(config: TrainConfig) -> Answer:
             "Leave out --plan.",
         )
     plan = plan_training(config, open_dataset(config))
-    return Answer("\n".join(plan.lines()), plan.to_json())
+    return Answer("\n".join(map(visible, plan.lines())), plan.to_json())
 
 
 def describe_folds(found: CrossValidation) -> str:

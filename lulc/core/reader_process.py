@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lulc.core.budgets import Allowance, allowance
+from lulc.core.budgets import Allowance, allowance, is_trusted
 from lulc.core.confinement import confine
 from lulc.core.schema import InputError
 from lulc.core.storage import Resource
@@ -87,9 +87,9 @@ class Apart(Resource):
         memory: int = 0,
         ahead: Sequence[str] = (),
     ) -> None:
-        self._path = os.fspath(path)
+        self.path = os.fspath(path)
         self._reading = f"{reading} " if reading else ""
-        place = Path(place or self._path).resolve()
+        place = Path(place or self.path).resolve()
         name = make if isinstance(make, str) else f"{make.__module__}.{make.__qualname__}"
         module, _, function = name.rpartition(".")
         if stored is None:
@@ -117,6 +117,11 @@ class Apart(Resource):
         except BaseException:
             self.close()
             raise
+
+    @property
+    def has_ended(self) -> bool:
+        """True where a file has ended the process."""
+        return not self._pid
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Return what a method of the opened file returns for plain arguments."""
@@ -149,7 +154,7 @@ class Apart(Resource):
 
     def _damaged(self, reason: str) -> InputError:
         return InputError(
-            f"cannot read {self._reading}'{self._path}', since {reason}",
+            f"cannot read {self._reading}'{self.path}', since {reason}",
             "Copy or download it again. If it is your own and larger than strangers' files may be, "
             "lift the limits: --trust",
         )
@@ -165,6 +170,41 @@ class Apart(Resource):
         if self._pid and self._server.owner == os.getpid():
             self._server.end(self._pid)
         self._pid = 0
+
+
+class SharedApart:
+    """A process that opens files of one folder one after the other, since each start takes some 50 ms.
+
+    It is made anew for another folder, for a file that may take more time than it has, and where a file has
+    ended it: that file alone is refused.
+
+    Parameters
+    ----------
+    make
+        Full name of a function or class, whose result answers `call` by its methods.
+    """
+
+    def __init__(self, make: str) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._key: tuple[Any, ...] = ()
+        self._seconds = 0
+        self._process: Apart | None = None
+
+    def call(self, path: str, place: Path, stored: int, method: str, *arguments: Any) -> Any:
+        """Return what a method returns for plain arguments; `path`, `place` and `stored` as for `Apart`."""
+        key, seconds = (os.getpid(), os.getcwd(), place.parent, is_trusted()), allowance(stored).seconds
+        with self._lock:
+            if self._process is not None and (
+                key != self._key or seconds > self._seconds or self._process.has_ended
+            ):
+                self._process.close()
+                self._process = None
+            if self._process is None:
+                self._process = Apart(self._make, path=path, place=place, stored=stored)
+                self._key, self._seconds = key, seconds
+            self._process.path = path
+            return self._process.call(method, *arguments)
 
 
 def read_apart(

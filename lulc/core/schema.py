@@ -53,8 +53,8 @@ NODATA = -1.0
 """No-data value of float32 maps, in every band."""
 
 
-Name = Annotated[str, limits(minLength=1, maxLength=200)]
-"""A name in a document."""
+Name = Annotated[str, limits(minLength=1, maxLength=200, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z")]
+"""A name in a document, on one line."""
 
 
 class InputError(Exception):

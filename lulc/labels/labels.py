@@ -21,6 +21,7 @@ import numpy as np
 from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.storage import Resource
+from lulc.core.text import visible
 from lulc.core.windows import Window
 from lulc.labels.schemes import SCHEMES, Scheme, count_codes, scheme_of_names
 from lulc.labels.value_tables import read_value_table, scheme_of_table, unexplained
@@ -164,7 +165,7 @@ def words_of(described: Mapping[str, Any]) -> list[str]:
     lost = [f"{described[name]:,} {what}" for name, what in counts if described.get(name)]
     if lost:
         words.append(f"of {described['features']:,} features {', '.join(lost)}")
-    return words
+    return list(map(visible, words))
 
 
 def open_labels(

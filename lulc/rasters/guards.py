@@ -106,6 +106,12 @@ def check_regular_file(path: str | os.PathLike[str], what: str) -> Path:
     return found.resolve()
 
 
+def begins_as_tiff(path: Path) -> bool:
+    """Return True where the first bytes are those of a TIFF."""
+    with open(path, "rb") as file:
+        return file.read(2) in (b"II", b"MM")
+
+
 def check_inside(path: Path, folder: Path, owner: str) -> None:
     """Refuse a file that `owner` names but that lies outside `folder`, symbolic links resolved."""
     if not path.resolve().is_relative_to(folder.resolve()):

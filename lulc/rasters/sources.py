@@ -34,7 +34,7 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterWindow
 
 from lulc.core.grid import GridSpec, settled_crs
-from lulc.core.reader_process import read_apart
+from lulc.core.reader_process import SharedApart, read_apart
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards, zipped
@@ -143,12 +143,28 @@ def _open_raster(path: str, target: str, drivers: Sequence[str], *, in_process: 
     # HFA opens what a file names while it is open, which the other process can't reach.
     members = REMOTE_DRIVERS if in_process else DRIVERS
     stored = sum(os.path.getsize(file) for file in _files_of(place, set()))
-    source = ApartSource(f"{__name__}.serve", (path, target, drivers, members), path, place, stored)
     here = ("GTiff", "VRT", "JP2OpenJPEG") if in_process else ("GTiff",)
-    if archived or source.told["driver"] not in here:
-        return source
-    source.close()
-    return RasterSource(path, target, (source.told["driver"],), source.told)
+    if not archived and (in_process or guards.begins_as_tiff(place)):
+        told = _CHECKING.call(path, place, stored, "check", path, target, drivers, members)
+        if told["driver"] in here:
+            return RasterSource(path, target, (told["driver"],), told)
+    return ApartSource(f"{__name__}.serve", (path, target, drivers, members), path, place, stored)
+
+
+class Checks:
+    """Opens rasters one after the other, to tell what they are; lives in a reader process."""
+
+    def describe(self) -> None:
+        """Return nothing: no raster is open yet."""
+
+    def check(self, *arguments: Any) -> dict[str, Any]:
+        """Return what `Served.describe` tells of a raster, given as to `serve`."""
+        served = serve(*arguments)
+        with served.source:
+            return served.describe()
+
+
+_CHECKING = SharedApart(f"{__name__}.Checks")
 
 
 def serve(path: str, target: str, drivers: Sequence[str], members: Sequence[str]) -> Served:
