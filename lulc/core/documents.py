@@ -198,8 +198,15 @@ def read_rows(
         ) from error
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, foreign: bool = False) -> Any:
     """Return JSON as Python values: bounded in number, finite, and free of characters that are no text.
+
+    Parameters
+    ----------
+    text
+        The document.
+    foreign
+        True for documents of other programs, which may hold NaN, long integers and any character.
 
     Raises
     ------
@@ -211,6 +218,8 @@ def parse_json(text: str | bytes) -> Any:
     if values > MAX_VALUES:
         raise ValueError(f"about {values} values, expected at most {MAX_VALUES}")
     try:
+        if foreign:
+            return json.loads(text)
         data = json.loads(
             text, parse_constant=_refuse_constant, parse_float=_finite_float, parse_int=_bounded_int
         )

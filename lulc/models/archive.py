@@ -169,7 +169,7 @@ def _read_file(path: Path, sha256: str) -> bytes:
 def _read_keras(content: bytes, limit: int) -> Arrays:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         _check_members(archive, limit)
-        classes = _check_config(parse_json(_member(archive, CONFIG)))
+        classes = _check_config(parse_json(_member(archive, CONFIG), foreign=True))
         weights = _member(archive, WEIGHTS)
     with h5py.File(io.BytesIO(weights), "r") as file:
         datasets = dict(_walk(file, len(weights), limit))
@@ -248,7 +248,7 @@ def _read_legacy(content: bytes, limit: int) -> Arrays:
         if len(config) > MAX_JSON_BYTES:
             raise _Refusal(f"its configuration has {len(config)} bytes, expected at most {MAX_JSON_BYTES}")
         if config:
-            for holder in _holders(parse_json(config)):
+            for holder in _holders(parse_json(config, foreign=True)):
                 _check_class(str(holder["class_name"]))
         arrays: Arrays = {}
         for name, dataset in datasets.items():

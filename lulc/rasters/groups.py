@@ -157,7 +157,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file() or exceeds(path.stat().st_size, TEXT_BYTES):
             return {}
-        data = parse_json(path.read_bytes())
+        data = parse_json(path.read_bytes(), foreign=True)
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}
