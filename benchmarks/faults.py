@@ -319,13 +319,13 @@ def faults(
 def _judge(expected: dict[str, str], found: dict[str, str], torn: list[str], text: str) -> tuple[str, str]:
     if torn:
         return "torn", str(torn)
-    if text and "exists already" not in text and "is finished" not in text:
-        return "refused", text
-    if missing := expected.keys() - found.keys():
-        return "incomplete", f"{sorted(missing)} {text}"
-    if more := found.keys() - expected.keys():
-        return "files left", f"{sorted(more)} {text}"
+    missing, more = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     other = _others(expected, found)
+    if text and (missing or more or other):
+        return "refused", text
+    if missing or more:
+        return ("incomplete", str(missing)) if missing else ("files left", str(more))
+    # Where all is there, that the command does not write over it is right.
     return ("other bytes", str(other)) if other else ("", "")
 
 

@@ -188,8 +188,7 @@ def read_rows(
             most = f"at most {MAX_COLUMNS} columns and {MAX_VALUES} cells"
             raise ValueError(f"it has {columns} columns in {lines} lines, expected {most}")
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header = [(name or "").strip().lower() for name in reader.fieldnames or ()]
-        reader.fieldnames = header = ["color" if name == "colour" else name for name in header]
+        reader.fieldnames = header = [(name or "").strip().lower() for name in reader.fieldnames or ()]
         return header, [(reader.line_num, row) for row in reader]
     except (ValueError, csv.Error) as error:
         raise InputError(

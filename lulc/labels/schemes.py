@@ -562,6 +562,9 @@ def _rows_of(path: str, columns: tuple[str, ...] = _COLUMNS) -> list[tuple[int, 
     """(line number, row) of a table with at least these columns."""
     hint = f"Let the first line be {','.join(_COLUMNS)}."
     header, rows = read_rows(path, "the scheme", hint, ",;")
+    if "colour" in header:
+        header = ["color" if name == "colour" else name for name in header]
+        rows = [(line, dict(zip(header, row.values(), strict=False))) for line, row in rows]
     missing = [c for c in columns if c not in header]
     if missing:
         raise InputError(
