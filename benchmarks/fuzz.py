@@ -39,15 +39,19 @@ from lulc.config import PreprocessConfig
 from lulc.core.config_file import read_settings
 from lulc.core.grid import GridSpec
 from lulc.core.schema import BANDS, InputError
+from lulc.core.statistics import read_statistics
 from lulc.core.windows import Window
 from lulc.datasets.arrays import open_layers
 from lulc.datasets.loading import load_manifest
+from lulc.evaluation.measures.results import read_history
 from lulc.labels.labels import open_labels
 from lulc.labels.schemes import load_scheme
 from lulc.models.archive import read_archive
 from lulc.models.card import card_path, load_card
+from lulc.models.onnx_file import read_graph
 from lulc.preprocessing.chips import find_chips
 from lulc.rasters import cubes, features
+from lulc.rasters.channels import load_channels
 from lulc.rasters.sources import is_collection, open_classes, open_item, open_product, open_source, open_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -312,14 +316,69 @@ def read_classes(path: Path) -> None:
     load_scheme(str(path))
 
 
+def read_sidecar(path: Path) -> None:
+    """Read a raster with what lies beside it."""
+    read_raster(path.with_name(path.name.removesuffix(".aux.xml")))
+
+
+def read_network(path: Path) -> None:
+    """Read a network of another toolkit."""
+    read_graph(path, 14)
+
+
+def read_channels(path: Path) -> None:
+    """Read a channel set."""
+    load_channels(str(path))
+
+
+def read_epochs(path: Path) -> None:
+    """Read the history of a training."""
+    read_history(path)
+
+
 def read_chips(path: Path) -> None:
     """Read a table of chips."""
     find_chips(PreprocessConfig(bands=(str(path),), labels="", out="x"))
 
 
+def write_vrt(path: Path) -> Path:
+    """Write a mosaic of one file."""
+    import rasterio.shutil
+
+    source = write_raster(path.with_suffix(".tif"), count=3)
+    with rasterio.open(source) as opened:
+        rasterio.shutil.copy(opened, path, driver="VRT")
+    return path
+
+
+def write_sidecar(path: Path) -> Path:
+    """Write a raster of classes and the attribute table beside it."""
+    write_raster(path, count=1, dtype="uint8")
+    rows = "".join(f"<Row index='{i}'><F>{i}</F><F>class {i}</F></Row>" for i in range(1, 7))
+    fields = "<FieldDefn index='0'><Name>Value</Name><Type>0</Type><Usage>5</Usage></FieldDefn>"
+    fields += "<FieldDefn index='1'><Name>Class</Name><Type>2</Type><Usage>2</Usage></FieldDefn>"
+    table = f"<GDALRasterAttributeTable>{fields}{rows}</GDALRasterAttributeTable>"
+    band = f"<PAMRasterBand band='1'><NoDataValue>0</NoDataValue>{table}</PAMRasterBand>"
+    return write_text(Path(f"{path}.aux.xml"), f"<PAMDataset>{band}</PAMDataset>")
+
+
+def write_network(path: Path) -> Path:
+    """Write a shipped network as ONNX."""
+    from lulc.config import ExportModelConfig
+    from lulc.export.export import export_model
+
+    return export_model(ExportModelConfig(model=str(shipped()), out=str(path)))[0]
+
+
 OPTIONS = "format_version: 1\nbands: [a.tif]\nlabels: b.tif\nout: c\nsize: 256\nseed: 1\n"
 CHIPS = "bands,labels,group\na.tif,b.tif,1\nc.tif,d.tif,2\n"
 CLASSES = "code,class,name,color\n1,1,Water,#0000ff\n2,2,Wood,#00ff00\n"
+CHANNELS = (
+    "format_version: 1\nname: own\nchannels:\n  - B02\n  - {name: elevation, kind: elevation, scale: 0.1}\n"
+    "  - slope\n"
+)
+STATISTICS = '{"statistics": {"mean": [1.0, 2.0], "std": [1.0, 0.5], "count": 10}}\n'
+HISTORY = "epoch,loss,val_loss,val_accuracy\n1,2.5,2.4,0.1\n2,2.1,2.0,0.3\n"
 TILED = {"tiled": True, "compress": "deflate", "blockxsize": 16, "blockysize": 16}
 
 KINDS: dict[str, Kind] = {
@@ -344,6 +403,13 @@ KINDS: dict[str, Kind] = {
     "chip table": Kind(lambda f: write_text(f / "a.csv", CHIPS), read_chips, True),
     "class table": Kind(lambda f: write_text(f / "a.csv", CLASSES), read_classes, True),
     "STAC item": Kind(lambda f: write_item(f / "item.json"), read_item, True),
+    "VRT": Kind(lambda f: write_vrt(f / "a.vrt"), read_raster, True),
+    "side-car": Kind(lambda f: write_sidecar(f / "a.tif"), read_sidecar, True),
+    "GeoParquet": Kind(lambda f: write_vector(f / "a.parquet"), read_labels),
+    "ONNX": Kind(lambda f: write_network(f / "a.onnx"), read_network),
+    "channel set": Kind(lambda f: write_text(f / "a.yaml", CHANNELS), read_channels, True),
+    "statistics": Kind(lambda f: write_text(f / "a.json", STATISTICS), read_statistics, True),
+    "history": Kind(lambda f: write_text(f / "a.csv", HISTORY), read_epochs, True),
 }  # fmt: skip
 
 
