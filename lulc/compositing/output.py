@@ -15,6 +15,7 @@ from rasterio.errors import RasterioError
 from lulc.compositing.composer import NODATA, Job
 from lulc.compositing.scene_list import links_of, list_path
 from lulc.core.documents import read_document, write_document
+from lulc.core.machine import GDAL_CACHE
 from lulc.core.schema import InputError
 from lulc.core.storage import write_atomically
 from lulc.core.version import __version__
@@ -143,7 +144,7 @@ def write_geotiff(
         If what is on the disk then is not what was written.
     """
     sums = []
-    with write_atomically(path) as temporary:
+    with write_atomically(path) as temporary, rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         try:
             with rasterio.open(temporary, "w", **profile) as data:
                 for window, values in blocks:
