@@ -147,6 +147,13 @@ def test_what_terrain_lacks_is_told_as_elevation(tmp_path: Path) -> None:
     }
 
 
+def test_what_is_found_in_a_raster_of_elevation_is_its_own_layers(tmp_path: Path) -> None:
+    channels = channel_set(tmp_path, "channels: [VV, elevation, slope]\n")
+    dem = tif(tmp_path / "dem.tif", numbers(1, 90, 120, "int16"), ["elevation"])
+    with pytest.raises(InputError, match=r"since VV is missing; found\n.*: elevation\n"):
+        read([], channels, layers=(dem,))
+
+
 def test_a_raster_of_many_layers_without_names_is_listed_in_short(tmp_path: Path) -> None:
     channels = channel_set(tmp_path, "channels: [{name: A00..A63, scale: 0.0078125}]\n")
     path = tif(tmp_path / "embedding.tif", numbers(64, -127, 128, "int8"), nodata=-128)

@@ -393,7 +393,7 @@ class ChannelSet(Jsonable):
         if self.dates:
             raise self.refusal(
                 f"its dates are {', '.join(self.dates)}, but the dates of the rasters {', '.join(dates)}",
-                f"Give each of its dates: --bands {self.dates[0]}=FILE",
+                f"Give each of its dates: {self.dates[0]}=FILE",
             )
         return expanded(self.name, self.channels, self.inputs, dates, self.rgb)
 

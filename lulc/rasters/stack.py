@@ -561,7 +561,8 @@ class _Opening:
             if one.name not in held and not one.may_be_missing
         ]  # fmt: skip
         if lacking:
-            files = {s.path: s.names for s in layers.sources}
+            # Derivatives of terrain come after the raster that they are of.
+            files = {s.path: s.names for s in reversed(layers.sources)}
             found = "\n".join(f"  {path}: {listed(names)}" for path, names in files.items()) or "  no file"
             raise missing_channels([one.name for one in lacking], found, self._channels.names)
         if not held:
@@ -626,7 +627,7 @@ def _by_date(given: Sequence[Given], dates: Iterable[str], option: str) -> dict[
             raise InputError(
                 f"cannot use '{path if isinstance(path, str) else path.path}' for {option}, since {said}, "
                 f"expected one of the dates of the channels: {', '.join(named) or 'none'}",
-                f"Write the date before it: {option} {named[0]}={path}" if named else
+                f"Write the date before it: {named[0]}={path}" if named else
                 "Leave out what stands before '=', or give each raster of --bands a date.",
             )  # fmt: skip
         found[date].append(path)
