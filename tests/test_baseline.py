@@ -23,7 +23,7 @@ from lulc.models.pixel_model import read_pixel_model
 from lulc.models.texture import texture_features
 from lulc.models.weights import find_model
 from lulc.rasters.stack import open_stack
-from lulc.training.baseline import MACRO, Comparison, HeldOut, compare
+from lulc.training.baseline import FOREST, MACRO, NETWORK, Comparison, HeldOut, compare
 from lulc.training.data import pixels
 from lulc.training.small_models import TREES
 
@@ -76,24 +76,32 @@ def test_the_command_says_which_is_better_by_class(trained, tmp_path, capsys):
     assert main([str(stacks), "--out", str(tmp_path / "run"), *SMALL, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["comparison"]
     # Four batches teach a network nothing of what a forest finds at once.
-    assert found["better"] == "forest" and found["forest"][MACRO] > 0.8
+    assert found["better"] == "random forest" and found["forest"][MACRO] > 0.8
     assert set(found["forest"]) == {"class 1", "class 2", "class 3", MACRO}
 
 
 def test_a_comparison_in_words_gives_a_verdict_and_the_way_to_the_better_map():
     forest, network = {"water": 0.9, MACRO: 0.9}, {"water": 0.7, MACRO: 0.7}
     spread = {"water": 0.05, MACRO: 0.05}
-    told = describe_comparison(Comparison(10, 3, forest, network, spread), "runs/a")
+    told = describe_comparison(Comparison(10, 3, forest, spread, network), "runs/a")
     assert "The random forest is better than the network: by 0.200 macro-F1, 4.0 times the spread" in told
     assert "make_classifications.py runs/a ... --pick baseline" in told
-    told = describe_comparison(Comparison(10, 3, network, forest, spread), "runs/a")
+    told = describe_comparison(Comparison(10, 3, network, spread, forest), "runs/a")
     assert "The network is better than the random forest" in told and "--pick" not in told
-    near = describe_comparison(Comparison(10, 3, forest, {"water": 0.85, MACRO: 0.85}, spread), "runs/a")
+    near = describe_comparison(Comparison(10, 3, forest, spread, {"water": 0.85, MACRO: 0.85}), "runs/a")
     assert "Neither" in near
+    single = describe_comparison(Comparison(10, 3, forest, {"water": None, MACRO: None}, network), "runs/a")
+    assert "can't be known, since the held-out labels of water are one polygon" in single
+    few = describe_comparison(Comparison(10, 3, network, spread, None, forest), "runs/a")
+    assert "The small models is" not in few and "--pick" not in few and "makes the map" in few
 
 
 def one_hot(classes, count=3):
     return np.eye(count, dtype=np.float32)[classes]
+
+
+def held_out(labels, forest, network, patches):
+    return HeldOut(labels, patches, {FOREST: forest, NETWORK: network})
 
 
 LEGEND = Legend("three", tuple(LandCoverClass(i, f"c{i}", "#123456") for i in (1, 2, 3)))
@@ -102,7 +110,7 @@ LEGEND = Legend("three", tuple(LandCoverClass(i, f"c{i}", "#123456") for i in (1
 def test_scores_are_those_of_scikit_learn():
     rng = np.random.default_rng(1)
     labels, forest, network = (rng.integers(0, 3, 400).astype(np.uint8) for _ in range(3))
-    found = compare(HeldOut(labels, one_hot(forest), one_hot(network), np.arange(400) // 10), LEGEND, 1)
+    found = compare(held_out(labels, one_hot(forest), one_hot(network), np.arange(400) // 10), LEGEND, 1)
     assert found.patches == 40
     for scores, given in ((found.forest, forest), (found.network, network)):
         assert np.allclose(list(scores.values())[:3], f1_score(labels, given, average=None))
@@ -117,7 +125,7 @@ def test_the_spread_counts_patches_and_not_their_pixels():
 
     def spread(pixels):
         given = np.where(right, labels, wrong).repeat(pixels)
-        found = HeldOut(
+        found = held_out(
             labels.repeat(pixels),
             one_hot(given),
             one_hot(labels.repeat(pixels)),
@@ -131,8 +139,21 @@ def test_the_spread_counts_patches_and_not_their_pixels():
 
 def test_equal_models_differ_by_nothing():
     labels = np.array([0, 1, 2, 0], np.uint8)
-    found = compare(HeldOut(labels, one_hot(labels), one_hot(labels), np.arange(4)), LEGEND, 1)
+    found = compare(held_out(labels, one_hot(labels), one_hot(labels), np.arange(4)), LEGEND, 1)
+    assert found.difference == 0 and found.better == "unknown"
+    twice = np.tile(labels, 2)
+    found = compare(held_out(twice, one_hot(twice), one_hot(twice), np.arange(8)), LEGEND, 1)
     assert found.difference == 0 and found.better == "neither"
+
+
+def test_one_patch_of_a_class_tells_no_spread():
+    labels = np.array([0, 0, 1, 1, 2, 2], np.uint8)
+    wrong = np.array([0, 1, 1, 0, 2, 2], np.uint8)
+    found = compare(
+        held_out(labels, one_hot(wrong), one_hot(labels), np.array([0, 1, 2, 3, 4, 4])), LEGEND, 1
+    )
+    assert found.spread["c3"] is None and found.spread[MACRO] is None and found.better == "unknown"
+    assert found.spread["c1"] > 0 and found.spread["c2"] > 0
 
 
 def test_features_of_drawn_pixels_are_those_of_the_whole_image_also_at_its_borders(write_stacks, tmp_path):

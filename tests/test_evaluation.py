@@ -917,6 +917,25 @@ def test_the_report_of_a_run_shows_network_and_random_forest_by_class(scene: Sce
     assert json.loads((report / "report.json").read_text())["baseline"] == compared
 
 
+def test_the_report_of_a_run_without_a_network_shows_forest_and_small_models(scene: Scene) -> None:
+    forest, small = (
+        {"water": 0.9, "bog": 0.5, "macro-F1": 0.7},
+        {"water": 0.6, "bog": 0.55, "macro-F1": 0.575},
+    )
+    compared = {
+        "pixels": 90, "patches": 3, "forest": forest, "small": small, "network": None,
+        "spread": {"water": 0.1, "bog": None, "macro-F1": None},
+    }  # fmt: skip
+    run = run_with_baseline(scene, compared)
+    (run / "history.csv").unlink()
+    (run / "few-labels.npz").touch()
+    evaluate(scene.config(run=str(run)))
+    page = (scene.folder / "report" / "report.md").read_text()
+    assert "| water | 0.9000 | 0.6000 | -0.3000 | 0.1000 | random forest |" in page
+    assert "| bog | 0.5000 | 0.5500 | +0.0500 | one patch | not known |" in page
+    assert "can't be known" in page and "small models F1" in page and "network F1" not in page
+
+
 @pytest.mark.parametrize(("lead", "verdict"), [(0.2, "The network leads"), (-0.2, "--pick baseline")])
 def test_the_report_names_the_model_that_leads(scene: Scene, lead: float, verdict: str) -> None:
     rows = {"forest": {"macro-F1": 0.5}, "network": {"macro-F1": 0.5 + lead}, "spread": {"macro-F1": 0.05}}
@@ -965,7 +984,9 @@ def test_a_map_that_was_trained_on_throughout_has_no_headline(scene: Scene, capl
     found = evaluate(scene.config(regions=str(folder))).results
     assert not found.confusion.any() and found.seen.sum() == scene.scored.sum()
     assert found.scores.overall_accuracy is None and "no scored pixel lies on held-out land" in caplog.text
-    assert "**–**" in (scene.folder / "report" / "report.md").read_text()
+    page = (scene.folder / "report" / "report.md").read_text()
+    assert "**–**" in page and "No score: every labelled pixel lies on land" in page
+    assert "Confusion" not in page
 
 
 @pytest.mark.parametrize("option", ["compare", "regions", "label_field", "pine", "label_errors"])

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import rasterio
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
@@ -28,12 +27,21 @@ from lulc.models.pixel_model import PixelModel, read_pixel_model, write_pixel_mo
 from lulc.models.texture import texture_features
 from lulc.models.weights import find_model
 from lulc.rasters.stack import open_stack
-from lulc.training.data.dataset import open_dataset
+from lulc.training.data.dataset import class_targets, leave_one_out, open_dataset
+from lulc.training.data.pixels import features_at, labelled_squares
 from lulc.training.run_folder import clear_run
-from lulc.training.small_models import DECAY, HIDDEN, ROUNDS, TREES, fit_small_models
+from lulc.training.small_models import (
+    BESIDE,
+    DECAY,
+    HIDDEN,
+    ROUNDS,
+    TREES_OF_SCALE,
+    fit_small_models,
+    with_borders,
+)
 from lulc.training.training_plan import plan_training
 
-CHANNELS, RADII = 3, (2,)
+CHANNELS, RADII = 3, (2, 5)
 NAMES = ("water", "forest", "bare soil")
 
 QUICK = [
@@ -43,27 +51,51 @@ QUICK = [
 
 
 def samples(labels, seed=0):
-    """Features (pixel, 9) that differ by label."""
+    """Features (pixel, 15) that differ by label."""
     rng = np.random.default_rng(seed)
-    return rng.normal(rng.normal(0, 1, (10, 9))[labels], 0.7).astype(np.float32)
+    return rng.normal(rng.normal(0, 1, (10, 15))[labels], 0.7).astype(np.float32)
 
 
 def expected_by_scikit_learn(x, y, given, seed):
     """Mean of the probabilities of all models, by the library's own pipeline."""
-    x, given = x.astype(np.float64), given.astype(np.float64)
+    channels = x.shape[1] // 5
+    more, twice = with_borders(x, y, channels, seed)
+    more, given = more.astype(np.float64), given.astype(np.float64)
     found = []
-    for used in (CHANNELS, 3 * CHANNELS):
-        known = len(np.unique(y))
-        scaler = StandardScaler().fit(x[:, :used])
-        z, z_given = scaler.transform(x[:, :used]), scaler.transform(given[:, :used])
-        forest = RandomForestClassifier(TREES, class_weight="balanced", random_state=seed).fit(x[:, :used], y)
-        found.append(forest.predict_proba(given[:, :used]))
+    for scale in (1, 3):
+        used = [*range(channels), *range(channels * scale, channels * (scale + 2))]
+        scaler = StandardScaler().fit(more[:, used])
+        z, z_given = scaler.transform(more[:, used]), scaler.transform(given[:, used])
+        forest = RandomForestClassifier(TREES_OF_SCALE, class_weight="balanced", random_state=seed)
+        found.append(forest.fit(more[:, used], twice).predict_proba(given[:, used]))
         perceptron = MLPClassifier(HIDDEN, alpha=DECAY, max_iter=ROUNDS, random_state=seed)
-        perceptron.fit(z, y, sample_weight=compute_sample_weight("balanced", y))
+        perceptron.fit(z, twice, sample_weight=compute_sample_weight("balanced", twice))
         found.append(perceptron.predict_proba(z_given))
-        even = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=np.full(known, 1 / known))
-        found.append(even.fit(z, y).predict_proba(z_given))
     return np.mean(found, axis=0)
+
+
+def test_a_border_is_what_windows_of_two_lands_are():
+    """Of a window with some pixels from another window, mean and deviation are as computed without either."""
+    rng = np.random.default_rng(2)
+    windows = rng.normal(size=(2, 25, CHANNELS)) * [[[1.0]], [[3.0]]] + [[[0.0]], [[4.0]]]
+    stats = [np.concatenate([w[12], w.mean(axis=0), w.std(axis=0)]) for w in windows]
+    x, y = np.float32(stats), np.uint8([0, 1])
+    found, labels = with_borders(x, y, CHANNELS, 3)
+    assert np.array_equal(found[:2], x) and labels.tolist() == [0, 1, 0, 1]
+    assert np.array_equal(found[2:, :CHANNELS], x[:, :CHANNELS])
+    share = (found[2, CHANNELS] - stats[0][CHANNELS]) / (stats[1][CHANNELS] - stats[0][CHANNELS])
+    assert 0 < share < BESIDE
+    # As many pixels of each as the share says.
+    both = np.concatenate(
+        [windows[0].repeat(round(1000 * (1 - share)), 0), windows[1].repeat(round(1000 * share), 0)]
+    )
+    expected = np.concatenate([both.mean(axis=0), both.std(axis=0)])
+    assert np.allclose(found[2, CHANNELS:], expected, atol=0.02)
+
+
+def test_one_class_has_no_border():
+    x, y = samples(np.zeros(5, np.uint8)), np.zeros(5, np.uint8)
+    assert with_borders(x, y, CHANNELS, 1)[0] is x
 
 
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
@@ -119,7 +151,7 @@ def test_a_pixel_gets_the_same_bits_whatever_window_it_lies_in(model, tmp_path, 
     for rows, cols in ((slice(0, 40), slice(0, 50)), (slice(31, 90), slice(13, 130))):
         part = predict(np.ascontiguousarray(image[:, rows, cols]))
         # All but what lies nearer than the halo to the cut.
-        inner = (slice(None), slice(2, -2), slice(2, -2))
+        inner = (slice(None), slice(5, -5), slice(5, -5))
         assert np.array_equal(part[inner], whole[:, rows, cols][inner])
 
 
@@ -190,7 +222,7 @@ def test_the_command_prints_the_plan_and_stops(write_stacks, tmp_path, capsys):
     folder = sparse(write_stacks, tmp_path / "few")
     assert main([str(folder), "--out", str(tmp_path / "run"), "--plan"]) == 0
     printed = capsys.readouterr().out
-    assert "recipe few-labels: epochs 4" in printed and "few labels: " in printed and len(printed) < 1500
+    assert "recipe few-labels: small models" in printed and "few labels: " in printed and len(printed) < 1500
     assert not (tmp_path / "run").exists()
     assert main(["--pretrain", "x.tif", "--out", str(tmp_path / "run"), "--plan"]) == 1
     assert "cannot plan a pretraining" in capsys.readouterr().err
@@ -241,7 +273,63 @@ def test_the_run_keeps_plan_and_small_models_and_recommends_these(scene):
     assert find_model(str(run)).suffix == ".keras"
     compared = load_card(run / "baseline.npz").scores["compared"]
     # Two batches teach a network nothing.
-    assert compared["recommended"] == "few-labels" and compared["small"]["forest"]["macro-F1"] > 0.9
+    assert compared["recommended"] == "few-labels" and compared["small"]["macro-F1"] > 0.9
+    assert plan["network"] and "--epochs" in " ".join(plan["reasons"])
+
+
+def test_without_an_option_of_a_network_none_is_trained(scene, tmp_path, capsys):
+    stacks, run = str(scene["folder"] / "stacks"), tmp_path / "run"
+    assert main([stacks, "--out", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["models"] == {"auto": {"file": str(run / "few-labels.npz")}} and found["history"] is None
+    assert found["comparison"]["network"] is None and found["comparison"]["small"]["macro-F1"] > 0.9
+    assert not list(run.glob("*.keras")) and not (run / "history.csv").exists()
+    assert not json.loads((run / "plan.json").read_text())["network"]
+    # The same models as beside a network, out-of-distribution score included.
+    for name in ("few-labels", "baseline"):
+        assert (run / f"{name}.npz").read_bytes() == (scene["folder"] / "run" / f"{name}.npz").read_bytes()
+        assert (
+            load_card(run / f"{name}.npz").novelty == load_card(scene["folder"] / f"run/{name}.npz").novelty
+        )
+    out = tmp_path / "map.tif"
+    assert classify([str(run), str(scene["folder"] / "mosaic.tif"), str(out), "--scale", "1e-4", "-q"]) == 0
+    with rasterio.open(out) as file:
+        assert "few-labels" in file.tags()["LULC_MODEL"]
+    with pytest.raises(InputError, match="lowest-val-loss"):
+        find_model(str(run))
+    assert main([stacks, "--out", str(run), "-q"]) == 1
+    assert "finished run" in capsys.readouterr().err
+    assert main([stacks, "--out", str(run), "--overwrite", "-q"]) == 0
+    assert "mean of small models" in capsys.readouterr().out
+
+
+def test_cross_validation_scores_the_small_models_without_what_they_are_scored_on(
+    write_stacks, tmp_path, capsys
+):
+    stacks, out = sparse(write_stacks, tmp_path / "few"), tmp_path / "folds"
+    assert main([str(stacks), "--out", str(out), "--cross-validate", "stacks", "-q"]) == 0
+    assert "2 of 2" in capsys.readouterr().out
+    folds = sorted((out / "folds").iterdir())
+    assert len(folds) == 2 and not list(out.glob("**/*.keras"))
+    config = TrainConfig(data=(str(stacks),), out="run", cross_validate="stacks")
+    for fold, (_, dataset) in zip(folds, leave_one_out(config), strict=True):
+        channels, targets = len(dataset.channels), class_targets(len(dataset.legend))
+        x, y = (
+            np.concatenate(parts)
+            for parts in zip(
+                *(
+                    (features_at(square, dataset.statistics, RADII), square.labels)
+                    for square in labelled_squares(dataset.training, targets)
+                ),
+                strict=True,
+            )
+        )
+        found = read_pixel_model(fold / "few-labels.npz", load_card(fold / "few-labels.npz"))
+        # What was left out has taught nothing.
+        assert np.array_equal(found.predict(x), fit_small_models(x, y, channels, 3, 1).predict(x))
+    document = json.loads((out / "cross-validation.json").read_text())
+    assert load_card(out / "few-labels.npz").temperature == document["temperature"]
+    assert document["pooled"]["macro-F1"] > 0.8
 
 
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
@@ -255,13 +343,13 @@ def test_the_map_of_few_labels_is_what_scikit_learn_makes_of_all_labels(scene, t
         for masks in sorted((folder / "stacks").glob(f"{split}_masks_*.npy")):
             image = np.load(str(masks).replace("masks", "image"))
             known = np.load(masks) != 255
-            features.append(texture_features(image[np.newaxis], card.statistics, (2,))[0][known])
+            features.append(texture_features(image[np.newaxis], card.statistics, RADII)[0][known])
             labels.append(np.load(masks)[known] - 1)
     x, y = np.concatenate(features), np.concatenate(labels)
     assert len(y) == scene["labels"]["given"]
     with open_stack([str(folder / "mosaic.tif")], [], InputConfig(scale=1e-4, offset=0)) as stack:
         image = stack.read(stack.grid.extent)
-    given = texture_features(image[np.newaxis], card.statistics, (2,))[0].reshape(-1, x.shape[1])
+    given = texture_features(image[np.newaxis], card.statistics, RADII)[0].reshape(-1, x.shape[1])
     model = fit_small_models(x, y, 14, 3, 1)
     expected = calibrate(model.predict(given)[np.newaxis], card.temperature)[0]
     with rasterio.open(out) as file:

@@ -98,21 +98,17 @@ def _number(value: float | None) -> str:
 
 def describe(result: TrainingResult) -> str:
     """The best models and where everything lies, as text."""
-    best = {row.model: row for row in result.rows}
-    scores = ("filled", "by band") if result.pretrained else ("accuracy", "macro-F1")
-    table: list[Sequence[str]] = [("model", "file", "epoch", "val. loss", *scores)]
-    for pick, path in result.picks.items():
-        row = best[path.name]
-        shown = map(_number, (row.val_loss, row.val_accuracy, row.val_macro_f1))
-        table.append((pick, path.name, str(row.epoch), *shown))
-    lines = [columns(table, text_columns=2)]
-    lines.append(f"\nweights and cards: {result.folder}\nhistory: {result.history}, {result.picture}")
-    default, accurate = (best[result.picks[p].name] for p in ("lowest-val-loss", "highest-val-accuracy"))
-    if not result.pretrained and accurate.val_accuracy - default.val_accuracy > ACCURACY_LOST:
-        lines.append(
-            f"\nThe model of the lowest loss, which is taken where none is named, is far less accurate than "
-            f"{accurate.model}: compare `--pick highest-val-accuracy`."
-        )
+    lines = [f"models and cards: {result.folder}"]
+    if result.rows:
+        lines = [_models(result), f"\nweights and cards: {result.folder}"]
+        lines.append(f"history: {result.history}, {result.picture}")
+        best = {row.model: row for row in result.rows}
+        default, accurate = (best[result.picks[p].name] for p in ("lowest-val-loss", "highest-val-accuracy"))
+        if not result.pretrained and accurate.val_accuracy - default.val_accuracy > ACCURACY_LOST:
+            lines.append(
+                f"\nThe model of the lowest loss, which is taken where none is named, is far less accurate "
+                f"than {accurate.model}: compare `--pick highest-val-accuracy`."
+            )
     if result.comparison:
         lines.append(f"\n{describe_comparison(result.comparison, result.folder)}")
     if not result.finished:
@@ -124,38 +120,55 @@ def describe(result: TrainingResult) -> str:
     return "\n".join(lines)
 
 
+def _models(result: TrainingResult) -> str:
+    best = {row.model: row for row in result.rows}
+    scores = ("filled", "by band") if result.pretrained else ("accuracy", "macro-F1")
+    table: list[Sequence[str]] = [("model", "file", "epoch", "val. loss", *scores)]
+    for pick, path in result.picks.items():
+        row = best[path.name]
+        shown = map(_number, (row.val_loss, row.val_accuracy, row.val_macro_f1))
+        table.append((pick, path.name, str(row.epoch), *shown))
+    return columns(table, text_columns=2)
+
+
 def describe_comparison(found: Comparison, folder: Path) -> str:
-    """Compare forest and network on the held-out labels, overall and by class, as text."""
-    names = ["random forest", *(["small models"] if found.small else []), "network"]
-    rows: list[Sequence[str]] = [("F1 on held-out labels", *names, "network - forest", "spread")]
+    """Compare the models on the held-out labels, overall and by class, as text."""
+    other = found.scores[found.other]
+    header = ("F1 on held-out labels", *found.scores, f"{found.other} - forest", "spread")
+    rows: list[Sequence[str]] = [header]
     for name, forest in found.forest.items():
-        small = [f"{found.small.forest.get(name, 0.0):.4f}"] if found.small else []
-        network, spread = found.network[name], found.spread[name]
-        scores = (f"{forest:.4f}", *small, f"{network:.4f}", f"{network - forest:+.4f}", f"{spread:.4f}")
-        rows.append((name, *scores))
-    size = f"{found.pixels} pixels in {found.patches} polygons or patches"
-    if found.better == "neither":
-        verdict = (
-            "Neither the network nor the random forest leads by more than twice the spread over resampled "
-            f"polygons ({size})."
-        )
-    else:
-        other = {"forest": "network", "network": "random forest"}[found.better]
-        name = {"forest": "random forest", "network": "network"}[found.better]
-        times = abs(found.difference) / max(found.spread["macro-F1"], 1e-9)
-        verdict = (
-            f"The {name} is better than the {other}: by {abs(found.difference):.3f} macro-F1, {times:.1f} "
-            f"times the spread over resampled polygons ({size})."
-        )
+        scores = (f"{f1[name]:.4f}" for f1 in found.scores.values())
+        rows.append((name, *scores, f"{other[name] - forest:+.4f}", _number(found.spread[name])))
+    text = f"{columns(rows)}\n\n{_verdict(found)}"
     if found.small:
-        verdict += (
-            " Whatever few patches say, the mean of small models (forests, perceptrons, linear "
-            "discriminants) makes the map: on three of five real scenes it beat the network. It was fitted "
-            "anew on all labels. --pick lowest-val-loss takes the network."
+        text += (
+            " The mean of small models (forests and perceptrons) makes the map, whatever few patches say: on "
+            "the mean of real scenes it was the best. It was fitted anew on all labels."
         )
-    elif found.better == "forest":
-        verdict += f" Make the map with it: make_classifications.py {folder} ... --pick baseline"
-    return f"{columns(rows)}\n\n{verdict}"
+    elif found.better == "random forest":
+        text += f" Make the map with it: make_classifications.py {folder} ... --pick baseline"
+    return text
+
+
+def _verdict(found: Comparison) -> str:
+    size = f"{found.pixels} pixels in {found.patches} polygons or patches"
+    if found.better == "unknown":
+        single = [name for name, spread in found.spread.items() if spread is None and name != "macro-F1"]
+        return (
+            f"Which is better can't be known, since the held-out labels of {', '.join(single)} are one "
+            f"polygon or patch ({size}): label more places."
+        )
+    if found.better == "neither":
+        return (
+            f"Neither the {found.other} nor the random forest leads by more than twice the spread over "
+            f"resampled polygons ({size})."
+        )
+    worse = "random forest" if found.better != "random forest" else found.other
+    times = abs(found.difference) / max(found.spread["macro-F1"] or 0.0, 1e-9)
+    return (
+        f"The {found.better} is better than the {worse}: by {abs(found.difference):.3f} macro-F1, "
+        f"{times:.1f} times the spread over resampled polygons ({size})."
+    )
 
 
 def _time_is_up(result: TrainingResult) -> str:
@@ -175,17 +188,21 @@ def figures(result: TrainingResult) -> dict[str, Any]:
         "folder": str(result.folder),
         "finished": result.finished,
         "models": {
-            pick: {
-                "file": str(path),
-                "epoch": best[path.name].epoch,
-                "val_loss": best[path.name].val_loss,
-                "val_accuracy": best[path.name].val_accuracy,
-                "val_macro_f1": best[path.name].val_macro_f1,
-            }
+            pick: {"file": str(path)}
+            | (
+                {
+                    "epoch": best[path.name].epoch,
+                    "val_loss": best[path.name].val_loss,
+                    "val_accuracy": best[path.name].val_accuracy,
+                    "val_macro_f1": best[path.name].val_macro_f1,
+                }
+                if best
+                else {}
+            )
             for pick, path in result.picks.items()
         },
-        "history": str(result.history),
-        "picture": str(result.picture),
+        "history": result.history and str(result.history),
+        "picture": result.picture and str(result.picture),
         "comparison": result.comparison and result.comparison.to_json(),
     }
 

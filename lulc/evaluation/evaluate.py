@@ -32,6 +32,7 @@ from lulc.evaluation.report.sections import Imprint
 from lulc.evaluation.report.views import Views
 from lulc.evaluation.tables import Evaluation
 from lulc.models.card import load_card
+from lulc.models.weights import FEW_LABELS
 
 logger = logging.getLogger("lulc")
 
@@ -47,8 +48,8 @@ HISTORY = "history.csv"
 BASELINE_CARD = "baseline.json"
 """Card of the random forest beside a training, in its run folder."""
 
-PARTS = ("forest", "network", "spread")
-"""What that card says of each class: F1 of both models, and the spread of their difference."""
+PARTS = ("forest", "small", "network")
+"""F1 of models by class that this card may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,8 +229,11 @@ def _is_unfinished(folder: Path) -> bool:
     return own_folder(folder).is_marked and not (folder / LAST).exists()
 
 
-def _history_of(run: Path) -> Path:
+def _history_of(run: Path) -> Path | None:
     path = run / HISTORY
+    if not path.is_file() and (run / f"{FEW_LABELS}.npz").is_file():
+        # Small models have no epochs.
+        return None
     if not path.is_file():
         raise InputError(
             f"cannot show the training, since there is no '{path}', expected the run folder of the weights",
@@ -239,22 +243,27 @@ def _history_of(run: Path) -> Path:
 
 
 def _baseline_of(run: Path) -> dict[str, Any] | None:
-    """Return the comparison of network and random forest that a run holds; None where it holds none."""
+    """Return the comparison of the models that a run holds; None where it holds none."""
     path = run / BASELINE_CARD
     found = load_card(path).scores.get("compared") if path.is_file() else None
     if found is None:
         return None
-    models: list[Any] = [found.get(name) for name in PARTS] if isinstance(found, dict) else [None]
-    if not all(_are_scores(scores) and scores.keys() == models[0].keys() for scores in models):
+    compared = found if isinstance(found, dict) else {}
+    given: list[Any] = [compared.get(name) for name in PARTS if name == PARTS[0] or compared.get(name)]
+    spread = compared.get("spread")
+    # A spread that can't be known is null.
+    known: Any = {n: s or 0.0 for n, s in spread.items()} if isinstance(spread, dict) else None
+    sizes = ["pixels", "patches"] if compared.get("small") else []
+    if not (
+        len(given) > 1
+        and all(_are_scores(f1) and f1.keys() == given[0].keys() for f1 in (*given, known))
+        and all(isinstance(compared.get(name), int) for name in sizes)
+    ):
         raise InputError(
-            f"cannot show the random forest, since '{path}' does not hold F1 of both models by class",
+            f"cannot show the random forest, since '{path}' does not hold F1 of models by class",
             "Train again: train_model.py writes it.",
         )
-    small = found.get("small")
-    sizes = [small.get(name) for name in ("pixels", "patches")] if isinstance(small, dict) else [None]
-    if not (all(isinstance(n, int) for n in sizes) and _are_scores(small["forest"])):
-        return {name: value for name, value in found.items() if name != "small"}
-    return dict(found)
+    return dict(compared)
 
 
 def _are_scores(found: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from lulc.models import backend
 from lulc.models.calibration import calibrate, fit_temperature
 from lulc.models.card import Channel, ModelCard, load_card
 from lulc.models.config import PixelConfig
+from lulc.models.ood_score import OodScore, fit_ood_score
 from lulc.models.pixel_model import PixelModel, write_pixel_model
 from lulc.models.uncertainty import decide
 from lulc.models.weights import BASELINE, FEW_LABELS, RECOMMENDED, load_model
@@ -34,12 +35,15 @@ MACRO = "macro-F1"
 
 DESCRIPTIONS = {
     BASELINE: "Random forest on pixels and their mean and deviation in 5 x 5, for comparison.",
-    FEW_LABELS: "Mean of random forests, perceptrons and linear discriminants on pixels, and on these with "
-    "mean and deviation in 5 x 5. Trained on all labels; its scores are those without the validation labels.",
+    FEW_LABELS: "Mean of random forests and perceptrons on pixels, with mean and deviation in 5 x 5 or "
+    "11 x 11. Trained on all labels; its scores are those without the validation labels.",
 }
 
 RADII = (2,)
-"""Mean and deviation are of squares of 5 x 5 pixels."""
+"""Mean and deviation of the forest are of squares of 5 x 5 pixels."""
+
+SMALL_RADII = (2, 5)
+"""Those of the small models are of 5 x 5 and 11 x 11."""
 
 PIXELS = 20_000
 """Labelled pixels that the forest learns from, at most: so it takes seconds, however many there are."""
@@ -56,68 +60,81 @@ COMPARED = 3000
 RESAMPLES = 200
 """Times that the held-out patches are drawn anew for the spread."""
 
-Predict = Callable[[Square], NDArray[np.float32]]
-"""Probabilities that a model gives the pixels of a square, float32 (pixel, class)."""
+FOREST, SMALL, NETWORK = "random forest", "small models", "network"
+"""Models that are compared."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Predictions of two models on the same held-out pixels.
+    """Predictions of models on the same held-out pixels.
 
     Parameters
     ----------
     labels
         uint8 (pixel,): what is right, 0..N-1.
-    forest, network
-        float32 (pixel, class), probabilities.
     patches
         int64 (pixel,), the patch of labels that a pixel lies in.
+    probabilities
+        float32 (pixel, class) of each model by its name: `FOREST`, and `SMALL` or `NETWORK` or both.
     """
 
     labels: NDArray[np.uint8]
-    forest: NDArray[np.float32]
-    network: NDArray[np.float32]
     patches: NDArray[np.int64]
+    probabilities: dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of two models on held-out pixels.
+    """Comparison of models on held-out pixels.
 
     Parameters
     ----------
     pixels, patches
         Held-out pixels compared, and patches of labels that they lie in.
-    forest, network
-        F1 of each class that the labels have, by its name, and last their mean as ``macro-F1``.
+    forest, network, small
+        F1 of each class that the labels have, by its name, and last their mean as ``macro-F1``: of the random
+        forest, the network and the mean of small models. None where there is no such model.
     spread
-        Standard deviation of the difference of each of these when patches are drawn anew.
-    small
-        Of the mean of small models, in the place of the forest; None where only the forest was grown.
+        Standard deviation of `difference`, and of that of each class, when patches are drawn anew. None where
+        a class has one patch only, which tells nothing of others.
     """
 
     pixels: int
     patches: int
     forest: dict[str, float]
-    network: dict[str, float]
-    spread: dict[str, float]
-    small: Comparison | None = None
+    spread: dict[str, float | None]
+    network: dict[str, float] | None = None
+    small: dict[str, float] | None = None
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """F1 by class of each model that there is, by its name, the forest first."""
+        given = {FOREST: self.forest, SMALL: self.small, NETWORK: self.network}
+        return {name: f1 for name, f1 in given.items() if f1}
+
+    @property
+    def other(self) -> str:
+        """The model that the forest is compared with: the network where there is one."""
+        return list(self.scores)[-1]
 
     @property
     def difference(self) -> float:
-        """Macro-F1 of the network less that of the forest."""
-        return self.network[MACRO] - self.forest[MACRO]
+        """Macro-F1 of the other model less that of the forest."""
+        return self.scores[self.other][MACRO] - self.forest[MACRO]
 
     @property
     def better(self) -> str:
-        """``forest`` or ``network`` where one leads by more than twice the spread, else ``neither``."""
-        if abs(self.difference) <= 2 * self.spread[MACRO]:
+        """The name of the model that leads by more than twice the spread, ``neither`` or ``unknown``."""
+        spread = self.spread[MACRO]
+        if spread is None:
+            return "unknown"
+        if abs(self.difference) <= 2 * spread:
             return "neither"
-        return "network" if self.difference > 0 else "forest"
+        return self.other if self.difference > 0 else FOREST
 
     @property
     def recommended(self) -> str:
-        """Pick for maps: of few labels the small models, whose maps were better on three of five scenes.
+        """Pick for maps: of few labels the small models, whose maps were better on the mean of real scenes.
 
         What few held-out patches say of network and small models does not hold elsewhere in a scene.
         """
@@ -130,65 +147,73 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as JSON-ready data."""
-        found = {name: value for name, value in vars(self).items() if name != "small"}
-        small = {"small": self.small.to_json()} if self.small else {}
-        return found | small | {"better": self.better, "recommended": self.recommended}
+        return vars(self) | {"better": self.better, "recommended": self.recommended}
 
 
-def keep_baseline(config: TrainConfig, dataset: Dataset, legend: Legend, model: Path) -> Comparison:
-    """Grow the forest, compare it with a network of the run, and write it beside that.
+def keep_pixel_models(
+    config: TrainConfig, dataset: Dataset, legend: Legend, network: Path | None,
+    temperature: float | tuple[float, ...] | None = None, *, refit: bool = True,
+) -> Comparison:  # fmt: skip
+    """Grow the forest, and fit the small models for few labels; compare and write them.
 
     Parameters
     ----------
     config
         Resolved.
     dataset
-        What the network was trained and validated on.
+        What the network was trained and validated on, or would have been.
     legend
-        Classes that it decides between.
-    model
-        Its weights.
+        Classes that the models decide between.
+    network
+        Weights to compare with; None where no network was trained.
+    temperature
+        For the card of the small models, where it was fitted elsewhere.
+    refit
+        Fit the small models once more on the validation labels as well, after they are compared.
     """
     single = config.single_class and dataset.legend.names.index(config.single_class) + 1
     targets = class_targets(len(dataset.legend), single or None)
     classes = 1 if single else len(legend)
-    features, labels = _pixels_of(dataset, dataset.training, targets, config.seed)
-    forest = PixelModel(arrays_of(fit_forest(features, labels, config.seed), classes))
-    small = None
-    if config.recipe == FEW_LABELS:
-        channels, both = len(dataset.channels), (*dataset.training, *dataset.validation)
-        held_out = fit_small_models(features, labels, channels, classes, config.seed)
-        kept = fit_small_models(
-            *_pixels_of(dataset, both, targets, config.seed), channels, classes, config.seed
-        )
-        small = _keep(config, dataset, targets, legend, model, FEW_LABELS, held_out, kept)
-    return _keep(config, dataset, targets, legend, model, BASELINE, forest, forest, small)
-
-
-def _keep(
-    config: TrainConfig, dataset: Dataset, targets: NDArray[np.uint8], legend: Legend, network: Path,
-    name: str, scored: PixelModel, kept: PixelModel, small: Comparison | None = None,
-) -> Comparison:  # fmt: skip
-    """Compare a model of single pixels with the network, and write the one to be kept."""
-
-    def predict(square: Square) -> NDArray[np.float32]:
-        return scored.predict(features_at(square, dataset.statistics, RADII)).astype(np.float32)
-
-    found = classify_held_out(dataset, targets, predict, network, config.seed)
-    comparison = dataclasses.replace(compare(found, legend, config.seed), small=small)
-    temperature = 1.0 if config.calibrate == "none" else fit_temperature(found.forest, found.labels)
-    own = _card_of(config, dataset, name, kept, comparison)
-    accuracy = float(np.mean(decide(found.forest) == found.labels))
-    own = dataclasses.replace(
-        own, temperature=temperature, novelty=load_card(network).novelty,
-        scores=own.scores | {"val_accuracy": accuracy},
-    )  # fmt: skip
-    write_pixel_model(kept, own, network.with_name(f"{name}.npz"))
+    few, channels = config.recipe == FEW_LABELS, len(dataset.channels)
+    radii = SMALL_RADII if few else RADII
+    features, labels = _pixels_of(dataset, dataset.training, targets, config.seed, radii)
+    # The features of the forest come first.
+    grown = fit_forest(features[:, : channels * (1 + 2 * len(RADII))], labels, config.seed)
+    models = {FOREST: PixelModel(arrays_of(grown, classes))}
+    if few:
+        models[SMALL] = fit_small_models(features, labels, channels, classes, config.seed)
+    found = classify_held_out(dataset, targets, models, network, config.seed)
+    comparison = compare(found, legend, config.seed)
+    if SMALL in models and refit:
+        both = (*dataset.training, *dataset.validation)
+        everything = _pixels_of(dataset, both, targets, config.seed, radii)
+        models[SMALL] = fit_small_models(*everything, channels, classes, config.seed)
+    novelty = load_card(network).novelty if network else fit_novelty(dataset)
+    for name, model in models.items():
+        file = {FOREST: BASELINE, SMALL: FEW_LABELS}[name]
+        given = found.probabilities[name]
+        fitted = 1.0 if config.calibrate == "none" else fit_temperature(given, found.labels)
+        scores = {
+            "val_accuracy": float(np.mean(decide(given) == found.labels)),
+            "val_macro_f1": comparison.scores[name][MACRO],
+            "compared": comparison.to_json(),
+        }
+        card = dataclasses.replace(
+            _card_of(config, dataset, file, model, all_labels=refit and name == SMALL), novelty=novelty,
+            temperature=temperature if temperature and name == SMALL else fitted, scores=scores,
+        )  # fmt: skip
+        write_pixel_model(model, card, Path(config.out) / f"{file}.npz")
     return comparison
 
 
+def fit_novelty(dataset: Dataset) -> OodScore | None:
+    """Fit the out-of-distribution score of the stacks of a data set."""
+    trained, held = ([(t.image, t.masks) for t in some] for some in (dataset.training, dataset.validation))
+    return fit_ood_score(trained, held, dataset.statistics)
+
+
 def _pixels_of(
-    dataset: Dataset, tiles: Sequence[Tile], targets: NDArray[np.uint8], seed: int
+    dataset: Dataset, tiles: Sequence[Tile], targets: NDArray[np.uint8], seed: int, radii: Sequence[int]
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Return features and labels of the labelled pixels of stacks, `PIXELS` of them at most."""
     rng = np.random.default_rng(seed)
@@ -200,7 +225,7 @@ def _pixels_of(
     features, labels = [], []
     for square in labelled_squares(tiles, targets):
         drawn = square.take(rng.random(len(square.labels)) < share[square.labels])
-        features.append(features_at(drawn, dataset.statistics, RADII))
+        features.append(features_at(drawn, dataset.statistics, radii))
         labels.append(drawn.labels)
     return np.concatenate(features), np.concatenate(labels)
 
@@ -222,9 +247,10 @@ def _quota(counts: NDArray[Any], total: int) -> NDArray[np.float64]:
 
 
 def classify_held_out(
-    dataset: Dataset, targets: NDArray[np.uint8], forest: Predict, model: Path, seed: int
-) -> HeldOut:
-    """Have both models classify held-out pixels: all of them, or a draw where there are many.
+    dataset: Dataset, targets: NDArray[np.uint8], models: Mapping[str, PixelModel], network: Path | None,
+    seed: int,
+) -> HeldOut:  # fmt: skip
+    """Have all models classify held-out pixels: all of them, or a draw where there are many.
 
     Parameters
     ----------
@@ -232,32 +258,48 @@ def classify_held_out(
         Its validation stacks are classified.
     targets
         uint8 (256,), what is learnt for each value in the masks.
-    forest
-        The forest.
-    model
-        Weights of the network.
+    models
+        Models of single pixels by their names.
+    network
+        Weights of the network; None for none.
     seed
         Of the draw.
     """
     rng = np.random.default_rng(seed)
-    network, card = load_model(model)
-    compiled = functools.cache(lambda shape: backend.compile_predict(network, (1, *shape)))
-    parts: dict[str, list[np.ndarray]] = {field.name: [] for field in dataclasses.fields(HeldOut)}
+    parts: dict[str, list[np.ndarray]] = {}
     patches = 0
+    for square, given in _held_out(dataset, targets, network, rng):
+        chosen = rng.random(len(square.labels)) < COMPARED / len(square.labels)
+        some = square.take(chosen)
+        features = features_at(some, dataset.statistics, SMALL_RADII if SMALL in models else RADII)
+        probabilities = {name: model.predict(features).astype(np.float32) for name, model in models.items()}
+        if given is not None:
+            probabilities[NETWORK] = given[chosen]
+        own: dict[str, NDArray[Any]] = {"labels": some.labels, "patches": some.patches + patches}
+        for name, array in (own | probabilities).items():
+            parts.setdefault(name, []).append(array)
+        patches += int(some.patches.max(initial=-1)) + 1
+    labels, numbers, *arrays = (np.concatenate(arrays) for arrays in parts.values())
+    return HeldOut(labels, numbers, dict(zip(list(parts)[2:], arrays, strict=True)))
+
+
+def _held_out(
+    dataset: Dataset, targets: NDArray[np.uint8], network: Path | None, rng: np.random.Generator
+) -> Iterator[tuple[Square, NDArray[np.float32] | None]]:
+    """Yield squares of held-out pixels, and what a network says of these: float32 (pixel, class)."""
+    if network is None:
+        squares = list(labelled_squares(dataset.validation, targets))
+        yield from ((squares[k], None) for k in sorted(rng.permutation(len(squares))[:WINDOWS]))
+        return
+    model, card = load_model(network)
+    compiled = functools.cache(lambda shape: backend.compile_predict(model, (1, *shape)))
     for tile, plan, windows in _drawn(dataset.validation, card, targets, rng):
         for found in predict_tile(compiled(plan.window), tile, plan, windows):
             place = found.window.write
             square = labelled_square(tile, place, targets)
-            if square is None or found.probabilities is None:
-                continue
-            square = square.take(rng.random(len(square.labels)) < COMPARED / len(square.labels))
-            given = found.probabilities[square.rows - place.row, square.cols - place.col]
-            parts["labels"].append(square.labels)
-            parts["forest"].append(forest(square))
-            parts["network"].append(calibrate(given[np.newaxis], card.temperature)[0])
-            parts["patches"].append(square.patches + patches)
-            patches += int(square.patches.max(initial=-1)) + 1
-    return HeldOut(**{name: np.concatenate(arrays) for name, arrays in parts.items()})
+            if square is not None and found.probabilities is not None:
+                given = found.probabilities[square.rows - place.row, square.cols - place.col]
+                yield square, calibrate(given[np.newaxis], card.temperature)[0]
 
 
 def _drawn(
@@ -277,17 +319,17 @@ def _drawn(
 
 
 def compare(found: HeldOut, legend: Legend, seed: int) -> Comparison:
-    """Compare two models by F1 of the classes that the held-out labels have.
+    """Compare models by F1 of the classes that the held-out labels have.
 
     What the models say of other classes counts as wrong, and is no score of these.
-    The spread is that of the paired difference over draws of patches with replacement, as pixels of one patch
-    say much the same.
+    The spread is that of the paired difference of forest and last model over draws of patches with
+    replacement, as pixels of one patch say much the same.
     """
     classes = len(legend)
-    given = [decide(p).astype(np.int64) for p in (found.forest, found.network)]
-    joint = [found.labels.astype(np.int64) * classes + decided for decided in given]
+    decided = (decide(p).astype(np.int64) for p in found.probabilities.values())
+    joint = [found.labels.astype(np.int64) * classes + given for given in decided]
     known = sorted(set(found.labels.tolist()))
-    numbers, patch = np.unique(found.patches, return_inverse=True)
+    numbers, first, patch = np.unique(found.patches, return_index=True, return_inverse=True)
 
     def scores(times: NDArray[np.int64]) -> NDArray[np.float64]:
         """F1 of each class and last their mean, (model, class + 1), with each patch so many times."""
@@ -298,14 +340,20 @@ def compare(found: HeldOut, legend: Legend, seed: int) -> Comparison:
     draws = np.random.default_rng(seed).multinomial(
         len(numbers), np.full(len(numbers), 1 / len(numbers)), RESAMPLES
     )
-    spread = np.std([np.diff(scores(times), axis=0)[0] for times in draws], axis=0)
-    forest, network = scores(np.ones(len(numbers), np.int64))
-    rows = (
-        dict(zip([*(legend.names[k] for k in known), MACRO], row.tolist(), strict=True))
-        for row in (forest, network, spread)
+    spread = np.std([scores(times)[-1] - scores(times)[0] for times in draws], axis=0)
+    several = np.bincount(found.labels[first], minlength=classes)[known] > 1
+    names = [*(legend.names[k] for k in known), MACRO]
+    sure = [*several.tolist(), bool(several.all())]
+    f1 = [dict(zip(names, row, strict=True)) for row in scores(np.ones(len(numbers), np.int64)).tolist()]
+    rows = dict(zip(found.probabilities, f1, strict=True))
+    return Comparison(
+        pixels=len(found.labels),
+        patches=len(numbers),
+        forest=rows[FOREST],
+        spread={n: float(s) if k else None for n, s, k in zip(names, spread, sure, strict=True)},
+        network=rows.get(NETWORK),
+        small=rows.get(SMALL),
     )
-    by_forest, by_network, spreads = rows
-    return Comparison(len(found.labels), len(numbers), by_forest, by_network, spreads)
 
 
 def _f1(table: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -314,14 +362,13 @@ def _f1(table: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def _card_of(
-    config: TrainConfig, dataset: Dataset, name: str, model: PixelModel, comparison: Comparison
+    config: TrainConfig, dataset: Dataset, name: str, model: PixelModel, *, all_labels: bool
 ) -> ModelCard:
     classes = model.forest.probability.shape[1]
     numbers = sum(array.size for array in model.arrays().values())
     dense = tuple(tuple(len(bias) for bias in network.biases[:-1]) for network in model.dense)
-    data = dataset.provenance
-    if name == FEW_LABELS:
-        # All labels train what is kept.
+    data, radii = dataset.provenance, SMALL_RADII if name == FEW_LABELS else RADII
+    if all_labels:
         data = [entry | {"ground": _all_ground(entry)} for entry in data]
     return ModelCard(
         name=f"{Path(config.out).resolve().name}/{name}",
@@ -329,16 +376,15 @@ def _card_of(
         channel_set=dataset.channel_set,
         legend=dataset.legend,
         statistics=dataset.statistics,
-        network=PixelConfig(classes, len(dataset.channels), RADII, numbers, dense, model.forests),
+        network=PixelConfig(classes, len(dataset.channels), radii, numbers, dense, model.forests),
         stride=1,
-        halo=max(RADII),
+        halo=max(radii),
         single_class=config.single_class,
         training={
             "parameters": {"trees": len(model.forest.root), "pixels": PIXELS, "seed": config.seed},
             "data": data,
             "class_counts": dict(zip(dataset.legend.names, dataset.counts.tolist(), strict=True)),
         },
-        scores={"val_macro_f1": comparison.forest[MACRO], "compared": comparison.to_json()},
         versions={"lulc": __version__, "scikit-learn": version("scikit-learn"), "numpy": np.__version__},
         description=DESCRIPTIONS[name],
         simulated=dataset.simulated,

@@ -1,11 +1,11 @@
-"""Cross-validation: networks of the others classify each stack, folder or scene that is left out."""
+"""Cross-validation: models of the others classify each stack, folder or scene that is left out."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,19 @@ from lulc.core.claims import claim_outputs
 from lulc.core.documents import write_document
 from lulc.core.removal import withdraw
 from lulc.core.schema import IGNORE
+from lulc.engines.pixels import open_pixel_model
 from lulc.evaluation.measures import metrics
 from lulc.evaluation.measures.metrics import ClassScore, Reliability, Scores
 from lulc.models import backend
 from lulc.models.calibration import Holdout, calibrate
+from lulc.models.card import ModelCard, load_card
 from lulc.models.uncertainty import decide
-from lulc.models.weights import find_model, load_model
+from lulc.models.weights import RECOMMENDED, find_model, load_model
 from lulc.training.data.dataset import Dataset, class_targets, leave_one_out
 from lulc.training.held_out import plan_of, predict_tile, windows_of
 from lulc.training.run_folder import clear_run, is_finished, is_interrupted
 from lulc.training.train import check_options, classes_of, inputs_of, prepare, settle, train
+from lulc.training.training_plan import plan_training
 
 FORMAT_VERSION = 2
 FOLDS = "folds"
@@ -134,7 +137,7 @@ def _spread(values: Sequence[float]) -> float | None:
 
 
 def cross_validate(config: TrainConfig) -> CrossValidation:
-    """Train one network for each stack, folder or scene left out, and score it there.
+    """Train one model for each stack, folder or scene left out, and score it there.
 
     The last model counts, not the one that was best on what was left out. Each fold is a run of its own in
     ``OUT/folds``; what is finished there is not trained again, unless ``config.overwrite`` asks for it.
@@ -156,7 +159,10 @@ def _cross_validate(config: TrainConfig, document: Path) -> CrossValidation:
     if config.overwrite and _is_finished(Path(config.out)):
         # What would be refused is refused while the finished folds are still there.
         for number, (_, dataset) in enumerate(datasets, 1):
-            fold = settle(_fold_config(asked, number), dataset)
+            plan = plan_training(_fold_config(asked, number), dataset)
+            if not plan.network:
+                continue
+            fold = settle(_fold_config(asked, number), dataset, plan)
             prepare(dataclasses.replace(fold, stacks_on="host"), dataset)
         _clear(Path(config.out))
     found = []
@@ -165,7 +171,8 @@ def _cross_validate(config: TrainConfig, document: Path) -> CrossValidation:
         logger.info("fold %d of %d leaves out %s", number, len(datasets), name)
         fold = settle(_fold_config(asked, number), dataset)
         if not is_finished(fold, inputs_of(fold, dataset)):
-            train(fold, dataset)
+            # Whether there is a network depends on what the user asked for, before it is filled in.
+            train(_fold_config(asked, number), dataset, refit=False)
         outcome = classify_left_out(fold, dataset)
         holdout.add(outcome.probabilities, outcome.labels)
         found.append((name, Path(fold.out), outcome))
@@ -229,6 +236,8 @@ class Outcome:
 def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[str] = ()) -> Outcome:
     """Classify the validation stacks of a dataset, each pixel once, with the last model of a finished run.
 
+    Of few labels that is the mean of small models, which makes the maps of such runs.
+
     Parameters
     ----------
     config
@@ -238,18 +247,12 @@ def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[st
     others
         Folders of further runs of the same network, whose probabilities are averaged with its own.
     """
-    models, cards = zip(*(load_model(find_model(out, "last")) for out in (config.out, *others)), strict=True)
-
-    @functools.cache
-    def network_for(shape: tuple[int, int]) -> backend.Predict:
-        networks = [backend.compile_predict(model, (1, *shape)) for model in models]
-        return lambda x: np.asarray(np.mean([one(x) for one in networks], axis=0, dtype=np.float32))
-
+    card, network_for = _open_models([config.out, *others])
     single = config.single_class and dataset.legend.names.index(config.single_class) + 1
     targets = class_targets(len(dataset.legend), single or None)
     classes = len(classes_of(config, dataset))
     confusion = np.zeros((classes + 1, classes + 1), np.int64)
-    plans = [plan_of(tile, cards[0]) for tile in dataset.validation]
+    plans = [plan_of(tile, card) for tile in dataset.validation]
     own = Holdout(sum(len(windows_of(plan)) for plan in plans))
     for tile, plan in zip(dataset.validation, plans, strict=True):
         for found in predict_tile(network_for(plan.window), tile, plan):
@@ -261,6 +264,22 @@ def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[st
             confusion += metrics.count(labels[known] + 1, decide(found.probabilities)[known] + 1, classes)
             own.add(found.probabilities, labels)
     return Outcome(confusion, *own.pixels())
+
+
+def _open_models(runs: Sequence[str]) -> tuple[ModelCard, Callable[[tuple[int, int]], backend.Predict]]:
+    """Return the card of the first run's model, and for each shape of windows the mean of all models."""
+    recommended = find_model(runs[0], RECOMMENDED)
+    if recommended.suffix == ".npz":
+        predict = open_pixel_model(recommended, card := load_card(recommended))
+        return card, lambda shape: predict
+    models, cards = zip(*(load_model(find_model(run, "last")) for run in runs), strict=True)
+
+    @functools.cache
+    def network_for(shape: tuple[int, int]) -> backend.Predict:
+        networks = [backend.compile_predict(model, (1, *shape)) for model in models]
+        return lambda x: np.asarray(np.mean([one(x) for one in networks], axis=0, dtype=np.float32))
+
+    return cards[0], network_for
 
 
 def _to_json(result: CrossValidation) -> dict[str, Any]:

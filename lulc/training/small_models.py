@@ -1,19 +1,17 @@
-"""Models of single pixels: a random forest, and for few labels perceptrons and discriminants beside it.
+"""Models of single pixels: a random forest, and for few labels forests and perceptrons beside it.
 
-Each is fitted by scikit-learn on the labelled pixels themselves: once on their channels, and once on these
-with mean and deviation around the pixel. What each gives alone, and what else was tried, is in
-``benchmarks/log/few-labels.md``.
+Each of the latter is fitted by scikit-learn on the labelled pixels themselves: on their channels, with mean
+and deviation in a small or a large square around the pixel. What each gives alone, and what else was tried,
+is in ``benchmarks/log/few-labels.md``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
@@ -22,7 +20,11 @@ from sklearn.utils.class_weight import compute_sample_weight
 from lulc.core.machine import cores
 from lulc.models.pixel_model import DenseNetwork, Forest, PixelModel
 
-TREES = 150
+TREES, TREES_OF_SCALE = 150, 80
+"""Of a forest alone, and of each of the forests of small models."""
+
+BESIDE = 0.6
+"""Share of a pixel's surroundings that is made land of another class, at most."""
 
 HIDDEN = (64, 64)
 """Outputs of the hidden layers of a perceptron."""
@@ -34,9 +36,11 @@ ABSENT = -1e3
 """Score of a class that no label names: its probability is 0."""
 
 
-def fit_forest(features: NDArray[np.float32], labels: NDArray[np.uint8], seed: int) -> RandomForestClassifier:
+def fit_forest(
+    features: NDArray[np.float32], labels: NDArray[np.uint8], seed: int, trees: int = TREES
+) -> RandomForestClassifier:
     """Fit a forest of features (pixel, feature) and labels (pixel,) in which all classes weigh alike."""
-    forest = RandomForestClassifier(TREES, class_weight="balanced", n_jobs=cores(), random_state=seed)
+    forest = RandomForestClassifier(trees, class_weight="balanced", n_jobs=cores(), random_state=seed)
     return forest.fit(features, labels)
 
 
@@ -48,7 +52,7 @@ def fit_small_models(
     Parameters
     ----------
     features
-        float32 (pixel, feature), the channels first.
+        float32 (pixel, feature), the channels first, then mean and deviation of each for every radius.
     labels
         uint8 (pixel,), 0..N-1.
     channels
@@ -56,13 +60,49 @@ def fit_small_models(
     classes
         Outputs; with 1 the models tell label 1 from 0.
     seed
-        Of forests and perceptrons.
+        Of forests, perceptrons and borders.
     """
     forests, dense = [], []
-    for used in (channels, features.shape[1]):
-        forests.append(arrays_of(fit_forest(features[:, :used], labels, seed), classes))
-        dense += list(_dense_networks(features[:, :used], labels, features.shape[1], classes, seed))
+    x, y = with_borders(features, labels, channels, seed)
+    for start in range(channels, features.shape[1], 2 * channels):
+        columns = np.r_[:channels, start : start + 2 * channels]
+        grown = arrays_of(fit_forest(x[:, columns], y, seed, TREES_OF_SCALE), classes)
+        compared = np.where(grown.feature < 0, -1, columns[grown.feature]).astype("i4")
+        forests.append(dataclasses.replace(grown, feature=compared))
+        dense.append(_perceptron(x, y, columns, classes, seed))
     return PixelModel(_together(forests), tuple(dense), len(forests))
+
+
+def with_borders(
+    features: NDArray[np.float32], labels: NDArray[np.uint8], channels: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Return features and labels, and then all once more as if land of another class began beside each pixel.
+
+    Polygons are drawn inside fields, so that their surroundings are of one class, and models of these fail
+    along borders. Of each copy the pixel stays as it is, and a share of its surroundings, up to `BESIDE`, is
+    like those of a random pixel of another class.
+
+    Parameters
+    ----------
+    features, labels, channels, seed
+        As for `fit_small_models`.
+    """
+    rng = np.random.default_rng(seed)
+    if (labels == labels[0]).all():
+        return features, labels
+    partner = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        own = labels == label
+        partner[own] = rng.choice(np.flatnonzero(~own), own.sum())
+    share = rng.uniform(0, BESIDE, (len(labels), 1))
+    copies = features.copy()
+    for start in range(channels, features.shape[1], 2 * channels):
+        means, stds = slice(start, start + channels), slice(start + channels, start + 2 * channels)
+        mean, square = features[:, means].astype(np.float64), features[:, stds].astype(np.float64) ** 2
+        square += mean**2
+        mean, square = ((1 - share) * a + share * a[partner] for a in (mean, square))
+        copies[:, means], copies[:, stds] = mean, np.sqrt(np.maximum(square - mean**2, 0))
+    return np.concatenate([features, copies]), np.concatenate([labels, labels])
 
 
 def _together(forests: list[Forest]) -> Forest:
@@ -84,36 +124,28 @@ def _together(forests: list[Forest]) -> Forest:
     )
 
 
-def _dense_networks(
-    features: NDArray[np.float32], labels: NDArray[np.uint8], inputs: int, classes: int, seed: int
-) -> Iterator[DenseNetwork]:
-    """Yield a perceptron and a linear discriminant of features, as networks of `inputs` of them."""
-    mean = features.mean(axis=0, dtype=np.float64)
-    std = features.std(axis=0, dtype=np.float64)
+def _perceptron(
+    features: NDArray[np.float32], labels: NDArray[np.uint8], columns: NDArray[np.int64], classes: int,
+    seed: int,
+) -> DenseNetwork:  # fmt: skip
+    """Fit a perceptron of some features, as a network of all, the others weighing nothing."""
+    mean = features[:, columns].mean(axis=0, dtype=np.float64)
+    std = features[:, columns].std(axis=0, dtype=np.float64)
     std[std == 0] = 1.0
-    z = (features - mean) / std
-    known = np.unique(labels)
     perceptron = MLPClassifier(HIDDEN, alpha=DECAY, max_iter=ROUNDS, random_state=seed)
     with warnings.catch_warnings():
         # The passes are few on purpose: more of them learn the labels by heart.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        perceptron.fit(z, labels, sample_weight=compute_sample_weight("balanced", labels))
-    fitted = [(perceptron.coefs_, perceptron.intercepts_)]
-    if len(labels) > len(known):
-        # With one pixel of each class there is no covariance.
-        even = np.full(len(known), 1 / len(known))
-        discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=even)
-        discriminant.fit(z, labels)
-        fitted.append(([discriminant.coef_.T], [discriminant.intercept_]))
-    for weights, biases in fitted:
-        first = np.zeros((inputs, weights[0].shape[1]))
-        first[: len(std)] = weights[0] / std[:, np.newaxis]
-        shifted = biases[0] - (mean / std) @ weights[0]
-        layers = list(zip([first, *weights[1:]], [shifted, *biases[1:]], strict=True))
-        layers[-1] = _all_classes(*layers[-1], known, classes)
-        yield DenseNetwork(
-            *(tuple(np.ascontiguousarray(a, "f8") for a in side) for side in zip(*layers, strict=True))
-        )
+        weigh_alike = compute_sample_weight("balanced", labels)
+        perceptron.fit((features[:, columns] - mean) / std, labels, sample_weight=weigh_alike)
+    weights, biases = list(perceptron.coefs_), list(perceptron.intercepts_)
+    biases[0] = biases[0] - (mean / std) @ weights[0]
+    first = np.zeros((features.shape[1], weights[0].shape[1]))
+    first[columns] = weights[0] / std[:, np.newaxis]
+    weights[0] = first
+    weights[-1], biases[-1] = _all_classes(weights[-1], biases[-1], np.unique(labels), classes)
+    sides = (tuple(np.ascontiguousarray(a, "f8") for a in side) for side in (weights, biases))
+    return DenseNetwork(*sides)
 
 
 def _all_classes(

@@ -25,10 +25,9 @@ from lulc.models import backend
 from lulc.models.backend import keras
 from lulc.models.card import Channel, ModelCard
 from lulc.models.config import NetworkConfig
-from lulc.models.ood_score import fit_ood_score
 from lulc.models.unet import build_unet, geometry
 from lulc.models.weights import arrays_of, find_model, load_model, record_picks, save_model, transfer
-from lulc.training.baseline import GROWTH_SECONDS, Comparison, keep_baseline
+from lulc.training.baseline import GROWTH_SECONDS, Comparison, fit_novelty, keep_pixel_models
 from lulc.training.batch_norm import Normalization
 from lulc.training.checkpoint import clear_checkpoints
 from lulc.training.data.batches import TileGenerator
@@ -80,11 +79,12 @@ class TrainingResult:
     folder
         The run folder.
     picks
-        Model of each pick: lowest-val-loss, highest-val-accuracy, best-macro-f1, last.
+        Model of each pick: lowest-val-loss, highest-val-accuracy, best-macro-f1, last; ``auto`` alone where
+        no network was trained.
     rows
-        The history, one row per epoch.
+        The history, one row per epoch; none without a network.
     history, picture
-        The history as CSV and as a picture.
+        The history as CSV and as a picture; None where no network was trained.
     finished
         False where the time budget ended the run; the same command continues it.
     first
@@ -103,8 +103,8 @@ class TrainingResult:
     folder: Path
     picks: dict[str, Path]
     rows: tuple[Row, ...]
-    history: Path
-    picture: Path
+    history: Path | None
+    picture: Path | None
     finished: bool
     first: bool
     epochs: int
@@ -118,8 +118,10 @@ def train(
     config: TrainConfig,
     dataset: Dataset | None = None,
     temperature: float | tuple[float, ...] | None = None,
+    *,
+    refit: bool = True,
 ) -> TrainingResult:
-    """Train a network.
+    """Train a network, or for few labels fit small models.
 
     Parameters
     ----------
@@ -129,6 +131,8 @@ def train(
         The stacks of ``config.data``, where the caller has opened them already.
     temperature
         Temperature for the cards, where it was fitted elsewhere (by `cross_validate`).
+    refit
+        Let the small models for few labels learn the validation labels as well, once they are scored.
 
     Raises
     ------
@@ -152,9 +156,11 @@ def train(
         devices = held.enter_context(open_devices(config))
         with devices.agreed():
             run = held.enter_context(open_run(config, inputs, follow=not devices.first))
-        with devices.agreed():
-            model, crops = prepare(config, dataset, devices)
-            held.callback(crops[0].close)
+        with_network = plan is None or plan.network
+        if with_network:
+            with devices.agreed():
+                model, crops = prepare(config, dataset, devices)
+                held.callback(crops[0].close)
         # From here on nothing is known that could hinder the run: what --overwrite replaces may go.
         if devices.first:
             run.begin()
@@ -163,28 +169,32 @@ def train(
                 write_document(run.folder / PLAN, plan.to_json())
                 for line in plan.lines():
                     logger.info("%s", line)
-        loop = _make_loop(config, dataset, network, model, crops, run, temperature, devices)
-        seconds = math.inf if config.minutes is None else 60 * config.minutes
-        with StopRequest() as stop:
-            finished = loop.go(stop, seconds)
-        picks = {pick: run.folder / name for pick, name in picks_of(loop.rows).items()}
+        finished, loop = True, None
+        if with_network:
+            loop = _make_loop(config, dataset, network, model, crops, run, temperature, devices)
+            seconds = math.inf if config.minutes is None else 60 * config.minutes
+            with StopRequest() as stop:
+                finished = loop.go(stop, seconds)
+        picks = picks_of(loop.rows) if loop else {}
         comparison = None
         with devices.agreed():
             dataset.check_unchanged()
             if devices.first and not config.pretrain:
                 with devices.alone():
+                    best = run.folder / picks["lowest-val-loss"] if loop else None
                     legend = classes_of(config, dataset)
-                    comparison = keep_baseline(config, dataset, legend, picks["lowest-val-loss"])
-                    record_picks(run.folder, picks_of(loop.rows) | comparison.picks)
+                    comparison = keep_pixel_models(config, dataset, legend, best, temperature, refit=refit)
+                    record_picks(run.folder, picks | comparison.picks)
+                    picks = picks or comparison.picks
         if finished and devices.first:
             run.finish()
             clear_checkpoints(run.checkpoints)
     return TrainingResult(
         folder=run.folder,
-        picks=picks,
-        rows=loop.rows,
-        history=run.folder / HISTORY,
-        picture=run.folder / PICTURE,
+        picks={pick: run.folder / name for pick, name in picks.items()},
+        rows=loop.rows if loop else (),
+        history=run.folder / HISTORY if loop else None,
+        picture=run.folder / PICTURE if loop else None,
         finished=finished,
         first=devices.first,
         epochs=config.epochs,
@@ -382,11 +392,7 @@ def _make_loop(
     devices: Devices,
 ) -> Loop:
     board = _TensorBoard(run.folder / TENSORBOARD, model) if config.tensorboard and devices.first else None
-    novelty = None
-    if devices.first and not config.pretrain:
-        tiles = dataset.training, dataset.validation
-        trained, held_out = ([(t.image, t.masks) for t in some] for some in tiles)
-        novelty = fit_ood_score(trained, held_out, dataset.statistics)
+    novelty = fit_novelty(dataset) if devices.first and not config.pretrain else None
 
     def save(row: Row, rows: tuple[Row, ...], temperature: float | tuple[float, ...]) -> None:
         card = _card_of(config, dataset, network, model, row)

@@ -12,12 +12,15 @@ from lulc.config import AUTO, RECIPES, TrainConfig
 from lulc.core.schema import IGNORE, SPARSE
 from lulc.models.config import NetworkConfig
 from lulc.models.legacy import read_legacy
-from lulc.models.weights import find_model, load_card
+from lulc.models.weights import FEW_LABELS, find_model, load_card
 from lulc.training.data.dataset import Dataset, class_targets
 from lulc.training.data.pixels import labelled_squares
 
 FEW = 100_000
 """Labelled pixels up to which labels are few: no more than three batches of the default recipe have."""
+
+ABOUT_NETWORKS = (*(name for name in RECIPES["default"] if name != "calibrate"), "init", "minutes")
+"""Options that only a network has: who gives one wants a network."""
 
 OPEN = ("epochs", "steps", "batch_size", "crop_sizes", "filters", "block", "dropout", "loss")
 """Options that a plan shows."""
@@ -62,17 +65,21 @@ class TrainingPlan:
         Of the data.
     reasons
         Why this recipe, and what else follows from the data, as sentences.
+    network
+        False where small models alone are fitted.
     """
 
     config: TrainConfig
     fingerprint: Fingerprint
     reasons: tuple[str, ...]
+    network: bool
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON-ready data."""
         return {
             "format_version": 1,
             "recipe": self.config.recipe,
+            "network": self.network,
             "reasons": list(self.reasons),
             "data": dataclasses.asdict(self.fingerprint),
             "options": {name: getattr(self.config, name) for name in RECIPES["default"]},
@@ -91,7 +98,7 @@ class TrainingPlan:
             f"{data.validation:,} px validate; {data.channels} channels",
             f"classes, px{' in patches' if data.patches else ''}: {classes}",
             *self.reasons,
-            f"recipe {config.recipe}: {', '.join(given)}",
+            f"recipe {config.recipe}: {', '.join(given) if self.network else 'small models'}",
         ]
 
 
@@ -109,15 +116,26 @@ def plan_training(config: TrainConfig, dataset: Dataset) -> TrainingPlan:
     recipe, reasons = config.recipe, []
     if recipe == AUTO:
         few = data.training <= FEW and (data.share < SPARSE or _are_patches(dataset))
-        recipe = "few-labels" if few else "default"
+        recipe = FEW_LABELS if few else "default"
         share = f"{100 * data.share:.1f} % of the pixels of their stacks"
         reasons.append(
-            f"few labels: {data.training:,} px on {share}, of at most {FEW:,}, so that the mean of small "
-            "models is kept beside a small network"
+            f"few labels: {data.training:,} px on {share}, of at most {FEW:,}: the mean of small models"
             if few
             else f"labels for a network: {data.training:,} px on {share}"
         )
     resolved = dataclasses.replace(_shaped(config), recipe=recipe).resolved()
+    # 0 is a choice as well.
+    asked = [name for name in ABOUT_NETWORKS if getattr(config, name) is not None]
+    if recipe == FEW_LABELS:
+        shown = ", ".join(f"--{name.replace('_', '-')}" for name in asked[:3])
+        reasons.append(
+            f"a small network beside it, since {shown} is given"
+            if asked
+            else "no network, since it was no better on the mean of real scenes and takes minutes; "
+            "--recipe default, or an option of a network as --epochs, trains one"
+        )
+        if not asked:
+            return TrainingPlan(resolved, data, tuple(reasons), network=False)
     sizes: dict[str, Any] = {
         name: fitting
         for name, tiles in (("crop_sizes", dataset.training), ("validation_crop_sizes", dataset.validation))
@@ -128,7 +146,7 @@ def plan_training(config: TrainConfig, dataset: Dataset) -> TrainingPlan:
     reasons += [
         f"{name.replace('_', ' ')} {_shown(sides)}, since no stack is larger" for name, sides in sizes.items()
     ]
-    return TrainingPlan(dataclasses.replace(resolved, **sizes), data, tuple(reasons))
+    return TrainingPlan(dataclasses.replace(resolved, **sizes), data, tuple(reasons), network=True)
 
 
 def _shaped(config: TrainConfig) -> TrainConfig:

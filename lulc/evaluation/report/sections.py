@@ -101,13 +101,13 @@ def _summary(results: Results) -> tuple[tuple[str, str], ...]:
     """Return the headline metrics: agreement with a reference, else estimates of a sample."""
     scores, areas = results.scores, results.areas
     small = (results.baseline or {}).get("small")
-    if results.reference is not None and not scores.pixels and small:
+    if results.reference is not None and not scores.pixels and results.baseline and small:
         # All labels trained: what is known is what they said before that.
         return (
             ("macro-F1 of the small models on held-out labels, before they learnt these too",
-             number(small["forest"][MACRO])),
-            ("held-out pixels", f"{small['pixels']:,}"),
-            ("polygons or patches", f"{small['patches']:,}"),
+             number(small[MACRO])),
+            ("held-out pixels", f"{results.baseline['pixels']:,}"),
+            ("polygons or patches", f"{results.baseline['patches']:,}"),
         )  # fmt: skip
     if results.reference is not None:
         return (
@@ -130,6 +130,12 @@ def _agreement_sections(results: Results, pictures: Mapping[str, Path]) -> list[
     """Return the sections on agreement with the reference."""
     scores, where = results.scores, results.scored
     shown = pictures.get("confusion.png")
+    if not scores.pixels and results.seen is not None:
+        why = (
+            "No score: every labelled pixel lies on land that trained the map, so none can say how good it is.",
+            "Give labels of other land, or interpret a sample of points (--design-sample, then --sample).",
+        )
+        return [Section(f"Scores{where}", why)]
     sections = [
         Section(f"Scores{where}", _notes(results), tables=(score_table(f"Scores{where}", results.parts()),)),
         Section(
@@ -420,37 +426,36 @@ def _training_section(history: Path, picture: Path) -> Section:
 
 
 def _baseline_section(compared: Mapping[str, Any]) -> Section:
-    """Return F1 of network and random forest, and whether they differ by more than chance explains."""
-    forest, network, spread = (compared[name] for name in ("forest", "network", "spread"))
-    small = compared["small"]["forest"] if compared.get("small") else {}
+    """Return F1 of the models of a run, and whether they differ by more than chance explains."""
+    names = {"forest": "random forest", "small": "small models", "network": "network"}
+    models = {name: compared[key] for key, name in names.items() if compared.get(key)}
+    forest, other, spread = models["random forest"], next(reversed(models)), compared["spread"]
     rows = []
     for name in forest:
-        difference = network[name] - forest[name]
-        clear = abs(difference) > 2 * spread[name]
-        leader = ("network" if difference > 0 else "random forest") if clear else "neither"
-        models = (forest, network, small) if small else (forest, network)
-        scores = (f"{model[name]:.4f}" if name in model else "–" for model in models)
-        rows.append((name, *scores, f"{difference:+.4f}", f"{spread[name]:.4f}", leader))
+        difference, chance = models[other][name] - forest[name], spread[name]
+        leader = other if difference > 0 else "random forest"
+        leader = "not known" if chance is None else leader if abs(difference) > 2 * chance else "neither"
+        scores = (f"{f1[name]:.4f}" for f1 in models.values())
+        shown = "one patch" if chance is None else f"{chance:.4f}"
+        rows.append((name, *scores, f"{difference:+.4f}", shown, leader))
     overall = rows[list(forest).index(MACRO)][-1]
-    verdict = {
-        "neither": "Neither network nor random forest leads in macro-F1 by more than twice the spread.",
-        "network": "The network leads in macro-F1 by more than twice the spread.",
-        "random forest": "The random forest leads in macro-F1 by more than twice the spread. "
-        "make_classifications.py RUN --pick baseline makes the map with it.",
-    }[overall]
     text: tuple[str, ...] = (
-        verdict,
-        "Both models learnt from the same labels and are scored on the same held-out labels of the training. "
+        {
+            "neither": f"Neither {other} nor random forest leads in macro-F1 by more than twice the spread.",
+            "not known": "Which model leads can't be known: a class has one held-out polygon or patch.",
+        }.get(overall, f"The {overall} leads in macro-F1 by more than twice the spread."),
+        "All models learnt from the same labels and are scored on the same held-out labels of the training. "
         "The spread is the standard deviation of the difference when polygons or patches are drawn anew.",
     )
-    header = ["class", "forest F1", "network F1", "difference", "spread", "leads"]
-    if small:
-        header.insert(3, "small models F1")
-        anew = "The mean of small models makes the map where no --pick is given."
-        text = (*text, f"{anew} It was fitted anew on all labels after it was scored.")
-    return Section(
-        "Network and random forest", text, tables=(Table("F1 of the models", tuple(header), tuple(rows)),)
-    )
+    if overall == "random forest" and other == "network" and "small models" not in models:
+        text += ("make_classifications.py RUN --pick baseline makes the map with it.",)
+    if "small models" in models:
+        text += (
+            "The mean of small models makes the map where no --pick is given. "
+            "It was fitted anew on all labels after it was scored.",
+        )
+    header = ("class", *(f"{name} F1" for name in models), "difference", "spread", "leads")
+    return Section("Models of the run", text, tables=(Table("F1 of the models", header, tuple(rows)),))
 
 
 def _made_section(results: Results) -> Section:
