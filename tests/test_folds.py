@@ -236,7 +236,7 @@ def test_the_command_reports_folds_and_gives_the_final_card_their_temperature(st
 def test_finished_folds_are_not_trained_again(stacks, tmp_path, monkeypatch):
     config = make_config(stacks, out=tmp_path / "run")
     first = cross_validate(config)
-    monkeypatch.setattr("lulc.training.cross_validation.train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("lulc.training.cross_validation.train", lambda *_, **__: pytest.fail("trained again"))
     again = cross_validate(config)
     assert again.metrics() == first.metrics() and again.temperature == first.temperature
     monkeypatch.undo()
@@ -250,17 +250,18 @@ def test_overwrite_trains_finished_folds_again_and_continues_interrupted_ones(st
     config = dataclasses.replace(config, overwrite=True)
     trained, real = [], cross_validation.train
 
-    def stop_after_one(fold, dataset):
+    def stop_after_one(fold, dataset, **options):
         if len(trained) == 1:
             raise KeyboardInterrupt
         trained.append(Path(fold.out).name)
-        return real(fold, dataset)
+        return real(fold, dataset, **options)
 
     monkeypatch.setattr("lulc.training.cross_validation.train", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(config)
     monkeypatch.setattr(
-        "lulc.training.cross_validation.train", lambda *a: (trained.append(Path(a[0].out).name), real(*a))
+        "lulc.training.cross_validation.train",
+        lambda *a, **k: (trained.append(Path(a[0].out).name), real(*a, **k)),
     )
     cross_validate(config)
     assert trained == ["01", "02", "03"]

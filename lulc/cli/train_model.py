@@ -165,8 +165,9 @@ def _verdict(found: Comparison) -> str:
         )
     worse = "random forest" if found.better != "random forest" else found.other
     times = abs(found.difference) / max(found.spread["macro-F1"] or 0.0, 1e-9)
+    verb = "are" if found.better == "small models" else "is"
     return (
-        f"The {found.better} is better than the {worse}: by {abs(found.difference):.3f} macro-F1, "
+        f"The {found.better} {verb} better than the {worse}: by {abs(found.difference):.3f} macro-F1, "
         f"{times:.1f} times the spread over resampled polygons ({size})."
     )
 

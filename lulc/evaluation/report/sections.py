@@ -132,7 +132,7 @@ def _agreement_sections(results: Results, pictures: Mapping[str, Path]) -> list[
     shown = pictures.get("confusion.png")
     if not scores.pixels and results.seen is not None:
         why = (
-            "No score: every labelled pixel lies on land that trained the map, so none can say how good it is.",
+            "No score: every labelled pixel lies on land that trained the map, so none says how good it is.",
             "Give labels of other land, or interpret a sample of points (--design-sample, then --sample).",
         )
         return [Section(f"Scores{where}", why)]
