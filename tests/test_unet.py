@@ -221,7 +221,7 @@ def test_windows_with_the_halo_equal_one_whole_pass_and_with_less_do_not(changes
 
 
 def chequer_power(config: NetworkConfig) -> float:
-    """Share of the power of logits on flat ground that lies at periods of one and two pixels.
+    """Share of the power of logits on flat ground that lies at periods of two and four pixels.
 
     The network is trained for some steps first, to tell bright from dark ground.
     """
