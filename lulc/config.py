@@ -889,6 +889,7 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
             "openvino-mixed",
             "openvino-int8",
             "onnxruntime",
+            "onnxruntime-cuda",
             "numpy",
         ),
     )
@@ -1135,7 +1136,9 @@ class ExportConfig(VrtConfig, SchemeConfig, OutputConfig):
 class ImportModelConfig(OutputConfig):
     """A network of another toolkit as a model."""
 
-    model: str = option(..., "network of another toolkit (.onnx)", metavar="MODEL", positional=True)
+    model: str = option(
+        ..., "network of another toolkit (.onnx, or .keras of Keras 3)", metavar="MODEL", positional=True
+    )
     channels: tuple[str, ...] = option(
         ...,
         "channels of its input, in order; or a channel set as of preprocess.py: a name or a file",

@@ -16,6 +16,7 @@ import rasterio
 import lulc
 from lulc.cli.import_model import main
 from lulc.core.schema import BANDS
+from lulc.engines import registry
 from lulc.models.card import load_card
 from lulc.models.onnx_file import read_graph
 
@@ -234,7 +235,7 @@ def test_a_network_that_sees_the_whole_image_is_blended(
     graph = Graph(sides)
     run = imported(graph.save(tmp_path / "net.onnx", build(graph)), legend, "--std", "2000")
     card = load_card(run / "network.onnx")
-    assert card.halo == 0 and not json.loads((run / "network.json").read_text())["network"]["exact"]
+    assert card.halo == 0 and json.loads((run / "network.json").read_text())["network"]["reason"]
     given = {} if 64 in sides else {"window": 64}
     made = lulc.classify(run, mosaic, tmp_path / "map.tif", **given)
     with rasterio.open(made.path) as land_cover:
@@ -281,7 +282,7 @@ def test_our_own_export_comes_back_as_the_same_network(
     made: Any = lulc.import_model(
         model=tmp_path / "own.onnx", channels=channels, legend=table, out=tmp_path / "own"
     )
-    assert (made.card.stride, made.card.halo, made.reason) == (card.stride, card.halo, "")
+    assert (made.card.stride, made.card.halo, made.card.network.reason) == (card.stride, card.halo, "")
     maps = [
         lulc.classify(model, mosaic, tmp_path / f"{k}.tif", engine="openvino", window=64).path
         for k, model in enumerate((tiny_model, made.path))
@@ -475,6 +476,25 @@ def test_engines_that_do_not_run_it_are_refused(tmp_path: Path, legend: Path, mo
             lulc.classify(run, mosaic, tmp_path / "map.tif", engine=engine)
 
 
+def test_the_gpu_is_taken_where_onnxruntime_has_it_and_refused_where_not(
+    tmp_path: Path, legend: Path, mosaic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = Graph()
+    run = imported(graph.save(tmp_path / "net.onnx", unet(graph)), legend)
+    network = load_card(run / "network.onnx").network
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(lulc.InputError, match="computes on the processor alone") as error:
+            lulc.classify(run, mosaic, tmp_path / "map.tif", engine="onnxruntime-cuda")
+        assert "pip install '.[onnx-gpu]'" in error.value.hint and not (tmp_path / "map.tif").exists()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(registry, "has_cuda", lambda: True)
+    assert registry.choose_engine("auto", tmp_path, networks=[network]) == "openvino"
+    (tmp_path / "nvidia0").touch()
+    assert registry.choose_engine("auto", tmp_path, networks=[network]) == "onnxruntime-cuda"
+    monkeypatch.setattr(registry, "has_cuda", lambda: False)
+    assert registry.choose_engine("auto", tmp_path, networks=[network]) == "openvino"
+
+
 TORCH = """
 import sys, torch
 from torch import nn
@@ -496,9 +516,44 @@ class UNet(nn.Module):
         d = self.d(torch.cat([self.up(c), b], 1))
         d = nn.functional.interpolate(d, size=a.shape[2:], mode="bilinear", align_corners=False)
         return self.out(self.e(torch.cat([d, a], 1)))
-net = UNet().eval()
-torch.onnx.export(net, torch.zeros(1, 3, 64, 64), sys.argv[1], dynamo=False, opset_version=17,
-                  input_names=["image"], dynamic_axes={"image": {0: "n", 2: "h", 3: "w"}})
+class Transformer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, stride=8)
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.out = nn.ConvTranspose2d(16, 3, 8, stride=8)
+    def forward(self, x):
+        x = self.patches(x)
+        y = self.encoder(x.flatten(2).transpose(1, 2)).transpose(1, 2)
+        return self.out(y.reshape(x.shape))
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches, self.norm, self.qkv = nn.Conv2d(3, 16, 8, stride=8), nn.LayerNorm(16), nn.Linear(16, 48)
+        self.out = nn.ConvTranspose2d(16, 3, 8, stride=8)
+    def forward(self, x):
+        x = self.patches(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(self.norm(tokens)).chunk(3, dim=-1)
+        tokens = tokens + torch.softmax(q @ k.transpose(1, 2) / 4, dim=-1) @ v
+        return self.out(tokens.transpose(1, 2).reshape(x.shape))
+class Grouped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.Conv2d(8, 3, 1)
+    def forward(self, x):
+        return self.out(torch.relu(self.norm(self.a(x))))
+kinds = {"unet": UNet, "transformer": Transformer, "attention": Attention, "grouped": Grouped}
+net = kinds[sys.argv[2]]().eval()
+side = int(sys.argv[3])
+dynamic = {"image": {0: "n", 2: "h", 3: "w"}} if side == 64 else None
+image = torch.rand(1, 3, side, side)
+torch.onnx.export(net, torch.zeros(1, 3, side, side), sys.argv[1], dynamo=False, opset_version=17,
+                  input_names=["image"], dynamic_axes=dynamic)
+with torch.no_grad():
+    import numpy
+    numpy.savez(sys.argv[1] + ".npz", image=image.numpy(), scores=net(image).numpy())
 """
 
 
@@ -515,13 +570,27 @@ def _python_with_torch() -> str:
     return other
 
 
+def exported(path: Path, kind: str, side: int) -> Path:
+    """A network of PyTorch as ONNX; of any height and width where the side is 64."""
+    call = [_python_with_torch(), "-c", TORCH, str(path), kind, str(side)]
+    subprocess.run(call, check=True, capture_output=True)
+    return path
+
+
+@pytest.mark.backends
+def test_a_network_of_one_size_that_was_exported_for_any_is_refused(tmp_path: Path, legend: Path) -> None:
+    path = exported(tmp_path / "net.onnx", "transformer", 64)
+    with pytest.raises(
+        lulc.InputError, match=r"does not fit an image of 512 x 768 .* with height and width fixed"
+    ):
+        lulc.import_model(model=path, channels=CHANNELS, legend=legend, out=tmp_path / "net")
+
+
 @pytest.mark.backends
 def test_a_unet_exported_from_pytorch_makes_the_map_of_its_whole_image(
     tmp_path: Path, legend: Path, mosaic: Path
 ) -> None:
-    python = _python_with_torch()
-    path = tmp_path / "net.onnx"
-    subprocess.run([python, "-c", TORCH, str(path)], check=True, capture_output=True)
+    path = exported(tmp_path / "net.onnx", "unet", 64)
     run = imported(path, legend, "--std", "2000")
     card = load_card(run / "network.onnx")
     assert card.stride == 4 and 8 <= card.halo <= 32
@@ -529,6 +598,35 @@ def test_a_unet_exported_from_pytorch_makes_the_map_of_its_whole_image(
     with rasterio.open(made.path) as land_cover:
         found = np.where(land_cover.read_masks(1) > 0, land_cover.read()[1:], np.nan)
     np.testing.assert_allclose(np.moveaxis(found, 0, -1), whole(path, mosaic, 4, 2000, False), atol=1e-5)
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize(
+    ("kind", "side", "reason"),
+    [
+        ("attention", 64, "attention compares all parts"),
+        ("transformer", 96, "attention compares all parts"),
+        ("grouped", 64, "group or instance normalisation"),
+    ],
+)
+def test_a_transformer_exported_from_pytorch_is_blended(
+    tmp_path: Path, legend: Path, mosaic: Path, kind: str, side: int, reason: str
+) -> None:
+    path = exported(tmp_path / "net.onnx", kind, side)
+    run = imported(path, legend, "--std", "2000")
+    card = load_card(run / "network.onnx")
+    assert card.halo == 0 and reason in json.loads((run / "network.json").read_text())["network"]["reason"]
+    found = read_graph(run / "network.onnx", 3)
+    session = onnxruntime.InferenceSession(found.content, providers=["CPUExecutionProvider"])
+    with np.load(tmp_path / "net.onnx.npz") as known:
+        scores = session.run(None, {"image": known["image"]})[0]
+        np.testing.assert_allclose(scores, known["scores"], atol=1e-5)
+    made = lulc.classify(run, mosaic, tmp_path / "map.tif", **({"window": 64} if side == 64 else {}))
+    with rasterio.open(made.path) as land_cover:
+        parameters = json.loads(land_cover.tags()["LULC_PARAMETERS"])
+        probabilities = land_cover.read()[1:, land_cover.read_masks(1) > 0]
+    assert parameters["blend"] == "gaussian" and parameters["window"] == [min(side, 90), side]
+    np.testing.assert_allclose(probabilities.sum(axis=0), 1, atol=1e-4)
 
 
 def test_the_bands_of_the_mosaic_are_those_of_the_stack() -> None:

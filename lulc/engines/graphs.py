@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lulc.core.packages import require
 from lulc.core.schema import InputError
 from lulc.engines.openvino_graph import compile_graph, load_openvino
 from lulc.models.card import ModelCard
@@ -17,12 +20,23 @@ from lulc.models.onnx_file import read_graph, refused
 Run = Callable[[np.ndarray], np.ndarray]
 """float32 image in the layout of the graph to its result."""
 
-ONNXRUNTIME = "onnxruntime"
-"""Engine of foreign networks alone."""
+ONNXRUNTIME, CUDA = "onnxruntime", "onnxruntime-cuda"
+"""Engines of foreign networks alone: on the processor, and on an NVIDIA GPU."""
+
+_PROVIDER = "CUDAExecutionProvider"
+
+
+def has_cuda() -> bool:
+    """Return whether an onnxruntime for NVIDIA GPUs is installed."""
+    if not importlib.util.find_spec("onnxruntime"):
+        return False
+    import onnxruntime
+
+    return _PROVIDER in onnxruntime.get_available_providers()
 
 
 def open_graph(
-    path: Path, card: ModelCard, shape: tuple[int, int, int], runtime: str, *, gpu: bool = False
+    path: Path, card: ModelCard, shape: tuple[int, int, int], runtime: str
 ) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]:
     """Return the network of a file, and what decides its results beside weights and shape.
 
@@ -33,9 +47,7 @@ def open_graph(
     shape
         (n, y, x) of every call.
     runtime
-        ``openvino`` or ``onnxruntime``.
-    gpu
-        Whether there is an NVIDIA GPU.
+        ``openvino``, ``onnxruntime`` or ``onnxruntime-cuda``.
 
     Returns
     -------
@@ -56,11 +68,11 @@ def open_graph(
     sides = network.side or shape[1:]
     whole = (count, *sides, network.channels) if network.image_last else (count, network.channels, *sides)
     try:
-        run, identity = _RUNTIMES[runtime](content, whole, gpu)
+        run, identity = _RUNTIMES[runtime](content, whole)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"cannot run '{path}' with the engine '{runtime}', since that refuses it ({str(error)[:300]})",
-            f"Type --engine {'openvino' if runtime == ONNXRUNTIME else ONNXRUNTIME}.",
+            f"Type --engine {ONNXRUNTIME if runtime == 'openvino' else 'openvino'}.",
         ) from error
     mean, std = (np.asarray(values, np.float32) for values in (card.statistics.mean, card.statistics.std))
 
@@ -108,7 +120,7 @@ def _activated(logits: np.ndarray, network: GraphConfig) -> np.ndarray:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
 
 
-def _openvino(content: bytes, shape: tuple[int, ...], gpu: bool) -> tuple[Run, dict[str, str]]:
+def _openvino(content: bytes, shape: tuple[int, ...]) -> tuple[Run, dict[str, str]]:
     openvino = load_openvino()
     model = openvino.Core().read_model(content, b"")
     model.reshape(list(shape))
@@ -120,36 +132,41 @@ def _openvino(content: bytes, shape: tuple[int, ...], gpu: bool) -> tuple[Run, d
     return run, {"openvino": str(openvino.__version__).split("-")[0]}
 
 
-def _onnxruntime(content: bytes, shape: tuple[int, ...], gpu: bool) -> tuple[Run, dict[str, str]]:
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"cannot run the network, since the Python package '{error.name}' is not installed",
-            "In the folder of this project type: pip install '.[onnx]'. Or type --engine openvino.",
-        ) from error
+def _onnxruntime(provider: str, content: bytes, shape: tuple[int, ...]) -> tuple[Run, dict[str, str]]:
+    """Open a graph with one provider: none takes another's place unasked, since its digits are others."""
+    require(["onnxruntime"], "run the network with this engine", "onnx")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    wanted = ["CUDAExecutionProvider"] if gpu else []
-    providers = [*(set(wanted) & set(onnxruntime.get_available_providers())), "CPUExecutionProvider"]
+    if provider not in onnxruntime.get_available_providers():
+        raise _no_cuda("the installed onnxruntime computes on the processor alone")
     # Convolutions in TensorFloat-32 would give other digits on a GPU.
-    settings = [{"use_tf32": "0"} if name.startswith("CUDA") else {} for name in providers]
+    settings = {"use_tf32": "0"} if provider == _PROVIDER else {}
     try:
-        session = onnxruntime.InferenceSession(
-            content, options, providers=providers, provider_options=settings
-        )
+        session = onnxruntime.InferenceSession(content, options, [provider], [settings])
     except Exception as error:  # its errors have no common base
         raise RuntimeError(str(error)) from error
+    if provider not in session.get_providers():
+        raise _no_cuda("onnxruntime finds no driver or no CUDA libraries")
     name = session.get_inputs()[0].name
 
     def run(images: np.ndarray) -> np.ndarray:
         return np.asarray(session.run(None, {name: images})[0], np.float32)
 
-    device = session.get_providers()[0].removesuffix("ExecutionProvider")
+    device = provider.removesuffix("ExecutionProvider")
     return run, {"onnxruntime": str(onnxruntime.__version__), "device": device}
 
 
-_RUNTIMES: dict[str, Callable[[bytes, tuple[int, ...], bool], tuple[Run, dict[str, Any]]]] = {
+def _no_cuda(reason: str) -> InputError:
+    return InputError(
+        f"cannot run the network with the engine '{CUDA}', since {reason}",
+        "In a fresh environment type: pip install '.[onnx-gpu]'. Or type --engine onnxruntime.",
+    )
+
+
+_RUNTIMES: dict[str, Callable[[bytes, tuple[int, ...]], tuple[Run, dict[str, Any]]]] = {
     "openvino": _openvino,
-    ONNXRUNTIME: _onnxruntime,
+    ONNXRUNTIME: partial(_onnxruntime, "CPUExecutionProvider"),
+    CUDA: partial(_onnxruntime, _PROVIDER),
 }

@@ -22,7 +22,7 @@ from lulc.core.directions import Directions, mirror_directions, turn_directions
 from lulc.core.schema import InputError
 from lulc.core.statistics import valid_pixels
 from lulc.engines import quantization
-from lulc.engines.graphs import ONNXRUNTIME, open_graph
+from lulc.engines.graphs import CUDA, ONNXRUNTIME, has_cuda, open_graph
 from lulc.engines.openvino_graph import build_graph, compile_graph, load_openvino
 from lulc.engines.pixels import open_pixel_model
 from lulc.engines.quantization import Quantization
@@ -130,7 +130,7 @@ def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence
     """
     if name == NUMPY or any(isinstance(network, PixelConfig) for network in networks):
         return _choose_for_pixels(name, networks)
-    if name == ONNXRUNTIME or any(isinstance(network, GraphConfig) for network in networks):
+    if name in (ONNXRUNTIME, CUDA) or any(isinstance(network, GraphConfig) for network in networks):
         return _choose_for_graphs(name, networks, devices)
     if name == "auto":
         name, reason = _fastest(devices)
@@ -145,17 +145,20 @@ def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence
 
 def _choose_for_graphs(name: str, networks: Sequence[Shape], devices: Path) -> str:
     """Return the engine of imported networks: one that also runs the others of an ensemble."""
-    alone = all(isinstance(network, GraphConfig) for network in networks)
-    fitting = ["openvino", ONNXRUNTIME] if alone else ["openvino"]
+    imported = sum(isinstance(network, GraphConfig) for network in networks)
+    alone = imported == len(networks)
+    fitting = (
+        ["openvino", ONNXRUNTIME, CUDA] if alone else ["openvino"] if imported else ["openvino", "keras"]
+    )
     if name == "auto":
-        installed = [engine for engine in fitting if importlib.util.find_spec(engine)]
-        # OpenVINO computes on the processor alone.
-        on_gpu = has_gpu(devices) and ONNXRUNTIME in installed
-        return ONNXRUNTIME if on_gpu else (installed or fitting)[0]
+        if alone and has_gpu(devices) and has_cuda():
+            return CUDA
+        installed = [engine for engine in fitting[:2] if importlib.util.find_spec(engine)]
+        return (installed or fitting)[0]
     if name not in fitting:
+        what = "an imported" if alone else "an imported and another" if imported else "this"
         raise InputError(
-            f"cannot run {'an imported network' if alone else 'an imported and another network'} with the "
-            f"engine '{name}', expected {' or '.join(fitting)}",
+            f"cannot run {what} network with the engine '{name}', expected {' or '.join(fitting)}",
             "Type --engine auto.",
         )
     return name
@@ -216,14 +219,14 @@ def shared_of(name: str) -> float:
 
 
 def _on_gpu(name: str) -> bool:
-    return name in _KERAS and has_gpu()
+    return name in _ON_GPU and has_gpu()
 
 
 def footprint(name: str, network: Shape) -> Footprint:
     """Return the memory that the engine `name` takes for a network, to plan windows before it is built."""
     chosen = choose_engine(name, networks=[network])
     if isinstance(network, GraphConfig):
-        return _graph_footprint(network)
+        return _graph_footprint(network, GPU_PROCESS if chosen == CUDA else 0.0)
     return _ENGINES[chosen][1](network)
 
 
@@ -237,7 +240,7 @@ def build_engine(name: str, request: EngineRequest) -> Engine:
     """
     chosen = choose_engine(name, networks=[request.card.network])
     if isinstance(request.card.network, GraphConfig):
-        found = open_graph(request.path, request.card, request.shape, chosen, gpu=has_gpu())
+        found = open_graph(request.path, request.card, request.shape, chosen)
         return Engine(chosen, request.shape, found[1], found[0])
     return _ENGINES[chosen][0](request)
 
@@ -425,10 +428,11 @@ def _openvino_footprint(per_pixel: float, network: NetworkConfig) -> Footprint:
     return Footprint(fixed, per_pixel * _width(network))
 
 
-def _graph_footprint(network: GraphConfig) -> Footprint:
+def _graph_footprint(network: GraphConfig, driver: float) -> Footprint:
     # Tensors that live at once, as counted, and as much again for what runtimes lay out anew.
     return Footprint(
-        0.4e9 + 16.0 * network.parameters, 8.0 * (network.values + network.channels + network.classes)
+        0.4e9 + driver + 16.0 * network.parameters,
+        8.0 * (network.values + network.channels + network.classes),
     )
 
 
@@ -454,4 +458,4 @@ _ENGINES: dict[str, tuple[Callable[[EngineRequest], Engine], Callable[[Any], Foo
     NUMPY: (_build_forest, _forest_footprint),
 }
 
-_KERAS = frozenset({"keras", "keras-float16"})
+_ON_GPU = frozenset({"keras", "keras-float16", CUDA})

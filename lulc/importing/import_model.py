@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lulc.core.version import __version__
 from lulc.core.windows import Plan
 from lulc.datasets.loading import load_manifest
 from lulc.datasets.manifest import StackFile, open_tile
+from lulc.engines.graphs import ONNXRUNTIME
 from lulc.engines.registry import EngineRequest, build_engine, choose_engine
 from lulc.labels.schemes import load_scheme
 from lulc.models.calibration import Holdout
@@ -37,6 +39,9 @@ from lulc.training.held_out import SIDE, predict_tile
 
 logger = logging.getLogger("lulc")
 
+MAX_DIFFERENCE = 1e-3
+"""Between the scores of two runtimes: beyond that one of them computes something else."""
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -46,15 +51,12 @@ class Imported:
     ----------
     path, card
         The network and its card.
-    reason
-        Why no halo makes it exact; empty where one does.
     accuracy
         Share of right pixels on the stacks of the calibration; None without one.
     """
 
     path: Path
     card: ModelCard
-    reason: str
     accuracy: float | None
 
 
@@ -92,7 +94,7 @@ def import_model(config: ImportModelConfig) -> Imported:
         with write_atomically(path) as temporary:
             temporary.write_bytes(found.content)
         write_card(card, path)
-    return Imported(path, card, found.reason, accuracy)
+    return Imported(path, card, accuracy)
 
 
 def _channels(given: Sequence[str]) -> ChannelSet:
@@ -157,21 +159,29 @@ def _for_each(
 
 
 def _run_once(path: Path, card: ModelCard) -> None:
-    """Run the network on noise, so that what no runtime can run is never written."""
-    side = _side(card)
-    shape = (1, *side)
-    engine = build_engine(
-        choose_engine("auto", networks=[card.network]), EngineRequest(path=path, card=card, shape=shape)
-    )
+    """Run the network on noise, so that what runtimes can't run, or compute differently, is never written."""
+    shape = (1, *_side(card))
     x = np.random.default_rng(0).normal(
         card.statistics.mean, card.statistics.std, (*shape, len(card.channels))
     )
-    y = engine(x.astype(np.float32))
-    if y.shape != (*shape, card.network.classes) or not np.isfinite(y).all():
-        raise InputError(
-            f"cannot import '{card.name}', since it gives {y.shape} or values that are not finite",
-            "Check its export, --mean and --std.",
-        )
+    installed = [name for name in ("openvino", ONNXRUNTIME) if importlib.util.find_spec(name)]
+    request = EngineRequest(path=path, card=card, shape=shape)
+    results = [
+        build_engine(choose_engine(name, networks=[card.network]), request)(x.astype(np.float32))
+        for name in installed or ["auto"]
+    ]
+    for y in results:
+        if y.shape != (*shape, card.network.classes) or not np.isfinite(y).all():
+            raise InputError(
+                f"cannot import '{card.name}', since it gives {y.shape} or values that are not finite",
+                "Check its export, --mean and --std.",
+            )
+        if (difference := float(np.abs(y - results[0]).max())) > MAX_DIFFERENCE:
+            raise InputError(
+                f"cannot import '{card.name}', since its scores in {' and '.join(installed)} differ by up to "
+                f"{difference:.2g}, expected at most {MAX_DIFFERENCE:.0e}",
+                "Export it with other operators, of another opset for example.",
+            )
 
 
 def _side(card: ModelCard) -> tuple[int, int]:

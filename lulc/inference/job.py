@@ -320,8 +320,9 @@ def _fitted(config: ClassifyConfig, members: Sequence[Member]) -> ClassifyConfig
     """Return the config with the blending and the windows that imported networks need."""
     networks = [member.card.network for member in members]
     graphs = [network for network in networks if isinstance(network, GraphConfig)]
-    if config.blend == "none" and not all(graph.exact for graph in graphs):
-        logger.info("windows are blended, since no halo makes this network exact: --blend gaussian")
+    reason = next((graph.reason for graph in graphs if graph.reason), "")
+    if config.blend == "none" and reason:
+        logger.info("windows are blended (--blend gaussian), since no halo is enough: %s", reason)
         config = dataclasses.replace(config, blend="gaussian")
     sides = {(graph.side[0], graph.side[1]) for graph in graphs if graph.side}
     asked = config.window if isinstance(config.window, tuple) else (config.window,) * 2

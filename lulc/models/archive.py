@@ -77,7 +77,7 @@ CLASSES = LAYERS | {
 """Everything that a configuration may name as a class."""
 
 
-class _Refusal(Exception):
+class Refusal(Exception):
     """Reason why a file is not read."""
 
 
@@ -117,7 +117,7 @@ def _load(place: str, sha256: str, limit: int) -> Arrays:
         content = _read_file(path, sha256)
         arrays = _READERS.get(path.suffix, _read_legacy)(content, limit)
         _check_values(arrays)
-    except _Refusal as refusal:
+    except Refusal as refusal:
         raise _refused(path, str(refusal)) from refusal
     except Exception as error:  # zlib, lzma, zipfile and HDF5 each fail in ways of their own
         raise _refused(path, f"it is damaged or no weights file ({error})") from error
@@ -157,20 +157,46 @@ def compare_shapes(
 
 def _read_file(path: Path, sha256: str) -> bytes:
     if path.stat().st_size > MAX_BYTES:
-        raise _Refusal(f"it has {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
+        raise Refusal(f"it has {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
     # Hashed and parsed are the same bytes, also if the file is exchanged meanwhile.
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if sha256 and found != sha256:
-        raise _Refusal(f"its sha256 is {found}, expected {sha256} as its card says")
+        raise Refusal(f"its sha256 is {found}, expected {sha256} as its card says")
     return content
 
 
-def _read_keras(content: bytes, limit: int) -> Arrays:
+def read_parts(content: bytes, limit: int = MAX_BYTES) -> tuple[str, Any, Arrays]:
+    """Return the version of Keras, the configuration and the arrays of any ``.keras`` file.
+
+    Sizes and layout are checked; nothing is interpreted. Arrays have their place in the archive as names
+    (``layers/conv2d/vars/0``); those of the optimizer and of random numbers are left out.
+
+    Raises
+    ------
+    Refusal
+        If it is no such archive, or holds more than a configuration and plain arrays.
+    """
+    members = _members(content, limit)
+    version = str(parse_json(members[METADATA], foreign=True)["keras_version"])
+    config = parse_json(members[CONFIG], foreign=True)
+    arrays: Arrays = {}
+    with h5py.File(io.BytesIO(members[WEIGHTS]), "r") as file:
+        for name, dataset in dict(_walk(file, len(members[WEIGHTS]), limit)).items():
+            if not name.startswith("optimizer/") and dataset.dtype.kind == "f":
+                _add(arrays, name, dataset)
+    return version, config, arrays
+
+
+def _members(content: bytes, limit: int) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         _check_members(archive, limit)
-        classes = _check_config(parse_json(_member(archive, CONFIG), foreign=True))
-        weights = _member(archive, WEIGHTS)
+        return {name: _member(archive, name) for name in (METADATA, CONFIG, WEIGHTS)}
+
+
+def _read_keras(content: bytes, limit: int) -> Arrays:
+    members = _members(content, limit)
+    classes, weights = _check_config(parse_json(members[CONFIG], foreign=True)), members[WEIGHTS]
     with h5py.File(io.BytesIO(weights), "r") as file:
         datasets = dict(_walk(file, len(weights), limit))
         arrays: Arrays = {}
@@ -181,7 +207,7 @@ def _read_keras(content: bytes, limit: int) -> Arrays:
             layer = _text(dataset.parent.attrs.get("name")) if match else ""
             variables = VARIABLES.get(classes.get(layer, ""), ())
             if not match or int(match[1]) >= len(variables):
-                raise _Refusal(f"it holds '{name}', which is no variable of a layer in its configuration")
+                raise Refusal(f"it holds '{name}', which is no variable of a layer in its configuration")
             _add(arrays, f"{layer}/{variables[int(match[1])]}", dataset)
         return arrays
 
@@ -190,14 +216,14 @@ def _check_members(archive: zipfile.ZipFile, limit: int) -> None:
     names = [m.filename for m in archive.infolist()]
     if sorted(names) != sorted((CONFIG, METADATA, WEIGHTS)):
         shown = ", ".join(repr(n[:80]) for n in names[:10])
-        raise _Refusal(f"it holds the members {shown}, expected '{CONFIG}', '{METADATA}', '{WEIGHTS}'")
+        raise Refusal(f"it holds the members {shown}, expected '{CONFIG}', '{METADATA}', '{WEIGHTS}'")
     for member in archive.infolist():
         # Keras stores; bzip2 and LZMA take memory that no header declares.
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise _Refusal(f"its member '{member.filename}' is compressed in a way that Keras does not use")
+            raise Refusal(f"its member '{member.filename}' is compressed in a way that Keras does not use")
         most = limit + 2**24 if member.filename == WEIGHTS else MAX_JSON_BYTES
         if member.file_size > most or member.file_size > MAX_RATIO * max(member.compress_size, 1):
-            raise _Refusal(
+            raise Refusal(
                 f"its member '{member.filename}' grows from {member.compress_size} to {member.file_size} "
                 f"bytes (a zip bomb), expected at most {most} bytes and {MAX_RATIO} times"
             )
@@ -208,7 +234,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     with archive.open(name) as file:
         content = file.read(size + 1)
     if len(content) != size:
-        raise _Refusal(f"its member '{name}' has another size than the archive says (a zip bomb)")
+        raise Refusal(f"its member '{name}' has another size than the archive says (a zip bomb)")
     return content
 
 
@@ -222,9 +248,9 @@ def _check_config(config: Any) -> dict[str, str]:
 
 def _check_class(name: str) -> None:
     if name == "Lambda":
-        raise _Refusal("it holds a Lambda layer, which would run code")
+        raise Refusal("it holds a Lambda layer, which would run code")
     if name not in CLASSES:
-        raise _Refusal(f"its configuration names the class '{name[:80]}', which no network here has")
+        raise Refusal(f"its configuration names the class '{name[:80]}', which no network here has")
 
 
 def _holders(node: Any) -> Iterator[dict[str, Any]]:
@@ -246,7 +272,7 @@ def _read_legacy(content: bytes, limit: int) -> Arrays:
         datasets = dict(_walk(file, len(content), limit))
         config = _text(file.attrs.get("model_config"))
         if len(config) > MAX_JSON_BYTES:
-            raise _Refusal(f"its configuration has {len(config)} bytes, expected at most {MAX_JSON_BYTES}")
+            raise Refusal(f"its configuration has {len(config)} bytes, expected at most {MAX_JSON_BYTES}")
         if config:
             for holder in _holders(parse_json(config, foreign=True)):
                 _check_class(str(holder["class_name"]))
@@ -275,13 +301,13 @@ def _read_npz(content: bytes, limit: int) -> Arrays:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
         if any(m.compress_type != zipfile.ZIP_STORED for m in members):
-            raise _Refusal("its members are compressed, expected plain arrays")
+            raise Refusal("its members are compressed, expected plain arrays")
         most = min(limit, len(content))
         if len(members) > MAX_OBJECTS or sum(m.file_size for m in members) > most:
-            raise _Refusal(f"its arrays have more than {most} bytes (a zip bomb)")
+            raise Refusal(f"its arrays have more than {most} bytes (a zip bomb)")
         contents = {m.filename.removesuffix(".npy"): _member(archive, m.filename) for m in members}
     if len(contents) < len(members):
-        raise _Refusal("it holds an array twice")
+        raise Refusal("it holds an array twice")
     return {name: _plain_array(content) for name, content in contents.items()}
 
 
@@ -289,13 +315,13 @@ def _plain_array(content: bytes) -> np.ndarray:
     """The array of a .npy file, whose header is compared with its size before anything is allocated."""
     file = io.BytesIO(content)
     if np.lib.format.read_magic(file) != (1, 0):
-        raise _Refusal("an array has a header of another version than 1.0")
+        raise Refusal("an array has a header of another version than 1.0")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.hasobject or dtype.kind not in "fiu" or fortran:
-        raise _Refusal(f"an array has the type {dtype}, expected numbers, row by row")
+        raise Refusal(f"an array has the type {dtype}, expected numbers, row by row")
     stored = len(content) - file.tell()
     if math.prod(shape) * dtype.itemsize != stored:
-        raise _Refusal(f"an array declares {shape} but stores {stored} bytes (a shape bomb)")
+        raise Refusal(f"an array declares {shape} but stores {stored} bytes (a shape bomb)")
     return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)
 
 
@@ -314,11 +340,11 @@ def _walk(file: h5py.File, size: int, limit: int) -> Iterator[tuple[str, h5py.Da
             link = group.get(name, getlink=True)
             if not isinstance(link, h5py.HardLink):
                 kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
-                raise _Refusal(f"'{place[:80]}' is {kind}, expected arrays only")
+                raise Refusal(f"'{place[:80]}' is {kind}, expected arrays only")
             child = group[name]
             address = h5py.h5o.get_info(child.id).addr
             if address in seen or len(seen) >= MAX_OBJECTS or depth >= MAX_DEPTH:
-                raise _Refusal(f"'{place[:80]}' is linked twice, or lies among too many or too deep groups")
+                raise Refusal(f"'{place[:80]}' is linked twice, or lies among too many or too deep groups")
             seen.add(address)
             if isinstance(child, h5py.Group):
                 waiting.append((f"{place}/", child, depth + 1))
@@ -326,7 +352,7 @@ def _walk(file: h5py.File, size: int, limit: int) -> Iterator[tuple[str, h5py.Da
             _check_dataset(place, child)
             declared += child.size * child.dtype.itemsize
             if declared > min(size, limit):
-                raise _Refusal(
+                raise Refusal(
                     f"its arrays have over {declared} bytes with '{place[:80]}' (a shape bomb), "
                     f"expected at most {min(size, limit)}"
                 )
@@ -335,17 +361,17 @@ def _walk(file: h5py.File, size: int, limit: int) -> Iterator[tuple[str, h5py.Da
 
 def _check_dataset(place: str, dataset: Any) -> None:
     if not isinstance(dataset, h5py.Dataset):
-        raise _Refusal(f"'{place[:80]}' is neither group nor array")
+        raise Refusal(f"'{place[:80]}' is neither group nor array")
     if dataset.dtype.kind not in "fiub" or dataset.dtype.hasobject:
-        raise _Refusal(f"'{place[:80]}' has the type {dataset.dtype}, expected numbers")
+        raise Refusal(f"'{place[:80]}' has the type {dataset.dtype}, expected numbers")
     layout = dataset.id.get_create_plist()
     if layout.get_external_count() or dataset.is_virtual:
-        raise _Refusal(f"'{place[:80]}' takes its values from another file")
+        raise Refusal(f"'{place[:80]}' takes its values from another file")
     if layout.get_nfilters():
-        raise _Refusal(f"'{place[:80]}' is compressed, expected plain arrays")
+        raise Refusal(f"'{place[:80]}' is compressed, expected plain arrays")
     needed = dataset.size * dataset.dtype.itemsize
     if dataset.id.get_storage_size() < needed:
-        raise _Refusal(
+        raise Refusal(
             f"'{place[:80]}' declares {dataset.shape} but stores {dataset.id.get_storage_size()} of "
             f"{needed} bytes (a shape bomb)"
         )
@@ -353,19 +379,19 @@ def _check_dataset(place: str, dataset: Any) -> None:
 
 def _add(arrays: Arrays, name: str, dataset: h5py.Dataset) -> None:
     if name in arrays:
-        raise _Refusal(f"it holds '{name[:80]}' twice")
+        raise Refusal(f"it holds '{name[:80]}' twice")
     if dataset.dtype.kind != "f":
-        raise _Refusal(f"'{name[:80]}' has the type {dataset.dtype}, expected floating-point numbers")
+        raise Refusal(f"'{name[:80]}' has the type {dataset.dtype}, expected floating-point numbers")
     arrays[name] = dataset[()].astype("float32")
 
 
 def _check_values(arrays: Arrays) -> None:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise _Refusal(f"'{name[:80]}' holds NaN or infinite weights")
+            raise Refusal(f"'{name[:80]}' holds NaN or infinite weights")
         low = 0 if name.endswith("/moving_variance") else np.nextafter(np.float32(0), np.float32(1))
         if name.endswith(("/moving_variance", "/std")) and (array < low).any():
-            raise _Refusal(f"'{name[:80]}' holds {array.min()}, expected positive values")
+            raise Refusal(f"'{name[:80]}' holds {array.min()}, expected positive values")
 
 
 def _text(value: Any) -> str:

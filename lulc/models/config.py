@@ -96,8 +96,8 @@ class GraphConfig(Jsonable):
         Images of a call; 0 for any number.
     side
         Rows and columns of the only size that it takes; empty for any.
-    exact
-        True where a halo is enough to be exact; else windows are blended.
+    reason
+        Why no halo is enough to be exact, so that windows are blended; empty where one is.
     values
         Numbers in memory for each pixel, at the height of the computation.
     """
@@ -111,8 +111,13 @@ class GraphConfig(Jsonable):
     takes_nan: bool
     batch: Annotated[int, limits(minimum=0, maximum=1)]
     side: Annotated[tuple[Annotated[int, limits(minimum=1, maximum=2**14)], ...], limits(maxItems=2)]
-    exact: bool
+    reason: Annotated[str, limits(maxLength=400)]
     values: Annotated[int, limits(minimum=1)]
+
+    @property
+    def exact(self) -> bool:
+        """True where windows with the halo equal one pass over the whole image."""
+        return not self.reason
 
     @property
     def activation(self) -> str:

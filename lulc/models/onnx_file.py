@@ -1,4 +1,4 @@
-"""Reader of foreign networks (``.onnx``): what they are, before any runtime sees them.
+"""Reader of foreign networks (``.onnx``, ``.keras``): what they are, before any runtime sees them.
 
 The file is parsed in a process of its own. It must hold one graph of known operators and its weights: no
 external data, no functions or operators of others, no loops or branches. The shapes of all tensors are
@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lulc.core.packages import require
 from lulc.core.reader_process import read_apart
 from lulc.core.schema import MAX_CLASSES, InputError
-from lulc.models.archive import MAX_BYTES
+from lulc.models.archive import MAX_BYTES, Refusal
 from lulc.models.config import GraphConfig
 from lulc.models.graph_geometry import OPERATORS, Flow, Operator, Reach, Unbounded, step
 
@@ -37,6 +38,20 @@ FIRST, FURTHER = (512, 768), (2, 3)
 
 OPSETS = range(9, 64)
 
+_NORMALISED = "group or instance normalisation takes mean and spread of the whole image"
+_POOLED = "it pools over the whole image"
+
+WHOLE = {
+    "InstanceNormalization": _NORMALISED,
+    "GroupNormalization": _NORMALISED,
+    "GlobalAveragePool": _POOLED,
+    "GlobalMaxPool": _POOLED,
+    "ReduceMean over pixels": _POOLED,
+    "ReduceMax over pixels": _POOLED,
+    "attention": "attention compares all parts of the image",
+}
+"""What looks at a whole image, in words; the first that a network has is told."""
+
 
 class GraphFile(NamedTuple):
     """A foreign network that was found harmless.
@@ -47,8 +62,6 @@ class GraphFile(NamedTuple):
         Its shape.
     stride, halo
         See `lulc.models.config.Geometry`; the halo is 0 where it has none.
-    reason
-        Why it has none; empty where it is exact.
     content
         The file as it is kept: the nodes and weights that the output needs, nothing else.
     """
@@ -56,12 +69,7 @@ class GraphFile(NamedTuple):
     network: GraphConfig
     stride: int
     halo: int
-    reason: str
     content: bytes
-
-
-class _Refusal(Exception):
-    """Reason why a file is not read."""
 
 
 def read_graph(
@@ -72,7 +80,7 @@ def read_graph(
     Parameters
     ----------
     path
-        ``NAME.onnx``.
+        ``NAME.onnx``, or a Keras model ``NAME.keras``, which is written as a graph first.
     channels
         Channels of its input.
     output
@@ -90,48 +98,51 @@ def read_graph(
         raise refused(path, "there is no such file")
     found = read_apart(_describe, str(path), channels, output, sha256, path=path, reading="the network")
     network = GraphConfig.from_json(found.pop("network"))
-    return GraphFile(network, found["stride"], found["halo"], found["reason"], bytes(found["content"]))
+    return GraphFile(network, found["stride"], found["halo"], bytes(found["content"]))
 
 
 def refused(path: str | os.PathLike[str], reason: str) -> InputError:
     """Return the error for a file that is not used."""
+    how = "from an image (n, channel, y, x) to scores of its pixels."
+    if Path(path).suffix == ".keras":
+        how = "with Keras' model.export, or save it in Keras 3 without layers and functions of your own."
     return InputError(
-        f"cannot use the network '{path}', since {reason}",
-        "Export it again as one .onnx file from an image (n, channel, y, x) to scores of its pixels.",
+        f"cannot use the network '{path}', since {reason}", f"Export it as one .onnx file {how}"
     )
 
 
 def _describe(place: str, channels: int, output: str, sha256: str) -> dict[str, Any]:
     """Parse and check the file; runs in the reader process."""
-    try:
-        import onnx
-        import onnx.checker
-        import onnx.reference
-        import onnx.shape_inference
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"cannot read '{place}', since the Python package '{error.name}' is not installed",
-            "In the folder of this project type: pip install '.[onnx]'.",
-        ) from error
+    require(["onnx"], f"read '{place}'", "onnx")
+    import onnx
+    import onnx.checker
+    import onnx.reference
+    import onnx.shape_inference
+
     try:
         if os.stat(place).st_size > MAX_BYTES:
-            raise _Refusal(f"it has more than {MAX_BYTES} bytes")
+            raise Refusal(f"it has more than {MAX_BYTES} bytes")
         content = Path(place).read_bytes()
         found = hashlib.sha256(content).hexdigest()
         if sha256 and found != sha256:
-            raise _Refusal(f"its sha256 is {found}, expected {sha256} as its card says")
-        model = onnx.ModelProto()
-        model.ParseFromString(content)
+            raise Refusal(f"its sha256 is {found}, expected {sha256} as its card says")
+        if place.endswith(".keras"):
+            from lulc.models.keras_file import KerasGraph
+
+            model, output = KerasGraph(onnx, content).model(output), ""
+        else:
+            model = onnx.ModelProto()
+            model.ParseFromString(content)
         return _Reader(onnx, model, output).description(channels)
-    except _Refusal as refusal:
+    except Refusal as refusal:
         raise refused(place, str(refusal)) from refusal
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, RuntimeError) as error:
-        raise refused(place, f"it is damaged or no ONNX file ({str(error)[:300]})") from error
+        raise refused(place, f"it is damaged, or no network ({str(error)[:300]})") from error
     except Exception as error:
         # Protobuf's, and those of the checks of shapes, have no common base.
         if type(error).__module__.partition(".")[0] not in ("google", "onnx"):
             raise
-        raise refused(place, f"it is damaged or no ONNX file ({str(error)[:300]})") from error
+        raise refused(place, f"it is damaged, or no network ({str(error)[:300]})") from error
 
 
 class _Worked(NamedTuple):
@@ -156,7 +167,7 @@ class _Reader:
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
         inputs = [port for port in self._graph.input if port.name not in self._weights]
         if len(inputs) != 1:
-            raise _Refusal(f"it has {len(inputs)} inputs, expected one, the image")
+            raise Refusal(f"it has {len(inputs)} inputs, expected one, the image")
         self._input, self._output = inputs[0], self._chosen(output)
         self._nodes = self._needed()
 
@@ -178,19 +189,23 @@ class _Reader:
         }
         for problem, holds in problems.items():
             if holds:
-                raise _Refusal(problem)
+                raise Refusal(problem)
         for node in graph.node:
             if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
                 name = f"{node.domain}.{node.op_type}".removeprefix(".")[:80]
-                raise _Refusal(
+                raise Refusal(
                     f"it has the operator '{name}', which is not among those that are known to be harmless"
                 )
             trained = node.op_type == "BatchNormalization" and any(
                 a.name == "training_mode" and a.i for a in node.attribute
             )
             if trained or (node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]):
-                raise _Refusal(
+                raise Refusal(
                     f"its operator '{node.op_type}' is in training mode; export it in evaluation mode"
+                )
+            if any(a.name == "exclude_outside" and a.i for a in node.attribute):
+                raise Refusal(
+                    f"its operator '{node.op_type}' weighs edges in a way that not every runtime has"
                 )
             for attribute in node.attribute:
                 self._check_attribute(node.op_type, attribute)
@@ -204,7 +219,7 @@ class _Reader:
             or attribute.graphs
             or attribute.HasField("g")
         ):
-            raise _Refusal(f"its operator '{kind}' holds another graph, or a value of an unknown kind")
+            raise Refusal(f"its operator '{kind}' holds another graph, or a value of an unknown kind")
         if attribute.type == held.TENSOR:
             self._check_tensor(attribute.t)
 
@@ -215,30 +230,30 @@ class _Reader:
     def _check_tensor(self, tensor: Any) -> None:
         proto = self._onnx.TensorProto
         if tensor.data_location == proto.EXTERNAL or tensor.external_data:
-            raise _Refusal(f"'{tensor.name[:80]}' takes its values from another file")
+            raise Refusal(f"'{tensor.name[:80]}' takes its values from another file")
         sizes = {
             proto.FLOAT: 4, proto.DOUBLE: 8, proto.FLOAT16: 2, proto.INT32: 4, proto.INT64: 8, proto.BOOL: 1,
             proto.INT8: 1, proto.UINT8: 1,
         }  # fmt: skip
         size = sizes.get(tensor.data_type)
         if size is None or len(tensor.dims) > MAX_RANK or any(side < 0 for side in tensor.dims):
-            raise _Refusal(f"'{tensor.name[:80]}' has a type or shape that no weights have")
+            raise Refusal(f"'{tensor.name[:80]}' has a type or shape that no weights have")
         count = math.prod(tensor.dims)
         stored = len(tensor.raw_data) // size if tensor.HasField("raw_data") else max(
             len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data), len(tensor.double_data)
         )  # fmt: skip
         if count != stored:
-            raise _Refusal(f"'{tensor.name[:80]}' declares {count} values but stores {stored} (a shape bomb)")
+            raise Refusal(f"'{tensor.name[:80]}' declares {count} values but stores {stored} (a shape bomb)")
         number = tensor.data_type in (proto.FLOAT, proto.DOUBLE, proto.FLOAT16)
         if count > 1 and number and not np.isfinite(self._onnx.numpy_helper.to_array(tensor)).all():
-            raise _Refusal(f"'{tensor.name[:80]}' holds NaN or infinite weights")
+            raise Refusal(f"'{tensor.name[:80]}' holds NaN or infinite weights")
 
     def _chosen(self, output: str) -> Any:
         ports = {port.name: port for port in self._graph.output}
         if output and output not in ports:
-            raise _Refusal(f"it has no output '{output}', but {', '.join(ports)}")
+            raise Refusal(f"it has no output '{output}', but {', '.join(ports)}")
         if not output and len(ports) != 1:
-            raise _Refusal(f"it has the outputs {', '.join(ports)}, expected one; name it with --output")
+            raise Refusal(f"it has the outputs {', '.join(ports)}, expected one; name it with --output")
         return ports[output] if output else next(iter(ports.values()))
 
     def _needed(self) -> list[Any]:
@@ -249,7 +264,7 @@ class _Reader:
                 wanted.update(name for name in node.input if name)
                 nodes.append(node)
         if self._input.name not in wanted:
-            raise _Refusal(f"its output '{self._output.name}' does not depend on its input")
+            raise Refusal(f"its output '{self._output.name}' does not depend on its input")
         self._names = wanted
         return nodes[::-1]
 
@@ -260,31 +275,31 @@ class _Reader:
         ]
         kind = self._input.type.tensor_type.elem_type
         if len(declared) != 4 or kind != self._onnx.TensorProto.FLOAT:
-            raise _Refusal("its input is no image of 32-bit numbers (n, channel, y, x)")
+            raise Refusal("its input is no image of 32-bit numbers (n, channel, y, x)")
         last = declared[3] == channels and declared[1] != channels
         place = 3 if last else 1
         if declared[place] not in (0, channels):
-            raise _Refusal(f"its input has {declared[place]} channels, but {channels} are named")
+            raise Refusal(f"its input has {declared[place]} channels, but {channels} are named")
         sides = declared[1:3] if last else declared[2:4]
         if 0 in sides and any(sides):
-            raise _Refusal(
+            raise Refusal(
                 f"its input has {sides[0] or 'any'} rows and {sides[1] or 'any'} columns, expected both or "
                 "none fixed"
             )
         fixed = tuple(sides) if all(sides) else ()
         if any(side > 2**14 for side in fixed):
-            raise _Refusal(f"its input is of {fixed} pixels, expected at most {2**14} a side")
+            raise Refusal(f"its input is of {fixed} pixels, expected at most {2**14} a side")
         layout = (1, 2) if last else (2, 3)
         batch = 1 if declared[0] == 1 else 0
         if declared[0] > 1:
-            raise _Refusal(f"it takes {declared[0]} images at a time, expected 1 or any number")
+            raise Refusal(f"it takes {declared[0]} images at a time, expected 1 or any number")
         worked, stride, halo, reason = self._geometry(channels, layout, fixed)
         classes, out_last = self._classes(worked, fixed or FIRST)
         ending, logits = self._ending(), True
         if ending in ("Softmax", "Sigmoid"):
             logits = False
         if ending == "Sigmoid" and classes > 1:
-            raise _Refusal(f"it ends in a sigmoid for {classes} classes, which don't exclude each other")
+            raise Refusal(f"it ends in a sigmoid for {classes} classes, which don't exclude each other")
         parameters = sum(math.prod(t.dims) for t in self._weights.values() if t.name in self._names)
         height, width = fixed or FIRST
         network = GraphConfig(
@@ -297,14 +312,13 @@ class _Reader:
             takes_nan=self._takes_nan(),
             batch=batch,
             side=fixed,
-            exact=not reason,
+            reason=reason[:400],
             values=max(1, -(-worked.peak // (height * width))),
         )
         return {
             "network": network.to_json(),
             "stride": stride,
             "halo": halo,
-            "reason": reason,
             "content": self._kept(),
         }
 
@@ -322,7 +336,7 @@ class _Reader:
                 second = self._reach(self._work(channels, layout, again), layout)
                 if second != (stride, halo, ""):
                     reason = "its operators depend on the size of the image"
-            except _Refusal:
+            except Refusal:
                 reason = "its operators depend on the size of the image"
         if fixed and not reason and (min(fixed) < 2 * halo + stride or any(side % stride for side in fixed)):
             reason = f"images of {fixed[0]} x {fixed[1]} pixels are too small for its halo of {halo}"
@@ -341,9 +355,9 @@ class _Reader:
                         break
                 else:
                     return stride
-            except _Refusal:
+            except Refusal:
                 continue
-        raise _Refusal("it takes images of one size alone but declares any; export it with that size fixed")
+        raise Refusal("it takes images of one size alone but declares any; export it with that size fixed")
 
     @staticmethod
     def _outcome_problem(worked: _Worked, size: tuple[int, ...]) -> bool:
@@ -382,14 +396,14 @@ class _Reader:
     def _classes(self, worked: _Worked, size: tuple[int, ...]) -> tuple[int, bool]:
         shape = worked.outcome
         if self._outcome_problem(worked, size):
-            raise _Refusal(
+            raise Refusal(
                 f"its result has the shape {shape} for an image of {tuple(size)} pixels, expected a score of "
                 "each class at each of them"
             )
         last = worked.flow.axes == (1, 2) if worked.flow else shape[2:] != tuple(size)
         classes = shape[3] if last else shape[1]
         if shape[0] != 1 or not 1 <= classes <= MAX_CLASSES:
-            raise _Refusal(f"its result has {classes} classes, expected 1 to {MAX_CLASSES}")
+            raise Refusal(f"its result has {classes} classes, expected 1 to {MAX_CLASSES}")
         return classes, bool(last)
 
     def _ending(self) -> str:
@@ -429,7 +443,7 @@ class _Pass:
     ) -> None:  # fmt: skip
         self._onnx, self._version, self._weights = onnx, version, weights
         self._opsets = [onnx.helper.make_opsetid("", version)]
-        self._pixels = size[0] * size[1]
+        self._size, self._pixels = size, size[0] * size[1]
         shape = [1, channels, *size] if layout == (2, 3) else [1, *size, channels]
         self._image = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, shape)
         self._types: dict[str, Any] = {
@@ -448,7 +462,8 @@ class _Pass:
         self._flows[image] = Flow(self._layout)
         mixed: set[str] = set()
         steps: list[tuple[list[str], list[str], Reach | None]] = []
-        scales, reason = {self._flows[image].scale}, ""  # type: ignore[union-attr]
+        scales = {self._flows[image].scale}  # type: ignore[union-attr]
+        unbounded: list[str] = []
         last = {name: k for k, node in enumerate(nodes) for name in node.input}
         live: dict[str, int] = {image: math.prod(self._shape(image))}
         peak = 0
@@ -465,16 +480,20 @@ class _Pass:
                 continue
             try:
                 if mixed & set(moving):
-                    raise Unbounded("")
+                    raise Unbounded(node.op_type)
                 flow, reach = step(self._operator(node))
             except Unbounded as found:
-                reason = reason or f"of its operator {found}"
+                unbounded.append("attention" if (node.op_type, len(moving)) == ("MatMul", 2) else str(found))
                 mixed.update(names)
                 continue
             self._flows.update(dict.fromkeys(names, flow))
             scales.add(flow.scale)
             steps.append((moving, names, reach))
-        return _Worked(self._shape(output), self._flows.get(output), steps, scales, reason, peak)
+        told = [text for kind, text in WHOLE.items() if kind in unbounded]
+        told += [f"its operator {kind} has no bounded reach" for kind in unbounded]
+        return _Worked(
+            self._shape(output), self._flows.get(output), steps, scales, next(iter(told), ""), peak
+        )
 
     def _shape(self, name: str) -> tuple[int, ...]:
         dims = self._types[name].tensor_type.shape.dim
@@ -509,7 +528,7 @@ class _Pass:
         if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "Upsample"):
             numbers = [abs(float(v)) for a in asked if a.dtype.kind in "iuf" for v in a.ravel()[:64]]
             if math.prod(max(1.0, n) for n in numbers if math.isfinite(n)) > 2**22:
-                raise _Refusal(
+                raise Refusal(
                     f"its operator '{node.op_type}' makes a constant that is too large (a shape bomb)"
                 )
 
@@ -522,7 +541,12 @@ class _Pass:
             for name in types
             if name in self._known
         }
-        found = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=self._opsets)
+        try:
+            found = onnx.shape_inference.infer_node_outputs(
+                schema, node, types, data, opset_imports=self._opsets
+            )
+        except onnx.shape_inference.InferenceError as error:
+            raise Refusal(f"the shapes of its operator '{node.op_type}' don't fit ({error})") from error
         for name in filter(None, node.output):
             known = name in found and found[name].HasField("tensor_type")
             dims = found[name].tensor_type.shape.dim if known else []
@@ -531,14 +555,31 @@ class _Pass:
                 or not found[name].tensor_type.HasField("shape")
                 or any(d.dim_value < 1 for d in dims)
             ):
-                raise _Refusal(f"the shape of '{name[:80]}' ({node.op_type}) can't be worked out")
+                raise Refusal(f"the shape of '{name[:80]}' ({node.op_type}) can't be worked out")
             self._types[name] = found[name]
             size = math.prod(self._shape(name))
             if len(dims) > MAX_RANK or size > MAX_VALUES * self._pixels + 2**24:
-                raise _Refusal(
+                raise Refusal(
                     f"'{name[:80]}' ({node.op_type}) has {size} values for {self._pixels} pixels, which is a "
                     "shape bomb"
                 )
+        self._check_fit(node)
+
+    def _check_fit(self, node: Any) -> None:
+        """Refuse sizes that inference lets pass and a runtime would not."""
+        first, result = self._shape(node.input[0]) if node.input[0] else (), self._shape(node.output[0])
+        kind, fits = node.op_type, True
+        if kind == "Reshape":
+            fits = math.prod(first) == math.prod(result)
+        elif kind in ("Conv", "ConvTranspose"):
+            group = next((a.i for a in node.attribute if a.name == "group"), 1)
+            kernel = self._shape(node.input[1])
+            fits = first[1] == (kernel[1] * group if kind == "Conv" else kernel[0])
+        if not fits:
+            raise Refusal(
+                f"its operator '{kind}' does not fit an image of {self._size[0]} x {self._size[1]} pixels; "
+                "export it with height and width fixed if it is made for one size"
+            )
 
     def _operator(self, node: Any) -> Operator:
         given = {a.name: _plain(self._onnx.helper.get_attribute_value(a)) for a in node.attribute}
