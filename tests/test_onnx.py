@@ -58,7 +58,7 @@ def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
             legend=Legend("test", tuple(LandCoverClass(i, f"Pelto {i}, å", "#102030") for i in numbers)),
             statistics=statistics, network=config, stride=2 ** len(config.filters), halo=16,
             temperature=temperature, single_class="Pelto 2, å" if config.classes == 1 else None,
-            attribution="Contains data of someone",
+            attribution="Contains data of someone", training={"data": [{"pixel_size": 20.0}]},
         )  # fmt: skip
         path = tmp_path_factory.mktemp("weights") / "model.keras"
         weights.save_model(model, card, path)
@@ -142,6 +142,11 @@ def test_a_tile_makes_the_shape_that_deepness_loads(save: Callable[..., Any], tm
     assert metadata["class_names"] == {str(i): f"Pelto {i + 1}, å" for i in range(4)}
     assert metadata["tile_size"] == metadata["tiles_size"] == 64
     assert metadata["tiles_overlap"] == 50  # 16 pixels of halo on both sides
+    # Types that its documentation names, as it reads them: JSON, then converted.
+    documented = {"model_type": str, "class_names": dict, "resolution": float, "tile_size": int,
+                  "tiles_overlap": int, "seg_thresh": float, "seg_small_segment": int}  # fmt: skip
+    assert {key: type(metadata[key]) for key in documented} == documented
+    assert metadata["resolution"] == 2000 and metadata["seg_thresh"] == 0
     # What Deepness computes before it calls the network.
     x = np.nan_to_num(scene(64, 64), nan=123.0)
     mean, std = metadata["standardization_mean"], metadata["standardization_std"]
@@ -160,7 +165,9 @@ def test_metadata_hold_the_card(save: Callable[..., Any], tmp_path: Path) -> Non
     model = onnx.load(out)
     metadata = {p.key: json.loads(p.value) for p in model.metadata_props}
     assert [c["name"] for c in metadata["channels"]] == ["B00", "B01", "B02"]
-    assert metadata["class_names"] == {"0": "Pelto 2, å"}
+    # Deepness reads a single output as two classes.
+    assert metadata["class_names"] == {"0": "not Pelto 2, å", "1": "Pelto 2, å"}
+    assert metadata["seg_thresh"] == 0.5
     assert ModelCard.from_json(metadata["model_card"]) == load_card(path)
     assert model.doc_string == "Contains data of someone"
     assert model.opset_import[0].version == 17 and model.producer_name == "lulc"

@@ -23,12 +23,7 @@ from lulc.core.storage import write_atomically
 from lulc.core.version import __version__
 from lulc.engines.unet_graph import Arrays, GraphBuilder
 from lulc.models.card import ModelCard
-
-OPSET = 17
-"""Version of the operators; runtimes since 2022 know it."""
-
-IR_VERSION = 8
-"""Version of the file's format that came with the operators."""
+from lulc.models.onnx_nodes import OnnxNodes
 
 MOST_BYTES = 2**31 - 1
 """An ONNX file without a second one beside it holds no more."""
@@ -76,10 +71,13 @@ def write_onnx(card: ModelCard, arrays: Arrays, out: Path, tile: int | None = No
 
 def _metadata(card: ModelCard, tile: int | None) -> dict[str, str]:
     """Return the metadata by key: those that Deepness reads, and the model card."""
-    names = [c.name for c in card.legend.classes if card.single_class in (None, c.name)]
+    names = list(card.legend.names)
+    if card.single_class is not None:
+        # Deepness makes two classes of one output: 0 below the threshold, 1 above.
+        names = [f"not {card.single_class}", card.single_class]
     size = tile or max(256, 8 * card.halo)
     channels = len(card.channels)
-    values = {
+    values: dict[str, Any] = {
         "model_type": "Segmentor",
         "class_names": {str(i): name for i, name in enumerate(names)},
         "tile_size": size,
@@ -95,49 +93,42 @@ def _metadata(card: ModelCard, tile: int | None) -> dict[str, str]:
         "stride": card.stride,
         "halo": card.halo,
     }
+    widths = [
+        one["pixel_size"]
+        for one in card.training.get("data", [])
+        if isinstance(one, dict) and "pixel_size" in one
+    ]
+    if widths:
+        values["resolution"] = 100 * float(np.median(widths))  # centimetres for each pixel
     texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
     return texts | {"model_card": json.dumps(card.to_json(), ensure_ascii=False)}
 
 
-class _Builder(GraphBuilder):
-    """Appends ONNX nodes; a value is the name of the output that holds it."""
+class _Builder(GraphBuilder, OnnxNodes):
+    """Appends the layers of a network as ONNX nodes."""
 
     def __init__(self, onnx: Any, card: ModelCard, arrays: Arrays) -> None:
-        super().__init__(card.unet, arrays)
-        self._onnx = onnx
+        GraphBuilder.__init__(self, card.unet, arrays)
+        OnnxNodes.__init__(self, onnx)
         self._card = card
-        self._nodes: list[Any] = []
-        self._constants: dict[str, Any] = {}
 
     def model(self, tile: int | None) -> Any:
         """Return the model: float32 (n, band, y, x), NaN = no data, to float32 (n, class, y, x)."""
-        helper = self._onnx.helper
         x = self._pad("input") if tile is None else "input"
         result = self._probabilities(self._unet(self._standardise(x)))
         result = self._crop(result) if tile is None else result
         self._add("Identity", result, to="probabilities")
-        graph = helper.make_graph(
-            self._nodes,
+        batch, *sides = ["n", "height", "width"] if tile is None else [1, tile, tile]
+        network, card = self._network, self._card
+        model = self._model(
             "unet",
-            [self._port("input", self._network.channels, tile)],
-            [self._port("probabilities", self._network.classes, tile)],
-            list(self._constants.values()),
+            {"input": [batch, network.channels, *sides]},
+            {"probabilities": [batch, network.classes, *sides]},
         )
-        card = self._card
-        model = helper.make_model(
-            graph,
-            producer_name="lulc",
-            producer_version=__version__,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            doc_string="\n".join(filter(None, (card.description, card.licence, card.attribution))),
-        )
-        model.ir_version = IR_VERSION
-        helper.set_model_props(model, _metadata(card, tile))
+        model.producer_name, model.producer_version = "lulc", __version__
+        model.doc_string = "\n".join(filter(None, (card.description, card.licence, card.attribution)))
+        self._onnx.helper.set_model_props(model, _metadata(card, tile))
         return model
-
-    def _port(self, name: str, channels: int, tile: int | None) -> Any:
-        shape = ["n", channels, "height", "width"] if tile is None else [1, channels, tile, tile]
-        return self._onnx.helper.make_tensor_value_info(name, self._onnx.TensorProto.FLOAT, shape)
 
     def _standardise(self, x: str) -> str:
         mean, std = (self._arrays[f"standardization/{v}"].reshape(-1, 1, 1) for v in ("mean", "std"))
@@ -186,15 +177,3 @@ class _Builder(GraphBuilder):
 
     def _add_skip(self, x: str, skip: str) -> str:
         return self._add("Add", x, skip)
-
-    def _add(self, kind: str, *inputs: str | np.ndarray | np.float32, to: str = "", **attributes: Any) -> str:
-        """Append a node; arrays among its inputs become constants."""
-        names = [i if isinstance(i, str) else self._constant(i) for i in inputs]
-        to = to or f"{kind.lower()}_{len(self._nodes)}"
-        self._nodes.append(self._onnx.helper.make_node(kind, names, [to], to, **attributes))
-        return to
-
-    def _constant(self, value: np.ndarray | np.float32) -> str:
-        name = f"constant_{len(self._constants)}"
-        self._constants[name] = self._onnx.numpy_helper.from_array(np.asarray(value), name)
-        return name
