@@ -12,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import geopandas
+import numpy as np
 import pytest
 import rasterio
+import shapely
 
 from lulc import config
 from lulc.cli.forms import FORMS, HIDDEN, HIDDEN_GROUPS, forms
@@ -150,16 +153,114 @@ context.setProject(project)
 result = processing.run("lulc:areasample", {
     "map": given["map"], "out": given["out"], "design_sample": 60,
 }, feedback=feedback, context=context)
-layer = QgsVectorLayer(result["SAMPLE"], "sample")
+loaded = list(context.layersToLoadOnCompletion())
+from processing.gui.Postprocessing import handleAlgorithmResults
+algorithm = QgsApplication.processingRegistry().algorithmById("lulc:areasample")
+handleAlgorithmResults(algorithm, context, feedback)
+layer = next(iter(project.mapLayers().values()))
 widget = layer.editorWidgetSetup(layer.fields().indexOf("reference"))
 print(json.dumps({"type": widget.type(), "entries": str(widget.config()), "points": layer.featureCount(),
-                  "loaded": list(context.layersToLoadOnCompletion())}))
+                  "loaded": loaded}))
 """,
         map=write_map(tmp_path / "map.tif"), out=tmp_path / "report",
     )  # fmt: skip
     assert made["type"] == "ValueMap" and "cannot be interpreted" in made["entries"]
     assert made["points"] >= 60
     assert "sample.gpkg" in made["loaded"][0]
+
+
+def test_areas_of_interest_are_layers_even_of_no_file(
+    in_qgis: Run, tiny_model: Path, write_bands: Callable[..., Path], tmp_path: Path
+) -> None:
+    mosaic = write_bands(tmp_path / "mosaic.tif", 60, 70)
+    made = in_qgis(
+        """
+layer = QgsVectorLayer("Polygon?crs=EPSG:3067&field=kind:string", "place of work", "memory")
+for kind, west in (("in", 566100), ("out", 566400)):
+    feature = QgsFeature(layer.fields())
+    feature.setGeometry(QgsGeometry.fromRect(QgsRectangle(west, 6784700, west + 200, 6784900)))
+    feature.setAttributes([kind])
+    layer.dataProvider().addFeatures([feature])
+layer.setSubsetString("\\"kind\\" = 'in'")
+project.addMapLayer(layer)
+context = QgsProcessingContext()
+context.setProject(project)
+registry = QgsApplication.processingRegistry()
+model = registry.algorithmById("lulc:classify").parameterDefinition("model")
+assert all(model.checkValueIsAcceptable(v) for v in ("demo/run", "kaakonkulma-sim", "hf://a/b@c", "x.keras"))
+kinds = [type(registry.algorithmById("lulc:" + name).parameterDefinition(option)).__name__
+         for name, option in (("classify", "aoi"), ("prepare", "labels"), ("evaluate", "reference"))]
+processing.run("lulc:classify", {
+    "model": given["model"], "inputs": [given["mosaic"]], "out": given["out"], "window": 32,
+    "engine": "openvino", "aoi": layer.id(), "polygons": given["polygons"],
+} | {"out": QgsProcessingOutputLayerDefinition(given["out"], project)}, feedback=feedback, context=context)
+from processing.gui.Postprocessing import handleAlgorithmResults
+handleAlgorithmResults(registry.algorithmById("lulc:classify"), context, feedback)
+shown = [one for one in project.mapLayers().values() if isinstance(one, QgsRasterLayer)]
+print(json.dumps([*kinds, *(one.renderer().type() for one in shown)]))
+""",
+        model=tiny_model, mosaic=mosaic, out=tmp_path / "map.tif", polygons=tmp_path / "patches.gpkg",
+    )  # fmt: skip
+    assert made == ["QgsProcessingParameterVectorLayer", *["QgsProcessingParameterMapLayer"] * 2, "paletted"]
+    with rasterio.open(tmp_path / "map.tif") as land_cover, rasterio.open(mosaic) as bands:
+        valid = land_cover.read_masks(1) > 0
+        rows, cols = np.nonzero(valid)
+        assert (rows.min(), rows.max(), cols.min(), cols.max()) == (10, 29, 10, 29)
+        assert (valid == (bands.read_masks(1) > 0))[10:30, 10:30].all()
+    assert len(geopandas.read_file(tmp_path / "patches.gpkg"))
+
+
+def test_a_layer_of_several_in_a_file_is_the_reference(
+    in_qgis: Run, write_map: Callable[..., Path], tmp_path: Path
+) -> None:
+    land_cover = write_map(tmp_path / "map of it.tif")
+    labels, scheme = tmp_path / "my labels.gpkg", tmp_path / "scheme.csv"
+    names = ("Water & ice", "Forest", "Peltoja å")
+    rows = "".join(f"{name},{number},{name},#102030\n" for number, name in enumerate(names, 1))
+    scheme.write_text("code,class,name,color\n" + rows, encoding="utf-8")
+    for name, east in (("first", -5000), ("second", 300)):
+        box = shapely.box(500_000 + east, 6_699_400, 500_200 + east, 6_699_900)
+        frame = geopandas.GeoDataFrame({"cover": ["Forest"]}, geometry=[box], crs="EPSG:3067")
+        frame.to_file(labels, layer=name)
+    made = in_qgis(
+        """
+layer = QgsVectorLayer(given["labels"] + "|layername=second", "labels")
+project.addMapLayer(layer)
+context = QgsProcessingContext()
+context.setProject(project)
+found = processing.run("lulc:evaluate", {
+    "map": given["map"], "reference": layer.id(), "label_field": "cover", "out": given["out"],
+    "scheme": given["scheme"],
+}, feedback=feedback, context=context)
+layer.startEditing()
+layer.changeAttributeValue(1, 1, "Water & ice")
+try:
+    processing.run("lulc:evaluate", {
+        "map": given["map"], "reference": layer.id(), "label_field": "cover",
+        "out": given["out"] + "2", "scheme": given["scheme"],
+    }, feedback=feedback, context=context)
+except QgsProcessingException as error:
+    found["error"] = str(error)
+print(json.dumps(found))
+""",
+        map=land_cover, labels=labels, scheme=scheme, out=tmp_path / "the report",
+    )  # fmt: skip
+    # Labels of the first layer lie outside the map.
+    assert Path(made["PAGE"]).read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    assert "edits are not saved" in made["error"]
+
+
+def test_several_values_are_quoted_where_they_hold_blanks(in_qgis: Run, tmp_path: Path) -> None:
+    (tmp_path / "two words").mkdir()
+    texts = [str(tmp_path / "two words"), f"'{tmp_path}/two words' other", "0.2", "3 7"]
+    found = in_qgis(
+        """
+from lulc_maps.command import several_of
+print(json.dumps([several_of(text) for text in given["texts"]]))
+""",
+        texts=texts,
+    )
+    assert found == [[texts[0]], [texts[0], "other"], ["0.2"], ["3", "7"]]
 
 
 def test_an_error_of_a_command_is_shown_as_it_is_said(in_qgis: Run, tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ _PATHS = {
 }  # fmt: skip
 """Kind of a path by its placeholder; a path is a file or a folder."""
 
+_LAYERS = {"labels": "layer", "reference": "layer", "aoi": "vector", "sample": "vector"}
+"""Files that are chosen as layers: a vector, or a raster or vector."""
+
 
 class Form(NamedTuple):
     """A command as an algorithm.
@@ -54,6 +57,8 @@ class Form(NamedTuple):
         Other values than the config's.
     layers
         Vector layers that the command writes into its folder, to be shown: file and name of the layer.
+    page
+        Page that it writes there.
     """
 
     name: str
@@ -63,13 +68,16 @@ class Form(NamedTuple):
     only: frozenset[str] = frozenset()
     defaults: Mapping[str, Any] = MappingProxyType({})
     layers: tuple[tuple[str, str], ...] = ()
+    page: str = ""
 
 
 FORMS = (
     Form("prepare", "Prepare stacks", "preprocess", config.PreprocessConfig),
     Form("train", "Train a network", "train_model", config.TrainConfig),
     Form("classify", "Classify a mosaic", "make_classifications", config.ClassifyConfig),
-    Form("evaluate", "Evaluate a map", "evaluate_classifications", config.EvaluateConfig),
+    Form(
+        "evaluate", "Evaluate a map", "evaluate_classifications", config.EvaluateConfig, page="report.html"
+    ),
     Form(
         "areasample", "Draw an area sample", "evaluate_classifications", config.EvaluateConfig,
         frozenset(_SAMPLE), {"design_sample": 600}, (("sample.gpkg", "sample"),),
@@ -88,6 +96,7 @@ def forms() -> dict[str, Any]:
 
 def _algorithm(form: Form) -> dict[str, Any]:
     command = importlib.import_module(f"lulc.cli.{form.module}")
+    text = str(command.__doc__).partition("\n\nExample")[0].strip()
     hints = typing.get_type_hints(form.options)
     fields = [
         f for f in dataclasses.fields(form.options)
@@ -99,9 +108,10 @@ def _algorithm(form: Form) -> dict[str, Any]:
         "name": form.name,
         "title": form.title,
         "module": f"lulc.cli.{form.module}",
-        "help": str(command.__doc__).partition("\n\nExample")[0].strip(),
+        "help": "\n\n".join(" ".join(part.split()) for part in text.split("\n\n")),
         "options": [_option(f, hints[f.name], form.defaults) for f in fields],
         "layers": [list(layer) for layer in form.layers],
+        "page": form.page,
     }
 
 
@@ -135,9 +145,11 @@ def _kind(field: dataclasses.Field[Any], base: type) -> str:
         return {bool: "switch", int: "whole", float: "number"}[base]
     if field.metadata["choices"]:
         return "choice"
+    if field.name in _LAYERS:
+        return _LAYERS[field.name]
     if field.name == "out" or field.metadata["endings"]:
         return "new raster" if field.metadata["metavar"] == "OUT" else (
-            "new folder" if field.metadata["metavar"] == "FOLDER" else "new file"
+            {"FOLDER": "new folder", "FILE.gpkg": "new vector"}.get(field.metadata["metavar"], "new file")
         )  # fmt: skip
     return _PATHS.get(field.metadata["metavar"] or "", "text")
 

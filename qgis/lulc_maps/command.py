@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -86,6 +87,11 @@ def read_forms(python):
             f"lulc {found['lulc']} has newer forms than this plug-in knows: update the plug-in"
         )
     return found
+
+
+def several_of(text):
+    """Return the values in a text, separated by blanks; one that holds blanks is quoted, or a path alone."""
+    return [text] if os.path.exists(text) else shlex.split(text, posix=os.name == "posix")
 
 
 def arguments_of(options, values):
