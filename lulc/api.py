@@ -198,7 +198,7 @@ def classify_array(
     -------
     Dataset
         ``class`` with CF flags (0 unclassified, 255 no data), ``probability`` (class, y, x), and a variable
-        for each measure in ``extra``. Lazy where the input is (Dask, threads), else in memory.
+        for each measure in ``extra``. Rows and columns run as those of the input. Lazy where the input is (Dask, threads), else in memory.
 
     Raises
     ------
@@ -222,7 +222,9 @@ def classify_array(
     source = ArraySource(inputs)
     made = classify_lazily(settings, source) if source.is_lazy else classify_source(settings, source)
     frame = dataset_of(made, made.classes, made.probabilities, made.extra)
-    return frame if out is None else write_array(made, frame, Path(out), overwrite=overwrite)
+    if out is not None:
+        frame = write_array(made, frame, Path(out), overwrite=overwrite)
+    return source.like_given(frame)
 
 
 def _placed(

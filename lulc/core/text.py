@@ -50,7 +50,7 @@ def unbroken(text: str) -> str:
     return _BREAK.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
-_BREAK = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]|\n(?!\n?  |expected )")
+_BREAK = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]|\n(?!\n?  |expected[ \n])")
 
 
 def printable(text: str) -> str:

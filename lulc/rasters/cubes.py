@@ -226,6 +226,16 @@ class ArraySource(CubeSource):
         down, across = (slice(None, None, -1 if flipped else 1) for flipped in self._flipped)
         return [self._select(i, down, across).data for i in range(len(self.layers))]
 
+    def like_given(self, frame: xr.Dataset) -> xr.Dataset:
+        """Return a north-up result with dimensions ``y`` and ``x`` in the order of the object's own axes."""
+        if not any(self._flipped):
+            return frame
+        down, across = (slice(None, None, -1 if flipped else 1) for flipped in self._flipped)
+        turned = frame.isel(y=down, x=across)
+        # GDAL's geotransform is that of the upper edge and would contradict the coordinates.
+        turned["spatial_ref"].attrs.pop("GeoTransform", None)
+        return turned
+
     def lay(self, values: np.ndarray) -> np.ndarray:
         """Turn an array that lies as the object does, whose y may come after x or ascend, as `read` does."""
         if values.ndim != 2:

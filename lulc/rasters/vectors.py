@@ -595,13 +595,13 @@ def _check_listed(
 def _check_place(path: str, info: Mapping[str, Any], grid: GridSpec) -> None:
     """Refuse a layer whose place is not known: without CRS, or with metres that are called degrees."""
     assign = shlex.join(
-        ["ogr2ogr", "-a_srs", "EPSG:3067", str(Path(path).with_suffix("")) + "_crs.gpkg", path]
+        ["ogr2ogr", "-a_srs", "EPSG:CODE", str(Path(path).with_suffix("")) + "_crs.gpkg", path]
     )
     if not info["crs"] or not grid.crs:
         name = f"'{path}'" if not info["crs"] else "the grid of the bands"
         raise InputError(
             f"cannot lay '{path}' on the bands, since {name} has no CRS, expected one",
-            f"Write its CRS, here EPSG:3067: {assign}" if not info["crs"] else "Write it into the bands.",
+            f"Write its CRS, whose EPSG code you know: {assign}" if not info["crs"] else "Write it into the bands.",
         )
     box = info.get("total_bounds")
     # Longitudes may count to 360.
@@ -613,7 +613,7 @@ def _check_place(path: str, info: Mapping[str, Any], grid: GridSpec) -> None:
             f"cannot lay '{path}' on the bands, since its coordinates ({', '.join(f'{v:.9g}' for v in box)}) "
             f"are no degrees, but its CRS is {known}, "
             "expected the CRS of its coordinates",
-            f"Write the right CRS, here EPSG:3067: {assign}",
+            f"Write the right CRS: {assign}",
         )
 
 

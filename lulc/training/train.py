@@ -66,6 +66,10 @@ logger = logging.getLogger("lulc")
 STEP_COPIES = 1.4
 """Memory at the height of a training step, in outputs of all layers (1.3 measured on a CPU)."""
 
+PRECISION = 1e-5
+"""Deviation of a channel by its mean below which it holds the rounding of float32, of some 1e-7, and what few
+sums make of it."""
+
 MEMORY_MARGIN = 0.9
 """Share of the free memory that a training may plan with."""
 
@@ -148,6 +152,7 @@ def train(
     plan = None if config.pretrain else plan_training(asked, dataset)
     config = settle(asked, dataset, plan)
     check_options(config)
+    _check_spread(dataset)
     network = _network_of(config, dataset)
     inputs = inputs_of(config, dataset)
     if temperature is not None:
@@ -202,6 +207,24 @@ def train(
         pretrained=bool(config.pretrain),
         comparison=comparison,
     )
+
+
+def _check_spread(dataset: Dataset) -> None:
+    """Refuse channels whose differences are rounding of float32, which standardisation would blow up."""
+    flat = [
+        channel["name"]
+        for channel, mean, std in zip(
+            dataset.channels, dataset.statistics.mean, dataset.statistics.std, strict=True
+        )
+        if not std > PRECISION * abs(mean)
+    ]
+    if flat:
+        raise InputError(
+            f"cannot train on the channels {', '.join(flat)}, since they have one value in all training "
+            "stacks, expected values that differ",
+            "Such a channel carries no information: leave it out of the set of --channels, and prepare the "
+            "stacks again.",
+        )
 
 
 def settle(config: TrainConfig, dataset: Dataset, plan: TrainingPlan | None = None) -> TrainConfig:
