@@ -75,7 +75,12 @@ def test_an_array_gives_the_classes_and_probabilities_of_its_file(
     tiny_model: Path, made: tuple[Path, Path], kind: str
 ) -> None:
     mosaic, out = made
-    found = lulc.classify_array(tiny_model, as_array(mosaic, kind), engine="openvino", window=32)
+    array = as_array(mosaic, kind)
+    found = lulc.classify_array(tiny_model, array, engine="openvino", window=32)
+    np.testing.assert_array_equal(found.y, array.y)
+    np.testing.assert_array_equal(found.x, array.x)
+    assert ("GeoTransform" in found["spatial_ref"].attrs) == (kind != "rows from the south")
+    found = found.sortby("y", ascending=False)
     with lulc.open_map(out) as land_cover:
         classes = land_cover.read(land_cover.grid.extent)
         expected = land_cover.read_activations(land_cover.grid.extent)

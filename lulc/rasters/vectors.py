@@ -601,7 +601,9 @@ def _check_place(path: str, info: Mapping[str, Any], grid: GridSpec) -> None:
         name = f"'{path}'" if not info["crs"] else "the grid of the bands"
         raise InputError(
             f"cannot lay '{path}' on the bands, since {name} has no CRS, expected one",
-            f"Write its CRS, whose EPSG code you know: {assign}" if not info["crs"] else "Write it into the bands.",
+            f"Write its CRS, whose EPSG code you know: {assign}"
+            if not info["crs"]
+            else "Write it into the bands.",
         )
     box = info.get("total_bounds")
     # Longitudes may count to 360.
