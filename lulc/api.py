@@ -198,7 +198,8 @@ def classify_array(
     -------
     Dataset
         ``class`` with CF flags (0 unclassified, 255 no data), ``probability`` (class, y, x), and a variable
-        for each measure in ``extra``. Rows and columns run as those of the input. Lazy where the input is (Dask, threads), else in memory.
+        for each measure in ``extra``. Rows and columns run as those of the input. Lazy where the input is
+        (Dask, threads), else in memory.
 
     Raises
     ------
