@@ -155,8 +155,8 @@ _ARRAY_OPTIONS = frozenset(field.name for field in dataclasses.fields(InputConfi
 
 
 def _is_array(value: Any) -> bool:
-    """Return True for an xarray object, without loading xarray."""
-    return type(value).__module__.partition(".")[0] == "xarray"
+    """Return True for an array of any kind, without loading xarray."""
+    return type(value).__module__.partition(".")[0] in ("xarray", "numpy", "dask")
 
 
 def _holds_arrays(images: Any) -> bool:
@@ -206,6 +206,12 @@ def classify_array(
     InputError
         If model or array are refused or don't fit together, or an option concerns files.
     """
+    if not hasattr(inputs, "coords"):
+        raise InputError(
+            f"cannot classify an array of the type {type(inputs).__name__}, expected an xarray object, which "
+            "names bands and places",
+            "xarray.DataArray(array, dims=('band', 'y', 'x'), coords={'band': names, 'y': y, 'x': x})",
+        )
     given = options if config is None else _changed(config) | options
     overwrite = given.pop("overwrite", overwrite)
     for name in given:

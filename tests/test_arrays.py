@@ -307,6 +307,18 @@ def test_arrays_that_do_not_fit_are_refused(
         lulc.classify_array(tiny_model, spoil(in_memory(made[0])), engine="openvino")
 
 
+def test_what_an_array_lacks_is_said_as_one_writes_it_in_python(
+    tiny_model: Path, made: tuple[Path, Path]
+) -> None:
+    array = in_memory(made[0])
+    with pytest.raises(lulc.InputError, match="expected an xarray object") as error:
+        lulc.classify(tiny_model, array.values)
+    assert "xarray.DataArray(array, dims=" in error.value.hint
+    with pytest.raises(lulc.InputError, match="no coordinate reference system") as error:
+        lulc.classify(tiny_model, array.drop_vars("spatial_ref"), engine="openvino")
+    assert "rio.write_crs" in error.value.hint
+
+
 @pytest.mark.parametrize(("name", "lazy"), [("map.nc", False), ("map.zarr", True), ("map.nc", True)])
 def test_a_classified_array_is_written_where_out_says(
     tiny_model: Path, made: tuple[Path, Path], tmp_path: Path, name: str, lazy: bool

@@ -339,8 +339,8 @@ def check_grid(name: str, grid: GridSpec) -> None:
     if not grid.crs:
         raise InputError(
             f"cannot use '{name}', since it has no coordinate reference system, expected one (EPSG:3067)",
-            "Write it with one: dataset.rio.write_crs('EPSG:3067') before to_netcdf or to_zarr"
-            if re.search(r"\.(nc4?|cdf|zarr)\b", name, re.IGNORECASE)
+            "Assign one to it, before to_netcdf or to_zarr of a file: dataset.rio.write_crs('EPSG:3067')"
+            if re.search(r"\.(nc4?|cdf|zarr)\b|^<array>$", name, re.IGNORECASE)
             else "Write it into the file: rio edit-info --crs EPSG:3067 FILE",
         )
     t = grid.transform
