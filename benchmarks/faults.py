@@ -405,6 +405,7 @@ def main() -> int:
         scene, out = Path(name).resolve() / "scene", Path(name).resolve() / "out"
         scene.mkdir()
         prepare(scene)
+        print(table({}), end="", flush=True)
         for row, case in cases(scene, out).items():
             if options.only and row not in options.only:
                 continue
