@@ -1213,9 +1213,19 @@ class ExportModelConfig(OutputConfig):
         endings=FOLDER,
     )
     pick: str = option(
-        "lowest-val-loss",
-        "which weights of a run folder to take; all writes a file for each",
-        choices=("lowest-val-loss", "best-macro-f1", "highest-val-accuracy", "last", "all"),
+        "auto",
+        "which weights of a run folder to take, as for make_classifications.py; all writes a file for each "
+        "network",
+        choices=(
+            "auto",
+            "lowest-val-loss",
+            "best-macro-f1",
+            "highest-val-accuracy",
+            "last",
+            "few-labels",
+            "baseline",
+            "all",
+        ),
     )
     date: tuple[str, ...] = option(
         (),

@@ -30,7 +30,7 @@ from lulc.maps.geotiff import MapProfile
 from lulc.maps.reader import ClassMap, open_map
 from lulc.maps.writer import PART, write_map
 from lulc.models.card import ModelCard, check_classifies, load_card
-from lulc.models.weights import find_model, read_arrays
+from lulc.models.weights import CARDED, find_model, read_arrays
 
 LEVEL_TAG = "LULC_LEVEL"
 """Tag of a map that `write_level` wrote: its level."""
@@ -116,7 +116,7 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
     if config.pick == "all" and folder.is_dir():
         paths = sorted(folder.glob("*.keras"))
     else:
-        paths = [find_model(config.model, "lowest-val-loss" if config.pick == "all" else config.pick)]
+        paths = [find_model(config.model, "auto" if config.pick == "all" else config.pick)]
     if not paths or (config.out is not None and len(paths) > 1):
         raise InputError(
             f"cannot export '{folder}', since it holds {len(paths)} weights files, expected "
@@ -254,14 +254,15 @@ def _write_item(
 
 def _describe(model: Path, folder: Path, dates: Sequence[str]) -> Item:
     parse_dates(dates)
-    return model_item(model, folder, _card_of(model), dates)
+    return model_item(model, folder, _card_of(model, CARDED), dates)
 
 
-def _card_of(model: Path) -> ModelCard:
-    if model.suffix != ".keras":
+def _card_of(model: Path, endings: Sequence[str] = (".keras",)) -> ModelCard:
+    if model.suffix not in endings:
         raise InputError(
             f"cannot export the weights '{model}', expected a network of this toolkit with its card, .keras",
-            "Give weights that train_model.py wrote.",
+            "Give weights that train_model.py wrote. Small models of few labels are no network: train one "
+            "with --recipe default.",
         )
     card = load_card(model)
     check_classifies(card)

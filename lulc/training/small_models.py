@@ -16,6 +16,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
 from sklearn.utils.class_weight import compute_sample_weight
+from threadpoolctl import threadpool_limits
 
 from lulc.core.machine import cores
 from lulc.models.pixel_model import DenseNetwork, Forest, PixelModel
@@ -133,11 +134,17 @@ def _perceptron(
     std = features[:, columns].std(axis=0, dtype=np.float64)
     std[std == 0] = 1.0
     perceptron = MLPClassifier(HIDDEN, alpha=DECAY, max_iter=ROUNDS, random_state=seed)
-    with warnings.catch_warnings():
+    weigh_alike = compute_sample_weight("balanced", labels)
+    # One thread is ten times as fast on two cores: the matrices of a batch are small.
+    with warnings.catch_warnings(), threadpool_limits(1):
         # The passes are few on purpose: more of them learn the labels by heart.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        weigh_alike = compute_sample_weight("balanced", labels)
-        perceptron.fit((features[:, columns] - mean) / std, labels, sample_weight=weigh_alike)
+        # Scikit-learn would go on with what is learnt until then.
+        warnings.filterwarnings("error", "Training interrupted by user")
+        try:
+            perceptron.fit((features[:, columns] - mean) / std, labels, sample_weight=weigh_alike)
+        except UserWarning as interrupted:
+            raise KeyboardInterrupt from interrupted
     weights, biases = list(perceptron.coefs_), list(perceptron.intercepts_)
     biases[0] = biases[0] - (mean / std) @ weights[0]
     first = np.zeros((features.shape[1], weights[0].shape[1]))
