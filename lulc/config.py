@@ -153,6 +153,27 @@ def by_recipe(name: str, help: str, **keywords: Any) -> Any:
     return made
 
 
+def scale() -> Any:
+    """Return the option for the scale of bands."""
+    return option(
+        None,
+        "reflectance = (DN + offset) x scale (default: the files' metadata, else 0.0001)",
+        unit="reflectance per DN",
+        group=INPUT,
+    )
+
+
+def offset() -> Any:
+    """Return the option for the offset of bands."""
+    return option(
+        None,
+        "added to DN before scaling; -1000 for products of processing baseline 04.00 and later (default: "
+        "the files' metadata, else 0)",
+        unit="DN",
+        group=INPUT,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class VrtConfig(Options):
     """Option of every command that opens rasters by name."""
@@ -222,19 +243,8 @@ class InputConfig(MaskConfig):
     fill: tuple[str, ...] = option(
         (), "mosaics that fill pixels without reflectance, tried in this order", metavar="RASTER", group=INPUT
     )
-    scale: float | None = option(
-        None,
-        "reflectance = (DN + offset) x scale (default: the files' metadata, else 0.0001)",
-        unit="reflectance per DN",
-        group=INPUT,
-    )
-    offset: float | None = option(
-        None,
-        "added to DN before scaling; -1000 for products of processing baseline 04.00 and later (default: "
-        "the files' metadata, else 0)",
-        unit="DN",
-        group=INPUT,
-    )
+    scale: float | None = scale()
+    offset: float | None = offset()
     band_names: tuple[str, ...] = option(
         (),
         "names of the bands of unnamed rasters, in file order (B02 B03 ... or blue green ...)",
@@ -414,6 +424,8 @@ class MosaicConfig(RunConfig, ClusterConfig):
     band_names: tuple[str, ...] = option(
         ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12"), "bands of the mosaic", metavar="BAND"
     )
+    scale: float | None = scale()
+    offset: float | None = offset()
     crs: str | None = option(None, "CRS of the mosaic (default: the UTM zone of the region)")
     resolution: float = option(10.0, "side of a pixel", unit="units of the CRS", gt=0)
     clouds: tuple[int, ...] = option(

@@ -556,6 +556,18 @@ def test_labels_are_cut_on_the_grid_of_the_mosaic(clear: Path, tmp_path: Path) -
         assert set(np.unique(labels.read(1))) == {10, 30}
 
 
+def test_offset_and_scale_are_given_where_the_items_say_neither(tmp_path: Path) -> None:
+    item = make_item(tmp_path, "35VLG", DAYS[0])
+    for asset in item["assets"].values():
+        asset.pop("raster:bands", None)
+    item["properties"] = {k: v for k, v in item["properties"].items() if "baseline" not in k}
+    folder = save_items(tmp_path, [item])
+    (made,) = make_mosaic(config(tmp_path / "m.tif", folder, offset=-1000.0, scale=1e-4))
+    stored, truth = read(made.path), expected(made.path)
+    there = stored[0] != NODATA
+    assert there.any() and np.abs(stored[0] - truth[0])[there].max() <= 1
+
+
 def test_dark_pixels_of_a_mosaic_are_still_pixels_when_it_is_read(tmp_path: Path) -> None:
     values = np.array([[[-0.4, 0.0, 0.4], [np.nan, -3.0, 40_000.0]]], np.float32)
     stored = composer.encode(values)

@@ -93,7 +93,7 @@ class Job:
     def key(self) -> dict[str, Any]:
         """What decides the pixels of the mosaic, JSON-ready."""
         names = ("band_names", "rule", "near", "clouds", "grow_clouds", "cloud_probability",
-                 "cloud_threshold")  # fmt: skip
+                 "cloud_threshold", "scale", "offset")  # fmt: skip
         read = [path for scene in self.scenes for path in (*scene.paths, scene.mask)]
         read += [gap.path for gap in self.gaps]
         files = sorted({os.path.abspath(path) for path in read if path and not is_address(path)})
@@ -272,7 +272,8 @@ class Composer:
 
 
 def _open_fill(path: str, job: Job, names: Sequence[str]) -> Scenes:
-    options = input_config(job.config)
+    # The mosaic says itself how it is stored.
+    options = dataclasses.replace(input_config(job.config), scale=None, offset=None)
     scene = lay_scene([path], job.grid, options, names, None)
     if scene is None:
         raise InputError(

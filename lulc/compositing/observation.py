@@ -190,7 +190,12 @@ def input_config(config: MosaicConfig) -> InputConfig:
     if config.cloud_probability is not None:
         values = tuple(range(config.cloud_threshold, 256))
     return InputConfig(
-        resample=True, allow_remote=is_remote(config), mask_values=values, grow_mask=config.grow_clouds
+        resample=True,
+        allow_remote=is_remote(config),
+        mask_values=values,
+        grow_mask=config.grow_clouds,
+        scale=config.scale,
+        offset=config.offset,
     )
 
 

@@ -104,15 +104,18 @@ def _summary(results: Results) -> tuple[tuple[str, str], ...]:
     if results.reference is not None and not scores.pixels and results.baseline and small:
         # All labels trained: what is known is what they said before that.
         return (
-            ("macro-F1 of the small models on held-out labels, before they learnt these too",
-             number(small[MACRO])),
+            (f"macro-F1{_counted(len(small) - 1, results)} of the small models on held-out labels, before "
+             "they learnt these too", number(small[MACRO])),
             ("held-out pixels", f"{results.baseline['pixels']:,}"),
             ("polygons or patches", f"{results.baseline['patches']:,}"),
         )  # fmt: skip
     if results.reference is not None:
         return (
             (f"overall accuracy{results.scored}", number(scores.overall_accuracy)),
-            ("macro-F1", number(scores.macro.f1 if scores.macro else None)),
+            (
+                f"macro-F1{_counted(sum(c.f1 is not None for c in scores.classes), results)}",
+                number(scores.macro.f1 if scores.macro else None),
+            ),
             ("Cohen's kappa", number(scores.kappa)),
             ("scored pixels", f"{scores.pixels:,}"),
         )
@@ -124,6 +127,11 @@ def _summary(results: Results) -> tuple[tuple[str, str], ...]:
         ("interpreted points", f"{areas.sample.points:,}"),
         mapped,
     )
+
+
+def _counted(classes: int, results: Results) -> str:
+    """Say how many classes a mean is over, where that is not all of the legend."""
+    return f" of {classes} of {len(results.legend)} classes" if 0 < classes < len(results.legend) else ""
 
 
 def _agreement_sections(results: Results, pictures: Mapping[str, Path]) -> list[Section]:
