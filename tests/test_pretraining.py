@@ -110,7 +110,8 @@ def test_what_is_hidden_is_asked_where_it_is_valid_and_nothing_else(mosaic: Path
     config = config_of(mosaic, tmp_path, mask_ratio=0.5).resolved()
     dataset = open_mosaic(config)
     hidden = training_crops(config, dataset)
-    plain = training_crops(dataclasses.replace(config, pretrain=()), dataset)
+    unmasked = dataclasses.replace(config, pretrain=(), mask_ratio=None, mask_block=None)
+    plain = training_crops(unmasked, dataset)
     assert isinstance(hidden, MaskedCrops)
     for index in range(3):
         images, targets = hidden.batch(1, index)

@@ -35,6 +35,9 @@ def _act(config: ImportModelConfig) -> Answer:
     if network.reason:
         how = f"windows are blended, since no halo is enough ({network.reason})"
     lines = [f"{made.path}: {len(card.channels)} channels, {network.classes} outputs; {how}"]
+    if not config.mean and not config.std:
+        units = ", ".join(dict.fromkeys(channel.unit for channel in card.channels))
+        lines.append(f"its input is taken as it is, in {units}; one that takes 0..1 needs --std 10000")
     if made.accuracy is not None:
         lines.append(f"accuracy {made.accuracy:.3f}, temperature {card.temperature}")
     data = {"written": str(made.path), "stride": card.stride, "halo": card.halo, "exact": network.exact,
