@@ -131,12 +131,15 @@ def class_names(names: Iterable[str]) -> list[str]:
 
     Examples
     --------
-    >>> class_names(["Built-up areas, sparse", "Peltoja", "ヨシ", "peltoja"])
-    ['built-up-areas-sparse', 'peltoja', 'class-3', 'peltoja-4']
+    >>> class_names(["Built-up areas, sparse", "Forêt", "ヨシ", "foret"])
+    ['built-up-areas-sparse', 'foret', 'class-3', 'foret-4']
     """
     found: list[str] = []
     for i, name in enumerate(names, start=1):
-        short = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or f"class-{i}"
+        # Letters keep their base where they have one: é becomes e.
+        letters = unicodedata.normalize("NFKD", name.lower())
+        plain = "".join(c for c in letters if not unicodedata.combining(c))
+        short = re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or f"class-{i}"
         while short in found:
             short = f"{short}-{i}"
         found.append(short)

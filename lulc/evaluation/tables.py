@@ -101,7 +101,12 @@ class Evaluation:
         from lulc.evaluation.report.figures import draw_confusion
 
         self._check(self.results.reference, "a confusion matrix", "a reference")
-        return draw_confusion(self.results.confusion, self.results.legend, title=self.results.map)
+        title = f"Confusion matrix, % of each reference class{self._of_map()}"
+        return draw_confusion(self.results.confusion, self.results.legend, title=title)
+
+    def _of_map(self) -> str:
+        """Name the file of the map in a title; nothing for an array."""
+        return "" if self.results.map.startswith("<") else f": {self.results.map}"
 
     def plot_reliability(self) -> Figure:
         """Draw accuracy over confidence."""
@@ -111,7 +116,7 @@ class Evaluation:
             self.results.calibration, "a reliability diagram", "a map with activations and a reference"
         )
         assert self.results.calibration is not None
-        return draw_reliability(self.results.calibration, title=self.results.map)
+        return draw_reliability(self.results.calibration, title=f"Calibration{self._of_map()}")
 
     def plot_areas(self) -> Figure:
         """Draw estimated areas with their intervals, and mapped areas beside them."""

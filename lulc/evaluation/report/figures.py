@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -223,7 +224,8 @@ def draw_confusion(
     with _canvas(path, *size) as figure:
         ax = figure.subplots()
         image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        ax.set_title(title)
+        # A title of this size has some twelve letters an inch.
+        ax.set_title(textwrap.fill(title, max(16, int(12 * (cell * len(cols) + 1)))))
         ax.set_xticks(range(len(cols)), [names[i] for i in cols], rotation=50, ha="right",
                       rotation_mode="anchor")  # fmt: skip
         ax.set_yticks(range(len(rows)), [names[i] for i in rows])
