@@ -131,6 +131,11 @@ def _labelled(manifest: Manifest) -> list[str]:
             f"split by patches: {found['groups']['training']:,} groups train and "
             f"{found['groups']['validation']:,} validate; patches that {joined} are one group"
         )
+        if near == 0:
+            lines.append(
+                "labels that train may touch labels that validate, so that scores may be too good: another "
+                "scene (--validation-data of train_model.py) or a smaller --size tells more"
+            )
     return lines
 
 
