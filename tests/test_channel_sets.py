@@ -799,6 +799,8 @@ def test_a_network_of_two_dates_and_terrain_makes_a_map_where_a_date_is_missing(
     )
     options = [*small.split(), "--validation-crop-sizes", "32", "--date-dropout", "0.5"]
     assert train_model.main([stacks, "--out", run, *options]) == 0
+    said = capsys.readouterr().out
+    assert f"make_classifications.py {run} spring=BANDS summer=BANDS map.tif --layers RASTERS" in said
     card = next(Path(run).glob("*.json"))
     found = {one["name"] for one in json.loads(card.read_text()).get("channels", [])}
     assert not found or found == {"spring/B04", "spring/B08", "summer/B04", "summer/B08", "slope"}

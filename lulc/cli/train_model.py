@@ -113,11 +113,26 @@ def describe(result: TrainingResult) -> str:
         lines.append(f"\n{describe_comparison(result.comparison, result.folder)}")
     if not result.finished:
         lines.append(f"\n{_time_is_up(result)}")
-    following = f"make_classifications.py {result.folder} BANDS [INDICES] map.tif"
+    following = f"make_classifications.py {result.folder} {_rasters(result)}"
     if result.pretrained:
         following = f"train_model.py DATA --init {result.folder} --out FOLDER"
     lines.append(f"\nNext: python {following}")
     return "\n".join(lines)
+
+
+def _rasters(result: TrainingResult) -> str:
+    """Return the rasters that a map takes, and its name, as they are typed."""
+    from lulc.models.card import load_card
+
+    channels = load_card(next(iter(result.picks.values()))).inputs if result.picks else None
+    if channels is None or channels.is_plain:
+        return "BANDS [INDICES] map.tif"
+    words = [f"{date}=BANDS" for date in channels.dates]
+    leaves = channels.plan().leaves
+    if not words and any(one.kind == "reflectance" for one in leaves):
+        words.append("BANDS")
+    further = any(one.kind != "reflectance" and not one.date for one in leaves)
+    return " ".join([*words, "map.tif", *(["--layers RASTERS"] if further else [])])
 
 
 def _models(result: TrainingResult) -> str:
