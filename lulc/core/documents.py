@@ -185,8 +185,11 @@ def read_rows(
         lines = text.count("\n") + text.count("\r")
         columns = first.count(delimiter) + 1
         if columns > MAX_COLUMNS or lines * columns > MAX_VALUES:
-            most = f"at most {MAX_COLUMNS} columns and {MAX_VALUES} cells"
-            raise ValueError(f"it has {columns} columns in {lines} lines, expected {most}")
+            raise InputError(
+                f"cannot read {what} '{path}', since it has {columns} columns in {lines} lines, expected at "
+                f"most {MAX_COLUMNS} columns and {MAX_VALUES} cells",
+                hint,
+            )
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         reader.fieldnames = header = [(name or "").strip().lower() for name in reader.fieldnames or ()]
         return header, [(reader.line_num, row) for row in reader]

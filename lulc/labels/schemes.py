@@ -11,10 +11,11 @@ import colorsys
 import csv
 import dataclasses
 import io
+import itertools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -39,6 +40,20 @@ PALETTE = (
 )  # fmt: skip
 """Colours of classes without one: those of Okabe and Ito (2008), then colours far from all before them for
 normal sight, deuteranopia and protanopia."""
+
+_MEANT: Mapping[str, frozenset[str]] = {
+    color: frozenset(words.split())
+    for color, words in {
+        "#0072b2": "water waters lake lakes river rivers sea ocean",
+        "#009e73": "forest forests tree trees wood woods woodland",
+        "#d55e00": "built urban town towns city artificial settlement settlements",
+        "#f0e442": "crop crops cropland field fields arable farmland agriculture agricultural",
+        "#96b569": "grass grassland grasslands meadow meadows pasture pastures",
+        "#e69f00": "bare soil sand rock rocks",
+        "#56b4e9": "wetland wetlands marsh marshes bog bogs swamp",
+    }.items()
+}
+"""Colours of `PALETTE` that classes take whose names have one of these words."""
 
 _PINE, _SPRUCE = 7, 8
 
@@ -456,6 +471,10 @@ def read_scheme(path: str) -> Scheme:
             f"{_listed(sorted(found)) or 'all ignored'}, expected 1..N without gaps",
             "Number the classes 1, 2, 3, ... in the column 'class'.",
         )
+    numbers = sorted(found)
+    shown = _colored([found[n].get("name", "") for n in numbers], [found[n].get("color") for n in numbers])
+    for number, color in zip(numbers, shown, strict=True):
+        found[number]["color"] = color
     legend = Legend(
         Path(path).stem,
         tuple(
@@ -548,10 +567,9 @@ def scheme_of_names(
         for number, key in enumerate(order, start=1)
         for code in members[key]
     }
+    shown = _colored([first[key] for key in order], [given.get(members[key][0]) for key in order])
     legend = Legend(name, tuple(
-        LandCoverClass(
-            number, first[key], given.get(members[key][0], _spare_color(number)), tuple(members[key])
-        )
+        LandCoverClass(number, first[key], shown[number - 1], tuple(members[key]))
         for number, key in enumerate(order, start=1)
     ))  # fmt: skip
     hint = "Type --scheme with a CSV (code,class,name,color) that has a row for each code."
@@ -617,8 +635,24 @@ def _class_from(path: str, number: int, known: dict[str, str], codes: Iterable[C
             "Fill in the column 'name' on one row of each class.",
         )
     sources = tuple(sorted(codes, key=lambda code: (isinstance(code, str), code)))
-    color = known.get("color") or _spare_color(number)
-    return LandCoverClass(number, known["name"], color.lower(), sources, int(known.get("level1", 0)))
+    return LandCoverClass(number, known["name"], known["color"].lower(), sources, int(known.get("level1", 0)))
+
+
+def _colored(names: Sequence[str], given: Sequence[str | None]) -> list[str]:
+    """Return the colours of classes: those given, else by the words of their names, else spare ones.
+
+    Examples
+    --------
+    >>> _colored(["Bog", "Inland water", "Fields", "Lake", "Other"], [None, "#0072b2", None, None, None])
+    ['#56b4e9', '#0072b2', '#f0e442', '#e69f00', '#009e73']
+    """
+    colors = [color and color.lower() for color in given]
+    for i, name in enumerate(names):
+        words = {*re.findall(r"[a-z]+", plain(name))}
+        free = (color for color, meant in _MEANT.items() if words & meant and color not in colors)
+        colors[i] = colors[i] or next(free, None)
+    spare = (color for number in itertools.count(1) if (color := _spare_color(number)) not in colors)
+    return [color or next(spare) for color in colors]
 
 
 def _spare_color(number: int) -> str:

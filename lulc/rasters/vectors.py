@@ -594,14 +594,15 @@ def _check_listed(
 
 def _check_place(path: str, info: Mapping[str, Any], grid: GridSpec) -> None:
     """Refuse a layer whose place is not known: without CRS, or with metres that are called degrees."""
+    code = grid.crs.to_epsg() if grid.crs else None
     assign = shlex.join(
-        ["ogr2ogr", "-a_srs", "EPSG:CODE", str(Path(path).with_suffix("")) + "_crs.gpkg", path]
+        ["ogr2ogr", "-a_srs", f"EPSG:{code or 'CODE'}", str(Path(path).with_suffix("")) + "_crs.gpkg", path]
     )
     if not info["crs"] or not grid.crs:
         name = f"'{path}'" if not info["crs"] else "the grid of the bands"
         raise InputError(
             f"cannot lay '{path}' on the bands, since {name} has no CRS, expected one",
-            f"Write its CRS, whose EPSG code you know: {assign}"
+            f"Write its CRS; where it is that of the bands: {assign}"
             if not info["crs"]
             else "Write it into the bands.",
         )
@@ -615,7 +616,7 @@ def _check_place(path: str, info: Mapping[str, Any], grid: GridSpec) -> None:
             f"cannot lay '{path}' on the bands, since its coordinates ({', '.join(f'{v:.9g}' for v in box)}) "
             f"are no degrees, but its CRS is {known}, "
             "expected the CRS of its coordinates",
-            f"Write the right CRS: {assign}",
+            f"Write the right CRS; where it is that of the bands: {assign}",
         )
 
 
