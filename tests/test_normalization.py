@@ -13,6 +13,7 @@ from lulc.models.backend import keras
 from lulc.models.config import NetworkConfig
 from lulc.models.unet import build_unet
 from lulc.models.weights import find_model, load_model
+from lulc.training import baseline
 from lulc.training import train as train_module
 from lulc.training.batch_norm import Normalization
 from lulc.training.data.batches import BatchConfig, TileGenerator
@@ -113,7 +114,7 @@ def config(write_stacks, tmp_path_factory):
 
 @pytest.mark.parametrize(("losses", "anew"), [((2.0, 1.0), True), ((1.0, 2.0), False)])
 def test_models_are_saved_with_those_that_validate_better(config, monkeypatch, tmp_path, losses, anew):
-    monkeypatch.setattr(train_module, "fit_ood_score", lambda *_: None)
+    monkeypatch.setattr(baseline, "fit_ood_score", lambda *_: None)
     turns = itertools.cycle(losses)
     monkeypatch.setattr(Loop, "_validate", lambda _: Validation(next(turns), 0.5, 0.5))
     config = dataclasses.replace(config, out=str(tmp_path / "run"))

@@ -37,8 +37,9 @@ COMPUTED = {
 
 
 def config_of(folder, **changes):
-    options = {"crop_sizes": (16, 32), "steps": 4, "batch_size": 3, "stacks_on": "device"} | changes
-    return TrainConfig(data=(str(folder),), out="-", **options).resolved()
+    options = {"crop_sizes": (32, 64), "steps": 4, "batch_size": 3, "stacks_on": "device"} | changes
+    data = () if "pretrain" in changes else (str(folder),)
+    return TrainConfig(data=data, out="-", **options).resolved()
 
 
 @pytest.mark.parametrize("changes", MOVED, ids=str)

@@ -53,7 +53,7 @@ NODATA = -1.0
 """No-data value of float32 maps, in every band."""
 
 
-Name = Annotated[str, limits(minLength=1, maxLength=200, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z")]
+Name = Annotated[str, limits(minLength=1, maxLength=200, pattern=r"\A[^\n]*\Z")]
 """A name in a document, on one line."""
 
 

@@ -566,6 +566,6 @@ def _structure(channels: int) -> dict[str, Any]:
 def _parsed(text: str) -> Any:
     """Parse a tag that holds JSON or plain text."""
     try:
-        return parse_json(text)
+        return parse_json(text, foreign=True)
     except ValueError:
         return text

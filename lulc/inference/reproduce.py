@@ -305,7 +305,7 @@ def compare(first: Path, second: Path, difference: Path | None = None) -> Compar
 
 def _parse(text: str) -> Any:
     try:
-        return parse_json(text)
+        return parse_json(text, foreign=True)
     except ValueError:
         return text
 

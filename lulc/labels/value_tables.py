@@ -97,7 +97,7 @@ def read_value_table(source: Source) -> ValueTable | None:
 def legend_of_tag(text: str, path: str) -> Legend:
     """Return the legend that the tags of a map hold."""
     try:
-        data = parse_json(text)
+        data = parse_json(text, foreign=True)
     except ValueError:
         data = None
     check_document(data, schema_of(Legend), "legend in the tags of the map", path)

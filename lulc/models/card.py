@@ -185,9 +185,9 @@ class ModelCard(Jsonable):
     def unet(self) -> NetworkConfig:
         """Shape of a network of this toolkit; raises InputError where the card is of another model."""
         if not isinstance(self.network, NetworkConfig):
-            kind = (
-                "a model of single pixels" if isinstance(self.network, PixelConfig) else "an imported network"
-            )
+            kind = "an imported network"
+            if isinstance(self.network, PixelConfig):
+                kind = "a mean of small models" if self.network.dense else "a random forest"
             raise InputError(
                 f"cannot use '{self.name}' here, since it is {kind}, expected a network of this toolkit",
                 "Give the weights of such a network (.keras). This one makes maps: make_classifications.py.",

@@ -492,7 +492,7 @@ def _made_section(results: Results) -> Section:
 def _entries(value: str) -> tuple[tuple[str, str], ...] | None:
     """(field, value) of a tag that holds a JSON object or list; None where it holds anything else."""
     try:
-        data: Any = parse_json(value)
+        data: Any = parse_json(value, foreign=True)
     except ValueError:
         return None
     if isinstance(data, dict):
