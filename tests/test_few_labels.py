@@ -192,7 +192,7 @@ def test_sparse_labels_get_the_recipe_for_few_and_dense_ones_the_default(write_s
         assert plan.config.recipe == recipe
         assert plan.config.loss == RECIPES[recipe]["loss"]
         # The stacks are 96 x 96.
-        assert plan.config.crop_sizes == (64,)
+        assert plan.config.crop_sizes == ((64,) if recipe == "few-labels" else (96,))
         assert plan.config.validation_crop_sizes == ((64,) if recipe == "few-labels" else (96,))
     config = TrainConfig(data=(str(few),), out="run", recipe="original", crop_sizes=(32,), steps=3)
     plan = plan_training(config, open_dataset(config))

@@ -346,6 +346,7 @@ def test_stacks_of_jobs_are_those_of_the_command(slurm: Slurm, tmp_path: Path) -
 
 TINY = ["--epochs", "3", "--steps", "60", "--validation-steps", "1", "--filters", "4", "4"]
 TINY += ["--crop-sizes", "32", "--validation-crop-sizes", "32", "--batch-size", "2"]
+TINY += ["--block", "transpose"]
 """A training of seconds."""
 
 
