@@ -45,7 +45,7 @@ def _act(config: EvaluateConfig) -> Answer:
 
     open_source(config.map, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote).close()
     from lulc.evaluation.evaluate import evaluate
-    from lulc.evaluation.report.sections import points_words
+    from lulc.evaluation.report.sections import UNSCORED, points_words
     from lulc.labels.labels import words_of
 
     result = evaluate(config)
@@ -56,6 +56,8 @@ def _act(config: EvaluateConfig) -> Answer:
         for table in _tables(results)
     ]
     words = [points_words(results.areas)] if results.areas.estimates else []
+    if results.seen is not None and not results.scores.pixels:
+        words.append(" ".join(UNSCORED))
     words += [f"reference: {line}" for line in words_of(results.read_as)] if results.read_as else []
     text = "\n\n".join([*shown, *words, "\n".join(map(visible, files))])
     return Answer(text, {"written": files, **result.to_json()})
@@ -67,7 +69,7 @@ def _tables(results: Results) -> list[Table]:
     from lulc.evaluation.report.sections import SEEN, area_table, class_table, score_table
 
     tables = []
-    if results.reference is not None:
+    if results.reference is not None and (results.scores.pixels or results.seen is None):
         tables.append(class_table(results.scores, f"Classes{results.scored}"))
         tables.append(score_table(f"Scores{results.scored}", results.parts()))
     if results.seen is not None:

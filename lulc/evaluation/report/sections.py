@@ -52,6 +52,13 @@ class Imprint:
 NO_IMPRINT = Imprint()
 
 
+UNSCORED = (
+    "No score: every labelled pixel lies on land that trained the map, so none says how good it is.",
+    "Give labels of other land, or interpret a sample of points (--design-sample, then --sample).",
+)
+"""Why a report has no score, and what gives one."""
+
+
 def page_of(
     results: Results,
     views: Views,
@@ -139,11 +146,7 @@ def _agreement_sections(results: Results, pictures: Mapping[str, Path]) -> list[
     scores, where = results.scores, results.scored
     shown = pictures.get("confusion.png")
     if not scores.pixels and results.seen is not None:
-        why = (
-            "No score: every labelled pixel lies on land that trained the map, so none says how good it is.",
-            "Give labels of other land, or interpret a sample of points (--design-sample, then --sample).",
-        )
-        return [Section(f"Scores{where}", why)]
+        return [Section(f"Scores{where}", UNSCORED)]
     sections = [
         Section(f"Scores{where}", _notes(results), tables=(score_table(f"Scores{where}", results.parts()),)),
         Section(
