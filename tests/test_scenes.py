@@ -91,6 +91,7 @@ def test_windows_of_scenes_are_those_of_the_whole_and_few_files_are_open(
     monkeypatch.setattr(scenes_module, "OPEN", 2)
     placed = [(pixels(i, (30, 30)), 20 * (i // 3), 20 * (i % 3)) for i in range(9)]
     paths = [write(tmp_path / f"s{i}.tif", *scene) for i, scene in enumerate(placed)]
+    read_whole(paths)  # the server of reader processes keeps its own files open
     before = len(os.listdir("/proc/self/fd"))
     with open_stack((), (), InputConfig(), scenes=paths, channels=NAMES) as stack:
         coverage = Coverage()
