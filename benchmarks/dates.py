@@ -55,8 +55,8 @@ PICKS = {"default": "auto", "U-Net": "lowest-val-loss"}
 """Columns of networks and the pick of each; the first is what a user gets who names none."""
 
 BUDGET: dict[str, Any] = {
-    "epochs": 4, "steps": 40, "batch_size": 4, "crop_sizes": [64, 128], "filters": [16, 32, 64, 128],
-    "validation_steps": 2, "validation_crop_sizes": [128], "recipe": "default",
+    "epochs": 4, "steps": 100, "batch_size": 4, "crop_sizes": [64, 128], "validation_steps": 2,
+    "validation_crop_sizes": [128], "recipe": "default", "precision": "bfloat16",
 }  # fmt: skip
 """Options of the networks of the simulated scene, the same for one and two dates."""
 
