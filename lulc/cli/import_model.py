@@ -17,6 +17,7 @@ from typing import Any
 
 from lulc.cli.commandline import Answer, run
 from lulc.config import ImportModelConfig
+from lulc.core.schema import REFLECTANCE_UNIT
 from lulc.core.text import visible
 
 
@@ -36,8 +37,9 @@ def _act(config: ImportModelConfig) -> Answer:
         how = f"windows are blended, since no halo is enough ({network.reason})"
     lines = [f"{made.path}: {len(card.channels)} channels, {network.classes} outputs; {how}"]
     if not config.mean and not config.std:
-        units = ", ".join(dict.fromkeys(channel.unit for channel in card.channels))
-        lines.append(f"its input is taken as it is, in {units}; one that takes 0..1 needs --std 10000")
+        units = list(dict.fromkeys(channel.unit for channel in card.channels))
+        scaled = "; one that takes 0..1 needs --std 10000" if units == [REFLECTANCE_UNIT] else ""
+        lines.append(f"its input is taken as it is, in {', '.join(units)}{scaled}")
     if made.accuracy is not None:
         lines.append(f"accuracy {made.accuracy:.3f}, temperature {card.temperature}")
     data = {"written": str(made.path), "stride": card.stride, "halo": card.halo, "exact": network.exact,
