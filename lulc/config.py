@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -16,17 +17,22 @@ from lulc.core.channels import CHANNEL_SETS, DEFAULT_CHANNELS, channels_text, sp
 from lulc.core.config_file import read_settings
 from lulc.core.options import FOLDER, Excludes, Needs, Options, Rule, check_ending, is_given, option, take
 
-INPUT = "input rasters"
 RUN = "running"
 CLUSTER = "several processes and machines"
-LABELS = "labels and their classes"
-AREA = "areas with intervals, from a sample of points"
-REPORT = "title page"
-SAMPLING = "which crops are cut"
-AUGMENTATION = "how crops are changed"
-OPTIMISATION = "how weights change"
 DEVICES = "several devices"
-PRETRAINING = "pretraining without labels"
+AUGMENTATION = "how crops are changed"
+
+# Each makes the options under one heading of the help.
+input_option = partial(option, group="input rasters")
+cluster_option = partial(option, group=CLUSTER)
+device_option = partial(option, group=DEVICES)
+label_option = partial(option, group="labels and their classes")
+search_option = partial(option, group="which scenes")
+cloud_option = partial(option, group="clouds")
+composition_option = partial(option, group="composition")
+pretraining_option = partial(option, group="pretraining without labels")
+area_option = partial(option, group="areas with intervals, from a sample of points")
+report_option = partial(option, group="title page")
 
 MAP_ENDINGS = (".tif", ".tiff")
 
@@ -38,6 +44,9 @@ MODEL_ENDINGS = (".json", ".onnx")
 
 EXPORT_ENDINGS = (*STYLE_ENDINGS, ".json", ".nc", ".zarr", ".tif")
 """Of what a map can be written as."""
+
+PICKS = ("auto", "lowest-val-loss", "best-macro-f1", "highest-val-accuracy", "last", "few-labels", "baseline")
+"""Which weights of a run folder are meant."""
 
 ORIGINAL: Mapping[str, Any] = MappingProxyType(
     {
@@ -153,24 +162,27 @@ def by_recipe(name: str, help: str, **keywords: Any) -> Any:
     return made
 
 
+crop_option = partial(by_recipe, group="which crops are cut")
+augmentation_option = partial(by_recipe, group=AUGMENTATION)
+optimisation_option = partial(by_recipe, group="how weights change")
+
+
 def scale() -> Any:
     """Return the option for the scale of bands."""
-    return option(
+    return input_option(
         None,
         "reflectance = (DN + offset) x scale (default: the files' metadata, else 0.0001)",
         unit="reflectance per DN",
-        group=INPUT,
     )
 
 
 def offset() -> Any:
     """Return the option for the offset of bands."""
-    return option(
+    return input_option(
         None,
         "added to DN before scaling; -1000 for products of processing baseline 04.00 and later (default: "
         "the files' metadata, else 0)",
         unit="DN",
-        group=INPUT,
     )
 
 
@@ -178,8 +190,8 @@ def offset() -> Any:
 class VrtConfig(Options):
     """Option of every command that opens rasters by name."""
 
-    allow_vrt: bool = option(
-        False, "admit VRT mosaics, whose files must lie below the folder of the VRT", group=INPUT
+    allow_vrt: bool = input_option(
+        False, "admit VRT mosaics, whose files must lie below the folder of the VRT"
     )
 
 
@@ -187,45 +199,38 @@ class VrtConfig(Options):
 class MaskConfig(VrtConfig):
     """Options for the pixels that count; the same for stacks, maps and reports."""
 
-    resample: bool = option(
+    resample: bool = input_option(
         False,
         "resample rasters on another grid (bands bilinear, labels and masks nearest) instead of refusing "
         "them",
-        group=INPUT,
     )
-    mask: tuple[str, ...] = option(
+    mask: tuple[str, ...] = input_option(
         (),
         "cloud masks or scene classifications on any grid of the same CRS; of several dates, "
         "DATE=RASTER leaves out pixels of that date alone",
         metavar="RASTER",
-        group=INPUT,
     )
-    mask_values: tuple[int, ...] = option(
-        (),
-        "values of the mask to leave out, such as 3 8 9 10 of a scene classification",
-        metavar="N",
-        group=INPUT,
+    mask_values: tuple[int, ...] = input_option(
+        (), "values of the mask to leave out, such as 3 8 9 10 of a scene classification", metavar="N"
     )
-    grow_mask: int = option(
+    grow_mask: int = input_option(
         0,
         "also leave out pixels within this distance of a pixel that the mask or a scene classification "
         "leaves out",
         unit="pixels",
-        group=INPUT,
         ge=0,
     )
-    bounds: tuple[float, float, float, float] | None = option(
+    bounds: tuple[float, float, float, float] | None = input_option(
         None,
         "left bottom right top: use pixels inside alone",
         unit="units of the CRS",
         metavar="LEFT BOTTOM RIGHT TOP",
-        group=INPUT,
     )
-    aoi: str | None = option(
-        None, "polygons (GeoPackage, GeoJSON): use pixels inside alone", metavar="FILE", group=INPUT
+    aoi: str | None = input_option(
+        None, "polygons (GeoPackage, GeoJSON): use pixels inside alone", metavar="FILE"
     )
-    allow_remote: bool = option(
-        False, "admit remote files (https://..., /vsi...), which open connections", group=INPUT
+    allow_remote: bool = input_option(
+        False, "admit remote files (https://..., /vsi...), which open connections"
     )
 
 
@@ -233,41 +238,37 @@ class MaskConfig(VrtConfig):
 class InputConfig(MaskConfig):
     """Options for reading rasters; the same in preprocessing and classification."""
 
-    layers: tuple[str, ...] = option(
+    layers: tuple[str, ...] = input_option(
         (),
         "further rasters, each on its own grid, whose layers hold channels of the set: elevation, "
         "backscatter, embeddings; VV,VH=RASTER names the layers of one",
         metavar="RASTER",
-        group=INPUT,
     )
-    fill: tuple[str, ...] = option(
-        (), "mosaics that fill pixels without reflectance, tried in this order", metavar="RASTER", group=INPUT
+    fill: tuple[str, ...] = input_option(
+        (), "mosaics that fill pixels without reflectance, tried in this order", metavar="RASTER"
     )
     scale: float | None = scale()
     offset: float | None = offset()
-    band_names: tuple[str, ...] = option(
+    band_names: tuple[str, ...] = input_option(
         (),
         "names of the bands of unnamed rasters, in file order (B02 B03 ... or blue green ...)",
         metavar="NAME",
-        group=INPUT,
     )
-    index_names: tuple[str, ...] = option(
-        (), "names of the layers of an unnamed index raster (NDVI NDTI ...)", metavar="NAME", group=INPUT
+    index_names: tuple[str, ...] = input_option(
+        (), "names of the layers of an unnamed index raster (NDVI NDTI ...)", metavar="NAME"
     )
-    nodata: float | None = option(
+    nodata: float | None = input_option(
         None,
         "further no-data value of bands and layers, besides those that their files declare; a reflectance "
         "stored as 0 is always no data",
-        group=INPUT,
     )
-    index_nodata: tuple[float, ...] = option(
+    index_nodata: tuple[float, ...] = input_option(
         (),
         "further no-data value of each index layer, or one for all, besides those that the files declare",
         metavar="VALUE",
-        group=INPUT,
     )
-    like: str | None = option(
-        None, "raster that gives the grid, instead of the 10 m bands", metavar="RASTER", group=INPUT
+    like: str | None = input_option(
+        None, "raster that gives the grid, instead of the 10 m bands", metavar="RASTER"
     )
 
 
@@ -294,25 +295,20 @@ class ClusterConfig(Options):
         Needs("worker_wait", "dask", "it is the time to wait for the workers of a cluster"),
     )
 
-    dask: str | None = option(
+    dask: str | None = cluster_option(
         None,
         "run on a Dask cluster: local (processes of this machine), slurm (jobs, by jobqueue.slurm in "
         "Dask's settings) or the address of a scheduler; all machines must see the same files under the "
         "same paths",
         metavar="CLUSTER",
-        group=CLUSTER,
     )
-    workers: int | None = option(
-        None,
-        "worker processes of --dask local, which share the cores, or of --dask slurm (default: 2)",
-        group=CLUSTER,
-        ge=1,
+    workers: int | None = cluster_option(
+        None, "worker processes of --dask local, which share the cores, or of --dask slurm (default: 2)", ge=1
     )
-    worker_wait: float | None = option(
+    worker_wait: float | None = cluster_option(
         None,
         "give up after so long without any worker (default: wait without end, since jobs may queue)",
         unit="minutes",
-        group=CLUSTER,
         ge=0,
     )
 
@@ -321,12 +317,11 @@ class ClusterConfig(Options):
 class SchemeConfig(Options):
     """Option of every command that takes classes from codes."""
 
-    scheme: str | None = option(
+    scheme: str | None = label_option(
         None,
         "what codes mean: clc-level1, clc-level2, clc-level3, clc-fi-13, kaakonkulma-13, worldcover, "
         "dynamic-world, esri-10m, or a CSV with the columns code, class, name, color (default: the "
         "classes of the map, of a text field or of the raster's value table)",
-        group=LABELS,
     )
 
 
@@ -334,38 +329,23 @@ class SchemeConfig(Options):
 class LabelConfig(SchemeConfig):
     """Options for reading labels or a reference; the same in preprocessing and evaluation."""
 
-    codes: str = option(
+    codes: str = label_option(
         "auto",
         "meaning of European CORINE codes: grid indices 1..44, or three digits",
         choices=("auto", "grid", "three-digit"),
-        group=LABELS,
     )
-    label_field: str | None = option(
-        None,
-        "field of vector labels that holds the code or name of the class",
-        metavar="NAME",
-        group=LABELS,
+    label_field: str | None = label_option(
+        None, "field of vector labels that holds the code or name of the class", metavar="NAME"
     )
-    label_layer: str | None = option(
-        None, "layer of vector labels, for files with several", metavar="NAME", group=LABELS
+    label_layer: str | None = label_option(
+        None, "layer of vector labels, for files with several", metavar="NAME"
     )
-    pine: str | None = option(
-        None,
-        "raster of pine volume, which splits coniferous forest in clc-fi-13",
-        metavar="RASTER",
-        group=LABELS,
+    pine: str | None = label_option(
+        None, "raster of pine volume, which splits coniferous forest in clc-fi-13", metavar="RASTER"
     )
-    spruce: str | None = option(
-        None,
-        "raster of spruce volume, which splits coniferous forest in clc-fi-13",
-        metavar="RASTER",
-        group=LABELS,
+    spruce: str | None = label_option(
+        None, "raster of spruce volume, which splits coniferous forest in clc-fi-13", metavar="RASTER"
     )
-
-
-SEARCH = "which scenes"
-CLOUDS = "clouds"
-COMPOSITION = "composition"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,51 +356,37 @@ class MosaicConfig(RunConfig, ClusterConfig):
 
     aoi: str | None = option(None, "polygons of the region (GeoPackage, GeoJSON)", metavar="FILE")
     bounds: tuple[float, float, float, float] | None = option(
-        None,
-        "the region as a box instead of --aoi",
-        unit="degrees",
-        metavar="WEST SOUTH EAST NORTH",
+        None, "the region as a box instead of --aoi", unit="degrees", metavar="WEST SOUTH EAST NORTH"
     )
     dates: str = option(..., "first and last day, 2024-06-01/2024-08-31, or one day", metavar="DATE/DATE")
     out: str = option(
         ..., "mosaic to write, .tif or .zarr; --every adds the name of each period to it", metavar="OUT",
         endings=(*MAP_ENDINGS, ".zarr"),
     )  # fmt: skip
-    catalog: str | None = option(
+    catalog: str | None = search_option(
         None,
         "where to search: earth-search, cdse, planetary, or the address of a STAC API or static catalogue",
         metavar="NAME",
-        group=SEARCH,
     )
-    collection: tuple[str, ...] = option(
-        (), "collections to search (default: Sentinel-2 level 2A)", metavar="NAME", group=SEARCH
+    collection: tuple[str, ...] = search_option(
+        (), "collections to search (default: Sentinel-2 level 2A)", metavar="NAME"
     )
-    scenes: tuple[str, ...] = option(
+    scenes: tuple[str, ...] = search_option(
         (),
         "instead of --catalog: folders of STAC items or .SAFE products, single ones, or the list "
         "OUT_scenes.json of an earlier run, which makes the same mosaic again",
         metavar="PATH",
-        group=SEARCH,
     )
-    allow_remote: bool = option(
-        False, "admit addresses in the items of --scenes, which open connections", group=SEARCH
+    allow_remote: bool = search_option(
+        False, "admit addresses in the items of --scenes, which open connections"
     )
-    max_cloud: float = option(
-        60.0,
-        "leave out scenes with a higher cloud cover",
-        unit="percent",
-        group=SEARCH,
-        ge=0,
-        le=100,
+    max_cloud: float = search_option(
+        60.0, "leave out scenes with a higher cloud cover", unit="percent", ge=0, le=100
     )
-    orbits: tuple[int, ...] = option((), "relative orbits (default: all)", metavar="N", group=SEARCH)
-    tiles: tuple[str, ...] = option((), "MGRS tiles such as 35VLG (default: all)", group=SEARCH)
-    min_baseline: float = option(
-        0.0, "oldest processing baseline to take, such as 5.0", metavar="N.N", group=SEARCH
-    )
-    plan: bool = option(
-        False, "print scenes, clear observations, bytes to read and time, then stop", group=SEARCH
-    )
+    orbits: tuple[int, ...] = search_option((), "relative orbits (default: all)", metavar="N")
+    tiles: tuple[str, ...] = search_option((), "MGRS tiles such as 35VLG (default: all)")
+    min_baseline: float = search_option(0.0, "oldest processing baseline to take, such as 5.0", metavar="N.N")
+    plan: bool = search_option(False, "print scenes, clear observations, bytes to read and time, then stop")
     band_names: tuple[str, ...] = option(
         ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12"), "bands of the mosaic", metavar="BAND"
     )
@@ -428,57 +394,46 @@ class MosaicConfig(RunConfig, ClusterConfig):
     offset: float | None = offset()
     crs: str | None = option(None, "CRS of the mosaic (default: the UTM zone of the region)")
     resolution: float = option(10.0, "side of a pixel", unit="units of the CRS", gt=0)
-    clouds: tuple[int, ...] = option(
+    clouds: tuple[int, ...] = cloud_option(
         (),
         "values to leave out, of the scene classification or of --masks (default: 0 1 3 8 9 10, which are "
         "no data, saturated, shadow, clouds and cirrus, or 1 of a mask)",
         metavar="N",
-        group=CLOUDS,
     )
-    grow_clouds: int = option(
-        0, "also leave out pixels within this distance of a cloud", unit="pixels", group=CLOUDS, ge=0
+    grow_clouds: int = cloud_option(
+        0, "also leave out pixels within this distance of a cloud", unit="pixels", ge=0
     )
-    cloud_probability: str | None = option(
+    cloud_probability: str | None = cloud_option(
         None,
         "asset of the items with a cloud probability, used instead of the scene classification",
         metavar="ASSET",
-        group=CLOUDS,
     )
-    cloud_threshold: int = option(
-        40,
-        "cloud probability from which a pixel is left out",
-        unit="percent",
-        group=CLOUDS,
-        ge=0,
-        le=100,
+    cloud_threshold: int = cloud_option(
+        40, "cloud probability from which a pixel is left out", unit="percent", ge=0, le=100
     )
-    masks: str | None = option(
+    masks: str | None = cloud_option(
         None,
         "pattern of your own cloud masks, used instead of the scene classification: {id} and {date} stand "
         "for those of a scene, as in 'masks/{id}.tif'",
         metavar="PATTERN",
-        group=CLOUDS,
     )
-    rule: str = option(
+    rule: str = composition_option(
         "median",
         "how dates are composed; median: of each band; medoid: the date nearest to all others in all "
         "bands; best: the clearest scene, or the nearest to --near; first: the earliest",
         choices=("median", "medoid", "best", "first"),
-        group=COMPOSITION,
     )
-    near: str | None = option(None, "day that --rule best prefers", metavar="DATE", group=COMPOSITION)
-    every: str = option(
+    near: str | None = composition_option(None, "day that --rule best prefers", metavar="DATE")
+    every: str = composition_option(
         "all",
         "write a mosaic for each month, season (March to May, ...) or year",
         choices=("all", "month", "season", "year"),
-        group=COMPOSITION,
     )
-    fill_from: tuple[str, ...] = option(
+    fill_from: tuple[str, ...] = composition_option(
         (),
         "fill gaps in this order, from a mosaic (.tif) or from scenes of further dates "
         "(2024-04-01/2024-05-31; spring, summer, autumn or winter of the same year)",
         metavar="WHAT",
-        group=COMPOSITION,
     )
     labels: tuple[str, ...] = option(
         (),
@@ -611,55 +566,48 @@ class TrainConfig(RunConfig):
         "sides of validation crops; where not given, none larger than the largest of --crop-sizes",
         unit="pixels",
     )
-    rare_classes: float = by_recipe(
+    rare_classes: float = crop_option(
         "rare_classes",
         "share of crops that are centred on a labelled pixel of a drawn class; raise it where labels are "
         "sparse",
         unit="0..1",
-        group=SAMPLING,
         ge=0,
         le=1,
     )
-    rare_temperature: float = by_recipe(
+    rare_temperature: float = crop_option(
         "rare_temperature",
         "T of the draw of classes, exp((1 - share of the class) / T): 0.01 draws the rarest only, 100 all "
         "alike",
-        group=SAMPLING,
         ge=0.001,
     )
-    balance: str = by_recipe(
+    balance: str = crop_option(
         "balance",
         "how often crops come from each stack: all alike, by labelled pixels, or by the classes it holds, "
         "rare ones first (--rare-temperature)",
         choices=("stacks", "pixels", "classes"),
-        group=SAMPLING,
     )
-    batch_from: str = by_recipe(
+    batch_from: str = crop_option(
         "batch_from",
         "whether all crops of a batch come from one stack, or each from any",
         choices=("one", "any"),
-        group=SAMPLING,
     )
-    rotations: int = by_recipe(
+    rotations: int = augmentation_option(
         "rotations",
         "number of equally spaced rotation angles; 1 for none; other angles than the four right ones "
         "interpolate crops",
-        group=AUGMENTATION,
         ge=1,
     )
-    gain: float = by_recipe(
+    gain: float = augmentation_option(
         "gain",
         "random factor of each band: standard deviation of its logarithm, e.g. 0.05; computed indices "
         "follow, indices that were read stay",
-        group=AUGMENTATION,
         ge=0,
         le=1,
     )
-    offset_jitter: float = by_recipe(
+    offset_jitter: float = augmentation_option(
         "offset_jitter",
         "random offset of each band: standard deviation, e.g. 30",
         unit="reflectance x 10000",
-        group=AUGMENTATION,
         ge=0,
         le=10_000,
     )
@@ -671,57 +619,48 @@ class TrainConfig(RunConfig):
         le=1,
         group=AUGMENTATION,
     )
-    loss: str = by_recipe(
+    loss: str = optimisation_option(
         "loss",
         "ce, ce(weights=inverse), ce(weights=sqrt) or logit-adjusted(tau=T); a larger T favours rare classes",
-        group=OPTIMISATION,
     )
-    optimizer: str = by_recipe("optimizer", "optimizer", choices=("nadam", "adamw"), group=OPTIMISATION)
-    learning_rate: float = by_recipe("learning_rate", "highest learning rate", group=OPTIMISATION, ge=0)
-    warmup: int = by_recipe(
-        "warmup",
-        "batches over which the learning rate rises from 0; at most a tenth of the run",
-        group=OPTIMISATION,
-        ge=0,
+    optimizer: str = optimisation_option("optimizer", "optimizer", choices=("nadam", "adamw"))
+    learning_rate: float = optimisation_option("learning_rate", "highest learning rate", ge=0)
+    warmup: int = optimisation_option(
+        "warmup", "batches over which the learning rate rises from 0; at most a tenth of the run", ge=0
     )
-    schedule: str = by_recipe(
+    schedule: str = optimisation_option(
         "schedule",
         "learning rate after the warm-up: constant, or cosine, which falls to 1 %% of it by the last batch",
         choices=("constant", "cosine"),
-        group=OPTIMISATION,
     )
-    weight_decay: float = by_recipe(
-        "weight_decay", "decoupled weight decay of the kernels", group=OPTIMISATION, ge=0, le=1
+    weight_decay: float = optimisation_option(
+        "weight_decay", "decoupled weight decay of the kernels", ge=0, le=1
     )
-    clip_norm: float = by_recipe(
-        "clip_norm", "largest norm of all gradients together; 0 for no limit", group=OPTIMISATION, ge=0
+    clip_norm: float = optimisation_option(
+        "clip_norm", "largest norm of all gradients together; 0 for no limit", ge=0
     )
-    average: float = by_recipe(
+    average: float = optimisation_option(
         "average",
         "memory of the exponential moving average of the weights, as a part of the run; the averaged weights "
         "are validated and saved; 0 for no average",
         unit="0..1",
-        group=OPTIMISATION,
         ge=0,
         le=1,
     )
-    precision: str = by_recipe(
+    precision: str = optimisation_option(
         "precision",
         "precision of the layers; weights are always float32",
         choices=("float32", "bfloat16", "float16"),
-        group=OPTIMISATION,
     )
-    patience: int = by_recipe(
+    patience: int = optimisation_option(
         "patience",
         "stop after so many epochs in a row without a best loss, accuracy or macro-F1; 0 for never",
-        group=OPTIMISATION,
         ge=0,
     )
-    calibrate: str = by_recipe(
+    calibrate: str = optimisation_option(
         "calibrate",
         "temperature fitted on the validation crops, or with --cross-validate on those of all folds",
         choices=("none", "one", "per-class"),
-        group=OPTIMISATION,
     )
     cross_validate: str | None = option(
         None,
@@ -731,8 +670,7 @@ class TrainConfig(RunConfig):
     )
     filters: tuple[int, ...] = by_recipe("filters", "filters of the encoder stages")
     decoder_filters: tuple[int, ...] = option(
-        (),
-        "filters of the decoder stages (default: the mirrored encoder filters for block sum, else twice)",
+        (), "filters of the decoder stages (default: the mirrored encoder filters for block sum, else twice)"
     )
     bottleneck: int = by_recipe("bottleneck", "convolutions between encoder and decoder")
     block: str = by_recipe(
@@ -753,67 +691,54 @@ class TrainConfig(RunConfig):
         "classes differ",
         metavar="MODEL",
     )
-    pretrain: tuple[str, ...] = option(
+    pretrain: tuple[str, ...] = pretraining_option(
         (),
         "pretrain on these band and index rasters without labels, instead of training on DATA: the network "
         "learns to fill in masked blocks; --init starts from the result",
         metavar="RASTER",
-        group=PRETRAINING,
     )
-    input_options: str | None = option(
+    input_options: str | None = pretraining_option(
         None,
         "file with options for reading these rasters, as preprocess.py --print-config prints them",
         metavar="FILE",
-        group=PRETRAINING,
     )
-    mask_ratio: float | None = option(
-        None,
-        f"share of each crop that is masked; {MASK_RATIO} where not given",
-        unit="0..1",
-        group=PRETRAINING,
-        gt=0,
-        lt=1,
+    mask_ratio: float | None = pretraining_option(
+        None, f"share of each crop that is masked; {MASK_RATIO} where not given", unit="0..1", gt=0, lt=1
     )
-    mask_block: int | None = option(
-        None, f"side of a masked block; {MASK_BLOCK} where not given", unit="pixels", group=PRETRAINING, ge=1
+    mask_block: int | None = pretraining_option(
+        None, f"side of a masked block; {MASK_BLOCK} where not given", unit="pixels", ge=1
     )
     minutes: float | None = option(
         None, "stop cleanly after this time; not with --cross-validate", unit="minutes", gt=0
     )
-    devices: str = option(
+    devices: str = device_option(
         "1",
         "number of GPUs (or else processors) that share each batch of this process, or all; the batches do "
         "not depend on it",
         metavar="N",
-        group=DEVICES,
     )
-    processes: int = option(
+    processes: int = device_option(
         1,
         "number of processes, on one machine or many, that train together (JAX only); start each with this "
         "command, or all with srun",
-        group=DEVICES,
         ge=1,
     )
-    process: int | None = option(
-        None, "number of this process, from 0; SLURM_PROCID where not given", group=DEVICES
-    )
-    coordinator: str | None = option(
+    process: int | None = device_option(None, "number of this process, from 0; SLURM_PROCID where not given")
+    coordinator: str | None = device_option(
         None,
         "address where process 0 listens; the first node of SLURM_STEP_NODELIST where not given",
         metavar="HOST:PORT",
-        group=DEVICES,
     )
     keep: str = option(
         "best",
         "models kept beside the best by each score: best (only the last), all, or a number of last ones",
     )
     workers: int = option(1, "threads that cut crops; the batches do not depend on it", ge=1)
-    stacks_on: str = option(
+    stacks_on: str = device_option(
         "auto",
         "memory that crops are cut from: of the host, or of the GPU; auto takes the GPU where there is one, "
         "the stacks are small and augmentation only moves pixels; the batches do not depend on it",
         choices=("auto", "host", "device"),
-        group=DEVICES,
     )
     tensorboard: bool = option(False, "write TensorBoard logs into the run folder")
     already_standardised: bool = option(
@@ -872,15 +797,7 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         "which weights of a run folder; auto is what the training recommends, the network of the lowest "
         "validation loss or, of few labels, few-labels, the mean of small models; baseline is a random "
         "forest",
-        choices=(
-            "auto",
-            "lowest-val-loss",
-            "best-macro-f1",
-            "highest-val-accuracy",
-            "last",
-            "few-labels",
-            "baseline",
-        ),
+        choices=PICKS,
     )
     statistics: str | None = option(
         None,
@@ -981,20 +898,18 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         "names of the inputs)",
         metavar="YYYY-MM-DD",
     )
-    share: str | None = option(
+    share: str | None = cluster_option(
         None,
         "make the I-th of N shares of the parts (1/8) and no map, while other processes make theirs; then "
         "the same command without --share makes the map",
         metavar="I/N",
-        group=CLUSTER,
     )
     plan: bool = option(False, "print windows, memory, disk and time, then stop")
-    reading: str | None = option(
+    reading: str | None = input_option(
         None,
         "file of options for reading rasters, as preprocess.py writes it beside the stacks (reading.yaml); "
         "what is typed here wins",
         metavar="FILE",
-        group=INPUT,
         flag="inputs",
     )
 
@@ -1065,36 +980,33 @@ class EvaluateConfig(MaskConfig, LabelConfig, OutputConfig):
         gt=0,
         lt=1,
     )
-    design_sample: int = option(
+    design_sample: int = area_option(
         0,
         "draw so many points to interpret into OUT/sample.gpkg, stratified by class, at least 50 in each; "
         "the map's class of each is in sample-strata.csv alone",
-        group=AREA,
         ge=0,
     )
-    sample_error: float | None = option(
+    sample_error: float | None = area_option(
         None,
         "draw as many points as give the overall accuracy this standard error (0.01); without REFERENCE "
         "each class is expected to have a user's accuracy of 0.75",
         unit="0..1",
-        group=AREA,
         gt=0,
         lt=0.5,
     )
-    sample: str | None = option(
+    sample: str | None = area_option(
         None,
         "interpreted points with class numbers or names in the field reference, for areas and accuracies "
         "with 95 %% intervals; points with 0 or nothing are counted and left out",
         metavar="FILE.gpkg",
-        group=AREA,
     )
-    seed: int = option(1, "seed of the drawing of points", group=AREA)
-    title: str | None = option(
-        None, "title of the report (default: names of map and reference)", metavar="TEXT", group=REPORT
+    seed: int = area_option(1, "seed of the drawing of points")
+    title: str | None = report_option(
+        None, "title of the report (default: names of map and reference)", metavar="TEXT"
     )
-    author: str | None = option(None, "author of the report, as printed", metavar="NAME", group=REPORT)
-    date: str | None = option(None, "date of the report, as printed", metavar="TEXT", group=REPORT)
-    licence: str | None = option(None, "licence of map and report, as printed", metavar="TEXT", group=REPORT)
+    author: str | None = report_option(None, "author of the report, as printed", metavar="NAME")
+    date: str | None = report_option(None, "date of the report, as printed", metavar="TEXT")
+    licence: str | None = report_option(None, "licence of map and report, as printed", metavar="TEXT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1228,16 +1140,7 @@ class ExportModelConfig(OutputConfig):
         "auto",
         "which weights of a run folder to take, as for make_classifications.py; all writes a file for each "
         "network",
-        choices=(
-            "auto",
-            "lowest-val-loss",
-            "best-macro-f1",
-            "highest-val-accuracy",
-            "last",
-            "few-labels",
-            "baseline",
-            "all",
-        ),
+        choices=(*PICKS, "all"),
     )
     date: tuple[str, ...] = option(
         (),
@@ -1274,8 +1177,5 @@ class ReproduceConfig(VrtConfig, OutputConfig):
         endings=MAP_ENDINGS,
     )
     memory: float | None = option(
-        None,
-        "memory budget of the whole process (default: as make_classifications.py)",
-        unit="GB",
-        gt=0,
+        None, "memory budget of the whole process (default: as make_classifications.py)", unit="GB", gt=0
     )
