@@ -76,8 +76,6 @@ def parser_for(
 
     Parameters
     ----------
-    config
-        Dataclass whose fields were made by `lulc.config.option`.
     description
         Docstring of the command: what it does, what the result is, one example.
     given

@@ -47,18 +47,12 @@ class Form(NamedTuple):
     ----------
     name, title
         Of the algorithm.
-    module
-        Command that runs.
-    options
-        Config with its options.
     only
         Names of those that are shown; all where not given.
     defaults
         Other values than the config's.
     layers
         Vector layers that the command writes into its folder, to be shown: file and name of the layer.
-    page
-        Page that it writes there.
     """
 
     name: str

@@ -63,12 +63,6 @@ class Found:
 
     Parameters
     ----------
-    id
-        Identifier of the item or product.
-    when
-        Time of the acquisition, UTC.
-    cloud
-        Cloud cover in percent; None where it isn't said.
     path
         What it is read from, if it lies on this machine.
     item
@@ -114,15 +108,6 @@ def find(
     config: MosaicConfig, region: shapely.Geometry, dates: tuple[datetime.date, datetime.date]
 ) -> list[Found]:
     """Return the scenes of a region and some dates, earliest first.
-
-    Parameters
-    ----------
-    config
-        Where to look, and the filters.
-    region
-        In longitude and latitude.
-    dates
-        First and last day.
 
     Raises
     ------
@@ -213,12 +198,8 @@ def search(
 
     Parameters
     ----------
-    catalog
-        Name or address.
     collections
         All where empty.
-    region
-        In longitude and latitude.
     dates
         First and last day of scenes; None for items of any time.
 

@@ -58,16 +58,10 @@ class Job:
 
     Parameters
     ----------
-    out
-        The GeoTIFF or Zarr folder.
-    grid
-        Its pixels.
     observations
         In the order that the rule prefers.
     gaps
         What fills gaps, one after the other.
-    part
-        Side of a part.
     """
 
     config: MosaicConfig
@@ -186,8 +180,6 @@ class Composer:
 
     Parameters
     ----------
-    job
-        The mosaic.
     folder
         Of the journal, whose key must be that of the job; none for windows that nobody keeps.
     """

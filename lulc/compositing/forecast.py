@@ -30,10 +30,6 @@ class Planned:
 
     Parameters
     ----------
-    day
-        Of the acquisition.
-    id
-        What the scenes are called.
     cloud
         Cloud cover of the whole scenes in percent; None where it isn't said.
     clear
@@ -52,14 +48,8 @@ class Forecast:
 
     Parameters
     ----------
-    out, grid
-        The mosaic and its pixels.
-    scenes
-        By day.
     covered, mean_clear
         Share of the pixels with a clear observation, and mean number of these, on the coarse grid.
-    bytes
-        To read, before compression.
     seconds
         That it will take, by the time of one part.
     """

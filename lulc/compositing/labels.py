@@ -81,8 +81,6 @@ def find_labels(options: Sequence[str], grid: GridSpec, year: int) -> list[str]:
     ----------
     options
         The product, then files or folders that hold its tiles, or catalogues.
-    grid
-        Pixels of the labels.
     year
         Of a catalogue's items those of the nearest year come first.
 
@@ -100,12 +98,8 @@ def write_labels(product: str, rasters: Sequence[str], grid: GridSpec, out: Path
 
     Parameters
     ----------
-    product
-        Its name.
     rasters
         As `find_labels` gives them; where they overlap, the first gives the code.
-    grid
-        Pixels of the result.
     out
         GeoTIFF, int16, `NODATA` where no raster has a code; its tags name the codes.
 

@@ -41,10 +41,6 @@ class Mosaic:
 
     Parameters
     ----------
-    path, scenes
-        The GeoTIFF or Zarr folder, and the list of its scenes.
-    days
-        Dates of the observations.
     clear
         Pixels by their number of clear observations.
     """

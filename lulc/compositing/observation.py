@@ -66,12 +66,8 @@ class Observation:
 
     Parameters
     ----------
-    day
-        Of the acquisition, UTC.
     cloud
         Mean cloud cover of the scenes in percent; None where it isn't said.
-    names
-        Identifiers of the scenes.
     scenes
         Tiles; where they overlap, the first that has a pixel gives it.
     """
@@ -97,14 +93,8 @@ class Reader:
 
     Parameters
     ----------
-    observations
-        What to read.
-    grid
-        Of the mosaic.
     names
         Bands, in the order in which they are read.
-    config
-        How rasters are read.
     """
 
     def __init__(
@@ -208,14 +198,8 @@ def lay_out(
     ----------
     found
         In the order of time.
-    grid
-        Of the mosaic.
-    config
-        The options.
     listed
         The list that holds the items of scenes at addresses.
-    note
-        Called after each scene.
 
     Returns
     -------

@@ -37,10 +37,6 @@ def write_mosaic(job: Job, pixels: Pixels, clear: Mapping[int, int], seal: str) 
 
     Parameters
     ----------
-    job
-        The mosaic.
-    pixels
-        Gives the parts.
     clear
         Pixels by their number of clear observations.
     seal

@@ -34,10 +34,6 @@ def write_list(path: Path, scenes: Sequence[Found], offsets: Offsets | None = No
 
     Parameters
     ----------
-    path
-        The list.
-    scenes
-        As they were found.
     offsets
         Scene to what is added to the digital numbers of each band.
     """

@@ -26,13 +26,6 @@ _ToDegrees = Callable[[Any, Any], tuple[Any, Any]]
 def pixel_areas(grid: GridSpec, window: Window | None = None) -> NDArray[np.float64] | None:
     """Return the geodesic area of each pixel.
 
-    Parameters
-    ----------
-    grid
-        Of the raster.
-    window
-        Part of it; all where not given.
-
     Returns
     -------
     float64 (y, x), square metres

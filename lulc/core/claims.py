@@ -35,8 +35,6 @@ def claim_outputs(outputs: Sequence[Path], command: object = "", *, wait: bool =
 
     Parameters
     ----------
-    outputs
-        Files and folders that the run writes.
     command
         What the run was asked for; two equal commands write the same.
     wait

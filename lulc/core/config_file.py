@@ -43,8 +43,6 @@ def read_settings(path: str | os.PathLike[str], config: type) -> dict[str, Any]:
     ----------
     path
         YAML file: ``format_version`` (the newest where it is left out) and options by their names.
-    config
-        Dataclass whose fields were made by `lulc.config.option`.
 
     Raises
     ------
@@ -108,10 +106,6 @@ def read_texts(
 
     Parameters
     ----------
-    path
-        File, of at most a megabyte.
-    what
-        What the file holds, for messages.
     form
         Hint where the form is wrong.
 
@@ -139,11 +133,6 @@ def read_texts(
 
 def read_nested(path: Path, what: str, form: str) -> Any:
     """Read the mappings, lists and plain values of a YAML file.
-
-    Parameters
-    ----------
-    path, what, form
-        As `read_texts` takes them.
 
     Raises
     ------

@@ -20,10 +20,6 @@ def mirror_directions(
     ----------
     image
         Mirrored already; it is returned as it is where nothing changes.
-    directions
-        The channels.
-    down, across
-        Whether it was mirrored upside down, and left to right.
     """
     if not directions or not (down or across):
         return image
@@ -43,10 +39,6 @@ def turn_directions(image: np.ndarray, directions: Directions, angle: float) -> 
     ----------
     image
         Turned already; it is returned as it is where nothing changes.
-    directions
-        The channels.
-    angle
-        Degrees.
     """
     if not directions or angle % 360 == 0:
         return image

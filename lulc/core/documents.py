@@ -42,10 +42,6 @@ def read_document(
 
     Parameters
     ----------
-    path
-        File to read.
-    schema
-        JSON Schema (draft 2020-12) of the document.
     kind
         What it is, for messages ("model card").
     version
@@ -160,8 +156,6 @@ def read_rows(
 
     Parameters
     ----------
-    path
-        File to read.
     what, hint
         Names it in messages ("the scheme"), and what to give instead.
     delimiters
@@ -205,8 +199,6 @@ def parse_json(text: str | bytes, *, foreign: bool = False) -> Any:
 
     Parameters
     ----------
-    text
-        The document.
     foreign
         True for documents of other programs, which may hold NaN, long integers and any character.
 

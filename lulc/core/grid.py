@@ -56,12 +56,8 @@ class GridSpec:
 
     Parameters
     ----------
-    crs
-        Coordinate reference system.
     transform
         Affine from (column, row) of a pixel's upper left corner to map coordinates.
-    height, width
-        Size in pixels.
     """
 
     crs: CRS

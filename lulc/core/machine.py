@@ -25,15 +25,7 @@ def free_memory() -> float:
 
 
 def left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[float]:
-    """Bytes that each control group of this process leaves, as a batch system or a container sets them.
-
-    Parameters
-    ----------
-    root
-        Where control groups are mounted, of version 2 or (below ``memory``) 1.
-    own
-        Lists the groups of this process.
-    """
+    """Bytes that each control group of this process leaves, as a batch system or a container sets them."""
     if not own.is_file():
         return []
     found = []

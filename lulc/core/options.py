@@ -51,12 +51,6 @@ def option(
     ----------
     default
         Default value; ``...`` where the user must give one.
-    help
-        What the option does; default and unit are appended by the command line.
-    unit
-        Unit of the value, shown in the help.
-    choices
-        Allowed values.
     metavar
         Placeholder in the help; of an option with several values one for each.
     positional
@@ -105,15 +99,6 @@ FILE_ENDINGS = (
 def check_ending(path: str, endings: tuple[str, ...], name: str) -> None:
     """Refuse the name of an output whose ending stands for another format.
 
-    Parameters
-    ----------
-    path
-        The output.
-    endings
-        As of `option`.
-    name
-        Of the option, for messages.
-
     Raises
     ------
     InputError
@@ -150,10 +135,6 @@ class Needs:
     ----------
     names
         Options, separated by blanks.
-    other
-        Option that they need.
-    why
-        Reason, for the message.
     values
         Values of the other option with which they mean something; any where not given.
     """
@@ -185,10 +166,6 @@ class Excludes:
     ----------
     name
         Option.
-    others
-        Options, separated by blanks; ``name=value`` for a single value of one.
-    why
-        Reason, for the message.
     hint
         What to type instead; ``{out}`` stands for the value of that option.
     """
@@ -258,8 +235,6 @@ def take(value: Any, hint: Any) -> Any:
     value
         Path, text, number, date, switch or None, or a list, tuple or array of them. One value stands for a
         list of one.
-    hint
-        Type of the field.
 
     Raises
     ------

@@ -13,12 +13,8 @@ def require(packages: Iterable[str], what: str, extra: str) -> None:
 
     Parameters
     ----------
-    packages
-        Names under which they are imported.
     what
         What they are needed for, as it follows "cannot".
-    extra
-        Extra of this project that installs them.
 
     Raises
     ------

@@ -55,8 +55,6 @@ class Apart(Resource):
     make
         Function of a module, or its full name, that opens the file, there; what it returns answers `call` by
         its methods. A name spares this process the import.
-    arguments
-        Plain values for `make`.
     path
         The file or folder, for messages.
     place
@@ -221,10 +219,6 @@ def read_apart(
     ----------
     function
         Function of a module, or its full name.
-    arguments
-        Plain values.
-    path, place, stored, reading
-        As for `Apart`.
     """
     with Apart(function, *arguments, path=path, place=place, stored=stored, reading=reading) as process:
         return process.made

@@ -66,8 +66,6 @@ def remove_leftovers(folder: Path, of: str | None = None, *, below: bool = False
 
     Parameters
     ----------
-    folder
-        Where to look.
     of
         Name of the file that they were written for; None for any.
     below
@@ -116,14 +114,10 @@ class OwnFolder:
 
     Parameters
     ----------
-    path
-        The folder.
     kind
         Names the mark: ``.lulc-KIND``.
     names
         Paths that the toolkit makes there, as in `strangers`.
-    what
-        Names the content in messages ("the parts of the map").
     exclusive
         True for a folder that the toolkit makes and removes itself, and that holds nothing else.
     """

@@ -90,10 +90,6 @@ class LandCoverClass(Jsonable):
     ----------
     number
         Class number in masks and maps, 1..254.
-    name
-        Name as printed.
-    color
-        ``#rrggbb``.
     sources
         Codes of the source nomenclature that the class gathers; empty where they are unknown.
     level1

@@ -27,8 +27,6 @@ def write_atomically(path: str | os.PathLike[str], *, parents: bool = True) -> I
 
     Parameters
     ----------
-    path
-        File to write.
     parents
         Make the folder where it is missing.
 
@@ -157,8 +155,6 @@ class Lock:
 
     Parameters
     ----------
-    path
-        File that is locked, made where it is missing.
     what
         Names in messages what it stands for.
     shared

@@ -21,8 +21,6 @@ def visible(text: str, *, lines: bool = False) -> str:
 
     Parameters
     ----------
-    text
-        Any text.
     lines
         True for a text of several lines, whose line breaks and tabs are its own.
 

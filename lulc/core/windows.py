@@ -96,8 +96,6 @@ class Plan:
 
     Parameters
     ----------
-    height, width
-        Size of the image.
     stride
         The network's total downsampling; origins and sizes of windows are multiples of it.
     halo
@@ -208,8 +206,6 @@ def cover_axis(start: int, stop: int, length: int, size: int, halo: int) -> list
         What is to be written; `start` is a multiple of the stride.
     length
         Length of the padded axis.
-    size
-        Length of every window, at most `length`.
     halo
         Context cropped from each side that is not a border of the padded axis.
 
@@ -255,10 +251,6 @@ def choose_window(
 
     Parameters
     ----------
-    height, width
-        Size of the image.
-    stride, halo, part
-        As in `Plan`.
     pixels
         Largest window; the smallest possible window is given where even that is larger.
 
@@ -332,8 +324,6 @@ class Neighbours:
 
     Parameters
     ----------
-    windows
-        Any number.
     gap
         Pixels within which a place is near.
 

@@ -33,10 +33,6 @@ class NpyWriter:
 
     Parameters
     ----------
-    path
-        File to write.
-    dtype
-        Type of the array.
     shape
         Shape of the whole array; strips follow one another along its first axis.
     """

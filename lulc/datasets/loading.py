@@ -66,8 +66,6 @@ class Overlap:
 
     Parameters
     ----------
-    train, val
-        The two stacks.
     window
         In the training stack.
     """

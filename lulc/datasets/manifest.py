@@ -35,8 +35,6 @@ class StackFile:
         ``train_0``, ``val_1``.
     split
         ``train`` or ``val``.
-    image, masks
-        Paths of the two files.
     shape
         (rows, columns).
     class_counts
@@ -129,14 +127,10 @@ class Manifest:
 
     Parameters
     ----------
-    folder
-        Where the files lie.
     channels
         For each channel ``name``, ``unit`` and ``coding`` ("read", "computed", or "unknown").
     scheme
         Name of the scheme that made classes of codes.
-    legend
-        The classes.
     stacks
         Training stacks first, then validation.
     statistics
@@ -367,8 +361,6 @@ def open_tile(stack: StackFile, ignore: Sequence[Window] = ()) -> tuple[Layers, 
 
     Parameters
     ----------
-    stack
-        From a manifest.
     ignore
         Windows of the stack whose labels are to read as 255, e.g. those of `find_overlaps`.
 

@@ -94,8 +94,6 @@ class Cluster:
 
     Parameters
     ----------
-    client
-        The ``distributed.Client``.
     name
         As the user gave it, for messages.
     cores
@@ -246,8 +244,6 @@ def run_tasks(
 
     Parameters
     ----------
-    cluster
-        An open one.
     function
         Of a module that the workers can import, or a ``functools.partial`` of one; called for one item at a
         time in each process: with the item, or with what the site has opened and the item.

@@ -36,8 +36,6 @@ class Counts:
 
     Parameters
     ----------
-    inputs
-        What is read.
     border
         Width of the band along label borders in pixels; 0 for none.
     """

@@ -54,17 +54,7 @@ PARTS = ("forest", "small", "network")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult(Evaluation):
-    """Path and results of a report.
-
-    Parameters
-    ----------
-    folder
-        The report's folder.
-    files
-        What was written there.
-    imprint
-        Title, author, date and licence of the report.
-    """
+    """Path and results of a report."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -111,13 +101,9 @@ def design(config: EvaluateConfig, results: Results, path: Path) -> list[Path]:
 
     Parameters
     ----------
-    config
-        Number of points, or the standard error that they shall reach, and the seed.
     results
         Mapped pixels, which share the points out, and the agreement with labels, from which the accuracy
         to expect follows.
-    path
-        File to write.
 
     Returns
     -------

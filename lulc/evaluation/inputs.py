@@ -79,8 +79,6 @@ class Inputs:
 
     Parameters
     ----------
-    map, other
-        The map, and the second map of a comparison.
     labels
         The reference on the map's grid, or None.
     translation
@@ -89,10 +87,6 @@ class Inputs:
         What is scored apart.
     ground
         Land that the training used; None where that is not known.
-    masks
-        Which pixels count.
-    image
-        Mosaic for the pictures.
     """
 
     map: ClassMap

@@ -60,11 +60,6 @@ LAST_SECONDS = 3
 class MapServer(Resource):
     """The page of one map at an address of this machine; a context manager.
 
-    Parameters
-    ----------
-    config
-        Which map, which image, which port.
-
     Attributes
     ----------
     url

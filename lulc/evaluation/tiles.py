@@ -130,17 +130,7 @@ def _alone(the_map: ClassMap) -> bool:
 def layers_of(
     the_map: ClassMap, file: TileFile, image: TileFile | None, reference: tuple[TileFile, TileFile] | None
 ) -> list[TileLayer]:
-    """The layers of a page, lowest first.
-
-    Parameters
-    ----------
-    the_map, file
-        The map, and its file.
-    image
-        Mosaic below the map.
-    reference
-        Labels, and where the map differs from them.
-    """
+    """The layers of a page, lowest first."""
     legend = the_map.legend
     colors = {0: REST.color if _alone(the_map) else UNCLASSIFIED_COLOR}
     palette = partial(_paint_classes, colors | {c.number: c.color for c in legend.classes})

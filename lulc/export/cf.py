@@ -97,12 +97,8 @@ def write_store(path: Path, frame: xr.Dataset, grid: GridSpec) -> Iterator[Creat
 
     Parameters
     ----------
-    path
-        The folder.
     frame
         Coordinates, CRS and attributes, as `lulc.maps.frames.frame_on` makes them.
-    grid
-        Of the pixels.
 
     Raises
     ------
@@ -157,13 +153,7 @@ def _write_activations(land_cover: ClassMap, window: Window, target: Any, packin
 
 
 class Packing:
-    """Storage of activations: as in the map, float32 or packed into unsigned integers.
-
-    Parameters
-    ----------
-    layer
-        An activation band of the map.
-    """
+    """Storage of activations: as in the map, float32 or packed into unsigned integers."""
 
     def __init__(self, layer: Layer) -> None:
         packed = layer.scale is not None and np.dtype(layer.dtype).kind == "u"

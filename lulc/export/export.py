@@ -39,11 +39,6 @@ LEVEL_TAG = "LULC_LEVEL"
 def export_map(config: ExportConfig) -> tuple[Path, ...]:
     """Write a map in the formats of other programs.
 
-    Parameters
-    ----------
-    config
-        What the options of ``export_map.py`` say.
-
     Returns
     -------
     tuple of Path

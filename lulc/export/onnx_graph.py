@@ -34,10 +34,6 @@ def write_onnx(card: ModelCard, arrays: Arrays, out: Path, tile: int | None = No
 
     Parameters
     ----------
-    card, arrays
-        Card and weights of the network.
-    out
-        ``NAME.onnx``.
     tile
         Height and width of the only window that the graph takes, pixels; any size where not given.
 

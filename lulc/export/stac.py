@@ -67,12 +67,8 @@ def map_item(
     ----------
     path, folder
         The map, and where its item is to lie.
-    land_cover
-        The same, opened.
     entries
         Values of its class band, as `lulc.export.styles.count_entries` gives them.
-    dates
-        Day of the imagery, or its first and last day.
     model
         File name and content of the item of its weights, which it is then derived from.
     """
@@ -120,8 +116,6 @@ def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] =
     ----------
     path, folder
         The weights file, and where its item is to lie.
-    card
-        Its card.
     dates
         Day, or first and last day, of imagery that the weights are for.
     """
@@ -184,16 +178,8 @@ def mosaic_item(
     ----------
     path, folder
         The mosaic, and where its item is to lie.
-    grid
-        Its pixels.
-    dates
-        First and last day of its scenes.
     bands
         Name, data type, no data, scale and offset of each band.
-    list_of
-        The list of its scenes.
-    sources
-        Links to the items of these.
     """
     geometry, bbox = footprint(grid)
     file = {"href": _href(path, folder), "type": "application/vnd+zarr", "title": "Mosaic"}
@@ -237,12 +223,6 @@ def collection(
 
     Parameters
     ----------
-    name
-        Of the map.
-    grid, tags
-        Of the whole map.
-    dates
-        Day of the imagery, or its first and last day.
     mosaic, children
         File that shows all tiles as one raster, and the catalogs of the rows of tiles, named from where the
         collection lies.

@@ -41,10 +41,6 @@ class Entry:
     ----------
     value
         As stored in the file.
-    name
-        Of the class.
-    color
-        ``#rrggbb``.
     count
         Pixels that have it.
     """
@@ -149,10 +145,6 @@ def style_map(land_cover: ClassMap, entries: Sequence[Entry], path: Path) -> Non
 
     Parameters
     ----------
-    land_cover
-        The map, which may lie elsewhere still.
-    entries
-        Its values.
     path
         Where the map is, or will be: ``map.qml`` lies beside ``map.tif``. A map of class numbers alone also
         gets ``map.tif.aux.xml`` with the names, since its type allows categories.

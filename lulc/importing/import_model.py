@@ -49,8 +49,6 @@ class Imported:
 
     Parameters
     ----------
-    path, card
-        The network and its card.
     accuracy
         Share of right pixels on the stacks of the calibration; None without one.
     """

@@ -57,8 +57,6 @@ class Labels(Resource):
 
     Attributes
     ----------
-    grid : GridSpec
-        The grid that windows refer to.
     scheme : Scheme
         How codes became classes.
     origin : str

@@ -17,8 +17,6 @@ class Level:
 
     Parameters
     ----------
-    number
-        1 or 2.
     legend
         The groups 1..M.
     groups
@@ -108,8 +106,6 @@ def aggregate(confusion: NDArray[np.int64], groups: NDArray[np.intp], size: int)
     groups
         Group 1..size of each class number 0..N, 0 for none. References without a group are left out;
         map classes without one become unclassified.
-    size
-        Number of groups.
     """
     result = np.zeros((size + 1, size + 1), np.int64)
     np.add.at(result, (groups[:, None], groups[None, :]), confusion)

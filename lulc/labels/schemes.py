@@ -73,8 +73,6 @@ class Scheme:
     ----------
     name
         Built-in name, or the name of the user's table.
-    legend
-        The classes.
     classes
         Code to class number 1..N, or to 255 (ignore). A code is an integer or a text (`plain`). Every code
         of the source must be here.

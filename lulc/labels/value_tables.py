@@ -46,8 +46,6 @@ class ValueTable:
 
     Parameters
     ----------
-    origin
-        Where the table was found, for messages.
     names
         Value to name of the class; empty where the raster gives colours alone.
     colors

@@ -49,8 +49,6 @@ class Encoding(NamedTuple):
     ----------
     dtype
         Type of all bands.
-    nodata
-        Value of invalid pixels, in all bands.
     scale
         Activation per unit of the stored number.
     has_activations
@@ -202,13 +200,9 @@ class BlockWriter(Resource):
     ----------
     file
         Opened for binary writing.
-    encoding, bands
-        How values are stored, and the number of bands.
     extents
         Level to the rectangle of that level's pixels that the file holds; consecutive levels, origins
         at block corners, each extent half of the one before.
-    pool
-        Runs encoding and reduction.
 
     A context manager: inside, a thread of its own writes and hashes.
     """

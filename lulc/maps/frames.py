@@ -48,8 +48,6 @@ def dataset_of(
 
     Parameters
     ----------
-    land_cover
-        Grid, legend and tags.
     classes : uint8 (y, x)
         1..N, 0 unclassified, 255 no data.
     probabilities : float32 (class, y, x), or None

@@ -45,16 +45,10 @@ class MapProfile:
 
     Parameters
     ----------
-    grid
-        Its pixels.
-    legend
-        Its classes, in the order of the activation bands.
     activations
         A key of `lulc.maps.blocks.ENCODINGS`.
     part
         Side of a part in pixels, a multiple of `BLOCK`.
-    tags
-        Metadata of the dataset.
     cog
         Whether the header declares the cloud-optimised layout, so that GDAL warns before edits in place.
     extra
@@ -157,10 +151,6 @@ def assemble(
     ----------
     parts
         Extent and file of every part, in plan order.
-    path
-        Final name of the map.
-    pool
-        Encodes the levels above those of the parts.
     progress
         Called with 1 after each row of blocks of a part row.
 

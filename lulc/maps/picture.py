@@ -25,12 +25,6 @@ def draw_classes(classes: np.ndarray, grid: GridSpec, legend: Legend, axes: Any 
     ----------
     classes : uint8 (y, x)
         1..N, 0 unclassified, 255 no data; all pixels of the grid, or every n-th.
-    grid
-        The pixels of the map.
-    legend
-        Names and colours.
-    axes
-        Matplotlib axes to draw into; new ones where not given.
 
     Returns
     -------

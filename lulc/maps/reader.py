@@ -34,14 +34,6 @@ class ClassMap(Resource):
 
     Attributes
     ----------
-    source
-        Where it is read from.
-    name
-        File name.
-    grid
-        Its pixels.
-    legend
-        Its classes 1..N.
     has_activations
         True where it holds an activation band for each class.
     layers
@@ -116,11 +108,6 @@ class ClassMap(Resource):
 
     def plot(self, axes: Any = None) -> Any:
         """Draw the classes with their colours, a legend and a scale bar; large maps are thinned out.
-
-        Parameters
-        ----------
-        axes
-            Matplotlib axes to draw into; new ones where not given.
 
         Returns
         -------
@@ -210,8 +197,6 @@ def array_map(data: xr.Dataset | xr.DataArray, legend: Legend | None = None) -> 
     ----------
     data
         ``class`` (y, x) with CF flags, and ``probability`` (class_number, y, x) or not.
-    legend
-        Its classes, where it has no flags.
 
     Raises
     ------

@@ -25,12 +25,8 @@ def write_map(profile: MapProfile, read: Callable[[Window], np.ndarray], out: Pa
 
     Parameters
     ----------
-    profile
-        What the map looks like.
     read
         Returns the stored values of a window, (band, y, x). Windows come part by part.
-    out
-        File to write.
     """
     height, width = profile.grid.shape
     plan = Plan(height, width, 1, 0, (min(SIDE, height), min(SIDE, width)), profile.part)

@@ -86,8 +86,6 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
 
     Parameters
     ----------
-    path
-        The file.
     sha256
         Expected sha256 of its content; not compared where empty.
     limit

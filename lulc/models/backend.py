@@ -137,8 +137,6 @@ def seed(value: int, *, deterministic: bool = False) -> None:
 
     Parameters
     ----------
-    value
-        Seed, 0 or more.
     deterministic
         Also ask the framework for operations whose result does not depend on the order of threads.
     """
@@ -168,8 +166,6 @@ def computes_in(precision: str, described: Path = Path("/proc/cpuinfo")) -> bool
 
     Parameters
     ----------
-    precision
-        ``float32``, ``bfloat16`` or ``float16``.
     described
         Linux's description of the processor; where there is none, the answer is yes.
     """

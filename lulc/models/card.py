@@ -41,16 +41,6 @@ class ModelCard(Jsonable):
 
     Parameters
     ----------
-    name
-        Name of the model.
-    channels
-        Input channels in order.
-    legend
-        Classes of the output.
-    statistics
-        Statistics of the valid training pixels, in the channels' units.
-    network
-        Shape of the network.
     stride, halo
         See `lulc.models.unet.Geometry`, pixels.
     temperature

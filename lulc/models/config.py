@@ -37,12 +37,8 @@ class PixelConfig(Jsonable):
     ----------
     classes
         Channels of the output; 1 for one class against the rest.
-    channels
-        Channels of the input.
     radii
         Of the squares that mean and deviation are of, pixels.
-    parameters
-        Numbers in its file.
     dense
         Outputs of the hidden layers of each dense network beside the forest; none for a forest alone.
     forests
@@ -82,10 +78,6 @@ class GraphConfig(Jsonable):
     ----------
     classes
         Channels of the output; 1 for one class against the rest.
-    channels
-        Channels of the input.
-    parameters
-        Numbers in its weights.
     image_last, scores_last
         True where channels and classes are the last axis, instead of the second.
     logits
@@ -133,8 +125,6 @@ class NetworkConfig(Jsonable):
     ----------
     classes
         Channels of the output; 1 for one class against the rest (sigmoid).
-    channels
-        Channels of the input.
     filters
         Filters of the encoder stages, from full resolution downwards; their number is the depth.
     decoder_filters

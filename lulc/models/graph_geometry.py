@@ -36,8 +36,6 @@ class Flow:
 
     Parameters
     ----------
-    axes
-        Its rows and columns.
     scale
         Pixels of the image for one of the tensor, along rows and columns.
     """
@@ -52,16 +50,10 @@ class Operator:
 
     Parameters
     ----------
-    kind, attributes
-        Name and attributes of the operator.
     flows
         Layout of each input; None for constants and absent ones.
-    constants
-        Values of the inputs that are known.
     shapes, result
         Shape of each input, and of the first output.
-    version
-        Of the set of operators.
     """
 
     kind: str

@@ -86,13 +86,6 @@ class _Layer:
 class KerasGraph(OnnxNodes):
     """Writes a Keras model as an ONNX graph.
 
-    Parameters
-    ----------
-    onnx
-        The package.
-    content
-        The ``.keras`` file.
-
     Raises
     ------
     Refusal

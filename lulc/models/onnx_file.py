@@ -58,8 +58,6 @@ class GraphFile(NamedTuple):
 
     Parameters
     ----------
-    network
-        Its shape.
     stride, halo
         See `lulc.models.config.Geometry`; the halo is 0 where it has none.
     content
@@ -81,10 +79,6 @@ def read_graph(
     ----------
     path
         ``NAME.onnx``, or a Keras model ``NAME.keras``, which is written as a graph first.
-    channels
-        Channels of its input.
-    output
-        Which output is read, where there are several.
     sha256
         Expected sha256 of the file; not compared where empty.
 

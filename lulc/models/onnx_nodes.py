@@ -14,13 +14,7 @@ IR_VERSION = 8
 
 
 class OnnxNodes:
-    """Appends ONNX nodes; a value is the name of the output that holds it.
-
-    Parameters
-    ----------
-    onnx
-        The package; an argument, so that it is imported only where a graph is written or read.
-    """
+    """Appends ONNX nodes; a value is the name of the output that holds it."""
 
     def __init__(self, onnx: Any) -> None:
         self._onnx = onnx

@@ -86,8 +86,6 @@ class OodScore(Jsonable):
         ----------
         x
             float32 (..., band) in physical units.
-        statistics
-            Of the training.
 
         Returns
         -------
@@ -128,8 +126,6 @@ def fit_ood_score(training: Stacks, held_out: Stacks, statistics: Statistics) ->
     ----------
     training, held_out
         Stacks; of the held-out ones labels don't matter.
-    statistics
-        Statistics of the training, for standardisation.
 
     Returns
     -------

@@ -165,17 +165,7 @@ class DenseNetwork:
 
 @dataclass(frozen=True)
 class PixelModel:
-    """A forest, and dense networks beside it.
-
-    Parameters
-    ----------
-    forest
-        The forest.
-    dense
-        Networks, which together weigh as much more than the forest as they are more than its `forests`.
-    forests
-        How many networks the forest weighs as much as.
-    """
+    """A forest, and dense networks beside it."""
 
     forest: Forest
     dense: tuple[DenseNetwork, ...] = ()

@@ -22,8 +22,6 @@ def texture_features(
     ----------
     x
         float32 (n, y, x, channel) in physical units, NaN in every channel of an invalid pixel.
-    statistics
-        For standardisation.
     radii
         Of the squares, pixels: 2 for 5 x 5.
 

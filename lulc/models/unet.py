@@ -54,8 +54,6 @@ def build_unet(
 
     Parameters
     ----------
-    config
-        Shape of the network; the original one where not given.
     statistics
         Mean and standard deviation of each channel, float (band,), in the units of the input; without
         them the input is taken as it is (NaN still becomes 0).

@@ -104,12 +104,6 @@ def save_model(
 
     Parameters
     ----------
-    model
-        Network whose variables are those of ``build_unet(card.network)``.
-    card
-        Card of the weights; sha256 and bytes are filled in.
-    path
-        ``NAME.keras``.
     half
         Store kernels as float16, half the size; statistics, batch norm and biases stay float32, since
         the variance of reflectance x 10000 is beyond float16.
@@ -206,13 +200,6 @@ def load_legacy(
 
 def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> Arrays:
     """Read and check the arrays of a ``.keras`` file, without a framework.
-
-    Parameters
-    ----------
-    path
-        ``NAME.keras``.
-    card
-        Card of the file; read from beside it where not given.
 
     Returns
     -------
@@ -325,8 +312,6 @@ def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
         A weights file, a run folder, an address (see `lulc.models.hub.fetch`), or a name in a weights folder
         (``kaakonkulma-sim/lowest-val-loss``):
         those in the environment variable ``LULC_WEIGHTS``, then the toolkit's own.
-    pick
-        Which model of a folder.
 
     Raises
     ------

@@ -266,11 +266,6 @@ def _bad_row(path: Path, line: int, problem: str) -> InputError:
 class Chips(Resource):
     """The chips of one run, looked at once and opened again when they are read.
 
-    Parameters
-    ----------
-    chips
-        At least one.
-
     Raises
     ------
     InputError
@@ -278,10 +273,6 @@ class Chips(Resource):
 
     Attributes
     ----------
-    first : Inputs
-        The first chip.
-    grids : tuple of GridSpec
-        Pixels of each chip.
     sources : list of dict
         Name, bytes and sha256 of each file, chip by chip.
     """

@@ -38,8 +38,6 @@ class Progress:
 
     Attributes
     ----------
-    key
-        sha256 of inputs and parameters.
     counts : int64 (place, class)
         Labelled valid pixels; -1 at places that were not surveyed yet.
     coverage
@@ -89,10 +87,6 @@ def open_progress(
 
     Parameters
     ----------
-    own
-        The folder of the stacks, marked.
-    key
-        sha256 of inputs and parameters.
     places, classes
         How many the survey is of.
     channels

@@ -33,8 +33,6 @@ class LabelledPixels:
 
     Parameters
     ----------
-    rows, cols
-        int32 (pixel,), where they lie in it.
     classes
         uint8 (pixel,), 1..N.
     places
@@ -197,14 +195,10 @@ def split_groups(
         Of each mosaic or chip.
     together
         Name of the group that a chip belongs to as a whole, for each of `pixels`; empty for none.
-    classes
-        How many there are.
     fraction
         Share of the labels that validates, 0..1; 0 for none.
     gap
         Pixels that a network sees around each.
-    seed
-        Of the choice.
     """
     distances = [max(1, gap >> k) for k in range(max(1, gap).bit_length())] + [0]
     single = _counts(pixels, groups_of(pixels, together, 0), classes)
@@ -233,8 +227,6 @@ def leave_gap(pixels: Sequence[LabelledPixels], split: Split, classes: int, gap:
         Of each mosaic or chip; those of chips that lie near each other are of one group.
     split
         What trains and validates.
-    classes
-        How many there are.
     gap
         Pixels that a network sees around each.
     """

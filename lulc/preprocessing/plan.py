@@ -107,8 +107,6 @@ def plan_places(counts: np.ndarray, grounds: Sequence[Ground], config: Preproces
     ----------
     counts : int64 (place, class)
         Labelled valid pixels of each candidate.
-    grounds
-        Of the mosaic, or of each chip.
     config
         What decides the choice: size, stacks, validation, gap, seed.
 
@@ -205,8 +203,6 @@ def plan_patches(
         Labelled pixels of each mosaic or chip.
     grounds, config
         As in `plan_places`.
-    classes
-        How many there are.
 
     Returns
     -------

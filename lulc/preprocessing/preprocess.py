@@ -104,11 +104,6 @@ class Crew(Protocol):
 def make_stacks(config: PreprocessConfig) -> Manifest:
     """Cut a mosaic and its labels into training and validation stacks.
 
-    Parameters
-    ----------
-    config
-        What the options of ``preprocess.py`` say.
-
     Returns
     -------
     Manifest

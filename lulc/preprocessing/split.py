@@ -62,8 +62,6 @@ def choose_stacks(
         Labelled valid pixels.
     wanted
         How many places; 0 for all that hold a labelled pixel.
-    rng
-        Decides between equals.
     fixed
         Places that are chosen in any case.
 
@@ -150,8 +148,6 @@ def choose_groups(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
         Labelled valid pixels of each group.
     fraction
         Share of the pixels of each class, 0..1.
-    seed
-        Decides among equals.
 
     Returns
     -------

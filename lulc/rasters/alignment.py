@@ -126,8 +126,6 @@ class Alignment:
         ----------
         read
             From a window of the source to values (..., y, x) of any type.
-        window
-            Of the grid.
 
         Returns
         -------
@@ -155,8 +153,6 @@ class Alignment:
         ----------
         read
             From a window of the source to values float32 (band, y, x) and valid bool (band, y, x).
-        window
-            Of the grid.
 
         Returns
         -------

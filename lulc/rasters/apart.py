@@ -20,13 +20,7 @@ _STRIP_BYTES = 64 * 2**20
 
 
 class Served:
-    """A source in its reader process, answering with plain values.
-
-    Parameters
-    ----------
-    source
-        The opened source.
-    """
+    """A source in its reader process, answering with plain values."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -93,14 +87,10 @@ class ApartSource(Source):
         Function ``package.module.function`` that returns a `Served`, there.
     arguments
         Plain values for `make`.
-    path
-        As the user wrote it, for messages.
     place
         File or folder that is opened, below whose folder the process may read.
     stored
         Bytes of the file or folder, from which the limits follow.
-    ahead
-        Modules that opening it loads.
     """
 
     def __init__(

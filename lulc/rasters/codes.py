@@ -24,12 +24,8 @@ class SingleLayer(Resource):
     ----------
     source
         Raster with one layer beside alpha, in any place that touches the grid.
-    grid
-        Pixels to read onto.
     what
         What it is read as, for messages: ``mask``, ``labels``.
-    hint
-        What to give instead.
 
     Raises
     ------

@@ -83,14 +83,8 @@ class CubeSource(Source):
 
     Parameters
     ----------
-    path
-        File, or folder of a Zarr group.
-    group
-        Group inside a NetCDF file.
     only
         Variables to take for layers, by name in small letters; None for all that lie on the grid.
-    stored
-        Bytes of the file or folder.
     """
 
     def __init__(
@@ -277,12 +271,8 @@ def labels_on(grid: GridSpec, labels: Any, beside: Source | None) -> np.ndarray:
 
     Parameters
     ----------
-    grid
-        Of the image or map that they belong to.
     labels
         An xarray object on the same pixels, or an array that lies as `beside` does.
-    beside
-        Where the image or map is read from.
 
     Raises
     ------

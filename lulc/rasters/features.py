@@ -28,15 +28,7 @@ _TABLES = frozenset({"rtree"})
 
 
 class Features:
-    """A vector file, whose layers and features are asked for one by one.
-
-    Parameters
-    ----------
-    path
-        The file, whose name and first bytes were checked.
-    driver
-        GDAL's name of its kind, or GeoParquet.
-    """
+    """A vector file, whose layers and features are asked for one by one."""
 
     def __init__(self, path: str, driver: str) -> None:
         self._path, self._driver = path, driver

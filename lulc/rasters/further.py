@@ -33,15 +33,7 @@ logger = logging.getLogger("lulc")
 
 @dataclass
 class Further:
-    """Open further rasters; made by `open_further`.
-
-    Parameters
-    ----------
-    sources
-        The rasters, and derivatives of those of elevation.
-    planes
-        What is read of each.
-    """
+    """Open further rasters; made by `open_further`."""
 
     sources: list[Source] = field(default_factory=list)
     planes: list[list[Plane]] = field(default_factory=list)
@@ -76,12 +68,6 @@ def open_further(
     ----------
     paths
         Rasters; before each may stand ``=`` and a date, or the names of its layers in file order.
-    channels
-        The set.
-    config
-        The input options.
-    opened
-        Closes them.
 
     Raises
     ------

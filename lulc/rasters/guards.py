@@ -136,10 +136,6 @@ def check_size(
 
     Parameters
     ----------
-    name
-        File, for the message.
-    layers, height, width
-        Declared shape.
     layer_bytes
         Bytes of one pixel of one layer.
     block_bytes
@@ -244,15 +240,7 @@ def _directories_of(file: BinaryIO) -> Iterator[tuple[dict[int, int], str]]:
 
 
 def check_crs(text: str, name: str) -> None:
-    """Refuse a CRS that names files: PROJ would open the grids that it shifts by.
-
-    Parameters
-    ----------
-    text
-        The CRS as WKT, PROJ string or PROJJSON.
-    name
-        File, for the message.
-    """
+    """Refuse a CRS that names files: PROJ would open the grids that it shifts by."""
     if _GRIDS.search(text):
         raise InputError(
             f"cannot use '{name}', since its CRS names files of grids, expected a CRS that needs none",
@@ -484,12 +472,8 @@ def check_array(
 
     Parameters
     ----------
-    path, name
-        File and array, for the message.
     shape, chunk
         Declared shape, and that of what is unpacked at once; None where the array is not divided.
-    itemsize
-        Bytes of one value.
     """
     problem = ""
     if len(shape) == 1 and exceeds(shape[0], SIDE):

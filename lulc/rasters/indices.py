@@ -41,8 +41,6 @@ def compute_indices(bands: np.ndarray, names: Sequence[str] = INDICES) -> np.nda
     ----------
     bands
         float32 (y, x, 9) reflectance x 10000 in the order of `schema.BANDS`, NaN = no data.
-    names
-        Which indices, in the order wanted.
 
     Returns
     -------

@@ -119,8 +119,6 @@ class Asset:
 
     Parameters
     ----------
-    path
-        Absolute path, or address.
     names
         Band of each layer of the file; None for what is no band.
     scales, offsets
@@ -170,13 +168,6 @@ def asset_place(path: str, key: str, *, allow_remote: bool = False) -> str | Non
 
 def read_item(path: Path, *, allow_remote: bool = False) -> tuple[dict[str, Asset], str | None]:
     """Find the assets of an item that hold bands.
-
-    Parameters
-    ----------
-    path
-        The item, a JSON file.
-    allow_remote
-        Admit addresses.
 
     Returns
     -------

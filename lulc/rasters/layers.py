@@ -51,10 +51,6 @@ class Layer:
     name
         Band or index name (``B8A``, ``NDVI``) where one is recognised, else the file's own description; None
         where there is none.
-    dtype
-        numpy name of the type that values are read as.
-    missing
-        Which stored values are no data.
     scale, offset
         reflectance = (stored + offset) x scale, as the file's metadata say; None where they don't.
     alpha
@@ -94,16 +90,8 @@ class Source(Resource, abc.ABC):
 
     Attributes
     ----------
-    path
-        File or folder (or address, with ``--allow-remote``).
-    grid
-        North-up grid of all layers.
-    layers
-        What each layer is, in file order.
     block
         (rows, columns) that the file stores together.
-    tags
-        Metadata of the whole file, as it declares them.
     ordered
         False where the order of the layers says nothing, as that of variables in a Zarr folder.
     driver
@@ -366,8 +354,6 @@ def identify(path: Path, *, sampled: bool = False) -> dict[str, Any]:
 
     Parameters
     ----------
-    path
-        What is there.
     sampled
         Hash a file of any size by samples, as one of many that are large together.
 

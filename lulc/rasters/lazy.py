@@ -45,22 +45,12 @@ def lazy_variable(
     ----------
     read
         Window to array (plane, y, x); called from any thread.
-    dimensions, shape, dtype
-        Of the whole.
     """
     return xr.Variable(dimensions, indexing.LazilyIndexedArray(_Lazy(read, shape, dtype)))
 
 
 class _Lazy(BackendArray):
-    """Array (plane, y, x) that reads only the window around the requested values.
-
-    Parameters
-    ----------
-    read
-        Window to array (plane, y, x).
-    shape, dtype
-        Of the whole.
-    """
+    """Array (plane, y, x) that reads only the window around the requested values."""
 
     def __init__(
         self, read: Callable[[Window], np.ndarray], shape: tuple[int, ...], dtype: np.dtype[Any]

@@ -64,8 +64,6 @@ class ValueMask:
     source
         Raster with one layer beside alpha, on any grid of the same CRS. A pixel that is missing in it is left
         out; a no-data value of 0 apart, which in masks means that nothing hides the ground.
-    grid
-        Pixels to read onto.
     values
         Values to leave out; empty for a mask of 0 and 1, where 1 is left out.
     resample
@@ -157,8 +155,6 @@ class Masks(Resource):
     ----------
     provenance
         JSON-ready: mask and its values, bounds, polygons.
-    masks
-        The rasters among them.
     """
 
     def __init__(
@@ -221,10 +217,6 @@ def open_masks(
 
     Parameters
     ----------
-    config
-        Any config with these options.
-    grid
-        Pixels to read onto.
     classified
         True where products bring a scene classification, which ``--mask-values`` may mean.
     paths

@@ -28,15 +28,6 @@ def find_layers(
     its own name (``Sigma0_VV_db``), or in the file name where the file has one layer. The first of a
     channel's names that any layer has decides.
 
-    Parameters
-    ----------
-    sources
-        Open rasters.
-    names
-        Names of the layers of each.
-    wanted
-        The channels.
-
     Raises
     ------
     InputError

@@ -25,15 +25,7 @@ _VALUE_KEYS = ("nodata", "no_data", "nodata_value", "_fillvalue", "fill_value", 
 
 @dataclass(frozen=True)
 class Missing:
-    """Missing values that a file declares for one layer, as stored values.
-
-    Parameters
-    ----------
-    values
-        Values that mean no data.
-    lowest, highest
-        Range of valid values, both included.
-    """
+    """Missing values that a file declares for one layer, as stored values."""
 
     values: tuple[float, ...] = ()
     lowest: float = -math.inf

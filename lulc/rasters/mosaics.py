@@ -625,13 +625,6 @@ def _check_coding(source: Source, planes: Sequence[Plane]) -> None:
 def check_coding(bands: Any, indices: Mosaic) -> None:
     """Refuse an index raster of another coding than SYKE's, by the indices of samples of the bands.
 
-    Parameters
-    ----------
-    bands
-        A mosaic, or scenes, on the grid of `indices`.
-    indices
-        The index rasters.
-
     Raises
     ------
     InputError

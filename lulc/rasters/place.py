@@ -157,8 +157,6 @@ def pixel_edges(
 
     Parameters
     ----------
-    path, axis
-        File and coordinate, for messages.
     values
         Coordinates (n,), in the unit of the CRS; empty where there are none.
     bounds

@@ -24,8 +24,6 @@ class Product:
 
     Parameters
     ----------
-    path
-        The folder or archive.
     level
         ``L2A`` or ``L1C``.
     files
@@ -36,8 +34,6 @@ class Product:
         Band name to what is added to DN before scaling (0 before processing baseline 04.00).
     mask
         Scene classification at 20 m, None at level 1C.
-    metadata
-        The xml that was read.
     cloud
         Cloud cover in percent; None where the metadata don't say.
     """

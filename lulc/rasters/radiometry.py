@@ -112,8 +112,6 @@ def reflectance(
     ----------
     dn
         Stored values (y, x), integer or float.
-    scaling
-        How they are converted.
     missing
         What is no data. A stored 0 is in any case.
     out
@@ -145,8 +143,6 @@ def convert(
         Stored values (y, x), integer or float.
     channel
         Its scale, offset, coding and valid range; the layer's own scale and offset go before.
-    layer
-        What its file says of it.
     out
         float32 (y, x), receives values in the unit of the channel; meaningless where invalid.
     valid
@@ -181,17 +177,7 @@ def _unpack(values: np.ndarray, channel: ChannelDefinition, layer: Layer) -> Non
 
 
 def check_limits(stored: np.ndarray, channel: ChannelDefinition, layer: Layer, name: str) -> None:
-    """Refuse a layer of which next to nothing lies in the valid range of its channel, as in another unit.
-
-    Parameters
-    ----------
-    stored
-        Stored values (n,) without no data.
-    channel, layer
-        As of `convert`.
-    name
-        Layer and file, for messages.
-    """
+    """Refuse a layer of which next to nothing lies in the valid range of its channel, as in another unit."""
     values = stored.astype("float32")
     _unpack(values, channel, layer)
     low, high = (-np.inf if channel.minimum is None else channel.minimum,
@@ -213,15 +199,6 @@ def recognise_backscatter(stored: np.ndarray, layer: Layer, name: str) -> Litera
 
     Power is seldom above 1, and below 0 only by what was taken off for noise; land and water in dB are mostly
     negative.
-
-    Parameters
-    ----------
-    stored
-        Stored values (n,) without no data.
-    layer
-        What its file says of them.
-    name
-        Layer and file, for messages.
 
     Raises
     ------
@@ -256,10 +233,6 @@ def check_radiometry(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Sc
     ----------
     samples
         Band name to stored values (n,) of the same places; 0 and what is not finite is missing.
-    scaling
-        Band name to how it is converted.
-    name
-        File, for messages.
 
     Raises
     ------

@@ -66,8 +66,6 @@ class Scene:
         What it is read from: one file, product or item, or a file for each band.
     grid, place
         The pixels that it covers: by themselves, and as a window of the common grid, which it may leave.
-    block_rows
-        Rows that its files store together.
     described
         JSON-ready: for each band its file and conversion.
     left_out
@@ -90,13 +88,6 @@ class Scenes:
 
     Files are opened when a window needs them, and a few are kept open. `write` and `read_scenes` hand what
     was found to another process, which then opens nothing that it doesn't read.
-
-    Attributes
-    ----------
-    grid : GridSpec
-        The common grid.
-    names : tuple of str
-        Bands.
     """
 
     def __init__(
@@ -339,15 +330,6 @@ def _scene_of(path: str) -> tuple[str, ...]:
 def open_scenes(scenes: Sequence[Sequence[str]], config: InputConfig, needed: Sequence[str]) -> Scenes:
     """Look at scenes, one after the other, and lay them on one grid.
 
-    Parameters
-    ----------
-    scenes
-        Paths of each, see `find_scenes`.
-    config
-        The input options.
-    needed
-        Bands that each scene must have.
-
     Returns
     -------
     Scenes
@@ -392,12 +374,8 @@ def lay_scene(
 
     Parameters
     ----------
-    paths
-        What it is read from.
     lattice
         The grid; of a scene that reaches beyond it, the pixels on it count.
-    config, needed
-        As for `open_scenes`.
     mask
         Raster to read instead of its scene classification.
 

@@ -25,14 +25,10 @@ class Said:
 
     Parameters
     ----------
-    description, units
-        Name, and unit of the unpacked values.
     nodata
         Stored value of no data.
     scale, offset
         value = stored x scale + offset.
-    tags
-        Metadata.
     """
 
     description: str | None = None

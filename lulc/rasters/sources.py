@@ -168,15 +168,7 @@ _CHECKING = SharedApart(f"{__name__}.Checks")
 
 
 def serve(path: str, target: str, drivers: Sequence[str], members: Sequence[str]) -> Served:
-    """Open and check a raster; runs in a reader process.
-
-    Parameters
-    ----------
-    path, target, drivers
-        As for `RasterSource`.
-    members
-        Drivers that may open what a VRT names.
-    """
+    """Open and check a raster; runs in a reader process."""
     if "VRT" in drivers:
         _check_vrt(Path(target), members)
     return Served(RasterSource(path, target, drivers))
@@ -194,13 +186,6 @@ def _scaled_by_product(source: Source, file: Path) -> tuple[Layer, ...]:
 
 def open_product(path: str | os.PathLike[str], bands: Sequence[str]) -> tuple[list[Source], Product]:
     """The bands of a Copernicus ``.SAFE`` folder or archive, each at its finest resolution.
-
-    Parameters
-    ----------
-    path
-        The product's folder, metadata or zip archive.
-    bands
-        Names of the bands that are wanted; those the product lacks are left out.
 
     Returns
     -------
@@ -242,15 +227,6 @@ def open_item(
     path: str | os.PathLike[str], bands: Sequence[str], *, allow_remote: bool = False
 ) -> tuple[list[Source], str | None]:
     """The bands of a STAC item.
-
-    Parameters
-    ----------
-    path
-        The item, a JSON file; what it names lies below its folder.
-    bands
-        Names of the bands that are wanted; those the item lacks are left out.
-    allow_remote
-        Admit assets at addresses.
 
     Returns
     -------
@@ -372,12 +348,8 @@ class RasterSource(Source):
 
     Parameters
     ----------
-    path
-        As the user wrote it, for messages.
     target
         What GDAL opens: an absolute path that was checked, or a remote address.
-    drivers
-        GDAL drivers to try, one after the other.
     told
         What a reader process found, which opened and checked the file; None where none did.
     """

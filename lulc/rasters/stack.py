@@ -118,12 +118,6 @@ class Part(Resource):
     ----------
     date
         Before the names of its channels; empty for none.
-    main
-        What the channels are read from.
-    fills
-        Mosaics that patch missing pixels, in order.
-    indices
-        Index rasters.
     """
 
     date: str
@@ -181,16 +175,10 @@ class Stack(Resource):
 
     Attributes
     ----------
-    grid : GridSpec
-        The grid of every window.
-    channel_set : ChannelSet
-        What the channels are.
     channels : tuple of str
         Names along the last axis of what `read` gives.
     coding : dict
         Index, and channel with a formula, to ``read`` or ``computed``.
-    provenance : dict
-        JSON-ready: for each channel its file and conversion, the fills, the masks.
     """
 
     def __init__(self, grid: GridSpec, channel_set: ChannelSet, parts: Sequence[Part], masks: Masks) -> None:
@@ -420,8 +408,6 @@ def open_stack(
         sources; a date and ``=`` before the path for one of several dates.
     indices
         Index rasters in SYKE coding; indices in none of them are computed from the bands.
-    config
-        The input options, further rasters (`layers`) among them.
     scenes
         Instead of bands, scenes as `lulc.rasters.scenes.find_scenes` takes them; or those of another
         `Stack` of this config, which are not looked at again.
@@ -653,8 +639,6 @@ def sort_inputs(
 
     Parameters
     ----------
-    inputs
-        Files and ``.SAFE`` folders as given on the command line.
     config
         The input options; `band_names` and `index_names` tell unnamed files apart by their number.
     channels

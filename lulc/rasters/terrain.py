@@ -36,8 +36,6 @@ class TerrainSource(Source):
     ----------
     source
         Elevation raster, which stays open until the last of those that share it is closed.
-    layer
-        Position of its layer.
     elevation
         The channel of elevation: its scale, offset and valid range, metres.
     """

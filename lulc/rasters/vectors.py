@@ -77,8 +77,6 @@ class Field:
 
     Parameters
     ----------
-    name, kind
-        Name, and type as the file declares it.
     values
         Different values and how many features have each: integers, or texts where one value is no integer.
         Empty where the field holds anything else.
@@ -111,8 +109,6 @@ class Losses:
 
     Parameters
     ----------
-    features
-        All of the file.
     without_code
         Those on the grid whose field is empty.
     outside, partly_outside
@@ -142,8 +138,6 @@ class VectorCodes:
     ----------
     path
         Regular file of one of the kinds in `VECTORS`, by name and by content.
-    grid
-        Pixels to burn onto.
     field
         Field with the code, an integer or a text; where None, the one field that can hold it.
     layer
@@ -155,8 +149,6 @@ class VectorCodes:
 
     Attributes
     ----------
-    field : Field or None
-        The field that is read.
     names : dict of int to str
         Texts by the integer that is burnt for them; empty where the field holds integers.
 
@@ -475,11 +467,6 @@ def _check_shapefile(file: Path) -> None:
 class VectorFile(Resource):
     """A vector file that a reader process has opened.
 
-    Parameters
-    ----------
-    path
-        Regular file of one of the kinds in `VECTORS`, by name and by content.
-
     Raises
     ------
     InputError
@@ -548,8 +535,6 @@ def read_features(
 
     Parameters
     ----------
-    path
-        The file.
     layer, preferred
         Layer that is wanted, and the one to take where it is there; else the only one with geometries.
     columns

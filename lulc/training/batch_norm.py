@@ -31,8 +31,6 @@ class Normalization:
         the place of the one that trains, whatever devices that one lies on.
     crops
         Batches to look at, those of their epoch 0; a pass over them is the price of each validation.
-    workers
-        Threads that cut crops.
     """
 
     def __init__(

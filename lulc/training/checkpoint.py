@@ -99,10 +99,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, key: str) -> None:
 
     Parameters
     ----------
-    folder
-        Folder of checkpoints of one run.
-    checkpoint
-        Checkpoint to write.
     key
         Key of the run's inputs and parameters; `load_checkpoint` skips checkpoints with another one.
     """

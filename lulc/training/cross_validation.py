@@ -45,8 +45,6 @@ class Fold:
 
     Parameters
     ----------
-    name
-        Of what was left out.
     folder
         Run folder of the network that was trained on the others.
     scores
@@ -87,14 +85,8 @@ class CrossValidation:
 
     Parameters
     ----------
-    folds
-        One for each of what was left out.
-    pooled
-        Scores of all folds' pixels together.
     temperature
         Fitted on the predictions of all folds; 1 where that wasn't asked for.
-    document
-        File of the result.
     """
 
     folds: tuple[Fold, ...]
@@ -240,10 +232,6 @@ def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[st
 
     Parameters
     ----------
-    config
-        Config of the run.
-    dataset
-        Stacks of the run.
     others
         Folders of further runs of the same network, whose probabilities are averaged with its own.
     """

@@ -42,8 +42,6 @@ def predict_tile(
     ----------
     network
         Takes windows of the plan's shape.
-    tile
-        The stack.
     plan
         See `plan_of`.
     windows

@@ -67,8 +67,6 @@ class Row(Jsonable):
 
     Parameters
     ----------
-    epoch
-        Number, from 1.
     batches
         Batches that it trained; fewer than asked for where the time budget ended it.
     seconds
@@ -142,8 +140,6 @@ class Run:
 
     Parameters
     ----------
-    folder
-        The run folder.
     parameters, inputs
         Options by name, and sha256 of each input by name, that decide the weights.
     """

@@ -59,8 +59,6 @@ class AreaEstimates:
 
     Parameters
     ----------
-    overall
-        Overall accuracy.
     users, producers
         User's (precision) and producer's (recall) accuracy of each class; NaN where a class is not
         mapped, or was never found.

@@ -44,10 +44,6 @@ class Patch:
     ----------
     x, y
         Of its middle, in the CRS of the map.
-    region
-        Name of the region or stack that it lies in; empty for none.
-    pixels
-        Candidates in it.
     labelled, mapped
         Most frequent class of the labels, and of the map there.
     margin
@@ -80,16 +76,10 @@ def find_label_errors(
 
     Parameters
     ----------
-    land_cover
-        With activations.
     read_labels
         Class numbers of the map's legend for a window, uint8 (y, x), 255 = ignore.
     folder
         Where `RASTER` (0 no candidate, 255 no map or no label) and `TABLE` are written.
-    least
-        Smallest margin, above 0 and below 1.
-    regions
-        Their names are given with the places.
 
     Returns
     -------

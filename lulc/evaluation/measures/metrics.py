@@ -37,8 +37,6 @@ def count(reference: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: i
         uint8, class numbers 1..N.
     predicted
         uint8 of the same shape, class numbers 0..N.
-    classes
-        N.
 
     Returns
     -------
@@ -61,16 +59,12 @@ class ClassScore:
 
     Parameters
     ----------
-    number, name
-        The class.
     precision
         Share of the pixels mapped as the class that are right (user's accuracy).
     recall
         Share of the reference pixels that are found (producer's accuracy).
     f1
         Harmonic mean of both.
-    iou
-        Intersection over union.
     support, mapped
         Pixels of the class in the reference and in the map.
     """
@@ -105,8 +99,6 @@ class Scores:
 
     Parameters
     ----------
-    pixels
-        Scored pixels.
     unclassified
         Those of them that the map left unclassified (class 0), counted as misses.
     overall_accuracy
@@ -131,8 +123,6 @@ def score(confusion: NDArray[np.int64], legend: Legend) -> Scores:
     ----------
     confusion
         int64 (N + 1, N + 1), rows reference, columns map, index 0 unclassified.
-    legend
-        The N classes.
 
     References
     ----------
@@ -268,8 +258,6 @@ class Calibration:
         Mean negative logarithm of the activation of the true class, natural logarithm.
     brier
         Mean squared distance between activations and truth, summed over classes (0..2).
-    bins
-        The reliability diagram.
     """
 
     pixels: int
@@ -282,13 +270,6 @@ class Calibration:
 
 class Reliability:
     """Sums from which `Calibration` follows; grows pixel by pixel.
-
-    Parameters
-    ----------
-    classes
-        Number of classes N.
-    bins
-        Equally wide bins of [0, 1].
 
     References
     ----------

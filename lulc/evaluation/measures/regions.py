@@ -44,8 +44,6 @@ class Region:
 
     Parameters
     ----------
-    name
-        As printed.
     extent
         Rectangle of the map's grid that holds it.
     shape
@@ -88,8 +86,6 @@ def read_regions(
     ----------
     path
         ``manifest.json`` or its folder, or GeoPackage or GeoJSON.
-    grid, tags
-        Of the map.
 
     Raises
     ------
@@ -148,10 +144,6 @@ def read_ground(
 
     Parameters
     ----------
-    regions
-        As in `read_regions`; polygons tell nothing of a training.
-    run
-        Run folder of the weights.
     grid, tags
         Of the map. Where these name the small models for few labels, validation stacks count as well.
 

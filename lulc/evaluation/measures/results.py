@@ -33,8 +33,6 @@ class Change:
 
     Parameters
     ----------
-    name
-        The second map.
     matrix
         int64 (N + 1, N + 1), rows this map, columns the second, index 0 unclassified.
     test
@@ -52,8 +50,6 @@ class Gathered:
 
     Parameters
     ----------
-    level
-        Its groups.
     matrix
         int64 (M + 1, M + 1), the map's classes gathered.
     from_codes
@@ -128,8 +124,6 @@ class Results:
     ----------
     map, reference
         Names of the files; no reference where there are interpreted points alone, or none yet.
-    legend
-        The classes.
     levels
         The same by CORINE level, where classes have groups.
     confusion
@@ -138,12 +132,6 @@ class Results:
         Width of the band along label borders in pixels.
     near, far
         The matrix within the band, and beyond it; None without a band.
-    regions
-        (name, matrix) of each stack or region.
-    calibration
-        None where the map holds no activations.
-    change
-        None without a second map.
     without_map, without_reference
         Pixels that were not scored, since the one or the other has no data there.
     made

@@ -54,8 +54,6 @@ class Sample:
 
     Parameters
     ----------
-    name
-        File of the points.
     matrix
         int64 (class, class): rows the map's class, which is the stratum, columns the reference.
     left_out
@@ -100,12 +98,8 @@ def draw_sample(
         Gives the class numbers uint8 (y, x) of a window.
     windows
         Windows that tile the map, in the order in which `pixels` was counted.
-    grid
-        Grid of the map.
     pixels, allocation
         Mapped pixels and wanted points of each class (class,).
-    rng
-        Source of randomness.
 
     Returns
     -------
@@ -251,12 +245,8 @@ def read_sample(
     ----------
     path
         GeoPackage or GeoJSON with one layer of points and a field ``reference`` of class numbers or names.
-    legend, grid
-        Of the map.
     read
         Gives the class numbers uint8 (y, x) of a window of the map.
-    points
-        The points, where they are not to be read from the file.
 
     Raises
     ------

@@ -37,10 +37,6 @@ class Table:
 
     Parameters
     ----------
-    caption
-        What it shows.
-    header
-        Names of the columns.
     rows
         Cells as printed.
     text_columns
@@ -59,8 +55,6 @@ class Picture:
 
     Parameters
     ----------
-    path
-        The file.
     alt
         What it shows, for those who can't see it.
     instead
@@ -93,12 +87,8 @@ class Page:
 
     Parameters
     ----------
-    title
-        Heading of the page.
     summary
         (name, value) of the few metrics to be seen first.
-    sections
-        The rest.
     viewer
         A map to move and to ask, shown in the first section.
     byline

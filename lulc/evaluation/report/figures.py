@@ -80,14 +80,6 @@ def draw_map(
     ----------
     classes
         uint8 (y, x), class numbers, 0 unclassified, 255 no data; may be decimated.
-    legend
-        Names and colours; only classes that occur are listed.
-    grid
-        Grid of the whole map, which `classes` covers.
-    path
-        PNG to write.
-    title
-        Text above the map.
     """
     draw_panels([(title, classes)], legend, grid, path)
 
@@ -205,12 +197,6 @@ def draw_confusion(
     ----------
     confusion
         int64 (N + 1, N + 1), rows reference, columns map, index 0 unclassified.
-    legend
-        The N classes; those on neither side are left out.
-    path
-        PNG to write, or none.
-    title
-        Text above the matrix.
     """
     rows = [i for i in range(1, len(legend) + 1) if confusion[i].sum()]
     cols = [i for i in range(1, len(legend) + 1) if confusion[:, i].sum() or confusion[i].sum()]
@@ -285,12 +271,6 @@ def draw_uncertainty(
         float32 (y, x), 0..1, NaN = no data; may be decimated.
     places
         Least sure places, in pixels of the map.
-    grid
-        Grid of the whole map, which `unsure` covers.
-    path
-        PNG to write.
-    title
-        Text above the map.
     """
     # Finer noise says nothing at the size of a picture, and is most of its bytes.
     step = max(1, max(unsure.shape) // 500)
@@ -336,12 +316,6 @@ def draw_areas(
     ----------
     areas, mapped
         Of each class, in `unit`.
-    legend
-        The classes.
-    path
-        PNG to write, or none.
-    unit
-        Unit of the areas, as printed.
     """
     rows = range(len(legend))
     names = [f"{c.number}  {c.name}" for c in legend.classes]
@@ -374,8 +348,6 @@ def draw_history(history: str | os.PathLike[str], path: str | os.PathLike[str]) 
     history
         CSV with the columns epoch, loss, accuracy, val_loss, val_accuracy, val_macro_f1 and
         learning_rate; a column or a value may be missing.
-    path
-        PNG to write.
 
     Raises
     ------

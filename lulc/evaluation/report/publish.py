@@ -48,12 +48,6 @@ def write_report(
 
     Parameters
     ----------
-    results, views
-        What the report says and shows.
-    folder
-        Where to.
-    imprint
-        Title, author, date and licence.
     more
         Writes what belongs to the report beside these files, and returns its paths.
 

@@ -66,19 +66,7 @@ def page_of(
     pictures: Mapping[str, Path],
     imprint: Imprint = NO_IMPRINT,
 ) -> Page:
-    """Return the report of an evaluation.
-
-    Parameters
-    ----------
-    results, views
-        What was found, and what there is to see.
-    places
-        Where the map is least sure.
-    pictures
-        Files of the pictures, by name.
-    imprint
-        Title, author, date and licence.
-    """
+    """Return the report of an evaluation."""
     sections = [_map_section(results, pictures)]
     if results.reference is not None:
         sections += _agreement_sections(results, pictures)

@@ -58,16 +58,8 @@ def embed(
 
     Parameters
     ----------
-    views
-        What is shown.
-    legend
-        Classes of map and reference.
     levels
         CORINE levels to show, by summed activations where there are any.
-    places
-        Where the map is least sure.
-    name
-        File name of the map.
     """
     planes = {"map": pack(views.map)}
     layers = [_layer("map", "Map", "classes", palette=_palette(legend), on=True)]

@@ -36,8 +36,6 @@ class Views:
 
     Parameters
     ----------
-    grid
-        Grid of the whole map.
     step
         Row i and column j of a picture are row i x step and column j x step of the map.
     map, reference
@@ -89,14 +87,8 @@ class Viewing:
 
     Parameters
     ----------
-    grid
-        Grid of the whole map.
-    classes
-        Number of classes.
     with_image, with_activations, with_reference
         What there is to see beside the map.
-    longest
-        Longest side of the views in pixels.
     """
 
     def __init__(
@@ -137,8 +129,6 @@ class Viewing:
 
         Parameters
         ----------
-        window
-            Where the arrays lie.
         mapped, reference
             uint8 (y, x), class numbers.
         image
@@ -191,8 +181,6 @@ class UnsureSquare:
 
     Parameters
     ----------
-    window
-        Pixels of the map.
     entropy
         Mean uncertainty, 0..1.
     classes
