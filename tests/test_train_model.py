@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from lulc.cli.train_model import describe, main
+from lulc.core.channels import set_of
 from lulc.models.weights import find_model, read_arrays
 from lulc.training.run_folder import Row, picks_of
 from lulc.training.train import TrainingResult
@@ -87,7 +88,7 @@ def result_of(*accuracies, finished=True):
     return TrainingResult(
         folder=Path("run"), picks={pick: Path("run") / name for pick, name in picks_of(rows).items()},
         rows=rows, history=Path("run/history.csv"), picture=Path("run/history.png"), finished=finished,
-        first=True, epochs=3, steps=4,
+        first=True, epochs=3, steps=4, channels=set_of(("B02", "B03")),
     )  # fmt: skip
 
 

@@ -122,10 +122,8 @@ def describe(result: TrainingResult) -> str:
 
 def _rasters(result: TrainingResult) -> str:
     """Return the rasters that a map takes, and its name, as they are typed."""
-    from lulc.models.card import load_card
-
-    channels = load_card(next(iter(result.picks.values()))).inputs if result.picks else None
-    if channels is None or channels.is_plain:
+    channels = result.channels
+    if channels.is_plain:
         return "BANDS [INDICES] map.tif"
     words = [f"{date}=BANDS" for date in channels.dates]
     leaves = channels.plan().leaves

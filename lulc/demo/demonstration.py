@@ -43,6 +43,7 @@ def command_lines(config: DemoConfig) -> list[list[str]]:
     prepare += ["--scheme", "kaakonkulma-13", "--size", "256", "--out", f"{out}/stacks", "--seed", seed]
     train = [f"{out}/stacks", "--out", f"{out}/run", "--epochs", str(config.epochs)]
     train += ["--steps", str(config.steps), "--validation-steps", "10", "--filters", "8", "16", "32", "64"]
+    train += ["--block", "transpose"]
     train += ["--crop-sizes", "64", "128", "--validation-crop-sizes", "128"]
     train += ["--minutes", f"{config.minutes:g}", "--seed", seed]
     classify = [f"{out}/run", summer, indices, f"{out}/map.tif", "--fill", spring]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lulc.config import WITHOUT_LABELS, TrainConfig
-from lulc.core.channels import differing, set_of
+from lulc.core.channels import ChannelSet, differing
 from lulc.core.documents import write_document
 from lulc.core.machine import cores, free_memory
 from lulc.core.schema import InputError, LandCoverClass, Legend
@@ -95,6 +95,8 @@ class TrainingResult:
         True in the process that wrote them, where several trained together.
     epochs, steps
         Epochs in all, and batches of each, as asked for.
+    channels
+        What the channels of the stacks are.
     pretrained
         True where it was trained without labels, and knows no classes.
     comparison
@@ -113,6 +115,7 @@ class TrainingResult:
     first: bool
     epochs: int
     steps: int
+    channels: ChannelSet
     pretrained: bool = False
     comparison: Comparison | None = None
     cross_validation: Any = None
@@ -204,6 +207,7 @@ def train(
         first=devices.first,
         epochs=config.epochs,
         steps=config.steps,
+        channels=dataset.described_channels,
         pretrained=bool(config.pretrain),
         comparison=comparison,
     )
@@ -353,8 +357,7 @@ def memory_needed(model: keras.Model, config: TrainConfig) -> int:
 def _start_from(path: Path, model: keras.Model, dataset: Dataset, single_class: str | None) -> None:
     """Copy the arrays that fit from other weights; those of the head too where the classes are the same."""
     initial, card = load_model(path)
-    channels = dataset.channel_set or set_of([channel["name"] for channel in dataset.channels])
-    found, expected = differing(card.inputs, channels)
+    found, expected = differing(card.inputs, dataset.described_channels)
     if found != expected:
         raise InputError(
             f"cannot start from '{path}', since its channels are {', '.join(found)}, expected those of "

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.config import PreprocessConfig, TrainConfig
-from lulc.core.channels import ChannelSet
+from lulc.core.channels import ChannelSet, set_of
 from lulc.core.grid import GridSpec, pixel_on_ground
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.statistics import Statistics
@@ -113,6 +113,11 @@ class Dataset:
     provenance: list[dict[str, Any]]
     stamps: tuple[Stamp, ...] = ()
     channel_set: ChannelSet | None = None
+
+    @property
+    def described_channels(self) -> ChannelSet:
+        """What the channels are, made of their names where no set was recorded."""
+        return self.channel_set or set_of([channel["name"] for channel in self.channels])
 
     @property
     def simulated(self) -> bool:
