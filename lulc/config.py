@@ -213,6 +213,11 @@ class MaskConfig(VrtConfig):
     mask_values: tuple[int, ...] = input_option(
         (), "values of the mask to leave out, such as 3 8 9 10 of a scene classification", metavar="N"
     )
+    mask_bits: bool = input_option(
+        False,
+        "--mask-values are bits, counted from 0, of which any that is set leaves a pixel out: 1 2 3 4 of "
+        "Landsat's QA_PIXEL, 1 3 of HLS' Fmask",
+    )
     grow_mask: int = input_option(
         0,
         "also leave out pixels within this distance of a pixel that the mask or a scene classification "

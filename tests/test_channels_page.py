@@ -42,8 +42,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stored = (7500 + 2000 * classes.astype(int) + rng.integers(0, 900, (1, side, side))).astype(np.uint16)
         file = folder / "landsat" / f"LC08_L2SP_190017_20200714_20200912_02_T1_SR_B{number}.TIF"
         tif(file, stored, meters=30, nodata=0)
+    clear, cloud = 21824, 22280
+    quality = np.full((1, side, side), clear, np.uint16)
+    quality[0, :, np.arange(side) // 32 % 2 == 1] = cloud
     tif(folder / "landsat" / "LC08_L2SP_190017_20200714_20200912_02_T1_QA_PIXEL.TIF",
-        np.full((1, side, side), 21824, np.uint16), meters=30, nodata=1)  # fmt: skip
+        quality, meters=30, nodata=1)  # fmt: skip
     tif(
         folder / "embedding" / "a.tif", rng.integers(-127, 128, (64, side, side)).astype(np.int8), nodata=-128
     )
@@ -75,6 +78,9 @@ def test_every_command_of_the_page_runs(workplace: Path) -> None:
     expected = {"own": 4, "seasons": 28, "radar": 5, "terrain": 7, "landsat": 7, "embedding": 64}
     found = {name: len(read_manifest(workplace / name / "stacks").channels) for name in expected}
     assert found == expected
+    stacks = read_manifest(workplace / "landsat" / "stacks").stacks
+    share = np.mean([np.isnan(np.load(s.image)).mean() for s in stacks])
+    assert 0.4 < share < 0.6
     for name in ("seasons", "radar"):
         with rasterio.open(workplace / name / "map.tif") as file:
             assert (file.read(1) > 0).any()

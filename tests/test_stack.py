@@ -406,6 +406,29 @@ def test_masks_of_any_pixel_size_leave_their_values_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.isnan(image[..., 0]), expected)
 
 
+def test_bits_of_a_mask_leave_out_pixels_that_have_any_of_them(tmp_path: Path) -> None:
+    main = write(tmp_path / "a.tif", scene())
+    quality = np.random.default_rng(0).integers(0, 2**16, (1, 61, 47)).astype("uint16")
+    quality[0, :3] = 1
+    path = write(tmp_path / "qa.tif", quality, None, nodata=1)
+    assert "--mask-values 1 2 3 4 --mask-bits" in refuse("expected only 0 and 1", [main], mask=path).hint
+    image = read([main], mask=path, mask_values=(1, 3), mask_bits=True)
+    expected = (quality[0] // 2 % 2 == 1) | (quality[0] // 8 % 2 == 1) | (quality[0] == 1)
+    np.testing.assert_array_equal(np.isnan(image[..., 0]), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "mask"), [((), "qa.tif"), ((1, 31), "qa.tif"), ((-1,), "qa.tif"), ((1,), None)]
+)
+def test_bits_without_a_mask_or_of_none_that_it_can_have_are_refused(
+    values: tuple[int, ...], mask: str | None, tmp_path: Path
+) -> None:
+    if mask:
+        mask = write(tmp_path / mask, np.zeros((1, 61, 47), "uint16"), None)
+    bands = [write(tmp_path / "a.tif", scene())]
+    refuse("its bits from 0 to 30", bands, mask=mask or (), mask_values=values, mask_bits=True)
+
+
 def test_a_mask_of_0_and_1_leaves_out_1_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     clouds = (np.random.default_rng(0).random((1, 61, 47)) < 0.3).astype("uint8")
     with caplog.at_level(logging.INFO, "lulc"):

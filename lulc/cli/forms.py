@@ -26,8 +26,8 @@ HIDDEN = {"plan", "share", "tiles", "date", "tensorboard", "input_options", "pro
 HIDDEN_GROUPS = {config.CLUSTER, config.DEVICES}
 
 _SAMPLE = {
-    "map", "out", "design_sample", "sample_error", "seed", "scheme", "mask", "mask_values", "bounds", "aoi",
-    "overwrite",
+    "map", "out", "design_sample", "sample_error", "seed", "scheme", "mask", "mask_values", "mask_bits",
+    "bounds", "aoi", "overwrite",
 }  # fmt: skip
 
 _PATHS = {

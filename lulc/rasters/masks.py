@@ -31,6 +31,9 @@ _SAMPLE_SIDE = 256
 
 _UNCOVERED = "the mask '%s' does not cover the bands; pixels beyond it are kept"
 
+_LEFT_OUT = {False: "left_out", True: "left_out_bits"}
+"""Key of the values in what manifests say of a mask, by ``--mask-bits``."""
+
 _EDGE = 0.01
 """Share of pixels beyond a mask up to which its border is that of the bands, but for the sides of pixels."""
 
@@ -42,6 +45,8 @@ class MaskConfig(Protocol):
     def mask(self) -> tuple[str, ...]: ...
     @property
     def mask_values(self) -> tuple[int, ...]: ...
+    @property
+    def mask_bits(self) -> bool: ...
     @property
     def grow_mask(self) -> int: ...
     @property
@@ -56,6 +61,34 @@ class MaskConfig(Protocol):
     def allow_remote(self) -> bool: ...
 
 
+class Bits(tuple[int, ...]):
+    """Values of a mask that are bits, counted from 0: a pixel with any of them set is left out."""
+
+
+_BITS = range(31)
+"""Bits that a mask may have; `NO_CODE` has none of them."""
+
+
+def masked_out(config: MaskConfig) -> tuple[int, ...]:
+    """Return the values of ``--mask-values``, as `Bits` where ``--mask-bits`` says so.
+
+    Raises
+    ------
+    InputError
+        If bits are asked for without a mask or their numbers, or a mask has no such bit.
+    """
+    if not config.mask_bits:
+        return config.mask_values
+    if not (config.mask and config.mask_values and set(config.mask_values) <= set(_BITS)):
+        found = " ".join(map(str, config.mask_values)) or "not given"
+        raise InputError(
+            f"cannot use --mask-bits, since --mask is {'given' if config.mask else 'not given'} and "
+            f"--mask-values {found}, expected a raster and its bits from 0 to {_BITS[-1]}",
+            "Type --mask QA_PIXEL.TIF --mask-values 1 2 3 4 --mask-bits, or leave --mask-bits out.",
+        )
+    return Bits(config.mask_values)
+
+
 class ValueMask:
     """A raster of whole numbers, some of which leave a pixel out; read by nearest neighbour.
 
@@ -65,7 +98,7 @@ class ValueMask:
         Raster with one layer beside alpha, on any grid of the same CRS. A pixel that is missing in it is left
         out; a no-data value of 0 apart, which in masks means that nothing hides the ground.
     values
-        Values to leave out; empty for a mask of 0 and 1, where 1 is left out.
+        Values, or `Bits`, to leave out; empty for a mask of 0 and 1, where 1 is left out.
     resample
         Admit another CRS.
     grow
@@ -130,7 +163,11 @@ class ValueMask:
         found = np.unique(codes)
         if self._binary and not np.isin(found, (0, 1, NO_CODE)).all():
             _check_binary(self._layer.source.path, found[found != NO_CODE])
-        return np.asarray(~(np.isin(codes, (*self.values, NO_CODE)) & inside))
+        if isinstance(self.values, Bits):
+            hidden = codes & sum(1 << bit for bit in self.values) != 0
+        else:
+            hidden = np.isin(codes, self.values)
+        return np.asarray(~((hidden | (codes == NO_CODE)) & inside))
 
     def _sample(self) -> np.ndarray:
         windows = _samples_of(self._layer.source.grid, _SAMPLE_SIDE)
@@ -227,6 +264,7 @@ def open_masks(
     InputError
         If a file cannot be used, bounds or mask lie elsewhere, or there are mask values and no mask.
     """
+    left_out = masked_out(config)
     if config.mask_values and not config.mask and not classified:
         values = " ".join(map(str, config.mask_values))
         raise InputError(
@@ -251,11 +289,9 @@ def open_masks(
             source = opened.enter_context(
                 open_source(path, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
             )
-            masks.append(
-                ValueMask(source, grid, config.mask_values, resample=config.resample, grow=config.grow_mask)
-            )
+            masks.append(ValueMask(source, grid, left_out, resample=config.resample, grow=config.grow_mask))
         opened.pop_all()
-    said = [{"file": Path(m.path).name, "left_out": list(m.values)} for m in masks]
+    said = [{"file": Path(m.path).name, _LEFT_OUT[config.mask_bits]: list(m.values)} for m in masks]
     provenance["mask"] = none_one_or_many(said)
     return Masks(grid, masks, config.bounds, polygons, provenance)
 
@@ -267,7 +303,11 @@ def _check_binary(path: str, values: np.ndarray) -> None:
     shown = ", ".join(str(v) for v in values[:12]) + (", ..." if values.size > 12 else "")
     scene = values.max() <= 11
     suggestion = " ".join(map(str, SCL_VALUES)) if scene else str(values.max())
-    meaning = " (scene classification: no data, saturated, cloud shadows, clouds, cirrus)" if scene else ""
+    meaning = (
+        " (scene classification: no data, saturated, cloud shadows, clouds, cirrus)"
+        if scene
+        else ", or which bits, e.g. --mask-values 1 2 3 4 --mask-bits (of QA_PIXEL: clouds, cirrus, shadows)"
+    )
     raise InputError(
         f"cannot use the mask '{path}', since it holds the values {shown}, "
         "expected only 0 and 1 where no values to leave out are given",

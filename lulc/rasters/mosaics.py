@@ -326,7 +326,7 @@ def finest_grid(sources: Sequence[Source], planes: Sequence[Sequence[Plane]]) ->
 
 def build_mosaic(
     path: str, sources: Sequence[Source], planes: Sequence[Sequence[Plane]], grid: GridSpec,
-    config: InputConfig, mask: Source | None, *, left_out: Sequence[int] | None = None, quiet: bool = False,
+    config: InputConfig, mask: Source | None, *, left_out: tuple[int, ...] | None = None, quiet: bool = False,
     own_grids: bool = False,
 ) -> Mosaic:  # fmt: skip
     """Lay the planes of some sources on one grid.
@@ -344,7 +344,7 @@ def build_mosaic(
     if mask is not None:
         # With --mask the values given are those of that raster.
         classes = (() if config.mask else config.mask_values) or SCL_VALUES
-        values = classes if left_out is None else tuple(left_out)
+        values = classes if left_out is None else left_out
         scene = ValueMask(mask, grid, values, resample=config.resample, grow=config.grow_mask)
         for reader in readers:
             if reader.alignment.kind != "same":

@@ -29,6 +29,7 @@ from lulc.core.windows import Window
 from lulc.rasters import guards
 from lulc.rasters.items import is_item, item_files
 from lulc.rasters.layers import WHOLE_BYTES, Source, identify
+from lulc.rasters.masks import masked_out
 from lulc.rasters.mosaics import (
     Mosaic,
     Plane,
@@ -423,7 +424,7 @@ def _open_parts(
     if instead is not None:
         mask = open_in(instead, config, opened)
     planes = band_planes(sources, config, needed, f"'{paths[0]}'")
-    return _Parts(sources, planes, mask, None if instead is None else config.mask_values)
+    return _Parts(sources, planes, mask, None if instead is None else masked_out(config))
 
 
 def _built(path: str, parts: _Parts, grid: GridSpec, config: InputConfig) -> Mosaic:

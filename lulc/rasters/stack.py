@@ -37,7 +37,7 @@ from lulc.core.windows import Window
 from lulc.rasters.further import Further, open_further
 from lulc.rasters.indices import encode
 from lulc.rasters.layers import Source
-from lulc.rasters.masks import Masks, open_masks
+from lulc.rasters.masks import Masks, masked_out, open_masks
 from lulc.rasters.matching import find_layers, product_names
 from lulc.rasters.mosaics import (
     Mosaic,
@@ -499,7 +499,7 @@ class _Opening:
         planes: list[list[Plane]] = []
         own: str | None = None
         mask: Source | None = None
-        left_out: Sequence[int] | None = None
+        left_out: tuple[int, ...] | None = None
         if scenes:
             main = _open_scenes(scenes, config, [one.local for one in needed])
             opened.callback(main.close)
@@ -521,7 +521,7 @@ class _Opening:
             sources, mask = open_bands(files, config, names, opened, classified=not (masks or self._masked))
             if own is not None:
                 mask = open_in(own, config, opened)
-                left_out = config.mask_values if masks or not config.mask else ()
+                left_out = masked_out(config) if masks or not config.mask else ()
             planes = band_planes(sources, config, needed, f"bands of {date}" if date else "bands")
             # Indices decide where they are all that a date has.
             self._grid = self._grid or (

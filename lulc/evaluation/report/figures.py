@@ -394,5 +394,6 @@ def _draw_curves(ax: Axes, columns: dict[str, list[float]], title: str, names: A
     elif ax.lines:
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     ax.set_xlabel("epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     ax.grid(alpha=0.25)
