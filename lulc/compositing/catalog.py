@@ -89,14 +89,12 @@ class Found:
 
     @property
     def orbit(self) -> int | None:
-        """The relative orbit."""
         said = self.properties.get("sat:relative_orbit")
         match = re.search(r"_R(\d{3})_", self.id)
         return int(said) if isinstance(said, int) else int(match.group(1)) if match else None
 
     @property
     def baseline(self) -> float | None:
-        """The processing baseline."""
         names = ("s2:processing_baseline", "processing:version", "lulc:baseline")
         said = next((self.properties[name] for name in names if self.properties.get(name)), None)
         match = re.search(r"_N(\d\d)(\d\d)_", self.id)

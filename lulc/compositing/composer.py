@@ -257,7 +257,6 @@ class Composer:
         np.copyto(values, found, where=gaps)
 
     def close(self) -> None:
-        """Release all files."""
         self._pool.shutdown(cancel_futures=True)
         for closable in (*self._readers, *(fill for fill in self._fills if fill is not None)):
             closable.close()

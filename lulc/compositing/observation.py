@@ -140,7 +140,6 @@ class Reader:
             late.close()
 
     def close(self) -> None:
-        """Release all files."""
         while self._idle:
             self._idle.popitem()[1].close()
 

@@ -231,12 +231,10 @@ class ChannelSet(Jsonable):
         self.plan()
 
     def refusal(self, problem: str, hint: str) -> InputError:
-        """Return the error of a set that can't be used."""
         return InputError(f"cannot use the channel set '{self.name}', since {problem}", hint)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the channels, in order."""
         return tuple(one.name for one in self.channels)
 
     @property
@@ -332,7 +330,6 @@ class ChannelSet(Jsonable):
         return dated(known, date, changing, self.dates) if local in changing else known
 
     def formula(self, one: ChannelDefinition) -> Formula:
-        """Parse the formula of a definition."""
         return parse(one.formula, self.dates)
 
     def plan(self, read: Iterable[str] = ()) -> Plan:

@@ -1,6 +1,7 @@
 """Codec between frozen dataclasses and JSON: schema, writing and reading follow from the types of the fields.
 
-Fields hold int, float, str, bool, None, Fraction, dataclasses, dictionaries by name and tuples of these.
+Fields hold int, float, str, bool, None, Fraction, dataclasses, dictionaries by name, tuples of these, and
+classes with a ``SCHEMA``, `to_json` and `from_json` of their own.
 ``Annotated[int, limits(minimum=1)]`` adds keywords of JSON Schema; `REQUIRED` beside them means that a
 document must have the field though the class has a default for it.
 """
@@ -49,6 +50,8 @@ def schema_of(kind: Any) -> dict[str, Any]:
     if origin is Annotated:
         keywords = [item for given in arguments[1:] if given != REQUIRED for item in given]
         return schema_of(arguments[0]) | {k: list(v) if isinstance(v, tuple) else v for k, v in keywords}
+    if hasattr(kind, "SCHEMA"):
+        return dict(kind.SCHEMA)
     if dataclasses.is_dataclass(kind):
         hints = _types_of(kind)
         needed = {field.name for field in dataclasses.fields(kind) if not _has_default(field)}
@@ -86,7 +89,7 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Jsonable):
+    if hasattr(value, "to_json"):
         return value.to_json()
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
@@ -101,7 +104,7 @@ def _value(kind: Any, data: Any) -> Any:
         return _value(next(of for of in arguments if _holds(of, data)), data)
     if origin is tuple:
         return tuple(_value(arguments[0], item) for item in data)
-    if isinstance(kind, type) and issubclass(kind, Jsonable):
+    if hasattr(kind, "from_json"):
         return kind.from_json(data)
     return kind(data) if kind in (int, float, str, Fraction) else data
 

@@ -59,7 +59,6 @@ class Formula:
         return tuple(dict.fromkeys(found))
 
     def renamed(self, names: Mapping[str, str]) -> str:
-        """Return the text with some names replaced."""
         return _text(self.root, names)
 
     def evaluate(self, planes: Mapping[str, np.ndarray]) -> np.ndarray:

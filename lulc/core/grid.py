@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from affine import Affine
@@ -59,6 +59,17 @@ class GridSpec:
     transform
         Affine from (column, row) of a pixel's upper left corner to map coordinates.
     """
+
+    SCHEMA: ClassVar[dict[str, Any]] = {
+        "type": "object",
+        "required": ["crs", "transform", "height", "width"],
+        "properties": {
+            "crs": {"type": "string", "maxLength": 100_000},
+            "transform": {"type": "array", "minItems": 6, "maxItems": 6, "items": {"type": "number"}},
+            "height": {"type": "integer", "minimum": 1},
+            "width": {"type": "integer", "minimum": 1},
+        },
+    }
 
     crs: CRS
     transform: Affine
@@ -186,7 +197,6 @@ class GridSpec:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The grid as JSON-ready data, the inverse of `from_json`."""
         return {
             "crs": self.crs.to_wkt() if self.crs else "",
             "transform": list(self.transform)[:6],
@@ -216,18 +226,6 @@ class GridSpec:
             )
         return cls(crs, transform, int(data["height"]), int(data["width"]))
 
-
-GRID_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["crs", "transform", "height", "width"],
-    "properties": {
-        "crs": {"type": "string", "maxLength": 100_000},
-        "transform": {"type": "array", "minItems": 6, "maxItems": 6, "items": {"type": "number"}},
-        "height": {"type": "integer", "minimum": 1},
-        "width": {"type": "integer", "minimum": 1},
-    },
-}
-"""JSON Schema of `GridSpec.to_json`."""
 
 METRES_PER_DEGREE = 111_320.0
 """Length of a degree along a meridian, and along the equator."""

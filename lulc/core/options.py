@@ -145,7 +145,6 @@ class Needs:
     values: tuple[str, ...] = ()
 
     def check(self, config: Options) -> None:
-        """Raise `InputError` for the options that are given alone."""
         other = getattr(config, self.other)
         if other in self.values or (not self.values and is_given(config, self.other)):
             return
@@ -176,7 +175,6 @@ class Excludes:
     hint: str = ""
 
     def check(self, config: Options) -> None:
-        """Raise `InputError` where both are given."""
         for text in self.others.split():
             other, _, value = text.partition("=")
             both = is_given(config, self.name) and is_given(config, other)

@@ -163,7 +163,6 @@ class Apart(Resource):
             self._socket.close()
 
     def close(self) -> None:
-        """End the process."""
         self._socket.close()
         if self._pid and self._server.owner == os.getpid():
             self._server.end(self._pid)

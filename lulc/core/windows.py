@@ -15,25 +15,35 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 
 @dataclass(frozen=True)
 class Window:
     """A rectangle of pixels: first row, first column, number of rows, number of columns."""
 
+    SCHEMA: ClassVar[dict[str, Any]] = {
+        "type": "array", "minItems": 4, "maxItems": 4, "items": {"type": "integer"}
+    }  # fmt: skip
+
     row: int
     col: int
     height: int
     width: int
 
+    def to_json(self) -> list[int]:
+        """Return all four numbers, the inverse of `from_json`."""
+        return [self.row, self.col, self.height, self.width]
+
+    @classmethod
+    def from_json(cls, data: Sequence[int]) -> Window:
+        """Make a window of its four numbers."""
+        return cls(*data)
+
     @property
     def slices(self) -> tuple[slice, slice]:
         """(rows, columns) for indexing an array (y, x)."""
-        return (
-            slice(self.row, self.row + self.height),
-            slice(self.col, self.col + self.width),
-        )
+        return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -139,12 +149,10 @@ class Plan:
         return (math.ceil(self.height / self.part), math.ceil(self.width / self.part))
 
     def __len__(self) -> int:
-        """Number of parts."""
         rows, cols = self.part_counts
         return rows * cols
 
     def part_at(self, index: int) -> Part:
-        """Part number `index`, row by row."""
         row, col = divmod(index, self.part_counts[1])
         top, left = row * self.part, col * self.part
         height = min(self.part, self.height - top)
@@ -152,12 +160,10 @@ class Plan:
         return Part(index, Window(top, left, height, width))
 
     def pixels_of(self, index: int) -> int:
-        """Pixels of part number `index`."""
         extent = self.part_at(index).extent
         return extent.height * extent.width
 
     def parts(self) -> Iterator[Part]:
-        """All parts, in plan order."""
         return (self.part_at(i) for i in range(len(self)))
 
     def windows(self, part: Part) -> list[PlannedWindow]:

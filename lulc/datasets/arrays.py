@@ -45,7 +45,6 @@ class NpyWriter:
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def write(self, strip: np.ndarray) -> None:
-        """Append rows."""
         self._file.write(np.ascontiguousarray(strip, self._dtype.newbyteorder("<")).data)
         self._left -= strip.size
 

@@ -12,7 +12,7 @@ import numpy as np
 from lulc.core.channels import ChannelSet, set_of
 from lulc.core.codec import schema_of
 from lulc.core.documents import read_document, seal_of, write_document
-from lulc.core.grid import GRID_SCHEMA, GridSpec
+from lulc.core.grid import GridSpec
 from lulc.core.schema import CHANNELS, InputError, Legend
 from lulc.core.statistics import Statistics
 from lulc.core.storage import sha256_of
@@ -84,7 +84,6 @@ class StackFile:
         return tuple(self.grid.crop(patch) for patch in self.patches) or (self.grid,)
 
     def to_json(self) -> dict[str, Any]:
-        """The entry in the manifest."""
         assert self.grid and self.window and self.statistics and self.sha256
         return {
             "name": self.name,
@@ -93,17 +92,17 @@ class StackFile:
             "image": {"file": self.image.name, "sha256": self.sha256[0]},
             "masks": {"file": self.masks.name, "sha256": self.sha256[1]},
             "grid": self.grid.to_json(),
-            "window": [self.window.row, self.window.col, self.window.height, self.window.width],
+            "window": self.window.to_json(),
             "class_counts": list(self.class_counts),
             "statistics": self.statistics.to_json(),
             **({"group": self.group} if self.group else {}),
-            **({"patches": [[p.row, p.col, *p.shape] for p in self.patches]} if self.patches else {}),
+            **({"patches": [patch.to_json() for patch in self.patches]} if self.patches else {}),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any], folder: Path) -> StackFile:
         """The stack of a validated entry; its files are checked not to lie outside `folder`."""
-        window = Window(*data["window"])
+        window = Window.from_json(data["window"])
         return cls(
             name=data["name"],
             split=data["split"],
@@ -117,7 +116,7 @@ class StackFile:
             statistics=Statistics.from_json(data["statistics"]),
             sha256=(data["image"]["sha256"], data["masks"]["sha256"]),
             group=data.get("group", ""),
-            patches=tuple(Window(*patch) for patch in data.get("patches", ())),
+            patches=tuple(map(Window.from_json, data.get("patches", ()))),
         )
 
 
@@ -204,7 +203,7 @@ class Manifest:
 
 _SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _COUNT = {"type": "integer", "minimum": 0}
-_WINDOW = {"type": "array", "minItems": 4, "maxItems": 4, "items": _COUNT}
+_WINDOW = Window.SCHEMA | {"items": _COUNT}
 _FILE = {
     "type": "object",
     "required": ["file", "sha256"],
@@ -221,7 +220,7 @@ STACK_SCHEMA: dict[str, Any] = {
         "split": {"enum": ["train", "val"]},
         "image": _FILE,
         "masks": _FILE,
-        "grid": GRID_SCHEMA,
+        "grid": GridSpec.SCHEMA,
         "window": _WINDOW,
         "class_counts": {"type": "array", "minItems": 1, "maxItems": 254, "items": _COUNT},
         "statistics": schema_of(Statistics),
@@ -265,7 +264,7 @@ GROUND_SCHEMA: dict[str, Any] = {
         "type": "object",
         "required": ["crs", "stacks"],
         "properties": {
-            "crs": GRID_SCHEMA["properties"]["crs"],
+            "crs": GridSpec.SCHEMA["properties"]["crs"],
             "stacks": {
                 "type": "array",
                 "maxItems": 1_000_000,

@@ -65,7 +65,6 @@ class Counts:
         )  # fmt: skip
 
     def add(self, window: Window) -> None:
-        """Count the pixels of a window."""
         inputs = self._inputs
         around = window.grow(self._border).intersect(inputs.grid.extent)
         wide = inputs.read_reference(around)
@@ -170,7 +169,6 @@ class Counts:
         np.add.at(self._right, tuple(r.astype(np.intp) for r in right), 1)
 
     def results(self, sample: Sample | None) -> Results:
-        """Return the counts so far, with the estimates of a sample."""
         inputs = self._inputs
         change = None
         if inputs.other:
@@ -216,5 +214,4 @@ class Counts:
         return Areas(mapped, hectares, sample, estimates)
 
     def views(self) -> Views:
-        """Return the pictures so far."""
         return self._viewing.views()

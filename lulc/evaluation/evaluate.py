@@ -61,7 +61,6 @@ class EvaluationResult(Evaluation):
     imprint: Imprint
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of the report's JSON file."""
         return {**dataclasses.asdict(self.imprint), **self.results.to_json()}
 
 

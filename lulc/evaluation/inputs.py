@@ -100,7 +100,6 @@ class Inputs:
 
     @property
     def grid(self) -> GridSpec:
-        """The grid of the map."""
         return self.map.grid
 
     @property

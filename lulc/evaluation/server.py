@@ -91,7 +91,6 @@ class MapServer(Resource):
         self._server.should_exit = True
 
     def close(self) -> None:
-        """Release the port and the files."""
         self._resources.close()
 
 

@@ -100,7 +100,6 @@ class TileLayer:
     unscale: bool = False
 
     def tile(self, x: int, y: int, z: int, size: int, alone: int | None) -> bytes:
-        """A tile as PNG."""
         from rio_tiler.errors import TileOutsideBounds
 
         def read(reader: Any) -> Any:
@@ -116,7 +115,6 @@ class TileLayer:
         return cv2.imencode(".png", cv2.cvtColor(colors, cv2.COLOR_RGBA2BGRA))[1].tobytes()
 
     def described(self) -> dict[str, Any]:
-        """As the page knows it, JSON-ready."""
         tiles = f"{self.id}/tiles/WebMercatorQuad/{{z}}/{{x}}/{{y}}.png?tilesize={TILE_SIZE}"
         known = {"id": self.id, "name": self.name, "kind": self.kind, "tiles": tiles}
         return {"on": False, "group": "layers"} | known | self.more

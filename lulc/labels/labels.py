@@ -84,7 +84,6 @@ class Labels(Resource):
 
     @property
     def legend(self) -> Legend:
-        """The classes 1..N."""
         return self.scheme.legend
 
     def read(self, window: Window) -> np.ndarray:
@@ -139,11 +138,9 @@ class Labels(Resource):
         return f"{nodata:g} {self.legend.names[number - 1]}" if number not in (None, IGNORE) else ""
 
     def identity(self) -> list[dict[str, Any]]:
-        """Name, bytes and sha256 of each file that is read."""
         return [source.identity() for source in (self._codes, *(self._volumes or ()))]
 
     def close(self) -> None:
-        """Close the files."""
         self._resources.close()
 
 
@@ -330,7 +327,6 @@ class RasterCodes:
         return self._layer.codes(window)[0]
 
     def identity(self) -> dict[str, Any]:
-        """Name, bytes and sha256 of the file."""
         return self._layer.identity()
 
 

@@ -29,7 +29,6 @@ class Level:
 
     @property
     def name(self) -> str:
-        """The level as printed."""
         return f"CORINE level {self.number}"
 
     def gather_map(self, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:

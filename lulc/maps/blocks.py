@@ -360,7 +360,6 @@ class BlockFile(Resource):
             index[...] = raw.reshape(index.shape)
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def rows(self, level: int) -> range:

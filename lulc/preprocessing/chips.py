@@ -294,12 +294,10 @@ class Chips(Resource):
             raise
 
     def __len__(self) -> int:
-        """Return the number of chips."""
         return len(self.chips)
 
     @property
     def first(self) -> tiling.Inputs:
-        """The first chip."""
         return self.at(0)
 
     @property
@@ -403,7 +401,6 @@ class Chips(Resource):
         ]
 
     def close(self) -> None:
-        """Release all files."""
         while self._opened:
             self._opened.popitem()[1][1].close()
         self._environment.close()

@@ -45,7 +45,6 @@ class LabelledPixels:
     places: NDArray[np.int32]
 
     def __len__(self) -> int:
-        """Return the number of pixels."""
         return len(self.rows)
 
     def take(self, chosen: NDArray[Any]) -> LabelledPixels:
@@ -54,7 +53,6 @@ class LabelledPixels:
 
     @classmethod
     def concatenate(cls, parts: Sequence[LabelledPixels]) -> LabelledPixels:
-        """All pixels of several, in order."""
         empty = (np.empty(0, np.int32),) * 2 + (np.empty(0, np.uint8), np.empty(0, np.int32))
         columns = zip(*([empty, *(vars(part).values() for part in parts)]), strict=True)
         return cls(*(np.concatenate(column) for column in columns))

@@ -237,14 +237,11 @@ def _interpolate_points(values: np.ndarray, rows: np.ndarray, cols: np.ndarray) 
 
 def _in_halves(read: Callable[[Window], Planes], window: Window) -> Planes:
     """Read the two halves of a window along its longer side, and join them."""
-    if window.width >= window.height:
-        half = window.width // 2
-        parts = (Window(window.row, window.col, window.height, half),
-                 Window(window.row, window.col + half, window.height, window.width - half))  # fmt: skip
-    else:
-        half = window.height // 2
-        parts = (Window(window.row, window.col, half, window.width),
-                 Window(window.row + half, window.col, window.height - half, window.width))  # fmt: skip
-    axis = -1 if window.width >= window.height else -2
+    axis = int(window.width >= window.height)
+    half = window.shape[axis] // 2
+    sizes = [list(window.shape), list(window.shape)]
+    sizes[0][axis], sizes[1][axis] = half, window.shape[axis] - half
+    moved = (window.row, window.col + half) if axis else (window.row + half, window.col)
+    parts = Window(window.row, window.col, *sizes[0]), Window(*moved, *sizes[1])
     (a, b), (c, d) = (read(part) for part in parts)
-    return np.concatenate((a, c), axis=axis), np.concatenate((b, d), axis=axis)
+    return np.concatenate((a, c), axis=axis - 2), np.concatenate((b, d), axis=axis - 2)

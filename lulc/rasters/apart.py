@@ -39,35 +39,16 @@ class Served:
 
     def read(self, layers: Sequence[int], window: Sequence[int]) -> np.ndarray:
         """Stored values of a window, given as (row, column, height, width)."""
-        return self.source.read(layers, Window(*window))
+        return self.source.read(layers, Window.from_json(window))
 
     def read_mask(self, layers: Sequence[int], window: Sequence[int], step: int) -> np.ndarray | None:
-        """Pixels that the file leaves in."""
-        return self.source.read_mask(layers, Window(*window), step)
+        return self.source.read_mask(layers, Window.from_json(window), step)
 
     def read_every(self, step: int, layers: Sequence[int], window: Sequence[int]) -> np.ndarray:
-        """Every `step`-th row and column."""
-        return self.source.read_every(step, layers, Window(*window))
-
-    def palette(self) -> dict[int, str]:
-        """Colour table of the first layer."""
-        return dict(self.source.palette())
+        return self.source.read_every(step, layers, Window.from_json(window))
 
     def attributes(self) -> dict[str, Any]:
-        """Metadata of the first layer."""
         return {str(key): _plain(value) for key, value in self.source.attributes().items()}
-
-    def table(self) -> bytes:
-        """Raster attribute table."""
-        return self.source.table()
-
-    def use_alpha(self) -> None:
-        """Take layers that are marked as alpha for data."""
-        self.source.use_alpha()
-
-    def identity(self) -> dict[str, Any]:
-        """Identity of the file."""
-        return self.source.identity()
 
 
 def describe_on(source: Source, told: Mapping[str, Any]) -> None:
@@ -113,17 +94,16 @@ class ApartSource(Source):
         values = np.empty((len(layers), *window.shape), np.result_type(*types))
         for part, strip in self._strips(window, values.dtype.itemsize, len(layers)):
             rows = slice(strip.row - window.row, strip.stop[0] - window.row)
-            values[part, rows] = self._process.call("read", list(layers[part]), _corner(strip))
+            values[part, rows] = self._process.call("read", list(layers[part]), strip.to_json())
         return values
 
     def read_mask(self, layers: Sequence[int], window: Window, step: int = 1) -> np.ndarray | None:
         strips = [strip for _, strip in self._strips(window, 1, 1)] if step == 1 else [window]
-        parts = [self._process.call("read_mask", list(layers), _corner(strip), step) for strip in strips]
+        parts = [self._process.call("read_mask", list(layers), strip.to_json(), step) for strip in strips]
         return None if parts[0] is None else np.concatenate(parts, axis=1)
 
     def read_every(self, step: int, layers: Sequence[int], window: Window) -> np.ndarray:
-        found: np.ndarray = self._process.call("read_every", step, list(layers), _corner(window))
-        return found
+        return self._process.call("read_every", step, list(layers), window.to_json())
 
     def _strips(self, window: Window, itemsize: int, layers: int) -> Iterator[tuple[slice, Window]]:
         """Layers and rows of a window that are read at once, whole blocks where they fit."""
@@ -142,19 +122,16 @@ class ApartSource(Source):
                 row = stop
 
     def palette(self) -> Mapping[int, str]:
-        found: dict[int, str] = self._process.call("palette")
-        return found
+        return self._process.call("source.palette")
 
     def attributes(self) -> Mapping[str, Any]:
-        found: dict[str, Any] = self._process.call("attributes")
-        return found
+        return self._process.call("attributes")
 
     def table(self) -> bytes:
-        found: bytes = self._process.call("table")
-        return found
+        return self._process.call("source.table")
 
     def use_alpha(self) -> None:
-        self._process.call("use_alpha")
+        self._process.call("source.use_alpha")
         super().use_alpha()
 
     def reopen(self) -> ApartSource:
@@ -169,12 +146,7 @@ class ApartSource(Source):
         self._process.close()
 
     def identity(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._process.call("identity")
-        return found
-
-
-def _corner(window: Window) -> list[int]:
-    return [window.row, window.col, window.height, window.width]
+        return self._process.call("source.identity")
 
 
 def _layer(told: Mapping[str, Any]) -> Layer:

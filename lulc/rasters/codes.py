@@ -105,15 +105,12 @@ class SingleLayer(Resource):
         return numbers
 
     def reopen(self) -> SingleLayer:
-        """The same layer for another thread."""
         again = copy.copy(self)
         again.source = self.source.reopen()
         return again
 
     def identity(self) -> dict[str, Any]:
-        """Name, bytes and sha256 of the file."""
         return self.source.identity()
 
     def close(self) -> None:
-        """Close the file."""
         self.source.close()

@@ -31,38 +31,18 @@ from lulc.rasters.names import COMMON_NAMES, SENTINEL_BANDS, canonical_name
 _VALUES = {
     **{f"{prefix}{key}": {"type": "number"} for prefix in ("", "raster:") for key in ("scale", "offset")},
     "nodata": {"type": ["number", "string", "null"]},
-    "data_type": {
-        "enum": [
-            "int8",
-            "int16",
-            "int32",
-            "int64",
-            "uint8",
-            "uint16",
-            "uint32",
-            "uint64",
-            "float16",
-            "float32",
-            "float64",
-            "cint16",
-            "cint32",
-            "cfloat32",
-            "cfloat64",
-            "other",
-        ]
-    },
-}
+    "data_type": {"enum": [
+        "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
+        "float64", "cint16", "cint32", "cfloat32", "cfloat64", "other",
+    ]},
+}  # fmt: skip
 _BANDS = {
     "type": "array",
     "maxItems": 1024,
     "items": {
         "type": "object",
-        "properties": {
-            "name": {"type": "string"},
-            "common_name": {"type": "string"},
-            "eo:common_name": {"type": "string"},
-            **_VALUES,
-        },
+        "properties": {key: {"type": "string"} for key in ("name", "common_name", "eo:common_name")}
+        | _VALUES,
     },
 }
 _ASSET: dict[str, Any] = {
@@ -73,9 +53,7 @@ _ASSET: dict[str, Any] = {
         "roles": {"type": "array", "items": {"type": "string"}},
         "gsd": {"type": "number", "exclusiveMinimum": 0},
         "proj:transform": {"type": "array", "minItems": 6, "items": {"type": "number"}},
-        "bands": _BANDS,
-        "eo:bands": _BANDS,
-        "raster:bands": _BANDS,
+        **dict.fromkeys(("bands", "eo:bands", "raster:bands"), _BANDS),
         **_VALUES,
     },
 }
@@ -86,10 +64,7 @@ _SCHEMA: dict[str, Any] = {
         "type": {"const": "Feature"},
         "stac_version": {"type": "string"},
         "assets": {"type": "object", "maxProperties": 1000, "additionalProperties": _ASSET},
-        "properties": {
-            "type": "object",
-            "properties": {name: {"type": "boolean"} for name in OFFSET_APPLIED},
-        },
+        "properties": {"type": "object", "properties": {key: {"type": "boolean"} for key in OFFSET_APPLIED}},
     },
 }
 

@@ -191,7 +191,6 @@ class Source(Resource, abc.ABC):
 
     @property
     def names(self) -> tuple[str | None, ...]:
-        """Names of all layers."""
         return tuple(layer.name for layer in self.layers)
 
     @property

@@ -8,11 +8,12 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
+from lulc.config import MaskConfig
 from lulc.core.grid import GridSpec
 from lulc.core.schema import NO_CODE, InputError
 from lulc.core.storage import Resource
@@ -36,29 +37,6 @@ _LEFT_OUT = {False: "left_out", True: "left_out_bits"}
 
 _EDGE = 0.01
 """Share of pixels beyond a mask up to which its border is that of the bands, but for the sides of pixels."""
-
-
-class MaskConfig(Protocol):
-    """The options of every command that leaves pixels out."""
-
-    @property
-    def mask(self) -> tuple[str, ...]: ...
-    @property
-    def mask_values(self) -> tuple[int, ...]: ...
-    @property
-    def mask_bits(self) -> bool: ...
-    @property
-    def grow_mask(self) -> int: ...
-    @property
-    def bounds(self) -> tuple[float, float, float, float] | None: ...
-    @property
-    def aoi(self) -> str | None: ...
-    @property
-    def resample(self) -> bool: ...
-    @property
-    def allow_vrt(self) -> bool: ...
-    @property
-    def allow_remote(self) -> bool: ...
 
 
 class Bits(tuple[int, ...]):
@@ -151,10 +129,7 @@ class ValueMask:
         """True where a pixel counts, bool (y, x)."""
         if not self._grow:
             return self._read(window)
-        wide = Window(
-            window.row - self._grow, window.col - self._grow,
-            window.height + 2 * self._grow, window.width + 2 * self._grow,
-        ).intersect(self._grid.extent)  # fmt: skip
+        wide = window.grow(self._grow).intersect(self._grid.extent)
         far = cv2.distanceTransform(self._read(wide).astype("uint8"), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         return np.asarray(far[window.relative_to(wide).slices] > self._grow)
 
@@ -223,11 +198,9 @@ class Masks(Resource):
         return np.logical_and.reduce(parts) if parts else None
 
     def identity(self) -> list[dict[str, Any]]:
-        """Name, bytes and sha256 of the files that were given."""
         return [part.identity() for part in (*self.masks, self._polygons) if part is not None]
 
     def reopen(self) -> Masks:
-        """Open the same masks once more, for another thread."""
         masks = [mask.reopen() for mask in self.masks]
         return Masks(self.grid, masks, self._bounds, self._polygons, self.provenance)
 

@@ -16,14 +16,15 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from rasterio.warp import transform_bounds
 
 from lulc.config import InputConfig
+from lulc.core.codec import Jsonable, limits, schema_of
 from lulc.core.documents import read_document, write_document
-from lulc.core.grid import GRID_SCHEMA, GridSpec
+from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards
@@ -58,7 +59,7 @@ _RASTERS = (".tif", ".tiff", ".img", ".jp2", ".nc", ".nc4", ".zarr")
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scene(Jsonable):
     """One scene, closed.
 
     Parameters
@@ -75,10 +76,10 @@ class Scene:
         Raster that is read instead of its scene classification.
     """
 
-    paths: tuple[str, ...]
+    paths: Annotated[tuple[str, ...], limits(minItems=1)]
     grid: GridSpec
     place: Window
-    block_rows: int
+    block_rows: Annotated[int, limits(minimum=0)]
     described: dict[str, dict[str, Any]]
     left_out: tuple[int, ...] | None
     mask: str | None = None
@@ -167,7 +168,7 @@ class Scenes:
         return [
             {
                 "files": [Path(path).name for path in scene.paths],
-                "window": [scene.place.row, scene.place.col, scene.place.height, scene.place.width],
+                "window": scene.place.to_json(),
                 "channels": scene.described,
             }
             for scene in self.scenes
@@ -189,72 +190,32 @@ class Scenes:
 
     def write(self, path: Path) -> None:
         """Write down what was found, for `read_scenes` in a process of any folder."""
-        entries = [
-            {
-                **dataclasses.asdict(scene),
-                "paths": [path if guards.is_address(path) else os.path.abspath(path) for path in scene.paths],
-                "grid": scene.grid.to_json(),
-                "place": [scene.place.row, scene.place.col, scene.place.height, scene.place.width],
-            }
-            for scene in self.scenes
-        ]
-        write_document(path, {"grid": self.grid.to_json(), "names": list(self.names), "scenes": entries})
+        scenes = tuple(
+            dataclasses.replace(scene, paths=tuple(map(_from_anywhere, scene.paths))) for scene in self.scenes
+        )
+        write_document(path, _List(self.grid, self.names, scenes).to_json())
 
     def reopen(self) -> Scenes:
-        """The same scenes for another thread."""
         return Scenes(self.scenes, self.grid, self.names, self._config)
 
     def close(self) -> None:
-        """Release all files."""
         while self._opened:
             self._opened.popitem()[1].close()
 
 
-_COUNT = {"type": "integer", "minimum": 0}
-_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["grid", "names", "scenes"],
-    "properties": {
-        "grid": GRID_SCHEMA,
-        "names": {"type": "array", "items": {"enum": list(SENTINEL_BANDS)}},
-        "scenes": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["paths", "grid", "place", "block_rows", "described", "left_out", "mask"],
-                "additionalProperties": False,
-                "properties": {
-                    "paths": {"type": "array", "minItems": 1, "items": {"type": "string"}},
-                    "grid": GRID_SCHEMA,
-                    "place": {"type": "array", "minItems": 4, "maxItems": 4, "items": {"type": "integer"}},
-                    "block_rows": _COUNT,
-                    "described": {"type": "object", "additionalProperties": {"type": "object"}},
-                    "left_out": {"type": ["array", "null"], "items": _COUNT},
-                    "mask": {"type": ["string", "null"]},
-                },
-            },
-        },
-    },
-}
+@dataclass(frozen=True)
+class _List(Jsonable):
+    """What `Scenes.write` writes down."""
+
+    grid: GridSpec
+    names: tuple[Literal[SENTINEL_BANDS], ...]  # type: ignore[valid-type]
+    scenes: Annotated[tuple[Scene, ...], limits(minItems=1)]
 
 
 def read_scenes(path: Path, config: InputConfig) -> Scenes:
     """The scenes that `Scenes.write` wrote down, for the config that they were found with."""
-    data = read_document(path, _SCHEMA, "list of scenes", 0)
-    scenes = [
-        Scene(
-            paths=tuple(entry["paths"]),
-            grid=GridSpec.from_json(entry["grid"]),
-            place=Window(*entry["place"]),
-            block_rows=entry["block_rows"],
-            described=entry["described"],
-            left_out=entry["left_out"] and tuple(entry["left_out"]),
-            mask=entry["mask"],
-        )
-        for entry in data["scenes"]
-    ]
-    return Scenes(scenes, GridSpec.from_json(data["grid"]), data["names"], config)
+    data = _List.from_json(read_document(path, schema_of(_List), "list of scenes", 0))
+    return Scenes(data.scenes, data.grid, data.names, config)
 
 
 def find_scenes(paths: Sequence[str], *, allow_vrt: bool = False) -> list[tuple[str, ...]]:
@@ -292,6 +253,10 @@ def find_scenes(paths: Sequence[str], *, allow_vrt: bool = False) -> list[tuple[
         for entry in entries:
             scenes.setdefault(_scene_of(entry), []).append(entry)
     return [tuple(files) for files in scenes.values()]
+
+
+def _from_anywhere(path: str) -> str:
+    return path if guards.is_address(path) else os.path.abspath(path)
 
 
 def _is_plain_folder(path: Path) -> bool:

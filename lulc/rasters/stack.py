@@ -91,7 +91,6 @@ class Coverage:
     missing: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Coverage) -> Coverage:
-        """The counts of both."""
         return Coverage(
             self.pixels + other.pixels,
             self.valid + other.valid,
@@ -156,14 +155,12 @@ class Part(Resource):
         return patched
 
     def reopen(self) -> Part:
-        """Open the same files once more, for another thread."""
         return Part(
             self.date, self.main.reopen(), tuple(fill.reopen() for fill in self.fills),
             self.indices.reopen() if self.indices else None,
         )  # fmt: skip
 
     def close(self) -> None:
-        """Release all files."""
         for mosaic in self.mosaics:
             mosaic.close()
 

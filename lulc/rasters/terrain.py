@@ -103,15 +103,12 @@ class TerrainSource(Source):
         return found is not None and bool((np.abs(np.array(found) / sides - 1) > DISTORTION).any())
 
     def identity(self) -> dict[str, Any]:
-        """Return the identity of the elevation raster."""
         return self._source.identity()
 
     def reopen(self) -> Self:
-        """Open the elevation raster once more."""
         return type(self)(self._source.reopen(), self._layer, self._channel)
 
     def close(self) -> None:
-        """Release the elevation raster."""
         self._source.close()
 
 

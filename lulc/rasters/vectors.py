@@ -88,7 +88,6 @@ class Field:
 
     @property
     def is_text(self) -> bool:
-        """True where the values are texts."""
         return any(isinstance(value, str) for value in self.values)
 
     @property

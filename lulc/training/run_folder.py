@@ -163,7 +163,6 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
         return self.folder / CHECKPOINTS
 
     def check(self, *, overwrite: bool, restart: bool) -> None:
@@ -203,11 +202,9 @@ class Run:
         write_document(self.folder / DOCUMENT, self._document)
 
     def finish(self) -> None:
-        """Mark the run as complete."""
         write_document(self.folder / DOCUMENT, {**self._document, "finished": True})
 
     def write_history(self, rows: Sequence[Row]) -> None:
-        """Write the whole history."""
         write_rows(self.folder / HISTORY, [[f.name for f in fields(Row)], *map(astuple, rows)])
 
     def tidy(self, rows: Sequence[Row], keep: str) -> None:

@@ -72,7 +72,6 @@ class AreaEstimates:
     areas: tuple[Estimate, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all estimates as JSON-ready data."""
         lists = {"users": self.users, "producers": self.producers, "areas": self.areas}
         return {"overall": self.overall.to_json()} | {n: [e.to_json() for e in v] for n, v in lists.items()}
 

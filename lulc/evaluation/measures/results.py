@@ -65,7 +65,6 @@ class Gathered:
     summed: NDArray[np.int64] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All metrics as JSON-ready data."""
         legend = self.level.legend
         summed = None if self.summed is None else metrics_of(self.summed, legend)
         return {"from_codes": self.from_codes, **metrics_of(self.matrix, legend), "summed": summed}
@@ -94,7 +93,6 @@ class Areas:
 
     @property
     def unit(self) -> str:
-        """Unit of the areas."""
         return "pixels" if self.hectares is None else "ha"
 
     @property
@@ -103,7 +101,6 @@ class Areas:
         return self.mapped.astype(np.float64) if self.hectares is None else self.hectares
 
     def to_json(self) -> dict[str, Any]:
-        """Return all metrics as JSON-ready data."""
         return {
             "unit": self.unit,
             "mapped_pixels": self.mapped.tolist(),
@@ -195,7 +192,6 @@ class Results:
         return [(name, score(matrix, legend)) for name, matrix, legend in named]
 
     def to_json(self) -> dict[str, Any]:
-        """Return all metrics as JSON-ready data."""
         compared = self.reference is not None
         levels = {f"level{g.level.number}": g.to_json() for g in self.levels if compared}
         return {

@@ -66,11 +66,9 @@ class Sample:
 
     @property
     def points(self) -> int:
-        """Number of the interpreted points."""
         return int(self.matrix.sum())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the points as JSON-ready data."""
         return {"file": self.name, "matrix": self.matrix.tolist(), "left_out": self.left_out}
 
 

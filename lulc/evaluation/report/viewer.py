@@ -101,7 +101,7 @@ def embed(
         "planes": planes,
         "places": [
             {
-                "window": [p.window.row, p.window.col, p.window.height, p.window.width],
+                "window": p.window.to_json(),
                 "words": f"{p.entropy:.2f}, {' or '.join(legend.names[k - 1] for k in p.classes)}",
             }
             for p in places
