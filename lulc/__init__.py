@@ -54,38 +54,13 @@ if TYPE_CHECKING:
     from lulc.core.schema import InputError
 
 __all__ = [
-    "ClassifyConfig",
-    "EvaluateConfig",
-    "ExportConfig",
-    "ExportModelConfig",
-    "ImportModelConfig",
-    "InputConfig",
-    "InputError",
-    "MosaicConfig",
-    "PreprocessConfig",
-    "ReproduceConfig",
-    "TrainConfig",
-    "__version__",
-    "classify",
-    "classify_array",
-    "classify_share",
-    "estimate_areas",
-    "evaluate",
-    "evaluate_in_memory",
-    "export_map",
-    "export_model",
-    "forecast",
-    "import_model",
-    "load_model",
-    "load_scheme",
-    "make_mosaic",
-    "make_stacks",
-    "open_map",
-    "open_stack",
-    "reproduce",
-    "train",
+    "ClassifyConfig", "EvaluateConfig", "ExportConfig", "ExportModelConfig", "ImportModelConfig",
+    "InputConfig", "InputError", "MosaicConfig", "PreprocessConfig", "ReproduceConfig", "TrainConfig",
+    "__version__", "classify", "classify_array", "classify_share", "estimate_areas", "evaluate",
+    "evaluate_in_memory", "export_map", "export_model", "forecast", "import_model", "load_model",
+    "load_scheme", "make_mosaic", "make_stacks", "open_map", "open_stack", "reproduce", "train",
     "train_arrays",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

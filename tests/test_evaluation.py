@@ -706,7 +706,7 @@ def test_training_curves_come_from_the_run_folder(scene: Scene) -> None:
 def test_a_report_says_where_the_map_is_least_sure_and_how_it_was_made(scene: Scene) -> None:
     evaluate(scene.config())
     text = (scene.folder / "report" / "report.md").read_text()
-    assert "## Where the map is least sure" in text
+    assert "## Least certain places" in text
     assert "| map's model | small.keras |" in text
 
 
@@ -765,7 +765,7 @@ def test_a_report_without_a_reference_describes_the_map_and_scores_nothing(scene
     assert page.startswith("# map.tif\n")
     assert "nothing here says how good the map is" in page and "--design-sample" in page
     assert not any(word in page for word in ("kappa", "Confusion", "overall accuracy", "Calibration"))
-    assert "## Where the map is least sure" in page and "| 2 class 2 |" in page
+    assert "## Least certain places" in page and "| 2 class 2 |" in page
     stored = json.loads((scene.folder / "report" / "report.json").read_text())
     assert stored["total"] is None and stored["areas"]["unit"] == "ha"
     assert scene.folder / "report" / "report.html" in result.files
@@ -847,7 +847,7 @@ def test_with_a_manifest_every_headline_counts_held_out_land_alone(scene: Scene)
     accuracy = (scene.mapped[held] == scene.reference[held]).mean()
     assert f"overall accuracy on held-out land: **{accuracy:.3f}**" in head
     titles = [line for line in page.splitlines() if line.startswith("## ")]
-    assert titles.index("## Scores on held-out land") < titles.index("## Land that the training used")
+    assert titles.index("## Scores on held-out land") < titles.index("## Training land")
     assert "train_0 (training)" in page and "val_0 (validation)" in page
     stored = json.loads((scene.folder / "report" / "report.json").read_text())
     assert stored["held_out"] is True and stored["total"]["pixels"] == int(held.sum())
@@ -861,7 +861,7 @@ def test_the_console_shows_held_out_land_first(scene: Scene, capsys: pytest.Capt
     line = [scene.map_path, scene.reference_path, "--out", str(scene.folder / "report"), "-q"]
     assert main([*line, "--regions", str(folder)]) == 0
     printed = capsys.readouterr().out
-    first, second = printed.index("Scores on held-out land"), printed.index("Land that the training used")
+    first, second = printed.index("Scores on held-out land"), printed.index("Training land")
     assert printed.index("Classes on held-out land") < first < second
     held = int(scene.scored[40:].sum())
     assert f"{held:,}" in printed[first:second] and f"{held:,}" not in printed[second:]

@@ -16,10 +16,9 @@ from lulc.core.schema import CHANNELS, InputError, LandCoverClass, Legend
 from lulc.core.statistics import Statistics
 from lulc.models import weights
 from lulc.models.backend import compile_predict, keras
+from lulc.models.card import Channel, ModelCard
 from lulc.models.unet import NetworkConfig, build_unet, geometry
 from lulc.models.weights import (
-    Channel,
-    ModelCard,
     find_model,
     load_card,
     load_model,

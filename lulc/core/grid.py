@@ -160,6 +160,13 @@ class GridSpec:
         origin = self.transform @ Affine.translation(window.col, window.row)
         return GridSpec(self.crs, origin, window.height, window.width)
 
+    def window_of(self, bounds: tuple[float, float, float, float]) -> Window:
+        """Return the smallest window that holds a box of the CRS; it may reach beyond the grid."""
+        corners = [~self.transform @ (x, y) for x in bounds[::2] for y in bounds[1::2]]
+        cols, rows = zip(*corners, strict=True)
+        row, col = math.floor(min(rows)), math.floor(min(cols))
+        return Window(row, col, math.ceil(max(rows)) - row, math.ceil(max(cols)) - col)
+
     def matches(self, other: GridSpec) -> bool:
         """True where both grids hold the same pixels: CRS, shape, and corners within 1 % of a pixel."""
         if self.crs != other.crs or self.shape != other.shape:

@@ -49,31 +49,15 @@ VARIABLES = {
 """Variables of each layer in the order in which Keras numbers them."""
 
 LAYERS = VARIABLES.keys() | {
-    "Activation",
-    "Add",
-    "Concatenate",
-    "Dropout",
-    "InputLayer",
-    "MaxPooling2D",
-    "ReLU",
-    "Softmax",
+    "Activation", "Add", "Concatenate", "Dropout", "InputLayer", "MaxPooling2D", "ReLU", "Softmax",
     "UpSampling2D",
-}
+}  # fmt: skip
 """Layers that a network of this toolkit consists of."""
 
 CLASSES = LAYERS | {
-    "Functional",
-    "Model",
-    "DTypePolicy",
-    "HeNormal",
-    "GlorotUniform",
-    "VarianceScaling",
-    "Constant",
-    "Zeros",
-    "Ones",
-    "__tuple__",
-    "__keras_tensor__",
-}
+    "Functional", "Model", "DTypePolicy", "HeNormal", "GlorotUniform", "VarianceScaling", "Constant", "Zeros",
+    "Ones", "__tuple__", "__keras_tensor__",
+}  # fmt: skip
 """Everything that a configuration may name as a class."""
 
 
@@ -104,8 +88,7 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
     path = Path(path)
     if not path.is_file():
         raise _refused(path, "there is no such file")
-    arrays: Arrays = read_apart(_load, str(path), sha256, limit, path=path, reading="the weights")
-    return arrays
+    return read_apart(_load, str(path), sha256, limit, path=path, reading="the weights")
 
 
 def _load(place: str, sha256: str, limit: int) -> Arrays:

@@ -90,22 +90,6 @@ except ModuleNotFoundError as error:
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
 
-__all__ = [
-    "BACKENDS",
-    "Predict",
-    "cache_programs",
-    "compile_predict",
-    "computes_in",
-    "device_name",
-    "exact_float32",
-    "keras",
-    "limit_threads",
-    "name",
-    "precision",
-    "seed",
-    "versions",
-]
-
 
 def name() -> str:
     """Return the name of the framework in use: tensorflow, jax or torch."""

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from lulc.core.codec import REQUIRED, Jsonable, limits
+from lulc.core.codec import REQUIRED, Jsonable, limits, schema_of
+from lulc.core.documents import schema_problem
 from lulc.core.schema import MAX_CLASSES, InputError
 
 MAX_FILTERS = 4096
@@ -24,13 +25,26 @@ BLOCKS = ("transpose", "upsample", "sum")
 MAX_RADIUS = 64
 """Pixels; a window has a halo as wide."""
 
+Classes = Annotated[int, limits(minimum=1, maximum=MAX_CLASSES)]
+Channels = Annotated[int, limits(minimum=1, maximum=1024)]
 Widths = Annotated[
     tuple[Annotated[int, limits(minimum=1, maximum=MAX_FILTERS)], ...], limits(maxItems=MAX_STAGES)
 ]
 
 
 @dataclass(frozen=True)
-class PixelConfig(Jsonable):
+class _Classifier(Jsonable):
+    classes: Classes
+    channels: Channels
+
+    @property
+    def activation(self) -> str:
+        """Name of the activation of the last layer, or after it."""
+        return "sigmoid" if self.classes == 1 else "softmax"
+
+
+@dataclass(frozen=True)
+class PixelConfig(_Classifier):
     """A model that decides each pixel by its channels, and by their mean and deviation around it.
 
     Parameters
@@ -45,8 +59,6 @@ class PixelConfig(Jsonable):
         How many of these networks the forest weighs as much as.
     """
 
-    classes: Annotated[int, limits(minimum=1, maximum=MAX_CLASSES)]
-    channels: Annotated[int, limits(minimum=1, maximum=1024)]
     radii: Annotated[
         tuple[Annotated[int, limits(minimum=1, maximum=MAX_RADIUS)], ...], limits(maxItems=MAX_STAGES)
     ]
@@ -60,18 +72,13 @@ class PixelConfig(Jsonable):
     forests: Annotated[int, limits(minimum=1, maximum=100)] = 1
 
     @property
-    def activation(self) -> str:
-        """Name of the activation of the last layer."""
-        return "sigmoid" if self.classes == 1 else "softmax"
-
-    @property
     def features(self) -> int:
         """Features of a pixel."""
         return self.channels * (1 + 2 * len(self.radii))
 
 
 @dataclass(frozen=True)
-class GraphConfig(Jsonable):
+class GraphConfig(_Classifier):
     """A network of another toolkit, kept as an ONNX graph; all of it follows from the file.
 
     Parameters
@@ -94,8 +101,6 @@ class GraphConfig(Jsonable):
         Numbers in memory for each pixel, at the height of the computation.
     """
 
-    classes: Annotated[int, limits(minimum=1, maximum=MAX_CLASSES)]
-    channels: Annotated[int, limits(minimum=1, maximum=1024)]
     parameters: Annotated[int, limits(minimum=1)]
     image_last: bool
     scores_last: bool
@@ -110,11 +115,6 @@ class GraphConfig(Jsonable):
     def exact(self) -> bool:
         """True where windows with the halo equal one pass over the whole image."""
         return not self.reason
-
-    @property
-    def activation(self) -> str:
-        """Name of the activation of the last layer, of the graph or after it."""
-        return "sigmoid" if self.classes == 1 else "softmax"
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ class NetworkConfig(Jsonable):
         If the fields contradict each other or lie outside their range.
     """
 
-    classes: Annotated[int, limits(minimum=1, maximum=MAX_CLASSES), REQUIRED] = 13
-    channels: Annotated[int, limits(minimum=1, maximum=1024), REQUIRED] = 14
-    filters: Annotated[Widths, REQUIRED] = (32, 64, 128, 256)
+    classes: Annotated[Classes, REQUIRED] = 13
+    channels: Annotated[Channels, REQUIRED] = 14
+    filters: Annotated[Widths, limits(minItems=1), REQUIRED] = (32, 64, 128, 256)
     decoder_filters: Widths = ()
     bottleneck: Annotated[int, limits(minimum=0, maximum=16)] = 0
     block: Annotated[str, limits(enum=BLOCKS)] = "transpose"
@@ -164,38 +164,19 @@ class NetworkConfig(Jsonable):
         if not self.decoder_filters:
             factor = 1 if self.block == "sum" else 2
             object.__setattr__(self, "decoder_filters", tuple(factor * f for f in reversed(self.filters)))
-        for problem in self._problems():
+        if problem := schema_problem(self.to_json(), schema_of(NetworkConfig)) or self._contradiction():
             raise InputError(f"cannot build the network, since {problem}", "Change the network's options.")
 
-    def _problems(self) -> list[str]:
-        widths = (*self.filters, *self.decoder_filters)
+    def _contradiction(self) -> str:
         stages, decoder = len(self.filters), len(self.decoder_filters)
-        checks = [
-            (1 <= stages <= MAX_STAGES, f"it has {stages} encoder stages, expected 1..{MAX_STAGES}"),
-            (
-                stages == decoder,
-                f"it has {decoder} decoder and {stages} encoder stages, expected as many of each",
-            ),
-            (
-                all(1 <= w <= MAX_FILTERS for w in widths),
-                f"its filters are {widths}, expected 1..{MAX_FILTERS} each",
-            ),
-            (1 <= self.classes <= MAX_CLASSES, f"it has {self.classes} classes, expected 1..{MAX_CLASSES}"),
-            (self.channels >= 1, f"it has {self.channels} channels, expected at least 1"),
-            (
-                self.bottleneck >= 0,
-                f"it has {self.bottleneck} bottleneck convolutions, expected 0 or more",
-            ),
-            (0 <= self.dropout < 1, f"its dropout rate is {self.dropout}, expected 0 <= rate < 1"),
-            (self.block in BLOCKS, f"its block is '{self.block}', expected one of {', '.join(BLOCKS)}"),
-            (self.norm in ("batch", "none"), f"its norm is '{self.norm}', expected batch or none"),
-            (
-                self.activation in ("linear", "sigmoid" if self.classes == 1 else "softmax"),
+        if stages != decoder:
+            return f"it has {decoder} decoder and {stages} encoder stages, expected as many of each"
+        if self.activation not in ("linear", "sigmoid" if self.classes == 1 else "softmax"):
+            return (
                 f"its activation is '{self.activation}' with {self.classes} classes, expected sigmoid "
-                "with 1 class or softmax with more",
-            ),
-        ]
-        return [problem for holds, problem in checks if not holds]
+                "with 1 class or softmax with more"
+            )
+        return ""
 
     @property
     def parameters(self) -> int:

@@ -30,31 +30,12 @@ from lulc.core.schema import InputError
 from lulc.core.statistics import Statistics
 from lulc.core.storage import temporary_folder, write_atomically
 from lulc.models.archive import CONFIG, METADATA, WEIGHTS, Arrays, compare_shapes, read_archive, variables_of
-from lulc.models.card import Channel, ModelCard, card_path, load_card, write_card
+from lulc.models.card import ModelCard, card_path, load_card, write_card
 from lulc.models.hub import fetch, is_hub
 from lulc.models.legacy import describe_legacy, read_legacy
 
 if TYPE_CHECKING:
     from lulc.models.backend import keras
-
-__all__ = [
-    "PICKS",
-    "Arrays",
-    "Channel",
-    "ModelCard",
-    "arrays_of",
-    "assign",
-    "check_model",
-    "find_model",
-    "load_card",
-    "load_legacy",
-    "load_model",
-    "read_arrays",
-    "read_picks",
-    "record_picks",
-    "save_model",
-    "transfer",
-]
 
 PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1", "last")
 """Names of the best models of a run."""

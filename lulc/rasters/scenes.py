@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -408,11 +407,7 @@ def _place_of(path: str, own: GridSpec, lattice: GridSpec, config: InputConfig) 
             f"expected the CRS and pixels of\n  {lattice.describe()}",
             "Add --resample to resample it (bilinear) to the pixels of the first scene, or of --like RASTER.",
         )
-    left, bottom, right, top = transform_bounds(own.crs, lattice.crs, *own.bounds)
-    corners = [~lattice.transform @ (x, y) for x in (left, right) for y in (bottom, top)]
-    cols, rows = zip(*corners, strict=True)
-    row, col = math.floor(min(rows)), math.floor(min(cols))
-    return Window(row, col, math.ceil(max(rows)) - row, math.ceil(max(cols)) - col)
+    return lattice.window_of(transform_bounds(own.crs, lattice.crs, *own.bounds))
 
 
 def _union(places: Sequence[Window]) -> Window:

@@ -359,7 +359,7 @@ class _Tally:
         # Only features near pixels of several are burnt one by one.
         several = np.pad((depth > 1).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
         for fid, shape, code in zip(features.index, features.geometry, features["code"], strict=True):
-            part = _pixels_of(shape, window, self._grid)
+            part = self._grid.window_of(shape.bounds).grow(1).intersect(window).relative_to(window)
             top, left, (bottom, right) = part.row, part.col, part.stop
             if not part.height or not part.width:
                 continue
@@ -402,16 +402,6 @@ class _Tally:
             covered=len(lost),
             covered_pixels=sum(lost),
         )
-
-
-def _pixels_of(shape: Any, window: Window, grid: GridSpec) -> Window:
-    """Pixels of a window, counted from its corner, that the bounds of a shape touch."""
-    west, south, east, north = shape.bounds
-    corners = [~grid.transform @ (x, y) for x in (west, east) for y in (south, north)]
-    cols, rows = zip(*corners, strict=True)
-    top, left = int(np.floor(min(rows))), int(np.floor(min(cols)))
-    touched = Window(top, left, int(np.ceil(max(rows))) - top + 1, int(np.ceil(max(cols))) - left + 1)
-    return touched.intersect(window).relative_to(window)
 
 
 def _check_vector(path: str) -> str:

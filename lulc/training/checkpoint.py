@@ -33,18 +33,9 @@ KEPT = 2
 """Checkpoints kept in a folder, the newest ones."""
 
 DTYPES = (
-    "bool",
-    "uint8",
-    "int8",
-    "int32",
-    "uint32",
-    "int64",
-    "uint64",
-    "float16",
-    "float32",
-    "float64",
+    "bool", "uint8", "int8", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64",
     "bfloat16",
-)
+)  # fmt: skip
 """Types that arrays of a checkpoint may have."""
 
 SCHEMA: dict[str, Any] = {

@@ -212,7 +212,7 @@ def _stack_region(name: str, ground: Sequence[GridSpec], grid: GridSpec) -> Regi
     outline = shapely.union_all([part.outline_on(grid.crs) for part in ground])
     if outline.is_empty:
         return Region(name, Window(0, 0, 0, 0))
-    return Region(name, _extent_of(outline, grid), outline)
+    return Region(name, grid.window_of(outline.bounds).intersect(grid.extent), outline)
 
 
 def _from_polygons(path: Path, grid: GridSpec) -> list[Region]:
@@ -225,15 +225,7 @@ def _from_polygons(path: Path, grid: GridSpec) -> list[Region]:
     for k, shape in enumerate(shapes):
         if shape is None or shape.is_empty:
             continue
-        extent = _extent_of(shape, grid)
+        extent = grid.window_of(shape.bounds).intersect(grid.extent)
         if extent.height and extent.width:
             regions.append(Region(str(frame[field].iloc[k]) if field else f"region {k + 1}", extent, shape))
     return regions
-
-
-def _extent_of(shape: BaseGeometry, grid: GridSpec) -> Window:
-    left, bottom, right, top = shape.bounds
-    cols, rows = ~grid.transform @ (np.array([left, right]), np.array([top, bottom]))
-    row, col = int(np.floor(rows[0])), int(np.floor(cols[0]))
-    height, width = int(np.ceil(rows[1])) - row, int(np.ceil(cols[1])) - col
-    return Window(row, col, height, width).intersect(grid.extent)

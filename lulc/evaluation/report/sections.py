@@ -30,7 +30,7 @@ CLASS_HEADER = (
     "class", "user's accuracy", "producer's accuracy", "F1", "IoU", "reference pixels", "map pixels",
 )  # fmt: skip
 
-SEEN = "Land that the training used"
+SEEN = "Training land"
 """Heading of what is not held out."""
 
 
@@ -390,14 +390,14 @@ def _unsure_section(legend: Legend, views: Views, places: Sequence[UnsureSquare]
     sampled = f", in every {views.step}th row and column" if views.step > 1 else ""
     header = ("place", "undecided between", "uncertainty", "middle (x, y)", "first row, column")
     return Section(
-        "Where the map is least sure",
+        "Least certain places",
         (
             "Uncertainty is the entropy of the activations over that of complete ignorance: 0 where one "
             f"class has all, 1 where all classes are equally likely{sampled}.",
         ),
         (Picture(picture, "Uncertainty of the map, with the least sure places framed and numbered"),),
         (
-            Table("The least sure squares", header, tuple(rows), text_columns=2),
+            Table("Least certain squares", header, tuple(rows), text_columns=2),
             Table("Mean uncertainty by mapped class", ("class", "share of the map", "uncertainty"), by_class),
         ),
     )
@@ -477,7 +477,7 @@ def _made_section(results: Results) -> Section:
     single = [*report, *((f"map's {name}", value) for name, value in single)]
     text = () if results.made else ("The map says nothing about how it was made.",)
     first = Table("Map and report", ("field", "value"), tuple(single), text_columns=2)
-    return Section("How the map was made", text, tables=(first, *tables))
+    return Section("Processing", text, tables=(first, *tables))
 
 
 def _entries(value: str) -> tuple[tuple[str, str], ...] | None:

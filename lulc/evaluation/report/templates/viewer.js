@@ -483,7 +483,7 @@
     container.addEventListener(event, () => container.classList.remove("viewer-keys"));
   }
 
-  /* Where the map is least sure */
+  /* Least certain places */
   for (const [k, place] of (data.places ?? []).entries()) {
     const button = make("button", { type: "button" }, `${k + 1}`, make("span", {}, place.words));
     button.addEventListener("click", () => {
