@@ -108,7 +108,7 @@ def _indices(manifest: Manifest) -> list[str]:
 
 
 def _labelled(manifest: Manifest) -> list[str]:
-    """How many labelled pixels are used, and why the others are not; nothing of an older manifest."""
+    """Return the number of labelled pixels in use, and reasons for the others; nothing of older manifests."""
     found = manifest.provenance.get("labelled")
     if not found:
         return []

@@ -45,7 +45,7 @@ PART = 1024
 
 @dataclass(frozen=True)
 class Gap:
-    """What fills the pixels without an observation: further observations, or a mosaic."""
+    """Filling of pixels without an observation: further observations, or a mosaic."""
 
     name: str
     observations: tuple[Observation, ...] = ()
@@ -85,7 +85,7 @@ class Job:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What decides the pixels of the mosaic, JSON-ready."""
+        """Everything that decides the pixels of the mosaic, JSON-ready."""
         names = ("band_names", "rule", "near", "clouds", "grow_clouds", "cloud_probability",
                  "cloud_threshold", "scale", "offset")  # fmt: skip
         read = [path for scene in self.scenes for path in (*scene.paths, scene.mask)]

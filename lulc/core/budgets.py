@@ -40,7 +40,7 @@ ENTRIES = 1_000_000
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a process that reads one file may use.
+    """Limits on a process that reads one file.
 
     Parameters
     ----------

@@ -283,7 +283,7 @@ class ChannelSet(Jsonable):
 
     @property
     def described(self) -> list[str]:
-        """What the values of each channel mean: its name, unit, coding and formula."""
+        """Meaning of each channel's values: name, unit, coding and formula."""
         return [
             f"{one.name} ({one.unit}"
             + ", in SYKE's coding" * (one.stored == "syke")

@@ -338,7 +338,7 @@ def _forget_files(descriptor: int) -> None:
 
 
 def _reap(pid: int) -> int:
-    """How a child ended, killed where it lives after its socket closed."""
+    """Return the end of a child, killed where it lives after its socket closed."""
     # A busy machine takes its time to end one; what is killed meanwhile would be blamed for its memory.
     for _ in range(2000):
         try:

@@ -295,7 +295,7 @@ def _level_profile(land_cover: ClassMap, level: Level) -> MapProfile:
 
 
 def _gathered(land_cover: ClassMap, level: Level, window: Window, encoding: Encoding) -> np.ndarray:
-    """What is stored of a window: groups, and sums of activations."""
+    """Return the stored values of a window: groups, and sums of activations."""
     classes, sums = land_cover.read(window), np.zeros((*window.shape, 0), np.float32)
     activations = land_cover.read_activations(window) if land_cover.has_activations else None
     if activations is not None and encoding.has_activations:

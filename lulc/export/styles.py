@@ -63,7 +63,7 @@ def count_entries(land_cover: ClassMap) -> tuple[Entry, ...]:
 
 
 def describe_entries(land_cover: ClassMap, counts: Sequence[int] | np.ndarray) -> tuple[Entry, ...]:
-    """As `count_entries`, from counts by class number of the map's legend."""
+    """Return the entries of `count_entries`, from counts by class number of the map's legend."""
     entries = [
         Entry(land_cover.stored(c.number), printable(c.name), c.color, int(counts[c.number]))
         for c in land_cover.legend.classes
@@ -75,7 +75,7 @@ def describe_entries(land_cover: ClassMap, counts: Sequence[int] | np.ndarray) -
 
 
 def entries_of_counts(land_cover: ClassMap, counts: Mapping[int, int]) -> tuple[Entry, ...]:
-    """As `count_entries`, from the counts that a classification made, by number in the file."""
+    """Return the entries of `count_entries`, from the counts that a classification made, by number."""
     by_number = np.zeros(256, np.int64)
     by_number[list(counts)] = list(counts.values())
     if land_cover.legend.classes[-1] == REST:

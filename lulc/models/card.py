@@ -144,7 +144,7 @@ class ModelCard(Jsonable):
 
     @property
     def inputs(self) -> ChannelSet:
-        """What the channels are, by which rasters are read."""
+        """Channel set by which rasters are read."""
         return self.channel_set or set_of([channel.name for channel in self.channels], self.name)
 
     @property

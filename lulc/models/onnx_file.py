@@ -140,7 +140,7 @@ def _describe(place: str, channels: int, output: str, sha256: str) -> dict[str, 
 
 
 class _Worked(NamedTuple):
-    """What is known of a graph for one size of image."""
+    """Properties of a graph for one size of image."""
 
     outcome: tuple[int, ...]
     flow: Flow | None

@@ -364,7 +364,7 @@ class Chips(Resource):
 
     @property
     def found(self) -> list[dict[str, Any]]:
-        """What scenes and chips say of themselves beside their files; decides the stacks as these do."""
+        """Descriptions of scenes and chips beside their files, which decide the stacks as these do."""
         if self.are_many:
             pairs = zip(self.chips, self._provenance, self.grids, strict=True)
             return [{"chip": c.name, "group": c.group, "grid": g.to_json(), **p} for c, p, g in pairs]
@@ -378,7 +378,7 @@ class Chips(Resource):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """How channels and labels were read, of many chips what they have in common; JSON-ready."""
+        """Reading of channels and labels, JSON-ready; of many chips what they have in common."""
         if not self.are_many:
             return {**self.first.stack.provenance, "labels": self.first.labels.describe()}
         count = f"{len(self)} chips"

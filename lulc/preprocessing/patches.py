@@ -132,7 +132,7 @@ class Split:
 
     @property
     def sides(self) -> int:
-        """How many of training and validation get a group: 1 or 2."""
+        """Number of sides that get a group: 1, or 2 for training and validation."""
         return len(np.unique(self.validates))
 
 

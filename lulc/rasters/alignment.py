@@ -32,7 +32,7 @@ Planes = tuple[np.ndarray, np.ndarray]
 
 
 def factor_of(source: GridSpec, grid: GridSpec) -> int | None:
-    """How many pixels of `grid` one of `source` spans, where both start at one corner; None otherwise.
+    """Return the pixels of `grid` along a side of one of `source`, where both start at one corner; else None.
 
     `source` covers `grid` with less than one pixel beyond it on the right and below.
     """

@@ -204,7 +204,7 @@ class Scenes:
 
 @dataclass(frozen=True)
 class _List(Jsonable):
-    """What `Scenes.write` writes down."""
+    """Document of `Scenes.write`."""
 
     grid: GridSpec
     names: tuple[Literal[SENTINEL_BANDS], ...]  # type: ignore[valid-type]

@@ -99,7 +99,7 @@ def read_entry(path: Path, name: str) -> bytes:
 
 
 def address_of(path: Path, name: str) -> str:
-    """What GDAL opens for an entry."""
+    """Return the name by which GDAL opens an entry."""
     return f"{_PREFIX}{path.resolve()}}}/{name}"
 
 
