@@ -746,11 +746,7 @@ def reproduce(config: ReproduceConfig) -> Reproduction:
 
 
 def open_map(
-    path: File,
-    *,
-    scheme: File | Scheme | None = None,
-    allow_vrt: bool = False,
-    allow_remote: bool = False,
+    path: File, *, scheme: File | Scheme | None = None, allow_vrt: bool = False, allow_remote: bool = False
 ) -> ClassMap:
     """Open a map for reading; a context manager.
 

@@ -409,9 +409,7 @@ def _add_common(parser: argparse._ActionsContainer) -> None:
         "--print-config", action="store_true", help="print all options as such a file, then stop"
     )
     parser.add_argument(
-        "--print-completion",
-        choices=("bash", "zsh"),
-        help="print the completions of a shell, then stop",
+        "--print-completion", choices=("bash", "zsh"), help="print the completions of a shell, then stop"
     )
 
 

@@ -278,7 +278,7 @@ def _patient() -> Any:
             status_forcelist=(429, 500, 502, 503, 504),
             allowed_methods=None,
             respect_retry_after_header=True,
-        ),
+        )
     )
 
 

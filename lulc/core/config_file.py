@@ -124,8 +124,7 @@ def read_texts(
                 f"'{key.value}' twice" if isinstance(key, yaml.ScalarNode) and node else "no names of options"
             )
             raise InputError(
-                f"cannot read {what} in '{path}', since it has {wrong}, expected each name once",
-                form,
+                f"cannot read {what} in '{path}', since it has {wrong}, expected each name once", form
             )
         texts[key.value] = _text(node, key.value, path, what)
     return texts
@@ -201,8 +200,7 @@ def _composed(path: Path, what: str, form: str) -> Any:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         problem = " ".join(str(error).split())[:200]
         raise InputError(
-            f"cannot read {what} in '{path}', since it is not valid YAML ({problem})",
-            form,
+            f"cannot read {what} in '{path}', since it is not valid YAML ({problem})", form
         ) from error
 
 

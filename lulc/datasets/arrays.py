@@ -52,10 +52,7 @@ class NpyWriter:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
         if error is None and self._left:
@@ -75,10 +72,9 @@ def _open_npy(path: Path) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+                version
+            ]
             shape, fortran, dtype = read(file)
             offset = file.tell()
         if dtype.hasobject or dtype.kind not in "fiu" or dtype.itemsize > 8:

@@ -276,10 +276,7 @@ _Sources = Sequence[tuple[Window, Path, dict[int, Window]]]
 def _write_top(profile: MapProfile, sources: _Sources, path: Path, pool: Executor) -> None:
     """Write the levels above those of the parts, from the parts' smallest level."""
     bands, encoding, level = len(profile.band_names), profile.encoding, profile.part_levels - 1
-    with (
-        open(path, "wb") as file,
-        BlockWriter(file, encoding, bands, profile.top_extents, pool) as writer,
-    ):
+    with open(path, "wb") as file, BlockWriter(file, encoding, bands, profile.top_extents, pool) as writer:
         for _, name, extents in sources:
             with BlockFile(name, extents, bands) as blocks:
                 for row, col in itertools.product(blocks.rows(level), blocks.cols(level)):

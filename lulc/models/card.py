@@ -127,10 +127,7 @@ class ModelCard(Jsonable):
                 single is None or single in legend,
                 f"its single class '{single}' is not in its legend ({', '.join(legend)})",
             ),
-            (
-                halo % self.stride == 0,
-                f"its halo is {halo}, expected a multiple of its stride {self.stride}",
-            ),
+            (halo % self.stride == 0, f"its halo is {halo}, expected a multiple of its stride {self.stride}"),
             (
                 self.novelty is None or len(self.novelty.whitening) == channels,
                 f"its out-of-distribution score is of other channels, expected {channels}",

@@ -309,12 +309,7 @@ class _Reader:
             reason=reason[:400],
             values=max(1, -(-worked.peak // (height * width))),
         )
-        return {
-            "network": network.to_json(),
-            "stride": stride,
-            "halo": halo,
-            "content": self._kept(),
-        }
+        return {"network": network.to_json(), "stride": stride, "halo": halo, "content": self._kept()}
 
     def _geometry(
         self, channels: int, layout: tuple[int, int], fixed: tuple[int, ...]

@@ -28,12 +28,7 @@ from lulc.preprocessing.patches import (
     leave_gap,
     split_groups,
 )
-from lulc.preprocessing.split import (
-    MIN_SIDE,
-    candidate_windows,
-    choose_stacks,
-    choose_validation,
-)
+from lulc.preprocessing.split import MIN_SIDE, candidate_windows, choose_stacks, choose_validation
 from lulc.rasters.vectors import VectorCodes
 
 logger = logging.getLogger("lulc")

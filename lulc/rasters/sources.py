@@ -593,11 +593,7 @@ def _open(path: str, target: str, drivers: Sequence[str]) -> Any:
     failures = []
     for driver in drivers:
         options = {"NUM_THREADS": "ALL_CPUS"} if driver == "GTiff" else {}
-        with (
-            rasterio.Env(**_ENVIRONMENT),
-            warnings.catch_warnings(),
-            contextlib.suppress(TypeError),
-        ):
+        with rasterio.Env(**_ENVIRONMENT), warnings.catch_warnings(), contextlib.suppress(TypeError):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             try:
                 return rasterio.open(target, driver=driver, **options)

@@ -23,13 +23,7 @@ from rasterio.features import rasterize
 from lulc.core.grid import GridSpec
 from lulc.core.reader_process import Apart
 from lulc.core.schema import NO_CODE, Code, InputError
-from lulc.core.storage import (
-    Resource,
-    rename_durably,
-    sha256_of,
-    temporary_folder,
-    write_atomically,
-)
+from lulc.core.storage import Resource, rename_durably, sha256_of, temporary_folder, write_atomically
 from lulc.core.windows import Window, squares_of
 from lulc.rasters import guards
 

@@ -31,10 +31,7 @@ def windows_of(plan: Plan) -> list[tuple[Part, PlannedWindow]]:
 
 
 def predict_tile(
-    network: Network,
-    tile: Tile,
-    plan: Plan,
-    windows: Sequence[tuple[Part, PlannedWindow]] | None = None,
+    network: Network, tile: Tile, plan: Plan, windows: Sequence[tuple[Part, PlannedWindow]] | None = None
 ) -> Iterator[Prediction]:
     """Classify a stack window by window.
 

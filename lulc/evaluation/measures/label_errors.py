@@ -65,12 +65,7 @@ class Patch:
 
 
 def find_label_errors(
-    land_cover: ClassMap,
-    read_labels: Read,
-    folder: Path,
-    *,
-    least: float,
-    regions: Sequence[Region] = (),
+    land_cover: ClassMap, read_labels: Read, folder: Path, *, least: float, regions: Sequence[Region] = ()
 ) -> tuple[Path, Path]:
     """Write where a map contradicts labels: the class of the map as a raster, and a list of places.
 

@@ -159,12 +159,7 @@ def score(confusion: NDArray[np.int64], legend: Legend) -> Scores:
 def _ratios(hits: Any, support: Any, mapped: Any) -> tuple[Any, Any, Any, Any]:
     """(precision, recall, F1, IoU), 0 where the denominator is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        raw = (
-            hits / mapped,
-            hits / support,
-            2 * hits / (support + mapped),
-            hits / (support + mapped - hits),
-        )
+        raw = (hits / mapped, hits / support, 2 * hits / (support + mapped), hits / (support + mapped - hits))
     return tuple(np.where(np.isfinite(r), r, 0.0) for r in raw)  # type: ignore[return-value]
 
 

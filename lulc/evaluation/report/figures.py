@@ -67,12 +67,7 @@ def _canvas(path: str | os.PathLike[str] | None, width: float, height: float) ->
 
 
 def draw_map(
-    classes: NDArray[np.uint8],
-    legend: Legend,
-    grid: GridSpec,
-    path: str | os.PathLike[str],
-    *,
-    title: str,
+    classes: NDArray[np.uint8], legend: Legend, grid: GridSpec, path: str | os.PathLike[str], *, title: str
 ) -> None:
     """Draw one class map with title, legend, scale bar and north arrow.
 

@@ -312,10 +312,7 @@ def _area_section(areas: Areas, legend: Legend, pictures: Mapping[str, Path]) ->
     left_out = (f"{unclassified:,.1f} {unit} are unclassified and in no stratum.",) if unclassified else ()
     return Section(
         "Areas",
-        (
-            points_words(areas),
-            *left_out,
-        ),
+        (points_words(areas), *left_out),
         (Picture(pictures["areas.png"], words),),
         (area_table(areas, legend), _points_table(areas.sample.matrix, legend)),
     )
