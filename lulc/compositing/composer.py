@@ -32,7 +32,7 @@ from lulc.core.version import __version__
 from lulc.core.windows import Plan, Window
 from lulc.distributed.cluster import UnfitWorkerError
 from lulc.inference.journal import document_of, read_key
-from lulc.rasters.guards import is_address
+from lulc.rasters.guards import from_anywhere, is_address
 from lulc.rasters.scenes import Scene, Scenes, lay_scene
 from lulc.rasters.sources import stamps_of
 
@@ -110,20 +110,17 @@ class Job:
     def anywhere(self, memory: float) -> Job:
         """Return the job with absolute paths, for a process of any folder with `memory` GB."""
 
-        def place(path: str) -> str:
-            return path if is_address(path) else os.path.abspath(path)
+        def scene(one: Scene) -> Scene:
+            mask = one.mask and from_anywhere(one.mask)
+            return dataclasses.replace(one, paths=tuple(map(from_anywhere, one.paths)), mask=mask)
 
         def moved(observations: Sequence[Observation]) -> tuple[Observation, ...]:
             return tuple(
-                dataclasses.replace(one, scenes=tuple(
-                    dataclasses.replace(s, paths=tuple(map(place, s.paths)), mask=s.mask and place(s.mask))
-                    for s in one.scenes
-                ))
-                for one in observations
-            )  # fmt: skip
+                dataclasses.replace(one, scenes=tuple(map(scene, one.scenes))) for one in observations
+            )
 
         gaps = tuple(
-            Gap(gap.name, moved(gap.observations), gap.path and place(gap.path)) for gap in self.gaps
+            Gap(gap.name, moved(gap.observations), gap.path and from_anywhere(gap.path)) for gap in self.gaps
         )
         config = dataclasses.replace(self.config, memory=memory)
         return Job(config, self.out.absolute(), self.grid, moved(self.observations), gaps, self.part)

@@ -77,6 +77,11 @@ def is_address(path: str) -> bool:
     return bool(colon) and not os.path.lexists(text) and prefix.isidentifier()
 
 
+def from_anywhere(path: str) -> str:
+    """Return a path by which a process of any folder finds it; an address as it is."""
+    return path if is_address(path) else os.path.abspath(path)
+
+
 def check_regular_file(path: str | os.PathLike[str], what: str) -> Path:
     """The absolute path of an existing regular file.
 
@@ -298,18 +303,17 @@ def vrt_sources(path: Path) -> Iterator[Path]:
     root = read_xml(path, "the VRT")
     for element in root.iter():
         subclass = element.get("subClass")
-        if element.tag not in _VRT_ELEMENTS or subclass is not None:
-            found = f"{element.tag} of kind {subclass}" if subclass else str(element.tag)
-            raise InputError(
-                f"cannot open the VRT '{path}', since it holds <{found[:80]}>, "
-                "expected a plain mosaic (gdalbuildvrt)",
-                "Turn it into a GeoTIFF: gdal_translate IN.vrt OUT.tif",
-            )
         # GDAL takes an attribute for the element of its name, SourceFilename too.
-        for name in sorted(set(element.attrib) - _VRT_ATTRIBUTES):
+        strange = sorted(set(element.attrib) - _VRT_ATTRIBUTES)
+        found = ""
+        if element.tag not in _VRT_ELEMENTS or subclass is not None:
+            kind = f"{element.tag} of kind {subclass}" if subclass else str(element.tag)
+            found = f"it holds <{kind[:80]}>"
+        elif strange:
+            found = f"<{element.tag}> has the attribute '{strange[0][:80]}'"
+        if found:
             raise InputError(
-                f"cannot open the VRT '{path}', since <{element.tag}> has the attribute '{name[:80]}', "
-                "expected a plain mosaic (gdalbuildvrt)",
+                f"cannot open the VRT '{path}', since {found}, expected a plain mosaic (gdalbuildvrt)",
                 "Turn it into a GeoTIFF: gdal_translate IN.vrt OUT.tif",
             )
         if element.tag == "SourceFilename":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -190,7 +189,8 @@ class Scenes:
     def write(self, path: Path) -> None:
         """Write down what was found, for `read_scenes` in a process of any folder."""
         scenes = tuple(
-            dataclasses.replace(scene, paths=tuple(map(_from_anywhere, scene.paths))) for scene in self.scenes
+            dataclasses.replace(scene, paths=tuple(map(guards.from_anywhere, scene.paths)))
+            for scene in self.scenes
         )
         write_document(path, _List(self.grid, self.names, scenes).to_json())
 
@@ -252,10 +252,6 @@ def find_scenes(paths: Sequence[str], *, allow_vrt: bool = False) -> list[tuple[
         for entry in entries:
             scenes.setdefault(_scene_of(entry), []).append(entry)
     return [tuple(files) for files in scenes.values()]
-
-
-def _from_anywhere(path: str) -> str:
-    return path if guards.is_address(path) else os.path.abspath(path)
 
 
 def _is_plain_folder(path: Path) -> bool:
