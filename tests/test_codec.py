@@ -8,10 +8,14 @@ from fractions import Fraction
 from typing import Annotated, Any
 
 import pytest
+from affine import Affine
+from rasterio.crs import CRS
 
 from lulc.core.codec import REQUIRED, Jsonable, limits, schema_of
 from lulc.core.documents import check_document
+from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
+from lulc.core.windows import Window
 
 
 @dataclass(frozen=True)
@@ -88,3 +92,21 @@ def test_a_required_field_must_be_there_though_it_has_a_default() -> None:
     del data["kind"]
     with pytest.raises(InputError, match="'kind' is a required property"):
         check_document(data, schema_of(Outer), "test", "here")
+
+
+@dataclass(frozen=True)
+class Placed(Jsonable):
+    window: Window
+    grid: GridSpec | None = None
+    windows: tuple[Window, ...] = ()
+
+
+def test_classes_with_a_form_of_their_own_are_written_in_it() -> None:
+    grid = GridSpec(CRS.from_epsg(3067), Affine(10, 0, 3e5, 0, -10, 7e6), 20, 30)
+    placed = Placed(Window(-5, 2, 3, 4), grid, (Window(0, 0, 1, 1),))
+    data = json.loads(json.dumps(placed.to_json()))
+    assert data["window"] == [-5, 2, 3, 4] and data["grid"]["height"] == 20
+    check_document(data, schema_of(Placed), "test", "here")
+    assert Placed.from_json(data) == placed
+    with pytest.raises(InputError, match="windows/0 does not fit"):
+        check_document(data | {"windows": [[0, 0, 1]]}, schema_of(Placed), "test", "here")
