@@ -298,7 +298,8 @@ def run_host(model: str, bands: str, indices: str, activations: str, out: str) -
     with open_job(config) as job:
         place = Window(0, 0, *(min(REPEATED, side) for side in job.stack.grid.shape))
         network = load_model(find_model(model, config.pick))[0]
-        planes = np.moveaxis(backend.compile_predict(network)(job.stack.read(place)[np.newaxis]), -1, 1)
+        predict = backend.compile_predict(network, finish=job.finish)
+        planes = np.moveaxis(predict(job.stack.read(place)[np.newaxis]), -1, 1)
 
     def build(job: Job) -> registry.Engine:
         shape = (config.batch_size, *job.plan.window)

@@ -161,11 +161,16 @@ def test_windows_give_what_one_pass_over_the_whole_image_gives(name: str) -> Non
 
 
 @pytest.mark.parametrize("activations", ["float32", "uint16", "uint8", "none"])
-@pytest.mark.parametrize("holes", ["scattered", "one pixel"])
-def test_the_map_on_disk_is_the_whole_pass(tmp_path: Path, model: Path, activations: str, holes: str) -> None:
+@pytest.mark.parametrize(
+    ("engine", "holes"), [("openvino", "scattered"), ("openvino", "one pixel"), ("keras", "scattered")]
+)
+def test_the_map_on_disk_is_the_whole_pass(
+    tmp_path: Path, model: Path, activations: str, engine: str, holes: str
+) -> None:
     stored = image_of(301, 270, holes=holes)
     mosaic = write_mosaic(tmp_path / "mosaic.tif", stored)
-    result = classify(configure(model, mosaic, tmp_path / "map.tif", activations=activations, window=96))
+    options = {"activations": activations, "engine": engine, "window": 96}
+    result = classify(configure(model, mosaic, tmp_path / "map.tif", **options))
     invalid = (stored == 0).any(0)
     image = np.where(invalid, np.nan, stored).astype("f4")
     network = network_of(NETWORK)

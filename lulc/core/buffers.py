@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 
 class Buffers:
-    """Gives float32 arrays of one shape after another, in memory that earlier ones no longer use.
+    """Gives arrays of one type and one shape after another, in memory that earlier ones no longer use.
 
     An array is the caller's for as long as it or a view of it is held anywhere; its memory is given out
     again only then. May be called from several threads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: np.dtype[Any] | type[np.generic] = np.float32) -> None:
+        self._dtype = dtype
         self._free: list[np.ndarray] = []
 
     def clear(self) -> None:
@@ -20,15 +23,15 @@ class Buffers:
         self._free.clear()
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array float32 with any content, contiguous."""
+        """An array with any content, contiguous."""
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = np.empty(shape, np.float32)
+            memory = np.empty(shape, self._dtype)
         if memory.shape != shape:
             # Of another run of calls, whose memory is not needed any more.
             self._free.clear()
-            memory = np.empty(shape, np.float32)
+            memory = np.empty(shape, self._dtype)
         return np.asarray(_Loan(memory, self._free))
 
 

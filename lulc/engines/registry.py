@@ -29,6 +29,7 @@ from lulc.engines.quantization import Quantization
 from lulc.models.archive import Arrays
 from lulc.models.card import ModelCard
 from lulc.models.config import GraphConfig, NetworkConfig, PixelConfig
+from lulc.models.finishing import Finish
 from lulc.models.legacy import read_legacy
 from lulc.models.uncertainty import decide
 from lulc.models.weights import load_model, read_arrays
@@ -100,6 +101,8 @@ class EngineRequest:
         Gives windows of the mosaic, each float32 (y, x, band) with NaN where invalid, for calibration.
     min_agreement
         Least share of pixels on which an engine of lower precision agrees with float32; None for its default.
+    finish
+        Bands of the map instead of probabilities; for engines of Keras alone.
     """
 
     path: Path
@@ -107,6 +110,7 @@ class EngineRequest:
     shape: tuple[int, int, int]
     samples: Callable[[], Iterator[np.ndarray]] = lambda: iter(())
     min_agreement: float | None = None
+    finish: Finish | None = None
 
 
 def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence[Shape] = ()) -> str:
@@ -288,7 +292,7 @@ def _build_keras(precision: str, request: EngineRequest) -> Engine:
     backend.cache_programs()
     backend.exact_float32()
     identity = {"precision": precision, "device": backend.device_name(), **backend.versions()}
-    function = backend.compile_predict(_keras_model(precision, request), request.shape)
+    function = backend.compile_predict(_keras_model(precision, request), request.shape, request.finish)
     if precision != "float32":
         # Measured anew in each process, on whatever kernels it chose: no part of what decides the bytes.
         _check_agreement(name, request, _agreement(request, precision))

@@ -51,6 +51,7 @@ from lulc.models import weights
 from lulc.models.calibration import calibrate
 from lulc.models.card import ModelCard, check_classifies, load_card
 from lulc.models.config import GraphConfig
+from lulc.models.finishing import Finish
 from lulc.models.uncertainty import NOVELTY, confidence, decide, with_measures
 from lulc.rasters.layers import Source
 from lulc.rasters.masks import none_one_or_many
@@ -136,14 +137,28 @@ class Job:
                     shape=(self.config.batch_size, *self.plan.window),
                     samples=self._samples,
                     min_agreement=self.config.min_agreement,
+                    finish=self.finish,
                 ),
             )
             for member in self.members
         ]
         return engines[0] if len(engines) == 1 else average(engines, self.members)
 
+    @cached_property
+    def finish(self) -> Finish | None:
+        """How Keras computes bands of the map itself; None for other engines, and where a mean comes first."""
+        config, encoding = self.config, self.profile.encoding
+        averaged = len(self.members) > 1 or config.tta or self.gaussian
+        if averaged or NOVELTY in config.extra or not self.engine.startswith("keras"):
+            return None
+        return Finish(
+            self.card.temperature, config.min_confidence, config.extra, encoding.dtype.name,
+            encoding.nodata, encoding.steps, encoding.has_activations,
+        )  # fmt: skip
+
     def network(self, engine: Engine) -> Network:
         """Return the function called for each batch: the engine, or its mean over flips and rotations.
+        It gives probabilities, or with `finish` the bands of the map.
 
         Where novelty is asked for, it is one more channel after the activations; no turn changes it.
         """
@@ -184,6 +199,7 @@ class Job:
                 further=further,
                 batch=self.config.batch_size,
                 gaussian=self.gaussian,
+                copy=self.finish is None,
             )
 
     @contextlib.contextmanager
@@ -204,7 +220,22 @@ class Job:
         pixels = prediction.window.write.height * prediction.window.write.width
         if prediction.probabilities is None or prediction.valid is None:
             return None, np.bincount([IGNORE], [pixels], 256).astype(np.int64)
-        probabilities, novelty = prediction.probabilities, None
+        bands, valid = prediction.probabilities, prediction.valid
+        values = np.moveaxis(bands, -1, 0) if self.finish else self._stored(bands, valid)
+        classes = values[0][valid]
+        if (classes == self.profile.encoding.nodata).any():
+            raise InputError(
+                f"cannot classify {prediction.window.write}, since the network '{self.card.name}' gives "
+                "activations there that are not finite",
+                "Check the values of the mosaic there, or take other weights.",
+            )
+        counts = np.bincount(classes.astype(np.uint8), minlength=256)
+        counts[IGNORE] = pixels - int(valid.sum())
+        return values, counts
+
+    def _stored(self, probabilities: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Return the bands of the map (band, y, x); no data where a probability is not finite."""
+        novelty = None
         if NOVELTY in self.config.extra:
             probabilities, novelty = probabilities[..., :-1], probabilities[..., -1]
         if len(self.members) == 1:
@@ -213,17 +244,9 @@ class Job:
         # Networks of one class decide between it and 0, the rest.
         classes = decide(probabilities) + np.uint8(probabilities.shape[-1] > 1)
         sure = confidence(probabilities)
-        if not np.isfinite(sure[prediction.valid]).all():
-            raise InputError(
-                f"cannot classify {prediction.window.write}, since the network '{self.card.name}' gives "
-                "activations there that are not finite",
-                "Check the values of the mosaic there, or take other weights.",
-            )
         classes[sure < self.config.min_confidence] = UNCLASSIFIED
-        counts = np.bincount(classes[prediction.valid], minlength=256)
-        counts[IGNORE] = pixels - int(prediction.valid.sum())
         measured = with_measures(probabilities, self.config.extra, novelty)
-        return self.profile.encoding.apply(classes, measured, prediction.valid), counts
+        return self.profile.encoding.apply(classes, measured, valid & np.isfinite(sure))
 
     def key(self, engine: Engine) -> dict[str, Any]:
         """Everything that decides the bytes of a part."""

@@ -59,8 +59,9 @@ class Prediction(NamedTuple):
     ----------
     part, window
         Where it belongs; the arrays cover ``window.write``.
-    probabilities : float32 (y, x, class), or None
-        Activations, None where no pixel of the window is valid.
+    probabilities : array (y, x, class), or None
+        What the network gave: float32 activations, or bands of a map. None where no pixel of the window
+        is valid.
     valid : bool (y, x), or None
         Pixels that are valid.
     """
@@ -113,6 +114,7 @@ def predict_parts(
     further: Sequence[Read] = (),
     batch: int = 1,
     gaussian: bool = False,
+    copy: bool = True,
     threads: bool = True,
 ) -> Generator[Prediction, None, None]:
     """Classify parts, one after the other.
@@ -136,6 +138,8 @@ def predict_parts(
         Windows for each call.
     gaussian
         Instead of windows with a halo, windows that overlap by half, averaged with Gaussian weights.
+    copy
+        False to give views of what the network gave, which is then held until the last of them is let go.
     threads
         False to do everything in the calling thread, in the same order.
 
@@ -147,7 +151,7 @@ def predict_parts(
     work = ((part, windows_of(plan, part, gaussian=gaussian)) for part in parts)
     predictions = _predict_windows((read, *further), network, plan, work, batch, threads=threads)
     with closing(predictions):
-        yield from _blend(predictions, plan) if gaussian else _strips(predictions)
+        yield from _blend(predictions, plan) if gaussian else _strips(predictions, copy=copy)
 
 
 def predict_windows(
@@ -299,16 +303,16 @@ def _predict(batches: Iterable[Batch], network: Network, size: int) -> Iterator[
             yield Prediction(part, window, probabilities, valid)
 
 
-def _strips(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-    """Predictions cut at multiples of `STRIP` rows of the map; planes of classes contiguous."""
-    memory = Buffers()
+def _strips(predictions: Iterable[Prediction], *, copy: bool = True) -> Iterator[Prediction]:
+    """Predictions cut at multiples of `STRIP` rows of the map; planes of copies are contiguous."""
+    memory = Buffers() if copy else None
     for prediction in predictions:
         yield from _cut(prediction, memory)
         # What the caller still holds are copies; the network's array goes before the next is asked for.
         del prediction
 
 
-def _cut(prediction: Prediction, memory: Buffers) -> Iterator[Prediction]:
+def _cut(prediction: Prediction, memory: Buffers | None) -> Iterator[Prediction]:
     part, window, probabilities, valid = prediction
     if probabilities is None or valid is None:
         yield prediction
@@ -317,10 +321,12 @@ def _cut(prediction: Prediction, memory: Buffers) -> Iterator[Prediction]:
     for top in range(write.row // STRIP * STRIP, write.stop[0], STRIP):
         rows = Window(top, write.col, STRIP, write.width).intersect(write)
         place = rows.relative_to(write).slices
-        values = np.moveaxis(probabilities[place], -1, 0)
-        # Of one shape, so that all strips can lie in the same memory.
-        planes = memory.empty((len(values), STRIP, write.width))[:, : rows.height]
-        np.copyto(planes, values)
+        planes = np.moveaxis(probabilities[place], -1, 0)
+        if memory is not None:
+            # Of one shape, so that all strips can lie in the same memory.
+            copied = memory.empty((len(planes), STRIP, write.width))[:, : rows.height]
+            np.copyto(copied, planes)
+            planes = copied
         yield Prediction(part, PlannedWindow(window.read, rows), np.moveaxis(planes, 0, -1), valid[place])
 
 

@@ -15,7 +15,7 @@ import hashlib
 import os
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numcodecs.zstd import Zstd
 
+from lulc.core.buffers import Buffers
 from lulc.core.schema import NODATA, InputError
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
@@ -31,8 +32,8 @@ BLOCK = 256
 """Side of a block in pixels."""
 
 _CODEC = Zstd(level=1)
-_NOISY = Zstd(level=-3)
-"""For floats, most of whose bytes are noise: a third less time for a fourteenth more bytes."""
+_NOISY = Zstd(level=-10)
+"""For floats, most of whose bytes are noise: half the time of level 1 for a sixth more bytes."""
 
 _SMALL = Zstd(level=19)
 
@@ -60,6 +61,15 @@ class Encoding(NamedTuple):
     scale: float
     has_activations: bool
 
+    @property
+    def steps(self) -> float:
+        """Stored numbers for each unit of an activation.
+
+        Between 1 and 2 float32 has multiples of 2 ** -23. Finer digits of small activations are what a
+        softmax rounds away in large ones; noise, they took a quarter of the file.
+        """
+        return 2.0**23 if self.dtype.kind == "f" else float(np.float32(1 / self.scale))
+
     def apply(self, classes: np.ndarray, probabilities: np.ndarray, valid: np.ndarray) -> np.ndarray:
         """Values as stored.
 
@@ -82,10 +92,9 @@ class Encoding(NamedTuple):
         values[0] = classes
         planes = np.moveaxis(probabilities, -1, 0)
         if count and self.dtype.kind == "u":
-            np.copyto(values[1:], np.rint(planes * np.float32(1 / self.scale)), casting="unsafe")
+            np.copyto(values[1:], np.rint(planes * np.float32(self.steps)), casting="unsafe")
         elif count:
-            # Between 1 and 2 float32 has multiples of 2 ** -23. Finer digits of small activations are what
-            # a softmax rounds away in large ones; noise, they took a quarter of the file.
+            # Rounds to whole steps.
             np.add(planes, np.float32(1), out=values[1:])
             values[1:] -= np.float32(1)
         if not valid.all():
@@ -213,6 +222,7 @@ class BlockWriter(Resource):
         self._file = file
         self._encoding = encoding
         self._bands = bands
+        self._memory = Buffers(encoding.dtype)
         self._extents = dict(extents)
         self._pool = pool
         self._open: dict[tuple[int, int, int], _Open] = {}
@@ -259,7 +269,7 @@ class BlockWriter(Resource):
         if any((index["size"] == 0).any() for index in self._index.values()):
             raise ValueError("blocks are missing: not every pixel was placed")
         for index in self._index.values():
-            self._write(index.tobytes())
+            self._write([index.tobytes()])
         while self._writing:
             self._writing.popleft().result()
         return self._hash.hexdigest()
@@ -299,7 +309,7 @@ class BlockWriter(Resource):
 
     def _new(self, *, whole: bool) -> np.ndarray:
         """A block (band, y, x), no data where rectangles to come won't fill it `whole`."""
-        values = np.empty((self._bands, BLOCK, BLOCK), self._encoding.dtype)
+        values = self._memory.empty((self._bands, BLOCK, BLOCK))
         if not whole:
             values.fill(self._encoding.nodata)
         return values
@@ -321,18 +331,19 @@ class BlockWriter(Resource):
         entries["offset"] = self._offset + np.cumsum(sizes) - sizes
         entries["size"] = sizes
         entries["crc"] = encoded.crcs
-        self._write(b"".join(encoded.payloads))
+        self._write(encoded.payloads)
 
-    def _write(self, data: bytes) -> None:
-        """Write and hash data after the earlier ones, in the writing thread."""
-        self._offset += len(data)
-        self._writing.append(self._disk.submit(self._put, data))
+    def _write(self, pieces: Sequence[bytes]) -> None:
+        """Write and hash pieces after the earlier ones, in the writing thread."""
+        self._offset += sum(map(len, pieces))
+        self._writing.append(self._disk.submit(self._put, pieces))
         while len(self._writing) > _WAITING:
             self._writing.popleft().result()
 
-    def _put(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
+    def _put(self, pieces: Sequence[bytes]) -> None:
+        for data in pieces:
+            self._file.write(data)
+            self._hash.update(data)
 
 
 class BlockFile(Resource):

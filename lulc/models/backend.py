@@ -21,6 +21,7 @@ import numcodecs.zstd  # noqa: F401
 import numpy as np
 
 from lulc.core.schema import InputError
+from lulc.models.finishing import Finish
 
 BACKENDS = {"tensorflow": "cpu", "jax": "jax", "torch": "torch"}
 """Frameworks that Keras runs on, and the extra of this package that installs each."""
@@ -29,7 +30,10 @@ Predict = Callable[[np.ndarray], np.ndarray]
 """float32 (n, y, x, band) to float32 (n, y, x, class)."""
 
 _Planes = Callable[[np.ndarray], np.ndarray]
-"""float32 (n, y, x, band) to float32 (n, class, y, x)."""
+"""float32 (n, y, x, band) to planes (n, class or band of a map, y, x)."""
+
+_Finish = Callable[[Any, Any], Any]
+"""Result (n, y, x, class) of a network and its input, as tensors, to planes."""
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 """Keras' policy for each precision; with float16 Keras scales the loss by itself."""
@@ -198,7 +202,9 @@ def limit_threads(count: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
-def compile_predict(model: keras.Model, shape: tuple[int, int, int] | None = None) -> Predict:
+def compile_predict(
+    model: keras.Model, shape: tuple[int, int, int] | None = None, finish: Finish | None = None
+) -> Predict:
     """Compile the forward pass of `model` as a function from arrays to arrays.
 
     Parameters
@@ -207,51 +213,60 @@ def compile_predict(model: keras.Model, shape: tuple[int, int, int] | None = Non
         Network with one input (n, y, x, band) and one output.
     shape
         (n, y, x) of every call, where all are equal; a static shape lets the framework plan its memory.
+    finish
+        What turns probabilities into numbers of a map.
 
     Returns
     -------
     Predict
-        float32 (n, y, x, band) to float32 (n, y, x, class), whose planes are contiguous: what is done with
-        them goes class by class, and a GPU moves axes for nothing. The weights are those at the time of the
-        call on TensorFlow and PyTorch, those at the time of compilation on JAX.
+        float32 (n, y, x, band) to float32 (n, y, x, class), or with `finish` to the bands of a map, whose
+        planes are contiguous: what is done with them goes class by class, and a GPU moves axes for nothing.
+        The weights are those at the time of the call on TensorFlow and PyTorch, those at the time of
+        compilation on JAX.
     """
+
+    def ending(y: Any, x: Any) -> Any:
+        found = keras.ops.moveaxis(keras.ops.cast(y, "float32"), -1, 1)
+        return finish(keras.ops, found, x) if finish else found
+
     compilers = {"tensorflow": _compile_tensorflow, "jax": _compile_jax, "torch": _compile_torch}
-    planes = compilers[name()](model, shape)
-    return lambda x: np.moveaxis(planes(x), 1, -1)
+    planes = compilers[name()](model, shape, ending)
+    # Keras on PyTorch has no unsigned 16 bits.
+    dtype = np.dtype(finish.dtype if finish else "float32")
+    return lambda x: np.moveaxis(planes(x).astype(dtype, copy=False), 1, -1)
 
 
-def _compile_tensorflow(model: keras.Model, shape: tuple[int, int, int] | None) -> _Planes:
+def _compile_tensorflow(model: keras.Model, shape: tuple[int, int, int] | None, finish: _Finish) -> _Planes:
     tensorflow: Any = _framework()
     signature = tensorflow.TensorSpec((*(shape or (None,) * 3), model.input_shape[-1]), "float32")
 
     @tensorflow.function(input_signature=[signature], autograph=False)
     def forward(x: Any) -> Any:
-        return tensorflow.transpose(tensorflow.cast(model(x, training=False), "float32"), (0, 3, 1, 2))
+        return finish(model(x, training=False), x)
 
     concrete = forward.get_concrete_function()
     return lambda x: np.asarray(concrete(tensorflow.constant(x, "float32")))
 
 
-def _compile_jax(model: keras.Model, shape: tuple[int, int, int] | None) -> _Planes:
+def _compile_jax(model: keras.Model, shape: tuple[int, int, int] | None, finish: _Finish) -> _Planes:
     jax: Any = _framework()
     trainable = [v.value for v in model.trainable_variables]
     fixed = [v.value for v in model.non_trainable_variables]
 
     @jax.jit
     def forward(trainable: Any, fixed: Any, x: Any) -> Any:
-        y = model.stateless_call(trainable, fixed, x, training=False)[0]
-        return jax.numpy.moveaxis(y.astype("float32"), -1, 1)
+        return finish(model.stateless_call(trainable, fixed, x, training=False)[0], x)
 
     return lambda x: np.asarray(forward(trainable, fixed, np.asarray(x, "float32")))
 
 
-def _compile_torch(model: keras.Model, shape: tuple[int, int, int] | None) -> _Planes:
+def _compile_torch(model: keras.Model, shape: tuple[int, int, int] | None, finish: _Finish) -> _Planes:
     torch: Any = _framework()
 
     def forward(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            y = model(keras.ops.convert_to_tensor(x, "float32"), training=False)
-        planes = keras.ops.cast(y, "float32").permute(0, 3, 1, 2).contiguous()
+            given = keras.ops.convert_to_tensor(x, "float32")
+            planes = finish(model(given, training=False), given).contiguous()
         return np.asarray(keras.ops.convert_to_numpy(planes))
 
     return forward
