@@ -1,10 +1,10 @@
 """How fast a mosaic becomes a map, in memory of what size, and how equal it is to one pass over the whole.
 
 Compares, in one run and each in a process of its own: (a) what the original system did with its own network,
-untrained, since weights change no second of it, (b) the real command with each engine, in 8 bits also a first
-run, which has to find its ranges, (c) the network alone in the same engine and window, (d) a sliding window with
-50 % overlap and Gaussian weights in PyTorch, as MONAI does it. The mosaic is the simulated scene mirrored
-to the size asked for; the weights must be trained ones, since random ones say nothing about agreement.
+untrained, since weights change no second of it, (b) the real command with each engine, in 8 bits also a
+first run, which has to find its ranges, (c) the network alone in the same engine and window, (d) a sliding
+window with 50 % overlap and Gaussian weights in PyTorch, as MONAI does it. The mosaic is the simulated scene
+mirrored to the size asked for. The weights must be trained: random ones say nothing about agreement.
 Beside that: what ``--plan`` says of each run before it, and the memory of a large mosaic, most of it no data.
 
 Example: python benchmarks/classify.py runs/kaakonkulma --size 4096 --monai /path/to/venv/bin/python
@@ -34,7 +34,7 @@ from rasterio.windows import Window
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-ENGINES = ("keras", "openvino", "openvino-mixed", "openvino-int8")
+ENGINES = ("keras", "openvino", "openvino-int8")
 EXACT = ("keras", "openvino")
 MONAI = "(d) MONAI, 50 % overlap"
 SCENE = 1700
@@ -248,9 +248,8 @@ def measure_monai(python: str, mosaic: tuple[Path, Path], out: Path) -> Result:
 
 
 def _arguments(engine: str, options: argparse.Namespace, mosaic: tuple[Path, Path], out: Path) -> list[Any]:
-    least = "0.995" if engine == "openvino-mixed" else "0"
     command = [ROOT / "make_classifications.py", options.model, *mosaic, out, "--engine", engine]
-    return [*command, "--overwrite", "--min-agreement", least, "--activations", options.activations]
+    return [*command, "--overwrite", "--min-agreement", "0", "--activations", options.activations]
 
 
 def _command(
@@ -369,9 +368,8 @@ def _engine_for(
     from lulc.core.windows import Window as Rectangle
     from lulc.inference.job import open_job
 
-    least = 0.995 if engine == "openvino-mixed" else 0.0
     config = ClassifyConfig(
-        model=model, inputs=(bands, indices), out="benchmark.tif", engine=engine, min_agreement=least
+        model=model, inputs=(bands, indices), out="benchmark.tif", engine=engine, min_agreement=0.0
     )
     with open_job(config) as job:
         job.plan = replace(job.plan, window=shape or job.plan.padded)
@@ -473,7 +471,6 @@ def _targets(rows: list[Result], help_seconds: float) -> list[str]:
 
     asked = {
         "openvino": (4.5, 1.0, 0.92),
-        "openvino-mixed": (4.5, 0.995, None),
         "openvino-int8": (8.0, 0.985, 0.85),
     }
     for engine, (times, agreement, share) in asked.items():
