@@ -820,7 +820,6 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
             "keras",
             "keras-float16",
             "openvino",
-            "openvino-mixed",
             "openvino-int8",
             "onnxruntime",
             "onnxruntime-cuda",
@@ -830,7 +829,7 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     min_agreement: float | None = option(
         None,
         "share of pixels on which an engine of lower precision must agree with float32 (default: 0.97 for "
-        "openvino-int8, 0.995 for openvino-mixed and keras-float16)",
+        "openvino-int8, 0.995 for keras-float16)",
         ge=0,
         le=1,
     )

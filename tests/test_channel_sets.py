@@ -26,7 +26,7 @@ from lulc.core.schema import CHANNELS, INDICES, InputError
 from lulc.core.statistics import Statistics
 from lulc.core.windows import Window
 from lulc.datasets.manifest import read_manifest
-from lulc.engines.registry import dihedral
+from lulc.inference.wrapped import dihedral
 from lulc.preprocessing.preprocess import make_stacks
 from lulc.rasters.channels import load_channels, set_in_tags
 from lulc.rasters.indices import compute_indices

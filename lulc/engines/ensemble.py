@@ -71,20 +71,6 @@ def footprint_of(name: str, members: Sequence[Member]) -> Footprint:
     return Footprint(fixed - (len(parts) - 1) * shared_of(name), *per_pixel)
 
 
-def with_ood_score(network: Network, cards: Sequence[ModelCard]) -> Network:
-    """Return `network` with the out-of-distribution score as one more channel; 0 where a pixel is invalid. Of
-    several networks the highest score counts.
-    """
-
-    def both(x: np.ndarray) -> np.ndarray:
-        y = network(x)
-        found = [card.novelty.of(x, card.statistics) for card in cards if card.novelty]
-        novelty = np.nan_to_num(np.maximum.reduce(found), copy=False)
-        return np.concatenate([y, novelty[..., np.newaxis]], axis=-1)
-
-    return both
-
-
 def average(engines: Sequence[Engine], members: Sequence[Member]) -> Engine:
     """Return one engine that averages the calibrated probabilities of all."""
     networks: list[Network] = list(engines)

@@ -12,7 +12,7 @@ import numpy as np
 
 from lulc.core.packages import require
 from lulc.core.schema import InputError
-from lulc.engines.openvino_graph import compile_graph, load_openvino
+from lulc.engines.openvino_graph import compile_graph, load_openvino, openvino_version
 from lulc.models.card import ModelCard
 from lulc.models.config import GraphConfig
 from lulc.models.onnx_file import read_graph, refused
@@ -81,11 +81,7 @@ def open_graph(
         if not network.takes_nan:
             image = np.nan_to_num(image, copy=False, nan=0.0)
         height, width = image.shape[1:3]
-        beyond = [
-            (0, 0),
-            *((0, side - length) for side, length in zip(sides, (height, width), strict=True)),
-            (0, 0),
-        ]
+        beyond = [(0, 0), (0, sides[0] - height), (0, sides[1] - width), (0, 0)]
         if tuple(sides) != (height, width):
             image = np.pad(image, beyond, constant_values=np.nan if network.takes_nan else 0.0)
         image = image if network.image_last else np.moveaxis(image, -1, 1)
@@ -129,7 +125,7 @@ def _openvino(content: bytes, shape: tuple[int, ...]) -> tuple[Run, dict[str, st
     def run(images: np.ndarray) -> np.ndarray:
         return np.array(compiled(images)[0], np.float32)
 
-    return run, {"openvino": str(openvino.__version__).split("-")[0]}
+    return run, {"openvino": openvino_version()}
 
 
 def _onnxruntime(provider: str, content: bytes, shape: tuple[int, ...]) -> tuple[Run, dict[str, str]]:

@@ -46,6 +46,11 @@ def load_openvino() -> Any:
     return openvino
 
 
+def openvino_version() -> str:
+    """Return the version without its build."""
+    return str(load_openvino().__version__).split("-")[0]
+
+
 def compile_graph(model: Any, precision: str = "f32") -> Any:
     """Compile a model for this processor, as a call from arrays to arrays."""
     options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
@@ -69,7 +74,7 @@ def build_graph(
     shape
         (n, y, x) of every call, y and x multiples of the stride.
     eight_bit
-        Convolutions to compute in 8 bits; the others are computed as the device is asked to.
+        Convolutions to compute in 8 bits, never the first; the others are computed as the device is asked to.
     probe
         Whether the model also gives the largest magnitude of the input of each convolution, in order.
 
@@ -115,12 +120,13 @@ class _Builder(GraphBuilder):
         known = op.select(op.is_nan(x), self._constant(mean), x)
         return op.divide(op.subtract(known, self._constant(mean)), self._constant(std))
 
-    def _convolve(self, x: Any, name: str, *, activate: bool = True, rounded: bool = False) -> Any:
+    def _convolve(self, x: Any, name: str, *, activate: bool = True) -> Any:
         op, convolution = self._op, self._convolutions[name]
         self._inputs.append(x)
-        x = x if rounded else self._round(x, name)
         kernel = self._constant(convolution.kernel)
         if name in self._eight_bit:
+            # No input has signs: all come from a ReLU, but for that of the network, which is not rounded.
+            x = self._quantise(x, np.asarray(self._eight_bit[name]), low=0.0, levels=256)
             axes = (0, 2, 3) if convolution.transposed else (1, 2, 3)
             largest = np.abs(convolution.kernel).max(axes, keepdims=True)
             kernel = self._quantise(kernel, largest, low=-1.0, levels=255)
@@ -134,14 +140,6 @@ class _Builder(GraphBuilder):
         x = op.add(x, self._constant(convolution.bias[:, None, None]))
         return op.relu(x) if activate else x
 
-    def _round(self, x: Any, name: str) -> Any:
-        if name not in self._eight_bit:
-            return x
-        # Only the network's input has signs, all others come from a ReLU. Signed inputs need all 256 values:
-        # with the symmetric 255 OpenVINO 2026.4 runs the convolution with twice the error.
-        low = -128 / 127 if name == next(iter(self._convolutions)) else 0.0
-        return self._quantise(x, np.asarray(self._eight_bit[name]), low=low, levels=256)
-
     def _quantise(self, x: Any, largest: np.ndarray, *, low: float, levels: int) -> Any:
         """Round to `levels` values evenly spaced between low * largest and largest."""
         # A channel that is 0 throughout has no steps otherwise.
@@ -154,10 +152,7 @@ class _Builder(GraphBuilder):
         return self._op.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
 
     def _join(self, x: Any, skip: Any) -> Any:
-        return self._op.concat([x, skip], 1)
-
-    def _add_skip(self, x: Any, skip: Any) -> Any:
-        return self._op.add(x, skip)
+        return self._op.add(x, skip) if self._network.block == "sum" else self._op.concat([x, skip], 1)
 
     def _repeat(self, x: Any) -> Any:
         return self._op.interpolate(

@@ -18,25 +18,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lulc.core.buffers import Buffers
-from lulc.core.directions import Directions, mirror_directions, turn_directions
 from lulc.core.schema import InputError
-from lulc.core.statistics import valid_pixels
 from lulc.engines import quantization
 from lulc.engines.graphs import CUDA, ONNXRUNTIME, has_cuda, open_graph
-from lulc.engines.openvino_graph import build_graph, compile_graph, load_openvino
+from lulc.engines.openvino_graph import build_graph, compile_graph, load_openvino, openvino_version
 from lulc.engines.pixels import open_pixel_model
-from lulc.engines.quantization import Quantization
-from lulc.models.archive import Arrays
 from lulc.models.card import ModelCard
 from lulc.models.config import GraphConfig, NetworkConfig, PixelConfig
 from lulc.models.finishing import Finish
-from lulc.models.legacy import read_legacy
-from lulc.models.uncertainty import decide
 from lulc.models.weights import load_model, read_arrays
 
 logger = logging.getLogger("lulc")
 
-MIN_AGREEMENT = {"openvino-int8": 0.97, "openvino-mixed": 0.995, "keras-float16": 0.995}
+MIN_AGREEMENT = {"openvino-int8": 0.97, "keras-float16": 0.995}
 """Share of pixels on which an engine of lower precision gives the class that float32 gives, at least."""
 
 NUMPY = "numpy"
@@ -116,7 +110,8 @@ class EngineRequest:
 def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence[Shape] = ()) -> str:
     """Return the engine that a name stands for. ``auto`` is the fastest that is exact on this machine.
 
-    That is Keras where there is an NVIDIA GPU, OpenVINO otherwise where it is installed.
+    That is Keras where there is an NVIDIA GPU, OpenVINO otherwise where it is installed; for imported
+    networks onnxruntime, where it computes on the GPU or OpenVINO is not installed; and numpy for forests.
 
     Parameters
     ----------
@@ -132,70 +127,36 @@ def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence
     InputError
         If there is no such engine, or it does not run what is asked for.
     """
-    if name == NUMPY or any(isinstance(network, PixelConfig) for network in networks):
-        return _choose_for_pixels(name, networks)
-    if name in (ONNXRUNTIME, CUDA) or any(isinstance(network, GraphConfig) for network in networks):
-        return _choose_for_graphs(name, networks, devices)
-    if name == "auto":
-        name, reason = _fastest(devices)
-        logger.info("engine %s, since %s", name, reason)
-    if name not in _ENGINES:
+    if name != "auto" and name not in _RUNS:
         raise InputError(
-            f"cannot run the network with the engine '{name}', expected one of {', '.join(_ENGINES)}",
+            f"cannot run the network with the engine '{name}', expected one of {', '.join(_RUNS)}",
             "Type --engine auto.",
         )
-    return name
-
-
-def _choose_for_graphs(name: str, networks: Sequence[Shape], devices: Path) -> str:
-    """Return the engine of imported networks: one that also runs the others of an ensemble."""
-    imported = sum(isinstance(network, GraphConfig) for network in networks)
-    alone = imported == len(networks)
-    fitting = (
-        ["openvino", ONNXRUNTIME, CUDA] if alone else ["openvino"] if imported else ["openvino", "keras"]
-    )
-    if name == "auto":
-        if alone and has_gpu(devices) and has_cuda():
-            return CUDA
-        installed = [engine for engine in fitting[:2] if importlib.util.find_spec(engine)]
-        return (installed or fitting)[0]
-    if name not in fitting:
-        what = "an imported" if alone else "an imported and another" if imported else "this"
+    kinds = {type(network) for network in networks} or {NetworkConfig}
+    fitting = [engine for engine, known in _RUNS.items() if kinds <= known]
+    if not fitting or name not in ("auto", *fitting):
+        what = " beside ".join(word for kind, word in _WORDS.items() if kind in kinds)
         raise InputError(
-            f"cannot run {what} network with the engine '{name}', expected {' or '.join(fitting)}",
-            "Type --engine auto.",
+            f"cannot run {what} with the engine '{name}', expected {' or '.join(fitting) or 'one kind'}",
+            "Type --engine auto" + ("." if fitting else ", and name models of one kind with --ensemble."),
         )
-    return name
+    return _fastest(fitting, devices) if name == "auto" else name
 
 
-def _choose_for_pixels(name: str, networks: Sequence[Shape]) -> str:
-    """The engine of forests, which runs nothing else."""
-    forests = sum(isinstance(network, PixelConfig) for network in networks)
-    if name not in ("auto", NUMPY):
-        raise InputError(
-            f"cannot run a forest with the engine '{name}', since that knows networks alone, "
-            f"expected {NUMPY}",
-            f"Type --engine {NUMPY}, or --engine auto.",
-        )
-    if forests < len(networks):
-        raise InputError(
-            f"cannot run a network{' beside a forest' if forests else ''} with the engine '{NUMPY}', since "
-            "that knows forests alone",
-            "Type --engine auto, and name models of one kind with --ensemble.",
-        )
-    return NUMPY
-
-
-def _fastest(devices: Path) -> tuple[str, str]:
-    """Return (engine, reason) for this machine, without loading a framework."""
+def _fastest(fitting: Sequence[str], devices: Path) -> str:
+    """Return the engine for this machine, without loading a framework."""
     # A batch system gives a job the GPU with any number, and hides those of other jobs.
     found = sorted(devices.glob("nvidia[0-9]*"))
-    if found and not _hidden():
-        return "keras", f"there is an NVIDIA GPU ({found[0]})"
     reason = "CUDA_VISIBLE_DEVICES hides all GPUs" if found else f"there is no NVIDIA GPU in {devices}"
-    if importlib.util.find_spec("openvino"):
-        return "openvino", reason
-    return "keras", f"{reason}, and OpenVINO is not installed"
+    order = [name for name in ("openvino", ONNXRUNTIME) if importlib.util.find_spec(name)]
+    if found and not _hidden():
+        reason = f"there is an NVIDIA GPU ({found[0]})"
+        order = ["keras", *([CUDA] if CUDA in fitting and has_cuda() else []), *order]
+    elif "openvino" not in order:
+        reason += ", and OpenVINO is not installed"
+    chosen = next(name for name in (*order, "keras", NUMPY, "openvino") if name in fitting)
+    logger.info("engine %s, since %s", chosen, reason)
+    return chosen
 
 
 def has_gpu(devices: Path = Path("/dev")) -> bool:
@@ -249,36 +210,6 @@ def build_engine(name: str, request: EngineRequest) -> Engine:
     return _ENGINES[chosen][0](request)
 
 
-def turns_of(height: int, width: int) -> tuple[int, ...]:
-    """Return the quarter turns that keep the shape of a window, each with and without a flip."""
-    return (0, 1, 2, 3) if height == width else (0, 2)
-
-
-def dihedral(network: Network, directions: Directions = ()) -> Network:
-    """Return the mean of `network` over the flips and rotations of its input (test-time augmentation).
-
-    All 8 for square windows; the 4 that keep the shape for others. The mean over the flips and
-    rotations of an input does not change when the input is flipped or rotated. Channels that hold
-    `directions` turn with the image.
-    """
-
-    def average(x: np.ndarray) -> np.ndarray:
-        turns = turns_of(*x.shape[1:3])
-        total: np.ndarray | None = None
-        for turn in turns:
-            for flip in (False, True):
-                seen = np.rot90(x[:, ::-1] if flip else x, turn, axes=(1, 2))
-                seen = mirror_directions(seen, directions, down=flip)
-                seen = turn_directions(seen, directions, 90 * turn)
-                y = np.rot90(network(np.ascontiguousarray(seen)), -turn, axes=(1, 2))
-                y = y[:, ::-1] if flip else y
-                total = y.copy(order="K") if total is None else np.add(total, y, out=total)
-        assert total is not None
-        return total / np.float32(2 * len(turns))
-
-    return average
-
-
 def _build_keras(precision: str, request: EngineRequest) -> Engine:
     from lulc.models import backend
 
@@ -311,22 +242,11 @@ def _agreement(request: EngineRequest, precision: str) -> float:
     """Return the share of valid pixels of some windows that get the class that float32 gives."""
     from lulc.models import backend
 
-    def classes(of: str) -> list[np.ndarray]:
-        network = backend.compile_predict(_keras_model(of, request))
-        return [decide(network(x[np.newaxis])[0]) for x in _padded(request)]
-
-    valid = [valid_pixels(x) for x in _padded(request)]
-    pairs = zip(classes("float32"), classes(precision), valid, strict=True)
-    same = [(a == b)[known] for a, b, known in pairs]
-    return float(np.concatenate(same).mean()) if same else 1.0
-
-
-def _padded(request: EngineRequest) -> Iterator[np.ndarray]:
-    """Yield the windows to compare on, padded to sides that the network takes."""
-    stride = request.card.stride
-    for x in request.samples():
-        padding = [(0, -length % stride) for length in x.shape[:2]]
-        yield np.pad(x, [*padding, (0, 0)], constant_values=np.nan)
+    if not (samples := list(request.samples())):
+        return 1.0
+    windows = quantization.cut_windows(samples, request.card.stride)
+    networks = [backend.compile_predict(_keras_model(of, request)) for of in ("float32", precision)]
+    return quantization.agreement(windows, *networks)
 
 
 def _check_agreement(name: str, request: EngineRequest, agreement: float) -> None:
@@ -342,8 +262,8 @@ def _check_agreement(name: str, request: EngineRequest, agreement: float) -> Non
 
 
 def _build_openvino(request: EngineRequest) -> Engine:
-    model = build_graph(request.card.unet, _arrays(request), request.shape)
-    identity = {"precision": "float32", "openvino": _openvino_version()}
+    model = build_graph(request.card.unet, read_arrays(request.path, request.card), request.shape)
+    identity = {"precision": "float32", "openvino": openvino_version()}
     return Engine("openvino", request.shape, identity, _OpenVINO(model, "f32", request))
 
 
@@ -352,46 +272,26 @@ def _build_forest(request: EngineRequest) -> Engine:
     return Engine(NUMPY, request.shape, identity, open_pixel_model(request.path, request.card))
 
 
-def _build_quantised(name: str, request: EngineRequest) -> Engine:
-    least = MIN_AGREEMENT[name] if request.min_agreement is None else request.min_agreement
-    arrays = _arrays(request)
-    found, key = _quantise(name, request, arrays, least)
-    _check_agreement(name, request, found.agreement)
-    model = build_graph(request.card.unet, arrays, request.shape, found.eight_bit)
-    identity = {
-        "precision": f"int8; {found.precision}: {' '.join(found.finer)}",
-        "agreement": f"{found.agreement:.4f}",
-        "calibration": key,
-        "openvino": _openvino_version(),
-    }
-    return Engine(name, request.shape, identity, _OpenVINO(model, found.precision, request))
-
-
-def _quantise(name: str, request: EngineRequest, arrays: Arrays, least: float) -> tuple[Quantization, str]:
-    """Find the quantization of a network for a mosaic and its key, beside the weights where it is known."""
-    finer = name == "openvino-mixed"
-    key = quantization.key_of(request.card, request.samples(), least, finer=finer)
+def _build_quantised(request: EngineRequest) -> Engine:
+    """Build the network in 8 bits, from what is known beside the weights or is found now."""
+    name, card = "openvino-int8", request.card
+    arrays = read_arrays(request.path, card)
+    key = quantization.key_of(card, request.samples())
     path = request.path.with_name(f"{request.path.stem}.{name}-{key[:12]}.json")
     found = quantization.read_quantization(path, key)
     if found is None:
         logger.info("finding out how %s can be computed in 8 bits; kept in '%s'", request.path.name, path)
-        card, samples = request.card, list(request.samples())
-        found = quantization.quantise(
-            card.unet, arrays, samples, stride=card.stride, least=least, finer=finer
-        )
+        found = quantization.quantise(card.unet, arrays, list(request.samples()), stride=card.stride)
         quantization.write_quantization(path, key, found)
-    return found, key
-
-
-def _arrays(request: EngineRequest) -> Arrays:
-    """Read the weights without a framework; legacy files have their statistics in the card."""
-    if request.path.suffix == ".keras":
-        return read_arrays(request.path, request.card)
-    statistics = request.card.statistics
-    known = {"mean": statistics.mean, "std": statistics.std}
-    return read_legacy(request.path)[1] | {
-        f"standardization/{name}": np.asarray(value, np.float32) for name, value in known.items()
+    _check_agreement(name, request, found.agreement)
+    model = build_graph(card.unet, arrays, request.shape, found.ranges)
+    identity = {
+        "precision": f"int8; first convolution {found.precision}",
+        "agreement": f"{found.agreement:.4f}",
+        "calibration": key,
+        "openvino": openvino_version(),
     }
+    return Engine(name, request.shape, identity, _OpenVINO(model, found.precision, request))
 
 
 class _OpenVINO:
@@ -411,10 +311,6 @@ class _OpenVINO:
         # Unless shared, what this returns is a copy.
         self._request.infer(given, share_outputs=True)
         return np.moveaxis(y, 1, -1)
-
-
-def _openvino_version() -> str:
-    return str(load_openvino().__version__).split("-")[0]
 
 
 def _keras_footprint(network: NetworkConfig) -> Footprint:
@@ -440,11 +336,6 @@ def _graph_footprint(network: GraphConfig, driver: float) -> Footprint:
     )
 
 
-def _forest_footprint(network: PixelConfig) -> Footprint:
-    # Its strips don't grow with the window, whose input and result are counted elsewhere.
-    return Footprint(0.4e9, 8)
-
-
 def _width(network: NetworkConfig) -> float:
     """Return the width at full resolution, where the memory goes, in multiples of the original network's."""
     if network.block == "sum":  # without the concatenation, which is the widest map of the others
@@ -455,11 +346,24 @@ def _width(network: NetworkConfig) -> float:
 _ENGINES: dict[str, tuple[Callable[[EngineRequest], Engine], Callable[[Any], Footprint]]] = {
     "keras": (partial(_build_keras, "float32"), _keras_footprint),
     "keras-float16": (partial(_build_keras, "float16"), _keras_footprint),
-    # Bytes per pixel measured with OpenVINO 2026.4 and static shapes; the mixed one with 5 of 17 finer.
+    # Bytes per pixel measured with OpenVINO 2026.4 and static shapes.
     "openvino": (_build_openvino, partial(_openvino_footprint, 780)),
-    "openvino-mixed": (partial(_build_quantised, "openvino-mixed"), partial(_openvino_footprint, 390)),
-    "openvino-int8": (partial(_build_quantised, "openvino-int8"), partial(_openvino_footprint, 200)),
-    NUMPY: (_build_forest, _forest_footprint),
+    "openvino-int8": (_build_quantised, partial(_openvino_footprint, 200)),
+    # Strips of forests don't grow with the window, whose input and result are counted elsewhere.
+    NUMPY: (_build_forest, lambda network: Footprint(0.4e9, 8)),
 }
+
+_RUNS: dict[str, set[type[Shape]]] = {
+    "keras": {NetworkConfig},
+    "keras-float16": {NetworkConfig},
+    "openvino": {NetworkConfig, GraphConfig},
+    "openvino-int8": {NetworkConfig},
+    ONNXRUNTIME: {GraphConfig},
+    CUDA: {GraphConfig},
+    NUMPY: {PixelConfig},
+}
+"""Kinds of models that each engine runs."""
+
+_WORDS = {NetworkConfig: "a network", PixelConfig: "a forest", GraphConfig: "an imported network"}
 
 _ON_GPU = frozenset({"keras", "keras-float16", CUDA})

@@ -107,24 +107,16 @@ class GraphBuilder(abc.ABC):
         block = self._network.block
         if block == "sum":
             x = self._repeat(self._convolve(x, f"{stage}_conv1"))
-            return self._convolve(self._add_skip(x, skip), f"{stage}_conv2")
-        # Rounded before they are repeated and joined: 8 bits are moved then.
+            return self._convolve(self._join(x, skip), f"{stage}_conv2")
         if block == "transpose":
-            joined = f"{stage}_conv2"
-            x = self._round(self._convolve(x, f"{stage}_up"), joined)
-        else:
-            joined = f"{stage}_conv1"
-            x = self._repeat(self._round(x, joined))
-        x = self._convolve(self._join(x, self._round(skip, joined)), joined, rounded=True)
-        return x if block == "transpose" else self._convolve(x, f"{stage}_conv2")
-
-    def _round(self, x: Any, name: str) -> Any:
-        """Append the rounding of the input of the convolution `name`; none unless a subclass rounds."""
-        return x
+            x = self._convolve(x, f"{stage}_up")
+            return self._convolve(self._join(x, skip), f"{stage}_conv2")
+        x = self._convolve(self._join(self._repeat(x), skip), f"{stage}_conv1")
+        return self._convolve(x, f"{stage}_conv2")
 
     @abc.abstractmethod
-    def _convolve(self, x: Any, name: str, *, activate: bool = True, rounded: bool = False) -> Any:
-        """Append a convolution and ReLU; `rounded` says whether `x` comes from `_round`."""
+    def _convolve(self, x: Any, name: str, *, activate: bool = True) -> Any:
+        """Append a convolution and ReLU."""
 
     @abc.abstractmethod
     def _halve(self, x: Any) -> Any:
@@ -136,8 +128,4 @@ class GraphBuilder(abc.ABC):
 
     @abc.abstractmethod
     def _join(self, x: Any, skip: Any) -> Any:
-        """Concatenate the channels."""
-
-    @abc.abstractmethod
-    def _add_skip(self, x: Any, skip: Any) -> Any:
-        """Add two maps of the same shape."""
+        """Add two maps in a network with sums; concatenate their channels in others."""

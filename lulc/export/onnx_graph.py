@@ -152,7 +152,7 @@ class _Builder(GraphBuilder, OnnxNodes):
     def _crop(self, x: str) -> str:
         return self._add("Slice", x, np.zeros(2, np.int64), self._size, np.array([2, 3]))
 
-    def _convolve(self, x: str, name: str, *, activate: bool = True, rounded: bool = False) -> str:
+    def _convolve(self, x: str, name: str, *, activate: bool = True) -> str:
         convolution = self._convolutions[name]
         kernel, bias, pads = convolution.kernel, convolution.bias, convolution.padding * 2
         if convolution.transposed:
@@ -169,7 +169,6 @@ class _Builder(GraphBuilder, OnnxNodes):
         return self._add("Resize", x, "", np.array([1, 1, 2, 2], np.float32), **modes)
 
     def _join(self, x: str, skip: str) -> str:
+        if self._network.block == "sum":
+            return self._add("Add", x, skip)
         return self._add("Concat", x, skip, axis=1)
-
-    def _add_skip(self, x: str, skip: str) -> str:
-        return self._add("Add", x, skip)

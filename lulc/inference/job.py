@@ -30,7 +30,6 @@ from lulc.engines.ensemble import (
     check_alike,
     footprint_of,
     geometry_of,
-    with_ood_score,
 )
 from lulc.engines.registry import (
     Engine,
@@ -39,12 +38,11 @@ from lulc.engines.registry import (
     budget_of,
     build_engine,
     choose_engine,
-    dihedral,
     readers_of,
-    turns_of,
 )
 from lulc.inference import domain_shift, memory_plan
 from lulc.inference.sliding_window import Prediction, Read, predict_parts
+from lulc.inference.wrapped import dihedral, turns_of, with_ood_score
 from lulc.labels.value_tables import LEGEND_TAG
 from lulc.maps.geotiff import MapProfile
 from lulc.models import weights
@@ -146,7 +144,7 @@ class Job:
 
     @cached_property
     def finish(self) -> Finish | None:
-        """How Keras computes bands of the map itself; None for other engines, and where a mean comes first."""
+        """How Keras computes bands of the map itself; None for other engines and where a mean comes first."""
         config, encoding = self.config, self.profile.encoding
         averaged = len(self.members) > 1 or config.tta or self.gaussian
         if averaged or NOVELTY in config.extra or not self.engine.startswith("keras"):
@@ -326,13 +324,13 @@ class Job:
         return self.stack.identity()
 
     def _samples(self) -> Iterator[np.ndarray]:
-        """Windows of the mosaic that hold valid pixels, spread over it: up to 36, a quarter of it at most.
+        """Windows of the mosaic that hold valid pixels, spread over it: up to 25, a quarter of it at most.
 
-        Finding 8-bit ranges computes two thirds of them in float32 and a third in 8 bits. That takes less
+        Finding 8-bit ranges computes all of them in float32 and half of them in 8 bits. That takes less
         than 8 bits save on the whole mosaic, where they halve the time.
         """
         side, shape = min(256, *self.plan.window), self.stack.grid.shape
-        count = min(6, max(2, math.isqrt(math.prod(shape) // 4) // side))
+        count = min(5, max(2, math.isqrt(math.prod(shape) // 4) // side))
         for window in domain_shift.sample_windows(*shape, count=count, side=side):
             values = self.stack.read(window)
             if not np.isnan(values).all():

@@ -180,7 +180,9 @@ def load_legacy(
 
 
 def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> Arrays:
-    """Read and check the arrays of a ``.keras`` file, without a framework.
+    """Read and check the arrays of a ``.keras`` or legacy file, without a framework.
+
+    Where no card is given, that beside the file is read, which a legacy file has none of.
 
     Returns
     -------
@@ -195,6 +197,10 @@ def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> 
         card's.
     """
     card = card or load_card(path)
+    if Path(path).suffix != ".keras":
+        known = {"mean": card.statistics.mean, "std": card.statistics.std}
+        named = {f"standardization/{name}": np.asarray(value, "float32") for name, value in known.items()}
+        return read_legacy(path)[1] | named
     expected = card.unet.variable_shapes()
     # Beside the network's own variables a file may hold the random state of its dropout.
     most = 4 * sum(math.prod(shape) for shape in expected.values()) + 2**16
