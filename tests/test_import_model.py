@@ -334,6 +334,35 @@ def test_calibration_fits_temperature_and_accuracy_on_the_stacks(
     assert not (tmp_path / "other" / "network.onnx").exists()
 
 
+@pytest.mark.parametrize("ending", ["Softmax", "Sigmoid", "HardSigmoid"])
+@pytest.mark.parametrize("after", ["Resize", "Clip", "Mean", "Squeeze"])
+def test_probabilities_that_a_graph_resizes_or_bounds_are_no_logits(
+    tmp_path: Path, legend: Path, mosaic: Path, ending: str, after: str
+) -> None:
+    graph, classes = Graph(), 3 if ending == "Softmax" else 1
+    strides = [2, 2] if after == "Resize" else [1, 1]
+    scores = graph.conv("image", 3, classes, strides=strides)
+    y = graph.add(ending, scores, **({"axis": 1} if classes == 3 else {}))
+    y = {
+        "Resize": lambda: graph.add("Resize", y, "", np.float32([1, 1, 2, 2]), mode="linear"),
+        "Clip": lambda: graph.add("Clip", y, np.float32(1e-6), np.float32(1)),
+        "Mean": lambda: graph.add("Mean", y, y),
+        "Squeeze": lambda: graph.add("Unsqueeze", graph.add("Squeeze", y, np.array([0])), np.array([0])),
+    }[after]()
+    path = graph.save(tmp_path / "net.onnx", y, classes=classes)
+    one = () if classes == 3 else ("--single-class", "water")
+    lulc.classify(imported(path, legend, "--std", "2000", *one), mosaic, tmp_path / "map.tif")
+    with lulc.open_map(tmp_path / "map.tif") as made:
+        found = made.read_activations(made.grid.extent)[..., :classes]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with lulc.open_stack(mosaic, channels=CHANNELS) as stack:
+        image = np.nan_to_num(stack.read(stack.grid.extent) / np.float32(2000))
+    expected = session.run(None, {"image": np.moveaxis(image, -1, 0)[np.newaxis].copy()})[0][0]
+    np.testing.assert_allclose(
+        found[~np.isnan(found)], np.moveaxis(expected, 0, -1)[~np.isnan(found)], atol=2e-5
+    )
+
+
 def test_a_single_output_is_one_class_against_the_rest(tmp_path: Path, legend: Path, mosaic: Path) -> None:
     graph = Graph()
     path = graph.save(tmp_path / "net.onnx", graph.add("Sigmoid", graph.conv("image", 3, 1)), classes=1)
@@ -440,6 +469,8 @@ def test_a_file_that_holds_more_than_a_network_is_refused(
         (lambda g: g.add("Tile", g.conv("image", 3, 3), np.array([1, 1, 3000, 3000])), "shape bomb"),
         (lambda g: g.add("Expand", g.add("ConstantOfShape", np.array([9**9])), np.array([9**9])), "bomb"),
         (lambda g: g.conv("image", 3, 3, strides=[2, 2]), "each of them"),
+        (lambda g: g.add("Softmax", g.conv("image", 3, 3), axis=3), "don't sum to 1"),
+        (lambda g: g.add("Softmax", g.conv("image", 3, 1), axis=1), "which is 1 everywhere"),
     ],
 )  # fmt: skip
 def test_a_graph_that_gives_no_scores_of_pixels_is_refused(

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from lulc.engines.registry import EngineRequest, build_engine, choose_engine
 from lulc.labels.schemes import load_scheme
 from lulc.models.calibration import Holdout
 from lulc.models.card import Channel, ModelCard, card_path, write_card
+from lulc.models.config import GraphConfig
 from lulc.models.onnx_file import GraphFile, read_graph
 from lulc.models.uncertainty import decide
 from lulc.models.weights import IMPORTED, PICKS_FILE, RUN_FILE
@@ -41,6 +42,9 @@ logger = logging.getLogger("lulc")
 
 MAX_DIFFERENCE = 1e-3
 """Between the scores of two runtimes: beyond that one of them computes something else."""
+
+MAX_ERROR = 0.01
+"""Of the sum of probabilities, which bounds and resampling after the softmax change."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def _for_each(
 
 def _run_once(path: Path, card: ModelCard) -> None:
     """Run the network on noise, so that what runtimes can't run, or compute differently, is never written."""
-    shape = (1, *_side(card))
+    shape, network = (1, *_side(card)), cast(GraphConfig, card.network)
     x = np.random.default_rng(0).normal(
         card.statistics.mean, card.statistics.std, (*shape, len(card.channels))
     )
@@ -174,12 +178,23 @@ def _run_once(path: Path, card: ModelCard) -> None:
                 f"cannot import '{card.name}', since it gives {y.shape} or values that are not finite",
                 "Check its export, --mean and --std.",
             )
+        if not (network.logits or _are_probabilities(y)):
+            raise InputError(
+                f"cannot import '{card.name}', since it ends in a softmax, but its scores don't sum to 1 "
+                "over the classes of a pixel",
+                "Let its softmax run over the axis of the classes, or export it without one.",
+            )
         if (difference := float(np.abs(y - results[0]).max())) > MAX_DIFFERENCE:
             raise InputError(
                 f"cannot import '{card.name}', since its scores in {' and '.join(installed)} differ by up to "
                 f"{difference:.2g}, expected at most {MAX_DIFFERENCE:.0e}",
                 "Export it with other operators, of another opset for example.",
             )
+
+
+def _are_probabilities(scores: np.ndarray) -> bool:
+    """Return True where scores (n, y, x, class) sum to 1 at most pixels, or are of one class."""
+    return scores.shape[-1] == 1 or bool(np.median(np.abs(scores.sum(axis=-1) - 1)) < MAX_ERROR)
 
 
 def _side(card: ModelCard) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,16 @@ OPSETS = range(9, 64)
 
 _NORMALISED = "group or instance normalisation takes mean and spread of the whole image"
 _POOLED = "it pools over the whole image"
+
+MOVING = frozenset(("Identity", "Transpose", "Cast", "Pad", "Slice"))
+"""Operators that move pixels and leave their values alone."""
+
+MIXING = frozenset({
+    "AveragePool", "Clip", "Max", "Mean", "Min", "Reshape", "Resize", "Squeeze", "Unsqueeze", "Upsample",
+})  # fmt: skip
+"""Further operators after which probabilities are still such."""
+
+SIGMOIDS = ("Sigmoid", "HardSigmoid")
 
 WHOLE = {
     "InstanceNormalization": _NORMALISED,
@@ -289,10 +299,10 @@ class _Reader:
             raise Refusal(f"it takes {declared[0]} images at a time, expected 1 or any number")
         worked, stride, halo, reason = self._geometry(channels, layout, fixed)
         classes, out_last = self._classes(worked, fixed or FIRST)
-        ending, logits = self._ending(), True
-        if ending in ("Softmax", "Sigmoid"):
-            logits = False
-        if ending == "Sigmoid" and classes > 1:
+        ending = self._maker(self._output.name, MOVING | MIXING)[0]
+        if ending == "Softmax" and classes == 1:
+            raise Refusal("it ends in a softmax over one class, which is 1 everywhere")
+        if ending in SIGMOIDS and classes > 1:
             raise Refusal(f"it ends in a sigmoid for {classes} classes, which don't exclude each other")
         parameters = sum(math.prod(t.dims) for t in self._weights.values() if t.name in self._names)
         height, width = fixed or FIRST
@@ -302,7 +312,7 @@ class _Reader:
             parameters=max(1, parameters),
             image_last=last,
             scores_last=out_last,
-            logits=logits,
+            logits=ending not in ("Softmax", *SIGMOIDS),
             takes_nan=self._takes_nan(),
             batch=batch,
             side=fixed,
@@ -395,20 +405,19 @@ class _Reader:
             raise Refusal(f"its result has {classes} classes, expected 1 to {MAX_CLASSES}")
         return classes, bool(last)
 
-    def _ending(self) -> str:
-        """Return the operator that makes the output, passing over those that only move it."""
-        return str(self._maker(self._output.name)[0])
-
     def _takes_nan(self) -> bool:
         """Return True where the image is looked through for NaN, moved at most before that."""
         looked = [node.input[0] for node in self._nodes if node.op_type == "IsNaN"]
-        return any(self._maker(name)[1] == self._input.name for name in looked)
+        return any(self._maker(name, MOVING)[1] == self._input.name for name in looked)
 
-    def _maker(self, name: str) -> tuple[str, str]:
-        """Return the operator behind a tensor, passing over those that only move it, and its result."""
+    def _maker(self, name: str, over: Collection[str]) -> tuple[str, str]:
+        """Return the operator behind a tensor, passing over some kinds, and its result."""
         makers = {made: node for node in self._nodes for made in node.output}
-        while name in makers and makers[name].op_type in ("Identity", "Transpose", "Cast", "Pad", "Slice"):
-            name = makers[name].input[0]
+        while name in makers and makers[name].op_type in over:
+            node = makers[name]
+            # A maximum may have its constant first.
+            several = [one for one in node.input if one in makers] if node.op_type in ("Max", "Min") else []
+            name = next(iter(several), node.input[0])
         return (makers[name].op_type if name in makers else ""), name
 
     def _kept(self) -> bytes:
