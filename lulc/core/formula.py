@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lulc.core.schema import REFLECTANCE_UNIT, InputError
+from lulc.core.schema import INDEX_UNIT, REFLECTANCE_UNIT, InputError
 
 MAX_LENGTH, MAX_DEPTH = 500, 40
 """Characters of a formula, and how deep its brackets nest."""
@@ -30,6 +30,12 @@ _TOKEN = re.compile(r"\s*(?:(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)|([A-Za-z_]\w*)|(.
 _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul
 }  # fmt: skip
+
+_SCALES = {
+    "dB": "logarithms: the ratio of two powers is their difference, VV - VH",
+    INDEX_UNIT: "100 above their index: write its bands instead",
+}
+"""Units whose numbers are no multiples of what they measure."""
 
 Unit = dict[str, float]
 """Powers of base units; empty for a plain number."""
@@ -242,6 +248,9 @@ def _unit(node: Node, units: Mapping[str, str], text: str) -> Unit:
         return own[0]
     if node.text in "+-":
         return _same(text, node.text, *own)
+    for unit, meaning in _SCALES.items():
+        if unit in own[0] and unit in own[1]:
+            raise _refusal(text, f"{node.text} joins two values in {unit}, which are {meaning}")
     sign = 1 if node.text == "*" else -1
     powers = {name: own[0].get(name, 0) + sign * own[1].get(name, 0) for name in {*own[0], *own[1]}}
     return {name: power for name, power in powers.items() if power}
