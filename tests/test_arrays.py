@@ -153,6 +153,16 @@ def test_blending_needs_the_whole_array(tiny_model: Path, made: tuple[Path, Path
         lulc.classify_array(tiny_model, in_memory(made[0]).chunk(), engine="openvino", blend="gaussian")
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_scene_classification_among_the_bands_is_said_to_be_unused(
+    tiny_model: Path, made: tuple[Path, Path], lazy: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    bands = in_memory(made[0]).to_dataset("band")
+    bands["SCL"] = xr.full_like(bands["B02"], 9)
+    lulc.classify_array(tiny_model, bands.chunk() if lazy else bands, engine="openvino", scale=1e-4)
+    assert "holds the scene classification SCL, which is not used" in caplog.text
+
+
 def test_classify_takes_arrays_too(tiny_model: Path, made: tuple[Path, Path]) -> None:
     array = in_memory(made[0])
     found: Any = lulc.classify(model=tiny_model, inputs=array, engine="openvino")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ from lulc.rasters.sources import (
 logger = logging.getLogger("lulc")
 
 _NATIVE_10_M = ("B02", "B03", "B04", "B08")
+
+_CLASSES = re.compile("scl|scene.classification.*", re.IGNORECASE)
+"""Names of a layer that holds a scene classification."""
 
 _ENOUGH = 500
 """Values that show in which coding a layer is stored."""
@@ -364,6 +368,13 @@ def band_planes(
     known = list(dict.fromkeys((*SENTINEL_BANDS, *(one.local for one in wanted))))
     names = _given_names(sources, config.band_names, "--band-names", known)
     found = find_layers(sources, names, wanted)
+    for source, own, taken in zip(sources, names, found, strict=True):
+        if unused := [n for i, n in enumerate(own) if i not in taken and re.fullmatch(_CLASSES, n or "")]:
+            logger.warning(
+                "'%s' holds the scene classification %s, which is not used, so that clouds stay; leave them "
+                "out with --mask and --mask-values, or in Python with array.where(~scl.isin([3, 8, 9, 10]))",
+                source.path, unused[0],
+            )  # fmt: skip
     _check_names(
         sources, names, [one.local for own in found for one in own.values()],
         [one.local for one in wanted if not one.may_be_missing], what, complete=complete,
