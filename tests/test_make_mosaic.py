@@ -372,6 +372,22 @@ def test_clouds_come_from_probabilities_own_masks_and_grow(tmp_path: Path) -> No
     assert counts["grown"] == beyond + 40 * 40 + 4 * 40 * 3 + 4 * corner
 
 
+def test_a_pattern_of_masks_takes_other_brackets_as_they_are(clear: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\{tile\}_S2A_35VLG_20240603_0_L2A"):
+        make_mosaic(config(tmp_path / "m.tif", clear, masks=str(tmp_path / "{tile}_{id}.tif")))
+
+
+def test_a_cloud_probability_that_is_not_in_percent_is_refused(tmp_path: Path) -> None:
+    item = make_item(tmp_path, "35VLG", DAYS[0], clouds=[(0, 0, 100)])
+    with rasterio.open(tmp_path / item["id"] / "CLD.tif") as file:
+        profile, percent = file.profile | {"dtype": "uint16"}, file.read().astype("uint16")
+    with rasterio.open(tmp_path / item["id"] / "CLD.tif", "w", **profile) as file:
+        file.write(100 * percent)
+    with pytest.raises(InputError, match="holds the value 9500, expected percent"):
+        folder = save_items(tmp_path, [item])
+        make_mosaic(config(tmp_path / "m.tif", folder, cloud_probability="cloud"))
+
+
 def test_filters_say_what_they_left_out_and_where_scenes_are(
     tiles: tuple[Path, list[dict[str, Any]]], server: Server, tmp_path: Path
 ) -> None:
@@ -566,6 +582,40 @@ def test_offset_and_scale_are_given_where_the_items_say_neither(tmp_path: Path) 
     stored, truth = read(made.path), expected(made.path)
     there = stored[0] != NODATA
     assert there.any() and np.abs(stored[0] - truth[0])[there].max() <= 1
+
+
+def test_two_scenes_of_one_name_are_refused_since_a_list_holds_one(tmp_path: Path) -> None:
+    for day in DAYS[:2]:
+        item = make_item(tmp_path / day, "35VLG", day) | {"id": "scene"}
+        (tmp_path / day / "scene.json").write_text(json.dumps(item))
+    with pytest.raises(InputError, match="2 are named 'scene'"):
+        make_mosaic(config(tmp_path / "m.tif", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, "names the file 'S2A_35VLG_20240603_0_L2A/B02.tif', expected an address"),
+        ({"geometry": {"type": "Point"}, "assets": {}}, "its geometry is no GeoJSON"),
+        ({"properties": {"datetime": None}, "assets": {}}, "no id or datetime"),
+    ],
+)
+def test_an_item_of_a_list_that_cannot_be_used_is_refused(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    item = make_item(tmp_path, "35VLG", DAYS[0]) | change
+    listed = tmp_path / "items.json"
+    listed.write_text(json.dumps({"type": "FeatureCollection", "features": [item]}))
+    with pytest.raises(InputError, match=said):
+        # Another folder than that of the list: a file there of the same name would be another scene.
+        make_mosaic(config(tmp_path / "elsewhere" / "m.tif", listed))
+
+
+def test_clouds_that_nothing_tells_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    item = make_item(tmp_path, "35VLG", DAYS[0], clouds=[(60, 70, 40)])
+    del item["assets"]["scl"]
+    make_mosaic(config(tmp_path / "m.tif", save_items(tmp_path, [item])))
+    assert "scenes without a scene classification: S2A_35VLG_20240603_0_L2A;" in caplog.text
 
 
 def test_dark_pixels_of_a_mosaic_are_still_pixels_when_it_is_read(tmp_path: Path) -> None:

@@ -123,7 +123,22 @@ def find(
     if not kept:
         raise _none_found(config, region, dates, found)
     filtered = _filtered(config, kept)
+    _check_names(filtered)
     return sorted(filtered, key=lambda scene: (scene.when, scene.id))
+
+
+def _check_names(scenes: Sequence[Found]) -> None:
+    """Refuse scenes of one name, of which a list of scenes could hold only one."""
+    places: dict[str, list[str]] = {}
+    for scene in scenes:
+        places.setdefault(scene.id, []).append(scene.path or "the catalogue or list")
+    for name, own in places.items():
+        if len(own) > 1:
+            raise InputError(
+                f"cannot use the scenes, since {len(own)} are named '{name}' ({', '.join(own[:3])}), "
+                "expected each name once",
+                "Leave the others out, or give each item an id of its own.",
+            )
 
 
 def _listed(
@@ -138,7 +153,18 @@ def _listed(
 
 def _touches(scene: Found, region: shapely.Geometry) -> bool:
     geometry = (scene.item or {}).get("geometry")
-    return geometry is None or bool(shape(geometry).intersects(region))
+    if geometry is None:
+        return True
+    try:
+        outline = shape(geometry)
+        return bool(outline.is_empty or outline.intersects(region))
+    except Exception as error:
+        # What a stranger's geometry may break has no common base.
+        raise InputError(
+            f"cannot use the item '{scene.id}', since its geometry is no GeoJSON ({_brief(error)}), "
+            "expected a polygon in longitude and latitude",
+            "Correct the item, or write null for its geometry.",
+        ) from error
 
 
 def _filtered(config: MosaicConfig, scenes: Sequence[Found]) -> list[Found]:
@@ -291,6 +317,9 @@ def _has_time(item: Mapping[str, Any]) -> bool:
 
 
 def _from_item(item: Mapping[str, Any], path: str | None = None) -> Found:
+    if not _has_time(item) or "id" not in item:
+        named = path or item.get("id", "without id")
+        raise InputError(f"cannot use the item '{named}', since it has no id or datetime, expected both")
     properties = item["properties"]
     cloud = properties.get("eo:cloud_cover")
     return Found(
@@ -321,7 +350,17 @@ _LISTED: dict[str, Any] = {
         "id": {"type": "string"},
         "geometry": {"type": ["object", "null"]},
         "properties": {"type": "object"},
-        "features": {"type": "array", "items": {"type": "object", "required": ["id", "properties"]}},
+        "features": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["id", "properties", "assets"],
+                "properties": {
+                    "properties": {"type": "object"},
+                    "assets": {"type": "object", "additionalProperties": {"type": "object"}},
+                },
+            },
+        },
     },
 }
 
@@ -350,10 +389,24 @@ def _from_list(feature: dict[str, Any], path: Path) -> Found:
     """Return a scene of a list that `lulc.compositing.scene_list` wrote."""
     local = feature["properties"].get("lulc:path")
     if not isinstance(local, str):
+        _check_addresses(feature, path)
         return _from_item(feature)
     place = path.parent / local
     guards.check_inside(place, path.parent, str(path))
     return dataclasses.replace(_scene_on_disk(str(place)), id=str(feature["id"]))
+
+
+def _check_addresses(feature: dict[str, Any], path: Path) -> None:
+    """Refuse an item of a list that names files, since the new list may lie in another folder."""
+    places = [str(asset.get("href", "")) for asset in feature["assets"].values()]
+    for place in places:
+        check_secrets(str(feature["id"]), place)
+    if files := [place for place in places if not guards.is_address(place)]:
+        raise InputError(
+            f"cannot use '{path}', since its item '{feature['id']}' names the file '{files[0][:200]}', "
+            "expected an address",
+            "Save each item as a file of its own beside its rasters, and give --scenes their folder.",
+        )
 
 
 def _scene_on_disk(path: str) -> Found:
@@ -373,9 +426,7 @@ def _scene_on_disk(path: str) -> Found:
             "Describe it by a STAC item beside it, or give it to preprocess.py --scenes as it is.",
         )
     data = read_document(path, _LISTED, "STAC item", 0)
-    if not _has_time(data) or "id" not in data:
-        raise InputError(f"cannot use the item '{path}', since it has no id or datetime, expected both")
-    if str(data["properties"].get("processing:level", "L2")) in ("L3", "L4"):
+    if str(data.get("properties", {}).get("processing:level", "L2")) in ("L3", "L4"):
         raise InputError(
             f"cannot use the item '{path}' as a scene, since it is of level "
             f"{data['properties']['processing:level']}, expected a scene of one date",

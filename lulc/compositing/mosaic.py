@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from lulc.compositing import periods
 from lulc.compositing.catalog import NothingFoundError, find
 from lulc.compositing.composer import Composer, Gap, Job, Made, Site, make_part, part_path
 from lulc.compositing.labels import check_product, find_labels, labels_path, write_labels
-from lulc.compositing.observation import lay_out, ranked
+from lulc.compositing.observation import Observation, lay_out, ranked
 from lulc.compositing.output import finished_clear, write_mosaic
 from lulc.compositing.region import grid_of
 from lulc.compositing.scene_list import is_list, list_path, write_list
@@ -125,8 +125,22 @@ def _job(
         )
     read = [*observations, *(one for gap in gaps for one in gap.observations)]
     write_list(listed, list(scenes.values()), {k: v for one in read for k, v in one.offsets.items()})
+    _warn_of_unmasked(read)
     near = periods.day(config.near) if config.near else None
     return Job(config, out, grid, tuple(ranked(observations, config.rule, near)), tuple(gaps))
+
+
+def _warn_of_unmasked(observations: Sequence[Observation]) -> None:
+    """Warn of scenes whose clouds nothing tells."""
+    pairs = [pair for one in observations for pair in zip(one.names, one.scenes, strict=True)]
+    names = list(dict.fromkeys(name for name, scene in pairs if scene.left_out is None))
+    if names:
+        more = f" and {len(names) - 3} more" * (len(names) > 3)
+        logger.warning(
+            "scenes without a scene classification: %s%s; their clouds count as clear, unless --masks or "
+            "--cloud-probability tell them",
+            ", ".join(names[:3]), more,
+        )  # fmt: skip
 
 
 def make_mosaic(config: MosaicConfig) -> list[Mosaic]:

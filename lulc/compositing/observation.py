@@ -177,6 +177,7 @@ def input_config(config: MosaicConfig) -> InputConfig:
     """Return how the scenes of a mosaic are read."""
     values = config.clouds
     if config.cloud_probability is not None:
+        # By these masks know percent, and refuse other codings.
         values = tuple(range(config.cloud_threshold, 256))
     return InputConfig(
         resample=True,
@@ -236,7 +237,7 @@ def _lay(found: Found, grid: GridSpec, config: MosaicConfig, listed: Path) -> Sc
 def _mask_of(found: Found, place: str, config: MosaicConfig) -> str | None:
     """Return the raster that is read instead of the scene classification; None for the latter."""
     if config.masks is not None:
-        return config.masks.format(id=found.id, date=found.when.date().isoformat())
+        return config.masks.replace("{id}", found.id).replace("{date}", found.when.date().isoformat())
     if config.cloud_probability is None:
         return None
     asset = (

@@ -111,6 +111,7 @@ class ValueMask:
             _check_binary(source.path, self._sample())
             logger.info("mask '%s': pixels of value 1 are left out, those of 0 kept", source.path)
         self.path, self.values = source.path, values or (1,)
+        self._percent = {*range(100, 256)} <= {*values}
         self._grid, self._grow = grid, grow
 
     def warn_of_uncovered(self, known: Callable[[Window], np.ndarray]) -> None:
@@ -136,8 +137,15 @@ class ValueMask:
     def _read(self, window: Window) -> np.ndarray:
         codes, inside = self._layer.codes(window)
         found = np.unique(codes)
-        if self._binary and not np.isin(found, (0, 1, NO_CODE)).all():
-            _check_binary(self._layer.source.path, found[found != NO_CODE])
+        known = found[found != NO_CODE]
+        if self._binary and not np.isin(known, (0, 1)).all():
+            _check_binary(self._layer.source.path, known)
+        if self._percent and not np.isin(known, (*range(101), 255)).all():
+            raise InputError(
+                f"cannot use the cloud probability '{self.path}', since it holds the value {known.max()}, "
+                "expected percent, 0 to 100, or 255 for no data",
+                "Convert it first: gdal_calc.py -A IN --calc 'A / 255.0 * 100' --type Byte --outfile OUT",
+            )
         if isinstance(self.values, Bits):
             hidden = codes & sum(1 << bit for bit in self.values) != 0
         else:
@@ -284,7 +292,8 @@ def _check_binary(path: str, values: np.ndarray) -> None:
     raise InputError(
         f"cannot use the mask '{path}', since it holds the values {shown}, "
         "expected only 0 and 1 where no values to leave out are given",
-        f"Say which values to leave out, e.g. --mask-values {suggestion}{meaning}",
+        f"Say which values to leave out, e.g. --mask-values {suggestion}{meaning}; make_mosaic.py calls the "
+        "option --clouds",
     )
 
 
