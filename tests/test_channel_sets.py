@@ -192,6 +192,8 @@ def test_common_indices_are_defined_as_in_spyndex() -> None:
         ("channels: [{name: a, formula: \"slope(B04)\"}]\n", "no layer of elevation"),
         ("channels: [{name: A9..A2, kind: any}]\n", "smaller number first"),
         ("channels: [{name: a, scale: fast}]\n", "scale"),
+        ("channels: [{name: a, scale: 0}]\n", "its scale is 0"),
+        ("channels: [{name: a, minimum: 5, maximum: 1}]\n", "minimum not below its maximum"),
     ],
 )  # fmt: skip
 def test_a_definition_that_can_t_be_used_is_refused(text: str, said: str, tmp_path: Path) -> None:

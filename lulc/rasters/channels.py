@@ -133,6 +133,13 @@ def _one(entry: Mapping[str, Any]) -> ChannelDefinition:
             f"cannot define a channel, since of its name {problem}",
             "Write letters, digits and _, a letter first.",
         )
+    low, high = entry.get("minimum"), entry.get("maximum")
+    if entry.get("scale") == 0 or (low is not None and high is not None and not low < high):
+        raise InputError(
+            f"cannot define the channel {entry['name']}, since its scale is 0, or its minimum not below its "
+            "maximum",
+            "Correct these numbers, or leave them out.",
+        )
     known = LIBRARY.get(entry["name"])
     plain = known.to_json() if known else {}
     given = ChannelDefinition.from_json({**plain, **entry})
