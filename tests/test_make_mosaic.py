@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import shapely
 
 from lulc.cli.make_mosaic import main
-from lulc.compositing import composer, composite, mosaic, observation, periods
+from lulc.compositing import catalog, composer, composite, mosaic, observation, periods
 from lulc.compositing.composer import NODATA
 from lulc.compositing.mosaic import make_mosaic, open_jobs
 from lulc.config import MosaicConfig
@@ -609,6 +610,37 @@ def test_an_item_of_a_list_that_cannot_be_used_is_refused(
     with pytest.raises(InputError, match=said):
         # Another folder than that of the list: a file there of the same name would be another scene.
         make_mosaic(config(tmp_path / "elsewhere" / "m.tif", listed))
+
+
+@pytest.mark.parametrize(
+    ("href", "options", "said"),
+    [
+        ("https://example.org/B02.tif", {}, "its files lie at addresses, which --allow-remote opens"),
+        ("https://example.org/B02.tif", {"allow_remote": True}, ""),
+        ("nosuch.tif", {}, "there is no such file"),
+    ],
+)
+def test_an_item_in_a_folder_is_found_or_its_fault_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, href: str, options: dict[str, Any], said: str
+) -> None:
+    item = make_item(tmp_path, "35VLG", DAYS[0])
+    item["assets"] = {"B02": item["assets"]["B02"] | {"href": href}}
+    folder = tmp_path / "items"
+    folder.mkdir()
+    (folder / "item.json").write_text(json.dumps(item))
+    with contextlib.nullcontext() if not said else pytest.raises(InputError, match="has no scene"):
+        span = periods.parse(JUNE)
+        found = catalog.find(config(tmp_path / "m.tif", folder, **options), shapely.box(*REGION), span)
+        assert [scene.id for scene in found] == [item["id"]]
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize("names", [("B02", "NDVI"), ("B02", "SCL"), ("B02", "blue"), ()])
+def test_bands_of_a_mosaic_are_different_bands(clear: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="cannot make a mosaic of the bands"):
+        open_jobs(config(tmp_path / "m.tif", clear, band_names=names))
+    (job,) = open_jobs(config(tmp_path / "m.tif", clear, band_names=("blue", "b8")))
+    assert job.config.band_names == ("B02", "B08")
 
 
 def test_clouds_that_nothing_tells_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

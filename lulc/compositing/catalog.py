@@ -145,7 +145,8 @@ def _listed(
     config: MosaicConfig, region: shapely.Geometry, dates: tuple[datetime.date, datetime.date]
 ) -> list[Found]:
     if config.catalog is None:
-        return [scene for path in config.scenes for scene in _on_disk(path) if _touches(scene, region)]
+        listed = (scene for path in config.scenes for scene in _on_disk(path, config.allow_remote))
+        return [scene for scene in listed if _touches(scene, region)]
     collection = CATALOGS.get(config.catalog, ("", ""))[1]
     collections = config.collection or ((collection,) if collection else ())
     return [_from_item(item) for item in search(config.catalog, collections, region, dates)]
@@ -365,7 +366,7 @@ _LISTED: dict[str, Any] = {
 }
 
 
-def _on_disk(path: str) -> Iterator[Found]:
+def _on_disk(path: str, allow_remote: bool) -> Iterator[Found]:
     """Yield the scenes of a path: a list of scenes, an item, a product, or a folder of these."""
     if Path(path).suffix.lower() == ".json":
         data = read_document(
@@ -376,7 +377,7 @@ def _on_disk(path: str) -> Iterator[Found]:
             return
         if data["type"] in ("Catalog", "Collection"):
             path = str(Path(path).parent)  # the items of a static catalogue lie below it
-    for *_, entry in find_scenes([path]):
+    for *_, entry in find_scenes([path], allow_remote=allow_remote):
         try:
             yield _scene_on_disk(entry)
         except InputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import logging
 from collections.abc import Iterator, Sequence
@@ -27,10 +28,12 @@ from lulc.config import MosaicConfig
 from lulc.core.claims import Claims, claim_outputs
 from lulc.core.documents import seal_of
 from lulc.core.grid import GridSpec
+from lulc.core.schema import SENTINEL_BANDS, InputError
 from lulc.core.storage import check_absent, check_disk, sha256_of
 from lulc.core.windows import Part
 from lulc.distributed.cluster import Cluster, open_cluster, run_tasks
 from lulc.inference.journal import Journal, document_of, folder_of, open_journal, read_key
+from lulc.rasters.names import canonical_name
 
 logger = logging.getLogger("lulc")
 
@@ -72,7 +75,7 @@ def open_jobs(config: MosaicConfig, lists: Path | None = None) -> list[Job]:
     InputError
         If options don't fit, no scene is found, or one can't be read.
     """
-    grid = grid_of(config)
+    config, grid = _with_bands(config), grid_of(config)
     region = shapely.segmentize(grid.outline_in_degrees(), 0.5)
     jobs, empty = [], None
     for out, span in _outputs(config):
@@ -86,6 +89,18 @@ def open_jobs(config: MosaicConfig, lists: Path | None = None) -> list[Job]:
     if empty is not None and not jobs:
         raise empty
     return jobs
+
+
+def _with_bands(config: MosaicConfig) -> MosaicConfig:
+    """Return the config with the names of bands as everywhere; refuse others, and bands that stand twice."""
+    names = tuple(canonical_name(name) or name for name in config.band_names)
+    if not names or len({*names}) < len(names) or not {*names} <= {*SENTINEL_BANDS}:
+        raise InputError(
+            f"cannot make a mosaic of the bands {' '.join(config.band_names)}, expected different ones among "
+            f"{' '.join(SENTINEL_BANDS)}",
+            "Type --band-names B02 B03 B04 B08; indices are computed by preprocess.py.",
+        )
+    return dataclasses.replace(config, band_names=names)
 
 
 def _outputs(config: MosaicConfig) -> Iterator[tuple[Path, periods.Span]]:

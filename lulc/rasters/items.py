@@ -134,6 +134,15 @@ def _document(path: Path) -> tuple[Path, dict[str, Any]]:
     return file, found
 
 
+def is_feature(path: Path) -> bool:
+    """True for a document that is written like an item, whatever its assets are."""
+    try:
+        _document(path)
+    except InputError:
+        return False
+    return True
+
+
 def asset_place(path: str, key: str, *, allow_remote: bool = False) -> str | None:
     """Return path or address of the asset of an item with that key; None where it has none."""
     file, data = _document(Path(path))

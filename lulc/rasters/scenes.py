@@ -26,7 +26,7 @@ from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters import guards
-from lulc.rasters.items import is_item, item_files
+from lulc.rasters.items import is_feature, is_item, item_files, read_item
 from lulc.rasters.layers import WHOLE_BYTES, Source, identify
 from lulc.rasters.masks import masked_out
 from lulc.rasters.mosaics import (
@@ -217,7 +217,9 @@ def read_scenes(path: Path, config: InputConfig) -> Scenes:
     return Scenes(data.scenes, data.grid, data.names, config)
 
 
-def find_scenes(paths: Sequence[str], *, allow_vrt: bool = False) -> list[tuple[str, ...]]:
+def find_scenes(
+    paths: Sequence[str], *, allow_vrt: bool = False, allow_remote: bool = False
+) -> list[tuple[str, ...]]:
     """Tell which files make a scene.
 
     Parameters
@@ -225,8 +227,8 @@ def find_scenes(paths: Sequence[str], *, allow_vrt: bool = False) -> list[tuple[
     paths
         Rasters, VRTs, ``.SAFE`` folders, STAC items, and folders of these, searched by name, deeper folders
         included. Files whose names differ in the band alone (``T35VLG_B02_10m.tif``) are one scene. In a
-        folder, what an item or VRT names is not taken a second time, and VRTs are passed over where they are
-        not allowed.
+        folder, what an item or VRT names is not taken a second time, and VRTs and items of files at addresses
+        are passed over where they are not allowed.
 
     Returns
     -------
@@ -242,7 +244,7 @@ def find_scenes(paths: Sequence[str], *, allow_vrt: bool = False) -> list[tuple[
     for path in paths:
         entries = [path]
         if _is_plain_folder(Path(path)):
-            entries = _in_folder(Path(path), allow_vrt=allow_vrt)
+            entries = _in_folder(Path(path), allow_vrt=allow_vrt, allow_remote=allow_remote)
             if not entries:
                 raise InputError(
                     f"cannot use the folder '{path}', since it holds no scene, expected rasters, "
@@ -258,18 +260,19 @@ def _is_plain_folder(path: Path) -> bool:
     return path.is_dir() and not is_safe(path) and path.suffix.lower() != ".zarr"
 
 
-def _in_folder(folder: Path, *, allow_vrt: bool) -> list[str]:
+def _in_folder(folder: Path, *, allow_vrt: bool, allow_remote: bool) -> list[str]:
     """Scenes and files of scenes in a folder and below, by name; what others of them name is left out."""
     found: list[Path] = []
     named: set[Path] = set()
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
         suffix = path.suffix.lower()
         if _is_plain_folder(path):
-            found += [Path(entry) for entry in _in_folder(path, allow_vrt=allow_vrt)]
+            below = _in_folder(path, allow_vrt=allow_vrt, allow_remote=allow_remote)
+            found += map(Path, below)
         elif is_item(path):
             members = item_files(path)
             named.update(members)
-            found += [path] if members else []
+            found += [path] if members or _is_remote_item(path, allowed=allow_remote) else []
         elif suffix == ".vrt" and allow_vrt:
             named.update(guards.vrt_sources(path))
             found.append(path)
@@ -278,6 +281,20 @@ def _in_folder(folder: Path, *, allow_vrt: bool) -> list[str]:
         elif suffix in _RASTERS or (suffix != ".xml" and is_safe(path)):
             found.append(path)
     return [str(path) for path in found if path.resolve() not in named]
+
+
+def _is_remote_item(path: Path, *, allowed: bool) -> bool:
+    """Return True for an item of files at addresses that may be opened; say why another isn't used."""
+    if not is_feature(path):
+        return False
+    problem = "its files lie at addresses, which --allow-remote opens"
+    try:
+        read_item(path, allow_remote=True)
+    except InputError as error:
+        allowed, problem = False, error.problem
+    if not allowed:
+        logger.warning("'%s' is not used: %s", path, problem)
+    return allowed
 
 
 def _scene_of(path: str) -> tuple[str, ...]:
