@@ -271,6 +271,7 @@ def test_a_map_without_class_names_takes_those_of_a_scheme(
         lulc.open_map(labels)
 
 
+@pytest.mark.integration
 def test_a_run_is_trained_from_python(write_stacks: Callable[..., Path], tmp_path: Path) -> None:
     stacks = write_stacks(tmp_path / "stacks")
     small: dict[str, Any] = {

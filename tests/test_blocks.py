@@ -50,6 +50,7 @@ print([hashlib.sha256(Zstd(level=level).encode(values)).hexdigest() for level in
 """
 
 
+@pytest.mark.integration
 def test_blocks_have_the_same_bytes_where_a_framework_is_loaded() -> None:
     programs = (ENCODE, f"import lulc.models.backend\n{ENCODE}")
     alone, beside = (subprocess.check_output([sys.executable, "-c", program]) for program in programs)

@@ -138,7 +138,7 @@ def test_an_item_says_what_rasterio_reads(tmp_path: Path, write_map: WriteMap) -
         assert item["bbox"] == pytest.approx(
             transform_bounds(source.crs, "EPSG:4326", *source.bounds), abs=1e-6
         )
-        assert [b["name"] for b in asset["bands"]] == ["class", "water-ice", "forest", "peltoja"]
+        assert [b["name"] for b in asset["bands"]] == ["class", "water-ice", "forest", "peltoja-a"]
         assert [b["data_type"] for b in asset["raster:bands"]] == list(source.dtypes)
         assert [b["nodata"] for b in asset["raster:bands"]] == list(source.nodatavals)
         assert [b.get("scale", 1.0) for b in asset["raster:bands"]] == list(source.scales)

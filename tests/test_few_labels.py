@@ -265,6 +265,7 @@ def scene(tmp_path_factory):
     return {"folder": folder, "truth": truth, "labels": manifest.provenance["labelled"]}
 
 
+@pytest.mark.integration
 def test_the_run_keeps_plan_and_small_models_and_recommends_these(scene):
     run = scene["folder"] / "run"
     plan = json.loads((run / "plan.json").read_text())
@@ -277,6 +278,7 @@ def test_the_run_keeps_plan_and_small_models_and_recommends_these(scene):
     assert plan["network"] and "--epochs" in " ".join(plan["reasons"])
 
 
+@pytest.mark.integration
 def test_without_an_option_of_a_network_none_is_trained(scene, tmp_path, capsys):
     stacks, run = str(scene["folder"] / "stacks"), tmp_path / "run"
     assert main([stacks, "--out", str(run), "--json"]) == 0
@@ -303,6 +305,7 @@ def test_without_an_option_of_a_network_none_is_trained(scene, tmp_path, capsys)
     assert "mean of small models" in capsys.readouterr().out
 
 
+@pytest.mark.integration
 def test_cross_validation_scores_the_small_models_without_what_they_are_scored_on(
     write_stacks, tmp_path, capsys
 ):
@@ -333,6 +336,7 @@ def test_cross_validation_scores_the_small_models_without_what_they_are_scored_o
 
 
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+@pytest.mark.integration
 def test_the_map_of_few_labels_is_what_scikit_learn_makes_of_all_labels(scene, tmp_path):
     folder, out = scene["folder"], tmp_path / "map.tif"
     inputs = [str(folder / "run"), str(folder / "mosaic.tif"), str(out), "--scale", "1e-4", "--offset", "0"]
@@ -361,6 +365,7 @@ def test_the_map_of_few_labels_is_what_scikit_learn_makes_of_all_labels(scene, t
     assert (bands[:, 0] == truth).mean() > 0.95
 
 
+@pytest.mark.integration
 def test_models_of_other_kinds_are_refused_where_a_network_is_needed(scene, tmp_path, capsys):
     run = scene["folder"] / "run"
     assert main([str(scene["folder"] / "stacks"), "--init", str(run / "few-labels.npz"), "--out",
@@ -368,6 +373,7 @@ def test_models_of_other_kinds_are_refused_where_a_network_is_needed(scene, tmp_
     assert "expected a network" in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_overwriting_a_run_removes_its_small_models_and_plan(write_stacks, tmp_path):
     run = tmp_path / "run"
     assert main([str(sparse(write_stacks, tmp_path / "few")), "--out", str(run), *QUICK]) == 0
@@ -376,6 +382,7 @@ def test_overwriting_a_run_removes_its_small_models_and_plan(write_stacks, tmp_p
     assert not list(run.glob("*.npz")) and not list(run.glob("*.json"))
 
 
+@pytest.mark.integration
 def test_land_of_validation_labels_counts_as_training_for_small_models_alone(scene, tmp_path):
     folder = scene["folder"]
     trained = {}

@@ -266,6 +266,7 @@ def test_stacks_that_were_copied_are_proven_by_their_manifest(
 @pytest.mark.parametrize(
     "name", ["03-0.50.keras", "03-0.50.json", "history.csv", "checkpoints/checkpoint-00000001.bin"]
 )
+@pytest.mark.integration
 def test_files_that_lie_where_a_run_is_to_go_are_refused_and_untouched(
     tmp_path: Path, write_stacks: Callable[..., Path], capsys: Any, name: str, more: list[str]
 ) -> None:
