@@ -363,6 +363,21 @@ def test_probabilities_that_a_graph_resizes_or_bounds_are_no_logits(
     )
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_probabilities_without_a_softmax_are_warned_about(
+    tmp_path: Path, legend: Path, own: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = Graph()
+    y = graph.conv("image", 3, 3)
+    if own:
+        powers = graph.add("Exp", y)
+        y = graph.add("Div", powers, graph.add("ReduceSum", powers, np.array([1]), keepdims=1))
+    lulc.import_model(
+        model=graph.save(tmp_path / "net.onnx", y), channels=CHANNELS, legend=legend, out=tmp_path / "net"
+    )
+    assert ("lie within 0 to 1" in caplog.text) == own
+
+
 def test_a_single_output_is_one_class_against_the_rest(tmp_path: Path, legend: Path, mosaic: Path) -> None:
     graph = Graph()
     path = graph.save(tmp_path / "net.onnx", graph.add("Sigmoid", graph.conv("image", 3, 1)), classes=1)

@@ -190,11 +190,28 @@ def _run_once(path: Path, card: ModelCard) -> None:
                 f"{difference:.2g}, expected at most {MAX_DIFFERENCE:.0e}",
                 "Export it with other operators, of another opset for example.",
             )
+    if network.logits and _came_from_probabilities(results[0]):
+        logger.warning(
+            "the scores of '%s' lie within 0 to 1: if they are probabilities, export its logits instead, "
+            "since its graph does not end in a softmax or sigmoid, and one is added",
+            card.name,
+        )
 
 
 def _are_probabilities(scores: np.ndarray) -> bool:
     """Return True where scores (n, y, x, class) sum to 1 at most pixels, or are of one class."""
     return scores.shape[-1] == 1 or bool(np.median(np.abs(scores.sum(axis=-1) - 1)) < MAX_ERROR)
+
+
+def _came_from_probabilities(y: np.ndarray) -> bool:
+    """Return True where a softmax or sigmoid of scores within 0..1 gave what it gave, (n, y, x, class)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if y.shape[-1] == 1:
+            scores = np.log(y / (1 - y))
+        else:
+            # The softmax keeps scores up to a constant, which their sum of 1 tells.
+            scores = np.log(y) - np.log(y).mean(axis=-1, keepdims=True) + 1 / y.shape[-1]
+    return bool(scores.min() > -MAX_ERROR and scores.max() < 1 + MAX_ERROR)
 
 
 def _side(card: ModelCard) -> tuple[int, int]:
