@@ -628,7 +628,7 @@ def test_an_item_in_a_folder_is_found_or_its_fault_is_said(
     folder = tmp_path / "items"
     folder.mkdir()
     (folder / "item.json").write_text(json.dumps(item))
-    with contextlib.nullcontext() if not said else pytest.raises(InputError, match="has no scene"):
+    with contextlib.nullcontext() if not said else pytest.raises(InputError, match="holds no scene"):
         span = periods.parse(JUNE)
         found = catalog.find(config(tmp_path / "m.tif", folder, **options), shapely.box(*REGION), span)
         assert [scene.id for scene in found] == [item["id"]]

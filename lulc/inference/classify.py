@@ -13,7 +13,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
@@ -39,7 +38,7 @@ from lulc.inference.outputs import Made, Output, put
 from lulc.inference.request import beside_of, check_outputs, dates_of, further_of, share_of, sieved_path
 from lulc.inference.sliding_window import Clock, predict_windows, windows_of
 from lulc.inference.worker import Described, output_of, reading, stamps_of_inputs, work_of
-from lulc.maps.blocks import BlockWriter
+from lulc.maps.blocks import encode_block
 from lulc.maps.geotiff import MapProfile, assemble, read_classes, write_part
 from lulc.maps.reader import open_map
 from lulc.models.card import ModelCard
@@ -567,7 +566,7 @@ def _time_windows(job: Job, engine: Engine, windows: list[PlannedWindow]) -> tup
     """(seconds, encoded bytes) of a window, through the whole pipeline; the first call is not timed."""
     batch = job.config.batch_size
     work = [(job.plan.part_at(0), windows)]
-    started, size = 0.0, 0
+    started, size = 0.0, 0.0
     with ThreadPoolExecutor(cores()) as pool, job.readers() as (read, *further):
         network = job.network(engine)
         for prediction in predict_windows(read, network, job.plan, work, further=further, batch=batch):
@@ -579,11 +578,9 @@ def _time_windows(job: Job, engine: Engine, windows: list[PlannedWindow]) -> tup
     return (time.perf_counter() - started) / (len(windows) - batch), size / len(windows)
 
 
-def _encoded_size(profile: MapProfile, values: np.ndarray, pool: Executor) -> int:
+def _encoded_size(profile: MapProfile, values: np.ndarray, pool: Executor) -> float:
     """Bytes that a window takes on disk with its reduced levels."""
-    extent = Window(0, 0, *values.shape[1:])
-    with BytesIO() as file:
-        with BlockWriter(file, profile.encoding, len(values), profile.extents_of(extent), pool) as writer:
-            writer.place(0, extent, values)
-            writer.finish()
-        return file.tell()
+    extents = profile.extents_of(Window(0, 0, *values.shape[1:])).values()
+    levels = sum(extent.height * extent.width for extent in extents) / values[0].size
+    # Not in blocks of the map, which a small window would leave mostly empty.
+    return levels * sum(map(len, pool.map(encode_block, map(np.ascontiguousarray, values))))

@@ -197,11 +197,12 @@ def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> 
         card's.
     """
     card = card or load_card(path)
+    network = card.unet
     if Path(path).suffix != ".keras":
         known = {"mean": card.statistics.mean, "std": card.statistics.std}
         named = {f"standardization/{name}": np.asarray(value, "float32") for name, value in known.items()}
         return read_legacy(path)[1] | named
-    expected = card.unet.variable_shapes()
+    expected = network.variable_shapes()
     # Beside the network's own variables a file may hold the random state of its dropout.
     most = 4 * sum(math.prod(shape) for shape in expected.values()) + 2**16
     arrays = read_archive(path, sha256=card.sha256, limit=most)
