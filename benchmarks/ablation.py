@@ -94,9 +94,6 @@ ONE_STACK = ALIKE | {"batch_from": "one"}
 BY_PIXELS = {"recipe": "default", "balance": "pixels"}
 """The default before stacks were drawn by their classes."""
 
-DEFAULT = {"recipe": "default", "filters": None, "block": None}
-"""The default, its network included."""
-
 HALF_WIDTH = {"recipe": "default"}
 """The default before its network was a leaner one than the original's."""
 
@@ -143,13 +140,9 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "upsample, 5 stages": HALF_WIDTH
     | {"filters": LEAN, "decoder_filters": (128, 64, 48, 32, 16), "block": "upsample"},
     "sum, 4 stages": HALF_WIDTH | {"filters": FULL, "block": "sum"},
-    "default": DEFAULT,
-    "default, twice as long": DEFAULT,
+    "default": {"recipe": "default", "filters": None, "block": None},
 }
 """What each row changes in the original's recipe."""
-
-LENGTHS: Mapping[str, float] = {"default, twice as long": 2.0}
-"""Rows that see more pixels than the others of their stage, and how many times as many."""
 
 FOREST = "random forest"
 COLUMNS = (
@@ -234,7 +227,7 @@ def config_of(stacks: Path, name: str, seed: int, options: argparse.Namespace) -
     config = TrainConfig(**values).resolved()
     pixels = config.batch_size * float(np.mean(np.square(config.crop_sizes)))
     mpx = options.mpx or STAGES[options.stage].mpx
-    batches = max(EPOCHS, round(LENGTHS.get(name, 1) * 1e6 * mpx / pixels))
+    batches = max(EPOCHS, round(1e6 * mpx / pixels))
     init = f"{out}-pretraining" if config.init == PRETRAINED else config.init
     return dataclasses.replace(
         config, epochs=EPOCHS, steps=-(-batches // EPOCHS), validation_steps=round(1e6 / pixels),
