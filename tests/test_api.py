@@ -218,6 +218,7 @@ def test_a_map_from_python_is_the_map_of_the_command_line(
     assert (shared.parts, shared.made) == (1, 1)
 
 
+@pytest.mark.integration
 def test_stacks_report_and_export_take_paths(
     write_bands: Callable[..., Path], write_map: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ def cut(length: int, cuts: list[int]) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
+@pytest.mark.integration
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(1, 700),

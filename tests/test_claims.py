@@ -120,6 +120,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["nc", "zarr"])
 def test_a_killed_export_is_repeated_by_the_same_command(
     tmp_path: Path, write_map: WriteMap, kind: str

@@ -377,6 +377,7 @@ def test_environment_variables_are_in_the_help() -> None:
     assert read - {"TERM"} <= set(ENVIRONMENT)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["preprocess", "train_model", "make_classifications"])
 def test_help_comes_at_once(name: str) -> None:
     def once() -> float:

@@ -98,6 +98,7 @@ def test_one_class_has_no_border():
     assert with_borders(x, y, CHANNELS, 1)[0] is x
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
 @pytest.mark.parametrize("classes", [[0, 1, 2, 3], [0, 2, 4], [1, 3]])
 def test_the_mean_of_small_models_is_that_of_scikit_learn(classes):
@@ -109,6 +110,7 @@ def test_the_mean_of_small_models_is_that_of_scikit_learn(classes):
     assert np.allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.integration
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
 def test_one_class_against_the_rest_gives_its_share():
     y = np.random.default_rng(3).integers(0, 2, 120).astype(np.uint8)

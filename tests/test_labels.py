@@ -442,6 +442,7 @@ def written(path: Path, frame: geopandas.GeoDataFrame) -> str:
     return str(path)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("crs", [32635, 3067, 4326, 3857])
 @pytest.mark.parametrize("name", ["l.shp", "l.fgb", "l.parquet", "l.gpkg"])
 def test_every_kind_of_vector_file_lands_on_the_same_pixels_from_any_crs(

@@ -196,6 +196,7 @@ def test_tables_that_are_too_large_or_no_text_are_refused(tmp_path: Path) -> Non
         load_scheme("clc-level4")
 
 
+@pytest.mark.integration
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200))
 def test_no_table_whatever_ends_in_anything_but_a_scheme_or_an_input_error(

@@ -87,6 +87,7 @@ def test_every_declared_package_is_used() -> None:
     assert not idle
 
 
+@pytest.mark.integration
 def test_every_package_used_is_declared() -> None:
     extras = project()["optional-dependencies"]
     kinds = ("cpu", "jax", "torch", "onnx", "serve", "cluster", "parquet", "mosaic")

@@ -139,6 +139,7 @@ def samples_of(path: Path, add: int = 0) -> dict[str, np.ndarray]:
     return {n: v[present] + np.array(add, v.dtype) for n, v in found.items()}
 
 
+@pytest.mark.integration
 def test_real_scenes_are_told_apart(shared: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = shared / "data"
     honest = [data / f"terramesh/{n}_l2a.tif" for n in ("brazil", "denmark", "ontario-snow", "tanzania")]

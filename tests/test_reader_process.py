@@ -91,6 +91,7 @@ def test_values_and_arrays_arrive_as_they_are(file: Path) -> None:
     assert found == {"text": "content", 3: [None, 1.5], "bytes": b"\0a"}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("function", "reason"),
     [

@@ -191,6 +191,7 @@ def test_a_zarr_chunk_that_is_too_large_is_refused(version: int, tmp_path: Path)
         open_source(path)
 
 
+@pytest.mark.integration
 def test_a_chunk_that_unpacks_to_more_than_it_says_costs_its_own_process_alone(tmp_path: Path) -> None:
     import zlib
 

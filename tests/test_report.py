@@ -46,6 +46,7 @@ def some_classes() -> np.ndarray:
     return classes.astype(np.uint8)
 
 
+@pytest.mark.integration
 def test_a_map_shows_every_class_in_its_color(tmp_path) -> None:
     classes = some_classes()
     draw_map(classes, LEGEND, GRID, tmp_path / "map.png", title="A map")
@@ -87,6 +88,7 @@ def test_the_scale_bar_has_a_round_length(wanted: float, given: float) -> None:
     assert round_length(wanted) == pytest.approx(given)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["kaakonkulma-13", "clc-level3"])
 def test_confusion_is_drawn_for_few_and_for_many_classes(tmp_path, name: str) -> None:
     legend = load_scheme(name).legend
@@ -99,6 +101,7 @@ def test_confusion_is_drawn_for_few_and_for_many_classes(tmp_path, name: str) ->
     assert min(height, width) > 600
 
 
+@pytest.mark.integration
 def test_reliability_is_drawn(tmp_path) -> None:
     reliability = Reliability(2)
     p = np.random.default_rng(1).random((500, 1)).astype(np.float32)
@@ -115,6 +118,7 @@ def write_history(path: Path, rows: list[list[object]], header: str) -> None:
 HISTORY = "epoch,seconds,loss,accuracy,val_loss,val_accuracy,val_macro_f1,learning_rate"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("epochs", [1, 3, 60])
 def test_a_history_is_drawn_whatever_its_length(tmp_path, epochs: int) -> None:
     rows = [[e, 9.5, 2 / e, 0.5, 2 / e + 0.1, 0.5, 0.4, 0.001] for e in range(1, epochs + 1)]
@@ -123,6 +127,7 @@ def test_a_history_is_drawn_whatever_its_length(tmp_path, epochs: int) -> None:
     assert (230, 159, 0) in colors_of(tmp_path / "history.png")
 
 
+@pytest.mark.integration
 def test_a_history_with_gaps_is_drawn(tmp_path) -> None:
     write_history(tmp_path / "history.csv", [[1, 2.0, ""], [2, "nan", 0.4]], "epoch,loss,val_macro_f1")
     draw_history(tmp_path / "history.csv", tmp_path / "history.png")

@@ -82,11 +82,11 @@ def test_every_pixel_of_a_stratum_is_drawn_equally_often() -> None:
     grid = GridSpec(GRID.crs, GRID.transform, 6, 5)
     rng = np.random.default_rng(3)
     found = np.zeros((6, 5))
-    for _ in range(600):
+    for _ in range(150):
         points = draw_sample(lambda w: classes[w.slices], windows, grid, np.array([30]), np.array([10]), rng)
         cols, rows = ~grid.transform @ (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
         found[rows.astype(int), cols.astype(int)] += 1
-    assert abs(found - 200).max() < 5 * np.sqrt(600 * 1 / 3 * 2 / 3)
+    assert abs(found - 50).max() < 5 * np.sqrt(150 * 1 / 3 * 2 / 3)
 
 
 def test_where_pixels_differ_in_area_equal_areas_are_drawn_equally_often() -> None:
@@ -249,6 +249,7 @@ def test_work_on_a_sample_is_never_overwritten(tmp_path: Path) -> None:
     check_free(path, overwrite=True)
 
 
+@pytest.mark.integration
 def test_qgis_itself_takes_the_form_from_the_file(tmp_path: Path) -> None:
     python = "/usr/bin/python3"
     if not Path(python).exists() or not Path("/usr/lib/python3/dist-packages/qgis").is_dir():

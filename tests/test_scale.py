@@ -113,6 +113,7 @@ def patches_of(split: str, side: int) -> list[StackFile]:
     return found
 
 
+@pytest.mark.integration
 def test_overlaps_of_many_patches_are_found_without_looking_at_all_pairs() -> None:
     folders = [[*patches_of("train", side), *patches_of("val", side)] for side in (5, 5, 10)]
     calls = [calls_of(lambda stacks=stacks: find_overlaps(stacks, 32)) for stacks in folders]  # type: ignore[misc]

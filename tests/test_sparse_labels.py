@@ -189,6 +189,7 @@ def test_patches_are_grouped_as_far_as_the_labels_allow() -> None:
     assert one_group.sides == 1
 
 
+@pytest.mark.integration
 def test_validation_by_polygons_all_none_and_the_ground_of_another_folder(
     mosaic: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -284,6 +285,7 @@ def test_labels_of_one_patch_are_split_by_stacks_or_refused(mosaic: dict[str, An
         make_stacks(PreprocessConfig(**small | {"split": "patches", "overwrite": True}))
 
 
+@pytest.mark.integration
 def test_labels_too_scattered_to_write_down_are_split_by_stacks_or_refused(
     mosaic: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +341,7 @@ def test_the_manifest_read_again_knows_the_patches(mosaic: dict[str, Any]) -> No
         assert np.array_equal(held, (np.load(stack.masks) != 255).astype(int))
 
 
+@pytest.mark.integration
 def test_an_interrupted_preparation_continues_to_the_same_bytes(
     mosaic: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,6 +402,7 @@ def test_cross_validation_hides_labels_near_the_patches_that_it_leaves_out(mosai
         assert not (ndimage.binary_dilation(masks[True], np.ones((3, 3)), 8) & masks[False]).any()
 
 
+@pytest.mark.integration
 def test_chips_that_share_ground_train_or_validate_together(mosaic: dict[str, Any], tmp_path: Path) -> None:
     labels = draw(mosaic)
     with rasterio.open(mosaic["bands"][0]) as file:

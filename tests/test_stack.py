@@ -513,6 +513,7 @@ def clouded(*columns: slice) -> np.ndarray:
     return classes
 
 
+@pytest.mark.integration
 def test_clouds_of_a_product_are_patched_from_the_fill(tmp_path: Path) -> None:
     fine = scene(128, 128) + 1000
     product = make_product(tmp_path / "S2A_MSIL2A_20220301.SAFE", fine, clouded(slice(0, 10)))
@@ -528,6 +529,7 @@ def test_clouds_of_a_product_are_patched_from_the_fill(tmp_path: Path) -> None:
     np.testing.assert_array_equal(patched[~cloud], image[~cloud])
 
 
+@pytest.mark.integration
 def test_a_zipped_product_is_the_same_stack_alone_as_a_fill_and_as_a_scene(tmp_path: Path) -> None:
     product = make_product(
         tmp_path / "a" / "S2A_20220301.SAFE", scene(128, 128) + 1000, clouded(slice(0, 10))
@@ -545,6 +547,7 @@ def test_a_zipped_product_is_the_same_stack_alone_as_a_fill_and_as_a_scene(tmp_p
         np.testing.assert_array_equal(stack.read(stack.grid.extent), expected)
 
 
+@pytest.mark.integration
 def test_clouds_of_a_fill_are_never_patched_in_whatever_the_mask(tmp_path: Path) -> None:
     data = scene(128, 128)
     data[:, :20, :20] = 0
@@ -587,6 +590,7 @@ def test_thailand_is_stacked_from_its_native_files(shared: Path) -> None:
     np.testing.assert_allclose(image[::2, ::2, BANDS.index("B11")], expected, rtol=1e-5)
 
 
+@pytest.mark.integration
 def test_kaakonkulma_is_patched_and_its_indices_are_read(shared: Path) -> None:
     folder = shared / "data/kaakonkulma-sim"
     config = InputConfig(fill=(str(folder / "spring.tif"),))

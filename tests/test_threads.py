@@ -45,7 +45,7 @@ def test_an_error_comes_in_its_turn_and_what_has_not_begun_never_does() -> None:
         if item == 2:
             raise ValueError("two")
         if item > 2:
-            release.wait(10)
+            release.wait(0.5)
         return item
 
     with ThreadPoolExecutor(1) as pool:
