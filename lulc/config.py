@@ -1,4 +1,4 @@
-"""One frozen dataclass per stage; every default, unit and help text is written here, once.
+"""Options of every command: one frozen dataclass each, with every default, unit and help text.
 
 The commands derive their options from these fields (`lulc.cli.commandline`), tests tie the two together,
 and notebooks build the same objects by hand.
@@ -17,12 +17,13 @@ from lulc.core.channels import CHANNEL_SETS, DEFAULT_CHANNELS, channels_text, sp
 from lulc.core.config_file import read_settings
 from lulc.core.options import FOLDER, Excludes, Needs, Options, Rule, check_ending, is_given, option, take
 
+# Headings of the help.
 RUN = "running"
 CLUSTER = "several processes and machines"
 DEVICES = "several devices"
-AUGMENTATION = "how crops are changed"
+AUGMENTATION = "data augmentation"
 
-# Each makes the options under one heading of the help.
+# Each makes the options under one heading.
 input_option = partial(option, group="input rasters")
 cluster_option = partial(option, group=CLUSTER)
 device_option = partial(option, group=DEVICES)
@@ -34,116 +35,72 @@ pretraining_option = partial(option, group="pretraining without labels")
 area_option = partial(option, group="areas with intervals, from a sample of points")
 report_option = partial(option, group="title page")
 
+FRACTION: Mapping[str, Any] = MappingProxyType({"unit": "0..1", "ge": 0, "le": 1})
+"""Unit and limits of an option that holds a fraction or a probability."""
+
 MAP_ENDINGS = (".tif", ".tiff")
-
 STYLE_ENDINGS = (".qml", ".sld", ".aux.xml")
-"""Of what programs show a map with."""
-
-MODEL_ENDINGS = (".json", ".onnx")
-"""Formats of `export_model.py`."""
-
 EXPORT_ENDINGS = (*STYLE_ENDINGS, ".json", ".nc", ".zarr", ".tif")
-"""Of what a map can be written as."""
+MODEL_ENDINGS = (".json", ".onnx")
 
 PICKS = ("auto", "lowest-val-loss", "best-macro-f1", "highest-val-accuracy", "last", "few-labels", "baseline")
-"""Which weights of a run folder are meant."""
+"""Ways to choose the weights of a run folder."""
 
 ORIGINAL: Mapping[str, Any] = MappingProxyType(
     {
-        "epochs": 100,
-        "steps": 500,
-        "validation_steps": 50,
-        "batch_size": 8,
-        "crop_sizes": (64, 128, 256, 384),
-        "validation_crop_sizes": (128, 256),
-        "rare_classes": 0.0,
-        "rare_temperature": 0.1,
-        "balance": "stacks",
-        "batch_from": "one",
-        "rotations": 16,
-        "gain": 0.0,
-        "offset_jitter": 0.0,
-        "loss": "ce",
-        "optimizer": "nadam",
-        "learning_rate": 0.001,
-        "warmup": 0,
-        "schedule": "constant",
-        "weight_decay": 0.0,
-        "clip_norm": 0.0,
-        "average": 0.0,
-        "precision": "float32",
-        "patience": 0,
-        "calibrate": "none",
-        "filters": (32, 64, 128, 256),
-        "bottleneck": 0,
-        "block": "transpose",
-        "dropout": 0.0,
-        "norm": "batch",
+        "epochs": 100, "steps": 500, "validation_steps": 50,
+        "batch_size": 8, "crop_sizes": (64, 128, 256, 384), "validation_crop_sizes": (128, 256),
+        "rare_classes": 0.0, "rare_temperature": 0.1, "balance": "stacks", "batch_from": "one",
+        "rotations": 16, "gain": 0.0, "offset_jitter": 0.0,
+        "loss": "ce", "optimizer": "nadam", "precision": "float32",
+        "learning_rate": 0.001, "warmup": 0, "schedule": "constant",
+        "weight_decay": 0.0, "clip_norm": 0.0, "average": 0.0,
+        "patience": 0, "calibrate": "none",
+        "filters": (32, 64, 128, 256), "bottleneck": 0, "block": "transpose", "dropout": 0.0, "norm": "batch",
     }
-)
+)  # fmt: skip
 """Training and network of the original system."""
 
 DEFAULT: Mapping[str, Any] = MappingProxyType(
     {
+        # 2,400 batches of 0.03 Mpx, as in the trainings of docs/accuracy.md.
         **ORIGINAL,
-        # 2,400 batches of 0.03 Mpx, as the trainings that docs/accuracy.md is about. What is not here stays
-        # as it was in the original.
-        "epochs": 6,
-        "steps": 400,
-        "validation_steps": 30,
-        "batch_size": 2,
-        "crop_sizes": (128,),
-        "validation_crop_sizes": (128,),
-        "balance": "classes",
-        "batch_from": "any",
+        "epochs": 6, "steps": 400, "validation_steps": 30,
+        "batch_size": 2, "crop_sizes": (128,), "validation_crop_sizes": (128,),
+        "balance": "classes", "batch_from": "any",
         "rotations": 4,
-        "loss": "logit-adjusted(tau=0.65)",
-        "optimizer": "adamw",
-        "learning_rate": 0.003,
-        "warmup": 100,
-        "schedule": "cosine",
-        "weight_decay": 0.01,
-        "clip_norm": 1.0,
-        "average": 0.1,
+        "loss": "logit-adjusted(tau=0.65)", "optimizer": "adamw",
+        "learning_rate": 0.003, "warmup": 100, "schedule": "cosine",
+        "weight_decay": 0.01, "clip_norm": 1.0, "average": 0.1,
         "calibrate": "one",
-        "filters": (32, 64, 128, 256, 256),
-        "block": "sum",
-        "dropout": 0.3,
+        "filters": (32, 64, 128, 256, 256), "block": "sum", "dropout": 0.3,
     }
-)
+)  # fmt: skip
 """The best network and training found that end within half an hour on two processor cores."""
 
 FEW_LABELS: Mapping[str, Any] = MappingProxyType(
     {
-        **DEFAULT,
         # 600 batches of 0.03 Mpx at half the width: about two minutes on two cores.
-        "epochs": 4,
-        "steps": 150,
-        "validation_steps": 10,
-        "batch_size": 8,
-        "crop_sizes": (64,),
-        "validation_crop_sizes": (64,),
-        "rare_classes": 1.0,
-        "balance": "pixels",
-        "filters": (16, 32, 64, 128),
-        "block": "transpose",
+        **DEFAULT,
+        "epochs": 4, "steps": 150, "validation_steps": 10,
+        "batch_size": 8, "crop_sizes": (64,), "validation_crop_sizes": (64,),
+        "rare_classes": 1.0, "balance": "pixels",
+        "filters": (16, 32, 64, 128), "block": "transpose",
     }
-)
-"""Values for labels so few that small models of single pixels mostly give the better map."""
+)  # fmt: skip
+"""Recipe for so few labels that small models of single pixels usually give the better map."""
 
 WITHOUT_LABELS: Mapping[str, Any] = MappingProxyType(
     {
         "loss": "absolute difference of masked values",
-        "rare_classes": 0.0,
-        "rare_temperature": 1.0,
-        "balance": "stacks",
+        "rare_classes": 0.0, "rare_temperature": 1.0, "balance": "stacks",
         "calibrate": "none",
     }
-)
+)  # fmt: skip
 """Values of the options about labels in a pretraining, which has none."""
 
 MASK_RATIO, MASK_BLOCK = 0.6, 16
-"""Share of a crop that pretraining masks, and the side of a masked block in pixels."""
+"""Fraction of a crop that pretraining masks, and the side of a masked block in pixels."""
 
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"default": DEFAULT, "few-labels": FEW_LABELS, "original": ORIGINAL}
@@ -155,59 +112,50 @@ AUTO = "auto"
 
 
 def by_recipe(name: str, help: str, **keywords: Any) -> Any:
-    """An option that is None until `TrainConfig.resolved` takes it from `RECIPES`; the help shows it."""
-    shown = {recipe: values[name] for recipe, values in RECIPES.items()}
+    """Return an option that is None until `TrainConfig.resolved` takes it from `RECIPES`."""
     made = option(None, help, **keywords)
-    made.metadata = MappingProxyType({**made.metadata, "by_recipe": MappingProxyType(shown)})
+    values = MappingProxyType({recipe: values[name] for recipe, values in RECIPES.items()})
+    made.metadata = MappingProxyType({**made.metadata, "by_recipe": values})
     return made
 
 
 crop_option = partial(by_recipe, group="which crops are cut")
 augmentation_option = partial(by_recipe, group=AUGMENTATION)
-optimisation_option = partial(by_recipe, group="how weights change")
+optimisation_option = partial(by_recipe, group="optimisation")
 
 
 def scale() -> Any:
     """Return the option for the scale of bands."""
-    return input_option(
-        None,
-        "reflectance = (DN + offset) x scale (default: the files' metadata, else 0.0001)",
-        unit="reflectance per DN",
-    )
+    text = "reflectance = (DN + offset) x scale (default: from the files' metadata, else 0.0001)"
+    return input_option(None, text, unit="reflectance per DN")
 
 
 def offset() -> Any:
     """Return the option for the offset of bands."""
-    return input_option(
-        None,
+    text = (
         "added to DN before scaling; -1000 for products of processing baseline 04.00 and later (default: "
-        "the files' metadata, else 0)",
-        unit="DN",
+        "from the files' metadata, else 0)"
     )
+    return input_option(None, text, unit="DN")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VrtConfig(Options):
     """Option of every command that opens rasters by name."""
 
-    allow_vrt: bool = input_option(
-        False, "admit VRT mosaics, whose files must lie below the folder of the VRT"
-    )
+    allow_vrt: bool = input_option(False, "accept VRT mosaics whose files lie below the folder of the VRT")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig(VrtConfig):
-    """Options for the pixels that count; the same for stacks, maps and reports."""
+    """Options that choose the pixels in use; the same for stacks, maps and reports."""
 
     resample: bool = input_option(
-        False,
-        "resample rasters on another grid (bands bilinear, labels and masks nearest) instead of refusing "
-        "them",
+        False, "resample rasters on another grid (bands bilinear, labels and masks nearest)"
     )
     mask: tuple[str, ...] = input_option(
         (),
-        "cloud masks or scene classifications on any grid of the same CRS; of several dates, "
-        "DATE=RASTER leaves out pixels of that date alone",
+        "cloud masks or scene classifications on any grid of the same CRS; DATE=RASTER masks one date only",
         metavar="RASTER",
     )
     mask_values: tuple[int, ...] = input_option(
@@ -215,27 +163,18 @@ class MaskConfig(VrtConfig):
     )
     mask_bits: bool = input_option(
         False,
-        "--mask-values are bits, counted from 0, of which any that is set leaves a pixel out: 1 2 3 4 of "
+        "--mask-values are bits, counted from 0; a pixel with any of them set is left out: 1 2 3 4 of "
         "Landsat's QA_PIXEL, 1 3 of HLS' Fmask",
     )
-    grow_mask: int = input_option(
-        0,
-        "also leave out pixels within this distance of a pixel that the mask or a scene classification "
-        "leaves out",
-        unit="pixels",
-        ge=0,
-    )
+    grow_mask: int = input_option(0, "also leave out pixels this near to a masked pixel", unit="pixels", ge=0)
     bounds: tuple[float, float, float, float] | None = input_option(
-        None,
-        "left bottom right top: use pixels inside alone",
-        unit="units of the CRS",
-        metavar="LEFT BOTTOM RIGHT TOP",
+        None, "use only pixels inside this box", unit="units of the CRS", metavar="LEFT BOTTOM RIGHT TOP"
     )
     aoi: str | None = input_option(
-        None, "polygons (GeoPackage, GeoJSON): use pixels inside alone", metavar="FILE"
+        None, "use only pixels inside these polygons (GeoPackage, GeoJSON)", metavar="FILE"
     )
     allow_remote: bool = input_option(
-        False, "admit remote files (https://..., /vsi...), which open connections"
+        False, "accept remote files (https://..., /vsi...), which open connections"
     )
 
 
@@ -245,8 +184,8 @@ class InputConfig(MaskConfig):
 
     layers: tuple[str, ...] = input_option(
         (),
-        "further rasters, each on its own grid, whose layers hold channels of the set: elevation, "
-        "backscatter, embeddings; VV,VH=RASTER names the layers of one",
+        "further rasters, each on its own grid, with channels of the set such as elevation, backscatter or "
+        "embeddings; VV,VH=RASTER names the layers of one",
         metavar="RASTER",
     )
     fill: tuple[str, ...] = input_option(
@@ -255,25 +194,23 @@ class InputConfig(MaskConfig):
     scale: float | None = scale()
     offset: float | None = offset()
     band_names: tuple[str, ...] = input_option(
-        (),
-        "names of the bands of unnamed rasters, in file order (B02 B03 ... or blue green ...)",
-        metavar="NAME",
+        (), "band names of unnamed rasters, in file order (B02 B03 ... or blue green ...)", metavar="NAME"
     )
     index_names: tuple[str, ...] = input_option(
-        (), "names of the layers of an unnamed index raster (NDVI NDTI ...)", metavar="NAME"
+        (), "layer names of an unnamed index raster (NDVI NDTI ...)", metavar="NAME"
     )
     nodata: float | None = input_option(
         None,
-        "further no-data value of bands and layers, besides those that their files declare; a reflectance "
-        "stored as 0 is always no data",
+        "further no-data value of bands and layers, besides those in the files; a reflectance of 0 is always "
+        "no data",
     )
     index_nodata: tuple[float, ...] = input_option(
         (),
-        "further no-data value of each index layer, or one for all, besides those that the files declare",
+        "further no-data value of each index layer, or one for all, besides those in the files",
         metavar="VALUE",
     )
     like: str | None = input_option(
-        None, "raster that gives the grid, instead of the 10 m bands", metavar="RASTER"
+        None, "raster that defines the grid, instead of the 10 m bands", metavar="RASTER"
     )
 
 
@@ -281,19 +218,19 @@ class InputConfig(MaskConfig):
 class OutputConfig(Options):
     """Option of every command that writes files."""
 
-    overwrite: bool = option(False, "replace what exists", group=RUN)
+    overwrite: bool = option(False, "replace existing outputs", group=RUN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(OutputConfig):
     """Options of every command that resumes interrupted runs."""
 
-    restart: bool = option(False, "drop the partial work of an interrupted run", group=RUN)
+    restart: bool = option(False, "delete the partial work of an interrupted run and begin anew", group=RUN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig(Options):
-    """Options for sharing out a stage among the workers of a cluster."""
+    """Options for distributing a command over the workers of a cluster."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
         Needs("workers", "dask", "only these start workers", ("local", "slurm")),
@@ -302,31 +239,27 @@ class ClusterConfig(Options):
 
     dask: str | None = cluster_option(
         None,
-        "run on a Dask cluster: local (processes of this machine), slurm (jobs, by jobqueue.slurm in "
-        "Dask's settings) or the address of a scheduler; all machines must see the same files under the "
-        "same paths",
+        "run on a Dask cluster: local (processes of this machine), slurm (jobs, configured by jobqueue.slurm "
+        "of Dask) or the address of a scheduler; all machines must see the same files under the same paths",
         metavar="CLUSTER",
     )
     workers: int | None = cluster_option(
         None, "worker processes of --dask local, which share the cores, or of --dask slurm (default: 2)", ge=1
     )
     worker_wait: float | None = cluster_option(
-        None,
-        "give up after so long without any worker (default: wait without end, since jobs may queue)",
-        unit="minutes",
-        ge=0,
+        None, "give up after this time without any worker (default: never)", unit="minutes", ge=0
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SchemeConfig(Options):
-    """Option of every command that takes classes from codes."""
+    """Option of every command that turns codes into classes."""
 
     scheme: str | None = label_option(
         None,
-        "what codes mean: clc-level1, clc-level2, clc-level3, clc-fi-13, kaakonkulma-13, worldcover, "
-        "dynamic-world, esri-10m, or a CSV with the columns code, class, name, color (default: the "
-        "classes of the map, of a text field or of the raster's value table)",
+        "meaning of the codes: clc-level1, clc-level2, clc-level3, clc-fi-13, kaakonkulma-13, worldcover, "
+        "dynamic-world, esri-10m, or a CSV with the columns code, class, name, color (default: the classes "
+        "of the map, of a text field or of the raster's value table)",
     )
 
 
@@ -336,11 +269,11 @@ class LabelConfig(SchemeConfig):
 
     codes: str = label_option(
         "auto",
-        "meaning of European CORINE codes: grid indices 1..44, or three digits",
+        "form of European CORINE codes: grid indices 1..44, or three digits",
         choices=("auto", "grid", "three-digit"),
     )
     label_field: str | None = label_option(
-        None, "field of vector labels that holds the code or name of the class", metavar="NAME"
+        None, "field of vector labels with the code or name of the class", metavar="NAME"
     )
     label_layer: str | None = label_option(
         None, "layer of vector labels, for files with several", metavar="NAME"
@@ -378,19 +311,19 @@ class MosaicConfig(RunConfig, ClusterConfig):
     )
     scenes: tuple[str, ...] = search_option(
         (),
-        "instead of --catalog: folders of STAC items or .SAFE products, single ones, or the list "
-        "OUT_scenes.json of an earlier run, which makes the same mosaic again",
+        "instead of --catalog: STAC items, .SAFE products, folders of these, or the list OUT_scenes.json of "
+        "an earlier run, which makes the same mosaic again",
         metavar="PATH",
     )
     allow_remote: bool = search_option(
-        False, "admit addresses in the items of --scenes, which open connections"
+        False, "accept addresses in the items of --scenes, which open connections"
     )
     max_cloud: float = search_option(
         60.0, "leave out scenes with a higher cloud cover", unit="percent", ge=0, le=100
     )
     orbits: tuple[int, ...] = search_option((), "relative orbits (default: all)", metavar="N")
     tiles: tuple[str, ...] = search_option((), "MGRS tiles such as 35VLG (default: all)")
-    min_baseline: float = search_option(0.0, "oldest processing baseline to take, such as 5.0", metavar="N.N")
+    min_baseline: float = search_option(0.0, "oldest processing baseline to use, such as 5.0", metavar="N.N")
     plan: bool = search_option(False, "print scenes, clear observations, bytes to read and time, then stop")
     band_names: tuple[str, ...] = option(
         ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B11", "B12"), "bands of the mosaic", metavar="BAND"
@@ -401,31 +334,27 @@ class MosaicConfig(RunConfig, ClusterConfig):
     resolution: float = option(10.0, "side of a pixel", unit="units of the CRS", gt=0)
     clouds: tuple[int, ...] = cloud_option(
         (),
-        "values to leave out, of the scene classification or of --masks (default: 0 1 3 8 9 10, which are "
-        "no data, saturated, shadow, clouds and cirrus, or 1 of a mask)",
+        "values of the scene classification or of --masks to leave out (default: 0 1 3 8 9 10, which are no "
+        "data, saturated, shadow, clouds and cirrus, or 1 of a mask)",
         metavar="N",
     )
-    grow_clouds: int = cloud_option(
-        0, "also leave out pixels within this distance of a cloud", unit="pixels", ge=0
-    )
+    grow_clouds: int = cloud_option(0, "also leave out pixels this near to a cloud", unit="pixels", ge=0)
     cloud_probability: str | None = cloud_option(
-        None,
-        "asset of the items with a cloud probability, used instead of the scene classification",
-        metavar="ASSET",
+        None, "asset with a cloud probability, used instead of the scene classification", metavar="ASSET"
     )
     cloud_threshold: int = cloud_option(
-        40, "cloud probability from which a pixel is left out", unit="percent", ge=0, le=100
+        40, "leave out pixels with at least this cloud probability", unit="percent", ge=0, le=100
     )
     masks: str | None = cloud_option(
         None,
-        "pattern of your own cloud masks, used instead of the scene classification: {id} and {date} stand "
-        "for those of a scene, as in 'masks/{id}.tif'",
+        "pattern of your own cloud masks, used instead of the scene classification; {id} and {date} are "
+        "replaced by those of the scene: 'masks/{id}.tif'",
         metavar="PATTERN",
     )
     rule: str = composition_option(
         "median",
-        "how dates are composed; median: of each band; medoid: the date nearest to all others in all "
-        "bands; best: the clearest scene, or the nearest to --near; first: the earliest",
+        "how dates are composed; median: of each band; medoid: the date nearest to all others in all bands; "
+        "best: the clearest scene, or the nearest to --near; first: the earliest",
         choices=("median", "medoid", "best", "first"),
     )
     near: str | None = composition_option(None, "day that --rule best prefers", metavar="DATE")
@@ -436,8 +365,8 @@ class MosaicConfig(RunConfig, ClusterConfig):
     )
     fill_from: tuple[str, ...] = composition_option(
         (),
-        "fill gaps in this order, from a mosaic (.tif) or from scenes of further dates "
-        "(2024-04-01/2024-05-31; spring, summer, autumn or winter of the same year)",
+        "fill gaps in this order, from a mosaic (.tif) or from scenes of other dates (2024-04-01/2024-05-31; "
+        "spring, summer, autumn or winter of the same year)",
         metavar="WHAT",
     )
     labels: tuple[str, ...] = option(
@@ -447,11 +376,7 @@ class MosaicConfig(RunConfig, ClusterConfig):
         metavar="WHAT",
     )
     memory: float = option(
-        2.0,
-        "memory for observations, shared by the workers of --dask local; the rows of a part are composed in "
-        "as few steps as fit",
-        unit="GB",
-        gt=0,
+        2.0, "memory for observations, shared by the workers of --dask local", unit="GB", gt=0
     )
     connections: int = option(16, "scenes to read at the same time", ge=1)
 
@@ -462,19 +387,18 @@ class PreprocessConfig(InputConfig, LabelConfig, RunConfig, ClusterConfig):
 
     bands: tuple[str, ...] = option(
         (),
-        "Sentinel-2 bands: one file with many bands, many files, a .SAFE folder or .SAFE.zip, a STAC item "
-        "(.json); for many chips a pattern in quotes ('chips/*_s2.tif'), or a CSV with the columns "
-        "bands,labels",
+        "Sentinel-2 bands: files with one or many bands, a .SAFE folder or .SAFE.zip, a STAC item (.json); "
+        "for many chips a pattern in quotes ('chips/*_s2.tif'), or a CSV with the columns bands,labels",
         metavar="RASTER",
     )
     scenes: tuple[str, ...] = option(
         (),
         "instead of --bands many scenes on one grid: files, .SAFE folders, STAC items (.json) or folders of "
-        "these; where they overlap, the first that has a pixel gives it",
+        "these; where they overlap, the first with data is used",
         metavar="SCENE",
     )
     indices: tuple[str, ...] = option(
-        (), "SYKE-coded spectral indices; computed from the bands where not given", metavar="RASTER"
+        (), "SYKE-coded spectral indices (default: computed from the bands)", metavar="RASTER"
     )
     channels: str = option(
         DEFAULT_CHANNELS,
@@ -490,24 +414,20 @@ class PreprocessConfig(InputConfig, LabelConfig, RunConfig, ClusterConfig):
         metavar="FILE",
     )
     out: str = option(..., "folder for the stacks and their manifest", metavar="FOLDER", endings=FOLDER)
-    size: int = option(
-        850, "side of a stack; smaller ones are cut where the mosaic is smaller", unit="pixels", ge=1
-    )
-    stacks: int = option(
-        0, "how many stacks to cut, preferring places with rare classes; 0 for all that fit", ge=0
-    )
+    size: int = option(850, "side of a stack; less where the mosaic is smaller", unit="pixels", ge=1)
+    stacks: int = option(0, "number of stacks, those with rare classes first; 0 for all that fit", ge=0)
     validation: tuple[str, ...] = option(
         ("0.2",),
-        "validation stacks: a share (0.2), stack numbers (3 7), a file of polygons that cover them, a folder "
-        "that preprocess.py wrote (the ground of its validation stacks), none, or all (a folder for "
+        "validation stacks: a fraction (0.2), stack numbers (3 7), a file of polygons that cover them, a "
+        "folder that preprocess.py wrote (the area of its validation stacks), none, or all (a folder for "
         "train_model.py --validation-data)",
         metavar="WHICH",
     )
     split: str = option(
         "auto",
-        "what trains or validates as a whole: stacks, or patches of labels that touch (polygons, points), of "
-        "which none is then lost to a gap; auto takes patches where less than a quarter of the pixels has a "
-        "label, or stacks leave no room for training",
+        "unit of the split into training and validation: stacks, or patches of labels that touch (polygons, "
+        "points), which lose no label to a gap; auto uses patches where less than a quarter of the pixels "
+        "has a label, or stacks leave no room for training",
         choices=("auto", "stacks", "patches"),
     )
     gap: int = option(
@@ -517,9 +437,7 @@ class PreprocessConfig(InputConfig, LabelConfig, RunConfig, ClusterConfig):
         unit="pixels",
         ge=0,
     )
-    border_ignore: int = option(
-        0, "labels nearer than this to a class border are ignored", unit="pixels", ge=0
-    )
+    border_ignore: int = option(0, "ignore labels nearer than this to a class border", unit="pixels", ge=0)
     seed: int = option(1, "seed of the random choice of stacks")
 
 
@@ -544,68 +462,61 @@ class TrainConfig(RunConfig):
     )
     validation_data: tuple[str, ...] = option(
         (),
-        "folders whose stacks all validate, whatever their split; the validation stacks of DATA then take no "
-        "part",
+        "folders whose stacks all validate, whatever their split, in place of the validation stacks of DATA",
         metavar="FOLDER",
     )
     out: str = option(..., "run folder for weights, cards and history", metavar="FOLDER", endings=FOLDER)
     recipe: str = option(
         AUTO,
-        "set of training defaults; auto takes few-labels for sparse labels of up to 100,000 pixels, and "
-        "default for others",
+        "set of training defaults; auto uses few-labels for sparse labels of up to 100,000 pixels, else "
+        "default",
         choices=(AUTO, *RECIPES),
     )
-    plan: bool = option(False, "print what would be trained, and why, and stop")
+    plan: bool = option(False, "print what would be trained, and why, then stop")
     epochs: int = by_recipe("epochs", "number of epochs", ge=1)
     steps: int = by_recipe("steps", "batches per epoch", ge=1)
     validation_steps: int = by_recipe(
         "validation_steps",
-        "batches per validation; where not given, fewer in short epochs, so that validation takes less than "
-        "a fifth of the training time",
+        "batches per validation; short epochs use fewer, so that validation takes less than a fifth of the "
+        "time",
         ge=1,
     )
     batch_size: int = by_recipe("batch_size", "crops per batch", ge=1)
     crop_sizes: tuple[int, ...] = by_recipe("crop_sizes", "sides of training crops", unit="pixels")
     validation_crop_sizes: tuple[int, ...] = by_recipe(
         "validation_crop_sizes",
-        "sides of validation crops; where not given, none larger than the largest of --crop-sizes",
+        "sides of validation crops, at most the largest of --crop-sizes",
         unit="pixels",
     )
     rare_classes: float = crop_option(
         "rare_classes",
-        "share of crops that are centred on a labelled pixel of a drawn class; raise it where labels are "
-        "sparse",
-        unit="0..1",
-        ge=0,
-        le=1,
+        "fraction of crops centred on a labelled pixel of a drawn class; raise it for sparse labels",
+        **FRACTION,
     )
     rare_temperature: float = crop_option(
         "rare_temperature",
-        "T of the draw of classes, exp((1 - share of the class) / T): 0.01 draws the rarest only, 100 all "
-        "alike",
+        "T of the draw of classes, exp((1 - frequency of the class) / T): 0.01 draws only the rarest, 100 "
+        "all equally",
         ge=0.001,
     )
     balance: str = crop_option(
         "balance",
-        "how often crops come from each stack: all alike, by labelled pixels, or by the classes it holds, "
-        "rare ones first (--rare-temperature)",
+        "how often crops come from each stack: all equally, by labelled pixels, or by their classes, rare "
+        "ones first (--rare-temperature)",
         choices=("stacks", "pixels", "classes"),
     )
     batch_from: str = crop_option(
-        "batch_from",
-        "whether all crops of a batch come from one stack, or each from any",
-        choices=("one", "any"),
+        "batch_from", "take all crops of a batch from one stack, or each from any", choices=("one", "any")
     )
     rotations: int = augmentation_option(
         "rotations",
-        "number of equally spaced rotation angles; 1 for none; other angles than the four right ones "
-        "interpolate crops",
+        "number of equally spaced rotation angles; 1 for none; more than 4 interpolates the crops",
         ge=1,
     )
     gain: float = augmentation_option(
         "gain",
         "random factor of each band: standard deviation of its logarithm, e.g. 0.05; computed indices "
-        "follow, indices that were read stay",
+        "follow, indices from files stay",
         ge=0,
         le=1,
     )
@@ -618,11 +529,9 @@ class TrainConfig(RunConfig):
     )
     date_dropout: float = option(
         0.2,
-        "probability that a crop loses all channels of a date which may be missing (see --channels)",
-        unit="0..1",
-        ge=0,
-        le=1,
+        "probability that a crop loses all channels of a date that may be missing (see --channels)",
         group=AUGMENTATION,
+        **FRACTION,
     )
     loss: str = optimisation_option(
         "loss",
@@ -646,11 +555,9 @@ class TrainConfig(RunConfig):
     )
     average: float = optimisation_option(
         "average",
-        "memory of the exponential moving average of the weights, as a part of the run; the averaged weights "
-        "are validated and saved; 0 for no average",
-        unit="0..1",
-        ge=0,
-        le=1,
+        "memory of the exponential moving average of the weights, as a fraction of the run; the averaged "
+        "weights are validated and saved; 0 for no average",
+        **FRACTION,
     )
     precision: str = optimisation_option(
         "precision",
@@ -659,18 +566,18 @@ class TrainConfig(RunConfig):
     )
     patience: int = optimisation_option(
         "patience",
-        "stop after so many epochs in a row without a best loss, accuracy or macro-F1; 0 for never",
+        "stop after this many epochs without a better loss, accuracy or macro-F1; 0 for never",
         ge=0,
     )
     calibrate: str = optimisation_option(
         "calibrate",
-        "temperature fitted on the validation crops, or with --cross-validate on those of all folds",
+        "temperature scaling, fitted on the validation crops, or with --cross-validate on those of all folds",
         choices=("none", "one", "per-class"),
     )
     cross_validate: str | None = option(
         None,
-        "first leave out one of these after the other (OUT/folds), and report each and each class: stacks, "
-        "folders (of DATA), or scenes (images); takes the time of a run for each",
+        "first cross-validate and report each fold (OUT/folds) and class; a fold is one of the stacks, "
+        "folders (of DATA) or scenes (images), and takes the time of a run",
         choices=("stacks", "folders", "scenes"),
     )
     filters: tuple[int, ...] = by_recipe("filters", "filters of the encoder stages")
@@ -679,9 +586,7 @@ class TrainConfig(RunConfig):
     )
     bottleneck: int = by_recipe("bottleneck", "convolutions between encoder and decoder")
     block: str = by_recipe(
-        "block",
-        "how the decoder upsamples and joins the encoder's skips",
-        choices=("transpose", "upsample", "sum"),
+        "block", "how the decoder upsamples and joins skips", choices=("transpose", "upsample", "sum")
     )
     dropout: float = by_recipe(
         "dropout", "dropout rate before the last convolution; raise it where the network overfits"
@@ -692,26 +597,24 @@ class TrainConfig(RunConfig):
     )
     init: str | None = option(
         None,
-        "start from these weights, with their network where no option shapes it; the head is new where the "
+        "fine-tune these weights, with their network unless an option shapes it; the head is new where the "
         "classes differ",
         metavar="MODEL",
     )
     pretrain: tuple[str, ...] = pretraining_option(
         (),
-        "pretrain on these band and index rasters without labels, instead of training on DATA: the network "
-        "learns to fill in masked blocks; --init starts from the result",
+        "instead of training on DATA, pretrain on these band and index rasters without labels (masked "
+        "autoencoding); --init starts from the result",
         metavar="RASTER",
     )
     input_options: str | None = pretraining_option(
-        None,
-        "file with options for reading these rasters, as preprocess.py --print-config prints them",
-        metavar="FILE",
+        None, "file with options for reading these rasters (preprocess.py --print-config)", metavar="FILE"
     )
     mask_ratio: float | None = pretraining_option(
-        None, f"share of each crop that is masked; {MASK_RATIO} where not given", unit="0..1", gt=0, lt=1
+        None, f"fraction of each crop that is masked (default: {MASK_RATIO})", unit="0..1", gt=0, lt=1
     )
     mask_block: int | None = pretraining_option(
-        None, f"side of a masked block; {MASK_BLOCK} where not given", unit="pixels", ge=1
+        None, f"side of a masked block (default: {MASK_BLOCK})", unit="pixels", ge=1
     )
     minutes: float | None = option(
         None, "stop cleanly after this time; not with --cross-validate", unit="minutes", gt=0
@@ -728,38 +631,38 @@ class TrainConfig(RunConfig):
         "command, or all with srun",
         ge=1,
     )
-    process: int | None = device_option(None, "number of this process, from 0; SLURM_PROCID where not given")
+    process: int | None = device_option(None, "number of this process, from 0 (default: SLURM_PROCID)")
     coordinator: str | None = device_option(
         None,
-        "address where process 0 listens; the first node of SLURM_STEP_NODELIST where not given",
+        "address where process 0 listens (default: the first node of SLURM_STEP_NODELIST)",
         metavar="HOST:PORT",
     )
     keep: str = option(
         "best",
-        "models kept beside the best by each score: best (only the last), all, or a number of last ones",
+        "models kept besides the best by each score: best (only the last), all, or a number of last ones",
     )
     workers: int = option(1, "threads that cut crops; the batches do not depend on it", ge=1)
     stacks_on: str = device_option(
         "auto",
-        "memory that crops are cut from: of the host, or of the GPU; auto takes the GPU where there is one, "
-        "the stacks are small and augmentation only moves pixels; the batches do not depend on it",
+        "memory that crops are cut from; auto uses the GPU where there is one, the stacks are small and "
+        "augmentation only moves pixels; the batches do not depend on it",
         choices=("auto", "host", "device"),
     )
     tensorboard: bool = option(False, "write TensorBoard logs into the run folder")
     already_standardised: bool = option(
-        False, "accept stacks in the original's naming that are standardised and have no statistics"
+        False, "accept standardised stacks in the original's naming that have no statistics"
     )
     seed: int = option(1, "seed of initial weights, crops and augmentation", ge=0)
 
     def resolved(self) -> TrainConfig:
-        """The same config with every option that is None filled in from the recipe, of auto the default."""
+        """Return the config with every open option filled in from the recipe; auto stands for default."""
         recipe = RECIPES["default" if self.recipe == AUTO else self.recipe]
         values = {name: value for name, value in recipe.items() if getattr(self, name) is None}
         if self.pretrain:
             without = {**WITHOUT_LABELS, "mask_ratio": MASK_RATIO, "mask_block": MASK_BLOCK}
             values |= {name: value for name, value in without.items() if getattr(self, name) is None}
         if self.crop_sizes is not None and "validation_crop_sizes" in values:
-            # A network that saw small crops alone would be validated on what it doesn't know.
+            # A network trained on small crops only is not meant for larger ones.
             largest = max(self.crop_sizes, default=0)
             smaller = [side for side in values["validation_crop_sizes"] if side <= largest]
             values["validation_crop_sizes"] = tuple(smaller) or (largest,)
@@ -799,43 +702,37 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     out: str = option(..., "map to write (GeoTIFF), or folder with --tiles", metavar="OUT", positional=True)
     pick: str = option(
         "auto",
-        "which weights of a run folder; auto is what the training recommends, the network of the lowest "
-        "validation loss or, of few labels, few-labels, the mean of small models; baseline is a random "
+        "which weights of a run folder; auto is what the training recommends: the network of the lowest "
+        "validation loss or, for few labels, few-labels, the mean of small models; baseline is a random "
         "forest",
         choices=PICKS,
     )
     statistics: str | None = option(
         None,
-        "statistics for a legacy .h5 without a card: FILE (JSON or the original's pickle), "
-        "mosaic (of this mosaic, as the original script did), or none (input is standardised)",
+        "statistics for a legacy .h5 file without a card: FILE (JSON or the original's pickle), mosaic (of "
+        "this mosaic, as the original script did), or none (input is standardised)",
     )
     strict: bool = option(
         False, "refuse a mosaic that lies far from the training statistics, or has pixels of another size"
     )
     engine: str = option(
         "auto",
-        "program that runs the network; auto takes the fastest one that is exact on this machine",
+        "program that runs the network; auto chooses the fastest one that is exact on this machine",
         choices=(
-            "auto",
-            "keras",
-            "keras-float16",
-            "openvino",
-            "openvino-int8",
-            "onnxruntime",
-            "onnxruntime-cuda",
+            "auto", "keras", "keras-float16", "openvino", "openvino-int8", "onnxruntime", "onnxruntime-cuda",
             "numpy",
         ),
-    )
+    )  # fmt: skip
     min_agreement: float | None = option(
         None,
-        "share of pixels on which an engine of lower precision must agree with float32 (default: 0.97 for "
+        "fraction of pixels on which an engine of lower precision must agree with float32 (default: 0.97 for "
         "openvino-int8, 0.995 for keras-float16)",
         ge=0,
         le=1,
     )
     memory: float | None = option(
         None,
-        "memory budget of the whole process (default: 2; with a GPU 8, 3 of them for the GPU)",
+        "memory budget of the process (default: 2; with a GPU 8, 3 of them for the GPU)",
         unit="GB",
         gt=0,
     )
@@ -849,8 +746,8 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     batch_size: int = option(1, "windows per call of the network", ge=1)
     blend: str = option(
         "none",
-        "none: windows with halo, which equal one pass over the whole; gaussian: windows that overlap by "
-        "50 %%, for comparison",
+        "none: windows with halo, which equal one pass over the whole; gaussian: windows that overlap by 50 "
+        "%%, for comparison",
         choices=("none", "gaussian"),
     )
     tta: bool = option(False, "average over the 8 flips and rotations of each window (8 times the work)")
@@ -861,22 +758,22 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     )
     extra: tuple[str, ...] = option(
         (),
-        "further bands, 0..1: entropy (0 certain, 1 all classes alike), margin (distance of the two "
-        "highest activations, 1 certain), novelty (share of held-out pixels that were more like the "
-        "training data; above 0.99 lies 1 %% of familiar pixels)",
+        "further bands, 0..1: entropy (0 certain, 1 all classes equally likely), margin (difference of the "
+        "two highest activations, 1 certain), novelty (out-of-distribution score: fraction of held-out "
+        "pixels that were more like the training data; 1 %% of familiar pixels exceed 0.99)",
         choices=("entropy", "margin", "novelty"),
     )
     min_confidence: float = option(
-        0.0, "give class 0 to pixels whose highest activation is lower", unit="0..1", ge=0, le=1
+        0.0, "give class 0 to pixels whose highest activation is lower", **FRACTION
     )
     activations: str = option(
         "float32",
-        "data type of the activation bands; none writes the class band alone",
+        "data type of the activation bands; none writes only the class band",
         choices=("float32", "uint16", "uint8", "none"),
     )
     cog: bool = option(
         False,
-        "declare the cloud-optimised layout, which every map has, so that GDAL warns before edits in place",
+        "declare the cloud-optimised layout that every map has, so that GDAL warns before edits in place",
     )
     sieve: int = option(
         0,
@@ -893,8 +790,8 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     )
     tiles: bool = option(
         False,
-        "write a folder instead of one file: each part as a cloud-optimised GeoTIFF, a VRT over them and "
-        "a STAC collection",
+        "write a folder instead of one file: each part as a cloud-optimised GeoTIFF, a VRT over them and a "
+        "STAC collection",
     )
     date: tuple[str, ...] = option(
         (),
@@ -904,38 +801,38 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     )
     share: str | None = cluster_option(
         None,
-        "make the I-th of N shares of the parts (1/8) and no map, while other processes make theirs; then "
-        "the same command without --share makes the map",
+        "make the I-th of N shares of the parts (1/8) while other processes make theirs; afterwards the same "
+        "command without --share makes the map",
         metavar="I/N",
     )
     plan: bool = option(False, "print windows, memory, disk and time, then stop")
     reading: str | None = input_option(
         None,
         "file of options for reading rasters, as preprocess.py writes it beside the stacks (reading.yaml); "
-        "what is typed here wins",
+        "typed options win",
         metavar="FILE",
         flag="inputs",
     )
 
     def __post_init__(self) -> None:
         if self.reading is not None:
-            self._take_rules(read_settings(self.reading, InputConfig))
+            self._take_reading_options(read_settings(self.reading, InputConfig))
         super().__post_init__()
         check_ending(self.out, FOLDER if self.tiles else MAP_ENDINGS, "The last argument")
 
-    def _take_rules(self, rules: dict[str, Any]) -> None:
-        """Take the options of a file that are not given, and names of layers for further rasters without."""
-        named, given = rules.pop("layers", ()), take(self.layers, tuple[str, ...])
+    def _take_reading_options(self, options: dict[str, Any]) -> None:
+        """Take the options that are not given; of `layers` only the layer names before the paths."""
+        named, given = options.pop("layers", ()), take(self.layers, tuple[str, ...])
         if len(named) == len(given):
             prefixes = [split_prefix(text)[0] for text in named]
-            rules["layers"] = tuple(
+            options["layers"] = tuple(
                 f"{prefix}={path}" if prefix and not split_prefix(path)[0] else path
                 for prefix, path in zip(prefixes, given, strict=True)
             )
-        for name, value in rules.items():
+        for name, value in options.items():
             if name == "layers" or not is_given(self, name):
                 object.__setattr__(self, name, value)
-        # The options are what counts: journals and maps hold them, and no file that gave them.
+        # Journals and maps record the options, not the file that they came from.
         object.__setattr__(self, "reading", None)
 
 
@@ -953,8 +850,7 @@ class EvaluateConfig(MaskConfig, LabelConfig, OutputConfig):
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
     reference: str | None = option(
         None,
-        "label raster or vector file; without one, the report describes the map and the interpreted "
-        "points of --sample",
+        "label raster or vector file; without one, the report describes the map and the points of --sample",
         metavar="REFERENCE",
         positional=True,
     )
@@ -964,36 +860,36 @@ class EvaluateConfig(MaskConfig, LabelConfig, OutputConfig):
     )
     regions: str | None = option(
         None,
-        "score each stack of a manifest.json or each polygon; a manifest also tells which land the "
-        "training used, so that the headline counts held-out land",
+        "score each stack of a manifest.json or each polygon; with a manifest the headline counts only land "
+        "that the training did not use",
         metavar="FILE",
     )
     compare: str | None = option(None, "second map: change matrix and McNemar's test", metavar="MAP")
     image: str | None = option(None, "mosaic to show beside the map", metavar="RASTER")
     run: str | None = option(
         None,
-        "run folder of the weights; it tells which land the training used and adds training curves to the "
-        "report",
+        "run folder of the weights; adds training curves, and the headline counts only land that the "
+        "training did not use",
         metavar="FOLDER",
     )
     label_errors: float | None = option(
         None,
-        "write candidates for wrong labels to OUT/label-errors.tif and .csv: pixels where the activation "
-        "of the map's class exceeds that of the label by at least this (0.5)",
+        "write candidates for wrong labels to OUT/label-errors.tif and .csv: pixels where the activation of "
+        "the map's class exceeds that of the label by at least this (0.5)",
         unit="0..1",
         gt=0,
         lt=1,
     )
     design_sample: int = area_option(
         0,
-        "draw so many points to interpret into OUT/sample.gpkg, stratified by class, at least 50 in each; "
-        "the map's class of each is in sample-strata.csv alone",
+        "draw this many points to interpret into OUT/sample.gpkg, stratified by class, at least 50 in each; "
+        "the map's classes are only in sample-strata.csv",
         ge=0,
     )
     sample_error: float | None = area_option(
         None,
-        "draw as many points as give the overall accuracy this standard error (0.01); without REFERENCE "
-        "each class is expected to have a user's accuracy of 0.75",
+        "draw as many points as give the overall accuracy this standard error (0.01); without REFERENCE each "
+        "class is expected to have a user's accuracy of 0.75",
         unit="0..1",
         gt=0,
         lt=0.5,
@@ -1025,11 +921,11 @@ class ServeConfig(VrtConfig, LabelConfig):
     image: str | None = option(None, "mosaic to show below the map", metavar="RASTER")
     reference: str | None = option(
         None,
-        "label raster or vector file, shown as a layer with its differences from the map; it is read "
-        "whole before the page opens",
+        "label raster or vector file, shown as a layer with its differences from the map; it is read before "
+        "the page opens",
         metavar="FILE",
     )
-    port: int = option(8010, "port on 127.0.0.1; 0 for any that is free", ge=0, le=65535)
+    port: int = option(8010, "port on 127.0.0.1; 0 for any free one", ge=0, le=65535)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1040,15 +936,13 @@ class ExportConfig(VrtConfig, SchemeConfig, OutputConfig):
     out: tuple[str, ...] = option(
         (),
         "files to write, by ending: .qml and .sld (styles), .tif.aux.xml (attribute table), .json (STAC "
-        "item), .nc (NetCDF), .zarr, or .tif with --level (default: MAP.qml, MAP.sld and MAP.tif.aux.xml, "
-        "or MAP_level1.tif with its styles)",
+        "item), .nc (NetCDF), .zarr, or .tif with --level (default: MAP.qml, MAP.sld and MAP.tif.aux.xml, or "
+        "MAP_level1.tif with its styles)",
         metavar="OUT",
         endings=EXPORT_ENDINGS,
     )
     level: str | None = option(
-        None,
-        "write a map of the groups of this CORINE level, decided by summed activations",
-        choices=("1", "2"),
+        None, "write a map of the groups of this CORINE level, by summed activations", choices=("1", "2")
     )
     date: tuple[str, ...] = option(
         (),
@@ -1056,7 +950,7 @@ class ExportConfig(VrtConfig, SchemeConfig, OutputConfig):
         metavar="YYYY-MM-DD",
     )
     model: str | None = option(
-        None, "weights of the map, whose STAC item is written beside that of the map", metavar="MODEL"
+        None, "weights of the map; their STAC item is written beside that of the map", metavar="MODEL"
     )
 
 
@@ -1068,12 +962,12 @@ class ImportModelConfig(OutputConfig):
         ..., "network of another toolkit (.onnx, or .keras of Keras 3)", metavar="MODEL", positional=True
     )
     channels: tuple[str, ...] = option(
-        ...,
-        "channels of its input, in order; or a channel set as of preprocess.py: a name or a file",
-        metavar="NAME",
+        ..., "channels of its input, in order; or a channel set as for preprocess.py", metavar="NAME"
     )
     legend: str = option(
-        ..., "classes of its output, in order: a scheme or a CSV as of preprocess.py --scheme", metavar="NAME"
+        ...,
+        "classes of its output, in order: a scheme or a CSV as for preprocess.py --scheme",
+        metavar="NAME",
     )
     out: str = option(..., "folder for the network and its card", metavar="FOLDER", endings=FOLDER)
     mean: tuple[float, ...] = option(
@@ -1081,21 +975,20 @@ class ImportModelConfig(OutputConfig):
     )
     std: tuple[float, ...] = option(
         (),
-        "divides the channels after that, one number or one for each; 10000 for networks that take "
-        "reflectance 0..1",
+        "then divides the channels, one number or one for each; 10000 for networks of reflectance 0..1",
         gt=0,
     )
     single_class: str | None = option(
-        None, "class of the legend that a network with one output tells from the rest", metavar="NAME"
+        None, "class of the legend that a network with one output separates from the rest", metavar="NAME"
     )
-    output: str | None = option(None, "which output to take, where it has several", metavar="NAME")
+    output: str | None = option(None, "output to use, where the network has several", metavar="NAME")
     calibrate: str | None = option(
         None,
-        "stacks that preprocess.py made: their validation labels give temperature and accuracy",
+        "stacks that preprocess.py wrote; temperature and accuracy follow from their validation labels",
         metavar="DATA",
     )
-    name: str | None = option(None, "name of the model; that of the folder where not given", metavar="TEXT")
-    description: str | None = option(None, "what it is, for its card", metavar="TEXT")
+    name: str | None = option(None, "name of the model (default: that of the folder)", metavar="TEXT")
+    description: str | None = option(None, "description for its card", metavar="TEXT")
     licence: str | None = option(None, "licence of the weights, for its card", metavar="TEXT")
     attribution: str | None = option(
         None, "attribution of training data, for its card and maps", metavar="TEXT"
@@ -1121,29 +1014,27 @@ class ExportModelConfig(OutputConfig):
     )
     format: str | None = option(
         None,
-        "stac: item of a catalogue; onnx: network for other programs (default: by the ending of --out, "
-        "else stac)",
+        "stac: item of a catalogue; onnx: network for other programs (default: by the ending of --out, else "
+        "stac)",
         choices=("stac", "onnx"),
     )
     tile: int | None = option(
         None,
-        "fixed height and width of windows in the ONNX file, which the QGIS plug-in Deepness needs "
-        "(default: any size)",
+        "fixed side of windows in the ONNX file, which the QGIS plug-in Deepness needs (default: any size)",
         unit="pixels",
         ge=1,
         metavar="N",
     )
     hub: str | None = option(
         None,
-        "folder to write for a repository, on the Hugging Face Hub for example: weights, card, page, licence "
-        "and STAC item",
+        "folder to write for a repository such as the Hugging Face Hub: weights, card, page, licence, STAC "
+        "item",
         metavar="FOLDER",
         endings=FOLDER,
     )
     pick: str = option(
         "auto",
-        "which weights of a run folder to take, as for make_classifications.py; all writes a file for each "
-        "network",
+        "which weights of a run folder, as for make_classifications.py; all writes a file for each network",
         choices=(*PICKS, "all"),
     )
     date: tuple[str, ...] = option(
@@ -1159,14 +1050,11 @@ class ReproduceConfig(VrtConfig, OutputConfig):
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
     inputs: tuple[str, ...] = option(
-        (),
-        "folders in which the inputs are looked for by name, with their subfolders (default: the folder "
-        "of the map)",
-        metavar="FOLDER",
+        (), "folders to search for the inputs by name (default: the folder of the map)", metavar="FOLDER"
     )
     model: str | None = option(
         None,
-        "weights file, or folder in which to look for it (default: weights/ and the folders of the inputs)",
+        "weights file, or folder to search for it (default: weights/ and the folders of the inputs)",
         metavar="MODEL",
     )
     check: bool = option(False, "compare weights and inputs with the map's tags, then stop")
@@ -1175,11 +1063,10 @@ class ReproduceConfig(VrtConfig, OutputConfig):
     )
     difference: str | None = option(
         None,
-        "write a raster of the differences: 1 where classes differ, 0 where they are equal, no data where "
-        "neither has one",
+        "write a raster: 1 where classes differ, 0 where they are equal, no data where neither has one",
         metavar="OUT.tif",
         endings=MAP_ENDINGS,
     )
     memory: float | None = option(
-        None, "memory budget of the whole process (default: as make_classifications.py)", unit="GB", gt=0
+        None, "memory budget of the process (default: as make_classifications.py)", unit="GB", gt=0
     )
