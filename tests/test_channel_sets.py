@@ -180,7 +180,7 @@ def test_common_indices_are_defined_as_in_spyndex() -> None:
     ("text", "said"),
     [
         ("channels: [{name: a, formula: b}]\ninputs: [{name: b, formula: a}]\n", "computed from itself"),
-        ("channels: [{name: a, formula: \"b\"}]\n", "nothing says what b is"),
+        ("channels: [{name: a, formula: \"b\"}]\n", "nothing defines b"),
         ("channels: [{name: a, kind: radar}]\n", "radar"),
         ("channels: [{name: a, colour: red}]\n", "colour"),
         ("channels: [{name: \"a b\", kind: any}]\n", "a b"),

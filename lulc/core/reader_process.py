@@ -1,8 +1,8 @@
-"""Processes in which files that others made are opened, so that one that crashes or runs away dies alone.
+"""Sandboxed processes that open untrusted files, so that a crash or a runaway ends that process only.
 
-A small server is forked before a framework or a thread is there, and forks a child for each file. The child
-takes on its limits (memory, processor time, open files), gives up network, other programs and all folders but
-that of the file, and answers calls with plain values and arrays. What ends it becomes one `InputError`.
+A small server is forked before any framework or thread starts, and forks a child for each file. The child
+limits its memory, processor time and open files, gives up network, other programs and all folders but that of
+the file, and answers calls with plain values and arrays. Whatever ends it becomes one `InputError`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib
 import json
 import logging
 import math
+import operator
 import os
 import resource
 import signal
@@ -36,7 +37,7 @@ from lulc.core.storage import Resource
 logger = logging.getLogger("lulc")
 
 _FRAMEWORKS = ("tensorflow", "jax", "torch", "openvino", "keras", "distributed")
-"""Packages with threads of their own: a process that has loaded one is not forked."""
+"""Packages that start threads: a process that has loaded one is not forked."""
 
 _HEADER = struct.Struct("<QQ")
 _MOST_HEADER = 256 * 2**20
@@ -48,25 +49,25 @@ _ENDINGS = {
 
 
 class Apart(Resource):
-    """A file that is open in a process of its own.
+    """A file that is open in its own process.
 
     Parameters
     ----------
     make
-        Function of a module, or its full name, that opens the file, there; what it returns answers `call` by
-        its methods. A name spares this process the import.
+        Function, or its full name, that opens the file in that process; the methods of its result answer
+        `call`. A name spares the caller the import.
     path
         The file or folder, for messages.
     place
-        File or folder that is opened where it is not `path`; the process sees its folder and nothing else.
+        File or folder to open, if not `path`; the process sees only its folder.
     stored
-        Bytes of the file, from which memory and time follow; None to look.
+        Bytes of the file, which decide the limits of memory and time; None to look.
     reading
         What is read, for messages: "the weights".
     memory
-        Bytes that the caller asks for on top of what a file of its size needs.
+        Bytes beyond what a file of its size needs.
     ahead
-        Modules that opening the file loads: the server loads them once for all files.
+        Modules that opening the file needs: the server loads them once for all files.
 
     Raises
     ------
@@ -118,11 +119,11 @@ class Apart(Resource):
 
     @property
     def has_ended(self) -> bool:
-        """True where a file has ended the process."""
+        """True if a file has ended the process."""
         return not self._pid
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Return what a method of the opened file returns for plain arguments."""
+        """Call a method of the opened file with plain arguments."""
         return self._ask([method, list(arguments)])
 
     def _ask(self, message: list[Any]) -> Any:
@@ -153,8 +154,7 @@ class Apart(Resource):
     def _damaged(self, reason: str) -> InputError:
         return InputError(
             f"cannot read {self._reading}'{self.path}', since {reason}",
-            "Copy or download it again. If it is your own and larger than strangers' files may be, "
-            "lift the limits: --trust",
+            "Copy or download it again. If you trust the file and it is only large, lift the limits: --trust",
         )
 
     def __del__(self) -> None:
@@ -170,15 +170,15 @@ class Apart(Resource):
 
 
 class SharedApart:
-    """A process that opens files of one folder one after the other, since each start takes some 50 ms.
+    """A process that opens the files of one folder in turn, since each start takes some 50 ms.
 
-    It is made anew for another folder, for a file that may take more time than it has, and where a file has
-    ended it: that file alone is refused.
+    A new process starts for another folder, for a file with a longer time limit, and after a file has ended
+    the last one: only that file is refused.
 
     Parameters
     ----------
     make
-        Full name of a function or class, whose result answers `call` by its methods.
+        Full name of a function or class; the methods of its result answer `call`.
     """
 
     def __init__(self, make: str) -> None:
@@ -189,7 +189,7 @@ class SharedApart:
         self._process: Apart | None = None
 
     def call(self, path: str, place: Path, stored: int, method: str, *arguments: Any) -> Any:
-        """Return what a method returns for plain arguments; `path`, `place` and `stored` as for `Apart`."""
+        """Call a method with plain arguments; `path`, `place` and `stored` as for `Apart`."""
         key, seconds = (os.getpid(), os.getcwd(), place.parent, is_trusted()), allowance(stored).seconds
         with self._lock:
             if self._process is not None and (
@@ -208,23 +208,19 @@ def read_apart(
     function: Callable[..., Any] | str,
     *arguments: Any,
     path: str | os.PathLike[str],
-    place: str | os.PathLike[str] | None = None,
     stored: int | None = None,
     reading: str = "",
 ) -> Any:
-    """Return what `function` makes of a file in a process of its own: plain values and arrays of numbers.
+    """Return the plain values and arrays that `function` reads from a file in its own process.
 
-    Parameters
-    ----------
-    function
-        Function of a module, or its full name.
+    The parameters are those of `Apart`.
     """
-    with Apart(function, *arguments, path=path, place=place, stored=stored, reading=reading) as process:
+    with Apart(function, *arguments, path=path, stored=stored, reading=reading) as process:
         return process.made
 
 
 class _Server:
-    """The process that forks a child for each file; it ends with the one that started it."""
+    """Process that forks a child for each file; it ends with its parent."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
@@ -247,11 +243,11 @@ class _Server:
                 )  # fmt: skip
 
     def fork(self, request: dict[str, Any], theirs: socket.socket) -> int:
-        """Start a child that answers on a socket; returns its process number."""
+        """Start a child that answers on a socket; returns its process id."""
         return self._ask({"fork": request}, [theirs.fileno()])
 
     def end(self, pid: int) -> int:
-        """Kill a child, if it lives; returns the signal that ended it, or its exit code below 0."""
+        """End a child; returns the signal that ended it, or its negative exit code."""
         try:
             return self._ask({"end": pid}, [])
         except EOFError:
@@ -299,7 +295,7 @@ def _serve(descriptor: int) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         logging.disable(logging.NOTSET)
-        # Their own allocators reserve more address space than a child may have.
+        # Arrow's own allocators reserve more address space than a child may have.
         os.environ.update(ARROW_DEFAULT_MEMORY_POOL="system")
         server = socket.socket(fileno=descriptor)
         while True:
@@ -325,9 +321,9 @@ def _serve(descriptor: int) -> NoReturn:
 
 
 def _forget_files(descriptor: int) -> None:
-    """Let go of the files that the command has open, but for one.
+    """Point every open file descriptor but one at /dev/null.
 
-    Their numbers stay taken: libraries close them later, by number, such as PROJ its database after a fork.
+    The numbers stay taken, since libraries close them later by number, as PROJ does with its database.
     """
     null = os.open(os.devnull, os.O_RDWR)
     for number in map(int, os.listdir("/dev/fd")):
@@ -338,15 +334,15 @@ def _forget_files(descriptor: int) -> None:
 
 
 def _reap(pid: int) -> int:
-    """Return the end of a child, killed where it lives after its socket closed."""
-    # A busy machine takes its time to end one; what is killed meanwhile would be blamed for its memory.
+    """Wait for a child whose socket has closed, or kill it; returns its end as `_Server.end` does."""
+    # A busy machine may end it late; a kill would wrongly be reported as too much memory.
     for _ in range(2000):
         try:
-            found, status = os.waitpid(pid, os.WNOHANG)
+            ended, status = os.waitpid(pid, os.WNOHANG)
         except ChildProcessError:
             return 0
-        if found:
-            return os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status)
+        if ended:
+            return -os.waitstatus_to_exitcode(status)
         time.sleep(0.001)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -360,10 +356,10 @@ def _answer(ours: socket.socket, request: dict[str, Any]) -> NoReturn:
         os.chdir(request["working_folder"])
         limits = Allowance(request["seconds"], 0.0, request["memory"], request["files"])
         confine(Path(request["folder"]), limits)
-        heard = _Heard()
-        logger.handlers[:], logger.propagate = [heard], False
+        log = _LogBuffer()
+        logger.handlers[:], logger.propagate = [log], False
         target: Any = importlib.import_module(request["module"])
-        first = True
+        opened = False
         while True:
             try:
                 name, arguments = _receive(ours, math.inf)
@@ -371,12 +367,9 @@ def _answer(ours: socket.socket, request: dict[str, Any]) -> NoReturn:
                 break
             _allow_seconds(limits.seconds)
             try:
-                found: Any = target
-                for part in name.split("."):
-                    found = getattr(found, part)
-                value = found(*arguments)
-                if first:
-                    target, first = value, False
+                value = operator.attrgetter(name)(target)(*arguments)
+                if not opened:
+                    target, opened = value, True
                     value = value.describe() if hasattr(value, "describe") else value
                 answer = {"value": value}
             except InputError as error:
@@ -386,30 +379,26 @@ def _answer(ours: socket.socket, request: dict[str, Any]) -> NoReturn:
             except BaseException as error:
                 what = f"{type(error).__name__}: {str(error)[:300]}"
                 answer = {"damaged": f"it is damaged, or of another kind than it says ({what})"}
-            _send(ours, answer | {"log": heard.taken()})
+            _send(ours, answer | {"log": log.records})
+            log.records.clear()
         code = 0
     finally:
         os._exit(code)
 
 
-class _Heard(logging.Handler):
-    """Messages that a child logs, for the process that asked."""
+class _LogBuffer(logging.Handler):
+    """Level and text of the messages that a child logs, to be sent with the next answer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._records: list[list[Any]] = []
+        self.records: list[list[Any]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._records.append([record.levelno, record.getMessage()])
-
-    def taken(self) -> list[list[Any]]:
-        """Messages since the last call."""
-        taken, self._records = self._records, []
-        return taken
+        self.records.append([record.levelno, record.getMessage()])
 
 
 def _allow_seconds(seconds: int) -> None:
-    """Let this process run for so many seconds more before SIGXCPU ends it."""
+    """Let SIGXCPU end this process after this many more seconds of processor time."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used = math.ceil(usage.ru_utime + usage.ru_stime)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
@@ -426,15 +415,15 @@ def _send(target: socket.socket, value: Any) -> None:
 
 
 def _receive(source: socket.socket, end: float) -> Any:
-    """Receive what `_send` sent, before a moment of the monotonic clock."""
-    header, _ = _HEADER.unpack(_exactly(source, bytearray(_HEADER.size), end))
+    """Receive what `_send` sent, until the time `end` of the monotonic clock."""
+    header, _ = _HEADER.unpack(_fill(source, bytearray(_HEADER.size), end))
     if header > _MOST_HEADER:
         raise EOFError("the answer is too large")
-    value = json.loads(bytes(_exactly(source, bytearray(header), end)))
-    return _restored(value, lambda array: _exactly(source, array, end))
+    value = json.loads(bytes(_fill(source, bytearray(header), end)))
+    return _restored(value, lambda array: _fill(source, array, end))
 
 
-def _exactly(source: socket.socket, target: Any, end: float) -> Any:
+def _fill(source: socket.socket, target: Any, end: float) -> Any:
     view = memoryview(target).cast("B") if len(target) else memoryview(b"")
     while len(view):
         left = end - time.monotonic()
