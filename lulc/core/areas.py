@@ -1,4 +1,4 @@
-"""Areas of pixels on the ellipsoid, whatever the projection does to them."""
+"""Areas of pixels on the ellipsoid, for any projection."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError
 
-from lulc.core.grid import METRES_PER_DEGREE, GridSpec
+from lulc.core.grid import GridSpec
 from lulc.core.windows import Window
 
-NODES = 64
-"""Pixels between the places where an area is computed; between them it is interpolated."""
+METRES_PER_DEGREE = 111_320.0
 
-SPACING = 20_000.0
-"""Metres between these places at most, where pixels are large."""
+NODES, SPACING = 64, 20_000.0
+"""Largest distance, in pixels and in metres, of the nodes between which areas are interpolated."""
 
 _ToDegrees = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -40,13 +39,13 @@ def pixel_areas(grid: GridSpec, window: Window | None = None) -> NDArray[np.floa
     23.1
     """
     window = window or grid.extent
-    known = _geodesy(grid.crs.to_wkt()) if grid.crs else None
-    if known is None:
+    geodesy = _geodesy(grid.crs.to_wkt()) if grid.crs else None
+    if geodesy is None:
         return None
-    to_degrees, geod, geographic = known
+    to_degrees, geod, geographic = geodesy
     metres = METRES_PER_DEGREE if geographic else 1.0
     rows = _nodes(window.row, window.height, grid.height, grid.pixel_size[1] * metres)
-    # Pixels of one row of a grid in degrees are alike.
+    # In a grid in degrees, all pixels of a row have one area.
     cols = _nodes(window.col, 1 if geographic else window.width, grid.width, grid.pixel_size[0] * metres)
     cols = cols[:1] if geographic else cols
     areas = np.array([[_area_at(grid, geod, to_degrees, row, col) for col in cols] for row in rows])
@@ -59,7 +58,7 @@ def pixel_areas(grid: GridSpec, window: Window | None = None) -> NDArray[np.floa
 def pixel_area(grid: GridSpec) -> float | None:
     """Return the mean geodesic area of a pixel in square metres; None where the grid has no CRS on the Earth.
 
-    Large grids are looked at in places, evenly spread.
+    Large grids are sampled at 16 x 16 pixels.
     """
     rows, cols = (
         ((np.arange(min(16, side)) + 0.5) * side / min(16, side)).astype(int).tolist() for side in grid.shape
@@ -70,10 +69,10 @@ def pixel_area(grid: GridSpec) -> float | None:
 
 
 def _nodes(start: int, count: int, pixels: int, metres: float) -> NDArray[np.float64]:
-    """Return places around some pixels of an axis: the same ones whichever window asks."""
+    """Return the nodes around `count` pixels of an axis; they don't depend on the window."""
     step = min(NODES, max(1, int(SPACING / metres)))
-    places = np.arange(start // step, -(-(start + count) // step) + 1) * step
-    return np.unique(np.clip(places, 0.5, max(0.5, pixels - 0.5)))
+    nodes = np.arange(start // step, -(-(start + count) // step) + 1) * step
+    return np.unique(np.clip(nodes, 0.5, max(0.5, pixels - 0.5)))
 
 
 def _area_at(grid: GridSpec, geod: Geod, to_degrees: _ToDegrees, row: float, col: float) -> float:
@@ -85,7 +84,7 @@ def _area_at(grid: GridSpec, geod: Geod, to_degrees: _ToDegrees, row: float, col
 
 @lru_cache(maxsize=16)
 def _geodesy(wkt: str) -> tuple[_ToDegrees, Geod, bool] | None:
-    """Return the way to longitude and latitude, the ellipsoid, and whether the CRS counts degrees."""
+    """Return the projection to longitude and latitude, the ellipsoid, and whether the CRS is geographic."""
     try:
         crs = CRS.from_wkt(wkt)
         geodetic, geod = crs.geodetic_crs, crs.get_geod()

@@ -1,4 +1,4 @@
-"""Limits on what a file may declare, and on the time and memory that reading it may take."""
+"""Limits on the content of untrusted files, and on the time and memory of reading them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 TRUST = "LULC_TRUST"
-"""Environment variable that lifts the limits for one's own files; ``--trust`` sets it for the command."""
+"""Environment variable that lifts the limits; ``--trust`` sets it for the command."""
 
 MIB = 2**20
 
@@ -17,19 +17,16 @@ LAYERS = 1024
 """Layers of one raster."""
 
 BLOCK_BYTES = 256 * MIB
-"""Bytes of one block, chunk, strip or tile when it is unpacked, of every overview and mask too."""
+"""Bytes of one unpacked block, chunk, strip or tile, also of overviews and masks."""
 
-GROWTH = 20_000
-"""Declared bytes per stored byte, above `LARGE_BYTES`; sparse but honest mosaics stay far below."""
-
-LARGE_BYTES = 64 * 2**30
-"""Rasters up to this size are read window by window whatever their compression."""
+LARGE_BYTES, GROWTH = 64 * 2**30, 20_000
+"""Rasters above this size may unpack to at most this many bytes per stored byte."""
 
 ARRAYS = 10_000
 """Arrays and groups of a NetCDF file or Zarr folder, and directories of a TIFF."""
 
 TEXT_BYTES = 16 * MIB
-"""Bytes of an XML or JSON document beside or inside a raster, of a coordinate of words, of attributes."""
+"""Bytes of an XML or JSON document, of a text coordinate, and of attributes."""
 
 FIELDS = 1000
 """Fields of a vector layer, and tables of a GeoPackage."""
@@ -45,9 +42,9 @@ class Allowance:
     Parameters
     ----------
     seconds, wall_seconds
-        Processor time of one call, and the time that its answer may take.
+        Processor time and elapsed time of one call.
     memory
-        Bytes beside what the process has when it starts.
+        Bytes beyond those at its start.
     files
         Open files.
     """
@@ -59,17 +56,17 @@ class Allowance:
 
 
 def is_trusted() -> bool:
-    """True where the user vouches for the files, so that no limit holds."""
+    """True if the user trusts the files, so that no limit applies."""
     return os.environ.get(TRUST, "") not in ("", "0")
 
 
-def exceeds(found: float, most: float) -> bool:
-    """True where a file has more than a limit allows, and nobody vouches for it."""
-    return found > most and not is_trusted()
+def exceeds(value: float, limit: float) -> bool:
+    """True if a value exceeds its limit and the files are not trusted."""
+    return value > limit and not is_trusted()
 
 
 def allowance(stored: int) -> Allowance:
-    """Return what reading a file of `stored` bytes may take: more for a larger one."""
+    """Return the limits for reading a file of `stored` bytes."""
     if is_trusted():
         return Allowance(2**31 - 1, 2.0**31, 2**62, 4096)
     seconds = 4 + stored // (8 * MIB)

@@ -1,4 +1,4 @@
-"""Reuse of the memory of arrays: fresh memory costs as much as the arithmetic on it."""
+"""Reuse of array memory, since allocating it takes as long as the arithmetic on it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import numpy as np
 
 
 class Buffers:
-    """Gives arrays of one type and one shape after another, in memory that earlier ones no longer use.
+    """Allocator of arrays of one type that reuses the memory of arrays without references.
 
-    An array is the caller's for as long as it or a view of it is held anywhere; its memory is given out
-    again only then. May be called from several threads.
+    The memory is free again when neither the array nor a view of it is in use. Thread-safe.
     """
 
     def __init__(self, dtype: np.dtype[Any] | type[np.generic] = np.float32) -> None:
@@ -19,24 +18,24 @@ class Buffers:
         self._free: list[np.ndarray] = []
 
     def clear(self) -> None:
-        """Free the memory that is not in use."""
+        """Release the unused memory."""
         self._free.clear()
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array with any content, contiguous."""
+        """Return a contiguous array with any content."""
         try:
             memory = self._free.pop()
         except IndexError:
             memory = np.empty(shape, self._dtype)
         if memory.shape != shape:
-            # Of another run of calls, whose memory is not needed any more.
+            # Memory of an earlier shape, which is not needed any more.
             self._free.clear()
             memory = np.empty(shape, self._dtype)
         return np.asarray(_Loan(memory, self._free))
 
 
 class _Loan:
-    """Base of an array on loan: dies with its last view, and gives the memory back."""
+    """Base of an array: returns the memory when the last view is deleted."""
 
     def __init__(self, memory: np.ndarray, free: list[np.ndarray]) -> None:
         self._memory, self._free = memory, free

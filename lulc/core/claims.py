@@ -1,11 +1,12 @@
-"""Claims on outputs: one run at a time writes a file, and the next one clears up after a dead one."""
+"""Claims on outputs: only one run at a time writes a file, and the next one cleans up after a killed one."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 
 from lulc.core.removal import discard, remove_leftovers
@@ -13,37 +14,36 @@ from lulc.core.schema import InputError
 from lulc.core.storage import Lock, identity_of, lock_of
 
 
+@dataclass(frozen=True)
 class Claims:
-    """Outputs that this run alone may write; made by `claim_outputs`."""
+    """Outputs that only this run may write; made by `claim_outputs`."""
 
-    def __init__(self, unfinished: set[Path]) -> None:
-        self._unfinished = unfinished
+    unfinished: Set[Path]
 
     def may_replace(self, output: Path) -> bool:
-        """True where a killed run of the same command wrote the file or folder that lies there."""
-        return output in self._unfinished
+        """True if a killed run of the same command wrote the existing file or folder."""
+        return output in self.unfinished
 
 
 @contextlib.contextmanager
 def claim_outputs(outputs: Sequence[Path], command: object = "", *, wait: bool = False) -> Iterator[Claims]:
     """Lock outputs until the block ends, and delete temporary files that killed runs left beside them.
 
-    The lock of an output is a hidden file beside it, which a killed run leaves. It holds the command and the
-    identity of each file that got the output's name under the lock (`rename_durably`). Only a file with
-    such an identity counts as the killed run's own. A run that fails deletes what it wrote so far, unless it
-    was to replace what lay there.
+    The lock of an output is a hidden file beside it. It records the command and the identity of each file
+    that was renamed to the output (`rename_durably`), so that the next run recognises the output of a killed
+    one. A run that fails deletes its new outputs, but not those that replaced an existing file.
 
     Parameters
     ----------
     command
-        What the run was asked for; two equal commands write the same.
+        Description of the run; equal commands write equal outputs.
     wait
-        Wait for another process that writes one of them instead of being refused.
+        True to wait for another process that writes one of the outputs.
 
     Raises
     ------
     InputError
-        If another process writes one of them, unless `wait` is True.
+        If another process writes one of the outputs, unless `wait` is True.
     """
     with contextlib.ExitStack() as stack:
         new, unfinished = [], set()
@@ -63,7 +63,7 @@ def claim_outputs(outputs: Sequence[Path], command: object = "", *, wait: bool =
 
 
 def _take_over(output: Path, command: str) -> bool:
-    """Note this run in the lock; True where a killed run of the same command wrote what lies there."""
+    """Record this run in the lock; returns True if a killed run of the same command wrote the output."""
     lock = lock_of(output)
     entries = list(_entries(lock))
     same = all(entry.get("command", command) == command for entry in entries)
@@ -74,7 +74,7 @@ def _take_over(output: Path, command: str) -> bool:
 
 
 def _is_of_this_run(output: Path) -> bool:
-    """True where this run, the last that its lock names, wrote what lies there."""
+    """True if this run, the last in the lock, wrote the output."""
     written: list[object] = []
     for entry in _entries(lock_of(output)):
         written = [] if "command" in entry else [*written, entry.get("written")]
@@ -90,13 +90,7 @@ def _entries(lock: Path) -> Iterator[dict[str, object]]:
 
 
 def check_distinct(outputs: Sequence[Path]) -> None:
-    """Refuse outputs of one command that are the same file.
-
-    Raises
-    ------
-    InputError
-        Naming the first that comes twice.
-    """
+    """Raise InputError if two outputs of a command are the same file."""
     seen: set[Path] = set()
     for output in outputs:
         if output.resolve() in seen:

@@ -1,9 +1,8 @@
 """Codec between frozen dataclasses and JSON: schema, writing and reading follow from the types of the fields.
 
-Fields hold int, float, str, bool, None, Fraction, dataclasses, dictionaries by name, tuples of these, and
-classes with a ``SCHEMA``, `to_json` and `from_json` of their own.
-``Annotated[int, limits(minimum=1)]`` adds keywords of JSON Schema; `REQUIRED` beside them means that a
-document must have the field though the class has a default for it.
+Fields hold int, float, str, bool, None, Fraction, dataclasses, dictionaries, tuples of these, and classes
+with their own ``SCHEMA``, `to_json` and `from_json`. ``Annotated[int, limits(minimum=1)]`` adds keywords of
+JSON Schema; `REQUIRED` beside them makes a field with a default required in documents.
 """
 
 from __future__ import annotations
@@ -20,13 +19,14 @@ REQUIRED = "required"
 Limits = tuple[tuple[str, Any], ...]
 """Keywords of JSON Schema and their values."""
 
+_MISSING = dataclasses.MISSING
 _TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", types.NoneType: "null"}
 
 _FRACTION = {"type": "string", "pattern": "^-?[0-9]{1,400}(/[1-9][0-9]{0,400})?$"}
 
 
 def limits(**keywords: Any) -> Limits:
-    """Return keywords of JSON Schema in a form that types can be annotated with."""
+    """Return keywords of JSON Schema as a hashable annotation."""
     return tuple(keywords.items())
 
 
@@ -39,22 +39,22 @@ class Jsonable:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Make an object of data that fit `schema_of` this class."""
+        """Return an object from data that fit `schema_of` this class."""
         hints = _types_of(cls)
         return cls(**{name: _value(hints[name], item) for name, item in data.items()})
 
 
 def schema_of(kind: Any) -> dict[str, Any]:
-    """Return the JSON Schema of a type; it admits no fields but those that the type names."""
+    """Return the JSON Schema of a type; it allows only the fields of a dataclass."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        keywords = [item for given in arguments[1:] if given != REQUIRED for item in given]
+        keywords = [item for annotation in arguments[1:] if annotation != REQUIRED for item in annotation]
         return schema_of(arguments[0]) | {k: list(v) if isinstance(v, tuple) else v for k, v in keywords}
     if hasattr(kind, "SCHEMA"):
         return dict(kind.SCHEMA)
     if dataclasses.is_dataclass(kind):
         hints = _types_of(kind)
-        needed = {field.name for field in dataclasses.fields(kind) if not _has_default(field)}
+        needed = {f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is _MISSING}
         return {
             "type": "object",
             "required": [n for n, hint in hints.items() if n in needed or REQUIRED in get_args(hint)],
@@ -66,9 +66,8 @@ def schema_of(kind: Any) -> dict[str, Any]:
     if origin is tuple:
         return {"type": "array", "items": schema_of(arguments[0])}
     if origin is dict:
-        return {"type": "object"} | (
-            {} if arguments[1] is Any else {"additionalProperties": schema_of(arguments[1])}
-        )
+        values = {} if arguments[1] is Any else {"additionalProperties": schema_of(arguments[1])}
+        return {"type": "object"} | values
     if origin in (Union, types.UnionType):
         return {"oneOf": [schema_of(argument) for argument in arguments]}
     return dict(_FRACTION) if kind is Fraction else {"type": _TYPES[kind]}
@@ -81,11 +80,6 @@ def _types_of(kind: Any) -> dict[str, Any]:
     """Return the type of each field, with its annotations."""
     hints = _hints_of(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-
-
-def _has_default(field: dataclasses.Field[Any]) -> bool:
-    missing = dataclasses.MISSING
-    return field.default is not missing or field.default_factory is not missing
 
 
 def _plain(value: Any) -> Any:
@@ -101,7 +95,7 @@ def _value(kind: Any, data: Any) -> Any:
     if origin is Annotated:
         return _value(arguments[0], data)
     if origin in (Union, types.UnionType):
-        return _value(next(of for of in arguments if _holds(of, data)), data)
+        return _value(next(arm for arm in arguments if _fits(arm, data)), data)
     if origin is tuple:
         return tuple(_value(arguments[0], item) for item in data)
     if hasattr(kind, "from_json"):
@@ -109,8 +103,8 @@ def _value(kind: Any, data: Any) -> Any:
     return kind(data) if kind in (int, float, str, Fraction) else data
 
 
-def _holds(kind: Any, data: Any) -> bool:
-    """Return whether one of several types is that of some data: null, an array, an object or a value."""
+def _fits(kind: Any, data: Any) -> bool:
+    """True if one type of a union is that of the data: null, an array, an object or a value."""
     kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     if data is None or kind is types.NoneType:
         return data is None and kind is types.NoneType

@@ -1,7 +1,7 @@
-"""Options in a file: YAML with the names of the options, to the values of a config and back.
+"""Options in a YAML file: reading and writing the values of a config.
 
-A value in the file is read as it would be typed on the command line. Nothing in the file is run: only
-names, plain values and lists of them are taken from it.
+A value in the file is read as if it were typed on the command line. Nothing in the file is executed: it may
+hold only names, plain values and lists of them.
 """
 
 from __future__ import annotations
@@ -18,46 +18,45 @@ from lulc.core.options import KINDS, nearest, value_type
 from lulc.core.schema import InputError
 
 Texts = dict[str, str | list[str] | None]
-"""Names of options and what is written behind them."""
+"""Options by name, as the file writes their values."""
 
 UPGRADERS: tuple[Callable[[Texts], Texts], ...] = ()
-"""The n-th takes the content of a file of format version n (from 1) to that of version n + 1."""
+"""The n-th converts the content of a file of format version n (from 1) to version n + 1."""
 
 MAX_BYTES = 2**20
-
 MAX_VALUES = 100_000
-"""Values of a file, counted as often as they are referred to."""
+"""Values of a file; one that YAML repeats by reference counts each time."""
 
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def format_version() -> int:
-    """Version of the files that `settings_text` writes."""
+    """Return the version of the files that `settings_text` writes."""
     return len(UPGRADERS) + 1
 
 
 def read_settings(path: str | os.PathLike[str], config: type) -> dict[str, Any]:
-    """Values of the fields of `config` that a file gives.
+    """Read values of the fields of `config`.
 
     Parameters
     ----------
     path
-        YAML file: ``format_version`` (the newest where it is left out) and options by their names.
+        YAML file: options by name, and ``format_version`` (the newest where it is missing).
 
     Raises
     ------
     InputError
-        If the file can't be read, is no mapping of options, is of a newer version, or a name or value
-        in it is none of the command.
+        If the file can't be read, is no mapping of options, has a newer version, or a name or value in it is
+        invalid.
     """
-    texts = read_texts(Path(path))
+    texts = _read_texts(Path(path))
     version = texts.pop("format_version", str(format_version()))
     newest = format_version()
     if not isinstance(version, str) or not version.isdecimal() or not 1 <= int(version) <= newest:
         raise InputError(
             f"cannot use the options in '{path}', since its format version is {version}, "
             f"expected 1 to {newest}",
-            "Where it was written by a newer version of this toolkit, upgrade lulc.",
+            "If it was written by a newer version of this toolkit, upgrade lulc.",
         )
     for upgrade in UPGRADERS[int(version) - 1 :]:
         texts = upgrade(texts)
@@ -67,9 +66,11 @@ def read_settings(path: str | os.PathLike[str], config: type) -> dict[str, Any]:
     for name, text in texts.items():
         field = fields.get(name.replace("-", "_"))
         if field is None:
+            hint = "See --help; --print-config writes a file with all options."
+            if similar := nearest(name, fields):
+                hint = f"Did you mean '{similar.replace('_', '-')}'?"
             raise InputError(
-                f"cannot use the options in '{path}', since '{name}' is no option of this command",
-                _nearest(name, fields),
+                f"cannot use the options in '{path}', since '{name}' is no option of this command", hint
             )
         if text is None and field.default is dataclasses.MISSING:
             continue
@@ -78,15 +79,15 @@ def read_settings(path: str | os.PathLike[str], config: type) -> dict[str, Any]:
 
 
 def settings_text(values: Mapping[str, Any], config: type) -> str:
-    """Return a settings file with the help of each option; options without a value are commented out."""
+    """Return a settings file with the help of each option; required options without a value are comments."""
     import yaml
 
     lines = [f"format_version: {format_version()}"]
     for field in dataclasses.fields(config):
         help_ = field.metadata["help"].replace("%%", "%")
         unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
-        open_ = "; null: as the recipe has it" if "by_recipe" in field.metadata else ""
-        lines.append(f"\n# {help_}{unit}{open_}")
+        recipe = "; null: from the recipe" if "by_recipe" in field.metadata else ""
+        lines.append(f"\n# {help_}{unit}{recipe}")
         name = field.name.replace("_", "-")
         value = values.get(field.name)
         if value in (None, []) and field.default is dataclasses.MISSING:
@@ -97,46 +98,37 @@ def settings_text(values: Mapping[str, Any], config: type) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_texts(
-    path: Path,
-    what: str = "the options",
-    form: str = "Write one option a line, 'epochs: 8'; --print-config shows the form.",
-) -> Texts:
-    """Read names and plain values or lists of a YAML file.
+_WHAT = "the options"
+_FORM = "Write one option a line, 'epochs: 8'; --print-config shows the form."
 
-    Parameters
-    ----------
-    form
-        Hint where the form is wrong.
 
-    Raises
-    ------
-    InputError
-        If the file is missing, too large or no YAML, a name stands twice, or a value is nested.
-    """
+def _read_texts(path: Path) -> Texts:
+    """Read names and plain values or lists of a YAML file."""
     import yaml
 
-    root = _composed(path, what, form)
+    root = _compose(path, _WHAT, _FORM)
     texts: Texts = {}
     for key, node in root.value if isinstance(root, yaml.MappingNode) else [(root, None)]:
-        if node is None or not isinstance(key, yaml.ScalarNode) or key.value in texts:
-            wrong = (
-                f"'{key.value}' twice" if isinstance(key, yaml.ScalarNode) and node else "no names of options"
-            )
-            raise InputError(
-                f"cannot read {what} in '{path}', since it has {wrong}, expected each name once", form
-            )
-        texts[key.value] = _text(node, key.value, path, what)
+        if node is None or not isinstance(key, yaml.ScalarNode):
+            raise _unreadable(path, _WHAT, "it has no names of options, expected each name once", _FORM)
+        if key.value in texts:
+            raise _unreadable(path, _WHAT, f"it has '{key.value}' twice, expected each name once", _FORM)
+        texts[key.value] = _text(node, key.value, path)
     return texts
 
 
 def read_nested(path: Path, what: str, form: str) -> Any:
     """Read the mappings, lists and plain values of a YAML file.
 
+    Parameters
+    ----------
+    what, form
+        Name of the content in messages, and the hint that shows its form.
+
     Raises
     ------
     InputError
-        If the file is missing, too large or no YAML, a name stands twice, or a value is of another type.
+        If the file is missing, too large or no YAML, a name stands twice, or a value has another type.
     """
     import yaml
 
@@ -163,7 +155,7 @@ def read_nested(path: Path, what: str, form: str) -> Any:
             raise _unreadable(path, what, f"'{node.value[:40]}' is no plain value", form) from error
 
     try:
-        return plain(_composed(path, what, form))
+        return plain(_compose(path, what, form))
     except RecursionError as error:
         raise _unreadable(path, what, "its values nest too deep", form) from error
 
@@ -180,18 +172,14 @@ def _unreadable(path: Path, what: str, problem: str, form: str) -> InputError:
     return InputError(f"cannot read {what} in '{path}', since {problem}", form)
 
 
-def _composed(path: Path, what: str, form: str) -> Any:
+def _compose(path: Path, what: str, form: str) -> Any:
     """Return the root node of a YAML file."""
     import yaml
 
     if not path.is_file():
         raise InputError(f"cannot read {what}, since there is no file '{path}'", "Check the path.")
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(
-            f"cannot read {what} in '{path}', since it has {path.stat().st_size} bytes, "
-            f"expected at most {MAX_BYTES}",
-            form,
-        )
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise _unreadable(path, what, f"it has {size} bytes, expected at most {MAX_BYTES}", form)
     try:
         text = path.read_text(encoding="utf-8")
         if sum(map(text.count, ",:[{\n")) > MAX_VALUES:
@@ -199,22 +187,18 @@ def _composed(path: Path, what: str, form: str) -> Any:
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         problem = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"cannot read {what} in '{path}', since it is not valid YAML ({problem})", form
-        ) from error
+        raise _unreadable(path, what, f"it is not valid YAML ({problem})", form) from error
 
 
-def _text(node: Any, name: str, path: Path, what: str) -> str | list[str] | None:
+def _text(node: Any, name: str, path: Path) -> str | list[str] | None:
     """Return the value of a node: a text, a list of texts, or None for null."""
     import yaml
 
     items = node.value if isinstance(node, yaml.SequenceNode) else [node]
     if not all(isinstance(item, yaml.ScalarNode) for item in items):
-        raise InputError(
-            f"cannot read {what} in '{path}', since line {node.start_mark.line + 1} has a nested value "
-            f"for '{name}', expected one value or a list of values",
-            "Write lists as [a, b].",
-        )
+        line = node.start_mark.line + 1
+        problem = f"line {line} has a nested value for '{name}', expected one value or a list of values"
+        raise _unreadable(path, _WHAT, problem, "Write lists as [a, b].")
     if isinstance(node, yaml.SequenceNode):
         return [item.value for item in items]
     return None if node.tag == "tag:yaml.org,2002:null" else str(node.value)
@@ -244,10 +228,3 @@ def _value(
             f"See the help of --{name}.",
         ) from error
     return values[0] if many is None else values
-
-
-def _nearest(name: str, fields: Mapping[str, Any]) -> str:
-    near = nearest(name, fields)
-    if near:
-        return f"Did you mean '{near.replace('_', '-')}'?"
-    return "See --help; --print-config writes a file with all options."

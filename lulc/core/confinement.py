@@ -1,8 +1,8 @@
-"""What a process gives up before it opens a file that others made.
+"""Sandbox of a process that opens untrusted files.
 
-Linux enforces it where it can: resource limits, Landlock for folders and TCP, seccomp for sockets and
-programs. Where the kernel lacks one, Python's audit hook and GDAL's own switches remain. The numbers are
-those of the kernel's interface (linux/landlock.h, linux/seccomp.h, linux/audit.h).
+Linux enforces it by resource limits, Landlock (folders and TCP) and seccomp (sockets and programs). If the
+kernel lacks one, Python's audit hook and GDAL's own settings remain. The numbers are those of the kernel's
+interface (linux/landlock.h, linux/seccomp.h, linux/audit.h).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OFFLINE = {
     "OGR_SQLITE_LOAD_EXTENSIONS": "",
     "HDF5_PLUGIN_PATH": os.devnull,
 }
-"""Settings of PROJ, GDAL and HDF5 that keep them from connections and plug-ins, and from many open files."""
+"""Settings that keep PROJ, GDAL and HDF5 from opening connections, plug-ins or many files."""
 
 _REFUSED_EVENTS = ("socket.", "subprocess.", "os.exec", "os.posix_spawn", "os.system")
 
@@ -46,13 +46,13 @@ _SYSTEM_CALLS = {
 }
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""Rights over files by version of Landlock: every one that is not given back is lost."""
+"""Number of file rights by version of Landlock; each of them is lost unless a rule grants it."""
 _READ = 0b1101
-"""Execute (to map libraries), read files, list folders."""
+"""Rights to execute (to map libraries), read files and list folders."""
 
 
 def confine(folder: Path, limits: Allowance) -> None:
-    """Give up what reading a file below `folder` does not need; for good."""
+    """Permanently give up every right that reading a file below `folder` does not need."""
     os.environ.update(OFFLINE)
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
@@ -65,14 +65,14 @@ def confine(folder: Path, limits: Allowance) -> None:
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    # Event loops wake themselves by a pair of sockets, which leads nowhere else.
+    # Event loops wake themselves by a pair of local sockets.
     of_pair = event == "socket.__new__" and arguments[1] == socket.AF_UNIX
     if event.startswith(_REFUSED_EVENTS) and not of_pair:
         raise PermissionError(f"{event} is not allowed while a file is read")
 
 
 def _limit(limits: Allowance) -> None:
-    """Limit memory, open files, written bytes and dumps of this process."""
+    """Limit memory, open files, written bytes and core dumps of this process."""
     size, data = _own_memory()
     for kind, used in ((resource.RLIMIT_AS, size), (resource.RLIMIT_DATA, data)):
         if used and limits.memory < 2**62:
@@ -90,16 +90,16 @@ def _lower(kind: int, value: int) -> None:
 
 
 def _own_memory() -> tuple[int, int]:
-    """Bytes of address space and of private data that this process has; 0 where the system doesn't say."""
+    """Return the bytes of address space and private data of this process; 0 where unknown."""
     try:
         pages = Path("/proc/self/statm").read_text().split()
     except OSError:
         return 0, 0
-    return tuple(int(pages[i]) * resource.getpagesize() for i in (0, 5))  # type: ignore[return-value]
+    return int(pages[0]) * resource.getpagesize(), int(pages[5]) * resource.getpagesize()
 
 
 def _restrict_folders(kernel: Any, folder: Path) -> None:
-    """Let this process read below `folder` and below Python's own folders, and write nowhere."""
+    """Let this process read only below `folder` and Python's own folders, and write nowhere."""
     version = kernel.syscall(_LANDLOCK_CREATE, None, 0, 1)
     if version < 1:
         return
@@ -118,7 +118,7 @@ def _restrict_folders(kernel: Any, folder: Path) -> None:
 
 
 def _own_folders() -> Iterator[Path]:
-    """Folders and files of Python, its packages and the system's libraries."""
+    """Yield folders and files of Python, its packages and the system's libraries."""
     yield Path(__file__).resolve().parents[1]
     yield from (Path(p) for p in sys.path if p and Path(p).name in ("site-packages", "dist-packages"))
     paths = sysconfig.get_paths()
@@ -133,20 +133,19 @@ def _own_folders() -> Iterator[Path]:
 
 
 def _restrict_calls(kernel: Any) -> None:
-    """Refuse system calls that open sockets, run programs or look into other processes."""
-    known = _SYSTEM_CALLS.get(platform.machine())
-    if known is None:
-        kernel.unshare(0x40000000)  # a network of its own, which leads nowhere
+    """Block system calls that open sockets, run programs or access other processes."""
+    if platform.machine() not in _SYSTEM_CALLS:
+        kernel.unshare(0x40000000)  # CLONE_NEWNET: an isolated network
         return
-    architecture, calls = known
+    architecture, calls = _SYSTEM_CALLS[platform.machine()]
     load, equal, larger, result = 0x20, 0x15, 0x35, 0x06
     allow, refuse = 0x7FFF0000, 0x00050000 | 1
     rows = [(load, 0, 0, 4), (equal, 1, 0, architecture), (result, 0, 0, refuse), (load, 0, 0, 0)]
-    # Numbers above this are x86's second set of the same calls.
+    # Numbers above this are the x32 variants of the same calls.
     rows += [(larger, len(calls), 0, 0x40000000)]
     rows += [(equal, len(calls) - 1 - i, 0, number) for i, number in enumerate(calls)]
     rows += [(result, 0, 0, allow), (result, 0, 0, refuse)]
-    # Every jump leads to the last row.
+    # Every jump leads to the last row, which refuses the call.
     rows = [
         (code, len(rows) - 2 - i if code in (equal, larger) and i > 3 else yes, no, value)
         for i, (code, yes, no, value) in enumerate(rows)

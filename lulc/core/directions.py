@@ -1,4 +1,4 @@
-"""Directions in images: sine and cosine of an angle clockwise from north, which turn when the image does."""
+"""Channels with sine and cosine of a direction (clockwise from north), which rotate with the image."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 
 Directions = Sequence[tuple[int, int]]
-"""Numbers of the channels that hold sine and cosine, of each direction."""
+"""Numbers of the sine and cosine channel of each direction."""
 
 
 def mirror_directions(
     image: np.ndarray, directions: Directions, *, down: bool = False, across: bool = False
 ) -> np.ndarray:
-    """Return a mirrored image (..., y, x, band) whose directions are mirrored too.
+    """Return a copy of a mirrored image (..., y, x, channel) with mirrored directions.
 
-    Parameters
-    ----------
-    image
-        Mirrored already; it is returned as it is where nothing changes.
+    An image without changes is returned itself.
     """
     if not directions or not (down or across):
         return image
@@ -33,12 +30,9 @@ def mirror_directions(
 
 
 def turn_directions(image: np.ndarray, directions: Directions, angle: float) -> np.ndarray:
-    """Return an image (..., y, x, band) that was turned counter-clockwise, its directions turned too.
+    """Return a copy of an image (..., y, x, channel) rotated counter-clockwise, with rotated directions.
 
-    Parameters
-    ----------
-    image
-        Turned already; it is returned as it is where nothing changes.
+    An image without changes is returned itself.
     """
     if not directions or angle % 360 == 0:
         return image

@@ -1,4 +1,4 @@
-"""JSON documents (model cards, manifests, journals): bounded, checked against a schema, versioned."""
+"""JSON documents (model cards, manifests, journals) and CSV tables: bounded, checked, versioned."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ from lulc.core.storage import write_atomically
 from lulc.core.text import cell
 
 MAX_BYTES = 64 * 2**20
-"""No document of the toolkit comes near this; a larger one is refused before it is read."""
+"""Bytes of a document, checked before it is read."""
 
 MAX_VALUES = 2_000_000
-"""Values of a document: Python takes a hundred bytes for each, however few it has in the file."""
+"""Values of a document; Python needs a hundred bytes for each."""
 
-MAX_TABLE_BYTES = 10_000_000
-"""Bytes of a CSV table; ten times those of a table of 100,000 chips."""
-
-MAX_COLUMNS = 100
-"""Columns of a CSV table, since every row takes memory for each."""
+MAX_TABLE_BYTES, MAX_COLUMNS = 10_000_000, 100
+"""Size of a CSV table; 100,000 chips have a tenth of these bytes."""
 
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Characters that steer a terminal, end a C string, or are no text at all."""
+"""Characters that control a terminal, end a C string, or are no text."""
+
+_DAMAGED = "It is damaged or was not written by this toolkit; make it again."
 
 
 def read_document(
@@ -43,14 +42,14 @@ def read_document(
     Parameters
     ----------
     kind
-        What it is, for messages ("model card").
+        Kind of document, for messages ("model card").
     version
-        Highest ``format_version`` that this program knows.
+        Highest known ``format_version``.
 
     Raises
     ------
     InputError
-        If the file is missing, too large, no JSON, of a newer version, or not as the schema says.
+        If the file is missing, too large, no JSON, of a newer version, or does not fit the schema.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,14 +58,13 @@ def read_document(
     if size > MAX_BYTES:
         raise InputError(
             f"cannot read the {kind} '{path}', since it has {size} bytes, expected at most {MAX_BYTES}",
-            "It is damaged or was not written by this toolkit; make it again.",
+            _DAMAGED,
         )
     try:
         data = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(
-            f"cannot read the {kind} '{path}', since it is not valid JSON ({error})",
-            "It is damaged or was not written by this toolkit; make it again.",
+            f"cannot read the {kind} '{path}', since it is not valid JSON ({error})", _DAMAGED
         ) from error
     found = data.get("format_version") if isinstance(data, dict) else None
     if isinstance(found, int) and found > version:
@@ -82,20 +80,17 @@ def read_document(
 def check_document(data: Any, schema: dict[str, Any], kind: str, where: str) -> None:
     """Raise InputError naming the first place of `data` that does not fit `schema`."""
     if problem := schema_problem(data, schema):
-        raise InputError(
-            f"cannot use the {kind} '{where}', since {problem}",
-            "It is damaged or was not written by this toolkit; make it again.",
-        )
+        raise InputError(f"cannot use the {kind} '{where}', since {problem}", _DAMAGED)
 
 
 def schema_problem(data: Any, schema: dict[str, Any]) -> str:
-    """Say which place of `data` does not fit `schema`; empty where all fits."""
+    """Return the first place of `data` that does not fit `schema`, and why; empty where all fits."""
     first = next(iter(jsonschema.Draft202012Validator(schema).iter_errors(data)), None)
     if first is None:
         return ""
     place = "/".join(str(p) for p in first.absolute_path) or "the top level"
-    said = first.message
-    return f"{place} does not fit: {said if len(said) < 200 else f'{said[:150]} ... {said[-45:]}'}"
+    reason = first.message
+    return f"{place} does not fit: {reason if len(reason) < 200 else f'{reason[:150]} ... {reason[-45:]}'}"
 
 
 def write_document(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
@@ -106,19 +101,16 @@ def write_document(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
 
 
 def write_rows(path: str | os.PathLike[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV table, whole or not at all, in which a spreadsheet finds no formula."""
+    """Write a CSV table, whole or not at all, with cells that no spreadsheet runs as formulas."""
     with write_atomically(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([cell(value) for value in row] for row in rows)
 
 
 def append_line(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
-    """Add `data` to a journal, a file of JSON lines; on disk when this returns.
-
-    A checksum tells a line that was cut short or changed.
-    """
+    """Append `data` to a journal, a file of JSON lines with checksums; it is on disk on return."""
     line = json.dumps({**data, "checksum": seal_of(data)[:16]}, allow_nan=False)
     with open(path, "a+b") as file:
-        # A line that a crash cut short is closed, so that this one stands by itself.
+        # End a line that a crash cut short.
         if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             file.write(b"\n")
         file.write(line.encode() + b"\n")
@@ -127,7 +119,7 @@ def append_line(path: str | os.PathLike[str], data: dict[str, Any]) -> None:
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """Yield the entries that `append_line` wrote; damaged ones, or a missing file, are passed over."""
+    """Yield the entries that `append_line` wrote, without damaged ones; none for a missing file."""
     if not os.path.exists(path):
         return
     with open(path, "rb") as file:
@@ -142,7 +134,7 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
 
 def seal_of(data: dict[str, Any]) -> str:
-    """sha256 of JSON-ready data, whatever their layout in a file; finds accidents, not intent."""
+    """Return the SHA-256 of JSON-ready data, independent of their layout; detects damage, not forgery."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -150,16 +142,16 @@ def seal_of(data: dict[str, Any]) -> str:
 def read_rows(
     path: str | os.PathLike[str], what: str, hint: str, delimiters: str = ","
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Read a CSV table: the names of its columns in small letters, and line number and cells of each row.
+    """Read a CSV table: its column names in lower case, and the line number and cells of each row.
 
-    A row that is too short has None in its last cells, and one that is too long the rest behind the key None.
+    A short row has None in its last cells, and a long row its further cells under the key None.
 
     Parameters
     ----------
     what, hint
-        Names it in messages ("the scheme"), and what to give instead.
+        Name in messages ("the scheme"), and what to do instead.
     delimiters
-        Characters that may part the cells; the one that the first line has most counts.
+        Possible delimiters; the most frequent one in the first line is used.
 
     Raises
     ------
@@ -195,7 +187,7 @@ def read_rows(
 
 
 def parse_json(text: str | bytes, *, foreign: bool = False) -> Any:
-    """Return JSON as Python values: bounded in number, finite, and free of characters that are no text.
+    """Parse JSON of bounded size, with finite numbers and without control characters.
 
     Parameters
     ----------
@@ -205,7 +197,7 @@ def parse_json(text: str | bytes, *, foreign: bool = False) -> Any:
     Raises
     ------
     ValueError
-        If it is anything else, or nests too deep.
+        If it is invalid, too large, or nested too deep.
     """
     text = text if isinstance(text, str) else text.decode()
     values = text.count(",") + text.count("[") + text.count("{")
@@ -219,7 +211,7 @@ def parse_json(text: str | bytes, *, foreign: bool = False) -> Any:
         )
     except RecursionError as error:
         raise ValueError("it nests too deep") from error
-    # Characters that JSON admits only behind a backslash come from there; others stand in the text.
+    # Control characters stand in the text itself or come from its escapes.
     if _FORBIDDEN.search(text) or ("\\" in text and any(map(_FORBIDDEN.search, _strings_of(data)))):
         raise ValueError("it holds control characters")
     return data

@@ -1,4 +1,4 @@
-"""Formulas over channels: parsed by a grammar of our own, checked for units, never run as code.
+"""Formulas over channels: parsed by this grammar, checked for units, never executed as code.
 
     sum     = product {("+" | "-") product}
     product = sign {("*" | "/") sign}
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,10 @@ import numpy as np
 from lulc.core.schema import INDEX_UNIT, REFLECTANCE_UNIT, InputError
 
 MAX_LENGTH, MAX_DEPTH = 500, 40
-"""Characters of a formula, and how deep its brackets nest."""
+"""Limits on characters and on nested brackets."""
 
 TERRAIN = ("slope", "aspect_sin", "aspect_cos")
-"""Functions of one layer of elevation; they need the pixels around."""
+"""Functions of one layer of elevation, which need the neighbouring pixels."""
 
 _TOKEN = re.compile(r"\s*(?:(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)|([A-Za-z_]\w*)|(.))", re.DOTALL)
 _OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
@@ -35,7 +35,7 @@ _SCALES = {
     "dB": "logarithms: the ratio of two powers is their difference, VV - VH",
     INDEX_UNIT: "100 above their index: write its bands instead",
 }
-"""Units whose numbers are no multiples of what they measure."""
+"""Units that can't be multiplied or divided, and the reason."""
 
 Unit = dict[str, float]
 """Powers of base units; empty for a plain number."""
@@ -43,7 +43,7 @@ Unit = dict[str, float]
 
 @dataclass(frozen=True)
 class Node:
-    """A number, a name, or an operator or function and its arguments."""
+    """A number, a name, or an operator or function with arguments."""
 
     kind: str
     text: str
@@ -59,21 +59,20 @@ class Formula:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names in the order in which they occur, each once; a function of terrain counts as one name."""
-        found: list[str] = []
-        _collect(self.root, found)
-        return tuple(dict.fromkeys(found))
+        """Names in order of occurrence, each once; a terrain function counts as one name."""
+        return tuple(dict.fromkeys(_names(self.root)))
 
     def renamed(self, names: Mapping[str, str]) -> str:
+        """Return the text of the formula with other names."""
         return _text(self.root, names)
 
     def evaluate(self, planes: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the values, float32 as the planes, NaN where a denominator is zero or an input is NaN."""
+        """Return the values, float32 like the planes, NaN where a denominator is zero or an input is NaN."""
         with np.errstate(all="ignore"):
             return np.asarray(_evaluate(self.root, planes))
 
     def unit(self, units: Mapping[str, str]) -> str:
-        """Return the unit of the values; raises InputError where units don't fit together."""
+        """Return the unit of the values; raises InputError where units don't match."""
         return _shown(_unit(self.root, units, self.text))
 
 
@@ -85,7 +84,7 @@ def parse(text: str, dates: Collection[str] = ()) -> Formula:
     text
         Names, numbers, ``+ - * /``, brackets and functions.
     dates
-        Words that stand before a name: ``spring`` in ``spring/B04``.
+        Known dates, such as ``spring`` in ``spring/B04``.
 
     Raises
     ------
@@ -133,7 +132,7 @@ class _Parser:
             self.word, self._place = self.word + dated.group(), dated.end()
 
     def _take(self, signs: str) -> str:
-        """Return the next token where it is one of some signs, and pass it; else return nothing."""
+        """Consume and return the next token if it is one of `signs`, else return ``""``."""
         word = self.word if self.kind == "sign" and self.word in signs else ""
         if word:
             self._next()
@@ -197,22 +196,23 @@ class _Parser:
             raise _refusal(self._text, f"'{self.word}' stands where ')' is expected")
 
 
-def _collect(node: Node, found: list[str]) -> None:
+def _names(node: Node) -> Iterator[str]:
     if node.kind == "name":
-        found.append(node.text)
+        yield node.text
     for argument in node.arguments:
-        _collect(argument, found)
+        yield from _names(argument)
 
 
 def _text(node: Node, names: Mapping[str, str]) -> str:
-    own = [_text(argument, names) for argument in node.arguments]
+    arguments = [_text(argument, names) for argument in node.arguments]
     if node.kind == "name":
         return names.get(node.text, node.text)
     if node.kind == "function":
-        return f"{node.text}({', '.join(own)})"
+        return f"{node.text}({', '.join(arguments)})"
     if node.kind == "operator":
-        # Every operation in brackets: the text parses to the same tree, whatever binds stronger.
-        return f"(-{own[0]})" if node.text == "negative" else f"({own[0]} {node.text} {own[1]})"
+        # With brackets around every operation, the text parses to the same tree.
+        negative = node.text == "negative"
+        return f"(-{arguments[0]})" if negative else f"({arguments[0]} {node.text} {arguments[1]})"
     return node.text
 
 
@@ -229,7 +229,7 @@ def _evaluate(node: Node, planes: Mapping[str, np.ndarray]) -> Any:
     first, second = values
     if node.text != "/":
         return _OPERATORS[node.text](first, second)
-    # Values of a plane are not ours to change.
+    # Never change a plane of the caller.
     second = np.array(second, copy=True if node.arguments[1].kind in ("name", "number") else None)
     second[second == 0] = np.nan
     return first / second
@@ -241,18 +241,19 @@ def _unit(node: Node, units: Mapping[str, str], text: str) -> Unit:
     if node.kind == "name":
         unit = units[node.text]
         return {unit: 1.0} if unit != "1" else {}
-    own = [_unit(argument, units, text) for argument in node.arguments]
+    arguments = [_unit(argument, units, text) for argument in node.arguments]
     if node.kind == "function":
-        return _FUNCTIONS[node.text].unit(text, node.text, *own)
+        return _FUNCTIONS[node.text].unit(text, node.text, *arguments)
     if node.text == "negative":
-        return own[0]
+        return arguments[0]
     if node.text in "+-":
-        return _same(text, node.text, *own)
+        return _same(text, node.text, *arguments)
+    first, second = arguments
     for unit, meaning in _SCALES.items():
-        if unit in own[0] and unit in own[1]:
+        if unit in first and unit in second:
             raise _refusal(text, f"{node.text} joins two values in {unit}, which are {meaning}")
     sign = 1 if node.text == "*" else -1
-    powers = {name: own[0].get(name, 0) + sign * own[1].get(name, 0) for name in {*own[0], *own[1]}}
+    powers = {name: first.get(name, 0) + sign * second.get(name, 0) for name in {*first, *second}}
     return {name: power for name, power in powers.items() if power}
 
 

@@ -1,4 +1,4 @@
-"""The grid of a raster: coordinate reference system, geotransform and shape, decided once."""
+"""The grid of a raster: coordinate reference system, geotransform and shape."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shapely.geometry.base import BaseGeometry
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 
-# PROJ asks for it when it is first used: no grid is fetched, whatever a file names.
+# PROJ reads this at its first use: it then downloads no grid that a file names.
 os.environ.update(PROJ_NETWORK="OFF")
 
 _ROOT_CODE = re.compile(r'(?:AUTHORITY|ID)\["EPSG",\s*"?(\d+)"?\]\]$')
@@ -32,10 +32,9 @@ _DATUM_TERMS = frozenset(
 
 
 def settled_crs(crs: CRS) -> CRS:
-    """The CRS of the EPSG code that a CRS bears, so that one code is one CRS whoever wrote its WKT.
+    """Return the CRS of the EPSG code in a CRS, since versions of PROJ write its datum differently.
 
-    Versions of PROJ word datums differently. A CRS is left as it is where it bears no code, or one whose
-    projection is another.
+    A CRS without a code, or with the code of another projection, is returned unchanged.
     """
     code = _ROOT_CODE.search(re.sub(r"\s+(?=\])", "", crs.to_wkt())) if crs else None
     if code is None:
@@ -44,10 +43,10 @@ def settled_crs(crs: CRS) -> CRS:
         known = CRS.from_epsg(int(code.group(1)))
     except CRSError:
         return crs
-    own, terms = (
+    given, expected = (
         {k: v for k, v in c.to_dict(projjson=False).items() if k not in _DATUM_TERMS} for c in (crs, known)
     )
-    return known if own == terms else crs
+    return known if given == expected else crs
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class GridSpec:
         return (left, bottom, right, top)
 
     def outline_on(self, crs: CRS) -> Polygon:
-        """Return the border as a polygon in another CRS; empty where it has no place there."""
+        """Return the border as a polygon in another CRS; empty if that CRS can't represent it."""
         ring = self.outline()
         if crs == self.crs:
             return ring
@@ -103,7 +102,7 @@ class GridSpec:
         return Polygon(list(zip(xs, ys, strict=True))) if finite else Polygon()
 
     def outline_in_degrees(self) -> BaseGeometry:
-        """Return the border on WGS 84, cut along longitude 180; empty where it has no place there.
+        """Return the border on WGS 84, cut at longitude 180; empty if it can't be projected.
 
         Longitudes are -180..180, so that borders of any CRS can be compared.
 
@@ -115,7 +114,6 @@ class GridSpec:
         if ring.is_empty:
             return ring
         xs, ys = np.transpose(ring.exterior.coords)
-        # From point to point longitudes go on where they begin anew.
         xs = np.unwrap(xs, period=360)
         points = list(zip(xs, ys, strict=True))
         if abs(xs[-1] - xs[0]) > 180:
@@ -131,7 +129,7 @@ class GridSpec:
         return union_all([part for part in cut if part.area])
 
     def bounds_on(self, crs: CRS) -> tuple[float, float, float, float]:
-        """Return (left, bottom, right, top) in another CRS; right is above 180 beyond that longitude."""
+        """Return (left, bottom, right, top) in another CRS; right exceeds 180 across that longitude."""
         left, bottom, right, top = self.bounds
         corners = min(left, right), min(bottom, top), max(left, right), max(bottom, top)
         west, south, east, north = corners if crs == self.crs else transform_bounds(self.crs, crs, *corners)
@@ -156,44 +154,40 @@ class GridSpec:
         return t.b == 0 and t.d == 0 and t.a > 0 and t.e < 0
 
     def crop(self, window: Window) -> GridSpec:
-        """The grid of `window`, which counts pixels of this grid."""
+        """Return the grid of `window`, which is in pixels of this grid."""
         origin = self.transform @ Affine.translation(window.col, window.row)
         return GridSpec(self.crs, origin, window.height, window.width)
 
     def window_of(self, bounds: tuple[float, float, float, float]) -> Window:
-        """Return the smallest window that holds a box of the CRS; it may reach beyond the grid."""
+        """Return the smallest window that contains a box in the CRS; it may exceed the grid."""
         corners = [~self.transform @ (x, y) for x in bounds[::2] for y in bounds[1::2]]
         cols, rows = zip(*corners, strict=True)
         row, col = math.floor(min(rows)), math.floor(min(cols))
         return Window(row, col, math.ceil(max(rows)) - row, math.ceil(max(cols)) - col)
 
     def matches(self, other: GridSpec) -> bool:
-        """True where both grids hold the same pixels: CRS, shape, and corners within 1 % of a pixel."""
-        if self.crs != other.crs or self.shape != other.shape:
-            return False
-        return self.is_aligned(other) and self.offset_of(other) == (0, 0)
+        """True if both grids have the same CRS, shape, and corners within 1 % of a pixel."""
+        return self.shape == other.shape and self.is_aligned(other) and self.offset_of(other) == (0, 0)
 
     def is_aligned(self, other: GridSpec) -> bool:
-        """True where `other` has this CRS and pixel size, and its corners fall on pixel corners here."""
+        """True if `other` has this CRS and pixel size, and its pixel corners are pixel corners here."""
         if self.crs != other.crs:
             return False
         a, b = self.transform, other.transform
-        longest = max(self.height, self.width, other.height, other.width)
-        scale = abs(a.a)
-        if any(
-            abs(x - y) * longest > 0.01 * scale for x, y in ((a.a, b.a), (a.b, b.b), (a.d, b.d), (a.e, b.e))
-        ):
+        longest = max(*self.shape, *other.shape)
+        steps = ((a.a, b.a), (a.b, b.b), (a.d, b.d), (a.e, b.e))
+        if any(abs(x - y) * longest > 0.01 * abs(a.a) for x, y in steps):
             return False
         col, row = ~a @ (b.c, b.f)
         return abs(col - round(col)) < 0.01 and abs(row - round(row)) < 0.01
 
     def offset_of(self, other: GridSpec) -> tuple[int, int]:
-        """(row, column) of the origin of an aligned grid `other` in this grid."""
+        """Return (row, column) of the origin of an aligned grid `other` in this grid."""
         col, row = ~self.transform @ (other.transform.c, other.transform.f)
         return (round(row), round(col))
 
     def describe(self) -> str:
-        """One line for messages: CRS, size, pixel size and origin."""
+        """Return one line for messages: CRS, size, pixel size and origin."""
         t = self.transform
         name = self.crs.to_string() if self.crs else "no CRS"
         if len(name) > 40:
@@ -213,12 +207,12 @@ class GridSpec:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> GridSpec:
-        """A grid from the data that `to_json` gives, types and ranges checked by the reader.
+        """Return a grid from data of `to_json` that fit `SCHEMA`.
 
         Raises
         ------
         InputError
-            If its CRS is none, or its pixels have no area.
+            If its CRS is invalid, or its pixels have no area.
         """
         transform = Affine(*(float(v) for v in data["transform"]))
         try:
@@ -234,12 +228,8 @@ class GridSpec:
         return cls(crs, transform, int(data["height"]), int(data["width"]))
 
 
-METRES_PER_DEGREE = 111_320.0
-"""Length of a degree along a meridian, and along the equator."""
-
-
 def metres_per_pixel(grid: GridSpec) -> float | None:
-    """Width of a pixel on the ground in the middle of the grid; None where it has no place on the Earth.
+    """Return the width in metres of the pixel in the middle of the grid; None where it is not on the Earth.
 
     Examples
     --------
@@ -252,7 +242,7 @@ def metres_per_pixel(grid: GridSpec) -> float | None:
 
 
 def pixel_on_ground(grid: GridSpec) -> tuple[float, float] | None:
-    """Width and height of the pixel in the middle of the grid in metres; None where it is not on the Earth.
+    """Return (width, height) in metres of the pixel in the middle; None where it is not on the Earth.
 
     Examples
     --------
@@ -260,19 +250,19 @@ def pixel_on_ground(grid: GridSpec) -> tuple[float, float] | None:
     >>> [round(side, 1) for side in pixel_on_ground(degrees)]
     [5.6, 11.1]
     """
-    found = pixels_on_ground(grid, [grid.height / 2])
-    return found and (float(found[0][0]), float(found[1][0]))
+    sizes = pixels_on_ground(grid, [grid.height / 2])
+    return sizes and (float(sizes[0][0]), float(sizes[1][0]))
 
 
 def pixels_on_ground(
     grid: GridSpec, rows: Sequence[float] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Width and height of pixels in the middle of some rows in metres, on the ellipsoid.
+    """Return (widths, heights) in metres of the pixels in the middle of some rows, on the ellipsoid.
 
     Parameters
     ----------
     rows
-        Centres of the pixels, in rows from the upper edge: 0.5 for the first row.
+        Centres of the rows, counted from the upper edge: 0.5 for the first row.
 
     Returns
     -------

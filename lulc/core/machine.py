@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 
 GDAL_CACHE = 64 * 2**20
-"""GDAL's cache of decoded input blocks, bytes; its own default is a twentieth of the machine's memory."""
+"""Bytes of GDAL's block cache; its default is a twentieth of the machine's memory."""
 
 
 def free_memory() -> float:
-    """Return the bytes that this process can still take, by machine, control group and limits."""
+    """Return the memory that this process may use, in bytes, by machine, control groups and limits."""
     process = psutil.Process().memory_info()
     free = [float(psutil.virtual_memory().available) + process.rss]
     for limit, used in ((resource.RLIMIT_AS, process.vms), (resource.RLIMIT_DATA, process.rss)):
@@ -25,10 +25,10 @@ def free_memory() -> float:
 
 
 def left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[float]:
-    """Bytes that each control group of this process leaves, as a batch system or a container sets them."""
+    """Return the free bytes of each control group of this process, set by batch systems and containers."""
     if not own.is_file():
         return []
-    found = []
+    free = []
     for line in own.read_text().splitlines():
         number, kind, name = line.split(":", 2)
         if number == "0":
@@ -38,16 +38,16 @@ def left_in_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
             files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
-        # In a container the names are those of the machine outside, and only the mount itself is there.
+        # In a container the names are those of the host, and only the mount itself exists.
         group = base / name.lstrip("/")
         for folder in dict.fromkeys((group, *group.parents, base)):
             if folder == base or base in folder.parents:
-                found += _left_in(folder, *files)
-    return found
+                free += _left_in(folder, *files)
+    return free
 
 
 def _left_in(group: Path, limit: str, used: str, cache: str) -> list[float]:
-    """Return the memory that one group leaves, with droppable files as free; empty without a limit."""
+    """Return the free bytes of one group, its file cache included; empty without a limit."""
     try:
         most = (group / limit).read_text().strip()
         if not most.isdigit():
@@ -59,5 +59,5 @@ def _left_in(group: Path, limit: str, used: str, cache: str) -> list[float]:
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Options: fields of a config with default, unit, help and limits, and one check of their values."""
+"""Options: fields of a config with default, unit, help and limits, and the check of their values."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from lulc.core.schema import InputError
 
 KINDS: Mapping[type, str] = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text or a path"
 }  # fmt: skip
-"""What a value of a type is called in messages."""
-
+"""Names of types in messages."""
 
 _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-"""Limits of a number, by the names of the functions of `operator` that hold them, and in words."""
+"""Limits of a number: function of `operator`, and its words in messages."""
 
 
 def option(
@@ -45,65 +44,47 @@ def option(
     le: float | None = None,
     lt: float | None = None,
 ) -> Any:
-    """A dataclass field that is also a command-line option.
+    """Return a dataclass field that is also a command-line option.
 
     Parameters
     ----------
     default
-        Default value; ``...`` where the user must give one.
+        Default value; ``...`` for a required option.
     metavar
-        Placeholder in the help; of an option with several values one for each.
-    positional
-        True for an argument without a name.
+        Placeholder in the help; one word for each of a fixed number of values.
     group
-        Heading under which the help shows it.
+        Heading in the help.
     endings
-        How the name of an output may end, by which its format is known; `FOLDER` for a folder.
+        Allowed endings of the name of an output, which decide its format; `FOLDER` for a folder.
     texts
-        Files that values stand for; ``--print-OPTION VALUE`` prints one of them.
+        File contents by value; ``--print-OPTION VALUE`` prints one of them.
     flag
-        Name on the command line where that isn't the field's, which an argument without a name has.
+        Name on the command line if it isn't the field's, since a positional argument has that name.
     ge, gt, le, lt
         Limits of a number: at least, more than, at most, less than.
     """
+    limits = zip(_LIMITS, (ge, gt, le, lt), strict=True)
     metadata = {
-        "help": help,
-        "unit": unit,
-        "choices": choices,
-        "metavar": metavar,
-        "positional": positional,
-        "group": group,
-        "endings": endings,
-        "texts": texts,
-        "flag": flag,
-        "limits": tuple(
-            (name, limit) for name, limit in zip(_LIMITS, (ge, gt, le, lt), strict=True) if limit is not None
-        ),
-    }
-    if default is ...:
-        return field(metadata=metadata)
-    return field(default=default, metadata=metadata)
+        "help": help, "unit": unit, "choices": choices, "metavar": metavar, "positional": positional,
+        "group": group, "endings": endings, "texts": texts, "flag": flag,
+        "limits": tuple((name, limit) for name, limit in limits if limit is not None),
+    }  # fmt: skip
+    return field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
 
 FOLDER = ("",)
-"""Endings of a folder: any but one by which a file is known."""
+"""Endings of a folder: any but those of `FILE_ENDINGS`."""
 
 FILE_ENDINGS = (
     ".tif", ".tiff", ".vrt", ".img", ".jp2", ".nc", ".zarr", ".json", ".geojson", ".gpkg", ".shp", ".parquet",
     ".csv", ".qml", ".sld", ".xml", ".html", ".md", ".png", ".jpg", ".pdf", ".npy", ".keras", ".h5", ".hdf5",
     ".onnx", ".zip", ".yaml", ".yml", ".txt", ".log",
 )  # fmt: skip
-"""Endings by which people and programs know a file."""
+"""Endings that no folder should have."""
 
 
 def check_ending(path: str, endings: tuple[str, ...], name: str) -> None:
-    """Refuse the name of an output whose ending stands for another format.
-
-    Raises
-    ------
-    InputError
-        If the ending is none of these, or that of a file where a folder is to be written.
-    """
+    """Raise InputError if the name of an output has another ending, or a folder has that of a file."""
     stem, ending = os.path.splitext(path.rstrip("/"))
     if endings == FOLDER:
         if ending.lower() in FILE_ENDINGS and not os.path.isdir(path):
@@ -120,23 +101,16 @@ def check_ending(path: str, endings: tuple[str, ...], name: str) -> None:
         )
 
 
-class Rule(Protocol):
-    """A relation between options of one config."""
-
-    def check(self, config: Options) -> None:
-        """Raise `InputError` where the config breaks the rule."""
-
-
 @dataclass(frozen=True)
 class Needs:
-    """Rule: some options mean nothing without another one.
+    """Rule: some options have no effect without another one.
 
     Parameters
     ----------
     names
         Options, separated by blanks.
     values
-        Values of the other option with which they mean something; any where not given.
+        Values of the other option with which they have an effect; any where not given.
     """
 
     names: str
@@ -163,8 +137,8 @@ class Excludes:
 
     Parameters
     ----------
-    name
-        Option.
+    others
+        Options, separated by blanks; ``tile=all`` for one value only.
     hint
         What to type instead; ``{out}`` stands for the value of that option.
     """
@@ -186,10 +160,12 @@ class Excludes:
                 )
 
 
+Rule = Needs | Excludes
+
+
 def is_given(config: Options, name: str) -> bool:
-    """True if an option has another value than its default."""
-    option = type(config).__dataclass_fields__[name]
-    return bool(getattr(config, name) != option.default)
+    """True if an option differs from its default."""
+    return bool(getattr(config, name) != type(config).__dataclass_fields__[name].default)
 
 
 def _name_in(config: Options, name: str) -> str:
@@ -198,14 +174,12 @@ def _name_in(config: Options, name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base of the configs: takes lists and paths for tuples and texts, and refuses what doesn't fit.
-
-    `RULES` says which options need or exclude each other; those of the bases count too.
+    """Base of the configs: converts lists to tuples and paths to texts, and checks every value.
 
     Raises
     ------
     InputError
-        If a value is none of its option, or options don't go together.
+        If a value is invalid, or options break a rule of the class or its bases.
     """
 
     RULES: ClassVar[tuple[Rule, ...]] = ()
@@ -226,18 +200,18 @@ class Options:
 
 
 def take(value: Any, hint: Any) -> Any:
-    """Return a value in the form that a field of a config holds: texts for paths, tuples for lists.
+    """Convert a value to the type of a config's field: paths to texts, lists to tuples.
 
     Parameters
     ----------
     value
-        Path, text, number, date, switch or None, or a list, tuple or array of them. One value stands for a
-        list of one.
+        Path, text, number, date, boolean or None, or a list, tuple or array of them. One value stands for
+        a list of one.
 
     Raises
     ------
     TypeError, ValueError
-        If it can't be.
+        If it has another type or length.
 
     Examples
     --------
@@ -266,26 +240,24 @@ def take(value: Any, hint: Any) -> Any:
 
 
 def value_type(hint: Any) -> tuple[type, str | int | None]:
-    """Type of one value of a field, and how many there are: None one, ``"+"`` any number, or a number."""
+    """Return the type of a field's values, and their number: None for one value, ``"+"`` for any number."""
     if _is_union(hint):
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
     if typing.get_origin(hint) is tuple:
         arguments = typing.get_args(hint)
-        if arguments[-1] is Ellipsis:
-            return arguments[0], "+"
-        return arguments[0], len(arguments)
+        return arguments[0], "+" if arguments[-1] is Ellipsis else len(arguments)
     return hint, None
 
 
 def shown_name(option: dataclasses.Field[Any]) -> str:
-    """Name of an option in messages, as it is typed on the command line."""
+    """Return the name of an option as it is typed on the command line."""
     if option.metadata["positional"]:
         return str(option.metadata["metavar"] or option.name.upper())
     return "--" + (option.metadata.get("flag") or option.name).replace("_", "-")
 
 
 def help_of(option: dataclasses.Field[Any]) -> str:
-    """Return help, unit and default of an option, with % doubled as argparse wants it."""
+    """Return help, unit and default of an option for argparse, with % doubled."""
     text = str(option.metadata["help"])
     notes = [option.metadata["unit"]] if option.metadata["unit"] else []
     recipes = {name: _shown(value) for name, value in option.metadata.get("by_recipe", {}).items()}
@@ -299,28 +271,23 @@ def help_of(option: dataclasses.Field[Any]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name nearest to a mistyped one; None where none is near."""
+    """Return the known name most similar to a mistyped one, or None."""
     return next(iter(difflib.get_close_matches(name.replace("-", "_"), list(known), 1)), None)
 
 
 def _checked(value: Any, option: dataclasses.Field[Any], hint: Any) -> Any:
-    """Return the value as the field holds it; a field with the default None also takes None."""
+    """Return the value in the type of the field; a field with the default None also accepts None."""
     if value is None and option.default is None:
         return None
-    choices = option.metadata.get("choices")
+    choices, limits = option.metadata.get("choices"), option.metadata.get("limits", ())
     try:
         taken = take(value, hint)
-        if (
-            choices
-            and taken is not None
-            and not {*(taken if isinstance(taken, tuple) else [taken])} <= {*choices}
-        ):
+        items = [item for item in (taken if isinstance(taken, tuple) else (taken,)) if item is not None]
+        if choices and (not {*items} <= {*choices} or len({*items}) < len(items)):
             raise ValueError(value)
-        if choices and isinstance(taken, tuple) and len({*taken}) < len(taken):
+        # NaN lies within no limit.
+        if not all(getattr(operator, name)(item, limit) for item in items for name, limit in limits):
             raise ValueError(value)
-        for number in taken if isinstance(taken, tuple) else (taken,):
-            if number is not None and not _is_within(number, option):
-                raise ValueError(value)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"cannot use {_short(value)} for {shown_name(option)}, expected {_expected(option, hint)}",
@@ -329,14 +296,8 @@ def _checked(value: Any, option: dataclasses.Field[Any], hint: Any) -> Any:
     return taken
 
 
-def _is_within(number: Any, option: dataclasses.Field[Any]) -> bool:
-    """True if a number lies within the limits of an option; NaN lies within none."""
-    limits = option.metadata.get("limits", ())
-    return all(getattr(operator, name)(number, limit) for name, limit in limits)
-
-
 def _expected(option: dataclasses.Field[Any], hint: Any) -> str:
-    """Describe the values that an option takes."""
+    """Describe the valid values of an option."""
     base, many = value_type(hint)
     choices = option.metadata.get("choices")
     limits = " and ".join(f"{_LIMITS[name]} {limit}" for name, limit in option.metadata.get("limits", ()))
@@ -356,13 +317,13 @@ def _is_union(hint: Any) -> bool:
 
 
 def _is_several(value: Any) -> bool:
-    """True for lists, tuples and arrays; a set is none, since the order of files counts."""
-    alone = isinstance(value, str | bytes | os.PathLike | Mapping | AbstractSet)
-    return isinstance(value, Iterable) and not alone and getattr(value, "ndim", 1) == 1
+    """True for lists, tuples and arrays, but not for sets, since the order of files matters."""
+    is_single = isinstance(value, str | bytes | os.PathLike | Mapping | AbstractSet)
+    return isinstance(value, Iterable) and not is_single and getattr(value, "ndim", 1) == 1
 
 
 def _plain(value: Any) -> Any:
-    """Python's own number for one of NumPy's."""
+    """Convert a NumPy number to Python's."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 

@@ -1,4 +1,4 @@
-"""Packages of the extras: checked before they are imported."""
+"""Check for optional packages before they are imported."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from lulc.core.schema import InputError
 
 
 def require(packages: Iterable[str], what: str, extra: str) -> None:
-    """Refuse to begin what lacks a package.
+    """Raise InputError if a package is missing, with the command to install it.
 
     Parameters
     ----------
     what
-        What they are needed for, as it follows "cannot".
-
-    Raises
-    ------
-    InputError
-        Naming those that are not installed, and how to install them.
+        Action that needs the packages, as it follows "cannot".
+    extra
+        Extra of this project that installs them.
     """
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise InputError(

@@ -1,12 +1,12 @@
-"""Removal: the only module that deletes files, and only those that the toolkit can prove to be its own.
+"""The only module that deletes files, and only those that the toolkit can prove to be its own.
 
 There are two proofs:
 
 - A temporary file or folder has a sealed name (`temporary_name`), which ends with a checksum of itself.
-- A folder has a mark (`OwnFolder`). The toolkit sets it where the folder holds none of the names that it
-  uses. In a marked folder it may delete what has one of these names, and nothing else.
+- A folder has a mark (`OwnFolder`), which the toolkit sets if the folder holds no file with one of its names.
+  In a marked folder it may delete files with these names, and no others.
 
-The toolkit makes no links, so it neither deletes nor follows one.
+The toolkit makes no links, so it neither deletes nor follows any.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger("lulc")
 _SEALED = re.compile(r"\.(?P<name>.+)\.(?P<nonce>[0-9a-f]{8})(?P<seal>[0-9a-f]{12})\.partial", re.DOTALL)
 
 _LONGEST = 200
-"""Bytes of a name that its temporary name repeats; file systems allow 255 in all."""
+"""Bytes of a name in its temporary name; file systems allow 255 in all."""
 
 MOVE_AWAY = "Move it away, or give another output."
 
@@ -40,21 +40,13 @@ def temporary_name(target: Path) -> Path:
 
 
 def is_temporary(path: Path) -> bool:
-    """Return True where a path has a sealed name and is no link."""
-    found = _SEALED.fullmatch(path.name)
-    if found is None or path.is_symlink():
-        return False
-    return found["seal"] == _seal(found["name"], found["nonce"])
+    """True if a path has a sealed name and is no link."""
+    match = _SEALED.fullmatch(path.name)
+    return bool(match and match["seal"] == _seal(match["name"], match["nonce"]) and not path.is_symlink())
 
 
 def remove_temporary(path: Path) -> None:
-    """Delete a temporary file or folder, if it is there.
-
-    Raises
-    ------
-    ValueError
-        If its name is not sealed.
-    """
+    """Delete a temporary file or folder if it exists; raises ValueError for a name without a seal."""
     if not is_temporary(path):
         raise ValueError(f"'{path}' is not a temporary name of this toolkit")
     with contextlib.suppress(FileNotFoundError):
@@ -69,28 +61,28 @@ def remove_leftovers(folder: Path, of: str | None = None, *, below: bool = False
     of
         Name of the file that they were written for; None for any.
     below
-        Look in its subfolders too.
+        True to search subfolders too.
     """
     with contextlib.suppress(FileNotFoundError):
         for entry in list(os.scandir(folder)):
             path = Path(entry.path)
             if is_temporary(path):
-                found = _SEALED.fullmatch(path.name)
-                if of is None or (found is not None and found["name"] == _shortened(of)):
+                match = _SEALED.fullmatch(path.name)
+                if of is None or (match is not None and match["name"] == _shortened(of)):
                     remove_temporary(path)
             elif below and entry.is_dir(follow_symlinks=False):
                 remove_leftovers(path, of, below=True)
 
 
 def withdraw(path: Path) -> None:
-    """Delete an output that the caller is about to write anew and was allowed to replace."""
+    """Delete an output that the caller may replace and is about to write."""
     if not path.is_symlink() and path.is_dir():
         raise InputError(f"cannot replace '{path}', since it is a folder, expected a file", MOVE_AWAY)
     path.unlink(missing_ok=True)
 
 
 def discard(path: Path) -> None:
-    """Delete a file or folder that the caller has just made; a kill leaves the whole of it or none."""
+    """Delete a file or folder that the caller has just made; a kill leaves all of it or nothing."""
     temporary = temporary_name(path)
     os.rename(path, temporary)
     remove_temporary(temporary)
@@ -102,9 +94,9 @@ def strangers(folder: Path, names: re.Pattern[str]) -> list[str]:
     Parameters
     ----------
     folder
-        Need not exist.
+        It need not exist.
     names
-        Paths that the toolkit makes there, relative to `folder`; those of folders end with ``/``.
+        Relative paths that the toolkit makes there; those of folders end with ``/``.
     """
     return [name for name, is_own in _survey(folder, names) if not is_own]
 
@@ -115,11 +107,13 @@ class OwnFolder:
     Parameters
     ----------
     kind
-        Names the mark: ``.lulc-KIND``.
+        Suffix of the mark ``.lulc-KIND``.
     names
-        Paths that the toolkit makes there, as in `strangers`.
+        Pattern of the relative paths that the toolkit makes there, as in `strangers`.
+    what
+        Content of the folder, for messages.
     exclusive
-        True for a folder that the toolkit makes and removes itself, and that holds nothing else.
+        True for a folder that the toolkit makes and removes, and that holds nothing else.
     """
 
     def __init__(self, path: Path, kind: str, names: str, what: str, *, exclusive: bool = False) -> None:
@@ -131,25 +125,24 @@ class OwnFolder:
 
     @property
     def is_marked(self) -> bool:
-        """True where the toolkit has marked the folder."""
         return self.mark.is_file() and not self.mark.is_symlink()
 
     def check(self, is_proven: Callable[[], bool] = lambda: False) -> None:
-        """Refuse what `take` would refuse; nothing is written."""
+        """Raise the error that `take` would raise, and write nothing."""
         if self.is_marked or self._exclusive:
             return
-        known = (name for name, _ in _survey(self.path, self._names) if self._names.fullmatch(name))
-        own = next(known, None)
-        if own is not None and not is_proven():
-            raise self._refuse(f"it holds '{own}', which this toolkit did not write there")
+        names = (name for name, _ in _survey(self.path, self._names) if self._names.fullmatch(name))
+        first = next(names, None)
+        if first is not None and not is_proven():
+            raise self._refuse(f"it holds '{first}', which this toolkit did not write there")
 
     def take(self, is_proven: Callable[[], bool] = lambda: False) -> None:
-        """Mark the folder, or make it where it is missing.
+        """Mark the folder, and make it if it is missing.
 
         Parameters
         ----------
         is_proven
-            Tells by the content whether the files of an unmarked folder are the toolkit's own.
+            Returns True if the content shows that the toolkit wrote the files of an unmarked folder.
 
         Raises
         ------
@@ -168,14 +161,14 @@ class OwnFolder:
             if self.path.is_symlink():
                 raise self._refuse("it is a link, expected a folder that this toolkit made")
             if os.path.lexists(self.path):
-                found = strangers(self.path, self._names) if self.path.is_dir() else []
+                others = strangers(self.path, self._names) if self.path.is_dir() else []
                 if not self.is_marked:
-                    holds = f" (it holds '{found[0]}')" if found else ""
+                    holds = f" (it holds '{others[0]}')" if others else ""
                     raise self._refuse(f"this toolkit did not make it{holds}")
-                if found:
-                    raise self._refuse(f"it holds '{found[0]}', which this toolkit did not write")
+                if others:
+                    raise self._refuse(f"it holds '{others[0]}', which this toolkit did not write")
                 return
-            # The folder appears with its mark, so that no kill leaves one without.
+            # The folder appears together with its mark, so that a kill never leaves an unmarked one.
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary = temporary_name(self.path)
             temporary.mkdir()
@@ -191,7 +184,7 @@ class OwnFolder:
         return InputError(f"cannot keep {self._what} in '{self.path}', since {why}", MOVE_AWAY)
 
     def remove(self, name: str) -> None:
-        """Delete a file of the toolkit's own, if it is there; name its path below the folder."""
+        """Delete a file of the toolkit, if it exists, by its path below the folder."""
         if not self._names.fullmatch(name) or not self.is_marked:
             raise ValueError(f"'{name}' in '{self.path}' is not this toolkit's own")
         path = self.path / name
@@ -199,37 +192,37 @@ class OwnFolder:
             path.unlink(missing_ok=True)
 
     def clear(self, kept: Callable[[str], bool] = lambda name: False) -> None:
-        """Delete all files of the toolkit but the mark and those in `kept`."""
+        """Delete all files of the toolkit except the mark and those for which `kept` is True."""
         for name, is_own in _survey(self.path, self._names):
             if is_own and name != self.mark.name and not kept(name):
                 _delete(self.path / name)
 
     def release(self) -> None:
-        """Delete the mark: from here on the content has to prove itself."""
+        """Delete the mark: from now on the content has to prove whose it is."""
         if self.is_marked:
             self.mark.unlink()
 
     def drop(self) -> None:
-        """Delete an exclusive folder; warn of what others put there meanwhile, which stays.
+        """Delete an exclusive folder; files of others stay, with a warning.
 
-        It gets a temporary name first, so that a kill leaves the whole folder or none.
+        It gets a temporary name first, so that a kill leaves all of the folder or nothing.
         """
-        if found := strangers(self.path, self._names):
+        if others := strangers(self.path, self._names):
             logger.warning(
-                "'%s' stays, since it holds '%s', which this toolkit did not write", self.path, found[0]
+                "'%s' stays, since it holds '%s', which this toolkit did not write", self.path, others[0]
             )
             self.clear()
             self.release()
             return
         temporary = temporary_name(self.path)
         os.rename(self.path, temporary)
-        # NFS keeps a name for files that are open, so that the folder may not be empty yet.
+        # NFS keeps files that are still open, so that the folder may not be empty yet.
         with contextlib.suppress(OSError):
             remove_temporary(temporary)
 
 
 def _survey(folder: Path, names: re.Pattern[str], above: str = "") -> Iterator[tuple[str, bool]]:
-    """Yield each path below a folder, content first, and whether it is the toolkit's own."""
+    """Yield each path below a folder, content first, and whether the toolkit made it."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except FileNotFoundError:
@@ -248,7 +241,7 @@ def _survey(folder: Path, names: re.Pattern[str], above: str = "") -> Iterator[t
 
 
 def _delete(path: Path) -> None:
-    """Delete a file, a temporary folder, or a folder that is empty."""
+    """Delete a file, a temporary folder, or an empty folder."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
     elif is_temporary(path):

@@ -1,6 +1,6 @@
-"""The vocabulary of the toolkit: channels, legends, reserved values and the error users see.
+"""Shared vocabulary: channels, legends, reserved values and the error that users see.
 
-Everything here is plain data; importing it loads neither numpy nor a deep-learning framework.
+Importing it loads neither numpy nor a deep-learning framework.
 """
 
 from __future__ import annotations
@@ -20,34 +20,33 @@ SENTINEL_BANDS = (
 """All bands of Sentinel-2 in the order of its products."""
 
 INDICES = ("NDVI", "NDTI", "NDBI", "NDMI", "NDSI")
-"""Spectral indices in stack order; SYKE code 100 v + 100 in 0..200."""
+"""Spectral indices in stack order."""
 
 CHANNELS = BANDS + INDICES
-"""The 14 layers of a stack, in the order of the original system."""
+"""The 14 channels of a stack, in the order of the original system."""
 
 REFLECTANCE_UNIT = "reflectance x 10000"
 INDEX_UNIT = "SYKE code, 100 x index + 100, 0..200"
 
 IGNORE = 255
-"""Label value that carries no weight in loss, metrics or statistics."""
+"""Label without weight in loss, metrics and statistics."""
 
 SPARSE = 0.25
-"""Labels on less than this share of the pixels are sparse: stacks around them are smaller than the mosaic."""
+"""Labels on a smaller fraction of the pixels are sparse."""
 
 NO_CODE = -(2**31)
-"""Stands for "no label here" (no data, NaN, outside the file) in arrays of codes; always ignored."""
-SIMULATED_TAG = "LULC_SIMULATED"
-"""Tag of rasters whose imagery was simulated."""
+"""Missing label (no data, NaN, outside the file) in arrays of codes."""
 
+SIMULATED_TAG = "LULC_SIMULATED"
+"""Tag of rasters with simulated imagery."""
 
 UNCLASSIFIED = 0
-"""Class value of a valid pixel whose confidence lies below a threshold."""
+"""Class number of a valid pixel with less than the minimum confidence."""
 
 UNCLASSIFIED_NAME, UNCLASSIFIED_COLOR = "Unclassified", "#ffb3d9"
-"""How reports and other programs show such pixels."""
 
 MAX_CLASSES = 254
-"""Class numbers run from 1 to at most this; 0 and 255 are reserved."""
+"""Highest class number; 0 and 255 are reserved."""
 
 NODATA = -1.0
 """No-data value of float32 maps, in every band."""
@@ -58,7 +57,7 @@ Name = Annotated[str, limits(minLength=1, maxLength=200, pattern=r"\A[^\n]*\Z")]
 
 
 class InputError(Exception):
-    """Error in the user's input; the message gives the reason and what to type next.
+    """Error in the user's input; line breaks in names and values are escaped (`lulc.core.text.unbroken`).
 
     Parameters
     ----------
@@ -66,8 +65,6 @@ class InputError(Exception):
         One sentence: what can't be done, since which file has which value, and what was expected.
     hint
         What to type or change next.
-
-    Line breaks of names and values in them become escapes, see `lulc.core.text.unbroken`.
     """
 
     def __init__(self, problem: str, hint: str = "") -> None:
@@ -91,10 +88,10 @@ class LandCoverClass(Jsonable):
     number
         Class number in masks and maps, 1..254.
     sources
-        Codes of the source nomenclature that the class gathers; empty where they are unknown.
+        Codes of the source nomenclature in this class; empty where unknown.
     level1
-        CORINE level-1 group, 1..5 (artificial, agricultural, forest and semi-natural, wetlands,
-        water), or 0 where the class belongs to none.
+        CORINE level-1 group, 1..5 (artificial, agricultural, forest and semi-natural, wetlands, water), or 0
+        for none.
     """
 
     number: Annotated[int, limits(minimum=1, maximum=MAX_CLASSES)]

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each channel: computed in pieces, merged exactly, read from files."""
+"""Mean and standard deviation of each channel: computed window by window, merged exactly, read from files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from lulc.core.codec import Jsonable, limits
 from lulc.core.documents import parse_json
 from lulc.core.schema import InputError
 
-MAX_BYTES = 64 * 2**20
-"""Statistics may lie within a manifest; none comes near this."""
-
-MAX_PICKLE_BYTES = 2**16
+MAX_BYTES, MAX_PICKLE_BYTES = 64 * 2**20, 2**16
 
 Numbers = Annotated[tuple[float, ...], limits(minItems=1, maxItems=1024)]
 Deviations = Annotated[tuple[Annotated[float, limits(minimum=0)], ...], limits(minItems=1, maxItems=1024)]
@@ -45,15 +42,15 @@ class Statistics(Jsonable):
     mean, std
         One float for each channel, in the unit of the channel.
     count
-        Valid pixels that they were computed from; 0 where that is not known.
+        Valid pixels; 0 where unknown.
     lacking
-        For each channel, how many of these lack it; empty where none lacks any. A channel that all lack has
-        mean 0 and deviation 1.
+        Valid pixels without each channel; empty where every pixel has all channels. A channel that all lack
+        has mean 0 and deviation 1.
 
     Raises
     ------
     InputError
-        If the two do not pair up, or a value is not finite, or a deviation is negative.
+        If the lengths differ, a value is not finite, or a deviation is negative.
     """
 
     mean: Numbers
@@ -72,27 +69,27 @@ class Statistics(Jsonable):
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready data; without `lacking` where no pixel lacks a channel."""
+        """Return the fields as JSON-ready data, without an empty `lacking`."""
         return {name: value for name, value in super().to_json().items() if name != "lacking" or value}
 
     @property
     def counts(self) -> np.ndarray:
-        """For each channel, int64, the pixels that have it."""
+        """Pixels with each channel, int64 (channel,)."""
         return np.maximum(0, self.count - np.array(self.lacking or (0,) * len(self.mean), np.int64))
 
     @property
     def seen(self) -> np.ndarray:
-        """True for each channel that is not known to lack in all pixels."""
+        """False (channel,) for the channels that all pixels lack."""
         return (self.counts > 0) | (self.count == 0)
 
     @classmethod
     def of(cls, values: np.ndarray, optional: Sequence[int] = ()) -> Statistics:
-        """Statistics of the pixels of `values`, float (..., band), that are finite; computed in float64.
+        """Compute the statistics of the valid pixels of `values`, float (..., channel), in float64.
 
-        A pixel counts although it lacks channels of the numbers `optional`, where it has any other.
+        A valid pixel is finite in all channels but those of the numbers `optional`, and in at least one.
         """
         pixels = np.asarray(values, "float64").reshape(-1, values.shape[-1])
-        pixels = pixels[_counted(pixels, optional)]
+        pixels = pixels[_are_valid(pixels, optional)]
         if not len(pixels):
             zeros = (0.0,) * values.shape[-1]
             return cls(zeros, zeros, 0)
@@ -107,13 +104,7 @@ class Statistics(Jsonable):
         return cls(tuple(mean.tolist()), tuple(std.tolist()), len(pixels), tuple(lacking.tolist()))
 
     def merge(self, other: Statistics) -> Statistics:
-        """Statistics of both sets of pixels together (Chan, Golub, LeVeque 1979, eq. 2.1).
-
-        Raises
-        ------
-        InputError
-            If the numbers of channels differ.
-        """
+        """Return the statistics of both sets of pixels together (Chan, Golub, LeVeque 1979, eq. 2.1)."""
         if len(self.mean) != len(other.mean):
             raise InputError(
                 f"cannot merge statistics of {len(self.mean)} and {len(other.mean)} channels, "
@@ -124,21 +115,21 @@ class Statistics(Jsonable):
         if count == 0:
             return self
         counts = self.counts + other.counts
-        share = other.counts / np.maximum(1, counts)
+        weight = other.counts / np.maximum(1, counts)
         difference = np.subtract(other.mean, self.mean)
-        mean = np.asarray(self.mean) + share * difference
+        mean = np.asarray(self.mean) + weight * difference
         variance = (
-            (1 - share) * np.square(self.std)
-            + share * np.square(other.std)
-            + share * (1 - share) * np.square(difference)
+            (1 - weight) * np.square(self.std)
+            + weight * np.square(other.std)
+            + weight * (1 - weight) * np.square(difference)
         )
         mean, std = np.where(counts, mean, 0), np.where(counts, np.sqrt(variance), 1)
         lacking = tuple((count - counts).tolist()) if (counts < count).any() else ()
         return Statistics(tuple(mean.tolist()), tuple(std.tolist()), count, lacking)
 
 
-def _counted(pixels: np.ndarray, optional: Sequence[int]) -> np.ndarray:
-    """True for each pixel of (n, channel) that has all channels but the optional ones, and any at all."""
+def _are_valid(pixels: np.ndarray, optional: Sequence[int]) -> np.ndarray:
+    """Return True (n,) for pixels (n, channel) with all channels but the optional ones, and with any."""
     known = np.isfinite(pixels)
     if not optional:
         return np.asarray(known.all(axis=1))
@@ -146,7 +137,7 @@ def _counted(pixels: np.ndarray, optional: Sequence[int]) -> np.ndarray:
 
 
 def valid_pixels(image: np.ndarray) -> np.ndarray:
-    """True where a pixel of an image float (..., channel) counts, which is NaN in all channels where not."""
+    """Return True (...) where an image, float (..., channel), is not NaN in all channels."""
     valid = ~np.isnan(image[..., 0])
     if not valid.all():
         valid[~valid] = ~np.isnan(image[~valid]).all(axis=-1)
@@ -155,16 +146,16 @@ def valid_pixels(image: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Moments(Jsonable):
-    """Exact sums over pixels: added in any order, from any pieces, they are the same numbers.
+    """Exact sums over pixels, which do not depend on the order of the additions.
 
     Parameters
     ----------
     count
-        Pixels that have every channel that they may not lack.
+        Valid pixels.
     sums, squares
         Sums of the values and of their squares, for each channel.
     lacking
-        For each channel, how many of the pixels lack it; empty where none may lack any.
+        Valid pixels without each channel; empty where no channel is optional.
     """
 
     count: Count
@@ -174,21 +165,18 @@ class Moments(Jsonable):
 
     @classmethod
     def zero(cls, channels: int) -> Moments:
-        """The moments of no pixel."""
+        """Return the moments of no pixel."""
         return cls(0, (Fraction(0),) * channels, (Fraction(0),) * channels)
 
     @classmethod
     def of(cls, image: np.ndarray, optional: Sequence[int] = ()) -> Moments:
-        """Moments of the pixels without NaN and infinite numbers in `image`, float32 (..., channel).
-
-        A pixel counts although it lacks channels of the numbers `optional`, where it has any other.
-        """
+        """Sum the valid pixels of `image`, float32 (..., channel); see `Statistics.of` for `optional`."""
         total = cls.zero(image.shape[-1])
         pixels = image.reshape(-1, image.shape[-1])
         for start in range(0, len(pixels), _PIXELS):
             piece = pixels[start : start + _PIXELS]
-            whole = _counted(piece, optional)
-            planes = np.array((piece if whole.all() else piece[whole]).T, "float64", order="C")
+            valid = _are_valid(piece, optional)
+            planes = np.array((piece if valid.all() else piece[valid]).T, "float64", order="C")
             lacking: tuple[int, ...] = ()
             if optional:
                 missing = ~np.isfinite(planes)
@@ -224,10 +212,10 @@ class Moments(Jsonable):
 
 
 def _exact_sum(values: np.ndarray) -> Fraction:
-    """Sum of finite float64 (n,), without rounding.
+    """Sum finite float64 (n,) without rounding.
 
-    Values are rounded to multiples of a unit so large that these add up exactly, and the same is done with
-    what that leaves, until nothing is left (Rump, Ogita, Oishi 2008, algorithm 3.3).
+    Rounds the values to a unit so large that their sum is exact, and repeats this with the remainders until
+    these are 0 (Rump, Ogita, Oishi 2008, algorithm 3.3).
     """
     total = Fraction(0)
     while values.size:
@@ -248,13 +236,13 @@ def read_statistics(path: str | os.PathLike[str]) -> Statistics:
     Parameters
     ----------
     path
-        JSON with ``mean`` and ``std`` at the top or under ``statistics`` (a manifest or a model card
-        will do), or a pickle of two lists of numbers.
+        JSON with ``mean`` and ``std`` at the top or under ``statistics``, such as a manifest or a model card;
+        or a pickle of two lists of numbers.
 
     Raises
     ------
     InputError
-        If the file is missing, too large, or holds anything else.
+        If the file is missing, too large, or has other content.
     """
     path = Path(path)
     if not path.is_file():
@@ -282,8 +270,9 @@ def _read_pickle(path: Path, content: bytes) -> Statistics:
     except InputError:
         raise
     except Exception as error:  # a damaged pickle fails in as many ways as it has opcodes
-        reason = f"it is neither JSON nor a pickle of two lists of numbers ({error})"
-        raise _unreadable(path, reason) from error
+        raise _unreadable(
+            path, f"it is neither JSON nor a pickle of two lists of numbers ({error})"
+        ) from error
 
 
 _OPCODES = re.compile(
@@ -303,7 +292,7 @@ def _check_opcodes(content: bytes) -> None:
 
 
 class _Dtype:
-    """Stands in for numpy.dtype: a float or integer of at most 8 bytes."""
+    """Replacement of numpy.dtype: a float or integer of at most 8 bytes."""
 
     def __init__(self, code: str, *_: object) -> None:
         if code not in ("f2", "f4", "f8", "i4", "i8"):
@@ -323,18 +312,18 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 class _NumbersUnpickler(pickle.Unpickler):
-    """Admits numpy numbers, through stand-ins of our own: no function of another package can be called."""
+    """Unpickler of NumPy numbers by replacements: it can call no function of another package."""
 
     def find_class(self, module: str, name: str) -> Any:
-        stand_ins = {
+        replacements = {
             ("numpy", "dtype"): _Dtype,
             ("numpy.core.multiarray", "scalar"): _scalar,
             ("numpy._core.multiarray", "scalar"): _scalar,
             ("_codecs", "encode"): _encode,
         }
-        if (module, name) not in stand_ins:
+        if (module, name) not in replacements:
             raise ValueError(f"it asks for {module}.{name}, which is not a number")
-        return stand_ins[module, name]
+        return replacements[module, name]
 
 
 def _unreadable(path: Path, reason: str) -> InputError:

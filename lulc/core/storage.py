@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writing, checksums, locks and room on disk."""
+"""Files on disk: atomic writing, checksums, locks and free space."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from lulc.core.schema import InputError
 
 @contextlib.contextmanager
 def write_atomically(path: str | os.PathLike[str], *, parents: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it to `path` when the block ends without error.
+    """Yield a temporary path beside `path`, and rename it to `path` when the block ends without error.
 
-    The file is fsynced before and its folder after the rename, so that after a crash the final name
-    holds the old content or the new one, whole. On an error the temporary file is removed.
+    The file is synced to disk before the rename and its folder after it, so that after a crash `path` holds
+    all of the old or of the new content. On an error the temporary file is removed.
 
     Parameters
     ----------
     parents
-        Make the folder where it is missing.
+        True to make a missing folder.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def write_atomically(path: str | os.PathLike[str], *, parents: bool = True) -> I
 
 @contextlib.contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `target`, which is removed when the block ends."""
+    """Yield a temporary folder beside `target`, and remove it when the block ends."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = temporary_name(target)
     folder.mkdir()
@@ -63,9 +63,9 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 
 def rename_durably(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Give a finished file, on disk already, its final name in the same file system, on disk too.
+    """Rename a finished, synced file to its final name and sync the folder.
 
-    Where the output is claimed, its lock first gets the identity of the file, so that the next run knows it.
+    If the output is claimed, its lock first records the identity of the file for the next run.
     """
     lock = lock_of(Path(target))
     if lock.is_file() and not lock.is_symlink():
@@ -76,13 +76,13 @@ def rename_durably(source: str | os.PathLike[str], target: str | os.PathLike[str
 
 
 def identity_of(path: Path) -> list[int]:
-    """Return what tells a file or folder from all others of its file system: inode, size and time."""
-    found = os.lstat(path)
-    return [found.st_ino, found.st_size, found.st_mtime_ns]
+    """Return inode, size and time, which identify a file or folder in its file system."""
+    status = os.lstat(path)
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
 
 
 def put_folder(whole: Path, out: Path) -> None:
-    """Give a finished folder its final name, in place of the folder that the caller may replace.
+    """Rename a finished folder to its final name, in place of a folder that the caller may replace.
 
     A folder can't be renamed over another: a kill in between leaves the old one under a temporary name.
     """
@@ -94,19 +94,13 @@ def put_folder(whole: Path, out: Path) -> None:
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file, read in blocks."""
+    """Return the hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_disk(folder: str | os.PathLike[str], needed: int, what: str) -> None:
-    """Refuse to start where `folder` has no room for `needed` bytes.
-
-    Raises
-    ------
-    InputError
-        Naming the folder, what is free and what is needed.
-    """
+    """Raise InputError if the disk of `folder` has less than `needed` free bytes."""
     existing = Path(folder).absolute()
     while not existing.exists():
         existing = existing.parent
@@ -120,22 +114,16 @@ def check_disk(folder: str | os.PathLike[str], needed: int, what: str) -> None:
 
 
 def check_absent(path: Path, hint: str = "Give another output, or add --overwrite to replace it.") -> None:
-    """Refuse to write over a file or folder.
-
-    Raises
-    ------
-    InputError
-        If there is one.
-    """
+    """Raise InputError if a file or folder exists already."""
     if path.exists():
         raise InputError(f"cannot write '{path}', since it exists already", hint)
 
 
 class Resource:
-    """Object that holds files open: released by `close`, or at the end of a `with` block."""
+    """Base of objects with open files, which `close` or the end of a `with` block closes."""
 
     def close(self) -> None:
-        """Release the files."""
+        """Close the files."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -151,18 +139,18 @@ def lock_of(output: Path) -> Path:
 
 
 class Lock:
-    """A lock on a path, held by a living process only (``flock``).
+    """A lock on a path (``flock``), which ends with the process that holds it.
 
     Parameters
     ----------
     what
-        Names in messages what it stands for.
+        Output that it protects, for messages.
     shared
-        Let others hold it too that share it.
+        True to share it with other shared locks.
     wait
-        Wait for its holder instead of being refused.
+        True to wait for its holder instead of raising an error.
     remove
-        Remove the file at the end, unless others share it.
+        True to remove the file at the end, unless others share it.
 
     Raises
     ------
@@ -181,11 +169,11 @@ class Lock:
 
     def __enter__(self) -> Lock:
         if not any(self._acquire() for _ in range(100)):
-            raise self._refuse("that file comes and goes")
+            raise self._refuse("its lock is removed again and again")
         return self
 
     def _acquire(self) -> bool:
-        """Open and lock the file; False where the run that held it removed it between these two."""
+        """Open and lock the file; returns False if the last holder removed it in between."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._path.is_symlink():
             raise self._refuse("a link lies in the place of its lock")
@@ -195,7 +183,7 @@ class Lock:
             return False
         try:
             fcntl.flock(descriptor, self._kind)
-            # A lock on a file that has lost its name keeps nobody out.
+            # A lock on a file without a name locks nobody out.
             if os.path.samestat(os.fstat(descriptor), os.stat(self._path)):
                 self._descriptor = descriptor
                 return True
@@ -211,9 +199,9 @@ class Lock:
         return False
 
     def _holder(self) -> str:
-        """Name the process that holds the lock, where the lock says so."""
-        found = re.findall(r'"process": (\d+)', self._path.read_text(errors="replace"))
-        return f" (process {found[-1]})" if found else ""
+        """Return the process id that the lock records, in words."""
+        numbers = re.findall(r'"process": (\d+)', self._path.read_text(errors="replace"))
+        return f" (process {numbers[-1]})" if numbers else ""
 
     def _refuse(self, why: str) -> InputError:
         return InputError(

@@ -1,4 +1,4 @@
-"""Text that may come from a stranger's file, made safe for terminals, XML, JSON and spreadsheets."""
+"""Text from untrusted files, made safe for terminals, XML, JSON and spreadsheets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _FORMULA = frozenset("=+-@＝＋－＠")
-"""First characters by which spreadsheets know a formula, in both widths."""
+"""First characters of spreadsheet formulas, in both widths."""
 
 _JOINERS = "\u200c\u200d"
-"""Invisible, but part of the spelling in Persian and the scripts of India."""
+"""Invisible characters that belong to the spelling in Persian and the scripts of India."""
+
+_BREAK = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]|\n(?!\n?  |expected[ \n])")
 
 
 def visible(text: str, *, lines: bool = False) -> str:
@@ -22,7 +24,7 @@ def visible(text: str, *, lines: bool = False) -> str:
     Parameters
     ----------
     lines
-        True for a text of several lines, whose line breaks and tabs are its own.
+        True to keep line breaks and tabs.
 
     Examples
     --------
@@ -36,34 +38,31 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def unbroken(text: str) -> str:
-    r"""Return a message in which a name or value from a file begins no line of its own.
+    r"""Escape the line breaks of a message that may come from names or values in a file.
 
-    Only indented lines, and those that say what was expected, are the message's own.
+    Line breaks before indented lines and before "expected" belong to the message itself.
 
     Examples
     --------
     >>> unbroken("cannot read 'a\nerror: b', since its grid is\n  EPSG:3067\nexpected another")
     "cannot read 'a\\nerror: b', since its grid is\n  EPSG:3067\nexpected another"
     """
-    return _BREAK.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
-_BREAK = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]|\n(?!\n?  |expected[ \n])")
+    return _BREAK.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def printable(text: str) -> str:
-    """Return the text without the characters that `visible` escapes, since XML can't hold them."""
+    """Return the text without the characters that `visible` escapes, for XML."""
     return text if text.isprintable() else "".join(filter(_is_plain, text))
 
 
 def json_text(data: Any) -> str:
-    """Return data as one line of JSON that is safe to print on a terminal."""
+    """Return data as one line of JSON that is safe for a terminal."""
     text = json.dumps(data, ensure_ascii=False)
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def cell(value: Any) -> Any:
-    """Return a cell of a CSV table, text led by an apostrophe where a spreadsheet would run it.
+    """Return a cell of a CSV table; text that a spreadsheet would run as a formula gets an apostrophe.
 
     Examples
     --------
@@ -78,7 +77,7 @@ def cell(value: Any) -> Any:
 
 
 def duration(seconds: float) -> str:
-    """Return a time span with two digits or more.
+    """Return a time span in words, with two digits or more.
 
     Examples
     --------
@@ -91,7 +90,7 @@ def duration(seconds: float) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """Return rows as lines, the first columns aligned left and the others, which hold numbers, right.
+    """Return rows as lines, with text columns first, aligned left, then numbers, aligned right.
 
     Examples
     --------
@@ -100,19 +99,15 @@ def columns(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
     Water  12
     """
     shown = [[visible(text) for text in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    aligned = [
-        [
-            text.ljust(width) if i < text_columns else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in shown
-    ]
-    return "\n".join("  ".join(row).rstrip() for row in aligned)
+    aligned = []
+    for i, column in enumerate(zip(*shown, strict=True)):
+        width = max(map(len, column))
+        aligned.append([text.ljust(width) if i < text_columns else text.rjust(width) for text in column])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*aligned, strict=True))
 
 
 def _is_plain(character: str) -> bool:
-    """True for what has a place in a line of text, blanks of any width included."""
+    """True for printable characters and spaces of any width."""
     return character.isprintable() or unicodedata.category(character) == "Zs" or character in _JOINERS
 
 
@@ -125,20 +120,20 @@ def _is_number(text: str) -> bool:
 
 
 def class_names(names: Iterable[str]) -> list[str]:
-    """Names of letters, digits and hyphens, each different, as the classification extension asks.
+    """Return different names of letters, digits and hyphens, as STAC's classification extension requires.
 
     Examples
     --------
     >>> class_names(["Built-up areas, sparse", "Forêt", "ヨシ", "foret"])
     ['built-up-areas-sparse', 'foret', 'class-3', 'foret-4']
     """
-    found: list[str] = []
+    short_names: list[str] = []
     for i, name in enumerate(names, start=1):
-        # Letters keep their base where they have one: é becomes e.
+        # é becomes e.
         letters = unicodedata.normalize("NFKD", name.lower())
         plain = "".join(c for c in letters if not unicodedata.combining(c))
         short = re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or f"class-{i}"
-        while short in found:
+        while short in short_names:
             short = f"{short}-{i}"
-        found.append(short)
-    return found
+        short_names.append(short)
+    return short_names

@@ -1,4 +1,4 @@
-"""Work in other threads, given out in the order of its items."""
+"""Work in other threads, with results in the order of the items."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], pool: Executor, further: int
 ) -> Generator[Result, None, None]:
-    """``map(function, items)``, where `pool` works on an item and on `further` ones after it."""
+    """Yield the results of ``map(function, items)``, while `pool` works `further` items ahead."""
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -29,7 +29,7 @@ def in_order(
     finally:
         for future in pending:
             future.cancel()
-        # What has begun may hold what the caller closes next.
+        # A started task may use a file that the caller closes next.
         wait(pending)
 
 
@@ -41,10 +41,10 @@ class _Failure(NamedTuple):
 
 
 def ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """Iterate in a thread of its own, which makes one item while the caller has the one before.
+    """Iterate in another thread, which makes the next item while the caller uses the last one.
 
-    An error in the thread is raised here; when the caller stops early, the thread ends. No item is held
-    here or in the thread that the caller has let go.
+    An error in the thread is raised here, and the thread ends when the caller stops early. Neither keeps a
+    reference to an item that the caller has released.
     """
     finished: queue.SimpleQueue[object] = queue.SimpleQueue()
     wanted = threading.Semaphore()

@@ -1,12 +1,12 @@
-"""Windows, parts and the plan of a map: pure integer geometry, planned before a pixel is read.
+"""Windows, parts and the plan of a map: integer geometry, decided before a pixel is read.
 
-A map of H x W pixels is cut into *parts* (squares of `part` pixels; finished, journalled and resumed
-as a whole). Each part is covered by *windows* of one static shape. A window is read with a halo and
-only its inner *write* rectangle is kept, so that every pixel is written exactly once.
+A map is divided into *parts*, squares that are written, journalled and resumed as a whole. *Windows* of one
+shape cover each part. A window is read with a halo and only its inner *write* rectangle is kept, so that
+every pixel is written exactly once.
 
-The reference is one pass over the whole image, padded right and below to a multiple of the network's
-stride. A window equals that pass on its write rectangle when its origin and size are multiples of the
-stride and each side that does not lie on the border of the padded image is at least one halo away.
+The result equals one pass over the whole image, padded right and below to a multiple of the network's stride,
+if origin and size of every window are multiples of the stride, and each side that is no border of the padded
+image is at least one halo away from the write rectangle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of pixels: first row, first column, number of rows, number of columns."""
+    """A rectangle of pixels by its first row and column."""
 
     SCHEMA: ClassVar[dict[str, Any]] = {
         "type": "array", "minItems": 4, "maxItems": 4, "items": {"type": "integer"}
@@ -32,12 +32,10 @@ class Window:
     width: int
 
     def to_json(self) -> list[int]:
-        """Return all four numbers, the inverse of `from_json`."""
         return [self.row, self.col, self.height, self.width]
 
     @classmethod
     def from_json(cls, data: Sequence[int]) -> Window:
-        """Make a window of its four numbers."""
         return cls(*data)
 
     @property
@@ -56,29 +54,28 @@ class Window:
         return (self.row + self.height, self.col + self.width)
 
     def intersect(self, other: Window) -> Window:
-        """The common rectangle; its height or width is 0 where there is none."""
+        """Return the common rectangle; its height or width is 0 where there is none."""
         row, col = max(self.row, other.row), max(self.col, other.col)
         (a, b), (c, d) = self.stop, other.stop
         return Window(row, col, max(0, min(a, c) - row), max(0, min(b, d) - col))
 
     def grow(self, pixels: int) -> Window:
-        """This window with `pixels` more on each side."""
+        """Return this window with `pixels` more on each side."""
         return Window(self.row - pixels, self.col - pixels, self.height + 2 * pixels, self.width + 2 * pixels)
 
     def relative_to(self, other: Window) -> Window:
-        """This window in the pixel coordinates of `other`."""
+        """Return this window in the pixel coordinates of `other`."""
         return Window(self.row - other.row, self.col - other.col, self.height, self.width)
 
 
 @dataclass(frozen=True)
 class PlannedWindow:
-    """Window to read and its part to keep.
+    """Window to read and the rectangle of it to keep.
 
     Parameters
     ----------
     read
-        In the padded image; its shape is the plan's static window shape. It may reach beyond the
-        image to the right and below, by padding only.
+        In the padded image; its shape is that of every window of the plan.
     write
         In the image, inside `read`.
     """
@@ -94,7 +91,7 @@ class PlannedWindow:
 
 @dataclass(frozen=True)
 class Part:
-    """A rectangle of the output that is finished, journalled and resumed as a whole."""
+    """A rectangle of the output that is written, journalled and resumed as a whole."""
 
     index: int
     extent: Window
@@ -107,13 +104,13 @@ class Plan:
     Parameters
     ----------
     stride
-        The network's total downsampling; origins and sizes of windows are multiples of it.
+        The network's total downsampling; halo, window and part are multiples of it.
     halo
-        Pixels read around a window and cropped, a multiple of `stride`.
+        Pixels read around a window and cropped.
     window
-        (rows, columns) of every window read, multiples of `stride`.
+        (rows, columns) of every window read.
     part
-        Side of a part, a multiple of `stride`.
+        Side of a part.
     """
 
     height: int
@@ -155,9 +152,8 @@ class Plan:
     def part_at(self, index: int) -> Part:
         row, col = divmod(index, self.part_counts[1])
         top, left = row * self.part, col * self.part
-        height = min(self.part, self.height - top)
-        width = min(self.part, self.width - left)
-        return Part(index, Window(top, left, height, width))
+        size = min(self.part, self.height - top), min(self.part, self.width - left)
+        return Part(index, Window(top, left, *size))
 
     def pixels_of(self, index: int) -> int:
         extent = self.part_at(index).extent
@@ -167,12 +163,10 @@ class Plan:
         return (self.part_at(i) for i in range(len(self)))
 
     def windows(self, part: Part) -> list[PlannedWindow]:
-        """The windows of a part, row by row; their write rectangles tile the part exactly."""
-        e = part.extent
-        rows, cols = (
-            self._cover(axis, start, start + length)
-            for axis, (start, length) in enumerate([(e.row, e.height), (e.col, e.width)])
-        )
+        """Return the windows of a part, row by row; their write rectangles tile the part exactly."""
+        extent = part.extent
+        rows = self._cover(0, extent.row, extent.stop[0])
+        cols = self._cover(1, extent.col, extent.stop[1])
         return [
             PlannedWindow(
                 read=Window(r.read, c.read, *self.window),
@@ -184,7 +178,7 @@ class Plan:
 
     @property
     def computed_pixels(self) -> int:
-        """Pixels that pass through the network, halo included, for the whole map."""
+        """Pixels that pass through the network for the whole map, halos included."""
         count = math.prod(
             sum(len(self._cover(axis, a, min(a + self.part, length))) for a in range(0, length, self.part))
             for axis, length in enumerate((self.height, self.width))
@@ -196,7 +190,7 @@ class Plan:
 
 
 class Cover(NamedTuple):
-    """A window along one axis: first pixel that is read, first that is written, and end of the latter."""
+    """A window along one axis: first pixel read, first pixel written, and one past the last pixel written."""
 
     read: int
     start: int
@@ -208,8 +202,8 @@ def cover_axis(start: int, stop: int, length: int, size: int, halo: int) -> list
 
     Parameters
     ----------
-    start, stop
-        What is to be written; `start` is a multiple of the stride.
+    start
+        Multiple of the stride.
     length
         Length of the padded axis.
     halo
@@ -218,7 +212,7 @@ def cover_axis(start: int, stop: int, length: int, size: int, halo: int) -> list
     Returns
     -------
     list of Cover
-        Write ranges are disjoint, in order, and their union is [start, stop).
+        The write ranges are disjoint, in order, and their union is [start, stop).
 
     Examples
     --------
@@ -237,7 +231,7 @@ def cover_axis(start: int, stop: int, length: int, size: int, halo: int) -> list
 
 
 def squares_of(extent: Window, side: int = 1024) -> Iterator[Window]:
-    """Cover an extent with squares, row by row; those at the far borders are cut off.
+    """Yield squares that cover an extent, row by row, cropped at its lower and right border.
 
     Examples
     --------
@@ -253,17 +247,12 @@ def squares_of(extent: Window, side: int = 1024) -> Iterator[Window]:
 def choose_window(
     height: int, width: int, *, stride: int, halo: int, part: int, pixels: float
 ) -> tuple[int, int]:
-    """Choose the window shape that computes the fewest pixels.
+    """Return the window shape (rows, columns) that computes the fewest pixels.
 
     Parameters
     ----------
     pixels
-        Largest window; the smallest possible window is given where even that is larger.
-
-    Returns
-    -------
-    (rows, columns)
-        Multiples of `stride`, at most the padded image.
+        Pixels of the largest window; the smallest possible window is returned if even that has more.
     """
     rows, cols = (_axis_candidates(length, stride, halo, part) for length in (height, width))
     fitting = [(r, c) for r, c in itertools.product(rows, cols) if r.size * c.size <= pixels]
@@ -278,7 +267,7 @@ def choose_window(
 
 
 class _Candidate(NamedTuple):
-    """A window along one axis, and how many of them cover it."""
+    """A window size along one axis, and the number of such windows that cover the axis."""
 
     size: int
     number: int
@@ -289,22 +278,18 @@ def _axis_candidates(length: int, stride: int, halo: int, part: int) -> list[_Ca
     padded = _round_up(length, stride)
     largest = min(padded, part + 2 * halo)
     smallest = min(padded, 2 * halo + stride)
-    found: dict[int, _Candidate] = {}
+    # First pixel of the first, the inner and the last parts, and their number: all inner parts are alike.
+    parts = math.ceil(length / part)
+    kinds = {0: 1, part: max(1, parts - 2), (parts - 1) * part: 1}
+    candidates: dict[int, _Candidate] = {}
     for size in range(smallest, largest + 1, stride):
         count = sum(
-            times * len(cover_axis(a, min(a + part, length), padded, size, halo))
-            for a, times in _kinds_of_parts(length, part)
+            times * len(cover_axis(first, min(first + part, length), padded, size, halo))
+            for first, times in kinds.items()
+            if first < length
         )
-        found.setdefault(count, _Candidate(size, count))
-    return sorted(found.values(), key=lambda candidate: candidate.number)
-
-
-def _kinds_of_parts(length: int, part: int) -> list[tuple[int, int]]:
-    """First pixel of the parts along an axis that are covered in ways of their own, and how many are so."""
-    count = math.ceil(length / part)
-    # All between the first two and the last are covered as the second.
-    kinds = {0: 1, part: max(1, count - 2), (count - 1) * part: 1}
-    return [(a, times) for a, times in kinds.items() if a < length]
+        candidates.setdefault(count, _Candidate(size, count))
+    return sorted(candidates.values(), key=lambda candidate: candidate.number)
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -312,7 +297,7 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def near_windows(window: Window, others: Sequence[Window], gap: int) -> list[Window]:
-    """Rectangles of `window`, in its own coordinates, at most `gap` pixels from one of `others`.
+    """Return the rectangles of `window`, in its own coordinates, within `gap` pixels of one of `others`.
 
     The distance is Chebyshev's: the larger of the distances in rows and in columns.
 
@@ -326,12 +311,7 @@ def near_windows(window: Window, others: Sequence[Window], gap: int) -> list[Win
 
 
 class Neighbours:
-    """Windows by where they lie, so that those near a place are found without looking at all.
-
-    Parameters
-    ----------
-    gap
-        Pixels within which a place is near.
+    """Spatial index of windows, to find those within `gap` pixels of another window.
 
     Examples
     --------
@@ -346,9 +326,9 @@ class Neighbours:
         self._tree = shapely.STRtree([shapely.box(*w.stop, w.row, w.col) for w in windows])
 
     def of(self, window: Window) -> list[Window]:
-        """Rectangles of `window` near any of the windows, as `near_windows` gives them for all."""
+        """Return the same as `near_windows` of all indexed windows."""
         import shapely
 
         wide = window.grow(self._gap)
-        found = self._tree.query(shapely.box(*wide.stop, wide.row, wide.col))
-        return near_windows(window, [self._windows[number] for number in sorted(found)], self._gap)
+        numbers = self._tree.query(shapely.box(*wide.stop, wide.row, wide.col))
+        return near_windows(window, [self._windows[number] for number in sorted(numbers)], self._gap)
