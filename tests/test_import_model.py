@@ -245,7 +245,7 @@ def test_a_network_that_sees_the_whole_image_is_blended(
     asked: Any = lulc.classify(run, mosaic, tmp_path / "asked.tif", blend="gaussian", **given)
     assert asked.path.read_bytes() == made.path.read_bytes()
     if 64 in sides:
-        with pytest.raises(lulc.InputError, match="windows of 64 x 64 pixels alone"):
+        with pytest.raises(lulc.InputError, match="only windows of 64 x 64 pixels"):
             lulc.classify(run, mosaic, tmp_path / "other.tif", window=128)
 
 

@@ -411,6 +411,11 @@ def name_of(text: str) -> str:
     return with_path(text, lambda path: Path(path).name)
 
 
+def change_paths(value: Any, change: Callable[[str], str]) -> Any:
+    """Return the value of an option that names one file, several or none, each path changed."""
+    return tuple(map(change, value)) if isinstance(value, tuple) else value and change(value)
+
+
 def dates_of(texts: Iterable[object]) -> tuple[str, ...]:
     """Return the prefixes of some paths, each once, in order."""
     return tuple(dict.fromkeys(d for text in texts if isinstance(text, str) and (d := split_prefix(text)[0])))

@@ -236,7 +236,7 @@ def run_tasks(
     *,
     site: Site | None = None,
     what: Callable[[Item], str] = str,
-) -> Generator[Result, None, None]:
+) -> Generator[Result]:
     """Call a function for each item, on whichever worker is free.
 
     A task that was lost with its worker is done again; one that fails for want of memory, disk or files
@@ -298,7 +298,7 @@ class _Run:
         self._absence = _Absence(cluster)
         self._looked = 0.0
 
-    def results(self, items: Iterator[Any]) -> Generator[Any, None, None]:
+    def results(self, items: Iterator[Any]) -> Generator[Any]:
         try:
             self._look()
             self._fill(items)

@@ -1,4 +1,4 @@
-"""Classification of arrays in memory, without a file."""
+"""Classification of arrays in memory or of Dask arrays, without a file."""
 
 from __future__ import annotations
 
@@ -38,8 +38,6 @@ class ClassifiedArray(NamedTuple):
 
     Parameters
     ----------
-    grid, legend
-        Pixels and classes.
     classes : uint8 (y, x)
         1..N, 0 unclassified, 255 no data.
     probabilities : float32 (class, y, x)
@@ -47,7 +45,7 @@ class ClassifiedArray(NamedTuple):
     extra
         Measures of certainty by name, float32 (y, x).
     tags
-        Metadata that the file of the map would have.
+        Metadata of the map, as in its file.
     """
 
     grid: GridSpec
@@ -64,7 +62,7 @@ class ClassifiedArray(NamedTuple):
 
 
 class _Span(NamedTuple):
-    """Where a chunk lies along an axis: in the array with its halo, and in the window of the network."""
+    """Slices of a chunk along an axis: in the array with its halo (content), and in the network's window."""
 
     content: slice
     filled: slice
@@ -72,7 +70,7 @@ class _Span(NamedTuple):
 
     @classmethod
     def of(cls, number: int, chunk: int, depth: int, side: int, length: int) -> _Span:
-        """Place chunk `number`; windows end at the edges of the image, where the network pads by itself."""
+        """Place chunk `number`; windows end at the edges of the image, where the network pads."""
         start = number * chunk
         first, last = max(0, start - depth), min(length, start + chunk + depth)
         window = min(max(0, start - depth), length - side)
@@ -87,8 +85,8 @@ class _Span(NamedTuple):
 def classify_lazily(config: ClassifyConfig, source: ArraySource) -> ClassifiedArray:
     """Return the arrays of `classify_source` as Dask arrays, which compute each chunk when it is used.
 
-    Chunks are the windows of the plan without their halo. Scaling, engine and model are settled at once,
-    from a few windows of the source.
+    Chunks are the windows of the plan without their halo. Scaling, engine and model are chosen now, from a
+    few windows of the source.
 
     Raises
     ------
@@ -120,7 +118,7 @@ def classify_lazily(config: ClassifyConfig, source: ArraySource) -> ClassifiedAr
     bands = 1 + len(legend) + len(config.extra)
 
     def convert(values: np.ndarray, block_info: Any = None) -> np.ndarray:
-        """Make channels of stored values (layer, y, x)."""
+        """Convert stored values (layer, y, x) to channels."""
         (top, bottom), (left, right) = block_info[0]["array-location"][1:]
         window = Window(top, left, bottom - top, right - left)
         with lock, source.holding(window, values):
@@ -139,7 +137,7 @@ def classify_lazily(config: ClassifyConfig, source: ArraySource) -> ClassifiedAr
         if not valid.any():
             return result
         place = PlannedWindow(Window(0, 0, height, width), inner)
-        # `opened` keeps the files of masks and fills open as long as chunks may be computed.
+        # `opened` keeps the files of masks and fills open while chunks may be computed.
         with lock, contextlib.nullcontext(opened):
             probabilities = network(window)[0][inner.slices].copy()
             encoded, _ = job.encode(Prediction(Part(0, inner), place, probabilities, valid))
@@ -164,19 +162,19 @@ def classify_lazily(config: ClassifyConfig, source: ArraySource) -> ClassifiedAr
 
 
 def classify_source(config: ClassifyConfig, source: Source) -> ClassifiedArray:
-    """Classify an open raster with the windows, engine and calibration of `classify`.
+    """Classify an open raster with the windows, engine and calibration of `classify`, and close it.
 
     Parameters
     ----------
     config
-        Options; what concerns the file of the map is not used.
+        Options; those about the file of the map are ignored.
     source
-        Bands, and indices or none; closed afterwards.
+        Bands, perhaps with indices.
 
     Raises
     ------
     InputError
-        If model or raster are refused or don't fit together, or no pixel is valid.
+        If the model or the raster can't be used, they don't fit together, or no pixel is valid.
     """
     config = dataclasses.replace(config, activations="float32")
     with open_job(config, sources=[source]) as job:
@@ -198,21 +196,19 @@ def classify_source(config: ClassifyConfig, source: Source) -> ClassifiedArray:
 
 
 def write_array(made: ClassifiedArray, frame: xr.Dataset, out: Path, *, overwrite: bool) -> xr.Dataset:
-    """Write a map in memory, whole or not at all; return it, a lazy one as it is read from its file.
+    """Write a map in memory, completely or not at all; return it, a lazy one opened from its file.
 
     Parameters
     ----------
     made, frame
         The map, and the same as a Dataset.
     out
-        ``.nc`` or ``.zarr``, which take lazy maps chunk by chunk, or ``.tif``.
-    overwrite
-        Replace what lies there.
+        ``.nc`` or ``.zarr``, which take lazy maps chunk by chunk, or ``.tif`` for maps in memory.
 
     Raises
     ------
     InputError
-        If the ending is another one, or the file exists.
+        If `out` has another suffix, or exists.
     """
     lazy = not isinstance(made.classes, np.ndarray)
     if out.suffix not in (".nc", ".zarr", *([] if lazy else [".tif"])):
@@ -242,19 +238,13 @@ def write_array(made: ClassifiedArray, frame: xr.Dataset, out: Path, *, overwrit
         return frame
     import xarray as xr
 
-    return xr.open_dataset(
-        out,
-        chunks={},
-        mask_and_scale=False,
-        decode_coords="all",
-        engine="zarr" if out.suffix == ".zarr" else "netcdf4",
-    )
+    engine = "zarr" if out.suffix == ".zarr" else "netcdf4"
+    return xr.open_dataset(out, chunks={}, mask_and_scale=False, decode_coords="all", engine=engine)
 
 
 def _write_geotiff(made: ClassifiedArray, out: Path) -> None:
-    tags = dict(made.tags) | {
-        LEGEND_TAG: json.dumps(made.legend.to_json(), ensure_ascii=False, sort_keys=True)
-    }
+    legend = json.dumps(made.legend.to_json(), ensure_ascii=False, sort_keys=True)
+    tags = dict(made.tags) | {LEGEND_TAG: legend}
     profile = MapProfile(made.grid, made.legend, "float32", PART, tags, extra=tuple(made.extra))
     planes = np.concatenate([made.probabilities, *(values[np.newaxis] for values in made.extra.values())])
 
@@ -267,17 +257,12 @@ def _write_geotiff(made: ClassifiedArray, out: Path) -> None:
 
 
 def _assembled(
-    grid: GridSpec,
-    legend: Legend,
-    classes: Any,
-    probabilities: Any,
-    extra: Sequence[Any],
-    names: Sequence[str],
-    tags: Mapping[str, str],
-) -> ClassifiedArray:
-    """Return a map in memory; of one class against the rest, the rest is a class of its own."""
+    grid: GridSpec, legend: Legend, classes: Any, probabilities: Any, extra: Sequence[Any],
+    names: Sequence[str], tags: Mapping[str, str],
+) -> ClassifiedArray:  # fmt: skip
+    """Return a map in memory; with a single class, the rest is a class of its own."""
     if len(legend) == 1:
-        # As maps are read.
+        # `lulc.maps.reader` reads the file of such a map in the same way.
         classes = np.where(classes == UNCLASSIFIED, np.uint8(REST.number), classes)
         probabilities = np.concatenate([probabilities, 1 - probabilities])
         legend = Legend(legend.name, (*legend.classes, REST))

@@ -1,4 +1,4 @@
-"""Classification: mosaic and weights to a map that is whole or absent, and continues where it stopped."""
+"""Classification of a mosaic: the map appears when it is complete, and an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -47,19 +46,19 @@ from lulc.rasters.sources import Stamp
 logger = logging.getLogger("lulc")
 
 _ONE_SIZE = 1e-3
-"""Relative difference up to which the pixels of a part are of one size on the ground."""
+"""Relative difference of pixel areas up to which a part counts as having pixels of one size."""
 
 COPY_SPEED = 400e6
-"""Encoded bytes copied into the map and flushed in a second, as measured on a virtual disk."""
+"""Encoded bytes per second that are copied into the map and flushed, measured on a virtual disk."""
 
 SIEVE_BYTES = 3
-"""Memory of sieving for each pixel of the map: its mask, and the table of patches of 16 pixels each."""
+"""Bytes that sieving takes for each pixel of the map: its mask, and GDAL's table of patches."""
 
 SIEVE_WAY_OUT = (
     "Free memory, or leave --sieve out: it holds a table of all patches of the map, also with --bounds. "
     "To sieve a smaller area, cut the inputs out first: gdal_translate -projwin WEST NORTH EAST SOUTH IN OUT"
 )
-"""What helps where the map is too large to be sieved."""
+"""Hint where memory doesn't suffice to sieve the map."""
 
 
 @dataclass(frozen=True)
@@ -68,30 +67,26 @@ class ClassificationResult:
 
     Parameters
     ----------
-    path
-        The map.
-    further
-        Files derived from it: sieved map, polygons.
-    legend
-        Its classes.
+    path, further
+        The map, and files derived from it: sieved map, polygons.
     counts
-        Pixels of each class number, 0 for unclassified; no data is left out.
+        Pixels of each class number, 0 for unclassified, without no data.
     pixels
         Pixels of the map.
     areas
         Square metres on the ground of each class number; None where the grid has no CRS of the Earth.
     remarks
-        What speaks against the map, to be read with it.
+        Warnings about the weights and the pixel size.
     plan, engine
-        How it was cut, and what ran.
+        Windows and parts of the map, and the name of the engine.
     weights
         Name, epoch and checksum of each network.
     accuracy
-        What is known of the accuracy of maps by the first of them.
+        Known accuracy of maps made with the first network.
     seconds
-        By stage (start, windows, finish), and ``all``.
+        Seconds of each stage (start, windows, finish), and of ``all``.
     network_share
-        Share of the time from first to last window in which the network was busy.
+        Fraction of the time from first to last window in which the network was busy.
     """
 
     path: Path
@@ -116,16 +111,16 @@ class Forecast:
     Parameters
     ----------
     plan, engine
-        How the map is cut, and which engine runs.
+        Windows and parts of the map, and the name of the engine.
     windows, empty
-        Windows in all, and the share of them estimated to hold no valid pixel.
+        Number of windows, and the estimated fraction of them without a valid pixel.
     memory
-        Bytes: peak of the process.
+        Peak memory of the process in bytes.
     disk, disk_bound
-        Bytes of parts and map together while the map is assembled: as the windows looked at are
-        compressed, and without compression, for which there must be room.
+        Bytes of parts and map together while the map is assembled: with the compression of the sampled
+        windows, and without compression; the disk must have room for the latter.
     seconds
-        By stage (start, windows, finish), and ``all``.
+        Seconds of each stage (start, windows, finish), and of ``all``.
     """
 
     plan: Plan
@@ -140,20 +135,16 @@ class Forecast:
 
 @dataclass(frozen=True)
 class ShareResult:
-    """Result of a run that makes a share of the parts.
+    """Result of a run that makes one share of the parts of a map.
 
     Parameters
     ----------
     path
-        Where the map will be.
+        Final name of the map.
     number, of
-        Which share, and of how many.
+        Number of the share, from 1, and number of shares.
     parts, made
-        Parts of the share, and how many of them this run made: the others were there.
-    engine
-        What ran.
-    seconds
-        Of the whole run.
+        Parts of the share, and those of them that this run made; the others were finished before.
     """
 
     path: Path
@@ -171,24 +162,18 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
     Parameters
     ----------
     config
-        What the options of ``make_classifications.py`` say.
-
-    Returns
-    -------
-    ClassificationResult
-        Of the finished map.
+        Options of ``make_classifications.py``.
 
     Raises
     ------
     InputError
         If an input doesn't fit, the map exists already, another run writes it, or memory or disk do not
-        suffice. Whatever happens, there is no file under the final name unless it is whole.
+        suffice. A file has its final name only when it is complete.
     """
     begun = time.perf_counter()
-    with _begun(config) as run:
+    with _start(config) as run:
         started = time.perf_counter()
-        parts = range(len(run.job.plan))
-        _make_parts(run, parts)
+        _make_parts(run, range(len(run.job.plan)))
         classified = time.perf_counter()
         run.check_inputs()
         counts = {value: count for value, count in run.journal.counts.items() if value != IGNORE}
@@ -207,53 +192,43 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
             areas=_areas_of(run.job.out, run.job.plan, run.job.stack.grid, run.journal.part_counts),
             remarks=_remarks_on(run.job),
             plan=run.job.plan,
-            engine=run.makers.described.engine,
-            weights=tuple(_named(member.card) for member in run.job.members),
+            engine=run.maker.described.engine,
+            weights=tuple(_label(member.card) for member in run.job.members),
             accuracy=run.job.card.known_accuracy,
             seconds=stages | {"all": end - begun},
-            network_share=run.makers.network_share,
+            network_share=run.maker.network_share,
         )
 
 
 def classify_share(config: ClassifyConfig) -> ShareResult:
-    """Make a share of the parts of a map and no map, while other processes make theirs.
+    """Make one share of the parts of a map, while other processes make the other shares.
 
-    Parameters
-    ----------
-    config
-        As for `classify`, with a share; `classify` without it makes what is missing, and the map.
+    `classify` without a share then makes the missing parts and assembles the map.
 
     Raises
     ------
     InputError
-        As in `classify`, or if the share is no share or being made by another process.
+        As in `classify`, or if the share is not of the form I/N or another process makes it.
     """
     begun = time.perf_counter()
     number, of = share_of(str(config.share))
-    with _begun(config) as run:
+    with _start(config) as run:
         parts = range(len(run.job.plan))[number - 1 :: of]
         made = _make_parts(run, parts)
         run.check_inputs()
         seconds = time.perf_counter() - begun
-        return ShareResult(run.job.out, number, of, len(parts), made, run.makers.described.engine, seconds)
+        return ShareResult(run.job.out, number, of, len(parts), made, run.maker.described.engine, seconds)
 
 
-def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast:
-    """Forecast `classify` from running it on a few windows; writes nothing.
-
-    Parameters
-    ----------
-    config
-        As for `classify`.
-    sample
-        Calls of the network that are timed, after one that is not.
-    """
+def forecast_classification(config: ClassifyConfig) -> Forecast:
+    """Forecast `classify` by classifying a few windows; writes nothing."""
     begun = time.perf_counter()
     with reading(), open_job(config) as job:
         engine = job.build_engine()
         start = time.perf_counter() - begun
         windows = [w for part in job.plan.parts() for w in windows_of(job.plan, part, gaussian=job.gaussian)]
-        chosen, empty = _windows_with_data(job, windows, (sample + 1) * config.batch_size)
+        # Four calls of the network are timed, after one that is not.
+        chosen, empty = _windows_with_data(job, windows, 5 * config.batch_size)
         each, encoded = _time_windows(job, engine, chosen)
         filled = len(windows) * (1 - empty)
         seconds = {"start": start, "windows": filled * each, "finish": filled * encoded / COPY_SPEED}
@@ -271,17 +246,17 @@ def forecast_classification(config: ClassifyConfig, sample: int = 4) -> Forecast
 
 @dataclass(frozen=True)
 class _Run:
-    """A classification whose journal is begun."""
+    """A classification that has opened its inputs, its journal and the maker of its parts."""
 
     job: Job
     journal: Journal
     output: Output
-    makers: _Makers
+    maker: _LocalMaker | _ClusterMaker
     pool: Executor
     stamps: list[Stamp]
 
     def check_inputs(self) -> None:
-        """Raise where an input isn't the file any more that it was at the start."""
+        """Refuse to finish when an input has changed since the start."""
         if stamps_of_inputs(self.job.config) != self.stamps:
             raise InputError(
                 "cannot finish the map, since an input changed while it was read, expected the same file to "
@@ -292,66 +267,50 @@ class _Run:
             )
 
 
-class _Makers(Protocol):
-    """Makers of the parts: this process, or the workers of a cluster."""
-
-    described: Described
-
-    @property
-    def network_share(self) -> float:
-        """Share of the time in which the network was busy."""
-
-    def make(
-        self, run: _Run, parts: list[int], progress: Callable[[int], object]
-    ) -> Generator[Made, None, None]:
-        """Make parts; `progress` is called with pixels."""
-
-
-class _Local:
-    """This process."""
+class _LocalMaker:
+    """This process as the maker of the parts."""
 
     def __init__(self, job: Job, dates: Sequence[str], stamps: list[Stamp]) -> None:
-        # Both leave a core idle for a part of their time.
-        with ThreadPoolExecutor(1) as aside:
-            identified = aside.submit(job.identify_inputs)
+        # Hashing and building run at the same time: each leaves a core idle now and then.
+        with ThreadPoolExecutor(1) as pool:
+            hashing = pool.submit(job.identify_inputs)
             self._engine = job.build_engine()
-            identified.result()
+            hashing.result()
         self._clock = Clock()
-        self.described = worker.describe_job(job, self._engine, stamps, dates)
+        self.described: Described = worker.describe_job(job, self._engine, stamps, dates)
 
     @property
     def network_share(self) -> float:
+        """Fraction of the time in which the network was busy."""
         return self._clock.share
 
-    def make(
-        self, run: _Run, parts: list[int], progress: Callable[[int], object]
-    ) -> Generator[Made, None, None]:
+    def make(self, run: _Run, parts: list[int], progress: Callable[[int], object]) -> Generator[Made]:
+        """Make parts; `progress` is called with the pixels of each window."""
         planned = [run.job.plan.part_at(part) for part in parts]
         yield from worker.make_parts(
             run.job, self._engine, run.output, planned, run.pool, clock=self._clock, progress=progress
         )
 
 
-class _Workers:
-    """Those of a cluster."""
+class _ClusterMaker:
+    """The workers of a cluster as makers of the parts."""
 
     def __init__(self, cluster: Cluster, job: Job, dates: Sequence[str]) -> None:
         work = work_of(job, dates)
         config = dataclasses.replace(work.config, engine=job.engine, window=job.plan.window)
         self._cluster, self._work = cluster, dataclasses.replace(work, config=config)
         self._busy = self._seconds = 0.0
-        self.described = ask(cluster, worker.describe, None, self._work)
+        self.described: Described = ask(cluster, worker.describe, None, self._work)
 
     @property
     def network_share(self) -> float:
+        """Fraction of the workers' time in which their networks were busy."""
         return self._busy / self._seconds if self._seconds else 1.0
 
-    def make(
-        self, run: _Run, parts: list[int], progress: Callable[[int], object]
-    ) -> Generator[Made, None, None]:
-        seal = seal_of(run.journal.key)
-        function = partial(worker.make_part, seal=seal)
-        tasks = run_tasks(self._cluster, function, parts, site=self._work, what=lambda part: f"part {part}")
+    def make(self, run: _Run, parts: list[int], progress: Callable[[int], object]) -> Generator[Made]:
+        """Make parts; `progress` is called with the pixels of each part."""
+        make = partial(worker.make_part, seal=seal_of(run.journal.key))
+        tasks = run_tasks(self._cluster, make, parts, site=self._work, what=lambda part: f"part {part}")
         with closing(tasks) as results:
             for made, busy, seconds in results:
                 self._busy, self._seconds = self._busy + busy, self._seconds + seconds
@@ -361,8 +320,8 @@ class _Workers:
 
 
 @contextlib.contextmanager
-def _begun(config: ClassifyConfig) -> Iterator[_Run]:
-    """Check everything, start who makes the parts, and begin or take up the journal."""
+def _start(config: ClassifyConfig) -> Iterator[_Run]:
+    """Check inputs, outputs and resources, open the maker of the parts, and open the journal."""
     dates = dates_of(config)
     stamps = stamps_of_inputs(config)
     check_outputs(config, stamps)
@@ -377,18 +336,18 @@ def _begun(config: ClassifyConfig) -> Iterator[_Run]:
             # Another run may have finished between the first look and the locks.
             check_outputs(config, stamps)
         _check_resources(job, journal)
-        makers: _Makers
+        maker: _LocalMaker | _ClusterMaker
         if config.dask is None:
-            makers = _Local(job, dates, stamps)
+            maker = _LocalMaker(job, dates, stamps)
         else:
             cluster = stack.enter_context(open_cluster(config))
             engine = ask(cluster, worker.choose_here, work_of(job, dates))
             job = Job(dataclasses.replace(config, engine=engine), job.members, job.stack)
-            makers = _Workers(cluster, job, dates)
-        job.profile = dataclasses.replace(job.profile, tags=makers.described.tags)
-        journal.begin(makers.described.key, restart=config.restart)
+            maker = _ClusterMaker(cluster, job, dates)
+        job.profile = dataclasses.replace(job.profile, tags=maker.described.tags)
+        journal.begin(maker.described.key, restart=config.restart)
         pool = stack.enter_context(ThreadPoolExecutor(cores()))
-        yield _Run(job, journal, output_of(job, journal.folder, dates), makers, pool, stamps)
+        yield _Run(job, journal, output_of(job, journal.folder, dates), maker, pool, stamps)
 
 
 def _check_grid(job: Job) -> None:
@@ -402,15 +361,14 @@ def _check_grid(job: Job) -> None:
 
 def _check_resources(job: Job, journal: Journal) -> None:
     config = job.config
-    # Workers elsewhere look for themselves.
+    # Workers on other machines check their own memory.
     processes = {None: 1, "local": config.workers or WORKERS}.get(config.dask, 0)
     memory_plan.check_memory(processes * job.memory)
     memory_plan.check_memory(_memory_of(job), SIEVE_WAY_OUT)
-    # What an interrupted run has written is part of what is needed; tiles are not copied.
-    needed_on_disk = memory_plan.disk_needed(job.profile) // (2 if config.tiles else 1) - journal.bytes
-    if config.sieve:
-        needed_on_disk += job.plan.height * job.plan.width
-    check_disk(job.out.parent, needed_on_disk, "the map and its parts")
+    # Tiles are not copied. Parts of an interrupted run are on the disk already.
+    needed = memory_plan.disk_needed(job.profile) // (2 if config.tiles else 1) - journal.bytes
+    sieved = job.plan.height * job.plan.width if config.sieve else 0
+    check_disk(job.out.parent, needed + sieved, "the map and its parts")
     if job.memory > job.budget:
         logger.warning(
             "windows of %d x %d take about %.1f GB, more than --memory %g",
@@ -419,35 +377,35 @@ def _check_resources(job: Job, journal: Journal) -> None:
 
 
 def _memory_of(job: Job) -> float:
-    """Peak memory in bytes: the engine is still there while the map is sieved."""
-    own = job.memory if job.config.dask is None else 0
-    return own + (SIEVE_BYTES * job.plan.height * job.plan.width if job.config.sieve else 0)
+    """Peak memory of this process in bytes: the engine stays loaded while the map is sieved."""
+    classifying = job.memory if job.config.dask is None else 0
+    return classifying + (SIEVE_BYTES * job.plan.height * job.plan.width if job.config.sieve else 0)
 
 
 def _make_parts(run: _Run, parts: range) -> int:
-    """Make and journal those of some parts that are missing; how many they were."""
+    """Make those of `parts` that are not finished, record them, and return their number."""
     plan, journal = run.job.plan, run.journal
     finished = journal.finished(parts, run.output.checksum)
     if finished:
         logger.info("continuing: %d of %d parts are finished", len(finished), len(parts))
     missing = [part for part in parts if part not in finished]
-    pixels = {done: sum(map(plan.pixels_of, some)) for done, some in ((True, finished), (False, missing))}
+    total, done = sum(map(plan.pixels_of, parts)), sum(map(plan.pixels_of, finished))
     bar = tqdm(
-        total=sum(pixels.values()), initial=pixels[True], unit="px", unit_scale=True, desc="classifying",
+        total=total, initial=done, unit="px", unit_scale=True, desc="classifying",
         disable=not logger.isEnabledFor(logging.INFO),
     )  # fmt: skip
-    with bar, closing(run.makers.make(run, missing, bar.update)) as results:
+    with bar, closing(run.maker.make(run, missing, bar.update)) as results:
         for made in results:
             journal.record(made.part, made.checksum, made.counts)
     return len(missing)
 
 
 def _finish(run: _Run, counts: dict[int, int]) -> tuple[Path, ...]:
-    """Assemble the map, derive the further files, then give the map its name and drop the parts."""
+    """Assemble the map, derive sieved map and polygons, name the map and remove the parts."""
     job, journal = run.job, run.journal
     whole = run.output.assemble(run.pool)
     further = further_of(job.config)
-    # The map gets its name last; a run that is killed before that may find the others there already.
+    # A run that is killed before the map is named finds its own derived files when it continues.
     journal.claim(further)
     if job.config.sieve:
         target = sieved_path(job.out)
@@ -498,47 +456,46 @@ def _map_classes(whole: Path, plan: Plan, file: Path) -> np.ndarray:
 
 
 def _remarks_on(job: Job) -> tuple[str, ...]:
-    found = [problem for member in job.members for problem in problems_of(member)]
-    found += [pixel_size_problem(member.card, job.stack.grid) for member in job.members]
-    return tuple(dict.fromkeys(remark for remark in found if remark))
+    remarks = [problem for member in job.members for problem in problems_of(member)]
+    remarks += [pixel_size_problem(member.card, job.stack.grid) for member in job.members]
+    return tuple(dict.fromkeys(filter(None, remarks)))
 
 
-def _named(card: ModelCard) -> str:
-    return ", ".join(
-        filter(None, [card.name, card.origin, f"sha256 {card.sha256[:12]}" if card.sha256 else ""])
-    )
+def _label(card: ModelCard) -> str:
+    """Name, epoch and checksum of a network."""
+    return ", ".join(filter(None, [card.name, card.origin, card.sha256 and f"sha256 {card.sha256[:12]}"]))
 
 
 def _areas_of(
     out: Path, plan: Plan, grid: GridSpec, parts: Mapping[int, Mapping[int, int]]
 ) -> dict[int, float] | None:
-    """Return the square metres of each class of a finished map; None where it has no place on the Earth.
+    """Return the square metres of each class of a finished map; None without a CRS of the Earth.
 
-    A part whose pixels are of one size on the ground is counted, any other is read again.
+    Where the pixels of a part are of one size on the ground, its pixel counts suffice; other parts are read.
     """
     areas: dict[int, float] = {}
     for part, counts in parts.items():
         extent = plan.part_at(part).extent
         bottom, right = extent.stop[0] - 1, extent.stop[1] - 1
-        places = [
+        sampled = [
             pixel_areas(grid, Window(row, col, 1, 1))
             for row in (extent.row, (extent.row + bottom) // 2, bottom)
             for col in (extent.col, (extent.col + right) // 2, right)
         ]
-        sizes = [float(place[0, 0]) for place in places if place is not None]
+        sizes = [float(area[0, 0]) for area in sampled if area is not None]
         if not sizes:
             return None
         if max(sizes) > (1 + _ONE_SIZE) * min(sizes):
-            found = _read_areas(out, grid, extent)
+            part_areas = _read_areas(out, grid, extent)
         else:
-            found = {n: count * sizes[len(sizes) // 2] for n, count in counts.items() if n != IGNORE}
-        for number, area in found.items():
+            part_areas = {n: count * sizes[len(sizes) // 2] for n, count in counts.items() if n != IGNORE}
+        for number, area in part_areas.items():
             areas[number] = areas.get(number, 0.0) + area
     return areas
 
 
 def _read_areas(out: Path, grid: GridSpec, extent: Window) -> dict[int, float]:
-    """Square metres of each class in a part of a map, pixel by pixel."""
+    """Sum the pixel areas of each class in a part of a map, in square metres."""
     summed = np.zeros(256)
     for window in squares_of(extent):
         weights = pixel_areas(grid, window)
@@ -548,29 +505,29 @@ def _read_areas(out: Path, grid: GridSpec, extent: Window) -> dict[int, float]:
 
 
 def _windows_with_data(
-    job: Job, windows: list[PlannedWindow], count: int, most: int = 48
+    job: Job, windows: list[PlannedWindow], count: int
 ) -> tuple[list[PlannedWindow], float]:
-    """`count` windows with valid pixels, and the share of windows without, from looking at some."""
-    step = -(-len(windows) // most)
-    seen = windows[step // 2 :: step]
-    full = [w for w in seen if not np.isnan(job.stack.read(w.write)).all()]
-    if not full:
+    """Return `count` windows with valid pixels and the fraction of windows without, from 48 at most."""
+    step = -(-len(windows) // 48)
+    sampled = windows[step // 2 :: step]
+    filled = [w for w in sampled if not np.isnan(job.stack.read(w.write)).all()]
+    if not filled:
         raise InputError(
-            f"cannot forecast the map, since none of the {len(seen)} windows looked at holds a valid pixel",
+            f"cannot forecast the map, since none of {len(sampled)} sampled windows holds a valid pixel",
             "Check bands, fills, no-data values and masks: a pixel is valid where it has all channels.",
         )
-    return [full[i * len(full) // count] for i in range(count)], 1 - len(full) / len(seen)
+    return [filled[i * len(filled) // count] for i in range(count)], 1 - len(filled) / len(sampled)
 
 
 def _time_windows(job: Job, engine: Engine, windows: list[PlannedWindow]) -> tuple[float, float]:
-    """(seconds, encoded bytes) of a window, through the whole pipeline; the first call is not timed."""
+    """Return the seconds and encoded bytes of a window; the first call of the network is not timed."""
     batch = job.config.batch_size
     work = [(job.plan.part_at(0), windows)]
     started, size = 0.0, 0.0
     with ThreadPoolExecutor(cores()) as pool, job.readers() as (read, *further):
         network = job.network(engine)
         for prediction in predict_windows(read, network, job.plan, work, further=further, batch=batch):
-            # From here on the network is busy with the second call.
+            # When the first result is there, the network is busy with the second call.
             started = started or time.perf_counter()
             values, _ = job.encode(prediction)
             if values is not None:
@@ -579,8 +536,8 @@ def _time_windows(job: Job, engine: Engine, windows: list[PlannedWindow]) -> tup
 
 
 def _encoded_size(profile: MapProfile, values: np.ndarray, pool: Executor) -> float:
-    """Bytes that a window takes on disk with its reduced levels."""
+    """Bytes that a window takes on disk with its overviews."""
     extents = profile.extents_of(Window(0, 0, *values.shape[1:])).values()
     levels = sum(extent.height * extent.width for extent in extents) / values[0].size
-    # Not in blocks of the map, which a small window would leave mostly empty.
+    # Encoded as a whole, since a small window would leave a block of the map mostly empty.
     return levels * sum(map(len, pool.map(encode_block, map(np.ascontiguousarray, values))))

@@ -1,4 +1,4 @@
-"""A classification before its first window: model, stack, plan, and what decides the bytes of the map."""
+"""Preparation of a classification: model, stack of channels, plan of windows, key and tags of the map."""
 
 from __future__ import annotations
 
@@ -18,19 +18,13 @@ import numpy as np
 import rasterio
 
 from lulc.config import ClassifyConfig, InputConfig
-from lulc.core.channels import ChannelSet, name_of
+from lulc.core.channels import change_paths, name_of
 from lulc.core.grid import GridSpec, pixel_on_ground
 from lulc.core.schema import IGNORE, UNCLASSIFIED, InputError, Legend
 from lulc.core.statistics import read_statistics
 from lulc.core.version import __version__
 from lulc.core.windows import Part, Plan, squares_of
-from lulc.engines.ensemble import (
-    Member,
-    average,
-    check_alike,
-    footprint_of,
-    geometry_of,
-)
+from lulc.engines.ensemble import Member, average, check_alike, footprint_of, geometry_of
 from lulc.engines.registry import (
     Engine,
     EngineRequest,
@@ -39,7 +33,7 @@ from lulc.engines.registry import (
     build_engine,
     choose_engine,
     readers_of,
-)
+)  # fmt: skip
 from lulc.inference import domain_shift, memory_plan
 from lulc.inference.sliding_window import Prediction, Read, predict_parts
 from lulc.inference.wrapped import dihedral, turns_of, with_ood_score
@@ -58,42 +52,38 @@ from lulc.rasters.stack import Stack, open_stack, sort_inputs, sort_sources
 FORMAT_VERSION = 1
 
 NATIVE_PIXEL = 10.0
-"""Metres of the pixels that a network was trained on whose card doesn't say: the finest of Sentinel-2."""
+"""Assumed pixel size of the training in metres where a card has none: the finest of Sentinel-2."""
 
 SIZE_RATIO = 1.25
-"""Ratio of pixel sizes that is let pass, as between neighbouring projections."""
+"""Ratio of pixel sizes up to which there is no warning; neighbouring projections differ that much."""
 
 logger = logging.getLogger("lulc")
 
-_PATHS = ("inputs", "layers", "fill", "like", "mask", "aoi")
+INPUT_FILES = ("inputs", "layers", "fill", "like", "mask", "aoi")
+"""Options that name files to read."""
+
 PARAMETERS = ("activations", "batch_size", "blend", "tta", "min_confidence", "min_agreement", "cog", "extra")
-"""Options beside those of the inputs that decide a map, as its tags hold them."""
+"""Options beside those of the inputs that decide a map; its tags hold them."""
 
 
 class Job:
-    """Made by `open_job`.
+    """A classification with open inputs; `open_job` makes it.
 
     Attributes
     ----------
-    config, card, stack, plan
-        What is classified, with what, and in which windows.
     members : sequence of Member
         The networks; `card` is that of the first.
     engine : str
-        Name of what runs them.
-    out : Path
-        Final name of the map.
+        Name of the engine.
     profile : MapProfile
-        The map, its tags not known yet.
-    demand : Demand
-        What decides its memory beside the windows.
+        Description of the map, without tags until the engine is built.
     memory, budget : float
-        Peak memory of the process in bytes, as planned and as asked for.
+        Peak memory of the process in bytes: planned, and allowed by ``--memory``.
     """
 
     def __init__(self, config: ClassifyConfig, members: Sequence[Member], stack: Stack) -> None:
         card = members[0].card
-        config = _fitted(config, members)
+        config = _fit_to_networks(config, members)
         self.config, self.card, self.stack = config, card, stack
         self.out = Path(config.out)
         self.members = members
@@ -114,37 +104,27 @@ class Job:
             readers=readers_of(self.engine),
         )
         self.plan: Plan = memory_plan.plan_map(
-            self.profile,
-            self.demand,
-            stride=stride,
-            halo=halo,
-            memory=self.budget,
-            window=config.window,
-            square=config.tta,
-        )
+            self.profile, self.demand, stride=stride, halo=halo,
+            memory=self.budget, window=config.window, square=config.tta,
+        )  # fmt: skip
         self.memory = self.demand.bytes_of(self.plan, self.profile)
 
     def build_engine(self) -> Engine:
-        """The engine for windows of the plan; of several networks their mean."""
-        engines = [
-            build_engine(
-                self.engine,
-                EngineRequest(
-                    path=member.path,
-                    card=member.card,
-                    shape=(self.config.batch_size, *self.plan.window),
-                    samples=self._samples,
-                    min_agreement=self.config.min_agreement,
-                    finish=self.finish,
-                ),
+        """Build the engine for windows of the plan; several networks give their mean."""
+        shape = (self.config.batch_size, *self.plan.window)
+        requests = [
+            EngineRequest(
+                path=member.path, card=member.card, shape=shape, samples=self._samples,
+                min_agreement=self.config.min_agreement, finish=self.finish,
             )
             for member in self.members
-        ]
+        ]  # fmt: skip
+        engines = [build_engine(self.engine, request) for request in requests]
         return engines[0] if len(engines) == 1 else average(engines, self.members)
 
     @cached_property
     def finish(self) -> Finish | None:
-        """How Keras computes bands of the map itself; None for other engines and where a mean comes first."""
+        """Steps by which Keras computes the bands of the map; None for other engines and for means."""
         config, encoding = self.config, self.profile.encoding
         averaged = len(self.members) > 1 or config.tta or self.gaussian
         if averaged or NOVELTY in config.extra or not self.engine.startswith("keras"):
@@ -156,21 +136,21 @@ class Job:
 
     def network(self, engine: Engine) -> Network:
         """Return the function called for each batch: the engine, or its mean over flips and rotations.
-        It gives probabilities, or with `finish` the bands of the map.
 
-        Where novelty is asked for, it is one more channel after the activations; no turn changes it.
+        It gives probabilities, and after them the out-of-distribution score where ``--extra`` asks for it;
+        with `finish` it gives the bands of the map.
         """
-        network = self._turned(engine) if self.config.tta else engine
+        network = self._averaged_network(engine) if self.config.tta else engine
         if NOVELTY not in self.config.extra:
             return network
         return with_ood_score(network, [member.card for member in self.members])
 
-    def _turned(self, engine: Engine) -> Network:
-        if self._averaged < 8:
+    def _averaged_network(self, engine: Engine) -> Network:
+        if self._orientations < 8:
             logger.warning(
                 "--tta averages %d instead of 8 flips and rotations, since windows of %d x %d don't fit when "
                 "turned by 90 degrees; --window SIDE makes them square where the map is large enough",
-                self._averaged, *self.plan.window,
+                self._orientations, *self.plan.window,
             )  # fmt: skip
         directions = self.card.inputs.directions
         if directions is None:
@@ -182,30 +162,24 @@ class Job:
         return dihedral(engine, directions)
 
     @property
-    def _averaged(self) -> int:
-        """Flips and rotations that --tta averages."""
+    def _orientations(self) -> int:
+        """Number of flips and rotations that --tta averages."""
         return 2 * len(turns_of(*self.plan.window))
 
-    def predictions(self, network: Network, parts: list[Part]) -> Generator[Prediction, None, None]:
-        """All windows of some parts."""
+    def predictions(self, network: Network, parts: list[Part]) -> Generator[Prediction]:
+        """Classify all windows of some parts."""
         with self.readers() as (read, *further):
             yield from predict_parts(
-                read,
-                network,
-                self.plan,
-                parts,
-                further=further,
-                batch=self.config.batch_size,
-                gaussian=self.gaussian,
-                copy=self.finish is None,
-            )
+                read, network, self.plan, parts, further=further, batch=self.config.batch_size,
+                gaussian=self.gaussian, copy=self.finish is None,
+            )  # fmt: skip
 
     @contextlib.contextmanager
     def readers(self) -> Iterator[list[Read]]:
-        """Open the readers of windows of the stack, each for one thread at a time."""
-        with contextlib.ExitStack() as opened:
-            again = [opened.enter_context(self.stack.reopen()) for _ in range(self.demand.readers - 1)]
-            yield [self.stack.read, *(stack.read for stack in again)]
+        """Open functions that read windows of the stack, each for one thread at a time."""
+        with contextlib.ExitStack() as resources:
+            further = [resources.enter_context(self.stack.reopen()) for _ in range(self.demand.readers - 1)]
+            yield [self.stack.read, *(stack.read for stack in further)]
 
     def encode(self, prediction: Prediction) -> tuple[np.ndarray | None, np.ndarray]:
         """Encode the values of a window for storage.
@@ -213,13 +187,13 @@ class Job:
         Returns
         -------
         (array (band, y, x) or None, int (256,))
-            Values, None for no data throughout; pixels by class number, no data at 255.
+            Bands of the map, None where all is no data; pixels by class number, no data at 255.
         """
         pixels = prediction.window.write.height * prediction.window.write.width
         if prediction.probabilities is None or prediction.valid is None:
             return None, np.bincount([IGNORE], [pixels], 256).astype(np.int64)
         bands, valid = prediction.probabilities, prediction.valid
-        values = np.moveaxis(bands, -1, 0) if self.finish else self._stored(bands, valid)
+        values = np.moveaxis(bands, -1, 0) if self.finish else self._bands_of(bands, valid)
         classes = values[0][valid]
         if (classes == self.profile.encoding.nodata).any():
             raise InputError(
@@ -231,15 +205,15 @@ class Job:
         counts[IGNORE] = pixels - int(valid.sum())
         return values, counts
 
-    def _stored(self, probabilities: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Return the bands of the map (band, y, x); no data where a probability is not finite."""
+    def _bands_of(self, probabilities: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Return the bands of the map (band, y, x), no data where a probability is not finite."""
         novelty = None
         if NOVELTY in self.config.extra:
             probabilities, novelty = probabilities[..., :-1], probabilities[..., -1]
         if len(self.members) == 1:
-            # Those of several networks are calibrated before their mean is taken.
+            # Several networks are calibrated before their mean is taken.
             probabilities = calibrate(probabilities, self.card.temperature)
-        # Networks of one class decide between it and 0, the rest.
+        # A network of one class decides between that class and 0, the rest.
         classes = decide(probabilities) + np.uint8(probabilities.shape[-1] > 1)
         sure = confidence(probabilities)
         classes[sure < self.config.min_confidence] = UNCLASSIFIED
@@ -247,7 +221,7 @@ class Job:
         return self.profile.encoding.apply(classes, measured, valid & np.isfinite(sure))
 
     def key(self, engine: Engine) -> dict[str, Any]:
-        """Everything that decides the bytes of a part."""
+        """Return everything that decides the bytes of a part."""
         return {
             "toolkit": __version__,
             "weights": [member.to_json() for member in self.members],
@@ -264,7 +238,7 @@ class Job:
         }
 
     def tags(self, engine: Engine) -> dict[str, str]:
-        """Metadata of the map; nothing of the machine, the time or a path, so that equal runs agree."""
+        """Return the metadata of the map, without machine, time and paths, so that equal runs agree."""
         described = self.stack.provenance["channels"]
         identity = {name: value for name, value in engine.identity.items() if name != "device"}
         tags: dict[str, Any] = {
@@ -282,7 +256,7 @@ class Job:
         if not self.stack.channel_set.is_plain:
             tags["LULC_CHANNEL_SET"] = self.stack.channel_set.to_json()
         if self.config.statistics is not None:
-            # A legacy file has none, so that the weights alone don't tell them.
+            # A legacy weights file holds no statistics.
             tags["LULC_STATISTICS"] = self.card.statistics.to_json()
         if len(self.members) > 1:
             tags["LULC_ENSEMBLE"] = [member.to_json() for member in self.members]
@@ -299,35 +273,31 @@ class Job:
         }
 
     def _geometry(self) -> dict[str, Any]:
-        """Return how the map was cut; with the options this is enough to make it again."""
+        """Return windows, halo and parts, which with the options suffice to make the map again."""
         geometry = {"window": self.plan.window, "halo": self.plan.halo, "part": self.plan.part}
-        return geometry | ({"tta_averaged": self._averaged} if self.config.tta else {})
+        return geometry | ({"tta_averaged": self._orientations} if self.config.tta else {})
 
     def _options(self) -> dict[str, Any]:
-        """Options that decide the result, paths by their last part only."""
+        """Return the options that decide the result, files by name and without folders."""
         names = ["inputs", *(f.name for f in dataclasses.fields(InputConfig)), *PARAMETERS]
         options = {name: getattr(self.config, name) for name in names}
-        for name in _PATHS:
-            value = options[name]
-            many = isinstance(value, tuple)
-            options[name] = [name_of(v) for v in value] if many else value and name_of(value)
+        options |= {name: change_paths(options[name], name_of) for name in INPUT_FILES}
         options["mask"] = none_one_or_many(options["mask"])
         return options | {"temperature": self.card.temperature}
 
     def identify_inputs(self) -> None:
-        """Hash all files that are read, before key and tags ask for it."""
+        """Hash all files that are read, which key and tags need."""
         _ = self._inputs
 
     @cached_property
     def _inputs(self) -> list[dict[str, Any]]:
-        """All files that are read, hashed once for key and tags."""
         return self.stack.identity()
 
     def _samples(self) -> Iterator[np.ndarray]:
-        """Windows of the mosaic that hold valid pixels, spread over it: up to 25, a quarter of it at most.
+        """Yield up to 25 windows with valid pixels, spread over a quarter of the mosaic at most.
 
-        Finding 8-bit ranges computes all of them in float32 and half of them in 8 bits. That takes less
-        than 8 bits save on the whole mosaic, where they halve the time.
+        Quantization computes all of them in float32 and half of them in 8 bits. That takes less time than
+        8 bits save on the whole mosaic, where they halve it.
         """
         side, shape = min(256, *self.plan.window), self.stack.grid.shape
         count = min(5, max(2, math.isqrt(math.prod(shape) // 4) // side))
@@ -337,21 +307,20 @@ class Job:
                 yield values
 
 
-def _fitted(config: ClassifyConfig, members: Sequence[Member]) -> ClassifyConfig:
+def _fit_to_networks(config: ClassifyConfig, members: Sequence[Member]) -> ClassifyConfig:
     """Return the config with the blending and the windows that imported networks need."""
-    networks = [member.card.network for member in members]
-    graphs = [network for network in networks if isinstance(network, GraphConfig)]
+    graphs = [m.card.network for m in members if isinstance(m.card.network, GraphConfig)]
     reason = next((graph.reason for graph in graphs if graph.reason), "")
     if config.blend == "none" and reason:
         logger.info("windows are blended (--blend gaussian), since no halo is enough: %s", reason)
         config = dataclasses.replace(config, blend="gaussian")
     sides = {(graph.side[0], graph.side[1]) for graph in graphs if graph.side}
-    asked = config.window if isinstance(config.window, tuple) else (config.window,) * 2
-    if len(sides) > 1 or (sides and config.window is not None and asked not in sides):
-        taken = " and ".join(f"{height} x {width}" for height, width in sorted(sides))
+    wanted = config.window if isinstance(config.window, tuple) else (config.window,) * 2
+    if len(sides) > 1 or (sides and config.window is not None and wanted not in sides):
+        accepted = " and ".join(f"{height} x {width}" for height, width in sorted(sides))
         raise InputError(
             f"cannot classify in common windows, since --window is {config.window} and the networks take "
-            f"windows of {taken} pixels alone",
+            f"only windows of {accepted} pixels",
             "Leave --window out, and name networks of one size.",
         )
     return dataclasses.replace(config, window=sides.pop()) if sides else config
@@ -365,17 +334,15 @@ def open_job(
 
     Parameters
     ----------
-    config
-        What is to be classified, and how.
     members
-        The networks where they are known and were compared with the mosaic already, by another process.
+        The networks, where another process has compared them with the mosaic already.
     sources
         Open rasters instead of the inputs that the config names; each may hold bands and indices.
 
     Raises
     ------
     InputError
-        If model or mosaic are refused, or don't fit together.
+        If the model or the mosaic can't be used, or they don't fit together.
     """
     if members:
         bands, indices = sort_inputs(config.inputs, config, members[0].card.inputs)
@@ -384,35 +351,30 @@ def open_job(
         return
     models = [weights.find_model(name, config.pick) for name in (config.model, *config.ensemble)]
     members = [Member(model, _card_of(model, config)) for model in models]
-    bands_of, indices_of = _sort(config, sources, members[0].card.inputs)
+    channels = members[0].card.inputs
+    named: tuple[Sequence[str | Source], Sequence[str | Source]] = (
+        sort_sources(sources) if sources else sort_inputs(config.inputs, config, channels)
+    )
     check_alike(members)
     _check_confidence(members[0].card, config)
     _check_novelty(members, config)
-    channels = members[0].card.inputs
-    with open_stack(bands_of, indices_of, config, channels=channels) as stack:
+    with open_stack(*named, config, channels=channels) as stack:
         yield Job(config, [_compare(member, stack, config) for member in members], stack)
 
 
-def _sort(
-    config: ClassifyConfig, sources: Sequence[Source], channels: ChannelSet
-) -> tuple[Sequence[str | Source], Sequence[str | Source]]:
-    """Return what may hold bands and what holds indices: open sources, or the inputs of the config."""
-    return sort_sources(sources) if sources else sort_inputs(config.inputs, config, channels)
-
-
 def problems_of(member: Member) -> list[str]:
-    """Say what speaks against weights wherever they are used."""
-    found = [unfinished] if (unfinished := weights.unfinished_run(member.path)) else []
+    """Return warnings about weights that hold for any mosaic."""
+    problems = [unfinished] if (unfinished := weights.unfinished_run(member.path)) else []
     if member.card.simulated:
-        found.append(
+        problems.append(
             f"'{member.card.name}' was trained on simulated imagery: a map of a real region made with it "
             "says nothing about that region"
         )
-    return found
+    return problems
 
 
 def _compare(member: Member, stack: Stack, config: ClassifyConfig) -> Member:
-    """A network after a look at the mosaic; with the mosaic's statistics where that was asked for."""
+    """Compare a network with the mosaic; return it, with ``--statistics mosaic`` with other statistics."""
     for problem in problems_of(member):
         logger.warning("%s", problem)
     _check_coding(member.card, stack)
@@ -420,13 +382,13 @@ def _compare(member: Member, stack: Stack, config: ClassifyConfig) -> Member:
     if config.statistics == "mosaic":
         return Member(member.path, _with_mosaic_statistics(member.card, stack))
     if config.statistics != "none" and not isinstance(member.card.network, GraphConfig):
-        # Of an imported network the card knows the scaling of the input, not the training data.
+        # The statistics of an imported network are the scaling of its input, not its training data.
         _check_domain(member.card, stack, strict=config.strict)
     return member
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides values and bytes beside the engine."""
+    """Versions of the libraries that decide values and bytes beside the engine."""
     return {
         "numpy": np.__version__,
         "numcodecs": version("numcodecs"),
@@ -436,7 +398,7 @@ def versions() -> dict[str, str]:
 
 
 def legend_of(card: ModelCard) -> Legend:
-    """Classes of the map: those of the card, or its single class, which gets number 1."""
+    """Return the classes of the map: those of the card, or its single class with number 1."""
     if card.single_class is None:
         return card.legend
     chosen = next(c for c in card.legend.classes if c.name == card.single_class)
@@ -444,7 +406,7 @@ def legend_of(card: ModelCard) -> Legend:
 
 
 def _check_confidence(card: ModelCard, config: ClassifyConfig) -> None:
-    """Refuse a second meaning of class 0."""
+    """Refuse --min-confidence where class 0 means the rest."""
     if card.single_class is not None and config.min_confidence:
         raise InputError(
             f"cannot use --min-confidence with '{card.name}', since it tells '{card.single_class}' from the "
@@ -454,7 +416,7 @@ def _check_confidence(card: ModelCard, config: ClassifyConfig) -> None:
 
 
 def _check_novelty(members: Sequence[Member], config: ClassifyConfig) -> None:
-    """Refuse what the training has to have looked at."""
+    """Refuse the out-of-distribution score where a card has no description of the training data."""
     lacking = [str(member.path) for member in members if member.card.novelty is None]
     if NOVELTY in config.extra and lacking:
         raise InputError(
@@ -465,7 +427,7 @@ def _check_novelty(members: Sequence[Member], config: ClassifyConfig) -> None:
 
 
 def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
-    """Return the card beside the weights, or for a legacy file a card of the known facts."""
+    """Return the card beside the weights; for a legacy file, make one."""
     if model.suffix in (".keras", ".npz", ".onnx"):
         if config.statistics is not None:
             raise InputError(
@@ -476,7 +438,7 @@ def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
         card = load_card(model)
         check_classifies(card)
         if model.suffix == ".keras" and not config.engine.startswith("openvino"):
-            # Refused before a framework is loaded, which takes longer than all of these checks.
+            # Checked before a framework is loaded, which takes longer than all checks.
             weights.read_arrays(model, card)
         return card
     if model.suffix not in (".h5", ".hdf5"):
@@ -497,21 +459,21 @@ def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
 
 
 def _with_mosaic_statistics(card: ModelCard, stack: Stack) -> ModelCard:
-    """The card with the statistics of all valid pixels of the mosaic."""
+    """Return the card with the statistics of all valid pixels of the mosaic."""
     logger.warning(
         "the mosaic is standardised by its own statistics, as the original script did: with another season "
         "or extent the same place gets other classes. Give those of the training where you have them."
     )
     squares = list(squares_of(stack.grid.extent, side=512))
-    found = domain_shift.statistics_of(stack.read, squares, stack.channel_set.optional)
-    if not found.count:
+    statistics = domain_shift.statistics_of(stack.read, squares, stack.channel_set.optional)
+    if not statistics.count:
         raise no_valid_pixel()
-    deviation = tuple(s or 1.0 for s in found.std)
-    return dataclasses.replace(card, statistics=dataclasses.replace(found, std=deviation))
+    deviation = tuple(s or 1.0 for s in statistics.std)
+    return dataclasses.replace(card, statistics=dataclasses.replace(statistics, std=deviation))
 
 
 def _check_coding(card: ModelCard, stack: Stack) -> None:
-    """Warn where indices were read in training and are computed here, or the other way round."""
+    """Warn where indices were read from files in training and are computed here, or vice versa."""
     changes: dict[tuple[str, str], list[str]] = {}
     for channel in card.channels:
         here = stack.coding.get(channel.name, channel.coding)
@@ -525,13 +487,15 @@ def _check_coding(card: ModelCard, stack: Stack) -> None:
 
 
 def _check_domain(card: ModelCard, stack: Stack, *, strict: bool) -> None:
-    """Call out a mosaic that lies far from the training data, band by band."""
+    """Warn of a mosaic that is far from the training data, band by band; refuse it if `strict`."""
     windows = domain_shift.sample_windows(*stack.grid.shape)
-    found = domain_shift.statistics_of(stack.read, windows, stack.channel_set.optional)
-    if not found.count:
-        logger.warning("no place looked at holds a valid pixel: the mosaic is not compared with the training")
+    statistics = domain_shift.statistics_of(stack.read, windows, stack.channel_set.optional)
+    if not statistics.count:
+        logger.warning(
+            "no sampled window holds a valid pixel: the mosaic is not compared with the training data"
+        )
         return
-    lines, reason = domain_shift.differences([c.name for c in card.channels], found, card.statistics)
+    lines, reason = domain_shift.differences([c.name for c in card.channels], statistics, card.statistics)
     if not lines:
         return
     problem = "the mosaic lies far from the training data of '" + card.name + "':\n  " + "\n  ".join(lines)
@@ -541,13 +505,13 @@ def _check_domain(card: ModelCard, stack: Stack, *, strict: bool) -> None:
 
 
 def pixel_size_problem(card: ModelCard, grid: GridSpec) -> str:
-    """Say how pixels differ in size on the ground from those of the training; empty where they don't."""
-    found = pixel_on_ground(grid)
+    """Describe how the pixel size on the ground differs from that of the training; empty if it doesn't."""
     entries = [entry for entry in card.training.get("data", []) if isinstance(entry, dict)]
     widths = _lengths(entry.get("pixel_size") for entry in entries)
-    # Cards of before hold the width alone.
+    # Cards of earlier versions hold only the width.
     heights = _lengths(entry.get("pixel_height", entry.get("pixel_size")) for entry in entries)
-    for side, metres, known in zip(("wide", "high"), found or (), (widths, heights), strict=False):
+    size = pixel_on_ground(grid) or ()
+    for side, metres, known in zip(("wide", "high"), size, (widths, heights), strict=False):
         if min(known) / SIZE_RATIO <= metres <= max(known) * SIZE_RATIO:
             continue
         trained = f"{min(known):.3g}" if min(known) == max(known) else f"{min(known):.3g} to {max(known):.3g}"
@@ -563,7 +527,7 @@ def _lengths(values: Iterable[Any]) -> list[float]:
 
 
 def _check_pixel_size(card: ModelCard, grid: GridSpec, *, strict: bool) -> None:
-    """Call out pixels that are not of the size on the ground that the network was trained on."""
+    """Warn of pixels of another size than those of the training; refuse them if `strict`."""
     problem = pixel_size_problem(card, grid)
     if not problem:
         return
@@ -574,7 +538,7 @@ def _check_pixel_size(card: ModelCard, grid: GridSpec, *, strict: bool) -> None:
 
 
 def no_valid_pixel() -> InputError:
-    """The error of a mosaic without a single valid pixel."""
+    """Error of a mosaic without a valid pixel."""
     return InputError(
         "cannot classify, since no pixel of the mosaic is valid, expected some with all channels",
         "Check bands, fills, no-data values and masks: a pixel is valid where it has all channels.",

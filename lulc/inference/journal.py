@@ -25,13 +25,13 @@ TILES = (
     r"tiles/(\d+/(\d+-\d+\.(tif|json)|\d+\.vrt|catalog\.json)?)?|collection\.json"
     r"|map\.(vrt|vrt\.aux\.xml|qml)"
 )
-"""What a map in tiles consists of: pattern of the paths below its folder."""
+"""Pattern of the paths below the folder of a map in tiles."""
 
 _NAMES = (
     r"(begin|\d+-of-\d+)\.lock|key\.json|claims\.json|journal(-\d+-of-\d+)?\.jsonl|\d{6,}\.part"
     rf"|map\.tif|sieved\.tif|sieved-\d{{6,}}\.part|classes|result/({TILES})?"
 )
-"""What the folder of the parts holds."""
+"""Pattern of the paths below the folder of the parts."""
 
 logger = logging.getLogger("lulc")
 
@@ -39,36 +39,27 @@ logger = logging.getLogger("lulc")
 class Journal:
     """The folder ``OUT.parts/`` beside a map: key, finished parts and their checksums.
 
-    The key is everything that decides the bytes of a part; it lies in ``key.json``. Each line of
-    ``journal.jsonl`` names a finished part and its SHA-256, ends with a checksum of itself, and is fsynced
-    before the run goes on; a line that was cut short or changed is passed over, and the part made again.
+    The key, in ``key.json``, is everything that decides the bytes of a part. Each line of ``journal.jsonl``
+    names a finished part and its SHA-256, ends with a checksum of itself, and is fsynced before the run goes
+    on. A damaged line is ignored and its part made again.
 
-    Runs that make a share of the parts each, at the same time, write journals of their own beside it
-    (``journal-3-of-8.jsonl``); what is finished is what any of them names.
+    Runs that make one share of the parts each write their own journals (``journal-3-of-8.jsonl``) at the
+    same time; a part that any of them names is finished.
 
     Use `open_journal`, which locks the folder.
-
-    Attributes
-    ----------
-    folder : Path
-        The folder.
-    key : dict
-        What the work was begun with, as it is written.
     """
 
     def __init__(self, own: OwnFolder, share: str | None = None) -> None:
-        folder = own.path
-        self._own = own
-        self.folder = folder
-        self._share = share
+        self._own, self._share = own, share
+        self.folder = own.path
         self.key: dict[str, Any] = {}
-        self._lines = folder / (f"journal-{share}.jsonl" if share else "journal.jsonl")
+        self._lines = own.path / (f"journal-{share}.jsonl" if share else "journal.jsonl")
         self._checksums: dict[int, str] = {}
         self._counts: dict[int, tuple[tuple[int, int], ...]] = {}
 
     @property
     def part_counts(self) -> dict[int, dict[int, int]]:
-        """Finished part to its pixels of each value of the class band."""
+        """Pixels of each value of the class band, by finished part."""
         return {part: dict(counts) for part, counts in self._counts.items()}
 
     @property
@@ -80,56 +71,51 @@ class Journal:
         return dict(sorted(total.items()))
 
     def record(self, part: int, sha256: str, counts: dict[int, int]) -> None:
-        """Note that a part is finished, and its pixels by class; on disk when this returns."""
+        """Record a finished part and its pixels by class; they are on disk when this returns."""
         append_line(self._lines, {"part": part, "sha256": sha256, "counts": sorted(counts.items())})
         self._checksums[part], self._counts[part] = sha256, tuple(counts.items())
 
     def finished(self, parts: Collection[int], checksum_of: Callable[[int], str]) -> set[int]:
-        """Those of some parts that are there and have the recorded checksum.
+        """Return those of `parts` that are on disk with the recorded checksum; the journal keeps only these.
 
-        Parameters
-        ----------
-        parts
-            Numbers of the parts that the caller is to make.
-        checksum_of
-            Gives the checksum of a part as it lies on disk, empty where it is missing.
+        `checksum_of` returns the checksum of a part on disk, empty where it is missing.
         """
-        found = set()
+        intact = set()
         for part, checksum in self._checksums.items():
             if part in parts and checksum_of(part) == checksum:
-                found.add(part)
+                intact.add(part)
             elif part in parts:
                 logger.warning("part %d is missing or damaged and is made again", part)
-        self._checksums = {part: self._checksums[part] for part in found}
-        self._counts = {part: self._counts[part] for part in found}
-        return found
+        self._checksums = {part: self._checksums[part] for part in intact}
+        self._counts = {part: self._counts[part] for part in intact}
+        return intact
 
     @property
     def is_begun(self) -> bool:
-        """True where the folder holds more than locks."""
+        """True if the folder holds more than locks."""
         return not all(p == self._own.mark or _is_lock(p.name) for p in self.folder.iterdir())
 
     @property
     def bytes(self) -> int:
         """Bytes of all files in the folder."""
-        found = 0
+        total = 0
         for path in self.folder.rglob("*"):
-            # Other runs may give their files the final names meanwhile.
+            # Another run may rename its files meanwhile.
             with contextlib.suppress(FileNotFoundError):
-                found += path.stat().st_size
-        return found
+                total += path.stat().st_size
+        return total
 
     def claim(self, paths: Sequence[Path]) -> None:
-        """Note which files beside the map this run is about to write, for `claimed_by`."""
+        """Record the files beside the map that this run is about to write, for `claimed_by`."""
         claims = {"format_version": FORMAT_VERSION, "paths": [str(path.resolve()) for path in paths]}
         write_document(self.folder / CLAIMS, claims)
 
     def remove(self) -> None:
-        """Remove the folder, the map being finished."""
+        """Remove the folder when the map is finished."""
         self._own.drop()
 
     def begin(self, key: dict[str, Any], *, restart: bool) -> None:
-        """Take up the work in the folder if it has this key; begin where there is none.
+        """Continue the work in the folder if it has this key; start if there is none.
 
         Raises
         ------
@@ -138,14 +124,19 @@ class Journal:
         """
         self.key = document = document_of(key)
         with Lock(self.folder / "begin.lock", "the key of the work", wait=True):
-            found = None if restart else read_key(self.folder)
-            if found is None:
+            recorded = None if restart else read_key(self.folder)
+            if recorded is None:
                 self._own.clear(kept=_is_lock)
                 write_document(self.folder / KEY, document)
-        if found is not None and found != document:
-            raise self._other_key(found, document)
+        if recorded is not None and recorded != document:
+            begin_anew = f"remove '{self.folder}'" if self._share else "add --restart"
+            raise InputError(
+                f"cannot continue the work in '{self.folder}', since it was begun with another "
+                f"{differences(recorded, document)}",
+                f"Repeat the command as it was, or {begin_anew} to drop the finished parts and begin anew.",
+            )
         if self._share is None:
-            # Those of shares are of runs that live.
+            # With shares, temporary files may belong to runs that are alive.
             remove_leftovers(self.folder, below=True)
         journals = sorted(self.folder.glob("journal*.jsonl"))
         for entry in itertools.chain.from_iterable(map(read_lines, journals)):
@@ -153,22 +144,14 @@ class Journal:
             self._checksums[part] = entry["sha256"]
             self._counts[part] = tuple((value, count) for value, count in entry["counts"])
 
-    def _other_key(self, found: dict[str, Any], expected: dict[str, Any]) -> InputError:
-        begin_anew = f"remove '{self.folder}'" if self._share else "add --restart"
-        return InputError(
-            f"cannot continue the work in '{self.folder}', since it was begun with another "
-            f"{differences(found, expected)}",
-            f"Repeat the command as it was, or {begin_anew} to drop the finished parts and begin anew.",
-        )
-
 
 def document_of(key: dict[str, Any]) -> dict[str, Any]:
-    """A key as it is written and read again."""
+    """Return a key as `read_key` reads it after it was written."""
     return {"format_version": FORMAT_VERSION, **json.loads(json.dumps(key))}
 
 
 def read_key(folder: Path) -> dict[str, Any] | None:
-    """The key that the work in a folder was begun with; None where there is none."""
+    """Return the key that the work in a folder was begun with; None if there is none."""
     return _read_object(folder / KEY)
 
 
@@ -178,7 +161,7 @@ def differences(found: Any, expected: Any) -> str:
 
 
 def claimed_by(out: Path) -> set[str]:
-    """Paths of files that an interrupted run for the map `out` had begun to write under their final names."""
+    """Return the files that an interrupted run for the map `out` has written under their final names."""
     claims = _read_object(folder_of(out) / CLAIMS) or {}
     paths = claims.get("paths", ())
     return {str(path) for path in paths} if isinstance(paths, list) else set()
@@ -186,16 +169,16 @@ def claimed_by(out: Path) -> set[str]:
 
 @contextlib.contextmanager
 def open_journal(out: Path, share: str | None = None, *, claimed: bool = False) -> Iterator[Journal]:
-    """Lock ``OUT.parts/``; the journal is to be begun with a key.
+    """Lock ``OUT.parts/`` and open its journal; `Journal.begin` then compares the key.
 
     Parameters
     ----------
     out
         Final name of the map.
     share
-        Name of a share of the parts (``3-of-8``), where others make the other shares at the same time.
+        Name of a share of the parts (``3-of-8``), if other processes make the other shares.
     claimed
-        True where the caller holds the lock on the map (`claim_outputs`).
+        True if the caller holds the lock on the map (`claim_outputs`).
 
     Raises
     ------
@@ -229,8 +212,9 @@ def _is_lock(name: str) -> bool:
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is none. A disk that doesn't answer is an error, and no reason to
-    drop what others have made.
+    """Read a JSON object; None where there is none.
+
+    A disk that doesn't answer raises OSError, lest the finished parts are taken for missing.
     """
     try:
         data = parse_json(path.read_bytes())
@@ -240,7 +224,7 @@ def _read_object(path: Path) -> dict[str, Any] | None:
 
 
 def _differences(found: Any, expected: Any, name: str = "") -> Iterator[str]:
-    """Names of the entries that differ between two JSON objects, nested names joined by dots."""
+    """Yield the entries that differ between two JSON objects, nested names joined by dots."""
     if isinstance(found, dict) and isinstance(expected, dict):
         for key in found.keys() | expected.keys():
             yield from _differences(found.get(key), expected.get(key), f"{name}.{key}" if name else key)

@@ -1,4 +1,4 @@
-"""Forecast of a classification: window shape, memory, disk and time."""
+"""Window shape, memory and disk of a classification."""
 
 from __future__ import annotations
 
@@ -13,26 +13,24 @@ from lulc.maps.blocks import BLOCK
 from lulc.maps.geotiff import MapProfile
 
 BLEND_WINDOW = 512
-"""Side of windows blended by Gaussian weights, near the crops that networks are trained on."""
+"""Side of windows that are blended by Gaussian weights, about that of training crops."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Memory demand of a classification beside the window shape.
+    """Everything that decides the memory of a classification, beside the window shape.
 
     Parameters
     ----------
     footprint
-        Of the engine.
-    channels, classes
-        Of the network.
+        Memory of the engine.
     batch
-        Windows per call.
+        Windows per call of the network.
     gaussian
-        Whether windows are blended.
+        True if windows are blended.
     readers
-        Windows that are read at a time. It doesn't follow from the number of processors: a plan is that of
-        the mosaic and the engine, wherever it is made.
+        Windows that are read at the same time. It doesn't depend on the number of processors, so that all
+        machines make the same plan.
     """
 
     footprint: Footprint
@@ -43,7 +41,7 @@ class Demand:
     readers: int = 1
 
     def bytes_of(self, plan: Plan, profile: MapProfile) -> float:
-        """Peak memory of the process with the windows of a plan."""
+        """Return the peak memory of the process with the windows of a plan."""
         width = min(profile.part, profile.grid.width)
         strip = (plan.window[0] * width * 4 * (self.classes + 2)) if self.gaussian else 0
         return self._fixed(profile) + strip + self._per_pixel(profile) * math.prod(plan.window)
@@ -53,8 +51,7 @@ class Demand:
         return (budget - self._fixed(profile)) / self._per_pixel(profile)
 
     def _per_pixel(self, profile: MapProfile) -> float:
-        """Return the bytes for each pixel of a window."""
-        # Of each two: while one batch is computed, the next is read and the one before encoded, in strips.
+        # Arrays of two batches: while one is computed, the next is read and the one before is encoded.
         network = self.footprint.per_pixel + 4 * 2 * (self.channels + self.classes)
         strips = len(profile.band_names) * profile.encoding.dtype.itemsize
         waiting = 4 * (self.readers - 1) * self.channels
@@ -63,40 +60,32 @@ class Demand:
     def _fixed(self, profile: MapProfile) -> float:
         block = BLOCK * BLOCK * len(profile.band_names) * profile.encoding.dtype.itemsize
         along = -(-min(profile.part, profile.grid.width) // BLOCK) + 2
-        # As wide as a part at most, before and after they are encoded.
+        # Strips, at most as wide as a part, before and after they are encoded.
         strip = along * (block + BLOCK * BLOCK * 4 * self.classes)
         return self.footprint.fixed + GDAL_CACHE + 2 * along * block + self.strips_ahead * strip
 
     @property
     def strips_ahead(self) -> int:
-        """Strips of windows that are encoded beside the one that is being written; 0 to encode that alone."""
+        """Strips that are encoded while another is written; 0 to encode and write one after the other."""
         return 2 * (self.readers - 1)
 
 
 def plan_map(
-    profile: MapProfile,
-    demand: Demand,
-    *,
-    stride: int,
-    halo: int,
-    memory: float,
-    window: int | tuple[int, int] | None = None,
-    square: bool = False,
-) -> Plan:
+    profile: MapProfile, demand: Demand, *, stride: int, halo: int, memory: float,
+    window: int | tuple[int, int] | None = None, square: bool = False,
+) -> Plan:  # fmt: skip
     """Cut a map into parts and windows.
 
     Parameters
     ----------
-    profile, demand
-        The map, and what its windows take.
     stride, halo
-        Of the network, see `lulc.models.unet.Geometry`.
+        Geometry of the network, see `lulc.models.unet.Geometry`.
     memory
         Budget in bytes.
     window
-        Side that the user asks for, or rows and columns; chosen for the budget where not given.
+        Side, or rows and columns; by default the largest windows that fit the budget.
     square
-        Whether windows should be square, for rotations.
+        True for square windows, which rotations need.
 
     Raises
     ------
@@ -137,27 +126,14 @@ def _check_window(window: int, stride: int, halo: int, padded: list[int]) -> Non
 
 
 def disk_needed(profile: MapProfile) -> int:
-    """Bytes that parts and map take together while the map is assembled, with a margin of a tenth."""
+    """Return the bytes of parts and map together while the map is assembled, with a margin of a tenth."""
     return int(2.2 * profile.bytes_of(profile.grid.height * profile.grid.width)) + 2**20
 
 
 def check_memory(
     needed: float, way_out: str = "Free memory, or type a smaller --window, --part or --batch-size."
 ) -> None:
-    """Refuse what does not fit in the memory that is free now.
-
-    Parameters
-    ----------
-    needed
-        Bytes.
-    way_out
-        What to do where they are not free.
-
-    Raises
-    ------
-    InputError
-        Naming what is needed and what is free.
-    """
+    """Refuse what needs more bytes of memory than are free now; `way_out` is the hint of the error."""
     free = free_memory()
     if needed > free:
         raise InputError(

@@ -1,8 +1,7 @@
 """Outputs of a classification: one file, or a folder of tiles with a VRT and a STAC collection.
 
-Both are made in the folder of the journal and get their final name when they are whole. A part is made by
-whichever process is asked to; what comes after the last part reads no pixels of tiles, so that it takes
-milliseconds for each.
+Both are made in the folder of the journal and get their final name when they are complete. Any process can
+make a part. After the last part no pixels of tiles are read, so that each takes milliseconds.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ from lulc.maps.geotiff import MapProfile, PartWriter, assemble, colormap, write_
 from lulc.maps.reader import open_map
 
 COLLECTION, MOSAIC, STYLE = "collection.json", "map.vrt", "map.qml"
-"""Files of a folder of tiles that stand for the whole of it."""
+"""Files in the folder of a map in tiles that describe all tiles."""
 
 FILE, FOLDER = "map.tif", "result"
-"""The result beside its parts, until it gets its name."""
+"""Names of the result, one file or a folder, while it lies beside its parts."""
 
 
 class Piece(NamedTuple):
-    """A window of a part as it is stored.
+    """An encoded window of a part.
 
     Parameters
     ----------
     window
-        In pixels of the map.
+        Position in pixels of the map.
     values : array (band, y, x), or None
-        None for no data throughout.
+        Bands of the map, None where all is no data.
     counts : int (256,)
         Pixels by class number, no data at 255.
     """
@@ -69,28 +68,20 @@ class Output(Protocol):
     """Destination of the parts of a map."""
 
     def make(self, part: Part, pieces: Iterable[Piece], pool: Executor) -> Made:
-        """Write a part from the pieces that tile it; its files are whole or absent."""
+        """Write a part from the pieces that tile it; its files are complete or absent."""
 
     def checksum(self, part: int) -> str:
-        """Checksum of a part as it lies on disk, empty where it is missing."""
+        """Return the checksum of a part on disk, empty where it is missing."""
 
     def assemble(self, pool: Executor) -> Path:
-        """The result of all parts, still beside them."""
+        """Assemble the parts to the result, which stays beside them."""
 
     def style(self, counts: dict[int, int], out: Path) -> None:
-        """Write colours and names of the classes for QGIS beside the result, which `out` will name."""
+        """Write colours and names of the classes for QGIS beside the result, whose final name is `out`."""
 
 
 class OneFile:
-    """A map in one file, assembled from part files.
-
-    Parameters
-    ----------
-    profile, plan
-        The map, and how it is cut.
-    folder
-        Of the journal.
-    """
+    """A map in one file, assembled from part files in the folder of the journal."""
 
     def __init__(self, profile: MapProfile, plan: Plan, folder: Path) -> None:
         self._profile, self._plan, self._folder = profile, plan, folder
@@ -124,12 +115,10 @@ class Tileset:
 
     Parameters
     ----------
-    profile, plan
-        The map, and how it is cut.
     folder
-        Of the journal.
+        Folder of the journal.
     name
-        Of the collection.
+        Name of the STAC collection.
     dates
         Day of the imagery, or first and last day.
     """
@@ -157,7 +146,7 @@ class Tileset:
             with write_part(blocks, profile, extent, pool) as writer:
                 counts = _write(writer, pieces, part.extent)
             if counts.keys() != {IGNORE}:
-                # The journal's own folder is not made: a run that is over has removed it.
+                # The journal's folder is not created: if it is missing, the run is over.
                 for folder in (self._folder, path.parent.parent, path.parent):
                     folder.mkdir(exist_ok=True)
                 assemble(profile, [(extent, blocks)], path, pool)
@@ -167,46 +156,46 @@ class Tileset:
         return Made(part.index, self.checksum(part.index), counts)
 
     def checksum(self, part: int) -> str:
-        """Return the checksum of tile and item together; of nothing where a part has no valid pixel."""
+        """Return the common checksum of tile and item; a part without a valid pixel has neither."""
         path = self.path_of(part)
         files = [file for file in (path, path.with_suffix(".json")) if file.is_file()]
         return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 
     def assemble(self, pool: Executor) -> Path:
-        """Describe the tiles: VRT and catalog of each row, then of the whole."""
+        """Write VRT and catalog of each row of tiles, then of the whole map."""
         del pool
-        # What workers left that were killed meanwhile.
+        # Workers that were killed meanwhile left temporary files.
         remove_leftovers(self._folder, below=True)
         rows, cols = self._plan.part_counts
-        described = []
+        row_files = []
         for row in range(rows):
             parts = [self._plan.part_at(row * cols + col) for col in range(cols)]
-            if found := [part for part in parts if self.path_of(part.index).is_file()]:
-                described.append(self._describe_row(found))
+            if tiles := [part for part in parts if self.path_of(part.index).is_file()]:
+                row_files.append(self._describe_row(tiles))
         grid = self._profile.grid
-        write_vrt(self._folder / MOSAIC, self._profile, grid, described, self._profile.tags)
-        children = [f"{Path(file).parent}/catalog.json" for file, _ in described]
+        write_vrt(self._folder / MOSAIC, self._profile, grid, row_files, self._profile.tags)
+        children = [f"{Path(file).parent}/catalog.json" for file, _ in row_files]
         whole = collection(self._name, grid, self._profile.tags, self._dates, MOSAIC, children)
         write_document(self._folder / COLLECTION, whole)
         return self._folder
 
     def style(self, counts: dict[int, int], out: Path) -> None:
-        """Style the VRT, in the folder that is to be named `out`."""
+        """Style the VRT inside the folder."""
         del out
         with open_map(self._folder / MOSAIC, allow_vrt=True) as land_cover:
             style_map(land_cover, entries_of_counts(land_cover, counts), self._folder / MOSAIC)
 
     def _describe_row(self, parts: Sequence[Part]) -> tuple[str, Window]:
-        """Write VRT and catalog of the tiles of a row; the VRT's name, and where it lies in the map."""
+        """Write VRT and catalog of a row of tiles; return the name of the VRT and its window in the map."""
         paths = [self.path_of(part.index) for part in parts]
         folder, first = paths[0].parent, parts[0].extent
         extent = Window(first.row, 0, first.height, self._plan.width)
         sources = [(path.name, p.extent.relative_to(extent)) for path, p in zip(paths, parts, strict=True)]
         vrt = folder / f"{folder.name}.vrt"
         write_vrt(vrt, self._profile, self._profile.grid.crop(extent), sources, {})
-        described = f"Tiles of rows {first.row} to {first.stop[0] - 1} of the map."
+        description = f"Tiles of rows {first.row} to {first.stop[0] - 1} of the map."
         items = [path.with_suffix(".json").name for path in paths]
-        write_document(folder / "catalog.json", catalog(folder.name, described, _TOP, items))
+        write_document(folder / "catalog.json", catalog(folder.name, description, _TOP, items))
         return vrt.relative_to(self._folder).as_posix(), extent
 
     def _item(self, path: Path, counts: dict[int, int]) -> dict[str, Any]:
@@ -217,11 +206,11 @@ class Tileset:
 
 
 _TOP = f"../../{COLLECTION}"
-"""The collection as the folders of rows name it."""
+"""Path of the collection from the folder of a row."""
 
 
 def _write(writer: PartWriter, pieces: Iterable[Piece], origin: Window) -> dict[int, int]:
-    """Write the pieces of a part in pixels counted from `origin`; its pixels by class number."""
+    """Write the pieces of a part, placed relative to `origin`; return its pixels by class number."""
     total = np.zeros(256, np.int64)
     for window, values, counts in pieces:
         writer.write(window.relative_to(origin), values)
@@ -230,28 +219,23 @@ def _write(writer: PartWriter, pieces: Iterable[Piece], origin: Window) -> dict[
 
 
 def write_vrt(
-    path: Path,
-    profile: MapProfile,
-    grid: GridSpec,
-    sources: Sequence[tuple[str, Window]],
+    path: Path, profile: MapProfile, grid: GridSpec, sources: Sequence[tuple[str, Window]],
     tags: Mapping[str, str],
-) -> None:
-    """Show rasters with the bands of a map as one; no data where none lies.
+) -> None:  # fmt: skip
+    """Write a VRT that shows rasters with the bands of a map as one.
 
     Parameters
     ----------
-    path
-        The VRT.
     profile
-        What the rasters look like.
+        Description of the rasters.
     grid
-        Of the whole.
+        Grid of the VRT.
     sources
-        File, named from the folder of the VRT, and place in pixels of the whole, of each raster.
+        Path of each raster from the folder of the VRT, and its window in pixels of `grid`.
     tags
-        Metadata of the dataset.
+        Metadata of the VRT.
     """
-    known = {} if profile.encoding.has_activations else colormap(profile.legend)
+    colors = {} if profile.encoding.has_activations else colormap(profile.legend)
     text = render_xml(
         "mosaic.vrt",
         grid=grid,
@@ -259,8 +243,8 @@ def write_vrt(
         bands=profile.band_names,
         encoding=profile.encoding,
         type=_GDAL_TYPES[profile.encoding.dtype.name],
-        # Colours of the class band where it is the only one.
-        colors=[known.get(value, (0, 0, 0, 255)) for value in range(max(known, default=-1) + 1)],
+        # Only a class band that is the only band has a colour table.
+        colors=[colors.get(value, (0, 0, 0, 255)) for value in range(max(colors, default=-1) + 1)],
         sources=sources,
         block=BLOCK,
     )
@@ -272,19 +256,19 @@ _GDAL_TYPES = {"float32": "Float32", "uint16": "UInt16", "uint8": "Byte"}
 
 
 def is_tileset(folder: Path) -> bool:
-    """Return True if a folder is a whole map in tiles that a classification wrote."""
+    """Return True if a folder is a complete map in tiles that a classification wrote."""
     vrt = folder / MOSAIC
     return (folder / COLLECTION).is_file() and vrt.is_file() and b"LULC_VERSION" in vrt.read_bytes()
 
 
 def check_tiles(folder: Path) -> None:
-    """Refuse to replace a folder of tiles that holds anything but them and what GDAL notes beside rasters."""
+    """Refuse to replace a folder that holds more than tiles and the files that GDAL writes beside them."""
     others = strangers(folder, _REPLACEABLE) if folder.is_dir() else []
     others += [STYLE] if (folder / STYLE).exists() and not is_own(folder / STYLE) else []
     if others:
         raise InputError(
             f"cannot replace '{folder}', since the folder holds '{others[0]}' beside the tiles, which would "
-            "be lost, expected tiles alone",
+            "be lost, expected only tiles",
             "Move it away, or type a new name.",
         )
 
@@ -295,14 +279,14 @@ _REPLACEABLE = re.compile(rf"({TILES})|(tiles/\d+/\d+-\d+\.tif|tiles/\d+/\d+\.vr
 def is_named(out: Path) -> bool:
     """Return True if stale parts remain beside a finished map.
 
-    What is about to be named is claimed first; the result lies there from then until it has its name.
+    Outputs are claimed before they are named, and the result lies beside its parts until it is named.
     """
     folder = folder_of(out)
     return (folder / CLAIMS).is_file() and not any((folder / name).exists() for name in (FILE, FOLDER))
 
 
 def put(whole: Path, out: Path) -> None:
-    """Give a finished result, file or folder, its final name, in place of what is there."""
+    """Give a finished result, file or folder, its final name, replacing an older one."""
     if not whole.is_dir():
         rename_durably(whole, out)
         return

@@ -1,6 +1,6 @@
-"""A map made again from what its tags say, compared with the first one pixel by pixel.
+"""Reproduction: rebuild a map from its tags and report any difference, pixel by pixel.
 
-Tags hold no paths: weights and inputs are looked for by name and known by their checksums.
+Tags hold no paths: weights and inputs are searched by name and identified by their checksums.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from lulc.rasters.layers import identify
 logger = logging.getLogger("lulc")
 
 CELL = 1024
-"""Side of the squares by which the place of differences is told, in pixels."""
+"""Side in pixels of the squares in which differences are counted."""
 
 DIFFERENT = Legend("differences", (LandCoverClass(1, "differs", "#d7191c"),))
 
@@ -50,7 +50,7 @@ _FILE: dict[str, Any] = {
     "type": "object",
     "required": ["name", "bytes", "sha256"],
     "properties": {
-        # A name, never a path: it is looked for below folders that the user gives.
+        # A name, never a path: it is searched below folders that the user gives.
         "name": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^/\\\x00]+$"},
         "bytes": {"type": "integer", "minimum": 0},
         "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
@@ -77,7 +77,7 @@ SCHEMA: dict[str, Any] = {
         "parameters": {
             "type": "object",
             "required": ["inputs", "fill", "window", "part", "halo", "batch_size", "blend", "activations"],
-            # The values of options are checked when these are used.
+            # Values of options are checked when the options are used.
             "properties": {
                 **dict.fromkeys(("inputs", "fill"), _NAMES),
                 **dict.fromkeys(("like", "aoi"), _NAME_OR_NOTHING),
@@ -89,31 +89,27 @@ SCHEMA: dict[str, Any] = {
         "level": {"enum": [1, 2]},
     },
 }
-"""JSON Schema of what `read_provenance` gives, by the names of the tags without ``LULC_``."""
+"""JSON Schema of the result of `read_provenance`: tags by their names without ``LULC_``."""
 
 
 Places = dict[str, list[Path]]
-"""Paths by their last part."""
+"""Paths by file name."""
 
 
 @dataclass(frozen=True)
 class File:
-    """Something that a map was made from.
+    """A file that a map was made from.
 
     Parameters
     ----------
     kind
         ``weights`` or ``input``.
-    name
-        Without folders.
-    sha256
-        As in the tags.
-    path
-        Where it was found; None where no file of this name was.
+    name, sha256
+        Name without folders, and checksum in the tags.
+    path, found
+        Path and checksum of the file that was found; None where there is none of this name.
     same
-        Whether its checksum is that of the tags.
-    found
-        The checksum of what was found; None where nothing was.
+        True if both checksums are equal.
     """
 
     kind: str
@@ -126,7 +122,7 @@ class File:
 
 @dataclass(frozen=True)
 class Cell:
-    """A square of the map with pixels that differ: their bounding box, in pixels, and their number."""
+    """Bounding box, in pixels, and number of the pixels that differ in one square of the map."""
 
     window: Window
     count: int
@@ -139,15 +135,13 @@ class Comparison:
     Parameters
     ----------
     same_file
-        Whether they are the same byte for byte.
-    pixels
-        Pixels that hold a class in at least one of them.
-    different
-        Those of them whose class differs.
+        True if the files are equal byte for byte.
+    pixels, different
+        Pixels with a class in at least one map, and those whose class differs.
     cells
-        Where: the squares with most of them first.
+        Squares with differences, those with most pixels first.
     tags
-        (tag, first map, second map) of all tags that differ.
+        Tags that differ: (tag, first map, second map).
     """
 
     same_file: bool
@@ -164,11 +158,11 @@ class Reproduction:
     Parameters
     ----------
     provenance
-        What its tags say, as `read_provenance` gives it.
+        Tags of the map, see `read_provenance`.
     files
         Weights first, then inputs.
     comparison
-        None where it was not made again: on request, or since weights or inputs are missing or others.
+        None if the map was not rebuilt: on request, or since weights or inputs are missing or differ.
     """
 
     provenance: dict[str, Any]
@@ -177,17 +171,12 @@ class Reproduction:
 
 
 def reproduce(config: ReproduceConfig) -> Reproduction:
-    """Make a map again from its tags and compare, where all that it was made from is there.
-
-    Parameters
-    ----------
-    config
-        What the options of ``reproduce_map.py`` say.
+    """Rebuild a map from its tags and compare, if weights and inputs are found with their checksums.
 
     Raises
     ------
     InputError
-        If the tags don't say enough, an output exists, or the inputs can't be classified.
+        If the tags are incomplete, an output exists, or the inputs can't be classified.
     """
     outputs = [Path(name) for name in (config.out, config.difference) if name is not None]
     check_distinct([Path(config.map), *outputs])
@@ -228,12 +217,12 @@ def _reproduce(config: ReproduceConfig) -> Reproduction:
 
 
 def read_provenance(land_cover: ClassMap) -> dict[str, Any]:
-    """Read how a map was made from its tags, checked against `SCHEMA`.
+    """Read the provenance of a map from its tags, checked against `SCHEMA`.
 
     Raises
     ------
     InputError
-        If it wasn't written by make_classifications.py, or by a version that recorded less.
+        If the map is not of make_classifications.py, or of a version that recorded less.
     """
     parsed: dict[str, Any] = {}
     for tag, value in land_cover.tags.items():
@@ -245,13 +234,12 @@ def read_provenance(land_cover: ClassMap) -> dict[str, Any]:
 
 
 def find_inputs(provenance: Mapping[str, Any], places: Places) -> Iterator[File]:
-    """Each input of the tags, looked for by name."""
+    """Yield each input of the tags, searched by name."""
     for wanted in provenance["inputs"]:
-        candidates = places.get(wanted["name"], [])
         path, found = None, None
-        for candidate in candidates:
+        for candidate in places.get(wanted["name"], []):
             sha256 = identify(candidate)["sha256"]
-            # Where none is the same, the shallowest is shown.
+            # Where no checksum fits, the file in the shallowest folder is reported.
             if path is None or sha256 == wanted["sha256"]:
                 path, found = candidate, sha256
             if sha256 == wanted["sha256"]:
@@ -264,10 +252,8 @@ def compare(first: Path, second: Path, difference: Path | None = None) -> Compar
 
     Parameters
     ----------
-    first, second
-        The maps.
     difference
-        GeoTIFF to write: 1 where they differ, 0 where they don't, no data where neither holds a class.
+        GeoTIFF to write: 1 where the classes differ, 0 where they don't, no data where neither has one.
 
     Raises
     ------
@@ -280,7 +266,7 @@ def compare(first: Path, second: Path, difference: Path | None = None) -> Compar
             raise InputError(
                 f"cannot compare '{first}' with the map made again, since its grid is {a.grid.describe()}, "
                 f"and that of the other {b.grid.describe()}",
-                "Check whether the inputs are those that it was made from.",
+                "Check whether these are the inputs of the map.",
             )
         cells = []
         pixels = different = 0
@@ -311,7 +297,7 @@ def _parse(text: str) -> Any:
 
 
 def list_places(folders: Iterable[Path]) -> Places:
-    """Files and folders in some folders and those below them, by name, the shallowest first."""
+    """List all paths below some folders by name, those in the shallowest folders first."""
     places: Places = {}
     for path in sorted({p for folder in folders for p in folder.rglob("*")}, key=lambda p: (len(p.parts), p)):
         places.setdefault(path.name, []).append(path)
@@ -321,11 +307,11 @@ def list_places(folders: Iterable[Path]) -> Places:
 def _find_models(
     provenance: Mapping[str, Any], config: ReproduceConfig, folders: list[Path]
 ) -> Iterator[File]:
-    """The weights of the tags, known by their sha256, whatever the name of their file."""
-    alone = {"name": provenance["model"], "sha256": provenance["model_sha256"]}
+    """Yield the weights of the tags, identified by their checksums, not by their file names."""
     given = Path(config.model) if config.model is not None else None
     places = [given] if given is not None else [*weights_folders(), *folders]
-    members = provenance.get("ensemble", [alone])
+    single = {"name": provenance["model"], "sha256": provenance["model_sha256"]}
+    members = provenance.get("ensemble", [single])
     missing = {member["sha256"] for member in members}
     known: dict[str, Path] = {}
     files = (p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*"))))
@@ -335,7 +321,7 @@ def _find_models(
         known.setdefault(sha256_of(path), path)
     for member in members:
         name, sha256 = member["name"], member["sha256"]
-        # Others of its name are shown, that of its run folder first; and a file that the user named.
+        # Where no checksum fits, a file of this name, or the file that the user named, is reported.
         others = {p: found for found, p in known.items() if p == given or p.stem == name.split("/")[-1]}
         shown = min(others, key=lambda p: f"{p.parent.name}/{p.stem}" != name, default=None)
         chosen = known.get(sha256, shown)
@@ -344,31 +330,31 @@ def _find_models(
 
 
 _OPTIONS = {f.name for f in dataclasses.fields(InputConfig)} | {*PARAMETERS, "part", "window"}
-"""Parameters in the tags that are options, too."""
+"""Parameters in the tags that are options as well."""
 
 
 def _classify_config(
     provenance: Mapping[str, Any], files: tuple[File, ...], places: Places, config: ReproduceConfig, out: Path
 ) -> ClassifyConfig:
-    """The options that the map was made with, names replaced by what was found."""
+    """Return the options that the map was made with, file names replaced by the paths that were found."""
     models = [str(file.path) for file in files if file.kind == "weights"]
     inputs = [file for file in files if file.kind == "input"]
-    # Folders (.SAFE) and the raster of --like are not among the files that were read, and have no checksum.
-    found = {name: list(paths) for name, paths in places.items()}
+    # Folders (.SAFE) and the raster of --like have no checksum: they are found by name alone.
+    paths_by_name = {name: list(paths) for name, paths in places.items()}
     for name in {file.name for file in inputs}:
-        found[name] = [file.path for file in inputs if file.name == name and file.path is not None]
+        paths_by_name[name] = [file.path for file in inputs if file.name == name and file.path is not None]
 
-    def locate(text: str) -> str:
-        return with_path(text, place_of)
-
-    def place_of(name: str) -> str:
-        paths = found.get(name)
+    def path_of(name: str) -> str:
+        paths = paths_by_name.get(name)
         if not paths:
             raise InputError(
                 f"cannot make the map again, since there is no '{name}' where inputs are looked for",
                 "Say where it is: --inputs FOLDER ...",
             )
         return str(paths.pop(0) if len(paths) > 1 else paths[0])
+
+    def locate(text: str) -> str:
+        return with_path(text, path_of)
 
     parameters = provenance["parameters"]
     options: dict[str, Any] = {
@@ -400,20 +386,21 @@ def _classify_config(
 
 @contextlib.contextmanager
 def _workplace(config: ReproduceConfig) -> Iterator[Path]:
-    """A folder for the map that is made again: on the disk where it is to stay, or where maps have room."""
+    """Create a folder for the rebuilt map, on the disk of ``--out`` or else on that of the map."""
     place = Path(config.out or f"{config.map}.again").absolute()
     place.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(place.parent, os.W_OK):
-        with tempfile.TemporaryDirectory(prefix="lulc-reproduced-") as folder:
-            yield Path(folder)
+        with tempfile.TemporaryDirectory(prefix="lulc-reproduced-") as temporary:
+            yield Path(temporary)
         return
-    # The claim deletes the folder of a run that was killed; one on the output is held already.
-    with contextlib.nullcontext() if config.out else claim_outputs([place]), temporary_folder(place) as own:
-        yield own
+    # The claim deletes the folder of a run that was killed; --out is claimed already.
+    claim = contextlib.nullcontext() if config.out else claim_outputs([place])
+    with claim, temporary_folder(place) as folder:
+        yield folder
 
 
 def _difference(a: ClassMap, b: ClassMap, window: Window) -> tuple[np.ndarray, np.ndarray]:
-    """(class differs, class in at least one) of a window, bool (y, x)."""
+    """Return where the classes differ and where at least one map has a class, bool (y, x)."""
     one, other = a.read(window), b.read(window)
     return one != other, (one != IGNORE) | (other != IGNORE)
 

@@ -1,4 +1,4 @@
-"""A request for a map: options that go together, the files that it names, and those that it may replace."""
+"""Checks of the options of a classification: share, dates, and files that it may write or replace."""
 
 from __future__ import annotations
 
@@ -25,25 +25,19 @@ logger = logging.getLogger("lulc")
 
 
 def share_of(text: str) -> tuple[int, int]:
-    """I and N of ``I/N``, I from 1 to N.
-
-    Examples
-    --------
-    >>> share_of("3/8")
-    (3, 8)
-    """
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
+    """Parse ``I/N``, with I from 1 to N."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(
             f"cannot make the share '{text}', expected I/N with I from 1 to N",
             "Type for example --share 1/8; in an array of SLURM from 1 to N "
             '--share "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT".',
         )
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def dates_of(config: ClassifyConfig) -> tuple[str, ...]:
-    """Dates of the imagery, where tiles are to have them."""
+    """Return the dates of the imagery for ``--tiles``, else none."""
     if not config.tiles:
         return ()
     names = {name: [name_of(p) for p in getattr(config, name)] for name in ("inputs", "layers", "fill")}
@@ -64,24 +58,26 @@ def sieved_path(out: Path) -> Path:
 
 
 def further_of(config: ClassifyConfig) -> tuple[Path, ...]:
-    """Files that are derived from the map."""
+    """Return the files derived from the map: sieved map, polygons."""
     sieved = [sieved_path(Path(config.out))] if config.sieve else []
     return (*sieved, *([Path(config.polygons)] if config.polygons else []))
 
 
 def beside_of(config: ClassifyConfig) -> tuple[Path, ...]:
-    """Files that a run writes beside the map: those that are derived from it, and styles."""
-    rasters = (
-        [] if config.tiles else [Path(config.out), *([sieved_path(Path(config.out))] if config.sieve else [])]
-    )
+    """Return the files that a run writes beside the map: derived files and styles."""
+    out = Path(config.out)
+    rasters = [] if config.tiles else [out, sieved_path(out)] if config.sieve else [out]
     return (*further_of(config), *(style for raster in rasters for style in style_paths(raster)))
 
 
 def check_outputs(config: ClassifyConfig, stamps: list[Stamp]) -> None:
-    """Refuse, before any work, to write over inputs, folders, and what may not be replaced."""
+    """Refuse, before any work, to write over inputs, folders and files that may not be replaced."""
     out = Path(config.out)
-    inputs = _named_files(config) | {Path(stamp.path).resolve() for stamp in stamps}
-    ours = claimed_by(out)
+    single = (config.model, config.like, config.aoi, config.statistics)
+    several = (*config.inputs, *config.layers, *config.fill, *config.mask, *config.ensemble)
+    named = {Path(split_prefix(name)[1]).resolve() for name in (*several, *filter(None, single))}
+    inputs = named | {Path(stamp.path).resolve() for stamp in stamps}
+    claimed = claimed_by(out)
     for target in (out, *further_of(config)):
         folder = target.is_dir() and not config.tiles
         if target.resolve() in inputs or folder:
@@ -89,12 +85,12 @@ def check_outputs(config: ClassifyConfig, stamps: list[Stamp]) -> None:
                 f"cannot write '{target}', since it is {'a folder' if folder else 'an input'}",
                 "Give another output: the last argument names the map.",
             )
-        if target.exists() and str(target.resolve()) not in ours:
+        if target.exists() and str(target.resolve()) not in claimed:
             _check_replaceable(target, config)
 
 
 def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
-    """Refuse to replace what can't be made again, and anything where nobody asked for it."""
+    """Refuse to replace a file that is no map of this toolkit, and any file without ``--overwrite``."""
     polygons = config.polygons is not None and target == Path(config.polygons)
     if not polygons and not _is_map(target):
         raise InputError(
@@ -110,13 +106,13 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
 
 
 def _tidy(config: ClassifyConfig) -> None:
-    """Remove parts, temporary files and locks of a run that was killed when the map had its name."""
+    """Remove parts, temporary files and locks of a run that was killed after the map was named."""
     out = Path(config.out)
     with contextlib.suppress(InputError, OSError), claim_outputs((out, *beside_of(config))):
         remove_leftovers(out.parent, folder_of(out).name)
     if not is_named(out):
         return
-    # Another process may be at it.
+    # Another process may hold the journal.
     with contextlib.suppress(InputError), open_journal(out) as journal:
         if is_named(out):
             journal.remove()
@@ -132,11 +128,3 @@ def _is_map(path: Path) -> bool:
             return "LULC_VERSION" in source.tags
     except InputError:
         return False
-
-
-def _named_files(config: ClassifyConfig) -> set[Path]:
-    """All that the command names for reading."""
-    single = (config.model, config.like, config.aoi, config.statistics)
-    several = (*config.inputs, *config.layers, *config.fill, *config.mask, *config.ensemble)
-    named = (*several, *filter(None, single))
-    return {Path(split_prefix(name)[1]).resolve() for name in named}

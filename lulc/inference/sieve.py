@@ -1,4 +1,4 @@
-"""Patches, neighbouring pixels of one class: small ones merged into their neighbours, all as polygons."""
+"""Patches, which are connected pixels of one class: small ones merged into neighbours, all as polygons."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from lulc.rasters.vectors import write_package
 CHUNK = 20_000
 """Polygons held in memory at once."""
 
-UNCLASSIFIED_NAME = "unclassified"
-
 EQUAL_AREA = "EPSG:6933"
 """Cylindrical equal-area projection in which areas of geographic grids are measured."""
 
@@ -30,40 +28,35 @@ EQUAL_AREA = "EPSG:6933"
 def merge_small_patches(classes: NDArray[np.uint8], size: int) -> None:
     """Give patches of fewer than `size` pixels the class of their largest neighbour, in place.
 
-    The rule is that of GDAL's sieve filter. A patch without a neighbour that is large enough stays.
+    The rule is that of GDAL's sieve filter: a patch without a large enough neighbour stays.
 
     Parameters
     ----------
     classes : uint8 (y, x)
-        Class numbers, in memory or memory-mapped; 255 is no data and stays so.
+        Class numbers, in memory or memory-mapped; 255 is no data and stays.
     size
-        Pixels that a patch has at least; pixels that touch by a side belong together.
+        Smallest size in pixels; pixels of one patch share a side (4-connectivity).
     """
     if size <= classes.size:
         sieve(classes, size, out=classes, mask=classes != IGNORE, connectivity=4)
 
 
 def write_polygons(
-    path: Path,
-    read: Callable[[Window], np.ndarray],
-    windows: Iterable[Window],
-    grid: GridSpec,
+    path: Path, read: Callable[[Window], np.ndarray], windows: Iterable[Window], grid: GridSpec,
     legend: Legend,
-) -> None:
-    """Write patches as polygons to a GeoPackage, whole or not at all.
+) -> None:  # fmt: skip
+    """Write patches as polygons to a GeoPackage, completely or not at all.
 
     Parameters
     ----------
     path
         File to write; its layer has the fields class, name and area_m2.
     read
-        Window to class numbers, uint8 (y, x), 255 where there is no data.
+        Window to class numbers, uint8 (y, x), 255 for no data.
     windows
-        Pieces of the map; patches are cut at their borders, so that memory stays that of one piece.
-    grid, legend
-        Of the map.
+        Pieces of the map. Patches are cut at their borders, so that one piece is in memory at a time.
     """
-    names = {0: UNCLASSIFIED_NAME} | {c.number: c.name for c in legend.classes}
+    names = {0: "unclassified"} | {c.number: c.name for c in legend.classes}
     with write_package(path) as package:
         for number, frame in enumerate(_frames(read, windows, grid, names)):
             frame.to_file(package, driver="GPKG", layer=path.stem, mode="a" if number else "w")
@@ -72,9 +65,9 @@ def write_polygons(
 def _frames(
     read: Callable[[Window], np.ndarray], windows: Iterable[Window], grid: GridSpec, names: dict[int, str]
 ) -> Iterator[geopandas.GeoDataFrame]:
-    found = _patches(read, windows, grid)
+    patches = _patches(read, windows, grid)
     first = True
-    while (chunk := list(itertools.islice(found, CHUNK))) or first:
+    while (chunk := list(itertools.islice(patches, CHUNK))) or first:
         numbers = [number for _, number in chunk]
         columns = {"class": np.array(numbers, np.int32), "name": [names[n] for n in numbers]}
         geometries = [shape(geometry) for geometry, _ in chunk]

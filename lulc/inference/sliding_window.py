@@ -1,7 +1,6 @@
-"""Windows through a network: the core of classification, from functions to arrays.
+"""Sliding window: a function that reads windows and a network to the probabilities of every pixel.
 
-It takes a function that reads a window and one that is the network, and gives the activations of every
-pixel once; it knows neither files nor frameworks.
+This module knows neither files nor deep-learning frameworks.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Network = Callable[[np.ndarray], np.ndarray]
 Item = TypeVar("Item")
 
 STRIP = 256
-"""Rows that are handed on together, those of a row of blocks: a copy of them stays near the processor."""
+"""Rows of a prediction that are yielded together, as high as a block: a copy fits the processor's cache."""
 
 
 class Batch(NamedTuple):
@@ -38,13 +37,10 @@ class Batch(NamedTuple):
 
     Parameters
     ----------
-    part
-        The part.
     windows
-        Each with its mask of valid pixels, bool (y, x) of the write rectangle, or None where no pixel
-        of that is valid.
+        Each with its mask of valid pixels, bool (y, x) of the write rectangle, or None if none is valid.
     x : float32 (n, y, x, band), or None
-        Windows that hold valid pixels, padded with NaN to the plan's shape; None where none does.
+        The windows with valid pixels, padded with NaN to the plan's shape.
     """
 
     part: Part
@@ -58,12 +54,11 @@ class Prediction(NamedTuple):
     Parameters
     ----------
     part, window
-        Where it belongs; the arrays cover ``window.write``.
+        Position in the map; the arrays cover ``window.write``.
     probabilities : array (y, x, class), or None
-        What the network gave: float32 activations, or bands of a map. None where no pixel of the window
-        is valid.
+        Output of the network: float32 probabilities, or bands of a map. None if no pixel is valid.
     valid : bool (y, x), or None
-        Pixels that are valid.
+        True for valid pixels.
     """
 
     part: Part
@@ -87,11 +82,11 @@ class Clock:
 
     @property
     def share(self) -> float:
-        """Share of the span in which the network was busy, 0..1; 1 where it never ran."""
+        """Fraction of the span in which the network was busy; 1 where it never ran."""
         return self.busy / self.span if self.span else 1.0
 
     def measure(self, network: Network) -> Network:
-        """`network`, its calls being timed."""
+        """Return `network` with its calls timed."""
 
         def timed(x: np.ndarray) -> np.ndarray:
             start = time.perf_counter()
@@ -116,11 +111,11 @@ def predict_parts(
     gaussian: bool = False,
     copy: bool = True,
     threads: bool = True,
-) -> Generator[Prediction, None, None]:
+) -> Generator[Prediction]:
     """Classify parts, one after the other.
 
-    Reading and the network run in threads of their own, each one batch ahead of who takes it: while a
-    window is computed, the next one is read and the one before is handed on in strips of `STRIP` rows.
+    Reading and the network run in a thread each, one batch ahead of their consumer: while a window is
+    computed, the next one is read and the caller gets the one before in strips of `STRIP` rows.
 
     Parameters
     ----------
@@ -128,18 +123,14 @@ def predict_parts(
         Called from one thread at a time.
     network
         Called from one thread, always with the shape (batch, *plan.window, band).
-    plan
-        Its windows, or with `gaussian` its window shape.
-    parts
-        Parts to classify.
     further
-        The same as `read` for a thread more each: so many windows more are read at a time.
+        More functions like `read`; each lets one more window be read at the same time.
     batch
-        Windows for each call.
+        Windows in each call of the network.
     gaussian
-        Instead of windows with a halo, windows that overlap by half, averaged with Gaussian weights.
+        True for windows that overlap by half, averaged with Gaussian weights, instead of windows with a halo.
     copy
-        False to give views of what the network gave, which is then held until the last of them is let go.
+        False to yield views of the network's output, which stays in memory until the last view is dropped.
     threads
         False to do everything in the calling thread, in the same order.
 
@@ -163,54 +154,47 @@ def predict_windows(
     further: Sequence[Read] = (),
     batch: int = 1,
     threads: bool = True,
-) -> Generator[Prediction, None, None]:
-    """As `predict_parts`, for given windows of each part, without blending."""
+) -> Generator[Prediction]:
+    """Classify given windows of each part without blending, as `predict_parts` does."""
     predictions = _predict_windows((read, *further), network, plan, work, batch, threads=threads)
     with closing(predictions):
         yield from _strips(predictions)
 
 
 def _predict_windows(
-    reads: Sequence[Read],
-    network: Network,
-    plan: Plan,
-    work: Iterable[tuple[Part, Iterable[PlannedWindow]]],
-    batch: int,
-    *,
-    threads: bool,
-) -> Generator[Prediction, None, None]:
-    beside = ahead if threads else _at_once
-    batches = beside(_read_batches(reads if threads else reads[:1], plan, work, batch))
-    predictions = beside(_predict(batches, network, batch))
+    reads: Sequence[Read], network: Network, plan: Plan,
+    work: Iterable[tuple[Part, Iterable[PlannedWindow]]], batch: int, *, threads: bool,
+) -> Generator[Prediction]:  # fmt: skip
+    run_ahead = ahead if threads else _in_this_thread
+    batches = run_ahead(_read_batches(reads if threads else reads[:1], plan, work, batch))
+    predictions = run_ahead(_predict(batches, network, batch))
     with closing(batches), closing(predictions):
         yield from predictions
 
 
 def windows_of(plan: Plan, part: Part, *, gaussian: bool = False) -> list[PlannedWindow]:
-    """Windows of a part: those of the plan, or those that overlap by half."""
+    """Return the windows of a part: those of the plan, or for `gaussian` those that overlap by half."""
     return overlapping_windows(plan, part) if gaussian else plan.windows(part)
 
 
 def overlapping_windows(plan: Plan, part: Part) -> list[PlannedWindow]:
-    """Windows of a lattice over the whole image with half a window between them, where they meet a part.
+    """Return the windows that meet a part, of a lattice over the whole image with steps of half a window.
 
     The lattice does not depend on the part, so that blended parts fit together without a seam.
     """
-    axes = [
-        _lattice(length, size, plan.stride) for length, size in zip(plan.padded, plan.window, strict=True)
-    ]
-    windows = [Window(row, col, *plan.window) for row in axes[0] for col in axes[1]]
-    meetings = [(read, read.intersect(part.extent)) for read in windows]
-    return [PlannedWindow(read, write) for read, write in meetings if write.height and write.width]
 
+    def starts(length: int, size: int) -> list[int]:
+        step = max(plan.stride, size // 2 // plan.stride * plan.stride)
+        return [*range(0, length - size, step), length - size]
 
-def _lattice(length: int, size: int, stride: int) -> list[int]:
-    step = max(stride, size // 2 // stride * stride)
-    return [*range(0, length - size, step), length - size]
+    rows, cols = map(starts, plan.padded, plan.window)
+    windows = [Window(row, col, *plan.window) for row in rows for col in cols]
+    pairs = [(read, read.intersect(part.extent)) for read in windows]
+    return [PlannedWindow(read, write) for read, write in pairs if write.height and write.width]
 
 
 class _Loaded(NamedTuple):
-    """A window as it was read: its mask and its values, None where no pixel of it is valid."""
+    """A window with its mask and its values; both are None where no pixel is valid."""
 
     part: Part
     window: PlannedWindow
@@ -219,36 +203,33 @@ class _Loaded(NamedTuple):
 
 
 def _read_batches(
-    reads: Sequence[Read],
-    plan: Plan,
-    work: Iterable[tuple[Part, Iterable[PlannedWindow]]],
-    size: int,
+    reads: Sequence[Read], plan: Plan, work: Iterable[tuple[Part, Iterable[PlannedWindow]]], size: int
 ) -> Iterator[Batch]:
     planned = ((part, window) for part, windows in work for window in windows)
     windows: list[tuple[PlannedWindow, np.ndarray | None]] = []
     arrays: list[np.ndarray] = []
-    of_part: Part | None = None
+    batch_part: Part | None = None
     with closing(_load(reads, plan, planned)) as loaded:
         for part, window, valid, x in loaded:
-            if windows and of_part is not None and part != of_part:
-                yield Batch(of_part, windows, _stack(arrays))
+            if windows and batch_part is not None and part != batch_part:
+                yield Batch(batch_part, windows, _stack(arrays))
                 windows, arrays = [], []
-            of_part = part
+            batch_part = part
             windows.append((window, valid))
             if x is not None:
                 arrays.append(x)
-            # What is held here could not hold the next window.
+            # So that the memory is free for the next window.
             del x
             if len(arrays) == size:
                 yield Batch(part, windows, _stack(arrays))
                 windows, arrays = [], []
-    if windows and of_part is not None:
-        yield Batch(of_part, windows, _stack(arrays))
+    if windows and batch_part is not None:
+        yield Batch(batch_part, windows, _stack(arrays))
 
 
 def _load(
     reads: Sequence[Read], plan: Plan, planned: Iterable[tuple[Part, PlannedWindow]]
-) -> Generator[_Loaded, None, None]:
+) -> Generator[_Loaded]:
     """Read windows in order, as many at a time as there are functions that read."""
     free: queue.SimpleQueue[Read] = queue.SimpleQueue()
     for read in reads:
@@ -278,7 +259,7 @@ def _stack(arrays: list[np.ndarray]) -> np.ndarray | None:
 
 
 def _read_padded(read: Read, plan: Plan, window: Window) -> np.ndarray:
-    """A window padded right and below to the plan's shape: NaN, which the network turns into 0."""
+    """Read a window, padded right and below to the plan's shape with NaN, which the network turns into 0."""
     inside = window.intersect(Window(0, 0, plan.height, plan.width))
     values = read(inside)
     if inside == window:
@@ -293,10 +274,10 @@ def _predict(batches: Iterable[Batch], network: Network, size: int) -> Iterator[
         results: Iterator[np.ndarray] = iter(())
         if x is not None:
             if len(x) < size:
-                # The last batch of a part is filled up, since every call has one static shape.
+                # The last batch of a part is filled up, since all calls have the same shape.
                 x = np.concatenate([x, np.full((size - len(x), *x.shape[1:]), np.nan, np.float32)])
             results = iter(network(x))
-        # Dropped now rather than with the next batch, so that its memory can hold the one after that.
+        # So that the memory is free for the next batch.
         x = None
         for window, valid in windows:
             probabilities = None if valid is None else next(results)[window.valid.slices]
@@ -304,11 +285,11 @@ def _predict(batches: Iterable[Batch], network: Network, size: int) -> Iterator[
 
 
 def _strips(predictions: Iterable[Prediction], *, copy: bool = True) -> Iterator[Prediction]:
-    """Predictions cut at multiples of `STRIP` rows of the map; planes of copies are contiguous."""
+    """Cut predictions at multiples of `STRIP` rows of the map; the planes of copies are contiguous."""
     memory = Buffers() if copy else None
     for prediction in predictions:
         yield from _cut(prediction, memory)
-        # What the caller still holds are copies; the network's array goes before the next is asked for.
+        # The caller holds copies: the network's array is freed before the next one is computed.
         del prediction
 
 
@@ -323,7 +304,7 @@ def _cut(prediction: Prediction, memory: Buffers | None) -> Iterator[Prediction]
         place = rows.relative_to(write).slices
         planes = np.moveaxis(probabilities[place], -1, 0)
         if memory is not None:
-            # Of one shape, so that all strips can lie in the same memory.
+            # All of one shape, so that strips reuse the same memory.
             copied = memory.empty((len(planes), STRIP, write.width))[:, : rows.height]
             np.copyto(copied, planes)
             planes = copied
@@ -331,7 +312,7 @@ def _cut(prediction: Prediction, memory: Buffers | None) -> Iterator[Prediction]
 
 
 def _blend(predictions: Iterable[Prediction], plan: Plan) -> Iterator[Prediction]:
-    """Weighted means of overlapping windows, given in strips that no later window reaches."""
+    """Average overlapping windows by their weights; yield strips that no later window reaches."""
     weights = _gaussian(plan.window)
     strip: _Strip | None = None
     for prediction in predictions:
@@ -369,7 +350,7 @@ class _Strip:
         self._valid[place] |= prediction.valid
 
     def release(self, below: int) -> Iterator[Prediction]:
-        """Give the rows above row `below` of the image and move down to it."""
+        """Yield the rows above row `below` of the image and move down to it."""
         count = below - self.top
         window = Window(self.top, self.part.extent.col, count, self.part.extent.width)
         valid = self._valid[:count].copy()
@@ -387,11 +368,9 @@ class _Strip:
 
 
 def _gaussian(shape: tuple[int, int]) -> np.ndarray:
-    """Weights of a window, float32 (y, x): a Gaussian of an eighth of its side, as nnU-Net takes.
+    """Return the weights of a window, float32 (y, x): a Gaussian whose deviation is an eighth of the side.
 
-    References
-    ----------
-    Isensee et al. 2021, doi:10.1038/s41592-020-01008-z.
+    So does nnU-Net: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z.
     """
     axes = []
     for size in shape:
@@ -400,5 +379,5 @@ def _gaussian(shape: tuple[int, int]) -> np.ndarray:
     return np.maximum(np.outer(*axes), 1e-4).astype(np.float32)
 
 
-def _at_once(items: Iterator[Item]) -> Generator[Item, None, None]:
+def _in_this_thread(items: Iterator[Item]) -> Generator[Item]:
     yield from items

@@ -1,8 +1,8 @@
-"""Making parts of a map, in this process or on a worker.
+"""Parts of a map, made in this process or on a worker.
 
-A map is made by one process, by workers that are told one part after the other, or by several that share
-the parts out beforehand: the same functions make the same bytes. A worker opens its own inputs and builds
-its engine once, and makes no part unless all that decides its bytes is as in the run that asks.
+One process, the workers of a cluster, or processes with a share each call the same functions, which make the
+same bytes. A worker opens its inputs and builds its engine once; it refuses to make a part where its key
+differs from that of the run that asks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import rasterio
 
 from lulc.config import ClassifyConfig
-from lulc.core.channels import split_prefix, with_path
+from lulc.core.channels import change_paths, split_prefix, with_path
 from lulc.core.documents import seal_of
 from lulc.core.machine import GDAL_CACHE, cores
 from lulc.core.schema import InputError
@@ -34,14 +34,12 @@ from lulc.distributed.cluster import UnfitWorkerError
 from lulc.engines.ensemble import Member
 from lulc.engines.registry import Engine, choose_engine
 from lulc.inference import memory_plan
-from lulc.inference.job import Job, open_job, versions
+from lulc.inference.job import INPUT_FILES, Job, open_job, versions
 from lulc.inference.journal import KEY, differences, document_of, folder_of, read_key
 from lulc.inference.outputs import Made, OneFile, Output, Piece, Tileset
 from lulc.inference.sliding_window import Clock, Prediction
 from lulc.rasters.guards import is_address
 from lulc.rasters.sources import Stamp, moments_of, stamps_of
-
-_PATHS = ("inputs", "layers", "fill", "like", "mask", "aoi", "out")
 
 
 @dataclass(frozen=True)
@@ -51,15 +49,15 @@ class Work:
     Parameters
     ----------
     config
-        With absolute paths.
+        Options with absolute paths.
     members
         The networks, compared with the mosaic already.
     dates
-        Of the imagery, for the items of tiles.
+        Dates of the imagery, for the items of tiles.
     versions
-        Of what decides bytes beside the engine, in the process that asks.
+        Library versions of the process that asks.
     token
-        Tells this work from others of the same process.
+        Random text that differs between two equal jobs.
     """
 
     config: ClassifyConfig
@@ -69,12 +67,12 @@ class Work:
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def open(self) -> AbstractContextManager[Opened]:
-        """On a worker: open inputs and engine."""
+        """Open inputs and engine on a worker."""
         return closing(Opened(self))
 
 
 class Described(NamedTuple):
-    """Name, key and tags of a map, known only to a process that has built the engine."""
+    """Engine, key and tags of a map; only a process that has built the engine knows them."""
 
     engine: str
     key: dict[str, Any]
@@ -82,7 +80,7 @@ class Described(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A finished part, and how long the network and the whole of it took, in seconds."""
+    """A finished part, the seconds in which the network was busy, and all seconds."""
 
     made: Made
     busy: float
@@ -90,47 +88,37 @@ class Timed(NamedTuple):
 
 
 def work_of(job: Job, dates: Sequence[str]) -> Work:
-    """The work of a job, for other processes of this and other machines."""
-    paths = {name: _absolute(getattr(job.config, name)) for name in _PATHS}
+    """Describe a job for other processes of this and other machines."""
+
+    def absolute(text: str) -> str:
+        return with_path(text, lambda path: path if is_address(path) else os.path.abspath(path))
+
+    paths = {name: change_paths(getattr(job.config, name), absolute) for name in (*INPUT_FILES, "out")}
     config = dataclasses.replace(job.config, **paths)
     members = tuple(Member(member.path.absolute(), member.card) for member in job.members)
     return Work(config, members, tuple(dates))
 
 
-def _absolute(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(map(_absolute, value))
-    if value is None:
-        return None
-    return with_path(value, lambda path: path if is_address(path) else os.path.abspath(path))
-
-
 def reading() -> rasterio.Env:
-    """GDAL as it reads mosaics in this toolkit, for a ``with`` statement."""
+    """Return the GDAL environment in which mosaics are read."""
     return rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE)
 
 
 def stamps_of_inputs(config: ClassifyConfig) -> list[Stamp]:
-    """Stamps of all files that are read."""
-    named = [
-        *config.inputs,
-        *config.layers,
-        *config.fill,
-        *config.mask,
-        *(p for p in (config.aoi, config.like) if p),
-    ]
-    return stamps_of([split_prefix(text)[1] for text in named], allow_vrt=config.allow_vrt)
+    """Return the stamps of all files that are read."""
+    named = (*config.inputs, *config.layers, *config.fill, *config.mask, config.aoi, config.like)
+    return stamps_of([split_prefix(text)[1] for text in named if text], allow_vrt=config.allow_vrt)
 
 
 def output_of(job: Job, folder: Path, dates: Sequence[str]) -> Output:
-    """Return the destination of the parts of a job; `folder` is that of its journal."""
+    """Return the destination of the parts of a job, in the folder of its journal."""
     if job.config.tiles:
         return Tileset(job.profile, job.plan, folder, job.out.name, dates)
     return OneFile(job.profile, job.plan, folder)
 
 
 def describe_job(job: Job, engine: Engine, stamps: list[Stamp], dates: Sequence[str]) -> Described:
-    """Key and tags of a job, its engine being built."""
+    """Return engine, key and tags of a job whose engine is built."""
     tiles = {"tiles": {"dates": list(dates)}} if job.config.tiles else {}
     key = job.key(engine) | {"changed": moments_of(stamps)} | tiles
     return Described(engine.name, key, job.tags(engine))
@@ -147,22 +135,18 @@ def make_parts(
     progress: Callable[[int], object] = lambda pixels: None,
     check: Callable[[], object] = lambda: None,
 ) -> Iterator[Made]:
-    """Make parts in this process, one after the other.
+    """Make parts in this process, one after the other; the next is read while one is finished.
 
     Parameters
     ----------
-    job, engine, output
-        What is classified, by what, and where the parts go.
     parts
-        In plan order; the windows of the next are read while one is finished.
+        Parts in plan order.
     pool
-        Encodes blocks.
-    clock
-        Times the network.
+        Threads that encode blocks.
     progress
         Called with the pixels of each window.
     check
-        Called before a part gets its name; raises where it must not.
+        Called before a part gets its name; it raises where the part must not be written.
     """
     predictions = job.predictions(clock.measure(job.network(engine)), parts)
 
@@ -182,7 +166,7 @@ def make_parts(
 
 
 def choose_here(work: Work) -> str:
-    """On a worker: what the engine's name stands for on its machine."""
+    """Return the engine that this worker would use."""
     return choose_engine(work.config.engine, networks=[m.card.network for m in work.members])
 
 
@@ -192,16 +176,14 @@ def describe(opened: Opened, _: object) -> Described:
 
 
 def make_part(opened: Opened, part: int, *, seal: str) -> Timed:
-    """On a worker: one part, written where the run that asks will look for it.
+    """Make one part on a worker, in the folder of the run that asks.
 
     Parameters
     ----------
-    opened
-        Inputs and engine of the map.
     part
         Number of the part.
     seal
-        Of the key that the run has begun with; the key itself lies beside the parts.
+        Digest of the run's key, which lies beside the parts.
 
     Raises
     ------
@@ -219,7 +201,7 @@ def make_part(opened: Opened, part: int, *, seal: str) -> Timed:
 
 
 class Opened:
-    """Inputs and engine of one work, held open between its parts."""
+    """Open inputs and engine of a worker, kept between its parts."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -242,26 +224,26 @@ class Opened:
         self._admitted: tuple[str, bytes] | None = None
 
     def admit(self, seal: str) -> None:
-        """Compare what decides the bytes here with the key of the run."""
+        """Refuse to make parts unless the key of this worker is that of the run."""
         if self._admitted is not None and self._admitted[0] == seal:
             return
-        found, own = read_key(self.folder), document_of(self.described.key)
-        if found is None or seal_of(found) != seal:
+        run_key, worker_key = read_key(self.folder), document_of(self.described.key)
+        if run_key is None or seal_of(run_key) != seal:
             raise UnfitWorkerError(
                 f"cannot make parts of '{self.work.config.out}', since this worker doesn't see the folder "
                 f"'{self.folder}' of the run that asks",
                 "Name inputs and map on a disk that all machines see under the same path.",
             )
-        if found != own:
+        if run_key != worker_key:
             raise UnfitWorkerError(
                 f"cannot make parts of '{self.work.config.out}', since the run has another "
-                f"{differences(found, own)} on this worker",
+                f"{differences(run_key, worker_key)} on this worker",
                 "Give all workers the same versions and the same kind of processor or GPU.",
             )
         self._admitted = (seal, (self.folder / KEY).read_bytes())
 
     def check(self) -> None:
-        """Raise where the run that asked is over and another has begun, whose parts these aren't."""
+        """Refuse to write a part after another run has replaced the key."""
         if self._admitted is None or (self.folder / KEY).read_bytes() != self._admitted[1]:
             raise UnfitWorkerError(
                 f"cannot make parts of '{self.work.config.out}', since they are of another run now"
@@ -272,10 +254,10 @@ class Opened:
 
 
 def _check_versions(work: Work) -> None:
-    own = {"toolkit": __version__, **versions()}
-    if own != work.versions:
+    here = {"toolkit": __version__, **versions()}
+    if here != work.versions:
         raise InputError(
             f"cannot make parts of '{work.config.out}', since the run has another "
-            f"{differences(work.versions, own)} on this worker",
+            f"{differences(work.versions, here)} on this worker",
             "Install the same versions everywhere.",
         )

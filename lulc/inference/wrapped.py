@@ -1,4 +1,4 @@
-"""Networks around networks: the mean over flips and rotations, and the out-of-distribution score."""
+"""Wrappers of networks: test-time augmentation and the out-of-distribution score."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ def turns_of(height: int, width: int) -> tuple[int, ...]:
 def dihedral(network: Network, directions: Directions = ()) -> Network:
     """Return the mean of `network` over the flips and rotations of its input (test-time augmentation).
 
-    All 8 for square windows; the 4 that keep the shape for others. The mean over the flips and
-    rotations of an input does not change when the input is flipped or rotated. Channels that hold
-    `directions` turn with the image.
+    Square windows have 8, others the 4 that keep the shape. Channels that hold `directions` turn with the
+    image.
     """
 
     def average(x: np.ndarray) -> np.ndarray:
@@ -29,10 +28,10 @@ def dihedral(network: Network, directions: Directions = ()) -> Network:
         total: np.ndarray | None = None
         for turn in turns:
             for flip in (False, True):
-                seen = np.rot90(x[:, ::-1] if flip else x, turn, axes=(1, 2))
-                seen = mirror_directions(seen, directions, down=flip)
-                seen = turn_directions(seen, directions, 90 * turn)
-                y = np.rot90(network(np.ascontiguousarray(seen)), -turn, axes=(1, 2))
+                turned = np.rot90(x[:, ::-1] if flip else x, turn, axes=(1, 2))
+                turned = mirror_directions(turned, directions, down=flip)
+                turned = turn_directions(turned, directions, 90 * turn)
+                y = np.rot90(network(np.ascontiguousarray(turned)), -turn, axes=(1, 2))
                 y = y[:, ::-1] if flip else y
                 total = y.copy(order="K") if total is None else np.add(total, y, out=total)
         assert total is not None
@@ -42,14 +41,15 @@ def dihedral(network: Network, directions: Directions = ()) -> Network:
 
 
 def with_ood_score(network: Network, cards: Sequence[ModelCard]) -> Network:
-    """Return `network` with the out-of-distribution score as one more channel; 0 where a pixel is invalid. Of
-    several networks the highest score counts.
+    """Return `network` with the out-of-distribution score as one more channel, 0 for invalid pixels.
+
+    Of several networks the highest score counts.
     """
 
-    def both(x: np.ndarray) -> np.ndarray:
+    def with_score(x: np.ndarray) -> np.ndarray:
         y = network(x)
-        found = [card.novelty.of(x, card.statistics) for card in cards if card.novelty]
-        novelty = np.nan_to_num(np.maximum.reduce(found), copy=False)
-        return np.concatenate([y, novelty[..., np.newaxis]], axis=-1)
+        scores = [card.novelty.of(x, card.statistics) for card in cards if card.novelty]
+        score = np.nan_to_num(np.maximum.reduce(scores), copy=False)
+        return np.concatenate([y, score[..., np.newaxis]], axis=-1)
 
-    return both
+    return with_score
