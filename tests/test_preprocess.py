@@ -285,7 +285,7 @@ def test_a_validation_that_fits_nothing_is_refused(scene: dict[str, Any], valida
 def test_more_stacks_than_a_manifest_can_name_are_refused_with_what_to_type(
     scene: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "MAX_PLACES", 4)
+    monkeypatch.setattr(plan, "MAX_STACKS", 4)
     for stacks in (0, 5):
         with pytest.raises(InputError, match="at most 4") as refused:
             make_stacks(config(scene, stacks=stacks))

@@ -23,7 +23,7 @@ from lulc.core.schema import BANDS, InputError
 from lulc.distributed import cluster as cluster_tasks
 from lulc.distributed.cluster import UnfitWorkerError
 from lulc.preprocessing import preprocess, tiling
-from lulc.preprocessing.plan import Spot
+from lulc.preprocessing.plan import Candidate
 from lulc.preprocessing.preprocess import make_stacks
 
 pytestmark = pytest.mark.integration
@@ -137,7 +137,7 @@ def test_scenes_that_a_killed_run_has_noted_down_are_not_those_of_another(
 def test_a_worker_of_a_run_that_is_over_names_no_stack(config: PreprocessConfig) -> None:
     site = tiling.Site(config, "first", tiling.stamps_at(config), tiling.versions())
     place, current = (
-        tiling.Place("train_0", "train", 0, tiling.Window(0, 0, 64, 64)),
+        tiling.PlannedStack("train_0", "train", 0, tiling.Window(0, 0, 64, 64)),
         Path(config.out, "run.json"),
     )
     for found in (None, '{"key": "second"}'):
@@ -256,9 +256,9 @@ def test_tasks_of_a_site_open_their_inputs_once(
 
     monkeypatch.setattr(tiling, "open_inputs", counting)
     worker = SimpleNamespace()
-    work = partial(tiling.in_place, tiling.survey)
+    work = partial(tiling.run_on_worker, tiling.survey)
     found = {
-        tuple(cluster_tasks._at_site(work, site, worker, Spot(0, window)).counts)
+        tuple(cluster_tasks._at_site(work, site, worker, Candidate(0, window)).counts)
         for site in (*sites[:1] * 3, *sites[1:] * 2)
     }
     assert len(found) == 1 and opened == 2

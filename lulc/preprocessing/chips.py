@@ -26,7 +26,7 @@ from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.storage import Resource
 from lulc.preprocessing import tiling
-from lulc.preprocessing.plan import MAX_PLACES, Ground
+from lulc.preprocessing.plan import MAX_STACKS, Ground
 from lulc.rasters.guards import is_address
 from lulc.rasters.scenes import Scenes
 
@@ -34,19 +34,19 @@ OPEN = 16
 """Chips that are open at once."""
 
 MAX_NAME = 255
-"""Bytes of the name of a file, as file systems allow."""
+"""Longest file name in bytes that file systems allow."""
 
 NAMED = 5
-"""Files that an error message names."""
+"""Files that an error message lists, and equal warnings that are logged."""
 
 SAME_GROUND = 0.5
-"""Share of the smaller of two chips beyond which both show the same ground, and so make one group."""
+"""Overlap, as a fraction of the smaller chip, above which two chips make one group."""
 
 PATTERNED = ("bands", "labels", "indices", "layers", "fill", "like", "mask", "pine", "spruce")
-"""Options that take a pattern, and columns of a table of chips."""
+"""Options that take a pattern; they may be columns of a table of chips."""
 
 NUMBERS = ("scale", "offset", "nodata")
-"""Options with a number, and columns of a table of chips, where these differ from chip to chip."""
+"""Options with a number that may be columns of a table of chips."""
 
 _WILDCARD = re.compile(r"\*\*/?|\*|\?|\[[^]]+\]")
 
@@ -60,7 +60,7 @@ class Chip:
     Parameters
     ----------
     name
-        Part of the file names that tells it from the others; empty where it is alone.
+        Part of the file names that differs between chips; empty for a single mosaic.
     group
         Chips of one group are on the same side of the split.
     config
@@ -73,14 +73,14 @@ class Chip:
 
 
 def find_chips(config: PreprocessConfig) -> list[Chip]:
-    """Return the chips that the options name: by patterns, by a table, or the one mosaic.
+    """Return the chips that the options name by patterns or by a table, or the single mosaic.
 
     Raises
     ------
     InputError
         If a pattern matches nothing, a file has no partner, or the table can't be used.
     """
-    if _is_table(config):
+    if len(config.bands) == 1 and config.bands[0].lower().endswith(".csv"):
         return _check_chips(_read_table(config), config)
     patterns = {name: [p for p in _paths(config, name) if _is_pattern(p)] for name in PATTERNED}
     if not any(patterns.values()):
@@ -97,12 +97,12 @@ def find_chips(config: PreprocessConfig) -> list[Chip]:
 def _check_chips(chips: list[Chip], config: PreprocessConfig) -> list[Chip]:
     if config.dask is not None:
         raise InputError(
-            "cannot use --dask with many chips, since this process alone reads them, one after the other",
-            "Leave --dask out, or prepare folders apart: train_model.py takes several.",
+            "cannot use --dask with many chips, since only this process reads them, one after the other",
+            "Leave --dask out, or prepare several folders: train_model.py takes several.",
         )
-    if len(chips) > MAX_PLACES:
+    if len(chips) > MAX_STACKS:
         raise InputError(
-            f"cannot cut {len(chips)} chips, since one manifest names at most {MAX_PLACES} stacks",
+            f"cannot cut {len(chips)} chips, since one manifest names at most {MAX_STACKS} stacks",
             "Prepare folders of fewer chips: train_model.py takes several.",
         )
     return chips
@@ -114,26 +114,22 @@ def _paths(config: PreprocessConfig, name: str) -> tuple[str, ...]:
 
 
 def _is_pattern(path: str) -> bool:
-    """True for a path with wildcards that is not itself the name of a file; a date may stand before it."""
+    """Return True for a path with wildcards that is not the name of a file; a date may precede it."""
     path = split_prefix(path)[1]
     return bool(_WILDCARD.search(path)) and not is_address(path) and not Path(path).exists()
 
 
-def _is_table(config: PreprocessConfig) -> bool:
-    return len(config.bands) == 1 and config.bands[0].lower().endswith(".csv")
-
-
 def _match(config: PreprocessConfig, patterns: dict[str, list[str]]) -> list[Chip]:
-    """Pair the files of all patterns by what their wildcards stand for."""
-    found = {pattern: _matches(pattern) for pattern in itertools.chain(*patterns.values())}
-    keys = sorted(set().union(*found.values()))
+    """Pair the files of all patterns by the texts that their wildcards match."""
+    matches = {pattern: _matches(pattern) for pattern in itertools.chain(*patterns.values())}
+    keys = sorted(set().union(*matches.values()))
     lacking = [
-        f"'{_fill(pattern, key)}'" for pattern, files in found.items() for key in keys if key not in files
+        f"'{_fill(pattern, key)}'" for pattern, files in matches.items() for key in keys if key not in files
     ]
     if lacking:
         more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
         raise InputError(
-            f"cannot pair the files of {' and '.join(map(repr, found))}, since there is no "
+            f"cannot pair the files of {' and '.join(map(repr, matches))}, since there is no "
             f"{', '.join(lacking[:NAMED])}{more}",
             "Give each chip all its files, type a pattern that matches complete chips only, or give a table "
             "of pairs: --bands pairs.csv with the columns bands,labels.",
@@ -142,16 +138,16 @@ def _match(config: PreprocessConfig, patterns: dict[str, list[str]]) -> list[Chi
     for key in keys:
         files: dict[str, Any] = {}
         for name in PATTERNED:
-            own = tuple(found[p][key] if p in found else p for p in _paths(config, name))
-            files[name] = own if isinstance(getattr(config, name), tuple) else own[0] if own else None
+            paths = tuple(matches[p][key] if p in matches else p for p in _paths(config, name))
+            files[name] = paths if isinstance(getattr(config, name), tuple) else paths[0] if paths else None
         name = "/".join(part.strip("/") for part in key)
         chips.append(Chip(name, name, dataclasses.replace(config, **files)))
     return chips
 
 
-def _matches(given: str) -> dict[tuple[str, ...], str]:
-    """Return the files that a pattern matches, by what its wildcards stand for, with the date before it."""
-    pattern = split_prefix(given)[1]
+def _matches(option: str) -> dict[tuple[str, ...], str]:
+    """Return the files that a pattern matches, by the texts of its wildcards; a date before it stays."""
+    pattern = split_prefix(option)[1]
     parts, last = [], 0
     for wildcard in _WILDCARD.finditer(pattern):
         text = wildcard.group()
@@ -160,21 +156,21 @@ def _matches(given: str) -> dict[tuple[str, ...], str]:
         parts.append("(.*)" if text.startswith("**") else f"({one.replace('[!', '[^')}{'*' * (text == '*')})")
         last = wildcard.end()
     expression = re.compile("".join(parts) + re.escape(pattern[last:]))
-    before = given.removesuffix(pattern)
-    found = {}
+    prefix = option.removesuffix(pattern)
+    files = {}
     for path in glob.glob(pattern, recursive=True):
         if match := expression.fullmatch(path):
-            found[match.groups()] = before + path
-    if not found:
+            files[match.groups()] = prefix + path
+    if not files:
         raise InputError(
             f"cannot find chips, since no file matches '{pattern}'",
             "Check the pattern in the shell: ls " + pattern,
         )
-    return found
+    return files
 
 
 def _fill(pattern: str, key: Sequence[str]) -> str:
-    """Return a pattern with what its wildcards stand for; the pattern and the key where they don't fit."""
+    """Return a pattern with texts for its wildcards; if their numbers differ, the pattern and the texts."""
     if len(_WILDCARD.findall(pattern)) != len(key):
         return f"{pattern} for {'/'.join(key)}"
     parts = iter(key)
@@ -182,7 +178,7 @@ def _fill(pattern: str, key: Sequence[str]) -> str:
 
 
 def _read_table(config: PreprocessConfig) -> list[Chip]:
-    """Return the chips of a table with a row for each; its paths start at its folder."""
+    """Return the chips of a table with a row for each; paths are relative to its folder."""
     path = Path(config.bands[0])
     alone = config.labels is None or Path(config.labels) == path
     chips = []
@@ -190,8 +186,7 @@ def _read_table(config: PreprocessConfig) -> list[Chip]:
         files: dict[str, Any] = {}
         for name in PATTERNED:
             many = isinstance(getattr(config, name), tuple)
-            cells = [c.strip() for c in row.get(name, "").split("|") if c.strip()]
-            cells = [_from(path.parent, c) for c in cells]
+            cells = [_resolve(path.parent, c.strip()) for c in row.get(name, "").split("|") if c.strip()]
             if cells and len(cells) > 1 and not many:
                 raise _bad_row(path, line, f"{name} has {len(cells)} files, expected one")
             if cells:
@@ -214,8 +209,8 @@ def _read_table(config: PreprocessConfig) -> list[Chip]:
     return chips
 
 
-def _from(folder: Path, cell: str) -> str:
-    """Return a path of a table, with the date or names before it, as one that starts at its folder."""
+def _resolve(folder: Path, cell: str) -> str:
+    """Return a path that is relative to the folder of a table; a date or names before it stay."""
     if (longest := max(len(os.fsencode(part)) for part in cell.split("/"))) > MAX_NAME:
         raise InputError(
             f"cannot use the table's entry '{cell[:40]}...', since a name in it has {longest} bytes, "
@@ -228,7 +223,7 @@ def _from(folder: Path, cell: str) -> str:
 
 
 def _rows(path: Path, *, needs_labels: bool) -> list[tuple[int, dict[str, str]]]:
-    """Return line number and cells of each row, checked to name its columns."""
+    """Return line number and cells of each row; refuse missing and unknown columns."""
     wanted = ["bands", "labels"] if needs_labels else ["bands"]
     hint = f"Give a CSV whose first line is {','.join(wanted)} and a row for each chip."
     header, rows = read_rows(path, "chips from", hint, ",;\t")
@@ -248,12 +243,10 @@ def _rows(path: Path, *, needs_labels: bool) -> list[tuple[int, dict[str, str]]]
     for line, row in rows:
         if None in row:
             raise _bad_row(path, line, f"it has more than {len(header)} values")
-    found = [
-        (line, {k: (v or "").strip() for k, v in row.items()}) for line, row in rows if any(row.values())
-    ]
-    if not found:
+    stripped = [(n, {k: (v or "").strip() for k, v in row.items()}) for n, row in rows if any(row.values())]
+    if not stripped:
         raise InputError(f"cannot read chips from '{path}', since it has no row", hint)
-    return found
+    return stripped
 
 
 def _bad_row(path: Path, line: int, problem: str) -> InputError:
@@ -264,7 +257,7 @@ def _bad_row(path: Path, line: int, problem: str) -> InputError:
 
 
 class Chips(Resource):
-    """The chips of one run, looked at once and opened again when they are read.
+    """The chips of one run, all checked at the start, and a few of them open at a time.
 
     Raises
     ------
@@ -288,7 +281,7 @@ class Chips(Resource):
         try:
             with _few_of_each(len(self.chips)):
                 for number in range(len(self.chips)):
-                    self._look_at(number)
+                    self._check(number)
         except BaseException:
             self.close()
             raise
@@ -302,36 +295,35 @@ class Chips(Resource):
 
     @property
     def are_many(self) -> bool:
-        """True for chips, False for one mosaic."""
+        """True for chips, False for a single mosaic."""
         return bool(self.chips[0].name)
 
     def at(self, number: int) -> tiling.Inputs:
-        """Return a chip, opened; it stays open until others were read."""
+        """Return the open inputs of a chip; it is closed after `OPEN` others were read."""
         if number not in self._opened:
-            seen = number < len(self.grids)
+            checked = number < len(self.grids)
             while len(self._opened) >= OPEN:
                 self._opened.popitem(last=False)[1][1].close()
-            # What a chip has to say was logged when it was looked at.
-            with contextlib.ExitStack() as resources, _filtered(lambda _: not seen):
+            # The warnings of a chip were logged when it was checked.
+            with contextlib.ExitStack() as resources, _filtered(lambda _: not checked):
                 inputs = resources.enter_context(tiling.open_inputs(self.chips[number].config))
                 self._opened[number] = inputs, resources.pop_all()
         self._opened.move_to_end(number)
         return self._opened[number][0]
 
-    def _look_at(self, number: int) -> None:
+    def _check(self, number: int) -> None:
+        """Open a chip and compare it with the first."""
         try:
             inputs = self.at(number)
         except InputError as error:
             if not self.are_many:
                 raise
-            problem = f"cannot use the chip '{self.chips[number].name}': {error.problem}"
-            alone = (
-                "If only some chips need the number, give a table of chips with a column scale or offset: "
-                "--bands pairs.csv"
-            )
-            hint = (
-                f"{error.hint}\n  {alone}" if re.search("--(scale|offset)", error.hint or "") else error.hint
-            )
+            problem, hint = f"cannot use the chip '{self.chips[number].name}': {error.problem}", error.hint
+            if re.search("--(scale|offset)", hint or ""):
+                hint = (
+                    f"{hint}\n  If only some chips need the number, give a table of chips with a column "
+                    "scale or offset: --bands pairs.csv"
+                )
             raise InputError(problem, hint) from error
         self.grids += (inputs.stack.grid,)
         self.sources += [*inputs.stack.identity(), *inputs.labels.identity()]
@@ -357,14 +349,14 @@ class Chips(Resource):
             )
         elif inputs.stack.coding != self._coding:
             raise InputError(
-                f"cannot cut the chips together, since the index layers of '{self.chips[number].name}' are "
-                f"others than those of '{self.chips[0].name}'",
+                f"cannot cut the chips together, since the index layers of '{self.chips[number].name}' "
+                f"differ from those of '{self.chips[0].name}'",
                 "Give all chips the same index layers, or none.",
             )
 
     @property
     def found(self) -> list[dict[str, Any]]:
-        """Descriptions of scenes and chips beside their files, which decide the stacks as these do."""
+        """Descriptions of scenes and chips, which decide the stacks in addition to their files."""
         if self.are_many:
             pairs = zip(self.chips, self._provenance, self.grids, strict=True)
             return [{"chip": c.name, "group": c.group, "grid": g.to_json(), **p} for c, p, g in pairs]
@@ -373,12 +365,12 @@ class Chips(Resource):
 
     @property
     def scenes(self) -> Scenes | None:
-        """The scenes that one mosaic was given as."""
+        """Scenes of ``--scenes``."""
         return self.first.stack.scenes
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Reading of channels and labels, JSON-ready; of many chips what they have in common."""
+        """Provenance of channels and labels, JSON-ready; for many chips what they have in common."""
         if not self.are_many:
             return {**self.first.stack.provenance, "labels": self.first.labels.describe()}
         count = f"{len(self)} chips"
@@ -389,7 +381,7 @@ class Chips(Resource):
         return {**common, "chips": [{"name": c.name, "files": _files(c.config)} for c in self.chips]}
 
     def grounds(self) -> list[Ground]:
-        """Return grid, name and group of each chip; chips on the same ground are one group."""
+        """Return grid, name and group of each chip; chips that overlap by half are one group."""
         groups = [chip.group for chip in self.chips]
         if self.are_many:
             for one, other in _on_same_ground(self.grids):
@@ -411,7 +403,7 @@ def _files(config: PreprocessConfig) -> list[str]:
 
 
 def _on_same_ground(grids: Sequence[GridSpec]) -> Iterator[tuple[int, int]]:
-    """Yield pairs of chips that share more than half of the smaller one."""
+    """Yield pairs of chips that overlap by more than half of the smaller one."""
     outlines = [grid.outline_in_degrees() if grid.crs else shapely.Polygon() for grid in grids]
     for one, other in zip(*shapely.STRtree(outlines).query(outlines), strict=True):
         if one < other and not (outlines[one].is_empty or outlines[other].is_empty):
@@ -421,41 +413,41 @@ def _on_same_ground(grids: Sequence[GridSpec]) -> Iterator[tuple[int, int]]:
 
 
 def _common(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return what two documents have in common, level by level."""
-    found = {}
+    """Return the entries that two documents have in common, also in nested documents."""
+    common = {}
     for name, value in one.items():
         if isinstance(value, dict) and isinstance(other.get(name), dict):
-            found[name] = _common(value, other[name])
+            common[name] = _common(value, other[name])
         elif name in other and other[name] == value:
-            found[name] = value
-    return found
+            common[name] = value
+    return common
 
 
 @contextlib.contextmanager
 def _few_of_each(chips: int) -> Iterator[None]:
-    """Log a warning that chip after chip repeats a few times only, and how often it came."""
+    """Log a warning that many chips repeat only a few times, and at last its number."""
     if chips == 1:
         yield
         return
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     last: dict[str, str] = {}
 
-    def is_new(record: logging.LogRecord) -> bool:
+    def admit(record: logging.LogRecord) -> bool:
         kind = str(record.msg)
-        seen[kind] += 1
+        counts[kind] += 1
         last[kind] = record.getMessage()
-        return seen[kind] < NAMED
+        return counts[kind] < NAMED
 
-    with _filtered(is_new):
+    with _filtered(admit):
         yield
-    for kind, count in seen.items():
+    for kind, count in counts.items():
         if count >= NAMED:
             logger.warning("%d more like this, the last: %s", count - NAMED + 1, last[kind])
 
 
 @contextlib.contextmanager
 def _filtered(admit: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
-    """Log only what a function admits, of this toolkit and of GDAL."""
+    """Log only the records of this toolkit and of GDAL that a function admits."""
     loggers = (logger, logging.getLogger("rasterio._env"))
     for one in loggers:
         one.addFilter(admit)

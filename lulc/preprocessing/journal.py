@@ -1,4 +1,4 @@
-"""Journal of the finished places of a folder of stacks, which survives a killed run."""
+"""Journal of the survey and the finished stacks of a folder, which survives a killed run."""
 
 from __future__ import annotations
 
@@ -31,38 +31,37 @@ logger = logging.getLogger("lulc")
 
 
 class Progress:
-    """The survey and the stacks that are finished, in memory and in ``progress.jsonl``.
+    """The survey and the finished stacks, in memory and in ``progress.jsonl``.
 
-    Memory is that of the counts and of the entries of the manifest; everything else is summed as it comes,
-    in numbers that add up to the same in any order.
+    Coverage and moments are exact sums, which don't depend on the order in which they are added.
 
     Attributes
     ----------
-    counts : int64 (place, class)
-        Labelled valid pixels; -1 at places that were not surveyed yet.
+    counts : int64 (candidate, class)
+        Labelled valid pixels; -1 where a candidate is not surveyed yet.
     coverage
-        Of the pixels read for the survey.
+        Coverage of the pixels read for the survey.
     stacks
         Files by name.
     moments
-        Of all training stacks.
+        Moments of all training stacks.
     """
 
-    def __init__(self, folder: Path, key: str, places: int, classes: int, channels: int) -> None:
+    def __init__(self, folder: Path, key: str, candidates: int, classes: int, channels: int) -> None:
         self.path = folder / PROGRESS
         self.key = key
-        self.counts = np.full((places, classes), -1, np.int64)
+        self.counts = np.full((candidates, classes), -1, np.int64)
         self.coverage = Coverage()
         self.stacks: dict[str, StackFile] = {}
         self.moments = Moments.zero(channels)
 
     @property
     def unsurveyed(self) -> list[int]:
-        """Numbers of the places that were not surveyed yet."""
+        """Numbers of the candidates that are not surveyed yet."""
         return [int(i) for i in np.flatnonzero(self.counts[:, 0] < 0)]
 
     def add(self, done: Survey | Cut) -> None:
-        """Record a finished place; it is in the file when this returns."""
+        """Record a surveyed candidate or a finished stack; it is on disk when this returns."""
         if not self.path.exists():
             append_line(self.path, {"format_version": FORMAT_VERSION, "key": self.key})
         append_line(self.path, _entry_of(done))
@@ -70,7 +69,7 @@ class Progress:
 
     def _take(self, done: Survey | Cut) -> None:
         if isinstance(done, Survey):
-            # Done twice, by a worker that was given up, it counts once.
+            # A worker that was given up may have surveyed it as well: it counts once.
             if self.counts[done.number, 0] < 0:
                 self.counts[done.number] = done.counts
                 self.coverage += done.coverage
@@ -81,18 +80,14 @@ class Progress:
 
 
 def open_progress(
-    own: OwnFolder, key: str, places: int, classes: int, channels: int, *, replacing: bool
+    own: OwnFolder, key: str, candidates: int, classes: int, channels: int, *, replacing: bool
 ) -> Progress:
     """Open the journal with the results of an interrupted run that can be kept.
 
     Parameters
     ----------
-    places, classes
-        How many the survey is of.
-    channels
-        How many a stack has.
     replacing
-        True where finished stacks are to be replaced, so that only a survey can be kept.
+        True if finished stacks are to be replaced, so that only a survey can be kept.
 
     Raises
     ------
@@ -100,7 +95,7 @@ def open_progress(
         If stacks of another key are there.
     """
     folder = own.path
-    progress = Progress(folder, key, places, classes, channels)
+    progress = Progress(folder, key, candidates, classes, channels)
     entries = read_lines(progress.path)
     header = next(entries, None)
     if header is None or header.get("format_version") != FORMAT_VERSION or "key" not in header:
@@ -136,7 +131,7 @@ def _entry_of(done: Survey | Cut) -> dict[str, Any]:
 
 
 def _done_of(entry: dict[str, Any], progress: Progress) -> Survey | Cut | None:
-    """The work that an entry records; None where it doesn't fit this run, or its files are not whole."""
+    """Return the result that an entry records; None if it doesn't fit this run or its files are damaged."""
     try:
         if "place" in entry:
             number, counts = int(entry["place"]), tuple(map(int, entry["counts"]))
@@ -147,5 +142,5 @@ def _done_of(entry: dict[str, Any], progress: Progress) -> Survey | Cut | None:
     except (InputError, KeyError, TypeError, ValueError):
         return None
     paths = zip((file.image, file.masks), file.sha256, strict=True)
-    whole = all(path.is_file() and sha256_of(path) == sha256 for path, sha256 in paths)
-    return Cut(file, Moments.from_json(entry["moments"])) if whole else None
+    intact = all(path.is_file() and sha256_of(path) == sha256 for path, sha256 in paths)
+    return Cut(file, Moments.from_json(entry["moments"])) if intact else None

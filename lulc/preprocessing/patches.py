@@ -1,7 +1,7 @@
-"""Sparse labels: which pixels have one, the patches that they form, and which of these validate.
+"""Sparse labels: labelled pixels, the patches that they form, and the split of patches.
 
-A patch is what touches: a polygon, a point, or several that meet. Patches that lie near each other form a
-group, which trains or validates as a whole.
+A patch consists of labelled pixels that touch. Patches near each other form a group, which trains or
+validates as a whole.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from lulc.core.windows import Window
 from lulc.preprocessing.split import choose_groups
 
 MOST = 2_000_000
-"""Labelled pixels that are kept in memory, at most."""
+"""Labelled pixels in memory, at most."""
 
 MOST_RECTANGLES = 150_000
-"""Rectangles of labels that are written into manifest and model cards, which must stay readable."""
+"""Rectangles of labels in a manifest, at most, so that it can be read."""
 
 FARTHEST, NEAREST = 2.0, 0.5
-"""Validation may hold so many times its share of the labels, at most and at least, when groups are chosen."""
+"""Largest and smallest ratio of the validation fraction that groups give to the one asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class LabelledPixels:
     classes
         uint8 (pixel,), 1..N.
     places
-        int32 (pixel,), numbers of the places of the regular grid that they lie in.
+        int32 (pixel,), number of the candidate window that each lies in.
     """
 
     rows: NDArray[np.int32]
@@ -48,7 +48,7 @@ class LabelledPixels:
         return len(self.rows)
 
     def take(self, chosen: NDArray[Any]) -> LabelledPixels:
-        """Some of the pixels, by a mask or by their positions."""
+        """Return some of the pixels, by a mask or by their positions."""
         return LabelledPixels(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
 
     @classmethod
@@ -58,34 +58,31 @@ class LabelledPixels:
         return cls(*(np.concatenate(column) for column in columns))
 
     def by_place(self) -> Iterator[tuple[int, LabelledPixels]]:
-        """Yield the number of each place with its pixels, ascending."""
+        """Yield the number of each candidate window with its pixels, ascending."""
         order = np.argsort(self.places, kind="stable")
         numbers, starts = np.unique(self.places[order], return_index=True)
-        for number, some in zip(numbers, np.split(order, starts)[1:], strict=True):
-            yield int(number), self.take(some)
+        for number, positions in zip(numbers, np.split(order, starts)[1:], strict=True):
+            yield int(number), self.take(positions)
 
     @property
     def extent(self) -> Window:
-        """The smallest window around the pixels."""
+        """Smallest window around the pixels."""
         top, left = int(self.rows.min()), int(self.cols.min())
         return Window(top, left, int(self.rows.max()) - top + 1, int(self.cols.max()) - left + 1)
 
     def within(self, window: Window) -> NDArray[np.bool_]:
-        """True where a pixel lies in a window."""
+        """Return True for pixels in a window."""
         rows, cols = self.rows - window.row, self.cols - window.col
         return (rows >= 0) & (rows < window.height) & (cols >= 0) & (cols < window.width)
 
     def inside(self, window: Window) -> LabelledPixels:
-        """The pixels within a window, in its coordinates."""
-        found = self.take(self.within(window))
-        return dataclasses.replace(
-            found,
-            rows=(found.rows - window.row).astype(np.int32),
-            cols=(found.cols - window.col).astype(np.int32),
-        )
+        """Return the pixels within a window, in its coordinates."""
+        kept = self.take(self.within(window))
+        rows, cols = kept.rows - window.row, kept.cols - window.col
+        return dataclasses.replace(kept, rows=rows.astype(np.int32), cols=cols.astype(np.int32))
 
     def rectangles(self) -> tuple[Window, ...]:
-        """Rectangles that hold the pixels and no others: runs along rows, joined with equal ones below."""
+        """Cover the pixels exactly by rectangles: runs along rows, joined with equal runs below."""
         order = np.lexsort((self.cols, self.rows))
         rows, cols = self.rows[order].tolist(), self.cols[order].tolist()
         runs: list[list[int]] = []
@@ -94,16 +91,16 @@ class LabelledPixels:
                 runs[-1][2] += 1
             else:
                 runs.append([row, col, col + 1])
-        found: dict[tuple[int, int], list[int]] = {}
-        whole = []
+        latest: dict[tuple[int, int], list[int]] = {}
+        joined = []
         for row, first, last in runs:
-            above = found.get((first, last))
+            above = latest.get((first, last))
             if above and above[1] == row:
                 above[1] += 1
             else:
-                found[first, last] = [row, row + 1]
-                whole.append(((first, last), found[first, last]))
-        return tuple(Window(top, first, bottom - top, last - first) for (first, last), (top, bottom) in whole)
+                latest[first, last] = [row, row + 1]
+                joined.append(((first, last), latest[first, last]))
+        return tuple(Window(top, left, bottom - top, right - left) for (left, right), (top, bottom) in joined)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,15 +110,15 @@ class Split:
     Parameters
     ----------
     groups
-        int64 (pixel,), the group of each pixel, over all that were given, in order.
+        int64 (pixel,), group of each pixel of all mosaics or chips, in their order.
     validates
         bool (group,).
     distance
-        Pixels within which patches were grouped; 1 for those that touch, 0 for those of one class that touch.
+        Pixels within which patches are grouped; 1 for those that touch, 0 for each patch of one class alone.
     left_out
         bool (pixel,), True for labels that neither train nor validate; None where all do.
     gap
-        Pixels within which these lie from labels that validate.
+        Distance in pixels to validating labels up to which labels are left out.
     """
 
     groups: NDArray[np.int64]
@@ -132,23 +129,22 @@ class Split:
 
     @property
     def sides(self) -> int:
-        """Number of sides that get a group: 1, or 2 for training and validation."""
+        """2 if both training and validation have a group, else 1."""
         return len(np.unique(self.validates))
 
 
 def group_pixels(rows: NDArray[np.int32], cols: NDArray[np.int32], distance: int) -> NDArray[np.int64]:
     """Number the groups of pixels that lie within a distance of each other, directly or through others.
 
-    Pixels are sorted into squares of that side, and squares that touch are of one group. So two pixels are
-    grouped wherever they lie within `distance` in rows and columns, and perhaps where they lie within twice
-    that.
+    Pixels are sorted into squares of that side, and squares that touch are of one group. So pixels within
+    `distance` in rows and columns are always grouped, and pixels within twice that sometimes.
 
     Parameters
     ----------
     rows, cols
         int32 (pixel,).
     distance
-        Pixels, at least 1; 1 groups what touches at a side or corner.
+        Pixels, at least 1, which groups pixels that touch at a side or corner.
 
     Returns
     -------
@@ -169,40 +165,40 @@ def group_pixels(rows: NDArray[np.int32], cols: NDArray[np.int32], distance: int
     edges = []
     # To the right and to the three squares below; the others are their reverse.
     for step in (1, width - 1, width, width + 1):
-        place = np.minimum(np.searchsorted(squares, squares + step), len(squares) - 1)
-        first = np.flatnonzero(squares[place] == squares + step)
-        edges.append(np.stack([first, place[first]]))
+        neighbour = np.minimum(np.searchsorted(squares, squares + step), len(squares) - 1)
+        first = np.flatnonzero(squares[neighbour] == squares + step)
+        edges.append(np.stack([first, neighbour[first]]))
     one, other = np.concatenate(edges, axis=1)
     graph = coo_array((np.ones(len(one), bool), (one, other)), (len(squares), len(squares)))
     return np.asarray(connected_components(graph, directed=False)[1][square], np.int64)
 
 
 def split_groups(
-    pixels: Sequence[LabelledPixels], together: Sequence[str], classes: int, fraction: float, gap: int,
+    pixels: Sequence[LabelledPixels], chip_groups: Sequence[str], classes: int, fraction: float, gap: int,
     seed: int,
 ) -> Split:  # fmt: skip
-    """Choose groups for validation, of the farthest distance at which the labels can be divided well.
+    """Choose groups for validation, with the largest distance between groups that splits the labels well.
 
-    The distance is `gap`, or the first of its halves, down to 1, at which every class of several patches is
-    on both sides, and validation holds half to twice its share of the labels. Where none is, as where fields
-    of a plain touch, it is 0: each patch of one class is a group of its own.
+    The distance is `gap`, a half of it, a quarter, and so on down to 1: the first at which every class of
+    several patches is on both sides, and validation holds half to twice its fraction of the labels. If there
+    is none, since most patches touch, it is 0: each patch of one class is a group.
 
     Parameters
     ----------
     pixels
-        Of each mosaic or chip.
-    together
-        Name of the group that a chip belongs to as a whole, for each of `pixels`; empty for none.
+        Labelled pixels of each mosaic or chip.
+    chip_groups
+        Group that each mosaic or chip belongs to as a whole; empty for none.
     fraction
-        Share of the labels that validates, 0..1; 0 for none.
+        Fraction of the labels that validates; 0 for none.
     gap
         Pixels that a network sees around each.
     """
     distances = [max(1, gap >> k) for k in range(max(1, gap).bit_length())] + [0]
-    single = _counts(pixels, groups_of(pixels, together, 0), classes)
+    single = _counts(pixels, groups_of(pixels, chip_groups, 0), classes)
     several = (single > 0).sum(axis=0) > 1
     for distance in distances:
-        groups = groups_of(pixels, together, distance)
+        groups = groups_of(pixels, chip_groups, distance)
         counts = _counts(pixels, groups, classes)
         validates = choose_groups(counts, fraction, seed) if fraction else np.zeros(len(counts), bool)
         held, total = counts[validates].sum(axis=0), counts.sum(axis=0)
@@ -216,66 +212,59 @@ def split_groups(
 def leave_gap(pixels: Sequence[LabelledPixels], split: Split, classes: int, gap: int) -> Split:
     """Leave out training labels near those that validate.
 
-    The distance is `gap`, or the first of its halves at which no class loses more than half of its training
-    labels.
-
-    Parameters
-    ----------
-    pixels
-        Of each mosaic or chip; those of chips that lie near each other are of one group.
-    split
-        What trains and validates.
-    gap
-        Pixels that a network sees around each.
+    The distance is `gap`, a half of it, a quarter, and so on: the first at which no class loses more than
+    half of its training labels. Chips near each other must be of one group.
     """
     from scipy.spatial import KDTree
 
-    labels, held = np.concatenate([own.classes for own in pixels]), split.validates[split.groups]
-    far, first = np.full(len(labels), np.inf), 0
-    for own in pixels:
-        validating = held[first : first + len(own)]
-        places = np.stack([own.rows, own.cols], axis=1)
+    labels, held = np.concatenate([chip.classes for chip in pixels]), split.validates[split.groups]
+    distances, first = np.full(len(labels), np.inf), 0
+    for chip in pixels:
+        validating = held[first : first + len(chip)]
+        points = np.stack([chip.rows, chip.cols], axis=1)
         if validating.any() and not validating.all():
-            tree = KDTree(places[validating])
-            there = first + np.flatnonzero(~validating)
-            far[there] = tree.query(places[~validating], p=np.inf, distance_upper_bound=gap + 1)[0]
-        first += len(own)
+            tree = KDTree(points[validating])
+            training = first + np.flatnonzero(~validating)
+            distances[training] = tree.query(points[~validating], p=np.inf, distance_upper_bound=gap + 1)[0]
+        first += len(chip)
     total = np.bincount(labels[~held], minlength=classes + 1)
     for distance in [gap >> k for k in range(gap.bit_length() + 1)]:
-        near = far <= distance
+        near = distances <= distance
         if (2 * np.bincount(labels[near], minlength=classes + 1) <= total).all():
             break
     return dataclasses.replace(split, left_out=near, gap=distance)
 
 
-def groups_of(pixels: Sequence[LabelledPixels], together: Sequence[str], distance: int) -> NDArray[np.int64]:
-    """Number the groups over all mosaics or chips: int64 (pixel,); of one class each at distance 0."""
-    found: list[NDArray[np.int64]] = []
+def groups_of(
+    pixels: Sequence[LabelledPixels], chip_groups: Sequence[str], distance: int
+) -> NDArray[np.int64]:
+    """Number the groups over all mosaics or chips, int64 (pixel,); distance 0 groups one class each."""
+    numbers: list[NDArray[np.int64]] = []
     total = 0
     named: dict[str, int] = {}
-    for own, name in zip(pixels, together, strict=True):
+    for chip, name in zip(pixels, chip_groups, strict=True):
         if name:
-            groups = np.full(len(own), named.setdefault(name, total))
+            groups = np.full(len(chip), named.setdefault(name, total))
         else:
-            groups = (group_pixels(own.rows, own.cols, distance) if distance else _by_class(own)) + total
+            groups = (group_pixels(chip.rows, chip.cols, distance) if distance else _by_class(chip)) + total
         total = max(total, int(groups.max(initial=total - 1)) + 1)
-        found.append(groups)
-    return np.concatenate(found)
+        numbers.append(groups)
+    return np.concatenate(numbers)
 
 
 def _by_class(pixels: LabelledPixels) -> NDArray[np.int64]:
-    """Number the patches of one class that touch: int64 (pixel,)."""
+    """Number the patches of touching pixels of one class, int64 (pixel,)."""
     groups = np.zeros(len(pixels), np.int64)
     total = 0
     for number in np.unique(pixels.classes):
-        own = pixels.classes == number
-        groups[own] = group_pixels(pixels.rows[own], pixels.cols[own], 1) + total
-        total = int(groups[own].max()) + 1
+        same = pixels.classes == number
+        groups[same] = group_pixels(pixels.rows[same], pixels.cols[same], 1) + total
+        total = int(groups[same].max()) + 1
     return groups
 
 
 def _counts(pixels: Sequence[LabelledPixels], groups: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Pixels of class 1..N of each group: int64 (group, class)."""
+    """Count the pixels of class 1..N of each group, int64 (group, class)."""
     number = int(groups.max(initial=-1)) + 1
     labels = np.concatenate([own.classes for own in pixels])
     counts = np.bincount(groups * classes + labels - 1, minlength=number * classes)

@@ -1,4 +1,4 @@
-"""Places: the stacks to be cut from a mosaic, once it is known what lies where."""
+"""Tile plan: which stacks are cut from mosaics or chips, and which of them validate."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from lulc.preprocessing.patches import (
     groups_of,
     leave_gap,
     split_groups,
-)
+)  # fmt: skip
 from lulc.preprocessing.split import MIN_SIDE, candidate_windows, choose_stacks, choose_validation
 from lulc.rasters.vectors import VectorCodes
 
 logger = logging.getLogger("lulc")
 
-MAX_PLACES = 10_000
-"""Stacks that one manifest can name within what `lulc.core.documents` reads; 0.4 TB of the default size."""
+MAX_STACKS = 10_000
+"""Stacks of one manifest at most, so that `lulc.core.documents` reads it; 0.4 TB of the default size."""
 
 
 class Ground(NamedTuple):
-    """Pixels of a mosaic or chip; the name is empty for one mosaic.
+    """Grid of a mosaic or chip; a single mosaic has no name.
 
     Chips of one group validate together or not at all.
     """
@@ -48,8 +48,8 @@ class Ground(NamedTuple):
     group: str = ""
 
 
-class Spot(NamedTuple):
-    """A window of a mosaic or chip, and its number among all that may become stacks."""
+class Candidate(NamedTuple):
+    """A window of a mosaic or chip that may become a stack, and its number among all of them."""
 
     number: int
     window: Window
@@ -57,7 +57,7 @@ class Spot(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Place:
+class PlannedStack:
     """A stack to be cut.
 
     Parameters
@@ -65,13 +65,13 @@ class Place:
     name, split, number, window, group
         As in `lulc.datasets.manifest.StackFile`.
     hidden
-        Windows, in the stack, whose labels lie in the gap around a validation stack.
+        Windows in the stack without labels, since they lie in the gap around a validation stack.
     chip
         Position of the mosaic or chip that it is cut from.
     labels
-        Of sparse labels, those of the stack; None for all in the window.
+        Sparse labels of the stack; None for all labels in the window.
     withheld
-        Pixels that a training stack may not see, as they validate.
+        Validation pixels, which become invalid in a training stack.
     """
 
     name: str
@@ -85,30 +85,30 @@ class Place:
     withheld: LabelledPixels | None = None
 
 
-def candidate_spots(grounds: Sequence[Ground], size: int) -> list[Spot]:
-    """Return the places that may become stacks, chip by chip."""
+def list_candidates(grounds: Sequence[Ground], size: int) -> list[Candidate]:
+    """Return the windows that may become stacks, chip by chip."""
     found = [
         (window, chip)
         for chip, ground in enumerate(grounds)
         for window in candidate_windows(ground.grid.height, ground.grid.width, size)
     ]
-    return [Spot(number, *place) for number, place in enumerate(found)]
+    return [Candidate(number, *place) for number, place in enumerate(found)]
 
 
-def plan_places(counts: np.ndarray, grounds: Sequence[Ground], config: PreprocessConfig) -> list[Place]:
-    """The stacks to write, training first, each split in the order of the regular grid.
+def plan_stacks(
+    counts: np.ndarray, grounds: Sequence[Ground], config: PreprocessConfig
+) -> list[PlannedStack]:
+    """Return the stacks to write, training first, each split in the order of the regular grid.
 
     Parameters
     ----------
-    counts : int64 (place, class)
-        Labelled valid pixels of each candidate.
-    config
-        What decides the choice: size, stacks, validation, gap, seed.
+    counts : int64 (candidate, class)
+        Labelled valid pixels.
 
     Raises
     ------
     InputError
-        If nothing is labelled, the validation names what isn't there, or no training stack is left.
+        If nothing is labelled, ``--validation`` names no such stack, or no training stack is left.
     """
     if not counts.sum():
         mosaic = (*config.bands, *config.scenes, *config.layers)[0]
@@ -117,55 +117,54 @@ def plan_places(counts: np.ndarray, grounds: Sequence[Ground], config: Preproces
             f"'{config.labels or mosaic}'",
             "Check in QGIS that bands and labels overlap, and --mask, --bounds, --aoi and --fill.",
         )
-    spots = candidate_spots(grounds, config.size)
+    candidates = list_candidates(grounds, config.size)
     rng = np.random.default_rng(config.seed)
-    named = _named_stacks(config.validation, spots, counts, grounds)
+    named = _named_stacks(config.validation, candidates, counts, grounds)
     if named and 0 < config.stacks <= len(named) and not _is_all(config.validation):
         raise InputError(
             f"cannot cut {config.stacks} stacks, since --validation takes {len(named)} of them, "
             "expected some for training as well",
             f"--stacks must exceed the number of validation stacks: type --stacks {len(named) + 1} or more.",
         )
-    chosen = _chosen(counts, config, rng, () if _is_all(config.validation) else named or ())
+    chosen = _choose(counts, config, rng, () if _is_all(config.validation) else named or ())
     if _is_all(config.validation):
         validation = set(chosen)
     elif named is None:
-        validation = _by_share(counts, [spots[i] for i in chosen], grounds, config)
+        validation = _draw_validation(counts, [candidates[i] for i in chosen], grounds, config)
     else:
         validation = set(named)
-    near = _near_validation([spots[i] for i in sorted(validation)], grounds, config.gap)
-    train: list[Place] = []
-    val: list[Place] = []
-    for number, window, chip in (spots[i] for i in chosen):
+    neighbours = _validation_neighbours([candidates[i] for i in sorted(validation)], grounds, config.gap)
+    train: list[PlannedStack] = []
+    val: list[PlannedStack] = []
+    for number, window, chip in (candidates[i] for i in chosen):
         group = grounds[chip].group
         if number in validation:
-            val.append(Place(f"val_{len(val)}", "val", number, window, chip=chip, group=group))
+            val.append(PlannedStack(f"val_{len(val)}", "val", number, window, chip=chip, group=group))
             continue
-        hidden = tuple(near[chip].of(window))
+        hidden = tuple(neighbours[chip].of(window))
         if any(h.shape == window.shape for h in hidden):
             name = f" of chip '{grounds[chip].name}'" if grounds[chip].name else ""
             logger.warning("stack %d%s lies in the gap around validation and is left out", number, name)
             continue
-        train.append(Place(f"train_{len(train)}", "train", number, window, hidden, chip, group))
+        train.append(PlannedStack(f"train_{len(train)}", "train", number, window, hidden, chip, group))
     if not train and not _is_all(config.validation):
-        raise _no_room(config, spots[chosen[0]].window)
+        raise _no_room(config, candidates[chosen[0]].window)
     return train + val
 
 
 def splits_patches(counts: np.ndarray, grounds: Sequence[Ground], config: PreprocessConfig) -> bool:
-    """Return whether patches of labels train or validate, rather than stacks.
+    """Return True if the split is by patches of labels rather than by stacks.
 
     Raises
     ------
     InputError
-        If the user asks for patches and for what is about stacks, or there are too many labels.
+        If ``--split patches`` doesn't fit other options, or there are too many labels.
     """
-    numbers = _are_numbers(config.validation)
     labelled = int(counts.sum())
     if config.split != "patches":
         pixels = sum(ground.grid.height * ground.grid.width for ground in grounds)
         return may_split_patches(counts, config) and 0 < labelled < SPARSE * pixels
-    wrong = "--validation names stacks by their numbers" if numbers else ""
+    wrong = "--validation names stacks by their numbers" if _are_numbers(config.validation) else ""
     wrong = f"--stacks is {config.stacks}, which chooses among stacks" if config.stacks else wrong
     wrong = f"{labelled:,} pixels are labelled, expected at most {MOST:,}" if labelled > MOST else wrong
     if wrong:
@@ -174,7 +173,7 @@ def splits_patches(counts: np.ndarray, grounds: Sequence[Ground], config: Prepro
 
 
 def may_split_patches(counts: np.ndarray, config: PreprocessConfig) -> bool:
-    """Return whether patches may train or validate without being asked for."""
+    """Return True if ``--split auto`` may choose patches."""
     about_stacks = _are_numbers(config.validation) or config.stacks
     return config.split == "auto" and not about_stacks and int(counts.sum()) <= MOST
 
@@ -184,27 +183,24 @@ def _are_numbers(validation: Sequence[str]) -> bool:
 
 
 def plan_patches(
-    found: Sequence[LabelledPixels], grounds: Sequence[Ground], classes: int, config: PreprocessConfig
-) -> tuple[list[Place], Split] | None:
-    """Return the stacks around sparse labels, training first, and how these were split.
+    labelled: Sequence[LabelledPixels], grounds: Sequence[Ground], classes: int, config: PreprocessConfig
+) -> tuple[list[PlannedStack], Split] | None:
+    """Return the stacks around sparse labels, training first, and the split of the labels.
 
-    A place of the regular grid gives a stack of its training labels and one of its validation labels, each
-    with as much of the mosaic around them as ``--gap`` says. Training stacks are without the pixels whose
-    labels validate.
+    Each candidate gives a stack of its training labels and one of its validation labels, with ``--gap``
+    pixels of the mosaic around them. Validation pixels are invalid in training stacks.
 
     Parameters
     ----------
-    found
+    labelled
         Labelled pixels of each mosaic or chip.
-    grounds, config
-        As in `plan_places`.
 
     Returns
     -------
     tuple
-        None where all labels are one group, so that none can validate, or too scattered to be listed.
+        None for ``--split auto`` where all labels are one group or too scattered to be listed.
     """
-    split = _split_of(found, grounds, classes, config)
+    split = _split_of(labelled, grounds, classes, config)
     if split.sides < 2 and not (_is_all(config.validation) or list(config.validation) == ["none"]):
         if config.split == "auto":
             return None
@@ -215,23 +211,25 @@ def plan_patches(
         )
     held = split.validates[split.groups]
     trains = ~held if split.left_out is None else ~(held | split.left_out)
-    ends = np.cumsum([len(own) for own in found])[:-1]
+    ends = np.cumsum([len(pixels) for pixels in labelled])[:-1]
     sides = zip(np.split(held, ends), np.split(trains, ends), strict=True)
-    places: dict[str, list[Place]] = {"train": [], "val": []}
-    for chip, (ground, own, (validating, training)) in enumerate(zip(grounds, found, sides, strict=True)):
-        unseen = own.take(validating)
-        for name, some in (("train", own.take(training)), ("val", unseen)):
-            for number, labels in some.by_place():
+    stacks: dict[str, list[PlannedStack]] = {"train": [], "val": []}
+    for chip, (ground, pixels, (held_here, trains_here)) in enumerate(
+        zip(grounds, labelled, sides, strict=True)
+    ):
+        validating = pixels.take(held_here)
+        for side, of_side in (("train", pixels.take(trains_here)), ("val", validating)):
+            for number, labels in of_side.by_place():
                 window = _around(labels.extent, config.gap, ground.grid)
-                withheld = unseen.take(unseen.within(window)) if name == "train" else None
-                place = Place(
-                    f"{name}_{len(places[name])}", name, number, window,
+                withheld = validating.take(validating.within(window)) if side == "train" else None
+                stack = PlannedStack(
+                    f"{side}_{len(stacks[side])}", side, number, window,
                     chip=chip, group=ground.group, labels=labels, withheld=withheld,
                 )  # fmt: skip
-                places[name].append(place)
-    planned = places["train"] + places["val"]
+                stacks[side].append(stack)
+    planned = stacks["train"] + stacks["val"]
     _check_number(len(planned))
-    if sum(len(place.labels.rectangles()) for place in planned if place.labels) > MOST_RECTANGLES:
+    if sum(len(stack.labels.rectangles()) for stack in planned if stack.labels) > MOST_RECTANGLES:
         if config.split == "auto":
             return None
         raise InputError(
@@ -243,21 +241,22 @@ def plan_patches(
 
 
 def _split_of(
-    found: Sequence[LabelledPixels], grounds: Sequence[Ground], classes: int, config: PreprocessConfig
+    labelled: Sequence[LabelledPixels], grounds: Sequence[Ground], classes: int, config: PreprocessConfig
 ) -> Split:
-    together = _together(grounds, config.gap)
+    chip_groups = _chip_groups(grounds, config.gap)
     inside: list[np.ndarray]
     if _is_all(config.validation) or list(config.validation) == ["none"]:
-        inside = [np.full(len(own), _is_all(config.validation)) for own in found]
+        inside = [np.full(len(pixels), _is_all(config.validation)) for pixels in labelled]
     elif file := validation_file(config.validation):
         contains = _within_folder if Path(file).name == MANIFEST else _within_polygons
-        inside = [contains(file, own, ground.grid) for own, ground in zip(found, grounds, strict=True)]
+        pairs = zip(labelled, grounds, strict=True)
+        inside = [contains(file, pixels, ground.grid) for pixels, ground in pairs]
     else:
-        share = _share(config.validation)
-        return split_groups(found, together, classes, share, config.gap, config.seed)
-    groups = groups_of(found, together, 1)
+        fraction = _fraction(config.validation)
+        return split_groups(labelled, chip_groups, classes, fraction, config.gap, config.seed)
+    groups = groups_of(labelled, chip_groups, 1)
     validates = np.bincount(groups, np.concatenate(inside)) >= 0.5 * np.bincount(groups)
-    split = leave_gap(found, Split(groups, validates, 1), classes, config.gap)
+    split = leave_gap(labelled, Split(groups, validates, 1), classes, config.gap)
     if split.gap < PreprocessConfig.gap and split.sides > 1:
         logger.warning(
             "labels more than %d pixels from validating ones train, fewer than %d, the receptive radius of "
@@ -269,8 +268,8 @@ def _split_of(
     return split
 
 
-def _together(grounds: Sequence[Ground], gap: int) -> list[str]:
-    """Return the group of each chip; chips that share ground, or lie within the gap, are of one."""
+def _chip_groups(grounds: Sequence[Ground], gap: int) -> list[str]:
+    """Return the group of each chip; chips that overlap or lie within the gap are of one group."""
     if len(grounds) == 1 or not all(ground.grid.crs for ground in grounds):
         return [ground.group for ground in grounds]
     import shapely
@@ -284,17 +283,17 @@ def _together(grounds: Sequence[Ground], gap: int) -> list[str]:
     edges = numbers[shapely.STRtree(outlines).query(near, predicate="intersects")]
     graph = coo_array((np.ones(edges.shape[1], bool), tuple(edges)), (len(names), len(names)))
     joined = connected_components(graph, directed=False)[1]
-    # A group is called by the first of its names.
+    # A joined group has the first of its names.
     first = np.unique(joined, return_index=True)[1]
     groups = [str(names[first[joined[number]]]) for number in numbers]
     chips = Counter(groups)
-    # A chip that lies alone is divided like a mosaic.
+    # The labels of a chip without neighbours are split like those of a mosaic.
     alone = [chips[group] == 1 and not ground.group for group, ground in zip(groups, grounds, strict=True)]
     return ["" if single else group for single, group in zip(alone, groups, strict=True)]
 
 
 def _within_polygons(path: str, pixels: LabelledPixels, grid: GridSpec) -> np.ndarray:
-    """True where a pixel lies in polygons: bool (pixel,)."""
+    """Return where pixels lie in polygons, bool (pixel,)."""
     regions = VectorCodes(path, grid, presence=True)
     inside = np.zeros(len(pixels), bool)
     for square in squares_of(pixels.extent, 1024) if len(pixels) else ():
@@ -306,7 +305,7 @@ def _within_polygons(path: str, pixels: LabelledPixels, grid: GridSpec) -> np.nd
 
 
 def _within_folder(path: str, pixels: LabelledPixels, grid: GridSpec) -> np.ndarray:
-    """True where a pixel lies on what validates in another folder: bool (pixel,)."""
+    """Return where pixels lie in the validation area of another folder, bool (pixel,)."""
     import shapely
 
     stacks = load_manifest(Path(path).parent).of("val")
@@ -318,86 +317,85 @@ def _within_folder(path: str, pixels: LabelledPixels, grid: GridSpec) -> np.ndar
 
 
 def _around(extent: Window, gap: int, grid: GridSpec) -> Window:
-    """Return a window with a gap around it, of a crop's size at least where the mosaic has that."""
+    """Return a window with a gap around it, at least as large as a crop if the mosaic is."""
     sides = []
-    for start, length, limit in zip(
-        (extent.row, extent.col), extent.shape, (grid.height, grid.width), strict=True
-    ):
-        more = max(gap, -(-(MIN_SIDE - length) // 2))
-        first, last = start - more, start + length + more
-        # At a border the other side gives what is missing of a crop.
-        first, last = min(first, limit - MIN_SIDE), max(last, MIN_SIDE)
+    for start, length, limit in zip((extent.row, extent.col), extent.shape, grid.shape, strict=True):
+        margin = max(gap, -(-(MIN_SIDE - length) // 2))
+        # At the edge of the mosaic the window grows to the other side.
+        first, last = min(start - margin, limit - MIN_SIDE), max(start + length + margin, MIN_SIDE)
         sides.append((max(first, 0), min(last, limit)))
     (top, bottom), (left, right) = sides
     return Window(top, left, bottom - top, right - left)
 
 
-def _by_share(
-    counts: np.ndarray, spots: Sequence[Spot], grounds: Sequence[Ground], config: PreprocessConfig
+def _draw_validation(
+    counts: np.ndarray, candidates: Sequence[Candidate], grounds: Sequence[Ground], config: PreprocessConfig
 ) -> set[int]:
-    """Return the numbers of the places that validate; groups of chips as a whole."""
-    share = _share(config.validation)
+    """Choose a fraction of the candidates for validation; groups of chips stay together."""
+    fraction = _fraction(config.validation)
     groups: dict[str | int, list[int]] = {}
-    for spot in spots:
-        groups.setdefault(grounds[spot.chip].group or spot.number, []).append(spot.number)
-    if share > 0 and len(groups) < 2:
-        if (group := grounds[spots[0].chip].group) and len(grounds) > 1:
+    for candidate in candidates:
+        groups.setdefault(grounds[candidate.chip].group or candidate.number, []).append(candidate.number)
+    if fraction > 0 and len(groups) < 2:
+        if (group := grounds[candidates[0].chip].group) and len(grounds) > 1:
             raise InputError(
                 f"cannot set validation aside, since all chips are of the group '{group}' (a column of the "
                 "table, or the same ground)",
                 "Type --validation with a file of polygons, or --validation none.",
             )
-        raise _no_room(config, spots[0].window)
+        raise _no_room(config, candidates[0].window)
     members = list(groups.values())
-    chosen = choose_validation(np.array([counts[numbers].sum(axis=0) for numbers in members]), share)
+    chosen = choose_validation(np.array([counts[numbers].sum(axis=0) for numbers in members]), fraction)
     return {number for i in chosen for number in members[i]}
 
 
-def _near_validation(spots: Sequence[Spot], grounds: Sequence[Ground], gap: int) -> list[Neighbours]:
-    """Return, for each chip, the validation stacks that reach it, in its pixels."""
+def _validation_neighbours(
+    candidates: Sequence[Candidate], grounds: Sequence[Ground], gap: int
+) -> list[Neighbours]:
+    """Return, for each chip, the validation stacks that overlap it or its gap, in its pixels."""
     import shapely
 
-    own: list[list[Window]] = [[] for _ in grounds]
-    for spot in spots:
-        own[spot.chip].append(spot.window)
+    by_chip: list[list[Window]] = [[] for _ in grounds]
+    for candidate in candidates:
+        by_chip[candidate.chip].append(candidate.window)
     if len(grounds) > 1 and all(ground.grid.crs for ground in grounds):
-        stacks = [grounds[spot.chip].grid.crop(spot.window) for spot in spots]
+        stacks = [grounds[candidate.chip].grid.crop(candidate.window) for candidate in candidates]
         tree = shapely.STRtree([stack.outline_in_degrees() for stack in stacks])
         wide = [ground.grid.crop(ground.grid.extent.grow(gap + 1)) for ground in grounds]
         reached = [grid.outline_in_degrees() for grid in wide]
         for chip, number in zip(*tree.query(reached), strict=True):
-            if spots[number].chip != chip and (window := footprint(stacks[number], grounds[chip].grid)):
-                own[chip].append(window)
-    return [Neighbours(windows, gap) for windows in own]
+            if candidates[number].chip != chip and (window := footprint(stacks[number], grounds[chip].grid)):
+                by_chip[chip].append(window)
+    return [Neighbours(windows, gap) for windows in by_chip]
 
 
-def _chosen(
+def _choose(
     counts: np.ndarray, config: PreprocessConfig, rng: np.random.Generator, named: Sequence[int]
 ) -> list[int]:
-    """Numbers of all stacks to cut, those `named` among them."""
+    """Return the numbers of all stacks to cut, including those `named`."""
     usable = int((counts.sum(axis=1) > 0).sum())
     wanted = min(config.stacks or usable, usable)
     _check_number(wanted)
     chosen = choose_stacks(counts, config.stacks, rng, named)
     if config.stacks > len(chosen):
         logger.warning(
-            "%d stacks are cut instead of %d, since no more places hold labels; a smaller --size gives more",
+            "%d stacks are cut instead of %d, since no more windows hold labels; a smaller --size gives more",
             len(chosen), config.stacks,
         )  # fmt: skip
     return chosen
 
 
 def _check_number(wanted: int) -> None:
-    if wanted > MAX_PLACES:
+    if wanted > MAX_STACKS:
         raise InputError(
-            f"cannot cut {wanted} stacks, since one manifest names at most {MAX_PLACES}",
-            f"Type --stacks {MAX_PLACES} or fewer (places with rare classes are preferred), a larger --size, "
-            "or prepare regions apart, with --bounds: train_model.py takes several folders.",
+            f"cannot cut {wanted} stacks, since one manifest names at most {MAX_STACKS}",
+            f"Type --stacks {MAX_STACKS} or fewer (stacks with rare classes are preferred), a larger --size, "
+            "or prepare each region by itself with --bounds: train_model.py takes several folders.",
         )
 
 
 class NoRoomError(InputError):
-    """Stacks so large, or so near each other, that none is left for training."""
+    """Error of stacks so large, or so near each other, that none is left for training."""
 
 
 def _no_room(config: PreprocessConfig, window: Window) -> NoRoomError:
@@ -412,7 +410,7 @@ def _no_room(config: PreprocessConfig, window: Window) -> NoRoomError:
 
 
 def validation_file(validation: Sequence[str]) -> str | None:
-    """Return the file that ``--validation`` names: polygons, or the manifest of a folder; None for others."""
+    """Return the file that ``--validation`` names: polygons, or the manifest of a folder; else None."""
     if len(validation) != 1 or validation[0] in WORDS:
         return None
     path = Path(validation[0])
@@ -421,14 +419,14 @@ def validation_file(validation: Sequence[str]) -> str | None:
 
 
 WORDS = ("none", "all")
-"""What ``--validation`` takes besides a share, stack numbers, polygons and a folder."""
+"""Values of ``--validation`` besides a fraction, stack numbers, polygons and a folder."""
 
 
 def _is_all(validation: Sequence[str]) -> bool:
     return list(validation) == ["all"]
 
 
-def _share(validation: Sequence[str]) -> float:
+def _fraction(validation: Sequence[str]) -> float:
     text = " ".join(validation)
     if not re.fullmatch(r"0?\.[0-9]+", text):
         raise InputError(
@@ -440,9 +438,9 @@ def _share(validation: Sequence[str]) -> float:
 
 
 def _named_stacks(
-    validation: Sequence[str], spots: Sequence[Spot], counts: np.ndarray, grounds: Sequence[Ground]
+    validation: Sequence[str], candidates: Sequence[Candidate], counts: np.ndarray, grounds: Sequence[Ground]
 ) -> list[int] | None:
-    """Return the numbers of the validation stacks that the user names or draws; None for a (valid) share."""
+    """Return the numbers of the validation stacks that the user names or draws; None for a fraction."""
     if list(validation) == ["none"]:
         return []
     usable = [int(i) for i in np.flatnonzero(counts.sum(axis=1))]
@@ -450,8 +448,8 @@ def _named_stacks(
         return usable
     if file := validation_file(validation):
         inside = _inside_folder if Path(file).name == MANIFEST else _inside_polygons
-        return [i for i in inside(file, spots, grounds) if counts[i].sum()]
-    if all(v.isdecimal() for v in validation):
+        return [i for i in inside(file, candidates, grounds) if counts[i].sum()]
+    if _are_numbers(validation):
         numbers = sorted({int(v) for v in validation})
         if wrong := sorted(set(numbers) - set(usable)):
             raise InputError(
@@ -460,16 +458,16 @@ def _named_stacks(
                 "They are numbered from 0, row by row from the upper left; a share is written 0.2.",
             )
         return numbers
-    _share(validation)
+    _fraction(validation)
     return None
 
 
-def _inside_polygons(path: str, spots: Sequence[Spot], grounds: Sequence[Ground]) -> list[int]:
-    """Return the places that polygons cover by half or more."""
+def _inside_polygons(path: str, candidates: Sequence[Candidate], grounds: Sequence[Ground]) -> list[int]:
+    """Return the candidates that polygons cover by half or more."""
     inside = []
-    for chip, own in itertools.groupby(spots, lambda spot: spot.chip):
+    for chip, of_chip in itertools.groupby(candidates, lambda candidate: candidate.chip):
         regions = VectorCodes(path, grounds[chip].grid, presence=True)
-        inside += [spot.number for spot in own if _share_inside(regions, spot.window) >= 0.5]
+        inside += [candidate.number for candidate in of_chip if _covered(regions, candidate.window) >= 0.5]
     if not inside:
         raise InputError(
             f"cannot split the stacks, since the polygons in '{path}' cover no stack by half or more",
@@ -478,26 +476,24 @@ def _inside_polygons(path: str, spots: Sequence[Spot], grounds: Sequence[Ground]
     return inside
 
 
-def _inside_folder(path: str, spots: Sequence[Spot], grounds: Sequence[Ground]) -> list[int]:
-    """Return the places that the validation stacks of another folder cover by half or more."""
+def _inside_folder(path: str, candidates: Sequence[Candidate], grounds: Sequence[Ground]) -> list[int]:
+    """Return the candidates that the validation stacks of another folder cover by half or more."""
     import shapely
 
     folder = Path(path).parent
     grids = [stack.grid for stack in load_manifest(folder).of("val") if stack.grid is not None]
     inside = []
-    for chip, own in itertools.groupby(spots, lambda spot: spot.chip):
+    for chip, of_chip in itertools.groupby(candidates, lambda candidate: candidate.chip):
         grid = grounds[chip].grid
-        ground = shapely.union_all([stack.outline_on(grid.crs) for stack in grids])
-        for spot in own:
-            place = grid.crop(spot.window).outline()
-            if shapely.area(shapely.intersection(ground, place)) >= 0.5 * shapely.area(place):
-                inside.append(spot.number)
+        area = shapely.union_all([stack.outline_on(grid.crs) for stack in grids])
+        for candidate in of_chip:
+            outline = grid.crop(candidate.window).outline()
+            if shapely.area(shapely.intersection(area, outline)) >= 0.5 * shapely.area(outline):
+                inside.append(candidate.number)
     if not inside:
-        has = (
-            f"its {len(grids)} validation stacks cover no stack here by half or more"
-            if grids
-            else ("it has no validation stack whose place is known")
-        )
+        has = "it has no validation stack whose place is known"
+        if grids:
+            has = f"its {len(grids)} validation stacks cover no stack here by half or more"
         raise InputError(
             f"cannot validate where '{folder}' does, since {has}",
             f"Type --validation none, and train with: python train_model.py OUT --validation-data {folder}",
@@ -505,6 +501,7 @@ def _inside_folder(path: str, spots: Sequence[Spot], grounds: Sequence[Ground]) 
     return inside
 
 
-def _share_inside(regions: VectorCodes, window: Window) -> float:
+def _covered(regions: VectorCodes, window: Window) -> float:
+    """Return the fraction of a window that polygons cover."""
     covered = sum(int((regions.read(part) != NO_CODE).sum()) for part in squares_of(window, 1024))
     return covered / (window.height * window.width)

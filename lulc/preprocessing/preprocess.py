@@ -1,10 +1,9 @@
-"""Rasters and labels to .npy stacks: surveyed, split, then written one after the other, or by many processes.
+"""Preparation of rasters and labels as .npy stacks: survey, split, tiling, manifest.
 
-The mosaic is read twice, place by place: once to count the classes of every place, once to write the stacks
-that were chosen. Both results are kept in ``progress.jsonl``, while they grow, until the manifest, which is
-written last, makes them a finished whole; the same command continues from it. What is summed over places adds
-up to the same in any order, and what is listed is put in order, so that every file has the same bytes
-whoever made the places, and when.
+The mosaic is read twice, window by window: once to count the classes of every candidate, once to write the
+chosen stacks. ``progress.jsonl`` records both, so that the same command continues an interrupted run; the
+manifest is written last. Sums don't depend on the order of windows, and lists are sorted, so that every file
+has the same bytes whichever process made which stack.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from lulc.config import ClusterConfig, InputConfig, PreprocessConfig
-from lulc.core.channels import dates_of, name_of, split_prefix
+from lulc.core.channels import change_paths, dates_of, name_of, split_prefix
 from lulc.core.config_file import format_version
 from lulc.core.documents import write_document
 from lulc.core.removal import OwnFolder, remove_leftovers
@@ -42,17 +41,17 @@ from lulc.preprocessing.chips import Chip, Chips, find_chips
 from lulc.preprocessing.journal import PROGRESS, Progress, open_progress
 from lulc.preprocessing.patches import LabelledPixels, Split
 from lulc.preprocessing.plan import (
+    Candidate,
     Ground,
     NoRoomError,
-    Place,
-    Spot,
-    candidate_spots,
+    PlannedStack,
+    list_candidates,
     may_split_patches,
     plan_patches,
-    plan_places,
+    plan_stacks,
     splits_patches,
     validation_file,
-)
+)  # fmt: skip
 from lulc.preprocessing.split import ENOUGH
 from lulc.preprocessing.tiling import (
     CURRENT,
@@ -60,45 +59,41 @@ from lulc.preprocessing.tiling import (
     SCENES,
     Inputs,
     Site,
-    anywhere,
     count_labels,
     cut,
     find_labels,
-    in_place,
     paths_of,
+    run_on_worker,
     stamps_at,
     strips_of,
     survey,
     versions,
-)
+    with_absolute_paths,
+)  # fmt: skip
 from lulc.rasters.masks import none_one_or_many
 from lulc.rasters.sources import Stamp, moments_of, stamps_of
 
 logger = logging.getLogger("lulc")
 
 RULES = "reading.yaml"
-"""The options for reading rasters that hold at other places too, for ``make_classifications.py --inputs``."""
+"""Options for reading rasters that hold for other regions too, for ``make_classifications.py --inputs``."""
 
 CLASSES = "classes.csv"
-"""The scheme that was used, as a table for ``--scheme`` of other scenes."""
+"""The scheme as a table, for ``--scheme`` of other scenes."""
 
 _STACK_FILE = re.compile(r"(train|val)_(image|masks)_\d+\.npy")
 _NAMES = "|".join(
     [_STACK_FILE.pattern, *map(re.escape, (MANIFEST, PROGRESS, CURRENT, SCENES, CLASSES, RULES))]
 )
-"""What lies in a folder of stacks, now and then."""
+"""Pattern of the files that a folder of stacks may hold."""
 
-Item = TypeVar("Item", Spot, Place)
 Result = TypeVar("Result")
 
+Task = Callable[[Inputs, Any], Result]
+"""Open inputs, and a candidate or planned stack, to a result."""
 
-class Crew(Protocol):
-    """Makers of the stacks: this process, or the workers of a cluster."""
-
-    def __call__(
-        self, work: Callable[[Inputs, Item], Result], items: Sequence[Item], what: Callable[[Item], str]
-    ) -> Iterator[Result]:
-        """The results of `work`, each as soon as it is there; `what` names an item in messages."""
+Executor = Callable[[Task[Any], Sequence[Any], Callable[[Any], str]], Iterator[Any]]
+"""Task, its items and their names in messages to the results, each as soon as it is there."""
 
 
 def make_stacks(config: PreprocessConfig) -> Manifest:
@@ -107,8 +102,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
     Returns
     -------
     Manifest
-        Of the finished folder; of the one that is there already where it was made from the same inputs
-        and parameters.
+        Manifest of the finished folder, which may be there already from the same inputs and parameters.
 
     Raises
     ------
@@ -116,7 +110,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         If an input doesn't fit, no pixel is valid, only one class occurs, or the folder holds other
         results.
     """
-    _check_given(config)
+    _check_options(config)
     folder = Path(config.out)
     listed = find_chips(config)
     stamps = _stamps(config, listed)
@@ -125,9 +119,9 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
         inputs = chips.first
         parameters = _parameters(config, inputs)
         moments = [{"changed": m} for m in moments_of(stamps)]
-        # What an item or product says of its numbers lies in none of the files that are hashed.
+        # Scale and offset in STAC items and products lie in none of the files that are hashed.
         key = _key_of([*chips.sources, *moments, *chips.found, inputs.labels.legend.to_json()], parameters)
-        # Of workers of a killed run, some may still be at work for it.
+        # Workers of a killed run stop when these files are gone.
         for name in (CURRENT, SCENES):
             own.remove(name)
         remove_leftovers(folder)
@@ -136,27 +130,27 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
             _clear(own, config)
             if (folder / MANIFEST).exists():
                 return _finished(own, key)
-        with _open_crew(config, chips, own, key) as crew:
+        with _open_executor(config, chips, own, key) as execute:
             grounds = chips.grounds()
-            progress = _surveyed(crew, config, chips, own, key, replacing=replacing)
-            places, split = _plan(crew, config, progress.counts, grounds)
-            _check_classes(config, chips, places)
-            _check_room(folder, progress, places, len(inputs.stack.channels), replacing=replacing)
+            progress = _survey_all(execute, config, chips, own, key, replacing=replacing)
+            planned, split = _plan(execute, config, progress.counts, grounds)
+            _check_classes(config, chips, planned)
+            _check_room(folder, progress, planned, len(inputs.stack.channels), replacing=replacing)
             if replacing:
-                # What had to be refused was refused while the finished stacks were still there.
+                # All checks have passed: from here on the finished stacks are replaced.
                 own.remove(MANIFEST)
             _remove_stale(own, progress)
-            missing = [place for place in places if place.name not in progress.stacks]
-            for done in _shown(crew(cut, missing, lambda p: p.name), len(missing), "writing stacks"):
+            missing = [stack for stack in planned if stack.name not in progress.stacks]
+            for done in _show(execute(cut, missing, lambda s: s.name), len(missing), "writing stacks"):
                 progress.add(done)
-        # What workers left that were killed meanwhile.
+        # Workers that were killed meanwhile left temporary files.
         remove_leftovers(folder)
         if _stamps(config, listed) != stamps:
             raise InputError(
                 f"cannot finish '{folder}', since an input was changed while it was read",
                 "Run the same command again when the inputs are complete.",
             )
-        manifest = _manifest(config, chips, progress, places, split, parameters)
+        manifest = _manifest(config, chips, progress, planned, split, parameters)
         if not write_scheme(inputs.labels.scheme, folder / CLASSES):
             logger.warning(
                 "'%s' is left as it is, since it holds other classes than the stacks; theirs are in '%s'",
@@ -169,70 +163,67 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
 
 
 def write_rules(config: PreprocessConfig, path: Path) -> None:
-    """Write the options for reading rasters that were given, without the files and bounds of this place.
+    """Write the options for reading rasters that differ from the defaults, without files and bounds.
 
-    Of further rasters the names of their layers hold, which stand before the files.
+    Further rasters are written as file names only, where layer names stand before them.
     """
-    place = {"fill", "like", "mask", "aoi", "bounds"}
+    left_out = {"fill", "like", "mask", "aoi", "bounds"}
     named = any(split_prefix(text)[0] not in ("", *dates_of(config.bands)) for text in config.layers)
-    given = {
+    options = {
         field.name: value
         for field in dataclasses.fields(InputConfig)
-        if field.name not in ({*place} if named else {*place, "layers"})
+        if field.name not in (left_out if named else {*left_out, "layers"})
         and (value := getattr(config, field.name)) != field.default
     } | ({"layers": [*map(name_of, config.layers)]} if named else {})
-    lines = [f"{name.replace('_', '-')}: {json.dumps(value)}\n" for name, value in given.items()]
+    lines = [f"{name.replace('_', '-')}: {json.dumps(value)}\n" for name, value in options.items()]
     with write_atomically(path) as temporary:
         temporary.write_text(f"format_version: {format_version()}\n" + "".join(lines), encoding="utf-8")
 
 
 @contextlib.contextmanager
 def _locked(own: OwnFolder) -> Iterator[None]:
-    """Take the folder over, which holds stacks of this toolkit or none, and lock it."""
+    """Lock a folder that is empty or holds stacks of this toolkit."""
     own.take(lambda: _lists_all(own.path))
     with Lock(own.mark, f"stacks into '{own.path}'"):
         yield
 
 
 def _lists_all(folder: Path) -> bool:
-    """True where the manifest of a folder names all stacks in it, and no other work lies there."""
+    """Return True if the manifest of a folder names all stacks in it, and no partial work lies there."""
     try:
         stacks = load_manifest(folder).stacks
     except InputError:
         return False
-    listed = {path.name for file in stacks for path in (file.image, file.masks)}
-    return {p.name for p in folder.iterdir() if re.fullmatch(_NAMES, p.name)} <= listed | {
-        MANIFEST,
-        CLASSES,
-        RULES,
-    }
+    listed = {path.name for file in stacks for path in (file.image, file.masks)} | {MANIFEST, CLASSES, RULES}
+    return {p.name for p in folder.iterdir() if re.fullmatch(_NAMES, p.name)} <= listed
 
 
 @contextlib.contextmanager
-def _open_crew(config: PreprocessConfig, chips: Chips, own: OwnFolder, key: str) -> Iterator[Crew]:
-    """Open the makers that ``--dask`` asks for."""
+def _open_executor(config: PreprocessConfig, chips: Chips, own: OwnFolder, key: str) -> Iterator[Executor]:
+    """Open the executor that ``--dask`` asks for."""
 
-    def here(work: Callable[[Inputs, Item], Result], items: Sequence[Item], what: Any) -> Iterator[Result]:
-        return (work(chips.at(item.chip), item) for item in items)
+    def run_here(task: Task[Result], items: Sequence[Any], what: Any) -> Iterator[Result]:
+        return (task(chips.at(item.chip), item) for item in items)
 
     if config.dask is None:
-        yield here
+        yield run_here
         return
-    site = Site(anywhere(config), key, stamps_at(anywhere(config)), versions())
-    current, listed = (Path(config.out) / name for name in (CURRENT, SCENES))
-    with open_cluster(config) as cluster, contextlib.ExitStack() as kept:
+    moved = with_absolute_paths(config)
+    site = Site(moved, key, stamps_at(moved), versions())
+    current, scenes = (Path(config.out) / name for name in (CURRENT, SCENES))
+    with open_cluster(config) as cluster, contextlib.ExitStack() as cleanup:
         for name in (CURRENT, SCENES):
-            kept.callback(own.remove, name)
+            cleanup.callback(own.remove, name)
         write_document(current, {"key": key})
         if chips.scenes:
-            chips.scenes.write(listed)
+            chips.scenes.write(scenes)
 
-        def away(
-            work: Callable[[Inputs, Item], Result], items: Sequence[Item], what: Callable[[Item], str]
-        ) -> Generator[Result, None, None]:
-            return run_tasks(cluster, partial(in_place, work), items, site=site, what=what)
+        def run_on_cluster(
+            task: Task[Result], items: Sequence[Any], what: Callable[[Any], str]
+        ) -> Generator[Result]:
+            return run_tasks(cluster, partial(run_on_worker, task), items, site=site, what=what)
 
-        yield away
+        yield run_on_cluster
 
 
 def _warn_of_gap(config: PreprocessConfig) -> None:
@@ -244,7 +235,7 @@ def _warn_of_gap(config: PreprocessConfig) -> None:
         )  # fmt: skip
 
 
-def _check_given(config: PreprocessConfig) -> None:
+def _check_options(config: PreprocessConfig) -> None:
     if bool(config.bands) == bool(config.scenes) and (config.bands or not config.layers):
         given = "both are given" if config.bands else "neither is given"
         raise InputError(
@@ -259,27 +250,24 @@ def _check_given(config: PreprocessConfig) -> None:
 
 
 def _parameters(config: PreprocessConfig, inputs: Inputs) -> dict[str, Any]:
-    """Return the options that decide the stacks; paths by their last part only."""
+    """Return the options that decide the stacks, files by name and without folders."""
     values = dataclasses.asdict(config)
     where = [field.name for field in dataclasses.fields(ClusterConfig)]
     for name in ("out", "overwrite", "restart", "allow_vrt", "allow_remote", *where):
         del values[name]
-    for name in PATHS:
-        value = values[name]
-        many = isinstance(value, tuple)
-        values[name] = [name_of(v) for v in value] if many else value and name_of(value)
+    values |= {name: change_paths(values[name], name_of) for name in PATHS}
     values["mask"] = none_one_or_many(values["mask"])
     if not config.scenes:
         del values["scenes"]
     channels = inputs.stack.channel_set
     values["channels"] = list(channels.names) if channels.is_plain else channels.to_json()
-    # So that stacks of former versions keep their key.
+    # So that stacks of earlier versions keep their key.
     if channels.names == CHANNELS and channels.is_plain:
         del values["channels"]
     if not config.layers:
         del values["layers"]
     values["validation"] = [Path(v).name for v in config.validation]
-    # Integers before texts.
+    # Sorts integer codes before text codes.
     values["classes"] = sorted(inputs.labels.scheme.classes.items(), key=lambda c: (isinstance(c[0], str), c))
     if file := validation_file(config.validation):
         values["validation_sha256"] = sha256_of(file)
@@ -297,7 +285,7 @@ def _stamps(config: PreprocessConfig, chips: Sequence[Chip]) -> list[Stamp]:
 
 
 def _clear(own: OwnFolder, config: PreprocessConfig) -> None:
-    """Remove what the user allowed to be dropped, where no finished stacks are to be replaced."""
+    """Remove partial work where ``--restart`` or ``--overwrite`` allow it; keep finished stacks."""
     folder = own.path
     if (folder / MANIFEST).exists():
         return
@@ -317,9 +305,9 @@ def _clear(own: OwnFolder, config: PreprocessConfig) -> None:
 
 
 def _remove_stale(own: OwnFolder, progress: Progress) -> None:
-    """Remove stacks that are damaged, or of no finished piece of this work."""
-    kept = {path.name for file in progress.stacks.values() for path in (file.image, file.masks)}
-    own.clear(lambda name: name in kept or not _STACK_FILE.fullmatch(name))
+    """Remove stacks that are damaged or of another run."""
+    finished = {path.name for file in progress.stacks.values() for path in (file.image, file.masks)}
+    own.clear(lambda name: name in finished or not _STACK_FILE.fullmatch(name))
 
 
 def _finished(own: OwnFolder, key: str) -> Manifest:
@@ -337,98 +325,103 @@ def _finished(own: OwnFolder, key: str) -> Manifest:
     return manifest
 
 
-def _surveyed(
-    crew: Crew, config: PreprocessConfig, chips: Chips, own: OwnFolder, key: str, *, replacing: bool
+def _survey_all(
+    execute: Executor, config: PreprocessConfig, chips: Chips, own: OwnFolder, key: str, *, replacing: bool
 ) -> Progress:
-    """Return the journal once the classes of every place are counted; refuses unknown codes."""
-    spots = candidate_spots([Ground(grid) for grid in chips.grids], config.size)
+    """Count the classes of every candidate and return the journal; refuse unknown codes."""
+    candidates = list_candidates([Ground(grid) for grid in chips.grids], config.size)
     labels = chips.first.labels
     progress = open_progress(
-        own, key, len(spots), len(labels.legend), len(chips.first.stack.channels), replacing=replacing
+        own, key, len(candidates), len(labels.legend), len(chips.first.stack.channels), replacing=replacing
     )
-    missing = [spots[number] for number in progress.unsurveyed]
+    missing = [candidates[number] for number in progress.unsurveyed]
     if not missing:
         return progress
     codes: dict[int, Counter[int]] = {}
     squares = [
-        Spot(0, square, chip)
+        Candidate(0, square, chip)
         for chip, grid in enumerate(chips.grids)
         for square in squares_of(grid.extent, 2048)
     ]
-    counted = _shown(crew(count_labels, squares, _at), len(squares), "checking labels")
-    # A cluster counts in any order, of one mosaic alone.
-    for square, found in zip(squares, counted, strict=True):
-        codes[square.chip] = codes.get(square.chip, Counter()) + found
+    counted = _show(execute(count_labels, squares, _name), len(squares), "checking labels")
+    # A cluster returns results in any order, but has only one chip.
+    for square, code_counts in zip(squares, counted, strict=True):
+        codes[square.chip] = codes.get(square.chip, Counter()) + code_counts
     for chip, counts in codes.items():
         chips.at(chip).labels.check(counts)
-    for done in _shown(crew(survey, missing, _at), len(missing), "counting classes"):
+    for done in _show(execute(survey, missing, _name), len(missing), "counting classes"):
         progress.add(done)
     return progress
 
 
 def _plan(
-    crew: Crew, config: PreprocessConfig, counts: np.ndarray, grounds: Sequence[Ground]
-) -> tuple[list[Place], Split | None]:
-    """Return the stacks to cut, and of sparse labels their split."""
+    execute: Executor, config: PreprocessConfig, counts: np.ndarray, grounds: Sequence[Ground]
+) -> tuple[list[PlannedStack], Split | None]:
+    """Return the stacks to cut, and for sparse labels their split."""
     patches = splits_patches(counts, grounds, config)
-    if patches and (planned := _plan_patches(crew, config, counts, grounds)):
+    if patches and (planned := _plan_patches(execute, config, counts, grounds)):
         return planned
     try:
-        places = plan_places(counts, grounds, config)
+        stacks = plan_stacks(counts, grounds, config)
     except NoRoomError:
-        # A small mosaic of many labels: too few stacks, and perhaps enough patches.
+        # A small mosaic with many labels has too few stacks, but perhaps enough patches.
         again = not patches and may_split_patches(counts, config)
-        if again and (planned := _plan_patches(crew, config, counts, grounds)):
+        if again and (planned := _plan_patches(execute, config, counts, grounds)):
             return planned
         raise
     _warn_of_gap(config)
-    return places, None
+    return stacks, None
 
 
 def _plan_patches(
-    crew: Crew, config: PreprocessConfig, counts: np.ndarray, grounds: Sequence[Ground]
-) -> tuple[list[Place], Split] | None:
+    execute: Executor, config: PreprocessConfig, counts: np.ndarray, grounds: Sequence[Ground]
+) -> tuple[list[PlannedStack], Split] | None:
     """Return the stacks around sparse labels and their split; None where these can't be split."""
-    spots = [s for s in candidate_spots(grounds, config.size) if counts[s.number].sum()]
-    parts = list(_shown(crew(find_labels, spots, _at), len(spots), "finding labels"))
-    chip_of = {spot.number: spot.chip for spot in spots}
-    found: list[list[LabelledPixels]] = [[] for _ in grounds]
-    # A cluster gives them in any order.
-    for part in sorted((p for p in parts if len(p)), key=lambda part: int(part.places[0])):
-        found[chip_of[int(part.places[0])]].append(part)
-    pixels = [LabelledPixels.concatenate(own) for own in found]
-    return plan_patches(pixels, grounds, counts.shape[1], config) if any(map(len, pixels)) else None
+    candidates = [c for c in list_candidates(grounds, config.size) if counts[c.number].sum()]
+    results = _show(execute(find_labels, candidates, _name), len(candidates), "finding labels")
+    chip_of = {candidate.number: candidate.chip for candidate in candidates}
+    by_chip: list[list[LabelledPixels]] = [[] for _ in grounds]
+    # A cluster returns results in any order.
+    for pixels in sorted((p for p in results if len(p)), key=lambda p: int(p.places[0])):
+        by_chip[chip_of[int(pixels.places[0])]].append(pixels)
+    labelled = [LabelledPixels.concatenate(parts) for parts in by_chip]
+    return plan_patches(labelled, grounds, counts.shape[1], config) if any(map(len, labelled)) else None
 
 
-def _at(spot: Spot) -> str:
-    return f"the place at row {spot.window.row}, column {spot.window.col}"
+def _name(candidate: Candidate) -> str:
+    return f"the window at row {candidate.window.row}, column {candidate.window.col}"
 
 
 def _check_room(
-    folder: Path, progress: Progress, places: Sequence[Place], channels: int, *, replacing: bool
+    folder: Path, progress: Progress, planned: Sequence[PlannedStack], channels: int, *, replacing: bool
 ) -> None:
-    """Refuse stacks that the disk can't hold, counting what the replaced ones free."""
-    pixels = sum(p.window.height * p.window.width for p in places if p.name not in progress.stacks)
+    """Refuse stacks that the disk can't hold, counting the space that replaced ones free."""
+    pixels = sum(s.window.height * s.window.width for s in planned if s.name not in progress.stacks)
     stale = [p for p in folder.iterdir() if _STACK_FILE.fullmatch(p.name)] if replacing else []
     needed = pixels * (4 * channels + 1) + 2**20
     check_disk(folder, needed - sum(p.stat().st_size for p in stale), "the stacks")
 
 
 def _manifest(
-    config: PreprocessConfig, chips: Chips, progress: Progress, places: Sequence[Place],
+    config: PreprocessConfig, chips: Chips, progress: Progress, planned: Sequence[PlannedStack],
     split: Split | None, parameters: dict[str, Any],
 ) -> Manifest:  # fmt: skip
     stack, labels = chips.first.stack, chips.first.labels
     sources = {json.dumps(source, sort_keys=True): source for source in chips.sources}
-    # In the order of the plan, under the folder's name here, whoever wrote them.
-    stacks = tuple(_in_folder(progress.stacks[place.name], config) for place in places)
-    labelled = _labelled(progress.counts, stacks, split)
+    # In the order of the plan; workers may know the folder by another path.
+    files = [progress.stacks[stack.name] for stack in planned]
+    folder = Path(config.out)
+    stacks = tuple(
+        dataclasses.replace(file, image=folder / file.image.name, masks=folder / file.masks.name)
+        for file in files
+    )
+    labelled = _label_use(progress.counts, stacks, split)
     statistics = progress.moments.statistics
     if not any(file.split == "train" for file in stacks):
-        # Nothing here trains: these say what the imagery is like, and no training takes them.
+        # Without training stacks the statistics only describe the imagery.
         statistics = functools.reduce(Statistics.merge, [s.statistics for s in stacks if s.statistics])
     manifest = Manifest(
-        folder=Path(config.out),
+        folder=folder,
         channels=tuple(
             {"name": one.name, "unit": one.unit, "coding": stack.coding.get(one.name, "read")}
             for one in stack.channel_set.channels
@@ -447,12 +440,12 @@ def _manifest(
     return manifest
 
 
-def _labelled(counts: np.ndarray, stacks: Sequence[StackFile], split: Split | None) -> dict[str, Any]:
-    """Return how many labelled valid pixels there are, which of them are used, and what the others lie in."""
+def _label_use(counts: np.ndarray, stacks: Sequence[StackFile], split: Split | None) -> dict[str, Any]:
+    """Count the labelled valid pixels: given, used in training and validation, in no stack, or hidden."""
     used = {name: sum(sum(s.class_counts) for s in stacks if s.split == name) for name in ("train", "val")}
     given = int(counts.sum())
     in_stacks = int(counts[sorted({s.number for s in stacks if s.number is not None})].sum())
-    found = {
+    pixels = {
         "given": given,
         "training": used["train"],
         "validation": used["val"],
@@ -460,25 +453,19 @@ def _labelled(counts: np.ndarray, stacks: Sequence[StackFile], split: Split | No
         "hidden": in_stacks - used["train"] - used["val"],
     }
     if split is None:
-        return found
+        return pixels
     groups = {"training": int((~split.validates).sum()), "validation": int(split.validates.sum())}
-    return found | {"groups": groups, "distance": split.distance}
+    return pixels | {"groups": groups, "distance": split.distance}
 
 
-def _in_folder(file: StackFile, config: PreprocessConfig) -> StackFile:
-    folder = Path(config.out)
-    return dataclasses.replace(file, image=folder / file.image.name, masks=folder / file.masks.name)
-
-
-def _check_classes(config: PreprocessConfig, chips: Chips, places: Sequence[Place]) -> None:
-    """Refuse training stacks of fewer than two classes, reading no more of them than shows two."""
-    if all(place.split != "train" for place in places):
+def _check_classes(config: PreprocessConfig, chips: Chips, planned: Sequence[PlannedStack]) -> None:
+    """Refuse training stacks with fewer than two classes; reading stops at the second class."""
+    training = [stack for stack in planned if stack.split == "train"]
+    if not training:
         return
     present: set[int] = set()
-    for place in places:
-        if place.split != "train":
-            continue
-        for _, classes in strips_of(chips.at(place.chip), place):
+    for stack in training:
+        for _, classes in strips_of(chips.at(stack.chip), stack):
             present |= set(np.unique(classes).tolist()) - {IGNORE}
             if len(present) > 1:
                 return
@@ -496,7 +483,7 @@ def _warn_of_rare_classes(manifest: Manifest, *, sparse: bool) -> None:
     for land_cover, in_train, in_val in zip(manifest.legend.classes, train, val, strict=True):
         for count, split in ((in_train, "training"), (in_val, "validation")):
             if sparse and not in_train + in_val:
-                # The table shows classes of the scheme that no label names.
+                # The table of classes shows those without labels.
                 continue
             if count < (1 if sparse else ENOUGH) and manifest.of("train" if split == "training" else "val"):
                 logger.warning(
@@ -506,7 +493,7 @@ def _warn_of_rare_classes(manifest: Manifest, *, sparse: bool) -> None:
                 )  # fmt: skip
 
 
-def _shown(results: Iterator[Result], total: int, what: str) -> Iterator[Result]:
-    """The results, with progress on stderr."""
-    shown = tqdm(results, total=total, desc=what, unit="place", disable=not logger.isEnabledFor(logging.INFO))
-    yield from shown
+def _show(results: Iterator[Result], total: int, what: str) -> Iterator[Result]:
+    """Yield results with a progress bar on stderr."""
+    quiet = not logger.isEnabledFor(logging.INFO)
+    yield from tqdm(results, total=total, desc=what, unit="window", disable=quiet)

@@ -1,4 +1,4 @@
-"""Choice of the places that become stacks, and of those that validate: integers in, integers out."""
+"""Choice of the windows that become stacks, and of those that validate, from pixel counts alone."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 from lulc.core.windows import Window
 
 MIN_SIDE = 64
-"""What is left over at the right and lower edge becomes smaller stacks down to this, the smallest crop."""
+"""Smallest side of a stack in pixels, which is that of the smallest crop."""
 
 ENOUGH = 1000
 """Pixels from which a class counts as present."""
 
 EXCHANGES = 50_000_000
-"""Stacks that `choose_validation` weighs in exchanges, at most: seconds, and all that 500 stacks ask for."""
+"""Most exchanges that are compared in a choice; it takes seconds, and 500 stacks need no more."""
 
 
 def candidate_windows(height: int, width: int, size: int) -> list[Window]:
-    """Squares of `size` pixels on a regular grid from the upper left, numbered row by row.
+    """Return squares of `size` pixels on a regular grid from the upper left, row by row.
 
-    What is left over to the right and below becomes smaller stacks where it is at least 64 pixels wide, and
-    widens the stacks beside it otherwise; a mosaic smaller than `size` is one stack.
+    The rest at the right and lower edge becomes smaller windows if it is at least `MIN_SIDE` wide; otherwise
+    it widens the windows beside it. A mosaic smaller than `size` is one window.
 
     Examples
     --------
@@ -32,11 +32,8 @@ def candidate_windows(height: int, width: int, size: int) -> list[Window]:
     >>> [w.shape for w in candidate_windows(850, 870, 850)]
     [(850, 870)]
     """
-    return [
-        Window(row, col, rows, cols)
-        for row, rows in _cut_axis(height, size)
-        for col, cols in _cut_axis(width, size)
-    ]
+    rows, cols = _cut_axis(height, size), _cut_axis(width, size)
+    return [Window(row, col, tall, wide) for row, tall in rows for col, wide in cols]
 
 
 def _cut_axis(length: int, size: int) -> list[tuple[int, int]]:
@@ -50,25 +47,25 @@ def _cut_axis(length: int, size: int) -> list[tuple[int, int]]:
 def choose_stacks(
     counts: np.ndarray, wanted: int, rng: np.random.Generator, fixed: Sequence[int] = ()
 ) -> list[int]:
-    """Choose places greedily so that rare classes are covered first.
+    """Choose windows greedily so that rare classes are covered first.
 
-    The value of a choice is the sum over classes of the square root of the share of the class's pixels
-    that it holds: concave, so that a class nearly covered adds little more, and a place that holds most of
-    a rare class comes before one that holds a little of a common one.
+    A choice is worth the sum over classes of the square root of the fraction of the class's pixels that it
+    holds. The square root makes a window with most of a rare class worth more than one with a little of a
+    common class.
 
     Parameters
     ----------
-    counts : int (place, class)
+    counts : int (window, class)
         Labelled valid pixels.
     wanted
-        How many places; 0 for all that hold a labelled pixel.
+        Number of windows; 0 for all with a labelled pixel.
     fixed
-        Places that are chosen in any case.
+        Windows that are chosen in any case.
 
     Returns
     -------
     list of int
-        Chosen places in ascending order; none without a labelled pixel.
+        Chosen windows in ascending order, each with a labelled pixel.
     """
     usable = np.flatnonzero(counts.sum(axis=1) > 0)
     if wanted == 0 or wanted >= len(usable):
@@ -88,15 +85,15 @@ def choose_stacks(
 def choose_validation(counts: np.ndarray, fraction: float) -> list[int]:
     """Choose stacks for validation so that as many classes as possible occur on both sides.
 
-    Greedily first, then by exchanging single stacks while that helps and `EXCHANGES` lasts. Among equals that
-    choice wins whose share of each class is nearest to `fraction`.
+    The choice is greedy first, then single stacks are exchanged while that helps, within `EXCHANGES`. Of
+    equally good choices the one whose fraction of each class is nearest to `fraction` wins.
 
     Parameters
     ----------
     counts : int (stack, class)
         Labelled valid pixels of each stack.
     fraction
-        Share of the stacks, 0..1; at least one stack is chosen and at least one left unless it is 0.
+        Fraction of the stacks; unless it is 0, at least one stack is chosen and at least one left.
 
     Returns
     -------
@@ -110,10 +107,10 @@ def choose_validation(counts: np.ndarray, fraction: float) -> list[int]:
         chosen.append(_best_addition(counts, chosen, fraction)[0])
     for _ in range(min(10 * wanted, EXCHANGES // max(1, wanted * number))):
         exchanges = []
-        for place in chosen:
-            rest = [c for c in chosen if c != place]
+        for old in chosen:
+            rest = [c for c in chosen if c != old]
             new, score = _best_addition(counts, rest, fraction)
-            exchanges.append((score, place, new))
+            exchanges.append((score, old, new))
         _, old, new = max(exchanges)
         if new == old:
             break
@@ -122,7 +119,7 @@ def choose_validation(counts: np.ndarray, fraction: float) -> list[int]:
 
 
 def _best_addition(counts: np.ndarray, chosen: list[int], fraction: float) -> tuple[int, tuple[int, float]]:
-    """(stack that is best added to `chosen`, score with it)."""
+    """Return the best stack to add to `chosen`, and the score with it."""
     total = counts.sum(axis=0)
     held = counts[chosen].sum(axis=0) + counts
     enough = np.minimum(ENOUGH, np.maximum(1, total // (2 * len(counts))))
@@ -136,18 +133,18 @@ def _best_addition(counts: np.ndarray, chosen: list[int], fraction: float) -> tu
 
 
 def choose_groups(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Choose groups of labels for validation so that each class gives about a share of its pixels.
+    """Choose groups of labels for validation so that each class gives about a fraction of its pixels.
 
-    Groups are taken in random order while they help; then they are added or taken back one by one, always the
-    one that helps most, until none helps or `EXCHANGES` are weighed. What counts is the distance of each
-    class's share from `fraction`, and at last the number of classes on both sides.
+    Groups are taken in random order while they help; then the group that helps most is added or taken back,
+    until none helps, within `EXCHANGES`. The score is the distance of each class from `fraction`, and in a
+    second round first the number of classes on both sides.
 
     Parameters
     ----------
     counts : int (group, class)
         Labelled valid pixels of each group.
     fraction
-        Share of the pixels of each class, 0..1.
+        Fraction of the pixels of each class.
 
     Returns
     -------
@@ -165,11 +162,11 @@ def choose_groups(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     total = counts.sum(axis=0)
     chosen = np.zeros(len(counts), bool)
     held, now = np.zeros_like(total), np.inf
-    for number, own in enumerate(counts):
-        distance = float(_Score.of((held + own)[np.newaxis], total, fraction).distance[0])
+    for number, group in enumerate(counts):
+        distance = float(_Score.of((held + group)[np.newaxis], total, fraction).distance[0])
         if distance < min(now, float(fraction * (total > 0).sum())):
-            chosen[number], held, now = True, held + own, distance
-    # By distance first: a group of many classes would else be taken before smaller ones that fit better.
+            chosen[number], held, now = True, held + group, distance
+    # By distance first, lest a group of many classes is taken before smaller ones that fit better.
     for by_classes in (False, True):
         best = _Score.of(counts[chosen].sum(axis=0)[np.newaxis], total, fraction)
         for _ in range(min(2 * len(counts), EXCHANGES // counts.size)):
@@ -180,27 +177,27 @@ def choose_groups(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
                 break
             best = _Score(scores.both[turned : turned + 1], scores.distance[turned : turned + 1])
             chosen[turned] ^= True
-    found = np.zeros(len(counts), bool)
-    found[order] = chosen
-    return found
+    validates = np.zeros(len(counts), bool)
+    validates[order] = chosen
+    return validates
 
 
 class _Score(NamedTuple):
-    """Classes on both sides, and distance of their shares from a fraction, of choices: float (choice,)."""
+    """Scores of choices, float (choice,): classes on both sides, and distance from the wanted fraction."""
 
     both: np.ndarray
     distance: np.ndarray
 
     @classmethod
     def of(cls, held: np.ndarray, total: np.ndarray, fraction: float) -> _Score:
-        """Score pixels held out, int (choice, class), of a total."""
+        """Score held-out pixels, int (choice, class), of a total."""
         distance = np.abs(held / np.maximum(total, 1) - fraction * (total > 0)).sum(axis=1)
         return cls(((held > 0) & (held < total)).sum(axis=1), distance)
 
     def best(self, *, by_classes: bool) -> int:
-        """Number of the best choice."""
+        """Return the number of the best choice."""
         return int(np.lexsort((self.distance, -self.both * by_classes))[0])
 
     def at(self, number: int, *, by_classes: bool) -> tuple[float, float]:
-        """Return what a choice is worth."""
+        """Return the score of a choice; larger is better."""
         return float(self.both[number] * by_classes), -float(self.distance[number])

@@ -1,7 +1,6 @@
-"""Work at one place of a mosaic: check its labels, count its classes, cut its stack.
+"""Tasks on one window of a mosaic: check its labels, count its classes, cut its stack.
 
-Each is a task of its own, which may run in another process (`Site`), any number of times, to the same
-result.
+A task may run in another process (`Site`), and may be repeated with the same result.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy as np
 import rasterio
 
 from lulc.config import PreprocessConfig
-from lulc.core.channels import CHANNEL_SETS, dates_of, split_prefix, with_path
+from lulc.core.channels import CHANNEL_SETS, change_paths, dates_of, split_prefix, with_path
 from lulc.core.documents import parse_json
 from lulc.core.schema import IGNORE, InputError
 from lulc.core.statistics import Moments, valid_pixels
@@ -36,7 +35,7 @@ from lulc.distributed.cluster import UnfitWorkerError
 from lulc.labels.labels import Labels, near_borders, open_labels
 from lulc.labels.schemes import load_scheme
 from lulc.preprocessing.patches import LabelledPixels
-from lulc.preprocessing.plan import Place, Spot
+from lulc.preprocessing.plan import Candidate, PlannedStack
 from lulc.rasters.channels import load_channels
 from lulc.rasters.guards import is_address
 from lulc.rasters.scenes import Scenes, find_scenes, read_scenes
@@ -44,13 +43,13 @@ from lulc.rasters.sources import stamps_of
 from lulc.rasters.stack import Coverage, Stack, open_stack
 
 STRIP = 2**18
-"""Pixels that are held in memory at once: 14 channels of them are 15 MB, in float64 29 MB."""
+"""Pixels in memory at once: 15 MB with 14 channels."""
 
 GDAL_CACHE = 192 * 2**20
-"""Bytes of decoded blocks; GDAL's own default is a share of the machine's memory, however large that is."""
+"""Bytes of GDAL's block cache; by default it takes a fraction of the machine's memory."""
 
 SCENES, CURRENT = "scenes.json", "run.json"
-"""Beside the stacks while they are made: the scenes that were found, and the key of the run."""
+"""Files beside the stacks during a run: the scenes that were found, and the key of the run."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,9 +57,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Open inputs of one process and their options; made by `open_inputs`.
+    """Open inputs of one process and their options; `open_inputs` makes them.
 
-    `check` is called before a stack gets its name, and raises where it must not.
+    `check` is called before a stack gets its name; it raises where the stack must not be written.
     """
 
     config: PreprocessConfig
@@ -70,7 +69,7 @@ class Inputs:
 
 
 class Survey(NamedTuple):
-    """Survey of a place: its number, labelled valid pixels of class 1..N, and how its pixels were read."""
+    """Survey of a candidate: its number, labelled valid pixels of class 1..N, and coverage."""
 
     number: int
     counts: tuple[int, ...]
@@ -78,7 +77,7 @@ class Survey(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """A stack on disk, and the exact sums over its valid pixels."""
+    """A stack on disk, and the exact moments of its valid pixels."""
 
     file: StackFile
     moments: Moments
@@ -91,13 +90,13 @@ class Site:
     Parameters
     ----------
     config
-        With absolute paths.
+        Options with absolute paths.
     key
-        Of inputs and parameters.
+        Digest of inputs and parameters.
     stamps
-        Digest of the files' sizes and times of change.
+        Digest of the files' sizes and modification times.
     versions
-        Of what decides the bytes of a stack.
+        Versions of the libraries that decide the bytes of a stack.
     """
 
     config: PreprocessConfig
@@ -107,21 +106,21 @@ class Site:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Inputs]:
-        """Open the inputs on a worker; refuse others than those of the run that asks."""
+        """Open the inputs on a worker; refuse other files or versions than those of the run that asks."""
         config = self.config
         with contextlib.ExitStack() as stack:
             try:
                 with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
                     scenes = read_scenes(Path(config.out) / SCENES, config) if config.scenes else None
                     inputs = stack.enter_context(open_inputs(config, scenes))
-                found = stamps_at(config)
+                stamps = stamps_at(config)
             except InputError as error:
                 raise UnfitWorkerError(
                     f"a worker cannot open what this machine can: {error.problem}",
                     "Give all workers the same files under the same paths.",
                 ) from error
-            if (found, versions()) != (self.stamps, self.versions):
-                differs = "files" if found != self.stamps else "versions"
+            if (stamps, versions()) != (self.stamps, self.versions):
+                differs = "files" if stamps != self.stamps else "versions"
                 raise UnfitWorkerError(
                     f"a worker has other {differs} than this machine, expected the same on all",
                     "Give all workers the same files under the same paths, and the same environment.",
@@ -137,35 +136,28 @@ PATHS = (
 
 
 def paths_of(config: PreprocessConfig) -> list[str]:
-    """All inputs that the options name, folders of scenes as what was found there."""
+    """Return all input files that the options name, and the files of scenes in folders."""
     values = [getattr(config, name) for name in PATHS if name != "scenes"]
-    found = find_scenes(config.scenes, allow_vrt=config.allow_vrt)
-    texts = [text for v in (*found, *values) for text in (v if isinstance(v, tuple) else [v] if v else [])]
+    scenes = find_scenes(config.scenes, allow_vrt=config.allow_vrt)
+    texts = [text for v in (*scenes, *values) for text in (v if isinstance(v, tuple) else [v] if v else [])]
     return [split_prefix(text)[1] for text in texts]
 
 
-def anywhere(config: PreprocessConfig) -> PreprocessConfig:
-    """The config with absolute paths, for processes that were started in other folders."""
+def with_absolute_paths(config: PreprocessConfig) -> PreprocessConfig:
+    """Return the config with absolute paths, for processes that were started in other folders."""
 
     def absolute(path: str) -> str:
+        # Addresses, and names of channel sets or schemes, stay.
         named = is_address(path) or path in CHANNEL_SETS or not os.path.exists(path)
         return path if named else os.path.abspath(path)
 
-    def moved_from(text: str) -> str:
-        return with_path(text, absolute)
-
-    moved: dict[str, Any] = {"out": os.path.abspath(config.out)}
-    for name in PATHS:
-        value = getattr(config, name)
-        moved[name] = (
-            tuple(map(moved_from, value)) if isinstance(value, tuple) else value and moved_from(value)
-        )
-    return dataclasses.replace(config, **moved)
+    moved = {name: change_paths(getattr(config, name), lambda t: with_path(t, absolute)) for name in PATHS}
+    return dataclasses.replace(config, out=os.path.abspath(config.out), **moved)
 
 
 @contextlib.contextmanager
 def open_inputs(config: PreprocessConfig, found: Scenes | None = None) -> Iterator[Inputs]:
-    """Open mosaic and labels; of scenes that another process has `found`, only those that are read."""
+    """Open mosaic and labels; scenes that another process has `found` are not searched again."""
     assert config.labels is not None
     with (
         open_stack(
@@ -183,47 +175,41 @@ def open_inputs(config: PreprocessConfig, found: Scenes | None = None) -> Iterat
         yield Inputs(config, stack, labels)
 
 
-def count_labels(inputs: Inputs, spot: Spot) -> Counter[int]:
-    """Source codes of a window, with their pixels."""
-    return inputs.labels.count(spot.window)
+def count_labels(inputs: Inputs, candidate: Candidate) -> Counter[int]:
+    """Count the pixels of each label code in a window."""
+    return inputs.labels.count(candidate.window)
 
 
-def survey(inputs: Inputs, spot: Spot) -> Survey:
-    """Count the labelled valid pixels of each class at a numbered place."""
-    coverage = Coverage()
-    return Survey(spot.number, count_classes(inputs, spot.window, coverage), coverage)
-
-
-def count_classes(inputs: Inputs, window: Window, coverage: Coverage) -> tuple[int, ...]:
-    """Return the labelled valid pixels of class 1..N in a window; `coverage` takes how they were read."""
-    counts = np.zeros(256, np.int64)
-    for part in squares_of(window, 1024):
-        classes = inputs.labels.read(part)
+def survey(inputs: Inputs, candidate: Candidate) -> Survey:
+    """Count the labelled valid pixels of each class in a candidate."""
+    coverage, counts = Coverage(), np.zeros(256, np.int64)
+    for square in squares_of(candidate.window, 1024):
+        classes = inputs.labels.read(square)
         if (classes != IGNORE).any():
-            classes[~valid_pixels(inputs.stack.read(part, coverage))] = IGNORE
+            classes[~valid_pixels(inputs.stack.read(square, coverage))] = IGNORE
             counts += np.bincount(classes.ravel(), minlength=256)
-    return _by_class(counts, inputs.labels)
+    return Survey(candidate.number, _by_class(counts, inputs.labels), coverage)
 
 
-def find_labels(inputs: Inputs, spot: Spot) -> LabelledPixels:
-    """Find the labelled valid pixels of a numbered place."""
-    found = []
-    for part in squares_of(spot.window, 1024):
-        classes = _masked_labels(inputs.labels, part, inputs.config.border_ignore)
+def find_labels(inputs: Inputs, candidate: Candidate) -> LabelledPixels:
+    """Find the labelled valid pixels of a candidate."""
+    pixels = []
+    for square in squares_of(candidate.window, 1024):
+        classes = _masked_labels(inputs.labels, square, inputs.config.border_ignore)
         if (classes != IGNORE).any():
-            classes[~valid_pixels(inputs.stack.read(part))] = IGNORE
+            classes[~valid_pixels(inputs.stack.read(square))] = IGNORE
         rows, cols = np.nonzero(classes != IGNORE)
-        number = np.full(len(rows), spot.number, np.int32)
-        place = (rows + part.row).astype(np.int32), (cols + part.col).astype(np.int32)
-        found.append(LabelledPixels(*place, classes[rows, cols], number))
-    return LabelledPixels.concatenate(found)
+        number = np.full(len(rows), candidate.number, np.int32)
+        position = (rows + square.row).astype(np.int32), (cols + square.col).astype(np.int32)
+        pixels.append(LabelledPixels(*position, classes[rows, cols], number))
+    return LabelledPixels.concatenate(pixels)
 
 
-def cut(inputs: Inputs, place: Place) -> Cut:
-    """Write image and masks of one place, strip by strip."""
-    window = place.window
-    index = place.name.rpartition("_")[2]
-    paths = [Path(inputs.config.out) / f"{place.split}_{kind}_{index}.npy" for kind in ("image", "masks")]
+def cut(inputs: Inputs, planned: PlannedStack) -> Cut:
+    """Write image and masks of one stack, strip by strip."""
+    window = planned.window
+    index = planned.name.rpartition("_")[2]
+    paths = [Path(inputs.config.out) / f"{planned.split}_{kind}_{index}.npy" for kind in ("image", "masks")]
     counts = np.zeros(256, np.int64)
     moments = Moments.zero(len(inputs.stack.channels))
     with write_atomically(paths[0]) as first, write_atomically(paths[1]) as second:
@@ -231,7 +217,7 @@ def cut(inputs: Inputs, place: Place) -> Cut:
             NpyWriter(first, np.dtype(np.float32), (*window.shape, len(inputs.stack.channels))) as images,
             NpyWriter(second, np.dtype(np.uint8), window.shape) as masks,
         ):
-            for image, classes in strips_of(inputs, place):
+            for image, classes in strips_of(inputs, planned):
                 images.write(image)
                 masks.write(classes)
                 counts += np.bincount(classes.ravel(), minlength=256)
@@ -239,62 +225,62 @@ def cut(inputs: Inputs, place: Place) -> Cut:
         sha256 = (sha256_of(first), sha256_of(second))
         inputs.check()
     file = StackFile(
-        name=place.name,
-        split=place.split,
+        name=planned.name,
+        split=planned.split,
         image=paths[0],
         masks=paths[1],
         shape=window.shape,
         class_counts=_by_class(counts, inputs.labels),
-        number=place.number,
+        number=planned.number,
         grid=inputs.stack.grid.crop(window),
         window=window,
         statistics=moments.statistics,
         sha256=sha256,
-        group=place.group,
-        patches=place.labels.inside(window).rectangles() if place.labels else (),
+        group=planned.group,
+        patches=planned.labels.inside(window).rectangles() if planned.labels else (),
     )
     return Cut(file, moments)
 
 
-def strips_of(inputs: Inputs, place: Place) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Image float32 (y, x, band) and masks uint8 (y, x) of a place, strip by strip from above."""
-    window = place.window
+def strips_of(inputs: Inputs, planned: PlannedStack) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield image float32 (y, x, band) and masks uint8 (y, x) of a stack, strip by strip from above."""
+    window = planned.window
     rows = max(1, STRIP // window.width)
     for row in range(0, window.height, rows):
         strip = Window(window.row + row, window.col, rows, window.width).intersect(window)
         image = inputs.stack.read(strip)
-        if place.labels:
-            classes = _sparse_labels(place, strip, image)
+        if planned.labels:
+            classes = _sparse_labels(planned, strip, image)
         else:
             classes = _masked_labels(inputs.labels, strip, inputs.config.border_ignore)
         classes[~valid_pixels(image)] = IGNORE
-        for hidden in near_windows(strip.relative_to(window), place.hidden, 0):
+        for hidden in near_windows(strip.relative_to(window), planned.hidden, 0):
             classes[hidden.slices] = IGNORE
         yield image, classes
 
 
-def in_place(work: Callable[[Inputs, Item], Result], inputs: Inputs, item: Item) -> Result:
-    """On a worker: the result of `survey`, `cut` or `count_labels`."""
+def run_on_worker(work: Callable[[Inputs, Item], Result], inputs: Inputs, item: Item) -> Result:
+    """Run `count_labels`, `survey`, `find_labels` or `cut` on a worker."""
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         return work(inputs, item)
 
 
 def _check_current(site: Site) -> None:
-    """Raise if the run that asked is over, since another may be writing stacks by now."""
+    """Refuse to write a stack after the run that asked for it is over, since another may be writing."""
     current = Path(site.config.out) / CURRENT
     if not current.is_file() or parse_json(current.read_bytes()) != {"key": site.key}:
         raise UnfitWorkerError(f"cannot cut stacks into '{site.config.out}', since another run does so now")
 
 
 def stamps_at(config: PreprocessConfig) -> str:
-    """Digest of what all machines must see alike: paths, sizes and times of change of all inputs."""
+    """Return a digest of the paths, sizes and modification times of all inputs, as this machine sees them."""
     stamps = stamps_of(paths_of(config), allow_vrt=config.allow_vrt)
     listed = [(stamp.path, stamp.bytes, stamp.changed) for stamp in stamps]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def versions() -> tuple[str, ...]:
-    """Versions of what decides the bytes of a stack."""
+    """Versions of the libraries that decide the bytes of a stack."""
     gdal: Any = rasterio.__gdal_version__
     return (__version__, np.__version__, gdal, platform.machine())
 
@@ -304,7 +290,7 @@ def _by_class(counts: np.ndarray, labels: Labels) -> tuple[int, ...]:
 
 
 def _masked_labels(labels: Labels, window: Window, border: int) -> np.ndarray:
-    """Class numbers of a window, 255 within `border` pixels of another class: uint8 (y, x)."""
+    """Return the class numbers of a window, uint8 (y, x), 255 within `border` pixels of another class."""
     if not border:
         return labels.read(window)
     grown = window.grow(border).intersect(labels.grid.extent)
@@ -313,13 +299,13 @@ def _masked_labels(labels: Labels, window: Window, border: int) -> np.ndarray:
     return classes[window.relative_to(grown).slices].copy()
 
 
-def _sparse_labels(place: Place, window: Window, image: np.ndarray) -> np.ndarray:
-    """Class numbers of a window, 255 beside the place's own pixels; `image` loses what it may not see."""
-    assert place.labels
+def _sparse_labels(planned: PlannedStack, window: Window, image: np.ndarray) -> np.ndarray:
+    """Return the class numbers of a window from the stack's pixels; withheld pixels of `image` become NaN."""
+    assert planned.labels
     classes = np.full(window.shape, IGNORE, np.uint8)
-    own = place.labels.inside(window)
-    classes[own.rows, own.cols] = own.classes
-    if place.withheld:
-        unseen = place.withheld.inside(window)
-        image[unseen.rows, unseen.cols] = np.nan
+    labels = planned.labels.inside(window)
+    classes[labels.rows, labels.cols] = labels.classes
+    if planned.withheld:
+        withheld = planned.withheld.inside(window)
+        image[withheld.rows, withheld.cols] = np.nan
     return classes
