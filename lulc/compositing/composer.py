@@ -1,7 +1,7 @@
-"""Composing the parts of a mosaic, in this process or on a worker: the same functions make the same bytes.
+"""Parts of a mosaic, composed in this process or on a worker.
 
-A part is the same whatever the number of processes, threads and windows in which it is composed, since every
-rule looks at one pixel at a time.
+Every rule looks at one pixel at a time, so that a part has the same bytes for any number of processes,
+threads and windows.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ NODATA = -32768
 """Stored value of a pixel without an observation."""
 
 PART = 1024
-"""Side of a part, which is finished and resumed as a whole."""
+"""Side of a part in pixels; an interrupted run continues with the next part."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Filling of pixels without an observation: further observations, or a mosaic."""
+    """Source that fills pixels without an observation: further observations, or a mosaic."""
 
     name: str
     observations: tuple[Observation, ...] = ()
@@ -59,9 +59,9 @@ class Job:
     Parameters
     ----------
     observations
-        In the order that the rule prefers.
+        Observations in the order that the rule prefers.
     gaps
-        What fills gaps, one after the other.
+        Sources that fill gaps, one after the other.
     """
 
     config: MosaicConfig
@@ -91,7 +91,7 @@ class Job:
         read = [path for scene in self.scenes for path in (*scene.paths, scene.mask)]
         read += [gap.path for gap in self.gaps]
         files = sorted({os.path.abspath(path) for path in read if path and not is_address(path)})
-        # The items of a list count with the list itself.
+        # Items of a list are hashed with the list.
         stamps = stamps_of(path for path in files if "#" not in path)
         return {
             "toolkit": __version__,
@@ -108,26 +108,25 @@ class Job:
         }
 
     def anywhere(self, memory: float) -> Job:
-        """Return the job with absolute paths, for a process of any folder with `memory` GB."""
+        """Return the job with absolute paths and `memory` in GB, for a process of any folder."""
 
-        def scene(one: Scene) -> Scene:
-            mask = one.mask and from_anywhere(one.mask)
-            return dataclasses.replace(one, paths=tuple(map(from_anywhere, one.paths)), mask=mask)
+        def move(scene: Scene) -> Scene:
+            mask = scene.mask and from_anywhere(scene.mask)
+            return dataclasses.replace(scene, paths=tuple(map(from_anywhere, scene.paths)), mask=mask)
 
-        def moved(observations: Sequence[Observation]) -> tuple[Observation, ...]:
-            return tuple(
-                dataclasses.replace(one, scenes=tuple(map(scene, one.scenes))) for one in observations
-            )
+        def move_all(observations: Sequence[Observation]) -> tuple[Observation, ...]:
+            return tuple(dataclasses.replace(o, scenes=tuple(map(move, o.scenes))) for o in observations)
 
         gaps = tuple(
-            Gap(gap.name, moved(gap.observations), gap.path and from_anywhere(gap.path)) for gap in self.gaps
+            Gap(gap.name, move_all(gap.observations), gap.path and from_anywhere(gap.path))
+            for gap in self.gaps
         )
         config = dataclasses.replace(self.config, memory=memory)
-        return Job(config, self.out.absolute(), self.grid, moved(self.observations), gaps, self.part)
+        return Job(config, self.out.absolute(), self.grid, move_all(self.observations), gaps, self.part)
 
 
 class Made(NamedTuple):
-    """A part on disk: its number, checksum, and pixels by their number of clear observations."""
+    """A part on disk: its number, its checksum, and pixels by number of clear observations."""
 
     number: int
     sha256: str
@@ -158,27 +157,27 @@ class Site:
 
 def make_part(composer: Composer, number: int) -> Made:
     """Compose a part and write it into the folder of the journal."""
-    made = composer.compose(composer.job.plan.part_at(number).extent)
+    pixels = composer.compose(composer.job.plan.part_at(number).extent)
     path = part_path(composer.folder, number)
     with write_atomically(path, parents=False) as temporary:
-        temporary.write_bytes(made.tobytes())
+        temporary.write_bytes(pixels.tobytes())
         composer.check()
-    values, counts = np.unique(made[-1], return_counts=True)
+    values, counts = np.unique(pixels[-1], return_counts=True)
     return Made(number, sha256_of(path), dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 
 def part_path(folder: Path, number: int) -> Path:
-    """Return the file of a part: int16 (band, y, x), the clear observations last."""
+    """Return the file of a part, int16 (band, y, x) with the clear observations last."""
     return folder / f"{number:06d}.part"
 
 
 class Composer:
-    """Composes windows of one mosaic; made for a job, closed at its end.
+    """Composes windows of one mosaic; closed after its job.
 
     Parameters
     ----------
     folder
-        Of the journal, whose key must be that of the job; none for windows that nobody keeps.
+        Folder of the journal; not given for windows that are not kept.
     """
 
     def __init__(self, job: Job, folder: Path = Path()) -> None:
@@ -195,7 +194,7 @@ class Composer:
             self._fills.append(_open_fill(gap.path, job, names) if gap.path else None)
 
     def check(self) -> None:
-        """Raise where the parts are those of another run, or this process would make other bytes."""
+        """Refuse to make parts of another run, or with other bytes."""
         self._key = self._key or document_of(self.job.key)
         if read_key(self.folder) != self._key:
             raise UnfitWorkerError(
@@ -205,7 +204,7 @@ class Composer:
             )
 
     def compose(self, extent: Window) -> np.ndarray:
-        """Return the pixels of a window: int16 (band, y, x), the clear observations last."""
+        """Return the pixels of a window, int16 (band, y, x) with the clear observations last."""
         out = np.empty((len(self.job.config.band_names) + 1, *extent.shape), "int16")
         for window in self._windows(extent):
             values, clear = self._composed(self._readers[0], window)
@@ -219,22 +218,20 @@ class Composer:
     def _windows(self, extent: Window) -> Iterator[Window]:
         """Cut a part into strips whose observations fit into the memory."""
         most = max(len(reader.observations) for reader in self._readers)
-        # The observations, and what ordering or distances take beside them.
+        # Sorting and distances take twice the memory of the observations.
         row = most * (len(self.job.config.band_names) + 2) * extent.width * 4 * 3
         rows = max(1, min(extent.height, int(self.job.config.memory * 1e9 / max(1, row))))
         for top in range(extent.row, extent.stop[0], rows):
             yield Window(top, extent.col, min(rows, extent.stop[0] - top), extent.width)
 
     def _composed(self, reader: Reader, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Return float32 (band, y, x), NaN without an observation, and clear observations (y, x)."""
+        """Return values float32 (band, y, x), NaN without an observation, and clear observations (y, x)."""
         touching = [i for i, one in enumerate(reader.observations) if one.touches(window)]
         bands = len(self.job.config.band_names)
         if not touching:
             return np.full((bands, *window.shape), np.nan, "float32"), np.zeros(window.shape, "uint16")
         stack = np.empty((len(touching), bands, *window.shape), "float32")
-        tasks = [
-            self._pool.submit(reader.read, number, window, stack[i]) for i, number in enumerate(touching)
-        ]
+        tasks = [self._pool.submit(reader.read, n, window, stack[i]) for i, n in enumerate(touching)]
         for task in tasks:
             task.result()
         clear = complete(stack)
@@ -245,13 +242,13 @@ class Composer:
         if not gaps.any():
             return
         if fill is None:
-            found, _ = self._composed(reader, window)
+            filling, _ = self._composed(reader, window)
         else:
-            found = np.empty_like(values)
+            filling = np.empty_like(values)
             valid = np.zeros(values.shape, bool)
-            fill.read(window, found, valid, {name: i for i, name in enumerate(self.job.config.band_names)})
-            found[:, ~valid.all(axis=0)] = np.nan
-        np.copyto(values, found, where=gaps)
+            fill.read(window, filling, valid, {name: i for i, name in enumerate(self.job.config.band_names)})
+            filling[:, ~valid.all(axis=0)] = np.nan
+        np.copyto(values, filling, where=gaps)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -260,7 +257,7 @@ class Composer:
 
 
 def _open_fill(path: str, job: Job, names: Sequence[str]) -> Scenes:
-    # The mosaic says itself how it is stored.
+    # The mosaic holds its own scale and offset.
     options = dataclasses.replace(input_config(job.config), scale=None, offset=None)
     scene = lay_scene([path], job.grid, options, names, None)
     if scene is None:
@@ -271,9 +268,9 @@ def _open_fill(path: str, job: Job, names: Sequence[str]) -> Scenes:
 
 
 def encode(values: np.ndarray) -> np.ndarray:
-    """Return reflectance x 10000 as it is stored: int16, rounded, `NODATA` for NaN.
+    """Return reflectance x 10000 as stored: int16, rounded, `NODATA` for NaN.
 
-    Dark water that rounds to 0 is stored as 1, since a stored 0 is no data to those who read bands.
+    Dark water that rounds to 0 is stored as 1, since many programs take 0 for no data.
     """
     stored = np.clip(np.rint(values), NODATA + 1, 32767)
     stored[stored == 0] = 1

@@ -1,7 +1,7 @@
 """Compositing rules: from the observations of a pixel over time to one value.
 
-Arrays are float32 (observation, band, y, x) with NaN where an observation is missing. An observation is
-missing in all bands of a pixel or in none (`complete`), so that all bands come from the same dates.
+Arrays are float32 (observation, band, y, x), NaN without an observation. `complete` makes an observation
+missing in all bands of a pixel or in none, so that all bands come from the same dates.
 """
 
 from __future__ import annotations
@@ -11,19 +11,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 CHUNK = 2**14
-"""Values that are sorted together: so many that the observations of all stay in the processor's cache."""
+"""Pixels that are sorted together, so that their observations stay in the processor's cache."""
 
 Rule = Callable[[np.ndarray], np.ndarray]
 
 
 def complete(observations: np.ndarray) -> np.ndarray:
-    """Mark the observations of a pixel that lack a band as missing, in place.
-
-    Returns
-    -------
-    uint16 (y, x)
-        Observations that each pixel has.
-    """
+    """Make observations that lack a band missing, in place; return their number, uint16 (y, x)."""
     missing = np.isnan(observations).any(axis=1, keepdims=True)
     np.copyto(observations, np.float32(np.nan), where=missing)
     return np.asarray((~missing[:, 0]).sum(axis=0, dtype="uint16"))
@@ -35,7 +29,7 @@ def first(observations: np.ndarray) -> np.ndarray:
 
 
 def median(observations: np.ndarray) -> np.ndarray:
-    """Return the median of each band, float32 (band, y, x); of an even number the mean of the middle two."""
+    """Return the median of each band, float32 (band, y, x); for even numbers the mean of the middle two."""
     pixels = observations.reshape(len(observations), -1)
     result = np.empty(pixels.shape[1], "float32")
     for start in range(0, pixels.shape[1], CHUNK):
@@ -49,10 +43,10 @@ def _median(values: np.ndarray) -> np.ndarray:
     missing = np.isnan(values)
     count = len(values) - missing.sum(axis=0, dtype="intp")
     ordered = _ordered(np.where(missing, np.float32(np.inf), values))
-    place = np.arange(values.shape[1])
-    lower = ordered[np.maximum(count - 1, 0) // 2, place]
-    upper = ordered[np.minimum(count // 2, len(ordered) - 1), place]
-    # Infinite where nothing is there, so that the difference is no number.
+    pixels = np.arange(values.shape[1])
+    lower = ordered[np.maximum(count - 1, 0) // 2, pixels]
+    upper = ordered[np.minimum(count // 2, len(ordered) - 1), pixels]
+    # Without an observation both are infinite, and their difference is NaN.
     with np.errstate(invalid="ignore"):
         return np.asarray(lower + (upper - lower) / np.float32(2))
 
@@ -60,16 +54,11 @@ def _median(values: np.ndarray) -> np.ndarray:
 def _ordered(values: np.ndarray) -> np.ndarray:
     """Sort along the first axis, in place.
 
-    A sorting network compares whole rows, which is several times as fast as sorting short columns.
-
-    References
-    ----------
-    K. Batcher, "Sorting networks and their applications", AFIPS 32 (1968): odd-even merge sort, as in
-    D. Knuth, "The Art of Computer Programming" 3, algorithm 5.2.2M.
+    A sorting network compares whole rows, which is several times as fast as sorting short columns: Batcher's
+    odd-even merge sort (AFIPS 32, 1968), Knuth, "The Art of Computer Programming" 3, algorithm 5.2.2M.
     """
     count = len(values)
-    top = 1 << max(0, (count - 1).bit_length() - 1)
-    p = top
+    p = top = 1 << max(0, (count - 1).bit_length() - 1)
     while p > 0:
         q, r, d = top, 0, p
         while d > 0:
@@ -84,9 +73,9 @@ def _ordered(values: np.ndarray) -> np.ndarray:
 
 
 def medoid(observations: np.ndarray) -> np.ndarray:
-    """Return the observation that is nearest to all others of its pixel, float32 (band, y, x).
+    """Return the observation of each pixel with the smallest sum of distances to the others.
 
-    The sum of Euclidean distances in the space of the bands decides; the first of equals is taken.
+    Distances are Euclidean over the bands; of equal sums the first wins. The result is float32 (band, y, x).
 
     References
     ----------
@@ -97,7 +86,7 @@ def medoid(observations: np.ndarray) -> np.ndarray:
     for i in range(count):
         for j in range(i + 1, count):
             distance = np.sqrt(((observations[i] - observations[j]) ** 2).sum(axis=0))
-            # A missing observation is at no distance from the others.
+            # Missing observations add no distance.
             distance = np.nan_to_num(distance, copy=False, nan=0.0)
             total[i] += distance
             total[j] += distance
@@ -111,4 +100,4 @@ def _pick(observations: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 RULES: Mapping[str, Rule] = {"median": median, "medoid": medoid, "best": first, "first": first}
-"""Rules by name. Observations come in the order of their rank for ``best``, of time for ``first``."""
+"""Rules by name. Observations are in the order of their rank for ``best``, of time for ``first``."""

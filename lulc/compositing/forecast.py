@@ -1,4 +1,4 @@
-"""What a mosaic would be made of: scenes, clear observations on a coarse grid, bytes to read and time."""
+"""Forecast of a mosaic: scenes, clear observations on a coarse grid, bytes to read and time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lulc.core.grid import GridSpec
 from lulc.core.windows import Window
 
 COARSE, SIDE = 8, 16
-"""Places along each axis where clear observations are counted, and the side of each in pixels."""
+"""Windows along each axis in which clear observations are counted, and their side in pixels."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Planned:
     Parameters
     ----------
     cloud
-        Cloud cover of the whole scenes in percent; None where it isn't said.
+        Cloud cover of the whole scenes in percent; None where it is unknown.
     clear
-        Share of the region's pixels that are clear, 0..1, on the coarse grid.
+        Fraction of clear pixels in the region, on the coarse grid.
     """
 
     day: datetime.date
@@ -44,14 +44,14 @@ class Planned:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A mosaic that is not made yet.
+    """Forecast of a mosaic.
 
     Parameters
     ----------
     covered, mean_clear
-        Share of the pixels with a clear observation, and mean number of these, on the coarse grid.
+        Fraction of pixels with a clear observation, and their mean number, on the coarse grid.
     seconds
-        That it will take, by the time of one part.
+        Run time, extrapolated from one part.
     """
 
     out: Path
@@ -64,40 +64,25 @@ class Forecast:
 
     def to_json(self) -> dict[str, Any]:
         """Return the forecast as JSON-ready data."""
-        return {
-            "out": str(self.out),
-            "grid": self.grid.to_json(),
-            "scenes": [
-                {"day": s.day.isoformat(), "id": s.id, "cloud": s.cloud, "clear": s.clear}
-                for s in self.scenes
-            ],
-            "covered": self.covered,
-            "mean_clear": self.mean_clear,
-            "bytes": self.bytes,
-            "seconds": self.seconds,
-        }
+        scenes = [vars(scene) | {"day": scene.day.isoformat()} for scene in self.scenes]
+        return vars(self) | {"out": str(self.out), "grid": self.grid.to_json(), "scenes": scenes}
 
 
 def forecast(config: MosaicConfig) -> list[Forecast]:
-    """Return what the mosaic of each period would be made of; nothing is left on disk."""
+    """Return the forecast of each period's mosaic; nothing stays on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        return [_of(job) for job in open_jobs(config, Path(folder))]
+        return [_forecast(job) for job in open_jobs(config, Path(folder))]
 
 
-def _of(job: Job) -> Forecast:
+def _forecast(job: Job) -> Forecast:
     with ThreadPoolExecutor(job.config.connections) as pool:
         clear = np.stack(list(pool.map(lambda one: _clear(job, one), job.observations)))
     seconds = _seconds(job)
     scenes = tuple(
-        Planned(one.day, ", ".join(one.names), one.cloud, float(share.mean()))
-        for one, share in zip(job.observations, clear, strict=True)
+        Planned(one.day, ", ".join(one.names), one.cloud, float(pixels.mean()))
+        for one, pixels in zip(job.observations, clear, strict=True)
     )
-    pixels = [
-        overlap.height * overlap.width
-        for one in job.observations
-        for scene in one.scenes
-        for overlap in [job.grid.extent.intersect(scene.place)]
-    ]
+    overlaps = [job.grid.extent.intersect(scene.place) for one in job.observations for scene in one.scenes]
     counted = clear.sum(axis=0)
     return Forecast(
         out=job.out,
@@ -105,7 +90,7 @@ def _of(job: Job) -> Forecast:
         scenes=tuple(sorted(scenes, key=lambda scene: scene.day)),
         covered=float((counted > 0).mean()),
         mean_clear=float(counted.mean()),
-        bytes=2.0 * sum(pixels) * len(job.config.band_names),
+        bytes=2.0 * sum(window.height * window.width for window in overlaps) * len(job.config.band_names),
         seconds=seconds,
     )
 
@@ -114,15 +99,15 @@ def _clear(job: Job, observation: Observation) -> np.ndarray:
     """Return where an observation is clear, bool (n,), at the pixels of the coarse grid."""
     names = job.config.band_names[:1]
     with closing(Reader([observation], job.grid, names, input_config(job.config))) as reader:
-        found = []
-        for window in _lattice(job.grid):
+        clear = []
+        for window in _sample_windows(job.grid):
             values = np.empty((1, *window.shape), "float32")
             reader.read(0, window, values)
-            found.append(~np.isnan(values).ravel())
-    return np.concatenate(found)
+            clear.append(~np.isnan(values).ravel())
+    return np.concatenate(clear)
 
 
-def _lattice(grid: GridSpec) -> list[Window]:
+def _sample_windows(grid: GridSpec) -> list[Window]:
     starts = []
     for length in grid.shape:
         side = min(SIDE, length)
@@ -132,7 +117,7 @@ def _lattice(grid: GridSpec) -> list[Window]:
 
 
 def _seconds(job: Job) -> float:
-    """Return the time of the whole by that of the part in the middle, its files open already."""
+    """Extrapolate the run time from the part in the middle, whose files are opened before."""
     height, width = job.grid.shape
     rows, cols = min(job.part, height), min(job.part, width)
     middle = Window((height - rows) // 2, (width - cols) // 2, rows, cols)

@@ -1,4 +1,4 @@
-"""Land-cover labels on the grid of a mosaic, from the files of a product or a STAC collection."""
+"""Land-cover labels on the grid of a mosaic, from files of a product or from a STAC collection."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import rasterio
 from shapely.geometry import shape
 
 from lulc.compositing.catalog import CATALOGS, check_secrets, collections_of, search
+from lulc.compositing.composer import NODATA
 from lulc.compositing.observation import GDAL, retrying
 from lulc.compositing.output import write_geotiff
 from lulc.core.grid import GridSpec
@@ -33,13 +34,10 @@ COLLECTIONS: Mapping[str, re.Pattern[str]] = {
     "worldcover": re.compile(r"world.?cover", re.IGNORECASE),
     "corine": re.compile(r"corine|clc", re.IGNORECASE),
 }
-"""What the collections of a product are called."""
+"""Patterns of the identifiers of a product's collections."""
 
 SIDE = 2048
 """Side of the squares in which labels are written."""
-
-NODATA = -32768
-"""Stored value of a pixel without a label."""
 
 
 def labels_path(out: Path) -> Path:
@@ -48,16 +46,16 @@ def labels_path(out: Path) -> Path:
 
 
 def check_product(options: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the product and the places that ``--labels`` names, known and, if on this machine, there.
+    """Return the product, and the files, folders or catalogues that ``--labels`` names.
 
     Raises
     ------
     InputError
-        If the product isn't known, or there is no such path.
+        If the product isn't known, or a path doesn't exist.
     """
-    product, *places = options
-    missing = [place for place in places if not _is_catalog(place) and not Path(place).exists()]
-    if product not in PRODUCTS or not places or missing:
+    product, *sources = options
+    missing = [source for source in sources if not _is_catalog(source) and not Path(source).exists()]
+    if product not in PRODUCTS or not sources or missing:
         why = f"since there is no '{missing[0]}', " if missing else ""
         raise InputError(
             f"cannot write labels from '{' '.join(options)}', {why}expected {' or '.join(PRODUCTS)}, then "
@@ -65,41 +63,41 @@ def check_product(options: Sequence[str]) -> tuple[str, list[str]]:
             "Type for example --labels worldcover ESA_WorldCover_10m_2021_v200_N60E024_Map.tif, or "
             "--labels worldcover planetary",
         )
-    for place in places:
-        check_secrets("labels", place)
-    return product, places
+    for source in sources:
+        check_secrets("labels", source)
+    return product, sources
 
 
-def _is_catalog(place: str) -> bool:
-    return place in CATALOGS or is_address(place)
+def _is_catalog(source: str) -> bool:
+    return source in CATALOGS or is_address(source)
 
 
 def find_labels(options: Sequence[str], grid: GridSpec, year: int) -> list[str]:
-    """Return the rasters of a land-cover product that may have a pixel of a grid: paths or addresses.
+    """Return paths or addresses of the rasters of a land-cover product that may overlap a grid.
 
     Parameters
     ----------
     options
-        The product, then files or folders that hold its tiles, or catalogues.
+        Values of ``--labels``.
     year
-        Of a catalogue's items those of the nearest year come first.
+        Items of a catalogue are sorted by their distance from this year.
 
     Raises
     ------
     InputError
-        If the product isn't known, or a catalogue has none of it there.
+        If the product isn't known, or a catalogue has none of it in the region.
     """
-    product, places = check_product(options)
-    return list(_rasters(product, places, grid, year))
+    product, sources = check_product(options)
+    return list(_rasters(product, sources, grid, year))
 
 
 def write_labels(product: str, rasters: Sequence[str], grid: GridSpec, out: Path) -> None:
-    """Write the codes of a land-cover product on a grid, by the nearest pixel, never interpolated.
+    """Write the codes of a land-cover product on a grid, resampled by nearest neighbour.
 
     Parameters
     ----------
     rasters
-        As `find_labels` gives them; where they overlap, the first gives the code.
+        From `find_labels`; where they overlap, the first with a code gives it.
     out
         GeoTIFF, int16, `NODATA` where no raster has a code; its tags name the codes.
 
@@ -108,10 +106,11 @@ def write_labels(product: str, rasters: Sequence[str], grid: GridSpec, out: Path
     InputError
         If no raster has a pixel of the grid.
     """
-    with ExitStack() as opened, rasterio.Env(**GDAL):
+    with ExitStack() as resources, rasterio.Env(**GDAL):
         tiles = []
         for path in rasters:
-            source = opened.enter_context(retrying(partial(_open, path), path))
+            opening = partial(open_source, path, allow_remote=is_address(path))
+            source = resources.enter_context(retrying(opening, path))
             if Alignment(source.grid, grid).touches():
                 tiles.append(SingleLayer(source, grid, "labels", "Give the land-cover raster itself."))
         if not tiles:
@@ -122,24 +121,20 @@ def write_labels(product: str, rasters: Sequence[str], grid: GridSpec, out: Path
         _write(tiles, product, grid, out)
 
 
-def _open(path: str) -> Any:
-    return open_source(path, allow_remote=is_address(path))
-
-
-def _rasters(product: str, places: Sequence[str], grid: GridSpec, year: int) -> Iterator[str]:
-    for place in places:
-        if place not in CATALOGS and re.search(r"\.(tiff?|img)$", place, re.IGNORECASE):
-            yield place
-        elif _is_catalog(place):
-            yield from _of_catalog(product, place, grid, year)
+def _rasters(product: str, sources: Sequence[str], grid: GridSpec, year: int) -> Iterator[str]:
+    for source in sources:
+        if source not in CATALOGS and re.search(r"\.(tiff?|img)$", source, re.IGNORECASE):
+            yield source
+        elif _is_catalog(source):
+            yield from _search_maps(product, source, grid, year)
         else:
             # The tiles of a static catalogue lie below it.
-            folder = Path(place).parent if place.endswith(".json") else Path(place)
+            folder = Path(source).parent if source.endswith(".json") else Path(source)
             yield from (str(path) for path in sorted(folder.rglob("*.tif")))
 
 
-def _of_catalog(product: str, catalog: str, grid: GridSpec, year: int) -> list[str]:
-    """Return the addresses of the maps that a catalogue has of the region, of the nearest year first."""
+def _search_maps(product: str, catalog: str, grid: GridSpec, year: int) -> list[str]:
+    """Return the addresses of a catalogue's maps of the region, those of the nearest year first."""
     named = COLLECTIONS[product]
     collections = collections_of(catalog, named)
     items = list(search(catalog, collections, shape(footprint(grid)[0]))) if collections else []
@@ -150,16 +145,16 @@ def _of_catalog(product: str, catalog: str, grid: GridSpec, year: int) -> list[s
             "Give the files of the product, or another catalogue.",
         )
     items.sort(key=lambda item: (abs(_year(item) - year), -_year(item), item["id"]))
-    return [place for item in items for place in [_map_of(item)] if place]
+    return list(filter(None, map(_map_of, items)))
 
 
 def _year(item: Mapping[str, Any]) -> int:
-    said = item["properties"]
-    return int(str(said.get("start_datetime") or said.get("datetime") or "0000")[:4])
+    properties = item["properties"]
+    return int(str(properties.get("start_datetime") or properties.get("datetime") or "0000")[:4])
 
 
-def _map_of(item: Mapping[str, Any]) -> str | None:
-    """Return the address of the asset that is the map: the one called so, else the only one with data."""
+def _map_of(item: Mapping[str, Any]) -> str:
+    """Return the address of the map of an item: the asset called map, else the only data asset."""
     rasters = {
         key: asset
         for key, asset in item["assets"].items()
@@ -188,14 +183,13 @@ def _write(tiles: Sequence[SingleLayer], product: str, grid: GridSpec, out: Path
         data.update_tags(SCHEME=PRODUCTS[product])
         data.update_tags(1, **_names(product))
 
-    place = tiles[0].source.path
-    windows = squares_of(grid.extent, SIDE)
-    blocks = ((window, retrying(partial(_codes, tiles, window), place)[np.newaxis]) for window in windows)
+    path, windows = tiles[0].source.path, squares_of(grid.extent, SIDE)
+    blocks = ((window, retrying(partial(_codes, tiles, window), path)[np.newaxis]) for window in windows)
     write_geotiff(out, profile, blocks, describe)
 
 
 def _names(product: str) -> dict[str, str]:
-    """Return the names of a product's codes as CF has them, by which `preprocess.py` knows the classes."""
+    """Return the names of a product's codes as CF flags, which `preprocess.py` reads."""
     scheme = load_scheme(PRODUCTS[product])
     named = {
         code: scheme.legend.names[number - 1]

@@ -1,4 +1,4 @@
-"""From a region and dates to a mosaic: scenes found, parts composed and journalled, the whole written."""
+"""From a region and dates to a mosaic: search, composition part by part with a journal, output."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Mosaic:
     Parameters
     ----------
     clear
-        Pixels by their number of clear observations.
+        Pixels by number of clear observations.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Mosaic:
 
     @property
     def covered(self) -> float:
-        """Share of the pixels that have an observation, 0..1."""
+        """Fraction of the pixels with an observation."""
         total = sum(self.clear.values())
         return 1 - self.clear.get(0, 0) / total if total else 0.0
 
@@ -68,7 +68,7 @@ class Mosaic:
 def open_jobs(config: MosaicConfig, lists: Path | None = None) -> list[Job]:
     """Find the scenes of each period and lay them on the grid.
 
-    The list of the scenes is written into the folder `lists`, beside the mosaic where not given.
+    The list of the scenes is written into the folder `lists`, by default beside the mosaic.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def open_jobs(config: MosaicConfig, lists: Path | None = None) -> list[Job]:
 
 
 def _with_bands(config: MosaicConfig) -> MosaicConfig:
-    """Return the config with the names of bands as everywhere; refuse others, and bands that stand twice."""
+    """Return the config with canonical band names; refuse unknown and repeated bands."""
     names = tuple(canonical_name(name) or name for name in config.band_names)
     if not names or len({*names}) < len(names) or not {*names} <= {*SENTINEL_BANDS}:
         raise InputError(
@@ -104,7 +104,7 @@ def _with_bands(config: MosaicConfig) -> MosaicConfig:
 
 
 def _outputs(config: MosaicConfig) -> Iterator[tuple[Path, periods.Span]]:
-    """Yield the mosaic of each period, and its days."""
+    """Yield the output and the days of each period."""
     out = Path(config.out)
     for name, span in periods.split(periods.parse(config.dates), config.every):
         yield (out.with_name(f"{out.stem}_{name}{out.suffix}") if name else out), span
@@ -116,23 +116,15 @@ def _job(
 ) -> Job:  # fmt: skip
     found = find(config, region, span)
     spans = {name: periods.span_of(name, span) for name in config.fill_from}
-    further = {name: find(config, region, days) for name, days in spans.items() if days}
-    scenes = {scene.id: scene for scene in (*found, *(s for own in further.values() for s in own))}
+    filling = {name: find(config, region, days) for name, days in spans.items() if days}
+    scenes = {scene.id: scene for scene in (*found, *(s for own in filling.values() for s in own))}
     write_list(listed, list(scenes.values()))
+    gaps = []
     with _bar(len(scenes), "scene", "scenes") as bar:
         observations = lay_out(found, grid, config, listed, bar.update)
-        gaps = [
-            Gap(
-                name,
-                tuple(
-                    ranked(
-                        lay_out(further.get(name, ()), grid, config, listed, bar.update), config.rule, None
-                    )
-                ),
-                None if days else name,
-            )
-            for name, days in spans.items()
-        ]
+        for name, days in spans.items():
+            laid_out = lay_out(filling.get(name, ()), grid, config, listed, bar.update)
+            gaps.append(Gap(name, tuple(ranked(laid_out, config.rule, None)), None if days else name))
     if not observations:
         raise NothingFoundError(
             f"cannot make '{out}', since none of the {len(found)} scenes has a pixel of the region",
@@ -146,25 +138,20 @@ def _job(
 
 
 def _warn_of_unmasked(observations: Sequence[Observation]) -> None:
-    """Warn of scenes whose clouds nothing tells."""
+    """Warn of scenes without a cloud mask."""
     pairs = [pair for one in observations for pair in zip(one.names, one.scenes, strict=True)]
     names = list(dict.fromkeys(name for name, scene in pairs if scene.left_out is None))
     if names:
         more = f" and {len(names) - 3} more" * (len(names) > 3)
         logger.warning(
-            "scenes without a scene classification: %s%s; their clouds count as clear, unless --masks or "
-            "--cloud-probability tell them",
+            "scenes without a scene classification: %s%s; their clouds count as clear without --masks or "
+            "--cloud-probability",
             ", ".join(names[:3]), more,
         )  # fmt: skip
 
 
 def make_mosaic(config: MosaicConfig) -> list[Mosaic]:
-    """Make the mosaic of each period; the same call continues an interrupted run.
-
-    Returns
-    -------
-    list of Mosaic
-        In the order of time.
+    """Make the mosaic of each period, in the order of time; the same call continues an interrupted run.
 
     Raises
     ------
@@ -173,18 +160,19 @@ def make_mosaic(config: MosaicConfig) -> list[Mosaic]:
     """
     if config.labels:
         check_product(config.labels)
-    made, held = [], {}
+    mosaics, claims = [], {}
     with contextlib.ExitStack() as stack:
         for out, _ in _outputs(config):
-            held[out] = stack.enter_context(contextlib.ExitStack())
-            _check_outputs(config, out, held[out].enter_context(claim_outputs(_files(config, out), config)))
+            claims[out] = stack.enter_context(contextlib.ExitStack())
+            claimed = claims[out].enter_context(claim_outputs(_files(config, out), config))
+            _check_outputs(config, out, claimed)
         jobs = open_jobs(config)
         cluster = stack.enter_context(open_cluster(config)) if config.dask else None
         for job in jobs:
-            # What fails later takes back nothing of this period.
-            with held[job.out].pop_all():
-                made.append(_make(job, cluster))
-    return made
+            # A finished period keeps its outputs when a later one fails.
+            with claims[job.out].pop_all():
+                mosaics.append(_make(job, cluster))
+    return mosaics
 
 
 def _files(config: MosaicConfig, out: Path) -> list[Path]:
@@ -193,11 +181,11 @@ def _files(config: MosaicConfig, out: Path) -> list[Path]:
 
 
 def _check_outputs(config: MosaicConfig, out: Path, claims: Claims) -> None:
-    """Refuse before the search what could not be written after it."""
+    """Refuse before the search outputs that could not be written after it."""
     if config.overwrite or read_key(folder_of(out)) or (config.every != "all" and finished_clear(out)):
-        return  # what an interrupted run of the same command has written, `_make` takes up
+        return  # `_make` continues an interrupted run
     for file in _files(config, out):
-        # The list of a run that was interrupted lies there already; any other file of that name stays.
+        # An interrupted run may have left its list of scenes.
         if not (claims.may_replace(file) or (file == list_path(out) and is_list(file))):
             check_absent(file)
 
@@ -230,7 +218,12 @@ def _make(job: Job, cluster: Cluster | None) -> Mosaic:
 
 def _make_parts(job: Job, journal: Journal, cluster: Cluster | None) -> None:
     plan = job.plan
-    finished = journal.finished(range(len(plan)), lambda number: _checksum(journal, number))
+
+    def checksum(number: int) -> str:
+        path = part_path(journal.folder, number)
+        return sha256_of(path) if path.is_file() else ""
+
+    finished = journal.finished(range(len(plan)), checksum)
     missing = [number for number in range(len(plan)) if number not in finished]
     with contextlib.ExitStack() as stack:
         made: Iterator[Made]
@@ -238,19 +231,14 @@ def _make_parts(job: Job, journal: Journal, cluster: Cluster | None) -> None:
             composer = stack.enter_context(closing(Composer(job, journal.folder)))
             made = (make_part(composer, number) for number in missing)
         else:
-            own = len(cluster.cores) or 1
-            site = Site(job.anywhere(job.config.memory / own), journal.folder.absolute())
+            workers = len(cluster.cores) or 1
+            site = Site(job.anywhere(job.config.memory / workers), journal.folder.absolute())
             made = run_tasks(cluster, make_part, missing, site=site, what="part {}".format)
         bar = stack.enter_context(_bar(job.grid.height * job.grid.width, "px", "mosaic"))
         bar.update(sum(map(plan.pixels_of, finished)))
         for part in made:
             journal.record(*part)
             bar.update(plan.pixels_of(part.number))
-
-
-def _checksum(journal: Journal, number: int) -> str:
-    path = part_path(journal.folder, number)
-    return sha256_of(path) if path.is_file() else ""
 
 
 def _bar(total: int, unit: str, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Observations: the scenes of one day, read as one image without clouds."""
+"""Observations: the scenes of one day, read as one cloud-free image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import rasterio
 
-from lulc.compositing.catalog import Found
+from lulc.compositing.catalog import FoundScene
 from lulc.compositing.scene_list import place_of
 from lulc.config import InputConfig, MosaicConfig
 from lulc.core.grid import GridSpec
@@ -30,16 +30,16 @@ from lulc.rasters.items import asset_place
 from lulc.rasters.scenes import Scene, Scenes, lay_scene
 
 ATTEMPTS = 6
-"""Times that a scene at an address is read before the run gives up; the waits in between double."""
+"""Attempts to read a remote scene; the wait between them doubles each time."""
 
 FIRST_WAIT = 1.0
 """Seconds before the second attempt."""
 
 OPEN = 48
-"""Observations that are open at once; with a file for each band of a tile these are 500 files."""
+"""Observations that are open at once: 500 files, if a tile has a file for each band."""
 
 GDAL: dict[str, Any] = {
-    # A server's answers of this kind pass; GDAL itself waits twice as long each time.
+    # After temporary errors; GDAL doubles the delay each time.
     "GDAL_HTTP_MAX_RETRY": 3,
     "GDAL_HTTP_RETRY_DELAY": 0.5,
     "GDAL_HTTP_CONNECTTIMEOUT": 10,
@@ -47,13 +47,13 @@ GDAL: dict[str, Any] = {
     "GDAL_HTTP_MULTIRANGE": "YES",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/",
-    # In bytes: rasterio hands it to GDALSetCacheMax, which takes no MB.
+    # In bytes, since rasterio hands it to GDALSetCacheMax.
     "GDAL_CACHEMAX": 256 * 2**20,
 }
-"""GDAL's settings for reading at addresses."""
+"""GDAL's settings for remote files."""
 
 _REMOTE = re.compile(r"^cannot read .*(https?|s3|gs|az)://|/vsi(curl|s3|gs|az)[/?]")
-"""Message of an error that may pass; a damaged file on this machine, and odd values, stay as they are."""
+"""Pattern of error messages about remote files, which may be temporary."""
 
 Result = TypeVar("Result")
 
@@ -67,9 +67,9 @@ class Observation:
     Parameters
     ----------
     cloud
-        Mean cloud cover of the scenes in percent; None where it isn't said.
+        Mean cloud cover of the scenes in percent; None where it is unknown.
     scenes
-        Tiles; where they overlap, the first that has a pixel gives it.
+        Tiles; where they overlap, the first valid pixel is taken.
     """
 
     day: datetime.date
@@ -79,23 +79,17 @@ class Observation:
 
     @property
     def offsets(self) -> dict[str, dict[str, float]]:
-        """Scene to what is added to the digital numbers of each band."""
+        """Offset of the digital numbers of each band, by scene."""
         named = zip(self.names, self.scenes, strict=True)
-        return {name: {b: said["offset"] for b, said in s.described.items()} for name, s in named}
+        return {name: {b: band["offset"] for b, band in s.described.items()} for name, s in named}
 
     def touches(self, window: Window) -> bool:
-        """True where a scene has a pixel of the window."""
+        """Return True if a scene has a pixel of the window."""
         return any(all(window.intersect(scene.place).shape) for scene in self.scenes)
 
 
 class Reader:
-    """Reads observations, from several threads; keeps a few open.
-
-    Parameters
-    ----------
-    names
-        Bands, in the order in which they are read.
-    """
+    """Reader of observations for several threads, which keeps a few of them open; `names` are its bands."""
 
     def __init__(
         self, observations: Sequence[Observation], grid: GridSpec, names: Sequence[str], config: InputConfig
@@ -108,12 +102,12 @@ class Reader:
         self._lock = threading.Lock()
 
     def read(self, number: int, window: Window, out: np.ndarray) -> None:
-        """Fill `out`, float32 (band, y, x), with an observation; NaN where it is missing."""
+        """Fill `out`, float32 (band, y, x), with an observation, NaN where it is missing."""
         valid = np.zeros(out.shape, bool)
         slots = {name: i for i, name in enumerate(self._names)}
 
         def attempt() -> None:
-            with self._taken(number) as scenes:
+            with self._lend(number) as scenes:
                 scenes.read(window, out, valid, slots)
 
         observation = self.observations[number]
@@ -121,8 +115,8 @@ class Reader:
         np.copyto(out, np.float32(np.nan), where=~valid)
 
     @contextlib.contextmanager
-    def _taken(self, number: int) -> Iterator[Scenes]:
-        """Give the open scenes of an observation to one thread; what failed is closed."""
+    def _lend(self, number: int) -> Iterator[Scenes]:
+        """Lend the open scenes of an observation to one thread; after an error they are closed."""
         with self._lock:
             scenes = self._idle.pop(number, None)
         if scenes is None:
@@ -135,9 +129,9 @@ class Reader:
             raise
         with self._lock:
             self._idle[number] = scenes
-            late = self._idle.popitem(last=False)[1] if len(self._idle) > OPEN else None
-        if late is not None:
-            late.close()
+            oldest = self._idle.popitem(last=False)[1] if len(self._idle) > OPEN else None
+        if oldest is not None:
+            oldest.close()
 
     def close(self) -> None:
         while self._idle:
@@ -145,7 +139,7 @@ class Reader:
 
 
 def retrying(function: Callable[[], Result], place: str) -> Result:
-    """Call a function that reads at an address again where it fails, after growing waits."""
+    """Call a function that reads a remote file; after temporary errors call it again, with growing waits."""
     for attempt in itertools.count(1):
         try:
             return function()
@@ -163,58 +157,52 @@ def retrying(function: Callable[[], Result], place: str) -> Result:
 
 
 def _refuse_gone(error: InputError) -> None:
-    """Raise an error of its own for an answer that no waiting changes."""
+    """Raise an error with another hint for a server's answer that waiting doesn't change."""
     if re.search(r"response code: (400|401|403|404|410)\b", error.problem):
         raise InputError(
             error.problem,
-            "The file has gone, or its server wants credentials (from the environment). To go on without the "
-            "scene, take it out of the list beside OUT (OUT_scenes.json), and give that with --scenes and "
-            "--allow-remote.",
+            "The file is gone, or its server needs credentials (environment variables). To go on without the "
+            "scene, remove it from the list beside OUT (OUT_scenes.json), and give that list with --scenes "
+            "and --allow-remote.",
         ) from error
 
 
 def input_config(config: MosaicConfig) -> InputConfig:
-    """Return how the scenes of a mosaic are read."""
+    """Return the options with which the scenes of a mosaic are read."""
     values = config.clouds
     if config.cloud_probability is not None:
-        # By these masks know percent, and refuse other codings.
+        # Masks take these values for percent, and refuse other codings.
         values = tuple(range(config.cloud_threshold, 256))
     return InputConfig(
-        resample=True,
-        allow_remote=is_remote(config),
-        mask_values=values,
-        grow_mask=config.grow_clouds,
-        scale=config.scale,
-        offset=config.offset,
-    )
+        resample=True, allow_remote=is_remote(config), mask_values=values, grow_mask=config.grow_clouds,
+        scale=config.scale, offset=config.offset,
+    )  # fmt: skip
 
 
 def lay_out(
-    found: Sequence[Found], grid: GridSpec, config: MosaicConfig, listed: Path, note: Callable[[], object]
-) -> list[Observation]:
-    """Open the scenes, many at a time, and lay those on the grid that have a pixel of it.
+    found: Sequence[FoundScene], grid: GridSpec, config: MosaicConfig, listed: Path,
+    progress: Callable[[], object],
+) -> list[Observation]:  # fmt: skip
+    """Open scenes, many at a time, and return the observations of those with a pixel of the grid.
 
     Parameters
     ----------
     found
-        In the order of time.
+        Scenes in the order of time.
     listed
-        The list that holds the items of scenes at addresses.
-
-    Returns
-    -------
-    list of Observation
-        In the order of time.
+        The list of scenes, which holds the items of remote scenes.
+    progress
+        Called after each scene.
     """
-    days: dict[datetime.date, list[tuple[Found, Scene]]] = {}
+    days: dict[datetime.date, list[tuple[FoundScene, Scene]]] = {}
 
-    def lay(scene: Found) -> Scene | None:
+    def lay(scene: FoundScene) -> Scene | None:
         return retrying(lambda: _lay(scene, grid, config, listed), scene.id)
 
     with ThreadPoolExecutor(config.connections) as pool:
         laid_out = in_order(lay, found, pool, config.connections)
         for scene, laid in zip(found, laid_out, strict=True):
-            note()
+            progress()
             if laid is not None:
                 days.setdefault(scene.when.date(), []).append((scene, laid))
     observations = []
@@ -226,23 +214,22 @@ def lay_out(
     return observations
 
 
-def _lay(found: Found, grid: GridSpec, config: MosaicConfig, listed: Path) -> Scene | None:
+def _lay(found: FoundScene, grid: GridSpec, config: MosaicConfig, listed: Path) -> Scene | None:
     with rasterio.Env(**GDAL):
-        place = place_of(found, listed)
-        return lay_scene(
-            [place], grid, input_config(config), config.band_names, _mask_of(found, place, config)
-        )
+        path = place_of(found, listed)
+        mask = _mask_of(found, path, config)
+        return lay_scene([path], grid, input_config(config), config.band_names, mask)
 
 
-def _mask_of(found: Found, place: str, config: MosaicConfig) -> str | None:
-    """Return the raster that is read instead of the scene classification; None for the latter."""
+def _mask_of(found: FoundScene, path: str, config: MosaicConfig) -> str | None:
+    """Return the cloud mask that replaces the scene classification; None for the latter."""
     if config.masks is not None:
         return config.masks.replace("{id}", found.id).replace("{date}", found.when.date().isoformat())
     if config.cloud_probability is None:
         return None
-    asset = (
-        asset_place(place, config.cloud_probability, allow_remote=is_remote(config)) if found.item else None
-    )
+    asset = None
+    if found.item:
+        asset = asset_place(path, config.cloud_probability, allow_remote=is_remote(config))
     if asset is None:
         raise InputError(
             f"cannot leave out clouds of '{found.id}', since it has no asset '{config.cloud_probability}'",
@@ -252,7 +239,7 @@ def _mask_of(found: Found, place: str, config: MosaicConfig) -> str | None:
 
 
 def ranked(observations: Sequence[Observation], rule: str, near: datetime.date | None) -> list[Observation]:
-    """Return the observations in the order that a rule prefers; in that of time where it has none."""
+    """Return the observations in the order that a rule prefers, by default that of time."""
     if rule != "best":
         return list(observations)
     if near is not None:
@@ -261,5 +248,5 @@ def ranked(observations: Sequence[Observation], rule: str, near: datetime.date |
 
 
 def is_remote(config: MosaicConfig) -> bool:
-    """True where the user asked for connections."""
+    """Return True if the user allows connections."""
     return config.catalog is not None or config.allow_remote

@@ -1,4 +1,4 @@
-"""A mosaic on disk: a tiled GeoTIFF or a Zarr folder with named, scaled bands, and its STAC item."""
+"""Output of a mosaic: a tiled GeoTIFF or a Zarr folder with named, scaled bands, and its STAC item."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SCALE = 0.0001
 """Reflectance of a stored value of 1."""
 
 COUNT = "clear_observations"
-"""Name of the last band: clear observations of each pixel."""
+"""Name of the last band: number of clear observations of each pixel."""
 
 Pixels = Callable[[Part], np.ndarray]
-"""Part to its pixels, int16 (band, y, x), the clear observations last."""
+"""Part to its pixels, int16 (band, y, x) with the clear observations last."""
 
 
 def write_mosaic(job: Job, pixels: Pixels, clear: Mapping[int, int], seal: str) -> None:
@@ -38,9 +38,9 @@ def write_mosaic(job: Job, pixels: Pixels, clear: Mapping[int, int], seal: str) 
     Parameters
     ----------
     clear
-        Pixels by their number of clear observations.
+        Pixels by number of clear observations.
     seal
-        Of the key, by which `finished_clear` knows the mosaic again.
+        Digest of the key, by which `finished_clear` recognises the mosaic.
     """
     (_write_zarr if job.out.suffix == ".zarr" else _write_geotiff)(job, pixels)
     days = sorted(one.day.isoformat() for one in job.observations)
@@ -55,16 +55,17 @@ def write_mosaic(job: Job, pixels: Pixels, clear: Mapping[int, int], seal: str) 
 
 
 def finished_clear(out: Path, seal: str | None = None) -> dict[int, int]:
-    """Return the pixels of a finished mosaic by their clear observations; empty where there is none.
+    """Return the pixels of a finished mosaic by number of clear observations; empty if there is no mosaic.
 
-    With `seal` only for a mosaic of the same key.
+    With `seal`, only a mosaic of the same key counts.
     """
     try:
-        said = read_document(out.with_suffix(".json"), _FINISHED, "STAC item", 0)["properties"]
+        properties = read_document(out.with_suffix(".json"), _FINISHED, "STAC item", 0)["properties"]
     except InputError:
         return {}
-    fits = out.exists() and seal in (None, said["lulc:key"])
-    return {int(count): pixels for count, pixels in said["lulc:clear_observations"].items()} if fits else {}
+    if not out.exists() or seal not in (None, properties["lulc:key"]):
+        return {}
+    return {int(count): pixels for count, pixels in properties["lulc:clear_observations"].items()}
 
 
 _FINISHED: dict[str, Any] = {
@@ -118,17 +119,15 @@ def _write_geotiff(job: Job, pixels: Pixels) -> None:
 
 
 def write_geotiff(
-    path: Path,
-    profile: Mapping[str, Any],
-    blocks: Iterable[tuple[Window, np.ndarray]],
+    path: Path, profile: Mapping[str, Any], blocks: Iterable[tuple[Window, np.ndarray]],
     describe: Callable[[Any], None],
-) -> None:
-    """Write a GeoTIFF whole or not at all, and read it again: GDAL may be silent about a full disk.
+) -> None:  # fmt: skip
+    """Write a GeoTIFF completely or not at all, and verify it, since GDAL may not report a full disk.
 
     Parameters
     ----------
-    path, profile
-        The file, and what rasterio makes it by.
+    profile
+        Options of `rasterio.open`.
     blocks
         Windows and their pixels (band, y, x).
     describe
@@ -137,7 +136,7 @@ def write_geotiff(
     Raises
     ------
     InputError
-        If what is on the disk then is not what was written.
+        If the pixels on disk are not those that were written.
     """
     sums = []
     with write_atomically(path) as temporary, rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
@@ -149,10 +148,10 @@ def write_geotiff(
                     sums.append((area, zlib.crc32(values.tobytes())))
                 describe(data)
             with rasterio.open(temporary) as data:
-                whole = all(zlib.crc32(data.read(window=area).tobytes()) == crc for area, crc in sums)
+                intact = all(zlib.crc32(data.read(window=area).tobytes()) == crc for area, crc in sums)
         except RasterioError:
-            whole = False
-        if not whole:
+            intact = False
+        if not intact:
             raise InputError(
                 f"cannot write '{path}', since its disk did not take all of it",
                 "Free some space. Then run the same command again: what is finished is kept.",

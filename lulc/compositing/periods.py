@@ -1,4 +1,4 @@
-"""Spans of days: as the options write them, and cut into months, seasons or years."""
+"""Spans of days: parsed from options, and split into months, seasons or years."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Span = tuple[datetime.date, datetime.date]
 """First and last day."""
 
 SEASONS = ("winter", "spring", "summer", "autumn")
-"""Meteorological seasons; winter begins in December and has the year in which it ends."""
+"""Meteorological seasons; a winter starts in December and is named by the year in which it ends."""
 
 
 def day(text: str) -> datetime.date:
-    """Return the day that a text as ``2024-06-01`` names."""
+    """Parse a day such as ``2024-06-01``."""
     try:
         return datetime.date.fromisoformat(text.strip())
     except ValueError as error:
@@ -24,13 +24,7 @@ def day(text: str) -> datetime.date:
 
 
 def parse(text: str) -> Span:
-    """Return the days that a text as ``2024-06-01/2024-08-31`` or ``2024-06-01`` spans.
-
-    Examples
-    --------
-    >>> [one.isoformat() for one in parse("2024-06-01/2024-08-31")]
-    ['2024-06-01', '2024-08-31']
-    """
+    """Parse one day or a span such as ``2024-06-01/2024-08-31``."""
     first, _, last = text.partition("/")
     span = day(first), day(last or first)
     if span[0] > span[1]:
@@ -39,9 +33,9 @@ def parse(text: str) -> Span:
 
 
 def span_of(text: str, near: Span) -> Span | None:
-    """Return the days that a text stands for; None where it is written like a path.
+    """Return the days of a span or season; None for a path.
 
-    The name of a season is that of the year in which the span `near` begins.
+    A season is that of the year in which the span `near` begins.
 
     Examples
     --------
@@ -56,7 +50,7 @@ def span_of(text: str, near: Span) -> Span | None:
 
 
 def split(span: Span, every: str) -> Iterator[tuple[str, Span]]:
-    """Cut a span into calendar months, seasons or years; yield each one's name and days.
+    """Split a span into calendar months, seasons or years; yield their names and days.
 
     Examples
     --------

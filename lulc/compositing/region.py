@@ -1,4 +1,4 @@
-"""The grid of a mosaic: the pixels that a region covers in one coordinate reference system."""
+"""Grid of a mosaic: the pixels of a region in one coordinate reference system."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from lulc.core.schema import InputError
 WGS84 = CRS.from_epsg(4326)
 
 WIDE = 12.0
-"""Degrees of longitude above which a UTM zone is warned about: its neighbours end there."""
+"""Degrees of longitude above which a region is too wide for one UTM zone, so that a warning is logged."""
 
 logger = logging.getLogger("lulc")
 
 MAX_PIXELS = 2**33
-"""Pixels of a mosaic, at most: a square of 920 km at 10 m."""
+"""Most pixels of a mosaic: a square of 920 km at 10 m."""
 
 
 def grid_of(config: MosaicConfig) -> GridSpec:
-    """Return the grid of the region: its bounds, moved outwards to whole multiples of the pixel size.
+    """Return the grid of the region: its bounds, extended to whole multiples of the pixel size.
 
-    Multiples of 10 m are the corners of Sentinel-2's own pixels, so that its 10 m bands aren't resampled.
+    Corners of Sentinel-2's pixels are at multiples of 10 m, so that its 10 m bands aren't resampled.
 
     Raises
     ------

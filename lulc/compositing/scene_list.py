@@ -1,4 +1,4 @@
-"""The list of scenes beside a mosaic: which items it was made from, so that it can be made again."""
+"""List of the scenes of a mosaic, beside it, from which the mosaic can be made again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lulc.compositing.catalog import Found, as_json
+from lulc.compositing.catalog import FoundScene, as_json
 from lulc.core.documents import read_document, write_document
 from lulc.core.schema import InputError
 from lulc.core.version import __version__
@@ -22,39 +22,39 @@ def list_path(out: Path) -> Path:
 
 
 def is_list(path: Path) -> bool:
-    """True for a file that `write_list` wrote."""
+    """Return True for a file that `write_list` wrote."""
     try:
         return _VERSION in read_document(path, {"type": "object"}, "list of scenes", 0)
     except InputError:
         return False
 
 
-def write_list(path: Path, scenes: Sequence[Found], offsets: Offsets | None = None) -> None:
+def write_list(path: Path, scenes: Sequence[FoundScene], offsets: Offsets | None = None) -> None:
     """Write the scenes as a STAC item collection, which ``--scenes`` reads.
 
     Parameters
     ----------
     offsets
-        Scene to what is added to the digital numbers of each band.
+        Offset of the digital numbers of each band, by scene.
     """
     features: list[dict[str, Any]] = [as_json(scene, path.parent) for scene in scenes]
     for scene, feature in zip(scenes, features, strict=True):
         if scene.baseline is not None:
             feature["properties"] = {**feature["properties"], "lulc:baseline": scene.baseline}
-        if own := (offsets or {}).get(feature["id"]):
-            feature["properties"] = {**feature["properties"], "lulc:offsets": own}
+        if of_scene := (offsets or {}).get(feature["id"]):
+            feature["properties"] = {**feature["properties"], "lulc:offsets": of_scene}
     write_document(path, {"type": "FeatureCollection", _VERSION: __version__, "features": features})
 
 
 def links_of(path: Path) -> list[str]:
-    """Return where the items and products of a list lie: addresses, or paths from its folder."""
-    found = []
+    """Return the links of a list to its items and products: addresses, or paths from its folder."""
+    links = []
     for feature in read_document(path, {"type": "object"}, "list of scenes", 0)["features"]:
-        own = [link["href"] for link in feature["links"] if link["rel"] == "self"]
-        found += own or [place for place in [feature["properties"].get("lulc:path")] if place]
-    return found
+        hrefs = [link["href"] for link in feature["links"] if link["rel"] == "self"]
+        links += hrefs or [file for file in [feature["properties"].get("lulc:path")] if file]
+    return links
 
 
-def place_of(scene: Found, path: Path) -> str:
-    """Return what a scene is read from: its path, or its entry in the list at `path`."""
+def place_of(scene: FoundScene, path: Path) -> str:
+    """Return the path of a scene, or the name of its entry in the list at `path`."""
     return scene.path if scene.path is not None else f"{path}#{scene.id}"
