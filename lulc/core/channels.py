@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from lulc.core.codec import Jsonable, limits
 from lulc.core.formula import TERRAIN, Formula, parse
