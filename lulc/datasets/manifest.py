@@ -295,10 +295,7 @@ def write_sealed(path: Path, data: dict[str, Any]) -> None:
 def read_sealed(path: Path, schema: dict[str, Any], kind: str) -> dict[str, Any]:
     """Read a document that `write_sealed` wrote.
 
-    Raises
-    ------
-    InputError
-        If it doesn't fit the schema, or was changed since.
+    Raises InputError if it doesn't fit the schema, or was changed since.
     """
     data = read_document(path, schema, kind, FORMAT_VERSION)
     if data.pop("seal") != seal_of(data):
@@ -358,6 +355,9 @@ def path_inside(folder: Path, name: str) -> Path:
 def open_tile(stack: StackFile, ignore: Sequence[Window] = ()) -> tuple[Layers, Layers]:
     """Open a stack without reading it.
 
+    Raises InputError if a file is missing, holds objects, or its size, type or shape isn't what its header
+    and the manifest say.
+
     Parameters
     ----------
     ignore
@@ -369,12 +369,6 @@ def open_tile(stack: StackFile, ignore: Sequence[Window] = ()) -> tuple[Layers, 
         A memory map, or an array-like that converts what is sliced.
     masks : uint8 (y, x), 1..N, 255 = ignore
         Likewise.
-
-    Raises
-    ------
-    InputError
-        If a file is missing, holds objects, or its size, type or shape isn't what its header and the
-        manifest say.
     """
     image, masks = open_layers(stack.image), open_layers(stack.masks)
     for path, layers, dimensions in ((stack.image, image, 3), (stack.masks, masks, 2)):

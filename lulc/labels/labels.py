@@ -287,17 +287,15 @@ def _check_volumes(scheme: Scheme, path: str, pine: str | None, spruce: str | No
 class RasterCodes:
     """Integer codes of a raster; missing values are no labels.
 
+    Raises InputError if the raster has several layers, lies elsewhere, or on another grid and `resample` is
+    False.
+
     Attributes
     ----------
     table : ValueTable or None
         What the raster says of its values.
     names : mapping of int to str
         Names of the values in that table.
-
-    Raises
-    ------
-    InputError
-        If the raster has several layers, lies elsewhere, or on another grid and `resample` is False.
     """
 
     def __init__(self, source: Source, grid: GridSpec, *, resample: bool) -> None:

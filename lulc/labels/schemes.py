@@ -141,6 +141,8 @@ class Scheme:
     ) -> np.ndarray:
         """Class numbers of an array of codes.
 
+        Raises InputError if a code is unknown; lists the unknown codes with their pixel counts.
+
         Parameters
         ----------
         codes : integer (y, x)
@@ -152,11 +154,6 @@ class Scheme:
         -------
         uint8 (y, x)
             1..N, 255 = ignore.
-
-        Raises
-        ------
-        InputError
-            If a code is unknown; lists the unknown codes with their pixel counts.
         """
         classes = self._look_up(codes, self._class_table)
         if self.by_species and pine is not None and spruce is not None:
@@ -526,6 +523,8 @@ def scheme_of_names(
 ) -> Scheme:
     """Return the scheme of a source that names its classes itself.
 
+    Raises InputError if there are too many classes, or a name can't be printed.
+
     Parameters
     ----------
     name
@@ -534,11 +533,6 @@ def scheme_of_names(
         Code to name of the class; codes of one name make one class. A text code names itself.
     colors
         Integer code to ``#rrggbb``; `PALETTE` where there is none.
-
-    Raises
-    ------
-    InputError
-        If there are too many classes, or a name can't be printed.
     """
     first: dict[str, str] = {}
     for text in names.values():

@@ -46,6 +46,8 @@ _SCHEMA: dict[str, Any] = {
 def load_channels(given: str, dates: Sequence[str] = ()) -> ChannelSet:
     """Return a channel set.
 
+    Raises InputError if there is no such set or file, or its content is not as described.
+
     Parameters
     ----------
     given
@@ -53,11 +55,6 @@ def load_channels(given: str, dates: Sequence[str] = ()) -> ChannelSet:
         names and of definitions (`lulc.core.channels.ChannelDefinition`).
     dates
         Dates of the rasters, where the set may name none.
-
-    Raises
-    ------
-    InputError
-        If there is no such set or file, or its content is not as described.
     """
     if given in CHANNEL_SETS:
         return CHANNEL_SETS[given].of_dates(dates)

@@ -20,17 +20,14 @@ _ROUNDING = 1e-6
 class SingleLayer(Resource):
     """The one layer of a raster, read pixel by pixel onto a grid; closes its source.
 
+    Raises InputError if the raster has several layers, or lies elsewhere.
+
     Parameters
     ----------
     source
         Raster with one layer beside alpha, in any place that touches the grid.
     what
         What it is read as, for messages: ``mask``, ``labels``.
-
-    Raises
-    ------
-    InputError
-        If the raster has several layers, or lies elsewhere.
     """
 
     def __init__(self, source: Source, grid: GridSpec, what: str, hint: str) -> None:
@@ -56,10 +53,7 @@ class SingleLayer(Resource):
     def codes(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Whole numbers int64 (y, x), `NO_CODE` where they are missing; and bool, False beyond the raster.
 
-        Raises
-        ------
-        InputError
-            If a value is no whole number.
+        Raises InputError if a value is no whole number.
         """
         codes, inside = self.alignment.nearest(self._codes, window)
         codes[~inside] = NO_CODE

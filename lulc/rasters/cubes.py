@@ -190,15 +190,12 @@ class CubeSource(Source):
 class ArraySource(CubeSource):
     """An xarray object in memory, or a lazy one that is read window by window.
 
+    Raises InputError if it has no evenly spaced x and y coordinates, no bands, or more than one date.
+
     Parameters
     ----------
     data
         Bands as variables, or along a dimension; one date.
-
-    Raises
-    ------
-    InputError
-        If it has no evenly spaced x and y coordinates, no bands, or more than one date.
     """
 
     def __init__(self, data: xr.DataArray | xr.Dataset) -> None:
@@ -269,15 +266,12 @@ class ArraySource(CubeSource):
 def labels_on(grid: GridSpec, labels: Any, beside: Source | None) -> np.ndarray:
     """Return an array of labels (y, x) north-up, NaN where an xarray object says that a value is missing.
 
+    Raises InputError if an xarray object lies on other pixels.
+
     Parameters
     ----------
     labels
         An xarray object on the same pixels, or an array that lies as `beside` does.
-
-    Raises
-    ------
-    InputError
-        If an xarray object lies on other pixels.
     """
     if not hasattr(labels, "dims"):
         values = np.asarray(labels)
@@ -296,11 +290,8 @@ def labels_on(grid: GridSpec, labels: Any, beside: Source | None) -> np.ndarray:
 def serve(path: str, group: str | None, only: Sequence[str] | None, stored: int) -> Served:
     """Open a NetCDF file or a Zarr folder after checking what it holds; runs in a reader process.
 
-    Raises
-    ------
-    InputError
-        If it is damaged, names other files, has no evenly spaced x and y coordinates, no CRS, or
-        more than one date.
+    Raises InputError if it is damaged, names other files, has no evenly spaced x and y coordinates, no CRS,
+    or more than one date.
     """
     return Served(CubeSource(path, group, None if only is None else frozenset(only), stored=stored))
 

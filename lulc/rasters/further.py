@@ -64,15 +64,12 @@ def open_further(
 ) -> Further:
     """Open rasters and find the channels of a set in their layers.
 
+    Raises InputError if names don't fit a raster, or a channel is in two of them.
+
     Parameters
     ----------
     paths
         Rasters; before each may stand ``=`` and a date, or the names of its layers in file order.
-
-    Raises
-    ------
-    InputError
-        If names don't fit a raster, or a channel is in two of them.
     """
     further = Further()
     for date in ("", *channels.dates):

@@ -60,10 +60,8 @@ def store_of(path: str) -> Path:
 def stored_bytes(path: str) -> int:
     """Bytes of a file, or of the files in a folder.
 
-    Raises
-    ------
-    InputError
-        If a folder holds a link that leaves it, anything but files and folders, or too many of them.
+    Raises InputError if a folder holds a link that leaves it, anything but files and folders, or too many of
+    them.
     """
     place = Path(path).resolve()
     return guards.check_folder(place) if place.is_dir() else place.stat().st_size

@@ -85,10 +85,7 @@ def from_anywhere(path: str) -> str:
 def check_regular_file(path: str | os.PathLike[str], what: str) -> Path:
     """The absolute path of an existing regular file.
 
-    Raises
-    ------
-    InputError
-        If the path is an address, does not exist, or is a folder, device or pipe.
+    Raises InputError if the path is an address, does not exist, or is a folder, device or pipe.
     """
     text = os.fspath(path)
     if is_address(text):
@@ -256,10 +253,7 @@ def check_crs(text: str, name: str) -> None:
 def read_xml(path: Path, what: str) -> ElementTree.Element:
     """The root of an XML file without document type or entities.
 
-    Raises
-    ------
-    InputError
-        If the file is too large, not well formed, or declares entities.
+    Raises InputError if the file is too large, not well formed, or declares entities.
     """
     size = path.stat().st_size
     if exceeds(size, TEXT_BYTES):
@@ -383,10 +377,8 @@ def _refuse_hdf5(path: Path, name: str, what: str) -> InputError:
 def check_folder(folder: Path) -> int:
     """Check what a folder of many files holds by their names, and give its size in bytes.
 
-    Raises
-    ------
-    InputError
-        If a symbolic link leaves it, or if it holds anything but files and folders, or too many of them.
+    Raises InputError if a symbolic link leaves it, or if it holds anything but files and folders, or too many
+    of them.
     """
     total = count = 0
     for place, folders, files in os.walk(folder):
@@ -414,10 +406,7 @@ def check_folder(folder: Path) -> int:
 def check_zarr(folder: Path) -> None:
     """Check the metadata of a Zarr folder; runs in a reader process.
 
-    Raises
-    ------
-    InputError
-        If they name a codec outside the allow-list, since some run code when they decode.
+    Raises InputError if they name a codec outside the allow-list, since some run code when they decode.
     """
     for place, _, files in os.walk(folder):
         for name in _ZARR_DOCUMENTS.intersection(files):

@@ -153,6 +153,9 @@ def asset_place(path: str, key: str, *, allow_remote: bool = False) -> str | Non
 def read_item(path: Path, *, allow_remote: bool = False) -> tuple[dict[str, Asset], str | None]:
     """Find the assets of an item that hold bands.
 
+    Raises InputError if the file is no STAC item, has no asset with a band, or an asset lies outside its
+    folder.
+
     Returns
     -------
     assets
@@ -160,11 +163,6 @@ def read_item(path: Path, *, allow_remote: bool = False) -> tuple[dict[str, Asse
         of many.
     mask
         Path or address of the scene classification; None where the item has none.
-
-    Raises
-    ------
-    InputError
-        If the file is no STAC item, has no asset with a band, or an asset lies outside its folder.
     """
     try:
         path, data = _document(path)

@@ -110,6 +110,8 @@ class Source(Resource, abc.ABC):
     def read(self, layers: Sequence[int], window: Window) -> np.ndarray:
         """Stored values of some layers.
 
+        Raises InputError if the file is damaged there.
+
         Parameters
         ----------
         layers
@@ -121,11 +123,6 @@ class Source(Resource, abc.ABC):
         -------
         array (band, y, x), the stored dtype
             North up.
-
-        Raises
-        ------
-        InputError
-            If the file is damaged there.
         """
 
     def read_mask(self, layers: Sequence[int], window: Window, step: int = 1) -> np.ndarray | None:
@@ -301,10 +298,7 @@ def is_offset_applied(properties: Mapping[str, Any]) -> bool:
 def attribute_scaling(attributes: Mapping[str, Any], path: str) -> tuple[float, float]:
     """(factor, addend) of CF packing by attributes: value = stored x factor + addend.
 
-    Raises
-    ------
-    InputError
-        If an attribute is no number.
+    Raises InputError if an attribute is no number.
     """
 
     def number(key: str, default: float) -> float:

@@ -50,10 +50,7 @@ _BITS = range(31)
 def masked_out(config: MaskConfig) -> tuple[int, ...]:
     """Return the values of ``--mask-values``, as `Bits` where ``--mask-bits`` says so.
 
-    Raises
-    ------
-    InputError
-        If bits are asked for without a mask or their numbers, or a mask has no such bit.
+    Raises InputError if bits are asked for without a mask or their numbers, or a mask has no such bit.
     """
     if not config.mask_bits:
         return config.mask_values
@@ -70,6 +67,9 @@ def masked_out(config: MaskConfig) -> tuple[int, ...]:
 class ValueMask:
     """A raster of whole numbers, some of which leave a pixel out; read by nearest neighbour.
 
+    Raises InputError if the raster has several layers or fractions, lies elsewhere, or its values are not
+    clear.
+
     Parameters
     ----------
     source
@@ -81,11 +81,6 @@ class ValueMask:
         Admit another CRS.
     grow
         Pixels of `grid` around a pixel that is left out, which are left out as well.
-
-    Raises
-    ------
-    InputError
-        If the raster has several layers or fractions, lies elsewhere, or its values are not clear.
     """
 
     def __init__(
@@ -233,17 +228,15 @@ def open_masks(
 ) -> Masks:
     """Open what the options ``--mask --mask-values --bounds --aoi`` name.
 
+    Raises InputError if a file cannot be used, bounds or mask lie elsewhere, or there are mask values and no
+    mask.
+
     Parameters
     ----------
     classified
         True where products bring a scene classification, which ``--mask-values`` may mean.
     paths
         Those of ``--mask`` that leave pixels out of all dates; all where None.
-
-    Raises
-    ------
-    InputError
-        If a file cannot be used, bounds or mask lie elsewhere, or there are mask values and no mask.
     """
     left_out = masked_out(config)
     if config.mask_values and not config.mask and not classified:

@@ -26,12 +26,7 @@ def find_layers(
 
     A layer holds a channel whose name, or one of whose ``layers``, is its own; else one whose words stand in
     its own name (``Sigma0_VV_db``), or in the file name where the file has one layer. The first of a
-    channel's names that any layer has decides.
-
-    Raises
-    ------
-    InputError
-        If a layer holds two of them.
+    channel's names that any layer has decides. Raises InputError if a layer holds two of them.
     """
     found: Found = [{} for _ in sources]
     for one in wanted:

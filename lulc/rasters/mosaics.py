@@ -636,10 +636,8 @@ def _check_coding(source: Source, planes: Sequence[Plane]) -> None:
 def check_coding(bands: Any, indices: Mosaic) -> None:
     """Refuse an index raster of another coding than SYKE's, by the indices of samples of the bands.
 
-    Raises
-    ------
-    InputError
-        If an index that was computed from these bands, or one of another date, is coded in another way.
+    Raises InputError if an index that was computed from these bands, or one of another date, is coded in
+    another way.
     """
     formulas = {name: parse(SYKE_FORMULAS[name]) for name in indices.names}
     known = {name: formula for name, formula in formulas.items() if {*formula.names} <= {*bands.names}}

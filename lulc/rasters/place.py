@@ -29,10 +29,7 @@ _EVEN = 0.05
 def crs_from_text(text: str, path: str) -> CRS | None:
     """A CRS from WKT or an EPSG code; None for other texts, since GDAL opens files and URLs given as a CRS.
 
-    Raises
-    ------
-    InputError
-        If it is WKT or a code, but none that is understood.
+    Raises InputError if it is WKT or a code, but none that is understood.
     """
     code = text.strip().upper().removeprefix("EPSG:").removesuffix(".0")
     guards.check_crs(text, path)
@@ -123,10 +120,7 @@ def western(transform: Affine, crs: CRS) -> Affine:
 def unit_factor(units: str, crs: CRS, path: str) -> float:
     """Return the factor that converts coordinates of some unit to the unit of their CRS.
 
-    Raises
-    ------
-    InputError
-        If the unit is no length or angle that is known.
+    Raises InputError if the unit is no length or angle that is known.
     """
     unit = units.strip().lower()
     if not unit or unit == "1":
@@ -155,6 +149,8 @@ def pixel_edges(
 ) -> tuple[float, float]:
     """(outer edge of the first pixel, signed step) of a coordinate.
 
+    Raises InputError if they are missing or uneven, or say nothing of where their pixels lie.
+
     Parameters
     ----------
     values
@@ -163,11 +159,6 @@ def pixel_edges(
         Edges of each pixel (n, 2) where the file states them.
     declared
         (origin, step) of the geotransform that the file states along this axis, in its own direction.
-
-    Raises
-    ------
-    InputError
-        If they are missing or uneven, or say nothing of where their pixels lie.
     """
     if bounds is not None and bounds.shape == (values.size, 2) and np.isfinite(bounds).all():
         first, last = bounds[0], bounds[-1]

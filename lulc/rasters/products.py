@@ -67,10 +67,7 @@ def product_folder(path: Path) -> Path:
 def read_product(path: Path) -> Product:
     """Find the files of a product and read its metadata.
 
-    Raises
-    ------
-    InputError
-        If metadata or bands are missing, or a file leads out of the folder.
+    Raises InputError if metadata or bands are missing, or a file leads out of the folder.
     """
     path = product_folder(path)
     archived = path.is_file()

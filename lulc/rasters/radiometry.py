@@ -64,12 +64,8 @@ def choose_scaling(
 ) -> Scaling:  # fmt: skip
     """The user's options before the file's metadata before those of the channel before 0.0001 and 0.
 
-    `known` is scale and offset of the channel: reflectance = stored x scale + offset.
-
-    Raises
-    ------
-    InputError
-        If the scale is not a positive number, or the offset no number.
+    `known` is scale and offset of the channel: reflectance = stored x scale + offset. Raises InputError if
+    the scale is not a positive number, or the offset no number.
     """
     chosen = []
     factor, addend = known
@@ -198,12 +194,7 @@ def recognise_backscatter(stored: np.ndarray, layer: Layer, name: str) -> Litera
     """Tell backscatter in dB from linear power.
 
     Power is seldom above 1, and below 0 only by what was taken off for noise; land and water in dB are mostly
-    negative.
-
-    Raises
-    ------
-    InputError
-        If the values look like neither.
+    negative. Raises InputError if the values look like neither.
     """
     factor, addend = layer.packing
     values = stored.astype("float64") * factor + addend

@@ -222,6 +222,8 @@ def find_scenes(
 ) -> list[tuple[str, ...]]:
     """Tell which files make a scene.
 
+    Raises InputError if a folder holds no scene.
+
     Parameters
     ----------
     paths
@@ -234,11 +236,6 @@ def find_scenes(
     -------
     list of tuple of str
         Paths of each scene, in the order given.
-
-    Raises
-    ------
-    InputError
-        If a folder holds no scene.
     """
     scenes: dict[tuple[str, ...], list[str]] = {}
     for path in paths:
@@ -308,15 +305,13 @@ def _scene_of(path: str) -> tuple[str, ...]:
 def open_scenes(scenes: Sequence[Sequence[str]], config: InputConfig, needed: Sequence[str]) -> Scenes:
     """Look at scenes, one after the other, and lay them on one grid.
 
+    Raises InputError if a scene lacks a band, lies on other pixels (without ``--resample``), or its
+    radiometry looks wrong.
+
     Returns
     -------
     Scenes
         On the grid of ``--like``, else on the pixels of the first scene, extended to all of them.
-
-    Raises
-    ------
-    InputError
-        If a scene lacks a band, lies on other pixels (without ``--resample``), or its radiometry looks wrong.
     """
     lattice: GridSpec | None = None
     if config.like is not None:

@@ -62,10 +62,7 @@ def mask_beside(path: Path) -> Path | None:
 def read_sidecar(path: Path) -> Sidecar:
     """Read ``FILE.aux.xml``.
 
-    Raises
-    ------
-    InputError
-        If it is damaged, or a link that leaves the folder.
+    Raises InputError if it is damaged, or a link that leaves the folder.
     """
     file = _beside(path, ".aux.xml")
     if file is None:

@@ -85,7 +85,9 @@ def open_source(
 ) -> Source:
     """Open one raster after a reader process has checked it.
 
-    A GeoTIFF that passed is read in this process, all else in the other.
+    A GeoTIFF that passed is read in this process, all else in the other. Raises InputError if the file is
+    missing, of another kind, damaged, without CRS, not north-up, declares sizes that no honest raster has, or
+    names other files.
 
     Parameters
     ----------
@@ -98,12 +100,6 @@ def open_source(
         Admit URLs and ``/vsi`` paths, which open connections.
     in_process
         Read JPEG 2000 and VRT in this process too, for a library that takes a dataset.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, of another kind, damaged, without CRS, not north-up, declares sizes
-        that no honest raster has, or names other files.
     """
     text = os.fspath(path)
     if guards.is_address(text) and allow_remote and not text.lstrip().startswith(("<", "{")):

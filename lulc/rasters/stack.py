@@ -398,6 +398,9 @@ def open_stack(
 ) -> Stack:
     """Open everything that makes one aligned stack, and check that it fits.
 
+    Raises InputError if names are missing, unclear or given twice, grids differ, or the radiometry looks
+    wrong.
+
     Parameters
     ----------
     bands
@@ -410,11 +413,6 @@ def open_stack(
         `Stack` of this config, which are not looked at again.
     channels
         The channel set, or names of known channels in order; layers that are none of them are left out.
-
-    Raises
-    ------
-    InputError
-        If names are missing, unclear or given twice, grids differ, or the radiometry looks wrong.
     """
     wanted = channels if isinstance(channels, ChannelSet) else set_of(channels)
     wanted = wanted.of_dates(dates_of(bands))
@@ -634,6 +632,8 @@ def sort_inputs(
 ) -> tuple[list[str], list[str]]:
     """Tell band rasters from index rasters by the names of their layers.
 
+    Raises InputError if the names of a file's layers tell neither.
+
     Parameters
     ----------
     config
@@ -645,11 +645,6 @@ def sort_inputs(
     -------
     (bands, indices)
         A file that holds both is in both.
-
-    Raises
-    ------
-    InputError
-        If the names of a file's layers tell neither.
     """
     bands, indices, unclear = [], [], []
     # The names that an option gives are those of each date.

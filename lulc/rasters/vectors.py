@@ -125,7 +125,8 @@ class VectorCodes:
     """Polygons or points of a vector file, burnt onto a grid window by window.
 
     A pixel has the code of the polygon that holds its centre, or of the point that lies in it; of several,
-    the last in the file.
+    the last in the file. Raises InputError if the file is none of these, has no CRS, or layer or field isn't
+    clear.
 
     Parameters
     ----------
@@ -144,11 +145,6 @@ class VectorCodes:
     ----------
     names : dict of int to str
         Texts by the integer that is burnt for them; empty where the field holds integers.
-
-    Raises
-    ------
-    InputError
-        If the file is none of these, has no CRS, or layer or field isn't clear.
     """
 
     def __init__(
@@ -273,10 +269,7 @@ def _turned(shapes: geopandas.GeoSeries, grid: GridSpec) -> geopandas.GeoSeries:
 def read_region(path: str, crs: Any) -> BaseGeometry:
     """Return the union of the polygons of a vector file in a CRS.
 
-    Raises
-    ------
-    InputError
-        If the file is no vector file of one layer with a CRS, or holds no polygon.
+    Raises InputError if the file is no vector file of one layer with a CRS, or holds no polygon.
     """
     import shapely
 
@@ -294,10 +287,7 @@ def read_region(path: str, crs: Any) -> BaseGeometry:
 def convert(features: Any, crs: Any, path: str) -> Any:
     """Return features of a file in another CRS.
 
-    Raises
-    ------
-    InputError
-        If there is no way from their CRS to that one.
+    Raises InputError if there is no way from their CRS to that one.
     """
     with _converting(path):
         return features.to_crs(crs)
@@ -450,10 +440,7 @@ def _check_shapefile(file: Path) -> None:
 class VectorFile(Resource):
     """A vector file that a reader process has opened.
 
-    Raises
-    ------
-    InputError
-        If it is none, is damaged, or computes what it gives.
+    Raises InputError if it is none, is damaged, or computes what it gives.
     """
 
     def __init__(self, path: str) -> None:
@@ -516,17 +503,14 @@ def read_features(
 ) -> geopandas.GeoDataFrame:
     """Return all features of a layer of a vector file.
 
+    Raises InputError if the file is none, or its layer isn't clear.
+
     Parameters
     ----------
     layer, preferred
         Layer that is wanted, and the one to take where it is there; else the only one with geometries.
     columns
         Fields to read; None for all.
-
-    Raises
-    ------
-    InputError
-        If the file is none, or its layer isn't clear.
     """
     with VectorFile(path) as file:
         chosen = file.choose(layer, preferred=preferred)
@@ -712,10 +696,7 @@ def ordered(bounds: tuple[float, float, float, float]) -> tuple[float, float, fl
 def write_package(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give the path of a GeoPackage to write layers to; whole or not at all, equal layers give equal bytes.
 
-    Raises
-    ------
-    InputError
-        If the disk is full.
+    Raises InputError if the disk is full.
     """
     import pyogrio
 

@@ -35,10 +35,7 @@ def is_zipped(path: Path) -> bool:
 def entries(path: Path) -> Mapping[str, int]:
     """Entries of an archive that may belong to a product, and the bytes of each.
 
-    Raises
-    ------
-    InputError
-        If the archive is damaged, or made to exhaust the machine.
+    Raises InputError if the archive is damaged, or made to exhaust the machine.
     """
     status = path.stat()
     return _entries(str(path.resolve()), status.st_size, status.st_mtime_ns)
@@ -83,10 +80,7 @@ def _refuse(path: str, problem: str) -> InputError:
 def read_entry(path: Path, name: str) -> bytes:
     """Content of a small entry.
 
-    Raises
-    ------
-    InputError
-        If it is damaged or too large.
+    Raises InputError if it is damaged or too large.
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as entry:
