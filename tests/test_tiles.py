@@ -21,15 +21,9 @@ from lulc.core.schema import CHANNELS, InputError
 from lulc.core.statistics import Statistics
 from lulc.core.storage import sha256_of
 from lulc.core.windows import Window
-from lulc.datasets.loading import (
-    Manifest,
-    NpyWriter,
-    StackFile,
-    channel_units,
-    find_overlaps,
-    load_manifest,
-    open_tile,
-)
+from lulc.datasets.arrays import NpyWriter
+from lulc.datasets.loading import find_overlaps, load_manifest
+from lulc.datasets.manifest import Manifest, StackFile, channel_units, open_tile
 from lulc.labels.schemes import load_scheme
 
 UTM = CRS.from_epsg(32635)

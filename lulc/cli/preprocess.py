@@ -20,7 +20,7 @@ from lulc.config import PreprocessConfig
 from lulc.core.text import columns, visible
 
 if TYPE_CHECKING:
-    from lulc.datasets.loading import Manifest
+    from lulc.datasets.manifest import Manifest
 
 SHOWN = 3
 """Codes that are printed with their classes."""

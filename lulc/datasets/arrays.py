@@ -1,8 +1,10 @@
-"""Images and masks on disk as arrays: .npy files memory-mapped, rasters read as they are sliced."""
+"""Images and masks on disk as arrays: .npy files are memory-mapped, rasters are read as they are sliced."""
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,34 +20,26 @@ from lulc.rasters.sources import open_source
 
 
 class Layers(Protocol):
-    """An image (y, x, band) or masks (y, x): a shape, and slicing by (rows, columns)."""
+    """An image (y, x, band) or masks (y, x), sliced by (rows, columns)."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(y, x, band) or (y, x)."""
+    def shape(self) -> tuple[int, ...]: ...
 
-    def __getitem__(self, key: Any) -> Any:
-        """Pixels."""
+    def __getitem__(self, key: Any) -> Any: ...
 
 
 class NpyWriter:
-    """Write an array to a .npy file strip by strip.
-
-    Parameters
-    ----------
-    shape
-        Shape of the whole array; strips follow one another along its first axis.
-    """
+    """Writes an array of a known shape to a .npy file, in strips along its first axis."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        self._dtype = dtype
+        self._dtype = dtype.newbyteorder("<")
         self._left = int(np.prod(shape, dtype=np.int64))
         self._file: IO[bytes] = open(path, "wb")  # noqa: SIM115 (closed by __exit__)
-        header = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": shape}
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
 
     def write(self, strip: np.ndarray) -> None:
-        self._file.write(np.ascontiguousarray(strip, self._dtype.newbyteorder("<")).data)
+        self._file.write(np.ascontiguousarray(strip, self._dtype).data)
         self._left -= strip.size
 
     def __enter__(self) -> NpyWriter:
@@ -60,7 +54,7 @@ class NpyWriter:
 
 
 def open_layers(path: Path) -> Layers:
-    """An image or masks as an array-like: .npy memory-mapped, rasters read as they are sliced."""
+    """Open an image or masks: a .npy file as a memory map, a raster to be read as it is sliced."""
     if path.suffix == ".npy":
         return _open_npy(path)
     return _RasterLayers(open_source(str(path)))
@@ -72,16 +66,13 @@ def _open_npy(path: Path) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
-                version
-            ]
+            formats = {(1, 0): "1_0", (2, 0): "2_0"}
+            read = getattr(np.lib.format, f"read_array_header_{formats[version]}")
             shape, fortran, dtype = read(file)
             offset = file.tell()
         if dtype.hasobject or dtype.kind not in "fiu" or dtype.itemsize > 8:
             raise ValueError(f"its type is {dtype}")
-        needed = dtype.itemsize
-        for side in shape:
-            needed *= int(side)
+        needed = dtype.itemsize * math.prod(map(int, shape))
         if fortran or min(shape, default=0) < 1 or offset + needed != path.stat().st_size:
             raise ValueError(
                 f"its header declares shape {shape} of {dtype}, which is not what its "
@@ -98,80 +89,66 @@ def _open_npy(path: Path) -> np.ndarray:
 
 
 class _RasterLayers:
-    """A raster file as (y, x, band), or (y, x) where it has one layer; no data reads as NaN."""
+    """A raster file as (y, x, band), or (y, x) if it has one layer; missing values are NaN."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        # A raster file has one position in it; the threads that cut crops share it.
+        # Threads that cut crops share the file.
         self._lock = threading.Lock()
-        self._single = len(source.names) == 1
-        self.names = tuple(source.names)
-        grid = source.grid.shape
-        self.shape: tuple[int, ...] = grid if self._single else (*grid, len(source.names))
+        count = len(source.layers)
+        self.shape: tuple[int, ...] = (*source.grid.shape, count) if count > 1 else source.grid.shape
 
     def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
-        (r0, r1, _), (c0, c1, _) = (k.indices(n) for k, n in zip(key, self.shape, strict=False))
-        window = Window(r0, c0, max(0, r1 - r0), max(0, c1 - c0))
         with self._lock:
-            stored, valid = self._source.read_valid(range(len(self.names)), window)
+            layers = range(len(self._source.layers))
+            stored, valid = self._source.read_valid(layers, _window_of(key, self.shape))
         values = np.where(valid, stored, np.nan).astype(np.float32)
-        return values[0] if self._single else np.moveaxis(values, 0, -1)
+        return np.moveaxis(values, 0, -1) if len(values) > 1 else values[0]
+
+
+def _window_of(key: tuple[slice, slice], shape: tuple[int, ...]) -> Window:
+    """Return the window of two slices without steps."""
+    (r0, r1, _), (c0, c1, _) = (k.indices(n) for k, n in zip(key, shape, strict=False))
+    return Window(r0, c0, max(0, r1 - r0), max(0, c1 - c0))
 
 
 @dataclass(frozen=True)
-class _Around:
-    """Layers that are changed as they are sliced."""
+class Converted:
+    """Layers whose pixels a function converts as they are sliced."""
 
     layers: Layers
+    convert: Callable[[Any], np.ndarray]
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.layers.shape
 
-
-@dataclass(frozen=True)
-class Converted(_Around):
-    """Layers whose type changes as they are sliced."""
-
-    dtype: np.dtype[Any]
-
     def __getitem__(self, key: Any) -> np.ndarray:
-        return np.asarray(self.layers[key], self.dtype)
+        return self.convert(self.layers[key])
 
 
-@dataclass(frozen=True)
-class Physical(_Around):
-    """A standardised image, turned back into physical units as it is sliced; float32."""
-
-    statistics: Statistics
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        pixels = np.asarray(self.layers[key], np.float64)
-        return (pixels * self.statistics.std + self.statistics.mean).astype(np.float32)
+def physical_units(pixels: np.ndarray, statistics: Statistics) -> np.ndarray:
+    """Return standardised pixels in physical units, float32."""
+    return (np.asarray(pixels, np.float64) * statistics.std + statistics.mean).astype(np.float32)
 
 
-@dataclass(frozen=True)
-class Classes(_Around):
-    """Masks of another type as uint8 class numbers; NaN, 0 and 255 are ignored."""
-
-    path: str
-
-    def __getitem__(self, key: Any) -> np.ndarray:
-        values = np.asarray(self.layers[key], np.float64)
-        known = np.where(np.isnan(values) | (values == 0), IGNORE, values)
-        if (known != np.round(known)).any() or (known < 0).any() or (known > IGNORE).any():
-            odd = known[(known != np.round(known)) | (known < 0) | (known > IGNORE)][0]
-            raise InputError(
-                f"cannot read class numbers from '{self.path}', since it has the value {odd:.6g}, expected "
-                "whole numbers 1..254, NaN or 255 to ignore",
-                "Masks must not be interpolated; make them again by nearest neighbour.",
-            )
-        return known.astype(np.uint8)
+def class_numbers(labels: np.ndarray, path: str) -> np.ndarray:
+    """Return labels of any type as class numbers uint8; NaN, 0 and 255 become 255 (ignore)."""
+    values = np.asarray(labels, np.float64)
+    known = np.where(np.isnan(values) | (values == 0), IGNORE, values)
+    odd = known[(known != np.round(known)) | (known < 0) | (known > IGNORE)]
+    if odd.size:
+        raise InputError(
+            f"cannot read class numbers from '{path}', since it has the value {odd[0]:.6g}, expected "
+            "whole numbers 1..254, NaN or 255 to ignore",
+            "Masks must not be interpolated; make them again by nearest neighbour.",
+        )
+    return known.astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class Padded:
-    """Layers (y, x) or (y, x, band) with further rows below and columns to the right, of one value."""
+    """Layers (y, x) or (y, x, band) with constant rows below and columns to the right."""
 
     layers: Layers
     shape: tuple[int, ...]
@@ -186,15 +163,18 @@ class Padded:
 
 
 @dataclass(frozen=True)
-class Ignoring(_Around):
-    """Masks that read as 255 within some windows."""
+class Ignoring:
+    """Masks that are 255 within some windows."""
 
+    layers: Layers
     windows: tuple[Window, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.layers.shape
 
     def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
         values = np.array(self.layers[key])
-        (r0, r1, _), (c0, c1, _) = (k.indices(n) for k, n in zip(key, self.shape, strict=False))
-        sliced = Window(r0, c0, max(0, r1 - r0), max(0, c1 - c0))
-        for window in near_windows(sliced, self.windows, 0):
+        for window in near_windows(_window_of(key, self.shape), self.windows, 0):
             values[window.slices] = IGNORE
         return values

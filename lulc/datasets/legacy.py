@@ -1,7 +1,8 @@
-"""Folders in the naming of the original system, which have no manifest and standardised images."""
+"""Folders of the original system: files named by it, without a manifest, with standardised images."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Sequence
@@ -18,18 +19,18 @@ from lulc.labels.schemes import load_scheme
 logger = logging.getLogger("lulc")
 
 STANDARDISED_BELOW = 20.0
-"""Median of absolute band values: standardised ones lie near 1, reflectance x 10000 in the hundreds."""
+"""Median of absolute band values: near 1 if standardised, in the hundreds for reflectance x 10000."""
 
 _ORIGINAL_NAME = re.compile(r"(train|val)_(image|masks)_(\d{1,6})\.(npy|tif|tiff|img|nc|zarr)")
 
 
 def is_original(folder: Path) -> bool:
-    """True for a folder that holds files in the original's naming."""
+    """True for a folder with files named as in the original system."""
     return folder.is_dir() and any(_ORIGINAL_NAME.fullmatch(p.name) for p in folder.iterdir())
 
 
 def read_originals(folder: Path, already_standardised: bool) -> Manifest:
-    """A manifest made up for a folder in the original's naming."""
+    """Return a manifest, made in memory, of a folder of the original system."""
     legend = load_scheme("kaakonkulma-13").legend
     pairs = _original_pairs(folder)
     scaling = _original_scaling(folder, pairs, already_standardised)
@@ -40,13 +41,12 @@ def read_originals(folder: Path, already_standardised: bool) -> Manifest:
     if already_standardised and scaling is None:
         statistics = Statistics((0.0,) * len(CHANNELS), (1.0,) * len(CHANNELS))
     else:
-        statistics = scaling or _stream_statistics([s for s in stacks if s.split == "train"] or stacks)
+        statistics = scaling or _statistics_of([s for s in stacks if s.split == "train"] or stacks)
     logger.warning(
         "%s has no manifest: channels are taken to be %s as in the original system; the coding of its "
         "last two indices is unknown, and stacks that overlap on the ground can't be found",
-        folder,
-        " ".join(CHANNELS),
-    )
+        folder, " ".join(CHANNELS),
+    )  # fmt: skip
     channels = tuple(
         {"name": name, "unit": unit, "coding": "unknown" if name in ("NDBI", "NDSI") else "read"}
         for name, unit in channel_units().items()
@@ -56,34 +56,33 @@ def read_originals(folder: Path, already_standardised: bool) -> Manifest:
 
 def _original_pairs(folder: Path) -> dict[tuple[str, int], tuple[Path, Path]]:
     """(split, index) to (image, masks)."""
-    found: dict[tuple[str, int], dict[str, Path]] = {}
+    files: dict[tuple[str, int], dict[str, Path]] = {}
     for path in sorted(folder.iterdir()):
         match = _ORIGINAL_NAME.fullmatch(path.name)
         if not match:
             continue
         split, kind, index, _ = match.groups()
-        entry = found.setdefault((split, int(index)), {})
-        if kind in entry:
+        pair = files.setdefault((split, int(index)), {})
+        if kind in pair:
             raise InputError(
-                f"cannot use '{folder}', since it has both '{entry[kind].name}' and '{path.name}'",
+                f"cannot use '{folder}', since it has both '{pair[kind].name}' and '{path.name}'",
                 "Keep one of them.",
             )
-        entry[kind] = path_inside(folder, path.name)
-    for (split, index), entry in found.items():
-        for kind in ("image", "masks"):
-            if kind not in entry:
-                raise InputError(
-                    f"cannot use '{folder}', since there is no {split}_{kind}_{index}.npy beside "
-                    f"'{next(iter(entry.values())).name}'",
-                    "A stack is an image and its masks.",
-                )
-    return {key: (entry["image"], entry["masks"]) for key, entry in found.items()}
+        pair[kind] = path_inside(folder, path.name)
+    for (split, index), pair in files.items():
+        if missing := {"image", "masks"} - pair.keys():
+            raise InputError(
+                f"cannot use '{folder}', since there is no {split}_{missing.pop()}_{index}.npy beside "
+                f"'{next(iter(pair.values())).name}'",
+                "A stack is an image and its masks.",
+            )
+    return {key: (pair["image"], pair["masks"]) for key, pair in files.items()}
 
 
 def _original_scaling(
     folder: Path, pairs: dict[tuple[str, int], tuple[Path, Path]], already_standardised: bool
 ) -> Statistics | None:
-    """Statistics that the images are standardised with; None if they are to be taken as they are."""
+    """Return the statistics by which the images are standardised; None if they are used as they are."""
     image = open_layers(next(iter(pairs.values()))[0])
     if len(image.shape) != 3 or image.shape[2] != len(CHANNELS):
         raise InputError(
@@ -116,28 +115,24 @@ def _original_stack(
 ) -> StackFile:
     height, width = open_layers(masks).shape[:2]
     stack = StackFile(f"{split}_{index}", split, image, masks, (height, width), (), standardised_by=scaling)
-    opened = open_tile(stack)[1]
+    numbers = open_tile(stack)[1]
     counts = np.zeros(256, np.int64)
     for row in range(0, height, 512):
-        counts += np.bincount(opened[row : row + 512, 0:width].ravel(), minlength=256)
-    if counts[classes + 1 : IGNORE].any() or counts[0]:
-        odd = int(np.flatnonzero(counts[classes + 1 : IGNORE])[0]) + classes + 1 if not counts[0] else 0
+        counts += np.bincount(numbers[row : row + 512, 0:width].ravel(), minlength=256)
+    if odd := [n for n in (0, *range(classes + 1, IGNORE)) if counts[n]]:
         raise InputError(
-            f"cannot use '{masks}', since it has the class {odd}, expected 1..{classes}",
+            f"cannot use '{masks}', since it has the class {odd[0]}, expected 1..{classes}",
             "Without a manifest, masks have the 13 classes of the original system.",
         )
-    counted = tuple(int(n) for n in counts[1 : classes + 1])
-    return StackFile(
-        f"{split}_{index}", split, image, masks, (height, width), counted, standardised_by=scaling
-    )
+    return dataclasses.replace(stack, class_counts=tuple(counts[1 : classes + 1].tolist()))
 
 
-def _stream_statistics(stacks: Sequence[StackFile]) -> Statistics:
+def _statistics_of(stacks: Sequence[StackFile]) -> Statistics:
+    """Return the statistics of all pixels, read in strips."""
     zeros = (0.0,) * len(CHANNELS)
     statistics = Statistics(zeros, zeros, 0)
     for stack in stacks:
         image = open_tile(stack)[0]
         for row in range(0, stack.shape[0], 128):
-            strip = image[row : row + 128, 0 : stack.shape[1]]
-            statistics = statistics.merge(Statistics.of(strip))
+            statistics = statistics.merge(Statistics.of(image[row : row + 128, 0 : stack.shape[1]]))
     return statistics

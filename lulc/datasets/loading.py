@@ -1,4 +1,4 @@
-"""Folders of stacks: loaded whichever way they were made, and compared on the ground."""
+"""Folders of stacks: loading of both formats, and stacks that overlap on the ground."""
 
 from __future__ import annotations
 
@@ -13,14 +13,8 @@ import shapely
 from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.windows import Neighbours, Window
-from lulc.datasets.arrays import Layers, NpyWriter
 from lulc.datasets.legacy import is_original, read_originals
-from lulc.datasets.manifest import MANIFEST, Manifest, StackFile, channel_units, open_tile, read_manifest
-
-__all__ = [
-    "MANIFEST", "Layers", "Manifest", "NpyWriter", "Overlap", "StackFile", "channel_units",
-    "find_overlaps", "footprint", "load_manifest", "open_tile",
-]  # fmt: skip
+from lulc.datasets.manifest import MANIFEST, Manifest, StackFile, open_tile, read_manifest
 
 
 def load_manifest(folder: str | os.PathLike[str], *, already_standardised: bool = False) -> Manifest:
@@ -29,15 +23,15 @@ def load_manifest(folder: str | os.PathLike[str], *, already_standardised: bool 
     Parameters
     ----------
     folder
-        What preprocess.py wrote, or a folder in the original's naming without a manifest
+        Output of preprocess.py, or a folder in the naming of the original system without a manifest
         (``train_image_0.npy``, ``train_masks_0.npy``, ``val_...``; also .tif, .img, .nc, .zarr).
     already_standardised
-        Take standardised images of such a folder as they are, where its statistics are lost.
+        Use standardised images of such a folder as they are, where their statistics are lost.
 
     Returns
     -------
     Manifest
-        For a folder in the original's naming made up in memory: grids unknown, images turned back into
+        Of a folder without a manifest, one made in memory: grids are unknown, and images are converted to
         physical units with the statistics of its ``*mean_and_std*.obj``.
 
     Raises
@@ -62,13 +56,7 @@ def load_manifest(folder: str | os.PathLike[str], *, already_standardised: bool 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Pixels of a training stack that a validation stack holds, too.
-
-    Parameters
-    ----------
-    window
-        In the training stack.
-    """
+    """Window of a training stack whose pixels a validation stack holds, too."""
 
     train: StackFile
     val: StackFile
@@ -76,14 +64,14 @@ class Overlap:
 
 
 def find_overlaps(stacks: Sequence[StackFile], gap: int = 0) -> list[Overlap]:
-    """Find training stacks that overlap validation stacks on the ground.
+    """Find the windows of training stacks that overlap validation stacks on the ground.
 
     Parameters
     ----------
     stacks
-        Of one or more manifests; those whose grid is unknown can't be compared and are passed over.
+        Of one or more manifests; stacks without a grid can't be compared and are left out.
     gap
-        Also report pixels nearer than this, in pixels of the training stack.
+        Include pixels nearer than this, in pixels of the training stack.
     """
     located = [s for s in stacks if s.grid is not None and s.grid.crs]
     trained, held = ([s for s in located if s.split == split] for split in ("train", "val"))
@@ -91,7 +79,7 @@ def find_overlaps(stacks: Sequence[StackFile], gap: int = 0) -> list[Overlap]:
     for train, val in _near_pairs(trained, held, gap):
         of_patches = train.patches and val.patches and train.image.parent == val.image.parent
         if of_patches and train.as_cut and val.as_cut:
-            # No patch is in two stacks, and training images lack what validates.
+            # No patch is in two stacks, and training images are NaN where patches validate.
             continue
         grounds = [footprint(ground, train.grid) for ground in val.ground]  # type: ignore[arg-type]
         near = Neighbours([ground for ground in grounds if ground], gap)
@@ -105,7 +93,7 @@ def find_overlaps(stacks: Sequence[StackFile], gap: int = 0) -> list[Overlap]:
 def _near_pairs(
     trained: Sequence[StackFile], held: Sequence[StackFile], gap: int
 ) -> Iterator[tuple[StackFile, StackFile]]:
-    """Yield a training and a validation stack where the latter's grid lies near the former's."""
+    """Yield each pair of a training and a validation stack whose grids are near each other."""
     for crs in {stack.grid.crs for stack in trained if stack.grid}:
         own = [stack for stack in trained if stack.grid and stack.grid.crs == crs]
         bounds = [stack.grid.bounds_on(crs) for stack in held if stack.grid]
@@ -117,7 +105,9 @@ def _near_pairs(
 
 
 def footprint(grid: GridSpec, on: GridSpec) -> Window | None:
-    """The window of `on`, perhaps beyond its borders, that holds all pixels of `grid`; None far away."""
+    """Return the window of `on`, possibly beyond its borders, that holds all of `grid`; None if it can't be
+    projected.
+    """
     bounds = grid.bounds_on(on.crs)
     if not np.isfinite(bounds).all():
         return None

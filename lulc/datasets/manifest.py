@@ -1,9 +1,10 @@
-"""Manifest of a folder of stacks: its content, its checks and the files that it names."""
+"""Manifest of a folder of stacks, and the files that it names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lulc.core.schema import CHANNELS, InputError, Legend
 from lulc.core.statistics import Statistics
 from lulc.core.storage import sha256_of
 from lulc.core.windows import Window
-from lulc.datasets.arrays import Classes, Converted, Ignoring, Layers, Physical, open_layers
+from lulc.datasets.arrays import Converted, Ignoring, Layers, class_numbers, open_layers, physical_units
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -31,29 +32,26 @@ class StackFile:
 
     Parameters
     ----------
-    name
-        ``train_0``, ``val_1``.
-    split
-        ``train`` or ``val``.
+    name, split
+        ``train_0``, ``val_1``; ``train`` or ``val``.
     shape
         (rows, columns).
     class_counts
         Labelled valid pixels of class 1, 2, ..., N.
     number
-        Its place on the regular grid of stacks, as ``--validation`` counts them; None where unknown.
+        Position on the regular grid of stacks, as ``--validation`` counts them; None where unknown.
     grid, window
-        Where it lies: its own grid, and its window in the mosaic; None where unknown.
+        Its grid, and its window in the mosaic; None where unknown.
     statistics
         Of its valid pixels; None where unknown.
     sha256
         Of image and masks; empty where unknown.
     standardised_by
-        Statistics that the image on disk is standardised with; None for physical units.
+        Statistics by which the image on disk is standardised; None for physical units.
     group
-        Chips that belong together, so that no split divides them; empty for a stack of a mosaic.
+        Common name of chips that no split may separate; empty for a stack of a mosaic.
     patches
-        Of sparse labels, windows of the stack that hold these and nothing else. Empty where all of the stack
-        trains or validates.
+        Windows of sparse labels: only these train or validate. Empty where the whole stack does.
     """
 
     name: str
@@ -73,12 +71,12 @@ class StackFile:
 
     @property
     def as_cut(self) -> bool:
-        """True where it trains or validates as preprocess.py decided; False in other folds of a training."""
+        """True where preprocess.py chose its side; False where a fold of cross-validation did."""
         return self.name.startswith(f"{self.split}_")
 
     @property
     def ground(self) -> tuple[GridSpec, ...]:
-        """Grids of what trains or validates; empty where it is unknown where the stack lies."""
+        """Grids of the pixels that train or validate; empty where unknown."""
         if self.grid is None:
             return ()
         return tuple(self.grid.crop(patch) for patch in self.patches) or (self.grid,)
@@ -101,7 +99,7 @@ class StackFile:
 
     @classmethod
     def from_json(cls, data: dict[str, Any], folder: Path) -> StackFile:
-        """The stack of a validated entry; its files are checked not to lie outside `folder`."""
+        """Return the stack of a validated entry; refuse files outside `folder`."""
         window = Window.from_json(data["window"])
         return cls(
             name=data["name"],
@@ -129,7 +127,7 @@ class Manifest:
     channels
         For each channel ``name``, ``unit`` and ``coding`` ("read", "computed", or "unknown").
     scheme
-        Name of the scheme that made classes of codes.
+        Name of the scheme that mapped codes to classes.
     stacks
         Training stacks first, then validation.
     statistics
@@ -137,13 +135,13 @@ class Manifest:
     sources
         Name, bytes and sha256 of each file that was read.
     parameters
-        What else decides the stacks.
+        Options that decide the stacks, beside the sources.
     provenance
-        How bands and indices were read: scale, offset, shares patched and invalid.
+        Conversion of bands and indices: scale, offset, fractions patched and invalid.
     key
         sha256 of sources and parameters together; empty for folders in the original's naming.
     channel_set
-        What the channels are; None where their names say everything.
+        Definitions of the channels; None where their names suffice.
     """
 
     folder: Path
@@ -167,7 +165,7 @@ class Manifest:
         return sum((np.array(s.class_counts) for s in self.of(split)), np.zeros(len(self.legend), np.int64))
 
     def write(self) -> None:
-        """Write ``manifest.json`` into the folder, whole or not at all."""
+        """Write ``manifest.json`` into the folder, whole or not at all, with the sha256 of its fields."""
         data = {
             "format_version": FORMAT_VERSION,
             "key": self.key,
@@ -181,16 +179,10 @@ class Manifest:
             "provenance": self.provenance,
             **({"channel_set": self.channel_set.to_json()} if self.channel_set else {}),
         }
-        write_sealed(self.folder / MANIFEST, data)
+        write_document(self.folder / MANIFEST, data | {"seal": seal_of(data)})
 
     def verify(self) -> None:
-        """Compare the sha256 of every file with the manifest.
-
-        Raises
-        ------
-        InputError
-            Naming the first file that differs.
-        """
+        """Compare the sha256 of every file with the manifest; raise InputError for the first that differs."""
         for stack in self.stacks:
             for path, expected in zip((stack.image, stack.masks), stack.sha256, strict=False):
                 if sha256_of(path) != expected:
@@ -258,91 +250,69 @@ _SCHEMA: dict[str, Any] = {
 
 
 GROUND_SCHEMA: dict[str, Any] = {
-    "type": "array",
-    "maxItems": 10_000,
+    "type": "array", "maxItems": 10_000,
     "items": {
-        "type": "object",
-        "required": ["crs", "stacks"],
+        "type": "object", "required": ["crs", "stacks"],
         "properties": {
             "crs": GridSpec.SCHEMA["properties"]["crs"],
             "stacks": {
-                "type": "array",
-                "maxItems": 1_000_000,
+                "type": "array", "maxItems": 1_000_000,
                 "items": {"type": "array", "minItems": 8, "maxItems": 8, "items": {"type": "number"}},
             },
         },
     },
-}
+}  # fmt: skip
 """JSON Schema of `ground_of`."""
 
 
 def ground_of(grids: Sequence[GridSpec | None]) -> list[dict[str, Any]] | None:
-    """Return geotransform, rows and columns of each grid by CRS; None where one is unknown."""
-    found: dict[str, list[list[float]]] = {}
+    """Return geotransform, rows and columns of each grid, grouped by CRS; None if a grid is unknown."""
+    by_crs: dict[str, list[list[float]]] = {}
     for known in grids:
         if known is None:
             return None
         grid = known.to_json()
-        found.setdefault(grid["crs"], []).append([*grid["transform"], grid["height"], grid["width"]])
-    return [{"crs": crs, "stacks": grids} for crs, grids in found.items()]
-
-
-def write_sealed(path: Path, data: dict[str, Any]) -> None:
-    """Write a document with a field ``seal``, the sha256 of all others."""
-    write_document(path, data | {"seal": seal_of(data)})
-
-
-def read_sealed(path: Path, schema: dict[str, Any], kind: str) -> dict[str, Any]:
-    """Read a document that `write_sealed` wrote.
-
-    Raises InputError if it doesn't fit the schema, or was changed since.
-    """
-    data = read_document(path, schema, kind, FORMAT_VERSION)
-    if data.pop("seal") != seal_of(data):
-        raise InputError(
-            f"cannot use the {kind} '{path}', since it was changed after it was written (its seal differs)",
-            "Make it again with preprocess.py; options decide what it holds, not an editor.",
-        )
-    return data
+        by_crs.setdefault(grid["crs"], []).append([*grid["transform"], grid["height"], grid["width"]])
+    return [{"crs": crs, "stacks": stacks} for crs, stacks in by_crs.items()]
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder that preprocess.py wrote; raises InputError where it doesn't fit."""
-    data = read_sealed(folder / MANIFEST, _SCHEMA, "manifest")
+    """Return the manifest that preprocess.py wrote; raises InputError if it doesn't fit or was changed."""
+    path = folder / MANIFEST
+    data = read_document(path, _SCHEMA, "manifest", FORMAT_VERSION)
+    if data.pop("seal") != seal_of(data):
+        raise InputError(
+            f"cannot use the manifest '{path}', since it was changed after it was written (its seal differs)",
+            "Make it again with preprocess.py; options decide what it holds, not an editor.",
+        )
     legend = Legend.from_json(data["legend"])
     stacks = tuple(StackFile.from_json(entry, folder) for entry in data["stacks"])
     channels = len(data["channels"])
-    described = ChannelSet.from_json(data["channel_set"]) if "channel_set" in data else None
-    if described and list(described.names) != [c["name"] for c in data["channels"]]:
+    channel_set = ChannelSet.from_json(data["channel_set"]) if "channel_set" in data else None
+    if channel_set and list(channel_set.names) != [c["name"] for c in data["channels"]]:
         raise InputError(
-            f"cannot use the manifest '{folder / MANIFEST}', since its channel set has other channels",
+            f"cannot use the manifest '{path}', since its channel set has other channels",
             "Make the stacks again with preprocess.py.",
         )
     for stack in stacks:
-        sizes = {len(stack.class_counts): len(legend), len(stack.statistics.mean): channels}  # type: ignore[union-attr]
-        if any(a != b for a, b in sizes.items()) or stack.grid.shape != stack.shape:  # type: ignore[union-attr]
+        assert stack.statistics and stack.grid
+        sizes = len(stack.class_counts), len(stack.statistics.mean)
+        if sizes != (len(legend), channels) or stack.grid.shape != stack.shape:
             raise InputError(
-                f"cannot use the manifest '{folder / MANIFEST}', since the entry of {stack.name} "
-                "doesn't fit its legend, channels or grid",
+                f"cannot use the manifest '{path}', since the entry of {stack.name} doesn't fit its legend, "
+                "channels or grid",
                 "Make the stacks again with preprocess.py.",
             )
+    statistics = Statistics.from_json(data["statistics"])
+    optional = {name: data[name] for name in ("parameters", "provenance", "key") if name in data}
     return Manifest(
-        folder=folder,
-        channels=tuple(data["channels"]),
-        scheme=data["scheme"],
-        legend=legend,
-        stacks=stacks,
-        statistics=Statistics.from_json(data["statistics"]),
-        sources=tuple(data.get("sources", ())),
-        parameters=data.get("parameters", {}),
-        provenance=data.get("provenance", {}),
-        key=data.get("key", ""),
-        channel_set=described,
-    )
+        folder, tuple(data["channels"]), data["scheme"], legend, stacks, statistics,
+        tuple(data.get("sources", ())), **optional, channel_set=channel_set,
+    )  # fmt: skip
 
 
 def path_inside(folder: Path, name: str) -> Path:
-    """The path of a file in a folder; raises InputError where a link leads out of it."""
+    """Return the path of a file in a folder; raises InputError if a link leads out of it."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(
@@ -353,20 +323,15 @@ def path_inside(folder: Path, name: str) -> Path:
 
 
 def open_tile(stack: StackFile, ignore: Sequence[Window] = ()) -> tuple[Layers, Layers]:
-    """Open a stack without reading it.
+    """Open a stack without reading it; masks are 255 within the windows to `ignore`.
 
     Raises InputError if a file is missing, holds objects, or its size, type or shape isn't what its header
     and the manifest say.
 
-    Parameters
-    ----------
-    ignore
-        Windows of the stack whose labels are to read as 255, e.g. those of `find_overlaps`.
-
     Returns
     -------
     image : float32 (y, x, band), physical units, NaN = invalid
-        A memory map, or an array-like that converts what is sliced.
+        A memory map, or an array-like that converts pixels as they are sliced.
     masks : uint8 (y, x), 1..N, 255 = ignore
         Likewise.
     """
@@ -379,11 +344,11 @@ def open_tile(stack: StackFile, ignore: Sequence[Window] = ()) -> tuple[Layers, 
                 "Make the stacks again with preprocess.py.",
             )
     if stack.standardised_by is not None:
-        image = Physical(image, stack.standardised_by)
+        image = Converted(image, partial(physical_units, statistics=stack.standardised_by))
     elif getattr(image, "dtype", None) != np.float32:
-        image = Converted(image, np.dtype(np.float32))
+        image = Converted(image, partial(np.asarray, dtype=np.float32))
     if getattr(masks, "dtype", None) != np.uint8:
-        masks = Classes(masks, str(stack.masks))
+        masks = Converted(masks, partial(class_numbers, path=str(stack.masks)))
     return image, Ignoring(masks, tuple(ignore)) if ignore else masks
 
 

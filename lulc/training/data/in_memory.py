@@ -16,7 +16,7 @@ from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.statistics import Moments
 from lulc.core.windows import Window
-from lulc.datasets.arrays import Classes
+from lulc.datasets.arrays import class_numbers
 from lulc.datasets.manifest import channel_units, ground_of
 from lulc.labels.schemes import scheme_of_names
 from lulc.rasters.cubes import ArraySource, labels_on
@@ -155,7 +155,7 @@ def _pair(
             masks = np.where(missing.present(masks), masks, np.nan)
     expected = (*masks.shape, len(channels))
     _check_fit(name, masks.ndim == 2 and pixels.shape == expected, str(pixels.shape), str(expected))
-    numbers = Classes(masks, f"labels {number}")[:, :]
+    numbers = class_numbers(masks, f"labels {number}")
     largest = int(numbers[numbers != IGNORE].max(initial=0))
     if largest > len(legend):
         raise InputError(
