@@ -192,7 +192,7 @@ def _array_labels(reference: Any, the_map: ClassMap, given: Scheme | None) -> La
     numbers.update({c.number: c.number for c in the_map.legend.classes})
     hint = "Give class numbers of the map, or name the scheme of the codes."
     scheme = given or Scheme(the_map.legend.name, the_map.legend, numbers, hint=hint)
-    return Labels(ARRAY, grid, scheme, _ArrayCodes(values), None, ExitStack())
+    return Labels(ARRAY, grid, scheme, _ArrayCodes(values), (), ExitStack())
 
 
 def _scheme_of(the_map: ClassMap, config: EvaluateConfig) -> Scheme:

@@ -1,7 +1,7 @@
 """Label rasters and vectors as class numbers on a grid.
 
-Labels are never interpolated: a raster on the same pixels is cropped, one on another grid is read by
-nearest neighbour and only on request, polygons and points are burnt onto pixel centres.
+Labels are never interpolated. A raster on the same pixels is cropped; on request, one on another grid is read
+by nearest neighbour. Polygons and points are rasterized by pixel centres.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,24 +32,21 @@ from lulc.rasters.vectors import CONVERTIBLE, VECTORS, VectorCodes, unreadable
 logger = logging.getLogger("lulc")
 
 SAMPLED = 2048
-"""Rows and columns that are looked at for the codes in an error message."""
+"""Rows and columns that are searched for the codes of an error message."""
 
 VOLUME_NODATA = 32766
 """Volume layers of the national forest inventory store 32766 and 32767 outside forest and data."""
 
 
 class Codes(Protocol):
-    """Source codes on a grid."""
+    """Source codes on a grid, integers (y, x), and the texts that they stand for where they have names."""
 
     @property
-    def names(self) -> Mapping[int, str]:
-        """Texts that the codes stand for, where the source names them."""
+    def names(self) -> Mapping[int, str]: ...
 
-    def read(self, window: Window) -> np.ndarray:
-        """Integer (y, x), `NO_CODE` where there is no label."""
+    def read(self, window: Window) -> np.ndarray: ...
 
-    def identity(self) -> dict[str, Any]:
-        """Name, bytes and sha256 of the file."""
+    def identity(self) -> dict[str, Any]: ...
 
 
 class Labels(Resource):
@@ -58,21 +55,15 @@ class Labels(Resource):
     Attributes
     ----------
     scheme : Scheme
-        How codes became classes.
+        Scheme that maps codes to classes.
     origin : str
-        Where the scheme comes from, for people: named by the user, or found in the file.
+        Source of the scheme, as text for users: named by the user, or found in the file.
     """
 
     def __init__(
-        self,
-        path: str,
-        grid: GridSpec,
-        scheme: Scheme,
-        codes: Codes,
-        volumes: tuple[SingleLayer, SingleLayer] | None,
-        resources: ExitStack,
-        origin: str = "",
-    ) -> None:
+        self, path: str, grid: GridSpec, scheme: Scheme, codes: Codes,
+        volumes: Sequence[SingleLayer], resources: ExitStack, origin: str = "",
+    ) -> None:  # fmt: skip
         self.path = path
         self.grid = grid
         self.scheme = scheme
@@ -94,11 +85,7 @@ class Labels(Resource):
         InputError
             If a code is unknown to the scheme, or no integer.
         """
-        codes = self._codes.read(window)
-        if self._volumes is None:
-            return self._bound.remap(codes)
-        pine, spruce = (_volume(layer, window) for layer in self._volumes)
-        return self._bound.remap(codes, pine, spruce)
+        return self._bound.remap(self._codes.read(window), *(_volume(v, window) for v in self._volumes))
 
     def read_level1(self, window: Window) -> np.ndarray:
         """CORINE level-1 groups by code: uint8 (y, x), 1..5, 255 = ignore or no group."""
@@ -109,43 +96,39 @@ class Labels(Resource):
         return count_codes(self._codes.read(window))
 
     def check(self, counts: Counter[int]) -> None:
-        """Refuse codes that the scheme doesn't know, together, with their numbers of pixels."""
+        """Refuse codes that the scheme doesn't know, all at once, with their numbers of pixels."""
         self._bound.check(counts, f"'{self.path}'")
 
     def describe(self) -> dict[str, Any]:
-        """Return file, field, scheme and the values that make no label, JSON-ready."""
-        nodata = self.classes_of_nodata()
-        found: dict[str, Any] = {
-            "file": Path(self.path).name,
-            "scheme": self.scheme.name,
-            "origin": self.origin,
-        }
+        """Return file, field, scheme, lost features and the no-data class, JSON-ready."""
+        described: dict[str, Any] = {
+            "file": Path(self.path).name, "scheme": self.scheme.name, "origin": self.origin,
+        }  # fmt: skip
         if isinstance(self._codes, VectorCodes) and self._codes.field:
             field = self._codes.field
-            found |= {
-                "layer": self._codes.layer,
-                "field": field.name,
-                "type": field.kind,
-                **dataclasses.asdict(self._codes.losses()),
-            }
-        return found | ({"no_data": nodata} if nodata else {})
+            described |= {"layer": self._codes.layer, "field": field.name, "type": field.kind}
+            described |= dataclasses.asdict(self._codes.losses())
+        nodata = self.classes_of_nodata()
+        return described | ({"no_data": nodata} if nodata else {})
 
     def classes_of_nodata(self) -> str:
-        """Return the no-data value and the class of that code, whose pixels are no labels; empty for none."""
+        """Return no-data value and name of the class whose code is the raster's no data; empty for none."""
         if not isinstance(self._codes, RasterCodes) or (nodata := self._codes.nodata) is None:
             return ""
         number = self._bound.classes.get(int(nodata)) if nodata == int(nodata) else None
         return f"{nodata:g} {self.legend.names[number - 1]}" if number not in (None, IGNORE) else ""
 
     def identity(self) -> list[dict[str, Any]]:
-        return [source.identity() for source in (self._codes, *(self._volumes or ()))]
+        return [self._codes.identity(), *(volume.identity() for volume in self._volumes)]
 
     def close(self) -> None:
         self._resources.close()
 
 
 def words_of(described: Mapping[str, Any]) -> list[str]:
-    """Return `Labels.describe` as sentences: how the file was read, then the values that are no labels."""
+    """Return `Labels.describe` as sentences: how the file was read, then which values and features label
+    nothing.
+    """
     field = f", field '{described['field']}' ({described['type']})" if "field" in described else ""
     words = [f"'{described['file']}'{field}, classes of '{described['scheme']}', {described['origin']}"]
     if "no_data" in described:
@@ -183,17 +166,16 @@ def open_labels(
     path
         Raster with one layer of codes, or vector file of polygons or points.
     grid
-        Pixels to give classes for. A raster that holds only a part of them, or more, is cropped;
-        what it doesn't cover is ignored.
+        Pixels that get classes. A raster is cropped to them; pixels that it doesn't cover are ignored.
     scheme
-        From `lulc.labels.schemes.load_scheme`; None where the file names its classes itself, in a text
-        field or a value table.
+        From `lulc.labels.schemes.load_scheme`; None where the file names its classes itself, in a text field
+        or a value table.
     field
-        Field of a vector file that holds the code or the name; the only one that can where not given.
+        Field of a vector file with the code or the name of the class; None for the only one that can hold it.
     layer
         Layer of a vector file that has several.
     pine, spruce
-        Volume rasters on any grid, read by nearest neighbour, that split Finnish codes 25..27.
+        Volume rasters on any grid, read by nearest neighbour. They split the Finnish codes 25..27.
     resample
         Take the nearest label of a raster on another grid instead of refusing it.
     allow_vrt, allow_remote
@@ -231,11 +213,10 @@ def open_labels(
         if scheme is None:
             scheme, origin = _own_scheme(codes, path)
         _check_volumes(scheme, path, pine, spruce)
-        volumes = None
+        volumes: list[SingleLayer] = []
         if scheme.by_species and pine is not None and spruce is not None:
             hint = "Give a raster with one layer of volumes."
-            layers = [SingleLayer(opened(p), grid, "volumes", hint) for p in (pine, spruce)]
-            volumes = (layers[0], layers[1])
+            volumes = [SingleLayer(opened(p), grid, "volumes", hint) for p in (pine, spruce)]
         labels = Labels(path, grid, scheme, codes, volumes, resources.pop_all(), origin)
         if named := labels.classes_of_nodata():
             logger.warning(
@@ -247,20 +228,18 @@ def open_labels(
 
 
 def _own_scheme(codes: VectorCodes | RasterCodes, path: str) -> tuple[Scheme, str]:
-    """Return the scheme that a file makes by the names of its classes, and where these stand."""
-    name = Path(path).stem
+    """Return the scheme made from the class names in a file, and where the file has them."""
     if isinstance(codes, VectorCodes):
         assert codes.field
         if not codes.names:
             raise unexplained(path, sorted(v for v in codes.field.values if isinstance(v, int)))
-        return scheme_of_names(
-            name, {text: text for text in codes.names.values()}
-        ), f"names in the field '{codes.field.name}'"
+        scheme = scheme_of_names(Path(path).stem, {text: text for text in codes.names.values()})
+        return scheme, f"names in the field '{codes.field.name}'"
     table = codes.table
-    scheme = scheme_of_table(table, path) if table else None
-    if table is None or scheme is None:
+    made = scheme_of_table(table, path) if table else None
+    if table is None or made is None:
         raise unexplained(path, codes.sample())
-    return scheme, f"recognised by {table.origin}" if scheme.name in SCHEMES else f"names in {table.origin}"
+    return made, f"recognised by {table.origin}" if made.name in SCHEMES else f"names in {table.origin}"
 
 
 def _check_volumes(scheme: Scheme, path: str, pine: str | None, spruce: str | None) -> None:
@@ -285,17 +264,10 @@ def _check_volumes(scheme: Scheme, path: str, pine: str | None, spruce: str | No
 
 
 class RasterCodes:
-    """Integer codes of a raster; missing values are no labels.
+    """Integer codes of a raster, `NO_CODE` where they are missing.
 
-    Raises InputError if the raster has several layers, lies elsewhere, or on another grid and `resample` is
-    False.
-
-    Attributes
-    ----------
-    table : ValueTable or None
-        What the raster says of its values.
-    names : mapping of int to str
-        Names of the values in that table.
+    `table` is what the raster says of its values, `names` the names in it. Raises InputError if the raster
+    has several layers, lies elsewhere, or is on another grid while `resample` is False.
     """
 
     def __init__(self, source: Source, grid: GridSpec, *, resample: bool) -> None:
@@ -315,13 +287,12 @@ class RasterCodes:
         return self._layer.layer.nodata
 
     def sample(self) -> list[int]:
-        """Return some of the codes that occur, in ascending order, for messages."""
+        """Return some of the codes in ascending order, for messages."""
         extent = self._layer.source.grid.extent
-        found = self._layer.values_in(extent, max(1, max(extent.shape) // SAMPLED))
-        return [int(code) for code in found]
+        return self._layer.values_in(extent, max(1, max(extent.shape) // SAMPLED)).tolist()
 
     def read(self, window: Window) -> np.ndarray:
-        """Codes int64 (y, x), `NO_CODE` where there is no label."""
+        """Codes int64 (y, x)."""
         return self._layer.codes(window)[0]
 
     def identity(self) -> dict[str, Any]:
@@ -329,23 +300,10 @@ class RasterCodes:
 
 
 def near_borders(classes: np.ndarray, width: int) -> np.ndarray:
-    """Pixels from which another class lies within `width` pixels in any of the 8 directions.
+    """Pixels at most `width` pixels from another class, in any of the 8 directions: bool (y, x).
 
-    Parameters
-    ----------
-    classes : uint8 (y, x)
-        Class numbers 1..254; 255 is ignored and makes no border.
-    width
-        Pixels; 1 marks the pixels on both sides of each border.
-
-    Returns
-    -------
-    bool (y, x)
-
-    Examples
-    --------
-    >>> near_borders(np.array([[1, 1, 1, 2, 2]], np.uint8), 1).tolist()
-    [[False, False, True, True, False]]
+    `classes` are uint8 (y, x), 1..254; 255 is ignored and makes no border. Width 1 marks the pixels on both
+    sides of each border.
     """
     square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     # 255 never wins the minimum, nor 0 the maximum.

@@ -1,4 +1,4 @@
-"""Classes gathered into the groups of a CORINE level: maps, activations and matrices."""
+"""CORINE levels: classes aggregated to groups in maps, activations and confusion matrices."""
 
 from __future__ import annotations
 
@@ -13,14 +13,9 @@ from lulc.labels.schemes import level1_of, level2_of, load_scheme
 
 @dataclass(frozen=True)
 class Level:
-    """One CORINE level over a legend.
+    """One CORINE level of a legend: the legend of its groups 1..M, and the group of each class.
 
-    Parameters
-    ----------
-    legend
-        The groups 1..M.
-    groups
-        uint8 (N,), group of each class; 0 where a class belongs to none.
+    `groups` are uint8 (N,), 0 where a class belongs to none.
     """
 
     number: int
@@ -32,24 +27,16 @@ class Level:
         return f"CORINE level {self.number}"
 
     def gather_map(self, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Groups uint8 (y, x) of class numbers uint8 (y, x); 0 unclassified or no group, 255 stays."""
+        """Groups uint8 (y, x) of class numbers uint8 (y, x); 0 = unclassified or no group, 255 stays."""
         table = np.zeros(256, np.uint8)
         table[1 : len(self.groups) + 1] = self.groups
         table[IGNORE] = IGNORE
         return np.asarray(table[classes])
 
     def gather_activations(self, activations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Activations of the groups, each the sum over its classes.
+        """Sums of activations over the classes of each group: float32 (y, x, group).
 
-        Parameters
-        ----------
-        activations
-            float32 (y, x, class), NaN = no data.
-
-        Returns
-        -------
-        float32 (y, x, group)
-            NaN where any class is NaN.
+        `activations` are float32 (y, x, class), NaN = no data. A sum is NaN where any class is NaN.
         """
         members = np.eye(len(self.legend) + 1, dtype=np.float32)[self.groups][:, 1:]
         return activations @ members
@@ -70,10 +57,7 @@ class Level:
     def gather(
         self, classes: NDArray[np.uint8], activations: NDArray[np.float32] | None
     ) -> NDArray[np.uint8]:
-        """Groups uint8 (y, x) of a map, by `decide` where it has activations.
-
-        Pixels without a class stay without.
-        """
+        """Groups uint8 (y, x) of a map, by `decide` if it has activations; unclassified pixels stay so."""
         groups = self.gather_map(classes)
         if activations is None:
             return groups
@@ -81,32 +65,21 @@ class Level:
         return np.where((decided != IGNORE) & (classes != UNCLASSIFIED), decided, groups).astype(np.uint8)
 
     def gather_matrix(self, confusion: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The (M + 1, M + 1) matrix of an (N + 1, N + 1) matrix; see `lulc.labels.levels.aggregate`."""
+        """Aggregate a confusion matrix int64 (N + 1, N + 1) to (M + 1, M + 1).
+
+        References without a group are left out; map classes without one become unclassified.
+        """
         groups = np.concatenate([[0], self.groups]).astype(np.intp)
-        return aggregate(confusion, groups, len(self.legend))
+        result = np.zeros((len(self.legend) + 1,) * 2, np.int64)
+        np.add.at(result, (groups[:, None], groups[None, :]), confusion)
+        result[0] = 0
+        return result
 
 
 def levels_of(legend: Legend) -> tuple[Level, ...]:
-    """The CORINE levels 1 and 2 at which classes of a legend have groups."""
+    """The CORINE levels 1 and 2 of a legend, if any of its classes has a group there."""
     known = (
         Level(1, load_scheme("clc-level1").legend, level1_of(legend)),
         Level(2, load_scheme("clc-level2").legend, level2_of(legend)),
     )
     return tuple(level for level in known if level.groups.any())
-
-
-def aggregate(confusion: NDArray[np.int64], groups: NDArray[np.intp], size: int) -> NDArray[np.int64]:
-    """A matrix whose classes are gathered into groups.
-
-    Parameters
-    ----------
-    confusion
-        int64 (N + 1, N + 1).
-    groups
-        Group 1..size of each class number 0..N, 0 for none. References without a group are left out;
-        map classes without one become unclassified.
-    """
-    result = np.zeros((size + 1, size + 1), np.int64)
-    np.add.at(result, (groups[:, None], groups[None, :]), confusion)
-    result[0] = 0
-    return result

@@ -1,4 +1,4 @@
-"""Schemes: tables that send each code of a label source to one class, or to ignore.
+"""Schemes: tables that map each code of a label source to one class or to ignore.
 
 The tables are files in the folder ``tables``. Names and colours of the European classes are those of the
 official CORINE Land Cover table. Codes of the Finnish raster (20 m, 1..49) mean other classes than the
@@ -38,22 +38,20 @@ PALETTE = (
     "#0d0df2", "#0d0d4a", "#f2f2a6", "#692b0d", "#0d0d96", "#4a69f2", "#2b4a4a", "#96b569", "#a6d4a6",
     "#0d5978", "#0d96f2", "#a6593b", "#0d3b87", "#e3d469", "#2b1c3b", "#2b2b1c", "#3b2bd4",
 )  # fmt: skip
-"""Colours of classes without one: those of Okabe and Ito (2008), then colours far from all before them for
-normal sight, deuteranopia and protanopia."""
+"""Default colours of classes: those of Okabe and Ito (2008), then others that differ most from all before
+them for normal sight, deuteranopia and protanopia.
+"""
 
-_MEANT: Mapping[str, frozenset[str]] = {
-    color: frozenset(words.split())
-    for color, words in {
-        "#0072b2": "water waters lake lakes river rivers sea ocean",
-        "#009e73": "forest forests tree trees wood woods woodland",
-        "#d55e00": "built urban town towns city artificial settlement settlements",
-        "#f0e442": "crop crops cropland field fields arable farmland agriculture agricultural",
-        "#96b569": "grass grassland grasslands meadow meadows pasture pastures",
-        "#e69f00": "bare soil sand rock rocks",
-        "#56b4e9": "wetland wetlands marsh marshes bog bogs swamp",
-    }.items()
+_WORDS_OF_COLOR = {
+    "#0072b2": "water waters lake lakes river rivers sea ocean",
+    "#009e73": "forest forests tree trees wood woods woodland",
+    "#d55e00": "built urban town towns city artificial settlement settlements",
+    "#f0e442": "crop crops cropland field fields arable farmland agriculture agricultural",
+    "#96b569": "grass grassland grasslands meadow meadows pasture pastures",
+    "#e69f00": "bare soil sand rock rocks",
+    "#56b4e9": "wetland wetlands marsh marshes bog bogs swamp",
 }
-"""Colours of `PALETTE` that classes take whose names have one of these words."""
+"""Colours of `PALETTE` for classes with one of these words in their names."""
 
 _PINE, _SPRUCE = 7, 8
 
@@ -77,13 +75,13 @@ class Scheme:
         Code to class number 1..N, or to 255 (ignore). A code is an integer or a text (`plain`). Every code
         of the source must be here.
     level1
-        Code to CORINE level-1 group 1..5, where the code tells it; else its class does.
+        Code to CORINE level-1 group 1..5, where the code decides it; else its class does.
     by_species
         Codes whose class is that of the tree species with the larger volume.
     hint
-        What to type when a code is unknown.
+        Hint of the error message for unknown codes.
     tell_codes_apart
-        True where a source may hold grid codes or three-digit codes and shows by itself which.
+        True where a source may hold either grid codes or three-digit codes, which the codes themselves show.
     names
         Texts that the integer codes of a source stand for; `bind` sets them.
     """
@@ -98,9 +96,9 @@ class Scheme:
     names: Mapping[int, str] = field(default_factory=dict)
 
     def class_of(self, code: Code) -> int | None:
-        """Class number of a code, 255 = ignore; None for a code that the scheme doesn't know.
+        """Return the class number of a code, 255 = ignore; None for an unknown code.
 
-        A text stands for itself, for the integer that it spells, or for the class of that name.
+        A text is a key itself, the integer that it spells, or the name of a class.
         """
         if isinstance(code, int):
             return self.classes.get(code)
@@ -109,21 +107,17 @@ class Scheme:
             return self.classes[text]
         if is_integer(text):
             return self.classes.get(int(text))
-        return self._named.get(text)
+        return self._number_by_name.get(text)
 
     def knows(self, code: Code) -> bool:
         """True where the code has a class, or is ignored."""
         return self.class_of(code) is not None
 
     def bind(self, names: Mapping[int, str], *, indexed: bool = False) -> Scheme:
-        """Return the scheme for a source that names its codes.
+        """Return the scheme for a source whose codes have names.
 
-        Parameters
-        ----------
-        names
-            Code to text: the values of a text field by their index, or a raster's value table.
-        indexed
-            True where the integers are mere indices of the texts.
+        `names` are the texts of a field by their index (`indexed` is True), or the names in a raster's value
+        table, whose codes keep the classes of the scheme.
         """
         classes: dict[Code, int] = {} if indexed else dict(self.classes)
         for code, text in names.items():
@@ -133,15 +127,13 @@ class Scheme:
         return dataclasses.replace(self, classes=classes, names=dict(names) if indexed else {})
 
     @cached_property
-    def _named(self) -> dict[str, int]:
+    def _number_by_name(self) -> dict[str, int]:
         return {plain(c.name): c.number for c in self.legend.classes}
 
     def remap(
         self, codes: np.ndarray, pine: np.ndarray | None = None, spruce: np.ndarray | None = None
     ) -> np.ndarray:
         """Class numbers of an array of codes.
-
-        Raises InputError if a code is unknown; lists the unknown codes with their pixel counts.
 
         Parameters
         ----------
@@ -154,6 +146,11 @@ class Scheme:
         -------
         uint8 (y, x)
             1..N, 255 = ignore.
+
+        Raises
+        ------
+        InputError
+            If a code is unknown; lists the unknown codes with their pixel counts.
         """
         classes = self._look_up(codes, self._class_table)
         if self.by_species and pine is not None and spruce is not None:
@@ -167,48 +164,34 @@ class Scheme:
         return self._look_up(codes, self._level1_table)
 
     def check(self, counts: Mapping[int, int], where: str = "the labels") -> None:
-        """Refuse codes that the scheme doesn't know, all at once.
+        """Refuse unknown codes, all at once, and European codes of both kinds.
 
-        Parameters
-        ----------
-        counts
-            Code to number of pixels, summed over all windows (`count_codes`).
-        where
-            The file, for the message.
-
-        Raises
-        ------
-        InputError
-            Listing each unknown code with its pixel count, or if European grid codes and three-digit
-            codes can't be told apart.
+        `counts` are the pixels of each code, summed over all windows (`count_codes`); `where` is the file,
+        for the message. Raises InputError that lists each unknown code with its pixel count.
         """
         unknown = {c: n for c, n in sorted(counts.items()) if c not in self.classes and c != NO_CODE}
         if unknown:
-            shown = ", ".join(f"{self._shown(c)} ({n} px)" for c, n in list(unknown.items())[:30])
+            names = {c: repr(self.names[c]) for c in unknown if c in self.names}
+            shown = ", ".join(f"{names.get(c, c)} ({n} px)" for c, n in list(unknown.items())[:30])
             more = f" and {len(unknown) - 30} more" if len(unknown) > 30 else ""
+            expected = _ranges(c for c in self.classes if isinstance(c, int))
+            if self.names:
+                expected = f"texts such as {_listed(repr(name) for name in self.legend.names)}"
             raise InputError(
                 f"cannot remap labels by '{self.name}', since {where} has the unknown codes "
-                f"{shown}{more}, expected {self._expected()}",
+                f"{shown}{more}, expected {expected}",
                 self.hint,
             )
         if self.tell_codes_apart:
             _check_european({c for c, n in counts.items() if n}, where)
 
-    def _shown(self, code: int) -> str:
-        return repr(self.names[code]) if code in self.names else str(code)
-
-    def _expected(self) -> str:
-        if not self.names:
-            return _ranges(c for c in self.classes if isinstance(c, int))
-        return f"texts such as {_listed(repr(name) for name in self.legend.names)}"
-
     def _look_up(self, codes: np.ndarray, table: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         keys, values = table
-        places = np.searchsorted(keys, codes)
-        np.minimum(places, len(keys) - 1, out=places)
-        if not np.array_equal(keys[places], codes):
+        positions = np.searchsorted(keys, codes)
+        np.minimum(positions, len(keys) - 1, out=positions)
+        if not np.array_equal(keys[positions], codes):
             self.check(count_codes(codes))
-        return np.asarray(values[places])
+        return np.asarray(values[positions])
 
     @cached_property
     def _class_table(self) -> tuple[np.ndarray, np.ndarray]:
@@ -224,70 +207,42 @@ class Scheme:
 
 
 def plain(text: str) -> str:
-    """Return a text as codes are compared: spaces, case and the composition of letters don't count.
-
-    Examples
-    --------
-    >>> plain("  Mixed   Forest ")
-    'mixed forest'
-    """
+    """Return a text as codes are compared: with single spaces, casefolded, in Unicode's form NFC."""
     return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 
 def is_integer(text: str) -> bool:
-    """True for the digits of an integer of at most nine digits, with or without a sign.
-
-    Examples
-    --------
-    >>> is_integer("-12"), is_integer("1.1.2")
-    (True, False)
-    """
+    """True for an integer of at most nine digits, with or without a sign."""
     return re.fullmatch(r"[+-]?[0-9]{1,9}", text) is not None
 
 
 def count_codes(codes: np.ndarray) -> Counter[int]:
-    """Code to number of pixels in an integer array (y, x), without `NO_CODE`.
-
-    Examples
-    --------
-    >>> count_codes(np.array([[5, 5], [7, NO_CODE]]))
-    Counter({5: 2, 7: 1})
-    """
+    """Code to number of pixels in an integer array (y, x), without `NO_CODE`."""
     found, counts = np.unique(codes, return_counts=True)
     return Counter({int(c): int(n) for c, n in zip(found, counts, strict=True) if c != NO_CODE})
 
 
 def level1_of(legend: Legend) -> np.ndarray:
-    """CORINE level-1 group of each class of a legend.
+    """Return the CORINE level-1 group 1..5 of each class of a legend, 0 for none: uint8 (class,).
 
-    Classes of several groups count as the legend says: of the 13 classes, bare areas as artificial and
-    grasslands as semi-natural. Where the codes are known, `Scheme.remap_level1` is right instead.
-
-    Returns
-    -------
-    uint8 (class,)
-        Group 1..5 of class 1, 2, ..., N; 0 where the class belongs to none.
+    Classes of several groups have one in the legend: of the 13 classes, bare areas are artificial and
+    grasslands semi-natural. Where the codes are known, `Scheme.remap_level1` gives the right groups instead.
     """
     return np.array([c.level1 for c in legend.classes], dtype=np.uint8)
 
 
 def level2_of(legend: Legend) -> np.ndarray:
-    """CORINE level-2 group of each class of a built-in legend.
+    """Return the CORINE level-2 group of each class of a legend: uint8 (class,).
 
-    Classes of several groups count as the one that holds most of them: of the 13 classes, dense built-up
-    areas as industrial, commercial and transport units, bare areas as mines, dumps and construction sites,
-    fields as arable land.
-
-    Returns
-    -------
-    uint8 (class,)
-        Group 1..15 of class 1, 2, ..., N, numbered as the classes of ``clc-level2``; 0 where there is none,
-        as for all classes of other legends.
+    Groups 1..15 are numbered as the classes of ``clc-level2``; 0 for all classes of legends that are not
+    built in. A class of several groups has the one that holds most of it: of the 13 classes, dense built-up
+    areas are industrial, commercial and transport units, bare areas are mines, dumps and construction sites,
+    fields are arable land.
     """
     level2, level3 = (_corine_of(level) for level in (2, 3))
     groups = {code: number for number, code in enumerate(level2, start=1)}
     codes: tuple[int, ...] = ()
-    rows = _rows_within("kaakonkulma-13")
+    rows = _builtin_rows("kaakonkulma-13")
     if legend.names == tuple(row["name"] for row in rows):
         codes = tuple(int(row["level2"]) for row in rows)
     elif legend.names == tuple(name for name, _ in level3.values()):
@@ -298,15 +253,15 @@ def level2_of(legend: Legend) -> np.ndarray:
 
 
 def load_scheme(name_or_csv: str, codes: str = "auto") -> Scheme:
-    """Return the scheme of that name, or the one in a user's table.
+    """Return a built-in scheme by its name, or the scheme in a user's table.
 
     Parameters
     ----------
     name_or_csv
         One of `SCHEMES`, or the path of a CSV (see `read_scheme`).
     codes
-        Meaning of European codes: "grid" (1..44), "three-digit" (111..523), or "auto" to see it from the
-        codes themselves, which never overlap; a file that holds both is refused (`Scheme.check`).
+        Kind of European codes: "grid" (1..44), "three-digit" (111..523), or "auto" to infer it from the
+        codes, which never overlap; a file that holds both is refused (`Scheme.check`).
 
     Raises
     ------
@@ -347,16 +302,11 @@ _HINT_OTHER = (
 
 @cache
 def _kaakonkulma_legend(*, finnish: bool) -> Legend:
-    return Legend(
-        "kaakonkulma-13",
-        tuple(
-            LandCoverClass(
-                number, row["name"], row["color"],
-                tuple(map(int, row["finnish"].split())) if finnish else (number,), int(row["level1"]),
-            )
-            for number, row in enumerate(_rows_within("kaakonkulma-13"), start=1)
-        ),
-    )  # fmt: skip
+    classes = []
+    for number, row in enumerate(_builtin_rows("kaakonkulma-13"), start=1):
+        sources = tuple(map(int, row["finnish"].split())) if finnish else (number,)
+        classes.append(LandCoverClass(number, row["name"], row["color"], sources, int(row["level1"])))
+    return Legend("kaakonkulma-13", tuple(classes))
 
 
 def _finnish() -> Scheme:
@@ -371,46 +321,38 @@ def _finnish() -> Scheme:
 @cache
 def _corine_of(level: int) -> dict[int, tuple[str, str]]:
     """Code to name and colour of the groups of a CORINE level, in the order of their codes."""
-    rows = _rows_within("corine")
+    rows = _builtin_rows("corine")
     return {int(r["code"]): (r["name"], r["color"]) for r in rows if len(r["code"]) == level}
 
 
 @cache
-def _rows_within(name: str) -> list[dict[str, str]]:
-    """Rows of a table of this package."""
+def _builtin_rows(name: str) -> list[dict[str, str]]:
+    """Rows of a table in the folder ``tables``."""
     return [row for _, row in _rows_of(str(TABLES / f"{name}.csv"), ())]
 
 
 def _european(name: str, codes: str) -> Scheme:
     level = int(name[-1])
     level3 = list(_corine_of(3))
-    meaning: dict[int, int] = {}
-    nodata: set[int] = set()
+    group_of: dict[int, int] = {code: code // 10 ** (3 - level) for code in level3}
+    legend_classes = tuple(
+        LandCoverClass(
+            number, *named, tuple(c for c in level3 if group_of[c] == group), int(str(group)[0])
+        )
+        for number, (group, named) in enumerate(_corine_of(level).items(), start=1)
+    )  # fmt: skip
+    numbers = {c: land_cover.number for land_cover in legend_classes for c in land_cover.sources}
+    classes: dict[Code, int] = {}
     if codes in ("auto", "grid"):
-        meaning |= dict(enumerate(level3, start=1))
-        nodata |= set(_GRID_NODATA)
+        classes |= {grid_code: numbers[code] for grid_code, code in enumerate(level3, start=1)}
+        classes |= dict.fromkeys(_GRID_NODATA, IGNORE)
     if codes in ("auto", "three-digit"):
-        meaning |= {code: code for code in level3}
-        nodata |= set(_THREE_DIGIT_NODATA)
-    groups = {code: code // 10 ** (3 - level) for code in level3}
-    named = _corine_of(level)
-    legend = Legend(
-        name,
-        tuple(
-            LandCoverClass(
-                number, *named[group], tuple(c for c in level3 if groups[c] == group), int(str(group)[0])
-            )
-            for number, group in enumerate(named, start=1)
-        ),
-    )
-    numbers = {group: number for number, group in enumerate(named, start=1)}
-    classes: dict[Code, int] = {code: numbers[groups[clc]] for code, clc in meaning.items()}
-    classes |= dict.fromkeys(nodata, IGNORE)
+        classes |= numbers | dict.fromkeys(_THREE_DIGIT_NODATA, IGNORE)
     hint = (
         "Type --scheme clc-fi-13 if these are Finnish codes 1..49, or --scheme with a CSV "
         "(code,class,name,color) that has a row for each code; leave class empty to ignore it."
     )
-    return Scheme(name, legend, classes, hint=hint, tell_codes_apart=codes == "auto")
+    return Scheme(name, Legend(name, legend_classes), classes, hint=hint, tell_codes_apart=codes == "auto")
 
 
 def _check_european(codes: set[int], where: str) -> None:
@@ -437,85 +379,77 @@ def read_scheme(path: str) -> Scheme:
     """Read a scheme from a table with a row for each code.
 
     Columns are ``code`` (an integer or a text), ``class`` (1..N, or empty or ``ignore``), ``name`` and
-    ``color`` (``#rrggbb``) of the class. Name and colour stand on one row of the class at least, and agree
-    where repeated; a colour may be left out. A row without a code declares a class that these labels lack
-    and others of the same legend have. A further column ``level1`` (1..5) gives CORINE's level 1. The
-    separator is a comma or a semicolon, the encoding UTF-8.
-
-    Raises
-    ------
-    InputError
-        With the line number, if a row is not as above, or classes are not numbered 1..N without gaps.
+    ``color`` (``#rrggbb``) of the class. At least one row of each class has its name; names and colours agree
+    where repeated, and colours may be left out. A row without a code declares a class of the legend that
+    these labels lack. A further column ``level1`` (1..5) gives CORINE's level 1. The separator is a comma or
+    a semicolon, the encoding UTF-8. Raises InputError with the line number if a row is not like this, or if
+    classes are not numbered 1..N without gaps.
     """
-    rows = _rows_of(path)
     classes: dict[Code, int] = {}
-    spelled: dict[Code, Code] = {}
-    found: dict[int, dict[str, str]] = {}
-    for line, row in rows:
+    spelling: dict[Code, Code] = {}
+    cells: dict[int, dict[str, str]] = {}
+    for line, row in _rows_of(path):
         code, number = _code_and_class(path, line, row)
         if code in classes:
             raise _bad_row(path, line, f"code {code} is there twice", "each code once")
         if code is not None:
             classes[code] = number
-            spelled[code] = row["code"] if isinstance(code, str) else code
+            spelling[code] = row["code"] if isinstance(code, str) else code
         if number != IGNORE:
-            _merge_class(path, line, found.setdefault(number, {}), row)
-    if not found or sorted(found) != list(range(1, len(found) + 1)):
+            _merge_class(path, line, cells.setdefault(number, {}), row)
+    numbers = sorted(cells)
+    if not numbers or numbers != list(range(1, len(numbers) + 1)):
         raise InputError(
             f"cannot use the scheme '{path}', since its classes are "
-            f"{_listed(sorted(found)) or 'all ignored'}, expected 1..N without gaps",
+            f"{_listed(numbers) or 'all ignored'}, expected 1..N without gaps",
             "Number the classes 1, 2, 3, ... in the column 'class'.",
         )
-    numbers = sorted(found)
-    shown = _colored([found[n].get("name", "") for n in numbers], [found[n].get("color") for n in numbers])
-    for number, color in zip(numbers, shown, strict=True):
-        found[number]["color"] = color
-    legend = Legend(
-        Path(path).stem,
-        tuple(
-            _class_from(path, n, found[n], [spelled[c] for c, k in classes.items() if k == n])
-            for n in sorted(found)
-        ),
-    )
+    colors = _colored([cells[n].get("name", "") for n in numbers], [cells[n].get("color") for n in numbers])
+    land_cover = []
+    for number, color in zip(numbers, colors, strict=True):
+        if "name" not in cells[number]:
+            raise InputError(
+                f"cannot use the scheme '{path}', since class {number} has no name",
+                "Fill in the column 'name' on one row of each class.",
+            )
+        codes = tuple(sorted((spelling[c] for c, k in classes.items() if k == number), key=_code_order))
+        level1 = int(cells[number].get("level1", 0))
+        land_cover.append(LandCoverClass(number, cells[number]["name"], color, codes, level1))
     hint = f"Add a row for each code to '{path}'; leave the class empty to ignore it."
-    return Scheme(Path(path).stem, legend, classes, hint=hint)
+    name = Path(path).stem
+    return Scheme(name, Legend(name, tuple(land_cover)), classes, hint=hint)
+
+
+def _code_order(code: Code) -> tuple[bool, Code]:
+    """Sort key of codes: integers before texts."""
+    return isinstance(code, str), code
 
 
 def write_scheme(scheme: Scheme, path: Path) -> bool:
-    """Write a scheme as a table that `read_scheme` reads: a start for a user's own.
+    """Write a scheme as a table for `read_scheme`, which a user can edit.
 
-    Returns
-    -------
-    bool
-        False where a file of other content is there already, which may be a user's and is left.
+    Return False if there is a file with other content, possibly a user's, which is left as it is.
     """
-    names = {plain(s): s for c in scheme.legend.classes for s in c.sources if isinstance(s, str)}
-    codes = sorted(scheme.classes, key=lambda code: (isinstance(code, str), code))
+    spelling = {plain(s): s for c in scheme.legend.classes for s in c.sources if isinstance(s, str)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_COLUMNS, "level1"])
-    written = set()
-    for code in codes:
-        number = scheme.classes[code]
-        spelled = names.get(code, code) if isinstance(code, str) else code
-        if number == IGNORE:
-            writer.writerow([spelled, "ignore", "", "", ""])
-            continue
-        written.add(number)
-        writer.writerow([spelled, *_class_cells(scheme.legend.classes[number - 1])])
-    for land_cover in scheme.legend.classes:
-        if land_cover.number not in written:
-            writer.writerow(["", *_class_cells(land_cover)])
+    cells: dict[int, tuple[int | str, ...]] = {
+        c.number: (c.number, c.name, c.color, c.level1 or "") for c in scheme.legend.classes
+    }
+    cells[IGNORE] = ("ignore", "", "", "")
+    for code in sorted(scheme.classes, key=_code_order):
+        spelled = spelling.get(code, code) if isinstance(code, str) else code
+        writer.writerow([spelled, *cells[scheme.classes[code]]])
+    for number in cells:
+        if number not in {*scheme.classes.values(), IGNORE}:
+            writer.writerow(["", *cells[number]])
     content = text.getvalue().encode()
     if path.exists():
         return path.read_bytes() == content
     with write_atomically(path) as temporary:
         temporary.write_bytes(content)
     return True
-
-
-def _class_cells(land_cover: LandCoverClass) -> tuple[int, str, str, int | str]:
-    return (land_cover.number, land_cover.name, land_cover.color, land_cover.level1 or "")
 
 
 def scheme_of_names(
@@ -527,45 +461,38 @@ def scheme_of_names(
 
     Parameters
     ----------
-    name
-        Of the legend.
     names
-        Code to name of the class; codes of one name make one class. A text code names itself.
+        Code to name of the class; codes with the same name make one class. A text code is its own name.
     colors
-        Integer code to ``#rrggbb``; `PALETTE` where there is none.
+        Integer code to ``#rrggbb``; other classes have default colours.
     """
-    first: dict[str, str] = {}
-    for text in names.values():
-        first.setdefault(plain(text), " ".join(text.split()))
-    if len(first) > MAX_CLASSES:
+    spelling: dict[str, str] = {}
+    members: dict[str, list[Code]] = {}
+    for code, text in names.items():
+        spelling.setdefault(plain(text), " ".join(text.split()))
+        members.setdefault(plain(text), []).append(code)
+    if len(members) > MAX_CLASSES:
         raise InputError(
-            f"cannot make classes of '{name}', since it names {len(first)}, expected at most {MAX_CLASSES}",
+            f"cannot make classes of '{name}', since it names {len(members)}, expected at most {MAX_CLASSES}",
             "Type --scheme with a CSV (code,class,name,color) that gathers them.",
         )
-    for text in first.values():
+    for text in spelling.values():
         if not re.fullmatch(_PATTERNS["name"][0], text):
             raise InputError(
                 f"cannot make a class of {text[:40]!r} in '{name}', expected {_PATTERNS['name'][1]}",
                 "Type --scheme with a CSV (code,class,name,color) that gives it a name.",
             )
-    members: dict[str, list[Code]] = {}
-    given: dict[Code, str] = dict((colors or {}).items())
-    for code, text in names.items():
-        members.setdefault(plain(text), []).append(code)
     # A text field has no order of its own, and a file's order changes when it is edited.
     order = sorted(members) if all(isinstance(code, str) for code in names) else list(members)
-    classes = {
-        plain(code) if isinstance(code, str) else code: number
-        for number, key in enumerate(order, start=1)
-        for code in members[key]
-    }
-    shown = _colored([first[key] for key in order], [given.get(members[key][0]) for key in order])
-    legend = Legend(name, tuple(
-        LandCoverClass(number, first[key], shown[number - 1], tuple(members[key]))
-        for number, key in enumerate(order, start=1)
-    ))  # fmt: skip
+    given: dict[Code, str] = dict((colors or {}).items())
+    shown = _colored([spelling[key] for key in order], [given.get(members[key][0]) for key in order])
+    classes: dict[Code, int] = {}
+    land_cover = []
+    for number, (key, color) in enumerate(zip(order, shown, strict=True), start=1):
+        classes |= {plain(code) if isinstance(code, str) else code: number for code in members[key]}
+        land_cover.append(LandCoverClass(number, spelling[key], color, tuple(members[key])))
     hint = "Type --scheme with a CSV (code,class,name,color) that has a row for each code."
-    return Scheme(name, legend, classes, hint=hint)
+    return Scheme(name, Legend(name, tuple(land_cover)), classes, hint=hint)
 
 
 def _rows_of(path: str, columns: tuple[str, ...] = _COLUMNS) -> list[tuple[int, dict[str, str]]]:
@@ -620,18 +547,8 @@ def _merge_class(path: str, line: int, known: dict[str, str], row: dict[str, str
             raise _bad_row(path, line, has, f"'{known[column]}' as above")
 
 
-def _class_from(path: str, number: int, known: dict[str, str], codes: Iterable[Code]) -> LandCoverClass:
-    if "name" not in known:
-        raise InputError(
-            f"cannot use the scheme '{path}', since class {number} has no name",
-            "Fill in the column 'name' on one row of each class.",
-        )
-    sources = tuple(sorted(codes, key=lambda code: (isinstance(code, str), code)))
-    return LandCoverClass(number, known["name"], known["color"].lower(), sources, int(known.get("level1", 0)))
-
-
 def _colored(names: Sequence[str], given: Sequence[str | None]) -> list[str]:
-    """Return the colours of classes: those given, else by the words of their names, else spare ones.
+    """Return the colours of classes: the given one, else one that suits a word of the name, else a spare one.
 
     Examples
     --------
@@ -641,14 +558,14 @@ def _colored(names: Sequence[str], given: Sequence[str | None]) -> list[str]:
     colors = [color and color.lower() for color in given]
     for i, name in enumerate(names):
         words = {*re.findall(r"[a-z]+", plain(name))}
-        free = (color for color, meant in _MEANT.items() if words & meant and color not in colors)
-        colors[i] = colors[i] or next(free, None)
+        suited = (c for c, meant in _WORDS_OF_COLOR.items() if words & {*meant.split()} and c not in colors)
+        colors[i] = colors[i] or next(suited, None)
     spare = (color for number in itertools.count(1) if (color := _spare_color(number)) not in colors)
     return [color or next(spare) for color in colors]
 
 
 def _spare_color(number: int) -> str:
-    """Return a colour for a class without one; beyond `PALETTE` hues a golden angle apart."""
+    """Return a default colour: of `PALETTE`, and beyond it hues a golden angle apart."""
     if number <= len(PALETTE):
         return PALETTE[number - 1]
     rgb = colorsys.hls_to_rgb(number * 0.381966 % 1, (0.35, 0.5, 0.7)[number % 3], 0.7)
@@ -675,17 +592,11 @@ def _listed(codes: Iterable[object]) -> str:
 
 
 def _ranges(codes: Iterable[int]) -> str:
-    """Codes as ranges: 1..13, 255.
-
-    Examples
-    --------
-    >>> _ranges([1, 2, 3, 7])
-    '1..3, 7'
-    """
-    runs: list[list[int]] = []
+    """Return codes as ranges: ``1..13, 255``."""
+    ranges: list[list[int]] = []
     for code in sorted(codes):
-        if runs and code == runs[-1][1] + 1:
-            runs[-1][1] = code
+        if ranges and code == ranges[-1][1] + 1:
+            ranges[-1][1] = code
         else:
-            runs.append([code, code])
-    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
+            ranges.append([code, code])
+    return ", ".join(str(a) if a == b else f"{a}..{b}" for a, b in ranges)

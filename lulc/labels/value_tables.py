@@ -1,4 +1,4 @@
-"""Value tables: classes that a label raster itself declares for its values."""
+"""Value tables: class names and colours that a label raster itself gives for its values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lulc.rasters.guards import is_address, parse_xml, read_xml
 from lulc.rasters.sources import Source
 
 TAG_PREFIX = "LULC_"
-"""What the names of all tags begin with that this toolkit writes."""
+"""Start of the names of all tags that this toolkit writes."""
 
 LEGEND_TAG = "LULC_LEGEND"
 """Tag of a map that holds its legend as JSON."""
@@ -29,10 +29,10 @@ MAX_TABLE_BYTES = 4 * 2**20
 MAX_ROWS = 65_536
 
 NEAR = 3
-"""Difference of red, green or blue up to which two colours are the same."""
+"""Largest difference of red, green or blue between equal colours."""
 
 NO_DATA = {"nodata", "no data", "no_data", "no-data", "unclassified"}
-"""Names of a value that is no class; Imagine calls its value 0 unclassified."""
+"""Names of values that are no class; Imagine names its value 0 "unclassified"."""
 
 _DBF_VERSIONS = (0x03, 0x83, 0x30, 0x31, 0x8B, 0xF5)
 
@@ -47,11 +47,11 @@ class ValueTable:
     Parameters
     ----------
     names
-        Value to name of the class; empty where the raster gives colours alone.
+        Value to name of the class; empty where the raster has colours alone.
     colors
         Value to ``#rrggbb``.
     legend
-        The legend of a map, whose tags hold it whole.
+        Complete legend from the tags of a map.
     """
 
     origin: str
@@ -61,9 +61,7 @@ class ValueTable:
 
 
 def read_value_table(source: Source) -> ValueTable | None:
-    """Return the classes that a raster declares for its values; None without any.
-
-    The first of these counts:
+    """Return the value table of a raster, from the first of these that it has, else None:
 
     - the legend in the tags of a map,
     - a raster attribute table or category names, in ``NAME.aux.xml`` or the file,
@@ -103,7 +101,7 @@ def legend_of_tag(text: str, path: str) -> Legend:
 
 
 def scheme_of_table(table: ValueTable, path: str) -> Scheme | None:
-    """Return the scheme that a value table makes; None for colours that are those of no known product."""
+    """Return the scheme of a value table; None for colours alone that belong to no known product."""
     if table.legend is not None:
         numbers: dict[Code, int] = {c.number: c.number for c in table.legend.classes}
         return Scheme(table.legend.name, table.legend, {0: IGNORE, IGNORE: IGNORE, **numbers})
@@ -124,16 +122,15 @@ def scheme_of_table(table: ValueTable, path: str) -> Scheme | None:
 def _names_agree(table: ValueTable, scheme: Scheme) -> bool:
     """True where every named value has the name of its class in the scheme."""
     named = {value: plain(name) for value, name in table.names.items() if plain(name) not in NO_DATA}
+    numbers = [scheme.classes.get(value, IGNORE) for value in named]
     return len(named) > 1 and all(
-        value in scheme.classes
-        and scheme.classes[value] != IGNORE
-        and plain(scheme.legend.names[scheme.classes[value] - 1]) == name
-        for value, name in named.items()
+        number != IGNORE and plain(scheme.legend.names[number - 1]) == name
+        for number, name in zip(numbers, named.values(), strict=True)
     )
 
 
 def _colors_agree(table: ValueTable, scheme: Scheme) -> bool:
-    """True where the colours alone are those of the scheme, for each of its values."""
+    """True where the table has colours alone, and those of the scheme for all its values."""
     wanted = {
         code: scheme.legend.colors[number - 1]
         for code, number in scheme.classes.items()
@@ -150,16 +147,15 @@ def _are_near(first: str, second: str) -> bool:
 
 
 def _read_flags(attributes: Mapping[str, Any], dtype: str) -> dict[int, str]:
-    """Value to name by CF's ``flag_values`` and ``flag_meanings``; empty where they fit no enumeration."""
+    """Value to name by CF's ``flag_values`` and ``flag_meanings``; empty where they are no enumeration."""
     known = {key.lower(): value for key, value in attributes.items()}
-    if "flag_masks" in known:
-        return {}
-    numbers = known.get("flag_values", "")
-    text = numbers if isinstance(numbers, str) else " ".join(map(str, np.ravel(numbers).tolist()))
-    values = [int(float(part)) for part in re.findall(r"-?\d+(?:\.0*)?", text)]
-    meanings = known.get("flag_meanings", "")
-    names = (meanings if isinstance(meanings, str) else " ".join(map(str, np.ravel(meanings)))).split()
-    if len(values) != len(names):
+    texts = [
+        value if isinstance(value, str) else " ".join(map(str, np.ravel(value).tolist()))
+        for value in (known.get("flag_values", ""), known.get("flag_meanings", ""))
+    ]
+    values = [int(float(part)) for part in re.findall(r"-?\d+(?:\.0*)?", texts[0])]
+    names = texts[1].split()
+    if "flag_masks" in known or len(values) != len(names):
         return {}
     kind = np.dtype(dtype)
     wrap = 2 ** (8 * kind.itemsize) if kind.kind == "u" else 0
@@ -214,24 +210,21 @@ def _read_dbf(path: Path) -> ValueTable | None:
 
 
 def _name_column(rows: list[list[str]], count: int) -> int:
-    """The column that names the values: of those that hold no numbers that with most different texts."""
-    texts = [
-        len({row[i] for row in rows if i < len(row)} - {""})
-        if any(i < len(row) and row[i] and _number(row[i]) is None for row in rows)
-        else 0
-        for i in range(count)
-    ]
-    return texts.index(max(texts)) if any(texts) else -1
+    """Return the column of names, -1 without any: the one of most texts among those not only of numbers."""
+    columns = [{row[i] for row in rows if i < len(row)} - {""} for i in range(count)]
+    sizes = [len(texts) if any(_number(text) is None for text in texts) else 0 for texts in columns]
+    return sizes.index(max(sizes)) if any(sizes) else -1
 
 
 def _table_of(
     origin: str, rows: list[list[str]], columns: Mapping[str, int], *, scale: int
 ) -> ValueTable | None:
+    """Return the value table of rows whose columns have these usages; colours may be fractions of `scale`."""
     if _VALUE not in columns or columns[_NAME] < 0:
         return None
     names: dict[int, str] = {}
     colors: dict[int, str] = {}
-    fractions = scale > 1 and all(_channel(row, columns) <= 1 for row in rows)
+    fractions = scale > 1 and all(_brightest(row, columns) <= 1 for row in rows)
     for row in rows:
         if len(row) <= max(columns.values()):
             continue
@@ -241,17 +234,16 @@ def _table_of(
         names[int(value)] = name
         channels = [_number(row[columns[usage]]) for usage in (_RED, _GREEN, _BLUE) if usage in columns]
         if len(channels) == 3 and None not in channels:
-            shares = [round((255 if fractions else 1) * float(c or 0)) for c in channels]
-            if all(0 <= c <= 255 for c in shares):
-                colors[int(value)] = "#" + bytes(shares).hex()
+            rgb = [round((255 if fractions else 1) * float(c or 0)) for c in channels]
+            if all(0 <= c <= 255 for c in rgb):
+                colors[int(value)] = "#" + bytes(rgb).hex()
     return ValueTable(origin, names, colors) if names else None
 
 
-def _channel(row: list[str], columns: Mapping[str, int]) -> float:
-    values = [
-        _number(row[columns[u]]) for u in (_RED, _GREEN, _BLUE) if u in columns and columns[u] < len(row)
-    ]
-    return max((value for value in values if value is not None), default=0.0)
+def _brightest(row: list[str], columns: Mapping[str, int]) -> float:
+    """Return the highest of red, green and blue in a row; 0 without any."""
+    used = [columns[u] for u in (_RED, _GREEN, _BLUE) if u in columns and columns[u] < len(row)]
+    return max((value for value in (_number(row[i]) for i in used) if value is not None), default=0.0)
 
 
 def _number(text: Any) -> float | None:
@@ -264,14 +256,14 @@ def _number(text: Any) -> float | None:
 
 
 def unexplained(path: str, codes: Sequence[int]) -> InputError:
-    """Error for labels whose numbers nothing explains, with the commands to type."""
+    """Return the error for labels whose codes have no known meaning, with the commands to type."""
     shown = ", ".join(map(str, codes[:12])) + (", ..." if len(codes) > 12 else "")
     fitting = [name for name in SCHEMES if codes and set(codes) <= set(load_scheme(name).classes)]
     known = f"If they are those of {' or '.join(fitting)}, type --scheme {fitting[0]}. " if fitting else ""
     rows = "".join(f"\n    {code},{number},NAME," for number, code in enumerate(codes[:5], start=1))
     return InputError(
         f"cannot tell which classes the codes of '{path}' mean ({shown}), since it has neither class names "
-        "nor a value table, expected to be told by --scheme",
+        "nor a value table, expected --scheme",
         f"{known}Otherwise write a table classes.csv with a row for each code and type --scheme classes.csv "
         f"(leave class empty to ignore a code):\n\n    code,class,name,color{rows}",
     )
