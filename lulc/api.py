@@ -1,7 +1,7 @@
-"""The public functions: each command as a function that takes its options by name.
+"""Public functions: each command as a function with its options as keywords.
 
-Nothing heavy is loaded before a function is called. What a function takes and refuses is written in
-`lulc.config`, once for the command line and for Python.
+Nothing heavy is loaded before a function is called. `lulc.config` defines the options, once for the command
+line and for Python.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from lulc.training.train import TrainingResult
 
 File = str | os.PathLike[str]
-"""A path, as text or as an object."""
 
 P = ParamSpec("P")
 Result = TypeVar("Result", covariant=True)
@@ -63,30 +62,30 @@ Made = TypeVar("Made")
 
 
 class Command(Protocol[P, Result]):
-    """A function that takes the options of a config by name, or a config, or both."""
+    """A function of the options of a config by name, of a config, or of both."""
 
-    # The first form gives editors the names, the second one takes lists and paths for tuples and texts.
+    # The first form gives editors the names; the second one allows lists for tuples and paths for texts.
     @overload
     def __call__(self, *args: P.args, **options: P.kwargs) -> Result: ...
     @overload
     def __call__(self, config: Any = None, /, **options: Any) -> Result: ...
 
 
-def _config_from(function: str, kind: type[Config], given: Config | None, options: dict[str, Any]) -> Config:
-    """The config of a call; names that it doesn't have are refused as Python refuses them."""
+def _config_from(function: str, kind: type[Config], config: Config | None, options: dict[str, Any]) -> Config:
+    """Return the config of a call; raises TypeError for unknown and missing options, as Python does."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in options:
         if name not in fields:
-            near = nearest(name, fields)
-            meant = f"did you mean '{near}'?" if near else f"see help(lulc.{function})"
-            raise TypeError(f"{function}() got an unexpected option '{name}'; {meant}")
-    if given is not None and not isinstance(given, kind):
+            similar = nearest(name, fields)
+            hint = f"did you mean '{similar}'?" if similar else f"see help(lulc.{function})"
+            raise TypeError(f"{function}() got an unexpected option '{name}'; {hint}")
+    if config is not None and not isinstance(config, kind):
         raise TypeError(
-            f"{function}() takes options by name or a {kind.__name__}, got {type(given).__name__}; "
+            f"{function}() takes options by name or a {kind.__name__}, got {type(config).__name__}; "
             f"see help(lulc.{function})"
         )
-    if given is not None:
-        return dataclasses.replace(given, **options)
+    if config is not None:
+        return dataclasses.replace(config, **options)
     missing = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in options]
     if missing:
         raise TypeError(f"{function}() needs the options {' and '.join(map(repr, missing))}")
@@ -94,26 +93,21 @@ def _config_from(function: str, kind: type[Config], given: Config | None, option
 
 
 def _signature(config: type[Options], function: Callable[..., Any]) -> inspect.Signature:
-    """Signature of a call with options by name."""
-    first = inspect.Parameter(
-        "config", inspect.Parameter.POSITIONAL_ONLY, default=None, annotation=config | None
-    )
+    """Return the signature of a call with options by name."""
+    kinds, empty = inspect.Parameter, inspect.Parameter.empty
     hints = typing.get_type_hints(config)
-    options = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
-            annotation=hints[field.name],
+    parameters = [kinds("config", kinds.POSITIONAL_ONLY, default=None, annotation=config | None)]
+    for field in _ordered(config):
+        default = empty if field.default is dataclasses.MISSING else field.default
+        parameters.append(
+            kinds(field.name, kinds.KEYWORD_ONLY, default=default, annotation=hints[field.name])
         )
-        for field in _ordered(config)
-    ]
     returned = inspect.signature(function).return_annotation
-    return inspect.Signature([first, *options], return_annotation=returned)
+    return inspect.Signature(parameters, return_annotation=returned)
 
 
 def _documentation(config: type[Options], function: Callable[..., Any]) -> str:
-    """Docstring of a function with a section that documents each option."""
+    """Return the docstring of a function with a section that documents each option."""
     lines = [
         "Parameters",
         "----------",
@@ -123,23 +117,22 @@ def _documentation(config: type[Options], function: Callable[..., Any]) -> str:
     hints = typing.get_type_hints(config)
     for field in _ordered(config):
         optional = "" if field.default is dataclasses.MISSING else ", optional"
-        lines.append(f"{field.name} : {_kind_of(field, hints[field.name])}{optional}")
-        told = re.sub(r"--([a-z][a-z-]+)", lambda m: m[1].replace("-", "_"), help_of(field))
-        sentence = told[0].upper() + told[1:].replace("%%", "%")
+        lines.append(f"{field.name} : {_type_name(field, hints[field.name])}{optional}")
+        text = re.sub(r"--([a-z][a-z-]+)", lambda m: m[1].replace("-", "_"), help_of(field))
+        sentence = text[0].upper() + text[1:].replace("%%", "%")
         lines += textwrap.wrap(sentence, 96, initial_indent="    ", subsequent_indent="    ")
-    text = inspect.getdoc(function) or ""
-    head, mark, rest = text.partition("Returns\n-------\n")
+    head, mark, rest = (inspect.getdoc(function) or "").partition("Returns\n-------\n")
     return head + "\n".join(lines) + "\n\n" + mark + rest
 
 
 def _ordered(config: type[Options]) -> list[dataclasses.Field[Any]]:
-    """The options: first those that must be given, then those of the command, then those under a heading."""
+    """Return the required options, then those of the command, then those under a heading."""
     fields = dataclasses.fields(config)
     return sorted(fields, key=lambda f: (f.default is not dataclasses.MISSING, f.metadata["group"] != ""))
 
 
-def _kind_of(field: dataclasses.Field[Any], hint: Any) -> str:
-    """Type of an option as docstrings write it."""
+def _type_name(field: dataclasses.Field[Any], hint: Any) -> str:
+    """Return the type of an option as docstrings write it."""
     base, many = value_type(hint)
     choices = field.metadata["choices"]
     one = f"{{{', '.join(map(repr, choices))}}}" if choices else base.__name__
@@ -151,16 +144,16 @@ _ARRAY_OPTIONS = frozenset(field.name for field in dataclasses.fields(InputConfi
     "model", "inputs", "pick", "statistics", "strict", "engine", "min_agreement", "memory", "window", "part",
     "batch_size", "blend", "tta", "ensemble", "extra", "min_confidence",
 }  # fmt: skip
-"""Options of `classify` that decide values; the others concern the file of the map."""
+"""Options of `classify` that affect values; the others concern the file of the map."""
 
 
 def _is_array(value: Any) -> bool:
-    """Return True for an array of any kind, without loading xarray."""
+    """True for an array of any kind, without loading xarray."""
     return type(value).__module__.partition(".")[0] in ("xarray", "numpy", "dask")
 
 
-def _holds_arrays(images: Any) -> bool:
-    """Return True for one array or several; refuse what is no option of `train`, as Python does."""
+def _are_arrays(images: Any) -> bool:
+    """True for one array or several; raises TypeError for a path, as Python does."""
     if isinstance(images, str | os.PathLike):
         raise TypeError("train() takes options by name or a TrainConfig, got str; see help(lulc.train)")
     return images is not None
@@ -182,29 +175,29 @@ def classify_array(
     model
         Weights file, run folder, or name in a weights folder.
     inputs
-        Bands by name as variables or along a dimension, with coordinates and a CRS (``spatial_ref``). Of a
-        lazy object (Dask) a few windows are read at once, the others when the result is computed.
+        Bands by name as variables or along a dimension, with coordinates and a CRS (``spatial_ref``). A few
+        windows of a lazy object (Dask) are read at once, the others when the result is computed.
     config
         Options as an object; those given by name win.
     out
-        Also write the result, to ``.nc``, ``.zarr`` or, if the array isn't lazy, ``.tif``; a lazy result is
-        then read from there.
+        Also write the result to this ``.nc``, ``.zarr`` or, if the array isn't lazy, ``.tif``; a lazy result
+        is then read from this file.
     overwrite
         Replace the file `out`.
     **options
-        Options of `classify` that decide values, such as ``scale``, ``engine``, ``tta`` and ``blend``.
+        Options of `classify` that affect values, such as ``scale``, ``engine``, ``tta`` and ``blend``.
 
     Returns
     -------
     Dataset
         ``class`` with CF flags (0 unclassified, 255 no data), ``probability`` (class, y, x), and a variable
-        for each measure in ``extra``. Rows and columns run as those of the input. Lazy where the input is
-        (Dask, threads), else in memory.
+        for each measure in ``extra``. Rows and columns are in the order of the input. Lazy (Dask, threads)
+        for a lazy input, else in memory.
 
     Raises
     ------
     InputError
-        If model or array are refused or don't fit together, or an option concerns files.
+        If the model or the array is invalid, they don't fit together, or an option concerns files.
     """
     if not hasattr(inputs, "coords"):
         raise InputError(
@@ -212,16 +205,18 @@ def classify_array(
             "names bands and places",
             "xarray.DataArray(array, dims=('band', 'y', 'x'), coords={'band': names, 'y': y, 'x': x})",
         )
-    given = options if config is None else _changed(config) | options
-    overwrite = given.pop("overwrite", overwrite)
-    for name in given:
-        if name in {f.name for f in dataclasses.fields(ClassifyConfig)} - _ARRAY_OPTIONS:
-            raise InputError(
-                f"cannot use the option '{name}' with an array, since it concerns the file of a map",
-                "Leave it out, or write a file of the array and classify that.",
-            )
-    fields = given | {"model": model, "inputs": "array", "out": "array.tif"}
-    settings = _config_from("classify", ClassifyConfig, None, fields)
+    if config is not None:
+        fields = [f for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING]
+        values = {f.name: getattr(config, f.name) for f in fields}
+        options = {f.name: values[f.name] for f in fields if values[f.name] != f.default} | options
+    overwrite = options.pop("overwrite", overwrite)
+    if filed := options.keys() & {f.name for f in dataclasses.fields(ClassifyConfig)} - _ARRAY_OPTIONS:
+        raise InputError(
+            f"cannot use the option '{min(filed)}' with an array, since it concerns the file of a map",
+            "Leave it out, or write the array to a file and classify that.",
+        )
+    options |= {"model": model, "inputs": "array", "out": "array.tif"}
+    settings = _config_from("classify", ClassifyConfig, None, options)
     from lulc.inference.arrays import classify_lazily, classify_source, write_array
     from lulc.maps.frames import dataset_of
     from lulc.rasters.cubes import ArraySource
@@ -234,71 +229,64 @@ def classify_array(
     return source.like_given(frame)
 
 
-def _placed(
-    function: str, places: Sequence[str], by_position: tuple[Any, ...], options: dict[str, Any]
+def _arguments(
+    function: str, names: Sequence[str], positional: tuple[Any, ...], options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Return the config of a call, and its options with the names of those that are given by position."""
-    alone = len(by_position) == 1 and (not places or isinstance(by_position[0], Options | None))
-    if alone or not by_position:
-        return (by_position[0] if by_position else None), options
-    named = dict(zip(places, by_position, strict=False))
-    if len(by_position) > len(places):
-        raise TypeError(
-            f"{function}() takes {len(places) or 1} arguments by position, got {len(by_position)}"
-        )
+    """Return the config of a call, and all options by name, also those given by position."""
+    if not positional:
+        return None, options
+    if len(positional) == 1 and (not names or isinstance(positional[0], Options | None)):
+        return positional[0], options
+    if len(positional) > len(names):
+        raise TypeError(f"{function}() takes {len(names) or 1} arguments by position, got {len(positional)}")
+    named = dict(zip(names, positional, strict=False))
     if twice := named.keys() & options.keys():
         raise TypeError(f"{function}() got several values for '{min(twice)}'")
     return None, named | options
 
 
-def _changed(config: ClassifyConfig) -> dict[str, Any]:
-    """Return the optional fields of a config that differ from their defaults."""
-    fields = [f for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING]
-    return {f.name: getattr(config, f.name) for f in fields if getattr(config, f.name) != f.default}
-
-
 def _command(
     kind: Callable[P, Config],
-    places: Sequence[str] = (),
-    instead: Callable[[Any, dict[str, Any]], Callable[..., Any] | None] = lambda config, options: None,
+    positional: Sequence[str] = (),
+    for_arrays: Callable[[Any, dict[str, Any]], Callable[..., Any] | None] = lambda config, options: None,
 ) -> Callable[[Callable[[Config], Made]], Command[P, Made]]:
     """Let a function of a config take the config's fields by name, and document them.
 
     Parameters
     ----------
     kind
-        The config.
-    places
+        Class of the config.
+    positional
         Options that may also be given by position, in order.
-    instead
-        Returns the function for a call with arrays, from config and options by name; None for files.
+    for_arrays
+        Returns the function for a call with arrays, from config and options; None for a call with files.
     """
-    config = typing.cast("type[Config]", kind)
+    config_type = typing.cast("type[Config]", kind)
 
     def decorate(function: Callable[[Config], Made]) -> Command[P, Made]:
         @functools.wraps(function)
-        def call(*by_position: Any, **options: Any) -> Made:
-            given, options = _placed(function.__name__, places, by_position, options)
-            if (other := instead(given, options)) is not None:
-                return typing.cast("Made", other(config=given, **options))
-            return function(_config_from(function.__name__, config, given, options))
+        def call(*arguments: Any, **options: Any) -> Made:
+            config, options = _arguments(function.__name__, positional, arguments, options)
+            if (other := for_arrays(config, options)) is not None:
+                return typing.cast("Made", other(config=config, **options))
+            return function(_config_from(function.__name__, config_type, config, options))
 
-        made: Any = call
-        made.__signature__ = _signature(config, function)
-        made.__doc__ = _documentation(config, function)
-        return typing.cast("Command[P, Made]", made)
+        command: Any = call
+        command.__signature__ = _signature(config_type, function)
+        command.__doc__ = _documentation(config_type, function)
+        return typing.cast("Command[P, Made]", command)
 
     return decorate
 
 
 @_command(MosaicConfig)
 def make_mosaic(config: MosaicConfig) -> list[Mosaic]:
-    """Make a mosaic of a region and some dates from satellite scenes; one for each period.
+    """Make a mosaic of a region from satellite scenes; one for each period.
 
     Returns
     -------
     list of Mosaic
-        Path, list of scenes, dates and clear observations of each.
+        Path, scenes, dates and clear observations of each.
 
     Raises
     ------
@@ -324,7 +312,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
     Returns
     -------
     Manifest
-        Of the folder with the stacks: files, classes, channels, statistics.
+        Files, classes, channels and statistics of the stacks.
 
     Raises
     ------
@@ -357,19 +345,19 @@ def train_arrays(
     ----------
     images
         One array or a list: float (y, x, channel) in the units of the channels, NaN = invalid; or xarray
-        objects with bands by name, which are scaled as files are.
+        objects with bands by name, which are scaled like files.
     labels
-        One array for each image, (y, x): class numbers 1..N; 0, 255 and NaN are ignored. Those of an xarray
-        image may be one on the same coordinates.
+        One array for each image, (y, x): class numbers 1..N; 0, 255 and NaN are ignored. The labels of an
+        xarray image may be an xarray object with the same coordinates.
     config
         Options as an object; those given by name win.
     channels
-        Names of the channels, in order; those by which `classify` finds them.
+        Names of the channels, in order, by which `classify` finds them.
     legend
         Names of the classes 1..N, a dictionary of names and colours (``#rrggbb``), or a Legend.
     validation
-        Numbers of the images that validate, counted from 0. By default the lower quarter of each image
-        validates, and labels near it are ignored.
+        Numbers of the validation images, counted from 0. By default the lower quarter of each image is for
+        validation, and labels near it are ignored.
     **options
         Options of `train`, and of `open_stack` for xarray objects, such as ``scale``.
 
@@ -383,18 +371,14 @@ def train_arrays(
     InputError
         If images, labels, names and classes don't fit each other, or as `train` does.
     """
-    reading = {field.name for field in dataclasses.fields(InputConfig)} & options.keys()
-    settings = _config_from(
-        "train", TrainConfig, config, {name: v for name, v in options.items() if name not in reading}
-    )
-    read = InputConfig(**{name: options[name] for name in reading})
-    several = isinstance(images, list | tuple)
+    fields = {field.name for field in dataclasses.fields(InputConfig)}
+    reading = InputConfig(**{name: options.pop(name) for name in fields & options.keys()})
+    settings = _config_from("train", TrainConfig, config, options)
+    if not isinstance(images, list | tuple):
+        images, labels = [images], [labels]
     from lulc.training.data.in_memory import dataset_of
 
-    dataset = dataset_of(
-        images if several else [images], labels if several else [labels], channels, legend, validation,
-        settings, read,
-    )  # fmt: skip
+    dataset = dataset_of(images, labels, channels, legend, validation, settings, reading)
     from lulc.training.train import train
 
     return train(settings, dataset)
@@ -403,7 +387,7 @@ def train_arrays(
 @_command(
     TrainConfig,
     ("images", "labels"),
-    lambda config, options: train_arrays if _holds_arrays(options.get("images")) else None,
+    lambda config, options: train_arrays if _are_arrays(options.get("images")) else None,
 )
 def train(config: TrainConfig) -> TrainingResult:
     """Train a network on the stacks of `make_stacks`; the same call continues an interrupted run.
@@ -427,15 +411,15 @@ def train(config: TrainConfig) -> TrainingResult:
     >>> run = lulc.train(data="stacks", out="run", epochs=4)  # doctest: +SKIP
     >>> run.picks["lowest-val-loss"]  # doctest: +SKIP
     """
-    # Folders and weights are opened before the framework is loaded, so that bad ones are refused at once;
-    # a mosaic to pretrain on is looked through at length, so after all else was checked.
+    # Check folders and weights before the slow import of the framework. Searching a mosaic for pretraining
+    # takes long, so it comes last.
     from lulc.models.weights import check_model, find_model
     from lulc.training.data.dataset import open_dataset
 
     if config.plan:
         raise InputError(
-            "cannot train with plan=True, which train_model.py --plan takes to stop before the training",
-            "Leave it out; plan.json in the run folder says what was planned.",
+            "cannot train with plan=True, since train_model.py --plan stops before the training",
+            "Leave it out; plan.json in the run folder holds the plan.",
         )
     dataset = None if config.pretrain else open_dataset(config)
     if config.init:
@@ -446,9 +430,9 @@ def train(config: TrainConfig) -> TrainingResult:
         return train(config, dataset)
     from lulc.training.cross_validation import cross_validate
 
-    found = cross_validate(config)
-    temperature = None if config.resolved().calibrate == "none" else found.temperature
-    return dataclasses.replace(train(config, dataset, temperature), cross_validation=found)
+    folds = cross_validate(config)
+    temperature = None if config.resolved().calibrate == "none" else folds.temperature
+    return dataclasses.replace(train(config, dataset, temperature), cross_validation=folds)
 
 
 @_command(
@@ -470,7 +454,7 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
     Raises
     ------
     InputError
-        If model or mosaic are refused or don't fit together, or the map exists.
+        If the model or the mosaic is invalid, they don't fit together, or the map exists.
 
     Examples
     --------
@@ -482,7 +466,7 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
     for name, other in (("plan", "forecast"), ("share", "classify_share")):
         if getattr(config, name):
             raise InputError(
-                f"cannot make a map with --{name}, which asks for something else than a map",
+                f"cannot make a map with --{name}, since that option makes no map",
                 f"Call lulc.{other}() with the same options.",
             )
     from lulc.inference.classify import classify
@@ -499,12 +483,12 @@ def classify_share(config: ClassifyConfig) -> ShareResult:
     Returns
     -------
     ShareResult
-        Parts of the share, and how many of them this call made.
+        Number of parts in the share, and of those that this call made.
 
     Raises
     ------
     InputError
-        As `classify` does, or if the share is none or another process is making it.
+        As `classify` does, or if the share is missing or invalid, or another process is making it.
     """
     if not config.share:
         raise InputError("cannot make a share of the map, since none is named", 'Add share="1/8".')
@@ -520,7 +504,7 @@ def forecast(config: ClassifyConfig) -> Forecast:
     Returns
     -------
     Forecast
-        Bytes and seconds, from a few windows that were classified.
+        Bytes and seconds, measured on a few windows.
 
     Raises
     ------
@@ -569,13 +553,13 @@ def evaluate_in_memory(
     """
     if filed := [n for n in ("overwrite", "label_errors", "design_sample", "sample_error") if n in options]:
         raise InputError(
-            f"cannot take the option '{filed[0]}' without out, since it concerns the files of a report",
-            "Give out, or leave it out.",
+            f"cannot use the option '{filed[0]}' without out, since it concerns the files of a report",
+            f"Add out, or leave {filed[0]} out.",
         )
-    given = {"map": map, "reference": reference, "sample": sample}
-    arrays = {n: v for n, v in given.items() if v is not None and not isinstance(v, str | os.PathLike)}
-    named = {n: "<array>" if n in arrays else v for n, v in given.items() if v is not None}
-    settings = _config_from("evaluate", EvaluateConfig, config, options | named | {"out": "none"})
+    inputs = {n: v for n, v in (("map", map), ("reference", reference), ("sample", sample)) if v is not None}
+    arrays = {n: v for n, v in inputs.items() if not isinstance(v, str | os.PathLike)}
+    options |= inputs | dict.fromkeys(arrays, "<array>") | {"out": "none"}
+    settings = _config_from("evaluate", EvaluateConfig, config, options)
     from lulc.evaluation.evaluate import measure
     from lulc.evaluation.inputs import InMemory
     from lulc.evaluation.tables import Evaluation
@@ -589,11 +573,11 @@ def estimate_areas(sample: Any, map: Any, **options: Any) -> pd.DataFrame:
     Parameters
     ----------
     sample
-        Path of the points that `evaluate` drew, interpreted, or a GeoDataFrame of them.
+        Path of the interpreted points that `evaluate` drew, or a GeoDataFrame of them.
     map
         The map that they were drawn from: its path, or a result of `classify` for an array.
     **options
-        Options of `evaluate` about which pixels count: ``scheme``, ``mask``, ``bounds``, ``aoi``.
+        Options of `evaluate` that choose the pixels in use: ``scheme``, ``mask``, ``bounds``, ``aoi``.
 
     Returns
     -------
@@ -634,8 +618,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     Raises
     ------
     InputError
-        If there is nothing to compare with, the folder holds a report already, a file can't be read, or
-        grids or classes don't fit.
+        If the folder holds a report already, a file can't be read, or grids or classes don't fit.
 
     Examples
     --------
@@ -645,7 +628,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """
     from lulc.rasters.sources import open_source
 
-    # What tables and pictures need takes longer to load than it takes to refuse a bad map.
+    # Check the map before the slow import of the packages for tables and pictures.
     open_source(config.map, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote).close()
     from lulc.evaluation.evaluate import evaluate
 
@@ -659,7 +642,7 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
     Returns
     -------
     tuple of Path
-        Files that were written.
+        Written files.
 
     Raises
     ------
@@ -683,7 +666,7 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
     Returns
     -------
     tuple of Path
-        Files that were written.
+        Written files.
 
     Raises
     ------
@@ -702,17 +685,17 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
 
 @_command(ImportModelConfig)
 def import_model(config: ImportModelConfig) -> Imported:
-    """Make a network of another toolkit (ONNX) a model that makes maps.
+    """Import a network of another toolkit (ONNX, Keras) as a model.
 
     Returns
     -------
     Imported
-        Path of the network, its card, and why its windows are blended, where they are.
+        Path of the network, its card, and the reason if its windows are blended.
 
     Raises
     ------
     InputError
-        If the file is refused, channels or classes don't fit it, or the folder holds a network already.
+        If the file is invalid, channels or classes don't fit it, or the folder holds a network already.
 
     Examples
     --------
@@ -728,17 +711,17 @@ def import_model(config: ImportModelConfig) -> Imported:
 
 @_command(ReproduceConfig)
 def reproduce(config: ReproduceConfig) -> Reproduction:
-    """Rebuild a map from the inputs that its tags name, and report any difference.
+    """Rebuild a map from its recorded inputs, and report any difference.
 
     Returns
     -------
     Reproduction
-        How the map was made, which inputs and weights were found, and the comparison of both maps.
+        Processing of the map, inputs and weights found, and the comparison of both maps.
 
     Raises
     ------
     InputError
-        If the tags don't say enough, an output exists, or the inputs can't be classified.
+        If the tags of the map are incomplete, an output exists, or the inputs can't be classified.
     """
     from lulc.inference.reproduce import reproduce
 
@@ -755,11 +738,11 @@ def open_map(
     path
         Map of `classify`, or another raster whose first band holds class numbers.
     scheme
-        Name, table or result of `load_scheme` with the classes of a map whose tags hold none.
+        Name, table or result of `load_scheme` with the classes of a map without class tags.
     allow_vrt
-        Admit a VRT, whose files must lie below its folder.
+        Accept a VRT, whose files must lie below its folder.
     allow_remote
-        Admit a remote file, which opens a connection.
+        Accept a remote file, which opens a connection.
 
     Raises
     ------
@@ -768,8 +751,9 @@ def open_map(
     """
     from lulc.maps.reader import open_map
 
-    read = load_scheme(scheme) if isinstance(scheme, str | os.PathLike) else scheme
-    legend = None if read is None else read.legend
+    if isinstance(scheme, str | os.PathLike):
+        scheme = load_scheme(scheme)
+    legend = None if scheme is None else scheme.legend
     return open_map(path, legend, allow_vrt=allow_vrt, allow_remote=allow_remote)
 
 
@@ -792,11 +776,11 @@ def open_stack(
     bands
         Bands: files with one or many, ``.SAFE`` folders, or STAC items; ``"spring=april.tif"`` for a date.
     indices
-        Index rasters in SYKE coding; indices that none of them holds are computed from the bands.
+        Index rasters in SYKE coding; missing indices are computed from the bands.
     config
         Input options.
     scenes
-        Instead of bands, many scenes on one grid; where they overlap, the first that has a pixel gives it.
+        Instead of bands, many scenes on one grid; where they overlap, the first with data is used.
     channels
         Name or file of a channel set, or names of known channels in order.
     **options
@@ -810,14 +794,11 @@ def open_stack(
     from lulc.rasters.channels import load_channels
     from lulc.rasters.stack import open_stack
 
-    files = [take(given, tuple[str, ...]) for given in (bands, indices, scenes)]
-    read = _config_from("open_stack", InputConfig, config, options)
-    known = (
-        load_channels(os.fspath(channels), dates_of(files[0]))
-        if isinstance(channels, str | os.PathLike)
-        else channels
-    )
-    return open_stack(files[0], files[1], read, scenes=files[2], channels=known)
+    band_files, index_files, scene_files = (take(f, tuple[str, ...]) for f in (bands, indices, scenes))
+    settings = _config_from("open_stack", InputConfig, config, options)
+    if isinstance(channels, str | os.PathLike):
+        channels = load_channels(os.fspath(channels), dates_of(band_files))
+    return open_stack(band_files, index_files, settings, scenes=scene_files, channels=channels)
 
 
 def load_model(
@@ -833,12 +814,12 @@ def load_model(
         Which weights of a run folder: ``lowest-val-loss``, ``best-macro-f1``, ``highest-val-accuracy`` or
         ``last``.
     statistics
-        Training statistics of a legacy ``.h5`` file, which has none.
+        Training statistics for a legacy ``.h5`` file, which holds none.
 
     Raises
     ------
     InputError
-        If there are no such weights, or they are refused.
+        If the weights are missing or invalid.
     """
     from lulc.models import weights
 
@@ -846,14 +827,14 @@ def load_model(
 
 
 def load_scheme(scheme: File, codes: str = "auto") -> Scheme:
-    """Load a nomenclature: how label codes become classes, with names and colours.
+    """Load a scheme: the classes of label codes, with names and colours.
 
     Parameters
     ----------
     scheme
         Name of a scheme (``clc-level1``), or path of a CSV with the columns code, class, name and color.
     codes
-        Meaning of European CORINE codes: ``grid`` (1..44), ``three-digit`` (111..523), or ``auto``.
+        Form of European CORINE codes: ``grid`` (1..44), ``three-digit`` (111..523), or ``auto``.
 
     Raises
     ------

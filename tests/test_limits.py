@@ -359,7 +359,7 @@ def test_memory_that_runs_out_after_all_is_one_message(mapping: list[str], fast:
 
     fast(fail)
     assert make_classifications(mapping) == 1
-    assert capfd.readouterr().err.startswith("error: cannot go on, since memory ran out")
+    assert capfd.readouterr().err.startswith("error: cannot continue, since memory ran out")
 
 
 def test_a_lock_keeps_others_out_and_a_removed_file_locks_nobody(tmp_path: Path) -> None:

@@ -40,29 +40,19 @@ ENVIRONMENT = {
     "NO_COLOR": "anything: no colours on a terminal",
     "TQDM_MININTERVAL": "seconds between two lines of progress; 30 where stderr is no terminal",
 }
-"""Environment variables that a user may set, and what they do."""
+"""Environment variables of the user."""
 
 LOGGED = ("numpy", "rasterio", "keras", "tensorflow", "jax", "torch", "openvino")
-"""Packages whose versions open a log file, where installed."""
+"""Packages whose versions are written into log files."""
 
 PATHS = {"RASTER", "FILE", "FILE.gpkg", "FILE.json", "FOLDER", "MAP", "REFERENCE", "MODEL", "DATA", "INPUT",
          "OUT", "OUT.tif", "PATH"}  # fmt: skip
-"""Placeholders of options that shells complete with names of files."""
+"""Placeholders of options that shells complete with file names."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer of a finished command.
-
-    Parameters
-    ----------
-    text
-        For people.
-    data
-        The same for machines, JSON-ready.
-    code
-        Exit code.
-    """
+    """Answer of a command: text for people, the same as JSON-ready data, and the exit code."""
 
     text: str
     data: Mapping[str, Any]
@@ -72,25 +62,23 @@ class Answer:
 def parser_for(
     config: type, description: str, given: Mapping[str, Any] | None = None, *, lenient: bool = False
 ) -> argparse.ArgumentParser:
-    """A parser with one option for each field of `config`.
+    """Return a parser with one option for each field of `config`.
 
     Parameters
     ----------
     description
         Docstring of the command: what it does, what the result is, one example.
     given
-        Values of fields that are known already, and need not be typed.
+        Known values of fields, which need not be typed.
     lenient
-        True where nothing needs to be typed.
+        True if no option is required.
     """
     width = max(map(len, ENVIRONMENT))
-    epilog = "\n".join(f"  {name:{width}}  {text}" for name, text in ENVIRONMENT.items())
+    variables = "\n".join(f"  {name:{width}}  {text}" for name, text in ENVIRONMENT.items())
     parser = _Parser(
-        description=description,
-        epilog=f"environment variables:\n{epilog}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
+        description=description, epilog=f"environment variables:\n{variables}",
+        formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False,
+    )  # fmt: skip
     groups: dict[str, Any] = {"": parser}
     hints = typing.get_type_hints(config)
     for field in dataclasses.fields(config):
@@ -100,27 +88,26 @@ def parser_for(
         default = (given or {}).get(field.name, field.default)
         needed = default is dataclasses.MISSING and not lenient
         _add_option(groups[heading], field, hints[field.name], default, needed)
-    # Last, since they are the same everywhere and nobody came for them.
     general = parser.add_argument_group("help and messages")
-    general.add_argument("-h", "--help", action="help", help="show this and stop")
+    general.add_argument("-h", "--help", action="help", help="show this help, then stop")
     _add_common(general)
     parser.usage = _usage(parser)
     return parser
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser that answers a wrong command line with the error and the help to read."""
+    """Parser that answers a wrong command line with similar options and the way to the help."""
 
     def error(self, message: str) -> typing.NoReturn:
         self.print_usage(sys.stderr)
         wrong = re.findall(r"(?<!\S)--[\w-]+", message) if "unrecognized" in message else []
-        near = [n for w in wrong for n in difflib.get_close_matches(w, self._option_string_actions, 1)]
-        meant = f"Did you mean {', '.join(near)}? " if near else ""
-        self.exit(2, f"error: {message}\n\n{meant}All options: {self.prog} --help\n")
+        similar = [n for w in wrong for n in difflib.get_close_matches(w, self._option_string_actions, 1)]
+        hint = f"Did you mean {', '.join(similar)}? " if similar else ""
+        self.exit(2, f"error: {message}\n\n{hint}All options: {self.prog} --help\n")
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:
-    """Return the usage line without the options, which would hide it and the error."""
+    """Return the usage line with only the required and positional arguments."""
     words = ["%(prog)s"]
     for action in parser._actions:
         name = action.metavar or action.dest.upper()
@@ -133,35 +120,31 @@ def _usage(parser: argparse.ArgumentParser) -> str:
 
 
 def config_from(config: type[Config], arguments: argparse.Namespace) -> Config:
-    """The config that the parsed arguments describe."""
-    values = {}
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(arguments, field.name)
-        values[field.name] = tuple(value) if isinstance(value, list) else value
-    return config(**values)
+    """Return the config of the parsed arguments."""
+    names = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+    return config(**{name: getattr(arguments, name) for name in names})
 
 
 def parse(config: type, description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line and the file that it names by ``--config``; what is typed wins.
+    """Parse a command line and the file of its ``--config``; typed options win.
 
-    Arguments without a name are taken from the file all together, where none is typed.
+    Positional arguments come from the file only if none is typed.
     """
     parser = parser_for(config, description)
-    probe = _probe(config, parser)
-    first, rest = probe.parse_known_args(argv)
-    if first.print_completion:
-        _say(_completions(parser, first.print_completion))
+    options, rest = _probe(config, parser).parse_known_args(argv)
+    if options.print_completion:
+        _say(_completions(parser, options.print_completion))
         parser.exit()
-    if not first.config and not first.print_config:
+    if not options.config and not options.print_config:
         return parser.parse_intermixed_args(argv)
-    given = read_settings(first.config, config) if first.config else {}
-    typed = bool(rest) and not rest[0].startswith("-")
-    if typed:
-        nameless = {f.name for f in dataclasses.fields(config) if f.metadata["positional"]}
-        given = {name: value for name, value in given.items() if name not in nameless}
-    return parser_for(
-        config, description, given, lenient=first.print_config and not typed
-    ).parse_intermixed_args(argv)
+    given = read_settings(options.config, config) if options.config else {}
+    has_positional = bool(rest) and not rest[0].startswith("-")
+    if has_positional:
+        for field in dataclasses.fields(config):
+            if field.metadata["positional"]:
+                given.pop(field.name, None)
+    parser = parser_for(config, description, given, lenient=options.print_config and not has_positional)
+    return parser.parse_intermixed_args(argv)
 
 
 def run(
@@ -170,14 +153,14 @@ def run(
     action: Callable[[Config], Answer | None],
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse, build the config, act, print the answer; errors of the user's data become one message.
+    """Run a command: parse, build the config, act, print the answer or one error message.
 
-    With ``--json`` nothing but the answer's data goes to stdout.
+    With ``--json`` only the answer's data go to stdout.
 
     Returns
     -------
     int
-        That of the answer, 0 where it has none; 1 the data don't fit, or the run was interrupted. A wrong
+        Exit code: that of the answer, 0 without one, 1 for data that don't fit or an interrupted run. A wrong
         command line exits with 2; a bug keeps its traceback.
     """
     previous = signal.signal(signal.SIGTERM, _terminate)
@@ -199,7 +182,7 @@ def run(
     except Exception as error:
         message = _message_of(error)
         if message is None:
-            _record("a bug ended the run", error)
+            _log_to_files("a bug ended the run", error)
             raise
         logger.error(message)
         return 1
@@ -207,7 +190,7 @@ def run(
         logger.error("stopped on request\n\nThe same command continues where this one stopped.")
         return 1
     finally:
-        # Help was printed by argparse, which does not look whether it arrives.
+        # Flushes the help of argparse, which ignores a closed pipe.
         _say("", end="")
         end_log()
         signal.signal(signal.SIGTERM, previous)
@@ -216,7 +199,7 @@ def run(
 
 @contextlib.contextmanager
 def _trusting(trusted: bool) -> Iterator[None]:
-    """Lift the limits for files of one's own in this process and those that it starts."""
+    """Lift the limits on untrusted files in this process and those that it starts."""
     before = os.environ.get(TRUST, "")
     os.environ[TRUST] = "1" if trusted else before
     try:
@@ -232,11 +215,11 @@ _USER_ERRNOS = {
 
 
 def _say(text: str, end: str = "\n") -> None:
-    """Print on stdout, and go on quietly where its reader, such as ``head``, has ended."""
+    """Print on stdout; continue silently if its reader, such as ``head``, has ended."""
     try:
         print(text, end=end, flush=True)
     except BrokenPipeError:
-        # What is still in the buffer goes nowhere when Python ends.
+        # Discards the rest of the buffer when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -249,7 +232,7 @@ def _message_of(error: Exception) -> str | None:
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, MemoryError):
-        return "cannot go on, since memory ran out\n\nAsk for smaller windows or batches."
+        return "cannot continue, since memory ran out\n\nChoose smaller windows or batches."
     if isinstance(error, OSError) and error.errno in _USER_ERRNOS:
         where = f" '{error.filename}'" if error.filename else ""
         return f"cannot write or read{where}: {error.strerror}"
@@ -257,16 +240,16 @@ def _message_of(error: Exception) -> str | None:
 
 
 class _Console(logging.StreamHandler[TextIO]):
-    """Messages on stderr; warnings and errors in colour where it is a terminal that knows colours."""
+    """Messages on stderr; warnings and errors in colour on a terminal with colours."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
-        known = os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
-        self._colored = known and sys.stderr.isatty()
+        has_colors = os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+        self._colored = has_colors and sys.stderr.isatty()
 
     def emit(self, record: logging.LogRecord) -> None:
         progress = sys.modules.get("tqdm")
-        # Lines of progress, where there are any, make room for the message.
+        # Progress bars make room for the message.
         with progress.tqdm.external_write_mode(self.stream) if progress else contextlib.nullcontext():
             super().emit(record)
 
@@ -280,7 +263,7 @@ class _Console(logging.StreamHandler[TextIO]):
 
 
 class _LogLine(logging.Formatter):
-    """A line of the log file, which people read on terminals too."""
+    """Lines of the log file, safe for terminals too."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record), lines=True)
@@ -291,7 +274,7 @@ class _LogLine(logging.Formatter):
 
 
 def _text_of(record: logging.LogRecord) -> str:
-    """Return the message of a record, in which no value begins a line of its own."""
+    """Return the message of a record, with the line breaks in its values escaped."""
     if isinstance(record.args, tuple) and record.args:
         values = (unbroken(value) if isinstance(value, str) else value for value in record.args)
         return str(record.msg) % tuple(values)
@@ -299,7 +282,7 @@ def _text_of(record: logging.LogRecord) -> str:
 
 
 def _configure_logging(arguments: argparse.Namespace, argv: Sequence[str] | None) -> Callable[[], None]:
-    """Send messages to stderr and to the log file; returns the function that ends the log."""
+    """Send messages to stderr and to the log file; returns the function that closes the log."""
     root = logging.getLogger()
     for handler in [h for h in root.handlers if isinstance(h, _Console)]:
         root.removeHandler(handler)
@@ -309,7 +292,7 @@ def _configure_logging(arguments: argparse.Namespace, argv: Sequence[str] | None
     )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not sys.stderr.isatty():
-        # A log of a cluster's job is no place for ten lines of progress a second.
+        # Ten lines of progress a second would flood the log of a cluster job.
         os.environ.setdefault("TQDM_MININTERVAL", "30")
     if not arguments.log:
         return lambda: None
@@ -317,8 +300,8 @@ def _configure_logging(arguments: argparse.Namespace, argv: Sequence[str] | None
     log = logging.FileHandler(arguments.log, encoding="utf-8")
     log.setFormatter(_LogLine("%(asctime)s %(levelname)s %(message)s"))
     root.addHandler(log)
-    _record(f"$ {shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])}")
-    _record(_versions())
+    _log_to_files(f"$ {shlex.join([sys.argv[0], *(sys.argv[1:] if argv is None else argv)])}")
+    _log_to_files(_versions())
 
     def end() -> None:
         root.removeHandler(log)
@@ -327,8 +310,8 @@ def _configure_logging(arguments: argparse.Namespace, argv: Sequence[str] | None
     return end
 
 
-def _record(message: str, error: BaseException | None = None) -> None:
-    """Write a line into the log files alone."""
+def _log_to_files(message: str, error: BaseException | None = None) -> None:
+    """Write a line only into the log files."""
     trace = (type(error), error, error.__traceback__) if error is not None else None
     level = logging.INFO if error is None else logging.CRITICAL
     for handler in logging.getLogger().handlers:
@@ -337,7 +320,7 @@ def _record(message: str, error: BaseException | None = None) -> None:
 
 
 def _versions() -> str:
-    """Return the versions that decide the results, and the job of the cluster."""
+    """Return the versions that affect the results, and the job of the cluster."""
     import importlib.metadata
     import platform
 
@@ -351,24 +334,24 @@ def _versions() -> str:
 
 
 def _completions(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script by which a shell completes a command line."""
+    """Return the completion script of a shell."""
     import shtab
 
-    several = [action.metavar for action in parser._actions if isinstance(action.metavar, tuple)]
+    tuples = [action.metavar for action in parser._actions if isinstance(action.metavar, tuple)]
     for action in parser._actions:
         if isinstance(action.metavar, tuple):
-            action.metavar = " ".join(action.metavar)  # as text, which is what shells show
+            action.metavar = " ".join(action.metavar)
         if action.metavar in PATHS or action.dest in {"config", "log"}:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
     text: str = shtab.complete(parser, shell)
-    for names in several if shell == "zsh" else ():
-        # One message for each value: with one for all, zsh takes what follows the first for another argument.
+    for names in tuples if shell == "zsh" else ():
+        # zsh needs one message for each value, or else takes the second value for another argument.
         text = text.replace(f"]:{' '.join(names)}:", "]" + "".join(f":{name}: " for name in names))
     return text
 
 
 class _Print(argparse.Action):
-    """Action that prints the text of a name (in `const`), then stops."""
+    """Action that prints the text of a name in `const`, then stops."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
@@ -378,7 +361,7 @@ class _Print(argparse.Action):
 
 
 class _Collect(argparse.Action):
-    """Action under which `--name A B` and `--name A --name B` are the same; it replaces the default."""
+    """Action that makes `--name A --name B` equal to `--name A B`; it replaces the default."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None
@@ -388,33 +371,23 @@ class _Collect(argparse.Action):
 
 
 def _add_common(parser: argparse._ActionsContainer) -> None:
-    """Options that every command has."""
+    """Add the options of every command."""
     parser.add_argument("--version", action="version", version=f"lulc {__version__}")
-    noise = parser.add_mutually_exclusive_group()
-    noise.add_argument("-q", "--quiet", action="store_true", help="no progress, warnings only")
-    noise.add_argument("-v", "--verbose", action="store_true", help="more detail")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, for machines")
-    parser.add_argument(
-        "--trust", action="store_true", help="lift the limits of time and memory for files that are your own"
-    )
-    parser.add_argument(
-        "--log", metavar="FILE", help="also append messages to this file, with times and versions"
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="YAML file with options under their own names; what is typed here wins",
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print all options as such a file, then stop"
-    )
-    parser.add_argument(
-        "--print-completion", choices=("bash", "zsh"), help="print the completions of a shell, then stop"
-    )
+    verbosity = parser.add_mutually_exclusive_group()
+    verbosity.add_argument("-q", "--quiet", action="store_true", help="no progress, only warnings")
+    verbosity.add_argument("-v", "--verbose", action="store_true", help="more detail")
+    flag, file = {"action": "store_true"}, {"metavar": "FILE"}
+    add: Any = parser.add_argument
+    add("--json", help="print the result as JSON", **flag)
+    add("--trust", help="lift the limits of time and memory for files that you trust", **flag)
+    add("--log", help="also append messages to this file, with times and versions", **file)
+    add("--config", help="YAML file with options by name; typed options win", **file)
+    add("--print-config", help="print all options as such a file, then stop", **flag)
+    add("--print-completion", choices=("bash", "zsh"), help="print the completions of a shell, then stop")
 
 
 def _probe(config: type, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """A parser that knows all options with names, needs none, and leaves arguments without names over."""
+    """Return a parser of all named options, none of them required; positional arguments are left over."""
     probe = _Parser(prog=parser.prog, usage=parser.usage, add_help=False)
     _add_common(probe)
     hints = typing.get_type_hints(config)
@@ -426,33 +399,30 @@ def _probe(config: type, parser: argparse.ArgumentParser) -> argparse.ArgumentPa
 
 def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any, default: Any, required: bool) -> None:
     meta = field.metadata
-    keywords: dict[str, Any] = {"help": help_of(field)}
-    if meta["choices"]:
-        keywords["choices"] = meta["choices"]
     base, many = value_type(hint)
-    if default is dataclasses.MISSING:
-        default = None
+    keywords: dict[str, Any] = {
+        "help": help_of(field), "default": None if default is dataclasses.MISSING else default
+    }  # fmt: skip
     if base is bool:
         keywords["action"] = "store_true"
     else:
-        keywords["type"] = base
-        if meta["metavar"]:
-            keywords["metavar"] = tuple(meta["metavar"].split()) if isinstance(many, int) else meta["metavar"]
-        if many:
-            keywords["nargs"] = many
+        metavar = meta["metavar"]
+        if metavar and isinstance(many, int):
+            metavar = tuple(metavar.split())
+        keywords |= {"type": base, "choices": meta["choices"], "metavar": metavar, "nargs": many}
     if meta["positional"]:
         if not required:
             keywords["nargs"] = "*" if many else "?"
-        group.add_argument(field.name, default=default, **keywords)
+        group.add_argument(field.name, **keywords)
         return
     name = field.name.replace("_", "-")
     if many == "+":
         keywords["action"] = _Collect
-    group.add_argument(shown_name(field), dest=field.name, required=required, default=default, **keywords)
+    group.add_argument(shown_name(field), dest=field.name, required=required, **keywords)
     if texts := meta.get("texts"):
         group.add_argument(
             f"--print-{name}", dest=argparse.SUPPRESS, action=_Print, const=texts, choices=tuple(texts),
             help=f"print the file of a value of --{name} to start from, then stop",
         )  # fmt: skip
-    if base is bool and default:
+    if base is bool and keywords["default"]:
         group.add_argument(f"--no-{name}", dest=field.name, action="store_false", help=argparse.SUPPRESS)
