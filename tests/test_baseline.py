@@ -91,7 +91,7 @@ def test_a_comparison_in_words_gives_a_verdict_and_the_way_to_the_better_map():
     near = describe_comparison(Comparison(10, 3, forest, spread, {"water": 0.85, MACRO: 0.85}), "runs/a")
     assert "Neither" in near
     single = describe_comparison(Comparison(10, 3, forest, {"water": None, MACRO: None}, network), "runs/a")
-    assert "can't be known, since the held-out labels of water are one polygon" in single
+    assert "is unknown, since the held-out labels of water are one polygon" in single
     few = describe_comparison(Comparison(10, 3, network, spread, None, forest), "runs/a")
     assert "The small models are better than the random forest: by 0.200" in few
     assert "--pick" not in few and "makes the map" in few

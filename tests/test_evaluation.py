@@ -763,7 +763,7 @@ def test_a_report_without_a_reference_describes_the_map_and_scores_nothing(scene
     result = evaluate(scene.config(reference=None))
     page = (scene.folder / "report" / "report.md").read_text()
     assert page.startswith("# map.tif\n")
-    assert "nothing here says how good the map is" in page and "--design-sample" in page
+    assert "it can't measure its quality" in page and "--design-sample" in page
     assert not any(word in page for word in ("kappa", "Confusion", "overall accuracy", "Calibration"))
     assert "## Least certain places" in page and "| 2 class 2 |" in page
     stored = json.loads((scene.folder / "report" / "report.json").read_text())
@@ -870,7 +870,7 @@ def test_the_console_shows_held_out_land_first(scene: Scene, capsys: pytest.Capt
 def test_without_a_manifest_the_page_says_that_scores_may_include_training(scene: Scene) -> None:
     evaluate(scene.config())
     page = (scene.folder / "report" / "report.md").read_text()
-    assert "It is not known which land the training used" in page
+    assert "It is unknown which land the training used" in page
     assert json.loads((scene.folder / "report" / "report.json").read_text())["held_out"] is None
 
 
@@ -890,7 +890,7 @@ def test_a_run_tells_the_land_of_its_training(scene: Scene, caplog: pytest.LogCa
     assert np.array_equal(found.seen > 0, found.seen > 0) and found.seen.sum() == (scene.scored & used).sum()
     write_small_card(run / "01-2.50.keras", {"data": [{"folder": "stacks"}]})
     assert measure(scene.config(run=str(run)))[0].seen is None
-    assert "don't say which land" in caplog.text
+    assert "don't record their training land" in caplog.text
 
 
 def run_with_baseline(scene: Scene, compared: Any) -> Path:
@@ -933,7 +933,7 @@ def test_the_report_of_a_run_without_a_network_shows_forest_and_small_models(sce
     page = (scene.folder / "report" / "report.md").read_text()
     assert "| water | 0.9000 | 0.6000 | -0.3000 | 0.1000 | random forest |" in page
     assert "| bog | 0.5000 | 0.5500 | +0.0500 | one patch | not known |" in page
-    assert "can't be known" in page and "small models F1" in page and "network F1" not in page
+    assert "The leading model is unknown" in page and "small models F1" in page and "network F1" not in page
 
 
 @pytest.mark.parametrize(("lead", "verdict"), [(0.2, "The network leads"), (-0.2, "--pick baseline")])
@@ -1001,5 +1001,5 @@ def test_a_map_without_a_class_is_refused_without_a_reference(scene: Scene) -> N
     with pytest.raises(InputError):
         evaluate(scene.config(reference=None, design_sample=20, bounds=far))
     corner = (500_000.0, 6_700_000.0 - 70, 500_110.0, 6_700_000.0)
-    with pytest.raises(InputError, match="no pixel that counts has a class there"):
+    with pytest.raises(InputError, match="no pixel in use has a class there"):
         evaluate(scene.config(reference=None, design_sample=20, bounds=corner))

@@ -22,7 +22,6 @@ from lulc.evaluation.report.document import Page, Picture, Section, Table, write
 from lulc.evaluation.report.figures import (
     draw_confusion,
     draw_history,
-    draw_map,
     draw_panels,
     draw_reliability,
     metres_per_pixel,
@@ -49,7 +48,7 @@ def some_classes() -> np.ndarray:
 @pytest.mark.integration
 def test_a_map_shows_every_class_in_its_color(tmp_path) -> None:
     classes = some_classes()
-    draw_map(classes, LEGEND, GRID, tmp_path / "map.png", title="A map")
+    draw_panels([("A map", classes)], LEGEND, GRID, tmp_path / "map.png")
     found = colors_of(tmp_path / "map.png")
     for c in LEGEND.classes:
         assert (c.number in classes) == (tuple(round(255 * v) for v in to_rgb(c.color)) in found)
@@ -57,7 +56,7 @@ def test_a_map_shows_every_class_in_its_color(tmp_path) -> None:
 
 def test_equal_maps_give_equal_pictures(tmp_path) -> None:
     for name in ("a.png", "b.png"):
-        draw_map(some_classes(), LEGEND, GRID, tmp_path / name, title="A map")
+        draw_panels([("A map", some_classes())], LEGEND, GRID, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
@@ -74,7 +73,7 @@ def test_panels_of_any_shape_are_drawn(tmp_path, shape: tuple[int, int]) -> None
 def test_a_map_without_units_or_with_degrees_is_drawn(tmp_path) -> None:
     degrees = GridSpec(CRS.from_epsg(4326), Affine(1e-4, 0, 24, 0, -1e-4, 61), 60, 80)
     for grid in (GridSpec(CRS(), Affine.identity(), 60, 80), degrees):
-        draw_map(some_classes(), LEGEND, grid, tmp_path / "map.png", title="A map")
+        draw_panels([("A map", some_classes())], LEGEND, grid, tmp_path / "map.png")
     # On the ellipsoid a degree is longer there than on a sphere of the equator's radius.
     assert metres_per_pixel(degrees) == pytest.approx(11.132 * np.cos(np.radians(61 - 0.003)), rel=4e-3)
     assert metres_per_pixel(GRID) == pytest.approx(10, rel=1e-3)
@@ -177,7 +176,7 @@ class Elements(HTMLParser):
 
 @pytest.fixture
 def html(tmp_path: Path) -> str:
-    draw_map(some_classes(), LEGEND, GRID, tmp_path / "map.png", title="A map")
+    draw_panels([("A map", some_classes())], LEGEND, GRID, tmp_path / "map.png")
     write_html(page_with(tmp_path / "map.png"), tmp_path / "report.html")
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 

@@ -244,7 +244,7 @@ def test_work_on_a_sample_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is one already"):
         check_free(path, overwrite=True)
     path.unlink()
-    with pytest.raises(InputError, match="strata of one that was given out"):
+    with pytest.raises(InputError, match="strata of an earlier sample"):
         check_free(path, overwrite=False)
     check_free(path, overwrite=True)
 

@@ -122,7 +122,8 @@ def _usage(parser: argparse.ArgumentParser) -> str:
 def config_from(config: type[Config], arguments: argparse.Namespace) -> Config:
     """Return the config of the parsed arguments."""
     names = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
-    return config(**{name: getattr(arguments, name) for name in names})
+    values = {name: getattr(arguments, name) for name in names}
+    return config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 def parse(config: type, description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:

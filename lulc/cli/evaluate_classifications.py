@@ -1,19 +1,19 @@
-"""Score a land-cover map against a reference, against interpreted points, or describe it alone.
+"""Score a land-cover map against a reference or against interpreted points, or describe it alone.
 
-Counts every pixel that has a class in the map and in the reference. The report holds the confusion matrix,
-user's and producer's accuracy, F1 and IoU of each class, and overall accuracy and Cohen's kappa. It repeats
-them by CORINE level, near label borders and away from them, and for each stack or region. It also says how
-well probabilities are calibrated. With --compare it says how a second map differs, and whether it is better.
+Scores every pixel that has a class in the map and in the reference. The report holds the confusion matrix,
+user's and producer's accuracy, F1 and IoU of each class, overall accuracy and Cohen's kappa, also by CORINE
+level, near label borders and away from them, and for each stack or region. It also shows the calibration of
+the probabilities. With --compare it tests whether a second map is better.
 
-With --regions manifest.json or --run, headline and tables count held-out land: land that the training did not
-use. What it used is scored in a table of its own.
+With --regions manifest.json or --run, headline and tables count held-out land, which the training did not
+use. A separate table scores the training land.
 
-The result is a folder with report.html (one page with a map to move and to ask), report.md, report.json,
-tables as CSV and pictures.
+The result is a folder with report.html (one page with an interactive map), report.md, report.json, tables as
+CSV and pictures.
 
-Areas of mapped pixels have the errors of the map. --design-sample draws points to interpret, stratified by
-the map's classes, into sample.gpkg. Choose the class of each in QGIS; --sample then reports areas and
-accuracies with 95 % intervals. Neither needs a reference of the whole map.
+Pixel counts are biased area estimates, since the map has errors. --design-sample draws points to interpret,
+stratified by the map's classes, into sample.gpkg. Choose the class of each in QGIS; --sample then reports
+areas and accuracies with 95 % intervals. Neither needs a reference of the whole map.
 
 Examples, on the demo scene:
   python evaluate_classifications.py demo/map.tif demo/labels.tif --run demo/run --out demo/report
@@ -22,9 +22,10 @@ Examples, on the demo scene:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from lulc.api import evaluate
 from lulc.cli.commandline import Answer, run
 from lulc.config import EvaluateConfig
 from lulc.core.text import columns, visible
@@ -34,37 +35,30 @@ if TYPE_CHECKING:
     from lulc.evaluation.report.document import Table
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see the module's docstring."""
-    return run(EvaluateConfig, __doc__ or "", _act, argv)
-
-
 def _act(config: EvaluateConfig) -> Answer:
-    # What tables and pictures need takes longer to load than it takes to refuse a bad map.
-    from lulc.rasters.sources import open_source
-
-    open_source(config.map, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote).close()
-    from lulc.evaluation.evaluate import evaluate
+    result = evaluate(config)
+    # These load packages for tables and pictures, which a bad map need not wait for.
     from lulc.evaluation.report.sections import UNSCORED, points_words
     from lulc.labels.labels import words_of
 
-    result = evaluate(config)
     results = result.results
     files = sorted(str(path) for path in result.files)
-    shown = [
+    blocks = [
         f"{visible(table.caption)}\n{columns([table.header, *table.rows], table.text_columns)}"
         for table in _tables(results)
     ]
-    words = [points_words(results.areas)] if results.areas.estimates else []
+    if results.areas.estimates:
+        blocks.append(points_words(results.areas))
     if results.seen is not None and not results.scores.pixels:
-        words.append(" ".join(UNSCORED))
-    words += [f"reference: {line}" for line in words_of(results.read_as)] if results.read_as else []
-    text = "\n\n".join([*shown, *words, "\n".join(map(visible, files))])
+        blocks.append(" ".join(UNSCORED))
+    if results.read_as:
+        blocks += [f"reference: {line}" for line in words_of(results.read_as)]
+    text = "\n\n".join([*blocks, "\n".join(map(visible, files))])
     return Answer(text, {"written": files, **result.to_json()})
 
 
 def _tables(results: Results) -> list[Table]:
-    """Return the tables of the page that belong on a terminal, held-out land first."""
+    """Return the tables of the report for the terminal, held-out land first."""
     from lulc.evaluation.measures.metrics import score
     from lulc.evaluation.report.sections import SEEN, area_table, class_table, score_table
 
@@ -79,6 +73,8 @@ def _tables(results: Results) -> list[Table]:
         tables.append(area_table(results.areas, results.legend))
     return tables
 
+
+main = partial(run, EvaluateConfig, __doc__ or "", _act)
 
 if __name__ == "__main__":
     raise SystemExit(main())

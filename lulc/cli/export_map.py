@@ -1,9 +1,8 @@
 """Write a map in the formats of other programs.
 
-QGIS style, SLD and raster attribute table with the legend's colours; a STAC item for catalogues; the pixels
-as CF-NetCDF or Zarr; the map of the groups of a CORINE level (--level), as GeoTIFF. Beside MAP and under its
-name, QGIS takes the style and GDAL the table by themselves. The result is the files named, each whole or
-absent; equal maps give equal files.
+Writes QGIS and SLD styles and a raster attribute table with the legend's colours, a STAC item for catalogues,
+the pixels as CF-NetCDF or Zarr, and a GeoTIFF of the groups of a CORINE level (--level). QGIS and GDAL find
+style and table by themselves if these lie beside MAP under its name. Equal maps give equal files.
 
 Examples, on the demo scene:
   python export_map.py demo/map.tif
@@ -14,15 +13,10 @@ Examples, on the demo scene:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from lulc.cli.commandline import Answer, run
 from lulc.config import ExportConfig
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 1 for data that don't fit, 2 for a wrong command line."""
-    return run(ExportConfig, __doc__ or "", _act, argv)
 
 
 def _act(config: ExportConfig) -> Answer:
@@ -31,6 +25,8 @@ def _act(config: ExportConfig) -> Answer:
     paths = [str(path) for path in export_map(config)]
     return Answer("\n".join(paths), {"written": paths})
 
+
+main = partial(run, ExportConfig, __doc__ or "", _act)
 
 if __name__ == "__main__":
     raise SystemExit(main())

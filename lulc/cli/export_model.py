@@ -1,8 +1,8 @@
 """Write a trained network for other programs: an ONNX file, or a STAC item for catalogues.
 
-NAME.onnx holds the whole network: it takes channels in physical units, NaN = no data, and gives calibrated
-probabilities. Its metadata name channels and classes. NAME.stac.json describes the weights with the
-machine-learning model (MLM) extension. Neither needs a deep-learning framework.
+NAME.onnx holds the whole network, from channels in physical units (NaN = no data) to calibrated
+probabilities, with the names of channels and classes as metadata. NAME.stac.json describes the weights with
+the machine-learning model (MLM) extension. Neither needs a deep-learning framework.
 
 Examples, on the demo scene:
   python export_model.py demo/run
@@ -13,15 +13,10 @@ Examples, on the demo scene:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 from lulc.cli.commandline import Answer, run
 from lulc.config import ExportModelConfig
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 1 for data that don't fit, 2 for a wrong command line."""
-    return run(ExportModelConfig, __doc__ or "", _act, argv)
 
 
 def _act(config: ExportModelConfig) -> Answer:
@@ -30,6 +25,8 @@ def _act(config: ExportModelConfig) -> Answer:
     paths = [str(path) for path in export_model(config)]
     return Answer("\n".join(paths), {"written": paths})
 
+
+main = partial(run, ExportModelConfig, __doc__ or "", _act)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""The options of the commands as forms, JSON that the QGIS plug-in reads: ``python -m lulc.cli.forms``.
+"""Options of the commands as forms for the QGIS plug-in, in JSON: ``python -m lulc.cli.forms``.
 
-Names, help, units, choices, limits and defaults are those of the config dataclasses; the plug-in holds none.
+Names, help, units, choices, limits and defaults are those of the config dataclasses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lulc.core.version import __version__
 FORMAT_VERSION = 1
 
 HIDDEN = {"plan", "share", "tiles", "date", "tensorboard", "input_options", "process", "processes"}
-"""Options that a form has no use for."""
+"""Options that are not shown."""
 
 HIDDEN_GROUPS = {config.CLUSTER, config.DEVICES}
 
@@ -34,25 +34,25 @@ _PATHS = {
     "RASTER": "raster", "INPUT": "raster", "MAP": "raster", "MODEL": "path", "DATA": "folder",
     "FOLDER": "folder", "FILE": "path", "FILE.gpkg": "path", "REFERENCE": "path", "SCENE": "path",
 }  # fmt: skip
-"""Kind of a path by its placeholder; a path is a file or a folder."""
+"""Kind of an input by its placeholder; a path is a file or a folder."""
 
 _LAYERS = {"labels": "layer", "reference": "layer", "aoi": "vector", "sample": "vector"}
-"""Files that are chosen as layers: a vector, or a raster or vector."""
+"""Options that are chosen as layers: a vector, or a raster or vector."""
 
 
 class Form(NamedTuple):
-    """A command as an algorithm.
+    """A command as an algorithm of QGIS.
 
     Parameters
     ----------
-    name, title
-        Of the algorithm.
     only
-        Names of those that are shown; all where not given.
+        Names of the options to show; empty for all.
     defaults
-        Other values than the config's.
+        Defaults that differ from the config's.
     layers
-        Vector layers that the command writes into its folder, to be shown: file and name of the layer.
+        Vector layers to show afterwards: file in the output folder and name of the layer.
+    page
+        HTML page to show afterwards.
     """
 
     name: str
@@ -94,8 +94,8 @@ def _algorithm(form: Form) -> dict[str, Any]:
     hints = typing.get_type_hints(form.options)
     fields = [
         f for f in dataclasses.fields(form.options)
-        if f.name not in HIDDEN and f.metadata["group"] not in HIDDEN_GROUPS
-        and (not form.only or f.name in form.only)
+        if f.name in (form.only or hints) and f.name not in HIDDEN
+        and f.metadata["group"] not in HIDDEN_GROUPS
     ]  # fmt: skip
     fields.sort(key=lambda f: (f.metadata["group"] != "", f.default is not dataclasses.MISSING))
     return {
@@ -110,31 +110,32 @@ def _algorithm(form: Form) -> dict[str, Any]:
 
 
 def _option(field: dataclasses.Field[Any], hint: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    given = field.metadata
+    metadata = field.metadata
     base, many = value_type(hint)
     default = None if field.default is dataclasses.MISSING else field.default
     default = list(default) if isinstance(default, tuple) else default
-    limits = dict(given.get("limits") or ())
+    limits = dict(metadata["limits"])
     return {
         "name": field.name,
-        "flag": "" if given["positional"] else shown_name(field),
+        "flag": "" if metadata["positional"] else shown_name(field),
         "title": field.name.replace("_", " ").capitalize(),
         "help": help_of(field).replace("%%", "%"),
         "kind": _kind(field, base),
         "several": many is not None,
-        "choices": list(given["choices"] or ()),
+        "choices": list(metadata["choices"] or ()),
         "default": default,
         "preset": defaults.get(field.name, default),
         "required": field.default is dataclasses.MISSING,
-        "group": given["group"],
+        "group": metadata["group"],
         "least": limits.get("ge", limits.get("gt")),
         "most": limits.get("le", limits.get("lt")),
-        "ending": next(iter(given["endings"]), ""),
+        "ending": next(iter(metadata["endings"]), ""),
     }
 
 
 def _kind(field: dataclasses.Field[Any], base: type) -> str:
-    """Return which element of a form fits an option."""
+    """Return the kind of input for an option."""
+    metavar = field.metadata["metavar"] or ""
     if base is not str:
         return {bool: "switch", int: "whole", float: "number"}[base]
     if field.metadata["choices"]:
@@ -142,10 +143,9 @@ def _kind(field: dataclasses.Field[Any], base: type) -> str:
     if field.name in _LAYERS:
         return _LAYERS[field.name]
     if field.name == "out" or field.metadata["endings"]:
-        return "new raster" if field.metadata["metavar"] == "OUT" else (
-            {"FOLDER": "new folder", "FILE.gpkg": "new vector"}.get(field.metadata["metavar"], "new file")
-        )  # fmt: skip
-    return _PATHS.get(field.metadata["metavar"] or "", "text")
+        kinds = {"OUT": "new raster", "FOLDER": "new folder", "FILE.gpkg": "new vector"}
+        return kinds.get(metavar, "new file")
+    return _PATHS.get(metavar, "text")
 
 
 if __name__ == "__main__":

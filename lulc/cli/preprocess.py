@@ -2,8 +2,8 @@
 
 The result is a folder of stacks. train_image_0.npy is float32, rows x columns x channels: reflectance x 10000
 and index codes, NaN in all channels of an invalid pixel. train_masks_0.npy is uint8: class numbers, 255 =
-ignore. val_image_0.npy and val_masks_0.npy are for validation. manifest.json describes them and is written
-last. The same command continues an interrupted run.
+ignore. val_image_0.npy and val_masks_0.npy are for validation. manifest.json describes the stacks and is
+written last. The same command continues an interrupted run.
 
 Example: python preprocess.py --bands demo/summer.tif --fill demo/spring.tif --indices demo/indices.tif
 --labels demo/labels.tif --scheme kaakonkulma-13 --size 256 --out demo/stacks
@@ -12,7 +12,7 @@ Example: python preprocess.py --bands demo/summer.tif --fill demo/spring.tif --i
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lulc.cli.commandline import Answer, run
@@ -23,12 +23,7 @@ if TYPE_CHECKING:
     from lulc.datasets.manifest import Manifest
 
 SHOWN = 3
-"""Codes that are printed with their classes."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 1 for data that don't fit, 2 for a wrong command line."""
-    return run(PreprocessConfig, __doc__ or "", _prepare, argv)
+"""Printed codes with their classes."""
 
 
 def _prepare(config: PreprocessConfig) -> Answer:
@@ -36,22 +31,23 @@ def _prepare(config: PreprocessConfig) -> Answer:
 
     manifest = make_stacks(config)
     following = f"python train_model.py {_folders(config, manifest)} --out runs/first"
-    text = (
-        f"{summary(manifest)}\n\nThe stacks and their manifest are in {config.out}. Next:\n\n    {following}"
+    tables = "\n\n".join(
+        (_stack_table(manifest), _class_table(manifest), _channel_table(manifest), _readings(manifest))
     )
-    return Answer(text, figures(manifest))
+    text = f"{tables}\n\nThe stacks and their manifest are in {config.out}. Next:\n\n    {following}"
+    return Answer(text, _data(manifest))
 
 
 def _folders(config: PreprocessConfig, manifest: Manifest) -> str:
-    """Return the folders of the training to come; DATA and FOLDER stand for others."""
+    """Return the folders of the next training; DATA and FOLDER stand for other folders."""
     out = shlex.quote(config.out)
     if not manifest.of("train"):
         return f"DATA --validation-data {out}"
     return out if manifest.of("val") else f"{out} --validation-data FOLDER"
 
 
-def figures(manifest: Manifest) -> dict[str, Any]:
-    """Stacks, class counts and shares of patched and invalid pixels, JSON-ready."""
+def _data(manifest: Manifest) -> dict[str, Any]:
+    """Return stacks, class counts and fractions of patched and invalid pixels, JSON-ready."""
     counts = zip(manifest.class_counts("train"), manifest.class_counts("val"), strict=True)
     return {
         "folder": str(manifest.folder),
@@ -71,14 +67,9 @@ def figures(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def summary(manifest: Manifest) -> str:
-    """Stacks, class counts and shares of patched and invalid pixels, as text tables."""
-    tables = (_stack_table(manifest), _class_table(manifest), _channel_table(manifest))
-    return "\n\n".join((*tables, _readings(manifest)))
-
-
 def _readings(manifest: Manifest) -> str:
-    """By which scheme the codes of the labels were read, and where the indices come from."""
+    """Describe the scheme of the labels, and the source of the indices."""
+    from lulc.core.schema import INDICES
     from lulc.labels.labels import words_of
 
     names = {c.number: c.name for c in manifest.legend.classes}
@@ -92,49 +83,43 @@ def _readings(manifest: Manifest) -> str:
     computed, files = _computed(manifest), ", ".join(manifest.parameters["indices"])
     origins = [f"read from {files}"] if files else []
     origins += [f"{', '.join(computed)} computed from the bands"] if computed else []
+    has_indices = any(channel["name"] in INDICES for channel in manifest.channels)
     lines = [
         f"labels: {origin} ({shown})",
         *(f"labels: {words}" for words in losses),
         *_labelled(manifest),
-        *([f"indices: {'; '.join(origins)}"] if _indices(manifest) else []),
+        *([f"indices: {'; '.join(origins)}"] if has_indices else []),
     ]
     return "\n".join(map(visible, lines))
 
 
-def _indices(manifest: Manifest) -> list[str]:
-    from lulc.core.schema import INDICES
-
-    return [str(c["name"]) for c in manifest.channels if c["name"] in INDICES]
-
-
 def _labelled(manifest: Manifest) -> list[str]:
-    """Return the number of labelled pixels in use, and reasons for the others; nothing of older manifests."""
-    found = manifest.provenance.get("labelled")
-    if not found:
+    """Describe the labelled pixels in use, and the reasons for the others; empty for older manifests."""
+    pixels = manifest.provenance.get("labelled")
+    if not pixels:
         return []
     reasons = (
         ("hidden", "within --gap or --border-ignore"),
-        ("not_cut", "in places that --stacks or --gap leaves out"),
+        ("not_cut", "outside the stacks that --stacks or --gap allows"),
     )
-    used = found["training"] + found["validation"]
-    lost = [f"{found[name]:,} {words}" for name, words in reasons if found[name]]
-    why = f"; not used: {', '.join(lost)}" if lost else ""
-    share = f"{100 * used / max(1, found['given']):.1f} %"
+    used = pixels["training"] + pixels["validation"]
+    unused = ", ".join(f"{pixels[name]:,} {words}" for name, words in reasons if pixels[name])
     lines = [
-        f"labels: {found['given']:,} px on valid pixels, {share} used: {found['training']:,} for training, "
-        f"{found['validation']:,} for validation{why}"
+        f"labels: {pixels['given']:,} px on valid pixels, {100 * used / max(1, pixels['given']):.1f} % used: "
+        f"{pixels['training']:,} for training, {pixels['validation']:,} for validation"
+        + (f"; not used: {unused}" if unused else "")
     ]
-    if "groups" in found:
-        near = found["distance"]
+    if "groups" in pixels:
+        near = pixels["distance"]
         joined = {0: "touch and have one class", 1: "touch"}.get(near, f"lie within {near} px of each other")
         lines.append(
-            f"split by patches: {found['groups']['training']:,} groups train and "
-            f"{found['groups']['validation']:,} validate; patches that {joined} are one group"
+            f"split by patches: {pixels['groups']['training']:,} groups train and "
+            f"{pixels['groups']['validation']:,} validate; patches that {joined} are one group"
         )
         if near == 0:
             lines.append(
-                "labels that train may touch labels that validate, so that scores may be too good: another "
-                "scene (--validation-data of train_model.py) or a smaller --size tells more"
+                "training labels may touch validation labels, so that scores may be too good: validate on "
+                "another scene (train_model.py --validation-data) or choose a smaller --size"
             )
     return lines
 
@@ -144,13 +129,13 @@ def _computed(manifest: Manifest) -> list[str]:
 
 
 def _stack_table(manifest: Manifest) -> str:
-    rows = []
+    rows = [["stack", "number", "pixels", "labelled"]]
     for stack in manifest.stacks:
-        labelled = sum(stack.class_counts) / (stack.shape[0] * stack.shape[1])
-        size = f"{stack.shape[0]} x {stack.shape[1]}"
+        height, width = stack.shape[:2]
+        labelled = _percent(sum(stack.class_counts) / (height * width))
         number = "" if stack.number is None else str(stack.number)
-        rows.append([stack.name, number, size, _percent(labelled)])
-    return columns([["stack", "number", "pixels", "labelled"], *rows])
+        rows.append([stack.name, number, f"{height} x {width}", labelled])
+    return columns(rows)
 
 
 def _class_table(manifest: Manifest) -> str:
@@ -170,9 +155,11 @@ def _channel_table(manifest: Manifest) -> str:
     return columns([["channel", "patched", "invalid"], *rows])
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f} %"
 
+
+main = partial(run, PreprocessConfig, __doc__ or "", _prepare)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,11 +1,11 @@
 """Rebuild a map from its recorded inputs and report any difference.
 
-Prints how the map was made, and looks for its weights and inputs by name. If they are the same (sha256), it
-classifies again with the same parameters and compares the class band. The result is one line: identical, or
-the share of pixels that differ and where. --difference writes a raster of them.
+Prints the processing of the map, and searches its weights and inputs by name. If these are the same (sha256),
+it classifies again with the same parameters and compares the class band. The result is one line: identical,
+or the fraction of pixels that differ and where. --difference writes a raster of them.
 
-Exit codes: 0 the class bands are identical (with --check: weights and inputs are the same); 1 something that
-the map was made from is missing or another; 2 wrong command line; 3 the class bands differ.
+Exit codes: 0 the class bands are identical (with --check: weights and inputs are the same); 1 weights or
+inputs are missing or have changed; 2 wrong command line; 3 the class bands differ.
 
 Example, on the demo scene: python reproduce_map.py demo/map.tif
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lulc.cli.commandline import Answer, run
@@ -25,40 +25,38 @@ if TYPE_CHECKING:
     from lulc.inference.reproduce import Comparison, Reproduction
 
 DIFFERS = 3
-"""Exit code where the class bands differ."""
+"""Exit code for class bands that differ."""
 
 HINT = (
-    "The map was not made again, since not all that it was made from is there.\n"
-    "Say where it is: --inputs FOLDER ... --model FILE_OR_FOLDER (folders below are looked at too)."
+    "The map was not rebuilt, since weights or inputs are missing or have changed.\n"
+    "Give their folders: --inputs FOLDER ... --model FILE_OR_FOLDER (subfolders are searched too)."
 )
 
 SHOWN = 10
-"""Places of differences that are printed."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see the module's docstring for exit codes."""
-    return run(ReproduceConfig, __doc__ or "", _act, argv)
+"""Printed places of differences."""
 
 
 def _act(config: ReproduceConfig) -> Answer:
     from lulc.inference.reproduce import reproduce
 
     result = reproduce(config)
-    blocks = [describe_provenance(result), describe_files(result)]
+    blocks = [_provenance(result), _files(result)]
     code = 0
     if not all(file.same for file in result.files):
         blocks.append(HINT)
         code = 1
     elif result.comparison is not None:
-        blocks.append(describe_comparison(result.comparison))
+        blocks.append(_differences(result.comparison))
         code = DIFFERS if result.comparison.different else 0
         blocks += [path for path in (config.out, config.difference) if path is not None]
-    return Answer("\n\n".join(blocks), _data_of(result), code)
+    files = [dataclasses.asdict(f) | {"path": f.path and str(f.path)} for f in result.files]
+    comparison = None if result.comparison is None else dataclasses.asdict(result.comparison)
+    data = {"made": result.provenance, "files": files, "comparison": comparison}
+    return Answer("\n\n".join(blocks), data, code)
 
 
-def describe_provenance(result: Reproduction) -> str:
-    """Describe how a map was made."""
+def _provenance(result: Reproduction) -> str:
+    """Describe the processing of a map."""
     made = result.provenance
     rows = {
         "model": made["model"],
@@ -69,8 +67,8 @@ def describe_provenance(result: Reproduction) -> str:
     return "\n".join(f"{name:11} {visible(text)}" for name, text in rows.items())
 
 
-def describe_files(result: Reproduction) -> str:
-    """List the weights and inputs that were found and those that were not."""
+def _files(result: Reproduction) -> str:
+    """List the weights and inputs, and whether they were found unchanged."""
     lines = []
     for file in result.files:
         expected = file.sha256[:12]
@@ -80,8 +78,8 @@ def describe_files(result: Reproduction) -> str:
     return "\n".join(lines)
 
 
-def describe_comparison(comparison: Comparison) -> str:
-    """Describe where two maps differ, or that they are the same."""
+def _differences(comparison: Comparison) -> str:
+    """Describe where two maps differ, or that they are identical."""
     if comparison.same_file:
         return f"Identical, byte for byte ({comparison.pixels:,} pixels)."
     lines = [f"{_short(tag)}: {_short(a)} became {_short(b)}" for tag, a, b in comparison.tags]
@@ -100,12 +98,6 @@ def describe_comparison(comparison: Comparison) -> str:
     return "\n".join([head, *places, *lines])
 
 
-def _data_of(result: Reproduction) -> dict[str, Any]:
-    files = [dataclasses.asdict(f) | {"path": f.path and str(f.path)} for f in result.files]
-    compared = None if result.comparison is None else dataclasses.asdict(result.comparison)
-    return {"made": result.provenance, "files": files, "comparison": compared}
-
-
 def _pairs(values: dict[str, Any]) -> str:
     shown = {k: v for k, v in values.items() if v not in (None, False, [], "")}
     return ", ".join(f"{k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in shown.items())
@@ -114,6 +106,8 @@ def _pairs(values: dict[str, Any]) -> str:
 def _short(text: str) -> str:
     return visible(text if len(text) <= 200 else text[:197] + "...")
 
+
+main = partial(run, ReproduceConfig, __doc__ or "", _act)
 
 if __name__ == "__main__":
     raise SystemExit(main())

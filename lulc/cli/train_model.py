@@ -1,10 +1,10 @@
 """Train a network on the stacks that preprocess.py made.
 
 The result is a run folder with a weights file and model card for each kept epoch, `history.csv` and
-`history.png`. It also notes the epochs of the lowest validation loss, the highest validation accuracy and the
-best macro-F1, by which make_classifications.py finds weights. The same command continues an interrupted run.
-With --cross-validate the folder also holds `cross-validation.json` and the runs of its folds. With --pretrain
-the network learns without labels to fill in masked blocks of a mosaic; --init starts from its weights.
+`history.png`. It records the epochs of the lowest validation loss, the highest validation accuracy and the
+best macro-F1, from which make_classifications.py chooses. The same command continues an interrupted run. With
+--cross-validate the folder also holds `cross-validation.json` and the runs of the folds. With --pretrain the
+network learns without labels to fill in masked blocks of a mosaic; --init starts from its weights.
 
 Example: python train_model.py demo/stacks --out demo/run
 """
@@ -12,6 +12,7 @@ Example: python train_model.py demo/stacks --out demo/run
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lulc.api import train
@@ -20,7 +21,7 @@ from lulc.config import TrainConfig
 from lulc.core.text import columns, visible
 
 ACCURACY_LOST = 0.05
-"""Accuracy below the best that is told of the model of the lowest loss, which others take by default."""
+"""Accuracy gap above which a warning recommends another model than that of the lowest loss."""
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,33 +31,28 @@ if TYPE_CHECKING:
     from lulc.training.train import TrainingResult
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 1 for data that don't fit, 2 for a wrong command line."""
-    return run(TrainConfig, __doc__ or "", _train, argv)
-
-
 def _train(config: TrainConfig) -> Answer | None:
     if config.plan:
         return _plan(config)
     result = train(config)
     if not result.first:
         return None
-    found = result.cross_validation
-    if found is None:
-        return Answer(describe(result), figures(result))
-    data = figures(result) | {"cross_validation": {"folds": len(found.folds), **found.metrics()}}
-    return Answer(f"{describe_folds(found)}\n\n{describe(result)}", data)
+    text, data, folds = describe(result), _data(result), result.cross_validation
+    if folds is not None:
+        text = f"{describe_folds(folds)}\n\n{text}"
+        data["cross_validation"] = {"folds": len(folds.folds), **folds.metrics()}
+    return Answer(text, data)
 
 
 def _plan(config: TrainConfig) -> Answer:
-    """Say what would be trained, and why."""
+    """Describe what would be trained, and why."""
     from lulc.core.schema import InputError
     from lulc.training.data.dataset import open_dataset
     from lulc.training.training_plan import plan_training
 
     if config.pretrain:
         raise InputError(
-            "cannot plan a pretraining, since --plan is about labels, of which --pretrain has none",
+            "cannot plan a pretraining, since --plan describes labels and --pretrain uses none",
             "Leave out --plan.",
         )
     plan = plan_training(config, open_dataset(config))
@@ -86,8 +82,8 @@ def describe_folds(found: CrossValidation) -> str:
     return "\n\n".join((
         columns(rows),
         columns(classes),
-        "Macro-F1 of a fold is over the classes in its labels or its map. The mean is over classes, each "
-        "over the folds whose labels hold it; pooled metrics count all folds.",
+        "Macro-F1 of a fold is over the classes in its labels or its map. F1 of a class is the mean over the "
+        "folds with such labels; pooled metrics count the pixels of all folds.",
         f"cross-validation: {found.document}",
     ))  # fmt: skip
 
@@ -97,7 +93,7 @@ def _number(value: float | None) -> str:
 
 
 def describe(result: TrainingResult) -> str:
-    """The best models and where everything lies, as text."""
+    """Describe the best models, the files and the next command."""
     lines = [f"models and cards: {result.folder}"]
     if result.rows:
         lines = [_models(result), f"\nweights and cards: {result.folder}"]
@@ -106,8 +102,8 @@ def describe(result: TrainingResult) -> str:
         default, accurate = (best[result.picks[p].name] for p in ("lowest-val-loss", "highest-val-accuracy"))
         if not result.pretrained and accurate.val_accuracy - default.val_accuracy > ACCURACY_LOST:
             lines.append(
-                f"\nThe model of the lowest loss, which is taken where none is named, is far less accurate "
-                f"than {accurate.model}: compare `--pick highest-val-accuracy`."
+                f"\nThe model of the lowest loss, the default, is far less accurate than {accurate.model}: "
+                "compare `--pick highest-val-accuracy`."
             )
     if result.comparison:
         lines.append(f"\n{describe_comparison(result.comparison, result.folder)}")
@@ -121,16 +117,16 @@ def describe(result: TrainingResult) -> str:
 
 
 def _rasters(result: TrainingResult) -> str:
-    """Return the rasters that a map takes, and its name, as they are typed."""
+    """Return the inputs of a map as they are typed, and its name."""
     channels = result.channels
     if channels.is_plain:
         return "BANDS [INDICES] map.tif"
     words = [f"{date}=BANDS" for date in channels.dates]
     leaves = channels.plan().leaves
-    if not words and any(one.kind == "reflectance" for one in leaves):
+    if not words and any(channel.kind == "reflectance" for channel in leaves):
         words.append("BANDS")
-    further = any(one.kind != "reflectance" and not one.date for one in leaves)
-    return " ".join([*words, "map.tif", *(["--layers RASTERS"] if further else [])])
+    needs_layers = any(channel.kind != "reflectance" and not channel.date for channel in leaves)
+    return " ".join([*words, "map.tif", *(["--layers RASTERS"] if needs_layers else [])])
 
 
 def _models(result: TrainingResult) -> str:
@@ -144,43 +140,44 @@ def _models(result: TrainingResult) -> str:
     return columns(table, text_columns=2)
 
 
-def describe_comparison(found: Comparison, folder: Path) -> str:
-    """Compare the models on the held-out labels, overall and by class, as text."""
-    other = found.scores[found.other]
-    header = ("F1 on held-out labels", *found.scores, f"{found.other} - forest", "spread")
+def describe_comparison(comparison: Comparison, folder: Path) -> str:
+    """Compare the models on the held-out labels, overall and by class."""
+    other = comparison.scores[comparison.other]
+    header = ("F1 on held-out labels", *comparison.scores, f"{comparison.other} - forest", "spread")
     rows: list[Sequence[str]] = [header]
-    for name, forest in found.forest.items():
-        scores = (f"{f1[name]:.4f}" for f1 in found.scores.values())
-        rows.append((name, *scores, f"{other[name] - forest:+.4f}", _number(found.spread[name])))
-    text = f"{columns(rows)}\n\n{_verdict(found)}"
-    if found.small:
+    for name, forest in comparison.forest.items():
+        scores = (f"{f1[name]:.4f}" for f1 in comparison.scores.values())
+        rows.append((name, *scores, f"{other[name] - forest:+.4f}", _number(comparison.spread[name])))
+    text = f"{columns(rows)}\n\n{_verdict(comparison)}"
+    if comparison.small:
         text += (
-            " The mean of small models (forests and perceptrons) makes the map, whatever few patches say: on "
-            "the mean of real scenes it was the best. It was fitted anew on all labels."
+            " The mean of small models (forests and perceptrons) makes the map in any case, since it was the "
+            "best on average over real scenes. It was then refitted on all labels."
         )
-    elif found.better == "random forest":
+    elif comparison.better == "random forest":
         text += f" Make the map with it: make_classifications.py {folder} ... --pick baseline"
     return text
 
 
-def _verdict(found: Comparison) -> str:
-    size = f"{found.pixels} pixels in {found.patches} polygons or patches"
-    if found.better == "unknown":
-        single = [name for name, spread in found.spread.items() if spread is None and name != "macro-F1"]
+def _verdict(comparison: Comparison) -> str:
+    better, other, spread = comparison.better, comparison.other, comparison.spread
+    size = f"{comparison.pixels} pixels in {comparison.patches} polygons or patches"
+    if better == "unknown":
+        single = [name for name, value in spread.items() if value is None and name != "macro-F1"]
         return (
-            f"Which is better can't be known, since the held-out labels of {', '.join(single)} are one "
-            f"polygon or patch ({size}): label more places."
+            f"The better model is unknown, since the held-out labels of {', '.join(single)} are one polygon "
+            f"or patch ({size}): label more places."
         )
-    if found.better == "neither":
+    if better == "neither":
         return (
-            f"Neither the {found.other} nor the random forest leads by more than twice the spread over "
-            f"resampled polygons ({size})."
+            f"Neither the {other} nor the random forest leads by more than twice the spread over resampled "
+            f"polygons ({size})."
         )
-    worse = "random forest" if found.better != "random forest" else found.other
-    times = abs(found.difference) / max(found.spread["macro-F1"] or 0.0, 1e-9)
-    verb = "are" if found.better == "small models" else "is"
+    worse = other if better == "random forest" else "random forest"
+    times = abs(comparison.difference) / max(spread["macro-F1"] or 0.0, 1e-9)
+    verb = "are" if better == "small models" else "is"
     return (
-        f"The {found.better} {verb} better than the {worse}: by {abs(found.difference):.3f} macro-F1, "
+        f"The {better} {verb} better than the {worse}: by {abs(comparison.difference):.3f} macro-F1, "
         f"{times:.1f} times the spread over resampled polygons ({size})."
     )
 
@@ -195,24 +192,15 @@ def _time_is_up(result: TrainingResult) -> str:
     )
 
 
-def figures(result: TrainingResult) -> dict[str, Any]:
-    """The same for machines: the history's row of each pick."""
-    best = {row.model: row for row in result.rows}
+def _data(result: TrainingResult) -> dict[str, Any]:
+    """Return the run as JSON-ready data, with the history's row of each pick."""
+    rows = {row.model: row for row in result.rows}
+    fields = ("epoch", "val_loss", "val_accuracy", "val_macro_f1") if rows else ()
     return {
         "folder": str(result.folder),
         "finished": result.finished,
         "models": {
-            pick: {"file": str(path)}
-            | (
-                {
-                    "epoch": best[path.name].epoch,
-                    "val_loss": best[path.name].val_loss,
-                    "val_accuracy": best[path.name].val_accuracy,
-                    "val_macro_f1": best[path.name].val_macro_f1,
-                }
-                if best
-                else {}
-            )
+            pick: {"file": str(path), **{name: getattr(rows[path.name], name) for name in fields}}
             for pick, path in result.picks.items()
         },
         "history": result.history and str(result.history),
@@ -220,6 +208,8 @@ def figures(result: TrainingResult) -> dict[str, Any]:
         "comparison": result.comparison and result.comparison.to_json(),
     }
 
+
+main = partial(run, TrainConfig, __doc__ or "", _train)
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,17 +23,21 @@ from lulc.maps.reader import ClassMap
 from lulc.rasters.channels import set_in_tags
 
 GROUPS = 5
-"""Groups of CORINE level 1."""
+"""Number of groups of CORINE level 1."""
 
-SQUARE_METRES = 10_000.0
-"""Of a hectare."""
+HECTARE = 10_000.0
+"""Square metres."""
+
+Classes = NDArray[np.uint8]
+"""Class numbers (y, x)."""
+
+Mask = NDArray[np.bool_]
 
 
 class Counts:
-    """Counts that grow window by window.
+    """Counts over windows.
 
-    Land that the training used is counted in a matrix of its own and nowhere else, so that every other count
-    is one of held-out land.
+    Training land is counted only in a separate matrix, and every other matrix counts held-out land.
 
     Parameters
     ----------
@@ -51,10 +56,10 @@ class Counts:
         self._regions = np.zeros((len(inputs.regions), n + 1, n + 1), np.int64)
         self._levels = levels_of(self._legend)
         self._level1_codes = np.zeros((GROUPS + 1, GROUPS + 1), np.int64)
-        self._summed = [np.zeros((len(k.legend) + 1,) * 2, np.int64) for k in self._levels]
+        self._summed = [np.zeros((len(level.legend) + 1,) * 2, np.int64) for level in self._levels]
         self._mapped = np.zeros(256, np.int64)
         self._square_metres = np.zeros(256)
-        # Rows: this map wrong, right; columns: the second map wrong, right.
+        # Rows: first map wrong, right; columns: second map wrong, right.
         self._right = np.zeros((2, 2), np.int64)
         self._reliability = Reliability(n)
         self._without_map = self._without_reference = 0
@@ -71,11 +76,11 @@ class Counts:
         inside = window.relative_to(around).slices
         near = near_borders(wide, self._border)[inside]
         reference = np.ascontiguousarray(wide[inside])
-        counting = inputs.masks.read(window)
-        if counting is not None:
-            reference[~counting] = IGNORE
+        in_use = inputs.masks.read(window)
+        if in_use is not None:
+            reference[~in_use] = IGNORE
         mapped = inputs.map.read(window)
-        self._count_areas(window, mapped, counting)
+        self._count_areas(window, mapped, in_use)
         has_reference = reference != IGNORE
         scored = has_reference & (mapped != IGNORE)
         self._without_reference += int((~has_reference).sum())
@@ -95,27 +100,18 @@ class Counts:
             image = read_colors(inputs.image, inputs.grid, window, self._viewing.step, shown)
         self._viewing.add(window, mapped, reference, image, activations)
 
-    def _count_areas(
-        self, window: Window, mapped: NDArray[np.uint8], counting: NDArray[np.bool_] | None
-    ) -> None:
-        """Sum up pixels and, on the ellipsoid, areas of each class."""
+    def _count_areas(self, window: Window, mapped: Classes, in_use: Mask | None) -> None:
+        """Sum pixels and geodesic areas of each class."""
         areas = pixel_areas(self._inputs.grid, window)
-        if counting is not None:
-            mapped = mapped[counting]
+        if in_use is not None:
+            mapped = mapped[in_use]
         self._mapped += np.bincount(mapped.ravel(), minlength=256)
         if areas is not None:
-            weights = areas if counting is None else areas[counting]
+            weights = areas if in_use is None else areas[in_use]
             self._square_metres += np.bincount(mapped.ravel(), weights.ravel(), minlength=256)
 
-    def _count(
-        self,
-        window: Window,
-        scored: NDArray[np.bool_],
-        reference: NDArray[np.uint8],
-        mapped: NDArray[np.uint8],
-        near: NDArray[np.bool_],
-    ) -> NDArray[np.bool_]:
-        """Count by class; returns the scored pixels that the training did not use."""
+    def _count(self, window: Window, scored: Mask, reference: Classes, mapped: Classes, near: Mask) -> Mask:
+        """Count by class; returns the scored pixels on held-out land."""
         n = len(self._legend)
         held_out = scored.copy()
         for region in self._inputs.ground or ():
@@ -133,33 +129,23 @@ class Counts:
         return held_out
 
     def _gather(
-        self,
-        window: Window,
-        held_out: NDArray[np.bool_],
-        reference: NDArray[np.uint8],
-        mapped: NDArray[np.uint8],
+        self, window: Window, held_out: Mask, reference: Classes, mapped: Classes,
         activations: NDArray[np.float32] | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Count the matrices of CORINE levels that do not follow from the matrix of classes."""
         for level, summed in zip(self._levels, self._summed, strict=True):
             groups = level.gather_map(reference)
             if level.number == 1 and self._inputs.labels and self._inputs.level1_from_codes:
                 groups = self._inputs.labels.read_level1(window)
                 known = held_out & (groups != IGNORE) & (groups != 0)
-                found = level.gather_map(mapped)
-                self._level1_codes += count(groups[known], found[known], GROUPS)
+                self._level1_codes += count(groups[known], level.gather_map(mapped)[known], GROUPS)
             if activations is not None:
                 decided = np.where(mapped == UNCLASSIFIED, UNCLASSIFIED, level.decide(activations))
                 known = held_out & (groups != IGNORE) & (groups != 0) & (decided != IGNORE)
                 summed += count(groups[known], decided[known], len(level.legend))
 
     def _compare(
-        self,
-        window: Window,
-        held_out: NDArray[np.bool_],
-        reference: NDArray[np.uint8],
-        mapped: NDArray[np.uint8],
-        second: ClassMap,
+        self, window: Window, held_out: Mask, reference: Classes, mapped: Classes, second: ClassMap
     ) -> None:
         other = second.read(window)
         both = (mapped != IGNORE) & (other != IGNORE)
@@ -207,11 +193,11 @@ class Counts:
     def _areas(self, sample: Sample | None) -> Areas:
         classes = slice(0, len(self._legend) + 1)
         mapped = self._mapped[classes]
-        hectares = self._square_metres[classes] / SQUARE_METRES if self._square_metres.any() else None
+        hectares = self._square_metres[classes] / HECTARE if self._square_metres.any() else None
+        areas = Areas(mapped, hectares, sample)
         if sample is None:
-            return Areas(mapped, hectares)
-        estimates = estimate(sample.matrix, (mapped.astype(np.float64) if hectares is None else hectares)[1:])
-        return Areas(mapped, hectares, sample, estimates)
+            return areas
+        return replace(areas, estimates=estimate(sample.matrix, areas.values[1:]))
 
     def views(self) -> Views:
         return self._viewing.views()

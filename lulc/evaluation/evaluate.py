@@ -1,7 +1,6 @@
 """Score a map against a reference or interpreted points, or describe it alone, and write a report.
 
-Memory does not depend on the size of the map: matrices of classes grow, and one decimated picture of the map
-and of the reference.
+Memory does not depend on the size of the map: it holds counts and decimated views.
 """
 
 from __future__ import annotations
@@ -37,24 +36,21 @@ from lulc.models.weights import FEW_LABELS
 logger = logging.getLogger("lulc")
 
 WINDOW = 512
-"""Side of the windows that are counted together, a multiple of the block size of maps."""
+"""Side of the windows, a multiple of the block size of maps."""
 
 SAMPLE = "sample.gpkg"
 """Points to interpret, in the report's folder."""
 
-HISTORY = "history.csv"
-"""Epochs of a training, in its run folder."""
+HISTORY, BASELINE_CARD = "history.csv", "baseline.json"
+"""Epochs of a training and card of its random forest, in the run folder."""
 
-BASELINE_CARD = "baseline.json"
-"""Card of the random forest beside a training, in its run folder."""
-
-PARTS = ("forest", "small", "network")
-"""F1 of models by class that this card may have."""
+MODELS = ("forest", "small", "network")
+"""Models whose F1 by class this card may hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult(Evaluation):
-    """Path and results of a report."""
+    """Results of an evaluation with its report."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -70,19 +66,19 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     Raises
     ------
     InputError
-        If the report's folder holds a report and may not be overwritten, a file can't be read, grids or
-        legends don't fit, no pixel has both a map and a reference, or an option lacks what it needs.
+        If the folder holds a report and may not be overwritten, a file can't be read, grids or legends don't
+        fit, or no pixel has both a map and a reference.
     """
     folder = Path(config.out)
     _check_folder(folder, config.overwrite)
-    designs = _is_designing(config)
-    if designs:
-        # A run that was interrupted after it had drawn its points draws them again.
+    draws_sample = bool(config.design_sample) or config.sample_error is not None
+    if draws_sample:
+        # An interrupted run may have drawn its points already.
         check_free(folder / SAMPLE, overwrite=config.overwrite or _is_unfinished(folder))
     results, views = measure(config)
 
     def write_more() -> list[Path]:
-        written = design(config, results, folder / SAMPLE) if designs else []
+        written = design(config, results, folder / SAMPLE) if draws_sample else []
         return written + list(list_label_errors(config, folder) if config.label_errors is not None else ())
 
     imprint = Imprint(config.title, config.author, config.date, config.licence)
@@ -90,19 +86,14 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     return EvaluationResult(folder=folder, files=tuple(written), results=results, imprint=imprint)
 
 
-def _is_designing(config: EvaluateConfig) -> bool:
-    """Return True if a sample is to be drawn."""
-    return bool(config.design_sample) or config.sample_error is not None
-
-
 def design(config: EvaluateConfig, results: Results, path: Path) -> list[Path]:
-    """Draw a stratified sample of the map's pixels, to be interpreted, into a GeoPackage.
+    """Draw a stratified sample of the map's pixels for interpretation into a GeoPackage.
 
     Parameters
     ----------
     results
-        Mapped pixels, which share the points out, and the agreement with labels, from which the accuracy
-        to expect follows.
+        Mapped pixels, which decide the allocation, and the agreement with labels, which decides the expected
+        accuracy.
 
     Returns
     -------
@@ -123,15 +114,15 @@ def design(config: EvaluateConfig, results: Results, path: Path) -> list[Path]:
         )  # fmt: skip
         written = write_sample(drawn, path, inputs.map.legend)
     logger.info(
-        "%d points to interpret in '%s'%s: choose each one's class in QGIS (field 'reference'), then type "
-        "--sample with that file; keep '%s' from the interpreters",
+        "%d points to interpret in '%s'%s: choose the class of each in QGIS (field 'reference'), then type "
+        "--sample with that file; don't show '%s' to the interpreters",
         len(drawn), path, ", at least 50 in each class" if len(drawn) > points else "", written[1].name,
     )  # fmt: skip
     return written
 
 
 def list_label_errors(config: EvaluateConfig, folder: Path) -> tuple[Path, Path]:
-    """Write where the map contradicts the reference; see `lulc.evaluation.measures.label_errors`."""
+    """Write candidates for wrong labels; see `lulc.evaluation.measures.label_errors`."""
     with ExitStack() as resources:
         inputs = open_inputs(config, resources)
 
@@ -145,13 +136,7 @@ def list_label_errors(config: EvaluateConfig, folder: Path) -> tuple[Path, Path]
 
 
 def measure(config: EvaluateConfig, arrays: InMemory = NO_ARRAYS) -> tuple[Results, Views]:
-    """Count all that a report says, of files or of arrays instead of them; nothing is written.
-
-    Raises
-    ------
-    InputError
-        As `evaluate`, but for the folder.
-    """
+    """Count everything for a report, from files or arrays, and write nothing; raises errors as `evaluate`."""
     with ExitStack() as resources:
         inputs = open_inputs(config, resources, arrays)
         counts = Counts(inputs, config.border)
@@ -176,7 +161,7 @@ def _check_counted(config: EvaluateConfig, results: Results) -> None:
     if config.reference is None:
         if not results.areas.mapped.any():
             raise InputError(
-                f"cannot describe '{config.map}', since no pixel that counts has a class there",
+                f"cannot describe '{config.map}', since no pixel in use has a class there",
                 "Check --mask, --bounds and --aoi.",
             )
         return
@@ -189,8 +174,8 @@ def _check_counted(config: EvaluateConfig, results: Results) -> None:
         )
     if not results.confusion.any():
         logger.warning(
-            "no scored pixel lies on held-out land: all of '%s' lies in training stacks, whose scores say "
-            "nothing about other land", config.reference,
+            "no scored pixel lies on held-out land: all of '%s' lies in training stacks, whose scores don't "
+            "apply to other land", config.reference,
         )  # fmt: skip
 
 
@@ -210,38 +195,38 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 
 
 def _is_unfinished(folder: Path) -> bool:
-    """True where a report was begun and interrupted."""
+    """True if a report was started and interrupted."""
     return own_folder(folder).is_marked and not (folder / LAST).exists()
 
 
 def _history_of(run: Path) -> Path | None:
     path = run / HISTORY
-    if not path.is_file() and (run / f"{FEW_LABELS}.npz").is_file():
-        # Small models have no epochs.
-        return None
-    if not path.is_file():
-        raise InputError(
-            f"cannot show the training, since there is no '{path}', expected the run folder of the weights",
-            "Give the folder that train_model.py wrote: --run runs/first",
-        )
-    return path
+    if path.is_file():
+        return path
+    if (run / f"{FEW_LABELS}.npz").is_file():
+        return None  # small models have no epochs
+    raise InputError(
+        f"cannot show the training, since there is no '{path}', expected the run folder of the weights",
+        "Give the folder that train_model.py wrote: --run runs/first",
+    )
 
 
 def _baseline_of(run: Path) -> dict[str, Any] | None:
-    """Return the comparison of the models that a run holds; None where it holds none."""
+    """Return the comparison of the models in a run, or None without one."""
     path = run / BASELINE_CARD
-    found = load_card(path).scores.get("compared") if path.is_file() else None
-    if found is None:
+    compared = load_card(path).scores.get("compared") if path.is_file() else None
+    if compared is None:
         return None
-    compared = found if isinstance(found, dict) else {}
-    given: list[Any] = [compared.get(name) for name in PARTS if name == PARTS[0] or compared.get(name)]
-    spread = compared.get("spread")
-    # A spread that can't be known is null.
-    known: Any = {n: s or 0.0 for n, s in spread.items()} if isinstance(spread, dict) else None
+    compared = compared if isinstance(compared, dict) else {}
+    scores: list[Any] = [compared.get(name) for name in MODELS if name == MODELS[0] or compared.get(name)]
+    spread: Any = compared.get("spread")
+    if isinstance(spread, dict):
+        # An unknown spread is null.
+        spread = {name: value or 0.0 for name, value in spread.items()}
     sizes = ["pixels", "patches"] if compared.get("small") else []
     if not (
-        len(given) > 1
-        and all(_are_scores(f1) and f1.keys() == given[0].keys() for f1 in (*given, known))
+        len(scores) > 1
+        and all(_are_scores(f1) and f1.keys() == scores[0].keys() for f1 in (*scores, spread))
         and all(isinstance(compared.get(name), int) for name in sizes)
     ):
         raise InputError(
@@ -251,9 +236,9 @@ def _baseline_of(run: Path) -> dict[str, Any] | None:
     return dict(compared)
 
 
-def _are_scores(found: Any) -> bool:
+def _are_scores(data: Any) -> bool:
     return (
-        isinstance(found, dict)
-        and MACRO in found
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in found.values())
+        isinstance(data, dict)
+        and MACRO in data
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in data.values())
     )

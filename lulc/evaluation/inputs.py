@@ -24,22 +24,22 @@ from lulc.rasters.matching import picture_layers
 from lulc.rasters.sources import Source, open_source
 
 ARRAY = "<array>"
-"""Stands for the name of a file."""
+"""Replaces the name of a file."""
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """Arrays that stand for files of a config.
+    """Arrays that replace files of a config.
 
     Parameters
     ----------
     map
-        Instead of ``config.map``, see `lulc.maps.reader.array_map`.
+        See `lulc.maps.reader.array_map`.
     reference
-        Instead of ``config.reference``: (y, x) on the pixels of the map, its class numbers or, with
-        ``config.scheme``, codes of the scheme; 0, 255 and NaN are ignored.
+        (y, x) on the pixels of the map: its class numbers or, with ``config.scheme``, codes of the scheme; 0,
+        255 and NaN are ignored.
     sample
-        Instead of ``config.sample``: a GeoDataFrame of interpreted points.
+        GeoDataFrame of interpreted points.
     """
 
     map: Any = None
@@ -48,12 +48,11 @@ class InMemory:
 
 
 NO_ARRAYS = InMemory()
-"""No array."""
 
 
 @dataclass(frozen=True)
 class _ArrayCodes:
-    """Codes in memory on a grid."""
+    """Codes of an array, read like those of a file."""
 
     values: NDArray[Any]
     names: Mapping[int, str] = field(default_factory=dict)
@@ -80,13 +79,13 @@ class Inputs:
     Parameters
     ----------
     labels
-        The reference on the map's grid, or None.
+        Reference on the map's grid.
     translation
-        uint8 (256,), the reference's class numbers to those of the map; all 255 without one.
+        uint8 (256,), class number of the map for each class number of the reference, 255 = ignore.
     regions
-        What is scored apart.
+        Regions to score separately.
     ground
-        Land that the training used; None where that is not known.
+        Training land; None if it is unknown.
     """
 
     map: ClassMap
@@ -104,58 +103,57 @@ class Inputs:
 
     @property
     def level1_from_codes(self) -> bool:
-        """True where the reference's codes tell its level-1 group."""
+        """True if the codes of the reference define its level-1 groups."""
         return self.labels is not None and bool(self.labels.scheme.level1)
 
     def read_counted(self, window: Window) -> NDArray[np.uint8]:
-        """Class numbers of the map, 255 where it has no data or pixels don't count."""
+        """Read class numbers of the map, 255 for no data and masked pixels."""
         mapped = self.map.read(window)
         counting = self.masks.read(window)
         return mapped if counting is None else np.where(counting, mapped, IGNORE).astype(np.uint8)
 
     def read_reference(self, window: Window) -> NDArray[np.uint8]:
-        """The map's class numbers 1..N of the reference, 255 = ignore; everywhere without a reference."""
+        """Read the reference in the map's class numbers 1..N, 255 = ignore or no reference."""
         if self.labels is None:
             return np.full(window.shape, IGNORE, np.uint8)
         return self.translation[self.labels.read(window)]
 
 
 def open_inputs(config: EvaluateConfig, resources: ExitStack, arrays: InMemory = NO_ARRAYS) -> Inputs:
-    """Open all that the config names, or `arrays` instead; `resources` closes it.
+    """Open all files of the config, or `arrays` instead of them; `resources` closes them.
 
     Raises
     ------
     InputError
         If a file can't be read, or grids or legends don't fit.
     """
-    admitted = {"allow_vrt": config.allow_vrt, "allow_remote": config.allow_remote}
-    given = load_scheme(config.scheme, config.codes) if config.scheme else None
-    legend = given.legend if given else None
+    allowed = {"allow_vrt": config.allow_vrt, "allow_remote": config.allow_remote}
+    scheme = load_scheme(config.scheme, config.codes) if config.scheme else None
+    legend = scheme.legend if scheme else None
     the_map = resources.enter_context(
-        open_map(config.map, legend, **admitted) if arrays.map is None else array_map(arrays.map, legend)
+        open_map(config.map, legend, **allowed) if arrays.map is None else array_map(arrays.map, legend)
     )
     grid = the_map.grid
     labels, translation = None, np.full(256, IGNORE, np.uint8)
     if arrays.reference is not None:
-        labels = _array_labels(arrays.reference, the_map, given)
-        translation = _translation(labels.legend, the_map.legend, config)
+        labels = _array_labels(arrays.reference, the_map, scheme)
     elif config.reference is not None:
+        scheme = scheme or _scheme_of(the_map, config)
         labels = resources.enter_context(
             open_labels(
-                config.reference, grid, given or _scheme_of(the_map, config),
-                field=config.label_field, layer=config.label_layer, pine=config.pine,
-                spruce=config.spruce, resample=config.resample,
-                **admitted,
+                config.reference, grid, scheme, field=config.label_field, layer=config.label_layer,
+                pine=config.pine, spruce=config.spruce, resample=config.resample, **allowed,
             )
         )  # fmt: skip
+    if labels is not None:
         translation = _translation(labels.legend, the_map.legend, config)
     other = None
     if config.compare:
-        other = resources.enter_context(open_map(config.compare, legend, **admitted))
+        other = resources.enter_context(open_map(config.compare, legend, **allowed))
         _check_same(the_map, other, config)
     image = None
     if config.image:
-        image = resources.enter_context(open_source(config.image, **admitted))
+        image = resources.enter_context(open_source(config.image, **allowed))
         if not image.grid.is_aligned(grid):
             raise InputError(
                 f"cannot show '{config.image}' beside the map, since its grid is\n  {image.grid.describe()}\n"
@@ -165,19 +163,12 @@ def open_inputs(config: EvaluateConfig, resources: ExitStack, arrays: InMemory =
     masks = resources.enter_context(open_masks(config, grid))
     for mask in masks.masks:
         mask.warn_of_uncovered(lambda window: the_map.read(window) != IGNORE)
-    return Inputs(
-        map=the_map,
-        other=other,
-        labels=labels,
-        translation=translation,
-        regions=read_regions(config.regions, grid, the_map.tags) if config.regions else [],
-        ground=read_ground(config.regions, config.run, grid, the_map.tags),
-        masks=masks,
-        image=image,
-    )
+    regions = read_regions(config.regions, grid, the_map.tags) if config.regions else []
+    ground = read_ground(config.regions, config.run, grid, the_map.tags)
+    return Inputs(the_map, other, labels, translation, regions, ground, masks, image)
 
 
-def _array_labels(reference: Any, the_map: ClassMap, given: Scheme | None) -> Labels:
+def _array_labels(reference: Any, the_map: ClassMap, scheme: Scheme | None) -> Labels:
     """Return an array as labels on the grid of a map."""
     from lulc.rasters.cubes import labels_on
 
@@ -188,20 +179,21 @@ def _array_labels(reference: Any, the_map: ClassMap, given: Scheme | None) -> La
             f"expected {grid.shape} as the map has",
             "Give labels on the pixels of the map.",
         )
-    numbers: dict[Code, int] = {0: IGNORE, IGNORE: IGNORE}
-    numbers.update({c.number: c.number for c in the_map.legend.classes})
-    hint = "Give class numbers of the map, or name the scheme of the codes."
-    scheme = given or Scheme(the_map.legend.name, the_map.legend, numbers, hint=hint)
+    if scheme is None:
+        legend = the_map.legend
+        numbers: dict[Code, int] = {0: IGNORE, IGNORE: IGNORE, **{c.number: c.number for c in legend.classes}}
+        hint = "Give class numbers of the map, or name the scheme of the codes."
+        scheme = Scheme(legend.name, legend, numbers, hint=hint)
     return Labels(ARRAY, grid, scheme, _ArrayCodes(values), (), ExitStack())
 
 
 def _scheme_of(the_map: ClassMap, config: EvaluateConfig) -> Scheme:
-    """Return the scheme of the map's legend, for a reference whose scheme is not named.
+    """Return the scheme of the map's legend for a reference without a named scheme.
 
     Raises
     ------
     InputError
-        If the legend tells no codes: its numbers may be those of the reference, or may not.
+        If the legend has no codes, so that the numbers of the reference may have another meaning.
     """
     legend = the_map.legend
     for name in SCHEMES:
@@ -209,36 +201,32 @@ def _scheme_of(the_map: ClassMap, config: EvaluateConfig) -> Scheme:
         if legend.name in (name, scheme.legend.name) and _agrees(legend, scheme.legend):
             return scheme
     hint = "Type --scheme with the scheme of the training: a name, or the CSV with its codes."
-    if legend.classes[-1] == REST:
-        raise InputError(
-            f"cannot read '{config.reference}', since the map holds the single class '{legend.names[0]}', "
-            "expected to be told how codes become classes",
-            hint,
-        )
     numbers = {code: c.number for c in legend.classes for code in c.sources}
-    if not numbers:
+    if legend.classes[-1] == REST or not numbers:
+        reason = f"the legend '{legend.name}' of the map has no source codes"
+        if legend.classes[-1] == REST:
+            reason = f"the map holds the single class '{legend.names[0]}'"
         raise InputError(
-            f"cannot read '{config.reference}', since the legend '{legend.name}' of the map has no source "
-            "codes, expected to be told how codes become classes",
+            f"cannot read '{config.reference}', since {reason}, expected a scheme that maps codes to classes",
             hint,
         )
     return Scheme(legend.name, legend, {0: IGNORE, IGNORE: IGNORE, **numbers}, hint=hint)
 
 
 def _agrees(legend: Legend, known: Legend) -> bool:
-    """True where no class of a legend gathers other codes than the class of that name in a known one."""
+    """True if every class of a legend has no codes, or those of the same class in a known legend."""
     codes = {c.name: c.sources for c in known.classes}
     return all(c.sources in ((), codes.get(c.name)) for c in legend.classes)
 
 
 def _translation(reference: Legend, mapped: Legend, config: EvaluateConfig) -> NDArray[np.uint8]:
-    """uint8 (256,): class number of the reference to class number of the map, 255 = ignore."""
+    """Return uint8 (256,): class number of the map for each of the reference, 255 = ignore."""
     table = np.full(256, IGNORE, np.uint8)
     if reference.names == mapped.names:
         numbers = np.arange(1, len(mapped) + 1)
         table[numbers] = numbers
     elif len(mapped) == 2 and len(set(mapped.names) & set(reference.names)) == 1:
-        # One class against the rest: all others of the reference are the rest.
+        # One class against the rest, which is all other classes of the reference.
         single = next(c for c in mapped.classes if c.name in reference.names)
         table[1 : len(reference) + 1] = 3 - single.number
         table[reference.names.index(single.name) + 1] = single.number
@@ -271,14 +259,14 @@ def read_colors(
 ) -> NDArray[np.float32]:
     """Return red, green and blue of a mosaic, float32 (y, x, 3), NaN = no data or outside.
 
-    Rows and columns are those of `window` whose numbers in `grid` are multiples of `step`; `channels` says
-    which layers are shown.
+    Rows and columns are those of `window` that are multiples of `step` in `grid`; `channels` defines the
+    layers to show.
     """
     layers = picture_layers(image.names, channels)
     top, left = -window.row % step, -window.col % step
     row, col = image.grid.offset_of(grid)
     there = Window(window.row + row + top, window.col + col + left, window.height - top, window.width - left)
-    # What lies left of or above the image is left out in whole steps.
+    # Skip whole steps above and left of the image.
     above, before = (step * max(0, -(n // step)) for n in (there.row, there.col))
     common = Window(
         there.row + above, there.col + before, there.height - above, there.width - before
@@ -287,6 +275,6 @@ def read_colors(
     if common.height > 0 and common.width > 0:
         stored, valid = image.read_valid(layers, common, step)
         values = np.moveaxis(np.where(valid & (stored != 0), stored, np.nan), 0, -1)
-        part = result[above // step :, before // step :][: values.shape[0], : values.shape[1]]
-        part[...] = values
+        inside = result[above // step :, before // step :][: values.shape[0], : values.shape[1]]
+        inside[...] = values
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,19 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Comparison of a map with its reference, as tables and figures.
-
-    Parameters
-    ----------
-    results
-        All counts, from which every metric follows.
-    """
+    """Comparison of a map with its reference as tables and figures, which follow from the counts."""
 
     results: Results
 
     @property
     def scores(self) -> Scores:
-        """Return the metrics of all scored pixels, of held-out land where that is known."""
+        """Metrics of all scored pixels, only of held-out land if that is known."""
         return self.results.scores
 
     @property
@@ -42,13 +36,9 @@ class Evaluation:
 
         rows = {}
         for name, scores in self.results.parts():
-            macro = (
-                {f"macro_{k}": v for k, v in dataclasses.asdict(scores.macro).items()} if scores.macro else {}
-            )
-            rows[name] = {
-                "pixels": scores.pixels, "overall_accuracy": scores.overall_accuracy, "kappa": scores.kappa,
-                **macro,
-            }  # fmt: skip
+            row = {n: getattr(scores, n) for n in ("pixels", "overall_accuracy", "kappa")}
+            macro = dataclasses.asdict(scores.macro) if scores.macro else {}
+            rows[name] = row | {f"macro_{n}": value for n, value in macro.items()}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("part")
 
     @property
@@ -77,45 +67,43 @@ class Evaluation:
         """
         import pandas as pd
 
-        found = self.results.areas
+        areas = self.results.areas
         table = pd.DataFrame(index=pd.Index(self.results.legend.names, name="class"))
-        table["mapped"] = found.values[1:]
-        table.attrs["unit"] = found.unit
-        if found.estimates is None:
+        table["mapped"] = areas.values[1:]
+        table.attrs["unit"] = areas.unit
+        if areas.estimates is None:
             return table
-        given = {"area": found.estimates.areas, "users": found.estimates.users,
-                 "producers": found.estimates.producers}  # fmt: skip
-        for name, estimates in given.items():
-            accuracy = "" if name == "area" else "_accuracy"
-            table[f"{name}{accuracy}"] = [e.value for e in estimates]
-            table[f"{name}_standard_error"] = [e.standard_error for e in estimates]
-            table[f"{name}_low"], table[f"{name}_high"] = zip(*(e.interval for e in estimates), strict=True)
-        overall = found.estimates.overall
-        table.attrs |= {
-            "overall_accuracy": overall.value, "overall_standard_error": overall.standard_error,
-        }  # fmt: skip
+        for name in ("areas", "users", "producers"):
+            estimates, prefix = getattr(areas.estimates, name), "area" if name == "areas" else name
+            table[prefix if name == "areas" else f"{name}_accuracy"] = [e.value for e in estimates]
+            table[f"{prefix}_standard_error"] = [e.standard_error for e in estimates]
+            table[f"{prefix}_low"], table[f"{prefix}_high"] = zip(
+                *(e.interval for e in estimates), strict=True
+            )
+        overall = areas.estimates.overall
+        table.attrs["overall_accuracy"] = overall.value
+        table.attrs["overall_standard_error"] = overall.standard_error
         return table
 
     def plot_confusion(self) -> Figure:
-        """Draw the confusion matrix as shares of each reference class."""
+        """Draw the confusion matrix in percent of each reference class."""
         from lulc.evaluation.report.figures import draw_confusion
 
-        self._check(self.results.reference, "a confusion matrix", "a reference")
+        if self.results.reference is None:
+            raise _missing("a confusion matrix", "a reference")
         title = f"Confusion matrix, % of each reference class{self._of_map()}"
         return draw_confusion(self.results.confusion, self.results.legend, title=title)
 
     def _of_map(self) -> str:
-        """Name the file of the map in a title; nothing for an array."""
+        """Return the name of the map for a title; empty for an array."""
         return "" if self.results.map.startswith("<") else f": {self.results.map}"
 
     def plot_reliability(self) -> Figure:
         """Draw accuracy over confidence."""
         from lulc.evaluation.report.figures import draw_reliability
 
-        self._check(
-            self.results.calibration, "a reliability diagram", "a map with activations and a reference"
-        )
-        assert self.results.calibration is not None
+        if self.results.calibration is None:
+            raise _missing("a reliability diagram", "a map with activations and a reference")
         return draw_reliability(self.results.calibration, title=f"Calibration{self._of_map()}")
 
     def plot_areas(self) -> Figure:
@@ -123,12 +111,11 @@ class Evaluation:
         from lulc.evaluation.report.figures import draw_areas
 
         areas = self.results.areas
-        self._check(areas.estimates, "areas with intervals", "a sample of interpreted points")
-        assert areas.estimates is not None
+        if areas.estimates is None:
+            raise _missing("areas with intervals", "a sample of interpreted points")
         mapped = areas.values[1:].tolist()
         return draw_areas(areas.estimates.areas, mapped, self.results.legend, unit=areas.unit)
 
-    @staticmethod
-    def _check(given: Any, what: str, needed: str) -> None:
-        if given is None:
-            raise InputError(f"cannot draw {what}, expected {needed}", "Evaluate with it.")
+
+def _missing(figure: str, needed: str) -> InputError:
+    return InputError(f"cannot draw {figure}, expected {needed}", "Evaluate with it.")

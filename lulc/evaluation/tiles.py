@@ -1,4 +1,4 @@
-"""Layers of tiles: files that several threads read at a time, and how their values are painted."""
+"""Layers of tiles: files that several threads read at the same time, and the colours of their values."""
 
 from __future__ import annotations
 
@@ -24,28 +24,20 @@ from lulc.rasters.matching import picture_layers
 from lulc.rasters.sources import RasterSource, open_source
 
 TILE_SIZE = 256
-"""Side of the tiles that the page asks for."""
+"""Side of a tile of the page in pixels."""
 
 PALE = 38
-"""Alpha of the classes that are not the one looked at."""
+"""Alpha of the other classes while one class is shown alone."""
 
 READERS = 4
-"""Tiles and pixels that are read at a time; each holds a tile of all bands in memory."""
+"""Concurrent reads; each holds a tile of all bands in memory."""
 
 BLANK = cv2.imencode(".png", np.zeros((1, 1, 4), np.uint8))[1].tobytes()
-"""A transparent tile, for places beyond the map."""
+"""Transparent tile outside the map."""
 
 
 class TileFile:
-    """Raster for several threads, each with its own dataset.
-
-    Parameters
-    ----------
-    path, allow_vrt
-        As for `lulc.rasters.sources.open_source`, which guards each of them.
-    resources
-        What closes them.
-    """
+    """Raster for several threads, each with its own guarded dataset, which `resources` closes."""
 
     def __init__(self, path: str, resources: ExitStack, *, allow_vrt: bool = False) -> None:
         source = resources.enter_context(open_source(path, allow_vrt=allow_vrt, in_process=True))
@@ -60,7 +52,7 @@ class TileFile:
             self._free.put(again)
 
     def read(self, read: Callable[[Any], Any]) -> Any:
-        """Return the result of a function that reads through rio-tiler."""
+        """Call a function with a reader of rio-tiler."""
         from rio_tiler.io import Reader
 
         source = self._free.get()
@@ -78,16 +70,14 @@ class TileLayer:
 
     Parameters
     ----------
-    id, name, kind
-        As the page knows it.
-    file, bands
-        Where its values come from; bands from 1.
+    bands
+        Bands of the file, counted from 1.
     paint
-        Values (band, y, x), masked, and the class looked at alone, to colours uint8 (y, x, 4).
+        Function from masked values (band, y, x) and the class shown alone to colours uint8 (y, x, 4).
     more
-        What else the page says of it.
+        Further fields of the layer in the page.
     unscale
-        Whether values are stored scaled.
+        True if the values are stored scaled.
     """
 
     id: str
@@ -116,21 +106,21 @@ class TileLayer:
 
     def described(self) -> dict[str, Any]:
         tiles = f"{self.id}/tiles/WebMercatorQuad/{{z}}/{{x}}/{{y}}.png?tilesize={TILE_SIZE}"
-        known = {"id": self.id, "name": self.name, "kind": self.kind, "tiles": tiles}
-        return {"on": False, "group": "layers"} | known | self.more
+        fields = {"id": self.id, "name": self.name, "kind": self.kind, "tiles": tiles}
+        return {"on": False, "group": "layers"} | fields | self.more
 
 
-def _alone(the_map: ClassMap) -> bool:
-    """True for a map of one class against the rest, whose file has no band of the rest."""
+def _has_single_class(the_map: ClassMap) -> bool:
+    """True for a map of one class against the rest, which has no band for the rest."""
     return the_map.legend.classes[-1] == REST
 
 
 def layers_of(
     the_map: ClassMap, file: TileFile, image: TileFile | None, reference: tuple[TileFile, TileFile] | None
 ) -> list[TileLayer]:
-    """The layers of a page, lowest first."""
+    """Return the layers of a page, lowest first."""
     legend = the_map.legend
-    colors = {0: REST.color if _alone(the_map) else UNCLASSIFIED_COLOR}
+    colors = {0: REST.color if _has_single_class(the_map) else UNCLASSIFIED_COLOR}
     palette = partial(_paint_classes, colors | {c.number: c.color for c in legend.classes})
     layers = [TileLayer("map", "Map", "classes", file, (1,), palette, {"on": True})]
     if reference:
@@ -148,16 +138,16 @@ def layers_of(
 
 
 def _ramps(the_map: ClassMap, file: TileFile) -> list[TileLayer]:
-    """Uncertainty, and the activation of each class."""
+    """Return the layers of the uncertainty and of the activation of each class."""
     stored = tuple(range(2, len(the_map.layers) + 1))
-    unsure = partial(_paint_ramp, "inferno", partial(_entropy_of, _alone(the_map)))
-    share = partial(_paint_ramp, "viridis", lambda values: values[0])
+    uncertainty = partial(_paint_ramp, "inferno", partial(_entropy_of, _has_single_class(the_map)))
+    activation = partial(_paint_ramp, "viridis", lambda values: values[0])
     colors: dict[str, Any] = {"colors": UNSURE_RAMP}
-    layers = [TileLayer("entropy", "Uncertainty", "ramp", file, stored, unsure, colors, unscale=True)]
+    layers = [TileLayer("entropy", "Uncertainty", "ramp", file, stored, uncertainty, colors, unscale=True)]
     colors = {"colors": ACTIVATION_RAMP, "group": "activations"}
     names = the_map.legend.names[: len(stored)]
     return layers + [
-        TileLayer(f"activation{k}", f"{k} {name}", "ramp", file, (k + 1,), share, colors, unscale=True)
+        TileLayer(f"activation{k}", f"{k} {name}", "ramp", file, (k + 1,), activation, colors, unscale=True)
         for k, name in enumerate(names, start=1)
     ]
 
@@ -165,7 +155,7 @@ def _ramps(the_map: ClassMap, file: TileFile) -> list[TileLayer]:
 def _paint_classes(
     colors: dict[int, str], values: np.ma.MaskedArray[Any, Any], alone: int | None
 ) -> np.ndarray:
-    """Colour class numbers: no class is transparent, and classes beside a single shown one are paler."""
+    """Colour class numbers; pixels without a class are transparent, and classes beside `alone` pale."""
     table = np.zeros((256, 4), np.uint8)
     for number, color in colors.items():
         table[number] = (*bytes.fromhex(color[1:]), 255 if alone in (None, number) else PALE)
@@ -178,7 +168,7 @@ def _paint_ramp(
     values: np.ma.MaskedArray[Any, Any],
     alone: int | None,
 ) -> np.ndarray:
-    """Colour values between 0 and 1."""
+    """Colour values 0..1."""
     from rio_tiler.colormap import cmap
 
     ramp = cmap.get(name)
@@ -187,16 +177,15 @@ def _paint_ramp(
     return table[np.clip(np.rint(255 * shown), 0, 255).astype(np.uint8)]
 
 
-def _entropy_of(alone: bool, values: np.ndarray) -> np.ndarray:
-    """Return the uncertainty of activations (class, y, x); with `alone`, one class against the rest."""
-    shares = np.moveaxis(np.concatenate([values, 1 - values]) if alone else values, 0, -1)
-    return entropy(shares)
+def _entropy_of(single_class: bool, values: np.ndarray) -> np.ndarray:
+    """Return the uncertainty of activations (class, y, x)."""
+    return entropy(np.moveaxis(np.concatenate([values, 1 - values]) if single_class else values, 0, -1))
 
 
 def _picture_of(
     image: TileFile, channels: ChannelSet | None
 ) -> tuple[tuple[int, ...], Callable[..., np.ndarray]]:
-    """Bands of a picture, and their stretch: 2 % of each end saturated, seen in its overviews."""
+    """Return the bands of an image, and a function that stretches them by the 2 % and 98 % percentiles."""
     bands = [k + 1 for k in picture_layers(image.names, channels)]
     limits = []
     for plane in image.read(lambda reader: reader.preview(indexes=bands, max_size=512).array):

@@ -1,8 +1,7 @@
 """Areas and accuracies with confidence intervals, from a stratified random sample of interpreted points.
 
-Pixel counts are biased area estimates, since the map has errors. Instead the map's classes are strata: points
-are drawn in each (`lulc.evaluation.measures.sample`) and interpreted, and their confusion matrix corrects the
-mapped areas.
+Pixel counts are biased area estimates, since the map has errors. The confusion matrix of interpreted points,
+drawn in each mapped class as a stratum (`lulc.evaluation.measures.sample`), corrects them.
 
 References
 ----------
@@ -13,7 +12,7 @@ practices for estimating area and assessing accuracy of land change. Remote Sens
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -43,14 +42,10 @@ class Estimate:
         return (self.value - self.half_width, self.value + self.half_width)
 
     def to_json(self) -> dict[str, Any] | None:
-        """Value, standard error and interval as JSON-ready data; None where the value is not defined."""
+        """Return value, standard error and interval as JSON-ready data; None if undefined."""
         if not np.isfinite([self.value, self.standard_error]).all():
             return None
-        return {
-            "value": self.value,
-            "standard_error": self.standard_error,
-            "interval_95": list(self.interval),
-        }
+        return {**asdict(self), "interval_95": list(self.interval)}
 
 
 @dataclass(frozen=True)
@@ -60,8 +55,8 @@ class AreaEstimates:
     Parameters
     ----------
     users, producers
-        User's (precision) and producer's (recall) accuracy of each class; NaN where a class is not
-        mapped, or was never found.
+        User's (precision) and producer's (recall) accuracy of each class; NaN if a class is not mapped, or
+        not in the sample.
     areas
         Area of each class, in the unit of the mapped areas.
     """
@@ -82,7 +77,7 @@ def estimate(sample: NDArray[np.int64], mapped: NDArray[np.float64]) -> AreaEsti
     Parameters
     ----------
     sample
-        Points (class, class): rows the map's class, which is the stratum, columns the reference.
+        Points (class, class): rows the map's class (stratum), columns the reference.
     mapped
         Mapped area of each class (class,), in any unit.
 
@@ -97,22 +92,22 @@ def estimate(sample: NDArray[np.int64], mapped: NDArray[np.float64]) -> AreaEsti
     total = mapped.sum()
     weights = mapped / total
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.where(mapped[:, None] > 0, counts / points[:, None], 0.0)
-        # Variance of each share within its stratum: the term that eqs 5, 6, 7 and 10 have in common.
-        spread = np.where(mapped[:, None] > 0, shares * (1 - shares) / (points[:, None] - 1), 0.0)
-        right, right_spread = np.diag(shares), np.diag(spread)
-        proportions = weights @ shares  # eq 9
+        fractions = np.where(mapped[:, None] > 0, counts / points[:, None], 0.0)
+        # Variance of each fraction within its stratum, a term of eqs 5, 6, 7 and 10.
+        variances = np.where(mapped[:, None] > 0, fractions * (1 - fractions) / (points[:, None] - 1), 0.0)
+        right, right_variances = np.diag(fractions), np.diag(variances)
+        proportions = weights @ fractions  # eq 9
         producers = weights * right / proportions  # eq 3
-        elsewhere = (weights**2) @ (spread * ~np.eye(len(counts), dtype=bool))
-        producer_variance = (
-            (weights * (1 - producers)) ** 2 * right_spread + producers**2 * elsewhere
+        elsewhere = (weights**2) @ (variances * ~np.eye(len(counts), dtype=bool))
+        producer_variances = (
+            (weights * (1 - producers)) ** 2 * right_variances + producers**2 * elsewhere
         ) / proportions**2  # eq 7
     users = np.where(mapped > 0, right, np.nan)
     return AreaEstimates(
-        overall=Estimate(float(weights @ right), float(np.sqrt(weights**2 @ right_spread))),  # eqs 1, 5
-        users=_estimates(users, np.where(mapped > 0, right_spread, np.nan)),  # eqs 2, 6
-        producers=_estimates(producers, producer_variance),
-        areas=_estimates(total * proportions, total**2 * (weights**2 @ spread)),  # eqs 10, 11
+        overall=Estimate(float(weights @ right), float(np.sqrt(weights**2 @ right_variances))),  # eqs 1, 5
+        users=_estimates(users, np.where(mapped > 0, right_variances, np.nan)),  # eqs 2, 6
+        producers=_estimates(producers, producer_variances),
+        areas=_estimates(total * proportions, total**2 * (weights**2 @ variances)),  # eqs 10, 11
     )
 
 
@@ -139,16 +134,12 @@ def _check_strata(points: NDArray[np.float64], mapped: NDArray[np.float64]) -> N
 def sample_size(
     mapped: NDArray[np.float64], expected: NDArray[np.float64], standard_error: float = 0.01
 ) -> int:
-    """Points needed for an overall accuracy of a given standard error (eq 13, large population).
+    """Return the points needed for a standard error of the overall accuracy (eq 13, large population).
 
     Parameters
     ----------
-    mapped
-        Mapped area of each class (class,).
-    expected
-        User's accuracy that is expected of each class, 0..1.
-    standard_error
-        Wanted standard error of the overall accuracy.
+    mapped, expected
+        Mapped area and expected user's accuracy of each class (class,).
 
     Examples
     --------
@@ -159,41 +150,33 @@ def sample_size(
     """
     weights = np.asarray(mapped, np.float64) / np.sum(mapped)
     spread = np.sqrt(np.asarray(expected) * (1 - np.asarray(expected)))
-    # Rounding first keeps a sum such as 3.0000000000000004 from asking for a fourth point.
+    # Rounding first, so that a sum of 3.0000000000000004 does not need a fourth point.
     return int(np.ceil(round(float((weights @ spread / standard_error) ** 2), 6)))
 
 
 def expected_accuracies(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
-    """User's accuracies (class,) to expect, from a comparison with labels, for `sample_size`.
+    """Guess user's accuracies (class,) for `sample_size` from a confusion matrix with labels.
 
-    Labels are no sample of interpreted points, so the accuracy against them is a guess: it is kept within 0.5
-    and 0.95, and is 0.75 where no pixel was compared.
-
-    Parameters
-    ----------
-    confusion
-        int64 (N + 1, N + 1), rows reference, columns map, index 0 unclassified.
+    They are clipped to 0.5..0.95, since labels are no sample of interpreted points, and 0.75 without pixels.
     """
     mapped = confusion[:, 1:].sum(axis=0)
     hits = np.diag(confusion)[1:]
-    shares = np.divide(hits, mapped, out=np.full(len(mapped), 0.75), where=mapped > 0)
-    return np.clip(shares, 0.5, 0.95)
+    accuracies = np.divide(hits, mapped, out=np.full(len(mapped), 0.75), where=mapped > 0)
+    return np.clip(accuracies, 0.5, 0.95)
 
 
 def allocate(points: int, pixels: NDArray[np.int64], minimum: int = 50) -> NDArray[np.int64]:
-    """Share points among strata: at least `minimum` in each, the rest in proportion to the area.
+    """Allocate points to strata: at least `minimum` in each, the rest in proportion to the area.
 
-    This is the compromise of section 5.1.1 of the paper between equal shares, which serve the user's
-    accuracies, and proportional ones, which serve overall accuracy and areas.
+    This is the compromise of section 5.1.1 of the paper between equal allocation, for the user's accuracies,
+    and proportional allocation, for overall accuracy and areas.
 
     Parameters
     ----------
     points
-        Points in all; more are given where the minima alone need more.
+        Points in all; the minima may need more.
     pixels
         Mapped pixels of each class (class,); no stratum gets more points than it has pixels.
-    minimum
-        Points of the smallest strata.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Labels that may be wrong: where a map contradicts them with confidence, as a raster and a list of places.
+"""Label errors: pixels where a map confidently contradicts the labels, as a raster and a list of places.
 
-A candidate is a labelled pixel whose activation of the mapped class exceeds that of the labelled class by
-a margin. A network that was trained on the same labels has learnt part of their errors: candidates are to
-be looked at, and a map from cross-validation finds more of them.
+A candidate is a labelled pixel whose activation of the mapped class exceeds that of the labelled class by a
+margin. Check the candidates: a network trained on these labels has learnt some of their errors, and a map
+from cross-validation finds more of them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -27,27 +28,24 @@ from lulc.maps.writer import PART, write_map
 RASTER = "label-errors.tif"
 TABLE = "label-errors.csv"
 
-SMALLEST = 4
-"""Pixels of the smallest place in the list; smaller ones are in the raster only."""
-
-LISTED = 1000
-"""Places in the list, those that weigh most."""
+SMALLEST, LISTED = 4, 1000
+"""Fewest pixels of a listed place, and number of listed places; the raster shows all."""
 
 Read = Callable[[Window], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
 class Patch:
-    """Candidates that touch each other.
+    """Adjacent candidates.
 
     Parameters
     ----------
     x, y
-        Of its middle, in the CRS of the map.
+        Centre in the CRS of the map.
     labelled, mapped
-        Most frequent class of the labels, and of the map there.
+        Most frequent class of the labels and of the map.
     margin
-        Mean activation of the mapped class less that of the labelled class.
+        Mean difference of the activations of the mapped and the labelled class.
     """
 
     x: float
@@ -60,21 +58,21 @@ class Patch:
 
     @property
     def weight(self) -> float:
-        """Weight by which places are ranked."""
+        """Weight for ranking."""
         return self.pixels * self.margin
 
 
 def find_label_errors(
     land_cover: ClassMap, read_labels: Read, folder: Path, *, least: float, regions: Sequence[Region] = ()
 ) -> tuple[Path, Path]:
-    """Write where a map contradicts labels: the class of the map as a raster, and a list of places.
+    """Write where a map contradicts labels: a raster of the map's classes, and a table of places.
 
     Parameters
     ----------
     read_labels
-        Class numbers of the map's legend for a window, uint8 (y, x), 255 = ignore.
+        Returns the labels of a window in the map's classes, uint8 (y, x), 255 = ignore.
     folder
-        Where `RASTER` (0 no candidate, 255 no map or no label) and `TABLE` are written.
+        Folder for `RASTER` (0 no candidate, 255 no map or no label) and `TABLE`.
 
     Returns
     -------
@@ -91,37 +89,36 @@ def find_label_errors(
             f"cannot look for wrong labels with '{land_cover.name}', since it has no activation bands",
             "Make the map without `--activations none`, or leave --label-errors out.",
         )
-    found: list[Patch] = []
+    patches: list[Patch] = []
     raster = folder / RASTER
     tags = {LEGEND_TAG: land_cover.tags.get(LEGEND_TAG, "")}
 
-    def look(window: Window) -> np.ndarray:
-        candidates = _look(land_cover, read_labels, window, least)
-        found.extend(_patches(candidates, land_cover, window, regions))
-        found[:] = sorted(found, key=lambda place: -place.weight)[:LISTED]
+    def find(window: Window) -> np.ndarray:
+        candidates = _find_candidates(land_cover, read_labels, window, least)
+        patches.extend(_patches(candidates, land_cover, window, regions))
+        patches[:] = sorted(patches, key=lambda patch: -patch.weight)[:LISTED]
         return candidates.values[np.newaxis]
 
-    write_map(MapProfile(land_cover.grid, land_cover.legend, "none", PART, tags), look, raster)
-    _write_table(found, folder / TABLE)
+    write_map(MapProfile(land_cover.grid, land_cover.legend, "none", PART, tags), find, raster)
+    _write_table(patches, folder / TABLE)
     return raster, folder / TABLE
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """Stored values, labels and margins of one window; a margin is NaN where there is no candidate."""
+class _Candidates(NamedTuple):
+    """Stored values, labels and margins of one window; a margin is NaN without a candidate."""
 
     values: NDArray[np.uint8]
     labels: NDArray[np.uint8]
     margins: NDArray[np.float32]
 
 
-def _look(land_cover: ClassMap, read_labels: Read, window: Window, least: float) -> _Candidates:
+def _find_candidates(land_cover: ClassMap, read_labels: Read, window: Window, least: float) -> _Candidates:
     activations, labels = land_cover.read_activations(window), read_labels(window)
     known = (labels != IGNORE) & np.isfinite(activations).all(axis=-1)
     usable = np.nan_to_num(activations)
     mapped = usable.argmax(axis=-1)
-    own = np.where(known, labels.astype(np.intp) - 1, 0)
-    margins = usable.max(axis=-1) - np.take_along_axis(usable, own[..., np.newaxis], axis=-1)[..., 0]
+    labelled = np.where(known, labels.astype(np.intp) - 1, 0)
+    margins = usable.max(axis=-1) - np.take_along_axis(usable, labelled[..., np.newaxis], axis=-1)[..., 0]
     suspect = known & (margins >= least)
     values = np.where(suspect, mapped + 1, np.where(known, 0, IGNORE)).astype(np.uint8)
     return _Candidates(values, labels, np.where(suspect, margins, np.nan).astype(np.float32))

@@ -1,11 +1,10 @@
-"""Metrics of agreement between a map and its reference, from counts alone.
+"""Metrics of agreement between a map and its reference, computed from counts.
 
-Everything here works on a confusion matrix or on sums that grow window by window, so that memory does
-not depend on the size of the map.
+Confusion matrices and sums grow window by window, so that memory does not depend on the size of the map.
 
 A matrix has shape (N + 1, N + 1): rows are the reference, columns the map, and index 0 is *unclassified*.
-Row 0 is empty, since a pixel without a reference class is not scored; column 0 counts pixels that the map
-left unclassified, each of them a miss of its reference class.
+Row 0 is empty, since a pixel without a reference class is not scored. Column 0 counts pixels that the map
+left unclassified, which are misses of their reference class.
 """
 
 from __future__ import annotations
@@ -19,29 +18,17 @@ from numpy.typing import NDArray
 from lulc.core.schema import Legend
 
 EXACT_BELOW = 25
-"""McNemar's test is exact where fewer pixels than this are right in one map only."""
+"""Number of discordant pixels below which McNemar's test is exact."""
 
 NLL_FLOOR = 1e-7
-"""Activations are raised to this before the logarithm, so that one stored zero is no infinite loss."""
+"""Lowest activation in the logarithm, so that a stored zero gives no infinite loss."""
 
 BINS = 15
 """Bins of the reliability diagram and of the expected calibration error."""
 
 
 def count(reference: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
-    """The confusion matrix of two arrays of class numbers.
-
-    Parameters
-    ----------
-    reference
-        uint8, class numbers 1..N.
-    predicted
-        uint8 of the same shape, class numbers 0..N.
-
-    Returns
-    -------
-    int64 (N + 1, N + 1)
-        Rows reference, columns map.
+    """Return the confusion matrix, int64 (N + 1, N + 1), of class numbers 1..N and predictions 0..N, uint8.
 
     Examples
     --------
@@ -55,16 +42,14 @@ def count(reference: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: i
 
 @dataclass(frozen=True)
 class ClassScore:
-    """Agreement of one class; the four ratios are None where it occurs on neither side.
+    """Agreement of one class; the ratios are None if it occurs neither in the reference nor in the map.
 
     Parameters
     ----------
     precision
-        Share of the pixels mapped as the class that are right (user's accuracy).
+        Fraction of the mapped pixels that are right (user's accuracy).
     recall
-        Share of the reference pixels that are found (producer's accuracy).
-    f1
-        Harmonic mean of both.
+        Fraction of the reference pixels that are found (producer's accuracy).
     support, mapped
         Pixels of the class in the reference and in the map.
     """
@@ -81,7 +66,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Averages:
-    """One kind of mean over the classes that occur."""
+    """Means over the classes that occur."""
 
     precision: float
     recall: float
@@ -93,18 +78,18 @@ class Averages:
 class Scores:
     """Agreement of a map with its reference.
 
-    Macro and weighted means run over the classes that occur in the reference **or** in the map, which
-    is scikit-learn's ``labels=`` those classes with ``zero_division=0``: a class that is mapped where it
-    never is costs as much as one that is never found.
+    Macro and weighted means are over the classes that occur in the reference **or** in the map, as in
+    scikit-learn with these ``labels`` and ``zero_division=0``: a class that occurs only in the map counts as
+    much as one that is never found.
 
     Parameters
     ----------
-    unclassified
-        Those of them that the map left unclassified (class 0), counted as misses.
+    pixels, unclassified
+        Scored pixels, and those that the map left unclassified (class 0), which are misses.
     overall_accuracy
-        Share of scored pixels that are right; None without pixels.
+        Fraction of scored pixels that are right; None without pixels.
     kappa
-        Cohen's kappa; None where chance alone would agree everywhere.
+        Cohen's kappa; None where chance agreement is complete.
     """
 
     pixels: int
@@ -142,29 +127,23 @@ def score(confusion: NDArray[np.int64], legend: Legend) -> Scores:
         classes.append(ClassScore(c.number, c.name, precision, recall, f1, iou, *size))
     macro = weighted = None
     if total:
-        kept = [r[occurs] for r in ratios]
-        macro = Averages(*(float(r.mean()) for r in kept))
-        weighted = Averages(*(float(np.average(r, weights=support[occurs])) for r in kept))
-    return Scores(
-        total,
-        int(confusion[:, 0].sum()),
-        float(hits.sum() / total) if total else None,
-        _kappa(confusion),
-        macro,
-        weighted,
-        tuple(classes),
-    )
+        occurring = [r[occurs] for r in ratios]
+        macro = Averages(*(float(r.mean()) for r in occurring))
+        weighted = Averages(*(float(np.average(r, weights=support[occurs])) for r in occurring))
+    accuracy = float(hits.sum() / total) if total else None
+    unclassified = int(confusion[:, 0].sum())
+    return Scores(total, unclassified, accuracy, _kappa(confusion), macro, weighted, tuple(classes))
 
 
 def _ratios(hits: Any, support: Any, mapped: Any) -> tuple[Any, Any, Any, Any]:
-    """(precision, recall, F1, IoU), 0 where the denominator is 0."""
+    """Return (precision, recall, F1, IoU), 0 where the denominator is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         raw = (hits / mapped, hits / support, 2 * hits / (support + mapped), hits / (support + mapped - hits))
     return tuple(np.where(np.isfinite(r), r, 0.0) for r in raw)  # type: ignore[return-value]
 
 
 def _kappa(confusion: NDArray[np.int64]) -> float | None:
-    # Whole numbers of any size: the only rounding is that of the last two operations.
+    # Python integers: only the last two operations round.
     rows, cols = (confusion.sum(axis=axis).tolist() for axis in (1, 0))
     total, wrong = sum(rows), int(confusion.sum() - np.trace(confusion))
     by_chance = total * total - sum(r * c for r, c in zip(rows, cols, strict=True))
@@ -177,17 +156,14 @@ class Comparison:
 
     Parameters
     ----------
-    only_first, only_second
-        Pixels that only the one map has right.
-    both, neither
-        Pixels that both or neither have right.
+    only_first, only_second, both, neither
+        Pixels that are right in these maps.
     statistic
-        Chi-squared with continuity correction, one degree of freedom; None where the test is exact.
+        Chi-squared with continuity correction, one degree of freedom; None if the test is exact.
     p_value
-        Two-sided, under the assumption that pixels are independent. Neighbouring pixels are not, so it
-        is a lower bound.
+        Two-sided, for independent pixels; since neighbouring pixels are not, it is a lower bound.
     exact
-        True where the binomial distribution was used.
+        True if the binomial distribution was used.
     """
 
     only_first: int
@@ -200,7 +176,7 @@ class Comparison:
 
 
 def compare(only_first: int, only_second: int, both: int, neither: int) -> Comparison:
-    """McNemar's test.
+    """Compute McNemar's test.
 
     References
     ----------
@@ -227,7 +203,7 @@ def compare(only_first: int, only_second: int, both: int, neither: int) -> Compa
 
 @dataclass(frozen=True)
 class Bin:
-    """One bar of a reliability diagram; the means are None where no pixel falls into it."""
+    """One bar of a reliability diagram; the means are None without pixels."""
 
     lower: float
     upper: float
@@ -245,14 +221,14 @@ class Calibration:
     pixels
         Pixels with a reference and activations.
     ece
-        Expected calibration error: mean distance of confidence (highest activation) and accuracy over
+        Expected calibration error: mean difference of confidence (highest activation) and accuracy over
         equally wide bins, weighted by pixels.
     classwise_ece
-        The same for each class's own activation, averaged over the classes.
+        The same for the activation of each class, averaged over the classes.
     nll
-        Mean negative logarithm of the activation of the true class, natural logarithm.
+        Mean negative natural logarithm of the activation of the true class.
     brier
-        Mean squared distance between activations and truth, summed over classes (0..2).
+        Mean squared difference of activations and truth, summed over classes (0..2).
     """
 
     pixels: int
@@ -264,7 +240,7 @@ class Calibration:
 
 
 class Reliability:
-    """Sums from which `Calibration` follows; grows pixel by pixel.
+    """Accumulator of `Calibration`.
 
     References
     ----------
@@ -274,21 +250,13 @@ class Reliability:
 
     def __init__(self, classes: int, bins: int = BINS) -> None:
         self._bins = bins
-        # (pixels, sum of activation, sum of truth) by row: row 0 the decision, rows 1..N the classes.
+        # (pixels, sum of activations, sum of truth) by row: row 0 the highest activation, 1..N the classes.
         self._sums = np.zeros((3, classes + 1, bins))
         self._nll = 0.0
         self._brier = 0.0
 
     def add(self, reference: NDArray[np.uint8], activations: NDArray[np.float32]) -> None:
-        """Count pixels.
-
-        Parameters
-        ----------
-        reference
-            uint8 (pixel,), class numbers 1..N.
-        activations
-            float32 (pixel, class), 0..1, all finite.
-        """
+        """Add pixels: class numbers 1..N, uint8 (pixel,), and finite activations, float32 (pixel, class)."""
         if not len(reference):
             return
         p = activations.astype(np.float64)
@@ -313,20 +281,15 @@ class Reliability:
         if not total:
             return None
         errors = np.abs(confidence - truth).sum(axis=1) / total
+        bins = []
+        for k, n in enumerate(pixels[0]):
+            means = (float(sums[0, k] / n) if n else None for sums in (confidence, truth))
+            bins.append(Bin(k / self._bins, (k + 1) / self._bins, int(n), *means))
         return Calibration(
             pixels=int(total),
             ece=float(errors[0]),
             classwise_ece=float(errors[1:].mean()),
             nll=float(self._nll / total),
             brier=float(self._brier / total),
-            bins=tuple(
-                Bin(
-                    k / self._bins,
-                    (k + 1) / self._bins,
-                    int(n),
-                    float(confidence[0, k] / n) if n else None,
-                    float(truth[0, k] / n) if n else None,
-                )
-                for k, n in enumerate(pixels[0])
-            ),
+            bins=tuple(bins),
         )

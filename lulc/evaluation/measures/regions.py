@@ -1,4 +1,4 @@
-"""Parts of a map that are scored apart: stacks of a manifest, polygons, and the land that a training used."""
+"""Regions of a map: stacks of a manifest, polygons, and training land."""
 
 from __future__ import annotations
 
@@ -29,25 +29,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lulc")
 
 SPLITS = {"train": "training", "val": "validation"}
-"""Splits of a manifest as they are printed."""
 
 MODEL_TAG, MODEL_SHA256_TAG, ENSEMBLE_TAG = "LULC_MODEL", "LULC_MODEL_SHA256", "LULC_ENSEMBLE"
-"""Tags of a map: name and sha256 of its model, and these of all that were averaged."""
+"""Tags of a map: name and sha256 of its model, and those of all models of an ensemble."""
 
 NAME_FIELDS = ("name", "region", "id")
-"""Fields of polygons that give their names, in this order; numbers where there is none."""
+"""Fields with the names of polygons, the first that exists."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """Some pixels of a map.
+    """A region of a map.
 
     Parameters
     ----------
     extent
-        Rectangle of the map's grid that holds it.
+        Bounding window on the map's grid.
     shape
-        Polygon in the CRS of the grid; None for the whole rectangle.
+        Polygon in the CRS of the grid; None for the whole window.
     """
 
     name: str
@@ -55,42 +54,34 @@ class Region:
     shape: BaseGeometry | None = None
 
     def within(self, window: Window, grid: GridSpec) -> NDArray[np.bool_] | None:
-        """True where a pixel of `window` (its centre) is inside; None where none can be."""
+        """Return True where the centre of a pixel of `window` is inside; None if none is."""
         common = self.extent.intersect(window)
         if not common.height or not common.width:
             return None
         inside = np.zeros(window.shape, bool)
-        place = common.relative_to(window).slices
-        if self.shape is None:
-            inside[place] = True
-        else:
-            inside[place] = geometry_mask(
-                [self.shape], common.shape, grid.crop(common).transform, invert=True
-            )
+        transform = grid.crop(common).transform
+        inside[common.relative_to(window).slices] = (
+            True if self.shape is None
+            else geometry_mask([self.shape], common.shape, transform, invert=True)
+        )  # fmt: skip
         return inside
 
 
 def trains_on_all(tags: Mapping[str, str]) -> bool:
-    """True where a map is by the small models for few labels, which learn the validation labels as well."""
-    return tags.get(MODEL_TAG, "").endswith(f"/{FEW_LABELS}") or f'/{FEW_LABELS}"' in tags.get(
-        ENSEMBLE_TAG, ""
-    )
+    """True if the small models for few labels made the map, which learn from validation labels too."""
+    model, ensemble = tags.get(MODEL_TAG, ""), tags.get(ENSEMBLE_TAG, "")
+    return model.endswith(f"/{FEW_LABELS}") or f'/{FEW_LABELS}"' in ensemble
 
 
 def read_regions(
     path: str | os.PathLike[str], grid: GridSpec, tags: Mapping[str, str] | None = None
 ) -> list[Region]:
-    """Regions from a manifest.json (its stacks) or from a polygon file.
-
-    Parameters
-    ----------
-    path
-        ``manifest.json`` or its folder, or GeoPackage or GeoJSON.
+    """Read the stacks of a manifest.json or its folder, or the polygons of a GeoPackage or GeoJSON.
 
     Raises
     ------
     InputError
-        If the file can't be read, or nothing of it lies on the map.
+        If the file can't be read, or no region overlaps the map.
     """
     path = Path(path)
     if _is_manifest(path):
@@ -140,71 +131,70 @@ def read_ground(
     grid: GridSpec,
     tags: Mapping[str, str] | None = None,
 ) -> list[Region] | None:
-    """Return the training stacks on a map, from a manifest and from the card of a run.
+    """Return the training land on a map, from a manifest and from the card of a run.
 
     Parameters
     ----------
     grid, tags
-        Of the map. Where these name the small models for few labels, validation stacks count as well.
+        Those of the map. For the small models for few labels, validation stacks are training land too.
 
     Returns
     -------
     list of Region
-        None where neither says where the training stacks lie.
+        None if neither records the training land.
     """
-    found: list[Region] | None = None
+    land: list[Region] | None = None
     tags = tags or {}
     if trains_on_all(tags):
         logger.warning(
-            "the small models of this map learnt from all labels, those for validation included: labels "
-            "of their stacks say nothing of its accuracy; the table that train_model.py printed does"
+            "the small models of this map learnt from all labels, also from those for validation: labels of "
+            "their stacks don't measure its accuracy; the table that train_model.py printed does"
         )
     if regions is not None and _is_manifest(Path(regions)):
         manifest = load_manifest(_folder_of(Path(regions)))
         stacks = manifest.stacks if trains_on_all(tags) else manifest.of("train")
-        found = [_stack_region(s.name, s.ground, grid) for s in stacks if s.ground]
+        land = [_stack_region(s.name, s.ground, grid) for s in stacks if s.ground]
     if run is not None:
         ground = _ground_of(Path(run), tags)
-        if ground is None and found is None:
+        if ground is None and land is None:
             logger.warning(
-                "the models in '%s' don't say which land they were trained on: give --regions with the "
-                "manifest.json of their stacks", run,
+                "the models in '%s' don't record their training land: give --regions with the manifest.json "
+                "of their stacks", run,
             )  # fmt: skip
         elif ground is not None:
-            found = [*(found or ()), *(_stack_region("training", [stack], grid) for stack in ground)]
-    return None if found is None else [r for r in found if r.extent.height and r.extent.width]
+            land = [*(land or ()), *(_stack_region("training", [stack], grid) for stack in ground)]
+    return None if land is None else [r for r in land if r.extent.height and r.extent.width]
 
 
 def _ground_of(run: Path, tags: Mapping[str, str]) -> list[GridSpec] | None:
-    """Return the grids of the stacks that a model of a run was trained on; None where its card doesn't tell.
+    """Return the grids of the training stacks of a run; None if no card records them.
 
-    Of several that made a map the one that learnt most counts. Of a map whose model isn't among them any
-    network does: all were trained on the same stacks.
+    The card is that of the map's model, and of an ensemble with the small models, which use most labels, that
+    of these. For a map of another model any network will do, since all use the same stacks.
     """
     made = tags.get(MODEL_SHA256_TAG, "") + tags.get(ENSEMBLE_TAG, "")
-    found: list[GridSpec] = []
     models = [p for p in (*sorted(run.glob("*.keras")), *sorted(run.glob("*.npz"))) if card_path(p).exists()]
     cards = [(path, load_card(path)) for path in models]
+    if not cards:
+        return None
     cards.sort(key=lambda entry: (entry[1].sha256 not in made, entry[0].stem != FEW_LABELS))
-    if cards and cards[0][1].sha256 not in made:
+    if cards[0][1].sha256 not in made:
         cards.sort(key=lambda entry: entry[0].suffix)
-    for path, card in cards:
-        for entry in card.training.get("data", ()):
-            if "ground" not in entry:
-                return None
-            check_document(entry["ground"], GROUND_SCHEMA, "land of the training in the card", str(path))
-            for part in entry["ground"]:
-                grids = (
-                    {"crs": part["crs"], "transform": s[:6], "height": s[6], "width": s[7]}
-                    for s in part["stacks"]
-                )
-                found += map(GridSpec.from_json, grids)
-        return found
-    return None
+    path, card = cards[0]
+    grids: list[GridSpec] = []
+    for entry in card.training.get("data", ()):
+        if "ground" not in entry:
+            return None
+        check_document(entry["ground"], GROUND_SCHEMA, "training land in the card", str(path))
+        for group in entry["ground"]:
+            for s in group["stacks"]:
+                data = {"crs": group["crs"], "transform": s[:6], "height": s[6], "width": s[7]}
+                grids.append(GridSpec.from_json(data))
+    return grids
 
 
 def _stack_region(name: str, ground: Sequence[GridSpec], grid: GridSpec) -> Region:
-    """Return the region of a stack, by its outline where that is no rectangle of the map's pixels."""
+    """Return the region of a stack: a window of the map, or a polygon if its grid is not aligned."""
     import shapely
 
     if len(ground) == 1 and grid.is_aligned(ground[0]):
@@ -216,7 +206,7 @@ def _stack_region(name: str, ground: Sequence[GridSpec], grid: GridSpec) -> Regi
 
 
 def _from_polygons(path: Path, grid: GridSpec) -> list[Region]:
-    VectorCodes(str(path), grid, presence=True)  # refuses what can't lie on this grid
+    VectorCodes(str(path), grid, presence=True)  # checks that the polygons overlap the grid
     frame = read_features(str(path))
     fields = {str(c).lower(): c for c in frame.columns}
     field = next((fields[n] for n in NAME_FIELDS if n in fields), None)

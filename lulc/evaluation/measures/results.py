@@ -24,17 +24,17 @@ from lulc.labels.levels import Level
 FORMAT_VERSION = 2
 
 MACRO = "macro-F1"
-"""Name of the mean over classes in `Results.baseline`."""
+"""Key of the mean over classes in `Results.baseline`."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A second map beside the first.
+    """Comparison with a second map.
 
     Parameters
     ----------
     matrix
-        int64 (N + 1, N + 1), rows this map, columns the second, index 0 unclassified.
+        int64 (N + 1, N + 1), rows the first map, columns the second, index 0 unclassified.
     test
         McNemar's test on the pixels where both maps and the reference have a class.
     """
@@ -46,17 +46,16 @@ class Change:
 
 @dataclass(frozen=True)
 class Gathered:
-    """The matrix of one CORINE level.
+    """Confusion matrix of one CORINE level.
 
     Parameters
     ----------
     matrix
-        int64 (M + 1, M + 1), the map's classes gathered.
+        int64 (M + 1, M + 1), with the group of each mapped class.
     from_codes
-        True where the reference's groups come from its codes rather than from its classes.
+        True if the reference's groups come from its codes, not from its classes.
     summed
-        The matrix where the map's group is the one with the highest summed activation; None without
-        activations.
+        Matrix with the group of the highest summed activation; None without activations.
     """
 
     level: Level
@@ -77,13 +76,13 @@ class Areas:
     Parameters
     ----------
     mapped
-        int64 (N + 1,), pixels of class 0 (unclassified), 1, ..., N that count.
+        int64 (N + 1,), pixels of class 0 (unclassified), 1, ..., N.
     hectares
-        float64 (N + 1,), their geodesic areas; None where the CRS lies nowhere on the Earth.
+        float64 (N + 1,), their geodesic areas; None for a CRS that is not on the Earth.
     sample
-        Interpreted points; or None.
+        Interpreted points.
     estimates
-        What they say, areas in hectares, or in pixels without; None without a sample.
+        Estimates from the sample, areas in `unit`.
     """
 
     mapped: NDArray[np.int64]
@@ -97,7 +96,7 @@ class Areas:
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """Mapped area of class 0, 1, ..., N in that unit."""
+        """Mapped area of class 0, 1, ..., N in `unit`."""
         return self.mapped.astype(np.float64) if self.hectares is None else self.hectares
 
     def to_json(self) -> dict[str, Any]:
@@ -112,38 +111,35 @@ class Areas:
 
 @dataclass(frozen=True)
 class Results:
-    """All counts of an evaluation; metrics follow from them.
+    """All counts of an evaluation, from which every metric follows.
 
-    Where it is known which land the training used, everything but `seen`, `regions` and `areas` counts only
-    land that it did not use.
+    If the training land is known, everything but `seen`, `regions` and `areas` counts only held-out land.
 
     Parameters
     ----------
     map, reference
-        Names of the files; no reference where there are interpreted points alone, or none yet.
+        Names of the files.
     levels
-        The same by CORINE level, where classes have groups.
+        Matrices by CORINE level, if classes have groups.
     confusion
         int64 (N + 1, N + 1), rows reference, columns map, index 0 unclassified; all 0 without a reference.
     border
         Width of the band along label borders in pixels.
     near, far
-        The matrix within the band, and beyond it; None without a band.
+        Matrices inside and outside the band; None without a band.
     without_map, without_reference
-        Pixels that were not scored, since the one or the other has no data there.
+        Pixels that were not scored, since the map or the reference has no data there.
     made
-        (name, value) of what the map says about how it was made.
-    areas
-        Areas of the classes.
+        (name, value) of the tags about the processing of the map.
     seen
-        The matrix of land that the training used; None where that is not known.
+        Matrix of training land; None where it is unknown.
     read_as
-        How the reference was read (`lulc.labels.labels.Labels.describe`).
+        Description of the reference (`lulc.labels.labels.Labels.describe`).
     training
-        history.csv of the run that trained the weights, or None.
+        history.csv of the run that trained the weights.
     baseline
-        Network and random forest on the held-out labels of that run (F1 of ``forest`` and ``network`` and the
-        ``spread`` of their difference, by class and as `MACRO`), or None.
+        Network and random forest on the held-out labels of that run: F1 of ``forest`` and ``network`` and the
+        ``spread`` of their difference, by class and as `MACRO`.
     """
 
     map: str
@@ -168,16 +164,16 @@ class Results:
 
     @property
     def scores(self) -> Scores:
-        """Return the metrics of all scored pixels, of held-out land where that is known."""
+        """Metrics of all scored pixels, only of held-out land if that is known."""
         return score(self.confusion, self.legend)
 
     @property
     def scored(self) -> str:
-        """Name of the scored land, for headings."""
+        """Suffix of headings that names the scored land."""
         return "" if self.seen is None else " on held-out land"
 
     def parts(self) -> list[tuple[str, Scores]]:
-        """(name, metrics) of the total, the CORINE levels, border and interior; none without a reference."""
+        """Return (name, metrics) of all classes, levels, border and interior; none without a reference."""
         if self.reference is None:
             return []
         named = [("all classes", self.confusion, self.legend)]
@@ -194,6 +190,11 @@ class Results:
     def to_json(self) -> dict[str, Any]:
         compared = self.reference is not None
         levels = {f"level{g.level.number}": g.to_json() for g in self.levels if compared}
+        change = self.change and {
+            "map": self.change.name,
+            "matrix": self.change.matrix.tolist(),
+            "mcnemar": dataclasses.asdict(self.change.test),
+        }
         return {
             "format_version": FORMAT_VERSION,
             "lulc": __version__,
@@ -215,24 +216,18 @@ class Results:
             "interior": None if self.far is None else metrics_of(self.far, self.legend),
             "regions": [{"name": name, **metrics_of(m, self.legend)} for name, m in self.regions],
             "calibration": None if self.calibration is None else dataclasses.asdict(self.calibration),
-            "change": None
-            if self.change is None
-            else {
-                "map": self.change.name,
-                "matrix": self.change.matrix.tolist(),
-                "mcnemar": dataclasses.asdict(self.change.test),
-            },
+            "change": change,
             "baseline": self.baseline and dict(self.baseline),
         }
 
 
 def metrics_of(matrix: NDArray[np.int64], legend: Legend) -> dict[str, Any]:
-    """Return all metrics of a matrix as JSON-ready data, and the matrix."""
+    """Return a confusion matrix and its metrics as JSON-ready data."""
     return {**dataclasses.asdict(score(matrix, legend)), "confusion": matrix.tolist()}
 
 
 def read_history(path: str | os.PathLike[str]) -> dict[str, list[float]]:
-    """Read a training's history.csv: column to its values by epoch, NaN where one is missing.
+    """Read the values of each column of a training's history.csv, NaN where one is missing.
 
     Raises
     ------

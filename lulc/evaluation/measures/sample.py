@@ -1,7 +1,7 @@
-"""The sample of points that people interpret: drawn by stratum, given out blind, read back.
+"""Stratified sample of points for interpretation: drawing, writing and reading.
 
-Who interprets a point must not know what the map says there: the file that is given out (`write_sample`)
-holds places alone. The strata lie in a table beside it.
+Interpreters must not know the class of the map: the file for them (`write_sample`) holds only locations, and
+the strata are in a table beside it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lulc.core.areas import pixel_areas
 from lulc.core.documents import read_rows
 from lulc.core.grid import GridSpec
-from lulc.core.schema import InputError, Legend
+from lulc.core.schema import IGNORE, InputError, Legend
 from lulc.core.storage import write_atomically
 from lulc.core.templates import render_xml
 from lulc.core.windows import Window
@@ -36,12 +36,11 @@ LAYER = "sample"
 ReadClasses = Callable[[Window], NDArray[np.uint8]]
 
 UNINTERPRETABLE = 0
-"""Reference of a point that can't be interpreted, as the form of the file offers it."""
+"""Reference of a point that can't be interpreted."""
 
 _NO_ANSWER = {"uninterpretable", "not interpretable", "cannot be interpreted", "unclear", "unknown", "?"}
-"""Texts that mean the same."""
-
 _NO_CLASS = {UNINTERPRETABLE, 255, -1}
+"""Texts and numbers with the same meaning."""
 
 STRATA_FIELDS = ("id", "stratum", "class")
 
@@ -57,7 +56,7 @@ class Sample:
     matrix
         int64 (class, class): rows the map's class, which is the stratum, columns the reference.
     left_out
-        Points without a reference, since they could not be, or were not, interpreted.
+        Points that could not be, or were not, interpreted.
     """
 
     name: str
@@ -73,7 +72,7 @@ class Sample:
 
 
 def strata_path(path: str | os.PathLike[str]) -> Path:
-    """Path of the table with the strata of a sample."""
+    """Return the path of the table with the strata of a sample."""
     return Path(path).with_name(f"{Path(path).stem}-strata.csv")
 
 
@@ -87,52 +86,52 @@ def draw_sample(
 ) -> geopandas.GeoDataFrame:
     """Draw a stratified random sample of pixels, without replacement, window by window.
 
-    Within a stratum, equal areas are equally likely. Where pixels differ in area, more of them are drawn at
-    first, and small ones are rejected more often.
+    Within a stratum, equal areas are equally likely. If pixels differ in area, more candidates are drawn, and
+    small ones are rejected more often.
 
     Parameters
     ----------
     read
-        Gives the class numbers uint8 (y, x) of a window.
+        Returns the class numbers uint8 (y, x) of a window.
     windows
-        Windows that tile the map, in the order in which `pixels` was counted.
+        Windows that tile the map.
     pixels, allocation
         Mapped pixels and wanted points of each class (class,).
 
     Returns
     -------
     GeoDataFrame
-        Pixel centres with the columns id (in random order, so that the sequence tells nothing about
-        the map's class), stratum (the map's class) and reference (empty, to be interpreted).
+        Pixel centres with the columns id (in random order, so that it does not reveal the map's class),
+        stratum (the map's class) and reference (empty).
     """
     import geopandas
     import pandas as pd
 
     least, most = _range_of_areas(grid)
-    # Choosing ranks first, then meeting them in passing, needs memory for the sample alone.
+    # Drawing the ranks of pixels first needs memory only for the sample.
     drawn = [
         rng.choice(int(n), _candidates(int(n), int(k), least / most), replace=False)
         for n, k in zip(pixels, allocation, strict=True)
     ]
-    orders = [np.argsort(chosen) for chosen in drawn]
-    ranks = [chosen[order] for chosen, order in zip(drawn, orders, strict=True)]
-    seen = np.zeros(len(pixels), np.int64)
-    found: list[list[tuple[int, int, int]]] = [[] for _ in pixels]
+    orders = [np.argsort(ranks) for ranks in drawn]
+    sorted_ranks = [ranks[order] for ranks, order in zip(drawn, orders, strict=True)]
+    passed = np.zeros(len(pixels), np.int64)
+    candidates: list[list[tuple[int, int, int]]] = [[] for _ in pixels]
     for window in windows:
         classes = read(window).ravel()
-        for k, chosen in enumerate(ranks):
+        for k, ranks in enumerate(sorted_ranks):
             places = np.flatnonzero(classes == k + 1)
-            low, high = np.searchsorted(chosen, (seen[k], seen[k] + len(places)))
+            low, high = np.searchsorted(ranks, (passed[k], passed[k] + len(places)))
             for i in range(low, high):
-                row, col = divmod(int(places[chosen[i] - seen[k]]), window.width)
-                found[k].append((int(orders[k][i]), window.row + row, window.col + col))
-            seen[k] += len(places)
-    kept = [
+                row, col = divmod(int(places[ranks[i] - passed[k]]), window.width)
+                candidates[k].append((int(orders[k][i]), window.row + row, window.col + col))
+            passed[k] += len(places)
+    points = [
         (k + 1, row, col)
-        for k, candidates in enumerate(found)
-        for row, col in _accepted(sorted(candidates), int(allocation[k]), grid, (least, most), rng)
+        for k, of_class in enumerate(candidates)
+        for row, col in _accepted(sorted(of_class), int(allocation[k]), grid, most, rng)
     ]
-    shuffled = [kept[i] for i in rng.permutation(len(kept))]
+    shuffled = [points[i] for i in rng.permutation(len(points))]
     centres = [grid.transform @ (col + 0.5, row + 0.5) for _, row, col in shuffled]
     return geopandas.GeoDataFrame(
         {
@@ -146,64 +145,56 @@ def draw_sample(
 
 
 def _range_of_areas(grid: GridSpec) -> tuple[float, float]:
-    """Smallest and largest area of pixels at places all over a grid; (1, 1) where all are alike."""
+    """Return the smallest and largest area of 17 x 17 pixels of a grid; (1, 1) if all are alike."""
     rows, cols = (np.unique(np.linspace(0, side - 1, 17).astype(int)) for side in grid.shape)
-    areas = [pixel_areas(grid, Window(int(row), int(col), 1, 1)) for row in rows for col in cols]
-    known = [float(area[0, 0]) for area in areas if area is not None]
-    if not known or min(known) > 0.999 * max(known):
+    pixels = [pixel_areas(grid, Window(int(row), int(col), 1, 1)) for row in rows for col in cols]
+    areas = [float(area[0, 0]) for area in pixels if area is not None]
+    if not areas or min(areas) > 0.999 * max(areas):
         return 1.0, 1.0
-    return min(known), max(known)
+    return min(areas), max(areas)
 
 
 def _candidates(pixels: int, points: int, ratio: float) -> int:
-    """Return how many pixels to draw so that `points` of them are accepted, with some to spare."""
+    """Return the number of pixels to draw, of which more than `points` are likely accepted."""
     if ratio == 1:
         return points
     return min(pixels, int(points / ratio + 6 * np.sqrt(points / ratio)) + 6)
 
 
 def _accepted(
-    candidates: list[tuple[int, int, int]],
-    points: int,
-    grid: GridSpec,
-    limits: tuple[float, float],
+    candidates: list[tuple[int, int, int]], points: int, grid: GridSpec, largest: float,
     rng: np.random.Generator,
-) -> list[tuple[int, int]]:
-    """Row and column of the candidates that are kept, the likelier the larger their pixel is."""
+) -> list[tuple[int, int]]:  # fmt: skip
+    """Return row and column of accepted candidates, with a probability in proportion to their area."""
     places = [(row, col) for _, row, col in candidates]
     if len(places) <= points:
         return places
-    kept: list[tuple[int, int]] = []
+    accepted: list[tuple[int, int]] = []
     rejected: list[tuple[int, int]] = []
     for row, col in places:
         area = pixel_areas(grid, Window(row, col, 1, 1))
-        likely = 1.0 if area is None else float(area[0, 0]) / limits[1]
-        (kept if rng.random() < likely else rejected).append((row, col))
-    return [*kept, *rejected][:points]
+        probability = 1.0 if area is None else float(area[0, 0]) / largest
+        (accepted if rng.random() < probability else rejected).append((row, col))
+    return [*accepted, *rejected][:points]
 
 
 def write_sample(points: geopandas.GeoDataFrame, path: str | os.PathLike[str], legend: Legend) -> list[Path]:
-    """Write points to interpret, and their strata in a table beside them.
+    """Write points to interpret to a GeoPackage, and their strata to a table; returns both paths.
 
-    The GeoPackage holds no stratum. Its style has QGIS offer the classes as a list in the field `reference`.
-
-    Returns
-    -------
-    list of Path
-        GeoPackage and table.
+    The GeoPackage holds no stratum. With its style QGIS shows the classes as a list in the field `reference`.
     """
     import pandas as pd
     import pyogrio
 
-    names = legend.names
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(STRATA_FIELDS)
-    writer.writerows((i, k, names[k - 1]) for i, k in zip(points["id"], points["stratum"], strict=True))
+    strata = zip(points["id"], points["stratum"], strict=True)
+    writer.writerows((i, k, legend.names[k - 1]) for i, k in strata)
     with write_atomically(strata_path(path)) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")
     blind = points.drop(columns="stratum")
-    # QGIS reads the style by itself only where the table has all of these columns.
+    # QGIS finds the style only in a table with all of these columns.
     style = pd.DataFrame({
         "f_table_catalog": [""], "f_table_schema": [""], "f_table_name": [LAYER],
         "f_geometry_column": ["geom"], "styleName": ["interpretation"], "styleQML": [form_style(legend)],
@@ -217,7 +208,7 @@ def write_sample(points: geopandas.GeoDataFrame, path: str | os.PathLike[str], l
 
 
 def form_style(legend: Legend) -> str:
-    """QGIS style with a form: `id` is read only, `reference` is chosen from the names of the classes.
+    """Return a QGIS style with a form: `id` is read-only, `reference` is a list of the classes.
 
     References
     ----------
@@ -236,21 +227,21 @@ def read_sample(
 ) -> Sample:
     """Read interpreted points.
 
-    The stratum of a point is its class in the map. Where a field `stratum` or the table beside the file says
-    which it was when the point was drawn, both must be the same.
+    The stratum of a point is its class in the map. It must equal the stratum in a field `stratum` or in the
+    table beside the file, if any.
 
     Parameters
     ----------
     path
         GeoPackage or GeoJSON with one layer of points and a field ``reference`` of class numbers or names.
     read
-        Gives the class numbers uint8 (y, x) of a window of the map.
+        Returns the class numbers uint8 (y, x) of a window of the map.
 
     Raises
     ------
     InputError
         If the file is no sample, a reference is no class, no point is interpreted, or points lie outside the
-        map or where it has another class than their stratum.
+        map or outside their stratum.
     """
     path = Path(path)
     points = _read_points(path) if points is None else _named_fields(points, path)
@@ -290,7 +281,7 @@ def _read_points(path: Path) -> geopandas.GeoDataFrame:
 
 
 def _named_fields(points: geopandas.GeoDataFrame, path: Path) -> geopandas.GeoDataFrame:
-    """Return points with the names of fields in small letters; raises InputError where they are no sample."""
+    """Return points with lower-case field names; raises InputError if they are no sample."""
     fields = {str(name).lower(): name for name in points.columns}
     if "reference" not in fields or set(points.geometry.geom_type) - {"Point"} or points.crs is None:
         has = ", ".join(str(name) for name in points.columns if name != "geometry") or "none"
@@ -313,38 +304,32 @@ def _class_of(value: Any, legend: Legend) -> int | None:
     if isinstance(code, int):
         return code if 1 <= code <= len(legend) else None
     text = plain(code)
-    named = {plain(c.name): c.number for c in legend.classes}
-    number = text.split(" ", 1)[0]
-    if (
-        text not in named
-        and is_integer(number)
-        and text == plain(f"{number} {_name_of(int(number), legend)}")
-    ):
-        return int(number)
-    return UNINTERPRETABLE if text in _NO_ANSWER else named.get(text)
-
-
-def _name_of(number: int, legend: Legend) -> str:
-    return legend.names[number - 1] if 1 <= number <= len(legend) else ""
+    numbers = {plain(c.name): c.number for c in legend.classes}
+    digits = text.split(" ", 1)[0]
+    if text not in numbers and is_integer(digits):
+        # The form shows a class as its number and name.
+        number = int(digits)
+        name = legend.names[number - 1] if 1 <= number <= len(legend) else ""
+        if text == plain(f"{digits} {name}"):
+            return number
+    return UNINTERPRETABLE if text in _NO_ANSWER else numbers.get(text)
 
 
 def _classes_at(points: geopandas.GeoDataFrame, grid: GridSpec, read: ReadClasses) -> list[int]:
-    """The map's class at each point, 0 outside the map and where it has none."""
+    """Return the map's class at each point, 0 outside the map and without data."""
     if points.crs.to_wkt() != grid.crs.to_wkt():
         points = convert(points, grid.crs.to_wkt(), "the sample")
     cols, rows = ~grid.transform @ (points.geometry.x.to_numpy(), points.geometry.y.to_numpy())
     classes = []
     for row, col in zip(np.floor(rows), np.floor(cols), strict=True):
-        known = np.isfinite([row, col]).all()
-        pixel = Window(int(row), int(col), 1, 1).intersect(grid.extent) if known else Window(0, 0, 0, 0)
-        inside = pixel.height and pixel.width
-        found = int(read(pixel)[0, 0]) if inside else 0
-        classes.append(0 if found == 255 else found)
+        number = 0
+        if 0 <= row < grid.height and 0 <= col < grid.width:
+            number = int(read(Window(int(row), int(col), 1, 1))[0, 0])
+        classes.append(0 if number == IGNORE else number)
     return classes
 
 
 def _check_strata(path: Path, points: geopandas.GeoDataFrame, classes: list[int], count: int) -> None:
-    strata: Mapping[int, int] | None = None
     if "stratum" in points.columns:
         expected = [code_of(value) for value in points["stratum"]]
     elif strata_path(path).is_file() and "id" in points.columns:
@@ -365,8 +350,8 @@ def _check_strata(path: Path, points: geopandas.GeoDataFrame, classes: list[int]
 
 
 def _read_strata(path: Path) -> dict[int, int]:
-    """Stratum of each point by its number."""
-    hint = "Give the file as it was drawn, or move it away: then the map says the strata."
+    """Return the stratum of each point by its id."""
+    hint = "Give the file as it was drawn, or move it away: then the strata are the classes of the map."
     try:
         _, rows = read_rows(path, "the strata", hint)
         return {int(row["id"]): int(row["stratum"]) for _, row in rows}
@@ -379,29 +364,23 @@ def _read_strata(path: Path) -> dict[int, int]:
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Refuse to replace a sample: it may hold days of interpretation.
-
-    Raises
-    ------
-    InputError
-        If there is a file and `overwrite` is not set, or a point in it has a reference.
-    """
+    """Raise InputError if a sample exists, unless `overwrite` is True and no point in it is interpreted."""
     path = Path(path)
     if not path.exists():
         if strata_path(path).exists() and not overwrite:
             raise InputError(
-                f"cannot draw a sample into '{path}', since '{strata_path(path)}' holds the strata of one "
-                "that was given out",
-                "Give another --out, or type --overwrite to draw anew.",
+                f"cannot draw a sample into '{path}', since '{strata_path(path)}' holds the strata of an "
+                f"earlier sample",
+                "Give another --out, or type --overwrite to draw a new sample.",
             )
         return
     try:
-        begun = overwrite and read_features(str(path), layer=LAYER)["reference"].notna().any()
-    except Exception:  # what can't be read may be anything
-        begun = True
-    if begun or not overwrite:
+        interpreted = overwrite and read_features(str(path), layer=LAYER)["reference"].notna().any()
+    except Exception:  # an unreadable file may be of any kind
+        interpreted = True
+    if interpreted or not overwrite:
         raise InputError(
             f"cannot draw a sample into '{path}', since there is one already"
-            + (", with points that were interpreted" if overwrite else ""),
+            + (", with interpreted points" if overwrite else ""),
             f"Use it: --sample {path}. Or move it away.",
         )

@@ -1,6 +1,6 @@
-"""A report as one document: the same sections as Markdown for people's notes and as one HTML page.
+"""A report as one document: the same sections as Markdown and as one HTML page.
 
-The HTML holds its style and pictures itself and asks no network for anything.
+The HTML contains its styles and pictures and loads nothing from a network.
 """
 
 from __future__ import annotations
@@ -28,19 +28,17 @@ TEMPLATES = Path(__file__).with_name("templates")
 LEAFLET = TEMPLATES / "vendor" / "leaflet-1.9.4"
 
 WEBP_QUALITY, LOSSLESS = 85, 101
-"""Of pictures in a page; WebP takes what is above 100 as without loss."""
+"""Quality of pictures in a page; WebP is lossless above 100."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a header row; the first cell of each row names it.
+    """A table with a header row; the first cell of each row is its name.
 
     Parameters
     ----------
-    rows
-        Cells as printed.
     text_columns
-        How many columns, from the left, hold text rather than numbers.
+        Number of columns, from the left, with text rather than numbers.
     """
 
     caption: str
@@ -56,9 +54,9 @@ class Picture:
     Parameters
     ----------
     alt
-        What it shows, for those who can't see it.
+        Text alternative.
     instead
-        True where it stands for the viewer, on paper and where no script runs.
+        True if it replaces the viewer on paper and without scripts.
     """
 
     path: Path
@@ -88,9 +86,9 @@ class Page:
     Parameters
     ----------
     summary
-        (name, value) of the few metrics to be seen first.
+        (name, value) of the headline metrics.
     viewer
-        A map to move and to ask, shown in the first section.
+        Interactive map, shown in the first section.
     byline
         (name, value) below the title: author, date, licence.
     """
@@ -103,7 +101,7 @@ class Page:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Return a number as printed; an en dash where it is not defined.
+    """Return a number as text; an en dash if it is undefined.
 
     Examples
     --------
@@ -114,7 +112,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def write_markdown(page: Page, path: str | os.PathLike[str]) -> None:
-    """Write a report as Markdown that shows the pictures beside it."""
+    """Write a report as Markdown with links to the pictures beside it."""
     environment = _environment(finalize=lambda value: value if isinstance(value, Markup) else _escape(value))
     environment.filters["literal"] = _escape
     with write_atomically(path) as temporary:
@@ -122,16 +120,15 @@ def write_markdown(page: Page, path: str | os.PathLike[str]) -> None:
 
 
 def write_html(page: Page, path: str | os.PathLike[str]) -> None:
-    """Write a report as one HTML file with everything inside."""
+    """Write a report as one self-contained HTML file."""
     with write_atomically(path) as temporary:
         temporary.write_text(render_html(page), encoding="utf-8")
 
 
 def render_html(page: Page) -> str:
-    """A report as one HTML document with everything inside.
+    """Return a report as one self-contained HTML document.
 
-    Its policy lets a browser run the scripts that stand in it and no other, and, unless the viewer is
-    live, ask no host for anything.
+    Its policy allows only its own scripts and, unless the viewer is live, no connection.
     """
     environment = _environment(autoescape=True)
     environment.filters["data_uri"] = _data_uri
@@ -166,7 +163,7 @@ def _read(path: Path) -> str:
 
 
 def _policy(scripts: Sequence[str], *, live: bool) -> str:
-    """Content security policy: these scripts by their hashes, pictures from the page itself."""
+    """Return the content security policy: these scripts by their hashes, pictures from the page itself."""
     hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode("ascii") for s in scripts]
     rules = ["default-src 'none'", "style-src 'unsafe-inline'"]
     rules.append("img-src data:" + (" blob:" if scripts else "") + (" 'self'" if live else ""))
@@ -178,7 +175,7 @@ def _policy(scripts: Sequence[str], *, live: bool) -> str:
 
 
 def _script_data(data: Mapping[str, Any]) -> Markup:
-    """JSON that can stand in a script element: nothing in it ends the element or opens a comment."""
+    """Return JSON for a script element: it can neither end the element nor open a comment."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -186,7 +183,7 @@ def _script_data(data: Mapping[str, Any]) -> Markup:
 
 
 def _data_uri(path: Path) -> str:
-    """A picture as WebP: charts are smaller without loss, imagery with some, a third of the PNG together."""
+    """Return a picture as WebP, lossless or lossy, whichever is smaller (about a third of the PNG)."""
     pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if pixels is None:
         raise InputError(f"cannot show '{path}' in the report, since it can't be decoded", "Make it again.")
@@ -196,6 +193,6 @@ def _data_uri(path: Path) -> str:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown takes literally enough: class names come from users' files."""
+    """Escape text, such as class names from files, for Markdown."""
     literal = "".join(f"\\{c}" if c in "\\|[*`" else "&lt;" if c == "<" else c for c in text)
     return visible(" ".join(literal.split()))

@@ -1,7 +1,6 @@
-"""Pictures for people: maps with legends, confusion matrices, reliability diagrams, training curves.
+"""Figures: maps with legends, confusion matrices, reliability diagrams, training curves.
 
-Drawn by matplotlib without a display. Curves use the Okabe-Ito colours and differ in line style too;
-classes keep the colours of their legend and carry their numbers, so that colour is never the only key.
+Colour is never the only key: curves also differ in line style, and classes also have their numbers.
 """
 
 from __future__ import annotations
@@ -34,29 +33,22 @@ from lulc.evaluation.report.views import UnsureSquare
 from lulc.maps.picture import length_label, round_length
 
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
-"""Colours that people with any colour vision tell apart (Okabe and Ito, 2008)."""
+"""Colours for any colour vision (Okabe and Ito, 2008)."""
 
 VOID_COLOR = "#f2f2f2"
 DPI = 150
 
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "text.parse_math": False,
-}
+    "font.family": "DejaVu Sans", "font.size": 9,
+    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+    "figure.facecolor": "white", "savefig.facecolor": "white", "text.parse_math": False,
+}  # fmt: skip
 
 
 @contextlib.contextmanager
 def _canvas(path: str | os.PathLike[str] | None, width: float, height: float) -> Iterator[Figure]:
-    """Give a figure in the house style; save it whole when the block ends, where a path is given."""
+    """Yield a styled figure, and save it to `path`, if any, when the block ends."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
         FigureCanvasAgg(figure)
@@ -66,34 +58,19 @@ def _canvas(path: str | os.PathLike[str] | None, width: float, height: float) ->
                 figure.savefig(temporary, format="png")
 
 
-def draw_map(
-    classes: NDArray[np.uint8], legend: Legend, grid: GridSpec, path: str | os.PathLike[str], *, title: str
-) -> None:
-    """Draw one class map with title, legend, scale bar and north arrow.
-
-    Parameters
-    ----------
-    classes
-        uint8 (y, x), class numbers, 0 unclassified, 255 no data; may be decimated.
-    """
-    draw_panels([(title, classes)], legend, grid, path)
-
-
 def draw_panels(
     panels: Sequence[tuple[str, NDArray[np.uint8]]],
     legend: Legend,
     grid: GridSpec,
     path: str | os.PathLike[str],
 ) -> None:
-    """Draw class maps and pictures of one place side by side, with one legend.
+    """Draw class maps and images of one area side by side, with one legend, scale bar and north arrow.
 
     Parameters
     ----------
     panels
-        (title, array): uint8 (y, x) class numbers as in `draw_map`, or uint8 (y, x, 3) colours. All
-        cover the same ground.
-    legend, grid, path
-        As in `draw_map`.
+        (title, array): class numbers uint8 (y, x), 0 unclassified, 255 no data, or colours uint8 (y, x, 3).
+        All cover the same area and may be decimated.
     """
     height, width = panels[0][1].shape[:2]
     columns = len(panels) if width < 1.6 * height else 1
@@ -143,10 +120,8 @@ def _legend_keys(arrays: Sequence[NDArray[np.uint8]], legend: Legend) -> list[Pa
     for array in arrays:
         present[np.unique(array)] = True
     colors = [(c.number, c.color, _label(c.number, c.name)) for c in legend.classes]
-    colors += [
-        (0, UNCLASSIFIED_COLOR, _label(0, "unclassified")),
-        (IGNORE, VOID_COLOR, _label("", "no data")),
-    ]
+    colors.append((0, UNCLASSIFIED_COLOR, _label(0, "unclassified")))
+    colors.append((IGNORE, VOID_COLOR, _label("", "no data")))
     return [
         Patch(facecolor=color, edgecolor="#555555", linewidth=0.6, label=label)
         for number, color, label in colors
@@ -160,7 +135,7 @@ def _label(number: object, name: str) -> str:
 
 
 def _scale_bar(ax: Axes, grid: GridSpec, shown_width: int) -> None:
-    """A bar of a round length, about a quarter of the panel, in its lower left corner."""
+    """Add a bar of a round length, about a quarter of the panel, in the lower left corner."""
     metres = metres_per_pixel(grid)
     if metres is None:
         return
@@ -186,7 +161,7 @@ def _north_arrow(ax: Axes) -> None:
 def draw_confusion(
     confusion: NDArray[np.int64], legend: Legend, path: str | os.PathLike[str] | None = None, *, title: str
 ) -> Figure:
-    """Draw a confusion matrix as shares of each reference class.
+    """Draw a confusion matrix in percent of each reference class.
 
     Parameters
     ----------
@@ -205,7 +180,7 @@ def draw_confusion(
     with _canvas(path, *size) as figure:
         ax = figure.subplots()
         image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        # A title of this size has some twelve letters an inch.
+        # About twelve letters per inch.
         ax.set_title(textwrap.fill(title, max(16, int(12 * (cell * len(cols) + 1)))))
         ax.set_xticks(range(len(cols)), [names[i] for i in cols], rotation=50, ha="right",
                       rotation_mode="anchor")  # fmt: skip
@@ -226,7 +201,7 @@ def draw_confusion(
 def draw_reliability(
     calibration: Calibration, path: str | os.PathLike[str] | None = None, *, title: str
 ) -> Figure:
-    """Draw accuracy over confidence, and how many pixels have each confidence."""
+    """Draw accuracy over confidence, and the frequency of each confidence."""
     bins = [b for b in calibration.bins if b.pixels]
     width = 1 / len(calibration.bins)
     with _canvas(path, 5.2, 5.6) as figure:
@@ -251,32 +226,32 @@ def draw_reliability(
 
 
 def draw_uncertainty(
-    unsure: NDArray[np.float32],
+    uncertainty: NDArray[np.float32],
     places: Sequence[UnsureSquare],
     grid: GridSpec,
     path: str | os.PathLike[str],
     *,
     title: str,
 ) -> None:
-    """Draw where a map is unsure, with numbered frames around the least sure places.
+    """Draw the uncertainty of a map, with numbered frames around the least certain places.
 
     Parameters
     ----------
-    unsure
+    uncertainty
         float32 (y, x), 0..1, NaN = no data; may be decimated.
     places
-        Least sure places, in pixels of the map.
+        Least certain places, in pixels of the map.
     """
-    # Finer noise says nothing at the size of a picture, and is most of its bytes.
-    step = max(1, max(unsure.shape) // 500)
-    unsure = unsure[::step, ::step]
-    height, width = unsure.shape
+    # Finer noise is invisible in the figure and would be most of its bytes.
+    step = max(1, max(uncertainty.shape) // 500)
+    uncertainty = uncertainty[::step, ::step]
+    height, width = uncertainty.shape
     scale = 6.2 / max(height, width)
     with _canvas(path, max(width * scale, 2.6) + 1.0, max(height * scale, 1.8) + 0.4) as figure:
         ax = figure.subplots()
         ax.set_title(title)
         ax.set_facecolor(VOID_COLOR)
-        image = ax.imshow(unsure, cmap="inferno", vmin=0, vmax=1, interpolation="nearest")
+        image = ax.imshow(uncertainty, cmap="inferno", vmin=0, vmax=1, interpolation="nearest")
         per_pixel = width / grid.width
         for k, place in enumerate(places, start=1):
             w = place.window
@@ -294,7 +269,7 @@ def draw_uncertainty(
         if grid.is_north_up:
             _north_arrow(ax)
         bar = figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
-        bar.set_label("0 one class is sure, 1 all are equally likely")
+        bar.set_label("0 one class is certain, 1 all are equally likely")
 
 
 def draw_areas(
@@ -310,7 +285,7 @@ def draw_areas(
     Parameters
     ----------
     areas, mapped
-        Of each class, in `unit`.
+        Areas of each class, in `unit`.
     """
     rows = range(len(legend))
     names = [f"{c.number}  {c.name}" for c in legend.classes]
@@ -322,7 +297,7 @@ def draw_areas(
             ax.plot([max(low, 0), high], [k, k], color="black", linewidth=5, solid_capstyle="butt")
             ax.plot([max(low, 0), high], [k, k], color=color, linewidth=3.4, solid_capstyle="butt")
         ax.plot([a.value for a in areas], rows, "o", color="black", markersize=5, label="estimated")
-        # Below the bar, where it hides neither the estimate nor the ends of the interval.
+        # Below the bar, where it hides no part of the interval.
         ax.plot(mapped, [k + 0.3 for k in rows], "^", color=RED, markersize=6, label="mapped")
         ax.set_yticks(rows, names)
         ax.invert_yaxis()
@@ -330,7 +305,7 @@ def draw_areas(
         ax.set_xlabel(unit)
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         ax.grid(axis="x", alpha=0.25)
-        # Outside: whatever lies inside may hide an interval.
+        # Inside the axes it could hide an interval.
         figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -383,7 +358,7 @@ def _draw_curves(ax: Axes, columns: dict[str, list[float]], title: str, names: A
         ax.plot(epochs, values, line, color=color, marker=few, markersize=3.5, label=label)
     if title == "Learning rate":
         ax.set_yscale("log")
-        # Powers would be set in mathematics, which names of classes must not be.
+        # Powers of ten would need mathematical text, which STYLE turns off because of class names.
         ax.yaxis.set_major_formatter("{x:.0e}")
         ax.yaxis.set_minor_formatter(NullFormatter())
     elif ax.lines:

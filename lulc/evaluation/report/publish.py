@@ -28,10 +28,10 @@ FILES = (
     "map.png", "side-by-side.png", "confusion.png", "reliability.png", "least-sure.png", "areas.png",
     "history.png",
 )  # fmt: skip
-"""Everything that is written; nothing else in the folder is touched."""
+"""Files of a report; others in the folder stay unchanged."""
 
 FIRST, LAST = "classes.csv", "report.json"
-"""What is written first and last."""
+"""The files that are written first and last."""
 
 
 def write_report(
@@ -41,20 +41,14 @@ def write_report(
     imprint: Imprint = NO_IMPRINT,
     more: Callable[[], Sequence[Path]] = tuple,
 ) -> list[Path]:
-    """Write every file of a report, each whole or not at all: `FIRST` first, `LAST` last.
+    """Write every file of a report, each whole or not at all; returns their paths.
 
-    Files of an earlier report that this one has no content for are removed, so that the folder holds
-    one report.
+    Files of an earlier report without new content are removed, so that the folder holds one report.
 
     Parameters
     ----------
     more
-        Writes what belongs to the report beside these files, and returns its paths.
-
-    Returns
-    -------
-    list of Path
-        The files written.
+        Writes further files of the report, and returns their paths.
     """
     folder = Path(folder)
     own = own_folder(folder)
@@ -67,12 +61,12 @@ def write_report(
 
 
 def own_folder(folder: Path) -> OwnFolder:
-    """Return the folder of a report with the names of its files; it is marked until the report is whole."""
+    """Return the folder of a report, which is marked until the report is complete."""
     return OwnFolder(folder, "report", "|".join(map(re.escape, (*FILES, RASTER, TABLE))), "a report")
 
 
 def is_report(folder: Path) -> bool:
-    """Return True where a folder holds a whole report of this toolkit."""
+    """True if a folder holds a complete report of this toolkit."""
     try:
         read_document(folder / LAST, _REPORT, "report", FORMAT_VERSION)
     except InputError:
@@ -138,24 +132,23 @@ def _area_rows(areas: Areas, legend: Legend) -> list[list[Any]]:
         "number", "name", f"mapped {unit}", f"area {unit}", "standard error",
         "user's accuracy", "standard error", "producer's accuracy", "standard error",
     ]]  # fmt: skip
-    each = zip(
-        legend.classes, areas.estimates.areas, areas.estimates.users, areas.estimates.producers, strict=True
-    )
-    for c, *estimates in each:
-        values = [v for e in estimates for v in (e.value, e.standard_error)]
+    estimates = areas.estimates
+    for i, c in enumerate(legend.classes):
+        of_class = (estimates.areas[i], estimates.users[i], estimates.producers[i])
+        values = [v for e in of_class for v in (e.value, e.standard_error)]
         mapped = float(areas.values[c.number])
         rows.append([c.number, c.name, mapped, *("" if np.isnan(v) else v for v in values)])
     return rows
 
 
 def _draw(results: Results, views: Views, places: list[UnsureSquare], folder: Path) -> list[Path]:
-    # matplotlib takes longer to import than a bad map takes to be refused.
+    # Importing matplotlib is slow.
     from lulc.evaluation.report import figures
 
     classes = (dataclasses.replace(c, name=visible(c.name)) for c in results.legend.classes)
     legend, grid = Legend(results.legend.name, tuple(classes)), views.grid
     paths = [folder / "map.png"]
-    figures.draw_map(views.map, legend, grid, paths[0], title=visible(f"Land cover, {results.map}"))
+    figures.draw_panels([(visible(f"Land cover, {results.map}"), views.map)], legend, grid, paths[0])
     beside = [("Image", views.image), ("Reference", views.reference), ("Map", views.map)]
     panels = [(title, view) for title, view in beside if view is not None]
     if len(panels) > 1:

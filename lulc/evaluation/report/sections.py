@@ -31,12 +31,11 @@ CLASS_HEADER = (
 )  # fmt: skip
 
 SEEN = "Training land"
-"""Heading of what is not held out."""
 
 
 @dataclass(frozen=True)
 class Imprint:
-    """Texts of the title page beside the results; None for those that were not given."""
+    """Optional texts of the title page."""
 
     title: str | None = None
     author: str | None = None
@@ -44,19 +43,19 @@ class Imprint:
     licence: str | None = None
 
     def byline(self) -> tuple[tuple[str, str], ...]:
-        """Return (name, value) of each given text but the title."""
-        given = (("Author", self.author), ("Date", self.date), ("Licence", self.licence))
-        return tuple((name, value) for name, value in given if value)
+        """Return (name, value) of each text but the title."""
+        texts = (("Author", self.author), ("Date", self.date), ("Licence", self.licence))
+        return tuple((name, value) for name, value in texts if value)
 
 
 NO_IMPRINT = Imprint()
 
 
 UNSCORED = (
-    "No score: every labelled pixel lies on land that trained the map, so none says how good it is.",
+    "No score: every labelled pixel lies on training land, so that no label measures the quality of the map.",
     "Give labels of other land, or interpret a sample of points (--design-sample, then --sample).",
 )
-"""Why a report has no score, and what gives one."""
+"""Reason for a report without scores, and the remedy."""
 
 
 def page_of(
@@ -97,10 +96,10 @@ def _summary(results: Results) -> tuple[tuple[str, str], ...]:
     scores, areas = results.scores, results.areas
     small = (results.baseline or {}).get("small")
     if results.reference is not None and not scores.pixels and results.baseline and small:
-        # All labels trained: what is known is what they said before that.
+        # The final models learnt from all labels; these scores are from before.
         return (
             (f"macro-F1{_counted(len(small) - 1, results)} of the small models on held-out labels, before "
-             "they learnt these too", number(small[MACRO])),
+             "training on all labels", number(small[MACRO])),
             ("held-out pixels", f"{results.baseline['pixels']:,}"),
             ("polygons or patches", f"{results.baseline['patches']:,}"),
         )  # fmt: skip
@@ -125,7 +124,7 @@ def _summary(results: Results) -> tuple[tuple[str, str], ...]:
 
 
 def _counted(classes: int, results: Results) -> str:
-    """Say how many classes a mean is over, where that is not all of the legend."""
+    """Return the number of classes in a mean, if it is not over the whole legend."""
     return f" of {classes} of {len(results.legend)} classes" if 0 < classes < len(results.legend) else ""
 
 
@@ -140,9 +139,9 @@ def _agreement_sections(results: Results, pictures: Mapping[str, Path]) -> list[
         Section(
             f"Classes{where}",
             (
-                "User's accuracy is the share of the pixels mapped as a class that are right (precision), "
-                "producer's accuracy the share of the class's reference pixels that are found (recall). A "
-                "dash marks classes that occur neither in the reference nor in the map.",
+                "User's accuracy (precision) is the fraction of the pixels mapped as a class that are right. "
+                "Producer's accuracy (recall) is the fraction of the reference pixels of a class that are "
+                "found. A dash marks classes that occur neither in the reference nor in the map.",
             ),
             tables=(class_table(scores, f"Classes{where}"),),
         ),
@@ -159,46 +158,42 @@ def _agreement_sections(results: Results, pictures: Mapping[str, Path]) -> list[
 
 
 def _seen_section(seen: NDArray[np.int64], legend: Legend) -> Section:
-    """Return the scores that must not be taken for the quality of the map."""
+    """Return the scores on training land, which do not measure the quality of the map."""
     scores = score(seen, legend)
-    return Section(
-        SEEN,
-        (
-            "These pixels lie in training stacks. Their scores say how well the network remembers its "
-            "labels; elsewhere the map is as good as the scores on held-out land.",
-        ),
-        tables=(
-            score_table(SEEN, [("all classes", scores)]),
-            class_table(scores, f"Classes, {SEEN.lower()}"),
-        ),
+    text = (
+        "These pixels lie in training stacks. Their scores show how well the network remembers its labels; "
+        "elsewhere the scores on held-out land apply."
     )
+    table = score_table(SEEN, [("all classes", scores)])
+    return Section(SEEN, (text,), tables=(table, class_table(scores, f"Classes, {SEEN.lower()}")))
 
 
 def _map_section(results: Results, pictures: Mapping[str, Path]) -> Section:
     shown = [Picture(pictures["map.png"], f"Land-cover map {results.map} with its legend", instead=True)]
     if "side-by-side.png" in pictures:
-        words = f"beside the map {results.map}, in the same colours"
-        words = f"Reference {results.reference} {words}" if results.reference else f"Image {words}"
+        other = f"Reference {results.reference}" if results.reference else "Image"
+        words = f"{other} beside the map {results.map}, in the same colours"
         shown.append(Picture(pictures["side-by-side.png"], words))
-    alone = results.reference is None and results.areas.sample is None
-    text = (
-        "This report describes the map alone: without a reference, nothing here says how good the map is. "
-        "Give labels, or points that were interpreted (--design-sample, then --sample).",
-    )
-    return Section("Map", text if alone else (), pictures=tuple(shown))
+    text: tuple[str, ...] = ()
+    if results.reference is None and results.areas.sample is None:
+        text = (
+            "This report only describes the map: without a reference it can't measure the quality of the "
+            "map. Give labels, or interpreted points (--design-sample, then --sample).",
+        )
+    return Section("Map", text, pictures=tuple(shown))
 
 
 def _notes(results: Results) -> tuple[str, ...]:
     scores = results.scores
     notes = [
-        "Only land that the training did not use is scored: land outside its training stacks. Validation "
-        "stacks belong to it, though they chose the epoch of the weights."
+        "Only held-out land is scored, which lies outside the training stacks. It includes the validation "
+        "stacks, although these chose the epoch of the weights."
         if results.seen is not None
-        else "It is not known which land the training used, so scores may be too good. Give the "
-        "manifest.json of the stacks (--regions) or the run folder (--run) to score held-out land alone.",
-        "Macro and weighted means run over the classes that occur in the reference or in the map.",
-        f"{results.without_reference:,} pixels have no reference and {results.without_map:,} pixels with "
-        "one have no map; neither are scored.",
+        else "It is unknown which land the training used, so scores may be too good. Give the manifest.json "
+        "of the stacks (--regions) or the run folder (--run) to score only held-out land.",
+        "Macro and weighted means are over the classes that occur in the reference or in the map.",
+        f"{results.without_reference:,} pixels have no reference and {results.without_map:,} with one "
+        "have no map; they are not scored.",
     ]
     if scores.unclassified:
         notes.append(
@@ -206,23 +201,20 @@ def _notes(results: Results) -> tuple[str, ...]:
         )
     if any(g.from_codes for g in results.levels):
         notes.append(
-            "Level 1 of the reference follows from its codes; that of the map from its classes, where a "
-            "class that gathers codes of several groups counts as the group in its legend."
+            "Level 1 of the reference follows from its codes, and that of the map from its classes; a class "
+            "with codes of several groups counts as the group in its legend."
         )
     elif results.levels:
+        is_original = results.legend.name == "kaakonkulma-13"
         notes.append(
-            "CORINE levels follow from the classes on both sides; a class that gathers codes of several "
+            "CORINE levels follow from the classes of map and reference; a class with codes of several "
             "groups counts as the group in its legend"
-            + (
-                ": bare areas as artificial, grasslands as semi-natural."
-                if results.legend.name == "kaakonkulma-13"
-                else "."
-            )
+            + (": bare areas as artificial, grasslands as semi-natural." if is_original else ".")
         )
     if any(g.summed is not None for g in results.levels):
         notes.append(
-            "With activations summed, the map's group is the one whose classes together have the highest "
-            "activation, rather than the group of the most likely class."
+            "With activations summed, the group of the map is the one with the highest sum of activations, "
+            "rather than the group of the most likely class."
         )
     return tuple(notes)
 
@@ -239,16 +231,11 @@ def score_table(caption: str, parts: list[tuple[str, Scores]]) -> Table:
 
 def class_table(scores: Scores, caption: str = "Classes") -> Table:
     """Return a table with one row for each class."""
-    rows = tuple(
-        (
-            f"{c.number} {c.name}",
-            *(number(v) for v in (c.precision, c.recall, c.f1, c.iou)),
-            f"{c.support:,}",
-            f"{c.mapped:,}",
-        )
-        for c in scores.classes
-    )
-    return Table(caption, CLASS_HEADER, rows)
+    rows = []
+    for c in scores.classes:
+        ratios = map(number, (c.precision, c.recall, c.f1, c.iou))
+        rows.append((f"{c.number} {c.name}", *ratios, f"{c.support:,}", f"{c.mapped:,}"))
+    return Table(caption, CLASS_HEADER, tuple(rows))
 
 
 def _matrix_table(matrix: NDArray[np.int64], legend: Legend, rows: str, columns: str) -> Table:
@@ -271,7 +258,7 @@ def _confusion_words(results: Results) -> str:
 def _calibration_section(results: Results, calibration: Calibration, picture: Path) -> Section:
     rows = (
         (f"expected calibration error, {BINS} bins", number(calibration.ece, 4)),
-        ("the same, mean over the classes' own activations", number(calibration.classwise_ece, 4)),
+        ("classwise expected calibration error", number(calibration.classwise_ece, 4)),
         ("negative log-likelihood, nats per pixel", number(calibration.nll, 4)),
         ("Brier score, 0..2", number(calibration.brier, 4)),
         ("pixels", f"{calibration.pixels:,}"),
@@ -279,7 +266,7 @@ def _calibration_section(results: Results, calibration: Calibration, picture: Pa
     words = f"Accuracy over confidence; expected calibration error {calibration.ece:.3f}"
     return Section(
         f"Calibration{results.scored}",
-        ("Where the bars follow the diagonal, an activation can be read as a probability.",),
+        ("Activations are calibrated probabilities where the bars follow the diagonal.",),
         (Picture(picture, words),),
         (Table("Calibration", ("metric", "value"), rows),),
     )
@@ -287,11 +274,13 @@ def _calibration_section(results: Results, calibration: Calibration, picture: Pa
 
 def _change_section(change: Change, legend: Legend) -> Section:
     test = change.test
-    how = "exact binomial" if test.exact else f"chi-squared {test.statistic:.1f} with continuity correction"
+    method = (
+        "exact binomial" if test.exact else f"chi-squared {test.statistic:.1f} with continuity correction"
+    )
     p = f"= {test.p_value:.3g}" if test.p_value > 0 else "< 1e-300"
     text = (
         f"Against the reference, {test.only_first:,} pixels are right in this map only and "
-        f"{test.only_second:,} in {change.name} only: McNemar's test ({how}), p {p}. "
+        f"{test.only_second:,} in {change.name} only: McNemar's test ({method}), p {p}. "
         "Neighbouring pixels are not independent, so the true p is larger."
     )
     table = _matrix_table(change.matrix, legend, "this map", "second map")
@@ -299,12 +288,11 @@ def _change_section(change: Change, legend: Legend) -> Section:
 
 
 def _area_section(areas: Areas, legend: Legend, pictures: Mapping[str, Path]) -> Section:
-    unit, found = areas.unit, areas.estimates
-    if found is None or areas.sample is None:
+    unit = areas.unit
+    if areas.estimates is None or areas.sample is None:
         note = (
-            "These areas are those of the mapped pixels and have the errors of the map. For areas with "
-            "confidence intervals, draw points (--design-sample 600), interpret them and give them back "
-            "(--sample)."
+            "Pixel counts are biased area estimates, since the map has errors. For areas with confidence "
+            "intervals, draw points (--design-sample 600), interpret them, and add --sample."
         )
         return Section("Areas", (note,), tables=(area_table(areas, legend),))
     words = f"Estimated areas of {len(legend)} classes with 95 % intervals, in {unit}"
@@ -319,22 +307,20 @@ def _area_section(areas: Areas, legend: Legend, pictures: Mapping[str, Path]) ->
 
 
 def points_words(areas: Areas) -> str:
-    """Describe the accuracy of the whole map as estimated from interpreted points."""
+    """Describe the overall accuracy estimated from interpreted points."""
     assert areas.estimates is not None and areas.sample is not None
-    left_out = (
-        f" {areas.sample.left_out:,} more points could not be interpreted and are left out."
-        if areas.sample.left_out
-        else ""
-    )
-    return (
+    text = (
         f"From {areas.sample.points:,} interpreted points, a random sample stratified by mapped class "
         "(Olofsson et al. 2014): overall accuracy "
-        f"{_interval(areas.estimates.overall)}. ± is half of a 95 % interval.{left_out}"
+        f"{_interval(areas.estimates.overall)}. ± is half of a 95 % interval."
     )
+    if areas.sample.left_out:
+        text += f" {areas.sample.left_out:,} more points could not be interpreted and are left out."
+    return text
 
 
 def _points_table(sample: NDArray[np.int64], legend: Legend) -> Table:
-    """The matrix of interpreted points, from which others can repeat the estimates."""
+    """Return the matrix of interpreted points, from which the estimates can be repeated."""
     matrix = np.zeros(np.add(sample.shape, 1), np.int64)
     matrix[1:, 1:] = sample
     table = _matrix_table(matrix, legend, "map", "interpreted")
@@ -345,23 +331,17 @@ def _points_table(sample: NDArray[np.int64], legend: Legend) -> Table:
 
 def area_table(areas: Areas, legend: Legend) -> Table:
     """Return a table with a row for each class: mapped area and, with a sample, the estimated area."""
-    unit, found, sample = areas.unit, areas.estimates, areas.sample
-    mapped = [f"{areas.values[c.number]:,.1f}" for c in legend.classes]
-    names = [f"{c.number} {c.name}" for c in legend.classes]
-    if found is None or sample is None:
-        rows = tuple(zip(names, mapped, strict=True))
-        return Table("Mapped areas", ("class", f"mapped {unit}"), rows)
-    return Table(
-        "Areas and accuracies from the sample",
-        ("class", "points", f"mapped {unit}", f"area {unit}", "user's accuracy", "producer's accuracy"),
-        tuple(
-            (
-                name, f"{sample.matrix[k].sum():,}", mapped[k], _interval(found.areas[k], "{:,.1f}"),
-                _interval(found.users[k]), _interval(found.producers[k]),
-            )
-            for k, name in enumerate(names)
-        ),
-    )  # fmt: skip
+    unit, estimates, sample = areas.unit, areas.estimates, areas.sample
+    mapped = [(f"{c.number} {c.name}", f"{areas.values[c.number]:,.1f}") for c in legend.classes]
+    if estimates is None or sample is None:
+        return Table("Mapped areas", ("class", f"mapped {unit}"), tuple(mapped))
+    header = ("class", "points", f"mapped {unit}", f"area {unit}", "user's accuracy", "producer's accuracy")
+    rows = []
+    for k, (name, area) in enumerate(mapped):
+        accuracies = map(_interval, (estimates.users[k], estimates.producers[k]))
+        points = f"{sample.matrix[k].sum():,}"
+        rows.append((name, points, area, _interval(estimates.areas[k], "{:,.1f}"), *accuracies))
+    return Table("Areas and accuracies from the sample", header, tuple(rows))
 
 
 def _interval(estimate: Estimate, form: str = "{:.3f}") -> str:
@@ -389,8 +369,8 @@ def _unsure_section(legend: Legend, views: Views, places: Sequence[UnsureSquare]
     return Section(
         "Least certain places",
         (
-            "Uncertainty is the entropy of the activations over that of complete ignorance: 0 where one "
-            f"class has all, 1 where all classes are equally likely{sampled}.",
+            "Uncertainty is the normalised entropy of the activations: 0 where one class is certain, 1 where "
+            f"all classes are equally likely{sampled}.",
         ),
         (Picture(picture, "Uncertainty of the map, with the least sure places framed and numbered"),),
         (
@@ -408,11 +388,9 @@ def _training_section(history: Path, picture: Path) -> Section:
         ("val_accuracy", "highest validation accuracy", max),
         ("val_macro_f1", "highest validation macro-F1", max),
     ):
-        found = [
-            row for row in zip(columns.get(name, ()), columns["epoch"], strict=False) if math.isfinite(row[0])
-        ]
-        if found:
-            value, epoch = best(found, key=lambda row: row[0])
+        values = zip(columns.get(name, ()), columns["epoch"], strict=False)
+        if finite := [row for row in values if math.isfinite(row[0])]:
+            value, epoch = best(finite, key=lambda row: row[0])
             rows.append((words, f"{value:.4f}", f"{epoch:g}"))
     return Section(
         "Training",
@@ -422,7 +400,7 @@ def _training_section(history: Path, picture: Path) -> Section:
 
 
 def _baseline_section(compared: Mapping[str, Any]) -> Section:
-    """Return F1 of the models of a run, and whether they differ by more than chance explains."""
+    """Return F1 of the models of a run, and whether they differ significantly."""
     names = {"forest": "random forest", "small": "small models", "network": "network"}
     models = {name: compared[key] for key, name in names.items() if compared.get(key)}
     forest, other, spread = models["random forest"], next(reversed(models)), compared["spread"]
@@ -438,47 +416,44 @@ def _baseline_section(compared: Mapping[str, Any]) -> Section:
     text: tuple[str, ...] = (
         {
             "neither": f"Neither {other} nor random forest leads in macro-F1 by more than twice the spread.",
-            "not known": "Which model leads can't be known: a class has one held-out polygon or patch.",
+            "not known": "The leading model is unknown: a class has only one held-out polygon or patch.",
         }.get(overall, f"The {overall} leads in macro-F1 by more than twice the spread."),
-        "All models learnt from the same labels and are scored on the same held-out labels of the training. "
-        "The spread is the standard deviation of the difference when polygons or patches are drawn anew.",
+        "All models learnt from the same labels and are scored on the same held-out labels. "
+        "The spread is the standard deviation of the difference over resampled polygons or patches.",
     )
     if overall == "random forest" and other == "network" and "small models" not in models:
         text += ("make_classifications.py RUN --pick baseline makes the map with it.",)
     if "small models" in models:
-        text += (
-            "The mean of small models makes the map where no --pick is given. "
-            "It was fitted anew on all labels after it was scored.",
-        )
+        text += ("Without --pick the mean of small models makes the map, refitted on all labels.",)
     header = ("class", *(f"{name} F1" for name in models), "difference", "spread", "leads")
     return Section("Models of the run", text, tables=(Table("F1 of the models", header, tuple(rows)),))
 
 
 def _made_section(results: Results) -> Section:
     """Return weights, inputs, versions and parameters from the tags of the map, a table for each long tag."""
-    single: list[tuple[str, str]] = []
+    header = ("field", "value")
+    rows = [("map", results.map)]
+    if results.reference:
+        rows.append(("reference", results.reference))
+    if results.read_as:
+        rows.append(("reference read as", "; ".join(words_of(results.read_as))))
+    if results.areas.sample:
+        rows.append(("points", results.areas.sample.name))
+    rows.append(("report written by", f"lulc {__version__}"))
     tables = []
     for name, value in results.made:
         entries = _entries(value)
         if entries is None:
-            single.append((name, value))
+            rows.append((f"map's {name}", value))
         else:
-            tables.append(Table(name.capitalize(), ("field", "value"), entries, text_columns=2))
-    report = (
-        ("map", results.map),
-        *((("reference", results.reference),) if results.reference else ()),
-        *((("reference read as", "; ".join(words_of(results.read_as))),) if results.read_as else ()),
-        *((("points", results.areas.sample.name),) if results.areas.sample else ()),
-        ("report written by", f"lulc {__version__}"),
-    )
-    single = [*report, *((f"map's {name}", value) for name, value in single)]
-    text = () if results.made else ("The map says nothing about how it was made.",)
-    first = Table("Map and report", ("field", "value"), tuple(single), text_columns=2)
+            tables.append(Table(name.capitalize(), header, entries, text_columns=2))
+    text = () if results.made else ("The map has no tags about its processing.",)
+    first = Table("Map and report", header, tuple(rows), text_columns=2)
     return Section("Processing", text, tables=(first, *tables))
 
 
 def _entries(value: str) -> tuple[tuple[str, str], ...] | None:
-    """(field, value) of a tag that holds a JSON object or list; None where it holds anything else."""
+    """Return (field, value) of a tag with a JSON object or list; None for any other tag."""
     try:
         data: Any = parse_json(value, foreign=True)
     except ValueError:
@@ -492,7 +467,7 @@ def _entries(value: str) -> tuple[tuple[str, str], ...] | None:
 
 
 def _words(entry: Any) -> str:
-    """A JSON value as people write it."""
+    """Return a JSON value in words."""
     if isinstance(entry, dict):
         return ", ".join(f"{k} {_words(v)}" for k, v in entry.items() if k != "name")
     if isinstance(entry, list):

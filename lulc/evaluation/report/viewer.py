@@ -1,7 +1,7 @@
 """Data for the map viewer of a page: layers, values, legend and places.
 
-Values travel as bytes of fixed meaning, packed by zlib and written in base64: the browser paints layers
-from them and answers clicks with them. The demonstration scene, 1024 x 1024 and 13 classes: 6 MB.
+Values are compressed bytes in base64, which the browser paints and shows on a click. The demonstration scene
+with 1024 x 1024 pixels and 13 classes takes 6 MB.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Viewer:
     Parameters
     ----------
     data
-        JSON-ready: what `templates/viewer.js` reads.
+        JSON-ready input of `templates/viewer.js`.
     caption
-        What the map shows, for those who can't see it.
+        Text alternative.
     live
-        True where tiles and values come from the server that gave the page.
+        True if tiles and values come from the server of the page.
     """
 
     data: Mapping[str, Any] = field(repr=False)
@@ -54,13 +54,7 @@ class Viewer:
 def embed(
     views: Views, legend: Legend, levels: Sequence[Level], places: Sequence[UnsureSquare], name: str
 ) -> Viewer:
-    """A viewer that holds everything itself.
-
-    Parameters
-    ----------
-    levels
-        CORINE levels to show, by summed activations where there are any.
-    """
+    """Return a viewer with all data inside, also of CORINE levels (by summed activations, if any)."""
     planes = {"map": pack(views.map)}
     layers = [_layer("map", "Map", "classes", palette=_palette(legend), on=True)]
     if views.image is not None:
@@ -72,23 +66,15 @@ def embed(
     for level in levels:
         groups = _level_view(views, level)
         planes[f"level{level.number}"] = pack(groups)
-        layers.append(
-            _layer(
-                f"level{level.number}", level.name, "classes",
-                palette=_palette(level.legend),
-                classes=_classes(level.legend, _shares(groups, level.legend)),
-            )
-        )  # fmt: skip
+        more: dict[str, Any] = {"palette": _palette(level.legend), "classes": _classes(level.legend, groups)}
+        layers.append(_layer(f"level{level.number}", level.name, "classes", **more))
     if views.activations is not None:
         layers.append(_layer("entropy", "Uncertainty", "ramp", colors=UNSURE_RAMP))
+        more = {"colors": ACTIVATION_RAMP, "group": "activations"}
         for c, plane in zip(legend.classes, views.activations, strict=True):
             planes[f"activation{c.number}"] = pack(plane)
-            layers.append(
-                _layer(
-                    f"activation{c.number}", f"{c.number} {c.name}", "ramp",
-                    colors=ACTIVATION_RAMP, group="activations",
-                )
-            )  # fmt: skip
+            layers.append(_layer(f"activation{c.number}", f"{c.number} {c.name}", "ramp", **more))
+    words = [f"{p.entropy:.2f}, {' or '.join(legend.names[k - 1] for k in p.classes)}" for p in places]
     data = {
         "source": "embedded",
         **describe(views.grid, legend, name),
@@ -96,16 +82,10 @@ def embed(
         "size": list(views.map.shape),
         "digits": views.digits,
         "layers": layers,
-        "shares": _shares(views.map, legend),
+        "shares": _fractions(views.map, legend),
         "hasActivations": views.activations is not None,
         "planes": planes,
-        "places": [
-            {
-                "window": p.window.to_json(),
-                "words": f"{p.entropy:.2f}, {' or '.join(legend.names[k - 1] for k in p.classes)}",
-            }
-            for p in places
-        ],
+        "places": [{"window": p.window.to_json(), "words": w} for p, w in zip(places, words, strict=True)],
     }
     return Viewer(data, f"Land-cover map {name} with {len(layers)} layers")
 
@@ -114,7 +94,7 @@ def describe(grid: GridSpec, legend: Legend, name: str) -> dict[str, Any]:
     """Return name, grid and classes of a map for its viewer."""
     epsg = grid.crs.to_epsg() if grid.crs else None
     across, (width, height) = metres_per_pixel(grid), grid.pixel_size
-    # A degree of longitude is shorter than one of latitude: pixels are as high as they are on the ground.
+    # Degrees of longitude and latitude differ in length: the viewer draws pixels in their true proportions.
     area = pixel_area(grid) if grid.crs and grid.crs.is_geographic else None
     down = area / across if area and across else None
     return {
@@ -130,16 +110,19 @@ def describe(grid: GridSpec, legend: Legend, name: str) -> dict[str, Any]:
     }
 
 
-def _classes(legend: Legend, shares: Sequence[float] = ()) -> list[dict[str, Any]]:
-    """Classes of a legend as JSON-ready data, where given with their share of the pixels with data."""
-    entries: list[dict[str, Any]] = [
+def _classes(legend: Legend, mapped: NDArray[np.uint8] | None = None) -> list[dict[str, Any]]:
+    """Return the classes of a legend as JSON-ready data, with their fractions of a map, if any."""
+    classes: list[dict[str, Any]] = [
         {"number": c.number, "name": c.name, "color": c.color} for c in legend.classes
     ]
-    return [e | {"share": shares[e["number"]]} for e in entries] if shares else entries
+    if mapped is not None:
+        fractions = _fractions(mapped, legend)
+        classes = [c | {"share": fractions[c["number"]]} for c in classes]
+    return classes
 
 
 def pack(plane: NDArray[np.uint8] | NDArray[Any]) -> dict[str, Any]:
-    """Values uint8 or uint16 (y, x) as text: all high bytes before all low bytes, which packs smaller."""
+    """Compress values uint8 or uint16 (y, x) to text; high bytes come first, which compresses better."""
     parts = [plane] if plane.dtype == np.uint8 else [plane >> 8, plane & 255]
     raw = b"".join(np.ascontiguousarray(part, np.uint8).tobytes() for part in parts)
     return {"bytes": len(parts), "data": base64.b64encode(zlib.compress(raw, 9)).decode("ascii")}
@@ -154,11 +137,11 @@ def _palette(legend: Legend) -> list[str]:
 
 
 def _level_view(views: Views, level: Level) -> NDArray[np.uint8]:
-    """Groups uint8 (y, x) of a level, by summed activations where there are any."""
+    """Return the groups of a level, uint8 (y, x), by summed activations, if any."""
     if views.activations is None:
         return level.gather_map(views.map)
     groups = np.empty_like(views.map)
-    # In strips: floats of all classes at once would need half a gigabyte.
+    # In strips, since float activations of all classes would need half a gigabyte.
     for row in range(0, len(groups), 128):
         rows = Window(row, 0, min(128, len(groups) - row), groups.shape[1])
         groups[rows.slices] = level.gather(
@@ -167,8 +150,8 @@ def _level_view(views: Views, level: Level) -> NDArray[np.uint8]:
     return groups
 
 
-def _shares(classes: NDArray[np.uint8], legend: Legend) -> list[float]:
-    """Share of the pixels with data of class 0, 1, ..., N."""
+def _fractions(classes: NDArray[np.uint8], legend: Legend) -> list[float]:
+    """Return the fractions of class 0, 1, ..., N among the pixels with data."""
     counts = np.bincount(classes.ravel(), minlength=256)[: len(legend) + 1]
     return [float(n) for n in counts / max(1, int(counts.sum()))]
 

@@ -1,12 +1,11 @@
 """Views of a map, its reference, image and activations, decimated to the size of a page.
 
-Every kept pixel is one pixel of the map, unchanged: row and column are multiples of the step. What a
-click shows is therefore what any reader finds at that row and column.
+Every kept pixel is an unchanged pixel of the map, whose row and column are multiples of the step. A click
+therefore shows the values in the file at that row and column.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,38 +14,35 @@ from numpy.typing import NDArray
 
 from lulc.core.grid import GridSpec
 from lulc.core.schema import IGNORE, Legend
-from lulc.core.windows import Window
+from lulc.core.windows import Window, squares_of
 from lulc.models.uncertainty import entropy
 
 LONGEST = 2048
-"""Maps with longer sides are decimated to this."""
+"""Longest side of a view in pixels."""
 
 FINE_VALUES = 8_000_000
-"""Up to so many activations a page holds three decimals of each, 7 MB; above two, half of that for each."""
+"""Number of activations (7 MB) up to which a page stores three decimals, not two."""
 
 BLOCKS = 16
-"""Places are squares of about a sixteenth of the longest side."""
+"""Least certain squares along the longest side."""
 
 Stored = NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
 class Views:
-    """Decimated pictures of one place.
+    """Decimated arrays of one area.
 
     Parameters
     ----------
     step
-        Row i and column j of a picture are row i x step and column j x step of the map.
+        Row i and column j of a view are row i x step and column j x step of the map.
     map, reference
-        uint8 (y, x), class numbers, 0 unclassified, 255 no data; the reference may be None.
+        uint8 (y, x), class numbers, 0 unclassified, 255 no data.
     image
-        uint8 (y, x, 3), or None.
+        uint8 (y, x, 3).
     activations
-        Activations of the classes times 10 ** digits, rounded: uint8 or uint16 (class, y, x), the type's
-        highest value = no data. None where the map has none.
-    digits
-        Decimals of the activations.
+        Activations times 10 ** digits, rounded: uint8 or uint16 (class, y, x), highest value = no data.
     """
 
     grid: GridSpec
@@ -58,9 +54,9 @@ class Views:
     digits: int = 3
 
     def read_activations(self, window: Window | None = None) -> NDArray[np.float32]:
-        """Return the activations of a part of the picture, float32 (class, y, x), 0..1, NaN = no data.
+        """Return activations of a window of the view, float32 (class, y, x), 0..1, NaN = no data.
 
-        Without activations there is no class: (0, y, x).
+        Without activations the shape is (0, y, x).
         """
         rows, cols = (window or Window(0, 0, *self.map.shape)).slices
         if self.activations is None:
@@ -75,7 +71,7 @@ class Views:
             return None
         height, width = self.map.shape
         result = np.empty((height, width), np.float32)
-        # In strips: floats of all classes at once would need half a gigabyte.
+        # In strips, since float activations of all classes would need half a gigabyte.
         for row in range(0, height, 128):
             rows = Window(row, 0, min(128, height - row), width)
             result[rows.slices] = entropy(np.moveaxis(self.read_activations(rows), 0, -1))
@@ -83,13 +79,7 @@ class Views:
 
 
 class Viewing:
-    """Views that fill window by window.
-
-    Parameters
-    ----------
-    with_image, with_activations, with_reference
-        What there is to see beside the map.
-    """
+    """Views that are filled window by window."""
 
     def __init__(
         self,
@@ -114,7 +104,7 @@ class Viewing:
             self._activations = np.full((classes, *shape), np.iinfo(kind).max, kind)
 
     def holds(self, window: Window) -> bool:
-        """True where a pixel of the window is kept."""
+        """True if a pixel of the window is kept."""
         return -window.row % self.step < window.height and -window.col % self.step < window.width
 
     def add(
@@ -132,7 +122,7 @@ class Viewing:
         mapped, reference
             uint8 (y, x), class numbers.
         image
-            float32 (y, x, 3) of the kept rows and columns alone, NaN = no data.
+            float32 (y, x, 3) of only the kept rows and columns, NaN = no data.
         activations
             float32 (y, x, class), NaN = no data.
         """
@@ -163,7 +153,7 @@ class Viewing:
 
 
 def stretch(colors: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Stretch reflectances to colours uint8 (y, x, 3): 2 % of each end saturated, no data white."""
+    """Stretch reflectances by the 2 % and 98 % percentiles to colours uint8 (y, x, 3), no data white."""
     result = np.full(colors.shape, 255, np.uint8)
     for k in range(colors.shape[-1]):
         plane = colors[..., k]
@@ -193,38 +183,34 @@ class UnsureSquare:
 
 
 def least_sure(views: Views, count: int = 5) -> list[UnsureSquare]:
-    """The squares with the highest mean uncertainty, the worst first; empty without activations.
+    """Return the squares with the highest mean uncertainty, the highest first; empty without activations.
 
-    Squares of which less than half holds data are left out.
+    Squares with less than half of their pixels valid are left out.
     """
-    unsure = views.entropy()
-    if unsure is None:
+    uncertainty = views.entropy()
+    if uncertainty is None:
         return []
-    side = max(1, -(-max(unsure.shape) // BLOCKS))
-    found = []
-    for row in range(0, unsure.shape[0], side):
-        for col in range(0, unsure.shape[1], side):
-            block = Window(row, col, side, side).intersect(Window(0, 0, *unsure.shape))
-            values = unsure[block.slices]
-            valid = np.isfinite(values)
-            if valid.sum() < side * side / 2:
-                continue
-            means = views.read_activations(block)[:, valid].mean(axis=1)
-            first, second = (int(k) + 1 for k in np.argsort(-means, kind="stable")[:2])
-            area = Window(*(views.step * n for n in (row, col, block.height, block.width)))
-            worst = float(values[valid].mean())
-            found.append(UnsureSquare(area.intersect(views.grid.extent), worst, (first, second)))
-    return sorted(found, key=lambda place: -place.entropy)[:count]
+    side = max(1, -(-max(uncertainty.shape) // BLOCKS))
+    squares = []
+    for block in squares_of(Window(0, 0, *uncertainty.shape), side):
+        values = uncertainty[block.slices]
+        valid = np.isfinite(values)
+        if valid.sum() < side * side / 2:
+            continue
+        means = views.read_activations(block)[:, valid].mean(axis=1)
+        first, second = (int(k) + 1 for k in np.argsort(-means, kind="stable")[:2])
+        area = Window(*(views.step * n for n in (block.row, block.col, block.height, block.width)))
+        mean = float(values[valid].mean())
+        squares.append(UnsureSquare(area.intersect(views.grid.extent), mean, (first, second)))
+    return sorted(squares, key=lambda square: -square.entropy)[:count]
 
 
 def entropy_by_class(views: Views, legend: Legend) -> list[tuple[int, float, float]]:
-    """(class number, share of the classified pixels, mean uncertainty) of each mapped class."""
-    unsure = views.entropy()
-    if unsure is None:
+    """Return (class number, fraction of the valid pixels, mean uncertainty) of each mapped class."""
+    uncertainty = views.entropy()
+    if uncertainty is None:
         return []
-    valid = np.isfinite(unsure) & (views.map != IGNORE)
+    valid = np.isfinite(uncertainty) & (views.map != IGNORE)
     total = max(1, int(valid.sum()))
-    masks: Sequence[tuple[int, NDArray[np.bool_]]] = [
-        (c.number, valid & (views.map == c.number)) for c in legend.classes
-    ]
-    return [(k, float(m.sum()) / total, float(unsure[m].mean())) for k, m in masks if m.any()]
+    masks = ((c.number, valid & (views.map == c.number)) for c in legend.classes)
+    return [(k, float(m.sum()) / total, float(uncertainty[m].mean())) for k, m in masks if m.any()]
