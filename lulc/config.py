@@ -446,9 +446,9 @@ class TrainConfig(RunConfig):
     """.npy stacks to weights."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
-        Excludes("minutes", "cross_validate", "folds are only compared where each is trained to its end"),
+        Excludes("minutes", "cross_validate", "folds can only be compared if each is trained to its end"),
         Excludes("processes", "cross_validate", "the folds are trained by one process"),
-        Needs("process coordinator", "processes", "they say how several processes meet"),
+        Needs("process coordinator", "processes", "they connect several processes"),
         Needs("mask_ratio mask_block input_options", "pretrain", "they are for training without labels"),
         Excludes(
             "pretrain", "data validation_data single_class cross_validate already_standardised",
@@ -674,19 +674,19 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     """Mosaic and weights to a map."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
-        Excludes("sieve", "tiles", "it needs the patches of the whole map at once"),
-        Excludes("polygons", "tiles", "they are taken from a map in one file"),
+        Excludes("sieve", "tiles", "it needs all patches of the map at once"),
+        Excludes("polygons", "tiles", "they are made from a map in one file"),
         Needs("date", "tiles", "only the STAC collection of tiles has a date"),
-        Excludes("share", "dask", "each of them shares out the parts"),
+        Excludes("share", "dask", "both distribute the parts"),
         Excludes(
-            "share", "restart", "that would drop what other shares have made",
-            "To begin anew remove '{out}.parts', then start all shares.",
+            "share", "restart", "that would delete the parts of other shares",
+            "To start again remove '{out}.parts', then start all shares.",
         ),
         Excludes(
-            "plan", "share dask", "it tells what one process takes on this machine",
-            "Leave them out: each process takes that memory, and all together that time.",
+            "plan", "share dask", "it forecasts a single process on this machine",
+            "Leave them out: each process needs that memory, and all together that time.",
         ),
-        Excludes("extra", "activations=none", "the further bands are of the activations"),
+        Excludes("extra", "activations=none", "the further bands describe the activation bands"),
     )  # fmt: skip
 
     model: str = option(
@@ -818,7 +818,7 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         if self.reading is not None:
             self._take_reading_options(read_settings(self.reading, InputConfig))
         super().__post_init__()
-        check_ending(self.out, FOLDER if self.tiles else MAP_ENDINGS, "The last argument")
+        check_ending(self.out, FOLDER if self.tiles else MAP_ENDINGS, "the last argument")
 
     def _take_reading_options(self, options: dict[str, Any]) -> None:
         """Take the options that are not given; of `layers` only the layer names before the paths."""
@@ -843,7 +843,7 @@ class EvaluateConfig(MaskConfig, LabelConfig, OutputConfig):
     RULES: ClassVar[tuple[Rule, ...]] = (
         Needs(
             "compare regions label_errors label_field label_layer pine spruce resample border", "reference",
-            "interpreted points are compared with the map class by class alone",
+            "interpreted points are compared only by class",
         ),
     )  # fmt: skip
 
@@ -914,7 +914,7 @@ class ServeConfig(VrtConfig, LabelConfig):
     """A map as tiles for the browser of this machine."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
-        Needs("label_field label_layer pine spruce", "reference", "they tell how a reference is read"),
+        Needs("label_field label_layer pine spruce", "reference", "they describe how to read a reference"),
     )
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
@@ -1000,7 +1000,7 @@ class ExportModelConfig(OutputConfig):
     """Weights for other programs and catalogues."""
 
     RULES: ClassVar[tuple[Rule, ...]] = (
-        Excludes("hub", "out format tile pick=all", "it writes a folder of its own for one model"),
+        Excludes("hub", "out format tile pick=all", "it writes a separate folder for one model"),
     )
 
     model: str = option(

@@ -225,5 +225,5 @@ def test_a_repository_is_replaced_only_on_request_and_never_with_other_files(
     (tmp_path / "made" / "notes.txt").write_text("mine")
     with pytest.raises(lulc.InputError, match=r"it holds 'notes.txt'"):
         lulc.export_model(**given, overwrite=True)
-    with pytest.raises(lulc.InputError, match="folder of its own for one model"):
+    with pytest.raises(lulc.InputError, match="separate folder for one model"):
         lulc.export_model(**given, format="onnx")

@@ -59,32 +59,32 @@ def _plan(config: TrainConfig) -> Answer:
     return Answer("\n".join(map(visible, plan.lines())), plan.to_json())
 
 
-def describe_folds(found: CrossValidation) -> str:
+def describe_folds(validation: CrossValidation) -> str:
     """Describe the folds and the scores of each class as text tables."""
     rows: list[Sequence[str]] = [("left out", "pixels", "classes", "overall accuracy", "macro-F1", "ECE")]
-    for fold in found.folds:
+    for fold in validation.folds:
         scores = fold.scores
         held = sum(c.support > 0 for c in scores.classes)
         macro = scores.macro.f1 if scores.macro else None
         shown = map(_number, (scores.overall_accuracy, macro, fold.ece))
         rows.append((fold.name, f"{scores.pixels:,}", f"{held} of {len(scores.classes)}", *shown))
-    metrics = found.metrics().values()
+    metrics = validation.metrics().values()
     for name in ("mean", "spread"):
         rows.append((name, "", "", *(_number(metric[name]) for metric in metrics)))
     classes: list[Sequence[str]] = [
         ("class", "pixels", "folds", "F1, mean", "F1, spread", "F1, pooled", "user's acc.", "prod. acc.")
     ]
-    for result in found.classes():
+    for result in validation.classes():
         c = result.pooled
         shown = map(_number, (result.mean, result.spread, c.f1, c.precision, c.recall))
-        folds = f"{result.folds} of {len(found.folds)}"
+        folds = f"{result.folds} of {len(validation.folds)}"
         classes.append((f"{c.number} {c.name}", f"{c.support:,}", folds, *shown))
     return "\n\n".join((
         columns(rows),
         columns(classes),
         "Macro-F1 of a fold is over the classes in its labels or its map. F1 of a class is the mean over the "
         "folds with such labels; pooled metrics count the pixels of all folds.",
-        f"cross-validation: {found.document}",
+        f"cross-validation: {validation.document}",
     ))  # fmt: skip
 
 

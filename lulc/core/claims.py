@@ -96,6 +96,6 @@ def check_distinct(outputs: Sequence[Path]) -> None:
         if output.resolve() in seen:
             raise InputError(
                 f"cannot write '{output}', since the command names it twice, expected different outputs",
-                "Give each output a name of its own.",
+                "Give each output another name.",
             )
         seen.add(output.resolve())

@@ -91,13 +91,13 @@ def check_ending(path: str, endings: tuple[str, ...], name: str) -> None:
             raise InputError(
                 f"cannot write a folder under the name '{path}', since {ending} is the ending of a file, "
                 "expected a name without it",
-                f"{name} names a folder: type for example {stem}.",
+                f"{name} needs a folder name: type for example {stem}.",
             )
     elif not path.lower().endswith(endings):
         raise InputError(
             f"cannot write '{path}', since its ending is {ending or 'missing'}, expected a name in "
             f"{' or '.join(endings)}",
-            f"{name} tells the format by its ending: type for example {stem}{endings[0]}.",
+            f"The ending of {name} decides the format: type for example {stem}{endings[0]}.",
         )
 
 
