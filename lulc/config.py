@@ -111,13 +111,8 @@ AUTO = "auto"
 """Recipe that is chosen by the labels, see `lulc.training.training_plan`."""
 
 
-def by_recipe(name: str, help: str, **keywords: Any) -> Any:
-    """Return an option that is None until `TrainConfig.resolved` takes it from `RECIPES`."""
-    made = option(None, help, **keywords)
-    values = MappingProxyType({recipe: values[name] for recipe, values in RECIPES.items()})
-    made.metadata = MappingProxyType({**made.metadata, "by_recipe": values})
-    return made
-
+by_recipe = partial(option, None, recipes=RECIPES)
+"""Makes an option that is None until `TrainConfig.resolved` takes it from `RECIPES`."""
 
 crop_option = partial(by_recipe, group="which crops are cut")
 augmentation_option = partial(by_recipe, group=AUGMENTATION)
@@ -154,9 +149,7 @@ class MaskConfig(VrtConfig):
         False, "resample rasters on another grid (bands bilinear, labels and masks nearest)"
     )
     mask: tuple[str, ...] = input_option(
-        (),
-        "cloud masks or scene classifications on any grid of the same CRS; DATE=RASTER masks one date only",
-        metavar="RASTER",
+        (), "cloud masks or scene classifications in the same CRS; DATE=RASTER for one date", metavar="RASTER"
     )
     mask_values: tuple[int, ...] = input_option(
         (), "values of the mask to leave out, such as 3 8 9 10 of a scene classification", metavar="N"
@@ -200,14 +193,10 @@ class InputConfig(MaskConfig):
         (), "layer names of an unnamed index raster (NDVI NDTI ...)", metavar="NAME"
     )
     nodata: float | None = input_option(
-        None,
-        "further no-data value of bands and layers, besides those in the files; a reflectance of 0 is always "
-        "no data",
+        None, "further no-data value of bands and layers; a reflectance of 0 is always no data"
     )
     index_nodata: tuple[float, ...] = input_option(
-        (),
-        "further no-data value of each index layer, or one for all, besides those in the files",
-        metavar="VALUE",
+        (), "further no-data value of each index layer, or one for all", metavar="VALUE"
     )
     like: str | None = input_option(
         None, "raster that defines the grid, instead of the 10 m bands", metavar="RASTER"
@@ -303,7 +292,7 @@ class MosaicConfig(RunConfig, ClusterConfig):
     )  # fmt: skip
     catalog: str | None = search_option(
         None,
-        "where to search: earth-search, cdse, planetary, or the address of a STAC API or static catalogue",
+        "earth-search, cdse, planetary, or the address of a STAC API or static catalogue",
         metavar="NAME",
     )
     collection: tuple[str, ...] = search_option(
@@ -461,117 +450,80 @@ class TrainConfig(RunConfig):
         (), "folders that preprocess.py wrote, or in the original's naming", metavar="DATA", positional=True
     )
     validation_data: tuple[str, ...] = option(
-        (),
-        "folders whose stacks all validate, whatever their split, in place of the validation stacks of DATA",
-        metavar="FOLDER",
+        (), "folders whose stacks all validate, in place of those of DATA", metavar="FOLDER"
     )
     out: str = option(..., "run folder for weights, cards and history", metavar="FOLDER", endings=FOLDER)
     recipe: str = option(
         AUTO,
-        "set of training defaults; auto uses few-labels for sparse labels of up to 100,000 pixels, else "
-        "default",
+        "training defaults; auto: few-labels for sparse labels of up to 100,000 pixels, else default",
         choices=(AUTO, *RECIPES),
     )
     plan: bool = option(False, "print what would be trained, and why, then stop")
-    epochs: int = by_recipe("epochs", "number of epochs", ge=1)
-    steps: int = by_recipe("steps", "batches per epoch", ge=1)
+    epochs: int = by_recipe("number of epochs", ge=1)
+    steps: int = by_recipe("batches per epoch", ge=1)
     validation_steps: int = by_recipe(
-        "validation_steps",
-        "batches per validation; short epochs use fewer, so that validation takes less than a fifth of the "
-        "time",
-        ge=1,
+        "batches per validation; fewer in short epochs, so that it takes at most a fifth of the time", ge=1
     )
-    batch_size: int = by_recipe("batch_size", "crops per batch", ge=1)
-    crop_sizes: tuple[int, ...] = by_recipe("crop_sizes", "sides of training crops", unit="pixels")
+    batch_size: int = by_recipe("crops per batch", ge=1)
+    crop_sizes: tuple[int, ...] = by_recipe("sides of training crops", unit="pixels")
     validation_crop_sizes: tuple[int, ...] = by_recipe(
-        "validation_crop_sizes",
-        "sides of validation crops, at most the largest of --crop-sizes",
-        unit="pixels",
+        "sides of validation crops, at most the largest of --crop-sizes", unit="pixels"
     )
     rare_classes: float = crop_option(
-        "rare_classes",
-        "fraction of crops centred on a labelled pixel of a drawn class; raise it for sparse labels",
-        **FRACTION,
+        "fraction of crops centred on a pixel of a drawn class; raise it for sparse labels", **FRACTION
     )
     rare_temperature: float = crop_option(
-        "rare_temperature",
-        "T of the draw of classes, exp((1 - frequency of the class) / T): 0.01 draws only the rarest, 100 "
-        "all equally",
-        ge=0.001,
+        "T of the draw of classes, exp((1 - frequency) / T): 0.01 draws only the rarest, 100 all", ge=0.001
     )
     balance: str = crop_option(
-        "balance",
         "how often crops come from each stack: all equally, by labelled pixels, or by their classes, rare "
         "ones first (--rare-temperature)",
         choices=("stacks", "pixels", "classes"),
     )
     batch_from: str = crop_option(
-        "batch_from", "take all crops of a batch from one stack, or each from any", choices=("one", "any")
+        "take all crops of a batch from one stack, or each from any", choices=("one", "any")
     )
     rotations: int = augmentation_option(
-        "rotations",
-        "number of equally spaced rotation angles; 1 for none; more than 4 interpolates the crops",
-        ge=1,
+        "number of equally spaced rotation angles; 1 for none; more than 4 interpolates the crops", ge=1
     )
     gain: float = augmentation_option(
-        "gain",
         "random factor of each band: standard deviation of its logarithm, e.g. 0.05; computed indices "
         "follow, indices from files stay",
         ge=0,
         le=1,
     )
     offset_jitter: float = augmentation_option(
-        "offset_jitter",
-        "random offset of each band: standard deviation, e.g. 30",
-        unit="reflectance x 10000",
-        ge=0,
-        le=10_000,
+        "random offset of each band: standard deviation, e.g. 30", unit="reflectance x 10000", ge=0, le=10_000
     )
     date_dropout: float = option(
-        0.2,
-        "probability that a crop loses all channels of a date that may be missing (see --channels)",
-        group=AUGMENTATION,
-        **FRACTION,
+        0.2, "probability that a crop loses a date that may be missing", group=AUGMENTATION, **FRACTION
     )
     loss: str = optimisation_option(
-        "loss",
-        "ce, ce(weights=inverse), ce(weights=sqrt) or logit-adjusted(tau=T); a larger T favours rare classes",
+        "ce, ce(weights=inverse), ce(weights=sqrt) or logit-adjusted(tau=T); a larger T favours rare classes"
     )
-    optimizer: str = optimisation_option("optimizer", "optimizer", choices=("nadam", "adamw"))
-    learning_rate: float = optimisation_option("learning_rate", "highest learning rate", ge=0)
+    optimizer: str = optimisation_option("optimizer", choices=("nadam", "adamw"))
+    learning_rate: float = optimisation_option("highest learning rate", ge=0)
     warmup: int = optimisation_option(
-        "warmup", "batches over which the learning rate rises from 0; at most a tenth of the run", ge=0
+        "batches over which the learning rate rises from 0; at most a tenth of the run", ge=0
     )
     schedule: str = optimisation_option(
-        "schedule",
-        "learning rate after the warm-up: constant, or cosine, which falls to 1 %% of it by the last batch",
-        choices=("constant", "cosine"),
+        "learning rate after the warm-up; cosine falls to 1 %% of it", choices=("constant", "cosine")
     )
-    weight_decay: float = optimisation_option(
-        "weight_decay", "decoupled weight decay of the kernels", ge=0, le=1
-    )
-    clip_norm: float = optimisation_option(
-        "clip_norm", "largest norm of all gradients together; 0 for no limit", ge=0
-    )
+    weight_decay: float = optimisation_option("decoupled weight decay of the kernels", ge=0, le=1)
+    clip_norm: float = optimisation_option("largest norm of all gradients together; 0 for no limit", ge=0)
     average: float = optimisation_option(
-        "average",
         "memory of the exponential moving average of the weights, as a fraction of the run; the averaged "
         "weights are validated and saved; 0 for no average",
         **FRACTION,
     )
     precision: str = optimisation_option(
-        "precision",
-        "precision of the layers; weights are always float32",
-        choices=("float32", "bfloat16", "float16"),
+        "precision of the layers; weights are always float32", choices=("float32", "bfloat16", "float16")
     )
     patience: int = optimisation_option(
-        "patience",
-        "stop after this many epochs without a better loss, accuracy or macro-F1; 0 for never",
-        ge=0,
+        "stop after this many epochs without a better loss, accuracy or macro-F1; 0 for never", ge=0
     )
     calibrate: str = optimisation_option(
-        "calibrate",
-        "temperature scaling, fitted on the validation crops, or with --cross-validate on those of all folds",
+        "temperature scaling on the validation crops, or with --cross-validate on those of all folds",
         choices=("none", "one", "per-class"),
     )
     cross_validate: str | None = option(
@@ -580,25 +532,24 @@ class TrainConfig(RunConfig):
         "folders (of DATA) or scenes (images), and takes the time of a run",
         choices=("stacks", "folders", "scenes"),
     )
-    filters: tuple[int, ...] = by_recipe("filters", "filters of the encoder stages")
+    filters: tuple[int, ...] = by_recipe("filters of the encoder stages")
     decoder_filters: tuple[int, ...] = option(
         (), "filters of the decoder stages (default: the mirrored encoder filters for block sum, else twice)"
     )
-    bottleneck: int = by_recipe("bottleneck", "convolutions between encoder and decoder")
+    bottleneck: int = by_recipe("convolutions between encoder and decoder")
     block: str = by_recipe(
-        "block", "how the decoder upsamples and joins skips", choices=("transpose", "upsample", "sum")
+        "how the decoder upsamples and joins skips", choices=("transpose", "upsample", "sum")
     )
     dropout: float = by_recipe(
-        "dropout", "dropout rate before the last convolution; raise it where the network overfits"
+        "dropout rate before the last convolution; raise it where the network overfits"
     )
-    norm: str = by_recipe("norm", "normalisation after the convolutions", choices=("batch", "none"))
+    norm: str = by_recipe("normalisation after the convolutions", choices=("batch", "none"))
     single_class: str | None = option(
         None, "train this class against the rest (sigmoid, binary cross-entropy)", metavar="NAME"
     )
     init: str | None = option(
         None,
-        "fine-tune these weights, with their network unless an option shapes it; the head is new where the "
-        "classes differ",
+        "fine-tune these weights; options may change their network, other classes its head",
         metavar="MODEL",
     )
     pretrain: tuple[str, ...] = pretraining_option(
@@ -620,26 +571,17 @@ class TrainConfig(RunConfig):
         None, "stop cleanly after this time; not with --cross-validate", unit="minutes", gt=0
     )
     devices: str = device_option(
-        "1",
-        "number of GPUs (or else processors) that share each batch of this process, or all; the batches do "
-        "not depend on it",
-        metavar="N",
+        "1", "number of GPUs (or else processors) that share each batch, or all", metavar="N"
     )
     processes: int = device_option(
-        1,
-        "number of processes, on one machine or many, that train together (JAX only); start each with this "
-        "command, or all with srun",
-        ge=1,
+        1, "processes that train together (JAX only); start each with this command, or all with srun", ge=1
     )
     process: int | None = device_option(None, "number of this process, from 0 (default: SLURM_PROCID)")
     coordinator: str | None = device_option(
-        None,
-        "address where process 0 listens (default: the first node of SLURM_STEP_NODELIST)",
-        metavar="HOST:PORT",
+        None, "address of process 0 (default: the first node of SLURM_STEP_NODELIST)", metavar="HOST:PORT"
     )
     keep: str = option(
-        "best",
-        "models kept besides the best by each score: best (only the last), all, or a number of last ones",
+        "best", "models kept besides the best by each score: best (only the last), all, or the last N"
     )
     workers: int = option(1, "threads that cut crops; the batches do not depend on it", ge=1)
     stacks_on: str = device_option(
@@ -731,14 +673,11 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         le=1,
     )
     memory: float | None = option(
-        None,
-        "memory budget of the process (default: 2; with a GPU 8, 3 of them for the GPU)",
-        unit="GB",
-        gt=0,
+        None, "memory budget of the process (default: 2, or with a GPU 8, 3 of these on it)", unit="GB", gt=0
     )
     window: int | tuple[int, int] | None = option(
         None,
-        "side of a window, a multiple of the network's stride (default: the best that fits the memory)",
+        "side, a multiple of the network's stride (default: what fits the memory best)",
         unit="pixels",
         ge=1,
     )
@@ -752,9 +691,7 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     )
     tta: bool = option(False, "average over the 8 flips and rotations of each window (8 times the work)")
     ensemble: tuple[str, ...] = option(
-        (),
-        "further weights with the same channels and classes; the map shows the mean of all activations",
-        metavar="MODEL",
+        (), "further weights with the same channels and classes, to average activations", metavar="MODEL"
     )
     extra: tuple[str, ...] = option(
         (),
@@ -772,8 +709,7 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
         choices=("float32", "uint16", "uint8", "none"),
     )
     cog: bool = option(
-        False,
-        "declare the cloud-optimised layout that every map has, so that GDAL warns before edits in place",
+        False, "declare the cloud-optimised layout of the map, so that GDAL warns before edits in place"
     )
     sieve: int = option(
         0,
@@ -784,19 +720,16 @@ class ClassifyConfig(InputConfig, RunConfig, ClusterConfig):
     )
     polygons: str | None = option(
         None,
-        "also write the patches as polygons, cut at the borders of parts",
+        "also write patches as polygons, cut at the borders of parts",
         metavar="FILE.gpkg",
         endings=(".gpkg",),
     )
     tiles: bool = option(
-        False,
-        "write a folder instead of one file: each part as a cloud-optimised GeoTIFF, a VRT over them and a "
-        "STAC collection",
+        False, "write a folder: each part as a cloud-optimised GeoTIFF, with a VRT and a STAC collection"
     )
     date: tuple[str, ...] = option(
         (),
-        "day of the imagery, or first and last day, for the STAC collection of --tiles (default: from the "
-        "names of the inputs)",
+        "day or first and last day of the imagery, for --tiles (default: from file names)",
         metavar="YYYY-MM-DD",
     )
     share: str | None = cluster_option(
@@ -849,10 +782,7 @@ class EvaluateConfig(MaskConfig, LabelConfig, OutputConfig):
 
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
     reference: str | None = option(
-        None,
-        "label raster or vector file; without one, the report describes the map and the points of --sample",
-        metavar="REFERENCE",
-        positional=True,
+        None, "label raster or vector file, if any", metavar="REFERENCE", positional=True
     )
     out: str = option(..., "folder for the report", metavar="FOLDER", endings=FOLDER)
     border: int = option(
@@ -920,10 +850,7 @@ class ServeConfig(VrtConfig, LabelConfig):
     map: str = option(..., "map that make_classifications.py wrote", metavar="MAP", positional=True)
     image: str | None = option(None, "mosaic to show below the map", metavar="RASTER")
     reference: str | None = option(
-        None,
-        "label raster or vector file, shown as a layer with its differences from the map; it is read before "
-        "the page opens",
-        metavar="FILE",
+        None, "label raster or vector file, to show with its differences from the map", metavar="FILE"
     )
     port: int = option(8010, "port on 127.0.0.1; 0 for any free one", ge=0, le=65535)
 
@@ -946,7 +873,7 @@ class ExportConfig(VrtConfig, SchemeConfig, OutputConfig):
     )
     date: tuple[str, ...] = option(
         (),
-        "day of the imagery, or first and last day, for a STAC item (default: from the names of the inputs)",
+        "day or first and last day of the imagery, for a STAC item (default: from file names)",
         metavar="YYYY-MM-DD",
     )
     model: str | None = option(
@@ -965,27 +892,21 @@ class ImportModelConfig(OutputConfig):
         ..., "channels of its input, in order; or a channel set as for preprocess.py", metavar="NAME"
     )
     legend: str = option(
-        ...,
-        "classes of its output, in order: a scheme or a CSV as for preprocess.py --scheme",
-        metavar="NAME",
+        ..., "classes of its output, in order: a scheme or CSV as for preprocess.py --scheme", metavar="NAME"
     )
     out: str = option(..., "folder for the network and its card", metavar="FOLDER", endings=FOLDER)
     mean: tuple[float, ...] = option(
         (), "subtracted from the channels, whose reflectance is x 10000: one number, or one for each"
     )
     std: tuple[float, ...] = option(
-        (),
-        "then divides the channels, one number or one for each; 10000 for networks of reflectance 0..1",
-        gt=0,
+        (), "then divides the channels: one number, or one for each; 10000 for reflectance 0..1", gt=0
     )
     single_class: str | None = option(
         None, "class of the legend that a network with one output separates from the rest", metavar="NAME"
     )
     output: str | None = option(None, "output to use, where the network has several", metavar="NAME")
     calibrate: str | None = option(
-        None,
-        "stacks that preprocess.py wrote; temperature and accuracy follow from their validation labels",
-        metavar="DATA",
+        None, "stacks whose validation labels give temperature and accuracy", metavar="DATA"
     )
     name: str | None = option(None, "name of the model (default: that of the folder)", metavar="TEXT")
     description: str | None = option(None, "description for its card", metavar="TEXT")
@@ -1014,33 +935,27 @@ class ExportModelConfig(OutputConfig):
     )
     format: str | None = option(
         None,
-        "stac: item of a catalogue; onnx: network for other programs (default: by the ending of --out, else "
-        "stac)",
+        "STAC item, or ONNX network (default: by the ending of --out, else stac)",
         choices=("stac", "onnx"),
     )
     tile: int | None = option(
         None,
-        "fixed side of windows in the ONNX file, which the QGIS plug-in Deepness needs (default: any size)",
+        "fixed side of windows, for the QGIS plug-in Deepness (default: any size)",
         unit="pixels",
         ge=1,
         metavar="N",
     )
     hub: str | None = option(
         None,
-        "folder to write for a repository such as the Hugging Face Hub: weights, card, page, licence, STAC "
-        "item",
+        "folder to write for a repository such as the Hugging Face Hub",
         metavar="FOLDER",
         endings=FOLDER,
     )
     pick: str = option(
-        "auto",
-        "which weights of a run folder, as for make_classifications.py; all writes a file for each network",
-        choices=(*PICKS, "all"),
+        "auto", "which weights of a run folder; all writes a file for each network", choices=(*PICKS, "all")
     )
     date: tuple[str, ...] = option(
-        (),
-        "first and last day of imagery that the weights are for (default: the time of Sentinel-2)",
-        metavar="YYYY-MM-DD",
+        (), "first and last day of suitable imagery (default: the time of Sentinel-2)", metavar="YYYY-MM-DD"
     )
 
 
@@ -1054,7 +969,7 @@ class ReproduceConfig(VrtConfig, OutputConfig):
     )
     model: str | None = option(
         None,
-        "weights file, or folder to search for it (default: weights/ and the folders of the inputs)",
+        "weights file or a folder with it (default: weights/ and the folders of the inputs)",
         metavar="MODEL",
     )
     check: bool = option(False, "compare weights and inputs with the map's tags, then stop")
@@ -1063,7 +978,7 @@ class ReproduceConfig(VrtConfig, OutputConfig):
     )
     difference: str | None = option(
         None,
-        "write a raster: 1 where classes differ, 0 where they are equal, no data where neither has one",
+        "raster to write: 1 where classes differ, 0 where they are equal",
         metavar="OUT.tif",
         endings=MAP_ENDINGS,
     )

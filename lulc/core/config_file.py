@@ -86,7 +86,7 @@ def settings_text(values: Mapping[str, Any], config: type) -> str:
     for field in dataclasses.fields(config):
         help_ = field.metadata["help"].replace("%%", "%")
         unit = f" [{field.metadata['unit']}]" if field.metadata["unit"] else ""
-        recipe = "; null: from the recipe" if "by_recipe" in field.metadata else ""
+        recipe = "; null: from the recipe" if field.metadata["recipes"] else ""
         lines.append(f"\n# {help_}{unit}{recipe}")
         name = field.name.replace("_", "-")
         value = values.get(field.name)

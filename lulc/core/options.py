@@ -39,6 +39,7 @@ def option(
     endings: tuple[str, ...] = (),
     texts: Mapping[str, str] | None = None,
     flag: str = "",
+    recipes: Mapping[str, Mapping[str, Any]] | None = None,
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
@@ -60,13 +61,15 @@ def option(
         File contents by value; ``--print-OPTION VALUE`` prints one of them.
     flag
         Name on the command line if it isn't the field's, since a positional argument has that name.
+    recipes
+        Values of the options of each recipe, from which this one is taken if it is open.
     ge, gt, le, lt
         Limits of a number: at least, more than, at most, less than.
     """
     limits = zip(_LIMITS, (ge, gt, le, lt), strict=True)
     metadata = {
         "help": help, "unit": unit, "choices": choices, "metavar": metavar, "positional": positional,
-        "group": group, "endings": endings, "texts": texts, "flag": flag,
+        "group": group, "endings": endings, "texts": texts, "flag": flag, "recipes": recipes,
         "limits": tuple((name, limit) for name, limit in limits if limit is not None),
     }  # fmt: skip
     return field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
@@ -260,7 +263,7 @@ def help_of(option: dataclasses.Field[Any]) -> str:
     """Return help, unit and default of an option for argparse, with % doubled."""
     text = str(option.metadata["help"])
     notes = [option.metadata["unit"]] if option.metadata["unit"] else []
-    recipes = {name: _shown(value) for name, value in option.metadata.get("by_recipe", {}).items()}
+    recipes = {n: _shown(v[option.name]) for n, v in (option.metadata["recipes"] or {}).items()}
     if len(set(recipes.values())) > 1:
         notes.append("by recipe: " + ", ".join(f"{name} {value}" for name, value in recipes.items()))
     elif recipes:
