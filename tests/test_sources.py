@@ -20,7 +20,8 @@ from rasterio.transform import from_origin
 from lulc.core.schema import InputError
 from lulc.core.windows import Window
 from lulc.rasters.layers import identify
-from lulc.rasters.sources import is_safe, open_classes, open_product, open_source, stamps_of
+from lulc.rasters.products import is_product
+from lulc.rasters.sources import open_classes, open_product, open_source, stamps_of
 
 NORTH_UP = from_origin(500000, 6700000, 10, 10)
 RNG = np.random.default_rng(0)
@@ -433,7 +434,7 @@ def make_product(folder: Path, *, level: str = "L2A", offset: int | None = -1000
 
 def test_products_give_the_finest_bands_with_their_offsets(tmp_path: Path) -> None:
     path = make_product(tmp_path)
-    assert is_safe(path) and not is_safe(tmp_path)
+    assert is_product(path) and not is_product(tmp_path)
     sources, product = open_product(path, ["B02", "B05", "B08"])
     assert [s.names for s in sources] == [("B02",), ("B05",)]
     assert [s.grid.pixel_size[0] for s in sources] == [10, 20]
@@ -525,7 +526,7 @@ def test_a_zipped_product_reads_as_its_folder(tmp_path: Path, level: str, top: b
     folder = make_product(tmp_path, level=level)
     more = {f"{folder.name}/AUX_DATA/a.xml": b"<a/>", "../../outside_B02_10m.jp2": b"x"}
     path = zipped(folder, tmp_path / "odd name (1).SAFE.zip", top=top, more=more)
-    assert is_safe(path) and [Path(stamp.path) for stamp in stamps_of([str(path)])] == [path]
+    assert is_product(path) and [Path(stamp.path) for stamp in stamps_of([str(path)])] == [path]
     sources, product = open_product(path, ["B02", "B05", "B08"])
     expected, plain = open_product(folder, ["B02", "B05", "B08"])
     assert (product.level, product.scale, product.offsets) == (plain.level, plain.scale, plain.offsets)
@@ -545,17 +546,17 @@ def test_zipped_products_that_are_damaged_or_exhaust_the_machine_are_refused(tmp
     folder = make_product(tmp_path)
     bomb = f"{folder.name}/GRANULE/L2A_T35/IMG_DATA/R10m/T35_2022_B03_10m.jp2"
     with pytest.raises(InputError, match="unpacks to"):
-        is_safe(zipped(folder, tmp_path / "a.SAFE.zip", more={bomb: bytes(2**25)}))
+        is_product(zipped(folder, tmp_path / "a.SAFE.zip", more={bomb: bytes(2**25)}))
     whole = zipped(folder, tmp_path / "b.SAFE.zip")
     content = bytearray(whole.read_bytes())
     whole.write_bytes(content[:-40])
     with pytest.raises(InputError, match="damaged or no zip"):
-        is_safe(whole)
+        is_product(whole)
     end = content.rfind(b"PK\x05\x06")
     content[end + 12 : end + 16] = (2**30).to_bytes(4, "little")
     whole.write_bytes(content)
     with pytest.raises(InputError, match="its directory has"):
-        is_safe(whole)
+        is_product(whole)
     (tmp_path / "c.SAFE").mkdir()
     laughing = make_product(tmp_path / "c.SAFE")
     (laughing / "MTD_MSIL2A.xml").write_text('<!DOCTYPE a [<!ENTITY b "b">]><a/>')
@@ -579,4 +580,4 @@ def test_a_file_in_a_zipped_product_reaches_no_other_file(tmp_path: Path) -> Non
 def test_a_zip_archive_of_something_else_is_answered_by_unpacking(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bands.zip", "w") as archive:
         archive.writestr("B02.tif", b"x")
-    refuse(tmp_path / "bands.zip", "zip archive of no product")
+    refuse(tmp_path / "bands.zip", "zip archive but no product")

@@ -22,9 +22,8 @@ from lulc.core.documents import read_document
 from lulc.core.packages import require
 from lulc.core.schema import InputError
 from lulc.rasters import guards
-from lulc.rasters.products import read_product
+from lulc.rasters.products import is_product, read_product
 from lulc.rasters.scenes import find_scenes
-from lulc.rasters.sources import is_safe
 
 logger = logging.getLogger("lulc")
 
@@ -400,7 +399,7 @@ def _check_addresses(feature: dict[str, Any], path: Path) -> None:
 
 
 def _scene_on_disk(path: str) -> FoundScene:
-    if is_safe(path):
+    if is_product(path):
         name = re.sub(r"(\.SAFE)?(\.zip)?$|\.xml$", "", Path(path).name, flags=re.IGNORECASE)
         match = _TIME.search(name) or _TIME.search(Path(path).parent.name)
         if match is None:

@@ -1,11 +1,11 @@
-"""From the pixels of one grid to those of another: where their centres fall, and how values are taken.
+"""Resampling from one grid to another: where pixel centres fall, and how values are taken.
 
-The rules, which do not depend on how an image is cut into windows:
+The rules do not depend on how an image is cut into windows:
 
 - Nearest: a pixel takes the value of the source pixel that holds its centre (masks, labels).
-- Bilinear: it takes the four source pixels whose centres surround its own, weighted by distance, half
-  pixels counted right. Missing ones carry no weight. It is valid where the source pixel that holds its
-  centre is, so that resampling neither grows nor shrinks holes.
+- Bilinear: it takes the four source pixels whose centres surround its own, weighted by distance; missing ones
+  have no weight. It is valid where the source pixel that holds its centre is, so that holes neither grow nor
+  shrink.
 
 Bilinear rather than nearest, since repeated 20 m pixels would show a network edges that aren't there;
 rather than cubic, since that overshoots at shores and leaves the range of the data.
@@ -22,7 +22,7 @@ from lulc.core.grid import GridSpec
 from lulc.core.windows import Window
 
 FACTORS = (2, 3, 6)
-"""Native Sentinel-2 pixels of 20 and 60 m in pixels of the finer grids."""
+"""Pixels of finer grids along a side of Sentinel-2's native pixels of 20 and 60 m."""
 
 MAX_READ = 2**24
 """Source pixels read at once; larger windows are read in halves."""
@@ -32,7 +32,8 @@ Planes = tuple[np.ndarray, np.ndarray]
 
 
 def factor_of(source: GridSpec, grid: GridSpec) -> int | None:
-    """Return the pixels of `grid` along a side of one of `source`, where both start at one corner; else None.
+    """Return how many pixels of `grid` lie along a side of one of `source`, both with the same corner; else
+    None.
 
     `source` covers `grid` with less than one pixel beyond it on the right and below.
     """
@@ -68,32 +69,29 @@ class Alignment:
             import pyproj
 
             self.kind = "warped"
-            self._to_source = pyproj.Transformer.from_crs(
-                grid.crs.to_wkt(), source.crs.to_wkt(), always_xy=True
-            )
+            crs_pair = grid.crs.to_wkt(), source.crs.to_wkt()
+            self._to_source = pyproj.Transformer.from_crs(*crs_pair, always_xy=True)
 
     def centres(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of pixel centres, float64, in pixels of the source (0.5 is its first centre).
 
-        Returns
-        -------
-        rows, cols
-            (y, 1) and (1, x), or both (y, x) for another CRS; infinite where it has no such place.
+        They are (y, 1) and (1, x), or both (y, x) for another CRS; infinite where the CRS can't be
+        transformed.
         """
         rows, cols = (np.arange(part.start, part.stop, dtype="float64") + 0.5 for part in window.slices)
         return self._positions(rows, cols)
 
     def _positions(self, rows: np.ndarray, cols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns in the source of places (y,) and (x,) of the grid, see `centres`."""
+        """Rows and columns in the source of rows (y,) and columns (x,) of the grid, see `centres`."""
         t, s = self.grid.transform, self.source.transform
         xs, ys = t.c + t.a * cols[None, :], t.f + t.e * rows[:, None]
         if self._to_source is not None:
             xs, ys = self._to_source.transform(*np.broadcast_arrays(xs, ys))
         if self.source.crs.is_geographic:
-            # Longitudes may be -180..180 or 0..360: those of the grid are turned to the source's side.
+            # Longitudes may be -180..180 or 0..360: those of the grid are shifted near the source.
             with np.errstate(invalid="ignore"):
                 xs = xs - 360 * np.round((xs - s.c - s.a * self.source.width / 2) / 360)
-        # Snapped, so that rounding in coordinates of millions of metres decides nothing.
+        # Snapped, so that rounding of coordinates of millions of metres has no effect.
         down = np.round((ys - s.f) / s.e * _SNAP) / _SNAP
         across = np.round((xs - s.c) / s.a * _SNAP) / _SNAP
         return down, across
@@ -110,27 +108,20 @@ class Alignment:
         return self._inside(*self.centres(window))
 
     def touches(self) -> bool:
-        """True where the source overlaps the box around the grid's pixels, seen from the source."""
-        # Of a lattice that holds the outer pixels.
-        picked = [np.linspace(0, n - 1, min(n, 64)).round() + 0.5 for n in self.grid.shape]
-        for positions, length in zip(self._positions(*picked), self.source.shape, strict=True):
+        """True where the source overlaps the box around the grid's pixels, measured in source pixels."""
+        # A sample of at most 64 x 64 pixels, with the outer ones.
+        sampled = [np.linspace(0, n - 1, min(n, 64)).round() + 0.5 for n in self.grid.shape]
+        for positions, length in zip(self._positions(*sampled), self.source.shape, strict=True):
             known = positions[np.isfinite(positions)]
             if not known.size or known.max() < 0 or known.min() >= length:
                 return False
         return True
 
     def nearest(self, read: Callable[[Window], np.ndarray], window: Window) -> Planes:
-        """Values by the nearest rule.
+        """Resample by the nearest rule.
 
-        Parameters
-        ----------
-        read
-            From a window of the source to values (..., y, x) of any type.
-
-        Returns
-        -------
-        values (..., y, x), inside bool (y, x)
-            `inside` is False where the source has no pixel.
+        `read` returns values (..., y, x) of any type for a window of the source. Returns values (..., y, x)
+        and inside, bool (y, x), False where the source has no pixel.
         """
         if self.kind == "same":
             return read(window), np.ones(window.shape, dtype=bool)
@@ -147,17 +138,10 @@ class Alignment:
         return values[..., row, col], inside
 
     def bilinear(self, read: Callable[[Window], Planes], window: Window) -> Planes:
-        """Values by the bilinear rule.
+        """Resample by the bilinear rule.
 
-        Parameters
-        ----------
-        read
-            From a window of the source to values float32 (band, y, x) and valid bool (band, y, x).
-
-        Returns
-        -------
-        values float32 (band, y, x), valid bool (band, y, x)
-            Values of invalid pixels are meaningless.
+        `read` returns values float32 and valid bool, both (band, y, x), for a window of the source. Returns
+        the same on the grid; values of invalid pixels are meaningless.
         """
         if self.kind == "same":
             return read(window)
@@ -169,14 +153,14 @@ class Alignment:
         if there.height * there.width > MAX_READ and max(window.shape) > 1:
             return _in_halves(lambda part: self.bilinear(read, part), window)
         values, valid = read(there)
-        row = _index(rows, there.row, there.height)
-        col = _index(cols, there.col, there.width)
+        row, col = _index(rows, there.row, there.height), _index(cols, there.col, there.width)
         result_valid = valid[:, row, col] & self._inside(rows, cols)
+        rows, cols = rows - there.row, cols - there.col
         sample = _interpolate_axes if self._to_source is None else _interpolate_points
         if valid.all():
-            return sample(values, rows - there.row, cols - there.col), result_valid
-        weights = sample(valid.astype("float32"), rows - there.row, cols - there.col)
-        total = sample(np.where(valid, values, np.float32(0)), rows - there.row, cols - there.col)
+            return sample(values, rows, cols), result_valid
+        weights = sample(valid.astype("float32"), rows, cols)
+        total = sample(np.where(valid, values, np.float32(0)), rows, cols)
         return np.divide(total, weights, out=total, where=weights > 0), result_valid
 
     def _inside(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
@@ -184,21 +168,18 @@ class Alignment:
         return (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
 
     def _footprint(self, rows: np.ndarray, cols: np.ndarray, margin: int) -> Window | None:
-        """The source window that holds the centres and `margin` pixels around; None for none."""
+        """Return the source window that holds the centres and `margin` pixels around; None without any."""
         inside = self._inside(rows, cols)
         if not inside.any():
             return None
-        spans = []
-        for axis, positions in enumerate((rows, cols)):
-            held = np.broadcast_to(positions, inside.shape)[inside]
-            first = max(0, int(np.floor(held.min())) - margin)
-            last = min(self.source.shape[axis], int(np.floor(held.max())) + 1 + margin)
-            spans.append((first, last - first))
-        return Window(spans[0][0], spans[1][0], spans[0][1], spans[1][1])
+        held = [np.floor(np.broadcast_to(positions, inside.shape)[inside]) for positions in (rows, cols)]
+        row, col = (max(0, int(positions.min()) - margin) for positions in held)
+        last = [int(positions.max()) + 1 + margin for positions in held]
+        return Window(row, col, min(self.source.height, last[0]) - row, min(self.source.width, last[1]) - col)
 
 
 def _index(positions: np.ndarray, first: int, length: int) -> np.ndarray:
-    """Positions as indices into a window that starts at `first`; those outside are moved to its border."""
+    """Positions as indices into a window that starts at `first`; those outside are clipped to its border."""
     whole = np.nan_to_num(np.floor(positions), posinf=0, neginf=0)
     return np.clip(whole - first, 0, length - 1).astype(np.intp)
 
@@ -214,7 +195,7 @@ def _neighbours(positions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndar
 
 
 def _interpolate_axes(values: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Bilinear interpolation of (band, y, x) at rows (y, 1) and columns (1, x), one axis after the other."""
+    """Interpolate (band, y, x) bilinearly at rows (y, 1) and columns (1, x), one axis after the other."""
     upper, lower, weight = _neighbours(rows[:, 0], values.shape[1])
     lines = values[:, upper]
     lines += (values[:, lower] - lines) * weight[:, None]
@@ -225,7 +206,7 @@ def _interpolate_axes(values: np.ndarray, rows: np.ndarray, cols: np.ndarray) ->
 
 
 def _interpolate_points(values: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """Bilinear interpolation of (band, y, x) at points (y, x)."""
+    """Interpolate (band, y, x) bilinearly at points (y, x)."""
     top, bottom, down = _neighbours(rows, values.shape[1])
     left, right, across = _neighbours(cols, values.shape[2])
     above = values[:, top, left]
@@ -237,11 +218,13 @@ def _interpolate_points(values: np.ndarray, rows: np.ndarray, cols: np.ndarray) 
 
 def _in_halves(read: Callable[[Window], Planes], window: Window) -> Planes:
     """Read the two halves of a window along its longer side, and join them."""
-    axis = int(window.width >= window.height)
-    half = window.shape[axis] // 2
-    sizes = [list(window.shape), list(window.shape)]
-    sizes[0][axis], sizes[1][axis] = half, window.shape[axis] - half
-    moved = (window.row, window.col + half) if axis else (window.row + half, window.col)
-    parts = Window(window.row, window.col, *sizes[0]), Window(*moved, *sizes[1])
+    row, col, (height, width) = window.row, window.col, window.shape
+    if width >= height:
+        half = width // 2
+        parts = Window(row, col, height, half), Window(row, col + half, height, width - half)
+    else:
+        half = height // 2
+        parts = Window(row, col, half, width), Window(row + half, col, height - half, width)
+    axis = -1 if width >= height else -2
     (a, b), (c, d) = (read(part) for part in parts)
-    return np.concatenate((a, c), axis=axis - 2), np.concatenate((b, d), axis=axis - 2)
+    return np.concatenate((a, c), axis=axis), np.concatenate((b, d), axis=axis)

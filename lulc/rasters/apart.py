@@ -1,4 +1,4 @@
-"""Raster sources that stay open in a reader process: their pixels arrive as plain arrays, strip by strip."""
+"""Raster sources that are open in a reader process, which sends their pixels as plain arrays."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lulc.rasters.layers import Layer, Source
 from lulc.rasters.missing import Missing
 
 _STRIP_BYTES = 64 * 2**20
-"""Bytes that one call reads, so that the memory of the reader process is bounded whatever the window."""
+"""Bytes that one call reads, which limits the memory of the reader process for any window."""
 
 
 class Served:
-    """A source in its reader process, answering with plain values."""
+    """A source in its reader process, which answers with plain values."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
 
     def describe(self) -> dict[str, Any]:
-        """Return everything but the pixels, as `described` takes it."""
+        """Return everything but the pixels, for `describe_on`."""
         source = self.source
         return {
             "grid": source.grid.to_json(),
@@ -51,12 +51,13 @@ class Served:
         return {str(key): _plain(value) for key, value in self.source.attributes().items()}
 
 
-def describe_on(source: Source, told: Mapping[str, Any]) -> None:
-    """Give a source the grid, layers, blocks and tags that `Served.describe` told."""
-    source.grid = GridSpec.from_json(told["grid"])
-    source.layers = tuple(_layer(layer) for layer in told["layers"])
-    source.block = (int(told["block"][0]), int(told["block"][1]))
-    source.tags, source.ordered, source.driver = told["tags"], told["ordered"], told["driver"]
+def describe_on(source: Source, described: Mapping[str, Any]) -> None:
+    """Set the attributes of a source to those that `Served.describe` returned."""
+    source.grid = GridSpec.from_json(described["grid"])
+    source.layers = tuple(_layer(layer) for layer in described["layers"])
+    source.block = (int(described["block"][0]), int(described["block"][1]))
+    for name in ("tags", "ordered", "driver"):
+        setattr(source, name, described[name])
 
 
 class ApartSource(Source):
@@ -65,29 +66,25 @@ class ApartSource(Source):
     Parameters
     ----------
     make
-        Function ``package.module.function`` that returns a `Served`, there.
+        Full name of the function that returns a `Served` there.
     arguments
         Plain values for `make`.
     place
-        File or folder that is opened, below whose folder the process may read.
+        File or folder that is opened; the process may read only its folder.
     stored
         Bytes of the file or folder, from which the limits follow.
+    ahead
+        Modules that the server of reader processes loads once for all files.
     """
 
     def __init__(
-        self,
-        make: str,
-        arguments: Sequence[Any],
-        path: str,
-        place: Path,
-        stored: int,
+        self, make: str, arguments: Sequence[Any], path: str, place: Path, stored: int,
         ahead: Sequence[str] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.path = path
         self._opening = make, arguments, path, place, stored, ahead
         self._process = Apart(make, *arguments, path=path, place=place, stored=stored, ahead=ahead)
-        self.told: Mapping[str, Any] = self._process.made
-        describe_on(self, self.told)
+        describe_on(self, self._process.made)
 
     def read(self, layers: Sequence[int], window: Window) -> np.ndarray:
         types = [np.dtype(self.layers[i].dtype) for i in layers]
@@ -106,19 +103,17 @@ class ApartSource(Source):
         return self._process.call("read_every", step, list(layers), window.to_json())
 
     def _strips(self, window: Window, itemsize: int, layers: int) -> Iterator[tuple[slice, Window]]:
-        """Layers and rows of a window that are read at once, whole blocks where they fit."""
+        """Yield the layers and rows of a window that are read at once, whole blocks where they fit."""
         height = self.block[0]
         row_bytes = max(1, window.width * itemsize)
         together = max(1, min(layers, _STRIP_BYTES // (row_bytes * height)))
         step = max(1, _STRIP_BYTES // (row_bytes * together * height)) * height
         for first in range(0, layers, together):
+            chosen = slice(first, min(layers, first + together))
             row = window.row
             while row < window.stop[0]:
                 stop = min(window.stop[0], (row // step + 1) * step)
-                yield (
-                    slice(first, min(layers, first + together)),
-                    Window(row, window.col, stop - row, window.width),
-                )
+                yield chosen, Window(row, window.col, stop - row, window.width)
                 row = stop
 
     def palette(self) -> Mapping[int, str]:
@@ -136,7 +131,7 @@ class ApartSource(Source):
 
     def reopen(self) -> ApartSource:
         again = ApartSource(*self._opening)
-        # A product's metadata may have replaced what the file itself says.
+        # A product's metadata may have replaced the layers of the file.
         if [layer.alpha for layer in again.layers] != [layer.alpha for layer in self.layers]:
             again.use_alpha()
         again.layers = self.layers
@@ -149,17 +144,14 @@ class ApartSource(Source):
         return self._process.call("source.identity")
 
 
-def _layer(told: Mapping[str, Any]) -> Layer:
-    missing = told["missing"]
-    return Layer(**{
-        **told,
-        "missing": Missing(tuple(missing["values"]), missing["lowest"], missing["highest"]),
-        "packing": tuple(told["packing"]),
-    })  # fmt: skip
+def _layer(described: Mapping[str, Any]) -> Layer:
+    missing = described["missing"]
+    values = Missing(tuple(missing["values"]), missing["lowest"], missing["highest"])
+    return Layer(**{**described, "missing": values, "packing": tuple(described["packing"])})
 
 
 def _plain(value: Any) -> Any:
-    """An attribute as a value that JSON or an array of numbers can hold."""
+    """Return an attribute as a value that JSON or an array of numbers can hold."""
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
         return [_plain(item) for item in value.ravel().tolist()]
     if isinstance(value, dict):

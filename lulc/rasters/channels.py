@@ -1,4 +1,4 @@
-"""Channel sets by name, or from a file of the user."""
+"""Channel sets by name, or from a user's file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from lulc.core.schema import InputError
 from lulc.rasters.names import canonical_name
 
 _START = "Start from a built-in set: preprocess.py --print-channels sentinel2-10 > channels.yaml"
-_RANGE = re.compile(r"([A-Za-z_]*?)(\d+)\.\.\1(\d+)")
 _ENTRY = schema_of(ChannelDefinition)
 _ENTRY["properties"]["name"] = {"type": "string", "maxLength": 100}
 _LIST = {"type": "array", "maxItems": 1024, "items": {"type": ["string", "object"]}}
@@ -44,17 +43,11 @@ _SCHEMA: dict[str, Any] = {
 
 
 def load_channels(given: str, dates: Sequence[str] = ()) -> ChannelSet:
-    """Return a channel set.
+    """Return a built-in channel set by name, else the one in a YAML file, with the dates of the rasters.
 
-    Raises InputError if there is no such set or file, or its content is not as described.
-
-    Parameters
-    ----------
-    given
-        Name of a built-in set, else a YAML file with ``format_version`` and ``channels``, a list of known
-        names and of definitions (`lulc.core.channels.ChannelDefinition`).
-    dates
-        Dates of the rasters, where the set may name none.
+    The file has ``format_version`` and ``channels``, a list of known names and of definitions
+    (`lulc.core.channels.ChannelDefinition`); it may have dates of its own. Raises InputError if there is no
+    such set or file, or its content is not as described.
     """
     if given in CHANNEL_SETS:
         return CHANNEL_SETS[given].of_dates(dates)
@@ -78,22 +71,22 @@ def load_channels(given: str, dates: Sequence[str] = ()) -> ChannelSet:
             raise _refusal(given, f"of the channel {entry.get('name', '?')} {problem}")
     if version != FORMAT_VERSION:
         raise _refusal(given, f"its format version is {version}, expected format_version: {FORMAT_VERSION}")
-    own = tuple(data.get("dates", ()))
-    if own and not {*dates} <= {*own}:
+    declared = tuple(data.get("dates", ()))
+    if declared and not {*dates} <= {*declared}:
         raise _refusal(
-            given, f"its dates are {', '.join(own)}, but the rasters are of {', '.join(dates)}",
-            f"Give the rasters of each of its dates: --bands {own[0]}=FILE",
+            given, f"its dates are {', '.join(declared)}, but the rasters are of {', '.join(dates)}",
+            f"Give the rasters of each of its dates: --bands {declared[0]}=FILE",
         )  # fmt: skip
     try:
-        defined, inputs = (_definitions(data.get(key, ())) for key in ("channels", "inputs"))
+        channels, inputs = (_definitions(data.get(key, ())) for key in ("channels", "inputs"))
         rgb = [canonical_name(name) or name for name in data.get("rgb", ())]
-        return expanded(data.get("name", Path(given).stem), defined, inputs, own or dates, rgb)
+        return expanded(data.get("name", Path(given).stem), channels, inputs, declared or dates, rgb)
     except InputError as error:
         raise InputError(f"cannot use the channel set '{given}': {error.problem}", error.hint) from error
 
 
 def set_in_tags(tags: Mapping[str, str]) -> ChannelSet | None:
-    """Return the channel set in the tags of a map; None where there is none that can be used."""
+    """Return the channel set in the tags of a map; None without a usable one."""
     try:
         data = parse_json(tags.get("LULC_CHANNEL_SET", "null"))
         if data is None or schema_problem(data, schema_of(ChannelSet)):
@@ -104,10 +97,18 @@ def set_in_tags(tags: Mapping[str, str]) -> ChannelSet | None:
 
 
 def _definitions(listed: Sequence[str | Mapping[str, Any]]) -> list[ChannelDefinition]:
-    return [one for entry in listed for one in (_known(entry) if isinstance(entry, str) else _defined(entry))]
+    """Return the definitions of entries; a name such as A00..A63 stands for many."""
+    definitions = []
+    for entry in listed:
+        if isinstance(entry, str):
+            definitions.append(_known(entry))
+        else:
+            definitions += [_defined({**entry, "name": name}) for name in names_in(str(entry["name"]))]
+    return definitions
 
 
-def _known(text: str) -> list[ChannelDefinition]:
+def _known(text: str) -> ChannelDefinition:
+    """Return the definition of a known channel, which may have a date before its name."""
     date, _, local = text.rpartition("/")
     name = local if local in LIBRARY else canonical_name(local)
     if name is None or name not in LIBRARY:
@@ -115,16 +116,11 @@ def _known(text: str) -> list[ChannelDefinition]:
             f"{text} is no channel that is known, expected names among {', '.join(LIBRARY)}",
             f"Write what it is: {{name: {text}, kind: any}}",
         )
-    one = LIBRARY[name]
-    return [dataclasses.replace(one, name=f"{date}/{name}") if date else one]
+    return dataclasses.replace(LIBRARY[name], name=f"{date}/{name}") if date else LIBRARY[name]
 
 
-def _defined(entry: Mapping[str, Any]) -> list[ChannelDefinition]:
-    """Return the definitions of an entry; a name such as A00..A63 stands for many."""
-    return [_one({**entry, "name": name}) for name in names_in(str(entry["name"]))]
-
-
-def _one(entry: Mapping[str, Any]) -> ChannelDefinition:
+def _defined(entry: Mapping[str, Any]) -> ChannelDefinition:
+    """Return the definition of an entry, completed by that of a known channel of the same name."""
     if problem := schema_problem(entry["name"], schema_of(ChannelName)):
         raise InputError(
             f"cannot define a channel, since of its name {problem}",
@@ -138,27 +134,20 @@ def _one(entry: Mapping[str, Any]) -> ChannelDefinition:
             "Correct these numbers, or leave them out.",
         )
     known = LIBRARY.get(entry["name"])
-    plain = known.to_json() if known else {}
-    given = ChannelDefinition.from_json({**plain, **entry})
-    if not known and not given.layers:
-        given = dataclasses.replace(given, layers=() if given.formula else (given.local,))
-    if given.formula and not given.unit and "kind" not in entry:
-        parse(given.formula)
-        given = dataclasses.replace(given, kind="index")
-    return given.completed()
+    one = ChannelDefinition.from_json({**(known.to_json() if known else {}), **entry})
+    if not known and not one.layers and not one.formula:
+        one = dataclasses.replace(one, layers=(one.local,))
+    if one.formula and not one.unit and "kind" not in entry:
+        parse(one.formula)
+        one = dataclasses.replace(one, kind="index")
+    return one.completed()
 
 
 def names_in(text: str) -> list[str]:
-    """Return the names that a text stands for.
-
-    Examples
-    --------
-    >>> names_in("VV"), names_in("A08..A11"), names_in("VV,VH")
-    (['VV'], ['A08', 'A09', 'A10', 'A11'], ['VV', 'VH'])
-    """
+    """Return the names in a text: ``VV,VH`` has two, ``A08..A11`` four."""
     if "," in text:
         return [name for part in text.split(",") for name in names_in(part.strip())]
-    match = _RANGE.fullmatch(text)
+    match = re.fullmatch(r"([A-Za-z_]*?)(\d+)\.\.\1(\d+)", text)
     if match is None:
         return [text]
     head, first, last = match.groups()

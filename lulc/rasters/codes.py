@@ -1,4 +1,4 @@
-"""One layer of whole numbers (labels, masks) on a grid, by the nearest rule, never interpolated."""
+"""One layer of whole numbers (labels, masks) on a grid, read by nearest neighbour and never interpolated."""
 
 from __future__ import annotations
 
@@ -18,16 +18,10 @@ _ROUNDING = 1e-6
 
 
 class SingleLayer(Resource):
-    """The one layer of a raster, read pixel by pixel onto a grid; closes its source.
+    """The only layer of a raster, beside alpha, on a grid; closes its source.
 
-    Raises InputError if the raster has several layers, or lies elsewhere.
-
-    Parameters
-    ----------
-    source
-        Raster with one layer beside alpha, in any place that touches the grid.
-    what
-        What it is read as, for messages: ``mask``, ``labels``.
+    `what` is what it is read as, for messages: ``a mask``, ``labels``. Raises InputError if the raster has
+    several layers, or lies elsewhere.
     """
 
     def __init__(self, source: Source, grid: GridSpec, what: str, hint: str) -> None:
@@ -51,7 +45,7 @@ class SingleLayer(Resource):
             )
 
     def codes(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Whole numbers int64 (y, x), `NO_CODE` where they are missing; and bool, False beyond the raster.
+        """Whole numbers int64 (y, x), `NO_CODE` where missing; and bool, False beyond the raster.
 
         Raises InputError if a value is no whole number.
         """
@@ -60,18 +54,15 @@ class SingleLayer(Resource):
         return codes, inside
 
     def numbers(self, window: Window) -> np.ndarray:
-        """Any numbers float32 (y, x), NaN where they are missing or beyond the raster."""
+        """Any numbers float32 (y, x), NaN where missing or beyond the raster."""
         numbers, inside = self.alignment.nearest(self._numbers, window)
         numbers[~inside] = np.nan
         return numbers
 
     def values_in(self, there: Window, step: int = 1) -> np.ndarray:
-        """The different whole numbers in a window of the raster itself, missing ones left out.
-
-        Of every `step`-th row and column.
-        """
-        found = np.unique(self._codes(there, step))
-        return found[found != NO_CODE]
+        """Return the distinct whole numbers in every `step`-th row and column of a window of the raster."""
+        values = np.unique(self._codes(there, step))
+        return values[values != NO_CODE]
 
     def _codes(self, there: Window, step: int = 1) -> np.ndarray:
         stored, valid = self.source.read_valid([self._number], there, step)

@@ -1,6 +1,6 @@
 """Vector files in their reader process: layers, fields and features as plain values.
 
-Everything here runs in a reader process (`lulc.core.reader_process`); `lulc.rasters.vectors` asks.
+Everything here runs in a reader process (`lulc.core.reader_process`), called by `lulc.rasters.vectors`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -23,12 +23,10 @@ from lulc.rasters import guards
 from lulc.rasters.vectors import MAX_PARQUET_BYTES, unreadable
 
 _ERRORS = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError, OverflowError)
-_TABLES = frozenset({"rtree"})
-"""Modules of virtual tables that are admitted: SQLite's own spatial index."""
 
 
 class Features:
-    """A vector file, whose layers and features are asked for one by one."""
+    """An open vector file."""
 
     def __init__(self, path: str, driver: str) -> None:
         self._path, self._driver = path, driver
@@ -42,57 +40,57 @@ class Features:
         """Return the names of the layers that have geometries."""
         if self._parquet is not None:
             return [Path(self._path).stem]
-        with _telling(self._path):
+        with _refusing(self._path):
             return [str(name) for name, kind in pyogrio.list_layers(self._path) if kind is not None]
 
     def info(self, layer: str) -> dict[str, Any]:
         """Return CRS, number of features, fields with their types, and bounds of a layer."""
         if self._parquet is not None:
-            found = _describe_parquet(self._parquet)
+            info = _describe_parquet(self._parquet)
         else:
-            with _telling(self._path):
-                found = pyogrio.read_info(
+            with _refusing(self._path):
+                info = pyogrio.read_info(
                     self._path, layer=layer, force_total_bounds=self._driver == "GeoJSON"
                 )
-            if found["driver"] != self._driver:
-                raise unreadable(self._path, f"its content is {found['driver']}")
-        if exceeds(len(found["fields"]), FIELDS):
-            raise unreadable(self._path, f"it has {len(found['fields'])} fields, more than {FIELDS}")
-        guards.check_crs(str(found["crs"] or ""), self._path)
-        box = found.get("total_bounds")
+            if info["driver"] != self._driver:
+                raise unreadable(self._path, f"its content is {info['driver']}")
+        if exceeds(len(info["fields"]), FIELDS):
+            raise unreadable(self._path, f"it has {len(info['fields'])} fields, more than {FIELDS}")
+        guards.check_crs(str(info["crs"] or ""), self._path)
+        box = info.get("total_bounds")
         return {
-            "crs": found["crs"],
-            "features": int(found["features"]),
-            "fields": {str(f): str(t) for f, t in zip(found["fields"], found["dtypes"], strict=True)},
+            "crs": info["crs"],
+            "features": int(info["features"]),
+            "fields": {str(f): str(t) for f, t in zip(info["fields"], info["dtypes"], strict=True)},
             "total_bounds": None if box is None else [float(value) for value in box],
         }
 
     def read(self, layer: str, columns: Sequence[str] | None, box: Sequence[float] | None) -> dict[str, Any]:
-        """Return features in a box (all for None) as `lulc.rasters.vectors` unpacks them."""
+        """Return features in a box (None for all) in the form that `VectorFile.read` unpacks."""
         if self._parquet is not None:
             frame = self._parquet
             frame = frame if columns is None else frame[[*columns, frame.geometry.name]]
             frame = frame.set_geometry(frame.geometry.force_2d())
         else:
-            with _telling(self._path):
+            with _refusing(self._path):
                 frame = pyogrio.read_dataframe(
                     self._path, layer=layer, columns=columns, bbox=None if box is None else tuple(box),
                     fid_as_index=True, force_2d=True,
                 ).sort_index()  # fmt: skip
-        texts = [b"" if shape is None else shape for shape in shapely.to_wkb(frame.geometry.values)]
+        shapes = [shape or b"" for shape in shapely.to_wkb(frame.geometry.values)]
         others = [name for name in frame.columns if name != frame.geometry.name]
         return {
             "numbers": frame.index.to_numpy(np.int64),
-            "lengths": np.array([len(text) for text in texts], np.int64),
-            "shapes": np.frombuffer(b"".join(texts), np.uint8),
+            "lengths": np.array([len(shape) for shape in shapes], np.int64),
+            "shapes": np.frombuffer(b"".join(shapes), np.uint8),
             "columns": {str(name): _values_of(frame[name]) for name in others},
         }
 
     def values(self, layer: str, name: str, skipped: int, most: int) -> list[Any]:
-        """Return some values of a field, from the feature after `skipped` on."""
+        """Return at most `most` values of a field, after the first `skipped` features."""
         if self._parquet is not None:
             return _listed(self._parquet[name][skipped : skipped + most])
-        with _telling(self._path):
+        with _refusing(self._path):
             frame = pyogrio.read_dataframe(
                 self._path, layer=layer, columns=[name], read_geometry=False,
                 skip_features=skipped, max_features=most,
@@ -101,7 +99,7 @@ class Features:
 
 
 def read_table(path: str, most: int) -> tuple[list[str], list[list[str]]]:
-    """Return the headers and rows of a dBASE table as texts; none where it is no table."""
+    """Return the headers and rows of a dBASE table as texts; empty lists where it is no table."""
     try:
         frame = pyogrio.read_dataframe(path, read_geometry=False, max_features=most)
     except _ERRORS:
@@ -111,7 +109,7 @@ def read_table(path: str, most: int) -> tuple[list[str], list[list[str]]]:
 
 
 @contextlib.contextmanager
-def _telling(path: str) -> Iterator[None]:
+def _refusing(path: str) -> Iterator[None]:
     try:
         yield
     except _ERRORS as error:
@@ -119,7 +117,7 @@ def _telling(path: str) -> Iterator[None]:
 
 
 def check_sqlite(path: str) -> None:
-    """Refuse a GeoPackage that computes what it gives: only plain tables are read.
+    """Refuse a GeoPackage with computed content: only plain tables are read.
 
     Views, generated columns and virtual tables run queries of the file's author, which may never end or make
     values of any size, and some modules read other files.
@@ -132,39 +130,32 @@ def check_sqlite(path: str) -> None:
             for number, (kind, name, sql) in enumerate(rows):
                 if exceeds(number, FIELDS) or exceeds(len(sql or ""), TEXT_BYTES):
                     raise unreadable(path, f"it has more than {FIELDS} tables, or one of a giant definition")
-                words = " ".join(str(sql or "").split()).lower()
-                if kind == "view":
-                    _refuse_computed(path, name, "a view")
-                if words.startswith("create virtual table"):
-                    module = words.partition(" using ")[2].partition("(")[0].strip()
-                    if module not in _TABLES:
-                        _refuse_computed(path, name, f"a virtual table of {module[:40]}")
-                elif kind == "table" and _computes(database, name):
-                    _refuse_computed(path, name, "a table with a generated column")
+                if computed := _computed(database, kind, name, " ".join(str(sql or "").split()).lower()):
+                    raise InputError(
+                        f"cannot read '{path}', since '{str(name)[:80]}' in it is {computed}, expected plain "
+                        "tables",
+                        f"Write the layer you need to a file of its own: ogr2ogr new.gpkg {Path(path).name} "
+                        "LAYER",
+                    )
     except sqlite3.Error as error:
         raise unreadable(path, f"it is damaged ({error})") from error
 
 
-def _computes(database: sqlite3.Connection, name: str) -> bool:
-    """True where a table has generated columns."""
-    return any(
-        hidden in (2, 3) for *_, hidden in database.execute("PRAGMA table_xinfo(" + _quoted(name) + ")")
-    )
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _refuse_computed(path: str, name: str, what: str) -> NoReturn:
-    raise InputError(
-        f"cannot read '{path}', since '{str(name)[:80]}' in it is {what}, expected plain tables",
-        f"Write the layer you need to a file of its own: ogr2ogr new.gpkg {Path(path).name} LAYER",
-    )
+def _computed(database: sqlite3.Connection, kind: str, name: str, definition: str) -> str:
+    """Return what computes the content of a table, for messages; empty for a plain one."""
+    if kind == "view":
+        return "a view"
+    if definition.startswith("create virtual table"):
+        module = definition.partition(" using ")[2].partition("(")[0].strip()
+        # SQLite's own spatial index is allowed.
+        return "" if module == "rtree" else f"a virtual table of {module[:40]}"
+    quoted = '"' + name.replace('"', '""') + '"'
+    columns = database.execute(f"PRAGMA table_xinfo({quoted})") if kind == "table" else ()
+    return "a table with a generated column" if any(hidden in (2, 3) for *_, hidden in columns) else ""
 
 
 def _read_parquet(path: str) -> geopandas.GeoDataFrame:
-    """Read a GeoParquet file after checking that what it unpacks to is bounded."""
+    """Read a GeoParquet file after checking that its unpacked size is bounded."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -174,7 +165,7 @@ def _read_parquet(path: str) -> geopandas.GeoDataFrame:
             f"Type pip install 'lulc[parquet]', or convert the file: ogr2ogr {Path(path).stem}.gpkg '{path}'",
         ) from error
     try:
-        # Dictionaries make a small file of many large values: what it unpacks to is known by unpacking.
+        # Dictionaries can store many large values in a small file, so that only unpacking shows the size.
         size = 0
         for batch in parquet.ParquetFile(path).iter_batches(1024):
             size += batch.nbytes
@@ -195,7 +186,7 @@ def _describe_parquet(frame: geopandas.GeoDataFrame) -> dict[str, Any]:
 
 
 def _values_of(column: pd.Series) -> np.ndarray | list[Any]:
-    """Values of a column: an array where they are numbers without gaps."""
+    """Return the values of a column: an array if they are numbers without missing values, else a list."""
     plain = isinstance(column.dtype, np.dtype) and column.dtype.kind in "biuf"
     return column.to_numpy() if plain else _listed(column)
 

@@ -1,4 +1,4 @@
-"""Groups of NetCDF files and Zarr folders: where a file keeps its rasters, found without reading one."""
+"""Groups of NetCDF files and Zarr folders that hold rasters, found without reading a raster."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from lulc.rasters import guards
 from lulc.rasters.names import natural
 
 NETCDF = (".nc", ".nc4", ".cdf")
-"""How names of NetCDF files end."""
+"""Endings of NetCDF files."""
 
-_ZARR_FILES = ("zarr.json", ".zgroup", ".zarray")
 _MAX_GROUPS = 200
 
 
@@ -32,12 +31,11 @@ def is_cube_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def is_grouped(path: str | os.PathLike[str]) -> bool:
-    """True for a NetCDF file or Zarr folder that holds its rasters in groups, none at its top."""
+    """True for a NetCDF file or Zarr folder with its rasters in groups and none at its top."""
     file = Path(path)
     if is_cube_folder(file):
-        return not any(_is_zarr_array(file / name) for name in os.listdir(file)) and bool(
-            groups_of(str(file))
-        )
+        arrays = any(_is_zarr_array(file / name) for name in os.listdir(file))
+        return not arrays and bool(groups_of(str(file)))
     if file.suffix.lower() not in NETCDF or not file.is_file():
         return False
     status = file.stat()
@@ -46,29 +44,25 @@ def is_grouped(path: str | os.PathLike[str]) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _has_groups(path: str, size: int, changed: int) -> bool:
-    """True where a NetCDF file holds rasters in groups; looked up once for each state of the file."""
+    """True where a NetCDF file holds rasters in groups; cached for each state of the file."""
     return len(read_apart(groups_of, path, path=path)) > 0
 
 
 def store_of(path: str) -> Path:
-    """The Zarr store of a folder, whose attributes hold for its groups; other paths as they are."""
+    """Return the Zarr store of a folder, whose attributes apply to its groups; other paths as they are."""
     place = Path(path).absolute()
     above = (place, *place.parents) if place.is_dir() else ()
     return next((folder for folder in above if folder.suffix.lower() == ".zarr"), place)
 
 
 def stored_bytes(path: str) -> int:
-    """Bytes of a file, or of the files in a folder.
-
-    Raises InputError if a folder holds a link that leaves it, anything but files and folders, or too many of
-    them.
-    """
+    """Return the bytes of a file, or of a folder, which is checked by `guards.check_folder`."""
     place = Path(path).resolve()
     return guards.check_folder(place) if place.is_dir() else place.stat().st_size
 
 
 def groups_of(path: str) -> list[str]:
-    """Groups below the top of a NetCDF file or Zarr folder that hold rasters, by path."""
+    """Return the paths of the groups with rasters below the top of a NetCDF file or Zarr folder."""
     root = Path(path)
     if not root.is_dir():
         from netCDF4 import Dataset
@@ -79,7 +73,7 @@ def groups_of(path: str) -> list[str]:
     groups = []
     for place, folders, _ in os.walk(root):
         inside = [f for f in folders if _is_zarr_array(Path(place, f))]
-        # What lies below an array are its chunks.
+        # Below an array are its chunks.
         folders[:] = sorted(set(folders) - set(inside), key=natural)
         if inside and Path(place) != root and _is_zarr(Path(place)):
             groups.append(Path(place).relative_to(root).as_posix())
@@ -118,7 +112,9 @@ def _check_variables(path: str, group: Any) -> None:
 
 
 def ancestors(path: str) -> Iterator[Mapping[str, Any]]:
-    """Attributes of the groups above a Zarr group, up to its store, and of every level of nesting in them."""
+    """Yield the attributes of a Zarr group's parents, up to the store, and all dictionaries
+    nested in them.
+    """
     folder = Path(path)
     while folder.suffix.lower() != ".zarr" and is_cube_folder(folder):
         folder = folder.absolute().parent
@@ -141,17 +137,15 @@ def _netcdf_groups(data: Any, prefix: str) -> list[str]:
 
 
 def _is_zarr(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _ZARR_FILES)
+    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
 
 
 def _is_zarr_array(folder: Path) -> bool:
-    if (folder / ".zarray").is_file():
-        return True
-    return _read_json(folder / "zarr.json").get("node_type") == "array"
+    return (folder / ".zarray").is_file() or _read_json(folder / "zarr.json").get("node_type") == "array"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A small JSON object; empty where there is none that can be read."""
+    """Return a small JSON object; empty without a readable one."""
     try:
         if not path.is_file() or exceeds(path.stat().st_size, TEXT_BYTES):
             return {}

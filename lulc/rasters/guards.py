@@ -1,7 +1,7 @@
-"""Checks of input files before a pixel is read (and mostly before GDAL sees the file).
+"""Checks of input files before a pixel is read, and mostly before GDAL opens the file.
 
-A raster from a stranger can name other files, open connections, or declare sizes that exhaust the
-machine. Everything here looks at bytes, names and declared sizes only, and raises `InputError`.
+A raster from a stranger can name other files, open connections, or declare sizes that exhaust the machine.
+These checks read only bytes, names and declared sizes, and raise `InputError`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from lulc.core.budgets import (
-    ARRAYS,
-    BLOCK_BYTES,
-    ENTRIES,
-    GROWTH,
-    LARGE_BYTES,
-    LAYERS,
-    SIDE,
-    TEXT_BYTES,
-    exceeds,
-)
+from lulc.core import budgets
+from lulc.core.budgets import exceeds
 from lulc.core.documents import MAX_VALUES, parse_json
 from lulc.core.schema import InputError
 
@@ -54,22 +45,17 @@ _ZARR_CODECS = frozenset({
     "fletcher32", "transpose", "sharding_indexed", "vlen-utf8", "delta", "fixedscaleoffset", "quantize",
     "shuffle", "bitround", "packbits",
 })  # fmt: skip
-_ZARR_DOCUMENTS = frozenset({"zarr.json", ".zarray", ".zgroup", ".zmetadata"})
-
-
 _NODATA_TAG = 42113
 _GRIDS = re.compile(
-    r"PARAMETERFILE|PROJ-based|[\s+\"](?:nadgrids|geoidgrids|(?:xy_|z_)?grids|file|model|init|catalog)\s*=\s*(?!@?null\b)",
+    r"PARAMETERFILE|PROJ-based|[\s+\"](?:nadgrids|geoidgrids|(?:xy_|z_)?grids|file|model|init|catalog)"
+    r"\s*=\s*(?!@?null\b)",
     re.IGNORECASE,
 )
-"""What names a file in a CRS; WKT of web maps says ``+nadgrids=@null``."""
+"""Parameters of a CRS that name a file; the ``+nadgrids=@null`` of web maps names none."""
 
 
 def is_address(path: str) -> bool:
-    """True where GDAL would not take the text as the name of a plain file.
-
-    That is a URL, a ``/vsi`` path, inline XML or JSON, or a subdataset such as ``NETCDF:a.nc:b``.
-    """
+    """True for a URL, a ``/vsi`` path, inline XML or JSON, or a subdataset such as ``NETCDF:a.nc:b``."""
     text = path.strip()
     if "://" in text or text.startswith(("/vsi", "\\vsi", "<", "{")):
         return True
@@ -78,12 +64,12 @@ def is_address(path: str) -> bool:
 
 
 def from_anywhere(path: str) -> str:
-    """Return a path by which a process of any folder finds it; an address as it is."""
+    """Return the absolute path, which a process in any folder can use; an address as it is."""
     return path if is_address(path) else os.path.abspath(path)
 
 
 def check_regular_file(path: str | os.PathLike[str], what: str) -> Path:
-    """The absolute path of an existing regular file.
+    """Return the absolute path of an existing regular file.
 
     Raises InputError if the path is an address, does not exist, or is a folder, device or pipe.
     """
@@ -94,18 +80,14 @@ def check_regular_file(path: str | os.PathLike[str], what: str) -> Path:
             "expected the path of a file on this machine",
             "Give a file. Remote rasters (https://..., /vsi...) are opened with --allow-remote.",
         )
-    found = Path(text)
-    if not found.exists():
-        raise InputError(
-            f"cannot open {what} '{text}', since there is no such file, expected an existing file",
-            "Check the path.",
-        )
-    if not found.is_file():
-        kind = "a folder" if found.is_dir() else "no regular file"
-        raise InputError(
-            f"cannot open {what} '{text}', since it is {kind}, expected a file", "Check the path."
-        )
-    return found.resolve()
+    file = Path(text)
+    if not file.is_file():
+        problem, expected = "there is no such file", "an existing file"
+        if file.exists():
+            problem, expected = f"it is {'a folder' if file.is_dir() else 'no regular file'}", "a file"
+        message = f"cannot open {what} '{text}', since {problem}, expected {expected}"
+        raise InputError(message, "Check the path.")
+    return file.resolve()
 
 
 def begins_as_tiff(path: Path) -> bool:
@@ -125,49 +107,37 @@ def check_inside(path: Path, folder: Path, owner: str) -> None:
 
 
 def check_size(
-    name: str,
-    *,
-    layers: int,
-    height: int,
-    width: int,
-    layer_bytes: int,
-    block_bytes: int,
+    name: str, *, layers: int, height: int, width: int, layer_bytes: int, block_bytes: int,
     stored_bytes: int | None,
-) -> None:
+) -> None:  # fmt: skip
     """Refuse declared sizes that no honest raster has.
 
-    Parameters
-    ----------
-    layer_bytes
-        Bytes of one pixel of one layer.
-    block_bytes
-        Bytes that are decoded together.
-    stored_bytes
-        Size on disk; None where it is not known (remote).
+    `layer_bytes` are those of a pixel in one layer, `block_bytes` those that are decoded together,
+    `stored_bytes` those on disk, None where unknown (remote files).
     """
     total = layers * height * width * layer_bytes
     problem = ""
     if min(layers, height, width) < 1:
         problem = f"it declares {layers} layers of {height} x {width} pixels, expected at least one of each"
-    elif exceeds(max(height, width), SIDE):
-        problem = f"it declares {height} x {width} pixels, expected at most {SIDE} along a side"
-    elif exceeds(layers, LAYERS):
-        problem = f"it declares {layers} layers, expected at most {LAYERS}"
-    elif exceeds(block_bytes, BLOCK_BYTES):
+    elif exceeds(max(height, width), budgets.SIDE):
+        problem = f"it declares {height} x {width} pixels, expected at most {budgets.SIDE} along a side"
+    elif exceeds(layers, budgets.LAYERS):
+        problem = f"it declares {layers} layers, expected at most {budgets.LAYERS}"
+    elif exceeds(block_bytes, budgets.BLOCK_BYTES):
         problem = (
             f"its internal blocks have {block_bytes / 2**20:,.0f} MiB, "
-            f"expected at most {BLOCK_BYTES // 2**20} MiB"
+            f"expected at most {budgets.BLOCK_BYTES // 2**20} MiB"
         )
-    elif stored_bytes is not None and exceeds(total, max(LARGE_BYTES, GROWTH * stored_bytes)):
+    elif stored_bytes is not None and exceeds(total, max(budgets.LARGE_BYTES, budgets.GROWTH * stored_bytes)):
         problem = (
             f"it declares {total / 1e9:,.0f} GB of pixels in {stored_bytes} bytes, "
-            f"expected at most {GROWTH} times the size of the file"
+            f"expected at most {budgets.GROWTH} times the size of the file"
         )
     if problem:
-        raise _refuse_size(name, problem)
+        raise _oversized(name, problem)
 
 
-def _refuse_size(name: str, problem: str) -> InputError:
+def _oversized(name: str, problem: str) -> InputError:
     return InputError(
         f"cannot read '{name}', since {problem}",
         "The file is damaged or made to exhaust the machine. If it is yours, write it again with "
@@ -176,73 +146,73 @@ def _refuse_size(name: str, problem: str) -> InputError:
 
 
 def check_tiff(path: Path, name: str) -> str:
-    """Refuse a TIFF one of whose blocks unpacks to more than a file may, in overviews and masks too.
+    """Refuse a TIFF with a block, of pixels, overviews or masks, that is too large when it is unpacked.
 
-    Strips that are not compressed are left out, since GDAL reads them row by row.
-
-    Returns
-    -------
-    str
-        No-data tag as the file spells it, empty where there is none: GDAL takes a word for 0.
+    Uncompressed strips of any size pass, since GDAL reads them row by row. Return the text of the no-data
+    tag, empty without one: GDAL converts any word to 0.
     """
     nodata = ""
     with open(path, "rb") as file:
         for number, (tags, text) in enumerate(_directories_of(file)):
             nodata = nodata if number else text
-            if exceeds(number, ARRAYS):
-                raise _refuse_size(name, f"it has more than {ARRAYS} directories")
+            if exceeds(number, budgets.ARRAYS):
+                raise _oversized(name, f"it has more than {budgets.ARRAYS} directories")
             width, height = tags.get(256, 0), tags.get(257, 0)
             rows, cols = tags.get(323, min(tags.get(278, height), height)), tags.get(322, width)
             samples = tags.get(277, 1) if tags.get(284, 1) == 1 else 1
             size = rows * cols * samples * -(-tags.get(258, 1) // 8)
-            if exceeds(size, BLOCK_BYTES) and (322 in tags or tags.get(259, 1) != 1):
-                raise _refuse_size(
+            if exceeds(size, budgets.BLOCK_BYTES) and (322 in tags or tags.get(259, 1) != 1):
+                raise _oversized(
                     name,
                     f"blocks of its directory {number} have {size / 2**20:,.0f} MiB, "
-                    f"expected at most {BLOCK_BYTES // 2**20} MiB",
+                    f"expected at most {budgets.BLOCK_BYTES // 2**20} MiB",
                 )
     return nodata
 
 
 def _directories_of(file: BinaryIO) -> Iterator[tuple[dict[int, int], str]]:
-    """First value of each tag of whole numbers, and GDAL's no-data text, by directory of a TIFF.
+    """Yield the first value of each integer tag, and the text of the no-data tag, by directory of a TIFF.
 
     Ends where the file is damaged.
     """
     head = file.read(16)
     order = "<" if head[:2] == b"II" else ">"
-    big = head[2:4] in (b"+\0", b"\0+")
-    counted, entry, place = ("Q", "HHQ8s", "Q") if big else ("H", "HHL4s", "L")
-    whole = {1: "B", 3: "H", 4: "L", 16: "Q"}
+    is_big_tiff = head[2:4] in (b"+\0", b"\0+")
+    count_code, entry_code, offset_code = ("Q", "HHQ8s", "Q") if is_big_tiff else ("H", "HHL4s", "L")
+    integer_codes = {1: "B", 3: "H", 4: "L", 16: "Q"}
+
+    def read(code: str) -> int:
+        (number,) = struct.unpack(order + code, file.read(struct.calcsize(order + code)))
+        return int(number)
+
     seen: set[int] = set()
     with contextlib.suppress(struct.error, OSError, OverflowError):
-        (start,) = struct.unpack_from(order + place, head, 8 if big else 4)
+        (start,) = struct.unpack_from(order + offset_code, head, 8 if is_big_tiff else 4)
         while start and start not in seen:
             seen.add(start)
             file.seek(start)
-            (count,) = struct.unpack(order + counted, file.read(struct.calcsize(order + counted)))
-            size = struct.calcsize(order + entry)
-            table = file.read(min(count, 2**16) * size)
+            count = read(count_code)
+            table = file.read(min(count, 2**16) * struct.calcsize(order + entry_code))
+            start = read(offset_code)
             tags, text = {}, ""
-            (start,) = struct.unpack(order + place, file.read(struct.calcsize(order + place)))
-            for tag, kind, length, value in struct.iter_unpack(order + entry, table):
+            for tag, kind, length, value in struct.iter_unpack(order + entry_code, table):
                 if tag == _NODATA_TAG and kind == 2:
                     if length > len(value):
-                        file.seek(struct.unpack(order + place, value)[0])
+                        file.seek(struct.unpack(order + offset_code, value)[0])
                         value = file.read(min(length, 256))
                     text = value[:length].rstrip(b"\0").decode("latin-1").strip()
-                if kind not in whole or not length:
+                if kind not in integer_codes or not length:
                     continue
-                code = order + whole[kind]
+                code = order + integer_codes[kind]
                 if length * struct.calcsize(code) > len(value):
-                    file.seek(struct.unpack(order + place, value)[0])
+                    file.seek(struct.unpack(order + offset_code, value)[0])
                     value = file.read(8)
                 tags[tag] = struct.unpack_from(code, value)[0]
             yield tags, text
 
 
 def check_crs(text: str, name: str) -> None:
-    """Refuse a CRS that names files: PROJ would open the grids that it shifts by."""
+    """Refuse a CRS that names files of grids, since PROJ would open them."""
     if _GRIDS.search(text):
         raise InputError(
             f"cannot use '{name}', since its CRS names files of grids, expected a CRS that needs none",
@@ -251,21 +221,18 @@ def check_crs(text: str, name: str) -> None:
 
 
 def read_xml(path: Path, what: str) -> ElementTree.Element:
-    """The root of an XML file without document type or entities.
-
-    Raises InputError if the file is too large, not well formed, or declares entities.
-    """
+    """Return the root of an XML file; raises InputError if it is large, malformed, or declares entities."""
     size = path.stat().st_size
-    if exceeds(size, TEXT_BYTES):
+    if exceeds(size, budgets.TEXT_BYTES):
         raise InputError(
-            f"cannot read {what} '{path}', since it has {size} bytes, expected at most {TEXT_BYTES}",
+            f"cannot read {what} '{path}', since it has {size} bytes, expected at most {budgets.TEXT_BYTES}",
             "It is damaged; get it again.",
         )
     return parse_xml(path.read_bytes(), path, what)
 
 
 def parse_xml(content: bytes, path: Path, what: str) -> ElementTree.Element:
-    """The root of XML that was read from a file, checked as in `read_xml`."""
+    """Return the root of an XML file's content, checked as in `read_xml`."""
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content or b"\x00" in content:
         raise InputError(
             f"cannot read {what} '{path}', since it declares a document type, entities or another "
@@ -284,30 +251,30 @@ def parse_xml(content: bytes, path: Path, what: str) -> ElementTree.Element:
 
 
 def looks_like_vrt(path: Path) -> bool:
-    """True where GDAL would take the file for a VRT, whatever its name."""
+    """True where GDAL would open the file as a VRT, whatever its name."""
     with open(path, "rb") as file:
         return VRT_MARK in file.read(65536)
 
 
 def vrt_sources(path: Path) -> Iterator[Path]:
-    """The files that a VRT mosaic names, each below the VRT's folder.
+    """Yield the files of a VRT mosaic, each below the VRT's folder.
 
-    Only plain mosaics are admitted: elements that compute, warp or read raw bytes are refused.
+    Only plain mosaics are allowed: elements that compute, warp or read raw bytes are refused.
     """
     root = read_xml(path, "the VRT")
     for element in root.iter():
         subclass = element.get("subClass")
         # GDAL takes an attribute for the element of its name, SourceFilename too.
-        strange = sorted(set(element.attrib) - _VRT_ATTRIBUTES)
-        found = ""
+        unknown = sorted(set(element.attrib) - _VRT_ATTRIBUTES)
+        problem = ""
         if element.tag not in _VRT_ELEMENTS or subclass is not None:
             kind = f"{element.tag} of kind {subclass}" if subclass else str(element.tag)
-            found = f"it holds <{kind[:80]}>"
-        elif strange:
-            found = f"<{element.tag}> has the attribute '{strange[0][:80]}'"
-        if found:
+            problem = f"it holds <{kind[:80]}>"
+        elif unknown:
+            problem = f"<{element.tag}> has the attribute '{unknown[0][:80]}'"
+        if problem:
             raise InputError(
-                f"cannot open the VRT '{path}', since {found}, expected a plain mosaic (gdalbuildvrt)",
+                f"cannot open the VRT '{path}', since {problem}, expected a plain mosaic (gdalbuildvrt)",
                 "Turn it into a GeoTIFF: gdal_translate IN.vrt OUT.tif",
             )
         if element.tag == "SourceFilename":
@@ -357,10 +324,12 @@ def _check_hdf5_group(path: Path, root: Any) -> None:
             if address in seen:
                 continue
             seen.add(address)
-            if exceeds(len(seen), ARRAYS):
-                raise _refuse_hdf5(path, name, f"one of more than {ARRAYS} objects")
-            if exceeds(sum(member.attrs.get_id(key).get_storage_size() for key in member.attrs), TEXT_BYTES):
-                raise _refuse_hdf5(path, name, f"described by more than {TEXT_BYTES} bytes of attributes")
+            if exceeds(len(seen), budgets.ARRAYS):
+                raise _refuse_hdf5(path, name, f"one of more than {budgets.ARRAYS} objects")
+            described = sum(member.attrs.get_id(key).get_storage_size() for key in member.attrs)
+            if exceeds(described, budgets.TEXT_BYTES):
+                what = f"described by more than {budgets.TEXT_BYTES} bytes of attributes"
+                raise _refuse_hdf5(path, name, what)
             if isinstance(member, h5py.Group):
                 pending.append(member)
             elif isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
@@ -375,7 +344,7 @@ def _refuse_hdf5(path: Path, name: str, what: str) -> InputError:
 
 
 def check_folder(folder: Path) -> int:
-    """Check what a folder of many files holds by their names, and give its size in bytes.
+    """Return the size of a folder in bytes.
 
     Raises InputError if a symbolic link leaves it, or if it holds anything but files and folders, or too many
     of them.
@@ -383,9 +352,9 @@ def check_folder(folder: Path) -> int:
     total = count = 0
     for place, folders, files in os.walk(folder):
         count += len(folders) + len(files)
-        if exceeds(count, ENTRIES):
+        if exceeds(count, budgets.ENTRIES):
             raise InputError(
-                f"cannot open '{folder}', since it holds more than {ENTRIES} files, expected fewer",
+                f"cannot open '{folder}', since it holds more than {budgets.ENTRIES} files, expected fewer",
                 "Write it again with larger chunks.",
             )
         for name in (*folders, *files):
@@ -406,18 +375,18 @@ def check_folder(folder: Path) -> int:
 def check_zarr(folder: Path) -> None:
     """Check the metadata of a Zarr folder; runs in a reader process.
 
-    Raises InputError if they name a codec outside the allow-list, since some run code when they decode.
+    Raises InputError if they name a codec that is not allowed, since some run code when they decode.
     """
     for place, _, files in os.walk(folder):
-        for name in _ZARR_DOCUMENTS.intersection(files):
+        for name in {"zarr.json", ".zarray", ".zgroup", ".zmetadata"}.intersection(files):
             _check_zarr_document(Path(place, name))
 
 
 def _check_zarr_document(path: Path) -> None:
     try:
         size = path.stat().st_size
-        if exceeds(size, TEXT_BYTES):
-            raise ValueError(f"it has {size} bytes, expected at most {TEXT_BYTES}")
+        if exceeds(size, budgets.TEXT_BYTES):
+            raise ValueError(f"it has {size} bytes, expected at most {budgets.TEXT_BYTES}")
         document = parse_json(path.read_bytes(), foreign=True)
         codecs = list(_codecs_of(document))
         if path.name in (".zarray", "zarr.json") and "shape" in document:
@@ -427,10 +396,10 @@ def _check_zarr_document(path: Path) -> None:
             f"cannot read '{path}', since it is not valid JSON of an array or group ({error})",
             "It is damaged; write it again.",
         ) from error
-    strange = sorted({c for c in codecs if c.removeprefix("numcodecs.") not in _ZARR_CODECS})
-    if strange:
+    unknown = sorted({c for c in codecs if c.removeprefix("numcodecs.") not in _ZARR_CODECS})
+    if unknown:
         raise InputError(
-            f"cannot open '{path.parent}', since it is stored with {', '.join(strange)[:80]}, "
+            f"cannot open '{path.parent}', since it is stored with {', '.join(unknown)[:80]}, "
             f"expected only {', '.join(sorted(_ZARR_CODECS))}",
             "Write it again with another compressor, e.g. zstd.",
         )
@@ -438,17 +407,17 @@ def _check_zarr_document(path: Path) -> None:
 
 def _check_zarr_array(path: Path, document: dict[str, Any]) -> None:
     shape = [int(n) for n in document["shape"]]
-    grid = document.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", shape)
-    chunks = [document.get("chunks", grid)]
+    chunk = document.get("chunk_grid", {}).get("configuration", {}).get("chunk_shape", shape)
+    chunk = document.get("chunks", chunk)
     for codec in document.get("codecs", ()):
         # A shard is read chunk by chunk.
         inner = codec.get("configuration", {}).get("chunk_shape") if isinstance(codec, dict) else None
-        chunks = [inner] if inner else chunks
-    check_array(str(path.parent), path.parent.name, shape, [int(n) for n in chunks[0]], _itemsize(document))
+        chunk = inner or chunk
+    check_array(str(path.parent), path.parent.name, shape, [int(n) for n in chunk], _itemsize(document))
 
 
 def _itemsize(document: dict[str, Any]) -> int:
-    """Bytes of a value of a Zarr array, by its ``dtype`` or ``data_type``; 8 where the name says nothing."""
+    """Bytes of a value of a Zarr array, by its ``dtype`` or ``data_type``; 8 for an unknown type."""
     known = document.get("dtype", document.get("data_type"))
     if isinstance(known, dict):
         return int(known.get("configuration", {}).get("length_bytes", 8))
@@ -461,21 +430,18 @@ def _itemsize(document: dict[str, Any]) -> int:
 def check_array(
     path: str, name: str, shape: Sequence[int], chunk: Sequence[int] | None, itemsize: int
 ) -> None:
-    """Refuse an array of a cube whose coordinate or chunk no honest file has, before a value is read.
+    """Refuse an array of a cube with a coordinate or chunk that no honest file has, before a value is read.
 
-    Parameters
-    ----------
-    shape, chunk
-        Declared shape, and that of what is unpacked at once; None where the array is not divided.
+    `chunk` is the shape that is unpacked at once; None where the array is not divided.
     """
     problem = ""
-    if len(shape) == 1 and exceeds(shape[0], SIDE):
-        problem = f"has {shape[0]} values, expected at most {SIDE} along one dimension"
-    elif len(shape) < 2 and itemsize > 8 and exceeds(math.prod(shape) * itemsize, TEXT_BYTES):
-        problem = f"holds words of {math.prod(shape) * itemsize} bytes, expected at most {TEXT_BYTES}"
-    elif chunk and exceeds(math.prod(chunk) * itemsize, BLOCK_BYTES):
+    if len(shape) == 1 and exceeds(shape[0], budgets.SIDE):
+        problem = f"has {shape[0]} values, expected at most {budgets.SIDE} along one dimension"
+    elif len(shape) < 2 and itemsize > 8 and exceeds(math.prod(shape) * itemsize, budgets.TEXT_BYTES):
+        problem = f"holds words of {math.prod(shape) * itemsize} bytes, expected at most {budgets.TEXT_BYTES}"
+    elif chunk and exceeds(math.prod(chunk) * itemsize, budgets.BLOCK_BYTES):
         size = math.prod(chunk) * itemsize / 2**20
-        problem = f"has chunks of {size:,.0f} MiB, expected at most {BLOCK_BYTES // 2**20} MiB"
+        problem = f"has chunks of {size:,.0f} MiB, expected at most {budgets.BLOCK_BYTES // 2**20} MiB"
     if problem:
         raise InputError(
             f"cannot read '{path}', since '{name[:80]}' in it {problem}",

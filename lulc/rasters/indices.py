@@ -1,4 +1,4 @@
-"""The five SYKE spectral indices as formulas, and how they are coded.
+"""The five SYKE spectral indices and their coding.
 
 References
 ----------
@@ -17,12 +17,7 @@ from lulc.core.schema import BANDS, INDICES
 
 
 def encode(index: np.ndarray) -> np.ndarray:
-    """SYKE code of an index: 100 v + 100, clipped to 0..200, not rounded; NaN stays NaN.
-
-    Parameters
-    ----------
-    index
-        float32, any shape, -1..1 (values outside are clipped).
+    """Return the SYKE code of an index float32: 100 v + 100, clipped to 0..200, not rounded; NaN stays NaN.
 
     Examples
     --------
@@ -35,17 +30,9 @@ def encode(index: np.ndarray) -> np.ndarray:
 
 
 def compute_indices(bands: np.ndarray, names: Sequence[str] = INDICES) -> np.ndarray:
-    """All indices of a stack, coded.
-
-    Parameters
-    ----------
-    bands
-        float32 (y, x, 9) reflectance x 10000 in the order of `schema.BANDS`, NaN = no data.
-
-    Returns
-    -------
-    float32 (y, x, index)
-        SYKE codes 0..200, NaN where a band is missing or a denominator is zero.
+    """Return the SYKE codes of indices: float32 (y, x, index), 0..200, NaN where a band is missing or a
+    denominator is 0. `bands` are float32 (y, x, 9), reflectance x 10000 in the order of `schema.BANDS`, NaN =
+    no data.
     """
     planes = {band: bands[..., i] for i, band in enumerate(BANDS)}
     return np.stack([encode(parse(SYKE_FORMULAS[name]).evaluate(planes)) for name in names], axis=-1)

@@ -1,7 +1,7 @@
-"""STAC items of Sentinel-2 scenes: which assets hold the bands, and what the item says of their DN.
+"""STAC items of Sentinel-2 scenes: the assets of the bands, and the scaling of their DN.
 
-Items are read from files, without a catalogue. What an item names lies below its folder, or, where remote
-files are allowed, at an address.
+Items are read from files, without a catalogue. Their assets must be below their folder or, where remote files
+are allowed, at an address.
 """
 
 from __future__ import annotations
@@ -17,14 +17,7 @@ from typing import Any
 from lulc.core.documents import read_document
 from lulc.core.schema import InputError
 from lulc.rasters import guards
-from lulc.rasters.layers import (
-    BASELINE_OFFSET,
-    OFFSET_APPLIED,
-    OFFSET_SINCE,
-    baseline_of,
-    declared_scaling,
-    is_offset_applied,
-)
+from lulc.rasters.layers import OFFSET_APPLIED, baseline_offset, declared_scaling, is_offset_applied
 from lulc.rasters.missing import declared_missing
 from lulc.rasters.names import COMMON_NAMES, SENTINEL_BANDS, canonical_name
 
@@ -36,15 +29,8 @@ _VALUES = {
         "float64", "cint16", "cint32", "cfloat32", "cfloat64", "other",
     ]},
 }  # fmt: skip
-_BANDS = {
-    "type": "array",
-    "maxItems": 1024,
-    "items": {
-        "type": "object",
-        "properties": {key: {"type": "string"} for key in ("name", "common_name", "eo:common_name")}
-        | _VALUES,
-    },
-}
+_BAND_NAMES = {key: {"type": "string"} for key in ("name", "common_name", "eo:common_name")}
+_BANDS = {"type": "array", "maxItems": 1024, "items": {"type": "object", "properties": _BAND_NAMES | _VALUES}}
 _ASSET: dict[str, Any] = {
     "type": "object",
     "required": ["href"],
@@ -68,38 +54,34 @@ _SCHEMA: dict[str, Any] = {
     },
 }
 
+_FEATURE = _SCHEMA | {
+    "required": [*_SCHEMA["required"], "id"],
+    "properties": {**_SCHEMA["properties"], "id": {"type": "string", "minLength": 1}},
+}
 _COLLECTION: dict[str, Any] = {
     "type": "object",
     "required": ["type", "features"],
     "properties": {
-        "type": {"const": "FeatureCollection"},
-        "features": {
-            "type": "array",
-            "items": {
-                **_SCHEMA,
-                "required": [*_SCHEMA["required"], "id"],
-                "properties": {**_SCHEMA["properties"], "id": {"type": "string", "minLength": 1}},
-            },
-        },
+        "type": {"const": "FeatureCollection"}, "features": {"type": "array", "items": _FEATURE},
     },
-}
+}  # fmt: skip
 
 _ADDRESS = r"(https?|s3|gs|az)://|/vsicurl(/|\?pc_url_signing=yes&pc_collection=[\w.%-]+&url=)https?://"
-"""Addresses that items may name; the last form lets GDAL sign them for Planetary Computer."""
+"""Addresses that items may have; the last form lets GDAL sign them for Planetary Computer."""
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A file of an item.
+    """A file of an item, described layer by layer.
 
     Parameters
     ----------
     names
-        Band of each layer of the file; None for what is no band.
+        Band of each layer; None for layers of no band.
     scales, offsets
-        reflectance = (stored + offset) x scale, layer by layer; None where the item doesn't say.
+        reflectance = (stored + offset) x scale; None where the item doesn't say.
     nodatas
-        Stored values of no data, layer by layer; None where the item doesn't say.
+        No-data values; None where the item doesn't say.
     """
 
     path: str
@@ -110,32 +92,34 @@ class Asset:
 
 
 def is_item(path: str | Path) -> bool:
-    """True for a file that is named like a STAC item, or a feature of a collection of items (``FILE#ID``)."""
+    """True for a file named like a STAC item, or a feature of an item collection (``FILE#ID``)."""
     return Path(str(path).partition("#")[0]).suffix.lower() == ".json"
 
 
 @functools.lru_cache(maxsize=4)
 def _features(path: Path, changed: int) -> dict[str, Any]:
-    """Return the features of an item collection by their identifiers; `changed` tells its states apart."""
+    """Return the features of an item collection by identifier; `changed` is its modification time, for the
+    cache.
+    """
     data = read_document(path, _COLLECTION, "STAC item collection", 0)
     return {feature["id"]: feature for feature in data["features"]}
 
 
 def _document(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the file and the content of an item, which may be a feature of a collection of items."""
+    """Return file and content of an item, which may be a feature of an item collection."""
     name, _, feature = str(path).partition("#")
     file = Path(name)
     guards.check_regular_file(file, "the STAC item")
     if not feature:
         return file, read_document(file, _SCHEMA, "STAC item", 0)
-    found = _features(file, file.stat().st_mtime_ns).get(feature)
-    if found is None:
+    item = _features(file, file.stat().st_mtime_ns).get(feature)
+    if item is None:
         raise InputError(f"cannot find the item '{feature}' in '{file}'", "Make the list of scenes again.")
-    return file, found
+    return file, item
 
 
 def is_feature(path: Path) -> bool:
-    """True for a document that is written like an item, whatever its assets are."""
+    """True for a valid item, whatever its assets are."""
     try:
         _document(path)
     except InputError:
@@ -144,25 +128,19 @@ def is_feature(path: Path) -> bool:
 
 
 def asset_place(path: str, key: str, *, allow_remote: bool = False) -> str | None:
-    """Return path or address of the asset of an item with that key; None where it has none."""
+    """Return path or address of an asset of an item by its key; None if the item has no such asset."""
     file, data = _document(Path(path))
     asset = data["assets"].get(key)
     return asset and _place(file, asset["href"], allow_remote=allow_remote)
 
 
 def read_item(path: Path, *, allow_remote: bool = False) -> tuple[dict[str, Asset], str | None]:
-    """Find the assets of an item that hold bands.
+    """Return the asset of each band of an item, and path or address of its scene classification, if it has
+    one.
 
-    Raises InputError if the file is no STAC item, has no asset with a band, or an asset lies outside its
-    folder.
-
-    Returns
-    -------
-    assets
-        Band name to its asset: files before addresses, the finest of several, a file of one band before one
-        of many.
-    mask
-        Path or address of the scene classification; None where the item has none.
+    Of several assets of a band, files have priority over addresses, then those with fewer bands, then those
+    with finer pixels. Raises InputError if the file is no STAC item, has no asset with a band, or an asset
+    lies outside its folder.
     """
     try:
         path, data = _document(path)
@@ -172,11 +150,11 @@ def read_item(path: Path, *, allow_remote: bool = False) -> tuple[dict[str, Asse
     properties = data.get("properties", {})
     candidates: dict[str, list[tuple[tuple[bool, int, float], str]]] = {}
     for key, asset in data["assets"].items():
-        rank = (guards.is_address(asset["href"]), len(_described(asset)), _resolution(key, asset))
+        rank = (guards.is_address(asset["href"]), len(_layers_of(asset)), _resolution(key, asset))
         for name in dict.fromkeys(_names(key, asset, properties)):
             if name:
                 candidates.setdefault(name, []).append((rank, key))
-    best = {name: min(found, key=lambda one: one[0])[1] for name, found in candidates.items()}
+    best = {name: min(ranked, key=lambda one: one[0])[1] for name, ranked in candidates.items()}
     mask = best.pop("SCL", None)
     if not best:
         raise InputError(
@@ -188,12 +166,11 @@ def read_item(path: Path, *, allow_remote: bool = False) -> tuple[dict[str, Asse
         name: _asset(path, key, data["assets"][key], properties, allow_remote=allow_remote)
         for name, key in best.items()
     }
-    place = mask and _place(path, data["assets"][mask]["href"], allow_remote=allow_remote)
-    return assets, place
+    return assets, mask and _place(path, data["assets"][mask]["href"], allow_remote=allow_remote)
 
 
 def item_files(path: Path) -> list[Path]:
-    """Files that hold bands and mask of an item; none where it is no item that can be read."""
+    """Local files of the bands and mask of an item; empty for any other file."""
     try:
         assets, mask = read_item(path, allow_remote=True)
     except InputError:
@@ -205,21 +182,17 @@ def item_files(path: Path) -> list[Path]:
 def _asset(
     path: Path, key: str, data: dict[str, Any], properties: Mapping[str, Any], *, allow_remote: bool
 ) -> Asset:
-    described = _described(data)
-    scalings = [_scaling(band, properties) for band in described]
-    return Asset(
-        path=_place(path, data["href"], allow_remote=allow_remote),
-        names=tuple(_names(key, data, properties)),
-        scales=tuple(scale for scale, _ in scalings),
-        offsets=tuple(offset for _, offset in scalings),
-        nodatas=tuple(next(iter(declared_missing(band).values), None) for band in described),
-    )
+    layers = _layers_of(data)
+    scales, offsets = zip(*(_scaling(layer, properties) for layer in layers), strict=True)
+    nodatas = tuple(next(iter(declared_missing(layer).values), None) for layer in layers)
+    place = _place(path, data["href"], allow_remote=allow_remote)
+    return Asset(place, tuple(_names(key, data, properties)), scales, offsets, nodatas)
 
 
 def _place(item: Path, href: str, *, allow_remote: bool) -> str:
-    """Return the place of an asset: below the folder of its item, or an address where those are allowed."""
+    """Return the path of an asset, which must be below the folder of its item, or its allowed address."""
     if guards.is_address(href):
-        # Other addresses, as /vsizip/, may lead to files of this machine, wherever they lie.
+        # Other addresses, such as /vsizip/, may lead to any file of this machine.
         if allow_remote and re.match(_ADDRESS, href):
             return href
         raise InputError(
@@ -232,34 +205,34 @@ def _place(item: Path, href: str, *, allow_remote: bool) -> str:
     return str(file)
 
 
-def _described(asset: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the description of each layer of an asset; one layer where it has no list."""
+def _layers_of(asset: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the description of each layer of an asset; of a single layer where it has no list."""
     lists = [asset.get(name, []) for name in ("bands", "eo:bands", "raster:bands")]
     count = max(1, *map(len, lists))
-    # What lists of another length say can't be told to belong to one layer or the other.
-    fitting = [entries for entries in lists if len(entries) == count]
+    # A shorter list doesn't say which layers it describes.
+    complete = [entries for entries in lists if len(entries) == count]
     whole = {key: asset[key] for key in _VALUES if key in asset}
-    return [whole | {k: v for entries in fitting for k, v in entries[i].items()} for i in range(count)]
+    return [whole | {k: v for entries in complete for k, v in entries[i].items()} for i in range(count)]
 
 
 def _names(key: str, asset: dict[str, Any], properties: Mapping[str, Any]) -> Iterator[str | None]:
-    described = _described(asset)
-    # Other satellites number their bands otherwise; common names mean the same on all.
-    platform = " ".join(
-        str(properties.get(k, "")) for k in ("platform", "constellation", "eo:platform")
-    ).lower()
+    """Yield the band (or SCL) of each layer of an asset, None for layers of no band."""
+    layers = _layers_of(asset)
+    # Other satellites have other numbers for their bands, but the same common names.
+    satellites = (str(properties.get(k, "")) for k in ("platform", "constellation", "eo:platform"))
+    platform = " ".join(satellites).lower()
     foreign = platform.strip() != "" and "sentinel-2" not in platform.replace("_", "-")
     keys = ("eo:common_name", "common_name") if foreign else ("name", "eo:common_name", "common_name")
-    for band in described:
-        texts = [band.get(name) for name in keys]
-        if len(described) == 1:
-            # A file of its own bears the name of its asset.
+    for layer in layers:
+        texts = [layer.get(name) for name in keys]
+        if len(layers) == 1:
+            # The key of an asset names its only band.
             texts.append(None if foreign and key.lower() not in COMMON_NAMES else key)
         yield next((name for name in map(_band_of, texts) if name), None)
 
 
 def _band_of(text: str | None) -> str | None:
-    """The band, or SCL, that a name of a band or of an asset means."""
+    """Return the band, or SCL, that a text names; None for any other text."""
     if not text:
         return None
     name = canonical_name(text)
@@ -269,27 +242,24 @@ def _band_of(text: str | None) -> str | None:
 
 
 def _resolution(key: str, asset: dict[str, Any]) -> float:
-    """Metres per pixel, as far as the item says; infinite where it doesn't."""
-    named = re.search(r"_(\d+)m$", key)
+    """Return the metres per pixel; infinity where the item doesn't say."""
+    in_key = re.search(r"_(\d+)m$", key)
     transform = asset.get("proj:transform")
-    said = [abs(transform[0]) if transform else None]
-    said += [band.get("spatial_resolution") for band in _described(asset)]
-    said += [float(named.group(1)) if named else None, asset.get("gsd")]
-    return next((float(n) for n in said if isinstance(n, int | float) and n > 0), math.inf)
+    sizes = [abs(transform[0]) if transform else None]
+    sizes += [layer.get("spatial_resolution") for layer in _layers_of(asset)]
+    sizes += [float(in_key.group(1)) if in_key else None, asset.get("gsd")]
+    return next((float(n) for n in sizes if isinstance(n, int | float) and n > 0), math.inf)
 
 
-def _scaling(band: dict[str, Any], properties: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """(scale, offset in DN) of a layer; None where the item says nothing of it.
+def _scaling(layer: dict[str, Any], properties: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """(scale, offset in DN) of a layer; None where the item doesn't say.
 
-    Metadata mean value = stored x scale + offset. An item that names its processing baseline, and neither an
-    offset nor that it was taken off, holds the DN of that baseline.
+    Metadata mean value = stored x scale + offset. The DN of an item with a processing baseline have the
+    offset of that baseline, unless the item has an offset or says that it was removed.
     """
-    scale, offset = (band.get(f"raster:{key}", band.get(key)) for key in ("scale", "offset"))
-    added = is_offset_applied(properties)
-    dtype = "float32" if "float" in band.get("data_type", "") else "uint16"
-    found, moved = declared_scaling(scale, 0.0 if added else offset, dtype)
+    scale, offset = (layer.get(f"raster:{key}", layer.get(key)) for key in ("scale", "offset"))
+    dtype = "float32" if "float" in layer.get("data_type", "") else "uint16"
+    factor, addend = declared_scaling(scale, 0.0 if is_offset_applied(properties) else offset, dtype)
     if offset is not None:
-        return found, moved or 0.0
-    if scale is None and not added and baseline_of(properties) >= OFFSET_SINCE:
-        return None, BASELINE_OFFSET
-    return found, None
+        return factor, addend or 0.0
+    return factor, baseline_offset(properties) if scale is None else None

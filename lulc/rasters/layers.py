@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,24 +19,21 @@ from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.core.storage import Resource
 from lulc.core.windows import Window
-from lulc.rasters.missing import NOTHING, Missing
+from lulc.rasters.missing import NOTHING, Missing, declared_missing, odd_values
 
 logger = logging.getLogger("lulc")
 
 UNIT = 10_000.0
 """Whole numbers per reflectance in the products of Sentinel-2."""
 
-BASELINE_OFFSET, OFFSET_SINCE = -1000.0, 4.0
-"""What processing baseline 04.00 and later add to DN, to be taken off."""
-
 OFFSET_APPLIED = ("earthsearch:boa_offset_applied", "sentinel:boa_offset_applied")
-"""Properties that say that the offset, though declared with the bands, was added to the DN already."""
+"""Properties that say that the archive has applied the offset to the DN, although the bands declare it."""
 
 WHOLE_BYTES = 256 * 2**20
 """Files up to this size are hashed whole."""
 
 OPACITY = "alpha|opacity|(data|valid)_?mask"
-"""Names of layers that leave a pixel out where they are 0."""
+"""Names of opacity layers, which are 0 where a pixel is missing."""
 
 _IMPOSSIBLE = 2.0
 _SAMPLES, _SAMPLE_BYTES, _END_BYTES = 256, 64 * 2**10, 2**20
@@ -49,16 +46,16 @@ class Layer:
     Parameters
     ----------
     name
-        Band or index name (``B8A``, ``NDVI``) where one is recognised, else the file's own description; None
-        where there is none.
+        Band or index (``B8A``, ``NDVI``) where one is recognised, else the file's own description; None
+        without one.
     scale, offset
-        reflectance = (stored + offset) x scale, as the file's metadata say; None where they don't.
+        reflectance = (stored + offset) x scale by the file's metadata; None where these lack them.
     alpha
-        True for a layer of opacity, which is no data layer of its own.
+        True for an opacity layer, which holds no data of its own.
     packing
-        (factor, addend) of what the stored values stand for, whatever it is: stored x factor + addend.
+        (factor, addend) of any quantity: value = stored x factor + addend.
     plain
-        True where the file says that the values are plain numbers, as fractions of 1 are.
+        True where the file says that the values have no unit, like fractions of 1.
     """
 
     name: str | None
@@ -72,11 +69,11 @@ class Layer:
 
     @property
     def nodata(self) -> float | None:
-        """First value of no data; None where there is none."""
+        """First no-data value; None without one."""
         return next(iter(self.missing.values), None)
 
     def unpack(self, stored: np.ndarray) -> np.ndarray:
-        """Unpack stored values to float64; values that are not packed stay as they are."""
+        """Unpack stored values to float64; return them as they are if they are not packed."""
         if self.packing == (1.0, 0.0):
             return stored
         factor, addend = self.packing
@@ -86,14 +83,14 @@ class Layer:
 class Source(Resource, abc.ABC):
     """A raster that was checked before it was opened; a context manager.
 
-    One source belongs to one thread; `reopen` gives another thread its own.
+    A source belongs to one thread; `reopen` opens it for another thread.
 
     Attributes
     ----------
     block
         (rows, columns) that the file stores together.
     ordered
-        False where the order of the layers says nothing, as that of variables in a Zarr folder.
+        False where the order of the layers has no meaning, as that of variables in a Zarr folder.
     driver
         GDAL's name of the format, empty where GDAL doesn't read it.
     """
@@ -108,42 +105,26 @@ class Source(Resource, abc.ABC):
 
     @abc.abstractmethod
     def read(self, layers: Sequence[int], window: Window) -> np.ndarray:
-        """Stored values of some layers.
+        """Read some layers, north up: array (band, y, x) of the stored dtype.
 
-        Raises InputError if the file is damaged there.
-
-        Parameters
-        ----------
-        layers
-            Positions in `Source.layers`, counted from 0.
-        window
-            Inside the grid.
-
-        Returns
-        -------
-        array (band, y, x), the stored dtype
-            North up.
+        `layers` are positions in `Source.layers`, counted from 0; the window is inside the grid. Raises
+        InputError if the file is damaged there.
         """
 
     def read_mask(self, layers: Sequence[int], window: Window, step: int = 1) -> np.ndarray | None:
-        """Read the pixels that masks and alpha of the file leave in.
+        """Read the masks and alpha of the file: bool (band or 1, y, x), False where a pixel is missing.
 
-        Returns
-        -------
-        bool (band or 1, y, x)
-            False where a pixel is missing; None where the file masks nothing; `step` as in `read_every`.
+        None where the file masks nothing; `step` as in `read_every`.
         """
         return None
 
     def read_valid(
         self, layers: Sequence[int], window: Window, step: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Stored values, and where they are there by all that the file says (see `lulc.rasters.missing`).
+        """Read stored values and, bool, where they are not missing (see `lulc.rasters.missing`); both (band,
+        y, x).
 
-        Returns
-        -------
-        values (band, y, x) in the stored dtype, valid bool (band, y, x)
-            Of every `step`-th row and column, as `read_every` gives them.
+        Both have every `step`-th row and column, as `read_every` gives them.
         """
         values = self.read(layers, window) if step == 1 else self.read_every(step, layers, window)
         valid = np.stack([self.layers[i].missing.present(v) for i, v in zip(layers, values, strict=True)])
@@ -153,17 +134,15 @@ class Source(Resource, abc.ABC):
         return values, valid
 
     def read_every(self, step: int, layers: Sequence[int], window: Window) -> np.ndarray:
-        """About every `step`-th row and column of a window, for pictures: quick where there are overviews.
+        """Read about every `step`-th row and column for pictures, quickly where there are overviews.
 
-        Returns
-        -------
-        array (band, ceil(y / step), ceil(x / step)), the stored dtype
-            Pixels near those places; which ones is the reader's choice.
+        Array (band, ceil(y / step), ceil(x / step)) of the stored dtype; the reader chooses the pixels
+        nearby.
         """
         return self.read(layers, window)[:, ::step, ::step]
 
     def palette(self) -> Mapping[int, str]:
-        """Value to ``#rrggbb`` in the first layer's colour table; empty where there is none."""
+        """Value to ``#rrggbb`` in the colour table of the first layer; empty without one."""
         return {}
 
     def attributes(self) -> Mapping[str, Any]:
@@ -171,16 +150,16 @@ class Source(Resource, abc.ABC):
         return {}
 
     def table(self) -> bytes:
-        """Raster attribute table or category names inside the file, as GDAL's XML; empty where none are."""
+        """Raster attribute table or category names inside the file, as GDAL's XML; empty without any."""
         return b""
 
     def use_alpha(self) -> None:
-        """Take layers that are marked as alpha for data, as their names say they are."""
+        """Treat opacity layers as data, since names were given to them."""
         self.layers = tuple(dataclasses.replace(layer, alpha=False) for layer in self.layers)
 
     @abc.abstractmethod
     def reopen(self) -> Self:
-        """The same raster, opened once more (for another thread)."""
+        """Open the same raster once more, for another thread."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -216,7 +195,7 @@ def declared_scaling(
 ) -> tuple[float | None, float | None]:
     """(scale, offset in DN) of reflectance, from metadata that mean value = stored x scale + offset.
 
-    Metadata contradict themselves at times: an offset beyond 2 is no reflectance but DN, and whole numbers
+    Some metadata contradict themselves: an offset beyond 2 can't be reflectance and is DN, and whole numbers
     with an offset in reflectance and no scale are x 10000, as Sentinel-2 stores them.
 
     Examples
@@ -240,65 +219,72 @@ def declared_scaling(
     return factor, addend if abs(addend) >= _IMPOSSIBLE else float(np.round(addend / factor, 6))
 
 
-def is_plain(dtype: str, units: str) -> bool:
-    """True for fractional numbers that have no unit by name, in which CF writes reflectance from 0 to 1."""
-    return np.dtype(dtype).kind == "f" and units.strip().lower() in ("1", "unitless", "dimensionless",
-                                                                     "fraction", "reflectance")  # fmt: skip
+def declared_layer(
+    path: str, attributes: Mapping[str, Any], dtype: str, packing: tuple[float, float], units: str, *,
+    nodata: float | None = None, odd: Sequence[str] = (), where: str = "",
+) -> Layer:  # fmt: skip
+    """Return a layer, without its name, as attributes declare it; ignore impossible values with a warning.
 
-
-def warn_of_odd(path: str, odd: Iterable[str]) -> None:
-    """Warn of attributes that are not used, since no value can mean them; each once."""
-    for said in dict.fromkeys(odd):
-        logger.warning(
-            "'%s' says %s, which is not used, since it is no such number; give it by --nodata, "
-            "--scale or --offset", path, said,
-        )  # fmt: skip
-
-
-def odd_scaling(scale: float | None, offset: float | None) -> list[str]:
-    """Return the scale that is 0, and scale and offset that are not finite, as ``scale 'nan'``.
-
-    Examples
-    --------
-    >>> odd_scaling(0.0, float("inf")), odd_scaling(0.0001, None)
-    (["scale '0.0'", "offset 'inf'"], [])
+    Parameters
+    ----------
+    packing
+        (factor, addend): value = stored x factor + addend.
+    nodata
+        No-data value of the file, which those of the layer replace.
+    odd, where
+        Further attributes that are ignored, and the position of all these in the file, for the warning.
     """
-    found = []
-    if scale is not None and (scale == 0 or not np.isfinite(scale)):
-        found.append(f"scale '{scale}'")
-    if offset is not None and not np.isfinite(offset):
-        found.append(f"offset '{offset}'")
-    return found
+    factor, addend = packing
+    odd_packing = [f"scale '{factor}'"] if factor == 0 or not np.isfinite(factor) else []
+    odd_packing += [] if np.isfinite(addend) else [f"offset '{addend}'"]
+    for attribute in dict.fromkeys((*odd_packing, *odd_values(attributes, dtype), *odd)):
+        logger.warning(
+            "'%s' says %s%s, which is not used, since it is no valid number; give it with --nodata, --scale "
+            "or --offset", path, where, attribute,
+        )  # fmt: skip
+    if odd_packing:
+        factor, addend = 1.0, 0.0
+    scale, offset = declared_scaling(factor, addend, dtype, units=units)
+    missing = declared_missing(attributes, nodata, dtype=dtype, scale=factor, offset=addend)
+    # CF writes reflectance from 0 to 1 in these units.
+    no_unit = units.strip().lower() in ("1", "unitless", "dimensionless", "fraction", "reflectance")
+    plain = np.dtype(dtype).kind == "f" and no_unit
+    return Layer(None, dtype, missing, scale, offset, packing=(factor, addend), plain=plain)
 
 
-def baseline_of(properties: Mapping[str, Any]) -> float:
-    """Processing baseline that properties of a STAC item state; 0 where they state none."""
+def baseline_offset(*properties: Mapping[str, Any], name: str = "") -> float | None:
+    """Return the offset of DN by the processing baseline in properties of STAC items or a product's name.
+
+    None without the baseline, for an earlier one, or where the archive has removed the offset.
+    """
+    stated = max(_baseline_of_name(name), *map(_baseline_of, properties), 0.0)
+    return -1000.0 if stated >= 4 and not any(map(is_offset_applied, properties)) else None
+
+
+def _baseline_of(properties: Mapping[str, Any]) -> float:
+    """Return the processing baseline in the properties of a STAC item; 0 without one."""
     for key in ("s2:processing_baseline", "sentinel2:processing_baseline", "processing_baseline",
                 "processing:baseline", "processing:version"):  # fmt: skip
         text = str(properties.get(key, ""))
         if re.fullmatch(r"\d?\d\.\d\d", text):
             return float(text)
-    for key in ("s2:product_uri", "sentinel:product_id", "title"):
-        if named := baseline_of_name(str(properties.get(key, ""))):
-            return named
-    return 0.0
+    names = (str(properties.get(key, "")) for key in ("s2:product_uri", "sentinel:product_id", "title"))
+    return next(filter(None, map(_baseline_of_name, names)), 0.0)
 
 
-def baseline_of_name(name: str) -> float:
-    """Processing baseline that the name of a product states; 0 where it states none."""
+def _baseline_of_name(name: str) -> float:
     named = re.search(r"MSIL[12]\w_\d{8}T\d{6}_N(?!99)(\d\d)(\d\d)_", name)
     return float(".".join(named.groups())) if named else 0.0
 
 
 def is_offset_applied(properties: Mapping[str, Any]) -> bool:
-    """True where properties of a STAC item say that the archive has taken the offset off."""
+    """True where a STAC item says that the archive has removed the offset."""
     return any(properties.get(name) for name in OFFSET_APPLIED)
 
 
 def attribute_scaling(attributes: Mapping[str, Any], path: str) -> tuple[float, float]:
-    """(factor, addend) of CF packing by attributes: value = stored x factor + addend.
-
-    Raises InputError if an attribute is no number.
+    """(factor, addend) of CF packing: value = stored x factor + addend; raises InputError if one is no
+    number.
     """
 
     def number(key: str, default: float) -> float:
@@ -309,14 +295,14 @@ def attribute_scaling(attributes: Mapping[str, Any], path: str) -> tuple[float, 
             raise InputError(
                 f"cannot use '{path}', since its attributes hold the {key} '{str(value)[:40]}', "
                 "expected a number",
-                "Correct the attribute, or take it out and give --scale and --offset.",
+                "Correct the attribute, or remove it and give --scale and --offset.",
             ) from error
 
     return number("scale_factor", 1.0), number("add_offset", 0.0)
 
 
 def check_grid(name: str, grid: GridSpec) -> None:
-    """Refuse a raster without CRS, or that is rotated, sheared or not north-up."""
+    """Refuse a raster that has no CRS, or is rotated, sheared or not north-up."""
     if not grid.crs:
         raise InputError(
             f"cannot use '{name}', since it has no coordinate reference system, expected one (EPSG:3067)",
@@ -343,37 +329,27 @@ def check_grid(name: str, grid: GridSpec) -> None:
 
 
 def identify(path: Path, *, sampled: bool = False) -> dict[str, Any]:
-    """Return the identity of a file or folder for journals and manifests.
+    """Return ``name``, ``bytes`` and ``sha256`` of a file or folder, for journals and manifests.
 
-    Parameters
-    ----------
-    sampled
-        Hash a file of any size by samples, as one of many that are large together.
-
-    Returns
-    -------
-    dict
-        ``name`` without folders; ``bytes``; ``sha256`` of the whole content up to 256 MiB. A larger
-        file is hashed by its size, its first and last MiB and 256 samples of 64 KiB at even distances;
-        a folder by the names, sizes and (likewise) contents of its files.
+    The hash covers a file up to 256 MiB whole; of a larger one, and of any where `sampled` is True, its size,
+    its first and last MiB and 256 samples of 64 KiB at even distances. That of a folder covers the names,
+    sizes and (likewise) contents of its files.
     """
+    digest = hashlib.sha256()
+    total = 0
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        digest = hashlib.sha256()
-        total = 0
-        for file in files:
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
             size = file.stat().st_size
             total += size
             digest.update(f"{file.relative_to(path).as_posix()}\0{size}\0".encode())
             _hash_content(digest, file, size, sampled=total > WHOLE_BYTES)
-        return {"name": path.name, "bytes": total, "sha256": digest.hexdigest()}
-    size = path.stat().st_size
-    sampled = sampled or size > WHOLE_BYTES
-    digest = hashlib.sha256()
-    if sampled:
-        digest.update(f"{size}\0".encode())
-    _hash_content(digest, path, size, sampled=sampled)
-    return {"name": path.name, "bytes": size, "sha256": digest.hexdigest()}
+    else:
+        total = path.stat().st_size
+        sampled = sampled or total > WHOLE_BYTES
+        if sampled:
+            digest.update(f"{total}\0".encode())
+        _hash_content(digest, path, total, sampled=sampled)
+    return {"name": path.name, "bytes": total, "sha256": digest.hexdigest()}
 
 
 def _hash_content(digest: Any, path: Path, size: int, *, sampled: bool) -> None:

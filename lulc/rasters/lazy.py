@@ -1,4 +1,4 @@
-"""Rasters as xarray objects: coordinates of a grid, and pixels that are read when they are used."""
+"""Rasters as xarray objects: coordinates of a grid, and pixels that are read on access."""
 
 from __future__ import annotations
 
@@ -22,11 +22,8 @@ def coordinates_of(grid: GridSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     axes = {axis["axis"].lower(): axis for axis in crs.cs_to_cf()}
     t = grid.transform
     wkt = grid.crs.to_wkt()
-    mapping = crs.to_cf() | {
-        "crs_wkt": wkt,
-        "spatial_ref": wkt,
-        "GeoTransform": " ".join(map(repr, t.to_gdal())),
-    }
+    geotransform = " ".join(map(repr, t.to_gdal()))
+    mapping = crs.to_cf() | {"crs_wkt": wkt, "spatial_ref": wkt, "GeoTransform": geotransform}
     return {
         "y": ("y", t.f + t.e * (np.arange(grid.height) + 0.5), axes["y"]),
         "x": ("x", t.c + t.a * (np.arange(grid.width) + 0.5), axes["x"]),
@@ -34,18 +31,10 @@ def coordinates_of(grid: GridSpec) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def lazy_variable(
-    read: Callable[[Window], np.ndarray],
-    dimensions: tuple[str, str, str],
-    shape: tuple[int, int, int],
+    read: Callable[[Window], np.ndarray], dimensions: tuple[str, str, str], shape: tuple[int, int, int],
     dtype: np.dtype[Any],
-) -> xr.Variable:
-    """Return a variable (plane, y, x) that calls `read` for the window around what is asked for.
-
-    Parameters
-    ----------
-    read
-        Window to array (plane, y, x); called from any thread.
-    """
+) -> xr.Variable:  # fmt: skip
+    """Return a variable (plane, y, x) that calls `read`, from any thread, for the window that is accessed."""
     return xr.Variable(dimensions, indexing.LazilyIndexedArray(_Lazy(read, shape, dtype)))
 
 
@@ -70,5 +59,5 @@ class _Lazy(BackendArray):
         top, left = rows.min(), cols.min()
         window = Window(int(top), int(left), int(rows.max() - top + 1), int(cols.max() - left + 1))
         values = self._read(window)
-        # From the last axis to the first, as a single position takes its axis away.
+        # From the last axis to the first, since a single position removes its axis.
         return values.take(cols - left, axis=2).take(rows - top, axis=1).take(planes, axis=0)

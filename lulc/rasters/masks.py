@@ -28,27 +28,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lulc")
 
-_SAMPLE_SIDE = 256
-
 _UNCOVERED = "the mask '%s' does not cover the bands; pixels beyond it are kept"
 
-_LEFT_OUT = {False: "left_out", True: "left_out_bits"}
-"""Key of the values in what manifests say of a mask, by ``--mask-bits``."""
-
 _EDGE = 0.01
-"""Share of pixels beyond a mask up to which its border is that of the bands, but for the sides of pixels."""
+"""Fraction of pixels beyond a mask that is tolerated, since the borders of warped rasters differ by pixels.
+"""
 
 
 class Bits(tuple[int, ...]):
-    """Values of a mask that are bits, counted from 0: a pixel with any of them set is left out."""
+    """Bits of a mask, counted from 0: a pixel with any of them set is masked."""
 
 
 _BITS = range(31)
-"""Bits that a mask may have; `NO_CODE` has none of them."""
+"""Bits that a mask may have; none of them is set in `NO_CODE`."""
 
 
 def masked_out(config: MaskConfig) -> tuple[int, ...]:
-    """Return the values of ``--mask-values``, as `Bits` where ``--mask-bits`` says so.
+    """Return the values of ``--mask-values``, as `Bits` with ``--mask-bits``.
 
     Raises InputError if bits are asked for without a mask or their numbers, or a mask has no such bit.
     """
@@ -65,22 +61,22 @@ def masked_out(config: MaskConfig) -> tuple[int, ...]:
 
 
 class ValueMask:
-    """A raster of whole numbers, some of which leave a pixel out; read by nearest neighbour.
+    """A raster of whole numbers, some of which mask a pixel; read by nearest neighbour.
 
-    Raises InputError if the raster has several layers or fractions, lies elsewhere, or its values are not
-    clear.
+    A pixel that is missing in it is masked too, unless its no-data value is 0, which in masks means a clear
+    view of the ground. Raises InputError if the raster has several layers or fractions, lies elsewhere, or
+    its values are not clear.
 
     Parameters
     ----------
     source
-        Raster with one layer beside alpha, on any grid of the same CRS. A pixel that is missing in it is left
-        out; a no-data value of 0 apart, which in masks means that nothing hides the ground.
+        Raster with one layer beside alpha, on any grid of the same CRS.
     values
-        Values, or `Bits`, to leave out; empty for a mask of 0 and 1, where 1 is left out.
+        Masked values or `Bits`; empty for a mask of 0 and 1, where 1 is masked.
     resample
-        Admit another CRS.
+        Allow another CRS.
     grow
-        Pixels of `grid` around a pixel that is left out, which are left out as well.
+        Distance in pixels of `grid` up to which the neighbours of a masked pixel are masked too.
     """
 
     def __init__(
@@ -98,31 +94,32 @@ class ValueMask:
         hint = "Give a cloud mask, or the scene classification (SCL) of the product."
         self._layer = SingleLayer(source, grid, "a mask", hint)
         self._covers = self._layer.alignment.covers()
-        # The box of a warped scene holds more than the scene, see `warn_of_uncovered`.
+        # The box around a warped scene is larger than the scene, see `warn_of_uncovered`.
         if self._layer.alignment.kind != "warped" and not self._covers:
             logger.warning(_UNCOVERED, source.path)
         self._binary = not values
         if self._binary:
-            _check_binary(source.path, self._sample())
+            windows = _sample_windows(source.grid, 256)
+            _check_binary(source.path, np.unique(np.concatenate([*map(self._layer.values_in, windows)])))
             logger.info("mask '%s': pixels of value 1 are left out, those of 0 kept", source.path)
         self.path, self.values = source.path, values or (1,)
         self._percent = {*range(100, 256)} <= {*values}
         self._grid, self._grow = grid, grow
 
-    def warn_of_uncovered(self, known: Callable[[Window], np.ndarray]) -> None:
-        """Warn where a warped mask does not reach samples of the pixels that are known, bool (y, x)."""
+    def warn_of_uncovered(self, valid: Callable[[Window], np.ndarray]) -> None:
+        """Warn if a warped mask does not cover the valid pixels, bool (y, x) by window, in samples."""
         if self._layer.alignment.kind != "warped" or self._covers:
             return
         pixels = beyond = 0
-        for window in _samples_of(self._grid, 64):
-            there = known(window)
+        for window in _sample_windows(self._grid, 64):
+            there = valid(window)
             pixels += int(there.sum())
             beyond += int((there & ~self._layer.alignment.reaches(window)).sum())
         if beyond > _EDGE * pixels:
             logger.warning(_UNCOVERED, self.path)
 
     def read(self, window: Window) -> np.ndarray:
-        """True where a pixel counts, bool (y, x)."""
+        """Unmasked pixels, bool (y, x)."""
         if not self._grow:
             return self._read(window)
         wide = window.grow(self._grow).intersect(self._grid.extent)
@@ -133,7 +130,7 @@ class ValueMask:
         codes, inside = self._layer.codes(window)
         found = np.unique(codes)
         known = found[found != NO_CODE]
-        if self._binary and not np.isin(known, (0, 1)).all():
+        if self._binary:
             _check_binary(self._layer.source.path, known)
         if self._percent and not np.isin(known, (*range(101), 255)).all():
             raise InputError(
@@ -142,14 +139,10 @@ class ValueMask:
                 "Convert it first: gdal_calc.py -A IN --calc 'A / 255.0 * 100' --type Byte --outfile OUT",
             )
         if isinstance(self.values, Bits):
-            hidden = codes & sum(1 << bit for bit in self.values) != 0
+            masked = codes & sum(1 << bit for bit in self.values) != 0
         else:
-            hidden = np.isin(codes, self.values)
-        return np.asarray(~((hidden | (codes == NO_CODE)) & inside))
-
-    def _sample(self) -> np.ndarray:
-        windows = _samples_of(self._layer.source.grid, _SAMPLE_SIDE)
-        return np.unique(np.concatenate([self._layer.values_in(window) for window in windows]))
+            masked = np.isin(codes, self.values)
+        return np.asarray(~((masked | (codes == NO_CODE)) & inside))
 
     def identity(self) -> dict[str, Any]:
         return self._layer.identity()
@@ -164,22 +157,15 @@ class ValueMask:
 
 
 class Masks(Resource):
-    """All that leaves pixels of a grid out; made by `open_masks`, closed as a context manager.
+    """All masks of a grid; made by `open_masks`, closed as a context manager.
 
-    Attributes
-    ----------
-    provenance
-        JSON-ready: mask and its values, bounds, polygons.
+    `provenance` is JSON-ready: mask and its values, bounds, polygons.
     """
 
     def __init__(
-        self,
-        grid: GridSpec,
-        masks: Sequence[ValueMask],
-        bounds: tuple[float, float, float, float] | None,
-        polygons: VectorCodes | None,
-        provenance: dict[str, Any],
-    ) -> None:
+        self, grid: GridSpec, masks: Sequence[ValueMask], bounds: tuple[float, float, float, float] | None,
+        polygons: VectorCodes | None, provenance: dict[str, Any],
+    ) -> None:  # fmt: skip
         self.grid = grid
         self.provenance = provenance
         self.masks = tuple(masks)
@@ -187,14 +173,14 @@ class Masks(Resource):
         self._polygons = polygons
 
     def read(self, window: Window) -> np.ndarray | None:
-        """True where a pixel counts, bool (y, x); None where all count, since there is no mask."""
+        """Unmasked pixels, bool (y, x); None without any mask."""
         parts = []
         if self._bounds is not None:
             rows, cols = _inside_bounds(self.grid.crop(window), self._bounds)
             parts.append(rows[:, None] & cols)
         if self._polygons is not None:
             parts.append(self._polygons.read(window) == 1)
-        # A mask need not be decoded where bounds and polygons leave nothing.
+        # A mask is not decoded where all pixels are outside bounds and polygons.
         for mask in self.masks:
             if not parts or np.logical_and.reduce(parts).any():
                 parts.append(mask.read(window))
@@ -212,21 +198,21 @@ class Masks(Resource):
             mask.close()
 
 
-def _samples_of(grid: GridSpec, side: int) -> list[Window]:
-    """Return windows at even distances, borders included."""
+def _sample_windows(grid: GridSpec, side: int) -> list[Window]:
+    """Return 4 x 4 windows at even distances, borders included."""
     starts = [sorted({i * max(0, n - side) // 3 for i in range(4)}) for n in grid.shape]
     return [Window(row, col, side, side).intersect(grid.extent) for row in starts[0] for col in starts[1]]
 
 
 def none_one_or_many(values: Sequence[Any]) -> Any:
-    """Return values as journals and maps hold those of ``--mask``: None, the only one, or all as a list."""
+    """Return values in the form of ``--mask`` in journals and maps: None, the only one, or all as a list."""
     return values[0] if len(values) == 1 else list(values) or None
 
 
 def open_masks(
     config: MaskConfig, grid: GridSpec, *, classified: bool = False, paths: Sequence[str] | None = None
 ) -> Masks:
-    """Open what the options ``--mask --mask-values --bounds --aoi`` name.
+    """Open the masks of the options ``--mask --mask-values --bounds --aoi``.
 
     Raises InputError if a file cannot be used, bounds or mask lie elsewhere, or there are mask values and no
     mask.
@@ -234,44 +220,44 @@ def open_masks(
     Parameters
     ----------
     classified
-        True where products bring a scene classification, which ``--mask-values`` may mean.
+        True where products have a scene classification, to which ``--mask-values`` may apply.
     paths
-        Those of ``--mask`` that leave pixels out of all dates; all where None.
+        Masks that apply to all dates; None for all of ``--mask``.
     """
-    left_out = masked_out(config)
+    values = masked_out(config)
     if config.mask_values and not config.mask and not classified:
-        values = " ".join(map(str, config.mask_values))
+        given = " ".join(map(str, config.mask_values))
         raise InputError(
-            f"cannot leave out the mask values {values}, since no --mask is given, expected the raster "
+            f"cannot leave out the mask values {given}, since no --mask is given, expected the raster "
             "that holds them (only .SAFE folders of level 2A bring their own)",
-            f"Type --mask RASTER --mask-values {values}, or leave --mask-values out.",
+            f"Type --mask RASTER --mask-values {given}, or leave --mask-values out.",
         )
     polygons = None
-    provenance: dict[str, Any] = {"mask": None, "bounds": None, "aoi": None}
     if config.bounds is not None:
         _check_bounds(config.bounds, grid)
-        provenance["bounds"] = list(config.bounds)
     if config.aoi is not None:
         # geopandas takes longer to import than most stacks to open.
         from lulc.rasters.vectors import VectorCodes
 
         polygons = VectorCodes(config.aoi, grid, presence=True)
-        provenance["aoi"] = Path(config.aoi).name
     masks: list[ValueMask] = []
     with contextlib.ExitStack() as opened:
         for path in config.mask if paths is None else paths:
-            source = opened.enter_context(
-                open_source(path, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
-            )
-            masks.append(ValueMask(source, grid, left_out, resample=config.resample, grow=config.grow_mask))
+            source = open_source(path, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote)
+            opened.enter_context(source)
+            masks.append(ValueMask(source, grid, values, resample=config.resample, grow=config.grow_mask))
         opened.pop_all()
-    said = [{"file": Path(m.path).name, _LEFT_OUT[config.mask_bits]: list(m.values)} for m in masks]
-    provenance["mask"] = none_one_or_many(said)
+    key = "left_out_bits" if config.mask_bits else "left_out"
+    provenance = {
+        "mask": none_one_or_many([{"file": Path(m.path).name, key: list(m.values)} for m in masks]),
+        "bounds": None if config.bounds is None else list(config.bounds),
+        "aoi": None if config.aoi is None else Path(config.aoi).name,
+    }
     return Masks(grid, masks, config.bounds, polygons, provenance)
 
 
 def _check_binary(path: str, values: np.ndarray) -> None:
-    """Refuse values other than 0 and 1 where nothing says which to leave out."""
+    """Refuse values other than 0 and 1 where the options name no masked values."""
     if np.isin(values, (0, 1)).all():
         return
     shown = ", ".join(str(v) for v in values[:12]) + (", ..." if values.size > 12 else "")
@@ -285,7 +271,7 @@ def _check_binary(path: str, values: np.ndarray) -> None:
     raise InputError(
         f"cannot use the mask '{path}', since it holds the values {shown}, "
         "expected only 0 and 1 where no values to leave out are given",
-        f"Say which values to leave out, e.g. --mask-values {suggestion}{meaning}; make_mosaic.py calls the "
+        f"Type which values to leave out, e.g. --mask-values {suggestion}{meaning}; make_mosaic.py calls the "
         "option --clouds",
     )
 
@@ -294,9 +280,10 @@ def _check_bounds(bounds: tuple[float, float, float, float], grid: GridSpec) -> 
     left, bottom, right, top = bounds
     rows, cols = _inside_bounds(grid, bounds)
     if not (left < right and bottom < top and rows.any() and cols.any()):
+        given, within = (" ".join(f"{v:.10g}" for v in box) for box in (bounds, grid.bounds))
         raise InputError(
-            f"cannot use the bounds {' '.join(f'{v:.10g}' for v in bounds)}, since no pixel lies inside, "
-            f"expected left bottom right top within {' '.join(f'{v:.10g}' for v in grid.bounds)}",
+            f"cannot use the bounds {given}, since no pixel lies inside, "
+            f"expected left bottom right top within {within}",
             f"Give them in the CRS of the bands: {grid.describe()}",
         )
 
@@ -304,7 +291,7 @@ def _check_bounds(bounds: tuple[float, float, float, float], grid: GridSpec) -> 
 def _inside_bounds(
     grid: GridSpec, bounds: tuple[float, float, float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns, bool (y,) and (x,), whose pixel centres lie inside."""
+    """Rows and columns, bool (y,) and (x,), whose pixel centres are inside."""
     left, bottom, right, top = bounds
     t = grid.transform
     x = t.c + t.a * (np.arange(grid.width) + 0.5)

@@ -1,12 +1,12 @@
-"""Missing values, decided here for bands, indices, labels, masks and maps alike.
+"""Missing values of bands, indices, labels, masks and maps alike.
 
-A pixel of a layer is missing where any of these says so:
+A pixel of a layer is missing by any of these:
 
-- its file, by value: no-data tag, ``_FillValue``, ``missing_value``, the no data of a STAC item, or a value
-  beyond ``valid_range`` (see `declared_missing`);
-- its file, by pixel: internal or external mask, alpha (see `Source.read_mask`);
-- the user's option, beside what the file says;
-- the value itself: NaN and infinite numbers.
+- its value in the file: no-data tag, ``_FillValue``, ``missing_value``, the no data of a STAC item, or beyond
+  ``valid_range`` (see `declared_missing`);
+- its position in the file: internal or external mask, alpha (see `Source.read_mask`);
+- the user's option, in addition to the file;
+- a NaN or infinite value.
 """
 
 from __future__ import annotations
@@ -32,75 +32,72 @@ class Missing:
     highest: float = math.inf
 
     def also(self, *more: float | None) -> Missing:
-        """The same with further values of no data; None adds none."""
+        """Return this with further no-data values; None adds none."""
         values = dict.fromkeys((*self.values, *(v for v in more if v is not None)))
         return dataclasses.replace(self, values=tuple(values))
 
     def without(self, value: float) -> Missing:
-        """The same with one value that counts."""
+        """Return this without a no-data value."""
         return dataclasses.replace(self, values=tuple(v for v in self.values if v != value))
 
     def mark(self, stored: np.ndarray, valid: np.ndarray) -> None:
-        """Turn `valid` (bool, the shape of `stored`) False where a value is missing; NaN is the caller's."""
+        """Set `valid` (bool, the shape of `stored`) to False where a value is missing, but not where it is
+        NaN.
+        """
         for value in self.values:
             if (typed := _in_type(value, stored.dtype)) is not None:
                 valid &= stored != typed
+        # A Python integer is compared exactly with every integer type.
+        whole = stored.dtype.kind in "iu"
         if self.lowest > -math.inf:
-            valid &= stored >= self._bound(self.lowest, stored.dtype, math.ceil)
+            valid &= stored >= (math.ceil(self.lowest) if whole else float(self.lowest))
         if self.highest < math.inf:
-            valid &= stored <= self._bound(self.highest, stored.dtype, math.floor)
+            valid &= stored <= (math.floor(self.highest) if whole else float(self.highest))
 
     def present(self, stored: np.ndarray) -> np.ndarray:
-        """True where a value is there: finite and not missing; bool, the shape of `stored`."""
+        """True where a value is finite and not missing; bool, the shape of `stored`."""
         valid = np.isfinite(stored)
         self.mark(stored, valid)
         return valid
 
-    @staticmethod
-    def _bound(value: float, dtype: np.dtype, whole: Any) -> float:
-        # A Python integer is compared exactly with every integer type.
-        return whole(value) if dtype.kind in "iu" else float(value)
-
 
 NOTHING = Missing()
-"""What a file says that says nothing."""
+"""Missing values of a file that declares none."""
 
 
 def declared_missing(
-    attributes: Mapping[str, Any],
-    default: float | None = None,
-    *,
-    dtype: str = "float64",
-    scale: float = 1.0,
-    offset: float = 0.0,
-) -> Missing:
-    """Return the missing values that metadata of a layer declare.
+    attributes: Mapping[str, Any], default: float | None = None, *, dtype: str = "float64",
+    scale: float = 1.0, offset: float = 0.0,
+) -> Missing:  # fmt: skip
+    """Return the missing values that the metadata of a layer declare.
 
     Parameters
     ----------
     attributes
         Tags or attributes of the layer, keys in any case.
     default
-        No-data value of the whole file, which a value of the layer's own replaces.
+        No-data value of the whole file, which those of the layer replace.
     dtype
-        Type that values are read as, which turns the signed -1 of ``_Unsigned`` into 255.
+        Type that values are read as; in an unsigned one, the -1 of ``_Unsigned`` means 255.
     scale, offset
-        unpacked = stored x scale + offset, where packed: floating-point limits of whole numbers are unpacked.
+        unpacked = stored x scale + offset; floating-point limits of packed integers are unpacked values.
 
     Examples
     --------
     >>> declared_missing({"_FillValue": -1, "valid_range": [0, -6]}, dtype="uint8")
     Missing(values=(255.0,), lowest=0.0, highest=250.0)
-    >>> declared_missing({}, 0.0)
-    Missing(values=(0.0,), lowest=-inf, highest=inf)
     """
     known = {key.lower(): value for key, value in attributes.items()}
-    own = [_unsigned(v, dtype) for key in _VALUE_KEYS for v in _numbers(known.get(key))]
-    values = [as_stored(v, dtype) for v in own or ([] if default is None else [float(default)])]
+    declared = [_unsigned(v, dtype) for key in _VALUE_KEYS for v in _numbers(known.get(key))]
+    values = [as_stored(v, dtype) for v in declared or ([] if default is None else [float(default)])]
     limits = [*_numbers(known.get("valid_range")), math.nan, math.nan][:2]
     low = next(_numbers(known.get("valid_min")), limits[0])
     high = next(_numbers(known.get("valid_max")), limits[1])
-    if (scale, offset) != (1.0, 0.0) and np.dtype(dtype).kind in "iu" and _fractional(known):
+    unpacked = any(
+        np.asarray(known[key]).dtype.kind == "f"
+        for key in ("valid_range", "valid_min", "valid_max") if key in known
+    )  # fmt: skip
+    if (scale, offset) != (1.0, 0.0) and np.dtype(dtype).kind in "iu" and unpacked:
         low, high = sorted(((low - offset) / scale, (high - offset) / scale))
     low, high = _unsigned(low, dtype), _unsigned(high, dtype)
     return Missing(
@@ -113,7 +110,7 @@ def declared_missing(
 def odd_values(
     attributes: Mapping[str, Any], dtype: str, *, keys: Sequence[str] = _VALUE_KEYS, most: int | None = None
 ) -> list[str]:
-    """Return the no-data attributes of a layer that no value of its type can mean, as ``key 'value'``.
+    """Return, as ``key 'value'``, the no-data attributes that no value of the type can equal.
 
     Examples
     --------
@@ -125,22 +122,17 @@ def odd_values(
         if key.lower() not in keys or value is None:
             continue
         numbers = list(_numbers(value))
-        infinite = not np.isfinite(numbers).all()
+        listed = sum(len(_parts(item)) for item in np.ravel(value).tolist())
         # A float may be infinite, but not because its text has too many digits.
-        meant = np.dtype(dtype).kind == "f" and re.search("inf|nan", str(value), re.IGNORECASE)
+        may_be_infinite = np.dtype(dtype).kind == "f" and re.search("inf|nan", str(value), re.IGNORECASE)
         if (
-            len(numbers) < _count(value)
-            or not numbers
+            not numbers
+            or len(numbers) < listed
             or len(numbers) > (most or len(numbers))
-            or (infinite and not meant)
+            or not (np.isfinite(numbers).all() or may_be_infinite)
         ):
             odd.append(f"{key} '{str(value)[:40]}'")
     return odd
-
-
-def _count(value: Any) -> int:
-    """Number of values that an attribute lists."""
-    return sum(len(_parts(item)) for item in np.ravel(value).tolist())
 
 
 def _parts(item: Any) -> list[Any]:
@@ -149,7 +141,7 @@ def _parts(item: Any) -> list[Any]:
 
 
 def as_stored(value: float | None, dtype: str) -> float | None:
-    """`value` as a type stores it: -9999.9 in float32 is another number than in float64."""
+    """Return a value as a type stores it: -9999.9 in float32 is another number than in float64."""
     if value is None or np.dtype(dtype).kind != "f":
         return value
     with np.errstate(over="ignore"):
@@ -157,7 +149,7 @@ def as_stored(value: float | None, dtype: str) -> float | None:
 
 
 def _numbers(value: Any) -> Iterator[float]:
-    """All numbers of an attribute: of any type, one or many, or written as text."""
+    """Yield all numbers of an attribute of any type, one or many, or written as text."""
     if value is None:
         return
     for item in np.ravel(value).tolist():
@@ -169,21 +161,17 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def _unsigned(value: float, dtype: str) -> float:
-    """A negative number that stands for one of an unsigned type, as ``_Unsigned`` means; others unchanged."""
+    """Return the number of an unsigned type that a negative one means (``_Unsigned``); others unchanged."""
     kind = np.dtype(dtype)
     if kind.kind != "u" or not -(2.0 ** (8 * kind.itemsize - 1)) <= value < 0 or value != round(value):
         return value
     return value + 2.0 ** (8 * kind.itemsize)
 
 
-def _fractional(known: Mapping[str, Any]) -> bool:
-    """True where the limits are stored as floating-point numbers, so that they mean unpacked values."""
-    limits = [known[key] for key in ("valid_range", "valid_min", "valid_max") if key in known]
-    return any(np.asarray(limit).dtype.kind == "f" for limit in limits)
-
-
 def _in_type(value: float, dtype: np.dtype) -> np.generic | None:
-    """`value` in a stored type, as float32(-9999.9) for the float64 of metadata; None where it has none."""
+    """Return a value in a stored type, as float32(-9999.9) for the float64 of metadata; None where it has
+    none.
+    """
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             typed: np.generic = dtype.type(value)

@@ -1,4 +1,4 @@
-"""Identification of bands and indices from their producers' texts.
+"""Bands and indices in the texts of their producers.
 
 Texts are tried in order (description, long name, common name, file name); the first that names a band or
 index decides. Numbers that only count layers (``b1..b12``, ``Band 11: B10``) name nothing.
@@ -25,31 +25,22 @@ COMMON_NAMES: Mapping[str, str] = {
     "swir16": "B11", "swir1": "B11", "shortwaveinfrared1": "B11",
     "swir22": "B12", "swir2": "B12", "shortwaveinfrared2": "B12",
 }  # fmt: skip
-"""Bands by common names, those of STAC's electro-optical extension among them; small letters and digits."""
+"""Bands by common names, also those of STAC's electro-optical extension, in small letters and digits."""
 
 _BAND = re.compile(r"(?:B|BAND[ _]?)0?(1[0-2]|[1-9]|8A)(?=$|[^0-9A-Z])")
 _PADDED = re.compile(r"(?<![0-9A-Z])B(0[1-9]|1[0-2]|8A)(?![0-9A-Z])")
 _IN_FILE_NAME = re.compile(r"B(1[0-2]|0[1-9]|8A|[1-9])")
 _WAVELENGTH = re.compile(r"\d+(\.\d+)?\s*(nm|um|µm|m)\b")
 _FILLERS = frozenset({"band", "bands", "reflectance", "surface", "boa", "toa", "sr", "central", "wavelength"})
-_PLAIN_TOKENS = re.compile(r"\d+M|\d+")
 _MASK_WORDS = frozenset({"MASK", "CLOUDMASK", "CLOUDS", "CLOUD", "FMASK", "CLM", "QA60", "MSK", "CLDMASK"})
 _COMPANIONS = frozenset({"AOT", "WVP", "TCI", "PVI", "CLP", "CLD", "SNW", "CLDPRB", "SNWPRB", "MSK"})
 _OTHER_SENSOR = re.compile(r"(^|[^0-9A-Z])(L[COTEM]0[4-9]_|HLS\.L30|(M[OY]D|MCD|VNP|VJ1)\d\d|SUR_REFL_B)")
-"""Landsat, MODIS and VIIRS, whose bands of the same number are others."""
+"""Names of Landsat, MODIS and VIIRS, whose bands have other meanings."""
 
 
 def canonical_name(text: str | None) -> str | None:
-    """The band or index that a text names by itself, None where it names none.
-
-    Examples
-    --------
-    >>> canonical_name("B2, central wavelength 490 nm"), canonical_name("b8a"), canonical_name("Band 11 SWIR")
-    ('B02', 'B8A', 'B11')
-    >>> canonical_name("ndvi"), canonical_name("AOT"), canonical_name("Red edge 1 (705 nm)")
-    ('NDVI', None, 'B05')
-    >>> canonical_name("reflectance at spectral band b02 492.3 nm")
-    'B02'
+    """Return the band or index that a text names, such as "b8a", "Band 11 SWIR" or "Red edge 1 (705 nm)",
+    else None.
     """
     upper = (text or "").strip().upper()
     if upper in INDICES:
@@ -65,99 +56,72 @@ def canonical_name(text: str | None) -> str | None:
 
 
 def name_layers(texts: Sequence[Sequence[str | None]], path: str = "") -> tuple[str | None, ...]:
-    """Names of all layers of a file.
+    """Return the names of all layers of a file: bands or indices, else the first text of a layer, else None.
 
-    Parameters
-    ----------
-    texts
-        For each layer what the file says about it: descriptions of the same kinds in the same order.
-    path
-        File; its name counts where it has one layer.
-
-    Returns
-    -------
-    tuple of str or None
-        Band or index names, else the first text of the layer; None where it has none.
-
-    Examples
-    --------
-    >>> name_layers([["b1"], ["b2"]]), name_layers([["Band 1: B8A"], ["Band 2: B11"]])
-    (('b1', 'b2'), ('B8A', 'B11'))
-    >>> name_layers([["Band 8"], ["Band 4"]]), name_layers([["Band 1"]], "T35VLG_B04.tif")
-    (('B08', 'B04'), ('B04',))
+    `texts` are what the file says of each layer: descriptions of the same kinds in the same order. The name
+    of a file with one layer counts too.
     """
     columns = [uncounted(column) for column in zip(*texts, strict=True)] if texts else []
     names: list[str | None] = []
-    for own, plain in zip(texts, zip(*columns, strict=True) if columns else texts, strict=True):
-        found = (name for name in map(canonical_name, plain) if name)
+    for of_layer, plain in zip(texts, zip(*columns, strict=True) if columns else texts, strict=True):
+        known = (name for name in map(canonical_name, plain) if name)
         # A count that looks like a band, as B10 of B1..B12, must not be taken for its name.
-        shown = (t.strip() for t in own if t and t.strip() and t.strip() not in SENTINEL_BANDS)
-        names.append(next(found, None) or next(shown, None))
+        other = (t.strip() for t in of_layer if t and t.strip() and t.strip() not in SENTINEL_BANDS)
+        names.append(next(known, None) or next(other, None))
     if len(names) == 1 and names[0] not in (*SENTINEL_BANDS, *INDICES):
         names[0] = name_from_file(path) or names[0]
     return tuple(names)
 
 
 def uncounted(texts: Sequence[str | None]) -> list[str | None]:
-    """The texts without numbers that count the layers from 0 or 1; None for one that is nothing else.
+    """Return the texts without numbers that count layers from 0 or 1: "B02" of "Band 1: B02", None of "b1".
 
     Two digits where one would do (``B01..B09``) are names, not counts.
-
-    Examples
-    --------
-    >>> uncounted(["Band 1: B02", "Band 2: B03"]), uncounted(["B02", "B03"]), uncounted(["b1", "b2"])
-    (['B02', 'B03'], ['B02', 'B03'], [None, None])
     """
     if all(_plain((text or "").upper()) in COMMON_NAMES for text in texts):
         return list(texts)
     parts = [re.split(r"(\d+)", text or "") for text in texts]
     for number in range(1, min(map(len, parts), default=0), 2):
         heads = {"".join(p[:number]).casefold() for p in parts}
-        counts = [p[number] for p in parts]
-        own = all(re.search(r"(^|[^a-z])b$", head) for head in heads)
-        padded = own and len(parts) < 10 and any(len(count) > 1 for count in counts)
-        places = [int(count) for count in counts]
-        if len(heads) == 1 and not padded and places in (_count_from(0, parts), _count_from(1, parts)):
+        digits = [p[number] for p in parts]
+        band_like = all(re.search(r"(^|[^a-z])b$", head) for head in heads)
+        padded = band_like and len(parts) < 10 and any(len(text) > 1 for text in digits)
+        counts = [int(text) for text in digits]
+        counted = counts in ([*range(len(parts))], [*range(1, len(parts) + 1)])
+        if len(heads) == 1 and not padded and counted:
             return ["".join(p[number + 1 :]).strip(" :,;.()-_") or None for p in parts]
     return list(texts)
 
 
 def is_counted(texts: Sequence[str | None]) -> bool:
-    """True where the texts do no more than count."""
+    """True where the texts only count."""
     return bool(texts) and all(text is None for text in uncounted(texts))
 
 
 def natural(text: str) -> tuple[tuple[str, int], ...]:
-    """Sort key under which band_2 comes before band_10."""
+    """Sort key by which band_2 precedes band_10."""
     parts = re.split(r"(\d+)", text)
     pairs = itertools.zip_longest(parts[::2], parts[1::2], fillvalue="-1")
     return tuple((words, int(number)) for words, number in pairs)
 
 
 def name_from_file(path: str | os.PathLike[str]) -> str | None:
-    """The band or index in a file name, None where there is none or more than one.
-
-    Examples
-    --------
-    >>> name_from_file("T35VLG_20200701_B02_10m.tif"), name_from_file("swir16.tif"), name_from_file("a.tif")
-    ('B02', 'B11', None)
-    >>> name_from_file("LC08_L2SP_188017_20200701_SR_B5.tif")
-    """
+    """Return the band or index in a file name, None where there is none or more than one."""
     return split_file_name(path)[0]
 
 
 def is_scene_classification(path: str | os.PathLike[str]) -> bool:
-    """True for a file that is named as the scene classification of a product (``..._SCL_20m.jp2``)."""
+    """True for a file named as the scene classification of a product (``..._SCL_20m.jp2``)."""
     return "SCL" in _tokens(path)
 
 
 def is_mask_name(path: str | os.PathLike[str]) -> bool:
-    """True for a file that is named as a mask of clouds or quality (``cloud_mask.tif``)."""
+    """True for a file named as a mask of clouds or quality (``cloud_mask.tif``)."""
     return bool(_MASK_WORDS & _tokens(path))
 
 
 def is_companion(path: str | os.PathLike[str]) -> bool:
-    """True for a file that products keep beside their bands: water vapour, aerosol, true colour."""
+    """True for a file that products have beside their bands: water vapour, aerosol, true colour."""
     return bool(_COMPANIONS & _tokens(path))
 
 
@@ -169,20 +133,17 @@ def split_file_name(path: str | os.PathLike[str]) -> tuple[str | None, tuple[str
     """(band or index in a file name, the other words of the name without band and resolution)."""
     stem = Path(path).stem
     tokens = re.split(r"[^0-9A-Za-z]+", stem)
-    named = {token: _of_token(token) for token in tokens}
-    found = {name for name in named.values() if name}
     if _OTHER_SENSOR.search(stem.upper()):
         return None, tuple(tokens)
     rest = [t for t in tokens if not re.fullmatch(r"\d+[mM]", t)]
     if is_scene_classification(path):
         return None, tuple(t for t in rest if t.upper() != "SCL")
-    if found:
-        return (found.pop() if len(found) == 1 else None), tuple(t for t in rest if not named[t])
+    named = {token: _of_token(token) for token in tokens}
+    if names := {name for name in named.values() if name}:
+        return (names.pop() if len(names) == 1 else None), tuple(t for t in rest if not named[t])
     last = len(rest)
-    while last and _PLAIN_TOKENS.fullmatch(rest[last - 1].upper()):
-        # The 1 of red_edge_1 is no date.
-        if _common(rest[:last]):
-            break
+    # Dates and numbers may follow a common name; the 1 of red_edge_1 belongs to it.
+    while last and re.fullmatch(r"\d+M|\d+", rest[last - 1].upper()) and not _common(rest[:last]):
         last -= 1
     count = _common(rest[:last])
     if not count:
@@ -192,7 +153,7 @@ def split_file_name(path: str | os.PathLike[str]) -> tuple[str | None, tuple[str
 
 
 def _common(tokens: Sequence[str]) -> int:
-    """Return how many of the last tokens together are a common name; 0 for none."""
+    """Return how many of the last tokens together form a common name; 0 for none."""
     fits = (n for n in (3, 2, 1) if n <= len(tokens) and "".join(tokens[-n:]).lower() in COMMON_NAMES)
     return next(fits, 0)
 
@@ -206,14 +167,10 @@ def _of_token(token: str) -> str | None:
 
 
 def _plain(upper: str) -> str:
-    """A text as a key of `COMMON_NAMES`: without wavelengths, resolutions, brackets and filling words."""
+    """Return a text as a key of `COMMON_NAMES`: no wavelengths, resolutions, brackets and filling words."""
     text = _WAVELENGTH.sub(" ", re.sub(r"\(.*?\)", " ", upper.lower()))
     words = [w for w in re.split(r"[^0-9a-zµ]+", text) if w and w not in _FILLERS]
     return "".join(words)
-
-
-def _count_from(start: int, parts: Sequence[object]) -> list[int]:
-    return list(range(start, start + len(parts)))
 
 
 def _padded(number: str) -> str:

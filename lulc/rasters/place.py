@@ -1,4 +1,6 @@
-"""Georeferencing from texts and coordinates: CRS by WKT, code or grid mapping, axes by CF and GDAL."""
+"""Georeferencing from metadata: CRS by WKT, code or grid mapping, coordinates and geotransforms by CF and
+GDAL.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,14 @@ _LENGTHS = {"m": 1.0, "meter": 1.0, "metre": 1.0, "km": 1000.0, "kilometer": 100
             "dm": 0.1, "cm": 0.01, "mm": 0.001, "ft": 0.3048, "foot": 0.3048, "feet": 0.3048,
             "us_survey_foot": 1200 / 3937, "us_survey_feet": 1200 / 3937}  # fmt: skip
 _EVEN = 0.05
-"""Single-precision degrees are off by up to a twentieth of a 10 m pixel."""
+"""Tolerance in pixels: single-precision degrees are off by up to a twentieth of a 10 m pixel."""
 
 
 def crs_from_text(text: str, path: str) -> CRS | None:
-    """A CRS from WKT or an EPSG code; None for other texts, since GDAL opens files and URLs given as a CRS.
+    """Return the CRS of WKT or an EPSG code; None for other texts, since GDAL opens files and URLs given as a
+    CRS.
 
-    Raises InputError if it is WKT or a code, but none that is understood.
+    Raises InputError if it is WKT or a code that is not understood.
     """
     code = text.strip().upper().removeprefix("EPSG:").removesuffix(".0")
     guards.check_crs(text, path)
@@ -48,25 +51,21 @@ def crs_from_text(text: str, path: str) -> CRS | None:
 
 
 def crs_from_attributes(attributes: Mapping[str, Any], path: str) -> CRS | None:
-    """The CRS that attributes of a variable, grid mapping or group state; None where they state none."""
-    for key in _CRS_KEYS:
-        text = _text(attributes.get(key, ""))
-        if text and (found := crs_from_text(text, path)):
-            return found
-    written = attributes.get("_CRS")
-    if isinstance(written, dict):
+    """Return the CRS in the attributes of a variable, grid mapping or group; None without one."""
+    texts = [_text(attributes.get(key, "")) for key in _CRS_KEYS]
+    gdal_zarr = attributes.get("_CRS")
+    if isinstance(gdal_zarr, dict):
         # GDAL's own Zarr: the address of the code, or WKT.
-        code = re.search(r"/EPSG/[\d.]+/(\d+)$", _text(written.get("url", "")))
-        found = crs_from_text(code.group(1) if code else _text(written.get("wkt", "")), path)
-        if found:
-            return found
-    if "grid_mapping_name" in attributes:
-        return _crs_from_cf(attributes, path)
-    return None
+        code = re.search(r"/EPSG/[\d.]+/(\d+)$", _text(gdal_zarr.get("url", "")))
+        texts.append(code.group(1) if code else _text(gdal_zarr.get("wkt", "")))
+    for text in texts:
+        if text and (crs := crs_from_text(text, path)):
+            return crs
+    return _crs_from_cf(attributes, path) if "grid_mapping_name" in attributes else None
 
 
 def _crs_from_cf(attributes: Mapping[str, Any], path: str) -> CRS:
-    """A CRS from the parameters of a CF grid mapping that has no WKT."""
+    """Return the CRS of a CF grid mapping that has parameters and no WKT."""
     import pyproj
 
     guards.check_crs(" ".join(map(str, attributes.values())), path)
@@ -81,24 +80,24 @@ def _crs_from_cf(attributes: Mapping[str, Any], path: str) -> CRS:
 
 
 def declared_transform(*attributes: Mapping[str, Any]) -> Affine | None:
-    """The geotransform that attributes of a grid mapping or variable state; None where they state none.
+    """Return the geotransform in the attributes of grid mappings or variables; None without one.
 
-    ``GeoTransform`` is in GDAL's order, ``transform`` and ``proj:transform`` in that of affine, ``i2m`` in
-    SNAP's.
+    ``GeoTransform`` has GDAL's order, ``transform`` and ``proj:transform`` that of affine, ``i2m`` SNAP's.
     """
     for known in attributes:
         for key, order in (("GeoTransform", (1, 2, 0, 4, 5, 3)), ("transform", range(6)),
                            ("proj:transform", range(6)), ("i2m", (0, 2, 4, 1, 3, 5))):  # fmt: skip
             terms = _floats(known.get(key))
             if len(terms) in (6, 9) and all(map(math.isfinite, terms)):
-                found = Affine(*(terms[i] for i in order))
-                if found.determinant:
-                    return found
+                transform = Affine(*(terms[i] for i in order))
+                if transform.determinant:
+                    return transform
     return None
 
 
 def north_up(transform: Affine, height: int, width: int) -> tuple[Affine, tuple[bool, bool]]:
-    """Return a transform with rows from north and columns from west, and which of them it turned.
+    """Return the transform of the same pixels with rows from north and columns from west, and which it
+    flipped.
 
     A rotated or sheared transform is returned as it is.
     """
@@ -111,16 +110,17 @@ def north_up(transform: Affine, height: int, width: int) -> tuple[Affine, tuple[
 
 
 def western(transform: Affine, crs: CRS) -> Affine:
-    """Return a geotransform that begins east of 180 degrees, as of longitudes 0..360, begun in the west."""
+    """Return a geographic geotransform that begins east of 180 degrees (longitudes 0..360) with a longitude
+    360 lower.
+    """
     if crs and crs.is_geographic and transform.c >= 180:
         return Affine(transform.a, transform.b, transform.c - 360, transform.d, transform.e, transform.f)
     return transform
 
 
 def unit_factor(units: str, crs: CRS, path: str) -> float:
-    """Return the factor that converts coordinates of some unit to the unit of their CRS.
-
-    Raises InputError if the unit is no length or angle that is known.
+    """Return the factor that converts coordinates to the unit of their CRS; raises InputError for an unknown
+    unit.
     """
     unit = units.strip().lower()
     if not unit or unit == "1":
@@ -140,45 +140,43 @@ def unit_factor(units: str, crs: CRS, path: str) -> float:
 
 
 def pixel_edges(
-    path: str,
-    axis: str,
-    values: np.ndarray,
-    *,
-    bounds: np.ndarray | None,
+    path: str, axis: str, values: np.ndarray, *, bounds: np.ndarray | None,
     declared: tuple[float, float] | None,
-) -> tuple[float, float]:
+) -> tuple[float, float]:  # fmt: skip
     """(outer edge of the first pixel, signed step) of a coordinate.
 
-    Raises InputError if they are missing or uneven, or say nothing of where their pixels lie.
+    Raises InputError if coordinates are missing or uneven, or contradict the geotransform.
 
     Parameters
     ----------
     values
-        Coordinates (n,), in the unit of the CRS; empty where there are none.
+        Coordinates (n,), in the unit of the CRS; empty without any.
     bounds
-        Edges of each pixel (n, 2) where the file states them.
+        Edges of each pixel (n, 2) if the file has them.
     declared
-        (origin, step) of the geotransform that the file states along this axis, in its own direction.
+        (origin, step) of the file's geotransform along this axis, in its own direction.
     """
     if bounds is not None and bounds.shape == (values.size, 2) and np.isfinite(bounds).all():
         first, last = bounds[0], bounds[-1]
         forward = first.mean() <= last.mean()
-        edges = (min(first), max(last)) if forward else (max(first), min(last))
-        return float(edges[0]), _short((edges[1] - edges[0]) / values.size)
+        start, end = (min(first), max(last)) if forward else (max(first), min(last))
+        return float(start), _short((end - start) / values.size)
     step = _even_step(path, axis, values, declared)
+    centre = _rounded(values[0] - step / 2), step
     if declared is None or abs(abs(declared[1]) - abs(step)) > _EVEN * abs(step) / max(1, values.size):
         # Coordinates of CF are those of centres; a geotransform of other pixels is out of date.
-        return _rounded(values[0] - step / 2), step
-    origin, own = declared
-    place = ((values[0] - origin) / own) % 1.0
-    if abs(place - 0.5) < _EVEN:
-        return _rounded(values[0] - step / 2), step
-    if min(place, 1 - place) < _EVEN:
-        # A corner: the pixel reaches from its coordinate as the geotransform runs.
-        return _rounded(values[0] if own * step > 0 else values[0] - step), step
+        return centre
+    origin, declared_step = declared
+    offset = ((values[0] - origin) / declared_step) % 1.0
+    if abs(offset - 0.5) < _EVEN:
+        return centre
+    if min(offset, 1 - offset) < _EVEN:
+        # A corner: the pixel extends from its coordinate in the direction of the geotransform.
+        return _rounded(values[0] if declared_step * step > 0 else values[0] - step), step
     raise InputError(
         f"cannot use '{path}', since its coordinate '{axis}' begins at {values[0]:.10g}, but its "
-        f"geotransform has pixels of {abs(own):.10g} from {origin:.10g}, expected their centres or corners",
+        f"geotransform has pixels of {abs(declared_step):.10g} from {origin:.10g}, expected their centres or "
+        "corners",
         "Write one of them again, e.g. dataset.rio.write_transform(recalc=True), or drop the geotransform.",
     )
 
@@ -200,7 +198,7 @@ def _even_step(path: str, axis: str, values: np.ndarray, declared: tuple[float, 
 
 
 def _short(step: float) -> float:
-    """A step without the rounding of its sums: 9.999999999 is meant to be 10."""
+    """Round a step whose sums were rounded: 9.999999999 to 10."""
     return float(f"{step:.12g}")
 
 
@@ -209,7 +207,7 @@ def _rounded(edge: float) -> float:
 
 
 def _text(value: Any) -> str:
-    """An attribute as text, whatever kind of string or number it is."""
+    """Return an attribute as text, whatever kind of string or number it is."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace").strip()
     if isinstance(value, np.ndarray | list | tuple):

@@ -1,7 +1,8 @@
-"""Copernicus products, ``.SAFE`` folders or zipped: files of the bands, and what the metadata say of DN."""
+"""Copernicus products, ``.SAFE`` folders or zipped: files of the bands, and the scaling in the metadata."""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +28,15 @@ class Product:
     level
         ``L2A`` or ``L1C``.
     files
-        Band name to what GDAL opens for it, each at its finest resolution.
+        Band name to the path that GDAL opens, each at its finest resolution.
     scale
         Reflectance per DN: 1 / quantification value.
     offsets
-        Band name to what is added to DN before scaling (0 before processing baseline 04.00).
+        Band name to the offset added to DN before scaling (0 before processing baseline 04.00).
     mask
         Scene classification at 20 m, None at level 1C.
     cloud
-        Cloud cover in percent; None where the metadata don't say.
+        Cloud cover in percent; None where the metadata have none.
     """
 
     path: Path
@@ -48,11 +49,10 @@ class Product:
     cloud: float | None = None
 
 
-def is_product(path: Path) -> bool:
+def is_product(path: str | os.PathLike[str]) -> bool:
     """True for a folder named ``.SAFE`` or holding a product's metadata, for these, and for its archive."""
-    if zipped.is_zipped(path):
-        return True
-    if path.name in _METADATA and path.is_file():
+    path = Path(path)
+    if zipped.is_zipped(path) or (path.name in _METADATA and path.is_file()):
         return True
     return path.is_dir() and (
         path.name.upper().endswith(".SAFE") or any((path / name).is_file() for name in _METADATA)
@@ -60,7 +60,7 @@ def is_product(path: Path) -> bool:
 
 
 def product_folder(path: Path) -> Path:
-    """The folder or archive of a product that is given by itself or by its metadata."""
+    """Return the folder or archive of a product, given itself or its metadata."""
     return path.parent if path.name in _METADATA else path
 
 
@@ -96,34 +96,30 @@ def read_product(path: Path) -> Product:
         )
     scale, offsets = _calibration(metadata, root, level)
     opened = {name: _opened_as(path, file) for name, file in files.items()}
-    cloud = re.fullmatch(r"\d+(\.\d*)?", (root.findtext(".//Cloud_Coverage_Assessment") or "").strip())
-    covered = float(cloud.group()) if cloud else None
+    percent = re.fullmatch(r"\d+(\.\d*)?", (root.findtext(".//Cloud_Coverage_Assessment") or "").strip())
+    cloud = float(percent.group()) if percent else None
     classes = _opened_as(path, mask) if mask else None
-    return Product(path, level, opened, scale, offsets, classes, metadata, covered)
+    return Product(path, level, opened, scale, offsets, classes, metadata, cloud)
 
 
 def scaling_above(file: Path) -> tuple[str, float, float] | None:
-    """(band, reflectance per DN, offset in DN) of a band file that lies in an unpacked product.
-
-    None where the file is no band, or lies in no product.
-    """
+    """(band, reflectance per DN, offset in DN) of a band file inside an unpacked product, else None."""
     match = _BAND_FILE.search(file.name)
-    place = next((p for p in list(file.parents)[:2] if p.name.upper() == "IMG_DATA"), None)
-    if not match or match.group(1).upper() == "SCL" or place is None or place.parents[1].name != "GRANULE":
+    image_data = next((p for p in list(file.parents)[:2] if p.name.upper() == "IMG_DATA"), None)
+    if not match or image_data is None or image_data.parents[1].name != "GRANULE":
         return None
-    folder = place.parents[2]
+    folder = image_data.parents[2]
     metadata = next((folder / name for name in _METADATA if (folder / name).is_file()), None)
-    if metadata is None:
+    band = match.group(1).upper()
+    if metadata is None or band == "SCL":
         return None
     guards.check_inside(metadata, folder, str(file))
-    root = guards.read_xml(metadata, "the metadata")
-    scale, offsets = _calibration(metadata, root, metadata.stem[-3:])
-    band = match.group(1).upper()
+    scale, offsets = _calibration(metadata, guards.read_xml(metadata, "the metadata"), metadata.stem[-3:])
     return (band, scale, offsets[band]) if band in offsets else None
 
 
 def _members(path: Path) -> tuple[Path, list[str]]:
-    """The folder of a product, inside its archive where it has one, and the files in it that may count."""
+    """(folder of a product, which may be inside its archive; files in it that may be bands or metadata)."""
     if path.is_file():
         # An archive holds the folder; its metadata say which.
         inside = list(zipped.entries(path))
@@ -135,7 +131,7 @@ def _members(path: Path) -> tuple[Path, list[str]]:
 
 
 def _opened_as(product: Path, file: Path) -> str:
-    """Return the name by which GDAL opens a file of a product."""
+    """Return the path by which GDAL opens a file of a product."""
     if product.is_file():
         return zipped.address_of(product, file.relative_to(product).as_posix())
     return str(file)

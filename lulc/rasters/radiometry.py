@@ -1,9 +1,9 @@
-"""From stored numbers (DN) to reflectance x 10000, and signs that the conversion is a wrong one.
+"""Conversion of stored numbers (DN) to reflectance x 10000, and signs that it is wrong.
 
     reflectance = (DN + offset) x scale
 
-Scale and offset are the user's options, else what the file's metadata say, else 0.0001 and 0. Processing
-baseline 04.00 (25 January 2022) added 1000 to DN; archives differ in whether they took it off again.
+The user's options give scale and offset, else the file's metadata, else they are 0.0001 and 0. Processing
+baseline 04.00 (25 January 2022) added 1000 to DN; some archives have removed it, others haven't.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -25,10 +25,10 @@ logger = logging.getLogger("lulc")
 
 DEFAULT_SCALE = 0.0001
 LOWEST, HIGHEST = -0.09995, 2.0
-"""Reflectance outside this range is no data; small negative values over water are kept.
+"""Reflectance outside this range is missing; small negative values over water are kept.
 
-The smallest valid DN is 1, which the offset of -1000 makes -0.0999: exactly -0.1 is the DN 0 of no data that
-went through the offset.
+The smallest valid DN, 1, is -0.0999 with the offset of -1000; exactly -0.1 is the DN 0 of missing pixels with
+it.
 """
 
 _FULL_RANGE = 65535 / UNIT
@@ -40,16 +40,10 @@ _FEWEST, _FEWEST_DARK = 500, 30
 
 @dataclass(frozen=True)
 class Scaling:
-    """Conversion of DN to reflectance, and its source.
+    """Conversion of DN to reflectance: (DN + `offset`) x `scale`.
 
-    Parameters
-    ----------
-    scale
-        Reflectance per DN.
-    offset
-        Added to DN before scaling.
-    scale_from, offset_from
-        ``option``, ``metadata`` or ``default``.
+    `scale_from` and `offset_from` are their sources: ``option``, ``metadata``, ``channel set`` or
+    ``default``.
     """
 
     scale: float = DEFAULT_SCALE
@@ -62,58 +56,43 @@ def choose_scaling(
     layer: Layer, scale: float | None, offset: float | None,
     known: tuple[float | None, float | None] = (None, None),
 ) -> Scaling:  # fmt: skip
-    """The user's options before the file's metadata before those of the channel before 0.0001 and 0.
+    """Return scale and offset from the first that has them: options, metadata, channel, defaults (0.0001, 0).
 
-    `known` is scale and offset of the channel: reflectance = stored x scale + offset. Raises InputError if
+    `known` are scale and offset of the channel: reflectance = stored x scale + offset. Raises InputError if
     the scale is not a positive number, or the offset no number.
     """
-    chosen = []
     factor, addend = known
-    # A scale of metadata or option without an offset means that there is none.
-    own_scale = layer.scale is None and scale is None
-    moved = None if addend is None or not own_scale else addend / (factor or DEFAULT_SCALE)
-    for option, metadata, own, default in (
-        (scale, layer.scale, factor, DEFAULT_SCALE),
-        (offset, layer.offset, moved, 0.0),
-    ):
-        if option is not None:
-            chosen.append((float(option), "option"))
-        elif metadata is not None:
-            chosen.append((float(metadata), "metadata"))
-        elif own is not None:
-            chosen.append((float(own), "channel set"))
-        else:
-            chosen.append((default, "default"))
-    (value, said), (added, added_by) = chosen
+    # Metadata or an option with a scale and no offset mean an offset of 0.
+    has_scale = layer.scale is not None or scale is not None
+    moved = None if addend is None or has_scale else addend / (factor or DEFAULT_SCALE)
+
+    def first(*candidates: float | None) -> tuple[float, str]:
+        sources = ("option", "metadata", "channel set", "default")
+        return next((float(n), s) for n, s in zip(candidates, sources, strict=True) if n is not None)
+
+    value, scale_from = first(scale, layer.scale, factor, DEFAULT_SCALE)
+    added, offset_from = first(offset, layer.offset, moved, 0.0)
     if not (np.isfinite(value) and value > 0 and np.isfinite(added)):
         raise InputError(
             f"cannot convert DN to reflectance, since scale is {value:g} and offset {added:g}, "
             "expected a positive scale and a finite offset",
             "For reflectance x 10000: --scale 0.0001 --offset 0",
         )
-    return Scaling(value, added, said, added_by)
+    return Scaling(value, added, scale_from, offset_from)
 
 
 def as_fractions(scaling: Scaling, stored: np.ndarray) -> Scaling:
-    """Return the scaling of values that a file calls plain numbers: that of fractions where they are such."""
+    """Return the scaling of values in no unit: that of fractions if they look like these, else as it is."""
     return Scaling(1.0, 0.0, "metadata", "metadata") if _unit_of(stored)[0] is _FRACTIONS else scaling
 
 
 def reflectance(
     dn: np.ndarray, scaling: Scaling, missing: Missing, out: np.ndarray, valid: np.ndarray
 ) -> None:
-    """Convert one plane.
+    """Convert one plane of stored values (y, x) to reflectance x 10000.
 
-    Parameters
-    ----------
-    dn
-        Stored values (y, x), integer or float.
-    missing
-        What is no data. A stored 0 is in any case.
-    out
-        float32 (y, x), receives reflectance x 10000; meaningless where invalid.
-    valid
-        bool (y, x), receives False for no data, NaN, Inf and reflectance outside [-0.09995, 2.0].
+    Write it to `out`, float32 (y, x), meaningless where invalid. Write to `valid`, bool (y, x), False for
+    missing values, 0, NaN, Inf and reflectance outside [-0.09995, 2.0].
     """
     np.copyto(out, dn, casting="unsafe")
     if scaling.offset:
@@ -131,18 +110,11 @@ def reflectance(
 def convert(
     dn: np.ndarray, channel: ChannelDefinition, layer: Layer, out: np.ndarray, valid: np.ndarray
 ) -> None:
-    """Convert one plane that is no reflectance.
+    """Convert one plane of stored values (y, x) that is no reflectance.
 
-    Parameters
-    ----------
-    dn
-        Stored values (y, x), integer or float.
-    channel
-        Its scale, offset, coding and valid range; the layer's own scale and offset go before.
-    out
-        float32 (y, x), receives values in the unit of the channel; meaningless where invalid.
-    valid
-        bool (y, x), receives False for no data, NaN, Inf and what lies outside the valid range.
+    The layer's own scale and offset have priority over those of the channel. Write values in the unit of the
+    channel to `out`, float32 (y, x), meaningless where invalid. Write to `valid`, bool (y, x), False for
+    missing values, NaN, Inf and values outside the valid range.
     """
     np.copyto(out, dn, casting="unsafe")
     _unpack(out, channel, layer)
@@ -173,11 +145,11 @@ def _unpack(values: np.ndarray, channel: ChannelDefinition, layer: Layer) -> Non
 
 
 def check_limits(stored: np.ndarray, channel: ChannelDefinition, layer: Layer, name: str) -> None:
-    """Refuse a layer of which next to nothing lies in the valid range of its channel, as in another unit."""
+    """Refuse a layer with hardly any value in the valid range of its channel, as in another unit."""
     values = stored.astype("float32")
     _unpack(values, channel, layer)
-    low, high = (-np.inf if channel.minimum is None else channel.minimum,
-                 np.inf if channel.maximum is None else channel.maximum)  # fmt: skip
+    low = -np.inf if channel.minimum is None else channel.minimum
+    high = np.inf if channel.maximum is None else channel.maximum
     outside = np.mean((values < low) | (values > high)) if values.size else 0.0
     if outside > 1 - _ODD:
         raise InputError(
@@ -191,10 +163,10 @@ _LINEAR, _NOISE, _LOWEST_DB, _HIGHEST_DB = 3.0, -0.2, -45.0, 10.0
 
 
 def recognise_backscatter(stored: np.ndarray, layer: Layer, name: str) -> Literal["dB", "power"]:
-    """Tell backscatter in dB from linear power.
+    """Tell backscatter in dB from linear power; raises InputError if the values look like neither.
 
-    Power is seldom above 1, and below 0 only by what was taken off for noise; land and water in dB are mostly
-    negative. Raises InputError if the values look like neither.
+    Power is seldom above 1, and below 0 only where noise was subtracted. Land and water in dB are mostly
+    negative.
     """
     factor, addend = layer.packing
     values = stored.astype("float64") * factor + addend
@@ -215,22 +187,15 @@ def recognise_backscatter(stored: np.ndarray, layer: Layer, name: str) -> Litera
 
 
 def check_radiometry(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str) -> None:
-    """Look at samples of a mosaic for signs that scale or offset are wrong, band by band.
+    """Check samples of a mosaic for signs that scale or offset are wrong, band by band.
 
-    Whatever is looked at is a quantile or a median, so that a few odd pixels decide nothing: the DN 1 of
-    edges and terrain shadow, saturated pixels, rests of no data.
+    `samples` are stored values (n,) of each band at the same pixels; 0 and non-finite values are missing. The
+    checks use quantiles and medians, so that a few odd pixels have no influence: the DN 1 of edges and
+    terrain shadow, saturated pixels, remains of no data.
 
-    Parameters
-    ----------
-    samples
-        Band name to stored values (n,) of the same places; 0 and what is not finite is missing.
-
-    Raises
-    ------
-    InputError
-        With the option to type: for 8-bit previews, 0..1, percent and x 65535 where no scale was given;
-        for an offset of +1000 left in where none was given; where most values are impossible. With the
-        bands, where they differ in unit or offset.
+    Raises InputError with the option to type for 8-bit previews, 0..1, percent and x 65535 without a given
+    scale, for an offset of +1000 left in without a given offset, and where most values are impossible; and
+    with the bands where they differ in unit.
     """
     present = {band: np.isfinite(v) & (v != 0) for band, v in samples.items()}
     samples = {band: v for band, v in samples.items() if present[band].sum() >= _FEWEST}
@@ -252,13 +217,12 @@ def check_radiometry(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Sc
         _check_alike(values, name)
 
 
-@dataclass(frozen=True)
-class _Unit:
+class _Unit(NamedTuple):
     """Unit of stored values: reflectance x `factor`."""
 
     name: str
     factor: float
-    advice: str = "Say so:"
+    advice: str = "Type"
 
 
 _DN = _Unit("reflectance x 10000", 10_000.0)
@@ -272,13 +236,13 @@ _PREVIEW = _Unit(
 
 
 def _check_units(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str) -> None:
-    """Recognise the usual scales other than x 10000, and bands of different ones."""
+    """Recognise the usual scales other than x 10000, and bands of different units."""
     unscaled = {b: v for b, v in samples.items() if scaling[b].scale_from == "default"}
     units = {band: _unit_of(v) for band, v in unscaled.items()}
     doubtful = [band for band, (_, sure) in units.items() if not sure]
     found = {band: unit for band, (unit, _) in units.items()}
     if set(doubtful) != set(found):
-        # Water is as dark in infrared as percent of land, but its bands darken one after the other.
+        # Infrared DN of water are as low as percent of land, but darken gradually from band to band.
         levels = {band: float(np.median(v)) for band, v in samples.items()}
         for band in doubtful:
             if not _jumps(band, levels, [b for b in samples if b not in doubtful]):
@@ -288,7 +252,7 @@ def _check_units(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scalin
         return
     if len(kinds) == 1:
         raise _wrong_scale(name, kinds[0], np.concatenate(list(unscaled.values())))
-    groups = {unit: [band for band, own in found.items() if own == unit] for unit in kinds}
+    groups = {unit: [band for band, band_unit in found.items() if band_unit == unit] for unit in kinds}
     listed = ", but ".join(f"{', '.join(bands)} look like {unit.name}" for unit, bands in groups.items())
     odd = next(unit for unit in kinds if unit != _DN)
     raise InputError(
@@ -300,7 +264,7 @@ def _check_units(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scalin
 
 
 def _unit_of(values: np.ndarray) -> tuple[_Unit, bool]:
-    """(unit that the stored values of a band look like, whether that is beyond doubt)."""
+    """(unit that the stored values of a band look like, whether this is certain)."""
     high = float(np.percentile(values, 99))
     if values.dtype.kind in "iu":
         if values.dtype.itemsize == 1:
@@ -314,7 +278,7 @@ def _unit_of(values: np.ndarray) -> tuple[_Unit, bool]:
 
 
 def _jumps(band: str, levels: Mapping[str, float], others: Sequence[str]) -> bool:
-    """True where a band is far from the level of the nearest other in wavelength."""
+    """True where the level of a band differs much from that of the nearest other in wavelength."""
     order = SENTINEL_BANDS if {band, *others} <= {*SENTINEL_BANDS} else (band, *others)
     nearest = min(others, key=lambda other: abs(order.index(other) - order.index(band)))
     return not 1 / _JUMP < levels[band] / levels[nearest] < _JUMP
@@ -331,7 +295,7 @@ def _wrong_scale(name: str, unit: _Unit, values: np.ndarray) -> InputError:
 
 
 def _is_full_range(values: np.ndarray) -> bool:
-    """True for reflectance x 10000 that was stretched to x 65535, which skips five of six numbers."""
+    """True for reflectance x 10000 that was stretched to x 65535, which uses one of six numbers."""
     distinct = np.unique(values)
     if distinct.size < 40 or distinct.dtype.kind not in "iu":
         return False
@@ -362,10 +326,10 @@ def _check_range(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scalin
 
 
 def _check_offset(values: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str) -> None:
-    """Recognise the +1000 of processing baseline 04.00: hardly a pixel is darker than 0.09 in any band.
+    """Recognise the +1000 of processing baseline 04.00, by which hardly a pixel is below 0.09 in any band.
 
-    Snow and clouds are dark in short-wave infrared, vegetation in red, water in infrared; only a desert
-    is bright in all bands, and has neither shadows in infrared nor green.
+    Without it, snow and clouds are dark in short-wave infrared, vegetation in red, water in infrared. Only a
+    desert is bright in all bands, and it has neither shadows in infrared nor vegetation.
     """
     if len(values) < 3 or len({v.size for v in values.values()}) != 1:
         return
@@ -393,7 +357,7 @@ def _check_offset(values: Mapping[str, np.ndarray], scaling: Mapping[str, Scalin
         f"cannot take '{name}' for reflectance as it is, since no band has anything dark ({seen}), as "
         "where the offset of processing baseline 04.00 was left in, "
         "expected shadows, water or vegetation near 0",
-        f"Take it off: --offset {offset:g}    (--offset 0 if the scene really is that bright)",
+        f"Remove it: --offset {offset:g}    (--offset 0 if the scene really is that bright)",
     )
 
 
@@ -404,20 +368,19 @@ _STEPS: Mapping[tuple[str, str], tuple[float, float]] = {
 }  # fmt: skip
 """Limits of the median difference between neighbouring bands, second minus first.
 
-Medians of land, water and snow in twenty real scenes stay inside; the offset moves a pair by 0.1.
+Medians of land, water and snow in twenty real scenes are inside; the offset in one band moves them by 0.1.
 """
 
-
 _RED_EDGE = 0.07
-"""Limit of the median step from B05 to the darker of near infrared and B12.
+"""Limit of the median of min(B06, B07 or B08, B12) - B05.
 
-Plants are dark in B12, soil hardly brighter in near infrared: medians of 159 real images are at
-most 0.056, and with the offset from B06, B07 or B08 on more than 0.07 in all but three.
+Plants are dark in B12, and soil is hardly brighter in near infrared than in B05: the medians of 159 real
+images are at most 0.056. With the offset from B06, B07 or B08 on, all but three are above 0.07.
 """
 
 
 def _check_alike(values: Mapping[str, np.ndarray], name: str) -> None:
-    """Warn of an offset that was left in some bands and taken off others."""
+    """Warn of an offset that was left in some bands and removed from others."""
     if len({v.size for v in values.values()}) != 1:
         return
     brighter: set[str] = set()
@@ -444,7 +407,7 @@ def _check_alike(values: Mapping[str, np.ndarray], name: str) -> None:
 
 
 def _is_veiled(infrared: np.ndarray, short_wave: np.ndarray) -> bool:
-    """True where short-wave infrared has nothing dark although near infrared has."""
+    """True where near infrared has dark pixels and short-wave infrared has none."""
     dark = infrared < _WATER
     if dark.sum() >= _FEWEST_DARK:
         return float(np.median(short_wave[dark])) > _DARK + 0.02
@@ -452,12 +415,12 @@ def _is_veiled(infrared: np.ndarray, short_wave: np.ndarray) -> bool:
 
 
 def _check_negative(values: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str) -> None:
-    """Warn where an offset makes much of the scene negative: it was taken off before."""
+    """Warn where an offset makes much of the scene negative, as if it had been removed before."""
     used = next(iter(scaling.values()))
-    share = float(np.mean(np.concatenate([v < 0 for v in values.values()])))
-    if used.offset < 0 and share > 0.1:
+    negative = float(np.mean(np.concatenate([v < 0 for v in values.values()])))
+    if used.offset < 0 and negative > 0.1:
         logger.warning(
             "'%s': with an offset of %g (by %s) %.0f %% of its values are negative; "
-            "if the archive has taken it off already, add --offset 0",
-            name, used.offset, used.offset_from, 100 * share,
+            "if the archive has removed it already, add --offset 0",
+            name, used.offset, used.offset_from, 100 * negative,
         )  # fmt: skip

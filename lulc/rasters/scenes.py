@@ -1,8 +1,8 @@
-"""Many scenes on one grid: opened when they are read, the first that has a pixel gives it.
+"""Many scenes on one grid, opened when they are read; the first scene with a valid pixel gives it.
 
-Where scenes overlap, each band of a pixel is taken from the first scene, in the order given, in which it is
-valid; that is the rule of ``--fill``, from scene to scene. The scene classification of a product or STAC item
-makes that scene's own clouds missing, so that a later scene fills them.
+Where scenes overlap, each band of a pixel comes from the first scene, in the order given, in which it is
+valid, as ``--fill`` patches mosaics. The scene classification of a product or STAC item masks the clouds of
+that scene, so that a later scene fills them.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ from lulc.rasters.names import (
     is_scene_classification,
     split_file_name,
 )
-from lulc.rasters.sources import is_collection, is_safe
+from lulc.rasters.products import is_product
+from lulc.rasters.sources import is_collection
 
 logger = logging.getLogger("lulc")
 
 OPEN = 16
-"""Scenes that are open at once; with a file for each band that is less than 250 files."""
+"""Scenes that are open at once; with a file for each band these are fewer than 250 files."""
 
 _RASTERS = (".tif", ".tiff", ".img", ".jp2", ".nc", ".nc4", ".zarr")
 
@@ -63,15 +64,15 @@ class Scene(Jsonable):
     Parameters
     ----------
     paths
-        What it is read from: one file, product or item, or a file for each band.
+        One file, product or item, or a file for each band.
     grid, place
-        The pixels that it covers: by themselves, and as a window of the common grid, which it may leave.
+        Grid of its pixels, and their window in the common grid, which it may leave.
     described
         JSON-ready: for each band its file and conversion.
     left_out
-        Values of its scene classification that make a pixel missing; None where it has none.
+        Masked values of its scene classification; None without one.
     mask
-        Raster that is read instead of its scene classification.
+        Raster that replaces its scene classification.
     """
 
     paths: Annotated[tuple[str, ...], limits(minItems=1)]
@@ -84,10 +85,11 @@ class Scene(Jsonable):
 
 
 class Scenes:
-    """Scenes on their common grid, read like a `lulc.rasters.mosaics.Mosaic`; made by `open_scenes`.
+    """Scenes on their common grid, with the methods of a `lulc.rasters.mosaics.Mosaic`; made by
+    `open_scenes`.
 
-    Files are opened when a window needs them, and a few are kept open. `write` and `read_scenes` hand what
-    was found to another process, which then opens nothing that it doesn't read.
+    Files are opened when a window needs them, and a few are kept open. `write` and `read_scenes` pass the
+    list of scenes to another process, which opens only the files that it reads.
     """
 
     def __init__(
@@ -98,46 +100,42 @@ class Scenes:
         self.names = tuple(names)
         self._config = config
         self._opened: OrderedDict[int, Mosaic] = OrderedDict()
-        # Rows and columns of all places, first and one past the last: int64 (4, scene).
+        # First row and column of all scenes, and those past the last: int64 (4, scene).
         self._sides = np.array([(s.place.row, s.place.col, *s.place.stop) for s in scenes], np.int64).T
 
     @property
     def block_rows(self) -> int:
-        """Rows that files store together, at most."""
+        """Largest number of rows that one of the files stores in a block."""
         return max(scene.block_rows for scene in self.scenes)
 
     @property
     def left_out(self) -> tuple[int, ...] | None:
-        """Values of scene classifications that make a pixel missing; None where no scene has one."""
+        """Masked values of the scene classifications; None without any."""
         return next((scene.left_out for scene in self.scenes if scene.left_out), None)
 
     def read(self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]) -> None:
         """Fill the slots of the bands in values and valid (plane, y, x)."""
-        own = [slots[name] for name in self.names]
-        for slot in own:
+        rows_of_bands = [slots[name] for name in self.names]
+        for slot in rows_of_bands:
             values[slot], valid[slot] = 0, False
-        local = {name: i for i, name in enumerate(self.names)}
-        for number in self._touching(window):
-            common = window.intersect(self.scenes[number].place)
-            rows, cols = common.relative_to(window).slices
-            if all(valid[slot, rows, cols].all() for slot in own):
-                continue
-            found = np.empty((len(own), *common.shape), "float32")
-            good = np.empty(found.shape, bool)
-            there = common.relative_to(self.scenes[number].place)
-            self._open(number).read(there, found, good, local)
-            for i, slot in enumerate(own):
-                good[i] &= ~valid[slot, rows, cols]
-                np.copyto(values[slot, rows, cols], found[i], where=good[i])
-                valid[slot, rows, cols] |= good[i]
-
-    def _touching(self, window: Window) -> list[int]:
-        """Numbers of the scenes that have a pixel of the window, in order."""
+        local_slots = {name: i for i, name in enumerate(self.names)}
         top, left, bottom, right = self._sides
-        there = (
+        touching = (
             (top < window.stop[0]) & (bottom > window.row) & (left < window.stop[1]) & (right > window.col)
         )
-        return [int(i) for i in np.flatnonzero(there)]
+        for number in np.flatnonzero(touching).tolist():
+            common = window.intersect(self.scenes[number].place)
+            rows, cols = common.relative_to(window).slices
+            if all(valid[slot, rows, cols].all() for slot in rows_of_bands):
+                continue
+            scene_values = np.empty((len(self.names), *common.shape), "float32")
+            scene_valid = np.empty(scene_values.shape, bool)
+            there = common.relative_to(self.scenes[number].place)
+            self._open(number).read(there, scene_values, scene_valid, local_slots)
+            for i, slot in enumerate(rows_of_bands):
+                scene_valid[i] &= ~valid[slot, rows, cols]
+                np.copyto(values[slot, rows, cols], scene_values[i], where=scene_valid[i])
+                valid[slot, rows, cols] |= scene_valid[i]
 
     def _open(self, number: int) -> Mosaic:
         if number not in self._opened:
@@ -146,13 +144,13 @@ class Scenes:
             scene = self.scenes[number]
             with contextlib.ExitStack() as opened:
                 parts = _open_parts(scene.paths, self._config, self.names, opened, scene.mask)
-                self._opened[number] = _built(scene.paths[0], parts, scene.grid, self._config)
+                self._opened[number] = parts.mosaic(scene.paths[0], scene.grid, self._config)
                 opened.pop_all()
         self._opened.move_to_end(number)
         return self._opened[number]
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Band to what all scenes have in common, JSON-ready."""
+        """Band to the entries that all scenes have in common, JSON-ready."""
         described = {}
         for name in self.names:
             first, *others = [scene.described[name] for scene in self.scenes]
@@ -162,18 +160,17 @@ class Scenes:
 
     @property
     def provenance(self) -> list[dict[str, Any]]:
-        """Files, place and conversion of each scene, JSON-ready."""
+        """Files, window and conversion of each scene, JSON-ready."""
         return [
             {
-                "files": [Path(path).name for path in scene.paths],
-                "window": scene.place.to_json(),
+                "files": [Path(path).name for path in scene.paths], "window": scene.place.to_json(),
                 "channels": scene.described,
             }
             for scene in self.scenes
-        ]
+        ]  # fmt: skip
 
     def identity(self) -> Iterator[dict[str, Any]]:
-        """Name, bytes and sha256 of all files; of samples of them where they are large together."""
+        """Yield name, bytes and sha256 of all files; sha256 of samples once they are large together."""
         total = 0
         for number, scene in enumerate(self.scenes):
             files = [Path(path) for path in scene.paths if is_item(path)]
@@ -187,7 +184,7 @@ class Scenes:
                 yield identify(file, sampled=total > WHOLE_BYTES)
 
     def write(self, path: Path) -> None:
-        """Write down what was found, for `read_scenes` in a process of any folder."""
+        """Write the list of scenes to a file, for `read_scenes` in a process of any folder."""
         scenes = tuple(
             dataclasses.replace(scene, paths=tuple(map(guards.from_anywhere, scene.paths)))
             for scene in self.scenes
@@ -212,7 +209,7 @@ class _List(Jsonable):
 
 
 def read_scenes(path: Path, config: InputConfig) -> Scenes:
-    """The scenes that `Scenes.write` wrote down, for the config that they were found with."""
+    """Read the scenes that `Scenes.write` wrote; the config must be the one that they were found with."""
     data = _List.from_json(read_document(path, schema_of(_List), "list of scenes", 0))
     return Scenes(data.scenes, data.grid, data.names, config)
 
@@ -220,22 +217,12 @@ def read_scenes(path: Path, config: InputConfig) -> Scenes:
 def find_scenes(
     paths: Sequence[str], *, allow_vrt: bool = False, allow_remote: bool = False
 ) -> list[tuple[str, ...]]:
-    """Tell which files make a scene.
+    """Group files into scenes; return the paths of each scene, in the order given.
 
-    Raises InputError if a folder holds no scene.
-
-    Parameters
-    ----------
-    paths
-        Rasters, VRTs, ``.SAFE`` folders, STAC items, and folders of these, searched by name, deeper folders
-        included. Files whose names differ in the band alone (``T35VLG_B02_10m.tif``) are one scene. In a
-        folder, what an item or VRT names is not taken a second time, and VRTs and items of files at addresses
-        are passed over where they are not allowed.
-
-    Returns
-    -------
-    list of tuple of str
-        Paths of each scene, in the order given.
+    `paths` are rasters, VRTs, ``.SAFE`` folders, STAC items, and folders of these, which are searched by name
+    with their subfolders. Files whose names differ in the band alone (``T35VLG_B02_10m.tif``) are one scene.
+    In a folder, files of an item or VRT are no scenes of their own, and VRTs and items of remote files are
+    skipped where they are not allowed. Raises InputError if a folder holds no scene.
     """
     scenes: dict[tuple[str, ...], list[str]] = {}
     for path in paths:
@@ -249,39 +236,40 @@ def find_scenes(
                     "Check the path; VRTs are taken with --allow-vrt.",
                 )
         for entry in entries:
-            scenes.setdefault(_scene_of(entry), []).append(entry)
+            scenes.setdefault(_scene_key(entry), []).append(entry)
     return [tuple(files) for files in scenes.values()]
 
 
 def _is_plain_folder(path: Path) -> bool:
-    return path.is_dir() and not is_safe(path) and path.suffix.lower() != ".zarr"
+    return path.is_dir() and not is_product(path) and path.suffix.lower() != ".zarr"
 
 
 def _in_folder(folder: Path, *, allow_vrt: bool, allow_remote: bool) -> list[str]:
-    """Scenes and files of scenes in a folder and below, by name; what others of them name is left out."""
-    found: list[Path] = []
-    named: set[Path] = set()
+    """Return scenes and files of scenes in a folder and below, by name, but no files of items and VRTs."""
+    entries: list[Path] = []
+    members: set[Path] = set()
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
         suffix = path.suffix.lower()
         if _is_plain_folder(path):
-            below = _in_folder(path, allow_vrt=allow_vrt, allow_remote=allow_remote)
-            found += map(Path, below)
+            entries += map(Path, _in_folder(path, allow_vrt=allow_vrt, allow_remote=allow_remote))
         elif is_item(path):
-            members = item_files(path)
-            named.update(members)
-            found += [path] if members or _is_remote_item(path, allowed=allow_remote) else []
+            files = item_files(path)
+            members.update(files)
+            entries += [path] if files or _is_remote_item(path, allowed=allow_remote) else []
         elif suffix == ".vrt" and allow_vrt:
-            named.update(guards.vrt_sources(path))
-            found.append(path)
+            members.update(guards.vrt_sources(path))
+            entries.append(path)
         elif suffix in _RASTERS and (is_companion(path) or is_mask_name(path)):
-            logger.warning("'%s' is not used: it is named as no band, but as what lies beside bands", path)
-        elif suffix in _RASTERS or (suffix != ".xml" and is_safe(path)):
-            found.append(path)
-    return [str(path) for path in found if path.resolve() not in named]
+            logger.warning(
+                "'%s' is not used: by its name it is no band, but a mask or another companion of bands", path
+            )
+        elif suffix in _RASTERS or (suffix != ".xml" and is_product(path)):
+            entries.append(path)
+    return [str(path) for path in entries if path.resolve() not in members]
 
 
 def _is_remote_item(path: Path, *, allowed: bool) -> bool:
-    """Return True for an item of files at addresses that may be opened; say why another isn't used."""
+    """True for an item whose remote files may be opened; warns of one that is not used."""
     if not is_feature(path):
         return False
     problem = "its files lie at addresses, which --allow-remote opens"
@@ -294,8 +282,8 @@ def _is_remote_item(path: Path, *, allowed: bool) -> bool:
     return allowed
 
 
-def _scene_of(path: str) -> tuple[str, ...]:
-    """Equal for the files of one scene: the folder, and the name without band and resolution."""
+def _scene_key(path: str) -> tuple[str, ...]:
+    """Return a key shared by the files of a scene: the folder, and the name without band and resolution."""
     band, rest = split_file_name(path)
     if is_collection(path) or (band not in SENTINEL_BANDS and not is_scene_classification(path)):
         return (path,)
@@ -303,69 +291,54 @@ def _scene_of(path: str) -> tuple[str, ...]:
 
 
 def open_scenes(scenes: Sequence[Sequence[str]], config: InputConfig, needed: Sequence[str]) -> Scenes:
-    """Look at scenes, one after the other, and lay them on one grid.
+    """Check scenes, one after the other, and put them on one grid.
 
-    Raises InputError if a scene lacks a band, lies on other pixels (without ``--resample``), or its
-    radiometry looks wrong.
-
-    Returns
-    -------
-    Scenes
-        On the grid of ``--like``, else on the pixels of the first scene, extended to all of them.
+    This is the grid of ``--like``, else the grid of the first scene, extended to all of them. Raises
+    InputError if a scene lacks a band, is on another grid (without ``--resample``), or its radiometry looks
+    wrong.
     """
     lattice: GridSpec | None = None
     if config.like is not None:
         with contextlib.ExitStack() as opened:
             lattice = open_in(config.like, config, opened).grid
-    found: list[Scene] = []
+    checked: list[Scene] = []
     for paths in scenes:
         with contextlib.ExitStack() as opened:
             parts = _open_parts(paths, config, needed, opened)
-            own = finest_grid(parts.sources, parts.planes)
-            lattice = lattice or own
-            place = _place_of(paths[0], own, lattice, config)
+            scene_grid = finest_grid(parts.sources, parts.planes)
+            lattice = lattice or scene_grid
+            place = _place_of(paths[0], scene_grid, lattice, config)
             if config.like is not None and not all(place.intersect(lattice.extent).shape):
                 logger.info("'%s' lies beyond the grid of '%s' and is left out", paths[0], config.like)
                 continue
-            found.append(_look_at(tuple(paths), parts, lattice.crop(place), place, config))
-    if lattice is None or not found:
+            checked.append(_check_scene(paths, parts, lattice, place, config))
+    if lattice is None or not checked:
         raise InputError(
             f"cannot use the scenes, since none lies on the grid of '{config.like}'",
             "Give another --like RASTER.",
         )
     if config.like is not None:
-        return Scenes(found, lattice, needed, config)
-    whole = _union([scene.place for scene in found])
-    placed = [dataclasses.replace(scene, place=scene.place.relative_to(whole)) for scene in found]
+        return Scenes(checked, lattice, needed, config)
+    row, col = (min(sides) for sides in zip(*((s.place.row, s.place.col) for s in checked), strict=True))
+    bottom, right = (max(sides) for sides in zip(*(s.place.stop for s in checked), strict=True))
+    whole = Window(row, col, bottom - row, right - col)
+    placed = [dataclasses.replace(scene, place=scene.place.relative_to(whole)) for scene in checked]
     return Scenes(placed, lattice.crop(whole), needed, config)
 
 
 def lay_scene(
     paths: Sequence[str], lattice: GridSpec, config: InputConfig, needed: Sequence[str], mask: str | None
 ) -> Scene | None:
-    """Look at one scene and lay it on a grid.
+    """Check one scene and put it on a grid, with a raster that replaces its scene classification.
 
-    Parameters
-    ----------
-    lattice
-        The grid; of a scene that reaches beyond it, the pixels on it count.
-    mask
-        Raster to read instead of its scene classification.
-
-    Returns
-    -------
-    Scene or None
-        None where it has no pixel on the grid.
+    Only its pixels on the grid count; None where there are none.
     """
     with contextlib.ExitStack() as opened:
         parts = _open_parts(paths, config, needed, opened, mask)
-        own = finest_grid(parts.sources, parts.planes)
-        place = _place_of(paths[0], own, lattice, config)
-        # Only the pixels of the grid are laid out, so that no others are read, not even as samples.
+        place = _place_of(paths[0], finest_grid(parts.sources, parts.planes), lattice, config)
+        # No pixels beyond the grid are read, not even as samples.
         place = place.intersect(lattice.extent)
-        if not all(place.shape):
-            return None
-        return _look_at(tuple(paths), parts, lattice.crop(place), place, config, mask)
+        return _check_scene(paths, parts, lattice, place, config, mask) if all(place.shape) else None
 
 
 class _Parts(NamedTuple):
@@ -376,50 +349,44 @@ class _Parts(NamedTuple):
     mask: Source | None
     left_out: tuple[int, ...] | None
 
+    def mosaic(self, path: str, grid: GridSpec, config: InputConfig) -> Mosaic:
+        """Put the files on a grid."""
+        return build_mosaic(
+            path, self.sources, self.planes, grid, config, self.mask, left_out=self.left_out, quiet=True
+        )
 
-def _look_at(
-    paths: tuple[str, ...], parts: _Parts, grid: GridSpec, place: Window, config: InputConfig,
+
+def _check_scene(
+    paths: Sequence[str], parts: _Parts, lattice: GridSpec, place: Window, config: InputConfig,
     mask: str | None = None,
 ) -> Scene:  # fmt: skip
-    mosaic = _built(paths[0], parts, grid, config)
+    grid = lattice.crop(place)
+    mosaic = parts.mosaic(paths[0], grid, config)
     check_samples(mosaic)
-    return Scene(paths, grid, place, mosaic.block_rows, mosaic.describe(), mosaic.left_out, mask)
+    return Scene(tuple(paths), grid, place, mosaic.block_rows, mosaic.describe(), mosaic.left_out, mask)
 
 
 def _open_parts(
     paths: Sequence[str], config: InputConfig, needed: Sequence[str], opened: contextlib.ExitStack,
-    instead: str | None = None,
+    mask_path: str | None = None,
 ) -> _Parts:  # fmt: skip
-    """Open the files of a scene; `instead` is read in the place of its scene classification."""
-    own = not config.mask and instead is None
-    sources, mask = open_bands(paths, config, needed, opened, classified=own)
-    if instead is not None:
-        mask = open_in(instead, config, opened)
+    """Open the files of a scene, with a raster that replaces its scene classification."""
+    classified = not config.mask and mask_path is None
+    sources, mask = open_bands(paths, config, needed, opened, classified=classified)
+    if mask_path is not None:
+        mask = open_in(mask_path, config, opened)
     planes = band_planes(sources, config, needed, f"'{paths[0]}'")
-    return _Parts(sources, planes, mask, None if instead is None else masked_out(config))
+    return _Parts(sources, planes, mask, None if mask_path is None else masked_out(config))
 
 
-def _built(path: str, parts: _Parts, grid: GridSpec, config: InputConfig) -> Mosaic:
-    return build_mosaic(
-        path, parts.sources, parts.planes, grid, config, parts.mask, left_out=parts.left_out, quiet=True
-    )
-
-
-def _place_of(path: str, own: GridSpec, lattice: GridSpec, config: InputConfig) -> Window:
-    """The window of `lattice`, beyond which it may reach, that a scene covers."""
-    if lattice.is_aligned(own):
-        return Window(*lattice.offset_of(own), *own.shape)
+def _place_of(path: str, grid: GridSpec, lattice: GridSpec, config: InputConfig) -> Window:
+    """Return the window of `lattice` that a scene covers; it may reach beyond."""
+    if lattice.is_aligned(grid):
+        return Window(*lattice.offset_of(grid), *grid.shape)
     if not config.resample:
         raise InputError(
-            f"cannot lay '{path}' beside the other scenes, since its grid is\n  {own.describe()}\n"
+            f"cannot lay '{path}' beside the other scenes, since its grid is\n  {grid.describe()}\n"
             f"expected the CRS and pixels of\n  {lattice.describe()}",
             "Add --resample to resample it (bilinear) to the pixels of the first scene, or of --like RASTER.",
         )
-    return lattice.window_of(transform_bounds(own.crs, lattice.crs, *own.bounds))
-
-
-def _union(places: Sequence[Window]) -> Window:
-    """The smallest window that holds all."""
-    row, col = min(p.row for p in places), min(p.col for p in places)
-    bottom, right = (max(p.stop[axis] for p in places) for axis in (0, 1))
-    return Window(row, col, bottom - row, right - col)
+    return lattice.window_of(transform_bounds(grid.crs, lattice.crs, *grid.bounds))

@@ -1,6 +1,6 @@
-"""Files beside a raster that belong to it: ``.aux.xml`` (GDAL's own metadata) and ``.msk`` (a mask).
+"""Side-car files of a raster: ``.aux.xml`` (GDAL's own metadata) and ``.msk`` (a mask).
 
-GDAL would open whatever they name; here they are read as what they are, plain XML and a GeoTIFF.
+GDAL would open whatever they name; here they are read as plain XML and as a GeoTIFF.
 """
 
 from __future__ import annotations
@@ -20,16 +20,8 @@ from lulc.rasters.place import crs_from_text
 
 
 @dataclass(frozen=True)
-class Said:
-    """Metadata of one layer in a side-car; None where it has none.
-
-    Parameters
-    ----------
-    nodata
-        Stored value of no data.
-    scale, offset
-        value = stored x scale + offset.
-    """
+class LayerMetadata:
+    """Metadata of one layer in a side-car file; value = stored x scale + offset."""
 
     description: str | None = None
     units: str = ""
@@ -46,16 +38,15 @@ class Sidecar:
     crs: CRS | None = None
     transform: Affine | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
-    layers: Mapping[int, Said] = field(default_factory=dict)
+    layers: Mapping[int, LayerMetadata] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(
-            self.crs or self.transform or self.tags or any(said != Said() for said in self.layers.values())
-        )
+        described = any(layer != LayerMetadata() for layer in self.layers.values())
+        return bool(self.crs or self.transform or self.tags or described)
 
 
 def mask_beside(path: Path) -> Path | None:
-    """The external mask of a raster, ``FILE.msk``; None where there is none."""
+    """Return the external mask of a raster, ``FILE.msk``; None where there is none."""
     return _beside(path, ".msk")
 
 
@@ -71,16 +62,15 @@ def read_sidecar(path: Path) -> Sidecar:
     try:
         terms = [float(part) for part in (root.findtext("GeoTransform") or "").split(",") if part.strip()]
         srs = (root.findtext("SRS") or "").strip()
-        return Sidecar(
-            crs=crs_from_text(srs, str(file)) if srs else None,
-            transform=Affine.from_gdal(*terms) if len(terms) == 6 else None,
-            tags=_tags(root),
-            layers={int(band.get("band", "0")): _said(band) for band in root.findall("PAMRasterBand")},
-        )
+        crs = crs_from_text(srs, str(file)) if srs else None
+        transform = Affine.from_gdal(*terms) if len(terms) == 6 else None
+        bands = root.findall("PAMRasterBand")
+        layers = {int(band.get("band", "0")): _layer_metadata(band) for band in bands}
+        return Sidecar(crs, transform, _tags(root), layers)
     except ValueError as error:
         raise InputError(
-            f"cannot read the side-car file '{file}', since it holds what is no number ({error})",
-            "It is damaged: take it away, or write it again with GDAL.",
+            f"cannot read the side-car file '{file}', since it has a text instead of a number ({error})",
+            "It is damaged: remove it, or write it again with GDAL.",
         ) from error
 
 
@@ -92,19 +82,19 @@ def _beside(path: Path, ending: str) -> Path | None:
     return file
 
 
-def _said(band: Element) -> Said:
+def _layer_metadata(band: Element) -> LayerMetadata:
     def number(name: str) -> float | None:
         text = band.findtext(name)
         return float(text) if text and text.strip() else None
 
-    return Said(
+    return LayerMetadata(
         band.findtext("Description"), band.findtext("UnitType") or "", number("NoDataValue"), number("Scale"),
         number("Offset"), _tags(band),
     )  # fmt: skip
 
 
 def _tags(element: Element) -> Mapping[str, Any]:
-    """Metadata without a domain and without statistics, which viewers add at any time."""
+    """Metadata of the default domain, without statistics, which viewers add at any time."""
     items = [
         (item.get("key", ""), item.text or "")
         for block in element.findall("Metadata")

@@ -1,13 +1,13 @@
-"""Raster file or store that is checked before a pixel is read, with named layers on a north-up grid.
+"""Open rasters: checked before a pixel is read, with named layers on a north-up grid.
 
-GeoTIFF, ERDAS Imagine and JPEG 2000 are read through rasterio, each opened by the name of its driver, so
-that a file is never taken for something else because of what it contains. A reader process opens and checks
-every file first, and reads all pixels but those of GeoTIFF and remote files.
+rasterio reads GeoTIFF, ERDAS Imagine and JPEG 2000. Each is opened by the name of its driver, so that GDAL
+never takes a file for another format because of its content. A reader process opens and checks every file
+first, and reads all pixels but those of GeoTIFF and remote files.
 
-GDAL opens no side-car file, since it would open whatever that names: ``.aux.xml`` and ``.msk`` are read by
-`lulc.rasters.sidecars`, world files and ``.ovr`` are not. NetCDF and Zarr are read through xarray
-(`lulc.rasters.cubes`), Copernicus ``.SAFE`` folders through `lulc.rasters.products`, STAC items through
-`lulc.rasters.items`.
+GDAL opens no side-car files, since it would open whatever they name: `lulc.rasters.sidecars` reads
+``.aux.xml`` and ``.msk``; world files and ``.ovr`` are not read. xarray reads NetCDF and Zarr
+(`lulc.rasters.cubes`); `lulc.rasters.products` finds the files of Copernicus ``.SAFE`` folders, and
+`lulc.rasters.items` those of STAC items.
 """
 
 from __future__ import annotations
@@ -48,17 +48,14 @@ from lulc.rasters.layers import (
     Source,
     attribute_scaling,
     check_grid,
-    declared_scaling,
+    declared_layer,
     identify,
-    is_plain,
-    odd_scaling,
-    warn_of_odd,
 )
-from lulc.rasters.missing import as_stored, declared_missing, odd_values
+from lulc.rasters.missing import as_stored, odd_values
 from lulc.rasters.names import name_layers
 from lulc.rasters.place import north_up, western
 from lulc.rasters.products import Product, is_product, product_folder, read_product, scaling_above
-from lulc.rasters.sidecars import Said, Sidecar, mask_beside, read_sidecar
+from lulc.rasters.sidecars import LayerMetadata, Sidecar, mask_beside, read_sidecar
 
 DRIVERS = ("GTiff", "HFA", "JP2OpenJPEG")
 """GDAL drivers that may open a file."""
@@ -66,38 +63,32 @@ DRIVERS = ("GTiff", "HFA", "JP2OpenJPEG")
 REMOTE_DRIVERS = ("GTiff", "JP2OpenJPEG")
 
 _ENVIRONMENT: dict[str, Any] = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_PAM_ENABLED": "NO",
-    "CPL_LOG_ERRORS": "OFF",
-}
-"""Names of layers that are 0 where pixels are missing; `dataMask` is Sentinel Hub's."""
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO", "CPL_LOG_ERRORS": "OFF",
+}  # fmt: skip
 
 _CHECKED_BLOCKS = 4096
 _NAME_TAGS = ("bandname", "band_name", "long_name", "common_name", "eo:common_name", "standard_name")
 
 
 def open_source(
-    path: str | os.PathLike[str],
-    *,
-    allow_vrt: bool = False,
-    allow_remote: bool = False,
+    path: str | os.PathLike[str], *, allow_vrt: bool = False, allow_remote: bool = False,
     in_process: bool = False,
-) -> Source:
+) -> Source:  # fmt: skip
     """Open one raster after a reader process has checked it.
 
-    A GeoTIFF that passed is read in this process, all else in the other. Raises InputError if the file is
-    missing, of another kind, damaged, without CRS, not north-up, declares sizes that no honest raster has, or
-    names other files.
+    This process reads a GeoTIFF that passed; the reader process reads all else. Raises InputError if the file
+    is missing, of another kind, damaged, without CRS, not north-up, declares sizes that no honest raster has,
+    or names other files.
 
     Parameters
     ----------
     path
-        GeoTIFF, ERDAS Imagine (.img), JPEG 2000, NetCDF (.nc), Zarr folder (.zarr); VRT and remote
-        files where they are allowed.
+        GeoTIFF, ERDAS Imagine (.img), JPEG 2000, NetCDF (.nc), Zarr folder (.zarr); VRT and remote files
+        where they are allowed.
     allow_vrt
-        Admit plain VRT mosaics whose files lie below the VRT's folder.
+        Allow plain VRT mosaics whose files lie below the VRT's folder.
     allow_remote
-        Admit URLs and ``/vsi`` paths, which open connections.
+        Allow URLs and ``/vsi`` paths, which open connections.
     in_process
         Read JPEG 2000 and VRT in this process too, for a library that takes a dataset.
     """
@@ -107,14 +98,15 @@ def open_source(
     if is_cube_folder(text):
         return _open_cube(text)
     resolved = guards.check_regular_file(text, "the raster")
-    if resolved.suffix.lower() in NETCDF:
+    suffix = resolved.suffix.lower()
+    if suffix in NETCDF:
         return _open_cube(text)
-    if resolved.suffix.lower() == ".zip":
+    if suffix == ".zip":
         raise InputError(
-            f"cannot read '{text}', since it is a zip archive of no product, expected what is in it",
-            f"Unpack it, and give the folder or file that comes out of it: unzip {shlex.quote(text)}",
+            f"cannot read '{text}', since it is a zip archive but no product, expected its content",
+            f"Unpack it, and give the folder or file in it: unzip {shlex.quote(text)}",
         )
-    if resolved.suffix.lower() == ".vrt":
+    if suffix == ".vrt":
         if not allow_vrt:
             raise InputError(
                 f"cannot open '{text}', since it is a VRT, which names other files, "
@@ -122,7 +114,7 @@ def open_source(
                 "If it is your own mosaic, add --allow-vrt (its files must lie below its folder).",
             )
         return _open_raster(text, str(resolved), ("VRT",), in_process=in_process)
-    if resolved.suffix.lower() == ".img":
+    if suffix == ".img":
         return _open_raster(text, str(resolved), ("HFA", "GTiff"))
     source = _open_raster(text, str(resolved), DRIVERS, in_process=in_process)
     try:
@@ -136,25 +128,24 @@ def open_source(
 def _open_raster(path: str, target: str, drivers: Sequence[str], *, in_process: bool = False) -> Source:
     archived = zipped.split_address(target)
     place = archived[0] if archived else Path(target)
-    # HFA opens what a file names while it is open, which the other process can't reach.
+    # HFA opens the files that an Imagine file names only later, when the reader process can't reach them.
     members = REMOTE_DRIVERS if in_process else DRIVERS
     stored = sum(os.path.getsize(file) for file in _files_of(place, set()))
-    here = ("GTiff", "VRT", "JP2OpenJPEG") if in_process else ("GTiff",)
     if not archived and (in_process or guards.begins_as_tiff(place)):
-        told = _CHECKING.call(path, place, stored, "check", path, target, drivers, members)
-        if told["driver"] in here:
-            return RasterSource(path, target, (told["driver"],), told)
+        checked = _CHECKING.call(path, place, stored, "check", path, target, drivers, members)
+        if checked["driver"] in (("GTiff", "VRT", "JP2OpenJPEG") if in_process else ("GTiff",)):
+            return RasterSource(path, target, (checked["driver"],), checked)
     return ApartSource(f"{__name__}.serve", (path, target, drivers, members), path, place, stored)
 
 
 class Checks:
-    """Opens rasters one after the other, to tell what they are; lives in a reader process."""
+    """Checks rasters one after the other in a reader process."""
 
     def describe(self) -> None:
         """Return nothing: no raster is open yet."""
 
     def check(self, *arguments: Any) -> dict[str, Any]:
-        """Return what `Served.describe` tells of a raster, given as to `serve`."""
+        """Open and check a raster; return what `Served.describe` says of it."""
         served = serve(*arguments)
         with served.source:
             return served.describe()
@@ -171,38 +162,29 @@ def serve(path: str, target: str, drivers: Sequence[str], members: Sequence[str]
 
 
 def _scaled_by_product(source: Source, file: Path) -> tuple[Layer, ...]:
-    """Layers of a band file; where it says nothing of scale and offset, its product does."""
+    """Layers of a band file; its product gives scale and offset where the file has neither."""
     if len(source.layers) != 1 or (source.scales[0], source.offsets[0]) != (None, None):
         return source.layers
-    said = scaling_above(file)
-    if said is None or source.names[0] not in (None, said[0]):
+    scaling = scaling_above(file)
+    if scaling is None or source.names[0] not in (None, scaling[0]):
         return source.layers
-    return (dataclasses.replace(source.layers[0], scale=said[1], offset=said[2]),)
+    return (dataclasses.replace(source.layers[0], scale=scaling[1], offset=scaling[2]),)
 
 
 def open_product(path: str | os.PathLike[str], bands: Sequence[str]) -> tuple[list[Source], Product]:
-    """The bands of a Copernicus ``.SAFE`` folder or archive, each at its finest resolution.
+    """Open bands of a Copernicus ``.SAFE`` folder or archive, each at its finest resolution.
 
-    Returns
-    -------
-    sources
-        One per band, with scale and offset of the product's metadata.
-    product
-        What the metadata say; its `mask` is the scene classification, None at level 1C (see `open_classes`).
+    Return a source for each band, with scale and offset of the product's metadata, and these metadata. Their
+    `mask` is the scene classification, None at level 1C (see `open_classes`).
     """
     product = read_product(Path(os.fspath(path)))
     sources: list[Source] = []
     for name in bands:
         if name in product.files:
             source = _open_member(product.files[name])
+            scaling: dict[str, Any] = {"scale": product.scale, "offset": product.offsets[name]}
             source.layers = tuple(
-                dataclasses.replace(
-                    layer,
-                    name=name,
-                    missing=layer.missing.also(0.0),
-                    scale=product.scale,
-                    offset=product.offsets[name],
-                )
+                dataclasses.replace(layer, name=name, missing=layer.missing.also(0.0), **scaling)
                 for layer in source.layers
             )
             sources.append(source)
@@ -222,56 +204,40 @@ def _open_member(file: str) -> Source:
 def open_item(
     path: str | os.PathLike[str], bands: Sequence[str], *, allow_remote: bool = False
 ) -> tuple[list[Source], str | None]:
-    """The bands of a STAC item.
+    """Open bands of a STAC item.
 
-    Returns
-    -------
-    sources
-        Each file once, its layers named and scaled as the item says.
-    mask
-        Path or address of the scene classification, None where there is none.
+    Return a source for each file, its layers named and scaled as the item says, and the path or address of
+    the scene classification, None where there is none.
     """
     assets, mask = read_item(Path(path), allow_remote=allow_remote)
     wanted = {assets[name].path: assets[name] for name in bands if name in assets}
-    sources: list[Source] = []
-    try:
+    with contextlib.ExitStack() as opened:
+        sources = []
         for asset in wanted.values():
-            sources.append(open_source(asset.path, allow_remote=allow_remote))
-            sources[-1].layers = _described_layers(
-                sources[-1], asset, [n for n in bands if assets.get(n) == asset]
-            )
-    except BaseException:
-        for source in sources:
-            source.close()
-        raise
+            source = opened.enter_context(open_source(asset.path, allow_remote=allow_remote))
+            source.layers = _described_layers(source, asset, [n for n in bands if assets.get(n) == asset])
+            sources.append(source)
+        opened.pop_all()
     return sources, mask
 
 
 def _described_layers(source: Source, asset: Asset, wanted: Sequence[str]) -> tuple[Layer, ...]:
-    """The layers of an asset as its item describes them, those of other bands without a name."""
+    """The layers of an asset as its item describes them; layers of unwanted bands have no name."""
     if len(source.layers) != len(asset.names):
         raise InputError(
             f"cannot use '{source.path}', since it has {len(source.layers)} layers, but its STAC item "
             f"describes {len(asset.names)}, expected as many",
             "Correct the bands in the item, or give the files themselves.",
         )
+    described = zip(source.layers, asset.names, asset.scales, asset.offsets, asset.nodatas, strict=True)
     return tuple(
         dataclasses.replace(
-            layer,
-            name=name if name in wanted else None,
-            scale=layer.scale if scale is None else scale,
+            layer, name=name if name in wanted else None, scale=layer.scale if scale is None else scale,
             offset=layer.offset if offset is None else offset,
             missing=layer.missing.also(as_stored(nodata, layer.dtype)),
         )
-        for layer, name, scale, offset, nodata in zip(
-            source.layers, asset.names, asset.scales, asset.offsets, asset.nodatas, strict=True
-        )
-    )
-
-
-def is_safe(path: str | os.PathLike[str]) -> bool:
-    """True where the path is a Copernicus product: its folder, metadata or zip archive."""
-    return is_product(Path(os.fspath(path)))
+        for layer, name, scale, offset, nodata in described
+    )  # fmt: skip
 
 
 def is_store(path: str) -> bool:
@@ -280,12 +246,12 @@ def is_store(path: str) -> bool:
 
 
 def is_collection(path: str) -> bool:
-    """True for what names or holds the bands of a scene in several rasters: product, STAC item, store."""
-    return is_safe(path) or is_item(path) or is_store(path)
+    """True for a product, STAC item or store in groups: a path that stands for several rasters of a scene."""
+    return is_product(path) or is_item(path) or is_store(path)
 
 
 def open_store(path: str, bands: Sequence[str]) -> tuple[list[Source], Source | None]:
-    """The bands of a store in groups, each with its finest pixels; and its scene classification."""
+    """Open bands of a store in groups, each with its finest pixels, and its scene classification."""
     stored = stored_bytes(path)
     groups, scl = read_apart(f"{_CUBES}.choose_groups", path, list(bands), stored, path=path, stored=stored)
     sources = [_open_cube(path, group, only) for group, only in groups.items()]
@@ -293,7 +259,7 @@ def open_store(path: str, bands: Sequence[str]) -> tuple[list[Source], Source | 
 
 
 class Stamp(NamedTuple):
-    """State of a file that changes when it is written to or replaced."""
+    """State of a file, which changes when the file is written to or replaced."""
 
     path: str
     bytes: int
@@ -302,19 +268,18 @@ class Stamp(NamedTuple):
 
 
 def stamps_of(paths: Iterable[str], *, allow_vrt: bool = False) -> list[Stamp]:
-    """Stamps of all files on this machine that inputs consist of: folders, and what VRTs name, included.
+    """Stamps of all local files of some inputs, with the files in folders and those that VRTs name.
 
-    Two equal lists, one from before the first and one from after the last reading, mean that nothing
-    was exchanged meanwhile.
+    Equal lists from before the first and after the last reading mean that no file changed in between.
     """
     files = [f for path in paths for f in _files_of(Path(path), set() if allow_vrt else None)]
     return [Stamp(str(f), s.st_size, s.st_mtime_ns, s.st_ino) for f in files for s in [f.stat()]]
 
 
 def moments_of(stamps: Sequence[Stamp]) -> list[tuple[str, int]]:
-    """Name and time of change of each file where together they are too large to be hashed whole.
+    """Name and modification time of each file if together they are too large to be hashed whole, else none.
 
-    A key of such inputs holds them beside the hash, which is of samples then.
+    A key of such inputs adds them to the hash, which covers only samples then.
     """
     if sum(stamp.bytes for stamp in stamps) <= WHOLE_BYTES:
         return []
@@ -322,8 +287,8 @@ def moments_of(stamps: Sequence[Stamp]) -> list[tuple[str, int]]:
 
 
 def _files_of(path: Path, named: set[Path] | None) -> list[Path]:
-    """Files of an input; `named` are the VRTs above it, None where VRTs are not followed."""
-    if path.is_dir() or is_safe(path):
+    """Files of an input; `named` are the VRTs above it, None where the files of VRTs are not listed."""
+    if path.is_dir() or is_product(path):
         place = product_folder(path)
         return [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
     if not path.is_file():
@@ -345,16 +310,16 @@ class RasterSource(Source):
     Parameters
     ----------
     target
-        What GDAL opens: an absolute path that was checked, or a remote address.
-    told
-        What a reader process found, which opened and checked the file; None where none did.
+        Path or address that GDAL opens: an absolute path that was checked, or a remote address.
+    checked
+        Description by the reader process that checked the file; None where none did.
     """
 
     def __init__(
-        self, path: str, target: str, drivers: Sequence[str], told: Mapping[str, Any] | None = None
+        self, path: str, target: str, drivers: Sequence[str], checked: Mapping[str, Any] | None = None
     ) -> None:
         self.path = path
-        self._target, self._told = target, told
+        self._target, self._checked = target, checked
         self._archived = zipped.split_address(target)
         self._dataset = _open(path, target, drivers)
         self.driver = self._dataset.driver
@@ -365,11 +330,11 @@ class RasterSource(Source):
             self._sidecar = read_sidecar(Path(target)) if local else Sidecar()
             stored = Affine(*(self._sidecar.transform or self._dataset.transform)[:6])
             self._transform, self._flipped = stored, (False, False)
-            # The identity stands for no place at all.
+            # GDAL gives the identity to files without a geotransform.
             if stored != Affine.identity():
                 self._transform, self._flipped = north_up(stored, *self._dataset.shape)
-            if told:
-                describe_on(self, told)
+            if checked:
+                describe_on(self, checked)
             else:
                 self._check(path)
                 self.tags = {**self._dataset.tags(), **self._sidecar.tags}
@@ -388,19 +353,16 @@ class RasterSource(Source):
     def _check(self, path: str) -> None:
         data = self._dataset
         local = not guards.is_address(self._target)
-        itemsize = max((np.dtype(d).itemsize for d in map(_real_dtype, data.dtypes)), default=0)
+        types = [np.dtype(_real_dtype(name)) for name in data.dtypes]
+        itemsize = max((dtype.itemsize for dtype in types), default=0)
         self.block = tuple(data.block_shapes[0]) if data.count else (1, 1)
         interleaved = data.count if str(data.interleaving).lower().endswith("pixel") else 1
         guards.check_size(
-            path,
-            layers=data.count,
-            height=data.height,
-            width=data.width,
-            layer_bytes=itemsize,
+            path, layers=data.count, height=data.height, width=data.width, layer_bytes=itemsize,
             block_bytes=self.block[0] * self.block[1] * itemsize * interleaved,
-            stored_bytes=_stored_bytes(self._target, data.files) if local or self._archived else None,
-        )
-        if any(np.dtype(_real_dtype(d)).kind not in "iuf" for d in data.dtypes):
+            stored_bytes=self._stored_bytes() if local or self._archived else None,
+        )  # fmt: skip
+        if any(dtype.kind not in "iuf" for dtype in types):
             raise InputError(
                 f"cannot read '{path}', since its type is {data.dtypes[0]}, expected real numbers",
                 "Convert it: gdal_translate -ot Float32 IN OUT",
@@ -423,8 +385,14 @@ class RasterSource(Source):
         self.grid = GridSpec(crs, western(self._transform, crs), data.height, data.width)
         check_grid(path, self.grid)
 
+    def _stored_bytes(self) -> int:
+        if self._archived:
+            return zipped.entries(self._archived[0])[self._archived[1]]
+        files = {self._target, *self._dataset.files}
+        return sum(os.path.getsize(f) for f in files if os.path.isfile(f))
+
     def _check_names(self, path: str, files: Sequence[str]) -> None:
-        """Refuse what a file names beside itself, unless it is a VRT's or the rest of an Imagine file."""
+        """Refuse files that a file names, but for those of a VRT and the ``.ige`` of an Imagine file."""
         target = Path(self._target)
         for file in map(Path, files):
             guards.check_inside(file, target.parent, path)
@@ -439,10 +407,14 @@ class RasterSource(Source):
         return self._read(layers, window, window.shape)
 
     def read_every(self, step: int, layers: Sequence[int], window: Window) -> np.ndarray:
+        return self._read(layers, *self._thinned(step, window))
+
+    def _thinned(self, step: int, window: Window) -> tuple[Window, tuple[int, int]]:
+        """Return the window for every `step`-th pixel, and the shape of what GDAL reads of it."""
         rows, cols = (-(-side // step) for side in window.shape)
         # GDAL divides the window evenly: one of whole steps keeps every pixel in its place.
-        even = Window(window.row, window.col, rows * step, cols * step).intersect(self.grid.extent)
-        return self._read(layers, even, (rows, cols))
+        even = Window(window.row, window.col, rows * step, cols * step)
+        return even.intersect(self.grid.extent), (rows, cols)
 
     def palette(self) -> Mapping[int, str]:
         try:
@@ -452,22 +424,20 @@ class RasterSource(Source):
         return {value: "#" + bytes(color[:3]).hex() for value, color in colors.items()}
 
     def attributes(self) -> Mapping[str, Any]:
-        return {**self._dataset.tags(1), **self._sidecar.layers.get(1, Said()).tags}
+        return {**self._dataset.tags(1), **self._sidecar.layers.get(1, LayerMetadata()).tags}
 
     def table(self) -> bytes:
         if self.driver != "HFA":
             return b""
-        # rasterio gives no access to tables. GDAL leaves those out that have more than a million cells.
+        # rasterio gives no access to tables, but a VRT holds them, up to a million cells.
         with rasterio.Env(**_ENVIRONMENT), MemoryFile(ext=".vrt") as memory:
             rasterio.shutil.copy(self._dataset, memory.name, driver="VRT")
             content: bytes = memory.read()
         return content
 
     def read_mask(self, layers: Sequence[int], window: Window, step: int = 1) -> np.ndarray | None:
-        rows, cols = (-(-side // step) for side in window.shape)
-        even = Window(window.row, window.col, rows * step, cols * step).intersect(self.grid.extent)
-        area, shape = self._area(even), (rows, cols)
-        parts = []
+        even, shape = self._thinned(step, window)
+        area, parts = self._area(even), []
         with self._reading(window), rasterio.Env(**_ENVIRONMENT):
             masked = [i for i, flags in enumerate(self._dataset.mask_flag_enums) if _is_masked(flags)]
             if masked:
@@ -492,21 +462,22 @@ class RasterSource(Source):
         with self._reading(window), rasterio.Env(**_ENVIRONMENT):
             if len(set(types)) == 1:
                 return self._read_alike(layers, window, shape)
-            # A VRT may hold layers of several types; the result is of one that holds all their values.
+            # A VRT may hold layers of several types; the result has one that holds all their values.
             array = np.empty((len(layers), *shape), np.result_type(*types))
             for dtype in dict.fromkeys(types):
-                places = [i for i, own in enumerate(types) if own == dtype]
-                array[places] = self._read_alike([layers[i] for i in places], window, shape)
+                alike = [i for i, layer_type in enumerate(types) if layer_type == dtype]
+                array[alike] = self._read_alike([layers[i] for i in alike], window, shape)
         return array
 
     def _read_alike(self, layers: Sequence[int], window: Window, shape: tuple[int, int]) -> np.ndarray:
-        found: np.ndarray = self._dataset.read(
+        """Read layers of one type."""
+        values: np.ndarray = self._dataset.read(
             [i + 1 for i in layers], window=self._area(window), out_shape=(len(layers), *shape)
         )
-        return self._turned(found)
+        return self._turned(values)
 
     def _area(self, window: Window) -> RasterWindow:
-        """Return a window of the grid as the file stores it, from south or east where it does."""
+        """Return a window of the north-up grid in the file's own rows and columns."""
         (rows, cols), (height, width) = window.slices, self.grid.shape
         row = height - rows.stop if self._flipped[0] else rows.start
         col = width - cols.stop if self._flipped[1] else cols.start
@@ -529,13 +500,13 @@ class RasterSource(Source):
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Any]:
-        """Give the dataset to a library that takes one; side-car files stay unread meanwhile."""
+        """Give the dataset to a library that takes one; GDAL reads no side-car file meanwhile."""
         with rasterio.Env(**_ENVIRONMENT):
             yield self._dataset
 
     def reopen(self) -> RasterSource:
-        again = RasterSource(self.path, self._target, (self.driver,), self._told)
-        # A product's metadata may have replaced what the file itself says.
+        again = RasterSource(self.path, self._target, (self.driver,), self._checked)
+        # A product's metadata may have replaced the layers of the file.
         again.layers = self.layers
         return again
 
@@ -547,21 +518,19 @@ class RasterSource(Source):
     def identity(self) -> dict[str, Any]:
         if self._archived:
             archive, entry = self._archived
-            found = identify(archive)
-            own = hashlib.sha256(f"{found['sha256']}\0{entry}".encode()).hexdigest()
-            return {"name": Path(entry).name, "bytes": zipped.entries(archive)[entry], "sha256": own}
+            digest = hashlib.sha256(f"{identify(archive)['sha256']}\0{entry}".encode())
+            size = zipped.entries(archive)[entry]
+            return {"name": Path(entry).name, "bytes": size, "sha256": digest.hexdigest()}
         if not guards.is_address(self._target):
             files = [identify(file) for file in _files_of(Path(self._target), set())]
-            # Viewers write statistics into a side-car at any time; only what was taken from it counts.
-            said = [repr((self.grid.to_json(), self.layers))] if self._sidecar else []
-            if len(files) == 1 and not said:
+            # Viewers write statistics into a side-car at any time; only the metadata that are used count.
+            metadata = [repr((self.grid.to_json(), self.layers))] if self._sidecar else []
+            if len(files) == 1 and not metadata:
                 return super().identity()
-            return {
-                "name": Path(self.path).name,
-                "bytes": sum(file["bytes"] for file in files),
-                "sha256": hashlib.sha256(json.dumps([*files, *said]).encode()).hexdigest(),
-            }
-        # A remote file is known by what it declares and by its corner blocks.
+            digest = hashlib.sha256(json.dumps([*files, *metadata]).encode())
+            size = sum(file["bytes"] for file in files)
+            return {"name": Path(self.path).name, "bytes": size, "sha256": digest.hexdigest()}
+        # The metadata and the corner blocks identify a remote file.
         digest = hashlib.sha256(repr((self.grid.to_json(), self.layers)).encode())
         rows, cols = (min(s, 256) for s in self.grid.shape)
         for row in {0, self.grid.height - rows}:
@@ -571,11 +540,11 @@ class RasterSource(Source):
 
 
 _CUBES = "lulc.rasters.cubes"
-"""Module of NetCDF and Zarr, which only reader processes import."""
+"""Module that reads NetCDF and Zarr; only reader processes import it."""
 
 
 def _open_cube(path: str, group: str | None = None, only: Sequence[str] | None = None) -> Source:
-    """A NetCDF file or Zarr folder, or some variables of one group of it, in a reader process."""
+    """Open a NetCDF file or Zarr folder, or some variables of one group of it, in a reader process."""
     place = store_of(path)
     if group is not None and place.is_dir():
         path, group = str(Path(path, group)), None
@@ -585,7 +554,7 @@ def _open_cube(path: str, group: str | None = None, only: Sequence[str] | None =
 
 
 def _open(path: str, target: str, drivers: Sequence[str]) -> Any:
-    """The dataset, opened by the first driver that takes it."""
+    """Open a dataset by the first driver that can."""
     failures = []
     for driver in drivers:
         options = {"NUM_THREADS": "ALL_CPUS"} if driver == "GTiff" else {}
@@ -604,65 +573,62 @@ def _open(path: str, target: str, drivers: Sequence[str]) -> Any:
 
 
 def _layers(data: Any, sidecar: Sidecar, path: str, nodata: str) -> tuple[Layer, ...]:
-    """Return the layers of a dataset; `nodata` is the no-data tag of the whole file as it is spelt."""
-    texts = []
-    for i in data.indexes:
-        said, tags = sidecar.layers.get(i, Said()), {k.lower(): v for k, v in data.tags(i).items()}
-        own = {k.lower(): v for k, v in said.tags.items()}
-        texts.append([
-            said.description, data.descriptions[i - 1], data.tags().get(f"Band_{i}"),
-            *(found.get(key) for found in (own, tags) for key in _NAME_TAGS),
-        ])  # fmt: skip
-    # GDAL marks the last of four layers of 8 bits as alpha, whatever its name says.
-    alpha = [
-        (data.count > 1 and re.fullmatch(OPACITY, own[0] or own[1] or "", re.I) is not None)
-        or (
-            kind == ColorInterp.alpha
-            and re.search("^$|alpha|mask|opacity", own[0] or own[1] or "", re.I) is not None
+    """Return the layers of a dataset; `nodata` is the text of the file's no-data tag."""
+    texts, alpha = [], []
+    for i, interpretation in zip(data.indexes, data.colorinterp, strict=True):
+        beside = sidecar.layers.get(i, LayerMetadata())
+        tags = [{k.lower(): v for k, v in known.items()} for known in (beside.tags, data.tags(i))]
+        description = beside.description or data.descriptions[i - 1] or ""
+        # GDAL marks the last of four layers of 8 bits as alpha, whatever its name says.
+        alpha.append(
+            (data.count > 1 and re.fullmatch(OPACITY, description, re.I) is not None)
+            or (
+                interpretation == ColorInterp.alpha
+                and re.search("^$|alpha|mask|opacity", description, re.I) is not None
+            )
         )
-        for kind, own in zip(data.colorinterp, texts, strict=True)
-    ]
-    names = iter(name_layers([own for own, is_alpha in zip(texts, alpha, strict=True) if not is_alpha], path))
+        if not alpha[-1]:
+            texts.append([
+                beside.description, data.descriptions[i - 1], data.tags().get(f"Band_{i}"),
+                *(known.get(key) for known in tags for key in _NAME_TAGS),
+            ])  # fmt: skip
+    names = iter(name_layers(texts, path))
     return tuple(
         dataclasses.replace(
-            _layer(data, i, sidecar.layers.get(i, Said()), path, nodata),
-            name="alpha" if alpha[i - 1] else next(names), alpha=alpha[i - 1],
+            _layer(data, i, sidecar.layers.get(i, LayerMetadata()), path, nodata),
+            name="alpha" if is_alpha else next(names), alpha=is_alpha,
         )
-        for i in data.indexes
+        for i, is_alpha in zip(data.indexes, alpha, strict=True)
     )  # fmt: skip
 
 
-def _layer(data: Any, index: int, said: Said, path: str, nodata: str) -> Layer:
+def _layer(data: Any, index: int, beside: LayerMetadata, path: str, nodata: str) -> Layer:
+    """Return layer number `index` of a dataset, with the metadata that a side-car file has of it."""
     dtype = _real_dtype(data.dtypes[index - 1])
-    tags = {**data.tags(index), **said.tags}
-    if said.nodata is not None:
-        tags["nodata"] = said.nodata
-    # GDAL makes one number of whatever the tag of the file holds.
-    spelt = odd_values({"no-data tag": nodata}, dtype, keys=("no-data tag",), most=1) if nodata else []
-    factor = said.scale if said.scale is not None else data.scales[index - 1]
-    addend = said.offset if said.offset is not None else data.offsets[index - 1]
-    if (factor, addend) == (1.0, 0.0):
-        factor, addend = attribute_scaling(tags, path)
-    odd = odd_scaling(factor, addend)
-    warn_of_odd(path, [f"of band {index}: {text}" for text in (*odd, *odd_values(tags, dtype), *spelt)])
-    if odd:
-        factor, addend = 1.0, 0.0
-    units = said.units or data.units[index - 1] or tags.get("units", "")
-    scale, offset = declared_scaling(factor, addend, dtype, units=units)
-    missing = declared_missing(
-        tags, None if spelt else data.nodatavals[index - 1], dtype=dtype, scale=factor, offset=addend,
-    )  # fmt: skip
-    plain = is_plain(dtype, units)
-    return Layer(None, dtype, missing, scale, offset, packing=(factor, addend), plain=plain)
+    tags = {**data.tags(index), **beside.tags}
+    if beside.nodata is not None:
+        tags["nodata"] = beside.nodata
+    # GDAL converts any text of the tag to one number.
+    odd = odd_values({"no-data tag": nodata}, dtype, keys=("no-data tag",), most=1) if nodata else []
+    packing = (
+        beside.scale if beside.scale is not None else data.scales[index - 1],
+        beside.offset if beside.offset is not None else data.offsets[index - 1],
+    )
+    if packing == (1.0, 0.0):
+        packing = attribute_scaling(tags, path)
+    units = beside.units or data.units[index - 1] or tags.get("units", "")
+    of_file = None if odd else data.nodatavals[index - 1]
+    where = f"of band {index}: "
+    return declared_layer(path, tags, dtype, packing, units, nodata=of_file, odd=odd, where=where)
 
 
 def _is_masked(flags: Sequence[MaskFlags]) -> bool:
-    """True for a mask of the whole dataset; alpha and no-data values are looked at layer by layer."""
+    """True for a mask of the whole dataset; alpha and no-data values are read layer by layer."""
     return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
 
 def _open_mask(path: str, target: str, shape: tuple[int, int]) -> Any:
-    """The external mask of a file, ``FILE.msk``; None where it has none."""
+    """Open the external mask of a file, ``FILE.msk``; None where it has none."""
     beside = mask_beside(Path(target))
     if beside is None:
         return None
@@ -678,7 +644,7 @@ def _open_mask(path: str, target: str, shape: tuple[int, int]) -> Any:
             raise InputError(
                 f"cannot read '{path}', since its mask '{beside.name}' has {mask.height} x {mask.width} "
                 f"pixels of {mask.dtypes[0]}, expected {shape[0]} x {shape[1]} of uint8",
-                "It belongs to another file: make it again, or take it away.",
+                "It belongs to another file: make it again, or remove it.",
             )
     except BaseException:
         mask.close()
@@ -687,18 +653,12 @@ def _open_mask(path: str, target: str, shape: tuple[int, int]) -> Any:
 
 
 def _real_dtype(name: str) -> str:
-    """Numpy's name of a GDAL type; complex integers have none and become complex64."""
+    """Return numpy's name of a GDAL type: complex64 for complex integers, which numpy lacks."""
     return "complex64" if name.startswith("complex_") else name
 
 
-def _stored_bytes(target: str, files: Sequence[str]) -> int:
-    if archived := zipped.split_address(target):
-        return zipped.entries(archived[0])[archived[1]]
-    return sum(os.path.getsize(f) for f in {target, *files} if os.path.isfile(f))
-
-
 def _check_whole(path: str, target: str, data: Any) -> None:
-    """Refuse a GeoTIFF with blocks beyond its end; of many, an even sample and the last are looked at."""
+    """Refuse a GeoTIFF with blocks beyond its end; of many blocks, a sample and the last ones are checked."""
     size = os.path.getsize(target)
     rows, cols = (-(-n // b) for n, b in zip(data.shape, data.block_shapes[0], strict=True))
     count = rows * cols
@@ -740,7 +700,7 @@ def _check_vrt(path: Path, drivers: Sequence[str], depth: int = 0) -> None:
                 raise InputError(
                     f"cannot open the VRT '{path}', since '{file.name}' in it has an external mask (.msk), "
                     "which is not read through a VRT",
-                    "Put it into the file: gdal_translate --config GDAL_TIFF_INTERNAL_MASK YES IN OUT.tif",
+                    "Write it into the file: gdal_translate --config GDAL_TIFF_INTERNAL_MASK YES IN OUT.tif",
                 )
 
 

@@ -1,16 +1,16 @@
 """The channels of a set on one grid, read window by window.
 
-What `Stack.read` gives is what the network sees, in preprocessing and classification alike. For each date:
+Preprocessing and classification both read the network's input with `Stack.read`. For each date:
 
-1. Bands become reflectance x 10000 (`lulc.rasters.radiometry`); those of 20 m are interpolated bilinearly to
-   the 10 m grid (`lulc.rasters.alignment`).
+1. Bands are converted to reflectance x 10000 (`lulc.rasters.radiometry`); 20 m bands are interpolated
+   bilinearly to the 10 m grid (`lulc.rasters.alignment`).
 2. Missing reflectance is patched band by band from the fill mosaics, in order. The scene classification
-   inside a ``.SAFE`` folder makes that product's own clouds missing, so that they are patched too.
-3. Indices are read as SYKE code.
+   inside a ``.SAFE`` folder masks the clouds of that product, so that they are patched too.
+3. Indices are read as SYKE codes.
 
-Further rasters are brought onto the grid by the rule of each channel. Then formulas are computed from all of
-these. A pixel that lacks a channel which may not be missing, or that a mask, bounds or polygons leave out, is
-NaN in all channels; one that lacks another channel is NaN there.
+Further rasters are resampled to the grid by the rule of each channel. Formulas are computed last. A pixel is
+NaN in all channels if a mask, bounds or polygons exclude it, or if it lacks a channel that may not be
+missing. A pixel that lacks another channel is NaN in that channel alone.
 """
 
 from __future__ import annotations
@@ -62,8 +62,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lulc")
 
-Given = TypeVar("Given", str, str | Source)
-"""A path, or an open source too."""
+PathOrSource = TypeVar("PathOrSource", str, str | Source)
 
 _ROWS = 256
 _STRIP = 8
@@ -76,13 +75,12 @@ class Coverage:
     Parameters
     ----------
     pixels
-        Pixels that masks, bounds and polygons admit.
+        Pixels inside masks, bounds and polygons.
     valid
         Those of them that have all channels.
-    patched
-        Band to pixels that a fill mosaic gave.
-    missing
-        Channel read from files to admitted pixels that it lacks, after patching.
+    patched, missing
+        Pixels by channel: those that a fill mosaic gave, and those inside that lack the channel after
+        patching.
     """
 
     pixels: int = 0
@@ -92,14 +90,12 @@ class Coverage:
 
     def __add__(self, other: Coverage) -> Coverage:
         return Coverage(
-            self.pixels + other.pixels,
-            self.valid + other.valid,
-            _sum_counts(self.patched, other.patched),
-            _sum_counts(self.missing, other.missing),
-        )
+            self.pixels + other.pixels, self.valid + other.valid,
+            _sum_counts(self.patched, other.patched), _sum_counts(self.missing, other.missing),
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, and shares of the admitted pixels: valid, patched and invalid per band."""
+        """Pixels, and the fractions of them that are valid, patched (by band) and invalid (by channel)."""
         total = max(1, self.pixels)
         return {
             "pixels": self.pixels,
@@ -111,13 +107,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Part(Resource):
-    """Rasters of one date, or of none.
-
-    Parameters
-    ----------
-    date
-        Before the names of its channels; empty for none.
-    """
+    """Rasters of one date; the date is empty for rasters without one."""
 
     date: str
     main: Mosaic | Scenes
@@ -146,12 +136,12 @@ class Part(Resource):
     def read(
         self, window: Window, values: np.ndarray, valid: np.ndarray, slots: dict[str, int]
     ) -> list[dict[str, np.ndarray]]:
-        """Read into the slots; return for each fill the pixels bool (y, x) of each band that it gave."""
-        own = {name: slots[self.full(name)] for name in self.local_names}
-        self.main.read(window, values, valid, own)
-        patched = [fill.patch(window, values, valid, own) for fill in self.fills]
+        """Read into the slots; return for each fill mosaic the pixels bool (y, x) that it gave, by band."""
+        local_slots = {name: slots[self.full(name)] for name in self.local_names}
+        self.main.read(window, values, valid, local_slots)
+        patched = [fill.patch(window, values, valid, local_slots) for fill in self.fills]
         if self.indices is not None:
-            self.indices.read(window, values, valid, own)
+            self.indices.read(window, values, valid, local_slots)
         return patched
 
     def reopen(self) -> Part:
@@ -191,7 +181,7 @@ class Stack(Resource):
             one.name: "computed" if one.name in computed else "read"
             for one in channel_set.channels if one.formula
         }  # fmt: skip
-        # Channels lie first, in order, so that interleaving them needs no selection.
+        # The channels have the first slots, in order, so that interleaving needs no selection.
         extras = [one.name for one in (*plan.leaves, *(one for one, _ in plan.computed))]
         extras += [name for part in parts for name in part.names]
         self._slots = {name: i for i, name in enumerate(dict.fromkeys((*self.channels, *extras)))}
@@ -238,8 +228,8 @@ class Stack(Resource):
     def _read_strip(self, window: Window, image: np.ndarray, coverage: Coverage | None) -> None:
         if not window.width:
             return
-        admitted = self._masks.read(window)
-        if admitted is not None and not admitted.any():
+        inside = self._masks.read(window)
+        if inside is not None and not inside.any():
             image.fill(np.nan)
             return
         values, valid = self._workspace(window.shape)
@@ -247,58 +237,58 @@ class Stack(Resource):
             valid[self._absent] = False
             patched = [part.read(window, values, valid, self._slots) for part in self._parts]
             self._compute(values, valid)
-        own = valid[: len(self.channels)]
         whole = self._whole(valid)
-        if admitted is not None:
-            whole &= admitted
+        if inside is not None:
+            whole &= inside
         if coverage is not None:
-            self._count(coverage, admitted, valid, whole, patched)
-        _interleave(values[: len(self.channels)], image)
+            self._count(coverage, inside, valid, whole, patched)
+        # A few rows at a time stay in the cache.
+        for row in range(0, window.height, _STRIP):
+            rows = slice(row, row + _STRIP)
+            image[rows] = values[: len(self.channels), rows].transpose(1, 2, 0)
         if not whole.all():
             image[~whole] = np.nan
         for number in np.flatnonzero(self._optional):
-            if not own[number].all():
-                image[..., number][~own[number]] = np.nan
+            if not valid[number].all():
+                image[..., number][~valid[number]] = np.nan
 
     def _whole(self, valid: np.ndarray) -> np.ndarray:
-        """Pixels that count: those with all channels that may not be missing, and with any channel at all."""
+        """Valid pixels: those with all channels that may not be missing, and at least one channel."""
         if not self._optional.any():
             return np.asarray(np.logical_and.reduce(valid, axis=0))
-        own = valid[: len(self.channels)]
-        return np.asarray(np.logical_and.reduce(own[~self._optional], axis=0) & own.any(axis=0))
+        channels = valid[: len(self.channels)]
+        return np.asarray(np.logical_and.reduce(channels[~self._optional], axis=0) & channels.any(axis=0))
 
     def _workspace(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """Arrays for the planes of a strip, values float32 and valid bool (plane, y, x).
-
-        Kept from strip to strip: fresh memory costs as much as the arithmetic on it.
-        """
+        """Arrays values float32 and valid bool (plane, y, x), reused since fresh memory is slow."""
         if self._arrays is None or self._arrays[0].shape[1:] != shape:
             planes = (len(self._slots), *shape)
             self._arrays = np.empty(planes, dtype="float32"), np.empty(planes, dtype=bool)
         return self._arrays
 
     def _compute(self, values: np.ndarray, valid: np.ndarray) -> None:
-        """Compute the channels that no file gives, from the patched bands."""
+        """Compute the channels that have a formula and no file, from the patched bands."""
         slots = self._slots
         for one, formula in self._computed:
             slot = slots[one.name]
             if self._optional.any():
-                # A pixel that lacks an input may count; the plane of an input has no NaN there.
+                # A pixel that lacks an input may be valid, and the plane of the input isn't NaN there.
                 planes = {n: np.where(valid[slots[n]], values[slots[n]], np.nan) for n in formula.names}
             else:
                 planes = {name: values[slots[name]] for name in formula.names}
-            found = formula.evaluate(planes)
+            result = formula.evaluate(planes)
+            bounded = one.minimum is not None or one.maximum is not None
             if one.stored == "syke":
-                values[slot] = encode(found)
+                values[slot] = encode(result)
             else:
-                values[slot] = np.clip(found, one.minimum, one.maximum) if _is_bounded(one) else found
+                values[slot] = np.clip(result, one.minimum, one.maximum) if bounded else result
             np.isfinite(values[slot], out=valid[slot])
 
     def _count(
-        self, coverage: Coverage, admitted: np.ndarray | None, valid: np.ndarray, whole: np.ndarray,
+        self, coverage: Coverage, inside: np.ndarray | None, valid: np.ndarray, whole: np.ndarray,
         patched: Sequence[Sequence[dict[str, np.ndarray]]],
     ) -> None:  # fmt: skip
-        inside = np.ones(whole.shape, dtype=bool) if admitted is None else admitted
+        inside = np.ones(whole.shape, dtype=bool) if inside is None else inside
         coverage.pixels += int(inside.sum())
         coverage.valid += int(whole.sum())
         for part, fills in zip(self._parts, patched, strict=True):
@@ -311,7 +301,7 @@ class Stack(Resource):
                 coverage.patched[full] = coverage.patched.get(full, 0) + gained
 
     def to_xarray(self) -> xr.DataArray:
-        """Return the stack as a DataArray whose pixels are read when they are used, while the stack is open.
+        """Return the stack as a lazy DataArray, whose pixels can be read while the stack is open.
 
         Returns
         -------
@@ -338,15 +328,15 @@ class Stack(Resource):
     @property
     def provenance(self) -> dict[str, Any]:
         channels = {
-            part.full(name): said
+            part.full(name): entry
             for part in self._parts for mosaic in (part.main, part.indices) if mosaic
-            for name, said in mosaic.describe().items()
+            for name, entry in mosaic.describe().items()
         }  # fmt: skip
         for name, coding in self.coding.items():
             channels.setdefault(name, {"coding": coding})
         left_out = next((part.main.left_out for part in self._parts if part.main.left_out), None)
         fills = [
-            {part.full(name): said for name, said in fill.describe().items()}
+            {part.full(name): entry for name, entry in fill.describe().items()}
             for part in self._parts for fill in part.fills
         ]  # fmt: skip
         return {
@@ -360,17 +350,17 @@ class Stack(Resource):
 
     @property
     def scenes(self) -> Scenes | None:
-        """The scenes that the bands are read from, where they were given as such."""
+        """The scenes that the bands are read from, if ``--scenes`` gave them."""
         return next((part.main for part in self._parts if isinstance(part.main, Scenes)), None)
 
     def identity(self) -> list[dict[str, Any]]:
-        """Name, bytes and sha256 of all files that are read, each once, in the order of use."""
+        """Return name, bytes and sha256 of all files that are read, each once, in the order of use."""
         mosaics = [mosaic for part in self._parts for mosaic in part.mosaics]
-        found = [i for m in mosaics for i in m.identity()] + self._masks.identity()
-        return [item for i, item in enumerate(found) if item not in found[:i]]
+        files = [i for m in mosaics for i in m.identity()] + self._masks.identity()
+        return [item for i, item in enumerate(files) if item not in files[:i]]
 
     def reopen(self) -> Stack:
-        """The same stack with files of its own, for another thread; checks are not repeated."""
+        """Open the files again, for another thread; checks are not repeated."""
         again = copy.copy(self)
         again._arrays = None
         again._parts = tuple(part.reopen() for part in self._parts)
@@ -384,10 +374,6 @@ class Stack(Resource):
         self._masks.close()
 
 
-def _is_bounded(one: ChannelDefinition) -> bool:
-    return one.minimum is not None or one.maximum is not None
-
-
 def open_stack(
     bands: Sequence[str | Source],
     indices: Sequence[str | Source],
@@ -396,7 +382,7 @@ def open_stack(
     scenes: Sequence[str] | Scenes = (),
     channels: ChannelSet | Sequence[str] = CHANNELS,
 ) -> Stack:
-    """Open everything that makes one aligned stack, and check that it fits.
+    """Open the rasters of a stack and check that they fit together.
 
     Raises InputError if names are missing, unclear or given twice, grids differ, or the radiometry looks
     wrong.
@@ -404,15 +390,15 @@ def open_stack(
     Parameters
     ----------
     bands
-        Bands: files with one or many bands, ``.SAFE`` folders, folders of one scene, STAC items, or open
-        sources; a date and ``=`` before the path for one of several dates.
+        Files with one or many bands, ``.SAFE`` folders, folders of one scene, STAC items, or open sources;
+        of several dates, each path with its date and ``=`` before it.
     indices
-        Index rasters in SYKE coding; indices in none of them are computed from the bands.
+        Index rasters in SYKE coding; all other indices are computed from the bands.
     scenes
         Instead of bands, scenes as `lulc.rasters.scenes.find_scenes` takes them; or those of another
-        `Stack` of this config, which are not looked at again.
+        `Stack` of this config, which are not checked again.
     channels
-        The channel set, or names of known channels in order; layers that are none of them are left out.
+        The channel set, or names of known channels in order; other layers are left out.
     """
     wanted = channels if isinstance(channels, ChannelSet) else set_of(channels)
     wanted = wanted.of_dates(dates_of(bands))
@@ -423,7 +409,7 @@ def open_stack(
 
 
 class _Opening:
-    """Opens the parts of a stack one after the other, on the grid of the first band."""
+    """Opens the parts of a stack one after the other, by default on the grid of the bands."""
 
     def __init__(self, channels: ChannelSet, config: InputConfig, opened: contextlib.ExitStack) -> None:
         self._channels, self._config, self._opened = channels, config, opened
@@ -435,19 +421,19 @@ class _Opening:
         self, bands: Sequence[str | Source], indices: Sequence[str | Source],
         scenes: Sequence[str] | Scenes,
     ) -> Stack:  # fmt: skip
-        """Return the stack of some inputs."""
         config = self._config
         if scenes and (self._channels.dates or (not isinstance(scenes, Scenes) and dates_of(scenes))):
             raise InputError(
                 "cannot use --scenes for several dates, since they make one mosaic, expected --bands",
                 "Compose each date first: make_mosaic.py --scenes FOLDER --dates FIRST/LAST --out MOSAIC.tif",
             )
-        grouped = [_by_date(given, self._dates, what) for given, what in (
-            (bands, "--bands"), (indices, "--indices"), (config.fill, "--fill"),
-        )]  # fmt: skip
+        bands_of, indices_of, fills_of = (
+            _by_date(given, self._dates, option)
+            for given, option in ((bands, "--bands"), (indices, "--indices"), (config.fill, "--fill"))
+        )
         masks = _by_date(config.mask, dict.fromkeys(("", *self._dates)), "--mask")
         self._masked = bool(masks[""])
-        if second := next((own[1] for date, own in masks.items() if date and len(own) > 1), None):
+        if second := next((paths[1] for date, paths in masks.items() if date and len(paths) > 1), None):
             raise InputError(
                 f"cannot use the mask '{second}', since its date has another one, expected one for each date",
                 "Join them into one raster, or type a mask that holds for all dates without a date.",
@@ -457,8 +443,10 @@ class _Opening:
         layers = open_further(config.layers, self._channels, config, self._opened)
         parts = []
         for date in self._dates:
-            own = [group[date] for group in grouped]
-            part = self._part(date, own[0], own[1], own[2], scenes, layers, masks[date] if date else [])
+            date_masks = masks[date] if date else []
+            part = self._part(
+                date, bands_of[date], indices_of[date], fills_of[date], scenes, layers, date_masks
+            )
             parts += [part] if part else []
         self._check_complete(parts, layers)
         grid = self._grid or layers.finest()
@@ -467,32 +455,30 @@ class _Opening:
         everywhere = open_masks(config, grid, classified=classified, paths=masks[""])
         stack = Stack(grid, self._channels, parts, self._opened.enter_context(everywhere))
         dated = [part.main.mask for part in parts if isinstance(part.main, Mosaic) and part.main.mask]
-        for one in (*everywhere.masks, *dated):
-            one.warn_of_uncovered(lambda window: np.isfinite(stack.read(window)).any(axis=-1))
+        for mask in (*everywhere.masks, *dated):
+            mask.warn_of_uncovered(lambda window: np.isfinite(stack.read(window)).any(axis=-1))
         return stack
 
     def _part(
         self, date: str, bands: Sequence[str | Source], indices: Sequence[str | Source],
         fills: Sequence[str | Source], scenes: Sequence[str] | Scenes, layers: Further, masks: Sequence[str],
     ) -> Part | None:  # fmt: skip
-        """Open the rasters of one date; None where all its channels are in further rasters."""
+        """Open the rasters of one date; return None if further rasters hold all its channels."""
         config, opened = self._config, self._opened
-        given = [open_in(path, config, opened) for path in indices]
-        coded = index_planes(
-            given, config, [one.local for one in self._channels.channels if one.date == date]
-        )
-        coding = [p.name for planes in coded for p in planes]
-        held = {*layers.names, *(f"{date}/{name}" if date else name for name in coding)}
-        # Grids are decided by all bands that an index could be computed from.
+        index_sources = [open_in(path, config, opened) for path in indices]
+        index_names = [one.local for one in self._channels.channels if one.date == date]
+        index_layers = index_planes(index_sources, config, index_names)
+        read_indices = [p.name for planes in index_layers for p in planes]
+        held = {*layers.names, *(f"{date}/{name}" if date else name for name in read_indices)}
+        # All bands that an index could be computed from decide on the grid.
         every = self._leaves(date, layers.names)
         needed = self._leaves(date, held)
         if not every and not bands:
-            _check_idle([*fills, *masks], date)
+            _check_unused([*fills, *masks], date)
             return None
         main: Mosaic | Scenes
         sources: list[Source] = []
         planes: list[list[Plane]] = []
-        own: str | None = None
         mask: Source | None = None
         left_out: tuple[int, ...] | None = None
         if scenes:
@@ -501,37 +487,39 @@ class _Opening:
             self._grid = self._grid or main.grid
         else:
             files = [file for path in bands for file in _files_of(path, config)]
-            # What a date lacks is told here; what further rasters lack, when all are open.
-            elsewhere = bool(layers.sources) and not (coding or date)
+            # Channels that a date lacks are refused here; those of no date when all rasters are open.
+            elsewhere = bool(layers.sources) and not (read_indices or date)
             if not files and (elsewhere or all(one.may_be_missing for one in needed)):
-                _check_idle([*fills, *masks], date)
-                _warn_of_missing(needed, "" if coding else date)
-                if not coding:
+                _check_unused([*fills, *masks], date)
+                _warn_of_missing(needed, "" if read_indices else date)
+                if not read_indices:
                     return None
-            names = list(dict.fromkeys(name for one in every for name in product_names(one)))
-            # A mask of a date, or one among its bands, leaves out pixels of that date alone.
-            among = [file for file in files if date and isinstance(file, str) and is_mask_name(file)]
-            own = next(iter([*masks, *among]), None)
-            files = [file for file in files if file is not own]
-            sources, mask = open_bands(files, config, names, opened, classified=not (masks or self._masked))
-            if own is not None:
-                mask = open_in(own, config, opened)
+            # A mask of a date, or one among its bands, masks pixels of that date alone.
+            among_bands = [file for file in files if date and isinstance(file, str) and is_mask_name(file)]
+            mask_file = next(iter([*masks, *among_bands]), None)
+            files = [file for file in files if file is not mask_file]
+            classified = not (masks or self._masked)
+            sources, mask = open_bands(files, config, _product_names(every), opened, classified=classified)
+            if mask_file is not None:
+                mask = open_in(mask_file, config, opened)
                 left_out = masked_out(config) if masks or not config.mask else ()
             planes = band_planes(sources, config, needed, f"bands of {date}" if date else "bands")
-            # Indices decide where they are all that a date has.
+            # A date without bands takes the grid of its indices.
             self._grid = self._grid or (
-                finest_grid(sources, planes) if sources else finest_grid(given, coded)
+                finest_grid(sources, planes) if sources else finest_grid(index_sources, index_layers)
             )
             main = build_mosaic("bands", sources, planes, self._grid, config, mask, left_out=left_out)
             check_samples(main)
         index = None
-        if coding:
-            # What a mask leaves out of the bands is missing; where there are none, it is left out of indices.
-            alone = None if main.names else mask
-            index = build_mosaic("indices", given, coded, self._grid, config, alone, left_out=left_out)
+        if read_indices:
+            # The mask of the bands applies to indices only where there are no bands.
+            index = build_mosaic(
+                "indices", index_sources, index_layers, self._grid, config, None if main.names else mask,
+                left_out=left_out,
+            )  # fmt: skip
             check_coding(main, index)
         patches = tuple(_open_fill(path, config, needed, self._grid, opened) for path in fills)
-        _log_left_out([*sources, *given], [*planes, *coded])
+        _log_left_out([*sources, *index_sources], [*planes, *index_layers])
         return Part(date, main, patches, index)
 
     def _check_complete(self, parts: Sequence[Part], layers: Further) -> None:
@@ -542,7 +530,7 @@ class _Opening:
             if one.name not in held and not one.may_be_missing
         ]  # fmt: skip
         if lacking:
-            # Derivatives of terrain come after the raster that they are of.
+            # Derivatives of terrain follow the raster that they are computed from.
             files = {s.path: s.names for s in reversed(layers.sources)}
             found = "\n".join(f"  {path}: {listed(names)}" for path, names in files.items()) or "  no file"
             raise missing_channels([one.name for one in lacking], found, self._channels.names)
@@ -552,13 +540,17 @@ class _Opening:
             )
 
     def _leaves(self, date: str, held: Iterable[str]) -> list[ChannelDefinition]:
-        """Return the channels of a date that its bands have to give, where rasters hold others."""
+        """Return the channels that the bands of a date must give where other rasters hold `held`."""
         held = set(held)
-        leaves = self._channels.plan(held).leaves
         order = {one.name: i for i, one in enumerate(self._channels.channels)}
-        found = [one for one in leaves if one.date == date and one.name not in held]
-        # Channels first, in order; then bands that only formulas need, in the order of the products.
-        return sorted(found, key=lambda one: (order.get(one.name, len(order)), _place_of(one)))
+        leaves = [
+            one for one in self._channels.plan(held).leaves if one.date == date and one.name not in held
+        ]
+        # Channels first, in order; then bands that only formulas need, in the order of Sentinel-2.
+        bands = {name: i for i, name in enumerate(SENTINEL_BANDS)}
+        return sorted(
+            leaves, key=lambda one: (order.get(one.name, len(order)), bands.get(one.local, len(bands)))
+        )
 
 
 def _warn_of_missing(needed: Sequence[ChannelDefinition], date: str) -> None:
@@ -569,8 +561,8 @@ def _warn_of_missing(needed: Sequence[ChannelDefinition], date: str) -> None:
         )
 
 
-def _check_idle(given: Sequence[str | Source], date: str) -> None:
-    """Refuse fills and masks where there are no bands that they could change."""
+def _check_unused(given: Sequence[str | Source], date: str) -> None:
+    """Refuse fills and masks of a date that has no bands."""
     if given:
         path = given[0] if isinstance(given[0], str) else given[0].path
         raise InputError(
@@ -580,12 +572,8 @@ def _check_idle(given: Sequence[str | Source], date: str) -> None:
         )  # fmt: skip
 
 
-def _place_of(one: ChannelDefinition) -> int:
-    return SENTINEL_BANDS.index(one.local) if one.local in SENTINEL_BANDS else len(SENTINEL_BANDS)
-
-
 def _files_of(path: str | Source, config: InputConfig) -> list[str | Source]:
-    """Return the files of a folder that holds one scene; other paths as they are."""
+    """Return the files of a folder that holds one scene; any other path alone."""
     if not isinstance(path, str) or not os.path.isdir(path) or is_collection(path) or is_cube_folder(path):
         return [path]
     scenes = find_scenes([path], allow_vrt=config.allow_vrt)
@@ -597,22 +585,24 @@ def _files_of(path: str | Source, config: InputConfig) -> list[str | Source]:
     return list(scenes[0])
 
 
-def _by_date(given: Sequence[Given], dates: Iterable[str], option: str) -> dict[str, list[Given]]:
-    """Return what is given for each date, without the date before the path."""
-    found: dict[str, list[Given]] = {date: [] for date in dates}
+def _by_date(
+    given: Sequence[PathOrSource], dates: Iterable[str], option: str
+) -> dict[str, list[PathOrSource]]:
+    """Return the rasters of each date, without the date before their path."""
+    rasters: dict[str, list[PathOrSource]] = {date: [] for date in dates}
     for text in given:
         date, path = split_prefix(text) if isinstance(text, str) else ("", text)
-        if date not in found:
-            named = [one for one in found if one]
-            said = f"it is of the date {date}" if date else "it has no date"
+        if date not in rasters:
+            named = [one for one in rasters if one]
+            has = f"it is of the date {date}" if date else "it has no date"
             raise InputError(
-                f"cannot use '{path if isinstance(path, str) else path.path}' for {option}, since {said}, "
+                f"cannot use '{path if isinstance(path, str) else path.path}' for {option}, since {has}, "
                 f"expected one of the dates of the channels: {', '.join(named) or 'none'}",
                 f"Write the date before it: {named[0]}={path}" if named else
                 "Leave out what stands before '=', or give each raster of --bands a date.",
             )  # fmt: skip
-        found[date].append(path)
-    return found
+        rasters[date].append(path)
+    return rasters
 
 
 def _open_scenes(scenes: Sequence[str] | Scenes, config: InputConfig, needed: Sequence[str]) -> Scenes:
@@ -622,7 +612,7 @@ def _open_scenes(scenes: Sequence[str] | Scenes, config: InputConfig, needed: Se
 
 
 def sort_sources(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
-    """Return the open sources that may hold bands, and those that hold indices; one may be both."""
+    """Return the open sources that may hold bands, and those that hold indices; a source may do both."""
     bands = [source for source in sources if not set(source.names) <= set(INDICES)]
     return bands, [source for source in sources if set(source.names) & set(INDICES)]
 
@@ -630,24 +620,14 @@ def sort_sources(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]
 def sort_inputs(
     inputs: Sequence[str], config: InputConfig, channels: ChannelSet | None = None
 ) -> tuple[list[str], list[str]]:
-    """Tell band rasters from index rasters by the names of their layers.
+    """Return the band rasters and the index rasters among some inputs, by the names of their layers.
 
-    Raises InputError if the names of a file's layers tell neither.
-
-    Parameters
-    ----------
-    config
-        The input options; `band_names` and `index_names` tell unnamed files apart by their number.
-    channels
-        What is looked for beside Sentinel-2 bands and SYKE indices.
-
-    Returns
-    -------
-    (bands, indices)
-        A file that holds both is in both.
+    A file that holds both is in both lists. Files with unnamed layers are told apart by the number of
+    `band_names` and `index_names` in the config. Raises InputError if a file has no layer of Sentinel-2, none
+    of SYKE's indices and none of `channels`.
     """
     bands, indices, unclear = [], [], []
-    # The names that an option gives are those of each date.
+    # --band-names gives the names of each date.
     unnamed, found, others = Counter[str](), set[str | None](), []
     wanted = [] if channels is None else [leaf for leaf in channels.plan().leaves if leaf.layers]
     for given in inputs:
@@ -659,24 +639,24 @@ def sort_inputs(
         with open_source(path, allow_vrt=config.allow_vrt, allow_remote=config.allow_remote) as source:
             names = set(source.names)
             found |= names
-            recognised = bool(names & {*SENTINEL_BANDS, *INDICES})
-            other = bool(wanted and find_layers([source], [source.names], wanted)[0])
-            recognised |= other
-            if names & set(SENTINEL_BANDS) or other:
-                bands.append(given)
-            if names & set(INDICES):
-                indices.append(given)
+            is_band = bool(names & set(SENTINEL_BANDS))
+            is_band |= bool(wanted and find_layers([source], [source.names], wanted)[0])
+            is_index = bool(names & set(INDICES))
             count = len(source.names)
-        if not recognised and config.index_names and count == len(config.index_names):
+        bands += [given] if is_band else []
+        indices += [given] if is_index else []
+        if is_band or is_index:
+            continue
+        if config.index_names and count == len(config.index_names):
             indices.append(given)
-        elif not recognised and config.band_names and unnamed[date] + count <= len(config.band_names):
+        elif config.band_names and unnamed[date] + count <= len(config.band_names):
             bands.append(given)
             unnamed[date] += count
-        elif not recognised:
+        else:
             others += [given] if None not in names else []
             unclear.append(f"  {path}: {', '.join(str(n or '(unnamed)') for n in source.names[:15])}")
     if len(others) == len(unclear) and found >= set(BANDS):
-        # All bands are there, so that a layer of another name is one that nothing needs.
+        # All bands are there, so that no channel needs the layers of other names.
         return [*bands, *others], indices
     if unclear:
         raise InputError(
@@ -695,14 +675,13 @@ def _open_fill(
     path: str | Source, config: InputConfig, needed: Sequence[ChannelDefinition], grid: GridSpec,
     opened: contextlib.ExitStack,
 ) -> Mosaic:  # fmt: skip
-    names = list(dict.fromkeys(name for one in needed for name in product_names(one)))
-    sources, mask = open_bands(_files_of(path, config), config, names, opened)
+    sources, mask = open_bands(_files_of(path, config), config, _product_names(needed), opened)
     planes = band_planes(sources, config, needed, f"the fill mosaic '{path}'", complete=False)
     mosaic = build_mosaic(str(path), sources, planes, grid, config, mask)
     try:
         check_samples(mosaic)
     except InputError as error:
-        # The bands passed, so that what fits the fill would spoil them.
+        # The bands passed with these options, which apply to them too.
         raise InputError(
             error.problem,
             "Convert this fill first, since --scale and --offset hold for bands and fills alike, or write "
@@ -711,21 +690,19 @@ def _open_fill(
     return mosaic
 
 
-def _interleave(planes: np.ndarray, image: np.ndarray) -> None:
-    """Copy (channel, y, x) into (y, x, channel), a few rows at a time to stay in the cache."""
-    for row in range(0, planes.shape[1], _STRIP):
-        image[row : row + _STRIP] = planes[:, row : row + _STRIP].transpose(1, 2, 0)
+def _product_names(channels: Sequence[ChannelDefinition]) -> list[str]:
+    return list(dict.fromkeys(name for one in channels for name in product_names(one)))
 
 
 def _log_left_out(sources: Sequence[Source], planes: Sequence[Sequence[Plane]]) -> None:
     # A file may be given for bands and for indices.
     used = {(s.path, plane.position) for s, own in zip(sources, planes, strict=True) for plane in own}
     for path, names in {source.path: source.names for source in sources}.items():
-        extra = [str(n or "(unnamed)") for i, n in enumerate(names) if (path, i) not in used]
-        if extra and len(extra) < len(names):
-            logger.info("left out of '%s': %s", path, ", ".join(extra))
-        elif extra:
-            logger.warning("'%s' is not used: it holds %s", path, ", ".join(extra))
+        unused = [str(n or "(unnamed)") for i, n in enumerate(names) if (path, i) not in used]
+        if unused and len(unused) < len(names):
+            logger.info("left out of '%s': %s", path, ", ".join(unused))
+        elif unused:
+            logger.warning("'%s' is not used: it holds %s", path, ", ".join(unused))
 
 
 def _sum_counts(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:

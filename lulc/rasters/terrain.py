@@ -1,4 +1,4 @@
-"""Slope and aspect of an elevation raster, on its own pixels, as layers of a source.
+"""Slope and aspect of an elevation raster, on its own grid, as layers of a source.
 
 References
 ----------
@@ -21,8 +21,9 @@ from lulc.rasters.layers import Layer, Source
 from lulc.rasters.radiometry import convert
 
 DISTORTION = 0.01
-"""From this distortion on, the ground is measured instead of the map. UTM and national grids stay far below,
-and programs for terrain take their metres as they are."""
+"""Relative distortion of the map from which sizes of pixels are measured on the ground. UTM and national
+grids have far less, and programs for terrain use their metres too.
+"""
 
 
 class TerrainSource(Source):
@@ -30,14 +31,8 @@ class TerrainSource(Source):
 
     Layers are ``slope`` in degrees, and sine and cosine of the aspect: the direction in which the slope
     falls, clockwise from north. Both are 0 on flat ground. A pixel with a missing neighbour is missing;
-    beyond the border elevation goes on as it runs there.
-
-    Parameters
-    ----------
-    source
-        Elevation raster, which stays open until the last of those that share it is closed.
-    elevation
-        The channel of elevation: its scale, offset and valid range, metres.
+    beyond the border elevation is extrapolated linearly. `elevation` gives scale, offset and valid range of
+    the layer.
     """
 
     def __init__(self, source: Source, layer: int, elevation: ChannelDefinition) -> None:
@@ -63,44 +58,42 @@ class TerrainSource(Source):
         above, below = z[:-2], z[2:]
         east = (right - left)[:-2] + 2 * (right - left)[1:-1] + (right - left)[2:]
         north = (above - below)[:, :-2] + 2 * (above - below)[:, 1:-1] + (above - below)[:, 2:]
-        # The middle takes no part in the sums, but without it a pixel is missing.
+        # The sums don't use the middle, but a pixel without elevation is missing.
         gap = np.where(np.isnan(z[1:-1, 1:-1]), np.nan, 0.0)
         return east / (8 * width) + gap, north / (8 * height) + gap
 
     def _elevation(self, window: Window) -> np.ndarray:
-        """Elevation of a window and a pixel around, float64, NaN where missing."""
+        """Return elevation of a window and one pixel around it, float64, NaN where missing."""
         wide = window.grow(1)
         inner = wide.intersect(self.grid.extent)
         stored, valid = self._source.read_valid([self._layer], inner)
         z, known = np.empty(stored[0].shape, "float32"), np.empty(stored[0].shape, bool)
         convert(stored[0], self._channel, self._source.layers[self._layer], z, known)
         z = np.where(known & valid[0], z, np.nan).astype("float64")
-        around = [
+        beyond = (
             (inner.row - wide.row, wide.stop[0] - inner.stop[0]),
             (inner.col - wide.col, wide.stop[1] - inner.stop[1]),
-        ]
-        for axis, (before, after) in enumerate(around):
-            z = _extended(z, axis, before, after)
-        return z
+        )
+        return np.pad(z, beyond, mode="reflect", reflect_type="odd")
 
     def _metres(self, window: Window) -> tuple[Any, Any]:
-        """Width and height of the pixels of a window on the ground, metres: numbers, or by row (y, 1)."""
+        """Width and height of the pixels of a window in metres on the ground: numbers, or by row (y, 1)."""
         if self._distorted:
-            found = pixels_on_ground(self.grid, np.arange(window.row, window.stop[0]) + 0.5)
-            if found is not None:
-                return found[0][:, None], found[1][:, None]
+            sizes = pixels_on_ground(self.grid, np.arange(window.row, window.stop[0]) + 0.5)
+            if sizes is not None:
+                return sizes[0][:, None], sizes[1][:, None]
         width, height = self.grid.pixel_size
         metre = self.grid.crs.linear_units_factor[1]
         return width * metre, height * metre
 
     @cached_property
     def _distorted(self) -> bool:
-        """True where metres of the map are not those of the ground, as in degrees or Web Mercator."""
+        """True where metres of the map differ from those on the ground, as in degrees or Web Mercator."""
         if self.grid.crs.is_geographic:
             return True
-        found = pixels_on_ground(self.grid, [0.5, self.grid.height - 0.5])
-        sides = np.array(self.grid.pixel_size)[:, None] * self.grid.crs.linear_units_factor[1]
-        return found is not None and bool((np.abs(np.array(found) / sides - 1) > DISTORTION).any())
+        on_ground = pixels_on_ground(self.grid, [0.5, self.grid.height - 0.5])
+        on_map = np.array(self.grid.pixel_size)[:, None] * self.grid.crs.linear_units_factor[1]
+        return on_ground is not None and bool((np.abs(np.array(on_ground) / on_map - 1) > DISTORTION).any())
 
     def identity(self) -> dict[str, Any]:
         return self._source.identity()
@@ -110,12 +103,3 @@ class TerrainSource(Source):
 
     def close(self) -> None:
         self._source.close()
-
-
-def _extended(z: np.ndarray, axis: int, before: int, after: int) -> np.ndarray:
-    """Add a line before and after along an axis, on the line through the two beside it."""
-    z = np.moveaxis(z, axis, 0)
-    second = min(1, len(z) - 1)
-    first = [2 * z[:1] - z[second : second + 1]] if before else []
-    last = [2 * z[-1:] - z[-1 - second : len(z) - second]] if after else []
-    return np.moveaxis(np.concatenate([*first, z, *last]), 0, axis)

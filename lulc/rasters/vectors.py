@@ -1,9 +1,10 @@
-"""Polygons and points of vector files, read by a reader process and burnt onto a grid."""
+"""Polygons and points of vector files, read by a reader process and rasterized on a grid."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import shlex
@@ -37,10 +38,10 @@ ROWS = 100_000
 """Features whose fields are read at once."""
 
 MAX_VALUES = 10_000
-"""Different values of a field, above which it holds no classes."""
+"""Different values above which a field can't hold classes."""
 
 SIDE = 2048
-"""Side of the squares in which `VectorCodes.losses` burns polygons."""
+"""Side of the squares in which `VectorCodes.losses` rasterizes polygons."""
 
 MAX_PARQUET_BYTES = 2**30
 """Uncompressed bytes of a GeoParquet file, which is read whole."""
@@ -52,28 +53,26 @@ VECTORS = {
 """Endings of vector files that are read, and the driver of each."""
 
 CONVERTIBLE = (".zip", ".gml", ".kml")
-"""Endings of vector files that are not read but converted, since few drivers mean few surprises."""
+"""Endings of vector files that users have to convert, since every driver is one more risk."""
 
-_MARKS: Mapping[str, tuple[bytes, ...]] = {
-    "GPKG": (b"SQLite format 3\0",),
-    "GeoJSON": (b"{",),
-    "ESRI Shapefile": (b"\0\0\x27\x0a",),
-    "FlatGeobuf": (b"fgb",),
-    "GeoParquet": (b"PAR1",),
-}
+_MAGIC = {
+    "GPKG": b"SQLite format 3\0", "GeoJSON": b"{", "ESRI Shapefile": b"\0\0\x27\x0a", "FlatGeobuf": b"fgb",
+    "GeoParquet": b"PAR1",
+}  # fmt: skip
+"""First bytes of a file, by driver."""
 _GEOPACKAGE_IDS = (b"GPKG", b"GP10", b"GP11")
 _SHAPEFILE_PARTS = (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx")
 
 
 @dataclass(frozen=True)
 class Field:
-    """Content of a field of a vector file.
+    """A field of a vector file.
 
     Parameters
     ----------
     values
-        Different values and how many features have each: integers, or texts where one value is no integer.
-        Empty where the field holds anything else.
+        Number of features of each value: of integers, or of texts if one value is no integer. Empty where the
+        field holds anything else.
     """
 
     name: str
@@ -90,26 +89,26 @@ class Field:
         return len(self.values) > 1 and max(self.values.values()) == 1
 
     def describe(self) -> str:
-        """Name, type and some values, for messages."""
-        some = ", ".join(str(value)[:40] for value in list(self.values)[:4])
+        """Return name, type and up to four values, for messages."""
+        shown = ", ".join(str(value)[:40] for value in list(self.values)[:4])
         more = ", ..." if len(self.values) > 4 else ""
-        return f"{self.name} ({self.kind}{': ' if some else ''}{some}{more})"
+        return f"{self.name} ({self.kind}{': ' if shown else ''}{shown}{more})"
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Features of a vector file that label less than they cover.
+    """Features of a vector file that label less than their area, and how many of them there are.
 
     Parameters
     ----------
     without_code
-        Those on the grid whose field is empty.
+        On the grid, with an empty field.
     outside, partly_outside
-        Those that lie outside the grid, wholly or partly.
+        Wholly or partly outside the grid.
     too_small
-        Those on the grid that hold no pixel centre.
+        On the grid, but without a pixel centre.
     covered, covered_pixels
-        Those that lose pixels to a later feature of another code, and how many pixels in all.
+        Those that lose pixels to a later feature of another code, and the number of these pixels.
     """
 
     features: int
@@ -122,41 +121,34 @@ class Losses:
 
 
 class VectorCodes:
-    """Polygons or points of a vector file, burnt onto a grid window by window.
+    """Polygons or points of a vector file, rasterized window by window.
 
-    A pixel has the code of the polygon that holds its centre, or of the point that lies in it; of several,
-    the last in the file. Raises InputError if the file is none of these, has no CRS, or layer or field isn't
-    clear.
+    A pixel gets the code of the polygon that holds its centre, or of the point in it; of several, the last in
+    the file. Raises InputError if the file is none of these, has no CRS, or layer or field isn't clear.
 
     Parameters
     ----------
     path
         Regular file of one of the kinds in `VECTORS`, by name and by content.
     field
-        Field with the code, an integer or a text; where None, the one field that can hold it.
+        Field with the code, an integer or a text; None for the only field that can hold it.
     layer
         Layer of a file with several; None for the only one with geometries.
     presence
-        True to burn 1 for every feature; no field is read.
+        Rasterize 1 for every feature and read no field.
     known
-        Tells whether a code or text is known; None where the file must name its classes itself.
+        Returns whether a code or text is known; None where the file must name its classes itself.
 
     Attributes
     ----------
     names : dict of int to str
-        Texts by the integer that is burnt for them; empty where the field holds integers.
+        Text of each rasterized integer; empty where the field holds integers.
     """
 
     def __init__(
-        self,
-        path: str,
-        grid: GridSpec,
-        field: str | None = None,
-        *,
-        layer: str | None = None,
-        presence: bool = False,
-        known: Callable[[Code], bool] | None = None,
-    ) -> None:
+        self, path: str, grid: GridSpec, field: str | None = None, *, layer: str | None = None,
+        presence: bool = False, known: Callable[[Code], bool] | None = None,
+    ) -> None:  # fmt: skip
         self.path = path
         self._grid = grid
         self._file = VectorFile(path)
@@ -164,16 +156,16 @@ class VectorCodes:
         info = self._file.info(self.layer)
         self._crs = info["crs"]
         self._features = int(info["features"])
-        _check_place(path, info, grid)
+        _check_georeference(path, info, grid)
         west, _, east, _ = info["total_bounds"] or (-180, -90, 360, 90)
-        self._reach = west, east
+        self._longitudes = west, east
         self.field = None
         if not presence:
             self.field = _choose_field(self._file, self.layer, info["fields"], field, known)
         texts = sorted(map(str, self.field.values)) if self.field and self.field.is_text else []
         self.names = dict(enumerate(texts))
         self._index = {text: index for index, text in self.names.items()}
-        # These have no spatial index: they are read once, whole, which their size limits allow.
+        # These have no spatial index, but a size limit: they are read once, whole.
         self._whole = self._load(None) if self._file.driver in ("GeoJSON", "GeoParquet") else None
 
     def read(self, window: Window) -> np.ndarray:
@@ -181,19 +173,19 @@ class VectorCodes:
         return self._burn(self._near(window), window)
 
     def losses(self) -> Losses:
-        """Count the features that label less than they cover, square by square."""
-        found = _Tally(self._grid)
+        """Count the features that label less than their area, square by square."""
+        counter = _LossCounter(self._grid)
         with _measuring(self.path):
             for window in squares_of(self._grid.extent, SIDE):
                 features = self._near(window)
                 if len(features):
-                    found.add(features, window, self._burn(features, window))
-        return found.result(self._features)
+                    counter.add(features, window, self._burn(features, window))
+        return counter.result(self._features)
 
     def identity(self) -> dict[str, Any]:
-        """Name, bytes and sha256 of the file; of a shapefile's parts together."""
+        """Return name, bytes and sha256 of the file, or of all files of a shapefile."""
         file = Path(self.path)
-        files = [file, *(_parts_of(file) if self._file.driver == "ESRI Shapefile" else [])]
+        files = self._file.files
         hashes = [sha256_of(one) for one in files]
         whole = hashes[0] if len(files) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
         return {"name": file.name, "bytes": sum(one.stat().st_size for one in files), "sha256": whole}
@@ -210,7 +202,9 @@ class VectorCodes:
         return self._whole if self._whole is not None else self._load(self._grid.crop(window))
 
     def _load(self, grid: GridSpec | None) -> geopandas.GeoDataFrame:
-        """Features near a grid (all for None) in its CRS, in file order, with an int32 column "code"."""
+        """Return the features near a grid, None for all, in its CRS and file order, with an int32 column
+        "code".
+        """
         import pandas
 
         name = self.field.name if self.field else None
@@ -223,31 +217,31 @@ class VectorCodes:
         frame = frame.assign(code=self._codes_of(frame[name]) if name else np.int32(1))
         frame = convert(frame, self._grid.crs, self.path)
         if self._grid.crs.is_geographic:
-            frame = frame.set_geometry(_turned(frame.geometry, self._grid))
+            frame = frame.set_geometry(_shift_longitudes(frame.geometry, self._grid))
         return frame[np.isfinite(frame.bounds).all(axis=1)]
 
     def _boxes(self, grid: GridSpec | None) -> list[tuple[float, float, float, float] | None]:
-        """Boxes of the file that hold what is near a grid; degrees may be -180..180 or 0..360 in it."""
+        """Return boxes, in the file's CRS, around a grid; longitudes may be -180..180 or 0..360 in it."""
         if grid is None:
             return [None]
         with _converting(self.path):
             crs = CRS.from_user_input(self._crs)
             a, b, c, d = grid.bounds_on(crs)
         margin = 0.01 * max(c - a, d - b)
-        west, east = self._reach if crs.is_geographic else (np.inf, -np.inf)
-        turns = [0, *(turn for turn in (-360, 360) if a + turn <= east and c + turn >= west)]
-        return [(a - margin + turn, b - margin, c + margin + turn, d + margin) for turn in turns]
+        west, east = self._longitudes if crs.is_geographic else (np.inf, -np.inf)
+        shifts = [0, *(shift for shift in (-360, 360) if a + shift <= east and c + shift >= west)]
+        return [(a - margin + shift, b - margin, c + margin + shift, d + margin) for shift in shifts]
 
     def _codes_of(self, values: Iterable[Any]) -> np.ndarray:
-        """Codes int32 of a field's values; a missing value is no label."""
+        """Return codes int32 of a field's values, `NO_CODE` for missing ones."""
         codes = [code_of(value) for value in values]
         if self.names:
             codes = [None if code is None else self._index[str(code)] for code in codes]
         return np.array([NO_CODE if code is None else code for code in codes], dtype=np.int32)
 
 
-def _turned(shapes: geopandas.GeoSeries, grid: GridSpec) -> geopandas.GeoSeries:
-    """Return shapes in degrees, whose parts beyond 180 degrees from the grid are turned to its side."""
+def _shift_longitudes(shapes: geopandas.GeoSeries, grid: GridSpec) -> geopandas.GeoSeries:
+    """Return shapes in degrees, with parts more than 180 degrees from the grid shifted by 360 degrees."""
     import shapely
     from shapely.affinity import translate
 
@@ -256,14 +250,12 @@ def _turned(shapes: geopandas.GeoSeries, grid: GridSpec) -> geopandas.GeoSeries:
     west, _, east, _ = shapely.bounds(parts).T
     turns = np.round(((left + right) - (west + east)) / 720)
     turns[(west < right) & (east > left)] = 0
-    found = shapes.copy()
+    shifted = shapes.copy()
     for i in np.unique(owners[turns != 0]):
-        own = [
-            translate(part, 360 * turn)
-            for part, turn in zip(parts[owners == i], turns[owners == i], strict=True)
-        ]
-        found.iloc[i] = own[0] if len(own) == 1 else shapely.union_all(own)
-    return found
+        of_shape = zip(parts[owners == i], turns[owners == i], strict=True)
+        moved = [translate(part, 360 * turn) for part, turn in of_shape]
+        shifted.iloc[i] = moved[0] if len(moved) == 1 else shapely.union_all(moved)
+    return shifted
 
 
 def read_region(path: str, crs: Any) -> BaseGeometry:
@@ -285,10 +277,7 @@ def read_region(path: str, crs: Any) -> BaseGeometry:
 
 
 def convert(features: Any, crs: Any, path: str) -> Any:
-    """Return features of a file in another CRS.
-
-    Raises InputError if there is no way from their CRS to that one.
-    """
+    """Return features of a file in another CRS; raises InputError if they can't be transformed to it."""
     with _converting(path):
         return features.to_crs(crs)
 
@@ -296,10 +285,10 @@ def convert(features: Any, crs: Any, path: str) -> Any:
 @contextlib.contextmanager
 def _converting(path: str) -> Iterator[None]:
     try:
-        # Within it, GDAL reports to Python instead of printing.
+        # Within an Env, GDAL reports errors to Python instead of printing them.
         with rasterio.Env():
             yield
-    except Exception as error:  # GDAL and PROJ each fail in several ways at a damaged CRS
+    except Exception as error:  # GDAL and PROJ raise several kinds of errors for a damaged CRS
         raise unreadable(path, f"its CRS can't be converted ({str(error)[:200]})") from error
 
 
@@ -313,83 +302,71 @@ def _measuring(path: str) -> Iterator[None]:
         raise unreadable(path, f"a shape in it is damaged ({str(error)[:200]})") from error
 
 
-class _Tally:
-    """Losses as they are counted square by square, by feature."""
+class _LossCounter:
+    """Counts losses square by square; sets hold the numbers of features."""
 
     def __init__(self, grid: GridSpec) -> None:
         self._grid = grid
-        self._box = grid.bounds
-        self._partly: set[Any] = set()
-        self._outside: set[Any] = set()
         self._seen: set[Any] = set()
+        self._outside: set[Any] = set()
+        self._partly_outside: set[Any] = set()
         self._without_code: set[Any] = set()
-        self._holding: set[Any] = set()
-        self._lost: Counter[Any] = Counter()
+        self._with_pixels: set[Any] = set()
+        self._lost_pixels: Counter[Any] = Counter()
 
     def add(self, features: geopandas.GeoDataFrame, window: Window, burnt: np.ndarray) -> None:
         """Count what the features of a square lose there."""
-        self._look_outside(features[~features.index.isin(list(self._seen))])
+        self._compare_with_grid(features[~features.index.isin(list(self._seen))])
         features = features[features["code"] != NO_CODE]
-        transform = self._grid.crop(window).transform
-        order = np.arange(1, len(features) + 1)
         if not len(features):
             return
+        transform = self._grid.crop(window).transform
+        order = np.arange(1, len(features) + 1)
         winners = rasterize(zip(features.geometry, order, strict=True), window.shape, transform=transform)
-        self._holding |= set(features.index[np.unique(winners[winners > 0]) - 1])
+        self._with_pixels |= set(features.index[np.unique(winners[winners > 0]) - 1])
         depth = rasterize(
             ((shape, 1) for shape in features.geometry), window.shape, transform=transform,
             merge_alg=MergeAlg.add, dtype="int32",
         )  # fmt: skip
-        # Only features near pixels of several are burnt one by one.
+        # Only features near pixels of several are rasterized one by one.
         several = np.pad((depth > 1).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
         for fid, shape, code in zip(features.index, features.geometry, features["code"], strict=True):
-            part = self._grid.window_of(shape.bounds).grow(1).intersect(window).relative_to(window)
-            top, left, (bottom, right) = part.row, part.col, part.stop
-            if not part.height or not part.width:
+            box = self._grid.window_of(shape.bounds).grow(1).intersect(window).relative_to(window)
+            top, left, (bottom, right) = box.row, box.col, box.stop
+            if not box.height or not box.width:
                 continue
-            corners = (
-                several[bottom, right] - several[top, right] - several[bottom, left] + several[top, left]
-            )
-            if not corners:
+            shared = several[bottom, right] - several[top, right] - several[bottom, left] + several[top, left]
+            if not shared:
                 continue
             placed = transform @ Affine.translation(left, top)
-            own = rasterize([(shape, 1)], part.shape, transform=placed) > 0
-            if own.any():
-                self._holding.add(fid)
-            self._lost[fid] += int((own & (burnt[part.slices] != code)).sum())
+            inside = rasterize([(shape, 1)], box.shape, transform=placed) > 0
+            if inside.any():
+                self._with_pixels.add(fid)
+            self._lost_pixels[fid] += int((inside & (burnt[box.slices] != code)).sum())
 
-    def _look_outside(self, features: geopandas.GeoDataFrame) -> None:
-        self._seen |= set(features.index)
+    def _compare_with_grid(self, features: geopandas.GeoDataFrame) -> None:
         import shapely
 
-        inside = shapely.clip_by_rect(features.geometry.values, *ordered(self._box))
-        whole, kept = shapely.area(features.geometry.values), shapely.area(inside)
-        for fid, empty, partly in zip(
-            features.index, shapely.is_empty(inside), kept < 0.999 * whole, strict=True
-        ):
-            if empty:
-                self._outside.add(fid)
-            elif partly:
-                self._partly.add(fid)
+        self._seen |= set(features.index)
+        inside = shapely.clip_by_rect(features.geometry.values, *ordered(self._grid.bounds))
+        cut = shapely.area(inside) < 0.999 * shapely.area(features.geometry.values)
+        empty = shapely.is_empty(inside)
+        self._outside |= set(features.index[empty])
+        self._partly_outside |= set(features.index[cut & ~empty])
         self._without_code |= set(features.index[features["code"] == NO_CODE]) - self._outside
 
     def result(self, features: int) -> Losses:
-        """Return the sums."""
-        here = self._seen - self._outside
-        lost = [pixels for pixels in self._lost.values() if pixels]
+        """Return the sums for a file with this number of features."""
+        on_grid = self._seen - self._outside
+        lost = [pixels for pixels in self._lost_pixels.values() if pixels]
         return Losses(
-            features=features,
-            without_code=len(self._without_code),
-            outside=features - len(here),
-            partly_outside=len(self._partly),
-            too_small=len(here - self._holding - self._without_code),
-            covered=len(lost),
-            covered_pixels=sum(lost),
-        )
+            features, len(self._without_code), features - len(on_grid), len(self._partly_outside),
+            len(on_grid - self._with_pixels - self._without_code), len(lost), sum(lost),
+        )  # fmt: skip
 
 
 def _check_vector(path: str) -> str:
-    """The driver of a vector file, whose name and first bytes agree."""
+    """Return the driver of a vector file whose name and first bytes agree."""
     file = Path(path)
     if "://" in path or path.startswith("/vsi") or not file.is_file():
         raise InputError(
@@ -402,95 +379,108 @@ def _check_vector(path: str) -> str:
     with open(file, "rb") as stream:
         head = stream.read(100)
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip() if driver == "GeoJSON" else head
-    if not start.startswith(_MARKS[driver]) or (driver == "GPKG" and head[68:72] not in _GEOPACKAGE_IDS):
-        raise unreadable(path, f"its content is no {_KINDS.get(driver, driver)}")
+    if not start.startswith(_MAGIC[driver]) or (driver == "GPKG" and head[68:72] not in _GEOPACKAGE_IDS):
+        kind = {"GPKG": "GeoPackage", "ESRI Shapefile": "shapefile"}.get(driver, driver)
+        raise unreadable(path, f"its content is no {kind}")
     if driver == "GeoJSON" and file.stat().st_size > MAX_GEOJSON_BYTES:
         raise InputError(
             f"cannot read '{path}', since it has {file.stat().st_size} bytes, "
             f"expected at most {MAX_GEOJSON_BYTES} for GeoJSON",
             f"Convert it: ogr2ogr {file.stem}.gpkg {file.name}",
         )
-    if driver == "ESRI Shapefile":
-        _check_shapefile(file)
     return driver
 
 
-_KINDS = {"GPKG": "GeoPackage", "ESRI Shapefile": "shapefile"}
-
-
-def _parts_of(file: Path) -> list[Path]:
-    """The files beside a shapefile that belong to it."""
-    parts = [file.with_suffix(cased) for part in _SHAPEFILE_PARTS for cased in (part, part.upper())]
-    return [part for part in parts if part.is_file()]
-
-
-def _check_shapefile(file: Path) -> None:
-    parts = _parts_of(file)
-    for part in parts:
-        guards.check_inside(part, file.parent, str(file))
-    missing = {".shx", ".dbf"} - {part.suffix.lower() for part in parts}
+def _shapefile_files(file: Path) -> list[Path]:
+    """Return a shapefile and the files that belong to it; refuse it if one is missing or lies elsewhere."""
+    named = [file.with_suffix(cased) for ending in _SHAPEFILE_PARTS for cased in (ending, ending.upper())]
+    beside = [path for path in named if path.is_file()]
+    for path in beside:
+        guards.check_inside(path, file.parent, str(file))
+    missing = {".shx", ".dbf"} - {path.suffix.lower() for path in beside}
     if missing:
         raise InputError(
             f"cannot read '{file}', since a part of the shapefile is missing, "
             f"expected {' and '.join(sorted(file.stem + end for end in missing))} beside it",
             "Copy all files of the shapefile into one folder.",
         )
+    return [file, *beside]
 
 
 class VectorFile(Resource):
     """A vector file that a reader process has opened.
 
-    Raises InputError if it is none, is damaged, or computes what it gives.
+    Raises InputError if it is no vector file, is damaged, or computes its content (views, virtual tables).
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.driver = _check_vector(path)
-        files = [Path(path), *(_parts_of(Path(path)) if self.driver == "ESRI Shapefile" else [])]
-        stored = sum(file.stat().st_size for file in files)
+        self.files = _shapefile_files(Path(path)) if self.driver == "ESRI Shapefile" else [Path(path)]
+        stored = sum(file.stat().st_size for file in self.files)
         self._process = Apart("lulc.rasters.features.Features", path, self.driver, path=path, stored=stored)
         self.layers: list[str] = self._process.made
 
     def choose(
         self, wanted: str | None = None, *, preferred: str | None = None, option: str | None = None
     ) -> str:
-        """Return the wanted layer, the preferred one where it is there, or the only one with geometries.
+        """Return the wanted layer, else the preferred one if it exists, else the only one with geometries.
 
-        `option` is the one that names a layer, for the message.
+        Raises InputError where there is no such layer or several; `option` is the one that chooses a layer.
         """
-        return _check_listed(self.path, self.layers, wanted, preferred, option)
+        layers = self.layers
+        shown = ", ".join(layers[:20]) + (", ..." if len(layers) > 20 else "")
+        wanted = _match_case(wanted, layers)
+        if wanted is not None and wanted not in layers:
+            raise InputError(
+                f"cannot read the layer '{wanted}' of '{self.path}', since it has only "
+                f"{shown or 'no layers'}",
+                f"Type {option} {shlex.quote(layers[0])}" if option and layers else "Check the file in QGIS.",
+            )
+        if not layers:
+            raise unreadable(self.path, "it has no layer with geometries")
+        named = [name for name in (wanted, preferred) if name in layers]
+        if len(layers) > 1 and not named:
+            new_file = str(Path(self.path).with_name(f"{layers[0]}.gpkg"))
+            raise InputError(
+                f"cannot tell which layer of '{self.path}' to read, since it has {len(layers)} layers "
+                f"with geometries ({shown}), expected one or a choice",
+                f"Type {option} with one of them, for example {option} {shlex.quote(layers[0])}"
+                if option
+                else "Write the layer to a file of its own: "
+                + shlex.join(["ogr2ogr", new_file, self.path, layers[0]]),
+            )
+        return str((named or layers)[0])
 
     def info(self, layer: str) -> dict[str, Any]:
         """Return ``crs``, ``features``, ``fields`` (name to type) and ``total_bounds`` of a layer."""
-        found: dict[str, Any] = self._process.call("info", layer)
-        self._crs = found["crs"]
-        return found
+        info: dict[str, Any] = self._process.call("info", layer)
+        self._crs = info["crs"]
+        return info
 
     def read(
         self, layer: str, columns: list[str] | None, box: Sequence[float] | None = None
     ) -> geopandas.GeoDataFrame:
-        """Geometries and some columns (all for None) of the features in a box, by number, in file order."""
+        """Return geometries and some columns (None for all) of the features in a box, in file order."""
         # It takes longer to load than most rasters take to open.
         import geopandas
         import shapely
 
-        found = self._process.call("read", layer, columns, box)
-        ends = np.cumsum(found["lengths"])
-        content = found["shapes"].tobytes()
-        parts = zip(ends - found["lengths"], ends, strict=True)
-        shapes = shapely.from_wkb([content[start:end] or None for start, end in parts])
+        answer = self._process.call("read", layer, columns, box)
+        ends = np.cumsum(answer["lengths"])
+        content = answer["shapes"].tobytes()
+        spans = zip(ends - answer["lengths"], ends, strict=True)
+        shapes = shapely.from_wkb([content[start:end] or None for start, end in spans])
         with _converting(self.path):
             return geopandas.GeoDataFrame(
-                found["columns"], geometry=shapes, crs=self._crs, index=found["numbers"]
+                answer["columns"], geometry=shapes, crs=self._crs, index=answer["numbers"]
             )
 
     def pieces(self, layer: str, name: str) -> Iterator[list[Any]]:
-        """Yield the values of a field, piece by piece."""
-        skipped = 0
-        while True:
+        """Yield the values of a field, `ROWS` features at a time."""
+        for skipped in itertools.count(0, ROWS):
             values = self._process.call("values", layer, name, skipped, ROWS)
             yield values
-            skipped += ROWS
             if len(values) < ROWS:
                 return
 
@@ -501,82 +491,39 @@ class VectorFile(Resource):
 def read_features(
     path: str, *, layer: str | None = None, preferred: str | None = None, columns: list[str] | None = None
 ) -> geopandas.GeoDataFrame:
-    """Return all features of a layer of a vector file.
-
-    Raises InputError if the file is none, or its layer isn't clear.
-
-    Parameters
-    ----------
-    layer, preferred
-        Layer that is wanted, and the one to take where it is there; else the only one with geometries.
-    columns
-        Fields to read; None for all.
-    """
+    """Return all features of a layer, chosen as by `VectorFile.choose`, with some fields (None for all)."""
     with VectorFile(path) as file:
         chosen = file.choose(layer, preferred=preferred)
         file.info(chosen)
         return file.read(chosen, columns)
 
 
-def _check_listed(
-    path: str, layers: list[str], wanted: str | None, preferred: str | None, option: str | None
-) -> str:
-    """The layer to read, refused where it is not clear or not there."""
-    listed = ", ".join(layers[:20]) + (", ..." if len(layers) > 20 else "")
-    wanted = _spelled(wanted, layers)
-    if wanted is not None and wanted not in layers:
-        raise InputError(
-            f"cannot read the layer '{wanted}' of '{path}', since it has only {listed or 'no layers'}",
-            f"Type {option} {shlex.quote(layers[0])}" if option and layers else "Check the file in QGIS.",
-        )
-    chosen = [name for name in (wanted, preferred) if name in layers] or layers
-    if len(layers) == 0:
-        raise unreadable(path, "it has no layer with geometries")
-    if len(layers) > 1 and chosen is layers:
-        command = ["ogr2ogr", str(Path(path).with_name(f"{layers[0]}.gpkg")), path, layers[0]]
-        raise InputError(
-            f"cannot tell which layer of '{path}' to read, since it has {len(layers)} layers "
-            f"with geometries ({listed}), expected one or a choice",
-            f"Type {option} with one of them, for example {option} {shlex.quote(layers[0])}"
-            if option
-            else f"Write the layer to a file of its own: {shlex.join(command)}",
-        )
-    return str(chosen[0])
-
-
-def _check_place(path: str, info: Mapping[str, Any], grid: GridSpec) -> None:
-    """Refuse a layer whose place is not known: without CRS, or with metres that are called degrees."""
+def _check_georeference(path: str, info: Mapping[str, Any], grid: GridSpec) -> None:
+    """Refuse a layer without CRS, or with metres in a geographic CRS."""
     code = grid.crs.to_epsg() if grid.crs else None
-    assign = shlex.join(
-        ["ogr2ogr", "-a_srs", f"EPSG:{code or 'CODE'}", str(Path(path).with_suffix("")) + "_crs.gpkg", path]
-    )
+    new_file = str(Path(path).with_suffix("")) + "_crs.gpkg"
+    assign = shlex.join(["ogr2ogr", "-a_srs", f"EPSG:{code or 'CODE'}", new_file, path])
     if not info["crs"] or not grid.crs:
-        name = f"'{path}'" if not info["crs"] else "the grid of the bands"
-        raise InputError(
-            f"cannot lay '{path}' on the bands, since {name} has no CRS, expected one",
-            f"Write its CRS; where it is that of the bands: {assign}"
-            if not info["crs"]
-            else "Write it into the bands.",
-        )
+        name, hint = "the grid of the bands", "Write it into the bands."
+        if not info["crs"]:
+            name, hint = f"'{path}'", f"Write its CRS; where it is that of the bands: {assign}"
+        raise InputError(f"cannot lay '{path}' on the bands, since {name} has no CRS, expected one", hint)
     box = info.get("total_bounds")
     # Longitudes may count to 360.
     with _converting(path):
         geographic = CRS.from_user_input(info["crs"]).is_geographic
     if box is not None and geographic and np.nanmax(np.abs(box)) > 361:
-        known = str(info["crs"])[:40] + (_DEGREES if path.lower().endswith("json") else "")
+        default = " (GeoJSON that names none is in degrees, by RFC 7946)" * path.lower().endswith("json")
         raise InputError(
             f"cannot lay '{path}' on the bands, since its coordinates ({', '.join(f'{v:.9g}' for v in box)}) "
-            f"are no degrees, but its CRS is {known}, "
+            f"are no degrees, but its CRS is {str(info['crs'])[:40]}{default}, "
             "expected the CRS of its coordinates",
             f"Write the right CRS; where it is that of the bands: {assign}",
         )
 
 
-_DEGREES = " (GeoJSON that names none is in degrees, by RFC 7946)"
-
-
-def _spelled(wanted: str | None, names: Collection[str]) -> str | None:
-    """Return a name as the file spells it, where capital letters alone differ from one of its names."""
+def _match_case(wanted: str | None, names: Collection[str]) -> str | None:
+    """Return a name as the file spells it if only upper and lower case differ, else as it is."""
     if wanted is None or wanted in names:
         return wanted
     alike = [name for name in names if name.casefold() == wanted.casefold()]
@@ -584,106 +531,94 @@ def _spelled(wanted: str | None, names: Collection[str]) -> str | None:
 
 
 def _choose_field(
-    file: VectorFile,
-    layer: str,
-    kinds: Mapping[str, str],
-    wanted: str | None,
+    file: VectorFile, layer: str, kinds: Mapping[str, str], wanted: str | None,
     known: Callable[[Code], bool] | None,
-) -> Field:
-    """Return the field that is named, or the only one that can hold codes.
+) -> Field:  # fmt: skip
+    """Return the field named by `wanted`, or the only one that can hold codes.
 
-    Of several integer or text fields, one is taken where all its values are known and no other's are, and
-    where its values recur, which those of an identifier don't. Without `known` the only text field is taken.
+    Of several integer or text fields, the one is taken whose values are all known, while no other's are, and
+    recur, unlike those of an identifier. Without `known` the only text field is taken.
     """
     path = file.path
-    wanted = _spelled(wanted, kinds)
+    wanted = _match_case(wanted, kinds)
+    hint = "Type --label-field with the field that holds the code."
     if wanted is not None:
         if wanted not in kinds:
             listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
             raise InputError(
                 f"cannot read codes from '{path}', since it has no field '{wanted}'; its fields are {listed}",
-                "Type --label-field with the field that holds the code.",
+                hint,
             )
-        return _checked_field(path, _read_field(file, layer, wanted, kinds[wanted]))
-    found = [_read_field(file, layer, name, kind) for name, kind in kinds.items()]
-    likely = [f for f in found if f.values]
-    if known is None:
-        fitting = [f for f in likely if f.is_text]
-        if len(fitting) == 1 or len(likely) == 1:
-            return (fitting or likely)[0]
-    elif len(likely) == 1:
-        return likely[0]
-    else:
-        fitting = [f for f in likely if all(map(known, f.values))]
-        if len(fitting) == 1 and not fitting[0].is_identifier:
-            return fitting[0]
-    fields = ", ".join(f.describe() for f in found) or "none"
-    ranked = sorted(fitting or likely, key=lambda f: (f.is_identifier, _IDENTIFIER(f.name) is not None))
+        chosen = _read_field(file, layer, wanted, kinds[wanted])
+        if not chosen.values:
+            raise InputError(
+                f"cannot read codes from '{path}', since its field {chosen.describe()} holds neither whole "
+                f"numbers nor at most {MAX_VALUES} different texts",
+                hint,
+            )
+        return chosen
+    fields = [_read_field(file, layer, name, kind) for name, kind in kinds.items()]
+    usable = [f for f in fields if f.values]
+    if len(usable) == 1 and known is not None:
+        return usable[0]
+    fitting = [f for f in usable if (f.is_text if known is None else all(map(known, f.values)))]
+    if known is None and (len(fitting) == 1 or len(usable) == 1):
+        return (fitting or usable)[0]
+    if known is not None and len(fitting) == 1 and not fitting[0].is_identifier:
+        return fitting[0]
+    listed = ", ".join(f.describe() for f in fields) or "none"
+    # Usual names of identifiers only decide which field the hint proposes.
+    identifier = re.compile(r"(?i)(.*_)?(id|fid|gid|uid|uuid|objectid|nr|no|number)").fullmatch
+    ranked = sorted(fitting or usable, key=lambda f: (f.is_identifier, identifier(f.name) is not None))
     if not ranked:
         raise InputError(
             f"cannot read codes from '{path}', since none of its fields holds integers or names; "
-            f"its fields are {fields}",
+            f"its fields are {listed}",
             "Add a field with the code or the name of the class in QGIS.",
         )
+    example = f"--label-field {shlex.quote(ranked[0].name)}"
+    scheme = "" if fitting or known else ", and --scheme with what its numbers mean"
     raise InputError(
-        f"cannot tell which field of '{path}' holds the class; its fields are {fields}",
-        f"Type --label-field with the field that holds the class, for example --label-field "
-        f"{shlex.quote(ranked[0].name)}"
-        + ("" if fitting or known else ", and --scheme with what its numbers mean"),
+        f"cannot tell which field of '{path}' holds the class; its fields are {listed}",
+        f"Type --label-field with the field that holds the class, for example {example}{scheme}",
     )
 
 
-_IDENTIFIER = re.compile(r"(?i)(.*_)?(id|fid|gid|uid|uuid|objectid|nr|no|number)").fullmatch
-"""Usual names of identifiers: they only decide which field an error message proposes."""
-
-
 def _read_field(file: VectorFile, layer: str, name: str, kind: str) -> Field:
-    """Return a field with its different values, read in pieces; without any where it can't hold codes."""
+    """Return a field with its values, read in pieces; without values where it can't hold codes."""
     if not kind.startswith(("int", "uint", "float", "object", "str")):
         return Field(name, kind)
-    spells = kind.startswith(("object", "str"))
+    holds_texts = kind.startswith(("object", "str"))
     values: Counter[Code] = Counter()
     for piece in file.pieces(layer, name):
         for value, count in Counter(piece).items():
             code = code_of(value)
             if code is not None:
                 values[code] += count
-        if len(values) > MAX_VALUES or not (spells or all(isinstance(v, int) for v in values)):
+        if len(values) > MAX_VALUES or not (holds_texts or all(isinstance(v, int) for v in values)):
             return Field(name, kind)
     if any(isinstance(value, str) for value in values):
         texts: Counter[Code] = Counter()
         for code, count in values.items():
             texts[str(code)] += count
         values = texts
-    return Field(name, "text" if spells else kind, values)
-
-
-def _checked_field(path: str, found: Field) -> Field:
-    if not found.values:
-        raise InputError(
-            f"cannot read codes from '{path}', since its field {found.describe()} holds neither whole "
-            f"numbers nor at most {MAX_VALUES} different texts",
-            "Type --label-field with the field that holds the code.",
-        )
-    return found
+    return Field(name, "text" if holds_texts else kind, values)
 
 
 def code_of(value: Any) -> Code | None:
-    """Return the code that a field's value means: an integer where it spells one, else its text.
+    """Return the code that a field's value stands for: an integer if it is written as one, else its text.
 
     Examples
     --------
-    >>> code_of(3.0), code_of(" 7 "), code_of("Mixed  forest"), code_of(None), code_of("")
-    (3, 7, 'Mixed forest', None, None)
-    >>> code_of("1_2"), code_of("1E2")
-    ('1_2', '1E2')
+    >>> code_of(3.0), code_of(" 7 "), code_of("Mixed  forest"), code_of("1E2"), code_of(None), code_of("")
+    (3, 7, 'Mixed forest', '1E2', None, None)
     """
     if value is None or value != value:
         return None
     text = " ".join(str(value).split())
-    # Python's own numbers may hold underscores and exponents, which in a code are letters like others.
-    spelt = re.fullmatch(r"([+-]?[0-9]{1,99})(\.0*)?", text)
-    return int(spelt[1]) if spelt and abs(int(spelt[1])) < -NO_CODE else text or None
+    # int() and float() also take underscores and exponents, which in a code are letters like others.
+    integer = re.fullmatch(r"([+-]?[0-9]{1,99})(\.0*)?", text)
+    return int(integer[1]) if integer and abs(int(integer[1])) < -NO_CODE else text or None
 
 
 def ordered(bounds: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
@@ -694,9 +629,9 @@ def ordered(bounds: tuple[float, float, float, float]) -> tuple[float, float, fl
 
 @contextlib.contextmanager
 def write_package(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give the path of a GeoPackage to write layers to; whole or not at all, equal layers give equal bytes.
+    """Yield the path of a GeoPackage to write layers to, and put it in place whole at the end.
 
-    Raises InputError if the disk is full.
+    Equal layers give equal bytes. Raises InputError if the disk is full.
     """
     import pyogrio
 

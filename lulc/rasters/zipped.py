@@ -1,4 +1,4 @@
-"""Products that are still zipped (``.SAFE.zip``): which entries they hold, checked before GDAL reads one."""
+"""Zipped products (``.SAFE.zip``): their entries, checked before GDAL reads one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def is_zipped(path: Path) -> bool:
 
 
 def entries(path: Path) -> Mapping[str, int]:
-    """Entries of an archive that may belong to a product, and the bytes of each.
+    """Return the entries of an archive that may belong to a product, and the bytes of each.
 
     Raises InputError if the archive is damaged, or made to exhaust the machine.
     """
@@ -43,7 +43,7 @@ def entries(path: Path) -> Mapping[str, int]:
 
 @lru_cache(maxsize=64)
 def _entries(path: str, size: int, changed: int) -> Mapping[str, int]:
-    # The directory is read whole: its size is looked up first.
+    # zipfile reads the directory whole: its size is checked first.
     with open(path, "rb") as file:
         file.seek(max(0, size - _END_BYTES))
         end = file.read()
@@ -78,14 +78,11 @@ def _refuse(path: str, problem: str) -> InputError:
 
 
 def read_entry(path: Path, name: str) -> bytes:
-    """Content of a small entry.
-
-    Raises InputError if it is damaged or too large.
-    """
+    """Return the content of a small entry; raises InputError if it is damaged or too large."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as entry:
             content = entry.read(TEXT_BYTES + 1)
-    except Exception as error:  # zipfile and zlib each fail in ways of their own
+    except Exception as error:  # zipfile and zlib raise errors of their own
         raise _refuse(str(path), f"'{name}' in it is damaged ({error})") from error
     if len(content) > TEXT_BYTES:
         raise _refuse(str(path), f"'{name}' in it has more than {TEXT_BYTES} bytes")
@@ -93,12 +90,12 @@ def read_entry(path: Path, name: str) -> bytes:
 
 
 def address_of(path: Path, name: str) -> str:
-    """Return the name by which GDAL opens an entry."""
+    """Return the path by which GDAL opens an entry."""
     return f"{_PREFIX}{path.resolve()}}}/{name}"
 
 
 def split_address(address: str) -> tuple[Path, str] | None:
-    """(archive, entry) of what `address_of` made; None for other paths."""
+    """(archive, entry) of a path by `address_of`; None for other paths."""
     if not address.startswith(_PREFIX):
         return None
     archive, _, name = address.removeprefix(_PREFIX).rpartition("}/")
