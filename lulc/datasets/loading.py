@@ -98,7 +98,7 @@ def _near_pairs(
         own = [stack for stack in trained if stack.grid and stack.grid.crs == crs]
         bounds = [stack.grid.bounds_on(crs) for stack in held if stack.grid]
         tree = shapely.STRtree([shapely.box(*b) if np.isfinite(b).all() else shapely.Point() for b in bounds])
-        # A pixel more for what `footprint` rounds.
+        # One pixel more, since `footprint` rounds.
         wide = [stack.grid.crop(stack.grid.extent.grow(gap + 1)) for stack in own if stack.grid]
         for one, other in sorted(zip(*tree.query([shapely.box(*grid.bounds) for grid in wide]), strict=True)):
             yield own[one], held[other]

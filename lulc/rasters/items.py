@@ -119,7 +119,7 @@ def _document(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def is_feature(path: Path) -> bool:
-    """True for a valid item, whatever its assets are."""
+    """True for a valid item with any assets."""
     try:
         _document(path)
     except InputError:

@@ -1,4 +1,4 @@
-"""Interface of every raster source, whatever its format: named layers on one north-up grid."""
+"""Interface of raster sources of all formats: named layers on one north-up grid."""
 
 from __future__ import annotations
 

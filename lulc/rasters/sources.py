@@ -145,7 +145,7 @@ class Checks:
         """Return nothing: no raster is open yet."""
 
     def check(self, *arguments: Any) -> dict[str, Any]:
-        """Open and check a raster; return what `Served.describe` says of it."""
+        """Open and check a raster; return its description by `Served.describe`."""
         served = serve(*arguments)
         with served.source:
             return served.describe()
@@ -410,7 +410,7 @@ class RasterSource(Source):
         return self._read(layers, *self._thinned(step, window))
 
     def _thinned(self, step: int, window: Window) -> tuple[Window, tuple[int, int]]:
-        """Return the window for every `step`-th pixel, and the shape of what GDAL reads of it."""
+        """Return the window for every `step`-th pixel, and the shape that GDAL reads it in."""
         rows, cols = (-(-side // step) for side in window.shape)
         # GDAL divides the window evenly: one of whole steps keeps every pixel in its place.
         even = Window(window.row, window.col, rows * step, cols * step)
@@ -678,7 +678,7 @@ def _check_whole(path: str, target: str, data: Any) -> None:
 
 
 def _check_vrt(path: Path, drivers: Sequence[str], depth: int = 0) -> None:
-    """Check a VRT and everything it names, nested VRTs included; `drivers` may open what it names."""
+    """Check a VRT and all files that it names, nested VRTs too; `drivers` may open these files."""
     if depth > 8:
         raise InputError(
             f"cannot open the VRT '{path}', since VRTs are nested more than 8 deep (or name themselves), "

@@ -163,7 +163,7 @@ class Stack(Resource):
     Attributes
     ----------
     channels : tuple of str
-        Names along the last axis of what `read` gives.
+        Names along the last axis of the array from `read`.
     coding : dict
         Index, and channel with a formula, to ``read`` or ``computed``.
     """

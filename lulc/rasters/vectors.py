@@ -315,7 +315,7 @@ class _LossCounter:
         self._lost_pixels: Counter[Any] = Counter()
 
     def add(self, features: geopandas.GeoDataFrame, window: Window, burnt: np.ndarray) -> None:
-        """Count what the features of a square lose there."""
+        """Count the pixels that the features of a square lose there."""
         self._compare_with_grid(features[~features.index.isin(list(self._seen))])
         features = features[features["code"] != NO_CODE]
         if not len(features):
