@@ -362,7 +362,7 @@ def test_where_no_worker_has_the_toolkit_the_run_ends_and_says_so(place: Place) 
     place.worker(lacks="lulc")
     assert ended(place.classify()) == 1
     assert "no worker" in place.said() and "lacks a module: No module named 'lulc" in place.said()
-    assert "Start workers in the environment that this command runs in" in place.said()
+    assert "Start workers in the environment of this command" in place.said()
     assert "Traceback" not in place.said()
 
 

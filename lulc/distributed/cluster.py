@@ -1,10 +1,10 @@
 """A Dask cluster: processes of this machine, jobs of SLURM, or the scheduler at an address.
 
-What it is given are tasks that don't depend on each other and may be repeated. Of each worker process one
-task is asked at a time, and one more waits there, so that nothing grows with the number of tasks.
+Tasks are independent and may be repeated. A worker process has one task at a time and one waiting
+(back-pressure), so that memory does not grow with the number of tasks.
 
-Whoever can connect to a scheduler or a worker can run code as its owner. ``local`` and ``slurm`` therefore
-talk over TLS with certificates of their own for each run, unless Dask's settings name others.
+Anyone who can connect to a scheduler or a worker can run code as its owner. Therefore ``local`` and ``slurm``
+use TLS with new certificates for each run, unless Dask's settings name others.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from lulc.core.packages import require
 from lulc.core.schema import InputError
 
 WORKERS = 2
-"""Workers of a cluster of our own, where the user doesn't say how many."""
+"""Default number of workers of ``local`` and ``slurm``."""
 
 ATTEMPTS = 3
-"""Times that one task may fail, and that one worker may fail in a row."""
+"""Failures after which a task ends the run, and failures in a row after which a worker is excluded."""
 
 ANSWER_SECONDS = 30.0
-"""How long a scheduler may take to answer."""
+"""Timeout of a scheduler."""
 
 REMIND_SECONDS = 60.0
-"""After so long without a worker it is said what is waited for; then after twice as long, and so on."""
+"""Time without a worker before the first reminder is logged; it doubles each time."""
 
 CALM = {
     "distributed.admin.tick.interval": "1s",
@@ -51,25 +51,22 @@ CALM = {
     "distributed.worker.profile.enabled": False,
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
 }
-"""How often processes of this machine look at themselves: by Dask's own settings 2 to 3 % of a core each. By
-these they also return the memory of each array to the system at once, to have it zeroed anew for the next: a
-fifth of a worker's time where parts are small."""
+"""Settings of ``local``. With Dask's defaults, monitoring takes 2 to 3 % of a core for each process, and
+returning the memory of each array to the system up to a fifth of a worker's time."""
 
 KEEP_MEMORY = ("export MALLOC_TRIM_THRESHOLD_=134217728", "export MALLOC_MMAP_THRESHOLD_=33554432")
-"""The same for workers that jobs start, as glibc reads it (mallopt(3)): bytes that are kept free, and the
-size from which an array is given back."""
+"""Settings of glibc (mallopt(3)) by which workers of SLURM keep memory: bytes that stay free, and the size
+from which an array is returned to the system."""
 
 AT_ONCE = 256
-"""Results that are brought from the workers together, at most."""
+"""Most results that are fetched from the workers together."""
 
 _AGAIN = "Then run the same command again: what is finished is kept."
-_SAME_PACKAGES = (
-    f"Start workers in the environment that this command runs in (on this machine {sys.executable})."
-)
-_WAY_OUT = f"Give the workers the memory and disk that they lack, or take a smaller --memory. {_AGAIN}"
+_SAME_PACKAGES = f"Start workers in the environment of this command (on this machine {sys.executable})."
+_WAY_OUT = f"Give the workers more memory or disk, or take a smaller --memory. {_AGAIN}"
 
 _Function = Callable[[Any, Any], Any]
-"""Called with the worker and an item."""
+"""Function of the worker and an item."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,32 +75,32 @@ logger = logging.getLogger("lulc")
 
 
 class Site(Protocol):
-    """Description of what tasks need open; a worker opens it once and holds it until another one comes."""
+    """Description of the inputs of tasks; a worker opens them once and keeps them for further tasks."""
 
     def open(self) -> AbstractContextManager[Any]:
-        """Open it on a worker."""
+        """Open the inputs on a worker."""
 
 
 class UnfitWorkerError(InputError):
-    """Error of an unfit worker: its versions differ, or it doesn't see the files."""
+    """Error of a worker with other versions, or that doesn't see the files."""
 
 
 @dataclass
 class Cluster:
-    """Made by `open_cluster`.
+    """An open cluster; `open_cluster` makes it.
 
     Parameters
     ----------
     name
-        As the user gave it, for messages.
+        Value of ``--dask``, for messages.
     cores
-        Processors of each worker of this machine by its name; empty where workers lie elsewhere.
+        Processors of each worker of ``local`` by its name.
     refill
-        Starts workers in place of those that are gone; None where that is others' business.
+        Starts workers in place of lost ones; None where the toolkit doesn't start workers.
     patience
-        Seconds that a run waits while no worker is there; None for without end.
+        Seconds that a run waits without a worker; None for no limit.
     unfit
-        Workers that are asked no more for as long as the cluster is open, and why.
+        Excluded workers, with the reasons.
     """
 
     client: Any
@@ -115,13 +112,7 @@ class Cluster:
 
     @property
     def workers(self) -> set[str]:
-        """Addresses of the workers that are there now.
-
-        Raises
-        ------
-        InputError
-            If the scheduler is gone.
-        """
+        """Addresses of the current workers; raises InputError if the scheduler is lost."""
         if self.client.status != "running":
             raise self.gone()
         return set(self.client.scheduler_info(n_workers=-1)["workers"])
@@ -134,33 +125,33 @@ class Cluster:
 
     @property
     def way_to_workers(self) -> str:
-        """Return the hint for missing workers."""
+        """Hint for missing workers."""
         if self.name == "local":
             return "They are processes of this machine: see whether its memory or disk is full."
         if self.name == "slurm":
             return (
-                "`squeue --me` shows the jobs that they come in, and what these wait for; jobqueue.slurm in "
-                "Dask's settings says what they ask for."
+                "`squeue --me` shows their jobs, and what these wait for; jobqueue.slurm in Dask's settings "
+                "says what they ask for."
             )
         return f"Start one on a machine that sees the same files: dask worker {self.name} --nthreads 1"
 
 
 @contextlib.contextmanager
 def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
-    """Start or find the cluster that ``--dask`` names, and wait for its first worker.
+    """Start the cluster that ``--dask`` names, or connect to it, and wait for its first worker.
 
     Raises
     ------
     InputError
-        If Dask is not installed, its settings don't say what they have to, no scheduler answers, or no
-        worker comes in the time that is given.
+        If Dask is not installed, its settings are incomplete, no scheduler answers, or no worker comes
+        within ``--worker-wait``.
     """
     name, workers = str(config.dask), WORKERS if config.workers is None else config.workers
     needed = ["distributed", "cryptography", *(["dask_jobqueue"] if name == "slurm" else [])]
     require(needed, "run on a cluster", "cluster")
-    import distributed  # noqa: F401 - it sets what its loggers say
+    import distributed  # noqa: F401 - it sets the levels of its loggers
 
-    # What goes wrong is told by `run_tasks`; Dask's own lines would come on top of ours.
+    # `run_tasks` reports errors; Dask's lines would repeat them.
     for part in ("distributed", "distributed.client"):
         logging.getLogger(part).setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
@@ -168,12 +159,14 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
         refill = None
         if name == "local":
             cores = dict(enumerate(_shared_out(os.sched_getaffinity(0), workers)))
-            # For as long as the cluster runs: a worker that is started again takes them from here.
-            stack.enter_context(_calm())
+            import dask
+
+            # While the cluster runs, since restarted workers take the settings from here.
+            stack.enter_context(dask.config.set(CALM))
             address: Any = stack.enter_context(_local(workers))
         elif name == "slurm":
             address = stack.enter_context(_slurm(workers))
-            # Jobs end with their time limit: Dask submits others only when it is asked again.
+            # Jobs end at their time limit, and Dask submits others only when it is asked.
             refill = partial(address.scale, workers)
         elif ":" in name:
             address = name
@@ -189,9 +182,9 @@ def open_cluster(config: ClusterConfig) -> Iterator[Cluster]:
 
 
 def _wait_for_first(cluster: Cluster) -> None:
-    absence = _Absence(cluster)
     if cluster.workers:
         return
+    absence = _Absence(cluster)
     logger.info("waiting for the first worker of %s. %s", cluster.name, cluster.way_to_workers)
     while not (workers := cluster.workers):
         absence.note(workers)
@@ -207,7 +200,7 @@ class _Absence:
         self._next = REMIND_SECONDS
 
     def note(self, workers: Collection[str]) -> None:
-        """Take notice of the workers that are there; raise where they have been away for too long."""
+        """Note the current workers; raise after too long a time without any."""
         if workers:
             self._since = None
             return
@@ -237,46 +230,41 @@ def run_tasks(
     site: Site | None = None,
     what: Callable[[Item], str] = str,
 ) -> Generator[Result]:
-    """Call a function for each item, on whichever worker is free.
+    """Call a function for each item on the free workers; yield results in the order in which they finish.
 
-    A task that was lost with its worker is done again; one that fails for want of memory, disk or files
+    A task that is lost with its worker is repeated. A task that fails for lack of memory, disk or files
     (`MemoryError`, `OSError`) is tried on other workers.
 
     Parameters
     ----------
     function
-        Of a module that the workers can import, or a ``functools.partial`` of one; called for one item at a
-        time in each process: with the item, or with what the site has opened and the item.
+        Function that the workers can import, or a ``functools.partial`` of one. It is called for one item at
+        a time in each process: with the item, or with the opened site and the item.
     items
         Consumed as workers become free.
     site
-        What the tasks need open.
+        Inputs that the tasks need.
     what
-        Name of an item in messages.
-
-    Yields
-    ------
-    Result
-        In the order in which they are finished.
+        Returns the name of an item in messages.
 
     Raises
     ------
     InputError
-        If the function raises one, a task has failed `ATTEMPTS` times, workers died of it, no worker is
-        left that can do the work, or the scheduler is gone.
+        If the function raises one, a task has failed `ATTEMPTS` times, workers died of it, no worker can do
+        the work, or the scheduler is lost.
     """
     yield from _Run(cluster, partial(_at_site, function, site), what).results(iter(items))
 
 
 def ask(cluster: Cluster, function: Callable[..., Result], item: object, site: Site | None = None) -> Result:
-    """The result of one task."""
+    """Run one task and return its result."""
     (result,) = run_tasks(cluster, function, [item], site=site, what=lambda _: "the first task")
     return result
 
 
 @dataclass
 class _Task(Generic[Item]):
-    """An item on its way; `avoid` are workers that it failed on, `allowed` those that it may run on."""
+    """A submitted item; it failed on the workers `avoid`, and may run on the workers `allowed`."""
 
     item: Item
     avoid: set[str] = field(default_factory=set)
@@ -285,7 +273,7 @@ class _Task(Generic[Item]):
 
 
 class _Run:
-    """The tasks of one `run_tasks` that are under way."""
+    """Scheduler of the tasks of one `run_tasks`."""
 
     def __init__(self, cluster: Cluster, function: _Function, what: Callable[[Any], str]) -> None:
         self._cluster, self._client = cluster, cluster.client
@@ -308,29 +296,28 @@ class _Run:
                 self._look(every=5.0)
                 self._fill(items)
         except OSError as error:
-            # Those of tasks are results here; this is the connection.
+            # From the connection: an OSError of a task is a result.
             raise self._cluster.gone() from error
         finally:
             with contextlib.suppress(Exception):
                 self._client.cancel(list(self._pending), force=True)
 
     def _ended(self) -> Iterator[tuple[_Task[Any], Any, Any]]:
-        """Tasks that have ended within a second, with what was brought of their results in one go."""
+        """Yield tasks that end within a second, with their futures and the results that were fetched."""
         with contextlib.suppress(queue.Empty):
-            found = [self._done.get(timeout=1.0)]
-            while not self._done.empty() and len(found) < AT_ONCE:
-                found.append(self._done.get())
-            found = [future for future in found if future in self._pending]
-            fetched = [future for future in found if future.status == "finished"]
-            answers = self._fetch(fetched)
-            for future in found:
+            ended = [self._done.get(timeout=1.0)]
+            while not self._done.empty() and len(ended) < AT_ONCE:
+                ended.append(self._done.get())
+            ended = [future for future in ended if future in self._pending]
+            answers = self._fetch([future for future in ended if future.status == "finished"])
+            for future in ended:
                 yield self._pending.pop(future), future, answers.get(future)
 
     def _fetch(self, futures: list[Any]) -> dict[Any, Any]:
-        """Return the results of finished futures; without those that were lost with their worker.
+        """Return the results of finished futures, without those that are lost with their worker.
 
-        Dask waits for a lost result until another worker computes it again. Nobody would start that worker
-        while this thread waits, so a future that is no longer finished is given up.
+        Dask waits until another worker repeats a lost task, but only this thread starts workers. So a future
+        that is no longer finished is given up.
         """
 
         async def gather() -> Any:
@@ -338,10 +325,10 @@ class _Run:
 
         call = asyncio.run_coroutine_threadsafe(gather(), self._client.loop.asyncio_loop)
         while not concurrent.futures.wait([call], timeout=1.0).done:
-            there = [future for future in futures if future.status == "finished"]
-            if len(there) < len(futures) or self._client.status != "running":
+            finished = [future for future in futures if future.status == "finished"]
+            if len(finished) < len(futures) or self._client.status != "running":
                 call.cancel()
-                return self._fetch(there) if self._client.status == "running" else {}
+                return self._fetch(finished) if self._client.status == "running" else {}
         with contextlib.suppress(Exception):
             return dict(zip(futures, call.result(), strict=True))
         return {}
@@ -355,8 +342,8 @@ class _Run:
         fit = self._workers - self._unfit.keys()
         if self._unfit or task.avoid:
             task.allowed = (fit - task.avoid) or fit
-        # In bytes, which the task itself takes apart: the scheduler needs no modules of ours then, and a
-        # worker that lacks one says so, where Dask's own way of sending a function would end that worker.
+        # Pickled here, so that the scheduler needs no module of this toolkit, and a worker that lacks one
+        # reports it; with Dask's own pickling such a worker would end.
         call = pickle.dumps(_Call(self._function, task.item, self._cluster.cores))
         workers = sorted(task.allowed) if task.allowed else None
         future = self._client.submit(pickle.loads, call, pure=False, key=None, workers=workers)
@@ -364,7 +351,7 @@ class _Run:
         future.add_done_callback(self._done.put)
 
     def _look(self, every: float = 0.0) -> None:
-        """See which workers are there, and send tasks on whose workers have all gone."""
+        """Update the workers, and submit tasks again whose workers are all lost."""
         if time.monotonic() - self._looked < every:
             return
         self._looked = time.monotonic()
@@ -383,14 +370,12 @@ class _Run:
                 self._submit(task)
 
     def _settle(self, task: _Task[Any], future: Any, answer: Any) -> Iterator[Any]:
-        """Give the result of a task that has ended, or do it again."""
+        """Yield the result of a task that has ended, or submit it again."""
         if self._client.status != "running":
             raise self._cluster.gone()
         if future.status == "error":
-            self._not_begun(task, future.exception())
-            self._submit(task)
-            return
-        if answer is None:
+            self._not_started(task, future.exception())
+        if future.status == "error" or answer is None:
             self._submit(task)
             return
         worker, outcome = answer
@@ -426,7 +411,7 @@ class _Run:
             self._exclude(worker, error)
 
     def _exclude(self, worker: str, error: BaseException) -> None:
-        """Ask a worker no more; raise where it was the last."""
+        """Exclude a worker; raise if it was the last."""
         if worker not in self._unfit:
             self._unfit[worker] = error
             logger.warning("the worker %s is left out: %s", worker, _reason_of(error))
@@ -439,22 +424,22 @@ class _Run:
                 hint,
             ) from error
 
-    def _not_begun(self, task: _Task[Any], error: BaseException) -> None:
-        """Find out why a task never came to its function; raise, or leave out the workers that lack it."""
+    def _not_started(self, task: _Task[Any], error: BaseException) -> None:
+        """Handle a task whose function never started: raise, or exclude the workers that can't import it."""
         if type(error).__name__ == "KilledWorker":
             raise InputError(
                 f"cannot finish {self._what(task.item)}, since {error.args[2] + 1} workers died while they "
                 f"were at it, the last being {error.args[1].address}; memory is the likeliest reason",
                 _WAY_OUT,
             )
-        # Dask says what went wrong, but not where: whoever can't load what is to be called is asked no more.
+        # Dask doesn't say which worker failed: all are asked whether they can import the function.
         called = pickle.dumps((_call, self._function, task.item))
         workers = sorted(task.allowed or self._cluster.workers)
         answers = self._client.run(pickle.loads, called, workers=workers, on_error="return")
-        lacking = {w: said for w, said in answers.items() if isinstance(said, (ImportError, AttributeError))}
+        lacking = {w: lack for w, lack in answers.items() if isinstance(lack, (ImportError, AttributeError))}
         if not lacking:
             task.failures += 1
-            # Whoever lacked something may have gone since.
+            # The worker that lacked it may be gone.
             if not isinstance(error, (ImportError, AttributeError)):
                 raise error
             if task.failures >= ATTEMPTS:
@@ -487,7 +472,7 @@ class _Call:
 
 
 def _at_site(function: Callable[..., Any], site: Site | None, worker: Any, item: Any) -> Any:
-    """On a worker: the result of the function, its site being open."""
+    """Call the function on a worker, with its site open."""
     if site is None:
         return function(item)
     held, opened, stack = getattr(worker, _HELD, (None, None, contextlib.ExitStack()))
@@ -500,19 +485,19 @@ def _at_site(function: Callable[..., Any], site: Site | None, worker: Any, item:
 
 
 _HELD = "lulc_held"
-"""Attribute of a worker: its site, what that has opened, and the stack that closes it."""
+"""Attribute of a worker: its site, the opened inputs, and the stack that closes them."""
 
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def _call(function: _Function, item: Any, cores: dict[int, frozenset[int]]) -> tuple[str, Any]:
-    """On a worker: its address, and the result of the function or a `_Failure`."""
+    """Run a call on a worker; return its address, and the result or a `_Failure`."""
     from distributed import get_worker
 
     worker = get_worker()
     with _ONE_AT_A_TIME:
         if cores:
-            # Threads that the function starts inherit it; those that keep the connection alive don't.
+            # Inherited by threads that the function starts, but not by those of the connection.
             os.sched_setaffinity(0, cores[worker.name])
         try:
             return worker.address, function(worker, item)
@@ -521,7 +506,7 @@ def _call(function: _Function, item: Any, cores: dict[int, frozenset[int]]) -> t
 
 
 def _sendable(error: Exception) -> Exception:
-    """An error as another process can make it again: not every class takes the arguments that it has."""
+    """Return an error that another process can unpickle; not every class can be called with its args."""
     try:
         copy.copy(error)
     except Exception:
@@ -539,29 +524,23 @@ def _reason_of(error: BaseException) -> str:
 
 
 def _shared_out(cores: Iterable[int], workers: int) -> list[frozenset[int]]:
-    """Cores for each worker, disjoint where there are enough.
+    """Distribute cores to workers, disjoint where there are enough.
 
     Examples
     --------
-    >>> [sorted(share) for share in _shared_out({0, 1, 2, 3, 4}, 2)]
+    >>> [sorted(cores) for cores in _shared_out({0, 1, 2, 3, 4}, 2)]
     [[0, 2, 4], [1, 3]]
-    >>> [sorted(share) for share in _shared_out({0, 1}, 3)]
+    >>> [sorted(cores) for cores in _shared_out({0, 1}, 3)]
     [[0], [1], [0]]
     """
     known = sorted(cores)
     return [frozenset(known[i % len(known) :: workers]) for i in range(workers)]
 
 
-def _calm() -> Any:
-    import dask
-
-    return dask.config.set(CALM)
-
-
 def _local(workers: int) -> Any:
     import distributed
 
-    # Without a limit of Dask's own, which would halt workers quietly: the plan of the work holds to --memory.
+    # Without Dask's memory limit, which would pause workers silently: --memory limits the tasks.
     return distributed.LocalCluster(
         n_workers=workers, threads_per_worker=1, host="127.0.0.1", protocol="tls", memory_limit=0,
         security=_certificates(), dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL,
@@ -570,9 +549,9 @@ def _local(workers: int) -> Any:
 
 
 def dask_setup(worker: object) -> None:
-    """Called by Dask in each worker of `_local`.
+    """Ignore Ctrl-C in each worker of `_local`; Dask calls this function.
 
-    Ctrl-C in a terminal reaches all processes that were started there; how the run ends is up to the first.
+    A terminal sends Ctrl-C to all its processes, but only the main process decides how the run ends.
     """
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -581,7 +560,7 @@ def dask_setup(worker: object) -> None:
 def _slurm(workers: int) -> Any:
     import dask
 
-    # Importing it exchanges what Ctrl-C does.
+    # The import replaces the handler of Ctrl-C.
     interrupt = signal.getsignal(signal.SIGINT)
     import dask_jobqueue
 
@@ -590,7 +569,7 @@ def _slurm(workers: int) -> Any:
     try:
         cluster = dask_jobqueue.SLURMCluster(
             security=_certificates(),
-            # Files that only their owner may read, on a disk that all machines see.
+            # For files that only their owner may read, on a disk that all machines see.
             shared_temp_directory=settings.get("shared-temp-directory") or os.path.expanduser("~"),
             scheduler_options={"dashboard": False, **(settings.get("scheduler-options") or {})},
             job_script_prologue=[*KEEP_MEMORY, *(settings.get("job-script-prologue") or [])],
@@ -606,7 +585,7 @@ def _slurm(workers: int) -> Any:
 
 
 def _certificates() -> Any:
-    """Those of Dask's settings where they name some, else new ones for this run."""
+    """Return the certificates of Dask's settings, or new ones for this run."""
     import distributed
 
     security: Any = distributed.Security()

@@ -1,7 +1,7 @@
-"""A map as CF-NetCDF or Zarr: the same pixels, with coordinates, legend and provenance as attributes.
+"""A map as CF-NetCDF or Zarr, with coordinates, legend and provenance as attributes.
 
-xarray writes coordinates and attributes; pixels follow square by square, so that memory does not depend on
-the size of the map. Equal maps give equal bytes.
+xarray writes coordinates and attributes; pixels follow square by square, so that the memory does not depend
+on the size of the map. Equal maps give equal bytes.
 
 References
 ----------
@@ -29,7 +29,7 @@ from lulc.core.grid import GridSpec
 from lulc.core.removal import strangers
 from lulc.core.schema import InputError
 from lulc.core.storage import put_folder, temporary_folder, write_atomically
-from lulc.core.windows import Window, squares_of
+from lulc.core.windows import squares_of
 from lulc.maps.frames import GRID_MAPPING, flags_of, frame_of
 from lulc.maps.reader import ClassMap
 from lulc.rasters.layers import Layer
@@ -38,11 +38,11 @@ CHUNK = 512
 """Side of a chunk in pixels."""
 
 Create = Callable[[str, np.dtype[Any], tuple[str, ...], tuple[int, ...], dict[str, Any]], Any]
-"""Name, type, dimensions, chunk and attributes to a variable that takes values by slices."""
+"""Function that creates a variable from name, type, dimensions, chunk and attributes."""
 
 
 def write_netcdf(land_cover: ClassMap, path: Path) -> None:
-    """Write a map as NetCDF-4 (deflated), whole or not at all.
+    """Write a map as NetCDF-4 (deflated), completely or not at all.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def write_netcdf(land_cover: ClassMap, path: Path) -> None:
         with write_atomically(path) as temporary:
             frame.to_netcdf(temporary, engine="netcdf4")
             with netCDF4.Dataset(temporary, "a") as file:
-                # Every chunk is written, so that filling them before would only cost time.
+                # Every chunk is written: filling them first would only take time.
                 file.set_fill_off()
 
                 def create(
@@ -78,14 +78,14 @@ def write_netcdf(land_cover: ClassMap, path: Path) -> None:
 
 
 def write_zarr(land_cover: ClassMap, path: Path) -> None:
-    """Write a map as a Zarr folder (version 2, Zstandard), whole or not at all.
+    """Write a map as a Zarr folder (version 2, Zstandard), completely or not at all.
 
-    Version 2, since GDAL before 3.8 and QGIS with it read no other.
+    GDAL before 3.8, and so QGIS, reads only version 2.
 
     Raises
     ------
     InputError
-        If the map is damaged, or what is to be replaced is no Zarr folder of this toolkit.
+        If the map is damaged, or the path exists and is no Zarr folder of this toolkit.
     """
     with write_store(path, frame_of(land_cover), land_cover.grid) as create:
         _write_pixels(land_cover, create)
@@ -93,17 +93,17 @@ def write_zarr(land_cover: ClassMap, path: Path) -> None:
 
 @contextlib.contextmanager
 def write_store(path: Path, frame: xr.Dataset, grid: GridSpec) -> Iterator[Create]:
-    """Give a function that adds variables to a Zarr folder, which appears whole or not at all.
+    """Open a Zarr folder for writing, which appears completely or not at all; yield a function for variables.
 
     Parameters
     ----------
     frame
-        Coordinates, CRS and attributes, as `lulc.maps.frames.frame_on` makes them.
+        Coordinates, CRS and attributes, see `lulc.maps.frames.frame_on`.
 
     Raises
     ------
     InputError
-        If what is to be replaced is no Zarr folder of this toolkit.
+        If the path exists and is no Zarr folder of this toolkit.
     """
     check_store(path)
     with temporary_folder(path) as folder:
@@ -123,7 +123,7 @@ def write_store(path: Path, frame: xr.Dataset, grid: GridSpec) -> Iterator[Creat
             plain = {
                 k: v.tolist() if isinstance(v, np.ndarray | np.generic) else v for k, v in attributes.items()
             }
-            # How xarray and GDAL know dimensions and CRS of version 2.
+            # From these attributes xarray and GDAL read dimensions and CRS of version 2.
             array.attrs.update(plain | {"_ARRAY_DIMENSIONS": list(dims), "_CRS": {"wkt": grid.crs.to_wkt()}})
             return array
 
@@ -143,17 +143,13 @@ def _write_pixels(land_cover: ClassMap, create: Create) -> None:
     for window in squares_of(land_cover.grid.extent, side=2 * CHUNK):
         classes[window.slices] = land_cover.read(window)
         if activations is not None:
-            _write_activations(land_cover, window, activations, packing)
-
-
-def _write_activations(land_cover: ClassMap, window: Window, target: Any, packing: Packing) -> None:
-    values = land_cover.read_activations(window)
-    for k in range(values.shape[-1]):
-        target[(k, *window.slices)] = packing.pack(values[..., k])
+            values = land_cover.read_activations(window)
+            for k in range(values.shape[-1]):
+                activations[(k, *window.slices)] = packing.pack(values[..., k])
 
 
 class Packing:
-    """Storage of activations: as in the map, float32 or packed into unsigned integers."""
+    """Packing of activations as in the map: float32, or unsigned integers with a scale."""
 
     def __init__(self, layer: Layer) -> None:
         packed = layer.scale is not None and np.dtype(layer.dtype).kind == "u"
@@ -170,7 +166,7 @@ class Packing:
         }  # fmt: skip
 
     def pack(self, values: np.ndarray) -> np.ndarray:
-        """Activations float32 (y, x), NaN = no data, as they are stored."""
+        """Pack activations float32 (y, x), NaN = no data, for storage."""
         if self._scale is None:
             return values
         missing = np.isnan(values)
@@ -184,17 +180,11 @@ _STORE = re.compile(
     rf"({_GROUP})|(crs|y|x|land_cover|land_cover_class|activation|B\d[\dA]|clear_observations)"
     rf"/(({_GROUP})|\d+(\.\d+)*)?"
 )
-"""What `write_store` writes for maps and mosaics: pattern of the paths below the folder."""
+"""Pattern of the paths that `write_store` writes below the folder of a map or mosaic."""
 
 
 def check_store(path: Path) -> None:
-    """Refuse to replace a folder unless `write_store` wrote all that it holds.
-
-    Raises
-    ------
-    InputError
-        If it is no Zarr folder of this toolkit, or holds anything else.
-    """
+    """Refuse to replace anything but a Zarr folder that `write_store` wrote, without other files."""
     if not os.path.lexists(path):
         return
     attributes = path / ".zattrs"

@@ -1,4 +1,4 @@
-"""Maps and weights for other programs: which files to write, and when to refuse."""
+"""Export of maps and weights to the formats of other programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from lulc.core.machine import GDAL_CACHE
 from lulc.core.schema import IGNORE, InputError
 from lulc.core.storage import check_absent, check_disk
 from lulc.core.windows import Window
-from lulc.engines.unet_graph import Arrays
 from lulc.export import styles
 from lulc.export.cf import write_netcdf, write_zarr
 from lulc.export.hub import write_repository
@@ -33,24 +32,22 @@ from lulc.models.card import ModelCard, check_classifies, load_card
 from lulc.models.weights import CARDED, find_model, read_arrays
 
 LEVEL_TAG = "LULC_LEVEL"
-"""Tag of a map that `write_level` wrote: its level."""
+"""Tag with the level of a map that `write_level` wrote."""
 
 
 def export_map(config: ExportConfig) -> tuple[Path, ...]:
-    """Write a map in the formats of other programs.
-
-    Returns
-    -------
-    tuple of Path
-        What was written.
+    """Write a map in the formats of other programs; return the files.
 
     Raises
     ------
     InputError
-        If the map or an option doesn't fit, or an output exists; then nothing was written.
+        If the map or an option doesn't fit, or an output exists; then nothing is written.
     """
     source = Path(config.map)
-    outputs = [Path(out) for out in config.out] or _beside(source, config.level)
+    default = [source.with_name(f"{source.stem}_level{config.level}.tif")]
+    if config.level is None:
+        default = _styles_of(source)
+    outputs = [Path(out) for out in config.out] or default
     kinds = [_kind_of(out) for out in outputs]
     _check_level(config.level, outputs, kinds)
     model = find_model(config.model) if config.model is not None else None
@@ -97,7 +94,7 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
     Raises
     ------
     InputError
-        If the weights have no card, an option doesn't fit the format, or an output exists; then nothing was
+        If the weights have no card, an option doesn't fit the format, or an output exists; then nothing is
         written.
     """
     if config.hub is not None:
@@ -125,7 +122,8 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
             _check_outputs([out], path, claims, overwrite=config.overwrite)
         if kind == "onnx":
             for path, out in zip(paths, outputs, strict=True):
-                write_onnx(*_network_of(path), out, config.tile)
+                card = _card_of(path)
+                write_onnx(card, read_arrays(path, card), out, config.tile)
             return tuple(outputs)
         dates = config.date or MISSION
         items = [_describe(path, out.parent, dates) for path, out in zip(paths, outputs, strict=True)]
@@ -135,7 +133,7 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
 
 
 def _model_format(config: ExportModelConfig) -> str:
-    """Return the format of an export, told by option or ending; refuse options of the other one."""
+    """Return the format of an export from ``--format`` or the suffix; refuse options of the other format."""
     ending = "onnx" if config.out and config.out.lower().endswith(".onnx") else "stac"
     kind = config.format or ending
     if config.out and kind != ending:
@@ -151,19 +149,6 @@ def _model_format(config: ExportModelConfig) -> str:
             f"Leave {name} out, or type --format {'stac' if kind == 'onnx' else 'onnx'}.",
         )
     return kind
-
-
-def _network_of(path: Path) -> tuple[ModelCard, Arrays]:
-    """Return card and arrays of a network that classifies."""
-    card = _card_of(path)
-    return card, read_arrays(path, card)
-
-
-def _beside(source: Path, level: str | None) -> list[Path]:
-    """Return the default name of an output."""
-    if level is not None:
-        return [source.with_name(f"{source.stem}_level{level}.tif")]
-    return _styles_of(source)
 
 
 def _styles_of(land_cover: Path) -> list[Path]:
@@ -182,10 +167,11 @@ def _write_style(out: Path, kind: str, source: Path, entries: Sequence[styles.En
 
 def _check_level(level: str | None, outputs: Sequence[Path], kinds: Sequence[str]) -> None:
     """Refuse a level in other formats than GeoTIFF, and GeoTIFF without a level."""
-    fits = [(kind == ".tif") == (level is not None) for kind in kinds]
-    if all(fits):
+    other = next(
+        (o for o, kind in zip(outputs, kinds, strict=True) if (kind == ".tif") == (level is None)), None
+    )
+    if other is None:
         return
-    other = outputs[fits.index(False)]
     if level is None:
         raise InputError(
             f"cannot write '{other}', since the map is a GeoTIFF already, expected --level beside it",
@@ -225,13 +211,9 @@ def _check_dates(dates: Sequence[str], source: Path) -> None:
 
 
 def _write_item(
-    out: Path,
-    source: Path,
-    land_cover: ClassMap,
-    entries: Sequence[styles.Entry],
-    dates: Sequence[str],
+    out: Path, source: Path, land_cover: ClassMap, entries: Sequence[styles.Entry], dates: Sequence[str],
     model: Path | None,
-) -> None:
+) -> None:  # fmt: skip
     link = None
     if model is not None:
         item = _describe(model, out.parent, MISSION)
@@ -265,9 +247,9 @@ def _card_of(model: Path, endings: Sequence[str] = (".keras",)) -> ModelCard:
 
 
 def write_level(land_cover: ClassMap, number: int, out: Path) -> None:
-    """Write a map gathered at a CORINE level as a map of its own, whole or not at all.
+    """Aggregate a map to a CORINE level and write it as a map, completely or not at all.
 
-    Its activations are sums, stored like those of `land_cover`; further bands are left out.
+    Activations are summed and stored like those of `land_cover`; further bands are left out.
 
     Raises
     ------
@@ -282,7 +264,7 @@ def write_level(land_cover: ClassMap, number: int, out: Path) -> None:
             "Level 1 takes classes with level-1 groups, level 2 those of a built-in scheme.",
         )
     profile = _level_profile(land_cover, level)
-    write_map(profile, lambda window: _gathered(land_cover, level, window, profile.encoding), out)
+    write_map(profile, lambda window: _aggregate(land_cover, level, window, profile.encoding), out)
 
 
 def _level_profile(land_cover: ClassMap, level: Level) -> MapProfile:
@@ -294,8 +276,8 @@ def _level_profile(land_cover: ClassMap, level: Level) -> MapProfile:
     return MapProfile(land_cover.grid, level.legend, next(kinds, "none"), PART, tags)
 
 
-def _gathered(land_cover: ClassMap, level: Level, window: Window, encoding: Encoding) -> np.ndarray:
-    """Return the stored values of a window: groups, and sums of activations."""
+def _aggregate(land_cover: ClassMap, level: Level, window: Window, encoding: Encoding) -> np.ndarray:
+    """Return the encoded values of a window: groups, and sums of activations."""
     classes, sums = land_cover.read(window), np.zeros((*window.shape, 0), np.float32)
     activations = land_cover.read_activations(window) if land_cover.has_activations else None
     if activations is not None and encoding.has_activations:

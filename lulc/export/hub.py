@@ -1,4 +1,4 @@
-"""A model as the folder of a repository: weights, card, a page about it, its licence, a STAC item."""
+"""A model as the folder of a repository: weights, card, page, licence and STAC item."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OWN = ("README.md", "LICENSE", ".gitattributes", "model.stac.json", "model.json"
 
 
 def write_repository(model: Path, folder: Path, dates: Sequence[str], *, overwrite: bool) -> tuple[Path, ...]:
-    """Write the folder of a repository, whole or not at all; return its files.
+    """Write the folder of a repository, completely or not at all; return its files.
 
     Raises
     ------
@@ -31,7 +31,7 @@ def write_repository(model: Path, folder: Path, dates: Sequence[str], *, overwri
     weights = f"{STEM}{ending_of(card)}"
     if model.suffix != ending_of(card):
         raise InputError(
-            f"cannot write a repository of '{model}', expected weights with a card of their own",
+            f"cannot write a repository of '{model}', expected weights with a model card",
             "Give weights that train_model.py or import_model.py wrote.",
         )
     others = {path.name for path in folder.iterdir()} - {*OWN, weights} if folder.is_dir() else set()
@@ -56,7 +56,7 @@ def write_repository(model: Path, folder: Path, dates: Sequence[str], *, overwri
 
 
 def page(card: ModelCard, weights: str) -> str:
-    """Return the page about a model, Markdown with the fields that hubs look for."""
+    """Return the page about a model, Markdown with the fields that model hubs read."""
     known = re.fullmatch(r"[\w.+-]+", card.licence)
     kind = type(card.network).__name__
     head = [
@@ -96,5 +96,5 @@ def page(card: ModelCard, weights: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Return a text of the card as Markdown shows it, on one line."""
+    """Return a text of the card escaped for Markdown, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", " ".join(printable(text).split()))

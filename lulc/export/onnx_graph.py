@@ -1,7 +1,7 @@
-"""The network as an ONNX graph, made from its arrays and card alone.
+"""A network as an ONNX graph, made from its arrays and its card.
 
-The graph takes physical units and gives calibrated probabilities: standardisation, no data, temperature and
-softmax are inside.
+The graph takes physical units and returns calibrated probabilities: it contains standardisation, the handling
+of no data, temperature and softmax.
 
 References
 ----------
@@ -26,16 +26,16 @@ from lulc.models.card import ModelCard
 from lulc.models.onnx_nodes import OnnxNodes
 
 MOST_BYTES = 2**31 - 1
-"""An ONNX file without a second one beside it holds no more."""
+"""Largest ONNX file without a second file for its weights, in bytes."""
 
 
 def write_onnx(card: ModelCard, arrays: Arrays, out: Path, tile: int | None = None) -> None:
-    """Write a network as an ONNX file, whole or not at all.
+    """Write a network as an ONNX file, completely or not at all.
 
     Parameters
     ----------
     tile
-        Height and width of the only window that the graph takes, pixels; any size where not given.
+        Height and width in pixels of the only window that the graph takes; by default any size.
 
     Raises
     ------
@@ -66,10 +66,10 @@ def write_onnx(card: ModelCard, arrays: Arrays, out: Path, tile: int | None = No
 
 
 def _metadata(card: ModelCard, tile: int | None) -> dict[str, str]:
-    """Return the metadata by key: those that Deepness reads, and the model card."""
+    """Return the metadata: keys that Deepness reads, and the model card."""
     names = list(card.legend.names)
     if card.single_class is not None:
-        # Deepness makes two classes of one output: 0 below the threshold, 1 above.
+        # Deepness takes a single output for two classes: 0 below the threshold, 1 above.
         names = [f"not {card.single_class}", card.single_class]
     size = tile or max(256, 8 * card.halo)
     channels = len(card.channels)
@@ -78,30 +78,26 @@ def _metadata(card: ModelCard, tile: int | None) -> dict[str, str]:
         "class_names": {str(i): name for i, name in enumerate(names)},
         "tile_size": size,
         "tiles_size": size,
-        # A tile is exact where it is a halo away from its edges.
+        # Percent of the tile; within a halo of its edges a tile isn't exact.
         "tiles_overlap": min(80, -(-200 * card.halo // size)),
         "seg_thresh": 0.5 if card.single_class is not None else 0.0,
         "seg_small_segment": 0,
-        # Deepness divides pixels by 255 first; this gives the graph the physical units back.
+        # Deepness divides pixels by 255 first; this restores the physical units.
         "standardization_mean": [0.0] * channels,
         "standardization_std": [1 / 255] * channels,
         "channels": [c.to_json() for c in card.channels],
         "stride": card.stride,
         "halo": card.halo,
     }
-    widths = [
-        one["pixel_size"]
-        for one in card.training.get("data", [])
-        if isinstance(one, dict) and "pixel_size" in one
-    ]
-    if widths:
+    entries = [entry for entry in card.training.get("data", []) if isinstance(entry, dict)]
+    if widths := [entry["pixel_size"] for entry in entries if "pixel_size" in entry]:
         values["resolution"] = 100 * float(np.median(widths))  # centimetres for each pixel
     texts = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
     return texts | {"model_card": json.dumps(card.to_json(), ensure_ascii=False)}
 
 
 class _Builder(GraphBuilder, OnnxNodes):
-    """Appends the layers of a network as ONNX nodes."""
+    """Builder of a graph whose layers are ONNX nodes."""
 
     def __init__(self, onnx: Any, card: ModelCard, arrays: Arrays) -> None:
         GraphBuilder.__init__(self, card.unet, arrays)
@@ -137,7 +133,7 @@ class _Builder(GraphBuilder, OnnxNodes):
         if self._network.activation == "sigmoid":
             return self._add("Sigmoid", self._add("Mul", logits, exponent))
         if exponent.size > 1:
-            # Temperatures of classes scale logarithms of probabilities; logits have no zero of their own.
+            # Class temperatures scale logarithms of probabilities; logits are only known up to a constant.
             logits = self._add("LogSoftmax", logits, axis=1)
         return self._add("Softmax", self._add("Mul", logits, exponent), axis=1)
 

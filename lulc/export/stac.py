@@ -1,6 +1,6 @@
-"""STAC items: a map with its bands and classes, and weights as a machine-learning model (MLM).
+"""STAC items of maps, mosaics and weights (machine-learning model extension, MLM).
 
-Items hold nothing of this machine or of the time of writing, and name files relative to their own folder.
+Items hold nothing of the machine or the time of writing, and name files relative to their own folder.
 
 References
 ----------
@@ -48,29 +48,25 @@ EXTENSIONS = {
 """Identifiers of the extensions that items declare."""
 
 MISSION = ("2015-06-23", "9999-12-31")
-"""From the launch of Sentinel-2A on: what weights are for, where nothing narrower is known."""
+"""Dates from the launch of Sentinel-2A on, for weights whose dates are unknown."""
 
 Item = dict[str, Any]
 
 
 def map_item(
-    path: Path,
-    folder: Path,
-    land_cover: ClassMap,
-    entries: Sequence[Entry],
-    dates: Sequence[str],
+    path: Path, folder: Path, land_cover: ClassMap, entries: Sequence[Entry], dates: Sequence[str],
     model: tuple[str, Item] | None = None,
-) -> Item:
-    """The STAC item of a map.
+) -> Item:  # fmt: skip
+    """Return the STAC item of a map.
 
     Parameters
     ----------
     path, folder
-        The map, and where its item is to lie.
+        The map, and the folder of the item.
     entries
-        Values of its class band, as `lulc.export.styles.count_entries` gives them.
+        Values of its class band, see `lulc.export.styles.count_entries`.
     model
-        File name and content of the item of its weights, which it is then derived from.
+        File name and content of the item of its weights, to link to.
     """
     grid, tags = land_cover.grid, land_cover.tags
     geometry, bbox = footprint(grid)
@@ -104,23 +100,22 @@ _MADE = ("LULC_MODEL", "LULC_MODEL_SHA256", "LULC_ENGINE", "LULC_PARAMETERS", "L
 
 
 _KINDS = {".npz": ("random forest", "NumPy"), ".onnx": ("imported", "ONNX")}
-"""Architecture and framework of weights that are not ours, by their ending."""
+"""Architecture and framework of weights that are no U-Net, by suffix."""
 
 
 def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] = MISSION) -> Item:
-    """The STAC item of weights.
-
-    Its geometry is null: a card doesn't know where its training data lay.
+    """Return the STAC item of weights; its geometry is null, since the training area is unknown.
 
     Parameters
     ----------
     path, folder
-        The weights file, and where its item is to lie.
+        The weights file, and the folder of the item.
     dates
         Day, or first and last day, of imagery that the weights are for.
     """
-    own = card.channel_set.channels if card.channel_set else ()
-    formulas = {one.name: f": {one.formula}" for one in own if one.formula}
+    channels = card.channel_set.channels if card.channel_set else ()
+    formulas = {one.name: f": {one.formula}" for one in channels if one.formula}
+    architecture, framework = _KINDS.get(path.suffix, ("U-Net", "Keras"))
     properties: dict[str, Any] = {
         **_time(dates),
         "title": card.name,
@@ -131,9 +126,9 @@ def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] =
             for c in card.channels
         ],
         "mlm:name": _model_name(card.name),
-        "mlm:architecture": _KINDS.get(path.suffix, ("U-Net", "Keras"))[0],
+        "mlm:architecture": architecture,
         "mlm:tasks": ["semantic-segmentation"],
-        "mlm:framework": _KINDS.get(path.suffix, ("U-Net", "Keras"))[1],
+        "mlm:framework": framework,
         "mlm:total_parameters": card.network.parameters,
         "mlm:accelerator": None,
         "mlm:input": [_model_input(card)],
@@ -144,42 +139,35 @@ def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] =
     if re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}", version):
         properties["mlm:framework_version"] = version
     identity = {"bytes": card.bytes, "sha256": card.sha256}
+    artifacts = {".keras": "keras", ".npz": "npz", ".onnx": "onnx"}
     weights = {
         **_file_asset(path, folder, identity, "application/octet-stream", "Weights, without code"),
         "roles": ["mlm:model", "mlm:weights", "data"],
-        # STAC admits bands in properties only where an asset has some; MLM looks for them there.
+        # MLM looks for bands in properties; STAC allows them there only if an asset has some.
         "bands": [{"name": c.name} for c in card.channels],
-        "mlm:artifact_type": {".keras": "keras", ".npz": "npz", ".onnx": "onnx"}.get(
-            path.suffix, "keras-2-hdf5"
-        ),
+        "mlm:artifact_type": artifacts.get(path.suffix, "keras-2-hdf5"),
     }
     assets = {"weights": weights}
     if card_path(path).is_file():
-        described = "Model card: channels, legend, statistics, scores"
-        assets["card"] = {
-            "href": _href(card_path(path), folder), "type": "application/json", "title": described,
-            "roles": ["metadata"],
-        }  # fmt: skip
+        title = "Model card: channels, legend, statistics, scores"
+        assets["card"] = _metadata_asset(card_path(path), folder, "application/json", title)
     return _item(_identifier(card.name), ("file", "mlm"), None, None, properties, [], assets)
 
 
 def mosaic_item(
-    path: Path,
-    folder: Path,
-    grid: GridSpec,
-    dates: Sequence[str],
-    bands: Sequence[dict[str, Any]],
-    list_of: Path,
-    sources: Sequence[str],
-) -> Item:
+    path: Path, folder: Path, grid: GridSpec, dates: Sequence[str], bands: Sequence[dict[str, Any]],
+    scene_list: Path, sources: Sequence[str],
+) -> Item:  # fmt: skip
     """Return the STAC item of a mosaic of bands.
 
     Parameters
     ----------
     path, folder
-        The mosaic, and where its item is to lie.
+        The mosaic, and the folder of the item.
     bands
         Name, data type, no data, scale and offset of each band.
+    scene_list, sources
+        The list of scenes, and links to their items.
     """
     geometry, bbox = footprint(grid)
     file = {"href": _href(path, folder), "type": "application/vnd+zarr", "title": "Mosaic"}
@@ -193,12 +181,7 @@ def mosaic_item(
         "bands": [{"name": band["name"]} for band in bands],
         "raster:bands": raster,
     }
-    listed = {
-        "href": _href(list_of, folder),
-        "type": "application/geo+json",
-        "title": "Scenes",
-        "roles": ["metadata"],
-    }
+    listed = _metadata_asset(scene_list, folder, "application/geo+json", "Scenes")
     properties = {
         **_time(dates),
         "title": f"Mosaic of {bands[0]['name']} to {bands[-2]['name']}",
@@ -212,20 +195,15 @@ def mosaic_item(
 
 
 def collection(
-    name: str,
-    grid: GridSpec,
-    tags: Mapping[str, str],
-    dates: Sequence[str],
-    mosaic: str,
+    name: str, grid: GridSpec, tags: Mapping[str, str], dates: Sequence[str], mosaic: str,
     children: Sequence[str],
-) -> Item:
-    """The STAC collection of a map in tiles.
+) -> Item:  # fmt: skip
+    """Return the STAC collection of a map in tiles.
 
     Parameters
     ----------
     mosaic, children
-        File that shows all tiles as one raster, and the catalogs of the rows of tiles, named from where the
-        collection lies.
+        The VRT of all tiles, and the catalogs of the rows of tiles, as paths from the collection.
     """
     first, last = parse_dates(dates)
     return {
@@ -251,7 +229,7 @@ def collection(
 
 
 def catalog(name: str, description: str, top: str, items: Sequence[str]) -> Item:
-    """The STAC catalog of some items of a collection; `top` is the collection, named like the items."""
+    """Return the STAC catalog of some items of a collection, `top`; all are paths from the catalog."""
     return {
         "type": "Catalog",
         "stac_version": STAC_VERSION,
@@ -262,7 +240,7 @@ def catalog(name: str, description: str, top: str, items: Sequence[str]) -> Item
 
 
 def belonging(item: Item, name: str, top: str, parent: str) -> Item:
-    """An item with its place in the collection `name`, whose file is `top`, below the catalog `parent`."""
+    """Return an item with links to its collection `name`, the file `top`, and its catalog `parent`."""
     links = [_link("root", top), _link("parent", parent), _link("collection", top)]
     return {**item, "collection": _identifier(name), "links": [*item["links"], *links]}
 
@@ -273,10 +251,10 @@ def _link(kind: str, name: str) -> dict[str, Any]:
 
 
 def footprint(grid: GridSpec) -> tuple[dict[str, Any], list[float]]:
-    """Outline of a grid in degrees, and its bounding box west, south, east, north.
+    """Return the outline of a grid in degrees, and its bounding box west, south, east, north.
 
-    What crosses longitude 180 is cut there, and its west is then larger than its east. Not for grids that
-    hold a pole.
+    An outline across longitude 180 is cut there; its west is then larger than its east. Grids with a pole
+    inside are not supported.
 
     References
     ----------
@@ -287,22 +265,16 @@ def footprint(grid: GridSpec) -> tuple[dict[str, Any], list[float]]:
     west, south, east, north = outline.bounds
     if len(parts) > 1:
         west, east = max(part.bounds[0] for part in parts), min(part.bounds[2] for part in parts)
-    bbox = [west, south, east, north]
-    # Degrees to the centimetre.
+    # 7 digits are a centimetre.
+    bbox = np.round([west, south, east, north], 7).tolist()
     rings = [[np.round(orient(part).exterior.coords, 7).tolist()] for part in parts]
     if len(parts) == 1:
-        return {"type": "Polygon", "coordinates": rings[0]}, np.round(bbox, 7).tolist()
-    return {"type": "MultiPolygon", "coordinates": rings}, np.round(bbox, 7).tolist()
+        return {"type": "Polygon", "coordinates": rings[0]}, bbox
+    return {"type": "MultiPolygon", "coordinates": rings}, bbox
 
 
 def parse_dates(dates: Sequence[str]) -> tuple[datetime.date, datetime.date]:
-    """First and last day.
-
-    Raises
-    ------
-    InputError
-        If they aren't one or two days in order, as YYYY-MM-DD.
-    """
+    """Parse one day, or a first and a last one, written as YYYY-MM-DD."""
     try:
         first, last = (datetime.date.fromisoformat(text) for text in (dates[0], dates[-1]))
         if len(dates) > 2 or first > last:
@@ -316,9 +288,9 @@ def parse_dates(dates: Sequence[str]) -> tuple[datetime.date, datetime.date]:
 
 
 def known_dates(tags: Mapping[str, str]) -> tuple[str, ...]:
-    """First and last day of a map's imagery, where every input has its date in its name; else none.
+    """Return first and last day of a map's imagery if all inputs have dates in their names, else none.
 
-    Copernicus names products and bands so: ``S2B_MSIL2A_20200223T034729_...``.
+    Names of Copernicus products and bands have them: ``S2B_MSIL2A_20200223T034729_...``.
 
     Examples
     --------
@@ -329,8 +301,8 @@ def known_dates(tags: Mapping[str, str]) -> tuple[str, ...]:
     if not isinstance(parameters, dict) or not isinstance(parameters.get("inputs"), list):
         return ()
     names = [str(name) for name in (*parameters["inputs"], *(parameters.get("fill") or ()))]
-    found = [re.search(r"(?<!\d)(20\d\d)(\d\d)(\d\d)T\d{6}(?!\d)", name) for name in names]
-    days = sorted("-".join(match.groups()) for match in found if match)
+    matches = [re.search(r"(?<!\d)(20\d\d)(\d\d)(\d\d)T\d{6}(?!\d)", name) for name in names]
+    days = sorted("-".join(match.groups()) for match in matches if match)
     return (days[0], days[-1]) if days and len(days) == len(names) else ()
 
 
@@ -344,27 +316,24 @@ def _time(dates: Sequence[str]) -> dict[str, Any]:
 
 
 def _item(
-    name: str,
-    extensions: Iterable[str],
-    geometry: dict[str, Any] | None,
-    bbox: list[float] | None,
-    properties: dict[str, Any],
-    links: list[dict[str, Any]],
-    assets: dict[str, Any],
-) -> Item:
-    place: dict[str, Any] = {"geometry": geometry}
-    if bbox is not None:
-        place["bbox"] = bbox
+    name: str, extensions: Iterable[str], geometry: dict[str, Any] | None, bbox: list[float] | None,
+    properties: dict[str, Any], links: list[dict[str, Any]], assets: dict[str, Any],
+) -> Item:  # fmt: skip
     return {
         "type": "Feature",
         "stac_version": STAC_VERSION,
         "stac_extensions": [EXTENSIONS[e] for e in extensions],
         "id": name,
-        **place,
+        "geometry": geometry,
+        **({} if bbox is None else {"bbox": bbox}),
         "properties": properties,
         "links": links,
         "assets": assets,
     }
+
+
+def _metadata_asset(path: Path, folder: Path, kind: str, title: str) -> dict[str, Any]:
+    return {"href": _href(path, folder), "type": kind, "title": title, "roles": ["metadata"]}
 
 
 def _href(path: Path, folder: Path) -> str:
@@ -432,12 +401,12 @@ def _raster_bands(land_cover: ClassMap, entries: Sequence[Entry]) -> list[dict[s
 
 
 def _stored_names(land_cover: ClassMap) -> list[str]:
-    """Names of the activation bands of the file: a map of one class has one."""
+    """Return the names of the activation bands of the file; a map of a single class has one."""
     return [printable(name) for name in land_cover.legend.names[: len(land_cover.layers) - 1]]
 
 
 def _measures(land_cover: ClassMap) -> list[str]:
-    """Names of the bands after the activations, which are stored like them."""
+    """Return the names of the bands after the activations, which are stored like them."""
     parameters = _parsed(land_cover.tags.get("LULC_PARAMETERS", "{}"))
     extra = parameters.get("extra") if isinstance(parameters, dict) else None
     return [str(name) for name in extra] if isinstance(extra, list) and land_cover.has_activations else []
@@ -467,10 +436,8 @@ def _software(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _description(tags: Mapping[str, str]) -> str:
-    attribution = tags.get("LULC_ATTRIBUTION", "")
-    return "Band 1 holds class numbers, each further band the activation of one class." + (
-        f" {attribution}" if attribution else ""
-    )
+    bands = "Band 1 holds class numbers, each further band the activation of one class."
+    return " ".join(filter(None, (bands, tags.get("LULC_ATTRIBUTION"))))
 
 
 def _derived_from(href: str, model: Item) -> dict[str, Any]:
@@ -500,10 +467,11 @@ def _identifier(name: str) -> str:
 
 
 def _hyperparameters(card: ModelCard) -> dict[str, Any]:
-    chosen = card.training.get("parameters")
-    named = chosen if isinstance(chosen, dict) else {}
-    fitting = {k: v for k, v in named.items() if re.fullmatch(r"[0-9a-zA-Z_.-]+", k)}
-    return {"network": card.network.to_json(), **fitting}
+    parameters = card.training.get("parameters")
+    named = parameters if isinstance(parameters, dict) else {}
+    # The MLM extension allows no other names.
+    allowed = {k: v for k, v in named.items() if re.fullmatch(r"[0-9a-zA-Z_.-]+", k)}
+    return {"network": card.network.to_json(), **allowed}
 
 
 def _model_input(card: ModelCard) -> dict[str, Any]:
@@ -536,11 +504,8 @@ def _model_output(card: ModelCard) -> dict[str, Any]:
 
 
 def _structure(channels: int) -> dict[str, Any]:
-    return {
-        "shape": [-1, -1, -1, channels],
-        "dim_order": ["batch", "height", "width", "bands"],
-        "data_type": "float32",
-    }
+    order = ["batch", "height", "width", "bands"]
+    return {"shape": [-1, -1, -1, channels], "dim_order": order, "data_type": "float32"}
 
 
 def _parsed(text: str) -> Any:

@@ -1,7 +1,7 @@
 """Styles of the class band for other programs: QGIS (.qml), OGC (.sld), GDAL's raster attribute table.
 
-Each is text that depends on the legend (the table also on the pixel counts) and on nothing else. Its last
-line is a seal, by which the toolkit tells its own styles, which it may replace, from those of users.
+A style depends only on the legend, the table also on pixel counts. Its last line is a seal, by which the
+toolkit distinguishes its own styles, which it may replace, from those of users.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lulc.maps.reader import REST, ClassMap
 logger = logging.getLogger("lulc")
 
 MAX_BYTES = 10_000_000
-"""Largest file that may be a style of this toolkit; one of 254 classes has 60 kB."""
+"""Largest file that is checked for a seal; a style of 254 classes has 60 kB."""
 
 _SEAL = "<!-- written by lulc, seal {} -->\n"
 _SEALED = re.compile(_SEAL.format("([0-9a-f]{64})") + r"\Z")
@@ -35,15 +35,7 @@ _SEALED = re.compile(_SEAL.format("([0-9a-f]{64})") + r"\Z")
 
 @dataclass(frozen=True)
 class Entry:
-    """One value of the class band.
-
-    Parameters
-    ----------
-    value
-        As stored in the file.
-    count
-        Pixels that have it.
-    """
+    """One value of the class band, as stored, with its name, colour and number of pixels."""
 
     value: int
     name: str
@@ -52,10 +44,7 @@ class Entry:
 
 
 def count_entries(land_cover: ClassMap) -> tuple[Entry, ...]:
-    """All classes of a map, and 0 (unclassified) where it occurs, in the order of their values.
-
-    Reads the class band once, window by window.
-    """
+    """Return all classes of a map, and 0 (unclassified) if it occurs, by value; reads the class band once."""
     counts = np.zeros(256, np.int64)
     for window in squares_of(land_cover.grid.extent):
         counts += np.bincount(land_cover.read(window).ravel(), minlength=256)
@@ -63,7 +52,7 @@ def count_entries(land_cover: ClassMap) -> tuple[Entry, ...]:
 
 
 def describe_entries(land_cover: ClassMap, counts: Sequence[int] | np.ndarray) -> tuple[Entry, ...]:
-    """Return the entries of `count_entries`, from counts by class number of the map's legend."""
+    """Return the entries of `count_entries` from pixel counts by class number of the legend."""
     entries = [
         Entry(land_cover.stored(c.number), printable(c.name), c.color, int(counts[c.number]))
         for c in land_cover.legend.classes
@@ -75,42 +64,32 @@ def describe_entries(land_cover: ClassMap, counts: Sequence[int] | np.ndarray) -
 
 
 def entries_of_counts(land_cover: ClassMap, counts: Mapping[int, int]) -> tuple[Entry, ...]:
-    """Return the entries of `count_entries`, from the counts that a classification made, by number."""
+    """Return the entries of `count_entries` from the pixel counts of a classification."""
     by_number = np.zeros(256, np.int64)
     by_number[list(counts)] = list(counts.values())
     if land_cover.legend.classes[-1] == REST:
-        # A map of one class calls the rest 0, its legend a second class.
+        # The classification counted the rest as 0, which is the second class of the legend.
         by_number[[REST.number, UNCLASSIFIED]] = by_number[UNCLASSIFIED], 0
     return describe_entries(land_cover, by_number)
 
 
 def qml(entries: Iterable[Entry]) -> str:
-    """QGIS layer style: the class band with one colour and label for each value.
-
-    References
-    ----------
-    QGIS user manual, appendix "QGIS file formats", QML.
-    """
+    """Return a QGIS layer style with a colour and a label for each value ("QGIS file formats", QML)."""
     return render_xml("style.qml", entries=list(entries))
 
 
 def sld(entries: Iterable[Entry], name: str) -> str:
-    """Styled layer descriptor 1.0.0 with a colour map of values, as GeoServer reads and QGIS writes it.
+    """Return a styled layer descriptor 1.0.0 with a colour map of values.
 
     References
     ----------
-    OGC 02-070, section 11.5 (RasterSymbolizer); ``type="values"`` is GeoServer's.
+    OGC 02-070, section 11.5 (RasterSymbolizer); ``type="values"`` is an extension of GeoServer.
     """
     return render_xml("style.sld", entries=list(entries), name=name)
 
 
 def attribute_table(entries: Iterable[Entry]) -> str:
-    """Raster attribute table of band 1 as GDAL's ``.aux.xml``: value, pixels, class, colour.
-
-    References
-    ----------
-    GDAL documentation, "Raster data model" (raster attribute table) and "GDAL auxiliary metadata".
-    """
+    """Return the raster attribute table of band 1 as GDAL's ``.aux.xml``: value, pixels, class, colour."""
     entries = tuple(entries)
     names = {e.value: e.name for e in entries}
     return render_xml(
@@ -121,18 +100,18 @@ def attribute_table(entries: Iterable[Entry]) -> str:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a style with its seal, whole or not at all."""
+    """Write a style with its seal, completely or not at all."""
     with write_atomically(path) as temporary:
         temporary.write_text(text + _SEAL.format(_digest(text)), encoding="utf-8")
 
 
 def is_own(path: Path) -> bool:
-    """True for a style that this toolkit wrote and nobody changed since."""
+    """Return True for a style that this toolkit wrote and nobody has changed."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_BYTES:
         return False
     text = path.read_bytes().decode("utf-8", errors="replace")
-    found = _SEALED.search(text)
-    return found is not None and found[1] == _digest(text[: found.start()])
+    seal = _SEALED.search(text)
+    return seal is not None and seal[1] == _digest(text[: seal.start()])
 
 
 def style_paths(path: Path) -> tuple[Path, Path]:
@@ -141,20 +120,17 @@ def style_paths(path: Path) -> tuple[Path, Path]:
 
 
 def style_map(land_cover: ClassMap, entries: Sequence[Entry], path: Path) -> None:
-    """Write styles for QGIS and GDAL beside a map; a style that the user changed stays.
+    """Write styles for QGIS and GDAL beside the map at `path`; a style that the user changed stays.
 
-    Parameters
-    ----------
-    path
-        Where the map is, or will be: ``map.qml`` lies beside ``map.tif``. A map of class numbers alone also
-        gets ``map.tif.aux.xml`` with the names, since its type allows categories.
+    ``map.qml`` lies beside ``map.tif``. A map without activations also gets ``map.tif.aux.xml`` with the
+    names of the classes.
     """
     style, table = style_paths(path)
     texts = {style: qml(entries)}
     if not land_cover.has_activations:
         texts[table] = attribute_table(entries)
     elif is_own(table):
-        # It tells the pixels of the map that was replaced.
+        # It belongs to the map that was replaced.
         withdraw(table)
     for file, text in texts.items():
         if is_own(file) or not os.path.lexists(file):

@@ -1,4 +1,4 @@
-"""A foreign network to a folder with a checked copy and a model card."""
+"""Import of a network of another toolkit: check it, and write a copy with a model card."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from lulc.training.held_out import SIDE, predict_tile
 logger = logging.getLogger("lulc")
 
 MAX_DIFFERENCE = 1e-3
-"""Between the scores of two runtimes: beyond that one of them computes something else."""
+"""Largest difference between the scores of two runtimes."""
 
 MAX_ERROR = 0.01
-"""Of the sum of probabilities, which bounds and resampling after the softmax change."""
+"""Tolerance of sums of probabilities, which clipping and resampling after the softmax change."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Imported:
     Parameters
     ----------
     accuracy
-        Share of right pixels on the stacks of the calibration; None without one.
+        Overall accuracy on the stacks of the calibration; None without one.
     """
 
     path: Path
@@ -68,7 +68,7 @@ def import_model(config: ImportModelConfig) -> Imported:
     Raises
     ------
     InputError
-        If the file is refused, channels or classes don't fit it, or the folder holds a network or training.
+        If the file can't be used, channels or classes don't fit it, or the folder holds a network or training.
     """
     channels, legend = _channels(config.channels), load_scheme(config.legend).legend
     path = Path(config.out) / IMPORTED
@@ -83,27 +83,27 @@ def import_model(config: ImportModelConfig) -> Imported:
             raise InputError(
                 f"cannot write '{path}', since it exists already", "Give another --out, or add --overwrite."
             )
-        found = read_graph(config.model, len(channels.channels), output=config.output or "")
-        card = _card(config, channels, legend, found)
+        graph = read_graph(config.model, len(channels.channels), output=config.output or "")
+        card = _card(config, channels, legend, graph)
         accuracy = None
         with temporary_folder(Path(config.out)) as folder:
             trial = folder / IMPORTED
-            trial.write_bytes(found.content)
+            trial.write_bytes(graph.content)
             _run_once(trial, card)
             if config.calibrate is not None:
                 card, accuracy = _calibrated(config.calibrate, trial, card)
         withdraw(card_path(path))
         with write_atomically(path) as temporary:
-            temporary.write_bytes(found.content)
+            temporary.write_bytes(graph.content)
         write_card(card, path)
     return Imported(path, card, accuracy)
 
 
-def _channels(given: Sequence[str]) -> ChannelSet:
-    """Return the channels of a set or file, or those that are listed."""
-    if len(given) == 1 and (given[0] in CHANNEL_SETS or Path(given[0]).is_file()):
-        return load_channels(given[0])
-    names = tuple(canonical_name(name) or name for name in given)
+def _channels(option: Sequence[str]) -> ChannelSet:
+    """Return the channels of a set or file, or those that ``--channels`` lists."""
+    if len(option) == 1 and (option[0] in CHANNEL_SETS or Path(option[0]).is_file()):
+        return load_channels(option[0])
+    names = tuple(canonical_name(name) or name for name in option)
     if len(set(names)) < len(names):
         raise InputError(
             f"cannot import the network, since its channels are {', '.join(names)}, expected different ones",
@@ -112,16 +112,14 @@ def _channels(given: Sequence[str]) -> ChannelSet:
     return set_of(names)
 
 
-def _card(config: ImportModelConfig, inputs: ChannelSet, legend: Legend, found: GraphFile) -> ModelCard:
+def _card(config: ImportModelConfig, inputs: ChannelSet, legend: Legend, graph: GraphFile) -> ModelCard:
     expected = 1 if config.single_class else len(legend)
-    if found.network.classes != expected:
+    if graph.network.classes != expected:
+        needed = (
+            f"'{config.single_class}' needs 1" if config.single_class else f"the legend {expected} classes"
+        )
         raise InputError(
-            f"cannot import '{config.model}', since it has {found.network.classes} outputs and "
-            + (
-                f"'{config.single_class}' needs 1"
-                if config.single_class
-                else f"the legend {expected} classes"
-            ),
+            f"cannot import '{config.model}', since it has {graph.network.classes} outputs and {needed}",
             "Give the legend of its outputs in order, or with one output --single-class NAME.",
         )
     channels = inputs.names
@@ -133,14 +131,14 @@ def _card(config: ImportModelConfig, inputs: ChannelSet, legend: Legend, found: 
         statistics=Statistics(
             _for_each(config.mean, channels, "mean", 0.0), _for_each(config.std, channels, "std", 1.0)
         ),
-        network=found.network,
-        stride=found.stride,
-        halo=found.halo,
+        network=graph.network,
+        stride=graph.stride,
+        halo=graph.halo,
         single_class=config.single_class,
         training={"imported": {"file": Path(config.model).name, "sha256": sha256_of(config.model)}},
         versions={"lulc": __version__},
-        sha256=hashlib.sha256(found.content).hexdigest(),
-        bytes=len(found.content),
+        sha256=hashlib.sha256(graph.content).hexdigest(),
+        bytes=len(graph.content),
         description=config.description or "",
         licence=config.licence or "",
         attribution=config.attribution or "",
@@ -148,9 +146,9 @@ def _card(config: ImportModelConfig, inputs: ChannelSet, legend: Legend, found: 
 
 
 def _for_each(
-    given: Sequence[float], channels: Sequence[str], option: str, default: float
+    numbers: Sequence[float], channels: Sequence[str], option: str, default: float
 ) -> tuple[float, ...]:
-    values = tuple(given) or (default,)
+    values = tuple(numbers) or (default,)
     if len(values) not in (1, len(channels)):
         raise InputError(
             f"cannot take {len(values)} numbers for --{option}, expected 1, or {len(channels)} as there are "
@@ -161,11 +159,10 @@ def _for_each(
 
 
 def _run_once(path: Path, card: ModelCard) -> None:
-    """Run the network on noise, so that what runtimes can't run, or compute differently, is never written."""
-    shape, network = (1, *_side(card)), cast(GraphConfig, card.network)
-    x = np.random.default_rng(0).normal(
-        card.statistics.mean, card.statistics.std, (*shape, len(card.channels))
-    )
+    """Run the network on noise, to refuse one that a runtime can't run or computes differently."""
+    shape, network = (1, *_window_shape(card)), cast(GraphConfig, card.network)
+    size = (*shape, len(card.channels))
+    x = np.random.default_rng(0).normal(card.statistics.mean, card.statistics.std, size)
     installed = [name for name in ("openvino", ONNXRUNTIME) if importlib.util.find_spec(name)]
     request = EngineRequest(path=path, card=card, shape=shape)
     results = [
@@ -199,36 +196,36 @@ def _run_once(path: Path, card: ModelCard) -> None:
 
 
 def _are_probabilities(scores: np.ndarray) -> bool:
-    """Return True where scores (n, y, x, class) sum to 1 at most pixels, or are of one class."""
+    """Return True if scores (n, y, x, class) sum to 1 at most pixels, or are of one class."""
     return scores.shape[-1] == 1 or bool(np.median(np.abs(scores.sum(axis=-1) - 1)) < MAX_ERROR)
 
 
 def _came_from_probabilities(y: np.ndarray) -> bool:
-    """Return True where a softmax or sigmoid of scores within 0..1 gave what it gave, (n, y, x, class)."""
+    """Return True if `y` (n, y, x, class) is the softmax or sigmoid of scores within 0..1."""
     with np.errstate(divide="ignore", invalid="ignore"):
         if y.shape[-1] == 1:
             scores = np.log(y / (1 - y))
         else:
-            # The softmax keeps scores up to a constant, which their sum of 1 tells.
+            # The softmax loses a constant, which follows if the scores sum to 1.
             scores = np.log(y) - np.log(y).mean(axis=-1, keepdims=True) + 1 / y.shape[-1]
     return bool(scores.min() > -MAX_ERROR and scores.max() < 1 + MAX_ERROR)
 
 
-def _side(card: ModelCard) -> tuple[int, int]:
-    """Return rows and columns of the windows that stacks are classified in."""
+def _window_shape(card: ModelCard) -> tuple[int, int]:
+    """Return rows and columns of the windows in which stacks are classified."""
     network: Any = card.network
     side = -(-SIDE // card.stride) * card.stride + 2 * card.halo
     return network.side or (side, side)
 
 
 def _calibrated(folder: str, path: Path, card: ModelCard) -> tuple[ModelCard, float]:
-    """Return the card with the temperature that fits some stacks, and the accuracy there."""
+    """Return the card with the temperature that is fitted to some stacks, and the accuracy there."""
     manifest = load_manifest(folder)
-    named = ([c["name"] for c in manifest.channels], list(manifest.legend.names))
-    if named != ([c.name for c in card.channels], list(card.legend.names)):
+    channels, classes = [c["name"] for c in manifest.channels], list(manifest.legend.names)
+    if (channels, classes) != ([c.name for c in card.channels], list(card.legend.names)):
         raise InputError(
-            f"cannot calibrate with '{folder}', since its channels are {', '.join(named[0])} and its classes "
-            f"{', '.join(named[1])}, expected those of the network: "
+            f"cannot calibrate with '{folder}', since its channels are {', '.join(channels)} and its classes "
+            f"{', '.join(classes)}, expected those of the network: "
             f"{', '.join(c.name for c in card.channels)}; {', '.join(card.legend.names)}",
             "Prepare stacks with preprocess.py --channels and --scheme of the network.",
         )
@@ -248,10 +245,8 @@ def _calibrated(folder: str, path: Path, card: ModelCard) -> tuple[ModelCard, fl
     logger.info(
         "temperature %s, accuracy %.3f on %d pixels of '%s'", temperature, accuracy, labels.size, folder
     )
-    scores = {
-        "val_accuracy": accuracy,
-        "validation stacks": [f"{manifest.folder.name}/{s.name}" for s in stacks],
-    }
+    names = [f"{manifest.folder.name}/{stack.name}" for stack in stacks]
+    scores = {"val_accuracy": accuracy, "validation stacks": names}
     return dataclasses.replace(card, temperature=temperature, scores=scores), accuracy
 
 
@@ -259,14 +254,14 @@ def _add(holdout: Holdout, stack: StackFile, path: Path, card: ModelCard, target
     tile = Tile(stack.name, *open_tile(stack))
     height, width = stack.shape
     padded = [-(-length // card.stride) * card.stride for length in (height, width)]
-    rows, cols = (min(pair) for pair in zip(_side(card), padded, strict=True))
+    rows, cols = map(min, _window_shape(card), padded)
     plan = Plan(height, width, card.stride, card.halo, (rows, cols), max(padded))
     request = EngineRequest(path=path, card=card, shape=(1, rows, cols))
     engine = build_engine(choose_engine("auto", networks=[card.network]), request)
     pieces = []
-    for found in predict_tile(engine, tile, plan):
-        if found.probabilities is not None and found.valid is not None:
-            labels = targets[tile.masks[found.window.write.slices]]
-            pieces.append((found.probabilities[found.valid], labels[found.valid]))
+    for prediction in predict_tile(engine, tile, plan):
+        if prediction.probabilities is not None and (valid := prediction.valid) is not None:
+            labels = targets[tile.masks[prediction.window.write.slices]]
+            pieces.append((prediction.probabilities[valid], labels[valid]))
     if pieces:
         holdout.add(*map(np.concatenate, zip(*pieces, strict=True)))

@@ -1,11 +1,11 @@
-"""Blocks of a map: encoded once, reduced in flight, kept in part files.
+"""Blocks of a map: encoded once and kept in part files, with overviews.
 
-A block is a square of 256 pixels in all bands. Rectangles of any shape fill the blocks of a level; a
-whole block is encoded (ZSTD behind TIFF's predictor, as in a GeoTIFF) and reduced to a quarter,
-which fills a block of the next level, and so on. The encoded blocks go to one file in the order in
-which they became whole, with an index at its end; `lulc.maps.geotiff` copies them into the map as they are.
+A block is a square of 256 pixels in all bands. Rectangles of any shape fill the blocks of a level. A full
+block is encoded (TIFF predictor and ZSTD, as in a GeoTIFF) and reduced to half its side, which fills a
+quarter of a block of the next level. Encoded blocks go to one file in the order in which they became full,
+with an index at its end; `lulc.maps.geotiff` copies them into the map unchanged.
 
-Memory is that of the blocks that are not yet whole: one row of blocks per level and one rectangle.
+The memory holds the blocks that are not full yet: one row of blocks per level, and one rectangle.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ BLOCK = 256
 
 _CODEC = Zstd(level=1)
 _NOISY = Zstd(level=-10)
-"""For floats, most of whose bytes are noise: half the time of level 1 for a sixth more bytes."""
+"""Codec of floats, most of whose bytes are noise: half the time of level 1 for a sixth more bytes."""
 
 _SMALL = Zstd(level=19)
 
 _WAITING = 4
-"""Encoded blocks that wait for the disk at most, beside the one that is being written."""
+"""Most encoded blocks that wait for the disk, beside the one that is being written."""
 
 _INDEX = np.dtype([("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 
@@ -53,7 +53,7 @@ class Encoding(NamedTuple):
     scale
         Activation per unit of the stored number.
     has_activations
-        Whether there is a band for each class beside the class band.
+        True if there is an activation band for each class beside the class band.
     """
 
     dtype: np.dtype[Any]
@@ -63,24 +63,22 @@ class Encoding(NamedTuple):
 
     @property
     def steps(self) -> float:
-        """Stored numbers for each unit of an activation.
+        """Number of steps between activations 0 and 1.
 
-        Between 1 and 2 float32 has multiples of 2 ** -23. Finer digits of small activations are what a
-        softmax rounds away in large ones; noise, they took a quarter of the file.
+        float32 is rounded to multiples of 2 ** -23, its resolution between 1 and 2. Finer digits of small
+        activations are noise of the softmax, and took a quarter of the file.
         """
         return 2.0**23 if self.dtype.kind == "f" else float(np.float32(1 / self.scale))
 
     def apply(self, classes: np.ndarray, probabilities: np.ndarray, valid: np.ndarray) -> np.ndarray:
-        """Values as stored.
+        """Encode class numbers and activations for storage.
 
         Parameters
         ----------
         classes : int (y, x)
-            Class numbers.
         probabilities : float32 (y, x, class), 0..1
-            Activations.
         valid : bool (y, x)
-            False where the result is no data.
+            False for no data.
 
         Returns
         -------
@@ -94,7 +92,7 @@ class Encoding(NamedTuple):
         if count and self.dtype.kind == "u":
             np.copyto(values[1:], np.rint(planes * np.float32(self.steps)), casting="unsafe")
         elif count:
-            # Rounds to whole steps.
+            # Adding 1 rounds to whole steps.
             np.add(planes, np.float32(1), out=values[1:])
             values[1:] -= np.float32(1)
         if not valid.all():
@@ -108,18 +106,18 @@ ENCODINGS = {
     "uint8": Encoding(np.dtype("u1"), 255, 1 / 254, True),
     "none": Encoding(np.dtype("u1"), 255, 1.0, False),
 }
-"""Storage of activations by the name of the option; 65535 and 255 are no data, 65534 and 254 are 1."""
+"""Encodings by the value of ``--activations``; 65535 and 255 are no data, 65534 and 254 are 1."""
 
 
 def encode_block(values: np.ndarray, codec: Zstd | None = None) -> bytes:
-    """One band of a block as a TIFF tile: predictor 3 (float32) or 2 (integers), then ZSTD.
+    """Encode one band of a block as a TIFF tile: predictor 3 (float32) or 2 (integers), then ZSTD.
 
     Parameters
     ----------
     values : float32, uint16 or uint8 (y, x)
         Little-endian.
     codec
-        None for the one that is quick with such values.
+        None for a fast codec for this type.
 
     References
     ----------
@@ -140,7 +138,7 @@ def encode_block(values: np.ndarray, codec: Zstd | None = None) -> bytes:
 
 
 def decode_block(payload: bytes | memoryview, dtype: np.dtype[Any], side: int = BLOCK) -> np.ndarray:
-    """The inverse of `encode_block`: array of `dtype` (side, side)."""
+    """Invert `encode_block`: return an array of `dtype` (side, side)."""
     raw = np.frombuffer(_CODEC.decode(payload), np.uint8 if dtype.kind == "f" else dtype)
     summed = np.cumsum(raw.reshape(side, -1), axis=1, dtype=raw.dtype)
     if dtype.kind != "f":
@@ -150,12 +148,12 @@ def decode_block(payload: bytes | memoryview, dtype: np.dtype[Any], side: int = 
 
 
 def reduce_block(values: np.ndarray, nodata: float) -> np.ndarray:
-    """The next reduced level: class band nearest (upper left of four), activations averaged.
+    """Halve the resolution: the class of the upper left of four pixels, the mean of their activations.
 
     Parameters
     ----------
     values : (band, y, x), even sides
-        Class band first. Pixels whose class is `nodata` do not count in the averages.
+        Class band first. Pixels whose class is `nodata` do not count in the means.
 
     Returns
     -------
@@ -187,7 +185,7 @@ def reduce_block(values: np.ndarray, nodata: float) -> np.ndarray:
 
 
 class _Encoded(NamedTuple):
-    """Encoded block: its bands, their checksums and its overview."""
+    """An encoded block: its bands, their checksums and its overview."""
 
     payloads: list[bytes]
     crcs: list[int]
@@ -195,7 +193,7 @@ class _Encoded(NamedTuple):
 
 
 class _Open:
-    """Block that is being filled; it has no array while it is all no data."""
+    """A block that is being filled; it has no array while it is all no data."""
 
     def __init__(self) -> None:
         self.values: np.ndarray | None = None
@@ -203,17 +201,15 @@ class _Open:
 
 
 class BlockWriter(Resource):
-    """Takes rectangles, writes whole blocks of one or more levels to a file.
+    """Writer of rectangles to a file of full blocks of one or more levels; a thread writes and hashes.
 
     Parameters
     ----------
     file
         Opened for binary writing.
     extents
-        Level to the rectangle of that level's pixels that the file holds; consecutive levels, origins
-        at block corners, each extent half of the one before.
-
-    A context manager: inside, a thread of its own writes and hashes.
+        Extent of the file at each level, in pixels of the level. Levels are consecutive, origins are at
+        block corners, and each extent is half of the one before.
     """
 
     def __init__(
@@ -237,20 +233,15 @@ class BlockWriter(Resource):
         self._empty = _Encoded([payload] * bands, [zlib.crc32(payload)] * bands, None)
 
     def close(self) -> None:
-        """End the writing thread; blocks that it has not written are dropped."""
+        """Stop the writing thread; blocks that it has not written are dropped."""
         self._disk.shutdown(cancel_futures=True)
 
     def place(self, level: int, window: Window, values: np.ndarray | None) -> None:
-        """Put a rectangle of a level; ``None`` for no data throughout.
+        """Fill a rectangle of a level with encoded values (band, y, x), or None for no data.
 
-        Parameters
-        ----------
-        window
-            In pixels of the level, inside its extent. No pixel is placed twice.
-        values : (band, y, x)
-            As stored.
+        `window` is in pixels of the level and inside its extent. No pixel may be filled twice.
         """
-        # Blocks of this rectangle are encoded until the next one comes.
+        # Full blocks of this rectangle are encoded by other threads until the next call.
         before = len(self._pending)
         self._fill(level, window, values)
         for _ in range(before):
@@ -262,7 +253,7 @@ class BlockWriter(Resource):
         Raises
         ------
         ValueError
-            If not every pixel was placed.
+            If not every pixel was filled.
         """
         while self._pending:
             self._take()
@@ -275,7 +266,7 @@ class BlockWriter(Resource):
         return self._hash.hexdigest()
 
     def _take(self) -> None:
-        """Write the oldest whole block, and fill its place in the level above."""
+        """Write the oldest full block, and fill its quarter of a block of the next level."""
         (level, row, col), future = self._pending.popleft()
         encoded = future.result()
         self._append(level, row, col, encoded)
@@ -308,7 +299,7 @@ class BlockWriter(Resource):
                     self._pending.append(((level, row, col), task))
 
     def _new(self, *, whole: bool) -> np.ndarray:
-        """A block (band, y, x), no data where rectangles to come won't fill it `whole`."""
+        """Return memory for a block (band, y, x), no data unless one rectangle fills it as a `whole`."""
         values = self._memory.empty((self._bands, BLOCK, BLOCK))
         if not whole:
             values.fill(self._encoding.nodata)
@@ -334,7 +325,7 @@ class BlockWriter(Resource):
         self._write(encoded.payloads)
 
     def _write(self, pieces: Sequence[bytes]) -> None:
-        """Write and hash pieces after the earlier ones, in the writing thread."""
+        """Pass pieces to the writing thread, which writes and hashes them in order."""
         self._offset += sum(map(len, pieces))
         self._writing.append(self._disk.submit(self._put, pieces))
         while len(self._writing) > _WAITING:
@@ -347,7 +338,7 @@ class BlockWriter(Resource):
 
 
 class BlockFile(Resource):
-    """Reader of the file of a `BlockWriter`; a context manager.
+    """Reader of the file of a `BlockWriter`.
 
     Raises
     ------
@@ -374,23 +365,23 @@ class BlockFile(Resource):
         self._file.close()
 
     def rows(self, level: int) -> range:
-        """Block rows of a level in this file, in the level's own count."""
+        """Block rows of a level in this file, counted in the level."""
         first = self._extents[level].row // BLOCK
         return range(first, first + self.index[level].shape[0])
 
     def cols(self, level: int) -> range:
-        """Block columns of a level in this file, in the level's own count."""
+        """Block columns of a level in this file, counted in the level."""
         first = self._extents[level].col // BLOCK
         return range(first, first + self.index[level].shape[1])
 
     def read(self, level: int, row: int, col: int, *, last: bool = False) -> list[memoryview]:
-        """The encoded bands of one block, to any thread; `last` says that it isn't needed again."""
+        """Read the encoded bands of one block, in any thread; `last` if they aren't needed again."""
         extent = self._extents[level]
         entries = self.index[level][row - extent.row // BLOCK, col - extent.col // BLOCK]
         sizes = entries["size"].astype(int)
         data = memoryview(os.pread(self._file.fileno(), int(sizes.sum()), int(entries["offset"][0])))
         if data and last and hasattr(os, "posix_fadvise"):
-            # The system can take its memory for what is written next; memory never used before is slow.
+            # The system can use its page cache for the blocks that are written next.
             start, length = int(entries["offset"][0]), len(data)
             with contextlib.suppress(OSError):
                 os.posix_fadvise(self._file.fileno(), start, length, os.POSIX_FADV_DONTNEED)
@@ -400,15 +391,15 @@ class BlockFile(Resource):
             raise self._damaged(f"another checksum in block {row}, {col} of level {level}")
         return payloads
 
-    def _damaged(self, found: str) -> InputError:
+    def _damaged(self, problem: str) -> InputError:
         return InputError(
-            f"cannot finish the map, since the part '{self._path}' is damaged ({found})",
+            f"cannot finish the map, since the part '{self._path}' is damaged ({problem})",
             "Run the same command again: damaged parts are made anew.",
         )
 
 
 def _empty_index(extents: Mapping[int, Window], bands: int) -> dict[int, np.ndarray]:
-    """For each level the zeroed index (block row, block column, band)."""
+    """Return an index of zeros for each level, (block row, block column, band)."""
     return {
         level: np.zeros((-(-extent.height // BLOCK), -(-extent.width // BLOCK), bands), _INDEX)
         for level, extent in extents.items()

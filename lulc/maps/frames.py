@@ -26,7 +26,7 @@ GRID_MAPPING = "crs"
 
 
 class Described(Protocol):
-    """Source of coordinates and attributes: a map on disk or in memory."""
+    """A map on disk or in memory, from which coordinates and attributes are made."""
 
     @property
     def grid(self) -> GridSpec: ...
@@ -51,14 +51,14 @@ def dataset_of(
     classes : uint8 (y, x)
         1..N, 0 unclassified, 255 no data.
     probabilities : float32 (class, y, x), or None
-        NaN = no data; None where the map has none.
+        NaN = no data.
     extra
         Further variables by name, float32 (y, x).
 
     Returns
     -------
     Dataset
-        ``class`` with CF flags, ``probability``, and the further variables; the CRS in ``spatial_ref``.
+        ``class`` with CF flags, ``probability``, and the further variables; the CRS is in ``spatial_ref``.
     """
     frame = frame_of(land_cover).rename({GRID_MAPPING: "spatial_ref"}).set_coords("spatial_ref")
     mapping = {"grid_mapping": "spatial_ref"}
@@ -76,13 +76,13 @@ def dataset_of(
 def _variable(
     dimensions: tuple[str, ...], values: np.ndarray | xr.Variable, attributes: dict[str, Any]
 ) -> xr.Variable:
-    found = values if isinstance(values, xr.Variable) else xr.Variable(dimensions, values)
-    found.attrs = attributes
-    return found
+    variable = values if isinstance(values, xr.Variable) else xr.Variable(dimensions, values)
+    variable.attrs = attributes
+    return variable
 
 
 def frame_of(land_cover: Described) -> xr.Dataset:
-    """Coordinates, CRS and attributes of a map, without its pixels.
+    """Return coordinates, CRS and attributes of a map, without its pixels.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def frame_of(land_cover: Described) -> xr.Dataset:
     """
     further = {}
     if land_cover.has_activations:
-        # Of fixed length, since GDAL reads no others from Zarr.
+        # Of fixed length, since GDAL reads no other texts from Zarr.
         names = np.array([printable(name) for name in land_cover.legend.names], "U")
         further["land_cover_class"] = ("land_cover_class", names, {"long_name": "class of an activation"})
     return frame_on(land_cover.grid, _global_attributes(land_cover), further)
@@ -112,10 +112,10 @@ def frame_on(
 
 
 def _global_attributes(land_cover: Described) -> dict[str, str]:
-    # Other tags might have names that NetCDF does not admit.
-    own = {k: v for k, v in sorted(land_cover.tags.items()) if re.fullmatch(f"{TAG_PREFIX}[A-Z0-9_]+", k)}
-    tags = {k.lower(): v for k, v in own.items()}
-    tags.pop(LEGEND_TAG.lower(), None)
+    # NetCDF does not allow the names of some other tags.
+    pattern = re.compile(f"{TAG_PREFIX}[A-Z0-9_]+")
+    named = sorted((k, v) for k, v in land_cover.tags.items() if k != LEGEND_TAG and pattern.fullmatch(k))
+    tags = {k.lower(): v for k, v in named}
     return {
         "Conventions": "CF-1.10",
         "title": f"Land cover: {printable(land_cover.legend.name)}",
@@ -125,7 +125,7 @@ def _global_attributes(land_cover: Described) -> dict[str, str]:
 
 
 def flags_of(land_cover: Described) -> dict[str, Any]:
-    """Attributes of the class variable: CF flags, one colour and one word for each value."""
+    """Return the attributes of the class variable: CF flags, one colour and one word for each value."""
     legend = land_cover.legend
     names = [UNCLASSIFIED_NAME, *legend.names]
     return {
@@ -139,14 +139,14 @@ def flags_of(land_cover: Described) -> dict[str, Any]:
 
 
 class Readable(Described, Protocol):
-    """A map that gives its pixels by windows, as `lulc.maps.reader.ClassMap` does."""
+    """A map that is read by windows, such as `lulc.maps.reader.ClassMap`."""
 
     def read(self, window: Window) -> np.ndarray: ...
     def read_activations(self, window: Window) -> np.ndarray: ...
 
 
 def lazy_dataset(land_cover: Readable) -> xr.Dataset:
-    """Return an open map as a Dataset like `dataset_of`, its pixels being read when they are used."""
+    """Return an open map as a Dataset like `dataset_of`; its pixels are read when they are used."""
     shape, lock = land_cover.grid.shape, threading.Lock()
 
     def classes(window: Window) -> np.ndarray:

@@ -1,9 +1,8 @@
 """The map as a GeoTIFF: its profile, its parts, their assembly and verification.
 
-Parts hold encoded blocks (`lulc.maps.blocks`). When all are there, their blocks are copied, as they are,
-behind a TIFF header whose sizes are known by then: directories first, then the levels, smallest first,
-which is the layout of a cloud-optimised GeoTIFF. GDAL writes the tags (georeferencing, metadata, no
-data, colours) of an empty template, from which they are copied, so that none of them is composed here.
+Parts hold encoded blocks (`lulc.maps.blocks`), which are copied unchanged behind a TIFF header: directories
+first, then the levels, smallest first, as in a cloud-optimised GeoTIFF. The tags (georeferencing, metadata,
+no data, colours) are copied from an empty template that GDAL writes.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -50,9 +49,9 @@ class MapProfile:
     part
         Side of a part in pixels, a multiple of `BLOCK`.
     cog
-        Whether the header declares the cloud-optimised layout, so that GDAL warns before edits in place.
+        True to declare the cloud-optimised layout in the header; GDAL then warns before edits in place.
     extra
-        Names of bands 0..1 that follow the activations and are stored like them.
+        Names of further bands with values 0..1, stored like the activations that precede them.
     """
 
     grid: GridSpec
@@ -83,7 +82,7 @@ class MapProfile:
 
     @cached_property
     def levels(self) -> tuple[tuple[int, int], ...]:
-        """(rows, columns) of full resolution and of each reduced level; the last fits one block."""
+        """(rows, columns) of full resolution and of each overview; the last fits one block."""
         shapes = [self.grid.shape]
         while max(shapes[-1]) > BLOCK:
             shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
@@ -92,13 +91,11 @@ class MapProfile:
     @cached_property
     def part_levels(self) -> int:
         """Number of levels, from full resolution on, whose blocks never span two parts."""
-        fitting = itertools.takewhile(
-            lambda level: self.part % (BLOCK << level) == 0, range(len(self.levels))
-        )
-        return len(list(fitting))
+        levels = range(len(self.levels))
+        return len(list(itertools.takewhile(lambda level: self.part % (BLOCK << level) == 0, levels)))
 
     def extents_of(self, part: Window) -> dict[int, Window]:
-        """For each level that parts hold, the rectangle of a part in the pixels of that level."""
+        """Return the extent of a part at each level that parts hold, in pixels of the level."""
         return {
             k: Window(part.row >> k, part.col >> k, _halve(part.height, k), _halve(part.width, k))
             for k in range(self.part_levels)
@@ -106,7 +103,7 @@ class MapProfile:
 
     @property
     def top_extents(self) -> dict[int, Window]:
-        """For each level above those of the parts, its whole rectangle."""
+        """Extent of each level above those of the parts."""
         above = range(self.part_levels, len(self.levels))
         return {level: Window(0, 0, *self.levels[level]) for level in above}
 
@@ -117,7 +114,7 @@ class MapProfile:
 
 @contextmanager
 def write_part(path: Path, profile: MapProfile, part: Window, pool: Executor) -> Iterator[PartWriter]:
-    """Write one part: a file that appears under `path` when the block ends without error."""
+    """Open a part for writing; its file appears when the context ends without an error."""
     with write_atomically(path, parents=False) as temporary, open(temporary, "wb") as file:
         extents, bands = profile.extents_of(part), len(profile.band_names)
         with BlockWriter(file, profile.encoding, bands, extents, pool) as blocks:
@@ -127,32 +124,24 @@ def write_part(path: Path, profile: MapProfile, part: Window, pool: Executor) ->
 
 
 class PartWriter:
-    """Takes the windows of one part; `sha256` of the file is known when the part is finished."""
+    """Writer of the windows of one part; `sha256` of the file is set when the part is finished."""
 
     def __init__(self, blocks: BlockWriter) -> None:
         self._blocks = blocks
         self.sha256 = ""
 
     def write(self, window: Window, values: np.ndarray | None) -> None:
-        """Put stored values (band, y, x) of a window in map pixels; ``None`` for no data."""
+        """Write encoded values (band, y, x) of a window of the map, or None for no data."""
         self._blocks.place(0, window, values)
 
 
-def assemble(
-    profile: MapProfile,
-    parts: Sequence[tuple[Window, Path]],
-    path: Path,
-    pool: Executor,
-    progress: Callable[[int], None] = lambda count: None,
-) -> None:
-    """Make the map from its parts, verify it and give it its final name.
+def assemble(profile: MapProfile, parts: Sequence[tuple[Window, Path]], path: Path, pool: Executor) -> None:
+    """Assemble the map from its parts, verify it and give it its final name.
 
     Parameters
     ----------
     parts
         Extent and file of every part, in plan order.
-    progress
-        Called with 1 after each row of blocks of a part row.
 
     Raises
     ------
@@ -167,14 +156,14 @@ def assemble(
             sources.append((Window(0, 0, *profile.grid.shape), top, profile.top_extents))
         with write_atomically(path) as temporary:
             with open(temporary, "wb") as file:
-                _copy_blocks(profile, sources, file, pool, progress)
+                _copy_blocks(profile, sources, file, pool)
             verify(temporary, profile)
     finally:
         remove_temporary(top)
 
 
 def read_classes(path: Path, window: Window) -> np.ndarray:
-    """Class band of a map that was written here, uint8 (y, x), 255 where it is no data."""
+    """Read the class band of a map of this toolkit, uint8 (y, x), 255 for no data."""
     with rasterio.open(path, driver="GTiff") as source:
         area = RasterWindow(window.col, window.row, window.width, window.height)
         values = source.read(1, window=area)
@@ -182,13 +171,7 @@ def read_classes(path: Path, window: Window) -> np.ndarray:
 
 
 def verify(path: Path, profile: MapProfile) -> None:
-    """Check that every block of every level is present and inside the file.
-
-    Raises
-    ------
-    InputError
-        If the file is truncated, blocks are missing or overlap, or GDAL sees another raster.
-    """
+    """Refuse a file that is truncated, lacks blocks, has overlapping blocks, or is another raster to GDAL."""
     with open(path, "rb") as file:
         directories = _read_directories(file)
         length = os.fstat(file.fileno()).st_size
@@ -212,21 +195,14 @@ def verify(path: Path, profile: MapProfile) -> None:
 
 
 def _check_place(grid: GridSpec) -> None:
-    """Refuse a grid whose CRS a GeoTIFF cannot hold, before anything is made for it."""
+    """Refuse a grid whose CRS a GeoTIFF cannot hold."""
     if not grid.crs:
         return
+    options = {"driver": "GTiff", "width": 1, "height": 1, "count": 1, "dtype": "uint8"}
     try:
-        # A side-car, which maps have none of, would hold any CRS.
+        # Without the .aux.xml file, in which GDAL can write any CRS.
         with rasterio.Env(GDAL_PAM_ENABLED="NO"), MemoryFile() as memory:
-            memory.open(
-                driver="GTiff",
-                width=1,
-                height=1,
-                count=1,
-                dtype="uint8",
-                crs=grid.crs,
-                transform=grid.transform,
-            ).close()
+            memory.open(**options, crs=grid.crs, transform=grid.transform).close()
             with memory.open() as source:
                 held = _is_held(grid, source.crs)
     except RasterioError:
@@ -241,7 +217,7 @@ def _check_place(grid: GridSpec) -> None:
 
 
 def _is_held(grid: GridSpec, crs: CRS | None) -> bool:
-    """True where a CRS that was read back places the grid's pixels where they are, whatever its wording."""
+    """Return True if a CRS that was read back places the grid's pixels correctly, whatever its wording."""
     if not grid.crs or (crs and settled_crs(crs) == grid.crs):
         return True
     if not crs:
@@ -255,9 +231,9 @@ def _is_held(grid: GridSpec, crs: CRS | None) -> bool:
     return bool((np.abs(moved) < 0.01 * min(grid.pixel_size)).all())
 
 
-def _incomplete(path: Path, found: str) -> InputError:
+def _incomplete(path: Path, content: str) -> InputError:
     return InputError(
-        f"cannot finish the map, since '{path}' was not written whole: it has {found}",
+        f"cannot finish the map, since '{path}' was not written whole: it has {content}",
         "Check the disk, then run the same command again: finished parts are kept.",
     )
 
@@ -274,7 +250,7 @@ _Sources = Sequence[tuple[Window, Path, dict[int, Window]]]
 
 
 def _write_top(profile: MapProfile, sources: _Sources, path: Path, pool: Executor) -> None:
-    """Write the levels above those of the parts, from the parts' smallest level."""
+    """Write the levels above those of the parts from the smallest level of the parts."""
     bands, encoding, level = len(profile.band_names), profile.encoding, profile.part_levels - 1
     with open(path, "wb") as file, BlockWriter(file, encoding, bands, profile.top_extents, pool) as writer:
         for _, name, extents in sources:
@@ -289,12 +265,10 @@ def _write_top(profile: MapProfile, sources: _Sources, path: Path, pool: Executo
         writer.finish()
 
 
-def _copy_blocks(
-    profile: MapProfile, sources: _Sources, file: BinaryIO, pool: Executor, progress: Callable[[int], None]
-) -> None:
+def _copy_blocks(profile: MapProfile, sources: _Sources, file: BinaryIO, pool: Executor) -> None:
     """Write header and blocks: levels from the smallest on, each row by row, bands of a block together.
 
-    Where each block lies is known by then, so that rows are copied at the same time.
+    The positions of all blocks are computed first, so that rows can be copied in parallel.
     """
     bands, levels = len(profile.band_names), range(len(profile.levels))
     sizes = [_block_sizes(profile, sources, level) for level in levels]
@@ -323,39 +297,32 @@ def _copy_blocks(
                 opened = [stack.enter_context(BlockFile(n, e, bands)) for _, n, e in row_of_parts]
                 rows = opened[0].rows(level)
                 for _ in in_order(partial(copy, opened, level), rows, pool, len(rows)):
-                    progress(1)
+                    pass
 
 
 def _write_at(file: BinaryIO, pieces: Sequence[bytes | memoryview], at: int) -> int:
-    """Write one piece after the other from a place of a file on, whatever other threads write elsewhere.
-
-    Returns
-    -------
-    int
-        Bytes written, those of all pieces.
-    """
+    """Write pieces one after the other from position `at` of a file on; return their bytes."""
     done, length = os.pwritev(file.fileno(), pieces, at), sum(map(len, pieces))
     while done < length:
-        # A full disk or a signal cut it short.
+        # A full disk or a signal may interrupt a write.
         done += os.pwrite(file.fileno(), memoryview(b"".join(pieces))[done:], at + done)
     return done
 
 
 def _frame(payload: memoryview) -> tuple[bytes | memoryview, ...]:
-    """A block between its size and its last four bytes, as the ghost area promises."""
+    """Put a block between its size and its last four bytes, as the ghost area declares."""
     return struct.pack("<I", len(payload)), payload, payload[-4:]
 
 
 def _block_sizes(profile: MapProfile, sources: _Sources, level: int) -> np.ndarray:
-    """Encoded bytes of every block of a level: uint64 (block row, block column, band)."""
+    """Return the encoded bytes of every block of a level, uint64 (block row, block column, band)."""
     bands = len(profile.band_names)
     sizes = np.zeros((*(_blocks_along(n) for n in profile.levels[level]), bands), np.uint64)
     for _, name, extents in sources:
         if level in extents:
             with BlockFile(name, extents, bands) as blocks:
                 rows, cols = blocks.rows(level), blocks.cols(level)
-                place = (slice(rows.start, rows.stop), slice(cols.start, cols.stop))
-                sizes[place] = blocks.index[level]["size"]
+                sizes[rows.start : rows.stop, cols.start : cols.stop] = blocks.index[level]["size"]
     return sizes
 
 
@@ -378,7 +345,7 @@ _TYPES = {
 }  # fmt: skip
 _REDUCED, _WIDTH, _HEIGHT, _OFFSETS, _SIZES = 254, 256, 257, 324, 325
 _FILE_TAGS = {33550, 33922, 34264, 34735, 34736, 34737, 42112}
-"""Georeferencing and metadata, which belong to the file and not to each reduced level."""
+"""Tags of georeferencing and metadata, which belong to the file and not to each overview."""
 
 
 class _Field(NamedTuple):
@@ -396,7 +363,7 @@ class _Field(NamedTuple):
 
 
 def _header(profile: MapProfile, offsets: list[np.ndarray], sizes: list[np.ndarray], total: int) -> bytes:
-    """Everything in front of the blocks; `offsets` count from the first block."""
+    """Return everything before the blocks; `offsets` count from the first block."""
     template = _template(profile)
     ghost = _ghost() if profile.cog else b""
     format = _CLASSIC
@@ -414,17 +381,17 @@ def _header(profile: MapProfile, offsets: list[np.ndarray], sizes: list[np.ndarr
 
     if len(_lay_out(directories(0), format, ghost)) + total > CLASSIC_LIMIT:
         format = _BIG
-    # The length does not depend on the values, so the first pass tells where blocks start.
+    # The length does not depend on the offsets: the first pass gives the position of the first block.
     return _lay_out(directories(len(_lay_out(directories(0), format, ghost))), format, ghost)
 
 
 def _by_band(values: np.ndarray) -> np.ndarray:
-    """(block row, block column, band) in TIFF's order of separate planes."""
+    """Flatten (block row, block column, band) in TIFF's order of separate planes."""
     return np.moveaxis(values, -1, 0).ravel()
 
 
 def _lay_out(directories: list[dict[int, _Field]], format: _Format, ghost: bytes) -> bytes:
-    """Header, ghost area and directories, each directory followed by its long values."""
+    """Return header, ghost area and directories, each directory followed by its long values."""
     first = struct.calcsize(format.header) + len(ghost)
     big = () if format is _CLASSIC else (8, 0)
     out = bytearray(struct.pack(format.header, b"II", 42 if format is _CLASSIC else 43, *big, first))
@@ -449,12 +416,7 @@ def _lay_out(directories: list[dict[int, _Field]], format: _Format, ghost: bytes
 
 
 def _ghost() -> bytes:
-    """GDAL's declaration of a cloud-optimised layout, in front of the first directory.
-
-    References
-    ----------
-    GDAL documentation, driver COG, "Header ghost area".
-    """
+    """Return GDAL's declaration of a cloud-optimised layout (driver COG, "Header ghost area")."""
     text = (
         b"LAYOUT=IFDS_BEFORE_DATA\nBLOCK_ORDER=ROW_MAJOR\nBLOCK_LEADER=SIZE_AS_UINT4\n"
         b"BLOCK_TRAILER=LAST_4_BYTES_REPEATED\nKNOWN_INCOMPATIBLE_EDITION=NO\n "
@@ -463,7 +425,7 @@ def _ghost() -> bytes:
 
 
 def _template(profile: MapProfile) -> dict[int, _Field]:
-    """The tags of a map, from an empty one that GDAL writes."""
+    """Return the tags of an empty map that GDAL writes."""
     encoding, grid = profile.encoding, profile.grid
     floating = encoding.dtype.kind == "f"
     options = {
@@ -490,13 +452,13 @@ def _template(profile: MapProfile) -> dict[int, _Field]:
 
 
 def colormap(legend: Legend) -> dict[int, tuple[int, int, int, int]]:
-    """Class number to (red, green, blue, alpha), 0..255."""
+    """Return (red, green, blue, alpha), 0..255, by class number."""
     colors = {c.number: bytes.fromhex(c.color[1:]) for c in legend.classes}
     return {number: (red, green, blue, 255) for number, (red, green, blue) in colors.items()}
 
 
 def _read_directories(file: BinaryIO) -> list[dict[int, _Field]]:
-    """The tags of every directory of a little-endian TIFF."""
+    """Read the tags of every directory of a little-endian TIFF."""
     head = file.read(16)
     format = _BIG if head[2] == 43 else _CLASSIC
     position = struct.unpack_from(format.header, head)[-1]

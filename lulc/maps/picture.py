@@ -15,7 +15,7 @@ from lulc.core.schema import IGNORE, UNCLASSIFIED, UNCLASSIFIED_COLOR, UNCLASSIF
 from lulc.core.text import printable
 
 PIXELS = 1500
-"""Rows and columns that a picture shows at most; larger maps are thinned out."""
+"""Most rows and columns of a picture; larger maps are subsampled."""
 
 
 def draw_classes(classes: np.ndarray, grid: GridSpec, legend: Legend, axes: Any = None) -> Any:
@@ -56,7 +56,7 @@ def draw_classes(classes: np.ndarray, grid: GridSpec, legend: Legend, axes: Any 
 
 
 def embedded(draw: Callable[[Any], Any]) -> str:
-    """Return the drawing of a function as an HTML image element that holds its PNG."""
+    """Return a drawing as an HTML image element with its PNG inside."""
     from matplotlib.figure import Figure
 
     buffer, figure = io.BytesIO(), Figure(figsize=(8, 5), layout="constrained")
@@ -66,15 +66,15 @@ def embedded(draw: Callable[[Any], Any]) -> str:
 
 
 def _draw_scale_bar(axes: Any, grid: GridSpec) -> None:
-    """Draw a bar of a round length, a quarter of the width at most; none where metres are unknown."""
+    """Draw a bar of a round length, at most a quarter of the width; none where metres are unknown."""
     metres = metres_per_pixel(grid)
     if metres is None:
         return
     length = round_length(metres * grid.width / 4)
-    share = length / (metres * grid.width)
-    place = {"transform": axes.transAxes, "clip_on": False}
-    axes.plot([0, share], [-0.03, -0.03], color="black", linewidth=3, solid_capstyle="butt", **place)
-    axes.text(share / 2, -0.045, length_label(length), ha="center", va="top", **place)
+    fraction = length / (metres * grid.width)
+    below = {"transform": axes.transAxes, "clip_on": False}
+    axes.plot([0, fraction], [-0.03, -0.03], color="black", linewidth=3, solid_capstyle="butt", **below)
+    axes.text(fraction / 2, -0.045, length_label(length), ha="center", va="top", **below)
 
 
 def round_length(most: float) -> float:

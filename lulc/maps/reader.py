@@ -23,22 +23,21 @@ if TYPE_CHECKING:
     import xarray as xr
 
 REST = LandCoverClass(2, "Other classes", "#d9d9d9")
-"""What a map of one class against the rest calls the rest."""
+"""Class of the rest in a map of a single class."""
 
 
 class ClassMap(Resource):
-    """A map on disk; made by `open_map`, closed as a context manager.
+    """A map on disk; `open_map` opens it, and it is a context manager.
 
-    A map of one class (1) against the rest (0) is given as one of two classes, 1 and 2, so that it is
-    scored and drawn like any other.
+    A map of a single class has two classes here: the class (1), and the rest, which the file holds as 0 (2).
 
     Attributes
     ----------
     has_activations
-        True where it holds an activation band for each class.
+        True if the map has an activation band for each class.
     layers
-        What its file says of class band and activations: stored type, no data, scale. Measures of
-        certainty that follow them (`lulc.models.uncertainty`) are passed over.
+        Stored type, no data and scale of class band and activations, without the measures of certainty
+        that follow them (`lulc.models.uncertainty`).
     """
 
     def __init__(self, source: Source, tags: Mapping[str, str], legend: Legend) -> None:
@@ -54,7 +53,7 @@ class ClassMap(Resource):
 
     @property
     def made(self) -> tuple[tuple[str, str], ...]:
-        """Return (name, value) of the tags about how the map was made, without the legend."""
+        """(name, value) of the tags of provenance, without the legend."""
         return tuple(
             (key.removeprefix(TAG_PREFIX).lower().replace("_", " "), value)
             for key, value in sorted(self._tags.items())
@@ -63,7 +62,7 @@ class ClassMap(Resource):
 
     @property
     def tags(self) -> Mapping[str, str]:
-        """Metadata of the file, as it declares them."""
+        """Metadata of the file."""
         return self._tags
 
     def stored(self, number: int) -> int:
@@ -71,7 +70,7 @@ class ClassMap(Resource):
         return UNCLASSIFIED if self._alone and number == REST.number else number
 
     def read(self, window: Window, step: int = 1) -> NDArray[np.uint8]:
-        """Class numbers uint8 (y, x): 1..N, 0 unclassified, 255 no data; of about every `step`-th pixel.
+        """Read class numbers uint8 (y, x), of about every `step`-th pixel: 1..N, 0 unclassified, 255 none.
 
         Raises
         ------
@@ -97,7 +96,7 @@ class ClassMap(Resource):
         return classes
 
     def read_activations(self, window: Window) -> NDArray[np.float32]:
-        """Activations float32 (y, x, class), 0..1, NaN = no data."""
+        """Read activations, float32 (y, x, class), 0..1, NaN = no data."""
         layers = range(1, 1 + self._bands)
         stored, known = self.source.read_valid(list(layers), window)
         result = np.empty((*window.shape, self._bands), np.float32)
@@ -107,7 +106,7 @@ class ClassMap(Resource):
         return np.concatenate([result, 1 - result], axis=-1) if self._alone else result
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw the classes with their colours, a legend and a scale bar; large maps are thinned out.
+        """Draw the classes with their colours, a legend and a scale bar; large maps are subsampled.
 
         Returns
         -------
@@ -119,7 +118,7 @@ class ClassMap(Resource):
         return draw_classes(self.read(self.grid.extent, step), self.grid, self.legend, axes)
 
     def _repr_html_(self) -> str:
-        """Return picture and size for a notebook; nothing is fetched from elsewhere."""
+        """Return picture and size for a notebook, without links to other sites."""
         from lulc.maps.picture import embedded
 
         about = f"{printable(self.name)}: {self.grid.describe()}; {printable(self.legend.name)}"
@@ -131,8 +130,8 @@ class ClassMap(Resource):
         Returns
         -------
         Dataset
-            ``class`` uint8 (y, x) with CF flags and colours (0 unclassified, 255 no data); ``probability``
-            float32 (class_number, y, x), NaN = no data, where the map holds activations.
+            ``class`` uint8 (y, x) with CF flags and colours (0 unclassified, 255 no data), and for maps with
+            activations ``probability`` float32 (class_number, y, x), NaN = no data.
         """
         from lulc.maps.frames import lazy_dataset
 
@@ -144,12 +143,9 @@ class ClassMap(Resource):
 
 
 def open_map(
-    path: str | os.PathLike[str],
-    legend: Legend | None = None,
-    *,
-    allow_vrt: bool = False,
+    path: str | os.PathLike[str], legend: Legend | None = None, *, allow_vrt: bool = False,
     allow_remote: bool = False,
-) -> ClassMap:
+) -> ClassMap:  # fmt: skip
     """Open a map that make_classifications.py wrote, or another raster of class numbers.
 
     Parameters
@@ -157,9 +153,9 @@ def open_map(
     path
         Raster whose first band holds class numbers, followed by one activation band per class or none.
     legend
-        Its classes, where its tags don't hold them.
+        Classes of a raster without this toolkit's tags.
     allow_vrt, allow_remote
-        As in `lulc.rasters.sources.open_source`.
+        See `lulc.rasters.sources.open_source`.
 
     Raises
     ------
@@ -169,22 +165,22 @@ def open_map(
     source = open_source(path, allow_vrt=allow_vrt, allow_remote=allow_remote)
     try:
         tags = source.tags
-        found = legend_of_tag(tags[LEGEND_TAG], str(path)) if LEGEND_TAG in tags else legend
-        if found is None:
+        legend = legend_of_tag(tags[LEGEND_TAG], str(path)) if LEGEND_TAG in tags else legend
+        if legend is None:
             raise InputError(
                 f"cannot tell the classes of '{path}', since it has no tag {LEGEND_TAG}, expected a map "
                 "written by make_classifications.py",
                 "Type --scheme with its nomenclature, or with a CSV (code,class,name,color) of its classes.",
             )
-        measures = [name for name in source.names[1 + len(found) :] if name in MEASURES]
+        measures = [name for name in source.names[1 + len(legend) :] if name in MEASURES]
         layers = sum(not layer.alpha for layer in source.layers)
-        if layers - len(measures) not in (1, 1 + len(found)):
+        if layers - len(measures) not in (1, 1 + len(legend)):
             raise InputError(
                 f"cannot read the map '{path}', since it has {layers} bands, expected 1, or "
-                f"{1 + len(found)} for the {len(found)} classes of '{found.name}'",
+                f"{1 + len(legend)} for the {len(legend)} classes of '{legend.name}'",
                 "Give the map itself, or the scheme that fits it.",
             )
-        return ClassMap(source, tags, found)
+        return ClassMap(source, tags, legend)
     except BaseException:
         source.close()
         raise
@@ -196,18 +192,18 @@ def array_map(data: xr.Dataset | xr.DataArray, legend: Legend | None = None) -> 
     Parameters
     ----------
     data
-        ``class`` (y, x) with CF flags, and ``probability`` (class_number, y, x) or not.
+        ``class`` (y, x) with CF flags, and perhaps ``probability`` (class_number, y, x).
 
     Raises
     ------
     InputError
-        If it holds no classes, or nothing names them.
+        If there are no classes, or they have no names.
     """
     from lulc.rasters.cubes import ArraySource
 
     frame: Any = data if hasattr(data, "data_vars") else data.to_dataset(name="class")
-    found = _flagged_legend(frame) if "class" in frame and legend is None else legend
-    if "class" not in frame or found is None:
+    legend = _flagged_legend(frame) if "class" in frame and legend is None else legend
+    if "class" not in frame or legend is None:
         raise InputError(
             "cannot use the array as a map, since "
             + ("nothing names its classes" if "class" in frame else "it has no variable 'class'")
@@ -215,12 +211,12 @@ def array_map(data: xr.Dataset | xr.DataArray, legend: Legend | None = None) -> 
             "Give that result, or name the classes with scheme.",
         )
     tags = {str(k).upper(): str(v) for k, v in frame.attrs.items() if str(k).upper().startswith(TAG_PREFIX)}
-    kept = [name for name in ("class", "probability") if name in frame]
-    return ClassMap(ArraySource(frame[kept]), tags, found)
+    variables = [name for name in ("class", "probability") if name in frame]
+    return ClassMap(ArraySource(frame[variables]), tags, legend)
 
 
 def _flagged_legend(frame: xr.Dataset) -> Legend | None:
-    """Return the classes that CF flags name; None without flags."""
+    """Return the legend of CF flags; None without flags."""
     flags = frame["class"].attrs
     names = [str(name) for name in frame["class_name"].values] if "class_name" in frame.coords else []
     names = names or str(flags.get("flag_meanings", "")).split()[1:]

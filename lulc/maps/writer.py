@@ -1,4 +1,4 @@
-"""Maps written window by window: the one place that copies a map."""
+"""Writer of maps whose windows a function returns."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lulc.core.windows import Plan, Window
 from lulc.maps.geotiff import MapProfile, assemble, write_part
 
 SIDE = 1024
-"""Side of the windows that are written together."""
+"""Side of a window in pixels."""
 
 PART = 4096
-"""Side of the parts of maps that are written here."""
+"""Side of a part in pixels."""
 
 
 def write_map(profile: MapProfile, read: Callable[[Window], np.ndarray], out: Path) -> None:
-    """Write a map window by window, whole or not at all.
+    """Write a map window by window, completely or not at all.
 
     Parameters
     ----------
     read
-        Returns the stored values of a window, (band, y, x). Windows come part by part.
+        Returns the encoded values of a window, (band, y, x). Windows come part by part.
     """
     height, width = profile.grid.shape
     plan = Plan(height, width, 1, 0, (min(SIDE, height), min(SIDE, width)), profile.part)
