@@ -1,8 +1,8 @@
 """Simulate a Sentinel-2 scene and take it through the four commands: prepare, train, classify, evaluate.
 
 The result is a folder with the scene, its stacks, a trained run, a map and a report. The commands are
-printed as one would type them. The imagery is simulated, and the network narrow and briefly trained: this
-shows that everything works and how, not how good a map can be.
+printed as one would type them. The imagery is simulated and the network small and briefly trained: this shows
+how the commands work, not how accurate a map can be.
 
 Example: python -m lulc.demo --out demo
 """
@@ -36,7 +36,7 @@ class DemoConfig:
 
 
 def command_lines(config: DemoConfig) -> list[list[str]]:
-    """The four commands of the demonstration, each with its arguments."""
+    """Return the four commands of the demonstration with their arguments."""
     out, seed = config.out, str(config.seed)
     summer, spring, indices, labels = (f"{out}/{n}.tif" for n in ("summer", "spring", "indices", "labels"))
     prepare = ["--bands", summer, "--fill", spring, "--indices", indices, "--labels", labels]
@@ -47,19 +47,17 @@ def command_lines(config: DemoConfig) -> list[list[str]]:
     train += ["--minutes", f"{config.minutes:g}", "--seed", seed]
     classify = [f"{out}/run", summer, indices, f"{out}/map.tif", "--fill", spring]
     evaluate = [f"{out}/map.tif", labels, "--regions", f"{out}/stacks/manifest.json", "--image", summer]
-    evaluate += ["--run", f"{out}/run"]
-    evaluate += ["--out", f"{out}/report"]
-    named = {
-        "preprocess": prepare,
-        "train_model": train,
-        "make_classifications": classify,
-        "evaluate_classifications": evaluate,
-    }
-    return [[name, *arguments, "--overwrite"] for name, arguments in named.items()]
+    evaluate += ["--run", f"{out}/run", "--out", f"{out}/report"]
+    return [
+        ["preprocess", *prepare, "--overwrite"],
+        ["train_model", *train, "--overwrite"],
+        ["make_classifications", *classify, "--overwrite"],
+        ["evaluate_classifications", *evaluate, "--overwrite"],
+    ]
 
 
 def demonstrate(config: DemoConfig) -> Answer:
-    """Simulate, then run the commands one after the other; stops at the first that fails."""
+    """Simulate a scene, then run the commands; stop at the first that fails."""
     from lulc.demo.further import write_further
     from lulc.demo.landscape import simulate, write_scene
 
@@ -76,11 +74,10 @@ def demonstrate(config: DemoConfig) -> Answer:
         code = importlib.import_module(f"lulc.cli.{name}").main(arguments)
         if code:
             raise SystemExit(code)
-    where = results(Path(config.out))
-    lines = [f"{what:8} {path}" for what, path in where.items()]
-    seconds = time.monotonic() - started
-    lines.append(f"\n{seconds:.0f} s in all. The imagery is simulated.")
-    return Answer("\n" + "\n".join(lines), {name: str(path) for name, path in where.items()})
+    paths = results(Path(config.out))
+    lines = [f"{name:8} {path}" for name, path in paths.items()]
+    lines.append(f"\n{time.monotonic() - started:.0f} s in all. The imagery is simulated.")
+    return Answer("\n" + "\n".join(lines), {name: str(path) for name, path in paths.items()})
 
 
 def results(out: Path) -> dict[str, Path]:

@@ -7,23 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 
-from lulc.core.schema import BANDS, SIMULATED_TAG
+from lulc.core.schema import BANDS
 from lulc.core.storage import write_atomically
-from lulc.demo.landscape import Scene, smooth_field
+from lulc.demo.landscape import Scene, smooth_field, write_raster
 
 _LOOKS = 16
-"""Looks that are averaged: speckle has a standard deviation of 1 / sqrt(looks) of the power."""
+"""Averaged looks; the standard deviation of speckle is 1 / sqrt(looks) of the power."""
 
 _BACKSCATTER = (
     (-8.0, -14.5), (-5.0, -12.5), (-11.5, -19.5), (-12.0, -18.5), (-11.0, -17.5), (-10.0, -15.0),
     (-9.5, -15.5), (-9.0, -15.0), (-9.5, -15.0), (-10.5, -16.5), (-11.5, -18.0), (-13.0, -21.0),
     (-20.0, -27.0),
 )  # fmt: skip
-"""VV and VH of classes 1..13 in dB, of a size as in C-band images of boreal land."""
+"""VV and VH of classes 1..13 in dB, similar to C-band images of boreal land."""
 
 _RELIEF = ((120.0, 18.0), (25.0, 4.0))
 """Correlation length in pixels and standard deviation in metres of the hills."""
@@ -32,12 +31,7 @@ _RELIEF = ((120.0, 18.0), (25.0, 4.0))
 def write_further(scene: Scene, folder: str | os.PathLike[str]) -> dict[str, Path]:
     """Write autumn.tif, sentinel1.tif (VV and VH, linear power) and elevation.tif (20 m pixels) of a scene.
 
-    Parameters
-    ----------
-    scene
-        From `lulc.demo.landscape.simulate`; equal scenes give equal files.
-    folder
-        Where its other files lie.
+    Equal scenes give equal files.
 
     Returns
     -------
@@ -47,32 +41,21 @@ def write_further(scene: Scene, folder: str | os.PathLike[str]) -> dict[str, Pat
     autumn, radar, relief = np.random.default_rng([scene.seed, 2]).spawn(3)
     elevation = _elevation(scene, relief)
     contents: Sequence[tuple[str, NDArray[np.generic], tuple[str, ...], float, int]] = (
-        ("autumn", _between(scene, autumn), BANDS, 0, 1),
+        ("autumn", _autumn(scene, autumn), BANDS, 0, 1),
         ("sentinel1", _power(scene, radar), ("VV", "VH"), 0, 1),
         ("elevation", elevation[::2, ::2, np.newaxis], ("elevation",), -9999, 2),
     )
     paths = {}
     for name, image, names, nodata, step in contents:
         paths[name] = Path(folder) / f"{name}.tif"
-        with (
-            write_atomically(paths[name]) as temporary,
-            rasterio.open(
-                temporary, "w", driver="GTiff", dtype=image.dtype, count=len(names), height=image.shape[0],
-                width=image.shape[1], crs=scene.grid.crs, nodata=nodata, compress="deflate", tiled=True,
-                transform=scene.grid.transform @ Affine.scale(step),
-            ) as target,
-        ):  # fmt: skip
-            target.write(np.moveaxis(image, -1, 0))
-            target.descriptions = names
-            target.update_tags(
-                SOURCE=f"simulated by lulc.demo.further, seed {scene.seed}; not measured",
-                **{SIMULATED_TAG: "YES"},
-            )
+        with write_atomically(paths[name]) as temporary:
+            transform = scene.grid.transform @ Affine.scale(step)
+            write_raster(temporary, image, scene, names, "further", nodata=nodata, transform=transform)
     return paths
 
 
-def _between(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """Reflectance x 10000 of autumn, between that of summer and of spring; no data where either has none."""
+def _autumn(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint16]:
+    """Return reflectance x 10000 between that of summer and of spring; no data where either has none."""
     summer, spring = scene.summer.astype(np.float32), scene.spring.astype(np.float32)
     image = 0.4 * summer + 0.6 * spring
     image *= 1 + 0.04 * rng.standard_normal(image.shape, dtype=np.float32)
@@ -82,7 +65,7 @@ def _between(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint16]:
 
 
 def _power(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Linear power of VV and VH (y, x, 2) with speckle."""
+    """Return the linear power of VV and VH (y, x, 2) with speckle."""
     decibel = np.array(_BACKSCATTER, np.float32)[scene.truth.astype(np.intp) - 1]
     decibel += 0.8 * smooth_field(scene.grid.shape, 8, rng)[..., np.newaxis]
     speckle = rng.gamma(_LOOKS, 1 / _LOOKS, decibel.shape)
@@ -90,7 +73,7 @@ def _power(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _elevation(scene: Scene, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Elevation in metres (y, x): hills, lower and level where there is water."""
+    """Return the elevation in metres (y, x): hills, and level water below them."""
     hills = [height * smooth_field(scene.grid.shape, length, rng) for length, height in _RELIEF]
     land = 110 + np.add.reduce(hills)
     return np.asarray(np.where(scene.truth == 13, 78.0, np.maximum(land, 78.5)), np.float32)

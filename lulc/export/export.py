@@ -167,9 +167,8 @@ def _write_style(out: Path, kind: str, source: Path, entries: Sequence[styles.En
 
 def _check_level(level: str | None, outputs: Sequence[Path], kinds: Sequence[str]) -> None:
     """Refuse a level in other formats than GeoTIFF, and GeoTIFF without a level."""
-    other = next(
-        (o for o, kind in zip(outputs, kinds, strict=True) if (kind == ".tif") == (level is None)), None
-    )
+    pairs = zip(outputs, kinds, strict=True)
+    other = next((out for out, kind in pairs if (kind == ".tif") == (level is None)), None)
     if other is None:
         return
     if level is None:

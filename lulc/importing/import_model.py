@@ -68,7 +68,7 @@ def import_model(config: ImportModelConfig) -> Imported:
     Raises
     ------
     InputError
-        If the file can't be used, channels or classes don't fit it, or the folder holds a network or training.
+        If the file is unusable, channels or classes don't fit it, or the folder holds a network or training.
     """
     channels, legend = _channels(config.channels), load_scheme(config.legend).legend
     path = Path(config.out) / IMPORTED
