@@ -332,6 +332,12 @@ def _parse_time(text: str, name: str) -> datetime.datetime:
     return time.astimezone(datetime.UTC) if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
+_OBJECT = {"type": "object"}
+_FEATURE = {
+    "type": "object",
+    "required": ["id", "properties", "assets"],
+    "properties": {"properties": _OBJECT, "assets": {"type": "object", "additionalProperties": _OBJECT}},
+}
 _LISTED: dict[str, Any] = {
     "type": "object",
     "required": ["type"],
@@ -339,18 +345,8 @@ _LISTED: dict[str, Any] = {
         "type": {"type": "string"},
         "id": {"type": "string"},
         "geometry": {"type": ["object", "null"]},
-        "properties": {"type": "object"},
-        "features": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["id", "properties", "assets"],
-                "properties": {
-                    "properties": {"type": "object"},
-                    "assets": {"type": "object", "additionalProperties": {"type": "object"}},
-                },
-            },
-        },
+        "properties": _OBJECT,
+        "features": {"type": "array", "items": _FEATURE},
     },
 }
 
@@ -438,15 +434,13 @@ def as_json(scene: FoundScene, folder: Path) -> dict[str, Any]:
             check_secrets(scene.id, str(asset.get("href", "")))
         links = (scene.item or {}).get("links", [])
         return item | {"links": [link for link in links if link.get("rel") == "self"]}
+    time, path = scene.when.isoformat().replace("+00:00", "Z"), os.path.relpath(scene.path, folder)
     return {
         "type": "Feature",
         "stac_version": "1.0.0",
         "id": scene.id,
         "geometry": (scene.item or {}).get("geometry"),
-        "properties": {
-            "datetime": scene.when.isoformat().replace("+00:00", "Z"),
-            "lulc:path": os.path.relpath(scene.path, folder),
-        },
+        "properties": {"datetime": time, "lulc:path": path},
         "assets": {},
         "links": [],
     }

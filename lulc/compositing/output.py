@@ -68,24 +68,15 @@ def finished_clear(out: Path, seal: str | None = None) -> dict[int, int]:
     return {int(count): pixels for count, pixels in properties["lulc:clear_observations"].items()}
 
 
-_FINISHED: dict[str, Any] = {
+_COUNTS = {
+    "type": "object", "propertyNames": {"pattern": "^[0-9]+$"}, "additionalProperties": {"type": "integer"}
+}  # fmt: skip
+_PROPERTIES = {
     "type": "object",
-    "required": ["properties"],
-    "properties": {
-        "properties": {
-            "type": "object",
-            "required": ["lulc:key", "lulc:clear_observations"],
-            "properties": {
-                "lulc:key": {"type": "string"},
-                "lulc:clear_observations": {
-                    "type": "object",
-                    "propertyNames": {"pattern": "^[0-9]+$"},
-                    "additionalProperties": {"type": "integer"},
-                },
-            },
-        }
-    },
+    "required": ["lulc:key", "lulc:clear_observations"],
+    "properties": {"lulc:key": {"type": "string"}, "lulc:clear_observations": _COUNTS},
 }
+_FINISHED = {"type": "object", "required": ["properties"], "properties": {"properties": _PROPERTIES}}
 
 
 def _layers(job: Job) -> Iterator[tuple[str, float]]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,22 +64,6 @@ class Made:
     counts: dict[int, int]
 
 
-class Output(Protocol):
-    """Destination of the parts of a map."""
-
-    def make(self, part: Part, pieces: Iterable[Piece], pool: Executor) -> Made:
-        """Write a part from the pieces that tile it; its files are complete or absent."""
-
-    def checksum(self, part: int) -> str:
-        """Return the checksum of a part on disk, empty where it is missing."""
-
-    def assemble(self, pool: Executor) -> Path:
-        """Assemble the parts to the result, which stays beside them."""
-
-    def style(self, counts: dict[int, int], out: Path) -> None:
-        """Write colours and names of the classes for QGIS beside the result, whose final name is `out`."""
-
-
 class OneFile:
     """A map in one file, assembled from part files in the folder of the journal."""
 
@@ -91,21 +75,25 @@ class OneFile:
         return self._folder / f"{part:06d}.part"
 
     def make(self, part: Part, pieces: Iterable[Piece], pool: Executor) -> Made:
+        """Write a part from the pieces that tile it; its file is complete or absent."""
         with write_part(self.path_of(part.index), self._profile, part.extent, pool) as writer:
             counts = _write(writer, pieces, Window(0, 0, 0, 0))
         return Made(part.index, writer.sha256, counts)
 
     def checksum(self, part: int) -> str:
+        """Return the checksum of a part on disk, empty where it is missing."""
         path = self.path_of(part)
         return sha256_of(path) if path.is_file() else ""
 
     def assemble(self, pool: Executor) -> Path:
+        """Assemble the parts to the map, which stays beside them until `put` names it."""
         whole = self._folder / FILE
         parts = [(part.extent, self.path_of(part.index)) for part in self._plan.parts()]
         assemble(self._profile, parts, whole, pool)
         return whole
 
     def style(self, counts: dict[int, int], out: Path) -> None:
+        """Write the style for QGIS, whose name follows from the final name `out` of the map."""
         with open_map(self._folder / FILE) as land_cover:
             style_map(land_cover, entries_of_counts(land_cover, counts), out)
 
@@ -204,6 +192,9 @@ class Tileset:
             item = map_item(path, path.parent, tile, entries, self._dates)
         return belonging(item, self._name, _TOP, "catalog.json")
 
+
+Output = OneFile | Tileset
+"""Destination of the parts of a map."""
 
 _TOP = f"../../{COLLECTION}"
 """Path of the collection from the folder of a row."""

@@ -406,11 +406,9 @@ def _difference(a: ClassMap, b: ClassMap, window: Window) -> tuple[np.ndarray, n
 
 
 def _cell(window: Window, changed: np.ndarray) -> Cell:
-    rows, cols = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
-    box = Window(
-        window.row + int(rows[0]), window.col + int(cols[0]),
-        int(rows[-1] - rows[0]) + 1, int(cols[-1] - cols[0]) + 1,
-    )  # fmt: skip
+    rows, cols = (np.flatnonzero(changed.any(axis)).tolist() for axis in (1, 0))
+    height, width = rows[-1] - rows[0] + 1, cols[-1] - cols[0] + 1
+    box = Window(window.row + rows[0], window.col + cols[0], height, width)
     return Cell(box, int(changed.sum()))
 
 

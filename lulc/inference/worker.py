@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,7 +37,7 @@ from lulc.inference.job import INPUT_FILES, Job, open_job, versions
 from lulc.inference.journal import KEY, differences, document_of, folder_of, read_key
 from lulc.inference.outputs import Made, OneFile, Output, Piece, Tileset
 from lulc.inference.sliding_window import Clock, Prediction
-from lulc.rasters.guards import is_address
+from lulc.rasters.guards import from_anywhere
 from lulc.rasters.sources import Stamp, moments_of, stamps_of
 
 
@@ -91,7 +90,7 @@ def work_of(job: Job, dates: Sequence[str]) -> Work:
     """Describe a job for other processes of this and other machines."""
 
     def absolute(text: str) -> str:
-        return with_path(text, lambda path: path if is_address(path) else os.path.abspath(path))
+        return with_path(text, from_anywhere)
 
     paths = {name: change_paths(getattr(job.config, name), absolute) for name in (*INPUT_FILES, "out")}
     config = dataclasses.replace(job.config, **paths)

@@ -78,13 +78,7 @@ def _draw_scale_bar(axes: Any, grid: GridSpec) -> None:
 
 
 def round_length(most: float) -> float:
-    """Return the largest of 1, 2 and 5 times a power of ten that is not above `most`.
-
-    Examples
-    --------
-    >>> [round_length(most) for most in (2560, 999, 1.0)]
-    [2000, 500, 1]
-    """
+    """Return the largest of 1, 2 and 5 times a power of ten that is not above `most`."""
     power = 10 ** math.floor(math.log10(most))
     return max(factor * power for factor in (1, 2, 5) if factor * power <= most * (1 + 1e-9))
 

@@ -149,12 +149,6 @@ def group_pixels(rows: NDArray[np.int32], cols: NDArray[np.int32], distance: int
     Returns
     -------
     int64 (pixel,), from 0
-
-    Examples
-    --------
-    >>> rows = np.array([0, 1, 9], np.int32)
-    >>> group_pixels(rows, rows, 1).tolist(), group_pixels(rows, rows, 8).tolist()
-    ([0, 0, 1], [0, 0, 0])
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

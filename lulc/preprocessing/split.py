@@ -24,13 +24,6 @@ def candidate_windows(height: int, width: int, size: int) -> list[Window]:
 
     The rest at the right and lower edge becomes smaller windows if it is at least `MIN_SIDE` wide; otherwise
     it widens the windows beside it. A mosaic smaller than `size` is one window.
-
-    Examples
-    --------
-    >>> [w.shape for w in candidate_windows(1700, 930, 850)]
-    [(850, 850), (850, 80), (850, 850), (850, 80)]
-    >>> [w.shape for w in candidate_windows(850, 870, 850)]
-    [(850, 870)]
     """
     rows, cols = _cut_axis(height, size), _cut_axis(width, size)
     return [Window(row, col, tall, wide) for row, tall in rows for col, wide in cols]
@@ -150,12 +143,6 @@ def choose_groups(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     -------
     bool (group,)
         True where a group validates.
-
-    Examples
-    --------
-    >>> counts = np.array([[60, 0], [60, 0], [0, 50], [0, 50], [0, 50]])
-    >>> counts[choose_groups(counts, 0.4, seed=1)].tolist()
-    [[60, 0], [0, 50]]
     """
     order = np.random.default_rng(seed).permutation(len(counts))
     counts = counts[order]

@@ -37,7 +37,7 @@ from lulc.labels.schemes import load_scheme
 from lulc.preprocessing.patches import LabelledPixels
 from lulc.preprocessing.plan import Candidate, PlannedStack
 from lulc.rasters.channels import load_channels
-from lulc.rasters.guards import is_address
+from lulc.rasters.guards import from_anywhere
 from lulc.rasters.scenes import Scenes, find_scenes, read_scenes
 from lulc.rasters.sources import stamps_of
 from lulc.rasters.stack import Coverage, Stack, open_stack
@@ -147,9 +147,8 @@ def with_absolute_paths(config: PreprocessConfig) -> PreprocessConfig:
     """Return the config with absolute paths, for processes that were started in other folders."""
 
     def absolute(path: str) -> str:
-        # Addresses, and names of channel sets or schemes, stay.
-        named = is_address(path) or path in CHANNEL_SETS or not os.path.exists(path)
-        return path if named else os.path.abspath(path)
+        # Names of channel sets and schemes stay.
+        return path if path in CHANNEL_SETS or not os.path.exists(path) else from_anywhere(path)
 
     moved = {name: change_paths(getattr(config, name), lambda t: with_path(t, absolute)) for name in PATHS}
     return dataclasses.replace(config, out=os.path.abspath(config.out), **moved)
