@@ -49,11 +49,11 @@ class Journal:
     Use `open_journal`, which locks the folder.
     """
 
-    def __init__(self, own: OwnFolder, share: str | None = None) -> None:
-        self._own, self._share = own, share
-        self.folder = own.path
+    def __init__(self, owned: OwnFolder, share: str | None = None) -> None:
+        self._owned, self._share = owned, share
+        self.folder = owned.path
         self.key: dict[str, Any] = {}
-        self._lines = own.path / (f"journal-{share}.jsonl" if share else "journal.jsonl")
+        self._lines = owned.path / (f"journal-{share}.jsonl" if share else "journal.jsonl")
         self._checksums: dict[int, str] = {}
         self._counts: dict[int, tuple[tuple[int, int], ...]] = {}
 
@@ -93,7 +93,7 @@ class Journal:
     @property
     def is_begun(self) -> bool:
         """True if the folder holds more than locks."""
-        return not all(p == self._own.mark or _is_lock(p.name) for p in self.folder.iterdir())
+        return not all(p == self._owned.mark or _is_lock(p.name) for p in self.folder.iterdir())
 
     @property
     def bytes(self) -> int:
@@ -112,7 +112,7 @@ class Journal:
 
     def remove(self) -> None:
         """Remove the folder when the map is finished."""
-        self._own.drop()
+        self._owned.drop()
 
     def begin(self, key: dict[str, Any], *, restart: bool) -> None:
         """Continue the work in the folder if it has this key; start if there is none.
@@ -126,7 +126,7 @@ class Journal:
         with Lock(self.folder / "begin.lock", "the key of the work", wait=True):
             recorded = None if restart else read_key(self.folder)
             if recorded is None:
-                self._own.clear(kept=_is_lock)
+                self._owned.clear(kept=_is_lock)
                 write_document(self.folder / KEY, document)
         if recorded is not None and recorded != document:
             begin_anew = f"remove '{self.folder}'" if self._share else "add --restart"
@@ -155,9 +155,9 @@ def read_key(folder: Path) -> dict[str, Any] | None:
     return _read_object(folder / KEY)
 
 
-def differences(found: Any, expected: Any) -> str:
+def differences(recorded: Any, current: Any) -> str:
     """Describe the differences between two keys."""
-    return ", ".join(sorted(_differences(found, expected)))
+    return ", ".join(sorted(_differences(recorded, current)))
 
 
 def claimed_by(out: Path) -> set[str]:
@@ -185,20 +185,20 @@ def open_journal(out: Path, share: str | None = None, *, claimed: bool = False) 
     InputError
         If another process writes the map `out`, or the same share of it.
     """
-    own = OwnFolder(folder_of(out), "parts", _NAMES, f"the parts of the map '{out}'", exclusive=True)
+    owned = OwnFolder(folder_of(out), "parts", _NAMES, f"the parts of the map '{out}'", exclusive=True)
     with contextlib.ExitStack() as stack:
         if not claimed:
             stack.enter_context(Lock(lock_of(out), f"the map '{out}'", shared=share is not None, remove=True))
         if share is None:
-            remove_leftovers(out.parent, own.path.name)
-        own.take()
+            remove_leftovers(out.parent, owned.path.name)
+        owned.take()
         if share is not None:
-            stack.enter_context(Lock(own.path / f"{share}.lock", f"share {share} of the map '{out}'"))
-        journal = Journal(own, share)
+            stack.enter_context(Lock(owned.path / f"{share}.lock", f"share {share} of the map '{out}'"))
+        journal = Journal(owned, share)
         try:
             yield journal
         finally:
-            if share is None and own.path.is_dir() and not journal.is_begun:
+            if share is None and owned.path.is_dir() and not journal.is_begun:
                 journal.remove()
 
 
@@ -223,13 +223,13 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def _differences(found: Any, expected: Any, name: str = "") -> Iterator[str]:
+def _differences(recorded: Any, current: Any, name: str = "") -> Iterator[str]:
     """Yield the entries that differ between two JSON objects, nested names joined by dots."""
-    if isinstance(found, dict) and isinstance(expected, dict):
-        for key in found.keys() | expected.keys():
-            yield from _differences(found.get(key), expected.get(key), f"{name}.{key}" if name else key)
-    elif found != expected:
-        yield f"{name} ({_shorten(found)}, now {_shorten(expected)})"
+    if isinstance(recorded, dict) and isinstance(current, dict):
+        for key in recorded.keys() | current.keys():
+            yield from _differences(recorded.get(key), current.get(key), f"{name}.{key}" if name else key)
+    elif recorded != current:
+        yield f"{name} ({_shorten(recorded)}, now {_shorten(current)})"
 
 
 def _shorten(value: Any) -> str:

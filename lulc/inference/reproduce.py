@@ -308,8 +308,8 @@ def _find_models(
     provenance: Mapping[str, Any], config: ReproduceConfig, folders: list[Path]
 ) -> Iterator[File]:
     """Yield the weights of the tags, identified by their checksums, not by their file names."""
-    given = Path(config.model) if config.model is not None else None
-    places = [given] if given is not None else [*weights_folders(), *folders]
+    named = Path(config.model) if config.model is not None else None
+    places = [named] if named is not None else [*weights_folders(), *folders]
     single = {"name": provenance["model"], "sha256": provenance["model_sha256"]}
     members = provenance.get("ensemble", [single])
     missing = {member["sha256"] for member in members}
@@ -322,7 +322,7 @@ def _find_models(
     for member in members:
         name, sha256 = member["name"], member["sha256"]
         # Where no checksum fits, a file of this name, or the file that the user named, is reported.
-        others = {p: found for found, p in known.items() if p == given or p.stem == name.split("/")[-1]}
+        others = {p: found for found, p in known.items() if p == named or p.stem == name.split("/")[-1]}
         shown = min(others, key=lambda p: f"{p.parent.name}/{p.stem}" != name, default=None)
         chosen = known.get(sha256, shown)
         found = None if chosen is None else sha256 if sha256 in known else others[chosen]

@@ -355,7 +355,7 @@ class Chips(Resource):
             )
 
     @property
-    def found(self) -> list[dict[str, Any]]:
+    def descriptions(self) -> list[dict[str, Any]]:
         """Descriptions of scenes and chips, which decide the stacks in addition to their files."""
         if self.are_many:
             pairs = zip(self.chips, self._provenance, self.grids, strict=True)

@@ -80,7 +80,7 @@ class Progress:
 
 
 def open_progress(
-    own: OwnFolder, key: str, candidates: int, classes: int, channels: int, *, replacing: bool
+    owned: OwnFolder, key: str, candidates: int, classes: int, channels: int, *, replacing: bool
 ) -> Progress:
     """Open the journal with the results of an interrupted run that can be kept.
 
@@ -94,17 +94,17 @@ def open_progress(
     InputError
         If stacks of another key are there.
     """
-    folder = own.path
+    folder = owned.path
     progress = Progress(folder, key, candidates, classes, channels)
     entries = read_lines(progress.path)
     header = next(entries, None)
     if header is None or header.get("format_version") != FORMAT_VERSION or "key" not in header:
         if progress.path.exists():
             logger.warning("starting anew: '%s' is damaged", progress.path)
-        return _begun_anew(own, progress)
+        return _begun_anew(owned, progress)
     if header["key"] != key:
         if replacing or not any("stack" in entry for entry in entries):
-            return _begun_anew(own, progress)
+            return _begun_anew(owned, progress)
         raise InputError(
             f"cannot continue in '{folder}', since it holds partial work of other inputs or parameters",
             "Give another --out, or type --restart to drop the partial work.",
@@ -118,8 +118,8 @@ def open_progress(
     return progress
 
 
-def _begun_anew(own: OwnFolder, progress: Progress) -> Progress:
-    own.remove(PROGRESS)
+def _begun_anew(owned: OwnFolder, progress: Progress) -> Progress:
+    owned.remove(PROGRESS)
     return progress
 
 

@@ -87,12 +87,12 @@ class PlannedStack:
 
 def list_candidates(grounds: Sequence[Ground], size: int) -> list[Candidate]:
     """Return the windows that may become stacks, chip by chip."""
-    found = [
+    windows = (
         (window, chip)
         for chip, ground in enumerate(grounds)
         for window in candidate_windows(ground.grid.height, ground.grid.width, size)
-    ]
-    return [Candidate(number, *place) for number, place in enumerate(found)]
+    )
+    return [Candidate(number, *window) for number, window in enumerate(windows)]
 
 
 def plan_stacks(

@@ -114,32 +114,34 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
     folder = Path(config.out)
     listed = find_chips(config)
     stamps = _stamps(config, listed)
-    own = OwnFolder(folder, "stacks", _NAMES, "stacks")
-    with Chips(listed) as chips, _locked(own):
+    owned = OwnFolder(folder, "stacks", _NAMES, "stacks")
+    with Chips(listed) as chips, _locked(owned):
         inputs = chips.first
         parameters = _parameters(config, inputs)
         moments = [{"changed": m} for m in moments_of(stamps)]
         # Scale and offset in STAC items and products lie in none of the files that are hashed.
-        key = _key_of([*chips.sources, *moments, *chips.found, inputs.labels.legend.to_json()], parameters)
+        key = _key_of(
+            [*chips.sources, *moments, *chips.descriptions, inputs.labels.legend.to_json()], parameters
+        )
         # Workers of a killed run stop when these files are gone.
         for name in (CURRENT, SCENES):
-            own.remove(name)
+            owned.remove(name)
         remove_leftovers(folder)
         replacing = config.overwrite and (folder / MANIFEST).exists()
         if not replacing:
-            _clear(own, config)
+            _clear(owned, config)
             if (folder / MANIFEST).exists():
-                return _finished(own, key)
-        with _open_executor(config, chips, own, key) as execute:
+                return _finished(owned, key)
+        with _open_executor(config, chips, owned, key) as execute:
             grounds = chips.grounds()
-            progress = _survey_all(execute, config, chips, own, key, replacing=replacing)
+            progress = _survey_all(execute, config, chips, owned, key, replacing=replacing)
             planned, split = _plan(execute, config, progress.counts, grounds)
             _check_classes(config, chips, planned)
             _check_room(folder, progress, planned, len(inputs.stack.channels), replacing=replacing)
             if replacing:
                 # All checks have passed: from here on the finished stacks are replaced.
-                own.remove(MANIFEST)
-            _remove_stale(own, progress)
+                owned.remove(MANIFEST)
+            _remove_stale(owned, progress)
             missing = [stack for stack in planned if stack.name not in progress.stacks]
             for done in _show(execute(cut, missing, lambda s: s.name), len(missing), "writing stacks"):
                 progress.add(done)
@@ -158,7 +160,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
             )  # fmt: skip
         write_rules(config, folder / RULES)
         manifest.write()
-        own.remove(PROGRESS)
+        owned.remove(PROGRESS)
         return manifest
 
 
@@ -181,10 +183,10 @@ def write_rules(config: PreprocessConfig, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(own: OwnFolder) -> Iterator[None]:
+def _locked(owned: OwnFolder) -> Iterator[None]:
     """Lock a folder that is empty or holds stacks of this toolkit."""
-    own.take(lambda: _lists_all(own.path))
-    with Lock(own.mark, f"stacks into '{own.path}'"):
+    owned.take(lambda: _lists_all(owned.path))
+    with Lock(owned.mark, f"stacks into '{owned.path}'"):
         yield
 
 
@@ -199,7 +201,7 @@ def _lists_all(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _open_executor(config: PreprocessConfig, chips: Chips, own: OwnFolder, key: str) -> Iterator[Executor]:
+def _open_executor(config: PreprocessConfig, chips: Chips, owned: OwnFolder, key: str) -> Iterator[Executor]:
     """Open the executor that ``--dask`` asks for."""
 
     def run_here(task: Task[Result], items: Sequence[Any], what: Any) -> Iterator[Result]:
@@ -213,7 +215,7 @@ def _open_executor(config: PreprocessConfig, chips: Chips, own: OwnFolder, key: 
     current, scenes = (Path(config.out) / name for name in (CURRENT, SCENES))
     with open_cluster(config) as cluster, contextlib.ExitStack() as cleanup:
         for name in (CURRENT, SCENES):
-            cleanup.callback(own.remove, name)
+            cleanup.callback(owned.remove, name)
         write_document(current, {"key": key})
         if chips.scenes:
             chips.scenes.write(scenes)
@@ -284,13 +286,13 @@ def _stamps(config: PreprocessConfig, chips: Sequence[Chip]) -> list[Stamp]:
     return stamps_of(list(paths), allow_vrt=config.allow_vrt)
 
 
-def _clear(own: OwnFolder, config: PreprocessConfig) -> None:
+def _clear(owned: OwnFolder, config: PreprocessConfig) -> None:
     """Remove partial work where ``--restart`` or ``--overwrite`` allow it; keep finished stacks."""
-    folder = own.path
+    folder = owned.path
     if (folder / MANIFEST).exists():
         return
     if config.restart:
-        own.remove(PROGRESS)
+        owned.remove(PROGRESS)
     if (folder / PROGRESS).exists():
         return
     stale = [p for p in folder.iterdir() if _STACK_FILE.fullmatch(p.name)]
@@ -301,18 +303,18 @@ def _clear(own: OwnFolder, config: PreprocessConfig) -> None:
             "Give another --out, or type --overwrite to replace what is there.",
         )
     for path in stale:
-        own.remove(path.name)
+        owned.remove(path.name)
 
 
-def _remove_stale(own: OwnFolder, progress: Progress) -> None:
+def _remove_stale(owned: OwnFolder, progress: Progress) -> None:
     """Remove stacks that are damaged or of another run."""
     finished = {path.name for file in progress.stacks.values() for path in (file.image, file.masks)}
-    own.clear(lambda name: name in finished or not _STACK_FILE.fullmatch(name))
+    owned.clear(lambda name: name in finished or not _STACK_FILE.fullmatch(name))
 
 
-def _finished(own: OwnFolder, key: str) -> Manifest:
-    folder = own.path
-    own.remove(PROGRESS)
+def _finished(owned: OwnFolder, key: str) -> Manifest:
+    folder = owned.path
+    owned.remove(PROGRESS)
     manifest = load_manifest(folder)
     if manifest.key != key:
         raise InputError(
@@ -326,13 +328,13 @@ def _finished(own: OwnFolder, key: str) -> Manifest:
 
 
 def _survey_all(
-    execute: Executor, config: PreprocessConfig, chips: Chips, own: OwnFolder, key: str, *, replacing: bool
+    execute: Executor, config: PreprocessConfig, chips: Chips, owned: OwnFolder, key: str, *, replacing: bool
 ) -> Progress:
     """Count the classes of every candidate and return the journal; refuse unknown codes."""
     candidates = list_candidates([Ground(grid) for grid in chips.grids], config.size)
     labels = chips.first.labels
     progress = open_progress(
-        own, key, len(candidates), len(labels.legend), len(chips.first.stack.channels), replacing=replacing
+        owned, key, len(candidates), len(labels.legend), len(chips.first.stack.channels), replacing=replacing
     )
     missing = [candidates[number] for number in progress.unsurveyed]
     if not missing:
