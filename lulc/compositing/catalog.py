@@ -60,12 +60,8 @@ class NothingFoundError(InputError):
 class FoundScene:
     """A scene as its catalogue describes it.
 
-    Parameters
-    ----------
-    path
-        File or folder of a scene on this machine.
-    item
-        The STAC item, with absolute addresses; None for a product.
+    `path` is that of a scene on this machine. `item` is the STAC item with absolute addresses, None for a
+    product.
     """
 
     id: str
@@ -222,17 +218,8 @@ def search(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Search a STAC API page by page; walk through a catalogue without a search.
 
-    Parameters
-    ----------
-    collections
-        Collections to search; all if empty.
-    dates
-        First and last day of scenes; None for items of any time.
-
-    Yields
-    ------
-    dict
-        Items with absolute addresses, which GDAL signs if the catalogue needs that.
+    Without `collections` all are searched, without `dates` (first and last day) items of any time. Addresses
+    in the items are absolute, and GDAL signs them if the catalogue needs that.
     """
     with _client(catalog) as (client, address):
         if client.conforms_to("ITEM_SEARCH"):

@@ -56,12 +56,7 @@ class Gap:
 class Job:
     """One mosaic to make.
 
-    Parameters
-    ----------
-    observations
-        Observations in the order that the rule prefers.
-    gaps
-        Sources that fill gaps, one after the other.
+    Observations are in the order that the rule prefers; gaps are filled one after the other.
     """
 
     config: MosaicConfig
@@ -172,13 +167,7 @@ def part_path(folder: Path, number: int) -> Path:
 
 
 class Composer:
-    """Composes windows of one mosaic; closed after its job.
-
-    Parameters
-    ----------
-    folder
-        Folder of the journal; not given for windows that are not kept.
-    """
+    """Composer of the windows of one mosaic; `folder` is that of the journal, for parts that are kept."""
 
     def __init__(self, job: Job, folder: Path = Path()) -> None:
         names = job.config.band_names

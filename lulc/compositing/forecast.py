@@ -28,12 +28,8 @@ COARSE, SIDE = 8, 16
 class Planned:
     """The scenes of one day.
 
-    Parameters
-    ----------
-    cloud
-        Cloud cover of the whole scenes in percent; None where it is unknown.
-    clear
-        Fraction of clear pixels in the region, on the coarse grid.
+    `cloud` is the cloud cover of the whole scenes in percent, None where it is unknown; `clear` is the
+    fraction of clear pixels in the region, on the coarse grid.
     """
 
     day: datetime.date

@@ -40,13 +40,7 @@ logger = logging.getLogger("lulc")
 
 @dataclass(frozen=True)
 class Mosaic:
-    """A finished mosaic.
-
-    Parameters
-    ----------
-    clear
-        Pixels by number of clear observations.
-    """
+    """A finished mosaic; `clear` are its pixels by number of clear observations."""
 
     path: Path
     scenes: Path

@@ -185,14 +185,8 @@ def lay_out(
 ) -> list[Observation]:  # fmt: skip
     """Open scenes, many at a time, and return the observations of those with a pixel of the grid.
 
-    Parameters
-    ----------
-    found
-        Scenes in the order of time.
-    listed
-        The list of scenes, which holds the items of remote scenes.
-    progress
-        Called after each scene.
+    Both are in the order of time. `listed` is the list of scenes, with the items of remote scenes; `progress`
+    is called after each scene.
     """
     days: dict[datetime.date, list[tuple[FoundScene, Scene]]] = {}
 

@@ -35,12 +35,8 @@ Pixels = Callable[[Part], np.ndarray]
 def write_mosaic(job: Job, pixels: Pixels, clear: Mapping[int, int], seal: str) -> None:
     """Write the mosaic from its parts, and its STAC item.
 
-    Parameters
-    ----------
-    clear
-        Pixels by number of clear observations.
-    seal
-        Digest of the key, by which `finished_clear` recognises the mosaic.
+    `clear` are the pixels by number of clear observations; by `seal`, the digest of the key, `finished_clear`
+    recognises the mosaic.
     """
     (_write_zarr if job.out.suffix == ".zarr" else _write_geotiff)(job, pixels)
     days = sorted(one.day.isoformat() for one in job.observations)
@@ -115,14 +111,8 @@ def write_geotiff(
 ) -> None:  # fmt: skip
     """Write a GeoTIFF completely or not at all, and verify it, since GDAL may not report a full disk.
 
-    Parameters
-    ----------
-    profile
-        Options of `rasterio.open`.
-    blocks
-        Windows and their pixels (band, y, x).
-    describe
-        Sets names and tags on the open file.
+    `profile` are options of `rasterio.open`, `blocks` windows and their pixels (band, y, x); `describe` sets
+    names and tags on the open file.
 
     Raises
     ------

@@ -32,10 +32,7 @@ def is_list(path: Path) -> bool:
 def write_list(path: Path, scenes: Sequence[FoundScene], offsets: Offsets | None = None) -> None:
     """Write the scenes as a STAC item collection, which ``--scenes`` reads.
 
-    Parameters
-    ----------
-    offsets
-        Offset of the digital numbers of each band, by scene.
+    `offsets` are those of the digital numbers of each band, by scene.
     """
     features: list[dict[str, Any]] = [as_json(scene, path.parent) for scene in scenes]
     for scene, feature in zip(scenes, features, strict=True):

@@ -44,8 +44,6 @@ class ClassifiedArray(NamedTuple):
         Calibrated, NaN = no data.
     extra
         Measures of certainty by name, float32 (y, x).
-    tags
-        Metadata of the map, as in its file.
     """
 
     grid: GridSpec
@@ -164,12 +162,7 @@ def classify_lazily(config: ClassifyConfig, source: ArraySource) -> ClassifiedAr
 def classify_source(config: ClassifyConfig, source: Source) -> ClassifiedArray:
     """Classify an open raster with the windows, engine and calibration of `classify`, and close it.
 
-    Parameters
-    ----------
-    config
-        Options; those about the file of the map are ignored.
-    source
-        Bands, perhaps with indices.
+    Options about the file of the map are ignored.
 
     Raises
     ------

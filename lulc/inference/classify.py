@@ -139,8 +139,6 @@ class ShareResult:
 
     Parameters
     ----------
-    path
-        Final name of the map.
     number, of
         Number of the share, from 1, and number of shares.
     parts, made
@@ -158,11 +156,6 @@ class ShareResult:
 
 def classify(config: ClassifyConfig) -> ClassificationResult:
     """Classify a mosaic.
-
-    Parameters
-    ----------
-    config
-        Options of ``make_classifications.py``.
 
     Raises
     ------

@@ -43,30 +43,16 @@ def sample_windows(height: int, width: int, count: int = 6, side: int = 128) -> 
 def statistics_of(read: Read, windows: Sequence[Window], optional: Sequence[int] = ()) -> Statistics:
     """Return the statistics of the valid pixels in some disjoint windows, at least one.
 
-    Parameters
-    ----------
-    read
-        Window to float32 (y, x, band), NaN in every channel of invalid pixels.
-    optional
-        Numbers of the channels that a valid pixel may lack.
+    `read` returns float32 (y, x, band), NaN in every channel of invalid pixels. A valid pixel may lack the
+    channels with the numbers `optional`.
     """
     return functools.reduce(Statistics.merge, (Statistics.of(read(window), optional) for window in windows))
 
 
 def differences(names: Sequence[str], mosaic: Statistics, training: Statistics) -> tuple[list[str], str]:
-    """Compare the statistics of a mosaic with those of the training data.
+    """Compare the statistics of a mosaic with those of the training data, channel by channel.
 
-    Parameters
-    ----------
-    names
-        Channels, in the order of the statistics.
-    mosaic, training
-        Statistics of valid pixels.
-
-    Returns
-    -------
-    (list of str, str)
-        One line for each channel that is far away, and advice; both empty where none is.
+    Returns a line for each channel that is far away, and advice; both are empty where none is.
     """
     expected = np.asarray(training.mean)
     # A channel without a value in either is not compared.

@@ -173,8 +173,6 @@ def open_journal(out: Path, share: str | None = None, *, claimed: bool = False) 
 
     Parameters
     ----------
-    out
-        Final name of the map.
     share
         Name of a share of the parts (``3-of-8``), if other processes make the other shares.
     claimed

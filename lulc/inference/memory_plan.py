@@ -20,17 +20,8 @@ BLEND_WINDOW = 512
 class Demand:
     """Everything that decides the memory of a classification, beside the window shape.
 
-    Parameters
-    ----------
-    footprint
-        Memory of the engine.
-    batch
-        Windows per call of the network.
-    gaussian
-        True if windows are blended.
-    readers
-        Windows that are read at the same time. It doesn't depend on the number of processors, so that all
-        machines make the same plan.
+    `batch` is the number of windows in a call of the network, `readers` that of windows that are read at the
+    same time. Neither depends on the number of processors, so that all machines make the same plan.
     """
 
     footprint: Footprint

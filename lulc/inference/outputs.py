@@ -101,14 +101,8 @@ class OneFile:
 class Tileset:
     """A map as a folder: each part with a valid pixel is a file of its own, with a STAC item.
 
-    Parameters
-    ----------
-    folder
-        Folder of the journal.
-    name
-        Name of the STAC collection.
-    dates
-        Day of the imagery, or first and last day.
+    `folder` is that of the journal, `name` that of the STAC collection; `dates` are the day of the imagery,
+    or first and last day.
     """
 
     def __init__(
@@ -215,16 +209,7 @@ def write_vrt(
 ) -> None:  # fmt: skip
     """Write a VRT that shows rasters with the bands of a map as one.
 
-    Parameters
-    ----------
-    profile
-        Description of the rasters.
-    grid
-        Grid of the VRT.
-    sources
-        Path of each raster from the folder of the VRT, and its window in pixels of `grid`.
-    tags
-        Metadata of the VRT.
+    `sources` are the path of each raster from the folder of the VRT, and its window in pixels of `grid`.
     """
     colors = {} if profile.encoding.has_activations else colormap(profile.legend)
     text = render_xml(

@@ -47,14 +47,8 @@ def write_polygons(
 ) -> None:  # fmt: skip
     """Write patches as polygons to a GeoPackage, completely or not at all.
 
-    Parameters
-    ----------
-    path
-        File to write; its layer has the fields class, name and area_m2.
-    read
-        Window to class numbers, uint8 (y, x), 255 for no data.
-    windows
-        Pieces of the map. Patches are cut at their borders, so that one piece is in memory at a time.
+    The fields are class, name and area_m2. `read` returns class numbers, uint8 (y, x), 255 for no data.
+    Patches are cut at the borders of `windows`, so that one window is in memory at a time.
     """
     names = {0: "unclassified"} | {c.number: c.name for c in legend.classes}
     with write_package(path) as package:

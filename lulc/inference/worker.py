@@ -43,20 +43,10 @@ from lulc.rasters.sources import Stamp, moments_of, stamps_of
 
 @dataclass(frozen=True)
 class Work:
-    """Description of a job for another process that makes parts of its map.
+    """Description of a job, with absolute paths, for another process that makes parts of its map.
 
-    Parameters
-    ----------
-    config
-        Options with absolute paths.
-    members
-        The networks, compared with the mosaic already.
-    dates
-        Dates of the imagery, for the items of tiles.
-    versions
-        Library versions of the process that asks.
-    token
-        Random text that differs between two equal jobs.
+    The networks are compared with the mosaic already. `versions` are those of libraries in the process that
+    asks; the random `token` distinguishes equal jobs.
     """
 
     config: ClassifyConfig
@@ -175,14 +165,7 @@ def describe(opened: Opened, _: object) -> Described:
 
 
 def make_part(opened: Opened, part: int, *, seal: str) -> Timed:
-    """Make one part on a worker, in the folder of the run that asks.
-
-    Parameters
-    ----------
-    part
-        Number of the part.
-    seal
-        Digest of the run's key, which lies beside the parts.
+    """Make one part on a worker, in the folder of the run whose key has the digest `seal`.
 
     Raises
     ------

@@ -248,13 +248,7 @@ class BlockWriter(Resource):
             self._take()
 
     def finish(self) -> str:
-        """Write the index; return the SHA-256 of the file.
-
-        Raises
-        ------
-        ValueError
-            If not every pixel was filled.
-        """
+        """Write the index; return the SHA-256 of the file. Raise ValueError unless all pixels are filled."""
         while self._pending:
             self._take()
         if any((index["size"] == 0).any() for index in self._index.values()):
@@ -340,10 +334,7 @@ class BlockWriter(Resource):
 class BlockFile(Resource):
     """Reader of the file of a `BlockWriter`.
 
-    Raises
-    ------
-    InputError
-        If the file is too short, or a block does not have its checksum.
+    It raises InputError if the file is too short, or a block does not have its checksum.
     """
 
     def __init__(self, path: Path, extents: Mapping[int, Window], bands: int) -> None:

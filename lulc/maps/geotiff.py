@@ -136,17 +136,9 @@ class PartWriter:
 
 
 def assemble(profile: MapProfile, parts: Sequence[tuple[Window, Path]], path: Path, pool: Executor) -> None:
-    """Assemble the map from its parts, verify it and give it its final name.
+    """Assemble the map from its parts, verify it and give it its final name; refuse damaged parts.
 
-    Parameters
-    ----------
-    parts
-        Extent and file of every part, in plan order.
-
-    Raises
-    ------
-    InputError
-        If a part is damaged.
+    `parts` are extent and file of every part, in plan order.
     """
     top = temporary_name(path)
     sources = [(extent, file, profile.extents_of(extent)) for extent, file in parts]

@@ -23,10 +23,7 @@ PART = 4096
 def write_map(profile: MapProfile, read: Callable[[Window], np.ndarray], out: Path) -> None:
     """Write a map window by window, completely or not at all.
 
-    Parameters
-    ----------
-    read
-        Returns the encoded values of a window, (band, y, x). Windows come part by part.
+    `read` returns the encoded values of a window, (band, y, x). Windows come part by part.
     """
     height, width = profile.grid.shape
     plan = Plan(height, width, 1, 0, (min(SIDE, height), min(SIDE, width)), profile.part)

@@ -55,16 +55,10 @@ logger = logging.getLogger("lulc")
 
 @dataclass(frozen=True)
 class Chip:
-    """One mosaic and its labels.
+    """One mosaic and its labels, with the options that name their files.
 
-    Parameters
-    ----------
-    name
-        Part of the file names that differs between chips; empty for a single mosaic.
-    group
-        Chips of one group are on the same side of the split.
-    config
-        Options with the files of this chip.
+    The name is the part of the file names that differs between chips, empty for a single mosaic. Chips of one
+    group are on the same side of the split.
     """
 
     name: str
@@ -259,15 +253,12 @@ def _bad_row(path: Path, line: int, problem: str) -> InputError:
 class Chips(Resource):
     """The chips of one run, all checked at the start, and a few of them open at a time.
 
+    `sources` are name, bytes and sha256 of each file, chip by chip.
+
     Raises
     ------
     InputError
-        If a chip can't be read, or names other classes or channels than the first.
-
-    Attributes
-    ----------
-    sources : list of dict
-        Name, bytes and sha256 of each file, chip by chip.
+        If a chip can't be read, or has other classes or channels than the first.
     """
 
     def __init__(self, chips: Sequence[Chip]) -> None:

@@ -33,18 +33,9 @@ logger = logging.getLogger("lulc")
 class Progress:
     """The survey and the finished stacks, in memory and in ``progress.jsonl``.
 
-    Coverage and moments are exact sums, which don't depend on the order in which they are added.
-
-    Attributes
-    ----------
-    counts : int64 (candidate, class)
-        Labelled valid pixels; -1 where a candidate is not surveyed yet.
-    coverage
-        Coverage of the pixels read for the survey.
-    stacks
-        Files by name.
-    moments
-        Moments of all training stacks.
+    `counts`, int64 (candidate, class), are the labelled valid pixels, -1 where a candidate is not surveyed.
+    `coverage`, of the survey, and `moments`, of the training stacks, are exact sums: they don't depend on the
+    order in which results are added.
     """
 
     def __init__(self, folder: Path, key: str, candidates: int, classes: int, channels: int) -> None:
@@ -84,10 +75,7 @@ def open_progress(
 ) -> Progress:
     """Open the journal with the results of an interrupted run that can be kept.
 
-    Parameters
-    ----------
-    replacing
-        True if finished stacks are to be replaced, so that only a survey can be kept.
+    If finished stacks are to be replaced (`replacing`), only a survey can be kept.
 
     Raises
     ------

@@ -137,18 +137,8 @@ def group_pixels(rows: NDArray[np.int32], cols: NDArray[np.int32], distance: int
     """Number the groups of pixels that lie within a distance of each other, directly or through others.
 
     Pixels are sorted into squares of that side, and squares that touch are of one group. So pixels within
-    `distance` in rows and columns are always grouped, and pixels within twice that sometimes.
-
-    Parameters
-    ----------
-    rows, cols
-        int32 (pixel,).
-    distance
-        Pixels, at least 1, which groups pixels that touch at a side or corner.
-
-    Returns
-    -------
-    int64 (pixel,), from 0
+    `distance` in rows and columns are always grouped, and pixels within twice that sometimes. A distance of 1
+    groups pixels that touch at a side or corner. The numbers are int64 (pixel,), from 0.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -179,10 +169,8 @@ def split_groups(
 
     Parameters
     ----------
-    pixels
-        Labelled pixels of each mosaic or chip.
-    chip_groups
-        Group that each mosaic or chip belongs to as a whole; empty for none.
+    pixels, chip_groups
+        Labelled pixels of each mosaic or chip, and the group that it belongs to as a whole; empty for none.
     fraction
         Fraction of the labels that validates; 0 for none.
     gap

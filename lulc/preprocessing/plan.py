@@ -188,17 +188,8 @@ def plan_patches(
     """Return the stacks around sparse labels, training first, and the split of the labels.
 
     Each candidate gives a stack of its training labels and one of its validation labels, with ``--gap``
-    pixels of the mosaic around them. Validation pixels are invalid in training stacks.
-
-    Parameters
-    ----------
-    labelled
-        Labelled pixels of each mosaic or chip.
-
-    Returns
-    -------
-    tuple
-        None for ``--split auto`` where all labels are one group or too scattered to be listed.
+    pixels of the mosaic around them. Validation pixels are invalid in training stacks. The result is None for
+    ``--split auto`` where all labels are one group or too scattered to be listed.
     """
     split = _split_of(labelled, grounds, classes, config)
     if split.sides < 2 and not (_is_all(config.validation) or list(config.validation) == ["none"]):

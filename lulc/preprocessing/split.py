@@ -132,17 +132,8 @@ def choose_groups(counts: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     until none helps, within `EXCHANGES`. The score is the distance of each class from `fraction`, and in a
     second round first the number of classes on both sides.
 
-    Parameters
-    ----------
-    counts : int (group, class)
-        Labelled valid pixels of each group.
-    fraction
-        Fraction of the pixels of each class.
-
-    Returns
-    -------
-    bool (group,)
-        True where a group validates.
+    `counts`, int (group, class), are labelled valid pixels. The result, bool (group,), is True where a group
+    validates.
     """
     order = np.random.default_rng(seed).permutation(len(counts))
     counts = counts[order]

@@ -85,18 +85,9 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class Site:
-    """Description with which another process opens the same inputs.
+    """Description, with absolute paths, with which another process opens the same inputs.
 
-    Parameters
-    ----------
-    config
-        Options with absolute paths.
-    key
-        Digest of inputs and parameters.
-    stamps
-        Digest of the files' sizes and modification times.
-    versions
-        Versions of the libraries that decide the bytes of a stack.
+    `key` is the digest of inputs and parameters, `stamps` that of the files' sizes and modification times.
     """
 
     config: PreprocessConfig
