@@ -46,13 +46,7 @@ def labels_path(out: Path) -> Path:
 
 
 def check_product(options: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the product, and the files, folders or catalogues that ``--labels`` names.
-
-    Raises
-    ------
-    InputError
-        If the product isn't known, or a path doesn't exist.
-    """
+    """Return the product, and the files, folders or catalogues of ``--labels``; refuse unknown ones."""
     product, *sources = options
     missing = [source for source in sources if not _is_catalog(source) and not Path(source).exists()]
     if product not in PRODUCTS or not sources or missing:
@@ -75,17 +69,8 @@ def _is_catalog(source: str) -> bool:
 def find_labels(options: Sequence[str], grid: GridSpec, year: int) -> list[str]:
     """Return paths or addresses of the rasters of a land-cover product that may overlap a grid.
 
-    Parameters
-    ----------
-    options
-        Values of ``--labels``.
-    year
-        Items of a catalogue are sorted by their distance from this year.
-
-    Raises
-    ------
-    InputError
-        If the product isn't known, or a catalogue has none of it in the region.
+    `options` are the values of ``--labels``. Items of a catalogue are sorted by their distance from `year`; a
+    catalogue without an item in the region is refused.
     """
     product, sources = check_product(options)
     return list(_rasters(product, sources, grid, year))
@@ -94,17 +79,8 @@ def find_labels(options: Sequence[str], grid: GridSpec, year: int) -> list[str]:
 def write_labels(product: str, rasters: Sequence[str], grid: GridSpec, out: Path) -> None:
     """Write the codes of a land-cover product on a grid, resampled by nearest neighbour.
 
-    Parameters
-    ----------
-    rasters
-        From `find_labels`; where they overlap, the first with a code gives it.
-    out
-        GeoTIFF, int16, `NODATA` where no raster has a code; its tags name the codes.
-
-    Raises
-    ------
-    InputError
-        If no raster has a pixel of the grid.
+    Where rasters overlap, the first with a code gives it. `out` is an int16 GeoTIFF, `NODATA` where no raster
+    has a code; its tags name the codes. If no raster has a pixel of the grid, InputError is raised.
     """
     with ExitStack() as resources, rasterio.Env(**GDAL):
         tiles = []

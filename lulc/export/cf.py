@@ -42,13 +42,7 @@ Create = Callable[[str, np.dtype[Any], tuple[str, ...], tuple[int, ...], dict[st
 
 
 def write_netcdf(land_cover: ClassMap, path: Path) -> None:
-    """Write a map as NetCDF-4 (deflated), completely or not at all.
-
-    Raises
-    ------
-    InputError
-        If the map is damaged.
-    """
+    """Write a map as NetCDF-4 (deflated), completely or not at all."""
     frame = frame_of(land_cover)
     try:
         with write_atomically(path) as temporary:
@@ -81,11 +75,6 @@ def write_zarr(land_cover: ClassMap, path: Path) -> None:
     """Write a map as a Zarr folder (version 2, Zstandard), completely or not at all.
 
     GDAL before 3.8, and so QGIS, reads only version 2.
-
-    Raises
-    ------
-    InputError
-        If the map is damaged, or the path exists and is no Zarr folder of this toolkit.
     """
     with write_store(path, frame_of(land_cover), land_cover.grid) as create:
         _write_pixels(land_cover, create)
@@ -95,15 +84,8 @@ def write_zarr(land_cover: ClassMap, path: Path) -> None:
 def write_store(path: Path, frame: xr.Dataset, grid: GridSpec) -> Iterator[Create]:
     """Open a Zarr folder for writing, which appears completely or not at all; yield a function for variables.
 
-    Parameters
-    ----------
-    frame
-        Coordinates, CRS and attributes, see `lulc.maps.frames.frame_on`.
-
-    Raises
-    ------
-    InputError
-        If the path exists and is no Zarr folder of this toolkit.
+    `frame` holds coordinates, CRS and attributes, see `lulc.maps.frames.frame_on`. A path that exists and is
+    no Zarr folder of this toolkit is refused.
     """
     check_store(path)
     with temporary_folder(path) as folder:

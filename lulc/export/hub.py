@@ -22,10 +22,7 @@ OWN = ("README.md", "LICENSE", ".gitattributes", "model.stac.json", "model.json"
 def write_repository(model: Path, folder: Path, dates: Sequence[str], *, overwrite: bool) -> tuple[Path, ...]:
     """Write the folder of a repository, completely or not at all; return its files.
 
-    Raises
-    ------
-    InputError
-        If the model has no card, or the folder holds anything else.
+    A model without a card, and a folder with other files, are refused.
     """
     card = load_card(model)
     weights = f"{STEM}{ending_of(card)}"

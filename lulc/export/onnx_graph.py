@@ -32,10 +32,7 @@ MOST_BYTES = 2**31 - 1
 def write_onnx(card: ModelCard, arrays: Arrays, out: Path, tile: int | None = None) -> None:
     """Write a network as an ONNX file, completely or not at all.
 
-    Parameters
-    ----------
-    tile
-        Height and width in pixels of the only window that the graph takes; by default any size.
+    The graph takes windows of any size, or with `tile` only those of that side in pixels.
 
     Raises
     ------

@@ -57,16 +57,10 @@ def map_item(
     path: Path, folder: Path, land_cover: ClassMap, entries: Sequence[Entry], dates: Sequence[str],
     model: tuple[str, Item] | None = None,
 ) -> Item:  # fmt: skip
-    """Return the STAC item of a map.
+    """Return the STAC item of a map for a folder.
 
-    Parameters
-    ----------
-    path, folder
-        The map, and the folder of the item.
-    entries
-        Values of its class band, see `lulc.export.styles.count_entries`.
-    model
-        File name and content of the item of its weights, to link to.
+    `entries` are the values of its class band, see `lulc.export.styles.count_entries`; `model` is file name
+    and content of the item of its weights, to link to.
     """
     grid, tags = land_cover.grid, land_cover.tags
     geometry, bbox = footprint(grid)
@@ -104,14 +98,9 @@ _KINDS = {".npz": ("random forest", "NumPy"), ".onnx": ("imported", "ONNX")}
 
 
 def model_item(path: Path, folder: Path, card: ModelCard, dates: Sequence[str] = MISSION) -> Item:
-    """Return the STAC item of weights; its geometry is null, since the training area is unknown.
+    """Return the STAC item of weights for a folder; its geometry is null, since the training area is unknown.
 
-    Parameters
-    ----------
-    path, folder
-        The weights file, and the folder of the item.
-    dates
-        Day, or first and last day, of imagery that the weights are for.
+    `dates` are the day, or first and last day, of imagery that the weights are for.
     """
     channels = card.channel_set.channels if card.channel_set else ()
     formulas = {one.name: f": {one.formula}" for one in channels if one.formula}
@@ -158,16 +147,10 @@ def mosaic_item(
     path: Path, folder: Path, grid: GridSpec, dates: Sequence[str], bands: Sequence[dict[str, Any]],
     scene_list: Path, sources: Sequence[str],
 ) -> Item:  # fmt: skip
-    """Return the STAC item of a mosaic of bands.
+    """Return the STAC item of a mosaic for a folder.
 
-    Parameters
-    ----------
-    path, folder
-        The mosaic, and the folder of the item.
-    bands
-        Name, data type, no data, scale and offset of each band.
-    scene_list, sources
-        The list of scenes, and links to their items.
+    `bands` are name, data type, no data, scale and offset of each band; `sources` are links to the items of
+    the scenes.
     """
     geometry, bbox = footprint(grid)
     file = {"href": _href(path, folder), "type": "application/vnd+zarr", "title": "Mosaic"}
@@ -200,10 +183,7 @@ def collection(
 ) -> Item:  # fmt: skip
     """Return the STAC collection of a map in tiles.
 
-    Parameters
-    ----------
-    mosaic, children
-        The VRT of all tiles, and the catalogs of the rows of tiles, as paths from the collection.
+    `mosaic`, the VRT of all tiles, and `children`, the catalogs of the rows, are paths from the collection.
     """
     first, last = parse_dates(dates)
     return {
@@ -254,11 +234,7 @@ def footprint(grid: GridSpec) -> tuple[dict[str, Any], list[float]]:
     """Return the outline of a grid in degrees, and its bounding box west, south, east, north.
 
     An outline across longitude 180 is cut there; its west is then larger than its east. Grids with a pole
-    inside are not supported.
-
-    References
-    ----------
-    RFC 7946, sections 3.1.9 (antimeridian cutting) and 5.2 (its bounding box).
+    inside are not supported. See RFC 7946, sections 3.1.9 (antimeridian cutting) and 5.2 (its bounding box).
     """
     outline = grid.outline_in_degrees()
     parts = shapely.get_parts(outline)
