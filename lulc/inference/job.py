@@ -499,9 +499,13 @@ def _check_domain(card: ModelCard, stack: Stack, *, strict: bool) -> None:
     if not lines:
         return
     problem = "the mosaic lies far from the training data of '" + card.name + "':\n  " + "\n  ".join(lines)
+    _warn_or_refuse(problem, reason, strict=strict)
+
+
+def _warn_or_refuse(problem: str, advice: str, *, strict: bool) -> None:
     if strict:
-        raise InputError(f"cannot classify, since {problem}", f"{reason} Or leave --strict out.")
-    logger.warning("%s\n%s", problem, reason)
+        raise InputError(f"cannot classify, since {problem}", f"{advice} Or leave --strict out.")
+    logger.warning("%s\n%s", problem, advice)
 
 
 def pixel_size_problem(card: ModelCard, grid: GridSpec) -> str:
@@ -528,13 +532,9 @@ def _lengths(values: Iterable[Any]) -> list[float]:
 
 def _check_pixel_size(card: ModelCard, grid: GridSpec, *, strict: bool) -> None:
     """Warn of pixels of another size than those of the training; refuse them if `strict`."""
-    problem = pixel_size_problem(card, grid)
-    if not problem:
-        return
-    advice = "Resample the mosaic: --like RASTER --resample, with a raster of the pixels of the training."
-    if strict:
-        raise InputError(f"cannot classify, since {problem}", f"{advice} Or leave --strict out.")
-    logger.warning("%s\n%s", problem, advice)
+    if problem := pixel_size_problem(card, grid):
+        advice = "Resample the mosaic: --like RASTER --resample, with a raster of the pixels of the training."
+        _warn_or_refuse(problem, advice, strict=strict)
 
 
 def no_valid_pixel() -> InputError:

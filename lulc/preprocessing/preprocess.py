@@ -339,7 +339,7 @@ def _survey_all(
     missing = [candidates[number] for number in progress.unsurveyed]
     if not missing:
         return progress
-    codes: dict[int, Counter[int]] = {}
+    codes: list[Counter[int]] = [Counter() for _ in chips.grids]
     squares = [
         Candidate(0, square, chip)
         for chip, grid in enumerate(chips.grids)
@@ -348,8 +348,8 @@ def _survey_all(
     counted = _show(execute(count_labels, squares, _name), len(squares), "checking labels")
     # A cluster returns results in any order, but has only one chip.
     for square, code_counts in zip(squares, counted, strict=True):
-        codes[square.chip] = codes.get(square.chip, Counter()) + code_counts
-    for chip, counts in codes.items():
+        codes[square.chip] += code_counts
+    for chip, counts in enumerate(codes):
         chips.at(chip).labels.check(counts)
     for done in _show(execute(survey, missing, _name), len(missing), "counting classes"):
         progress.add(done)
