@@ -157,7 +157,7 @@ def test_an_export_that_fails_leaves_what_was_there(
     def fail(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cf, "_write_activations", fail)
+    monkeypatch.setattr(cf.Packing, "pack", fail)
     assert main([str(path), "--out", str(tmp_path / f"map.{kind}"), "--overwrite"]) == 1
     assert contents(tmp_path / f"map.{kind}") == first
     assert {p.name for p in tmp_path.iterdir()} == {"map.tif", f"map.{kind}"}
