@@ -178,6 +178,9 @@ LIBRARY: Mapping[str, ChannelDefinition] = MappingProxyType(_library())
 class ChannelSet(Jsonable):
     """The channels of a stack, in order.
 
+    Raises InputError if a name is defined twice or not at all, a formula depends on itself, or units
+    don't fit.
+
     Parameters
     ----------
     inputs
@@ -186,11 +189,6 @@ class ChannelSet(Jsonable):
         Dates; each has its own copy of the channels that are read from its bands.
     rgb
         Channels that pictures show as red, green and blue.
-
-    Raises
-    ------
-    InputError
-        If a name is defined twice or not at all, a formula depends on itself, or units don't fit.
     """
 
     name: Annotated[str, limits(minLength=1, maxLength=200)]
@@ -310,10 +308,7 @@ class ChannelSet(Jsonable):
     def plan(self, read: Iterable[str] = ()) -> Plan:
         """Return the channels to read and to compute, where rasters hold the channels `read`.
 
-        Raises
-        ------
-        InputError
-            If a formula depends on itself, names an undefined channel, or mixes units.
+        Raises InputError if a formula depends on itself, names an undefined channel, or mixes units.
         """
         held = set(read)
         leaves: dict[str, ChannelDefinition] = {}
@@ -435,10 +430,7 @@ def expanded(
 ) -> ChannelSet:  # fmt: skip
     """Return the set with each changing channel for each date, then the undated channels.
 
-    Raises
-    ------
-    InputError
-        If no channel changes with the date, or the result is no valid channel set.
+    Raises InputError if no channel changes with the date, or the result is no valid channel set.
     """
     if not dates:
         return ChannelSet(name=name, channels=tuple(channels), inputs=tuple(inputs), rgb=tuple(rgb))

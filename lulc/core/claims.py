@@ -29,6 +29,8 @@ class Claims:
 def claim_outputs(outputs: Sequence[Path], command: object = "", *, wait: bool = False) -> Iterator[Claims]:
     """Lock outputs until the block ends, and delete temporary files that killed runs left beside them.
 
+    Raises InputError if another process writes one of the outputs, unless `wait` is True.
+
     The lock of an output is a hidden file beside it. It records the command and the identity of each file
     that was renamed to the output (`rename_durably`), so that the next run recognises the output of a killed
     one. A run that fails deletes its new outputs, but not those that replaced an existing file.
@@ -39,11 +41,6 @@ def claim_outputs(outputs: Sequence[Path], command: object = "", *, wait: bool =
         Description of the run; equal commands write equal outputs.
     wait
         True to wait for another process that writes one of the outputs.
-
-    Raises
-    ------
-    InputError
-        If another process writes one of the outputs, unless `wait` is True.
     """
     with contextlib.ExitStack() as stack:
         new, unfinished = [], set()

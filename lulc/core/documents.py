@@ -39,17 +39,15 @@ def read_document(
 ) -> dict[str, Any]:
     """Read a JSON document and check it.
 
+    Raises InputError if the file is missing, too large, no JSON, of a newer version, or does not fit the
+    schema.
+
     Parameters
     ----------
     kind
         Kind of document, for messages ("model card").
     version
         Highest known ``format_version``.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, too large, no JSON, of a newer version, or does not fit the schema.
     """
     path = Path(path)
     if not path.is_file():
@@ -144,6 +142,8 @@ def read_rows(
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Read a CSV table: its column names in lower case, and the line number and cells of each row.
 
+    Raises InputError if the file is missing, too large, or no CSV in UTF-8.
+
     A short row has None in its last cells, and a long row its further cells under the key None.
 
     Parameters
@@ -152,11 +152,6 @@ def read_rows(
         Name in messages ("the scheme"), and what to do instead.
     delimiters
         Possible delimiters; the most frequent one in the first line is used.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, too large, or no CSV in UTF-8.
     """
     path = Path(path)
     if not path.is_file() or path.stat().st_size > MAX_TABLE_BYTES:
@@ -189,15 +184,12 @@ def read_rows(
 def parse_json(text: str | bytes, *, foreign: bool = False) -> Any:
     """Parse JSON of bounded size, with finite numbers and without control characters.
 
+    Raises ValueError if it is invalid, too large, or nested too deep.
+
     Parameters
     ----------
     foreign
         True for documents of other programs, which may hold NaN, long integers and any character.
-
-    Raises
-    ------
-    ValueError
-        If it is invalid, too large, or nested too deep.
     """
     text = text if isinstance(text, str) else text.decode()
     values = text.count(",") + text.count("[") + text.count("{")

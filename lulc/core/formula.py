@@ -77,7 +77,7 @@ class Formula:
 
 
 def parse(text: str, dates: Collection[str] = ()) -> Formula:
-    """Parse a formula.
+    """Parse a formula. Raises InputError if the text is no formula.
 
     Parameters
     ----------
@@ -85,11 +85,6 @@ def parse(text: str, dates: Collection[str] = ()) -> Formula:
         Names, numbers, ``+ - * /``, brackets and functions.
     dates
         Known dates, such as ``spring`` in ``spring/B04``.
-
-    Raises
-    ------
-    InputError
-        If the text is no formula.
 
     Examples
     --------

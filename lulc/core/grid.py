@@ -209,10 +209,7 @@ class GridSpec:
     def from_json(cls, data: dict[str, Any]) -> GridSpec:
         """Return a grid from data of `to_json` that fit `SCHEMA`.
 
-        Raises
-        ------
-        InputError
-            If its CRS is invalid, or its pixels have no area.
+        Raises InputError if its CRS is invalid, or its pixels have no area.
         """
         transform = Affine(*(float(v) for v in data["transform"]))
         try:

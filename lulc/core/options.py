@@ -179,10 +179,7 @@ def _name_in(config: Options, name: str) -> str:
 class Options:
     """Base of the configs: converts lists to tuples and paths to texts, and checks every value.
 
-    Raises
-    ------
-    InputError
-        If a value is invalid, or options break a rule of the class or its bases.
+    Raises InputError if a value is invalid, or options break a rule of the class or its bases.
     """
 
     RULES: ClassVar[tuple[Rule, ...]] = ()
@@ -205,16 +202,13 @@ class Options:
 def take(value: Any, hint: Any) -> Any:
     """Convert a value to the type of a config's field: paths to texts, lists to tuples.
 
+    Raises TypeError or ValueError if it has another type or length.
+
     Parameters
     ----------
     value
         Path, text, number, date, boolean or None, or a list, tuple or array of them. One value stands for
         a list of one.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it has another type or length.
 
     Examples
     --------

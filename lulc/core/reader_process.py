@@ -49,7 +49,7 @@ _ENDINGS = {
 
 
 class Apart(Resource):
-    """A file that is open in its own process.
+    """A file that is open in its own process. Raises InputError if the file is refused, or ends its process.
 
     Parameters
     ----------
@@ -68,11 +68,6 @@ class Apart(Resource):
         Bytes beyond what a file of its size needs.
     ahead
         Modules that opening the file needs: the server loads them once for all files.
-
-    Raises
-    ------
-    InputError
-        If the file is refused, or ends its process.
     """
 
     def __init__(

@@ -139,15 +139,13 @@ class OwnFolder:
     def take(self, is_proven: Callable[[], bool] = lambda: False) -> None:
         """Mark the folder, and make it if it is missing.
 
+        Raises InputError if the folder, or a file in it that the toolkit would write or delete, is
+        not its own.
+
         Parameters
         ----------
         is_proven
             Returns True if the content shows that the toolkit wrote the files of an unmarked folder.
-
-        Raises
-        ------
-        InputError
-            If the folder, or a file in it that the toolkit would write or delete, is not its own.
         """
         if self._exclusive:
             self._take_alone()

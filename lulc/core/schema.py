@@ -105,10 +105,7 @@ class LandCoverClass(Jsonable):
 class Legend(Jsonable):
     """An ordered set of classes, numbered 1..N.
 
-    Raises
-    ------
-    InputError
-        If the numbers are not 1..N in order, or N exceeds 254.
+    Raises InputError if the numbers are not 1..N in order, or N exceeds 254.
     """
 
     name: Name

@@ -37,6 +37,8 @@ _PIXELS = 2**13
 class Statistics(Jsonable):
     """Mean and (population) standard deviation of each channel.
 
+    Raises InputError if the lengths differ, a value is not finite, or a deviation is negative.
+
     Parameters
     ----------
     mean, std
@@ -46,11 +48,6 @@ class Statistics(Jsonable):
     lacking
         Valid pixels without each channel; empty where every pixel has all channels. A channel that all lack
         has mean 0 and deviation 1.
-
-    Raises
-    ------
-    InputError
-        If the lengths differ, a value is not finite, or a deviation is negative.
     """
 
     mean: Numbers
@@ -233,16 +230,13 @@ def _exact_sum(values: np.ndarray) -> Fraction:
 def read_statistics(path: str | os.PathLike[str]) -> Statistics:
     """Read statistics from JSON or from the original's pickle.
 
+    Raises InputError if the file is missing, too large, or has other content.
+
     Parameters
     ----------
     path
         JSON with ``mean`` and ``std`` at the top or under ``statistics``, such as a manifest or a model card;
         or a pickle of two lists of numbers.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, too large, or has other content.
     """
     path = Path(path)
     if not path.is_file():

@@ -63,11 +63,8 @@ class EvaluationResult(Evaluation):
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """Write a report on a map: against a reference, against interpreted points, or on the map alone.
 
-    Raises
-    ------
-    InputError
-        If the folder holds a report and may not be overwritten, a file can't be read, grids or legends don't
-        fit, or no pixel has both a map and a reference.
+    Raises InputError if the folder holds a report and may not be overwritten, a file can't be read, grids
+    or legends don't fit, or no pixel has both a map and a reference.
     """
     folder = Path(config.out)
     _check_folder(folder, config.overwrite)

@@ -122,10 +122,7 @@ class Inputs:
 def open_inputs(config: EvaluateConfig, resources: ExitStack, arrays: InMemory = NO_ARRAYS) -> Inputs:
     """Open all files of the config, or `arrays` instead of them; `resources` closes them.
 
-    Raises
-    ------
-    InputError
-        If a file can't be read, or grids or legends don't fit.
+    Raises InputError if a file can't be read, or grids or legends don't fit.
     """
     allowed = {"allow_vrt": config.allow_vrt, "allow_remote": config.allow_remote}
     scheme = load_scheme(config.scheme, config.codes) if config.scheme else None
@@ -190,10 +187,8 @@ def _array_labels(reference: Any, the_map: ClassMap, scheme: Scheme | None) -> L
 def _scheme_of(the_map: ClassMap, config: EvaluateConfig) -> Scheme:
     """Return the scheme of the map's legend for a reference without a named scheme.
 
-    Raises
-    ------
-    InputError
-        If the legend has no codes, so that the numbers of the reference may have another meaning.
+    Raises InputError if the legend has no codes, so that the numbers of the reference may have another
+    meaning.
     """
     legend = the_map.legend
     for name in SCHEMES:

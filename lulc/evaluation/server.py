@@ -57,15 +57,13 @@ TILE_SECONDS, EXCHANGE_SECONDS, SHUTDOWN_SECONDS = 30, 60, 3
 class MapServer(Resource):
     """The page of one map at an address of this machine; a context manager.
 
+    Raises InputError if the packages that serve tiles are missing, a file can't be served, or the port is
+    taken.
+
     Attributes
     ----------
     url
         Address of the page.
-
-    Raises
-    ------
-    InputError
-        If the packages that serve tiles are missing, a file can't be served, or the port is taken.
     """
 
     def __init__(self, config: ServeConfig) -> None:

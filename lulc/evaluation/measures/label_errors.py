@@ -67,6 +67,8 @@ def find_label_errors(
 ) -> tuple[Path, Path]:
     """Write where a map contradicts labels: a raster of the map's classes, and a table of places.
 
+    Raises InputError if the map has no activations.
+
     Parameters
     ----------
     read_labels
@@ -78,11 +80,6 @@ def find_label_errors(
     -------
     (Path, Path)
         Raster and table.
-
-    Raises
-    ------
-    InputError
-        If the map has no activations.
     """
     if not land_cover.has_activations:
         raise InputError(

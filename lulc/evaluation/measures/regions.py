@@ -78,10 +78,7 @@ def read_regions(
 ) -> list[Region]:
     """Read the stacks of a manifest.json or its folder, or the polygons of a GeoPackage or GeoJSON.
 
-    Raises
-    ------
-    InputError
-        If the file can't be read, or no region overlaps the map.
+    Raises InputError if the file can't be read, or no region overlaps the map.
     """
     path = Path(path)
     if _is_manifest(path):

@@ -229,10 +229,7 @@ def metrics_of(matrix: NDArray[np.int64], legend: Legend) -> dict[str, Any]:
 def read_history(path: str | os.PathLike[str]) -> dict[str, list[float]]:
     """Read the values of each column of a training's history.csv, NaN where one is missing.
 
-    Raises
-    ------
-    InputError
-        If the file has no epoch.
+    Raises InputError if the file has no epoch.
     """
     hint = "Give the history.csv of a run folder."
     rows = [row for _, row in read_rows(path, "the history", hint)[1]]

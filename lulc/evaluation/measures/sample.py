@@ -227,6 +227,9 @@ def read_sample(
 ) -> Sample:
     """Read interpreted points.
 
+    Raises InputError if the file is no sample, a reference is no class, no point is interpreted, or
+    points lie outside the map or outside their stratum.
+
     The stratum of a point is its class in the map. It must equal the stratum in a field `stratum` or in the
     table beside the file, if any.
 
@@ -236,12 +239,6 @@ def read_sample(
         GeoPackage or GeoJSON with one layer of points and a field ``reference`` of class numbers or names.
     read
         Returns the class numbers uint8 (y, x) of a window of the map.
-
-    Raises
-    ------
-    InputError
-        If the file is no sample, a reference is no class, no point is interpreted, or points lie outside the
-        map or outside their stratum.
     """
     path = Path(path)
     points = _read_points(path) if points is None else _named_fields(points, path)

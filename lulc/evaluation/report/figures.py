@@ -313,16 +313,13 @@ def draw_areas(
 def draw_history(history: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Draw the curves of a training: losses, scores and learning rate over epochs.
 
+    Raises InputError if the file has no epoch.
+
     Parameters
     ----------
     history
         CSV with the columns epoch, loss, accuracy, val_loss, val_accuracy, val_macro_f1 and
         learning_rate; a column or a value may be missing.
-
-    Raises
-    ------
-    InputError
-        If the file has no epoch.
     """
     columns = read_history(history)
     curves = (
