@@ -36,15 +36,12 @@ def format_version() -> int:
 
 
 def read_settings(path: str | os.PathLike[str], config: type) -> dict[str, Any]:
-    """Read values of the fields of `config`.
+    """Read values of the fields of `config` from a YAML file with options by name.
+
+    The file may have a ``format_version``; the default is the newest.
 
     Raises InputError if the file can't be read, is no mapping of options, has a newer version, or a name
     or value in it is invalid.
-
-    Parameters
-    ----------
-    path
-        YAML file: options by name, and ``format_version`` (the newest where it is missing).
     """
     texts = _read_texts(Path(path))
     version = texts.pop("format_version", str(format_version()))
@@ -117,13 +114,10 @@ def _read_texts(path: Path) -> Texts:
 def read_nested(path: Path, what: str, form: str) -> Any:
     """Read the mappings, lists and plain values of a YAML file.
 
+    Messages name the content by `what`, and show `form` as the hint.
+
     Raises InputError if the file is missing, too large or no YAML, a name stands twice, or a value has
     another type.
-
-    Parameters
-    ----------
-    what, form
-        Name of the content in messages, and the hint that shows its form.
     """
     import yaml
 

@@ -184,12 +184,9 @@ def read_rows(
 def parse_json(text: str | bytes, *, foreign: bool = False) -> Any:
     """Parse JSON of bounded size, with finite numbers and without control characters.
 
-    Raises ValueError if it is invalid, too large, or nested too deep.
+    `foreign` also allows NaN, long integers and any character, for documents of other programs.
 
-    Parameters
-    ----------
-    foreign
-        True for documents of other programs, which may hold NaN, long integers and any character.
+    Raises ValueError if it is invalid, too large, or nested too deep.
     """
     text = text if isinstance(text, str) else text.decode()
     values = text.count(",") + text.count("[") + text.count("{")

@@ -167,13 +167,10 @@ class Apart(Resource):
 class SharedApart:
     """A process that opens the files of one folder in turn, since each start takes some 50 ms.
 
+    `make` is the full name of a function or class; the methods of its result answer `call`.
+
     A new process starts for another folder, for a file with a longer time limit, and after a file has ended
     the last one: only that file is refused.
-
-    Parameters
-    ----------
-    make
-        Full name of a function or class; the methods of its result answer `call`.
     """
 
     def __init__(self, make: str) -> None:

@@ -139,13 +139,10 @@ class OwnFolder:
     def take(self, is_proven: Callable[[], bool] = lambda: False) -> None:
         """Mark the folder, and make it if it is missing.
 
+        `is_proven` tells whether the content shows that the toolkit wrote the files of an unmarked folder.
+
         Raises InputError if the folder, or a file in it that the toolkit would write or delete, is
         not its own.
-
-        Parameters
-        ----------
-        is_proven
-            Returns True if the content shows that the toolkit wrote the files of an unmarked folder.
         """
         if self._exclusive:
             self._take_alone()

@@ -22,13 +22,10 @@ from lulc.core.schema import InputError
 def write_atomically(path: str | os.PathLike[str], *, parents: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` when the block ends without error.
 
+    `parents` makes a missing folder.
+
     The file is synced to disk before the rename and its folder after it, so that after a crash `path` holds
     all of the old or of the new content. On an error the temporary file is removed.
-
-    Parameters
-    ----------
-    parents
-        True to make a missing folder.
 
     Examples
     --------

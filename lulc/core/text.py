@@ -21,10 +21,7 @@ _BREAK = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]|\n(?!\n?  |expected[ \n])
 def visible(text: str, *, lines: bool = False) -> str:
     r"""Return the text with control characters, bidirectional overrides and the like as escapes.
 
-    Parameters
-    ----------
-    lines
-        True to keep line breaks and tabs.
+    `lines` keeps line breaks and tabs.
 
     Examples
     --------

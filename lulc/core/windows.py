@@ -247,13 +247,7 @@ def squares_of(extent: Window, side: int = 1024) -> Iterator[Window]:
 def choose_window(
     height: int, width: int, *, stride: int, halo: int, part: int, pixels: float
 ) -> tuple[int, int]:
-    """Return the window shape (rows, columns) that computes the fewest pixels.
-
-    Parameters
-    ----------
-    pixels
-        Pixels of the largest window; the smallest possible window is returned if even that has more.
-    """
+    """Return the (rows, columns) of windows that compute the fewest pixels, with at most `pixels` if possible."""
     rows, cols = (_axis_candidates(length, stride, halo, part) for length in (height, width))
     fitting = [(r, c) for r, c in itertools.product(rows, cols) if r.size * c.size <= pixels]
 

@@ -35,10 +35,7 @@ WEBP_QUALITY, LOSSLESS = 85, 101
 class Table:
     """A table with a header row; the first cell of each row is its name.
 
-    Parameters
-    ----------
-    text_columns
-        Number of columns, from the left, with text rather than numbers.
+    The first `text_columns` columns hold text, the others numbers.
     """
 
     caption: str

@@ -280,13 +280,7 @@ def draw_areas(
     *,
     unit: str,
 ) -> Figure:
-    """Draw estimated areas with their 95 % intervals, and mapped areas beside them.
-
-    Parameters
-    ----------
-    areas, mapped
-        Areas of each class, in `unit`.
-    """
+    """Draw estimated areas in `unit` with their 95 % intervals, and mapped areas beside them."""
     rows = range(len(legend))
     names = [f"{c.number}  {c.name}" for c in legend.classes]
     with _canvas(path, 7.5, 1.2 + 0.32 * len(legend)) as figure:

@@ -43,12 +43,9 @@ def write_report(
 ) -> list[Path]:
     """Write every file of a report, each whole or not at all; returns their paths.
 
-    Files of an earlier report without new content are removed, so that the folder holds one report.
+    `more` writes further files of the report, and returns their paths.
 
-    Parameters
-    ----------
-    more
-        Writes further files of the report, and returns their paths.
+    Files of an earlier report without new content are removed, so that the folder holds one report.
     """
     folder = Path(folder)
     own = own_folder(folder)
