@@ -247,7 +247,7 @@ def squares_of(extent: Window, side: int = 1024) -> Iterator[Window]:
 def choose_window(
     height: int, width: int, *, stride: int, halo: int, part: int, pixels: float
 ) -> tuple[int, int]:
-    """Return the (rows, columns) of windows that compute the fewest pixels, with at most `pixels` if possible."""
+    """Return (rows, columns) of windows of at most `pixels`, if possible, that compute the fewest pixels."""
     rows, cols = (_axis_candidates(length, stride, halo, part) for length in (height, width))
     fitting = [(r, c) for r, c in itertools.product(rows, cols) if r.size * c.size <= pixels]
 
