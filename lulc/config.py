@@ -107,8 +107,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 """Values of the training options that the user leaves open."""
 
-AUTO = "auto"
-"""Recipe that is chosen by the labels, see `lulc.training.training_plan`."""
+AUTO = "auto"  # recipe that is chosen by the labels, see `lulc.training.training_plan`
 
 
 by_recipe = partial(option, None, recipes=RECIPES)

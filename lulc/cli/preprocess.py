@@ -22,8 +22,7 @@ from lulc.core.text import columns, visible
 if TYPE_CHECKING:
     from lulc.datasets.manifest import Manifest
 
-SHOWN = 3
-"""Printed codes with their classes."""
+SHOWN = 3  # printed codes with their classes
 
 
 def _prepare(config: PreprocessConfig) -> Answer:

@@ -24,16 +24,14 @@ from lulc.core.text import visible
 if TYPE_CHECKING:
     from lulc.inference.reproduce import Comparison, Reproduction
 
-DIFFERS = 3
-"""Exit code for class bands that differ."""
+DIFFERS = 3  # exit code for class bands that differ
 
 HINT = (
     "The map was not rebuilt, since weights or inputs are missing or have changed.\n"
     "Give their folders: --inputs FOLDER ... --model FILE_OR_FOLDER (subfolders are searched too)."
 )
 
-SHOWN = 10
-"""Printed places of differences."""
+SHOWN = 10  # printed places of differences
 
 
 def _act(config: ReproduceConfig) -> Answer:

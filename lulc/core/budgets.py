@@ -5,34 +5,23 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-TRUST = "LULC_TRUST"
-"""Environment variable that lifts the limits; ``--trust`` sets it for the command."""
+TRUST = "LULC_TRUST"  # environment variable that lifts the limits; ``--trust`` sets it for the command
 
 MIB = 2**20
 
 SIDE = 2_000_000
 """Pixels along one side, and values of one coordinate; the whole Earth at 20 m has this many columns."""
 
-LAYERS = 1024
-"""Layers of one raster."""
-
-BLOCK_BYTES = 256 * MIB
-"""Bytes of one unpacked block, chunk, strip or tile, also of overviews and masks."""
+LAYERS = 1024  # layers of one raster
+BLOCK_BYTES = 256 * MIB  # bytes of one unpacked block, chunk, strip or tile, also of overviews and masks
 
 LARGE_BYTES, GROWTH = 64 * 2**30, 20_000
 """Rasters above this size may unpack to at most this many bytes per stored byte."""
 
-ARRAYS = 10_000
-"""Arrays and groups of a NetCDF file or Zarr folder, and directories of a TIFF."""
-
-TEXT_BYTES = 16 * MIB
-"""Bytes of an XML or JSON document, of a text coordinate, and of attributes."""
-
-FIELDS = 1000
-"""Fields of a vector layer, and tables of a GeoPackage."""
-
-ENTRIES = 1_000_000
-"""Files of a folder."""
+ARRAYS = 10_000  # arrays and groups of a NetCDF file or Zarr folder, and directories of a TIFF
+TEXT_BYTES = 16 * MIB  # bytes of an XML or JSON document, of a text coordinate, and of attributes
+FIELDS = 1000  # fields of a vector layer, and tables of a GeoPackage
+ENTRIES = 1_000_000  # files of a folder
 
 
 @dataclass(frozen=True)

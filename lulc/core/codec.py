@@ -16,8 +16,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, g
 
 REQUIRED = "required"
 
-Limits = tuple[tuple[str, Any], ...]
-"""Keywords of JSON Schema and their values."""
+Limits = tuple[tuple[str, Any], ...]  # keywords of JSON Schema and their values
 
 _MISSING = dataclasses.MISSING
 _TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", types.NoneType: "null"}

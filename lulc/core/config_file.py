@@ -17,15 +17,13 @@ from typing import Any
 from lulc.core.options import KINDS, nearest, value_type
 from lulc.core.schema import InputError
 
-Texts = dict[str, str | list[str] | None]
-"""Options by name, as the file writes their values."""
+Texts = dict[str, str | list[str] | None]  # options by name, as the file writes their values
 
 UPGRADERS: tuple[Callable[[Texts], Texts], ...] = ()
 """The n-th converts the content of a file of format version n (from 1) to version n + 1."""
 
 MAX_BYTES = 2**20
-MAX_VALUES = 100_000
-"""Values of a file; one that YAML repeats by reference counts each time."""
+MAX_VALUES = 100_000  # values of a file; one that YAML repeats by reference counts each time
 
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 

@@ -47,8 +47,7 @@ _SYSTEM_CALLS = {
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 """Number of file rights by version of Landlock; each of them is lost unless a rule grants it."""
-_READ = 0b1101
-"""Rights to execute (to map libraries), read files and list folders."""
+_READ = 0b1101  # rights to execute (to map libraries), read files and list folders
 
 
 def confine(folder: Path, limits: Allowance) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-Directions = Sequence[tuple[int, int]]
-"""Numbers of the sine and cosine channel of each direction."""
+Directions = Sequence[tuple[int, int]]  # numbers of the sine and cosine channel of each direction
 
 
 def mirror_directions(

@@ -19,11 +19,8 @@ from lulc.core.schema import InputError
 from lulc.core.storage import write_atomically
 from lulc.core.text import cell
 
-MAX_BYTES = 64 * 2**20
-"""Bytes of a document, checked before it is read."""
-
-MAX_VALUES = 2_000_000
-"""Values of a document; Python needs a hundred bytes for each."""
+MAX_BYTES = 64 * 2**20  # bytes of a document, checked before it is read
+MAX_VALUES = 2_000_000  # values of a document; Python needs a hundred bytes for each
 
 MAX_TABLE_BYTES, MAX_COLUMNS = 10_000_000, 100
 """Size of a CSV table; 100,000 chips have a tenth of these bytes."""

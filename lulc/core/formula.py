@@ -20,8 +20,7 @@ import numpy as np
 
 from lulc.core.schema import INDEX_UNIT, REFLECTANCE_UNIT, InputError
 
-MAX_LENGTH, MAX_DEPTH = 500, 40
-"""Limits on characters and on nested brackets."""
+MAX_LENGTH, MAX_DEPTH = 500, 40  # limits on characters and on nested brackets
 
 TERRAIN = ("slope", "aspect_sin", "aspect_cos")
 """Functions of one layer of elevation, which need the neighbouring pixels."""
@@ -37,8 +36,7 @@ _SCALES = {
 }
 """Units that can't be multiplied or divided, and the reason."""
 
-Unit = dict[str, float]
-"""Powers of base units; empty for a plain number."""
+Unit = dict[str, float]  # powers of base units; empty for a plain number
 
 
 @dataclass(frozen=True)

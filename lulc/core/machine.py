@@ -8,8 +8,7 @@ from pathlib import Path
 
 import psutil
 
-GDAL_CACHE = 64 * 2**20
-"""Bytes of GDAL's block cache; its default is a twentieth of the machine's memory."""
+GDAL_CACHE = 64 * 2**20  # bytes of GDAL's block cache; its default is a twentieth of the machine's memory
 
 
 def free_memory() -> float:

@@ -75,8 +75,7 @@ def option(
     return field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
 
 
-FOLDER = ("",)
-"""Endings of a folder: any but those of `FILE_ENDINGS`."""
+FOLDER = ("",)  # endings of a folder: any but those of `FILE_ENDINGS`
 
 FILE_ENDINGS = (
     ".tif", ".tiff", ".vrt", ".img", ".jp2", ".nc", ".zarr", ".json", ".geojson", ".gpkg", ".shp", ".parquet",

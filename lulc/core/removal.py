@@ -27,8 +27,7 @@ logger = logging.getLogger("lulc")
 
 _SEALED = re.compile(r"\.(?P<name>.+)\.(?P<nonce>[0-9a-f]{8})(?P<seal>[0-9a-f]{12})\.partial", re.DOTALL)
 
-_LONGEST = 200
-"""Bytes of a name in its temporary name; file systems allow 255 in all."""
+_LONGEST = 200  # bytes of a name in its temporary name; file systems allow 255 in all
 
 MOVE_AWAY = "Move it away, or give another output."
 

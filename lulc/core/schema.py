@@ -19,37 +19,22 @@ SENTINEL_BANDS = (
 )  # fmt: skip
 """All bands of Sentinel-2 in the order of its products."""
 
-INDICES = ("NDVI", "NDTI", "NDBI", "NDMI", "NDSI")
-"""Spectral indices in stack order."""
-
-CHANNELS = BANDS + INDICES
-"""The 14 channels of a stack, in the order of the original system."""
+INDICES = ("NDVI", "NDTI", "NDBI", "NDMI", "NDSI")  # spectral indices in stack order
+CHANNELS = BANDS + INDICES  # the 14 channels of a stack, in the order of the original system
 
 REFLECTANCE_UNIT = "reflectance x 10000"
 INDEX_UNIT = "SYKE code, 100 x index + 100, 0..200"
 
-IGNORE = 255
-"""Label without weight in loss, metrics and statistics."""
-
-SPARSE = 0.25
-"""Labels on a smaller fraction of the pixels are sparse."""
-
-NO_CODE = -(2**31)
-"""Missing label (no data, NaN, outside the file) in arrays of codes."""
-
-SIMULATED_TAG = "LULC_SIMULATED"
-"""Tag of rasters with simulated imagery."""
-
-UNCLASSIFIED = 0
-"""Class number of a valid pixel with less than the minimum confidence."""
+IGNORE = 255  # label without weight in loss, metrics and statistics
+SPARSE = 0.25  # labels on a smaller fraction of the pixels are sparse
+NO_CODE = -(2**31)  # missing label (no data, NaN, outside the file) in arrays of codes
+SIMULATED_TAG = "LULC_SIMULATED"  # tag of rasters with simulated imagery
+UNCLASSIFIED = 0  # class number of a valid pixel with less than the minimum confidence
 
 UNCLASSIFIED_NAME, UNCLASSIFIED_COLOR = "Unclassified", "#ffb3d9"
 
-MAX_CLASSES = 254
-"""Highest class number; 0 and 255 are reserved."""
-
-NODATA = -1.0
-"""No-data value of float32 maps, in every band."""
+MAX_CLASSES = 254  # highest class number; 0 and 255 are reserved
+NODATA = -1.0  # no-data value of float32 maps, in every band
 
 
 Name = Annotated[str, limits(minLength=1, maxLength=200, pattern=r"\A[^\n]*\Z")]

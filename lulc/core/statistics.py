@@ -29,8 +29,7 @@ Sums = Annotated[tuple[Fraction, ...], limits(minItems=1, maxItems=1024)]
 Count = Annotated[int, limits(minimum=0)]
 Counts = Annotated[tuple[Count, ...], limits(maxItems=1024)]
 
-_PIXELS = 2**13
-"""Pixels summed at once: 14 channels of them in float64 stay in a processor's cache."""
+_PIXELS = 2**13  # pixels summed at once: 14 channels of them in float64 stay in a processor's cache
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_FORMULA = frozenset("=+-@＝＋－＠")
-"""First characters of spreadsheet formulas, in both widths."""
+_FORMULA = frozenset("=+-@＝＋－＠")  # first characters of spreadsheet formulas, in both widths
 
 _JOINERS = "\u200c\u200d"
 """Invisible characters that belong to the spelling in Persian and the scripts of India."""

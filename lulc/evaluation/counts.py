@@ -22,14 +22,9 @@ from lulc.labels.levels import levels_of
 from lulc.maps.reader import ClassMap
 from lulc.rasters.channels import set_in_tags
 
-GROUPS = 5
-"""Number of groups of CORINE level 1."""
-
-HECTARE = 10_000.0
-"""Square metres."""
-
-Classes = NDArray[np.uint8]
-"""Class numbers (y, x)."""
+GROUPS = 5  # number of groups of CORINE level 1
+HECTARE = 10_000.0  # square metres
+Classes = NDArray[np.uint8]  # class numbers (y, x)
 
 Mask = NDArray[np.bool_]
 

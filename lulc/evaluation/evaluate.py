@@ -35,17 +35,13 @@ from lulc.models.weights import FEW_LABELS
 
 logger = logging.getLogger("lulc")
 
-WINDOW = 512
-"""Side of the windows, a multiple of the block size of maps."""
-
-SAMPLE = "sample.gpkg"
-"""Points to interpret, in the report's folder."""
+WINDOW = 512  # side of the windows, a multiple of the block size of maps
+SAMPLE = "sample.gpkg"  # points to interpret, in the report's folder
 
 HISTORY, BASELINE_CARD = "history.csv", "baseline.json"
 """Epochs of a training and card of its random forest, in the run folder."""
 
-MODELS = ("forest", "small", "network")
-"""Models whose F1 by class this card may hold."""
+MODELS = ("forest", "small", "network")  # models whose F1 by class this card may hold
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,7 @@ from lulc.rasters.masks import Masks, open_masks
 from lulc.rasters.matching import picture_layers
 from lulc.rasters.sources import Source, open_source
 
-ARRAY = "<array>"
-"""Replaces the name of a file."""
+ARRAY = "<array>"  # replaces the name of a file
 
 
 @dataclass(frozen=True)

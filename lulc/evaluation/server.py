@@ -41,14 +41,12 @@ HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
 DEGREES = "EPSG:4326"
 
-MAX_SIDE = 4096
-"""Longest side of a map that is fast without overviews."""
+MAX_SIDE = 4096  # longest side of a map that is fast without overviews
 
 TILE_SIZES = (str(TILE_SIZE), str(2 * TILE_SIZE))
 MAX_ZOOM = 24
 
-CONNECTIONS = 64
-"""Concurrent connections; a browser opens six."""
+CONNECTIONS = 64  # concurrent connections; a browser opens six
 
 TILE_SECONDS, EXCHANGE_SECONDS, SHUTDOWN_SECONDS = 30, 60, 3
 """Time limits for reading a tile, for a request with its answer, and for open answers at shutdown."""

@@ -23,17 +23,10 @@ from lulc.rasters.channels import set_in_tags
 from lulc.rasters.matching import picture_layers
 from lulc.rasters.sources import RasterSource, open_source
 
-TILE_SIZE = 256
-"""Side of a tile of the page in pixels."""
-
-PALE = 38
-"""Alpha of the other classes while one class is shown alone."""
-
-READERS = 4
-"""Concurrent reads; each holds a tile of all bands in memory."""
-
-BLANK = cv2.imencode(".png", np.zeros((1, 1, 4), np.uint8))[1].tobytes()
-"""Transparent tile outside the map."""
+TILE_SIZE = 256  # side of a tile of the page in pixels
+PALE = 38  # alpha of the other classes while one class is shown alone
+READERS = 4  # concurrent reads; each holds a tile of all bands in memory
+BLANK = cv2.imencode(".png", np.zeros((1, 1, 4), np.uint8))[1].tobytes()  # transparent tile outside the map
 
 
 class TileFile:

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from lulc.core.schema import InputError
 
-Z95 = 1.96
-"""Half the width of a 95 % interval in standard errors, as rounded in the paper."""
+Z95 = 1.96  # half the width of a 95 % interval in standard errors, as rounded in the paper
 
 
 @dataclass(frozen=True)

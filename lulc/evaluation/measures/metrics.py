@@ -17,14 +17,9 @@ from numpy.typing import NDArray
 
 from lulc.core.schema import Legend
 
-EXACT_BELOW = 25
-"""Number of discordant pixels below which McNemar's test is exact."""
-
-NLL_FLOOR = 1e-7
-"""Lowest activation in the logarithm, so that a stored zero gives no infinite loss."""
-
-BINS = 15
-"""Bins of the reliability diagram and of the expected calibration error."""
+EXACT_BELOW = 25  # number of discordant pixels below which McNemar's test is exact
+NLL_FLOOR = 1e-7  # lowest activation in the logarithm, so that a stored zero gives no infinite loss
+BINS = 15  # bins of the reliability diagram and of the expected calibration error
 
 
 def count(reference: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:

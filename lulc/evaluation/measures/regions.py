@@ -33,8 +33,7 @@ SPLITS = {"train": "training", "val": "validation"}
 MODEL_TAG, MODEL_SHA256_TAG, ENSEMBLE_TAG = "LULC_MODEL", "LULC_MODEL_SHA256", "LULC_ENSEMBLE"
 """Tags of a map: name and sha256 of its model, and those of all models of an ensemble."""
 
-NAME_FIELDS = ("name", "region", "id")
-"""Fields with the names of polygons, the first that exists."""
+NAME_FIELDS = ("name", "region", "id")  # fields with the names of polygons, the first that exists
 
 
 @dataclass(frozen=True)

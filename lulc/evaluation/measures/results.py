@@ -23,8 +23,7 @@ from lulc.labels.levels import Level
 
 FORMAT_VERSION = 2
 
-MACRO = "macro-F1"
-"""Key of the mean over classes in `Results.baseline`."""
+MACRO = "macro-F1"  # key of the mean over classes in `Results.baseline`
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,10 @@ if TYPE_CHECKING:
 LAYER = "sample"
 ReadClasses = Callable[[Window], NDArray[np.uint8]]
 
-UNINTERPRETABLE = 0
-"""Reference of a point that can't be interpreted."""
+UNINTERPRETABLE = 0  # reference of a point that can't be interpreted
 
 _NO_ANSWER = {"uninterpretable", "not interpretable", "cannot be interpreted", "unclear", "unknown", "?"}
-_NO_CLASS = {UNINTERPRETABLE, 255, -1}
-"""Texts and numbers with the same meaning."""
+_NO_CLASS = {UNINTERPRETABLE, 255, -1}  # texts and numbers with the same meaning
 
 STRATA_FIELDS = ("id", "stratum", "class")
 

@@ -27,8 +27,7 @@ from lulc.evaluation.report.viewer import Viewer
 TEMPLATES = Path(__file__).with_name("templates")
 LEAFLET = TEMPLATES / "vendor" / "leaflet-1.9.4"
 
-WEBP_QUALITY, LOSSLESS = 85, 101
-"""Quality of pictures in a page; WebP is lossless above 100."""
+WEBP_QUALITY, LOSSLESS = 85, 101  # quality of pictures in a page; WebP is lossless above 100
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ FILES = (
 )  # fmt: skip
 """Files of a report; others in the folder stay unchanged."""
 
-FIRST, LAST = "classes.csv", "report.json"
-"""The files that are written first and last."""
+FIRST, LAST = "classes.csv", "report.json"  # the files that are written first and last
 
 
 def write_report(

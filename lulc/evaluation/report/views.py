@@ -17,14 +17,9 @@ from lulc.core.schema import IGNORE, Legend
 from lulc.core.windows import Window, squares_of
 from lulc.models.uncertainty import entropy
 
-LONGEST = 2048
-"""Longest side of a view in pixels."""
-
-FINE_VALUES = 8_000_000
-"""Number of activations (7 MB) up to which a page stores three decimals, not two."""
-
-BLOCKS = 16
-"""Least certain squares along the longest side."""
+LONGEST = 2048  # longest side of a view in pixels
+FINE_VALUES = 8_000_000  # number of activations (7 MB) up to which a page stores three decimals, not two
+BLOCKS = 16  # least certain squares along the longest side
 
 Stored = NDArray[np.unsignedinteger[Any]]
 
