@@ -14,7 +14,7 @@ import operator
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -178,9 +178,9 @@ class _Parser:
         if name not in _FUNCTIONS:
             known = ", ".join((*_FUNCTIONS, *TERRAIN))
             raise _refusal(self._text, f"there is no function {name}, expected one of {known}")
-        if len(arguments) != _FUNCTIONS[name].count:
+        if len(arguments) != _FUNCTIONS[name].arity:
             raise _refusal(
-                self._text, f"{name} has {len(arguments)} arguments, expected {_FUNCTIONS[name].count}"
+                self._text, f"{name} has {len(arguments)} arguments, expected {_FUNCTIONS[name].arity}"
             )
         return Node("function", name, tuple(arguments))
 
@@ -278,9 +278,8 @@ def _code(text: str, name: str, unit: Unit, number: Unit) -> Unit:
     return {}
 
 
-@dataclass(frozen=True)
-class _Function:
-    count: int
+class _Function(NamedTuple):
+    arity: int
     compute: Callable[..., Any]
     unit: Callable[..., Unit]
 

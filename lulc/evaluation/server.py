@@ -146,7 +146,9 @@ def _application(config: ServeConfig, resources: ExitStack) -> Any:
             f"Assign it, for example: gdal_edit.py -a_srs EPSG:3067 {config.map}",
         )
     reference = _Reference(config, resources) if config.reference else None
-    layers = _layers(config, the_map, reference, resources)
+    file = TileFile(config.map, resources, allow_vrt=config.allow_vrt)
+    image = TileFile(config.image, resources, allow_vrt=config.allow_vrt) if config.image else None
+    layers = layers_of(the_map, file, image, reference.files(resources) if reference else None)
     page = render_html(_page(the_map, layers))
     values = Values(the_map, reference)
     readers = _Readers()
@@ -314,14 +316,6 @@ class _Reference:
 
 def _one_band(read: Callable[[Window], np.ndarray], window: Window) -> np.ndarray:
     return read(window)[np.newaxis]
-
-
-def _layers(
-    config: ServeConfig, the_map: ClassMap, reference: _Reference | None, resources: ExitStack
-) -> list[TileLayer]:
-    file = TileFile(config.map, resources, allow_vrt=config.allow_vrt)
-    image = TileFile(config.image, resources, allow_vrt=config.allow_vrt) if config.image else None
-    return layers_of(the_map, file, image, reference.files(resources) if reference else None)
 
 
 def _page(the_map: ClassMap, layers: list[TileLayer]) -> Page:

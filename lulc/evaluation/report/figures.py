@@ -89,8 +89,7 @@ def draw_panels(
             ax.set_title(title)
             _show(ax, array, legend)
         _scale_bar(axes[0], grid, width)
-        if grid.is_north_up:
-            _north_arrow(axes[len(panels) - 1])
+        _north_arrow(axes[len(panels) - 1], grid)
         figure.legend(handles=keys, loc="outside right upper", handlelength=1.6, labelspacing=0.55)
 
 
@@ -104,10 +103,6 @@ def _show(ax: Axes, array: NDArray[np.uint8], legend: Legend) -> None:
             place, cmap=ListedColormap(colors), vmin=-0.5, vmax=len(colors) - 0.5,
             interpolation="nearest",
         )  # fmt: skip
-    _frame(ax)
-
-
-def _frame(ax: Axes) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
@@ -150,7 +145,9 @@ def _scale_bar(ax: Axes, grid: GridSpec, shown_width: int) -> None:
     ax.add_artist(bar)
 
 
-def _north_arrow(ax: Axes) -> None:
+def _north_arrow(ax: Axes, grid: GridSpec) -> None:
+    if not grid.is_north_up:
+        return
     box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "alpha": 0.85, "edgecolor": "none"}
     ax.text(
         0.97, 0.97, "N\n▲", transform=ax.transAxes, ha="right", va="top", fontsize=9, weight="bold",
@@ -266,8 +263,7 @@ def draw_uncertainty(
         ax.set_xticks([])
         ax.set_yticks([])
         _scale_bar(ax, grid, width)
-        if grid.is_north_up:
-            _north_arrow(ax)
+        _north_arrow(ax, grid)
         bar = figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
         bar.set_label("0 one class is certain, 1 all are equally likely")
 

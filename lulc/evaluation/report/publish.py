@@ -143,30 +143,31 @@ def _draw(results: Results, views: Views, places: list[UnsureSquare], folder: Pa
 
     classes = (dataclasses.replace(c, name=visible(c.name)) for c in results.legend.classes)
     legend, grid = Legend(results.legend.name, tuple(classes)), views.grid
-    paths = [folder / "map.png"]
-    figures.draw_panels([(visible(f"Land cover, {results.map}"), views.map)], legend, grid, paths[0])
-    beside = [("Image", views.image), ("Reference", views.reference), ("Map", views.map)]
-    panels = [(title, view) for title, view in beside if view is not None]
-    if len(panels) > 1:
-        paths.append(folder / "side-by-side.png")
-        figures.draw_panels(panels, legend, grid, paths[-1])
+    paths: list[Path] = []
+
+    def new(name: str) -> Path:
+        paths.append(folder / name)
+        return paths[-1]
+
+    title = visible(f"Land cover, {results.map}")
+    figures.draw_panels([(title, views.map)], legend, grid, new("map.png"))
+    panels = [("Image", views.image), ("Reference", views.reference), ("Map", views.map)]
+    available = [(title, view) for title, view in panels if view is not None]
+    if len(available) > 1:
+        figures.draw_panels(available, legend, grid, new("side-by-side.png"))
     if results.confusion.any():
-        paths.append(folder / "confusion.png")
         title = f"Confusion matrix{results.scored}, % of each reference class"
-        figures.draw_confusion(results.confusion, legend, paths[-1], title=title)
+        figures.draw_confusion(results.confusion, legend, new("confusion.png"), title=title)
     if results.calibration:
-        paths.append(folder / "reliability.png")
         title = f"Reliability of the probabilities{results.scored}"
-        figures.draw_reliability(results.calibration, paths[-1], title=title)
-    unsure = views.entropy()
-    if unsure is not None:
-        paths.append(folder / "least-sure.png")
-        figures.draw_uncertainty(unsure, places, grid, paths[-1], title="Uncertainty of the map")
-    if results.areas.estimates:
-        paths.append(folder / "areas.png")
-        mapped = results.areas.values[1:].tolist()
-        figures.draw_areas(results.areas.estimates.areas, mapped, legend, paths[-1], unit=results.areas.unit)
+        figures.draw_reliability(results.calibration, new("reliability.png"), title=title)
+    if (uncertainty := views.entropy()) is not None:
+        path = new("least-sure.png")
+        figures.draw_uncertainty(uncertainty, places, grid, path, title="Uncertainty of the map")
+    areas = results.areas
+    if areas.estimates:
+        mapped = areas.values[1:].tolist()
+        figures.draw_areas(areas.estimates.areas, mapped, legend, new("areas.png"), unit=areas.unit)
     if results.training:
-        paths.append(folder / "history.png")
-        figures.draw_history(results.training, paths[-1])
+        figures.draw_history(results.training, new("history.png"))
     return paths
