@@ -295,7 +295,6 @@ def make_mosaic(config: MosaicConfig) -> list[Mosaic]:
 
     Examples
     --------
-    >>> import lulc
     >>> lulc.make_mosaic(
     ...     aoi="region.gpkg", dates="2024-06-01/2024-08-31", catalog="earth-search", out="summer.tif"
     ... )  # doctest: +SKIP
@@ -321,7 +320,6 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
 
     Examples
     --------
-    >>> import lulc
     >>> lulc.make_stacks(bands="mosaic.tif", labels="labels.tif", out="stacks")  # doctest: +SKIP
     """
     from lulc.preprocessing.preprocess import make_stacks
@@ -407,7 +405,6 @@ def train(config: TrainConfig) -> TrainingResult:
 
     Examples
     --------
-    >>> import lulc
     >>> run = lulc.train(data="stacks", out="run", epochs=4)  # doctest: +SKIP
     >>> run.picks["lowest-val-loss"]  # doctest: +SKIP
     """
@@ -458,7 +455,6 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
 
     Examples
     --------
-    >>> import lulc
     >>> made = lulc.classify(model="run", inputs="mosaic.tif", out="map.tif")  # doctest: +SKIP
     >>> with lulc.open_map(made.path) as land_cover:  # doctest: +SKIP
     ...     classes = land_cover.read(land_cover.grid.extent)
@@ -622,7 +618,6 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
     Examples
     --------
-    >>> import lulc
     >>> result = lulc.evaluate(map="map.tif", reference="labels.tif", out="report")  # doctest: +SKIP
     >>> result.scores.overall_accuracy  # doctest: +SKIP
     """
@@ -651,7 +646,6 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
 
     Examples
     --------
-    >>> import lulc
     >>> lulc.export_map(map="map.tif", out=["map.qml", "map.nc"])  # doctest: +SKIP
     """
     from lulc.export.export import export_map
@@ -675,7 +669,6 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
 
     Examples
     --------
-    >>> import lulc
     >>> lulc.export_model(model="run", out="net.onnx")  # doctest: +SKIP
     """
     from lulc.export.export import export_model
@@ -699,7 +692,6 @@ def import_model(config: ImportModelConfig) -> Imported:
 
     Examples
     --------
-    >>> import lulc
     >>> lulc.import_model(
     ...     model="net.onnx", channels=["B04", "B03", "B02"], legend="worldcover", out="models/net"
     ... )  # doctest: +SKIP

@@ -382,13 +382,7 @@ def differing(first: ChannelSet, second: ChannelSet) -> tuple[list[str], list[st
 
 
 def split_prefix(text: str) -> tuple[str, str]:
-    """Split ``PREFIX=PATH``; the prefix is a date or layer names, and empty for a file that exists.
-
-    Examples
-    --------
-    >>> split_prefix("spring=april.tif"), split_prefix("april.tif"), split_prefix("A00..A63=embedding.tif")
-    (('spring', 'april.tif'), ('', 'april.tif'), ('A00..A63', 'embedding.tif'))
-    """
+    """Split ``PREFIX=PATH``; the prefix is a date or layer names, and empty for a file that exists."""
     match = _PREFIX.fullmatch(text)
     if match is None or os.path.exists(text):
         return "", text
@@ -512,14 +506,7 @@ CHANNEL_SETS: Mapping[str, ChannelSet] = MappingProxyType(
 
 
 def channels_text(channels: ChannelSet | Sequence[str]) -> str:
-    """Return the YAML file of a channel set.
-
-    Examples
-    --------
-    >>> print(channels_text(["B04", "NDVI"]), end="")
-    format_version: 1
-    channels: [B04, NDVI]
-    """
+    """Return the YAML file of a channel set."""
     text = f"format_version: {FORMAT_VERSION}\n"
     if isinstance(channels, ChannelSet):
         text += f"name: {channels.name}\n"

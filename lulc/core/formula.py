@@ -83,13 +83,6 @@ def parse(text: str, dates: Collection[str] = ()) -> Formula:
         Names, numbers, ``+ - * /``, brackets and functions.
     dates
         Known dates, such as ``spring`` in ``spring/B04``.
-
-    Examples
-    --------
-    >>> parse("(B03 - B08) / (B03 + B08)").names
-    ('B03', 'B08')
-    >>> parse("summer/NDVI - spring/NDVI", ["spring", "summer"]).names
-    ('summer/NDVI', 'spring/NDVI')
     """
     if len(text) > MAX_LENGTH:
         raise _refusal(text[:40] + "...", f"it has {len(text)} characters, expected at most {MAX_LENGTH}")

@@ -21,11 +21,6 @@ def visible(text: str, *, lines: bool = False) -> str:
     r"""Return the text with control characters, bidirectional overrides and the like as escapes.
 
     `lines` keeps line breaks and tabs.
-
-    Examples
-    --------
-    >>> visible("Forest\x1b[2J")
-    'Forest\\x1b[2J'
     """
     if text.isprintable():
         return text
@@ -86,14 +81,7 @@ def duration(seconds: float) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """Return rows as lines, with text columns first, aligned left, then numbers, aligned right.
-
-    Examples
-    --------
-    >>> print(columns([["class", "ha"], ["Water", "12"]]))
-    class  ha
-    Water  12
-    """
+    """Return rows as lines, with text columns first, aligned left, then numbers, aligned right."""
     shown = [[visible(text) for text in row] for row in rows]
     aligned = []
     for i, column in enumerate(zip(*shown, strict=True)):

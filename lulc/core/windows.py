@@ -294,24 +294,13 @@ def near_windows(window: Window, others: Sequence[Window], gap: int) -> list[Win
     """Return the rectangles of `window`, in its own coordinates, within `gap` pixels of one of `others`.
 
     The distance is Chebyshev's: the larger of the distances in rows and in columns.
-
-    Examples
-    --------
-    >>> near_windows(Window(0, 0, 10, 10), [Window(0, 10, 10, 10)], 3)
-    [Window(row=0, col=7, height=10, width=3)]
     """
     common = (other.grow(gap).intersect(window) for other in others)
     return [c.relative_to(window) for c in common if c.height and c.width]
 
 
 class Neighbours:
-    """Spatial index of windows, to find those within `gap` pixels of another window.
-
-    Examples
-    --------
-    >>> Neighbours([Window(0, 10, 10, 10), Window(500, 0, 9, 9)], 3).of(Window(0, 0, 10, 10))
-    [Window(row=0, col=7, height=10, width=3)]
-    """
+    """Spatial index of windows, to find those within `gap` pixels of another window."""
 
     def __init__(self, windows: Sequence[Window], gap: int) -> None:
         import shapely
