@@ -28,23 +28,12 @@ _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less tha
 
 
 def option(
-    default: Any,
-    help: str,
-    *,
-    unit: str = "",
-    choices: tuple[str, ...] | None = None,
-    metavar: str | None = None,
-    positional: bool = False,
-    group: str = "",
-    endings: tuple[str, ...] = (),
-    texts: Mapping[str, str] | None = None,
-    flag: str = "",
-    recipes: Mapping[str, Mapping[str, Any]] | None = None,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-) -> Any:
+    default: Any, help: str, *, unit: str = "", choices: tuple[str, ...] | None = None,
+    metavar: str | None = None, positional: bool = False, group: str = "", endings: tuple[str, ...] = (),
+    texts: Mapping[str, str] | None = None, flag: str = "",
+    recipes: Mapping[str, Mapping[str, Any]] | None = None, ge: float | None = None, gt: float | None = None,
+    le: float | None = None, lt: float | None = None,
+) -> Any:  # fmt: skip
     """Return a dataclass field that is also a command-line option.
 
     Parameters

@@ -71,16 +71,10 @@ class Apart(Resource):
     """
 
     def __init__(
-        self,
-        make: Callable[..., Any] | str,
-        *arguments: Any,
-        path: str | os.PathLike[str],
-        place: str | os.PathLike[str] | None = None,
-        stored: int | None = None,
-        reading: str = "",
-        memory: int = 0,
-        ahead: Sequence[str] = (),
-    ) -> None:
+        self, make: Callable[..., Any] | str, *arguments: Any, path: str | os.PathLike[str],
+        place: str | os.PathLike[str] | None = None, stored: int | None = None, reading: str = "",
+        memory: int = 0, ahead: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.path = os.fspath(path)
         self._reading = f"{reading} " if reading else ""
         place = Path(place or self.path).resolve()

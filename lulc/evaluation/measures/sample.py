@@ -75,13 +75,9 @@ def strata_path(path: str | os.PathLike[str]) -> Path:
 
 
 def draw_sample(
-    read: ReadClasses,
-    windows: Iterable[Window],
-    grid: GridSpec,
-    pixels: NDArray[np.int64],
-    allocation: NDArray[np.int64],
-    rng: np.random.Generator,
-) -> geopandas.GeoDataFrame:
+    read: ReadClasses, windows: Iterable[Window], grid: GridSpec, pixels: NDArray[np.int64],
+    allocation: NDArray[np.int64], rng: np.random.Generator,
+) -> geopandas.GeoDataFrame:  # fmt: skip
     """Draw a stratified random sample of pixels, without replacement, window by window.
 
     Within a stratum, equal areas are equally likely. If pixels differ in area, more candidates are drawn, and

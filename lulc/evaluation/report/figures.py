@@ -223,13 +223,9 @@ def draw_reliability(
 
 
 def draw_uncertainty(
-    uncertainty: NDArray[np.float32],
-    places: Sequence[UnsureSquare],
-    grid: GridSpec,
-    path: str | os.PathLike[str],
-    *,
-    title: str,
-) -> None:
+    uncertainty: NDArray[np.float32], places: Sequence[UnsureSquare], grid: GridSpec,
+    path: str | os.PathLike[str], *, title: str,
+) -> None:  # fmt: skip
     """Draw the uncertainty of a map, with numbered frames around the least certain places.
 
     Parameters
@@ -269,13 +265,9 @@ def draw_uncertainty(
 
 
 def draw_areas(
-    areas: Sequence[Estimate],
-    mapped: Sequence[float],
-    legend: Legend,
-    path: str | os.PathLike[str] | None = None,
-    *,
-    unit: str,
-) -> Figure:
+    areas: Sequence[Estimate], mapped: Sequence[float], legend: Legend,
+    path: str | os.PathLike[str] | None = None, *, unit: str,
+) -> Figure:  # fmt: skip
     """Draw estimated areas in `unit` with their 95 % intervals, and mapped areas beside them."""
     rows = range(len(legend))
     names = [f"{c.number}  {c.name}" for c in legend.classes]

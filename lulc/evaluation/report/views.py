@@ -77,15 +77,9 @@ class Viewing:
     """Views that are filled window by window."""
 
     def __init__(
-        self,
-        grid: GridSpec,
-        classes: int,
-        *,
-        with_image: bool,
-        with_activations: bool,
-        with_reference: bool = True,
-        longest: int = LONGEST,
-    ) -> None:
+        self, grid: GridSpec, classes: int, *, with_image: bool, with_activations: bool,
+        with_reference: bool = True, longest: int = LONGEST,
+    ) -> None:  # fmt: skip
         self._grid = grid
         self.step = max(1, -(-max(grid.shape) // longest))
         shape = tuple(-(-side // self.step) for side in grid.shape)
