@@ -129,7 +129,9 @@ def check_sqlite(path: str) -> None:
             rows = database.execute("SELECT type, name, sql FROM sqlite_master LIMIT ?", (FIELDS + 1,))
             for number, (kind, name, sql) in enumerate(rows):
                 if exceeds(number, FIELDS) or exceeds(len(sql or ""), TEXT_BYTES):
-                    raise unreadable(path, f"it has more than {FIELDS} tables, or one of a giant definition")
+                    raise unreadable(
+                        path, f"it has more than {FIELDS} tables, or one with a giant definition"
+                    )
                 if computed := _computed(database, kind, name, " ".join(str(sql or "").split()).lower()):
                     raise InputError(
                         f"cannot read '{path}', since '{str(name)[:80]}' in it is {computed}, expected plain "

@@ -494,16 +494,7 @@ class _Opening:
                 _warn_of_missing(needed, "" if read_indices else date)
                 if not read_indices:
                     return None
-            # A mask of a date, or one among its bands, masks pixels of that date alone.
-            among_bands = [file for file in files if date and isinstance(file, str) and is_mask_name(file)]
-            mask_file = next(iter([*masks, *among_bands]), None)
-            files = [file for file in files if file is not mask_file]
-            classified = not (masks or self._masked)
-            sources, mask = open_bands(files, config, _product_names(every), opened, classified=classified)
-            if mask_file is not None:
-                mask = open_in(mask_file, config, opened)
-                left_out = masked_out(config) if masks or not config.mask else ()
-            planes = band_planes(sources, config, needed, f"bands of {date}" if date else "bands")
+            sources, planes, mask, left_out = self._open_bands(date, files, masks, every, needed)
             # A date without bands takes the grid of its indices.
             self._grid = self._grid or (
                 finest_grid(sources, planes) if sources else finest_grid(index_sources, index_layers)
@@ -521,6 +512,24 @@ class _Opening:
         patches = tuple(_open_fill(path, config, needed, self._grid, opened) for path in fills)
         _log_left_out([*sources, *index_sources], [*planes, *index_layers])
         return Part(date, main, patches, index)
+
+    def _open_bands(
+        self, date: str, files: Sequence[str | Source], masks: Sequence[str],
+        every: Sequence[ChannelDefinition], needed: Sequence[ChannelDefinition],
+    ) -> tuple[list[Source], list[list[Plane]], Source | None, tuple[int, ...] | None]:  # fmt: skip
+        """Open the bands of one date; return sources, planes, mask and its masked values."""
+        config, left_out = self._config, None
+        # A mask of a date, or one among its bands, masks pixels of that date alone.
+        among_bands = [file for file in files if date and isinstance(file, str) and is_mask_name(file)]
+        mask_file = next(iter([*masks, *among_bands]), None)
+        files = [file for file in files if file is not mask_file]
+        classified = not (masks or self._masked)
+        sources, mask = open_bands(files, config, _product_names(every), self._opened, classified=classified)
+        if mask_file is not None:
+            mask = open_in(mask_file, config, self._opened)
+            left_out = masked_out(config) if masks or not config.mask else ()
+        planes = band_planes(sources, config, needed, f"bands of {date}" if date else "bands")
+        return sources, planes, mask, left_out
 
     def _check_complete(self, parts: Sequence[Part], layers: Further) -> None:
         """Refuse channels of no date that no further raster holds."""

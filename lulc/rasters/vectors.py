@@ -644,7 +644,7 @@ def write_package(path: str | os.PathLike[str]) -> Iterator[Path]:
         except RuntimeError as error:
             raise InputError(
                 f"cannot write '{path}', since GDAL stopped: {error}",
-                "See that its disk has room, and that files may be written to its folder.",
+                "Check that the disk has space and that files may be written to the folder.",
             ) from error
         finally:
             pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": None})
