@@ -39,14 +39,7 @@ from lulc.rasters.radiometry import (
     recognise_backscatter,
     reflectance,
 )
-from lulc.rasters.sources import (
-    is_store,
-    open_classes,
-    open_item,
-    open_product,
-    open_source,
-    open_store,
-)
+from lulc.rasters.sources import is_store, open_classes, open_item, open_product, open_source, open_store
 
 logger = logging.getLogger("lulc")
 
@@ -689,8 +682,8 @@ def check_samples(mosaic: Mosaic) -> None:
         return
     scaling = {plane.name: plane.scaling for reader in readers for plane in reader.planes}
     paths = list(dict.fromkeys(r.source.path for r in readers))
-    name = paths[0] if len(paths) == 1 else f"{paths[0]}' and {len(paths) - 1} more '"
-    check_radiometry(_sample_bands(readers), scaling, name.rstrip(" '"))
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    check_radiometry(_sample_bands(readers), scaling, paths[0] + more)
 
 
 def _sample_bands(readers: Sequence[Reader]) -> dict[str, np.ndarray]:
