@@ -20,7 +20,6 @@ from lulc.rasters.mosaics import (
     Plane,
     build_mosaic,
     check_samples,
-    finest_grid,
     listed,
     open_bands,
     planes_of,
@@ -42,10 +41,6 @@ class Further:
     def names(self) -> tuple[str, ...]:
         """Names of their channels, with dates."""
         return tuple(plane.definition.name for planes in self.planes for plane in planes)
-
-    def finest(self) -> GridSpec:
-        """Return the finest of their grids, for a stack without bands."""
-        return finest_grid(self.sources, self.planes)
 
     def mosaics(self, grid: GridSpec, config: InputConfig) -> list[tuple[str, Mosaic]]:
         """Return a date and its checked mosaic on a grid, for each date."""

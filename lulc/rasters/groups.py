@@ -121,19 +121,19 @@ def ancestors(path: str) -> Iterator[Mapping[str, Any]]:
         attributes = _read_json(folder / ".zattrs") or _read_json(folder / "zarr.json").get("attributes", {})
         pending = [attributes]
         while pending:
-            own = pending.pop(0)
-            yield own
-            pending += [value for value in own.values() if isinstance(value, dict)]
+            level = pending.pop(0)
+            yield level
+            pending += [value for value in level.values() if isinstance(value, dict)]
 
 
 def _netcdf_groups(data: Any, prefix: str) -> list[str]:
-    found = []
+    groups = []
     for name, group in data.groups.items():
-        own = f"{prefix}/{name}"
+        path = f"{prefix}/{name}"
         if any(variable.ndim >= 2 for variable in group.variables.values()):
-            found.append(own)
-        found += _netcdf_groups(group, own)
-    return found
+            groups.append(path)
+        groups += _netcdf_groups(group, path)
+    return groups
 
 
 def _is_zarr(folder: Path) -> bool:

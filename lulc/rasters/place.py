@@ -160,7 +160,7 @@ def pixel_edges(
         first, last = bounds[0], bounds[-1]
         forward = first.mean() <= last.mean()
         start, end = (min(first), max(last)) if forward else (max(first), min(last))
-        return float(start), _short((end - start) / values.size)
+        return float(start), _rounded((end - start) / values.size, 12)
     step = _even_step(path, axis, values, declared)
     centre = _rounded(values[0] - step / 2), step
     if declared is None or abs(abs(declared[1]) - abs(step)) > _EVEN * abs(step) / max(1, values.size):
@@ -189,7 +189,7 @@ def _even_step(path: str, axis: str, values: np.ndarray, declared: tuple[float, 
             step = float((values[-1] - values[0]) / (values.size - 1))
             drift = np.abs(values - (values[0] + step * np.arange(values.size))).max()
             if step != 0 and drift < _EVEN * abs(step):
-                return _short(step)
+                return _rounded(step, 12)
     raise InputError(
         f"cannot use '{path}', since its coordinate '{axis}' is missing or not evenly spaced, "
         "expected pixel centres at even distances",
@@ -197,13 +197,9 @@ def _even_step(path: str, axis: str, values: np.ndarray, declared: tuple[float, 
     )
 
 
-def _short(step: float) -> float:
-    """Round a step whose sums were rounded: 9.999999999 to 10."""
-    return float(f"{step:.12g}")
-
-
-def _rounded(edge: float) -> float:
-    return float(f"{edge:.15g}")
+def _rounded(value: float, digits: int = 15) -> float:
+    """Round to significant digits: 9.999999999 of a sum to 10."""
+    return float(f"{value:.{digits}g}")
 
 
 def _text(value: Any) -> str:

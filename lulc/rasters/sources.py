@@ -439,9 +439,11 @@ class RasterSource(Source):
         even, shape = self._thinned(step, window)
         area, parts = self._area(even), []
         with self._reading(window), rasterio.Env(**_ENVIRONMENT):
-            masked = [i for i, flags in enumerate(self._dataset.mask_flag_enums) if _is_masked(flags)]
-            if masked:
-                parts.append(self._dataset.read_masks(masked[0] + 1, window=area, out_shape=shape)[None])
+            # A mask of the whole dataset; alpha and no-data values are read layer by layer.
+            for i, flags in enumerate(self._dataset.mask_flag_enums, start=1):
+                if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+                    parts.append(self._dataset.read_masks(i, window=area, out_shape=shape)[None])
+                    break
             alpha = [i + 1 for i, layer in enumerate(self.layers) if layer.alpha]
             if alpha:
                 parts.append(
@@ -620,11 +622,6 @@ def _layer(data: Any, index: int, beside: LayerMetadata, path: str, nodata: str)
     of_file = None if odd else data.nodatavals[index - 1]
     where = f"of band {index}: "
     return declared_layer(path, tags, dtype, packing, units, nodata=of_file, odd=odd, where=where)
-
-
-def _is_masked(flags: Sequence[MaskFlags]) -> bool:
-    """True for a mask of the whole dataset; alpha and no-data values are read layer by layer."""
-    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
 
 def _open_mask(path: str, target: str, shape: tuple[int, int]) -> Any:

@@ -449,7 +449,7 @@ class _Opening:
             )
             parts += [part] if part else []
         self._check_complete(parts, layers)
-        grid = self._grid or layers.finest()
+        grid = self._grid or finest_grid(layers.sources, layers.planes)
         parts += [Part(date, mosaic) for date, mosaic in layers.mosaics(grid, config)]
         classified = any(m.left_out for part in parts for m in (part.main, *part.fills))
         everywhere = open_masks(config, grid, classified=classified, paths=masks[""])
@@ -482,7 +482,11 @@ class _Opening:
         mask: Source | None = None
         left_out: tuple[int, ...] | None = None
         if scenes:
-            main = _open_scenes(scenes, config, [one.local for one in needed])
+            if isinstance(scenes, Scenes):
+                main = scenes.reopen()
+            else:
+                found = find_scenes(scenes, allow_vrt=config.allow_vrt)
+                main = open_scenes(found, config, [one.local for one in needed])
             opened.callback(main.close)
             self._grid = self._grid or main.grid
         else:
@@ -612,12 +616,6 @@ def _by_date(
             )  # fmt: skip
         rasters[date].append(path)
     return rasters
-
-
-def _open_scenes(scenes: Sequence[str] | Scenes, config: InputConfig, needed: Sequence[str]) -> Scenes:
-    if isinstance(scenes, Scenes):
-        return scenes.reopen()
-    return open_scenes(find_scenes(scenes, allow_vrt=config.allow_vrt), config, needed)
 
 
 def sort_sources(sources: Sequence[Source]) -> tuple[list[Source], list[Source]]:
