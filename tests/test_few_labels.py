@@ -33,8 +33,8 @@ from lulc.training.run_folder import clear_run
 from lulc.training.small_models import (
     BESIDE,
     DECAY,
+    EPOCHS,
     HIDDEN,
-    ROUNDS,
     TREES_OF_SCALE,
     fit_small_models,
     with_borders,
@@ -68,7 +68,7 @@ def expected_by_scikit_learn(x, y, given, seed):
         z, z_given = scaler.transform(more[:, used]), scaler.transform(given[:, used])
         forest = RandomForestClassifier(TREES_OF_SCALE, class_weight="balanced", random_state=seed)
         found.append(forest.fit(more[:, used], twice).predict_proba(given[:, used]))
-        perceptron = MLPClassifier(HIDDEN, alpha=DECAY, max_iter=ROUNDS, random_state=seed)
+        perceptron = MLPClassifier(HIDDEN, alpha=DECAY, max_iter=EPOCHS, random_state=seed)
         perceptron.fit(z, twice, sample_weight=compute_sample_weight("balanced", twice))
         found.append(perceptron.predict_proba(z_given))
     return np.mean(found, axis=0)

@@ -117,7 +117,7 @@ def test_auto_takes_one_gpu_for_small_stacks_and_moved_crops(write_stacks, tmp_p
 def test_stacks_that_can_not_be_copied_are_refused(write_stacks, tmp_path):
     config = config_of(write_stacks(tmp_path / "stacks"))
     dataset = open_dataset(config)
-    with pytest.raises(InputError, match=r"GB of memory on their way, expected at most .* 0\.0 GB"):
+    with pytest.raises(InputError, match=r"GB of memory for the copy, expected at most .* 0\.0 GB"):
         choose_crop_device(config, dataset, 1, 1e3)
     with pytest.raises(InputError, match="2 devices train, expected one"):
         choose_crop_device(config, dataset, 2, 1e12)

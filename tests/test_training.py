@@ -299,7 +299,7 @@ def test_a_start_from_weights_takes_their_network_where_no_option_shapes_it(stac
     config = make_config(stacks, tmp_path / "own", init=str(first.picks["last"]), epochs=1, **opened)
     network = load_card(train(config).picks["last"]).network
     assert {name: getattr(network, name) for name in shaped} == shaped
-    assert not [r for r in caplog.records if "begin anew" in r.message]
+    assert not [r for r in caplog.records if "start from random" in r.message]
     other = dataclasses.replace(config, out=str(tmp_path / "other"), filters=(4,))
     assert load_card(train(other).picks["last"]).network.filters == (4,)
 

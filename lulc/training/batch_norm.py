@@ -1,4 +1,4 @@
-"""Statistics of batch norm, estimated anew for averaged weights."""
+"""Statistics of batch norm, estimated once more for averaged weights."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["Normalization"]
 
 
 class Normalization:
-    """Estimates batch norm's statistics anew, from plain crops of the training stacks.
+    """Estimate of the statistics of batch norm from unaugmented crops of the training stacks.
 
-    While a network trains, batch norm gathers a moving average of what it saw in the last hundred batches.
-    That says little where a batch is a few crops, it leaves out how batches differ from one another, and it
-    belongs to other weights than the averaged ones. So averaged weights are offered
-    statistics of their own from a pass over crops (Izmailov et al. 2018, UAI, section 3.2): mean and variance
-    of all pixels of all batches (Wu and Johnson 2021, arXiv:2105.07576, section 3, "precise" statistics).
+    In training, batch norm keeps a moving average over the last hundred batches. This is noisy for batches
+    of few crops, leaves out the variance between batches, and belongs to other weights than the averaged
+    ones. Averaged weights therefore get statistics from a pass over crops (Izmailov et al. 2018, UAI,
+    section 3.2): mean and variance of all pixels of all batches (Wu and Johnson 2021, arXiv:2105.07576,
+    section 3, "precise" statistics).
 
     Parameters
     ----------
     build
-        Makes a network of the same architecture. It is asked once, and the network that it gives computes in
-        the place of the one that trains, whatever devices that one lies on.
+        Builds a network of the same architecture; called once. The pass runs on this copy, which lies on
+        one device.
     crops
-        Batches to look at, those of their epoch 0; a pass over them is the price of each validation.
+        Batches of the pass, those of epoch 0; each validation costs one pass.
     """
 
     def __init__(
@@ -48,24 +48,23 @@ class Normalization:
 
     @contextlib.contextmanager
     def settled(self, model: keras.Model, devices: Devices = ONE) -> Iterator[None]:
-        """Give a network the statistics of its weights inside; its own come back afterwards.
+        """Give a network the estimated statistics inside; those of training come back afterwards.
 
-        The first process computes them, since they shall not depend on how many there are.
+        The first process computes them alone, so that they don't depend on the number of processes.
         """
         layers = _batch_norms(model)
         if not layers:
             yield
             return
-        own = _statistics_of(layers)
-        found = own
+        gathered = statistics = _statistics_of(layers)
         if devices.first:
             with devices.alone():
-                found = self._estimate(model)
-        _assign(layers, devices.spread_arrays(found))
+                statistics = self._estimate(model)
+        _assign(layers, devices.spread_arrays(statistics))
         try:
             yield
         finally:
-            _assign(layers, own)
+            _assign(layers, gathered)
 
     def _estimate(self, model: keras.Model) -> dict[str, np.ndarray]:
         twin = self._twin = self._twin or self._prepared()
@@ -84,21 +83,20 @@ class Normalization:
                 mean = mean.astype(np.float64)
                 sums[f"{layer.name}/mean"] += weight * mean
                 sums[f"{layer.name}/variance"] += weight * (variance + mean**2)
-        found = {}
+        statistics = {}
         for layer in layers:
             mean = sums[f"{layer.name}/mean"] / pixels
-            found[f"{layer.name}/mean"] = mean.astype(np.float32)
+            statistics[f"{layer.name}/mean"] = mean.astype(np.float32)
             variance = sums[f"{layer.name}/variance"] / pixels - mean**2
-            found[f"{layer.name}/variance"] = np.maximum(variance, 0).astype(np.float32)
-        return found
+            statistics[f"{layer.name}/variance"] = np.maximum(variance, 0).astype(np.float32)
+        return statistics
 
     def _prepared(self) -> keras.Model:
         twin = self._build()
-        for layer in twin.layers:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.momentum = 0.0  # what it gathers is then that of the last batch alone
+        for layer in _batch_norms(twin):
+            layer.momentum = 0.0  # so that the moving statistics are those of the last batch
         for variable in list(twin.trainable_variables):
-            variable.trainable = False  # no backend remembers how to differentiate what nobody asks for
+            variable.trainable = False  # so that backends keep nothing for gradients
         return twin
 
 
@@ -111,10 +109,9 @@ def _moving(layer: Any) -> tuple[Any, Any]:
 
 
 def _statistics_of(layers: list[Any]) -> dict[str, np.ndarray]:
-    names = ("mean", "variance")
     return {
         f"{layer.name}/{name}": np.array(keras.ops.convert_to_numpy(value))
-        for layer in layers for name, value in zip(names, _moving(layer), strict=True)
+        for layer in layers for name, value in zip(("mean", "variance"), _moving(layer), strict=True)
     }  # fmt: skip
 
 

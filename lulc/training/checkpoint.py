@@ -1,9 +1,9 @@
-"""Checkpoints: the arrays of an interrupted training, and a marker that vouches for them.
+"""Checkpoints: the arrays of an interrupted training, and a marker with their checksum.
 
-A checkpoint is two files. ``checkpoint-{serial}.bin`` holds the arrays one after the other, raw;
-``checkpoint-{serial}.json``, written after it, lists their names, types and shapes, the sha256 of
-the first file, and the counters of the run. A checkpoint without its marker doesn't exist. Two are kept,
-so that a damaged newest one costs minutes.
+A checkpoint is two files. ``checkpoint-{serial}.bin`` holds the raw arrays one after the other;
+``checkpoint-{serial}.json``, the marker, is written after it and holds their names, types and shapes, the
+sha256 of the first file, and the counters of the run. A file without its marker is ignored. Two checkpoints
+are kept, so that a damaged one costs minutes.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ logger = logging.getLogger("lulc")
 
 FORMAT_VERSION = 1
 KEPT = 2
-"""Checkpoints kept in a folder, the newest ones."""
+"""Checkpoints that stay in a folder."""
 
 DTYPES = (
     "bool", "uint8", "int8", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64",
     "bfloat16",
 )  # fmt: skip
-"""Types that arrays of a checkpoint may have."""
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -71,27 +70,19 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State from which a run continues as if it had never stopped.
-
-    Parameters
-    ----------
-    arrays
-        Variables by name.
-    state
-        Counters, scores and history; JSON-ready.
-    """
+    """State of a run: variables by name, and counters and history, JSON-ready."""
 
     arrays: Arrays
     state: dict[str, Any]
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, key: str) -> None:
-    """Write a checkpoint beside the older ones, then drop all but the newest `KEPT`.
+    """Write a checkpoint, then remove all but the newest `KEPT`.
 
     Parameters
     ----------
     key
-        Key of the run's inputs and parameters; `load_checkpoint` skips checkpoints with another one.
+        Key of the run's inputs and parameters; `load_checkpoint` skips checkpoints with another key.
     """
     serial = max(_serials(folder), default=0) + 1
     digest = hashlib.sha256()
@@ -115,30 +106,32 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, key: str) -> None:
     marker["sha256_of_marker"] = _digest_of(marker)
     write_document(_marker_file(folder, serial), marker)
     for old in sorted(_serials(folder))[:-KEPT]:
-        _remove(folder, old)
+        # The marker goes first: without it the arrays are ignored.
+        withdraw(_marker_file(folder, old))
+        withdraw(_arrays_file(folder, old))
 
 
 def load_checkpoint(folder: Path, key: str) -> Checkpoint | None:
-    """Return the newest whole checkpoint with this key; None where there is none.
+    """Return the newest intact checkpoint with this key; None if there is none.
 
-    A damaged one (missing, truncated or changed bytes in either file) is named in a warning, and the one
-    before it is taken.
+    A damaged checkpoint (missing, truncated or changed bytes in either file) causes a warning, and the one
+    before it is used.
     """
     for serial in sorted(_serials(folder), reverse=True):
+        path = _marker_file(folder, serial)
         try:
-            marker = read_document(_marker_file(folder, serial), SCHEMA, "checkpoint", FORMAT_VERSION)
+            marker = read_document(path, SCHEMA, "checkpoint", FORMAT_VERSION)
             if _digest_of(marker) != marker["sha256_of_marker"]:
-                raise _damaged(_marker_file(folder, serial), "its sha256 of itself differs")
-            if marker["key"] != key:
-                continue
-            return Checkpoint(_read_arrays(_arrays_file(folder, serial), marker), marker["state"])
+                raise _damaged(path, "its own sha256 differs")
+            if marker["key"] == key:
+                return Checkpoint(_read_arrays(_arrays_file(folder, serial), marker), marker["state"])
         except InputError as error:
-            logger.warning("%s; going on from the checkpoint before it", error.problem)
+            logger.warning("%s; continuing from the checkpoint before it", error.problem)
     return None
 
 
 def clear_checkpoints(folder: Path) -> None:
-    """Remove every checkpoint, and files of an interrupted writing."""
+    """Remove all checkpoints, and temporary files of an interrupted writing."""
     remove_leftovers(folder)
     for path in folder.glob("checkpoint-*"):
         if _FILE.fullmatch(path.name):
@@ -146,9 +139,9 @@ def clear_checkpoints(folder: Path) -> None:
 
 
 def variables_of(model: keras.Model) -> dict[str, np.ndarray]:
-    """Return weights, random states and optimizer variables of a compiled model, by their position.
+    """Return weights, random states and optimizer variables of a compiled model, numbered in their order.
 
-    Names would not do: Keras numbers its optimizers, so that the second one of a process is another.
+    Keras' names don't identify them, since they number the optimizers of a process.
     """
     return {
         name: np.asarray(keras.ops.convert_to_numpy(variable)) for name, variable in _named_variables(model)
@@ -156,28 +149,29 @@ def variables_of(model: keras.Model) -> dict[str, np.ndarray]:
 
 
 def restore_variables(model: keras.Model, arrays: Arrays) -> None:
-    """Assign the variables that `variables_of` took from a model compiled in the same way.
+    """Assign the arrays of `variables_of` to a model compiled in the same way.
 
     Raises
     ------
     InputError
         If names or shapes differ.
     """
-    named = dict(_named_variables(model))
-    expected = {name: tuple(variable.shape) for name, variable in named.items()}
-    found = {name: array.shape for name, array in arrays.items()}
-    if expected != found:
-        wrong = sorted(set(expected.items()) ^ set(found.items()))[:3]
+    variables = dict(_named_variables(model))
+    expected = {name: tuple(variable.shape) for name, variable in variables.items()}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if expected != shapes:
+        differing = sorted(set(expected.items()) ^ set(shapes.items()))[:3]
         raise InputError(
-            f"cannot continue from the checkpoint, since its arrays are not those of this network: {wrong}",
-            "Give `--restart` to drop the partial work and begin again.",
+            "cannot continue from the checkpoint, since its arrays are not those of this network: "
+            f"{differing}",
+            "Give `--restart` to drop the partial work and start again.",
         )
-    for name, variable in named.items():
+    for name, variable in variables.items():
         variable.assign(np.array(arrays[name]))
 
 
 def _named_variables(model: keras.Model) -> list[tuple[str, Any]]:
-    # Building a second time gives an optimizer that scales the loss a second set of variables.
+    # An optimizer that scales the loss gets a second set of variables if it is built twice.
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     return [
@@ -188,17 +182,17 @@ def _named_variables(model: keras.Model) -> list[tuple[str, Any]]:
 
 
 def _read_arrays(path: Path, marker: dict[str, Any]) -> dict[str, np.ndarray]:
-    listed = [(a["name"], np.dtype(_dtype(a["dtype"])), tuple(a["shape"])) for a in marker["arrays"]]
+    layout = [(a["name"], np.dtype(_dtype(a["dtype"])), tuple(a["shape"])) for a in marker["arrays"]]
     if not path.is_file():
         raise _damaged(path, "there is no such file")
-    needed = sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in listed)
-    if not path.stat().st_size == marker["bytes"] == needed:
-        raise _damaged(path, f"it has {path.stat().st_size} bytes, expected {needed}")
+    expected = sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in layout)
+    if not path.stat().st_size == marker["bytes"] == expected:
+        raise _damaged(path, f"it has {path.stat().st_size} bytes, expected {expected}")
     raw = path.read_bytes()
     if hashlib.sha256(raw).hexdigest() != marker["sha256"]:
-        raise _damaged(path, "its sha256 differs from its marker's")
+        raise _damaged(path, "its sha256 differs from that in its marker")
     arrays, start = {}, 0
-    for name, dtype, shape in listed:
+    for name, dtype, shape in layout:
         arrays[name] = np.frombuffer(raw, dtype, math.prod(shape), start).reshape(shape)
         start += arrays[name].nbytes
     return arrays
@@ -217,9 +211,8 @@ def _damaged(path: Path, why: str) -> InputError:
 
 
 def _digest_of(marker: dict[str, Any]) -> str:
-    rest = {name: value for name, value in marker.items() if name != "sha256_of_marker"}
-    text = json.dumps(rest, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    content = {name: value for name, value in marker.items() if name != "sha256_of_marker"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def _serials(folder: Path) -> list[int]:
@@ -232,9 +225,3 @@ def _arrays_file(folder: Path, serial: int) -> Path:
 
 def _marker_file(folder: Path, serial: int) -> Path:
     return folder / f"checkpoint-{serial:08d}.json"
-
-
-def _remove(folder: Path, serial: int) -> None:
-    # The marker goes first: a checkpoint without it doesn't exist.
-    withdraw(_marker_file(folder, serial))
-    withdraw(_arrays_file(folder, serial))

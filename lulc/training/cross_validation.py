@@ -1,4 +1,4 @@
-"""Cross-validation: models of the others classify each stack, folder or scene that is left out."""
+"""Cross-validation: each stack, folder or scene in turn is left out of the training and classified."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ logger = logging.getLogger("lulc")
 
 @dataclass(frozen=True)
 class Fold:
-    """Stacks that are left out together: overlapping stacks, a folder or a scene.
+    """Fold: overlapping stacks, a folder or a scene, left out together.
 
     Parameters
     ----------
     folder
-        Run folder of the network that was trained on the others.
+        Run folder of the model trained on the other stacks.
     scores
         Scores of its last model on all labelled pixels left out.
     ece
-        Expected calibration error there, at the temperature fitted on all folds; None without a label.
+        Expected calibration error on them at the temperature fitted on all folds; None without a label.
     """
 
     name: str
@@ -68,9 +68,9 @@ class ClassResult:
     pooled
         Metrics of all folds' pixels together.
     folds
-        How many folds hold labels of the class.
+        Number of folds with labels of the class.
     mean, spread
-        F1 over these folds; None where there are none, and the spread where there is one.
+        Mean and standard deviation of F1 over these folds; None for too few of them.
     """
 
     pooled: ClassScore
@@ -81,12 +81,12 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Results of leaving out one after the other.
+    """Results of a cross-validation.
 
     Parameters
     ----------
     temperature
-        Fitted on the predictions of all folds; 1 where that wasn't asked for.
+        Fitted on the predictions of all folds; 1 without calibration.
     """
 
     folds: tuple[Fold, ...]
@@ -95,27 +95,26 @@ class CrossValidation:
     document: Path
 
     def classes(self) -> tuple[ClassResult, ...]:
-        """Return the results of each class, over the folds whose labels hold it."""
-        found = []
+        """Return the results of each class over the folds with labels of it."""
+        results = []
         for k, pooled in enumerate(self.pooled.classes):
             f1 = [fold.scores.classes[k].f1 for fold in self.folds if fold.scores.classes[k].support]
             values = [0.0 if value is None else value for value in f1]
             mean, spread = (_mean(values), _spread(values)) if values else (None, None)
-            found.append(ClassResult(pooled, len(values), mean, spread))
-        return tuple(found)
+            results.append(ClassResult(pooled, len(values), mean, spread))
+        return tuple(results)
 
     def metrics(self) -> dict[str, dict[str, float | None]]:
-        """Return mean and spread (standard deviation with n - 1) over the folds.
+        """Return mean and spread (standard deviation with n - 1) over the folds; None without labels.
 
-        A fold that lacks a class says nothing of it: macro-F1 is the mean over classes of each class's mean
-        over the folds that hold it. Without a fold that holds a label a metric is None.
+        Macro-F1 is the mean over classes of the mean F1 of each class over the folds with labels of it.
         """
         accuracies = [f.scores.overall_accuracy for f in self.folds if f.scores.overall_accuracy is not None]
         errors = [fold.ece for fold in self.folds if fold.ece is not None]
-        held = [c.mean for c in self.classes() if c.mean is not None]
+        class_means = [c.mean for c in self.classes() if c.mean is not None]
         return {
             "overall accuracy": {"mean": _mean(accuracies), "spread": _spread(accuracies)},
-            "macro-F1": {"mean": _mean(held), "spread": None},
+            "macro-F1": {"mean": _mean(class_means), "spread": None},
             "ECE": {"mean": _mean(errors), "spread": _spread(errors)},
         }
 
@@ -131,8 +130,8 @@ def _spread(values: Sequence[float]) -> float | None:
 def cross_validate(config: TrainConfig) -> CrossValidation:
     """Train one model for each stack, folder or scene left out, and score it there.
 
-    The last model counts, not the one that was best on what was left out. Each fold is a run of its own in
-    ``OUT/folds``; what is finished there is not trained again, unless ``config.overwrite`` asks for it.
+    The last model of each run is scored, not the best one, which was chosen on the data left out. Each fold
+    is a run in ``OUT/folds``; finished folds are not trained again unless ``config.overwrite`` is set.
 
     Raises
     ------
@@ -149,7 +148,7 @@ def _cross_validate(config: TrainConfig, document: Path) -> CrossValidation:
     asked, config = config, config.resolved()
     datasets = leave_one_out(config)
     if config.overwrite and _is_finished(Path(config.out)):
-        # What would be refused is refused while the finished folds are still there.
+        # Raises errors while the finished folds still exist.
         for number, (_, dataset) in enumerate(datasets, 1):
             plan = plan_training(_fold_config(asked, number), dataset)
             if not plan.network:
@@ -157,22 +156,22 @@ def _cross_validate(config: TrainConfig, document: Path) -> CrossValidation:
             fold = settle(_fold_config(asked, number), dataset, plan)
             prepare(dataclasses.replace(fold, stacks_on="host"), dataset)
         _clear(Path(config.out))
-    found = []
+    outcomes = []
     holdout = Holdout(len(datasets))
     for number, (name, dataset) in enumerate(datasets, 1):
         logger.info("fold %d of %d leaves out %s", number, len(datasets), name)
         fold = settle(_fold_config(asked, number), dataset)
         if not is_finished(fold, inputs_of(fold, dataset)):
-            # Whether there is a network depends on what the user asked for, before it is filled in.
+            # The options as given, since they decide whether a network is trained.
             train(_fold_config(asked, number), dataset, refit=False)
         outcome = classify_left_out(fold, dataset)
         holdout.add(outcome.probabilities, outcome.labels)
-        found.append((name, Path(fold.out), outcome))
+        outcomes.append((name, Path(fold.out), outcome))
     per_class = config.calibrate == "per-class"
     temperature = holdout.fit(per_class=per_class) if config.calibrate != "none" else 1.0
     legend = classes_of(config, datasets[0][1])
     folds, total = [], np.zeros((len(legend) + 1,) * 2, np.int64)
-    for name, folder, outcome in found:
+    for name, folder, outcome in outcomes:
         total += outcome.confusion
         folds.append(Fold(name, folder, metrics.score(outcome.confusion, legend), outcome.ece(temperature)))
     result = CrossValidation(tuple(folds), metrics.score(total, legend), temperature, document)
@@ -181,7 +180,7 @@ def _cross_validate(config: TrainConfig, document: Path) -> CrossValidation:
 
 
 def _is_finished(out: Path) -> bool:
-    """Return whether a folder holds a finished cross-validation; an interrupted one is continued."""
+    """Return True if a folder holds a finished cross-validation; an interrupted one is continued."""
     return (out / DOCUMENT).exists() and not is_interrupted(out)
 
 
@@ -189,7 +188,7 @@ def _clear(out: Path) -> None:
     """Remove the folds of a finished cross-validation."""
     for folder in sorted(path for path in (out / FOLDS).glob("*") if path.is_dir()):
         clear_run(folder)
-    # Last: what is killed before this line clears again, what is killed after it continues.
+    # The document goes last: a run killed before this line clears again, one killed after it continues.
     withdraw(out / DOCUMENT)
 
 
@@ -200,14 +199,14 @@ def _fold_config(config: TrainConfig, number: int) -> TrainConfig:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of classifying stacks that were left out.
+    """Classification of stacks that were left out.
 
     Parameters
     ----------
     confusion
-        int64 (N + 1, N + 1), of all its labelled pixels, see `lulc.evaluation.measures.metrics`.
+        int64 (N + 1, N + 1), of all labelled pixels, see `lulc.evaluation.measures.metrics`.
     probabilities, labels
-        Some of them: float32 (pixel, class), uint8 (pixel,), 0..N-1.
+        A sample of these pixels: float32 (pixel, class), uint8 (pixel,), 0..N-1.
     """
 
     confusion: NDArray[np.int64]
@@ -215,7 +214,7 @@ class Outcome:
     labels: NDArray[np.uint8]
 
     def ece(self, temperature: float | tuple[float, ...]) -> float | None:
-        """Expected calibration error at a temperature; None where nothing is labelled."""
+        """Return the expected calibration error at a temperature; None without labels."""
         p = calibrate(self.probabilities[np.newaxis], temperature)[0]
         if p.shape[1] == 1:
             p = np.concatenate([1 - p, p], axis=1)
@@ -228,12 +227,12 @@ class Outcome:
 def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[str] = ()) -> Outcome:
     """Classify the validation stacks of a dataset, each pixel once, with the last model of a finished run.
 
-    Of few labels that is the mean of small models, which makes the maps of such runs.
+    If there are few labels, the model is the mean of small models, which also makes the maps.
 
     Parameters
     ----------
     others
-        Folders of further runs of the same network, whose probabilities are averaged with its own.
+        Folders of further runs of the same network, whose probabilities are averaged with the first one's.
     """
     card, network_for = _open_models([config.out, *others])
     single = config.single_class and dataset.legend.names.index(config.single_class) + 1
@@ -241,21 +240,22 @@ def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[st
     classes = len(classes_of(config, dataset))
     confusion = np.zeros((classes + 1, classes + 1), np.int64)
     plans = [plan_of(tile, card) for tile in dataset.validation]
-    own = Holdout(sum(len(windows_of(plan)) for plan in plans))
+    sample = Holdout(sum(len(windows_of(plan)) for plan in plans))
     for tile, plan in zip(dataset.validation, plans, strict=True):
-        for found in predict_tile(network_for(plan.window), tile, plan):
-            if found.probabilities is None or found.valid is None:
+        for prediction in predict_tile(network_for(plan.window), tile, plan):
+            probabilities = prediction.probabilities
+            if probabilities is None or prediction.valid is None:
                 continue
-            given = targets[np.asarray(tile.masks[found.window.write.slices])]
-            labels = np.where(found.valid, given, IGNORE).astype(np.uint8)
+            labels = targets[np.asarray(tile.masks[prediction.window.write.slices])]
+            labels = np.where(prediction.valid, labels, IGNORE).astype(np.uint8)
             known = labels != IGNORE
-            confusion += metrics.count(labels[known] + 1, decide(found.probabilities)[known] + 1, classes)
-            own.add(found.probabilities, labels)
-    return Outcome(confusion, *own.pixels())
+            confusion += metrics.count(labels[known] + 1, decide(probabilities)[known] + 1, classes)
+            sample.add(probabilities, labels)
+    return Outcome(confusion, *sample.pixels())
 
 
 def _open_models(runs: Sequence[str]) -> tuple[ModelCard, Callable[[tuple[int, int]], backend.Predict]]:
-    """Return the card of the first run's model, and for each shape of windows the mean of all models."""
+    """Return the card of the first run's model, and a function from a window's shape to the mean model."""
     recommended = find_model(runs[0], RECOMMENDED)
     if recommended.suffix == ".npz":
         predict = open_pixel_model(recommended, card := load_card(recommended))
@@ -271,12 +271,12 @@ def _open_models(runs: Sequence[str]) -> tuple[ModelCard, Callable[[tuple[int, i
 
 
 def _to_json(result: CrossValidation) -> dict[str, Any]:
-    def scores(found: Scores) -> dict[str, Any]:
+    def scores(of_fold: Scores) -> dict[str, Any]:
         return {
-            "pixels": found.pixels,
-            "overall accuracy": found.overall_accuracy,
-            "macro-F1": found.macro.f1 if found.macro else None,
-            "F1": {c.name: c.f1 for c in found.classes},
+            "pixels": of_fold.pixels,
+            "overall accuracy": of_fold.overall_accuracy,
+            "macro-F1": of_fold.macro.f1 if of_fold.macro else None,
+            "F1": {c.name: c.f1 for c in of_fold.classes},
         }
 
     temperature = result.temperature

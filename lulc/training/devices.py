@@ -1,9 +1,9 @@
-"""Devices of a training: one, several of a machine, or those of several processes.
+"""Data-parallel training: on one device, several of one machine, or those of several processes.
 
-All of them compute each step on one batch, each on its own crops, and end it with the same weights. The
-result is that of one device with the same batches, but for the order in which numbers are added up. On
-TensorFlow the devices are those of one machine (`MirroredStrategy`); on JAX (`keras.distribution`) they may
-belong to several processes, on one machine or many.
+Each step trains on one batch: every device computes its crops, and all end the step with the same weights.
+The result is that of one device with the same batches, apart from the order of sums. On TensorFlow
+(`MirroredStrategy`) the devices belong to one machine; on JAX (`keras.distribution`) they may belong to
+several processes, on one machine or many.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ __all__ = ["ONE", "Devices", "local_numbers", "meeting_of", "open_devices"]
 logger = logging.getLogger("lulc")
 
 PORTS = range(61_440, 65_536)
-"""Ports that processes meet at under SLURM, one for each step of each job (the numbers modulo these)."""
+"""Ports at which processes meet under SLURM, chosen by the numbers of job and step."""
 
 PATIENCE = 60
-"""Seconds that a process waits at the end for the others."""
+"""Seconds that a process waits for the others when it ends."""
 
 Loss = Callable[[Any, Any], Any]
 
 
 class Devices:
-    """One device of one process. Subclasses share the work among several.
+    """One device of one process; subclasses distribute the work over several.
 
     Parameters
     ----------
     count
         Devices of all processes together.
     process, processes
-        Number of this process, from 0, and how many there are.
+        Number of this process, from 0, and number of all processes.
     """
 
     def __init__(self, count: int = 1, process: int = 0, processes: int = 1) -> None:
@@ -58,11 +58,11 @@ class Devices:
 
     def own_crops(self, batch_size: int) -> range:
         """Return the numbers of the crops of each batch that this process cuts."""
-        own = batch_size // self.processes
-        return range(self.process * own, (self.process + 1) * own)
+        crops = batch_size // self.processes
+        return range(self.process * crops, (self.process + 1) * crops)
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context in which networks and their optimizers are made."""
+        """Return the context in which networks and their optimizers are created."""
         return contextlib.nullcontext()
 
     def optimizer(self, kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
@@ -70,62 +70,55 @@ class Devices:
         return kind
 
     def loss(self, loss: Loss) -> Loss:
-        """Return a loss that is computed over the whole batch."""
+        """Return a loss of the whole batch."""
         return loss
 
     def metric(self, metric: keras.metrics.Metric) -> keras.metrics.Metric:
-        """Return a metric that is computed over the whole batch."""
+        """Return a metric of the whole batch."""
         return metric
 
     def unite(self, model: keras.Model) -> None:
-        """Make layers that look at a batch look at the whole batch."""
+        """Synchronise batch norm over the whole batch."""
 
     def train(self, model: keras.Model, images: Any, labels: np.ndarray) -> dict[str, Any]:
-        """Train one step on a batch.
+        """Train one step on the crops of this process; return loss and metrics of the whole batch.
 
         Parameters
         ----------
         images
-            float32 (crop, y, x, band), the crops of this process; an array, or what `put` gave.
+            float32 (crop, y, x, band): an array, or the result of `put`.
         labels
-            uint8 (crop, y, x), likewise.
-
-        Returns
-        -------
-        dict
-            Loss and metrics of the whole batch.
+            uint8 (crop, y, x).
         """
         return dict(model.train_on_batch(images, labels, return_dict=True))
 
     def put(self, images: Any) -> Any:
-        """Move images to where `train` takes them from; the threads that cut crops call it ahead."""
+        """Copy images to the devices; called ahead of `train` by the threads that cut crops."""
         return images
 
     def predict(self, model: keras.Model, images: np.ndarray) -> np.ndarray:
-        """Return the probabilities of the whole batch, float32 (crop, y, x, class), from the crops of each
-        process.
-        """
+        """Return the probabilities of the batch of all processes, float32 (crop, y, x, class)."""
         return np.asarray(model.predict_on_batch(images))
 
     def gather(self, values: np.ndarray) -> np.ndarray:
-        """Join arrays of equal shape of all processes along the first axis, in the processes' order."""
+        """Concatenate arrays of equal shape of all processes along the first axis, by process number."""
         return values
 
     def spread(self, value: Any) -> Any:
-        """Return the JSON-ready value of the first process; those of the others are dropped."""
+        """Return the JSON-ready value of the first process in all processes."""
         return value
 
     def spread_arrays(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Return the arrays of the first process; the others give any of the same names, shapes and types."""
+        """Return the arrays of the first process; the others pass arrays of equal names, shapes and types."""
         return arrays
 
     def alone(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context in which the first process works without the others, on a device of its own."""
+        """Return the context in which the first process computes without the others."""
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
-        """Raise in all processes what one of them refuses inside, so that none waits for one that is gone."""
+        """Raise an InputError of one process in all of them, so that none waits for a process that ended."""
         yield
 
 
@@ -133,16 +126,16 @@ ONE = Devices()
 
 
 class _Mirrored(Devices):
-    """Several devices of this machine, on TensorFlow.
+    """Several devices of this machine, on TensorFlow; batch norm is synchronised.
 
-    Losses and metrics see the probabilities of the whole batch on each device, so that what is no sum over
-    pixels (overlaps, rankings) is right as well; batch norm is synchronised.
+    Each device computes losses and metrics from the probabilities of the whole batch, so that those that are
+    no sum over pixels are right as well.
     """
 
     def __init__(self, framework: Any, names: Sequence[str]) -> None:
         super().__init__(len(names))
         self._tf = framework
-        # Without NCCL, which GPUs bring, the sum is made on one device.
+        # NCCL adds up on GPUs; processors lack it.
         reduction = None if names[0].startswith("GPU") else framework.distribute.ReductionToOneDevice()
         self._strategy = framework.distribute.MirroredStrategy(names, cross_device_ops=reduction)
 
@@ -152,8 +145,8 @@ class _Mirrored(Devices):
     def optimizer(self, kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
         """Return an optimizer class that sums gradients before it clips them.
 
-        Keras clips what each device has, then sums over devices. Here each gets the same nth part of the sum,
-        clipped at the nth part of the norm.
+        Keras clips the gradients of each device, then sums over the n devices. Here each device gets 1/n of
+        the sum, clipped at 1/n of the norm.
         """
         count, tf = self.count, self._tf
 
@@ -172,16 +165,15 @@ class _Mirrored(Devices):
     def loss(self, loss: Loss) -> Loss:
         def of_all(labels: Any, probabilities: Any) -> Any:
             # Gradients are summed over devices, each of which has the whole loss.
-            parts = self._replicas()
-            return loss(self._joined(labels), self._joined(probabilities)) / parts
+            return loss(self._joined(labels), self._joined(probabilities)) / self._replicas()
 
         return of_all
 
     def metric(self, metric: keras.metrics.Metric) -> keras.metrics.Metric:
-        own = metric.update_state
+        update_of_one = metric.update_state
 
         def update_state(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-            return own(self._joined(y_true), self._joined(y_pred), sample_weight)
+            return update_of_one(self._joined(y_true), self._joined(y_pred), sample_weight)
 
         metric.update_state = update_state
         return metric
@@ -229,16 +221,16 @@ class _Parallel(Devices):
 
     def put(self, images: Any) -> Any:
         if self.processes > 1:
-            # Keras joins the shares of the processes, which it takes as arrays.
+            # Keras joins the arrays of the processes itself.
             return images
-        # Keras copies a batch to the devices twice for each step; one that is there it leaves in place.
+        # Keras would copy a batch to the devices twice in each step; a batch on the devices stays in place.
         return self._jax.device_put(images, self._layout_of(images))
 
     def _layout_of(self, images: Any) -> Any:
         return self.distribution.get_data_layout(images.shape).backend_layout
 
     def predict(self, model: keras.Model, images: np.ndarray) -> np.ndarray:
-        # Keras' own function gives its weights away, which averaged ones share with the optimizer.
+        # Keras' own function donates its weights, which averaged weights share with the optimizer.
         if self._forward is None:
             everywhere = self._jax.sharding.PartitionSpec()
             mesh = self.distribution.device_mesh.backend_mesh
@@ -269,12 +261,12 @@ class _Distributed(_Parallel):
     def spread_arrays(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         from jax.experimental import multihost_utils
 
-        given = multihost_utils.broadcast_one_to_all(dict(arrays))
-        return {name: np.asarray(array) for name, array in given.items()}
+        received = multihost_utils.broadcast_one_to_all(dict(arrays))
+        return {name: np.asarray(array) for name, array in received.items()}
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        # Keras compares each value that a variable of all processes is given among them.
+        # With a distribution, Keras compares each value assigned to a variable among all processes.
         keras.distribution.set_distribution(None)
         try:
             yield
@@ -283,18 +275,18 @@ class _Distributed(_Parallel):
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
-        refused = []
+        refusal = []
         try:
             yield
         except InputError as error:
-            refused = [error.problem, error.hint]
-        for text in self._texts(json.dumps(refused)):
+            refusal = [error.problem, error.hint]
+        for text in self._texts(json.dumps(refusal)):
             if json.loads(text):
                 raise InputError(*json.loads(text))
 
-    def _texts(self, own: str) -> list[str]:
+    def _texts(self, text: str) -> list[str]:
         """Gather a text from each process."""
-        raw = np.frombuffer(own.encode(), np.uint8)
+        raw = np.frombuffer(text.encode(), np.uint8)
         lengths = self.gather(np.array([raw.size], np.int32))
         padded = np.zeros((1, lengths.max()), np.uint8)
         padded[0, : raw.size] = raw
@@ -304,29 +296,29 @@ class _Distributed(_Parallel):
 
 @contextlib.contextmanager
 def open_devices(config: TrainConfig) -> Iterator[Devices]:
-    """Open the devices of a resolved config, and meet the other processes.
+    """Open the devices of a resolved config, and connect to the other processes.
 
-    To be entered before anything is computed; networks are built and trained inside.
+    Enter it before anything is computed, and build and train networks inside.
 
     Raises
     ------
     InputError
-        If the framework can't do it, there are fewer devices, a batch doesn't go into equal shares, or the
-        other processes can't be met.
+        If the framework can't train on several devices, there are fewer devices, the batch size is no
+        multiple of their number, or the other processes can't be reached.
     """
     wanted = None if config.devices == "all" else int(config.devices)
     openers = {"tensorflow": _open_mirrored, "jax": _open_parallel, "torch": _open_single}
     with openers[backend.name()](config, wanted) as devices:
         if config.batch_size % devices.count:
             raise InputError(
-                f"cannot share batches out, since --batch-size is {config.batch_size}, expected a multiple "
+                f"cannot distribute batches, since --batch-size is {config.batch_size}, expected a multiple "
                 f"of the number of devices, {devices.count}",
                 f"Give e.g. `--batch-size {-(-config.batch_size // devices.count) * devices.count}`.",
             )
         if devices.count > 1 and devices.first:
             logger.info("training on %d devices, in %d processes", devices.count, devices.processes)
         if not devices.first:
-            # What all processes would say, the first one says.
+            # The first process logs for all.
             logger.setLevel(logging.ERROR)
         yield devices
 
@@ -337,7 +329,7 @@ def _open_single(config: TrainConfig, wanted: int | None) -> Iterator[Devices]:
         raise InputError(
             f"cannot train on several devices with the backend '{backend.name()}', expected tensorflow (one "
             "machine) or jax",
-            "Set e.g. KERAS_BACKEND=jax; what was trained goes on with the same command.",
+            "Set e.g. KERAS_BACKEND=jax; the same command then continues the run.",
         )
     yield Devices()
 
@@ -352,15 +344,15 @@ def _open_mirrored(config: TrainConfig, wanted: int | None) -> Iterator[Devices]
         )
     import tensorflow as tf
 
-    found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    names = [device.name.removeprefix("/device:") for device in _some(found, wanted)]
+    present = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    names = [device.name.removeprefix("/device:") for device in _choose(present, wanted)]
     if len(names) == 1:
         yield Devices()
         return
     if config.precision == "float16":
         raise InputError(
-            f"cannot train on {len(names)} devices with --precision float16, since TensorFlow can't change "
-            "weights under a condition there",
+            f"cannot train on {len(names)} devices with --precision float16, since TensorFlow can't skip a "
+            "step whose gradients overflow there",
             "Give --precision bfloat16 or float32, or set KERAS_BACKEND=jax.",
         )
     yield _Mirrored(tf, names)
@@ -374,9 +366,11 @@ def _open_parallel(config: TrainConfig, wanted: int | None) -> Iterator[Devices]
         _meet(jax, config, wanted)
     backend.cache_programs()
     try:
-        found = [_some(_of_process(jax, k), wanted) for k in range(config.processes)]
+        by_process: list[list[Any]] = [[] for _ in range(config.processes)]
+        for device in jax.devices():
+            by_process[device.process_index].append(device)
         kind = _Distributed if config.processes > 1 else _Parallel
-        devices = kind(jax, [device for some in found for device in some])
+        devices = kind(jax, [device for present in by_process for device in _choose(present, wanted)])
         before = keras.distribution.distribution()
         keras.distribution.set_distribution(devices.distribution)
         try:
@@ -388,28 +382,25 @@ def _open_parallel(config: TrainConfig, wanted: int | None) -> Iterator[Devices]
             jax.distributed.shutdown()
 
 
-def _of_process(jax: Any, process: int) -> list[Any]:
-    return [device for device in jax.devices() if device.process_index == process]
-
-
-def _some(found: Sequence[Any], wanted: int | None) -> Sequence[Any]:
-    if wanted is not None and len(found) < wanted:
+def _choose(present: Sequence[Any], wanted: int | None) -> Sequence[Any]:
+    if wanted is not None and len(present) < wanted:
         raise InputError(
-            f"cannot train on {wanted} devices, since {len(found)} are found, expected at least {wanted}",
-            "Give `--devices all` or fewer, and look at CUDA_VISIBLE_DEVICES.",
+            f"cannot train on {wanted} devices, since {len(present)} are found, expected at least {wanted}",
+            "Give `--devices all` or fewer, and check CUDA_VISIBLE_DEVICES.",
         )
-    return found[:wanted]
+    return present[:wanted]
 
 
 def _meet(jax: Any, config: TrainConfig, wanted: int | None) -> None:
+    """Connect to the other processes."""
     address, process = meeting_of(config, os.environ)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # Its own handler of SIGTERM would take the place of that which ends a run cleanly.
+    # JAX's handler of SIGTERM would replace ours, which ends a run cleanly.
     jax.config.update("jax_enable_preemption_service", False)
     from jax.experimental import multihost_utils
 
     try:
-        with _output_kept():
+        with _output_to_stderr():
             jax.distributed.initialize(
                 address,
                 config.processes,
@@ -428,8 +419,8 @@ def _meet(jax: Any, config: TrainConfig, wanted: int | None) -> None:
 
 
 @contextlib.contextmanager
-def _output_kept() -> Iterator[None]:
-    """Send what native code prints to standard error, since standard output is for answers."""
+def _output_to_stderr() -> Iterator[None]:
+    """Redirect standard output of native code to standard error, since standard output is for results."""
     sys.stdout.flush()
     standard_output = os.dup(1)
     os.dup2(2, 1)
@@ -443,13 +434,13 @@ def _output_kept() -> Iterator[None]:
 def meeting_of(config: TrainConfig, environment: Mapping[str, str]) -> tuple[str, int]:
     """Return the address where the processes meet, and the number of this one.
 
-    What the config leaves open is taken from the variables of SLURM: ``SLURM_PROCID``,
-    ``SLURM_STEP_NODELIST``, and ``SLURM_JOB_ID`` and ``SLURM_STEP_ID`` for the port.
+    Options that are None come from the variables of SLURM: ``SLURM_PROCID``, ``SLURM_STEP_NODELIST``, and
+    ``SLURM_JOB_ID`` and ``SLURM_STEP_ID`` for the port.
 
     Raises
     ------
     InputError
-        If neither says it, or the number isn't below that of the processes.
+        If config and variables lack one, or the number of this process is out of range.
 
     Examples
     --------
@@ -468,8 +459,8 @@ def meeting_of(config: TrainConfig, environment: Mapping[str, str]) -> tuple[str
     for name, value in (("--coordinator", address), ("--process", process)):
         if value is None:
             raise InputError(
-                f"cannot train in {config.processes} processes, since {name} is not given, and this is no "
-                "step of SLURM that would tell it",
+                f"cannot train in {config.processes} processes, since {name} is not given, and the variables "
+                "of SLURM are not set",
                 "Start each with e.g. `--coordinator node1:29500 --process 0`, or by srun.",
             )
     assert address is not None and process is not None
@@ -483,9 +474,9 @@ def meeting_of(config: TrainConfig, environment: Mapping[str, str]) -> tuple[str
 
 
 def local_numbers(wanted: int | None, environment: Mapping[str, str]) -> list[int] | None:
-    """Return the numbers of the GPUs that this process may use; None for all that it sees.
+    """Return the numbers of the GPUs that this process may use; None for all visible ones.
 
-    Processes of one machine that see the same GPUs take the next `wanted` each, by ``SLURM_LOCALID``.
+    Processes of one machine that see the same GPUs take `wanted` each, in the order of ``SLURM_LOCALID``.
 
     Examples
     --------
@@ -493,8 +484,8 @@ def local_numbers(wanted: int | None, environment: Mapping[str, str]) -> list[in
     [2, 3]
     >>> local_numbers(1, {"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0"})  # bound by SLURM
     """
-    seen = environment.get("CUDA_VISIBLE_DEVICES", "")
-    if wanted is None or (seen and len(seen.split(",")) <= wanted):
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    if wanted is None or (visible and len(visible.split(",")) <= wanted):
         return None
     first = wanted * int(environment.get("SLURM_LOCALID", 0))
     return list(range(first, first + wanted))

@@ -1,4 +1,4 @@
-"""Held-out stacks through a network, window by window, as a map would be made of them."""
+"""Prediction of held-out stacks window by window, as for a map."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lulc.models.card import ModelCard
 from lulc.training.data.dataset import Tile
 
 SIDE = 256
-"""Side of the windows that held-out stacks are classified in, without their halo."""
+"""Side in pixels of the windows of held-out stacks, without their halo."""
 
 
 def plan_of(tile: Tile, card: ModelCard) -> Plan:
-    """Return the windows that a stack is classified in, of at most `SIDE` pixels and their halo."""
+    """Return the plan of a stack's windows, of at most `SIDE` pixels and their halo."""
     height, width = tile.masks.shape
     padded = [-(-length // card.stride) * card.stride for length in (height, width)]
     side = -(-SIDE // card.stride) * card.stride + 2 * card.halo
@@ -26,23 +26,21 @@ def plan_of(tile: Tile, card: ModelCard) -> Plan:
 
 
 def windows_of(plan: Plan) -> list[tuple[Part, PlannedWindow]]:
-    """Return all windows of a plan, each with its part."""
+    """Return all windows of a plan, each with the part of the map that it belongs to."""
     return [(part, window) for part in plan.parts() for window in plan.windows(part)]
 
 
 def predict_tile(
     network: Network, tile: Tile, plan: Plan, windows: Sequence[tuple[Part, PlannedWindow]] | None = None
 ) -> Iterator[Prediction]:
-    """Classify a stack window by window.
+    """Yield the predictions of a stack window by window.
 
     Parameters
     ----------
     network
-        Takes windows of the plan's shape.
-    plan
-        See `plan_of`.
+        Network for windows of the plan's shape.
     windows
-        Those of `windows_of` that are classified; all where not given.
+        Chosen windows of `windows_of`; all if None.
     """
 
     def read(window: Window) -> NDArray[np.float32]:

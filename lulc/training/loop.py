@@ -1,4 +1,4 @@
-"""The training loop: batches, epochs, checkpoints, and stopping without losing anything."""
+"""Training loop: batches, epochs, validation, checkpoints, and stopping without loss of work."""
 
 from __future__ import annotations
 
@@ -41,47 +41,42 @@ from lulc.training.run_folder import HISTORY, PICTURE, Row, Run, is_stale
 logger = logging.getLogger("lulc")
 
 CHECKPOINT_SECONDS = 120.0
-"""A kill loses at most the work of this time, and one batch."""
+"""Time between checkpoints: a kill loses no more work than this and one batch."""
 
 WEIGHTS_SECONDS = 1.0
-"""Weights are looked through for NaN at most this often, and before every checkpoint."""
+"""Least time between checks of the weights for NaN; each checkpoint checks them too."""
 
-PACE_BATCHES = 8
-"""Batches after which the time of the whole run is forecast, where each crop side has come twice by then."""
-
-PACE_LATEST = 40
-"""Batches after which it is forecast in any case."""
+PACE_BATCHES, PACE_LATEST = 8, 40
+"""Batches before the duration of the run is forecast: once each crop side came twice, and in any case."""
 
 PLAIN_PRICE = 1.5
-"""Time of a pixel in the pass for batch norm's statistics, by that of a validated one."""
+"""Time of a pixel in the pass for the statistics of batch norm, in multiples of a validated one's."""
 
 MARGIN = 0.85
-"""Share of a time budget that advice about it fills, so that who follows it isn't warned again."""
+"""Fraction of the time budget that the suggested options fill, so that they cause no second warning."""
 
 PICTURE_SECONDS = 30.0
-"""The picture of the history is drawn at most this often, and when the loop ends."""
+"""Least time between two drawings of the history; it is drawn once more at the end."""
 
 
 @dataclass(frozen=True)
 class Progress(Jsonable):
-    """Progress of a run; with the variables, all that a checkpoint holds.
+    """Counters of a checkpoint, which needs nothing else beside the variables.
 
     Crops and augmentation need no random state: they follow from the seed, `epoch` and `step`.
 
     Parameters
     ----------
     epoch
-        Number of the epoch in work, from 1.
-    step
-        Batches of it that are done.
-    seconds
-        Time spent on it.
+        Number of the current epoch, from 1.
+    step, seconds
+        Batches of the current epoch that are done, and the time that they took.
     loss, hits
-        Sums over its labelled pixels.
+        Loss and correct pixels, summed over the labelled pixels of these batches.
     labelled
-        Number of these.
+        Number of these pixels.
     rows
-        The epochs before it.
+        History of the earlier epochs.
     """
 
     epoch: int = 1
@@ -93,7 +88,7 @@ class Progress(Jsonable):
     rows: tuple[Row, ...] = ()
 
     def after_batch(self, logs: dict[str, float], labelled: int, seconds: float) -> Progress:
-        """Return the progress after one more batch; its means weigh as much as its labelled pixels."""
+        """Return the progress after one more batch, whose means are weighted by its labelled pixels."""
         return replace(
             self,
             step=self.step + 1,
@@ -105,7 +100,7 @@ class Progress(Jsonable):
 
 
 class Validation(NamedTuple):
-    """Mean loss over labelled pixels, accuracy, macro-F1, and the pixels to calibrate on."""
+    """Mean loss over labelled pixels, accuracy, macro-F1, and the pixels for calibration."""
 
     loss: float
     accuracy: float
@@ -114,44 +109,45 @@ class Validation(NamedTuple):
 
 
 class Pace:
-    """Speed of training and validation.
+    """Measured speed of training and validation.
 
     Parameters
     ----------
-    shares
-        Share of the batches that have crops of each side.
+    side_fractions
+        Fraction of the batches that have each crop side.
     """
 
-    def __init__(self, shares: dict[int, float]) -> None:
-        self._shares = shares
+    def __init__(self, side_fractions: dict[int, float]) -> None:
+        self._fractions = side_fractions
         self._seconds: dict[int, list[float]] = {}
-        self._told = False
+        self._forecast = False
         self.validation = 0.0
-        """Seconds at the end of an epoch."""
+        """Seconds of the work at the end of an epoch."""
 
     def note(self, side: int, seconds: float) -> bool:
-        """Note a batch; return True once, when enough batches are known for a forecast."""
-        # The first batch of a side is compiled, which takes seconds.
+        """Record the time of a batch; return True once, when enough batches are timed for a forecast."""
+        # The first batch of a side includes its compilation, which takes seconds.
         self._seconds.setdefault(side, []).append(seconds)
-        counts = [max(0, len(self._seconds.get(side, ())) - 1) for side in self._shares]
+        counts = [max(0, len(self._seconds.get(side, ())) - 1) for side in self._fractions]
         enough = sum(counts) >= PACE_BATCHES and min(counts) >= 2
-        due = not self._told and (enough or sum(counts) >= PACE_LATEST)
-        self._told = self._told or due
+        due = not self._forecast and (enough or sum(counts) >= PACE_LATEST)
+        self._forecast = self._forecast or due
         return due
 
     @property
     def batch(self) -> float:
-        """Mean seconds of a batch; those of a side that did not come follow from its pixels."""
-        each = {side: sum(times[1:]) / (len(times) - 1) for side, times in self._seconds.items() if times[1:]}
-        speed = sum(side**2 for side in each) / max(sum(each.values()), 1e-9)
-        return sum(share * each.get(side, side**2 / speed) for side, share in self._shares.items())
+        """Mean seconds of a batch; for a side without a timed batch they follow from its pixels."""
+        means = {
+            side: sum(times[1:]) / (len(times) - 1) for side, times in self._seconds.items() if times[1:]
+        }
+        speed = sum(side**2 for side in means) / max(sum(means.values()), 1e-9)
+        return sum(fraction * means.get(side, side**2 / speed) for side, fraction in self._fractions.items())
 
 
 class StopRequest:
-    """Notes SIGINT and SIGTERM, so that the batch is finished before the run ends; a second one ends it at
-    once.
+    """Catches SIGINT and SIGTERM, so that the batch is finished first; a second signal ends the run at once.
 
-    Only the main thread may set signal handlers; elsewhere (in a notebook's worker) nothing is noted.
+    Only the main thread may set signal handlers; in other threads signals are not caught.
     """
 
     def __init__(self) -> None:
@@ -172,7 +168,7 @@ class StopRequest:
     def _note(self, number: int, frame: Any) -> None:
         self.received = True
         self._restore()
-        logger.warning("stopping after this batch; once more stops at once")
+        logger.warning("stopping after this batch; a second signal stops at once")
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
@@ -181,7 +177,7 @@ class StopRequest:
 
 
 class LabelledAccuracy(keras.metrics.Metric):
-    """Accuracy over labelled pixels; ignored pixels don't count."""
+    """Accuracy over labelled pixels; ignored pixels are left out."""
 
     def __init__(self, name: str = "accuracy") -> None:
         super().__init__(name=name)
@@ -189,7 +185,7 @@ class LabelledAccuracy(keras.metrics.Metric):
         self._labelled = self.add_variable((), "zeros", name="labelled")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Count labels (n, y, x) 0..N-1 or 255, and probabilities (n, y, x, class)."""
+        """Count correct pixels of labels (n, y, x) 0..N-1 or 255 and probabilities (n, y, x, class)."""
         ops = keras.ops
         labels = ops.cast(y_true, "int32")
         single = y_pred.shape[-1] == 1
@@ -200,33 +196,33 @@ class LabelledAccuracy(keras.metrics.Metric):
         self._labelled.assign_add(ops.sum(ops.cast(known, "float32")))
 
     def result(self) -> Any:
-        """Return the accuracy; 0 where nothing was labelled."""
+        """Return the accuracy; 0 without a labelled pixel."""
         return self._right / keras.ops.maximum(self._labelled, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The objects that a training loop works with.
+    """Objects that a training loop works with.
 
     Parameters
     ----------
     model
         Compiled, with a loss and a metric ``accuracy`` that leave ignored pixels out.
     training, validation
-        Batches; the validation always uses those of its first epoch.
+        Batches; each validation uses those of epoch 0.
     legend
-        Classes of the network, for macro-F1.
+        Classes of the network.
     run
         The run folder.
     save
-        Writes the model and its card: called with the row of the epoch, all rows, and the temperature;
-        the model then has its averaged weights where weights are averaged.
+        Writes the model and its card; called with the row of the epoch, all rows and the temperature while
+        the model has its averaged weights.
     normalization
-        Estimates batch norm's statistics anew. Of these and those that training gathered, the loop saves the
-        ones with the lower validation loss. None to keep the latter.
+        Estimates the statistics of batch norm once more. The loop saves these or those gathered in training,
+        whichever have the lower validation loss. None keeps the latter.
     devices
-        Devices that the model was built on. All processes go through the same batches and epochs; the first
-        one writes, and its clock counts.
+        Devices that the model was built on. All processes train on the same batches; the first one writes
+        the files and decides by its clock.
     afterwards
         Seconds of the work that follows the loop, for the forecast.
     """
@@ -243,22 +239,14 @@ class Setup:
 
 
 class Loop:
-    """Trains a compiled network, epoch by epoch.
-
-    Parameters
-    ----------
-    config
-        Resolved; its ``epochs``, ``keep``, ``workers``, ``patience`` and ``calibrate`` are used.
-    setup
-        The objects that it works with.
-    """
+    """Training of a compiled network, epoch by epoch, by a resolved config."""
 
     def __init__(self, config: TrainConfig, setup: Setup) -> None:
         self._config = config
         self._setup = setup
         self._model = setup.model
         self._devices = setup.devices
-        self._pace = Pace(setup.training.shares)
+        self._pace = Pace(setup.training.side_fractions)
         self._weights_seen = self._saved = self._drawn = time.monotonic()
         self._progress = Progress()
         self._deadline = math.inf
@@ -270,15 +258,15 @@ class Loop:
         Returns
         -------
         bool
-            True where nothing is left to be done. Otherwise the epoch in work has been validated and saved as
-            it is, and the same call in a new process goes on from its checkpoint.
+            True if the run is finished. Otherwise the unfinished epoch has been validated and saved, and the
+            same call in a new process continues from its checkpoint.
 
         Raises
         ------
         InputError
             If loss or weights are not finite.
         KeyboardInterrupt
-            If a stop was asked for; the checkpoint is written.
+            After a stop request; the checkpoint is written.
         """
         deadline = self._deadline = time.monotonic() + seconds
         self._restore()
@@ -295,7 +283,7 @@ class Loop:
                 bar.set_description(f"epoch {self._progress.epoch}/{self._config.epochs}")
                 complete = self._train_epoch(stop, deadline, bar)
                 final = complete and self._progress.epoch == self._config.epochs
-                # Asked after an epoch, not before: the shortest budget still gets one batch further.
+                # Checked after an epoch, not before, so that the shortest budget still trains one batch.
                 late = self._agree(0, False, time.monotonic() >= deadline)[2]
                 over = final or not complete or bool(late)
                 self._end_epoch(complete, draw=over)
@@ -321,7 +309,7 @@ class Loop:
         )  # fmt: skip
 
     def _train_epoch(self, stop: StopRequest, deadline: float, bar: Any) -> bool:
-        """Train the rest of the current epoch; return False where the time is up before its end."""
+        """Train the rest of the current epoch; return False if the time is up before its end."""
         epoch, step = self._progress.epoch, self._progress.step
         batches = cut_ahead(self._setup.training, epoch, step, self._config.workers, self._devices.put)
         before = time.monotonic()
@@ -329,7 +317,7 @@ class Loop:
             for images, labels in batches:
                 logs = self._devices.train(self._model, images, labels)
                 now = time.monotonic()
-                labelled, stopped, late, due, look = self._agree(
+                labelled, stopped, late, checkpoint_due, check_due = self._agree(
                     int(np.count_nonzero(labels != IGNORE)),
                     stop.received,
                     now >= deadline,
@@ -340,62 +328,50 @@ class Loop:
                     {name: float(value) for name, value in logs.items()}, labelled, now - before
                 )
                 if self._pace.note(images.shape[1], now - before):
-                    self._say_pace()
+                    self._log_forecast()
                 before = time.monotonic()
-                self._check_finite(float(logs["loss"]), look)
+                self._check_finite(float(logs["loss"]), check_due)
                 bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
                 bar.update()
                 if stopped:
                     self._checkpoint()
                     raise KeyboardInterrupt
-                complete = self._progress.step == len(self._setup.training)
-                if late and not complete:
+                interrupted = late and self._progress.step < len(self._setup.training)
+                if interrupted or checkpoint_due:
                     self._checkpoint()
+                if interrupted:
                     return False
-                if due:
-                    self._checkpoint()
         finally:
             batches.close()
         return True
 
     def _agree(self, labelled: int, stop: bool, *clock: bool) -> list[int]:
-        """Return the labelled pixels of all processes, whether any is to stop, and what the first one's clock
-        says.
-        """
-        said = self._devices.gather(np.array([[labelled, stop, *clock]], np.int32))
-        return [int(said[:, 0].sum()), int(said[:, 1].max()), *said[0, 2:].tolist()]
+        """Return the labelled pixels of all processes, 1 if any is to stop, and `clock` of the first one."""
+        rows = self._devices.gather(np.array([[labelled, stop, *clock]], np.int32))
+        return [int(rows[:, 0].sum()), int(rows[:, 1].max()), *rows[0, 2:].tolist()]
 
-    def _say_pace(self) -> None:
-        """Log once how long the run will take."""
-        self._pace.validation = self._forecast_validation()
-        left = self._batches_left()
+    def _log_forecast(self) -> None:
+        """Log how long the run will take, with options for a time budget that is too short."""
+        pace, steps = self._pace, len(self._setup.training)
+        pace.validation = self._forecast_validation()
+        validations = self._config.epochs - self._progress.epoch + 1
+        batches = validations * steps - self._progress.step
+        seconds = batches * pace.batch + validations * pace.validation + self._setup.afterwards
         logger.info(
             "about %s for the %d batches to come, validation of %d epochs included",
-            duration(self._seconds_left()), left, self._config.epochs - self._progress.epoch + 1,
+            duration(seconds), batches, validations,
         )  # fmt: skip
         # The last validation comes after the deadline.
-        between = self._pace.validation * (self._config.epochs - self._progress.epoch)
         budget = self._deadline - time.monotonic()
-        if budget < left * self._pace.batch + between:
+        if budget < batches * pace.batch + pace.validation * (validations - 1):
             logger.warning(
                 "the time ends before that; learning rate and averages are planned for all batches: "
                 "`%s` would plan them for what fits",
-                self._advice(budget),
+                self._advice(budget, steps),
             )
 
-    def _batches_left(self) -> int:
-        steps = len(self._setup.training)
-        return (self._config.epochs - self._progress.epoch + 1) * steps - self._progress.step
-
-    def _seconds_left(self) -> float:
-        """Return the forecast of the time to the end of the run."""
-        validations = self._config.epochs - self._progress.epoch + 1
-        training = self._batches_left() * self._pace.batch
-        return training + validations * self._pace.validation + self._setup.afterwards
-
-    def _advice(self, budget: float) -> str:
-        """Return the options with which a run ends within so many seconds more than this one has taken."""
-        steps = len(self._setup.training)
+    def _advice(self, budget: float, steps: int) -> str:
+        """Return options with which the whole run fits the time used so far and `budget` seconds."""
         done = (self._progress.epoch - 1) * steps + self._progress.step
         seconds = MARGIN * (budget + done * self._pace.batch)
         epochs = int(seconds / (steps * self._pace.batch + self._pace.validation))
@@ -404,47 +380,43 @@ class Loop:
         return f"--epochs 1 --steps {max(1, int(seconds / self._pace.batch))}"
 
     def _forecast_validation(self) -> float:
-        """Return the seconds of a validation, from a batch that is predicted twice: the first is compiled."""
+        """Return the seconds of a validation, measured on a batch after a first pass that compiles."""
         crops = self._setup.validation
         images, _ = crops.batch(0, 0)
         for _ in range(2):
             begun = time.monotonic()
             self._devices.predict(self._model, images)
-        whole = math.prod(images.shape[:3]) * self._devices.processes
+        measured = math.prod(images.shape[:3]) * self._devices.processes
         crops.release()
         pixels = len(crops) * crops.pixels_per_batch
         if self._setup.normalization:
             pixels = 2 * pixels + PLAIN_PRICE * self._setup.normalization.pixels
-        return (time.monotonic() - begun) * pixels / whole
+        return (time.monotonic() - begun) * pixels / measured
 
     def _end_epoch(self, complete: bool, draw: bool) -> None:
         """Validate and save with the averaged weights; start the next epoch if this one is complete."""
         self._check_weights()
         started = time.monotonic()
-        with averaged(self._model), contextlib.ExitStack() as held:
-            found = self._validate()
+        with averaged(self._model), contextlib.ExitStack() as statistics:
+            validation = self._validate()
             if self._setup.normalization:
-                held.enter_context(self._setup.normalization.settled(self._model, self._devices))
-                anew = self._validate()
-                if self._devices.spread(anew.loss < found.loss):
-                    found = anew
+                statistics.enter_context(self._setup.normalization.settled(self._model, self._devices))
+                estimated = self._validate()
+                if self._devices.spread(estimated.loss < validation.loss):
+                    validation = estimated
                 else:
-                    held.close()  # those that training gathered come back
-            temperature = self._temperature(found)
+                    statistics.close()  # brings back the statistics gathered in training
+            temperature: float | tuple[float, ...] = 1.0
+            if validation.holdout and self._config.calibrate != "none":
+                temperature = validation.holdout.fit(per_class=self._config.calibrate == "per-class")
             self._pace.validation = time.monotonic() - started
-            self._judge(found, temperature, draw)
+            self._add_row(validation, temperature, draw)
         if complete:
             self._progress = Progress(epoch=self._progress.epoch + 1, rows=self.rows)
             self._checkpoint()
 
-    def _temperature(self, found: Validation) -> float | tuple[float, ...]:
-        """Return the temperature of the network that is saved."""
-        if found.holdout is None or self._config.calibrate == "none":
-            return 1.0
-        return found.holdout.fit(per_class=self._config.calibrate == "per-class")
-
-    def _judge(self, found: Validation, temperature: float | tuple[float, ...], draw: bool) -> None:
-        """Write model, card, history and picks of the epoch."""
+    def _add_row(self, validation: Validation, temperature: float | tuple[float, ...], draw: bool) -> None:
+        """Add the epoch to the history, and write its model, card and picks."""
         p, seconds = self._progress, self._pace.validation
         row = Row(
             epoch=p.epoch,
@@ -452,11 +424,11 @@ class Loop:
             seconds=round(p.seconds + seconds, 1),
             loss=p.loss / max(p.labelled, 1),
             accuracy=p.hits / max(p.labelled, 1),
-            val_loss=found.loss,
-            val_accuracy=found.accuracy,
-            val_macro_f1=found.macro_f1,
+            val_loss=validation.loss,
+            val_accuracy=validation.accuracy,
+            val_macro_f1=validation.macro_f1,
             learning_rate=float(keras.ops.convert_to_numpy(self._model.optimizer.learning_rate)),
-            model=f"{p.epoch:02d}-{found.loss:.2f}.keras",
+            model=f"{p.epoch:02d}-{validation.loss:.2f}.keras",
         )
         row = Row(**self._devices.spread(asdict(row)))
         self.rows = (*p.rows, row)
@@ -507,11 +479,11 @@ class Loop:
             save_checkpoint(self._setup.run.checkpoints, checkpoint, self._setup.run.key)
         self._saved = time.monotonic()
 
-    def _check_finite(self, loss: float, look: int) -> None:
+    def _check_finite(self, loss: float, with_weights: int) -> None:
         if not math.isfinite(loss):
             raise self._not_finite(f"the loss is {loss}")
-        # The loss of a network whose weights are NaN may stay finite, so the weights are looked at too.
-        if look:
+        # The loss may stay finite although weights are NaN.
+        if with_weights:
             self._check_weights()
 
     def _check_weights(self) -> None:
@@ -525,6 +497,6 @@ class Loop:
         return InputError(
             f"cannot go on training, since {what} after batch {self._progress.step} of epoch "
             f"{self._progress.epoch}, expected finite numbers",
-            "Lower `--learning-rate` and look at the values of the stacks, then give `--restart`: crops "
-            "follow from the seed, so that the same command would come to the same batch again.",
+            "Lower `--learning-rate` and check the values of the stacks, then give `--restart`: crops follow "
+            "from the seed, so the same command would fail at the same batch.",
         )

@@ -1,7 +1,7 @@
-"""Loss functions: cross-entropy with class weights or logit adjustment, with ignored pixels, on any backend.
+"""Loss functions: cross-entropy with class weights or logit adjustment, on any backend of Keras.
 
 A loss is given as text: a name and its parameter, ``ce``, ``ce(weights=sqrt)``, ``logit-adjusted(tau=0.65)``.
-Each is a mean over labelled pixels, so that the number of ignored pixels (255) changes nothing.
+Each is a mean over labelled pixels; ignored pixels (255) take no part.
 
 In the formulas p is the probability of a class at a pixel and q the one-hot label.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,33 +26,15 @@ Loss = Callable[[Any, Any], Any]
 """(labels (n, y, x) 0..C-1 or 255, probabilities (n, y, x, class)) to a scalar."""
 
 SMALLEST = 1e-12
-"""Probabilities below this count as this in logarithms."""
+"""Lower bound of probabilities in logarithms."""
 
 WEIGHTINGS = ("none", "inverse", "sqrt")
 
 EXAMPLES = "ce, ce(weights=sqrt) or logit-adjusted(tau=0.65)"
 
 
-class _Batch(NamedTuple):
-    """The pixels of a batch, in the form that the losses are computed from.
-
-    Parameters
-    ----------
-    log_p
-        float32 (pixel, class), logarithms of the probabilities.
-    q
-        float32 (pixel, class), one-hot labels; all 0 where ignored.
-    known
-        float32 (pixel,), 1 where labelled and 0 where ignored.
-    """
-
-    log_p: Any
-    q: Any
-    known: Any
-
-
 def class_weights(counts: Sequence[float] | np.ndarray, weighting: str) -> np.ndarray:
-    """Return the weight of each class from its number of training pixels; the weights sum up to C.
+    """Return the weight of each class by its number of training pixels; the C weights sum to C.
 
     Parameters
     ----------
@@ -71,9 +53,9 @@ def class_weights(counts: Sequence[float] | np.ndarray, weighting: str) -> np.nd
     return np.asarray(len(raw) * raw / max(raw.sum(), SMALLEST), "float32")
 
 
-def cross_entropy(batch: _Batch, weight: Any) -> Any:
-    """Return the weighted mean of -sum_c q log p; `weight` float32 (pixel,), 0 where ignored."""
-    values = -ops.sum(batch.q * batch.log_p, axis=-1)
+def _cross_entropy(log_p: Any, q: Any, weight: Any) -> Any:
+    """Return the weighted mean of -sum_c q log p; (pixel, class), `weight` (pixel,), 0 where ignored."""
+    values = -ops.sum(q * log_p, axis=-1)
     return ops.sum(values * weight) / ops.maximum(ops.sum(weight), SMALLEST)
 
 
@@ -83,11 +65,11 @@ def build_loss(text: str, class_counts: Sequence[float] | None = None, classes: 
     Parameters
     ----------
     text
-        ``ce``, where ``weights`` may be one of `WEIGHTINGS`; or ``logit-adjusted``, the cross-entropy of
-        softmax(logits + tau log prior) (Menon et al. 2021, ICLR, eq. 10), where ``tau`` is 1 if not given.
+        ``ce``, with ``weights`` of `WEIGHTINGS`; or ``logit-adjusted``, the cross-entropy of
+        softmax(logits + tau log prior) (Menon et al. 2021, ICLR, eq. 10), with ``tau`` = 1 by default.
     class_counts
         Labelled training pixels of each class; for a single class (sigmoid) of the rest and the class.
-        Needed by class weights and logit adjustment.
+        Needed for class weights and logit adjustment.
     classes
         Outputs of the network; with 1 (sigmoid) labels are 1 for the class and 0 for the rest.
 
@@ -95,61 +77,62 @@ def build_loss(text: str, class_counts: Sequence[float] | None = None, classes: 
     -------
     callable
         (labels integer (n, y, x), 0..C-1 and 255 = ignore; probabilities float32 (n, y, x, class)) to a
-        scalar, 0 where no pixel is labelled.
+        scalar, 0 without a labelled pixel.
 
     Raises
     ------
     InputError
-        If the text can't be understood, or class counts are needed and not given or do not fit.
+        If the text is no loss, or class counts are needed but missing or of another length.
     """
     name, value = _parse(text)
     counts = _check_counts(text, class_counts, max(classes, 2))
     if name == "ce":
-        of_class = None if value == "none" else class_weights(_required(counts, text), str(value))
+        weights = None if value == "none" else class_weights(_required(counts, text), str(value))
 
         def weighted(labels: Any, probabilities: Any) -> Any:
-            batch = _as_pixels(labels, probabilities, classes)
-            if of_class is None:
-                return cross_entropy(batch, batch.known)
-            return cross_entropy(batch, ops.sum(batch.q * ops.convert_to_tensor(of_class), axis=-1))
+            log_p, q, known = _as_pixels(labels, probabilities, classes)
+            if weights is not None:
+                known = ops.sum(q * ops.convert_to_tensor(weights), axis=-1)
+            return _cross_entropy(log_p, q, known)
 
         return weighted
-    known = np.maximum(_required(counts, text), 1)
-    prior = float(value) * np.log(known / known.sum())
+    counts = np.maximum(_required(counts, text), 1)
+    prior = float(value) * np.log(counts / counts.sum())
 
     def adjusted(labels: Any, probabilities: Any) -> Any:
-        batch = _as_pixels(labels, probabilities, classes)
-        # log p is the logits up to a constant of the pixel, which the softmax takes away again.
-        log_p = batch.log_p + ops.convert_to_tensor(prior, "float32")
+        log_p, q, known = _as_pixels(labels, probabilities, classes)
+        # log p equals the logits up to a constant for each pixel, which cancels out in the softmax.
+        log_p = log_p + ops.convert_to_tensor(prior, "float32")
         log_p = log_p - ops.logsumexp(log_p, axis=-1, keepdims=True)
-        return cross_entropy(batch._replace(log_p=log_p), batch.known)
+        return _cross_entropy(log_p, q, known)
 
     return adjusted
 
 
-def _as_pixels(labels: Any, probabilities: Any, classes: int) -> _Batch:
+def _as_pixels(labels: Any, probabilities: Any, classes: int) -> tuple[Any, Any, Any]:
+    """Return log p (pixel, class), q (pixel, class) and 1 where labelled, else 0 (pixel,); all float32."""
     labels = ops.reshape(ops.cast(labels, "int32"), (-1,))
     p = ops.reshape(ops.cast(probabilities, "float32"), (-1, classes))
     if classes == 1:
         p = ops.concatenate([1 - p, p], axis=-1)
     known = ops.cast(ops.not_equal(labels, IGNORE), "float32")
-    first = ops.where(ops.equal(labels, IGNORE), 0, labels)
-    q = ops.one_hot(first, max(classes, 2), dtype="float32") * known[:, None]
-    return _Batch(ops.log(ops.maximum(p, SMALLEST)), q, known)
+    valid_labels = ops.where(ops.equal(labels, IGNORE), 0, labels)
+    q = ops.one_hot(valid_labels, max(classes, 2), dtype="float32") * known[:, None]
+    return ops.log(ops.maximum(p, SMALLEST)), q, known
 
 
 _TEXT = re.compile(r"\s*(ce|logit-adjusted)\s*(?:\(\s*([a-z]+)\s*=\s*([^()=,\s]+)\s*\))?\s*")
 
 
 def _parse(text: str) -> tuple[str, str | float]:
-    """Return the name and the value of its parameter."""
+    """Return the name of a loss and the value of its parameter."""
     match = _TEXT.fullmatch(text)
     if match is None:
         raise _not_understood(text, "it is neither a loss nor one with its parameter")
     name, parameter, value = match.groups()
-    known = {"ce": "weights", "logit-adjusted": "tau"}[name]
-    if parameter not in (None, known):
-        raise _not_understood(text, f"{name} has no parameter '{parameter}', but {known}")
+    expected = {"ce": "weights", "logit-adjusted": "tau"}[name]
+    if parameter not in (None, expected):
+        raise _not_understood(text, f"{name} has no parameter '{parameter}', but {expected}")
     if name == "ce":
         if value not in (None, *WEIGHTINGS):
             raise _not_understood(text, f"weights is '{value}', expected {', '.join(WEIGHTINGS)}")

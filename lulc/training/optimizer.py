@@ -14,33 +14,28 @@ from lulc.models.backend import keras
 from lulc.training.devices import ONE, Devices
 
 REMEMBERED = 0.05
-"""Largest share of the first batch's weights in a usable average of weights."""
+"""Largest weight of the random initial values in a usable average."""
 
 FINAL = 0.01
-"""Last learning rate of a cosine, in multiples of the highest."""
+"""Last learning rate of a cosine schedule, as a fraction of the highest."""
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Learning rate that rises linearly, then stays or falls as half a cosine.
+    """Learning rate with a linear warm-up to `peak`, then constant or decaying as half a cosine.
 
     Parameters
     ----------
-    peak
-        Highest rate.
-    warmup
-        Batches until it is reached.
-    total
-        Batches of the whole run.
+    warmup, total
+        Batches until the peak, and of the whole run.
     cosine
-        Whether it falls to `FINAL` of the peak at the end (Loshchilov and Hutter 2017, ICLR, eq. 5, without
-        restarts).
+        True to decay to `FINAL` of the peak (Loshchilov and Hutter 2017, ICLR, eq. 5, without restarts).
     """
 
     def __init__(self, peak: float, warmup: int, total: int, *, cosine: bool) -> None:
         self._peak, self._warmup, self._total, self._cosine = peak, warmup, total, cosine
 
     def __call__(self, step: Any) -> Any:
-        """Return the rate of batch number `step`, from 0."""
+        """Return the learning rate of batch number `step`, from 0."""
         ops = keras.ops
         step = ops.cast(step, "float32")
         rate = ops.minimum((step + 1) / max(self._warmup, 1), 1.0)
@@ -55,47 +50,44 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def build_optimizer(config: TrainConfig, devices: Devices = ONE) -> keras.optimizers.Optimizer:
-    """Return the optimizer of a resolved config for the devices that it works on.
-
-    All of its state, averages included, is in its variables.
-    """
+    """Return the optimizer of a resolved config; its variables hold all of its state with the averages."""
     total = config.epochs * config.steps
     rate: Any = config.learning_rate
     if config.schedule != "constant" or config.warmup:
         warmup = min(config.warmup, total // 10)
         rate = Schedule(config.learning_rate, warmup, total, cosine=config.schedule == "cosine")
     kinds = {"nadam": keras.optimizers.Nadam, "adamw": keras.optimizers.AdamW}
-    # Keras' AdamW must have a decay, if only of 0; Nadam is the original's where it has none.
+    # Keras' AdamW needs a decay, 0 for none; Nadam without decay is that of the original system.
     decay = config.weight_decay or (0.0 if config.optimizer == "adamw" else None)
     optimizer = devices.optimizer(kinds[config.optimizer])(
         learning_rate=rate,
         weight_decay=decay,
         global_clipnorm=config.clip_norm or None,
         use_ema=config.average > 0,
-        # The memory of a moving average with momentum m is 1 / (1 - m) batches.
+        # A moving average with momentum m remembers 1 / (1 - m) batches.
         ema_momentum=1 - 1 / max(config.average * total, 1.0),
     )
-    # A bias or a scale that is pulled towards 0 gains nothing.
+    # Decay of biases and of the parameters of batch norm has no benefit.
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
 
 
 @contextlib.contextmanager
 def averaged(model: keras.Model) -> Iterator[None]:
-    """Give a compiled model its averaged weights inside, where its optimizer averages.
+    """Give a compiled model its averaged weights inside, if its optimizer averages.
 
-    An average that still remembers the random weights of the beginning is worth less than the weights
-    themselves: where they are more than `REMEMBERED` of it, as in a run that time ends early, it isn't taken.
+    Early in a run, while the random initial weights make up more than `REMEMBERED` of the average, it is
+    worse than the weights themselves and is not used.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     batches = int(keras.ops.convert_to_numpy(optimizer.iterations))
     if not optimizer.use_ema or optimizer.ema_momentum ** (batches - 1) > REMEMBERED:
         yield
         return
-    own = [np.array(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
+    trained = [np.array(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
     optimizer.finalize_variable_values(model.trainable_variables)
     try:
         yield
     finally:
-        for variable, value in zip(model.trainable_variables, own, strict=True):
+        for variable, value in zip(model.trainable_variables, trained, strict=True):
             variable.assign(value)

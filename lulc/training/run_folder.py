@@ -1,4 +1,4 @@
-"""Run folders: key, history, and the models that are kept."""
+"""Run folders: their lock and key, the history, and the models that stay."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ TENSORBOARD = "tensorboard"
 
 SCORES = {"lowest-val-loss": ("val_loss", min), "highest-val-accuracy": ("val_accuracy", max),
           "best-macro-f1": ("val_macro_f1", max)}  # fmt: skip
-"""Picks by score: column of the history, and which end of it is best."""
+"""Column of the history for each pick by score, and which end of it is best."""
 
 FREE = {"data", "validation_data", "out", "minutes", "keep", "workers", "tensorboard", "overwrite",
         "restart", "init",
         "devices", "processes", "process", "coordinator", "stacks_on",
         "pretrain", "input_options", "plan"}  # fmt: skip
-"""Options that don't decide the weights, and inputs, which the key holds by their content."""
+"""Options left out of the key: they don't change the weights, or name inputs, whose content is in the key."""
 
 PLAN = "plan.json"
-"""What a training was planned to be, and why."""
+"""Plan of the training with its reasons."""
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -53,33 +53,33 @@ SCHEMA: dict[str, Any] = {
 }
 
 STREAMS = 2
-"""Version of the random streams: how everything that is drawn follows from the seed."""
+"""Version of the random streams: a new one whenever a seed leads to other random numbers."""
 
 DECISIVE = ("parameters", "inputs")
-"""Parts of the document that the key is made of."""
+"""Entries of the document that the key is made of."""
 
 _MODEL = re.compile(r"(\d{2,}-\d+\.\d{2})\.(keras|json)")
 
 
 @dataclass(frozen=True)
 class Row(Jsonable):
-    """An epoch of the history.
+    """Epoch of the history.
 
     Parameters
     ----------
     batches
-        Batches that it trained; fewer than asked for where the time budget ended it.
+        Batches trained; fewer than planned if the time budget ended the epoch.
     seconds
-        Time spent on it, validation included, pauses of an interrupted run not.
+        Time spent with validation, without the pauses of an interrupted run.
     loss, accuracy
         Means over the training batches, weighted by labelled pixels.
     val_loss, val_accuracy, val_macro_f1
         Metrics of the validation crops, which are the same in every epoch.
-        A pretraining has other metrics there, see `lulc.training.pretraining.PretrainingLoop`.
+        A pretraining has other metrics here, see `lulc.training.pretraining.PretrainingLoop`.
     learning_rate
         At the end of the epoch.
     model
-        File name of its weights, in the run folder while it is kept.
+        File name of its weights in the run folder, which may have been removed since.
     """
 
     epoch: int
@@ -95,7 +95,7 @@ class Row(Jsonable):
 
 
 def picks_of(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the model file of each pick; of equally good epochs the first.
+    """Return the model file of each pick; the first of equally good epochs.
 
     Examples
     --------
@@ -111,7 +111,7 @@ def picks_of(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def kept_models(rows: Sequence[Row], keep: str) -> set[str]:
-    """Return the model files that stay: every pick, and with `keep` all, or a number of last ones."""
+    """Return the model files to keep: every pick, and by `keep` all, the last or a number of last ones."""
     if keep == "all":
         return {row.model for row in rows}
     count = int(keep) if keep != "best" else 1
@@ -119,7 +119,7 @@ def kept_models(rows: Sequence[Row], keep: str) -> set[str]:
 
 
 def is_stale(rows: Sequence[Row], patience: int) -> bool:
-    """Return True if none of the last `patience` epochs is a pick by score; never with 0."""
+    """Return True if none of the last `patience` epochs is a pick by score; always False for 0."""
     if not rows or not patience:
         return False
     picked = [rows.index(row) for row in rows for pick in SCORES if row.model == picks_of(rows)[pick]]
@@ -136,29 +136,26 @@ def check_keep(keep: str) -> None:
 
 
 class Run:
-    """Folder of a run; made by `open_run`, which holds its lock.
+    """Folder of a run; `open_run` makes it and holds its lock.
 
     Parameters
     ----------
     parameters, inputs
-        Options by name, and sha256 of each input by name, that decide the weights.
+        Options that decide the weights, JSON-ready, and sha256 of each input, by name.
     """
 
     def __init__(self, folder: Path, parameters: dict[str, Any], inputs: dict[str, str]) -> None:
         self.folder = folder
-        self._own = _own(folder)
-        self._document = {
-            "format_version": FORMAT_VERSION,
-            "finished": False,
-            "parameters": parameters,
-            "inputs": inputs,
-        }
-        self._anew = False
+        self._files = _files_of(folder)
+        self._document: dict[str, Any] = {
+            "format_version": FORMAT_VERSION, "finished": False, "parameters": parameters, "inputs": inputs
+        }  # fmt: skip
+        self._clear_first = False
 
     @property
     def key(self) -> str:
         """sha256 of parameters and inputs."""
-        decisive = [self._document["parameters"], self._document["inputs"]]
+        decisive = [self._document[entry] for entry in DECISIVE]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -166,19 +163,21 @@ class Run:
         return self.folder / CHECKPOINTS
 
     def check(self, *, overwrite: bool, restart: bool) -> None:
-        """Decide whether to continue the run in the folder or to start anew; no result is touched yet.
+        """Decide whether to continue the run in the folder or to start from nothing; results stay untouched.
 
         Raises
         ------
         InputError
-            If it holds a finished run, a run with another key, or models of something else.
+            If the folder holds a finished run, a run with another key, or models without a run.
         """
         remove_leftovers(self.folder)
         remove_leftovers(self.checkpoints)
         path = self.folder / DOCUMENT
-        self._anew = True
+        self._clear_first = True
         if overwrite:
-            self._anew = restart or not self._holds_part()
+            document = _document_in(self.folder)
+            interrupted = document is not None and not document["finished"] and self._has_key_of(document)
+            self._clear_first = restart or not interrupted
         elif not path.exists():
             if self._models():
                 raise InputError(
@@ -187,17 +186,17 @@ class Run:
                     "Give another --out, or `--overwrite` to replace them.",
                 )
         else:
-            found = self._read(path)
-            if found["finished"]:
+            document = self._read(path)
+            if document["finished"]:
                 # A kill at the very end leaves checkpoints behind.
-                self._clear_checkpoints()
-            if not restart or found["finished"]:
-                self._compare(found)
-                self._anew = False
+                self._files.clear(lambda name: not name.startswith(CHECKPOINTS))
+            if not restart or document["finished"]:
+                self._compare(document)
+                self._clear_first = False
 
     def begin(self) -> None:
-        """Take the folder over as `check` decided."""
-        if self._anew:
+        """Clear the folder if `check` decided so, and write the document of the run."""
+        if self._clear_first:
             self.clear()
         write_document(self.folder / DOCUMENT, self._document)
 
@@ -208,88 +207,85 @@ class Run:
         write_rows(self.folder / HISTORY, [[f.name for f in fields(Row)], *map(astuple, rows)])
 
     def tidy(self, rows: Sequence[Row], keep: str) -> None:
-        """Remove the models that are not kept, with their cards."""
+        """Remove the models that `keep` does not ask for, with their cards."""
         kept = kept_models(rows, keep)
         for path in self._models():
             if path.with_suffix(".keras").name not in kept:
-                self._own.remove(path.name)
+                self._files.remove(path.name)
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
             return read_document(path, SCHEMA, "run", FORMAT_VERSION)
         except InputError as error:
             raise InputError(
-                error.problem, "Give another --out, or `--overwrite` to drop what is there and begin again."
+                error.problem, "Give another --out, or `--overwrite` to drop what is there and start again."
             ) from error
 
-    def _compare(self, found: dict[str, Any]) -> None:
-        if found["finished"]:
+    def _compare(self, document: dict[str, Any]) -> None:
+        if document["finished"]:
             raise InputError(
                 f"cannot train into '{self.folder}', since it holds a finished run, expected an empty folder",
                 "Give another --out, or `--overwrite` to replace it.",
             )
-        for what in DECISIVE:
-            old, new = found[what], json.loads(json.dumps(self._document[what]))
+        for entry in DECISIVE:
+            old, new = document[entry], self._document[entry]
             for name in sorted(old.keys() | new.keys()):
                 if old.get(name) != new.get(name):
                     raise InputError(
-                        f"cannot continue the run in '{self.folder}', since its {what[:-1]} {name} was "
+                        f"cannot continue the run in '{self.folder}', since its {entry[:-1]} {name} was "
                         f"{old.get(name)}, expected the same as now: {new.get(name)}",
-                        "Give `--restart` to drop the partial work and begin again, or another --out.",
+                        "Give `--restart` to drop the partial work and start again, or another --out.",
                     )
 
-    def _holds_part(self) -> bool:
-        """Return True if the folder holds this very run, interrupted."""
-        found = _document_in(self.folder)
-        if found is None or found["finished"]:
-            return False
-        return all(found[what] == json.loads(json.dumps(self._document[what])) for what in DECISIVE)
+    def _has_key_of(self, document: dict[str, Any]) -> bool:
+        return all(document[entry] == self._document[entry] for entry in DECISIVE)
+
+    def is_finished(self) -> bool:
+        """Return True if the folder holds this very run, complete."""
+        document = _document_in(self.folder)
+        return document is not None and document["finished"] and self._has_key_of(document)
 
     def _models(self) -> list[Path]:
         return [path for path in self.folder.glob("*-*.*") if _MODEL.fullmatch(path.name)]
 
     def clear(self) -> None:
         """Remove the files of a run from its folder, and nothing else."""
-        self._own.clear()
-
-    def _clear_checkpoints(self) -> None:
-        self._own.clear(lambda name: not name.startswith(CHECKPOINTS))
+        self._files.clear()
 
 
 def parameters_of(config: TrainConfig) -> dict[str, Any]:
-    """Return the parameters that decide the weights: options of a resolved config, and `STREAMS`."""
+    """Return the options of a resolved config that decide the weights, and `STREAMS`; JSON-ready."""
     options = {name: value for name, value in asdict(config).items() if name not in FREE}
-    return options | {"random streams": STREAMS}
+    return dict(json.loads(json.dumps(options | {"random streams": STREAMS})))
 
 
 def is_finished(config: TrainConfig, inputs: dict[str, str]) -> bool:
     """Return True if the folder of a resolved config holds this very run, complete."""
-    found = _document_in(Path(config.out))
-    mine = json.loads(json.dumps({"parameters": parameters_of(config), "inputs": inputs}))
-    return found is not None and found["finished"] and all(found[what] == mine[what] for what in DECISIVE)
+    return Run(Path(config.out), parameters_of(config), inputs).is_finished()
 
 
 def is_interrupted(folder: Path) -> bool:
     """Return True if a folder holds an interrupted run."""
-    found = _document_in(folder)
-    return found is not None and not found["finished"]
+    document = _document_in(folder)
+    return document is not None and not document["finished"]
 
 
 def clear_run(folder: Path) -> None:
-    """Remove the files of a run from a folder; raises InputError where another process works on it."""
+    """Remove the files of a run from a folder; raises InputError if another process works on it."""
     with _lock(folder):
         Run(folder, {}, {}).clear()
 
 
 def _document_in(folder: Path) -> dict[str, Any] | None:
-    """Read the document of a folder; None where it is missing or damaged."""
+    """Read the document of a folder; None if it is missing or damaged."""
     try:
         return read_document(folder / DOCUMENT, SCHEMA, "run", FORMAT_VERSION)
     except InputError:
         return None
 
 
-def _own(folder: Path) -> OwnFolder:
+def _files_of(folder: Path) -> OwnFolder:
+    """Return the folder with the patterns of all file names that a run writes."""
     names = [re.escape(name) for name in (DOCUMENT, HISTORY, PICTURE, PICKS_FILE)]
     names += [rf"({BASELINE}|{FEW_LABELS})\.(npz|json)", re.escape(PLAN)]
     names += [_MODEL.pattern, rf"{CHECKPOINTS}/(checkpoint-\d{{8}}\.(bin|json))?"]
@@ -298,29 +294,27 @@ def _own(folder: Path) -> OwnFolder:
 
 
 def _lock(folder: Path) -> Lock:
-    """The lock of a folder that holds a run of this toolkit, or none."""
-    own = _own(folder)
-    own.take(lambda: _document_in(folder) is not None)
-    return Lock(own.mark, f"the run '{folder}'")
+    """Return the lock of a folder that holds a run of this toolkit, or no file at all."""
+    files = _files_of(folder)
+    files.take(lambda: _document_in(folder) is not None)
+    return Lock(files.mark, f"the run '{folder}'")
 
 
 @contextlib.contextmanager
 def open_run(config: TrainConfig, inputs: dict[str, str], *, follow: bool = False) -> Iterator[Run]:
-    """Lock the run folder and check that it can be taken over; `Run.begin` then does it.
+    """Lock the run folder of a resolved config and check that it can be used; `Run.begin` then uses it.
 
     Parameters
     ----------
-    config
-        Resolved, see `TrainConfig.resolved`.
     inputs
-        sha256 of everything that is read, by name.
+        sha256 of each input by name.
     follow
-        True in a process that trains along with the one that holds the lock, and writes nothing.
+        True in a process that trains with the one that holds the lock, and writes nothing.
 
     Raises
     ------
     InputError
-        As `Run.check` does, and where another process holds the lock.
+        As `Run.check` does, and if another process holds the lock.
     """
     folder = Path(config.out)
     run = Run(folder, parameters_of(config), inputs)

@@ -1,8 +1,8 @@
-"""Models of single pixels: a random forest, and for few labels forests and perceptrons beside it.
+"""Models of single pixels, fitted by scikit-learn: a random forest, and small models for few labels.
 
-Each of the latter is fitted by scikit-learn on the labelled pixels themselves: on their channels, with mean
-and deviation in a small or a large square around the pixel. What each gives alone, and what else was tried,
-is in ``benchmarks/log/few-labels.md``.
+The small models are forests and perceptrons. Their features are the channels of a pixel, and mean and
+deviation of these in a small or a large square around it. ``benchmarks/log/few-labels.md`` has the accuracy
+of each alone, and of the alternatives tried.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from lulc.core.machine import cores
 from lulc.models.pixel_model import DenseNetwork, Forest, PixelModel
 
 TREES, TREES_OF_SCALE = 150, 80
-"""Of a forest alone, and of each of the forests of small models."""
+"""Trees of the random forest, and of each forest among the small models."""
 
 BESIDE = 0.6
-"""Share of a pixel's surroundings that is made land of another class, at most."""
+"""Largest fraction of a pixel's surroundings that is replaced by another class."""
 
 HIDDEN = (64, 64)
 """Outputs of the hidden layers of a perceptron."""
 
-DECAY, ROUNDS = 1.0, 100
-"""L2 penalty of its weights, and passes over the labels at most."""
+DECAY, EPOCHS = 1.0, 100
+"""L2 penalty of the weights of a perceptron, and most passes over the labels."""
 
 ABSENT = -1e3
-"""Score of a class that no label names: its probability is 0."""
+"""Logit of a class without labels, whose probability becomes 0."""
 
 
 def fit_forest(
     features: NDArray[np.float32], labels: NDArray[np.uint8], seed: int, trees: int = TREES
 ) -> RandomForestClassifier:
-    """Fit a forest of features (pixel, feature) and labels (pixel,) in which all classes weigh alike."""
+    """Fit a forest to features (pixel, feature) and labels (pixel,), with all classes weighted equally."""
     forest = RandomForestClassifier(trees, class_weight="balanced", n_jobs=cores(), random_state=seed)
     return forest.fit(features, labels)
 
@@ -48,20 +48,18 @@ def fit_forest(
 def fit_small_models(
     features: NDArray[np.float32], labels: NDArray[np.uint8], channels: int, classes: int, seed: int
 ) -> PixelModel:
-    """Fit all models.
+    """Fit a forest and a perceptron for each radius of the features.
 
     Parameters
     ----------
     features
-        float32 (pixel, feature), the channels first, then mean and deviation of each for every radius.
+        float32 (pixel, feature): the channels, then for each radius their means and their deviations.
     labels
         uint8 (pixel,), 0..N-1.
     channels
-        How many of the features are channels.
+        Number of channels among the features.
     classes
-        Outputs; with 1 the models tell label 1 from 0.
-    seed
-        Of forests, perceptrons and borders.
+        Outputs; 1 for label 1 against label 0.
     """
     forests, dense = [], []
     x, y = with_borders(features, labels, channels, seed)
@@ -71,78 +69,72 @@ def fit_small_models(
         compared = np.where(grown.feature < 0, -1, columns[grown.feature]).astype("i4")
         forests.append(dataclasses.replace(grown, feature=compared))
         dense.append(_perceptron(x, y, columns, classes, seed))
-    return PixelModel(_together(forests), tuple(dense), len(forests))
+    return PixelModel(_merge(forests), tuple(dense), len(forests))
 
 
 def with_borders(
     features: NDArray[np.float32], labels: NDArray[np.uint8], channels: int, seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Return features and labels, and then all once more as if land of another class began beside each pixel.
+    """Return the pixels, followed by a copy of each as if it lay at the border of another class.
 
-    Polygons are drawn inside fields, so that their surroundings are of one class, and models of these fail
-    along borders. Of each copy the pixel stays as it is, and a share of its surroundings, up to `BESIDE`, is
-    like those of a random pixel of another class.
-
-    Parameters
-    ----------
-    features, labels, channels, seed
-        As for `fit_small_models`.
+    Polygons are drawn inside fields, so models would never see a border. In the copies, a random fraction up
+    to `BESIDE` of the surroundings is replaced by those of a random pixel of another class. Arguments are
+    those of `fit_small_models`.
     """
     rng = np.random.default_rng(seed)
     if (labels == labels[0]).all():
         return features, labels
     partner = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
-        own = labels == label
-        partner[own] = rng.choice(np.flatnonzero(~own), own.sum())
-    share = rng.uniform(0, BESIDE, (len(labels), 1))
+        same = labels == label
+        partner[same] = rng.choice(np.flatnonzero(~same), same.sum())
+    fraction = rng.uniform(0, BESIDE, (len(labels), 1))
     copies = features.copy()
     for start in range(channels, features.shape[1], 2 * channels):
         means, stds = slice(start, start + channels), slice(start + channels, start + 2 * channels)
         mean, square = features[:, means].astype(np.float64), features[:, stds].astype(np.float64) ** 2
         square += mean**2
-        mean, square = ((1 - share) * a + share * a[partner] for a in (mean, square))
+        mean, square = ((1 - fraction) * a + fraction * a[partner] for a in (mean, square))
         copies[:, means], copies[:, stds] = mean, np.sqrt(np.maximum(square - mean**2, 0))
     return np.concatenate([features, copies]), np.concatenate([labels, labels])
 
 
-def _together(forests: list[Forest]) -> Forest:
-    """Return one forest of all trees."""
-    nodes = np.cumsum([0, *(len(f.feature) for f in forests)])
-    leaves = np.cumsum([0, *(len(f.probability) for f in forests)])
-    children = [
-        np.where(f.feature < 0, f.child + leaf, f.child + node).astype("i4")
-        for f, node, leaf in zip(forests, nodes[:-1], leaves[:-1], strict=True)
-    ]
-    return Forest(
-        root=np.concatenate([f.root + node for f, node in zip(forests, nodes[:-1], strict=True)]).astype(
-            "i4"
-        ),
-        feature=np.concatenate([f.feature for f in forests]),
-        threshold=np.concatenate([f.threshold for f in forests]),
-        child=np.concatenate(children),
-        probability=np.concatenate([f.probability for f in forests]),
+def _merge(forests: list[Forest]) -> Forest:
+    """Return one forest with the trees of all."""
+    shifted = []
+    nodes = leaves = 0
+    for forest in forests:
+        child = np.where(forest.feature < 0, forest.child + leaves, forest.child + nodes)
+        shifted.append(dataclasses.replace(forest, root=forest.root + nodes, child=child))
+        nodes, leaves = nodes + len(forest.feature), leaves + len(forest.probability)
+    return _concatenated(
+        {field.name: [getattr(f, field.name) for f in shifted] for field in dataclasses.fields(Forest)}
     )
+
+
+def _concatenated(arrays: dict[str, list[np.ndarray]]) -> Forest:
+    types = {"root": "i4", "feature": "i4", "threshold": "f8", "child": "i4", "probability": "f8"}
+    return Forest(**{name: np.concatenate(arrays[name]).astype(kind) for name, kind in types.items()})
 
 
 def _perceptron(
     features: NDArray[np.float32], labels: NDArray[np.uint8], columns: NDArray[np.int64], classes: int,
     seed: int,
 ) -> DenseNetwork:  # fmt: skip
-    """Fit a perceptron of some features, as a network of all, the others weighing nothing."""
+    """Fit a perceptron to some columns of the features; the others get weights of 0."""
     mean = features[:, columns].mean(axis=0, dtype=np.float64)
     std = features[:, columns].std(axis=0, dtype=np.float64)
     std[std == 0] = 1.0
-    perceptron = MLPClassifier(HIDDEN, alpha=DECAY, max_iter=ROUNDS, random_state=seed)
-    weigh_alike = compute_sample_weight("balanced", labels)
-    # One thread is ten times as fast on two cores: the matrices of a batch are small.
+    perceptron = MLPClassifier(HIDDEN, alpha=DECAY, max_iter=EPOCHS, random_state=seed)
+    balanced = compute_sample_weight("balanced", labels)
+    # One thread is ten times as fast on two cores, since the matrices of a batch are small.
     with warnings.catch_warnings(), threadpool_limits(1):
-        # The passes are few on purpose: more of them learn the labels by heart.
+        # The passes are few on purpose: more would overfit.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        # Scikit-learn would go on with what is learnt until then.
+        # Scikit-learn would turn an interruption into an early end of the fit.
         warnings.filterwarnings("error", "Training interrupted by user")
         try:
-            perceptron.fit((features[:, columns] - mean) / std, labels, sample_weight=weigh_alike)
+            perceptron.fit((features[:, columns] - mean) / std, labels, sample_weight=balanced)
         except UserWarning as interrupted:
             raise KeyboardInterrupt from interrupted
     weights, biases = list(perceptron.coefs_), list(perceptron.intercepts_)
@@ -151,56 +143,54 @@ def _perceptron(
     first[columns] = weights[0] / std[:, np.newaxis]
     weights[0] = first
     weights[-1], biases[-1] = _all_classes(weights[-1], biases[-1], np.unique(labels), classes)
-    sides = (tuple(np.ascontiguousarray(a, "f8") for a in side) for side in (weights, biases))
-    return DenseNetwork(*sides)
+    return DenseNetwork(
+        *(tuple(np.ascontiguousarray(a, "f8") for a in layers) for layers in (weights, biases))
+    )
 
 
 def _all_classes(
     weight: NDArray[np.float64], bias: NDArray[np.float64], known: NDArray[np.uint8], classes: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return a last layer that scores every class, of one that scores those of the labels."""
+    """Extend the last layer from the classes among the labels to all classes."""
     if len(known) == 2 and weight.shape[1] == 1:
         if classes == 1:
             return weight, bias
-        # The logistic function of a score is the softmax of it and 0.
+        # The sigmoid of a logit is the softmax of 0 and this logit.
         weight, bias = np.pad(weight, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
-    scores = np.zeros((len(weight), classes))
-    scores[:, known] = weight
-    shifts = np.full(classes, ABSENT)
-    shifts[known] = bias
-    return scores, shifts
+    all_weights, all_biases = np.zeros((len(weight), classes)), np.full(classes, ABSENT)
+    all_weights[:, known], all_biases[known] = weight, bias
+    return all_weights, all_biases
 
 
 def arrays_of(grown: RandomForestClassifier, classes: int) -> Forest:
-    """Return a forest of scikit-learn as arrays that predict the same.
+    """Return a forest of scikit-learn as arrays with the same predictions.
 
     Parameters
     ----------
     grown
-        Its classes are whole numbers from 0 on; those that it did not see get 0.
+        Forest whose classes are integers from 0; classes without labels get the probability 0.
     classes
-        Channels of the output; with 1 what remains of two classes is the share of class 1.
+        Outputs; with 1 the probability of class 1 of two.
     """
     nodes = leaves = 0
-    parts: dict[str, list[np.ndarray]] = {field.name: [] for field in dataclasses.fields(Forest)}
+    arrays: dict[str, list[np.ndarray]] = {field.name: [] for field in dataclasses.fields(Forest)}
     for tree in (estimator.tree_ for estimator in grown.estimators_):
         # Breadth-first, so that the two children of a node follow each other.
         order = _breadth_first(tree.children_left, tree.children_right)
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
+        position = np.empty(len(order), np.int64)
+        position[order] = np.arange(len(order))
         leaf = tree.children_left[order] < 0
-        shares = np.zeros((int(leaf.sum()), max(classes, 2)))
-        shares[:, grown.classes_.astype(int)] = tree.value[order][leaf][:, 0]
-        child = np.where(leaf, 0, place[tree.children_left[order]] + nodes)
-        child[leaf] = np.arange(len(shares)) + leaves
-        parts["root"].append(np.array([nodes]))
-        parts["feature"].append(np.where(leaf, -1, tree.feature[order]))
-        parts["threshold"].append(np.where(leaf, 0.0, tree.threshold[order]))
-        parts["child"].append(child)
-        parts["probability"].append(shares if classes > 1 else shares[:, 1:])
-        nodes, leaves = nodes + len(order), leaves + len(shares)
-    types = {"root": "i4", "feature": "i4", "threshold": "f8", "child": "i4", "probability": "f8"}
-    return Forest(**{name: np.concatenate(parts[name]).astype(kind) for name, kind in types.items()})
+        probability = np.zeros((int(leaf.sum()), max(classes, 2)))
+        probability[:, grown.classes_.astype(int)] = tree.value[order][leaf][:, 0]
+        child = np.where(leaf, 0, position[tree.children_left[order]] + nodes)
+        child[leaf] = np.arange(len(probability)) + leaves
+        arrays["root"].append(np.array([nodes]))
+        arrays["feature"].append(np.where(leaf, -1, tree.feature[order]))
+        arrays["threshold"].append(np.where(leaf, 0.0, tree.threshold[order]))
+        arrays["child"].append(child)
+        arrays["probability"].append(probability if classes > 1 else probability[:, 1:])
+        nodes, leaves = nodes + len(order), leaves + len(probability)
+    return _concatenated(arrays)
 
 
 def _breadth_first(left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:

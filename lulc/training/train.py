@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
-import json
 import logging
 import math
 from dataclasses import dataclass
@@ -64,46 +64,44 @@ from lulc.training.training_plan import TrainingPlan, plan_training
 logger = logging.getLogger("lulc")
 
 STEP_COPIES = 1.4
-"""Memory at the height of a training step, in outputs of all layers (1.3 measured on a CPU)."""
+"""Peak memory of a training step, in multiples of the outputs of all layers (1.3 measured on a CPU)."""
 
 PRECISION = 1e-5
-"""Deviation of a channel by its mean below which it holds the rounding of float32, of some 1e-7, and what few
-sums make of it."""
+"""Ratio of deviation to mean below which a channel varies by rounding alone (float32: 1e-7)."""
 
 MEMORY_MARGIN = 0.9
-"""Share of the free memory that a training may plan with."""
+"""Fraction of the free memory that a training may take."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Result of a training: where its files lie.
+    """Result of a training.
 
     Parameters
     ----------
     folder
         The run folder.
     picks
-        Model of each pick: lowest-val-loss, highest-val-accuracy, best-macro-f1, last; ``auto`` alone where
-        no network was trained.
+        Model file of each pick: lowest-val-loss, highest-val-accuracy, best-macro-f1, last; ``auto`` alone
+        if no network was trained.
     rows
-        The history, one row per epoch; none without a network.
+        History, one row per epoch; empty without a network.
     history, picture
-        The history as CSV and as a picture; None where no network was trained.
+        History as CSV and as a figure; None without a network.
     finished
-        False where the time budget ended the run; the same command continues it.
+        False if the time budget ended the run; the same command continues it.
     first
-        True in the process that wrote them, where several trained together.
+        True in the process that wrote the files, if several trained together.
     epochs, steps
-        Epochs in all, and batches of each, as asked for.
+        Planned epochs, and batches of each.
     channels
-        What the channels of the stacks are.
+        Channels of the stacks.
     pretrained
-        True where it was trained without labels, and knows no classes.
+        True after a training without labels, whose network knows no classes.
     comparison
-        Comparison with the forest of `lulc.training.baseline`; None of a pretraining, and in a process that
-        made none.
+        Comparison with the random forest; None after a pretraining, and in all processes but the first.
     cross_validation
-        A `lulc.training.cross_validation.CrossValidation`, where ``cross_validate`` asked for it.
+        A `lulc.training.cross_validation.CrossValidation`, if ``cross_validate`` is set.
     """
 
     folder: Path
@@ -128,26 +126,26 @@ def train(
     *,
     refit: bool = True,
 ) -> TrainingResult:
-    """Train a network, or for few labels fit small models.
+    """Train a network, or fit small models if there are few labels.
 
     Parameters
     ----------
     config
-        Options of the training; those that are None are filled in by its recipe.
+        Options of the training; its recipe fills in those that are None.
     dataset
-        The stacks of ``config.data``, where the caller has opened them already.
+        Opened stacks of ``config.data``; opened here if None.
     temperature
-        Temperature for the cards, where it was fitted elsewhere (by `cross_validate`).
+        Temperature for the cards, if it was fitted elsewhere (by `cross_validate`).
     refit
-        Let the small models for few labels learn the validation labels as well, once they are scored.
+        Fit the small models once more on training and validation labels together, after they are scored.
 
     Raises
     ------
     InputError
-        If the data don't fit the network or each other, nothing can be learnt from them, memory or disk
-        can't hold it, the run folder holds something else, or loss or weights become NaN.
+        If the data don't fit the network or each other, nothing can be learnt from them, memory or disk are
+        too small, the run folder holds something else, or loss or weights become NaN.
     KeyboardInterrupt
-        If SIGINT or SIGTERM asked to stop; the same command continues from the checkpoint then written.
+        After SIGINT or SIGTERM; the same command continues from the checkpoint that was written.
     """
     asked, config = config, config.resolved()
     check_options(config)
@@ -160,16 +158,16 @@ def train(
     inputs = inputs_of(config, dataset)
     if temperature is not None:
         inputs |= {"temperature": str(temperature)}
-    with contextlib.ExitStack() as held:
-        devices = held.enter_context(open_devices(config))
+    with contextlib.ExitStack() as resources:
+        devices = resources.enter_context(open_devices(config))
         with devices.agreed():
-            run = held.enter_context(open_run(config, inputs, follow=not devices.first))
+            run = resources.enter_context(open_run(config, inputs, follow=not devices.first))
         with_network = plan is None or plan.network
         if with_network:
             with devices.agreed():
                 model, crops = prepare(config, dataset, devices)
-                held.callback(crops[0].close)
-        # From here on nothing is known that could hinder the run: what --overwrite replaces may go.
+                resources.callback(crops[0].close)
+        # All checks have passed: the files that --overwrite replaces may be removed.
         if devices.first:
             run.begin()
             if plan:
@@ -214,17 +212,12 @@ def train(
 
 
 def _check_spread(dataset: Dataset) -> None:
-    """Refuse channels whose differences are rounding of float32, which standardisation would blow up."""
-    flat = [
-        channel["name"]
-        for channel, mean, std in zip(
-            dataset.channels, dataset.statistics.mean, dataset.statistics.std, strict=True
-        )
-        if not std > PRECISION * abs(mean)
-    ]
-    if flat:
+    """Refuse constant channels, whose rounding differences the standardisation would magnify."""
+    moments = zip(dataset.channels, dataset.statistics.mean, dataset.statistics.std, strict=True)
+    constant = [channel["name"] for channel, mean, std in moments if not std > PRECISION * abs(mean)]
+    if constant:
         raise InputError(
-            f"cannot train on the channels {', '.join(flat)}, since they have one value in all training "
+            f"cannot train on the channels {', '.join(constant)}, since they have one value in all training "
             "stacks, expected values that differ",
             "Such a channel carries no information: leave it out of the set of --channels, and prepare the "
             "stacks again.",
@@ -232,7 +225,7 @@ def _check_spread(dataset: Dataset) -> None:
 
 
 def settle(config: TrainConfig, dataset: Dataset, plan: TrainingPlan | None = None) -> TrainConfig:
-    """Return a config with all its options filled in: by its recipe, and validation batches by the data."""
+    """Return a config with every option filled in, by its recipe and the size of the data."""
     resolved = config.resolved() if config.pretrain else (plan or plan_training(config, dataset)).config
     return resolved if config.validation_steps is not None else limit_validation(resolved, dataset)
 
@@ -240,17 +233,16 @@ def settle(config: TrainConfig, dataset: Dataset, plan: TrainingPlan | None = No
 def prepare(
     config: TrainConfig, dataset: Dataset, devices: Devices = ONE
 ) -> tuple[keras.Model, tuple[TileGenerator, TileGenerator]]:
-    """Build the model, and open the training and validation crops, of a run that is about to begin. Nothing
-    is written.
+    """Build the model and open the training and validation crops of a run; nothing is written.
 
     Raises
     ------
     InputError
-        If the data don't fit the network or the initial weights, or memory or disk can't hold the run.
+        If the data don't fit the network or the initial weights, or memory or disk are too small.
     """
     backend.seed(config.seed)
     model = build_model(config, dataset, devices)
-    own = devices.own_crops(config.batch_size)
+    crops = devices.own_crops(config.batch_size)
     if not backend.computes_in(config.precision):
         logger.warning(
             "this processor does not multiply in %s, so that a step takes several times as long as in "
@@ -258,16 +250,16 @@ def prepare(
             config.precision,
         )
     available = free_memory() * MEMORY_MARGIN
-    _check_limits(dataclasses.replace(config, batch_size=len(own)), model, available)
+    _check_limits(dataclasses.replace(config, batch_size=len(crops)), model, available)
     device = choose_crop_device(config, dataset, devices.count, available)
     config = dataclasses.replace(config, stacks_on=device)
     if config.init:
         _start_from(find_model(config.init), model, dataset, config.single_class)
-    return model, (training_crops(config, dataset, own), validation_crops(config, dataset, own))
+    return model, (training_crops(config, dataset, crops), validation_crops(config, dataset, crops))
 
 
 def check_options(config: TrainConfig) -> None:
-    """Raise InputError where a resolved config asks for the impossible, before anything is read."""
+    """Raise InputError if options of a resolved config contradict each other; reads no data."""
     check_keep(config.keep)
     _check_pretraining(config)
     stride = 2 ** len(config.filters)
@@ -297,11 +289,11 @@ def check_options(config: TrainConfig) -> None:
 def _check_pretraining(config: TrainConfig) -> None:
     if not config.pretrain:
         return
-    given = [name for name, value in WITHOUT_LABELS.items() if getattr(config, name) != value]
-    if given:
+    refused = [name for name, value in WITHOUT_LABELS.items() if getattr(config, name) != value]
+    if refused:
         raise InputError(
-            f"cannot pretrain as asked, since --{given[0].replace('_', '-')} is given, which is about stacks "
-            "with labels, expected none",
+            f"cannot pretrain as asked, since --{refused[0].replace('_', '-')} is given, which is about "
+            "stacks with labels, expected none",
             "Pretrain without it, then train on labels with --init FOLDER and this option.",
         )
     smallest = min(*config.crop_sizes, *config.validation_crop_sizes)
@@ -330,7 +322,7 @@ def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
 
 
 def _check_limits(config: TrainConfig, model: keras.Model, available: float) -> None:
-    """Refuse a training that neither memory nor disk can hold; frameworks die silently when memory ends."""
+    """Refuse a training that exceeds memory or disk; frameworks end without a message if memory runs out."""
     weights = 4 * model.count_params()
     check_disk(config.out, 12 * weights, "models and checkpoints")
     if backend.device_name() != "CPU":
@@ -346,55 +338,57 @@ def _check_limits(config: TrainConfig, model: keras.Model, available: float) -> 
 
 
 def memory_needed(model: keras.Model, config: TrainConfig) -> int:
-    """Return the bytes that a training step on the largest batch takes, optimizer variables included."""
+    """Return the bytes that a training step on the largest batch takes, with the optimizer's variables."""
     side = max(config.crop_sizes)
-    outputs = keras.Model(model.inputs, [layer.output for layer in model.layers[1:]])
-    shapes = outputs.compute_output_shape((config.batch_size, side, side, model.input_shape[-1]))
-    probabilities = 4 * sum(math.prod(shape) for shape in shapes)
-    return int(STEP_COPIES * probabilities) + 24 * model.count_params()
+    all_layers = keras.Model(model.inputs, [layer.output for layer in model.layers[1:]])
+    shapes = all_layers.compute_output_shape((config.batch_size, side, side, model.input_shape[-1]))
+    outputs = 4 * sum(math.prod(shape) for shape in shapes)
+    return int(STEP_COPIES * outputs) + 24 * model.count_params()
 
 
 def _start_from(path: Path, model: keras.Model, dataset: Dataset, single_class: str | None) -> None:
-    """Copy the arrays that fit from other weights; those of the head too where the classes are the same."""
+    """Copy the arrays of other weights that fit; those of the head only if the classes are the same."""
     initial, card = load_model(path)
-    found, expected = differing(card.inputs, dataset.described_channels)
-    if found != expected:
+    channels, expected = differing(card.inputs, dataset.described_channels)
+    if channels != expected:
         raise InputError(
-            f"cannot start from '{path}', since its channels are {', '.join(found)}, expected those of "
+            f"cannot start from '{path}', since its channels are {', '.join(channels)}, expected those of "
             f"the stacks: {', '.join(expected)}",
             "Prepare the stacks with the same --channels, or train without --init.",
         )
     same_classes = (card.legend.names, card.single_class) == (dataset.legend.names, single_class)
     fresh = ("standardization",) if same_classes else ("standardization", "final_conv")
-    kept = transfer(model, arrays_of(initial), fresh=fresh)
+    unfit = transfer(model, arrays_of(initial), fresh=fresh)
     head = "" if same_classes else "; the head is new, as the classes are"
     logger.info("starting from '%s'%s; statistics are those of the data here", path, head)
-    if kept:
-        logger.warning("%d arrays don't fit the network and begin anew: %s", len(kept), ", ".join(kept[:3]))
+    if unfit:
+        logger.warning(
+            "%d arrays don't fit the network and start from random values: %s",
+            len(unfit), ", ".join(unfit[:3]),
+        )  # fmt: skip
 
 
 def build_model(config: TrainConfig, dataset: Dataset, devices: Devices = ONE) -> keras.Model:
-    """Build and compile the network of a resolved config with fresh weights, to be trained on a dataset."""
+    """Build and compile the network of a resolved config for a dataset, with random weights."""
     with devices.scope():
-        return _build_model(config, dataset, devices)
-
-
-def _build_model(config: TrainConfig, dataset: Dataset, devices: Devices) -> keras.Model:
-    with backend.precision(config.precision):
-        statistics = (np.array(dataset.statistics.mean), np.array(dataset.statistics.std))
-        model = build_unet(_network_of(config, dataset), statistics)
-    devices.unite(model)
-    metric = Filled() if config.pretrain else LabelledAccuracy()
-    model.compile(
-        optimizer=build_optimizer(config, devices),
-        loss=devices.loss(_loss_of(config, dataset)),
-        metrics=[devices.metric(metric)],
-        # XLA on TensorFlow's CPU compiles each crop side for minutes and runs no faster; JAX needs it.
-        jit_compile=backend.name() == "jax",
-    )
-    # Variables that the first step would make have TensorFlow trace that step twice.
-    model.optimizer.build(model.trainable_variables)
+        with backend.precision(config.precision):
+            model = build_unet(_network_of(config, dataset), _moments_of(dataset))
+        devices.unite(model)
+        metric = Filled() if config.pretrain else LabelledAccuracy()
+        model.compile(
+            optimizer=build_optimizer(config, devices),
+            loss=devices.loss(_loss_of(config, dataset)),
+            metrics=[devices.metric(metric)],
+            # XLA on TensorFlow's CPU compiles each crop side for minutes and runs no faster; JAX needs it.
+            jit_compile=backend.name() == "jax",
+        )
+        # TensorFlow would trace the first step twice if that step created variables.
+        model.optimizer.build(model.trainable_variables)
     return model
+
+
+def _moments_of(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(dataset.statistics.mean), np.array(dataset.statistics.std)
 
 
 def _loss_of(config: TrainConfig, dataset: Dataset) -> Loss:
@@ -414,26 +408,26 @@ def _make_loop(
     model: keras.Model,
     crops: tuple[TileGenerator, TileGenerator],
     run: Run,
-    given: float | tuple[float, ...] | None,
+    fixed_temperature: float | tuple[float, ...] | None,
     devices: Devices,
 ) -> Loop:
     board = _TensorBoard(run.folder / TENSORBOARD, model) if config.tensorboard and devices.first else None
     novelty = fit_novelty(dataset) if devices.first and not config.pretrain else None
 
     def save(row: Row, rows: tuple[Row, ...], temperature: float | tuple[float, ...]) -> None:
-        card = _card_of(config, dataset, network, model, row)
-        fitted = temperature if given is None else given
-        card = dataclasses.replace(card, temperature=fitted, novelty=novelty)
+        if fixed_temperature is not None:
+            temperature = fixed_temperature
+        card = dataclasses.replace(
+            _card_of(config, dataset, network, row), temperature=temperature, novelty=novelty
+        )
         save_model(model, card, run.folder / row.model)
         record_picks(run.folder, picks_of(rows))
         if board:
             board.write(row)
 
-    def build() -> keras.Model:
-        return build_unet(network, (np.array(dataset.statistics.mean), np.array(dataset.statistics.std)))
-
     normalization = None
     if config.average:
+        build = functools.partial(build_unet, network, _moments_of(dataset))
         normalization = Normalization(build, plain_crops(config, dataset), config.workers)
     setup = Setup(
         model=model,
@@ -446,33 +440,30 @@ def _make_loop(
         devices=devices,
         afterwards=0.0 if config.pretrain else GROWTH_SECONDS / cores(),
     )
-    if given is not None:
+    if fixed_temperature is not None:
         config = dataclasses.replace(config, calibrate="none")
     return (PretrainingLoop if config.pretrain else Loop)(config, setup)
 
 
 def inputs_of(config: TrainConfig, dataset: Dataset) -> dict[str, str]:
-    """Return the sha256 of everything that a training reads, by name."""
+    """Return the sha256 of each input of a training by name."""
     initial = find_model(config.init) if config.init else None
     return dataset.inputs | ({"initial weights": sha256_of(initial)} if initial else {})
 
 
 def classes_of(config: TrainConfig, dataset: Dataset) -> Legend:
-    """Return the classes of the network: those of the data, or one of them and the rest."""
+    """Return the classes of the network: those of the data, or a single class and the rest."""
     legend = dataset.legend
     if config.single_class is None:
         return legend
     chosen = next(c for c in legend.classes if c.name == config.single_class)
     return Legend(
-        legend.name,
-        (LandCoverClass(1, "the rest", "#ffffff"), LandCoverClass(2, chosen.name, chosen.color)),
+        legend.name, (LandCoverClass(1, "the rest", "#ffffff"), LandCoverClass(2, chosen.name, chosen.color))
     )
 
 
-def _card_of(
-    config: TrainConfig, dataset: Dataset, network: NetworkConfig, model: keras.Model, row: Row
-) -> ModelCard:
-    reach = geometry(network)
+def _card_of(config: TrainConfig, dataset: Dataset, network: NetworkConfig, row: Row) -> ModelCard:
+    windows = geometry(network)
     return ModelCard(
         name=f"{Path(config.out).resolve().name}/{row.model.removesuffix('.keras')}",
         channels=tuple(Channel(**channel) for channel in dataset.channels),
@@ -480,27 +471,24 @@ def _card_of(
         legend=dataset.legend,
         statistics=dataset.statistics,
         network=network,
-        stride=reach.stride,
-        halo=reach.halo,
+        stride=windows.stride,
+        halo=windows.halo,
         single_class=config.single_class,
         training={
-            "parameters": json.loads(json.dumps(parameters_of(config))),
+            "parameters": parameters_of(config),
             "data": dataset.provenance,
             "class_counts": dict(zip(dataset.legend.names, dataset.counts.tolist(), strict=True)),
             "epoch": row.epoch,
             "batches": row.batches,
         },
-        scores={name: getattr(row, column) for name, column in _scores_of(config).items()},
+        scores={
+            "val_loss": row.val_loss,
+            "val_filled" if config.pretrain else "val_accuracy": row.val_accuracy,
+            "val_filled_by_channel" if config.pretrain else "val_macro_f1": row.val_macro_f1,
+        },
         versions={"lulc": __version__, **backend.versions()},
         simulated=dataset.simulated,
     )
-
-
-def _scores_of(config: TrainConfig) -> dict[str, str]:
-    """Return columns of the history by their names in a card; a pretraining has other metrics in them."""
-    columns = ("val_loss", "val_accuracy", "val_macro_f1")
-    names = ("val_loss", "val_filled", "val_filled_by_channel") if config.pretrain else columns
-    return dict(zip(names, columns, strict=True))
 
 
 class _TensorBoard:

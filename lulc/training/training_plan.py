@@ -1,4 +1,4 @@
-"""Plan of a training: what the labels are like, which recipe follows from that, and what it comes to."""
+"""Plan of a training: a description of the labels, and the recipe and options chosen by it."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from lulc.training.data.dataset import Dataset, class_targets
 from lulc.training.data.pixels import labelled_squares
 
 FEW = 100_000
-"""Labelled pixels up to which labels are few: no more than three batches of the default recipe have."""
+"""Labelled pixels up to which there are few labels: as many as three batches of the default recipe hold."""
 
 ABOUT_NETWORKS = (*(name for name in RECIPES["default"] if name != "calibrate"), "init", "minutes")
-"""Options that only a network has: who gives one wants a network."""
+"""Options of networks alone: giving one of them asks for a network."""
 
-OPEN = ("epochs", "steps", "batch_size", "crop_sizes", "filters", "block", "dropout", "loss")
+SHOWN = ("epochs", "steps", "batch_size", "crop_sizes", "filters", "block", "dropout", "loss")
 """Options that a plan shows."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Description of the labels of a data set.
+    """Description of the labels of a dataset.
 
     Parameters
     ----------
     scenes, channels
-        Folders of stacks, and channels of their images.
+        Number of folders of stacks, and of channels.
     training, validation
         Labelled pixels.
     share
-        Of the pixels of the training stacks, those with a label.
+        Labelled fraction of the pixels of the training stacks.
     classes
-        Labelled training pixels of each class that has some.
+        Labelled training pixels by class, without classes that have none.
     patches
-        Patches of these labels by class, polygons mostly; empty where labels are not sparse.
+        Patches of these labels by class, usually polygons; empty for dense labels.
     """
 
     scenes: int
@@ -60,13 +60,13 @@ class TrainingPlan:
     Parameters
     ----------
     config
-        With every option filled in.
+        Config with every option filled in.
     fingerprint
-        Of the data.
+        Description of the labels.
     reasons
-        Why this recipe, and what else follows from the data, as sentences.
+        Reasons for the recipe and for options chosen by the data, as sentences.
     network
-        False where small models alone are fitted.
+        False if small models alone are fitted.
     """
 
     config: TrainConfig
@@ -75,7 +75,7 @@ class TrainingPlan:
     network: bool
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON-ready data."""
+        """Return the plan as JSON-ready data."""
         return {
             "format_version": 1,
             "recipe": self.config.recipe,
@@ -86,71 +86,60 @@ class TrainingPlan:
         }
 
     def lines(self) -> list[str]:
-        """The plan in some ten lines."""
+        """Return the plan as lines of text."""
         data, config = self.fingerprint, self.config
         classes = ", ".join(
             f"{name} {pixels:,}" + (f" in {data.patches[name]}" if name in data.patches else "")
             for name, pixels in data.classes.items()
         )
-        given = (f"{name.replace('_', ' ')} {_shown(getattr(config, name))}" for name in OPEN)
+        options = (f"{name.replace('_', ' ')} {_text(getattr(config, name))}" for name in SHOWN)
         return [
             f"labels: {data.training:,} px train ({100 * data.share:.1f} % of their stacks), "
             f"{data.validation:,} px validate; {data.channels} channels",
             f"classes, px{' in patches' if data.patches else ''}: {classes}",
             *self.reasons,
-            f"recipe {config.recipe}: {', '.join(given) if self.network else 'small models'}",
+            f"recipe {config.recipe}: {', '.join(options) if self.network else 'small models'}",
         ]
 
 
 def plan_training(config: TrainConfig, dataset: Dataset) -> TrainingPlan:
-    """Choose what the user left open by the labels that there are.
-
-    Parameters
-    ----------
-    config
-        Options of the training, whose recipe may be ``auto``.
-    dataset
-        What it is to be trained on.
-    """
+    """Choose the options that are None, and the recipe if it is ``auto``, by the labels of a dataset."""
     data = fingerprint_of(dataset)
     recipe, reasons = config.recipe, []
     if recipe == AUTO:
         few = data.training <= FEW and (data.share < SPARSE or _are_patches(dataset))
         recipe = FEW_LABELS if few else "default"
-        share = f"{100 * data.share:.1f} % of the pixels of their stacks"
+        labels = f"{data.training:,} px on {100 * data.share:.1f} % of the pixels of their stacks"
         reasons.append(
-            f"few labels: {data.training:,} px on {share}, of at most {FEW:,}: the mean of small models"
+            f"few labels: {labels}, of at most {FEW:,}: the mean of small models"
             if few
-            else f"labels for a network: {data.training:,} px on {share}"
+            else f"labels for a network: {labels}"
         )
-    resolved = dataclasses.replace(_shaped(config), recipe=recipe).resolved()
-    # 0 is a choice as well.
-    asked = [name for name in ABOUT_NETWORKS if getattr(config, name) is not None]
+    resolved = dataclasses.replace(_with_network_of_init(config), recipe=recipe).resolved()
+    # 0 is given, too.
+    given = [name for name in ABOUT_NETWORKS if getattr(config, name) is not None]
     if recipe == FEW_LABELS:
-        shown = ", ".join(f"--{name.replace('_', '-')}" for name in asked[:3])
+        shown = ", ".join(f"--{name.replace('_', '-')}" for name in given[:3])
         reasons.append(
             f"a small network beside it, since {shown} is given"
-            if asked
+            if given
             else "no network, since it was no better on the mean of real scenes and takes minutes; "
             "--recipe default, or an option of a network as --epochs, trains one"
         )
-        if not asked:
+        if not given:
             return TrainingPlan(resolved, data, tuple(reasons), network=False)
-    sizes: dict[str, Any] = {
-        name: fitting
-        for name, tiles in (("crop_sizes", dataset.training), ("validation_crop_sizes", dataset.validation))
-        if getattr(config, name) is None
-        and (fitting := _fitting(getattr(resolved, name), tiles, 2 ** len(resolved.filters)))
-        != getattr(resolved, name)
-    }
-    reasons += [
-        f"{name.replace('_', ' ')} {_shown(sides)}, since no stack is larger" for name, sides in sizes.items()
-    ]
+    sizes: dict[str, Any] = {}
+    for name, tiles in (("crop_sizes", dataset.training), ("validation_crop_sizes", dataset.validation)):
+        planned = getattr(resolved, name)
+        fitting = _fitting(planned, tiles, 2 ** len(resolved.filters))
+        if getattr(config, name) is None and fitting != planned:
+            sizes[name] = fitting
+            reasons.append(f"{name.replace('_', ' ')} {_text(fitting)}, since no stack is larger")
     return TrainingPlan(dataclasses.replace(resolved, **sizes), data, tuple(reasons), network=True)
 
 
-def _shaped(config: TrainConfig) -> TrainConfig:
-    """Give a training the network of the weights that it starts from, where no option shapes it."""
+def _with_network_of_init(config: TrainConfig) -> TrainConfig:
+    """Return a config with the network of its initial weights, unless an option defines the network."""
     shape = ("filters", "decoder_filters", "bottleneck", "block", "norm")
     if config.init is None or any(getattr(config, name) for name in shape):
         return config
@@ -162,7 +151,7 @@ def _shaped(config: TrainConfig) -> TrainConfig:
 
 
 def fingerprint_of(dataset: Dataset) -> Fingerprint:
-    """Describe the labels of a data set."""
+    """Describe the labels of a dataset."""
     pixels = sum(tile.masks.shape[0] * tile.masks.shape[1] for tile in dataset.training)
     total = int(dataset.counts.sum())
     names = dataset.legend.names
@@ -173,12 +162,12 @@ def fingerprint_of(dataset: Dataset) -> Fingerprint:
             _, first = np.unique(square.patches, return_index=True)
             for label in square.labels[first]:
                 patches[names[label]] = patches.get(names[label], 0) + 1
-    held = sum(int((targets[np.asarray(tile.masks[:])] != IGNORE).sum()) for tile in dataset.validation)
+    held_out = sum(int((targets[np.asarray(tile.masks[:])] != IGNORE).sum()) for tile in dataset.validation)
     return Fingerprint(
         scenes=len(dataset.provenance),
         channels=len(dataset.channels),
         training=total,
-        validation=held,
+        validation=held_out,
         share=total / max(1, pixels),
         classes={name: int(n) for name, n in zip(names, dataset.counts, strict=True) if n},
         patches=patches,
@@ -186,15 +175,15 @@ def fingerprint_of(dataset: Dataset) -> Fingerprint:
 
 
 def _are_patches(dataset: Dataset) -> bool:
-    """True where patches, not stacks, were split into training and validation."""
+    """Return True if patches, not stacks, were split into training and validation."""
     return all(entry.get("patches") for entry in dataset.provenance)
 
 
 def _fitting(sides: tuple[int, ...], tiles: tuple[Any, ...], stride: int) -> tuple[int, ...]:
-    """Sides of crops that the largest stack holds, or the largest that it does."""
+    """Return the crop sides that fit the largest stack; if none does, the largest multiple of the stride."""
     largest = max(min(tile.masks.shape) for tile in tiles)
     return tuple(side for side in sides if side <= largest) or (max(stride, largest // stride * stride),)
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

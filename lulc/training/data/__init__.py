@@ -1,4 +1,1 @@
-"""Batches for training: stacks of several folders, sampling, crops, augmentation and masking.
-
-Nothing here changes a weight.
-"""
+"""Training data: datasets of stacks, and batches by sampling, cropping, augmentation and masking."""

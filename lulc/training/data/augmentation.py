@@ -1,8 +1,8 @@
 """Augmentation of crops: geometry and radiometry.
 
-Image and labels move together, and labels are never interpolated. Bands change in reflectance x 10000, and
-indices that were computed from them follow. Indices from a raster of their own (other dates, other coding)
-stay as they are, since how they would change is unknown.
+Geometric changes apply to image and labels, which are never interpolated. Radiometric changes apply to bands
+in reflectance x 10000 and to indices computed from them. Indices read from a raster (other dates, other
+coding) stay unchanged, since their relation to the bands is unknown.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from lulc.core.schema import REFLECTANCE_UNIT, InputError
 from lulc.rasters.indices import encode
 
 MARGIN = 2
-"""Pixels added to the square that a rotated crop is cut from, so that rounding never leaves it."""
+"""Pixels added to the square around a rotated crop, so that rounding never leaves it."""
 
 Image = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 Augmentation = Callable[[Image, Labels, np.random.Generator], tuple[Image, Labels]]
-"""(image (y, x, band), labels (y, x), rng) to the same; keeps the shape and gives views or new arrays."""
+"""(image (y, x, band), labels (y, x), rng) to image and labels of the same shape, views or new arrays."""
 
 
 class Flip:
@@ -52,7 +52,7 @@ class Flip:
 
 
 def square_around(side: int, angle: float) -> int:
-    """Return the side of the upright square that holds a square of `side` pixels turned by `angle` degrees.
+    """Return the side of the upright square around a square of `side` pixels rotated by `angle` degrees.
 
     Examples
     --------
@@ -69,11 +69,10 @@ def rotate(
     image: Image, labels: Labels, angle: float, side: int, *,
     directions: Directions = (), nearest: Sequence[int] = (),
 ) -> tuple[Image, Labels]:  # fmt: skip
-    """Turn both counter-clockwise about their centre and keep the inner square, which has no empty corner.
+    """Rotate image and labels counter-clockwise about their centre, and cut the inner square.
 
-    Multiples of 90 degrees move pixels and compute nothing. Elsewhere the image is bilinear, and a pixel is
-    invalid where any of its four sources is (NaN passes through the sum). Labels take their nearest source
-    under the same transform.
+    Multiples of 90 degrees only move pixels. At other angles the image is interpolated bilinearly, where a
+    pixel with an invalid source becomes invalid (NaN), and labels take their nearest source.
 
     Parameters
     ----------
@@ -86,48 +85,45 @@ def rotate(
     side
         Side of the result in pixels.
     directions
-        Numbers of the channels that hold sine and cosine of a direction, which turns too.
+        Numbers of the channels that hold sine and cosine of a direction, which is rotated as well.
     nearest
-        Numbers of the channels that take their nearest source as labels do.
+        Numbers of the channels that take their nearest source.
     """
     quarters, rest = divmod(angle, 90)
     if rest == 0:
-        turned = np.rot90(image, int(quarters))
-        return turn_directions(turned, directions, angle), np.rot90(labels, int(quarters))
+        rotated = np.rot90(image, int(quarters))
+        return turn_directions(rotated, directions, angle), np.rot90(labels, int(quarters))
     turn = math.radians(angle)
     cos, sin = math.cos(turn), math.sin(turn)
     source, target = (image.shape[0] - 1) / 2, (side - 1) / 2
-    # From a pixel of the result (x, y) to its source: rows grow downwards, so the sign of sin is flipped.
+    # Maps a pixel (x, y) of the result to its source; rows count downwards, so the sign of sin is flipped.
     matrix = np.array(
-        [
-            [cos, -sin, source - cos * target + sin * target],
-            [sin, cos, source - sin * target - cos * target],
-        ]
+        [[cos, -sin, source - cos * target + sin * target], [sin, cos, source - sin * target - cos * target]]
     )
 
     def warp(array: Any, method: int) -> Any:
         return cv2.warpAffine(array, matrix, (side, side), flags=method | cv2.WARP_INVERSE_MAP)
 
     # OpenCV drops the axis of a single band.
-    turned = warp(image, cv2.INTER_LINEAR).reshape(side, side, image.shape[2])
+    rotated = warp(image, cv2.INTER_LINEAR).reshape(side, side, image.shape[2])
     for channel in nearest:
-        turned[..., channel] = warp(np.ascontiguousarray(image[..., channel]), cv2.INTER_NEAREST)
-    return turn_directions(turned, directions, angle), warp(labels, cv2.INTER_NEAREST)
+        rotated[..., channel] = warp(np.ascontiguousarray(image[..., channel]), cv2.INTER_NEAREST)
+    return turn_directions(rotated, directions, angle), warp(labels, cv2.INTER_NEAREST)
 
 
 class Jitter:
-    """Gain and offset of each band, drawn for each crop; indices are computed anew.
+    """Random gain and offset of each band of a crop; indices are recomputed.
 
     Parameters
     ----------
     channels
-        For each channel ``name``, ``unit`` and ``coding``, as in a manifest.
+        ``name``, ``unit`` and ``coding`` of each channel, as in a manifest.
     channel_set
-        Their formulas; those of the known names where None.
+        Formulas of the channels; by default those of known names.
     gain
-        Standard deviation of the logarithm of the factor of a band.
+        Standard deviation of the logarithm of a band's factor.
     offset
-        Standard deviation of what is added to a band, reflectance x 10000.
+        Standard deviation of a band's summand, reflectance x 10000.
 
     Raises
     ------
@@ -153,8 +149,8 @@ class Jitter:
         read = [c["name"] for c in channels if c["coding"] != "computed"]
         self._names = names
         self._computed = [
-            (one, formula) for one, formula in described.plan(read).computed
-            if one.name in names and set(formula.names) <= names.keys()
+            (channel, formula) for channel, formula in described.plan(read).computed
+            if channel.name in names and set(formula.names) <= names.keys()
         ]  # fmt: skip
 
     def __call__(self, image: Image, labels: Labels, rng: np.random.Generator) -> tuple[Image, Labels]:
@@ -166,26 +162,24 @@ class Jitter:
         changed = image.copy()
         changed[..., where] = bands
         planes = {name: changed[..., i] for name, i in self._names.items()}
-        for one, formula in self._computed:
-            found = formula.evaluate(planes)
-            if one.stored == "syke":
-                found = encode(found)
-            elif one.minimum is not None or one.maximum is not None:
-                found = np.clip(found, one.minimum, one.maximum)
-            changed[..., self._names[one.name]] = found
+        for channel, formula in self._computed:
+            values = formula.evaluate(planes)
+            if channel.stored == "syke":
+                values = encode(values)
+            elif channel.minimum is not None or channel.maximum is not None:
+                values = np.clip(values, channel.minimum, channel.maximum)
+            changed[..., self._names[channel.name]] = values
         return changed, labels
 
 
 class Dropout:
-    """Drops channels that may be missing, all of a date together, so that a network learns to do without.
+    """Random removal of channels that may be missing, so that a network learns to do without them.
 
-    Channels of no date are dropped with those of their kind, and computed ones with what they are computed
-    from. A crop keeps at least one channel.
+    All channels of a date, or without a date all of a kind, are dropped together, with the channels computed
+    from them. A crop keeps at least one channel.
 
     Parameters
     ----------
-    channel_set
-        The channels.
     rate
         Probability that a crop loses the channels of a date.
     """
@@ -200,14 +194,14 @@ class Dropout:
         self._may_drop_all = len(set().union(*self._groups)) < len(channel_set.channels)
 
     def __call__(self, image: Image, labels: Labels, rng: np.random.Generator) -> tuple[Image, Labels]:
-        """Drop channels of one crop (y, x, band): they become NaN."""
+        """Set the dropped channels of one crop (y, x, band) to NaN."""
         dropped = rng.random(len(self._groups)) < self._rate
         if dropped.all() and not self._may_drop_all:
             dropped[rng.integers(len(dropped))] = False
         if not dropped.any():
             return image, labels
         changed = image.copy()
-        for group, gone in zip(self._groups, dropped, strict=True):
-            if gone:
+        for group, is_dropped in zip(self._groups, dropped, strict=True):
+            if is_dropped:
                 changed[..., group] = np.nan
         return changed, labels

@@ -1,9 +1,8 @@
 """Batches of augmented crops, cut from stacks while the network trains.
 
-A batch is a pure function of (seed, epoch, index), and each of its crops one of (seed, epoch, index, number
-in the batch). Neither threads, nor prefetching, nor an interruption, nor the number of processes that train
-together changes it. Every geometric change is applied to image and labels together; labels are never
-interpolated.
+A batch is a pure function of (seed, epoch, index), and each of its crops of (seed, epoch, index, number in
+the batch): threads, prefetching, interruptions and the number of processes don't change it. Geometric changes
+apply to image and labels together; labels are never interpolated.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from lulc.training.data.sampling import Sampler, draw_anywhere
 logger = logging.getLogger("lulc")
 
 REDRAWS = 50
-"""Positions tried for one crop before a crop without a single labelled pixel is accepted."""
+"""Most positions tried for a crop with a labelled pixel."""
 
 STRIDE = 16
-"""Multiple of the crop sides that messages suggest: the stride of a network with four stages."""
+"""Stride of a network with four stages: messages suggest crop sides that are multiples of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,33 +40,31 @@ class BatchConfig:
 
     Parameters
     ----------
-    steps
-        Batches per epoch.
-    batch_size
-        Crops per batch.
+    steps, batch_size
+        Batches of an epoch, and crops of a batch.
     crop_sizes
-        Sides that are drawn from, in pixels. A side that, rotated, doesn't fit a stack is left out for
-        it, with a warning.
+        Sides to draw from, in pixels. Sides that, rotated, don't fit a stack are left out for it, with a
+        warning.
     targets
         uint8 (256,), network class 0..N-1 of each value in the masks, 255 = ignore; see
         `lulc.training.data.dataset.class_targets`.
     rotations
         Number of equally spaced rotation angles; 1 for none.
     directions, nearest
-        Channels that turn with the image, and those that are never interpolated; see `rotate`.
+        Channels with directions, and channels that are never interpolated; see `rotate`.
     augmentations
-        Applied in order to each crop after rotation.
+        Applied in this order to each crop after the rotation.
     sampler
-        Chooses where squares are cut.
+        Draws the position of each crop.
     stack_weights
-        How often crops are cut from each stack; all alike where not given.
+        Relative frequency of each stack; equal by default.
     batch_from
-        ``one``: all crops of a batch come from one stack; ``any``: each comes from any of those that the side
-        of the batch fits.
+        ``one``: all crops of a batch come from one stack; ``any``: each comes from any stack that its side
+        fits.
     seed
-        Seed of everything that is drawn.
+        Seed of all random numbers.
     own_crops
-        Numbers of the crops of each batch that this process cuts; all where not given.
+        Numbers of the crops of each batch that this process cuts; all by default.
     option
         Name of `crop_sizes` on the command line, for messages.
     """
@@ -88,25 +85,13 @@ class BatchConfig:
     option: str = "--crop-sizes"
 
     @property
-    def angles(self) -> list[float]:
-        """Rotation angles in degrees."""
-        return [k * 360 / self.rotations for k in range(self.rotations)]
-
-    @property
     def cut(self) -> range:
-        """Numbers of the crops of each batch that are cut here."""
+        """Numbers of the crops of each batch that this process cuts."""
         return range(self.batch_size) if self.own_crops is None else self.own_crops
 
 
 class TileGenerator:
-    """Batches of crops, each batch with one crop side.
-
-    Parameters
-    ----------
-    tiles
-        Stacks to cut from; all with the same bands.
-    config
-        How they are cut.
+    """Batches of crops of stacks with the same bands; all crops of a batch have one side.
 
     Raises
     ------
@@ -115,7 +100,7 @@ class TileGenerator:
     """
 
     _dtype: type[np.generic] = np.float32
-    """Type of what is cut; four bytes each."""
+    """Type of the values that are cut, four bytes each."""
 
     def __init__(self, tiles: Sequence[Tile], config: BatchConfig) -> None:
         self._config = config
@@ -123,31 +108,31 @@ class TileGenerator:
         self._weights = None
         if config.stack_weights is not None:
             fitting = np.asarray(config.stack_weights)[chosen]
-            # Where only stacks of weight 0 fit, they are all alike.
+            # If only stacks of weight 0 fit, they are drawn equally often.
             self._weights = fitting / fitting.sum() if fitting.sum() > 0 else None
-        known = {side for _, sides in self._choices for side in sides}
-        # One of each shape: with another one it would forget its memory.
-        self._memory = {side: Buffers() for side in known}
-        self._stacks = {side: self._fitted_by(side) for side in known}
+        all_sides = {side for _, sides in self._choices for side in sides}
+        # Buffers reuse memory of one shape only.
+        self._memory = {side: Buffers() for side in all_sides}
+        self._stacks = {side: self._fitted_by(side) for side in all_sides}
 
     def __len__(self) -> int:
         """Batches per epoch."""
         return self._config.steps
 
     @property
-    def shares(self) -> dict[int, float]:
-        """Share of the batches that have each side."""
-        drawn = np.ones(len(self._choices)) if self._weights is None else self._weights
-        found: dict[int, float] = {}
-        for (_, sides), weight in zip(self._choices, drawn / drawn.sum(), strict=True):
+    def side_fractions(self) -> dict[int, float]:
+        """Fraction of the batches that have each crop side."""
+        weights = np.ones(len(self._choices)) if self._weights is None else self._weights
+        fractions: dict[int, float] = {}
+        for (_, sides), weight in zip(self._choices, weights / weights.sum(), strict=True):
             for side in sides:
-                found[side] = found.get(side, 0.0) + float(weight) / len(sides)
-        return {side: share for side, share in found.items() if share}
+                fractions[side] = fractions.get(side, 0.0) + float(weight) / len(sides)
+        return {side: fraction for side, fraction in fractions.items() if fraction}
 
     @property
     def pixels_per_batch(self) -> float:
-        """Pixels of a whole batch, on average."""
-        return self._config.batch_size * sum(share * side**2 for side, share in self.shares.items())
+        """Mean pixels of a whole batch."""
+        return self._config.batch_size * sum(f * side**2 for side, f in self.side_fractions.items())
 
     def batch(self, epoch: int, index: int) -> tuple[Image, Labels]:
         """Cut batch number `index` of epoch number `epoch`, or the crops of it that this process cuts.
@@ -158,7 +143,7 @@ class TileGenerator:
         labels : uint8 (crop, y, x), network classes 0..N-1, 255 = ignore (also where the image is invalid)
         """
         images, labels = self._cut(epoch, index)
-        # A dot product is the fastest look at all bands of a pixel: one NaN or Inf makes it not finite.
+        # A dot product is the fastest check of all bands of a pixel: any NaN or Inf makes it not finite.
         invalid = ~np.isfinite(images @ np.ones(images.shape[-1], np.float32))
         if self._choices[0][0].optional:
             invalid = ~self._choices[0][0].valid(images)
@@ -167,7 +152,7 @@ class TileGenerator:
         return images, labels
 
     def _cut(self, epoch: int, index: int) -> tuple[Any, Labels]:
-        """Cut a batch as the stacks have it."""
+        """Cut a batch without marking invalid pixels."""
         config = self._config
         entropy = [config.seed, epoch, index]
         rng = np.random.default_rng(np.random.SeedSequence(entropy))
@@ -177,39 +162,39 @@ class TileGenerator:
         images = self._memory[side].empty(shape).view(self._dtype)
         labels = np.empty(shape[:3], np.uint8)
         for i, number in enumerate(config.cut):
-            own = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))
+            crop_rng = np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number,)))
             if config.batch_from == "any":
                 stacks, weights = self._stacks[side]
-                tile = stacks[int(own.choice(len(stacks), p=weights))]
-            images[i], labels[i] = self._crop(tile, side, own)
+                tile = stacks[int(crop_rng.choice(len(stacks), p=weights))]
+            images[i], labels[i] = self._crop(tile, side, crop_rng)
         return images, labels
 
     def _source(self, tile: Tile) -> Layers:
-        """Return the arrays of a stack from which crops are cut."""
+        """Return the array of a stack from which crops are cut."""
         return tile.image
 
     def release(self) -> None:
-        """Free the memory of batches that are no longer in use; later batches get fresh memory."""
+        """Free the memory of batches that are no longer in use; later batches get new memory."""
         for memory in self._memory.values():
             memory.clear()
 
     def close(self) -> None:
-        """Free all memory; no more batches can be made."""
+        """Free all memory; afterwards no batch can be cut."""
         self.release()
 
     def _fitted_by(self, side: int) -> tuple[list[Tile], NDArray[np.float64]]:
-        """Return the stacks that a side fits, and how often each is drawn among them, float (tile,)."""
+        """Return the stacks that a side fits, and their probabilities, float (tile,)."""
         fitting = [i for i, (_, sides) in enumerate(self._choices) if side in sides]
         weights = np.ones(len(fitting)) if self._weights is None else self._weights[fitting]
-        # A stack that few sides fit is drawn the more often for these, so that its share of all crops holds.
+        # A stack that fewer sides fit is drawn more often for these, so that its total frequency is kept.
         weights = weights / [len(self._choices[i][1]) for i in fitting]
-        # A side that only stacks of weight 0 fit is never drawn; any numbers do.
+        # A side that fits only stacks of weight 0 is never drawn, whatever the probabilities.
         weights = weights if weights.sum() > 0 else np.ones(len(fitting))
         return [self._choices[i][0] for i in fitting], np.asarray(weights / weights.sum())
 
     def _crop(self, tile: Tile, side: int, rng: np.random.Generator) -> tuple[Any, Labels]:
         config = self._config
-        angle = config.angles[rng.integers(config.rotations)]
+        angle = _angles(config.rotations)[rng.integers(config.rotations)]
         outer = square_around(side, angle)
         for _ in range(REDRAWS):
             row, col = config.sampler(tile, outer, rng)
@@ -233,18 +218,9 @@ def cut_ahead(
     workers: int,
     put: Callable[[Any], Any] = lambda images: images,
 ) -> Generator[tuple[Any, Labels], None, None]:
-    """Yield batches `first`, `first` + 1, ... of an epoch in order, cut ahead by threads.
+    """Yield batches `first`, `first` + 1, ... of an epoch in order, cut ahead by `workers` threads.
 
-    Parameters
-    ----------
-    generator, epoch
-        Source of the batches, and number of the epoch.
-    first
-        Number of the first.
-    workers
-        Threads.
-    put
-        Moves the images of each batch to where they are used; the threads call it last.
+    The threads pass the images of each batch to `put`, which copies them to the devices.
     """
 
     def cut(index: int) -> tuple[Any, Labels]:
@@ -260,9 +236,8 @@ def cut_ahead(
 
 
 def pad_small(tiles: Sequence[Tile], crop_sizes: Sequence[int], rotations: int, option: str) -> list[Tile]:
-    """Return stacks of which the smallest crop fits all, where it fits one: smaller ones are padded."""
-    angles = [k * 360 / rotations for k in range(rotations)]
-    least = _outer(min(crop_sizes), angles)
+    """Pad the stacks that are too small for the smallest crop, unless all are too small."""
+    least = _outer(min(crop_sizes), rotations)
     small = [tile for tile in tiles if tile.side < least]
     if not small or len(small) == len(tiles):
         return list(tiles)
@@ -274,31 +249,32 @@ def pad_small(tiles: Sequence[Tile], crop_sizes: Sequence[int], rotations: int, 
 
 
 def pixels_per_crop(tiles: Sequence[Tile], crop_sizes: Sequence[int], rotations: int = 1) -> float:
-    """Return the mean pixels of a crop, where the smallest fits each stack, since `pad_small` pads."""
-    angles = [k * 360 / rotations for k in range(rotations)]
-    fitting = [[side for side in crop_sizes if _outer(side, angles) <= tile.side] for tile in tiles]
+    """Return the mean pixels of a crop; the smallest crop fits each stack after `pad_small`."""
+    fitting = [[side for side in crop_sizes if _outer(side, rotations) <= tile.side] for tile in tiles]
     return float(np.mean([np.mean(np.square(sides or [min(crop_sizes)])) for sides in fitting]))
 
 
 def _fitting(tiles: Sequence[Tile], config: BatchConfig) -> tuple[list[tuple[Tile, list[int]]], list[int]]:
-    """Return the sides that fit each stack at every angle, and the numbers of these stacks.
+    """Return the sides that fit each stack at every angle, and the numbers of the stacks that one fits.
 
-    One warning names all that don't fit.
+    One warning names all sides left out.
     """
-    sides, angles, option = sorted(set(config.crop_sizes)), config.angles, config.option
-    outer = {side: _outer(side, angles) for side in sides}
+    sides, rotations, option = sorted(set(config.crop_sizes)), config.rotations, config.option
+    outer = {side: _outer(side, rotations) for side in sides}
     choices = [(tile, [side for side in sides if outer[side] <= tile.side]) for tile in tiles]
-    dropped = [(t, [s for s in sides if s not in kept]) for t, kept in choices if len(kept) < len(sides)]
-    chosen = [i for i, (_, kept) in enumerate(choices) if kept]
+    dropped = [(t, [s for s in sides if s not in fit]) for t, fit in choices if len(fit) < len(sides)]
+    chosen = [i for i, (_, fit) in enumerate(choices) if fit]
     choices = [choices[i] for i in chosen]
     if not choices:
         largest = max((tile.side for tile in tiles), default=0)
-        turned = any(angle % 90 for angle in angles)
+        fitting = [side for side in range(STRIDE, largest + 1, STRIDE) if _outer(side, rotations) <= largest]
+        hints = [f"`{option} {fitting[-1]}`"] if fitting else [f"larger stacks than {largest} pixels"]
+        oblique = rotations not in (1, 2, 4)
         raise InputError(
             f"cannot cut crops of {option}, since the largest stack has a side of {largest} pixels, "
             f"expected at least {outer[sides[0]]} for the smallest crop of {sides[0]} pixels"
-            + (" with its rotation" if turned else ""),
-            _advice(largest, angles, option),
+            + (" with its rotation" if oblique else ""),
+            f"Give {' or '.join([*hints, *(['`--rotations 4`'] if oblique else [])])}.",
         )
     if dropped:
         named = "; ".join(
@@ -309,13 +285,11 @@ def _fitting(tiles: Sequence[Tile], config: BatchConfig) -> tuple[list[tuple[Til
     return choices, chosen
 
 
-def _outer(side: int, angles: Sequence[float]) -> int:
-    return max(square_around(side, angle) for angle in angles)
+def _angles(rotations: int) -> list[float]:
+    """Return the rotation angles in degrees."""
+    return [k * 360 / rotations for k in range(rotations)]
 
 
-def _advice(largest: int, angles: Sequence[float], option: str) -> str:
-    """Return the hint for a stack with a side of `largest` pixels that no crop fits."""
-    fitting = [side for side in range(STRIDE, largest + 1, STRIDE) if _outer(side, angles) <= largest]
-    advice = [f"`{option} {fitting[-1]}`"] if fitting else [f"larger stacks than {largest} pixels"]
-    advice += ["`--rotations 4`"] if any(angle % 90 for angle in angles) else []
-    return f"Give {' or '.join(advice)}."
+def _outer(side: int, rotations: int) -> int:
+    """Return the side of the square that holds a crop at every angle."""
+    return max(square_around(side, angle) for angle in _angles(rotations))

@@ -22,48 +22,44 @@ from lulc.training.data.on_device import ResidentCrops
 from lulc.training.data.sampling import KEPT, ClassSampler, LabelledPixels, stack_weights
 
 PLAIN_PIXELS, PLAIN_LEAST, PLAIN_SIDE = 4e6, 4, 512
-"""For the statistics of batch norm: most pixels, fewest crops, and their longest side in pixels. They are
-large, since a map has no zeros where land lies beyond the border of a crop."""
+"""Most pixels, fewest crops and largest side of the crops for the statistics of batch norm. They are large,
+since in a map few windows are padded with zeros."""
 
-PLAIN_SHARE = 1 / 12
-"""Share of the pixels of an epoch that batch norm's statistics are estimated from, in short epochs."""
+PLAIN_FRACTION = 1 / 12
+"""Pixels of these crops in short epochs, as a fraction of the pixels trained on."""
 
-LOOKED_AT = 0.225
-"""Pixels of an epoch's validation by those it trains on. A pixel costs a third to two thirds of one that is
-trained on, so that validation takes less than a fifth of the training time."""
+VALIDATED_FRACTION = 0.225
+"""Most pixels validated after an epoch, as a fraction of the pixels trained on. A validated pixel costs a
+third to two thirds of a trained one, so that validation takes less than a fifth of the training time."""
 
 logger = logging.getLogger("lulc")
 
 SMALL = 2e9
-"""Bytes of stacks that `--stacks-on auto` copies to a GPU at most."""
+"""Most bytes of stacks that `--stacks-on auto` copies to a GPU."""
 
 COPIES = 3
-"""Copies of the stacks in the host's memory on their way to the device (TensorFlow; PyTorch 2, JAX 1)."""
+"""Copies of the stacks in the host's memory while they are moved to the device (PyTorch 2, JAX 1)."""
 
 
 def training_crops(config: TrainConfig, dataset: Dataset, own: range | None = None) -> TileGenerator:
-    """Return the batches to train on.
+    """Return the training batches of a resolved config, cut on the device if ``stacks_on`` is ``device``.
 
     Parameters
     ----------
-    config
-        Resolved; crops are cut on the device where it says ``device`` (see `choose_crop_device`).
-    dataset
-        Training stacks to cut, and to search where classes are drawn.
     own
-        Numbers of the crops of each batch that are cut; all where not given.
+        Numbers of the crops of each batch to cut; all by default.
 
     Raises
     ------
     InputError
-        If no crop fits a stack, or bands are to be changed that the stacks don't have.
+        If no crop fits a stack, or the stacks lack bands that the augmentation changes.
     """
     batches = _common(config, dataset)
     tiles = pad_small(dataset.training, config.crop_sizes, config.rotations, "--crop-sizes")
     batches |= {
         "steps": config.steps,
         "crop_sizes": config.crop_sizes,
-        **_turning(config, dataset),
+        **_rotation_of(config, dataset),
         "augmentations": _augmentations(config, dataset),
         "batch_from": config.batch_from,
         "own_crops": own,
@@ -79,29 +75,24 @@ def training_crops(config: TrainConfig, dataset: Dataset, own: range | None = No
 
 
 def validation_crops(config: TrainConfig, dataset: Dataset, own: range | None = None) -> TileGenerator:
-    """Return the batches to validate on: crops cut anywhere, without augmentation."""
+    """Return the validation batches: crops from anywhere, without augmentation."""
     option, sizes = "--validation-crop-sizes", config.validation_crop_sizes
-    batches = BatchConfig(
-        steps=config.validation_steps,
-        crop_sizes=sizes,
-        own_crops=own,
-        option=option,
-        **_common(config, dataset),
-    )
+    common = _common(config, dataset) | {"own_crops": own, "option": option}
+    batches = BatchConfig(steps=config.validation_steps, crop_sizes=sizes, **common)
     return _kind(config, dataset)(pad_small(dataset.validation, sizes, 1, option), batches)
 
 
 def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
-    """Return crops that show the training stacks as a classification sees them, one batch each.
+    """Return unaugmented crops of the training stacks for the statistics of batch norm, one a batch.
 
-    Each stack, or each of some where there are many, gives as many crops as the others, as large as it
-    allows. A pretraining masks its blocks here too. `PLAIN_PIXELS` in all, or in short epochs
-    `PLAIN_SHARE` of what they train on; up to three times that where a validation looks at as much.
+    All stacks, or a random choice of many, have the same number of crops, as large as the stack allows. A
+    pretraining masks blocks here, too. The crops have at most `PLAIN_PIXELS` together, in short epochs
+    `PLAIN_FRACTION` of the pixels trained on, or up to three times as many if a validation has as many.
     """
     stride = 2 ** len(config.filters)
     trained, validated = _pixels(config, dataset)
-    share = trained * PLAIN_SHARE
-    wanted = min(PLAIN_PIXELS, max(share, min(validated, 3 * share)))
+    short = trained * PLAIN_FRACTION
+    wanted = min(PLAIN_PIXELS, max(short, min(validated, 3 * short)))
     usable = [i for i, tile in enumerate(dataset.training) if tile.side >= stride]
     least = PLAIN_LEAST if len(usable) > PLAIN_LEAST else math.ceil(PLAIN_LEAST / len(usable)) * len(usable)
     longest = min(PLAIN_SIDE, max(1, round(math.sqrt(wanted / least) / stride)) * stride)
@@ -117,13 +108,14 @@ def plain_crops(config: TrainConfig, dataset: Dataset) -> list[TileGenerator]:
 
 
 def limit_validation(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """Return a resolved config with fewer validation batches where those of the recipe would cost more than a
-    fifth of the training time; a log line tells their number.
+    """Return a resolved config whose validation batches cost at most a fifth of the training time.
+
+    A log line reports a number smaller than that of the recipe.
     """
     trained, validated = _pixels(config, dataset)
-    share = (LOOKED_AT - PLAIN_SHARE) / 2 if config.average else LOOKED_AT
+    fraction = (VALIDATED_FRACTION - PLAIN_FRACTION) / 2 if config.average else VALIDATED_FRACTION
     planned = config.validation_steps
-    steps = min(planned, max(1, int(planned * share * trained / validated)))
+    steps = min(planned, max(1, int(planned * fraction * trained / validated)))
     if steps < planned:
         logger.info(
             "an epoch is validated on %d of %d batches, so that this takes less than a fifth of the "
@@ -134,59 +126,53 @@ def limit_validation(config: TrainConfig, dataset: Dataset) -> TrainConfig:
 
 
 def _pixels(config: TrainConfig, dataset: Dataset) -> tuple[float, float]:
-    """Return the pixels that an epoch trains on, and those that are validated once."""
-    crops = pixels_per_crop(dataset.training, config.crop_sizes, config.rotations)
-    held_out = pixels_per_crop(dataset.validation, config.validation_crop_sizes)
-    return (
-        config.steps * config.batch_size * crops,
-        config.validation_steps * config.batch_size * held_out,
-    )
+    """Return the pixels of an epoch's training batches, and those of its validation batches."""
+    training = pixels_per_crop(dataset.training, config.crop_sizes, config.rotations)
+    validation = pixels_per_crop(dataset.validation, config.validation_crop_sizes)
+    batch = config.batch_size
+    return config.steps * batch * training, config.validation_steps * batch * validation
 
 
 def check_crop_device(config: TrainConfig, devices: int = 1) -> None:
-    """Raise InputError where a device is to cut crops that it can't.
+    """Raise InputError if a resolved config asks a device for crops that it can't cut.
 
     Parameters
     ----------
-    config
-        Resolved.
     devices
-        That train together, of all processes.
+        Number of devices of all processes.
     """
     hindrance = _hindrance(config, devices)
     if config.stacks_on == "device" and hindrance:
         raise InputError(
-            f"cannot cut crops on the device, since {hindrance}: one device holds the stacks, and moves "
-            "their pixels without computing any",
+            f"cannot cut crops on the device, since {hindrance}: one device holds the stacks and copies "
+            "pixels without changing their values",
             "Give `--stacks-on host`, or leave it out.",
         )
 
 
 def choose_crop_device(config: TrainConfig, dataset: Dataset, devices: int, free: float) -> str:
-    """Return where the training crops are cut: ``device``, where their stacks are copied to, or ``host``.
+    """Return where training crops are cut: ``device``, to which the stacks are then copied, or ``host``.
 
     Parameters
     ----------
     config, devices
-        As `check_crop_device` takes them.
-    dataset
-        The stacks.
+        See `check_crop_device`.
     free
-        Bytes of the host's memory that may be taken.
+        Available bytes of the host's memory.
 
     Raises
     ------
     InputError
-        If the device is asked for and can't do it, or the stacks don't pass through the host's memory.
+        If the config asks for the device, but it can't cut the crops or the host's memory is too small.
     """
     check_crop_device(config, devices)
     channels = dataset.channel_set
-    computed = "some may lack channels" if channels and channels.optional else ""
-    computed = computed or ("they hold directions" if directions_of(dataset) != () else "")
-    if computed:
+    reason = "some may lack channels" if channels and channels.optional else ""
+    reason = reason or ("they hold directions" if directions_of(dataset) != () else "")
+    if reason:
         if config.stacks_on == "device":
             raise InputError(
-                f"cannot cut crops on the device, since {computed}, which the host computes",
+                f"cannot cut crops on the device, since {reason}, which the host computes",
                 "Give `--stacks-on host`, or leave it out.",
             )
         return "host"
@@ -196,28 +182,28 @@ def choose_crop_device(config: TrainConfig, dataset: Dataset, devices: int, free
     if config.stacks_on == "device" and not fits:
         raise InputError(
             f"cannot copy the training stacks to the device, since they hold {pixels / 1e6:.0f} million "
-            f"pixels and take {COPIES * size / 1e9:.1f} GB of memory on their way, expected at most 2147 "
+            f"pixels and need {COPIES * size / 1e9:.1f} GB of memory for the copy, expected at most 2147 "
             f"million and {free / 1e9:.1f} GB (now free)",
             "Give `--stacks-on host`, or leave it out: crops are then read from disk.",
         )
     gpu = backend.device_name() != "CPU"
     if config.stacks_on == "device" and not gpu:
-        logger.warning("there is no GPU: the stacks are copied within the host's memory, which gains nothing")
+        logger.warning("there is no GPU: the stacks are copied within the host's memory without any benefit")
     if config.stacks_on == "auto":
         return "device" if gpu and fits and size <= SMALL and not _hindrance(config, devices) else "host"
     return config.stacks_on
 
 
 def _hindrance(config: TrainConfig, devices: int) -> str:
-    """Return why crops can't be cut on the device; empty where they can."""
-    hinders = {
+    """Return the reason why the device can't cut crops; empty if it can."""
+    reasons = {
         "a pretraining masks parts of crops": bool(config.pretrain),
         f"{devices} devices train, expected one": devices > 1,
         f"--rotations is {config.rotations}, expected 1, 2 or 4": config.rotations not in (1, 2, 4),
         f"--gain is {config.gain}, expected 0": config.gain != 0,
         f"--offset-jitter is {config.offset_jitter}, expected 0": config.offset_jitter != 0,
     }
-    return next((reason for reason, holds in hinders.items() if holds), "")
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]:
@@ -230,17 +216,17 @@ def _kind(config: TrainConfig, dataset: Dataset) -> Callable[..., TileGenerator]
 
 
 def directions_of(dataset: Dataset) -> tuple[tuple[int, int], ...] | None:
-    """Return the channels that turn with the image, see `ChannelSet.directions`."""
+    """Return the channels with directions, see `ChannelSet.directions`."""
     return dataset.channel_set.directions if dataset.channel_set else ()
 
 
-def _turning(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-    """Return the options of crops about rotation."""
+def _rotation_of(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """Return the options of a `BatchConfig` about rotation."""
     channels, directions = dataset.channel_set, directions_of(dataset)
     if directions is None:
         logger.warning(
-            "crops are neither mirrored nor turned, since a channel tells a direction that can't be turned; "
-            "a set with both aspect_sin and aspect_cos, and no formula of either, allows it"
+            "crops are neither mirrored nor rotated, since a channel holds a direction that can't be rotated;"
+            " a set with both aspect_sin and aspect_cos, and no formula of either, allows it"
         )
         return {"rotations": 1}
     nearest = channels.nearest if channels else ()
@@ -250,21 +236,18 @@ def _turning(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
 def _augmentations(config: TrainConfig, dataset: Dataset) -> tuple[Augmentation, ...]:
     """Return the augmentations of each crop, in order."""
     directions = directions_of(dataset)
-    found: list[Augmentation] = [] if directions is None else [Flip(directions)]
+    augmentations: list[Augmentation] = [] if directions is None else [Flip(directions)]
     if config.gain or config.offset_jitter:
-        found.append(
+        augmentations.append(
             Jitter(dataset.channels, dataset.channel_set, gain=config.gain, offset=config.offset_jitter)
         )
     if config.date_dropout and dataset.channel_set and dataset.channel_set.optional:
-        found.append(Dropout(dataset.channel_set, config.date_dropout))
-    return tuple(found)
+        augmentations.append(Dropout(dataset.channel_set, config.date_dropout))
+    return tuple(augmentations)
 
 
 def _common(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
     names = dataset.legend.names
     single = None if config.single_class is None else names.index(config.single_class) + 1
-    return {
-        "targets": class_targets(len(names), single),
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-    }
+    targets = class_targets(len(names), single)
+    return {"targets": targets, "batch_size": config.batch_size, "seed": config.seed}

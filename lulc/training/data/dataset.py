@@ -1,4 +1,4 @@
-"""One training set from the stacks of several folders, checked before any framework is loaded."""
+"""Dataset of the stacks of several folders, checked before any framework is loaded."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ logger = logging.getLogger("lulc")
 ROWS_AT_ONCE = 256
 
 GAP = PreprocessConfig.gap
-"""Pixels around validation stacks without training labels, where the manifests don't say how many."""
+"""Width in pixels of the gap around validation stacks without training labels, if no manifest has one."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A stack to cut crops from.
+    """Stack to cut crops from.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Tile:
     masks
         uint8 (y, x), class numbers 1..N, 255 = ignore.
     optional
-        Channels that a valid pixel may lack.
+        Numbers of the channels that may be missing in a valid pixel.
     """
 
     name: str
@@ -61,14 +61,14 @@ class Tile:
         return min(self.image.shape[:2])
 
     def valid(self, image: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """True where a pixel of a crop (..., band) counts."""
+        """Return True for valid pixels of a crop (..., band)."""
         if not self.optional:
             return np.asarray(np.isfinite(image).all(axis=-1))
         required = np.isfinite(np.delete(image, self.optional, axis=-1)).all(axis=-1)
         return np.asarray(required & np.isfinite(image).any(axis=-1))
 
     def padded(self, side: int) -> Tile:
-        """Return this stack with invalid pixels below and to the right, so that no side is shorter."""
+        """Pad this stack below and to the right with invalid pixels to sides of at least `side`."""
         if self.side >= side:
             return self
         height, width, bands = self.image.shape
@@ -86,21 +86,19 @@ class Dataset:
     training, validation
         Stacks with at least one labelled pixel.
     channels
-        For each channel ``name``, ``unit`` and ``coding``.
-    legend
-        The classes.
+        ``name``, ``unit`` and ``coding`` of each channel.
     statistics
-        Statistics of the valid pixels of all training stacks together.
+        Statistics of the valid pixels of all training stacks.
     counts
         int64 (class,), labelled training pixels of class 1..N.
     inputs
-        sha256 by folder, in the order given: what the run's key is made of.
+        sha256 by folder in the order given, for the key of the run.
     provenance
-        For the model card: folders, stacks and sources by name; JSON-ready.
+        Folders, stacks and sources for the model card; JSON-ready.
     stamps
-        Stamps of the files of all stacks, from before they were read.
+        Stamps of the files of all stacks, taken before reading.
     channel_set
-        What the channels are; None where their names say everything.
+        Definitions of the channels; None if their names define them.
     """
 
     training: tuple[Tile, ...]
@@ -116,25 +114,22 @@ class Dataset:
 
     @property
     def described_channels(self) -> ChannelSet:
-        """What the channels are, made of their names where no set was recorded."""
+        """Definitions of the channels, by their names if none were recorded."""
         return self.channel_set or set_of([channel["name"] for channel in self.channels])
 
     @property
     def simulated(self) -> bool:
-        """True where imagery of a folder says that it was simulated."""
+        """True if imagery of a folder was simulated."""
         return any(entry.get("simulated") for entry in self.provenance)
 
     def check_unchanged(self) -> None:
-        """Raise InputError if a file of a stack was changed or replaced since it was opened.
-
-        Stacks are read as crops are cut from them, so to the end of the training.
-        """
+        """Raise InputError if a file of a stack changed since it was opened; training reads it to the end."""
         changed = set(stamps_of(stamp.path for stamp in self.stamps)) ^ set(self.stamps)
         if changed:
             raise InputError(
                 f"cannot finish the training, since '{min(changed).path}' was changed while it was read, "
                 "expected the same stacks to the end",
-                "Give `--restart` when the stacks are at rest: what was trained so far has seen both.",
+                "Give `--restart` when nothing writes to the stacks: the training so far used both versions.",
             )
 
 
@@ -144,60 +139,53 @@ def open_dataset(config: TrainConfig) -> Dataset:
     Raises
     ------
     InputError
-        If a folder is damaged, folders don't agree in channels or legend, or there is nothing to learn:
-        no training or validation labels, one class only.
+        If a folder is damaged, folders differ in channels or legend, or training labels of two classes or
+        validation labels are missing.
     """
     return _assemble(_load(config), config)
 
 
 def leave_one_out(config: TrainConfig) -> list[tuple[str, Dataset]]:
-    """Return a dataset for each group of training stacks left out: it validates, the others train.
+    """Return name and dataset of each fold: one group of training stacks validates, the others train.
 
-    A group is what ``config.cross_validate`` says: stacks that overlap on the ground, a folder, or a scene.
-    The validation stacks of the folders take no part. Training labels on the ground of what is left out, and
-    in the gap around it, are ignored. The statistics are those of the stacks that train, where the manifest
-    knows them.
-
-    Returns
-    -------
-    list of (str, Dataset)
-        Names of what is left out, and the dataset.
+    By ``config.cross_validate`` a group is stacks that overlap on the ground, a folder, or a scene. The
+    validation stacks of the folders are not used. Training labels on the ground of the group, and in the gap
+    around it, are ignored. The statistics are those of the training stacks, if the manifest has them.
 
     Raises
     ------
     InputError
-        As `open_dataset`; or if there are no two groups to be told apart, or other validation data are given.
+        As `open_dataset`; or if there are fewer than two groups, or validation data are given.
     """
     if config.validation_data:
         raise InputError(
-            "cannot take --validation-data with --cross-validate, which validates on what it leaves out",
+            "cannot take --validation-data with --cross-validate, which validates on the data it leaves out",
             "Leave one of them out.",
         )
     loaded = _load(config)
     manifests = loaded.manifests
-    what = config.cross_validate or "stacks"
-    groups = {"stacks": _by_ground, "folders": _by_folder, "scenes": _by_scene}[what](manifests)
+    kind = config.cross_validate or "stacks"
+    groups = {"stacks": _by_ground, "folders": _by_folder, "scenes": _by_scene}[kind](manifests)
     if len(groups) < 2:
-        has = (
-            f"its labelled training stacks are of one of the {what}" if groups else "it has no training stack"
-        )
-        if groups and what == "stacks":
-            has = "its labelled training stacks all overlap on the ground"
+        reason = f"its labelled training stacks are of one of the {kind}"
+        if groups and kind == "stacks":
+            reason = "its labelled training stacks all overlap on the ground"
         raise InputError(
-            f"cannot cross-validate on {' '.join(config.data)}, since {has}, expected two that lie apart",
+            f"cannot cross-validate on {' '.join(config.data)}, since "
+            f"{reason if groups else 'it has no training stack'}, expected two that lie apart",
             "Prepare more of them, choose another kind after --cross-validate, or train without it.",
         )
     folds = []
     for name, group in groups:
         left_out = {stack.image for stack in group}
-        turned = [_with_validation(manifest, left_out) for manifest in manifests]
-        fold = _assemble(loaded._replace(manifests=turned), config)
+        split = [_with_validation(manifest, left_out) for manifest in manifests]
+        fold = _assemble(loaded._replace(manifests=split), config)
         folds.append((name, dataclasses.replace(fold, inputs=fold.inputs | {"left out": name})))
     return folds
 
 
 class _Loaded(NamedTuple):
-    """Opened folders: their manifests, the sha256 of each, and the state of their files before that."""
+    """Opened folders: their manifests, the sha256 of each, and stamps of their files."""
 
     manifests: list[Manifest]
     identities: list[str]
@@ -225,9 +213,7 @@ def _load(config: TrainConfig) -> _Loaded:
     identities = [_identity_of(manifest) for manifest in manifests]
     if config.validation_data:
         count = len(config.data)
-        manifests = [_only_training(m) for m in manifests[:count]] + [
-            _all_validation(m) for m in manifests[count:]
-        ]
+        manifests = [*map(_only_training, manifests[:count]), *map(_all_validation, manifests[count:])]
     return _Loaded(manifests, identities, stamps)
 
 
@@ -241,11 +227,10 @@ def _only_training(manifest: Manifest) -> Manifest:
 
 
 def _all_validation(manifest: Manifest) -> Manifest:
-    """Return a manifest whose stacks all validate; its statistics weigh nothing."""
+    """Return a manifest whose stacks all validate, with statistics of weight 0."""
     stacks = tuple(dataclasses.replace(stack, split="val") for stack in manifest.stacks)
-    return dataclasses.replace(
-        manifest, stacks=stacks, statistics=dataclasses.replace(manifest.statistics, count=0)
-    )
+    statistics = dataclasses.replace(manifest.statistics, count=0)
+    return dataclasses.replace(manifest, stacks=stacks, statistics=statistics)
 
 
 def _assemble(loaded: _Loaded, config: TrainConfig) -> Dataset:
@@ -279,18 +264,18 @@ def _labelled(manifest: Manifest) -> list[StackFile]:
 
 
 def _by_ground(manifests: Sequence[Manifest]) -> _Groups:
-    """Name and stacks of each group that shares pixels on the ground."""
+    """Return name and stacks of each group that shares pixels on the ground."""
     groups = _groups([stack for manifest in manifests for stack in _labelled(manifest)])
     return [(" + ".join(f"{s.image.parent.name}/{s.name}" for s in group), group) for group in groups]
 
 
 def _by_folder(manifests: Sequence[Manifest]) -> _Groups:
-    """Path and stacks of each folder."""
+    """Return path and stacks of each folder."""
     return [(str(m.folder), _labelled(m)) for m in manifests if _labelled(m)]
 
 
 def _by_scene(manifests: Sequence[Manifest]) -> _Groups:
-    """Names and stacks of each image; images that share a stack are one."""
+    """Return names and stacks of each image; images that share a stack form one group."""
     groups: list[tuple[set[str], list[StackFile]]] = []
     for manifest in manifests:
         for stack in _labelled(manifest):
@@ -303,34 +288,32 @@ def _by_scene(manifests: Sequence[Manifest]) -> _Groups:
 
 
 def _scenes_of(manifest: Manifest, stack: StackFile) -> set[str]:
-    """Names of the images that a stack was cut from, each with its checksum where the manifest knows it."""
+    """Return the names of the images that a stack was cut from, with checksums from the manifest."""
     if stack.group:
         return {stack.group}
-    found = set()
+    scenes = set()
     for scene in manifest.provenance.get("scenes", ()):
-        place = Window(*scene["window"]).intersect(stack.window) if stack.window else None
-        if place is None or (place.height > 0 and place.width > 0):
-            found.add(" ".join(scene["files"]))
+        overlap = Window(*scene["window"]).intersect(stack.window) if stack.window else None
+        if overlap is None or (overlap.height > 0 and overlap.width > 0):
+            scenes.add(" ".join(scene["files"]))
     bands = set(manifest.parameters.get("bands") or ())
     images = [s for s in manifest.sources if s.get("name") in bands]
-    if not found and images:
+    if not scenes and images:
         digest = ",".join(sorted(str(s.get("sha256", "")) for s in images))
-        found.add(f"{', '.join(sorted(str(s['name']) for s in images))}\n{digest}")
-    return found or {str(manifest.folder)}
+        scenes.add(f"{', '.join(sorted(str(s['name']) for s in images))}\n{digest}")
+    return scenes or {str(manifest.folder)}
 
 
 def _groups(stacks: Sequence[StackFile]) -> list[list[StackFile]]:
     """Group stacks that share pixels on the ground, directly or through others."""
     if any(stack.grid is None for stack in stacks):
-        logger.warning(
-            "some stacks don't say where they lie: it is not known whether they overlap on the ground"
-        )
+        logger.warning("some stacks have no georeference: it is not known whether they overlap on the ground")
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    sides = [dataclasses.replace(stack, split=split) for split in ("train", "val") for stack in stacks]
+    copies = [dataclasses.replace(stack, split=split) for split in ("train", "val") for stack in stacks]
     numbers = {stack.image: number for number, stack in enumerate(stacks)}
-    pairs = [(numbers[o.train.image], numbers[o.val.image]) for o in find_overlaps(sides)]
+    pairs = [(numbers[o.train.image], numbers[o.val.image]) for o in find_overlaps(copies)]
     one, other = np.reshape(pairs, (-1, 2)).T.astype(int)
     graph = coo_array((np.ones(len(one), bool), (one, other)), (len(stacks), len(stacks)))
     groups: dict[int, list[StackFile]] = {}
@@ -347,7 +330,7 @@ def _with_validation(manifest: Manifest, left_out: set[Path]) -> Manifest:
     )
     trained = [stack for stack in stacks if stack.split == "train"]
     known = [stack.statistics for stack in trained if stack.statistics is not None]
-    # A folder without a training stack weighs nothing.
+    # Statistics of a folder without a training stack get a weight of 0.
     statistics = dataclasses.replace(manifest.statistics, count=manifest.statistics.count if trained else 0)
     if known and len(known) == len(trained):
         statistics = functools.reduce(Statistics.merge, known)
@@ -373,19 +356,18 @@ def _check_agreement(manifests: Sequence[Manifest]) -> None:
 
 
 def _described(manifest: Manifest) -> list[str]:
-    """Return what folders must agree in, channel by channel."""
-    plain = [f"{c['name']} ({c['unit']}, {c['coding']})" for c in manifest.channels]
+    """Return a description of each channel, in which all folders must agree."""
+    described = [f"{c['name']} ({c['unit']}, {c['coding']})" for c in manifest.channels]
     if manifest.channel_set is None:
-        return plain
-    own = manifest.channel_set.channels
+        return described
     return [
-        f"{said} {one.formula}{' may be missing' * one.may_be_missing}".strip()
-        for said, one in zip(plain, own, strict=True)
+        f"{text} {channel.formula}{' may be missing' * channel.may_be_missing}".strip()
+        for text, channel in zip(described, manifest.channel_set.channels, strict=True)
     ]
 
 
 def _merge_legends(legends: Sequence[Legend]) -> Legend:
-    """Return the first legend, without its source codes where the folders' sources use others."""
+    """Return the first legend; classes whose source codes differ between folders lose them."""
     first = legends[0]
     classes = tuple(
         c if all(c.sources == legend.classes[i].sources for legend in legends)
@@ -396,26 +378,23 @@ def _merge_legends(legends: Sequence[Legend]) -> Legend:
 
 
 def _merge_statistics(manifests: Sequence[Manifest]) -> Statistics:
-    """Merge the statistics of all training pixels; a folder of unknown count counts with all its pixels."""
-    parts = []
+    """Merge the statistics of all folders; one without a count of pixels is weighted by all its pixels."""
+    weighted = []
     for manifest in manifests:
         training = manifest.of("train")
-        # The original counted no pixels; what preprocess.py counted may well be 0.
+        # The original system stored no count; that of preprocess.py may be 0.
         pixels = sum(stack.shape[0] * stack.shape[1] for stack in training if stack.statistics is None)
-        # A folder prepared for validation alone weighs nothing.
-        known = manifest.statistics.count if training else 0
-        parts.append(dataclasses.replace(manifest.statistics, count=known or pixels))
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.merge(part)
-    return merged
+        # A folder prepared for validation alone gets a weight of 0.
+        count = manifest.statistics.count if training else 0
+        weighted.append(dataclasses.replace(manifest.statistics, count=count or pixels))
+    return functools.reduce(Statistics.merge, weighted)
 
 
 def _open_split(manifests: Sequence[Manifest], split: str) -> tuple[tuple[Tile, ...], NDArray[np.int64]]:
     """Open the labelled stacks of all folders, and count their pixels per class.
 
-    Training labels on the ground of validation stacks, of any folder, and in the gap around them are ignored:
-    a network sees that far when it is scored. The gap is the largest that the folders were prepared with.
+    Training labels on the ground of validation stacks of any folder, and in the gap around them, are ignored,
+    since they lie in the receptive field of validated pixels. The largest gap of the folders applies.
     """
     near: dict[Path, list[Window]] = {}
     if split == "train":
@@ -428,7 +407,7 @@ def _open_split(manifests: Sequence[Manifest], split: str) -> tuple[tuple[Tile, 
         for stack in manifest.of(split):
             name = f"{manifest.folder.name}/{stack.name}"
             masks = open_tile(stack)[1]
-            # The preparation has hidden the labels around validation stacks of the same folder.
+            # preprocess.py has removed the labels around validation stacks of the same folder.
             ignored = [w for w in near.get(stack.image, []) if _count(masks, len(counts), w).any()]
             tile = Tile(name, *open_tile(stack, ignored), optional)
             labelled = _count(tile.masks, len(counts)) if ignored else np.array(stack.class_counts)
@@ -448,7 +427,7 @@ def _gap_of(manifest: Manifest) -> int:
 
 
 def _count(masks: Layers, classes: int, window: Window | None = None) -> NDArray[np.int64]:
-    """Count the pixels of class 1..N, of a window where one is given; int64 (class,)."""
+    """Count the pixels of class 1..N, in a window if one is given; int64 (class,)."""
     window = window or Window(0, 0, *masks.shape)
     rows, cols = window.slices
     total = np.zeros(256, np.int64)
@@ -461,12 +440,12 @@ def _count(masks: Layers, classes: int, window: Window | None = None) -> NDArray
 def check_learnable(
     counts: NDArray[np.int64], val_counts: NDArray[np.int64], legend: Legend, config: TrainConfig, where: str
 ) -> None:
-    """Raise InputError unless training pixels show two classes, and validation pixels any."""
+    """Raise InputError unless the training labels have two classes, and there are validation labels."""
     present = [f"{c.name} ({n})" for c, n in zip(legend.classes, counts, strict=True) if n]
     if not present:
         raise InputError(
             f"cannot train on {where}, since no training pixel is labelled, expected at least two classes",
-            "Look at labels and scheme: preprocess.py prints the pixels of each class.",
+            "Check labels and scheme: preprocess.py prints the pixels of each class.",
         )
     if config.single_class is not None and config.single_class not in legend.names:
         raise InputError(
@@ -490,7 +469,7 @@ def check_learnable(
 
 
 def _identity_of(manifest: Manifest) -> str:
-    """Return the sha256 of a folder's content, after comparing its files with its manifest."""
+    """Return the sha256 of a folder's content, after a check of its files against its manifest."""
     path = manifest.folder / MANIFEST
     if path.exists():
         manifest.verify()
@@ -501,7 +480,7 @@ def _identity_of(manifest: Manifest) -> str:
 
 
 def pixel_size_of(grids: Sequence[GridSpec | None]) -> dict[str, float]:
-    """Return the median width and height on the ground of the pixels of some grids, as cards hold them."""
+    """Return the median width and height of the pixels of grids on the ground, as entries of a card."""
     sizes = [size for grid in grids if grid and (size := pixel_on_ground(grid)) is not None]
     if not sizes:
         return {}
@@ -510,23 +489,21 @@ def pixel_size_of(grids: Sequence[GridSpec | None]) -> dict[str, float]:
 
 
 def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
-    def names(stacks: Sequence[StackFile]) -> list[str]:
-        return [stack.name for stack in stacks]
-
-    patches = sum(len(stack.patches) for stack in manifest.of("train"))
-    ground, held = (
-        ground_of([grid for stack in manifest.of(split) for grid in stack.ground or (None,)])
-        for split in ("train", "val")
+    training, validation = manifest.of("train"), manifest.of("val")
+    patches = sum(len(stack.patches) for stack in training)
+    ground, held_out = (
+        ground_of([grid for stack in stacks for grid in stack.ground or (None,)])
+        for stacks in (training, validation)
     )
     return {
-        **pixel_size_of([stack.grid for stack in manifest.of("train")]),
+        **pixel_size_of([stack.grid for stack in training]),
         "folder": manifest.folder.resolve().name,
         "sha256": sha256,
         "scheme": manifest.scheme,
-        "training_stacks": names(manifest.of("train")),
+        "training_stacks": [stack.name for stack in training],
         **({"ground": ground} if ground is not None else {}),
-        **({"validation_ground": held} if held else {}),
-        "validation_stacks": names(manifest.of("val")),
+        **({"validation_ground": held_out} if held_out else {}),
+        "validation_stacks": [stack.name for stack in validation],
         **({"patches": patches} if patches else {}),
         "sources": list(manifest.sources),
         **({"simulated": True} if _is_simulated(manifest.provenance) else {}),
@@ -534,26 +511,21 @@ def _provenance_of(manifest: Manifest, sha256: str) -> dict[str, Any]:
 
 
 def _is_simulated(document: Any) -> bool:
-    """True where a file among those that a manifest describes is marked as simulated."""
+    """Return True if a manifest marks one of its files as simulated."""
     if isinstance(document, dict):
         return document.get("simulated") is True or any(map(_is_simulated, document.values()))
     return isinstance(document, list) and any(map(_is_simulated, document))
 
 
 def class_targets(classes: int, single_class: int | None = None) -> NDArray[np.uint8]:
-    """Return the network class of each value in the masks.
+    """Return the network class of each value in the masks, uint8 (256,); 255 for values that are no class.
 
     Parameters
     ----------
     classes
         Number of classes N in the legend.
     single_class
-        Class number that is learnt against the rest: it becomes 1, other classes 0.
-
-    Returns
-    -------
-    uint8 (256,)
-        255 for values that are no class.
+        Number of the class to tell from the rest: it becomes 1, other classes 0.
 
     Examples
     --------

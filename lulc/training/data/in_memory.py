@@ -1,4 +1,4 @@
-"""Training sets from arrays in memory, held to what stacks on disk are held to."""
+"""Datasets from arrays in memory, with the same checks as stacks on disk."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from lulc.rasters.stack import open_stack, sort_sources
 from lulc.training.data.dataset import GAP, Dataset, Tile, check_learnable, pixel_size_of
 
 VALIDATING = 0.25
-"""Share of the rows of each image that validates where no image is named."""
+"""Fraction of the rows of each image that validates if no image is chosen for that."""
 
 
 class Pair(NamedTuple):
-    """An image and its labels.
+    """Image and its labels.
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ class Pair(NamedTuple):
     masks : uint8 (y, x)
         Class numbers 1..N, 255 = ignore.
     grid
-        Where it lies; None where that is unknown.
+        Georeference; None without one.
     coding
-        How indices among the channels came about, by name.
+        Origin of the indices among the channels, by name.
     """
 
     image: NDArray[np.float32]
@@ -58,7 +58,7 @@ def dataset_of(
     config: TrainConfig,
     reading: InputConfig,
 ) -> Dataset:
-    """Return the training set of images and labels in memory.
+    """Return the dataset of images and labels in memory.
 
     Parameters
     ----------
@@ -66,21 +66,21 @@ def dataset_of(
         Each float (y, x, channel) in physical units, NaN = invalid; or an xarray object with bands by name,
         which is scaled as files are.
     labels
-        Each (y, x), class numbers 1..N; 0, 255 and NaN are ignored. An xarray object lies where its
-        coordinates say, any other array as the image does.
+        Each (y, x), class numbers 1..N; 0, 255 and NaN are ignored. An xarray object is aligned by its
+        coordinates, any other array has the pixels of the image.
     channels
-        Their names, in order.
+        Names of the channels, in order.
     legend
-        The classes 1..N: names, or names with colours.
+        Classes 1..N: names, or names with colours.
     validation
-        Numbers of the images that validate; the lower quarter of each one where not given.
+        Numbers of the images that validate; by default the lower quarter of each image validates.
     config, reading
-        Options of the training, and of how xarray objects are read.
+        Options of the training, and for reading xarray objects.
 
     Raises
     ------
     InputError
-        If arrays, names and classes don't fit each other, or there is nothing to learn.
+        If arrays, names and classes don't fit each other, or the labels are too few to learn from.
     """
     if not images or len(images) != len(labels):
         raise InputError(
@@ -99,16 +99,16 @@ def dataset_of(
     ]
     training, validating = _split(pairs, validation)
     counts, val_counts = (
-        sum((np.bincount(pair.masks.ravel(), minlength=256) for pair in part), np.zeros(256, np.int64))
-        [1 : 1 + len(classes)] for part in (training.values(), validating.values())
+        sum((np.bincount(pair.masks.ravel(), minlength=256) for pair in split.values()), np.zeros(256, int))
+        [1 : 1 + len(classes)] for split in (training, validating)
     )  # fmt: skip
     check_learnable(counts, val_counts, classes, config, "these arrays")
     identity = _identity(pairs, channels, validation)
     moments = sum((Moments.of(pair.image) for pair in training.values()), Moments.zero(len(channels)))
-    sets = [
-        tuple(Tile(name, p.image, p.masks) for name, p in part.items() if (p.masks != IGNORE).any())
-        for part in (training, validating)
-    ]
+    training_tiles, validation_tiles = (
+        tuple(Tile(name, p.image, p.masks) for name, p in split.items() if (p.masks != IGNORE).any())
+        for split in (training, validating)
+    )
     units, coding = channel_units(channels), pairs[0].coding
     if any(pair.coding != coding for pair in pairs):
         raise InputError(
@@ -116,8 +116,8 @@ def dataset_of(
             "Give all images the same bands and indices.",
         )
     return Dataset(
-        training=sets[0],
-        validation=sets[1],
+        training=training_tiles,
+        validation=validation_tiles,
         channels=tuple({"name": n, "unit": units[n], "coding": coding.get(n, "read")} for n in channels),
         legend=classes,
         statistics=moments.statistics,
@@ -133,10 +133,10 @@ def _legend_of(given: Legend | Mapping[str, str] | Sequence[str]) -> Legend:
         return given
     names = dict(enumerate(given, 1))
     colors = dict(enumerate(given.values(), 1)) if isinstance(given, Mapping) else None
-    found = scheme_of_names("arrays", names, colors).legend
-    if len(found) < len(names):
+    legend = scheme_of_names("arrays", names, colors).legend
+    if len(legend) < len(names):
         raise InputError(f"cannot name the classes {', '.join(given)}, since a name occurs twice", "Rename.")
-    return found
+    return legend
 
 
 def _pair(
@@ -154,27 +154,23 @@ def _pair(
             missing = declared_missing(labels.attrs, dtype=masks.dtype.name)
             masks = np.where(missing.present(masks), masks, np.nan)
     expected = (*masks.shape, len(channels))
-    _check_fit(name, masks.ndim == 2 and pixels.shape == expected, str(pixels.shape), str(expected))
+    if masks.ndim != 2 or pixels.shape != expected:
+        raise InputError(
+            f"cannot train on {name}, since it has {pixels.shape}, expected {expected} as its labels and "
+            "channel names say",
+            "Give images (y, x, channel), labels (y, x) of the same pixels, and a name for each channel.",
+        )
     numbers = class_numbers(masks, f"labels {number}")
     largest = int(numbers[numbers != IGNORE].max(initial=0))
     if largest > len(legend):
         raise InputError(
             f"cannot train on labels {number}, since they hold the class {largest}, expected 1 to "
-            f"{len(legend)} as the legend has",
+            f"{len(legend)} as in the legend",
             "Name all classes, or set other values to 255.",
         )
     invalid = ~np.isfinite(pixels).all(axis=-1)
     pixels[invalid] = np.nan
     return Pair(pixels, np.where(invalid, np.uint8(IGNORE), numbers), grid, coding)
-
-
-def _check_fit(name: str, fits: bool, found: str, expected: str) -> None:
-    if not fits:
-        raise InputError(
-            f"cannot train on {name}, since it has {found}, expected {expected} as its labels and channel "
-            "names say",
-            "Give images (y, x, channel), labels (y, x) of the same pixels, and a name for each channel.",
-        )
 
 
 def _split(
@@ -190,24 +186,24 @@ def _split(
                 f"numbers from 0 to {len(pairs) - 1}",
                 "Count images from 0, or leave validation out.",
             )
-        held = {name: pair for k, (name, pair) in enumerate(named.items()) if k in chosen}
-        return {name: pair for name, pair in named.items() if name not in held}, held
+        held_out = {name: pair for k, (name, pair) in enumerate(named.items()) if k in chosen}
+        return {name: pair for name, pair in named.items() if name not in held_out}, held_out
     upper, lower = {}, {}
     for name, (image, masks, grid, coding) in named.items():
         cut = len(masks) - round(VALIDATING * len(masks))
         above = masks[:cut].copy()
-        # As around validation stacks: a network sees that far when it is scored.
+        # A gap as around validation stacks, since it lies in the receptive field of validated pixels.
         above[cut - min(GAP, cut // 3) :] = IGNORE
         height, width = masks.shape
-        parts = Window(0, 0, cut, width), Window(cut, 0, height - cut, width)
-        places = [None if grid is None else grid.crop(part) for part in parts]
-        upper[f"{name}_above"] = Pair(image[:cut], above, places[0], coding)
-        lower[f"{name}_below"] = Pair(image[cut:], masks[cut:], places[1], coding)
+        windows = Window(0, 0, cut, width), Window(cut, 0, height - cut, width)
+        grids = [None if grid is None else grid.crop(window) for window in windows]
+        upper[f"{name}_above"] = Pair(image[:cut], above, grids[0], coding)
+        lower[f"{name}_below"] = Pair(image[cut:], masks[cut:], grids[1], coding)
     return upper, lower
 
 
 def _identity(pairs: Sequence[Pair], channels: Sequence[str], validation: Sequence[int] | None) -> str:
-    """Return the sha256 of all that is trained on."""
+    """Return the sha256 of images, labels, channel names and the choice of validation images."""
     digest = hashlib.sha256(repr((list(channels), validation and sorted(validation))).encode())
     for image, masks, *_ in pairs:
         digest.update(repr(image.shape).encode())
@@ -220,7 +216,7 @@ def _provenance(
     training: Mapping[str, Pair], validating: Mapping[str, Pair], legend: Legend, identity: str
 ) -> dict[str, Any]:
     grids = [pair.grid for pair in training.values()]
-    ground, held = ground_of(grids), ground_of([pair.grid for pair in validating.values()])
+    ground, held_out = ground_of(grids), ground_of([pair.grid for pair in validating.values()])
     return {
         **pixel_size_of(grids),
         "folder": "arrays",
@@ -228,7 +224,7 @@ def _provenance(
         "scheme": legend.name,
         "training_stacks": list(training),
         **({"ground": ground} if ground is not None else {}),
-        **({"validation_ground": held} if held is not None else {}),
+        **({"validation_ground": held_out} if held_out is not None else {}),
         "validation_stacks": list(validating),
         "sources": [],
     }

@@ -1,4 +1,4 @@
-"""Masked autoencoding: blocks of crops are masked, and the network learns to fill them in.
+"""Masked autoencoding: the network learns to fill in masked blocks of crops.
 
 References
 ----------
@@ -23,18 +23,18 @@ from lulc.training.data.dataset import Tile
 
 
 class MaskedCrops(TileGenerator):
-    """Batches of crops with masked blocks, and the values that lie there.
+    """Batches of crops with masked blocks, and the masked values as targets.
 
     Parameters
     ----------
     tiles, config
-        As a `TileGenerator` takes them.
+        As for `TileGenerator`.
     statistics
-        Values are standardised with these, as the network does it.
+        Statistics by which the network standardises, applied to the targets.
     ratio
-        Share of the blocks of each crop that are masked, 0..1; at least one is, and one is not.
+        Fraction of the blocks of a crop that are masked, 0..1; at least one is masked and one is not.
     block
-        Side of a block, pixels.
+        Side of a block in pixels.
     """
 
     def __init__(
@@ -55,35 +55,28 @@ class MaskedCrops(TileGenerator):
         """
         images, labels = super().batch(epoch, index)
         entropy = [self._config.seed, epoch, index]
-        masked = np.stack(
-            [
-                self._blocks(
-                    images.shape[1],
-                    np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(number, 1))),
-                )
-                for number in self._config.cut
-            ]
-        )
-        asked = masked & (labels != IGNORE)
+        seeds = (np.random.SeedSequence(entropy, spawn_key=(number, 1)) for number in self._config.cut)
+        masked = np.stack([self._blocks(images.shape[1], np.random.default_rng(seed)) for seed in seeds])
+        known = masked & (labels != IGNORE)
         targets = np.full(images.shape, IGNORE, np.float32)
-        targets[asked] = (images[asked] - self._mean) / self._std
-        # A channel that a pixel lacks can't be filled in.
+        targets[known] = (images[known] - self._mean) / self._std
+        # Missing channels of a pixel are no targets.
         targets[np.isnan(targets)] = IGNORE
         images[masked] = np.nan
         return images, targets
 
     def _blocks(self, side: int, rng: np.random.Generator) -> NDArray[np.bool_]:
         """Draw the masked pixels of a crop, bool (y, x)."""
-        along = math.ceil(side / self._block)
-        count = min(max(1, round(self._ratio * along**2)), along**2 - 1)
-        chosen = np.zeros(along**2, bool)
-        chosen[rng.permutation(along**2)[:count]] = True
-        whole = np.kron(chosen.reshape(along, along), np.ones((self._block, self._block), bool))
-        return whole[:side, :side]
+        blocks = math.ceil(side / self._block)
+        count = min(max(1, round(self._ratio * blocks**2)), blocks**2 - 1)
+        chosen = np.zeros(blocks**2, bool)
+        chosen[rng.permutation(blocks**2)[:count]] = True
+        pixels = np.kron(chosen.reshape(blocks, blocks), np.ones((self._block, self._block), bool))
+        return pixels[:side, :side]
 
 
 def absolute_difference(targets: Any, filled: Any) -> Any:
-    """Return the mean absolute difference of masked values, 0 where there are none.
+    """Return the mean absolute error of masked values; 0 without any.
 
     Parameters
     ----------
@@ -92,34 +85,34 @@ def absolute_difference(targets: Any, filled: Any) -> Any:
     filled
         (n, y, x, band), output of the network.
     """
-    known, wrong = _compare(targets, filled)
-    return keras.ops.sum(wrong) / keras.ops.maximum(keras.ops.sum(known), 1.0)
+    masked, error = _compare(targets, filled)
+    return keras.ops.sum(error) / keras.ops.maximum(keras.ops.sum(masked), 1.0)
 
 
 def _compare(targets: Any, filled: Any) -> tuple[Any, Any]:
-    """Return which values are masked, 1 or 0, and the absolute error of each."""
+    """Return 1 for masked values and 0 for others, and the absolute error of each."""
     ops = keras.ops
     targets = ops.cast(targets, "float32")
-    asked = ops.not_equal(targets, float(IGNORE))
-    wrong = ops.where(asked, ops.abs(ops.cast(filled, "float32") - targets), 0.0)
-    return ops.cast(asked, "float32"), wrong
+    masked = ops.not_equal(targets, float(IGNORE))
+    error = ops.where(masked, ops.abs(ops.cast(filled, "float32") - targets), 0.0)
+    return ops.cast(masked, "float32"), error
 
 
 class Filled(keras.metrics.Metric):
-    """Share of the masked values' deviation from their mean that is filled in: 1 for all, 0 for the mean."""
+    """1 minus the absolute error of masked values over their deviation: 1 if exact, 0 for the mean."""
 
     def __init__(self, name: str = "accuracy") -> None:
         super().__init__(name=name)
-        self._wrong = self.add_variable((), "zeros", name="wrong")
+        self._error = self.add_variable((), "zeros", name="wrong")
         self._deviation = self.add_variable((), "zeros", name="deviation")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add targets and the network's output for them, (n, y, x, band) each."""
         ops = keras.ops
-        known, wrong = _compare(y_true, y_pred)
-        self._wrong.assign_add(ops.sum(wrong))
-        self._deviation.assign_add(ops.sum(known * ops.abs(ops.cast(y_true, "float32"))))
+        masked, error = _compare(y_true, y_pred)
+        self._error.assign_add(ops.sum(error))
+        self._deviation.assign_add(ops.sum(masked * ops.abs(ops.cast(y_true, "float32"))))
 
     def result(self) -> Any:
-        """Return the share; 1 where nothing was masked."""
-        return 1 - self._wrong / keras.ops.maximum(self._deviation, 1e-6)
+        """Return the metric; 1 if nothing was masked."""
+        return 1 - self._error / keras.ops.maximum(self._deviation, 1e-6)

@@ -1,8 +1,8 @@
-"""Crops of stacks that lie in the memory of a device, usually a GPU.
+"""Crops of stacks in the memory of a device, usually a GPU.
 
-The host cuts, turns and flips the numbers of pixels, four bytes for each instead of those of all bands. The
-device then takes the pixels of these numbers from the stacks that it holds. So only changes that move pixels
-are possible here, and they give what they give on the host, bit for bit.
+The host cuts, rotates and flips pixel numbers, four bytes each instead of those of all bands. The device then
+gathers the pixels of these numbers from its copy of the stacks. Only changes that move pixels are possible,
+and the result equals that of the host bit for bit.
 """
 
 from __future__ import annotations
@@ -21,31 +21,28 @@ from lulc.training.data.dataset import ROWS_AT_ONCE, Tile
 
 
 class ResidentCrops(TileGenerator):
-    """Batches of crops whose images lie on the device already.
+    """Batches of crops whose images are on the device.
 
     Parameters
     ----------
     tiles
-        Stacks to cut from, fewer than 2 ** 31 pixels in all; copied to the device until `close`.
+        Stacks with fewer than 2 ** 31 pixels together; their copy on the device lives until `close`.
     config
-        How they are cut; its augmentations may only move pixels.
+        Settings whose augmentations may only move pixels.
     """
 
     _dtype = np.int32
 
     def __init__(self, tiles: Sequence[Tile], config: BatchConfig) -> None:
         super().__init__(tiles, config)
-        # Those that no side fits stay where they are.
-        tiles = [tile for tile, _ in self._choices]
-        counts = [tile.image.shape[0] * tile.image.shape[1] for tile in tiles]
-        first = np.cumsum([0, *counts])
-        self._numbers = {
-            id(tile): _Numbers(tile.image.shape[:2], int(number))
-            for tile, number in zip(tiles, first, strict=False)
-        }
-        pixels = np.empty((int(first[-1]), tiles[0].image.shape[2]), np.float32)
-        for tile, number in zip(tiles, first, strict=False):
-            _copy(tile.image, pixels[number:])
+        tiles = [tile for tile, _ in self._choices]  # those that a crop fits
+        total = sum(tile.image.shape[0] * tile.image.shape[1] for tile in tiles)
+        pixels = np.empty((total, tiles[0].image.shape[2]), np.float32)
+        self._numbers: dict[int, _Numbers] = {}
+        first = 0
+        for tile in tiles:
+            self._numbers[id(tile)] = _Numbers(tile.image.shape[:2], first)
+            first += _copy(tile.image, pixels[first:])
         self._invalid = ~np.isfinite(pixels @ np.ones(pixels.shape[1], np.float32))
         pixels[self._invalid] = np.nan
         self._any_invalid = bool(self._invalid.any())
@@ -56,9 +53,9 @@ class ResidentCrops(TileGenerator):
 
         Returns
         -------
-        images : float32 tensor (crop, y, x, band) of the framework, on the device; otherwise as those of a
+        images : float32 tensor (crop, y, x, band) of the framework, on the device; otherwise as in
             `TileGenerator`
-        labels : uint8 array (crop, y, x), likewise
+        labels : uint8 array (crop, y, x), as in `TileGenerator`
         """
         numbers, labels = self._cut(epoch, index)
         numbers = numbers[..., 0]
@@ -67,7 +64,7 @@ class ResidentCrops(TileGenerator):
         return keras.ops.take(self._pixels, numbers, axis=0), labels
 
     def close(self) -> None:
-        """Free all memory, that of the device too; no more batches can be made."""
+        """Free all memory of host and device; afterwards no batch can be cut."""
         super().close()
         del self._pixels
 
@@ -76,24 +73,23 @@ class ResidentCrops(TileGenerator):
 
 
 class _Numbers:
-    """Stands in for an image (y, x, band): the numbers of its pixels among those of all stacks."""
+    """Stand-in for an image (y, x, band): the numbers of its pixels among those of all stacks."""
 
     def __init__(self, shape: tuple[int, ...], first: int) -> None:
         self.shape = (*shape, 1)
         self._first = first
 
     def __getitem__(self, key: tuple[slice, slice]) -> NDArray[np.int32]:
-        (top, bottom, _), (left, right, _) = (
-            of.indices(length) for of, length in zip(key, self.shape[:2], strict=True)
-        )
+        (top, bottom, _), (left, right, _) = map(slice.indices, key, self.shape[:2])
         rows = np.arange(top, bottom, dtype=np.int32)[:, np.newaxis, np.newaxis] * np.int32(self.shape[1])
         cols = np.arange(left, right, dtype=np.int32)[:, np.newaxis]
         return rows + cols + np.int32(self._first)
 
 
-def _copy(image: Layers, pixels: NDArray[np.float32]) -> None:
-    """Copy an image (y, x, band) to the first of `pixels` (pixel, band), strip by strip."""
+def _copy(image: Layers, pixels: NDArray[np.float32]) -> int:
+    """Copy an image (y, x, band) strip by strip to the first rows of `pixels`; return its pixels."""
     height, width, bands = image.shape
     for row in range(0, height, ROWS_AT_ONCE):
         stop = min(row + ROWS_AT_ONCE, height)
         pixels[row * width : stop * width] = np.asarray(image[row:stop, 0:width]).reshape(-1, bands)
+    return height * width

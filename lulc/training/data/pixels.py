@@ -1,4 +1,4 @@
-"""Labelled pixels of stacks for models that decide each by itself: which are drawn, and their features."""
+"""Labelled pixels of stacks and their features, for models of single pixels."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ from lulc.models.texture import texture_features
 from lulc.training.data.dataset import Tile
 
 SIDE = 256
-"""Side of the squares that a stack is read in, pixels. A patch of labels that crosses two of them is two."""
+"""Side in pixels of the squares that a stack is read in. They divide patches of labels."""
 
 AT_ONCE = 2**18
 """Pixels of all surroundings whose features are computed together."""
-
-ROUND = np.ones((3, 3), int)
-"""Pixels that touch at a corner are of one patch."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +28,14 @@ class Square:
 
     Parameters
     ----------
-    tile
-        The stack.
+    window
+        The square.
     rows, cols
-        Where they lie in it.
+        int64 (pixel,), positions in the stack.
     labels
-        uint8 (pixel,), what the model learns, 0..N-1.
+        uint8 (pixel,), network classes 0..N-1.
     patches
-        int64 (pixel,): pixels that touch and have one label are of one patch, numbered from 0 in each square.
+        int64 (pixel,), number from 0 of the patch in the square: touching pixels with one label.
     """
 
     tile: Tile
@@ -49,25 +46,18 @@ class Square:
     patches: NDArray[np.int64]
 
     def take(self, chosen: NDArray[np.bool_]) -> Square:
-        """Some of the pixels."""
-        return replace(
-            self,
-            rows=self.rows[chosen],
-            cols=self.cols[chosen],
-            labels=self.labels[chosen],
-            patches=self.patches[chosen],
-        )
+        """Return the chosen pixels."""
+        arrays = {name: getattr(self, name)[chosen] for name in ("rows", "cols", "labels", "patches")}
+        return replace(self, **arrays)
 
 
 def labelled_squares(tiles: Sequence[Tile], targets: NDArray[np.uint8]) -> Iterator[Square]:
-    """Squares of `SIDE` pixels of stacks that hold valid labelled pixels, in order.
+    """Yield the squares of `SIDE` pixels of stacks with valid labelled pixels, in order.
 
     Parameters
     ----------
-    tiles
-        The stacks.
     targets
-        uint8 (256,), what the model learns for each value in the masks; 255 for nothing.
+        uint8 (256,), network class of each value in the masks, 255 = ignore.
     """
     for tile in tiles:
         for window in squares_of(Window(0, 0, *tile.masks.shape), SIDE):
@@ -77,7 +67,7 @@ def labelled_squares(tiles: Sequence[Tile], targets: NDArray[np.uint8]) -> Itera
 
 
 def labelled_square(tile: Tile, window: Window, targets: NDArray[np.uint8]) -> Square | None:
-    """The valid labelled pixels of a window of a stack; None where there are none."""
+    """Return the valid labelled pixels of a window of a stack; None if there are none."""
     labels = targets[np.asarray(tile.masks[window.slices])]
     if (labels == IGNORE).all():
         return None
@@ -91,7 +81,7 @@ def labelled_square(tile: Tile, window: Window, targets: NDArray[np.uint8]) -> S
 
 
 def number_patches(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Number the patches of equal labels, from 0; -1 where nothing is labelled.
+    """Number the patches of equal labels from 0, joined at sides and corners; -1 where nothing is labelled.
 
     Examples
     --------
@@ -101,38 +91,41 @@ def number_patches(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     numbers = np.full(labels.shape, -1, np.int64)
     total = 0
     for label in np.unique(labels[labels != IGNORE]):
-        found, count = ndimage.label(labels == label, ROUND)
-        numbers[found > 0] = found[found > 0] - 1 + total
+        of_label, count = ndimage.label(labels == label, np.ones((3, 3), int))
+        numbers[of_label > 0] = of_label[of_label > 0] - 1 + total
         total += count
     return numbers
 
 
 def features_at(square: Square, statistics: Statistics, radii: Sequence[int]) -> NDArray[np.float32]:
-    """Features of the pixels of a square, float32 (pixel, feature), as `texture_features` gives them.
+    """Return the `texture_features` of the pixels of a square, float32 (pixel, feature).
 
-    Only the surroundings of the pixels are looked at, in the same order as in a whole image.
+    They equal those of the whole image, but are computed from the surroundings of each pixel alone.
     """
     reach = max(radii, default=0)
     side = 2 * reach + 1
-    seen = read_around(square.tile, square.window, reach)
-    around = np.lib.stride_tricks.sliding_window_view(seen, (side, side), axis=(0, 1))
+    image = read_around(square.tile, square.window, reach)
+    around = np.lib.stride_tricks.sliding_window_view(image, (side, side), axis=(0, 1))
     rows, cols = square.rows - square.window.row, square.cols - square.window.col
-    found = np.empty((len(rows), seen.shape[-1] * (1 + 2 * len(radii))), np.float32)
+    features = np.empty((len(rows), image.shape[-1] * (1 + 2 * len(radii))), np.float32)
     step = max(1, AT_ONCE // side**2)
     for start in range(0, len(rows), step):
-        some = slice(start, start + step)
-        images = np.moveaxis(around[rows[some], cols[some]], 1, -1)
-        found[some] = texture_features(images, statistics, radii)[:, reach, reach]
-    return found
+        block = slice(start, start + step)
+        surroundings = np.moveaxis(around[rows[block], cols[block]], 1, -1)
+        features[block] = texture_features(surroundings, statistics, radii)[:, reach, reach]
+    return features
 
 
 def read_around(tile: Tile, window: Window, reach: int) -> NDArray[np.float32]:
-    """Read a window of a stack with its surroundings, float32 (y, x, band); NaN where invalid or beyond."""
+    """Read a window of a stack with `reach` pixels around it, float32 (y, x, band); NaN where invalid or
+    outside the stack.
+    """
     height, width, bands = tile.image.shape
-    seen = np.full((window.height + 2 * reach, window.width + 2 * reach, bands), np.nan, np.float32)
-    top, left = window.row - reach, window.col - reach
-    inside = Window(top, left, *seen.shape[:2]).intersect(Window(0, 0, height, width))
-    place = inside.relative_to(Window(top, left, *seen.shape[:2])).slices
-    seen[place] = tile.image[inside.slices]
-    seen[~tile.valid(seen)] = np.nan
-    return seen
+    whole = Window(
+        window.row - reach, window.col - reach, window.height + 2 * reach, window.width + 2 * reach
+    )
+    inside = whole.intersect(Window(0, 0, height, width))
+    image = np.full((*whole.shape, bands), np.nan, np.float32)
+    image[inside.relative_to(whole).slices] = tile.image[inside.slices]
+    image[~tile.valid(image)] = np.nan
+    return image

@@ -1,4 +1,4 @@
-"""Sampling of crops: how often each stack and class is drawn, and where."""
+"""Sampling of crops: frequencies of stacks and classes, and positions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from lulc.core.schema import IGNORE
 from lulc.training.data.dataset import ROWS_AT_ONCE, Tile
 
 KEPT = 4096
-"""Pixels of each class that are kept for each stack to centre crops on."""
-
-BALANCES = ("stacks", "pixels", "classes")
+"""Most positions stored for each class of a stack, to centre crops on."""
 
 Sampler = Callable[[Tile, int, np.random.Generator], tuple[int, int]]
 """(tile, side of the square to read, rng) to its first row and column."""
@@ -26,15 +24,14 @@ def draw_anywhere(tile: Tile, side: int, rng: np.random.Generator) -> tuple[int,
 
 
 def class_probabilities(counts: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
-    """Return the probability of each class, p(c) ~ exp((1 - f_c) / T) with f_c its share of the labelled
-    pixels.
+    """Return the probability of each class, p(c) ~ exp((1 - f_c) / T), f_c its fraction of labelled pixels.
 
     Parameters
     ----------
     counts
         int64 (class,), labelled pixels; a class without any is never drawn.
     temperature
-        T: near 0 the rarest class only; large, all alike (as nnU-Net's third of the patches).
+        T: near 0 only the rarest class is drawn, for large T all classes equally often (as in nnU-Net).
 
     References
     ----------
@@ -55,14 +52,10 @@ class LabelledPixels:
 
     Parameters
     ----------
-    tiles
-        The stacks; read once, strip by strip.
     targets
         uint8 (256,), network class of each value in the masks, see `class_targets`.
-    seed
-        Seed of the choice of pixels.
     kept
-        Pixels of each class that are kept for each stack; 0 to count only.
+        Most positions stored for each class of a stack; 0 to count only.
 
     Attributes
     ----------
@@ -76,25 +69,25 @@ class LabelledPixels:
         self._most = kept
         classes = int(targets[targets != IGNORE].max(initial=0)) + 1
         self.counts = np.zeros((len(tiles), classes), np.int64)
-        # Tiles hold arrays and can't be compared or hashed by value; the list keeps them alive.
+        # Tiles hold arrays and can't be hashed by value; the list keeps their ids unique.
         self._tiles = list(tiles)
         self._number = {id(tile): i for i, tile in enumerate(tiles)}
-        self._kept: list[list[NDArray[np.int64]]] = []
+        self._positions: list[list[NDArray[np.int64]]] = []
         for i, tile in enumerate(tiles):
             rng = np.random.default_rng(np.random.SeedSequence([seed, i]))
-            self._kept.append(self._look_through(tile, targets, self.counts[i], rng))
+            self._positions.append(self._scan(tile, targets, self.counts[i], rng))
 
     def of(self, tile: Tile) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-        """Return (pixels of each class, some of them as row * width + column) of one stack."""
+        """Return pixels of each class in a stack, and a sample of them as row * width + column."""
         number = self._number[id(tile)]
-        return self.counts[number], self._kept[number]
+        return self.counts[number], self._positions[number]
 
-    def _look_through(
+    def _scan(
         self, tile: Tile, targets: NDArray[np.uint8], counts: NDArray[np.int64], rng: np.random.Generator
     ) -> list[NDArray[np.int64]]:
         height, width = tile.masks.shape
-        # The pixels with the smallest random keys are an even choice, whatever the strips.
-        kept = [(np.empty(0), np.empty(0, np.int64)) for _ in counts]
+        # The pixels with the smallest random keys are a uniform sample, whatever the strips.
+        sample = [(np.empty(0), np.empty(0, np.int64)) for _ in counts]
         for row in range(0, height, ROWS_AT_ONCE):
             strip = targets[np.asarray(tile.masks[row : row + ROWS_AT_ONCE, 0:width])].ravel()
             counts += np.bincount(strip, minlength=256)[: len(counts)]
@@ -102,29 +95,29 @@ class LabelledPixels:
                 continue
             keys = rng.random(strip.size)
             for c in range(len(counts)):
-                found = np.flatnonzero(strip == c)
-                joined = np.concatenate([kept[c][0], keys[found]])
-                places = np.concatenate([kept[c][1], found + row * width])
-                if joined.size > self._most:
-                    chosen = np.sort(np.argpartition(joined, self._most)[: self._most])
-                    joined, places = joined[chosen], places[chosen]
-                kept[c] = joined, places
-        return [places for _, places in kept]
+                pixels = np.flatnonzero(strip == c)
+                all_keys = np.concatenate([sample[c][0], keys[pixels]])
+                positions = np.concatenate([sample[c][1], pixels + row * width])
+                if all_keys.size > self._most:
+                    smallest = np.sort(np.argpartition(all_keys, self._most)[: self._most])
+                    all_keys, positions = all_keys[smallest], positions[smallest]
+                sample[c] = all_keys, positions
+        return [positions for _, positions in sample]
 
 
 class ClassSampler:
-    """Centres a share of the crops on pixels of drawn classes and cuts the others anywhere.
+    """Sampler that centres a fraction of the crops on pixels of drawn classes, and draws the others anywhere.
 
-    Where the square would leave the stack it is moved inside, so that the pixel is in it but not its centre.
+    A square that would leave the stack is moved inside, so that the pixel is no longer its centre.
 
     Parameters
     ----------
     labelled
-        Labelled pixels of the stacks that it is called with.
+        Labelled pixels of the stacks.
     ratio
-        Share of the crops that are centred, 0..1.
+        Fraction of the crops that are centred, 0..1.
     temperature
-        See `class_probabilities`; f_c is the share in all stacks, p(c) is that of the classes of one stack.
+        See `class_probabilities`; f_c is the fraction in all stacks, p(c) is over the classes of one stack.
     """
 
     def __init__(self, labelled: LabelledPixels, ratio: float, temperature: float) -> None:
@@ -134,30 +127,26 @@ class ClassSampler:
 
     def __call__(self, tile: Tile, side: int, rng: np.random.Generator) -> tuple[int, int]:
         """Draw the first row and column of a square of `side` pixels."""
-        counts, kept = self._labelled.of(tile)
+        counts, positions = self._labelled.of(tile)
         p = self._probabilities * (counts > 0)
         if rng.random() >= self._ratio or not p.any():
             return draw_anywhere(tile, side, rng)
-        chosen = kept[int(rng.choice(len(p), p=p / p.sum()))]
+        chosen = positions[int(rng.choice(len(p), p=p / p.sum()))]
         height, width = tile.masks.shape
         row, col = divmod(int(chosen[rng.integers(len(chosen))]), width)
-        # An even side has two middles; both are drawn, so that no direction is preferred.
+        # An even side has two central pixels; both are drawn, so that no direction is preferred.
         half = side // 2 - int(rng.integers(2)) * (1 - side % 2)
         return min(max(row - half, 0), height - side), min(max(col - half, 0), width - side)
 
 
 def stack_weights(labelled: LabelledPixels, balance: str, temperature: float) -> NDArray[np.float64]:
-    """Return how often crops are cut from each stack; float (tile,), sums up to 1.
+    """Return the relative frequency of each stack; float (tile,), sums to 1.
 
     Parameters
     ----------
-    labelled
-        Labelled pixels of the stacks.
     balance
-        ``stacks`` all alike; ``pixels`` by their labelled pixels; ``classes`` by what they hold of each
-        class, a class weighing what `class_probabilities` gives it.
-    temperature
-        Temperature of `class_probabilities`.
+        ``stacks``: equal; ``pixels``: by labelled pixels; ``classes``: by the fraction of each class that a
+        stack holds, weighted by `class_probabilities` at `temperature`.
     """
     counts = labelled.counts.astype(float)
     if balance == "stacks":

@@ -1,8 +1,9 @@
-"""A training set without labels: squares of a mosaic, read as crops are cut, and their statistics."""
+"""Dataset without labels: squares of a mosaic, read while crops are cut, and their statistics."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import threading
@@ -26,27 +27,27 @@ from lulc.training.data.dataset import Dataset, Tile
 logger = logging.getLogger("lulc")
 
 SIDE = PreprocessConfig.size
-"""Side of a square, pixels; that of a stack."""
+"""Side of a square in pixels, as of a stack."""
 
 VALIDATION = 0.1
-"""Share of the squares that validate."""
+"""Fraction of the squares that validate."""
 
 VALID = 0.5
-"""Share of valid pixels that a square needs, unless no square has as many."""
+"""Least fraction of valid pixels of a square, unless fewer than two squares have as many."""
 
 
 def open_mosaic(config: TrainConfig) -> Dataset:
-    """Open the rasters of ``config.pretrain`` as squares to cut crops from; looks through all of them once.
+    """Open the rasters of ``config.pretrain`` as squares to cut crops from, after one pass over all pixels.
 
     Parameters
     ----------
     config
-        Resolved; ``input_options`` names a file that says how the rasters are read.
+        Resolved; ``input_options`` names a file with options for reading the rasters.
 
     Returns
     -------
     Dataset
-        Its classes stand for the channels, whose values the network learns to fill in.
+        Its classes are the channels, whose values the network learns to fill in.
 
     Raises
     ------
@@ -66,14 +67,14 @@ def open_mosaic(config: TrainConfig) -> Dataset:
             "Give a larger mosaic, smaller --crop-sizes, or check no-data values and masks.",
         )
     order = np.random.default_rng(config.seed).permutation(len(squares))
-    held = set(order[: max(1, round(VALIDATION * len(squares)))].tolist())
+    held_out = set(order[: max(1, round(VALIDATION * len(squares)))].tolist())
     lock = threading.Lock()
     tiles = [_tile(stack, lock, window) for window in squares]
     names = [LandCoverClass(i, name, "#808080") for i, name in enumerate(stack.channels, 1)]
     identity = stack.identity()
     return Dataset(
-        training=tuple(tile for i, tile in enumerate(tiles) if i not in held),
-        validation=tuple(tile for i, tile in enumerate(tiles) if i in held),
+        training=tuple(tile for i, tile in enumerate(tiles) if i not in held_out),
+        validation=tuple(tile for i, tile in enumerate(tiles) if i in held_out),
         channels=tuple(
             {"name": one.name, "unit": one.unit, "coding": stack.coding.get(one.name, "read")}
             for one in stack.channel_set.channels
@@ -90,27 +91,27 @@ def open_mosaic(config: TrainConfig) -> Dataset:
 
 
 def input_options(path: str | None, dates: Sequence[str] = ()) -> tuple[InputConfig, ChannelSet]:
-    """Read input options and channel set of a file with options of preprocess.py; the defaults without one.
+    """Read input options and channel set from a file with options of preprocess.py; defaults without one.
 
     Raises
     ------
     InputError
-        If the file can't be read, or holds what is no option of preprocess.py.
+        If the file can't be read, or holds another name than an option of preprocess.py.
     """
-    found = read_settings(path, PreprocessConfig) if path else {}
-    own = {field.name for field in dataclasses.fields(InputConfig)}
-    channels = load_channels(str(found.get("channels", PreprocessConfig.channels)), dates)
-    return InputConfig(**{name: value for name, value in found.items() if name in own}), channels
+    settings = read_settings(path, PreprocessConfig) if path else {}
+    names = {field.name for field in dataclasses.fields(InputConfig)}
+    channels = load_channels(str(settings.get("channels", PreprocessConfig.channels)), dates)
+    return InputConfig(**{name: value for name, value in settings.items() if name in names}), channels
 
 
 def _text_of(options: InputConfig) -> str:
     """Return the options that differ from the defaults, as JSON."""
-    given = {
+    changed = {
         field.name: value
         for field in dataclasses.fields(options)
         if (value := getattr(options, field.name)) != field.default
     }
-    return json.dumps(given, sort_keys=True, default=str)
+    return json.dumps(changed, sort_keys=True, default=str)
 
 
 def _survey(stack: Stack, crop: int) -> tuple[list[Window], Statistics]:
@@ -123,12 +124,10 @@ def _survey(stack: Stack, crop: int) -> tuple[list[Window], Statistics]:
         disable=not logger.isEnabledFor(logging.INFO),
     )  # fmt: skip
     optional = stack.channel_set.optional
-    found = [(window, Statistics.of(stack.read(window), optional)) for window in windows]
-    total = found[0][1]
-    for _, statistics in found[1:]:
-        total = total.merge(statistics)
-    large = [(w, s.count / (w.height * w.width)) for w, s in found if min(w.shape) >= crop and s.count]
-    full = [window for window, share in large if share >= VALID]
+    read = [(window, Statistics.of(stack.read(window), optional)) for window in windows]
+    total = functools.reduce(Statistics.merge, (statistics for _, statistics in read))
+    large = [(w, s.count / (w.height * w.width)) for w, s in read if min(w.shape) >= crop and s.count]
+    full = [window for window, fraction in large if fraction >= VALID]
     return full if len(full) > 1 else [window for window, _ in large], total
 
 
@@ -139,10 +138,10 @@ def _tile(stack: Stack, lock: threading.Lock, window: Window) -> Tile:
 
 
 class _Square:
-    """A square of a stack as an image (y, x, band), read as it is sliced."""
+    """Square of a stack as an image (y, x, band), read when it is sliced."""
 
     def __init__(self, stack: Stack, lock: threading.Lock, window: Window) -> None:
-        # A stack belongs to one thread; the threads that cut crops share it.
+        # A stack may be read by one thread at a time.
         self._stack, self._lock, self._window = stack, lock, window
 
     @property
