@@ -212,7 +212,7 @@ def test_weights_are_never_beside_a_former_card(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(weights, "write_card", fail)
+    monkeypatch.setattr("lulc.models.card.write_card", fail)
     with pytest.raises(OSError, match="disk full"):
         save_model(model, card_of(network, name="new"), saved)
     with pytest.raises(InputError, match="no file"):

@@ -1,4 +1,4 @@
-"""Several networks as one: the mean of their calibrated probabilities."""
+"""Ensembles: the mean of the calibrated probabilities of several networks."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 
 from lulc.core.channels import differing
 from lulc.core.schema import InputError
-from lulc.engines.registry import Engine, Footprint, Network, footprint, shared_of
+from lulc.engines.registry import Engine, Footprint, footprint, shared_of
 from lulc.models.calibration import calibrate
 from lulc.models.card import ModelCard
 
 
 @dataclass(frozen=True)
 class Member:
-    """A network of an ensemble: its weights file and card."""
+    """Network of an ensemble: its weights file and card."""
 
     path: Path
     card: ModelCard
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields that decide its results, JSON-ready."""
+        """Return name, checksum and temperature, JSON-ready."""
         temperature = self.card.temperature
         return {
             "name": self.card.name,
@@ -35,13 +35,13 @@ class Member:
 
 
 def check_alike(members: Sequence[Member]) -> None:
-    """Raise InputError unless all members have the classes of the first, and channels that mean the same."""
+    """Raise InputError unless all members have the classes and channels of the first one."""
     first = members[0]
     for other in members[1:]:
         pair = (first.card, other.card)
         for what, (a, b) in (
             ("channels", differing(*(card.inputs for card in pair))),
-            ("channels that may be missing", [_optional(card) or ["none"] for card in pair]),
+            ("channels that may be missing", [_optional_of(card) or ["none"] for card in pair]),
             ("classes", [[*card.legend.names, *filter(None, [card.single_class])] for card in pair]),
         ):
             if a != b:
@@ -52,12 +52,12 @@ def check_alike(members: Sequence[Member]) -> None:
                 )
 
 
-def _optional(card: ModelCard) -> list[str]:
+def _optional_of(card: ModelCard) -> list[str]:
     return [card.inputs.names[number] for number in card.inputs.optional]
 
 
 def geometry_of(members: Sequence[Member]) -> tuple[int, int]:
-    """Return a stride and a halo that are enough for all members."""
+    """Return the smallest stride and halo that fit all members."""
     stride = math.lcm(*(member.card.stride for member in members))
     halo = max(member.card.halo for member in members)
     return stride, -(-halo // stride) * stride
@@ -65,23 +65,22 @@ def geometry_of(members: Sequence[Member]) -> tuple[int, int]:
 
 def footprint_of(name: str, members: Sequence[Member]) -> Footprint:
     """Return the memory of the engines of all members together."""
-    parts = [footprint(name, member.card.network) for member in members]
-    fixed, *per_pixel = map(sum, zip(*parts, strict=True))
-    # Driver and framework are there once.
-    return Footprint(fixed - (len(parts) - 1) * shared_of(name), *per_pixel)
+    footprints = [footprint(name, member.card.network) for member in members]
+    fixed, *per_pixel = map(sum, zip(*footprints, strict=True))
+    # All engines share driver and framework.
+    return Footprint(fixed - (len(footprints) - 1) * shared_of(name), *per_pixel)
 
 
 def average(engines: Sequence[Engine], members: Sequence[Member]) -> Engine:
-    """Return one engine that averages the calibrated probabilities of all."""
-    networks: list[Network] = list(engines)
+    """Return one engine that averages the calibrated probabilities of all members."""
 
     def mean(x: np.ndarray) -> np.ndarray:
         total: np.ndarray | None = None
-        for network, member in zip(networks, members, strict=True):
-            y = calibrate(network(x), member.card.temperature)
+        for engine, member in zip(engines, members, strict=True):
+            y = calibrate(engine(x), member.card.temperature)
             total = y.copy(order="K") if total is None else np.add(total, y, out=total)
         assert total is not None
-        return total / np.float32(len(networks))
+        return total / np.float32(len(engines))
 
     first = engines[0]
     identity = dict(first.identity)

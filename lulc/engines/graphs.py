@@ -1,4 +1,4 @@
-"""Foreign networks as engines: ONNX graphs through OpenVINO or onnxruntime."""
+"""Imported networks as engines: ONNX graphs on OpenVINO or onnxruntime."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from lulc.models.config import GraphConfig
 from lulc.models.onnx_file import read_graph, refused
 
 Run = Callable[[np.ndarray], np.ndarray]
-"""float32 image in the layout of the graph to its result."""
+"""float32 images to a result, both in the layout of the graph."""
 
 ONNXRUNTIME, CUDA = "onnxruntime", "onnxruntime-cuda"
-"""Engines of foreign networks alone: on the processor, and on an NVIDIA GPU."""
+"""Engines for imported networks alone: on the processor, and on an NVIDIA GPU."""
 
 _PROVIDER = "CUDAExecutionProvider"
 
 
 def has_cuda() -> bool:
-    """Return whether an onnxruntime for NVIDIA GPUs is installed."""
+    """Return True if an onnxruntime for NVIDIA GPUs is installed."""
     if not importlib.util.find_spec("onnxruntime"):
         return False
     import onnxruntime
@@ -38,12 +38,10 @@ def has_cuda() -> bool:
 def open_graph(
     path: Path, card: ModelCard, shape: tuple[int, int, int], runtime: str
 ) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]:
-    """Return the network of a file, and what decides its results beside weights and shape.
+    """Return the network of a file as a function, and the versions and device that change its results.
 
     Parameters
     ----------
-    path, card
-        The file and its card, with which it is compared.
     shape
         (n, y, x) of every call.
     runtime
@@ -54,7 +52,7 @@ def open_graph(
     function
         float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, y, x, class).
     dict
-        Versions and device; JSON-ready.
+        Precision, versions and device; JSON-ready.
 
     Raises
     ------
@@ -66,9 +64,9 @@ def open_graph(
     content = check_graph(path, card)
     count = network.batch or shape[0]
     sides = network.side or shape[1:]
-    whole = (count, *sides, network.channels) if network.image_last else (count, network.channels, *sides)
+    layout = (count, *sides, network.channels) if network.image_last else (count, network.channels, *sides)
     try:
-        run, identity = _RUNTIMES[runtime](content, whole)
+        run, identity = _RUNTIMES[runtime](content, layout)
     except (RuntimeError, ValueError, NotImplementedError) as error:
         raise InputError(
             f"cannot run '{path}' with the engine '{runtime}', since that refuses it ({str(error)[:300]})",
@@ -81,13 +79,13 @@ def open_graph(
         if not network.takes_nan:
             image = np.nan_to_num(image, copy=False, nan=0.0)
         height, width = image.shape[1:3]
-        beyond = [(0, 0), (0, sides[0] - height), (0, sides[1] - width), (0, 0)]
         if tuple(sides) != (height, width):
-            image = np.pad(image, beyond, constant_values=np.nan if network.takes_nan else 0.0)
+            padding = [(0, 0), (0, sides[0] - height), (0, sides[1] - width), (0, 0)]
+            image = np.pad(image, padding, constant_values=np.nan if network.takes_nan else 0.0)
         image = image if network.image_last else np.moveaxis(image, -1, 1)
         images = np.ascontiguousarray(image, np.float32)
-        parts = [run(images[k : k + count]) for k in range(0, len(images), count)]
-        y = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        results = [run(images[k : k + count]) for k in range(0, len(images), count)]
+        y = np.concatenate(results) if len(results) > 1 else results[0]
         y = (y if network.scores_last else np.moveaxis(y, 1, -1))[:, :height, :width]
         return _activated(y, network) if network.logits else np.asarray(y, np.float32)
 
@@ -95,17 +93,11 @@ def open_graph(
 
 
 def check_graph(path: Path, card: ModelCard) -> bytes:
-    """Read a foreign network, compare it with its card, and return what a runtime may see.
-
-    Raises
-    ------
-    InputError
-        If it is refused, or another than its card says.
-    """
-    found = read_graph(path, len(card.channels), sha256=card.sha256)
-    if (found.network, found.stride, found.halo) != (card.network, card.stride, card.halo):
+    """Return the checked content of an imported network; raises InputError if it is not that of its card."""
+    graph = read_graph(path, len(card.channels), sha256=card.sha256)
+    if (graph.network, graph.stride, graph.halo) != (card.network, card.stride, card.halo):
         raise refused(path, "it is another network than its card says")
-    return found.content
+    return graph.content
 
 
 def _activated(logits: np.ndarray, network: GraphConfig) -> np.ndarray:
@@ -129,7 +121,7 @@ def _openvino(content: bytes, shape: tuple[int, ...]) -> tuple[Run, dict[str, st
 
 
 def _onnxruntime(provider: str, content: bytes, shape: tuple[int, ...]) -> tuple[Run, dict[str, str]]:
-    """Open a graph with one provider: none takes another's place unasked, since its digits are others."""
+    """Open a graph with one provider, never with a substitute, whose digits would differ."""
     require(["onnxruntime"], "run the network with this engine", "onnx")
     import onnxruntime
 

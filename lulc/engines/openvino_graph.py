@@ -1,7 +1,6 @@
-"""The network as an OpenVINO model, made from its arrays alone: no other framework is needed to run it.
+"""U-Net as an OpenVINO model, built from its arrays without a deep-learning framework.
 
-Standardisation and batch norms are part of the arithmetic: the former is two operations on the input, the
-latter are folded into the convolutions before them. Any convolution can be computed in 8 bits.
+Batch norms are folded into the convolutions before them. Convolutions can be quantized to 8 bits.
 """
 
 from __future__ import annotations
@@ -17,18 +16,12 @@ from lulc.engines.unet_graph import Arrays, GraphBuilder
 from lulc.models.config import NetworkConfig
 
 Ranges = Mapping[str, float]
-"""Largest magnitude of the input of each convolution that is computed in 8 bits."""
+"""Largest magnitude of the input of each convolution in 8 bits."""
 
 
 def load_openvino() -> Any:
-    """Import and return the package ``openvino``, its telemetry off.
-
-    Raises
-    ------
-    InputError
-        If it is not installed.
-    """
-    # Importing OpenVINO sends a message to its makers, unless the package that sends it is not there.
+    """Import ``openvino`` without telemetry; raises InputError if it is not installed."""
+    # Importing OpenVINO sends a message to its makers, unless the package for that is missing.
     telemetry = "openvino_telemetry"
     absent = telemetry not in sys.modules
     if absent:
@@ -47,7 +40,7 @@ def load_openvino() -> Any:
 
 
 def openvino_version() -> str:
-    """Return the version without its build."""
+    """Return the version of OpenVINO without its build."""
     return str(load_openvino().__version__).split("-")[0]
 
 
@@ -69,14 +62,12 @@ def build_graph(
 
     Parameters
     ----------
-    network, arrays
-        Shape and weights of the network.
     shape
         (n, y, x) of every call, y and x multiples of the stride.
     eight_bit
-        Convolutions to compute in 8 bits, never the first; the others are computed as the device is asked to.
+        Convolutions to compute in 8 bits, never the first.
     probe
-        Whether the model also gives the largest magnitude of the input of each convolution, in order.
+        True to return the largest magnitude of the input of each convolution, too, in order.
 
     Returns
     -------
@@ -93,7 +84,7 @@ def build_graph(
 
 
 class _Builder(GraphBuilder):
-    """Builds the graph layer by layer; channels come before rows, as OpenVINO orders axes."""
+    """Builder in operations of OpenVINO; axes are (n, channel, y, x)."""
 
     def __init__(self, network: NetworkConfig, arrays: Arrays, eight_bit: Ranges) -> None:
         import openvino.opset13 as operations
@@ -105,14 +96,14 @@ class _Builder(GraphBuilder):
 
     def model(self, openvino: Any, shape: tuple[int, int, int], *, probe: bool) -> Any:
         op = self._op
-        given = op.parameter([*shape, self._network.channels], np.float32, name="x")
-        x = op.transpose(self._standardise(given), op.constant(np.array([0, 3, 1, 2])))
+        image = op.parameter([*shape, self._network.channels], np.float32, name="x")
+        x = op.transpose(self._standardise(image), op.constant(np.array([0, 3, 1, 2])))
         logits = self._unet(x)
-        # Left in planes, as a map stores them.
+        # In planes, as a map stores them.
         result = op.softmax(logits, 1) if self._network.activation == "softmax" else op.sigmoid(logits)
         axes = op.constant(np.array([0, 1, 2, 3]))
         largest = [op.reduce_max(op.abs(node), axes) for node in self._inputs] if probe else []
-        return openvino.Model([node.output(0) for node in (result, *largest)], [given], "unet")
+        return openvino.Model([node.output(0) for node in (result, *largest)], [image], "unet")
 
     def _standardise(self, x: Any) -> Any:
         op = self._op
@@ -125,7 +116,7 @@ class _Builder(GraphBuilder):
         self._inputs.append(x)
         kernel = self._constant(convolution.kernel)
         if name in self._eight_bit:
-            # No input has signs: all come from a ReLU, but for that of the network, which is not rounded.
+            # No quantized input is negative, since a ReLU comes before it.
             x = self._quantise(x, np.asarray(self._eight_bit[name]), low=0.0, levels=256)
             axes = (0, 2, 3) if convolution.transposed else (1, 2, 3)
             largest = np.abs(convolution.kernel).max(axes, keepdims=True)
@@ -142,28 +133,22 @@ class _Builder(GraphBuilder):
 
     def _quantise(self, x: Any, largest: np.ndarray, *, low: float, levels: int) -> Any:
         """Round to `levels` values evenly spaced between low * largest and largest."""
-        # A channel that is 0 throughout has no steps otherwise.
+        # Avoids a range of 0.
         largest = np.maximum(largest, 1e-20)
         bounds = self._constant(low * largest), self._constant(largest)
         return self._op.fake_quantize(x, *bounds, *bounds, levels)
 
     def _halve(self, x: Any) -> Any:
-        # Its second output would be the positions.
+        # The second output would be the positions of the maxima.
         return self._op.max_pool(x, [2, 2], [1, 1], [0, 0], [0, 0], [2, 2]).output(0)
 
     def _join(self, x: Any, skip: Any) -> Any:
         return self._op.add(x, skip) if self._network.block == "sum" else self._op.concat([x, skip], 1)
 
     def _repeat(self, x: Any) -> Any:
-        return self._op.interpolate(
-            x,
-            self._constant([2, 2]),
-            "nearest",
-            "scales",
-            axes=self._op.constant(np.array([2, 3])),
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
+        axes = self._op.constant(np.array([2, 3]))
+        options = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return self._op.interpolate(x, self._constant([2, 2]), "nearest", "scales", axes=axes, **options)
 
     def _constant(self, value: Sequence[float] | np.ndarray | float) -> Any:
         return self._op.constant(np.asarray(value, np.float32))

@@ -1,4 +1,4 @@
-"""Models of single pixels as an engine: features, trees and layers in numpy, strip by strip."""
+"""Models of single pixels as an engine, computed in numpy strip by strip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lulc.models.pixel_model import PixelModel, read_pixel_model
 from lulc.models.texture import texture_features
 
 ROWS = 64
-"""Rows of a strip: what its features take does not depend on the window."""
+"""Rows of a strip, so that the memory of features does not depend on the window."""
 
 
 def open_pixel_model(path: Path, card: ModelCard) -> Callable[[np.ndarray], np.ndarray]:
@@ -31,37 +31,27 @@ def open_pixel_model(path: Path, card: ModelCard) -> Callable[[np.ndarray], np.n
 
     def predict(x: np.ndarray) -> np.ndarray:
         y = np.empty((*x.shape[:3], card.network.classes), np.float32)
-        places = [(n, top) for n in range(len(x)) for top in range(0, x.shape[1], ROWS)]
+        tops = [(n, top) for n in range(len(x)) for top in range(0, x.shape[1], ROWS)]
         with ThreadPoolExecutor(cores()) as pool:
-            strips = pool.map(lambda place: predict_strip(model, card, x, place), places)
-            for (n, top), strip in zip(places, strips, strict=True):
+            strips = pool.map(lambda strip: predict_strip(model, card, x[strip[0]], strip[1]), tops)
+            for (n, top), strip in zip(tops, strips, strict=True):
                 y[n, top : top + ROWS] = strip
         return y
 
     return predict
 
 
-def predict_strip(model: PixelModel, card: ModelCard, x: np.ndarray, place: tuple[int, int]) -> np.ndarray:
-    """Return the probabilities of `ROWS` rows of an image, float32 (y, x, class).
+def predict_strip(model: PixelModel, card: ModelCard, x: np.ndarray, top: int) -> np.ndarray:
+    """Return the probabilities of `ROWS` rows of an image float32 (y, x, band), as float32 (y, x, class).
 
-    Invalid pixels get the same for every class, as what comes after divides by sums.
-
-    Parameters
-    ----------
-    model, card
-        The model.
-    x
-        float32 (n, y, x, band).
-    place
-        Number of the image, and the first row.
+    Invalid pixels get equal probabilities, since the calibration divides by their sum.
     """
     assert isinstance(card.network, PixelConfig)
-    n, top = place
     reach = max(card.network.radii, default=0)
     first = max(top - reach, 0)
-    seen = x[n : n + 1, first : top + ROWS + reach]
-    features = texture_features(seen, card.statistics, card.network.radii)[0, top - first :][:ROWS]
-    valid = valid_pixels(x[n, top : top + ROWS])
-    found = np.full((*valid.shape, card.network.classes), 1 / card.network.classes, np.float32)
-    found[valid] = model.predict(features[valid])
-    return found
+    rows = x[np.newaxis, first : top + ROWS + reach]
+    features = texture_features(rows, card.statistics, card.network.radii)[0, top - first :][:ROWS]
+    valid = valid_pixels(x[top : top + ROWS])
+    probabilities = np.full((*valid.shape, card.network.classes), 1 / card.network.classes, np.float32)
+    probabilities[valid] = model.predict(features[valid])
+    return probabilities

@@ -1,7 +1,7 @@
-"""Engines: a network as a plain function from float32 (n, y, x, band) to float32 (n, y, x, class).
+"""Engines: a network as a function from float32 (n, y, x, band) to float32 (n, y, x, class).
 
-The function takes physical units with NaN in every channel of invalid pixels, as `lulc.rasters.stack` gives
-them, in windows of one static shape. What an engine needs is imported when it is built.
+The input is in physical units with NaN in every channel of invalid pixels, in windows of one static shape.
+The packages of an engine are imported when it is built.
 """
 
 from __future__ import annotations
@@ -31,25 +31,23 @@ from lulc.models.weights import load_model, read_arrays
 logger = logging.getLogger("lulc")
 
 MIN_AGREEMENT = {"openvino-int8": 0.97, "keras-float16": 0.995}
-"""Share of pixels on which an engine of lower precision gives the class that float32 gives, at least."""
+"""Least fraction of pixels on which an engine of lower precision agrees with float32."""
 
 NUMPY = "numpy"
-"""Engine of forests, which decide each pixel from features of its surroundings."""
+"""Engine of models of single pixels."""
 
 GPU_PROCESS = 3e9
-"""Bytes of memory allowed for the driver of a GPU and a framework in a process; not measured."""
+"""Memory in bytes for the driver of a GPU and the framework in a process; estimated."""
 
 Shape = NetworkConfig | PixelConfig | GraphConfig
-"""Of a model."""
+"""Shape of a model."""
 
 Network = Callable[[np.ndarray], np.ndarray]
 """float32 (n, y, x, band) to float32 (n, y, x, class)."""
 
 
 class Footprint(NamedTuple):
-    """Measured memory of an engine: bytes of the process, and for each pixel of a window beside its input
-    and result.
-    """
+    """Measured memory of an engine in bytes: of the process, and per pixel without input and result."""
 
     fixed: float
     per_pixel: float
@@ -57,16 +55,16 @@ class Footprint(NamedTuple):
 
 @dataclass(frozen=True)
 class Engine:
-    """A network ready to run.
+    """Network ready to run.
 
     Parameters
     ----------
     name
-        Which engine it is; never ``auto``.
+        Name of the engine, never ``auto``.
     shape
         (n, y, x) of every call.
     identity
-        Precision, versions and whatever else decides its results beside weights and shape; JSON-ready.
+        Precision, versions and whatever else changes the results beside weights and shape; JSON-ready.
     function
         The network.
     """
@@ -83,20 +81,20 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRequest:
-    """Everything that an engine is built from.
+    """Arguments for building an engine.
 
     Parameters
     ----------
     path, card
-        Weights file and its card; the card holds the statistics, for legacy files too.
+        Weights file and its card, which holds the statistics for legacy files, too.
     shape
         (n, y, x) of every call.
     samples
-        Gives windows of the mosaic, each float32 (y, x, band) with NaN where invalid, for calibration.
+        Function that yields windows of the mosaic, float32 (y, x, band), NaN = invalid, for calibration.
     min_agreement
-        Least share of pixels on which an engine of lower precision agrees with float32; None for its default.
+        Least fraction of pixels on which an engine of lower precision agrees with float32; None by default.
     finish
-        Bands of the map instead of probabilities; for engines of Keras alone.
+        Computation of the map's bands from probabilities, for engines of Keras alone.
     """
 
     path: Path
@@ -108,24 +106,22 @@ class EngineRequest:
 
 
 def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence[Shape] = ()) -> str:
-    """Return the engine that a name stands for. ``auto`` is the fastest that is exact on this machine.
+    """Return the name of the engine; for ``auto`` the fastest one on this machine that computes exactly.
 
-    That is Keras where there is an NVIDIA GPU, OpenVINO otherwise where it is installed; for imported
-    networks onnxruntime, where it computes on the GPU or OpenVINO is not installed; and numpy for forests.
+    With an NVIDIA GPU that is Keras, otherwise OpenVINO if it is installed. For imported networks it is
+    onnxruntime on the GPU or if OpenVINO is not installed; for models of single pixels numpy.
 
     Parameters
     ----------
-    name
-        Name of an engine, or ``auto``.
     devices
         Folder of the device files.
     networks
-        What it is to run.
+        Shapes of the models that it must run.
 
     Raises
     ------
     InputError
-        If there is no such engine, or it does not run what is asked for.
+        If there is no such engine, or it does not run these models.
     """
     if name != "auto" and name not in _RUNS:
         raise InputError(
@@ -135,9 +131,9 @@ def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence
     kinds = {type(network) for network in networks} or {NetworkConfig}
     fitting = [engine for engine, known in _RUNS.items() if kinds <= known]
     if not fitting or name not in ("auto", *fitting):
-        what = " beside ".join(word for kind, word in _WORDS.items() if kind in kinds)
+        models = " beside ".join(text for kind, text in _KINDS.items() if kind in kinds)
         raise InputError(
-            f"cannot run {what} with the engine '{name}', expected {' or '.join(fitting) or 'one kind'}",
+            f"cannot run {models} with the engine '{name}', expected {' or '.join(fitting) or 'one kind'}",
             "Type --engine auto" + ("." if fitting else ", and name models of one kind with --ensemble."),
         )
     return _fastest(fitting, devices) if name == "auto" else name
@@ -145,12 +141,12 @@ def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence
 
 def _fastest(fitting: Sequence[str], devices: Path) -> str:
     """Return the engine for this machine, without loading a framework."""
-    # A batch system gives a job the GPU with any number, and hides those of other jobs.
-    found = sorted(devices.glob("nvidia[0-9]*"))
-    reason = "CUDA_VISIBLE_DEVICES hides all GPUs" if found else f"there is no NVIDIA GPU in {devices}"
+    # Device files have any number, since a batch system hides the GPUs of other jobs.
+    gpus = sorted(devices.glob("nvidia[0-9]*"))
+    reason = "CUDA_VISIBLE_DEVICES hides all GPUs" if gpus else f"there is no NVIDIA GPU in {devices}"
     order = [name for name in ("openvino", ONNXRUNTIME) if importlib.util.find_spec(name)]
-    if found and not _hidden():
-        reason = f"there is an NVIDIA GPU ({found[0]})"
+    if gpus and not _hidden():
+        reason = f"there is an NVIDIA GPU ({gpus[0]})"
         order = ["keras", *([CUDA] if CUDA in fitting and has_cuda() else []), *order]
     elif "openvino" not in order:
         reason += ", and OpenVINO is not installed"
@@ -160,7 +156,7 @@ def _fastest(fitting: Sequence[str], devices: Path) -> str:
 
 
 def has_gpu(devices: Path = Path("/dev")) -> bool:
-    """Return whether this process sees an NVIDIA GPU, without loading a framework."""
+    """Return True if this process sees an NVIDIA GPU, without loading a framework."""
     return any(devices.glob("nvidia[0-9]*")) and not _hidden()
 
 
@@ -169,17 +165,17 @@ def _hidden() -> bool:
 
 
 def budget_of(name: str) -> float:
-    """Return the default memory budget of a process with the engine `name`, gigabytes."""
+    """Return the default memory budget in gigabytes of a process with the engine `name`."""
     return 8.0 if _on_gpu(name) else 2.0
 
 
 def readers_of(name: str) -> int:
-    """Return how many windows are read at a time: beside a GPU one thread can't read as fast."""
+    """Return the number of threads that read windows: one is slower than a GPU."""
     return 2 if _on_gpu(name) else 1
 
 
 def shared_of(name: str) -> float:
-    """Return the bytes of a footprint that a process takes once, however many networks it runs."""
+    """Return the bytes of a footprint that all networks of a process share."""
     return GPU_PROCESS if _on_gpu(name) else 0.0
 
 
@@ -188,7 +184,7 @@ def _on_gpu(name: str) -> bool:
 
 
 def footprint(name: str, network: Shape) -> Footprint:
-    """Return the memory that the engine `name` takes for a network, to plan windows before it is built."""
+    """Return the memory of the engine `name` for a network, to plan windows before it is built."""
     chosen = choose_engine(name, networks=[network])
     if isinstance(network, GraphConfig):
         return _graph_footprint(network, GPU_PROCESS if chosen == CUDA else 0.0)
@@ -205,8 +201,8 @@ def build_engine(name: str, request: EngineRequest) -> Engine:
     """
     chosen = choose_engine(name, networks=[request.card.network])
     if isinstance(request.card.network, GraphConfig):
-        found = open_graph(request.path, request.card, request.shape, chosen)
-        return Engine(chosen, request.shape, found[1], found[0])
+        function, identity = open_graph(request.path, request.card, request.shape, chosen)
+        return Engine(chosen, request.shape, identity, function)
     return _ENGINES[chosen][0](request)
 
 
@@ -217,7 +213,7 @@ def _build_keras(precision: str, request: EngineRequest) -> Engine:
     if has_gpu() and backend.device_name() == "CPU":
         raise InputError(
             f"cannot run the network with the engine '{name}' as planned, since this {backend.name()} "
-            "computes on the CPU, expected the NVIDIA GPU that is there",
+            "computes on the CPU, expected the NVIDIA GPU of this machine",
             "Install it with the extra for GPUs, or set CUDA_VISIBLE_DEVICES=-1 to plan with the CPU.",
         )
     backend.cache_programs()
@@ -225,7 +221,7 @@ def _build_keras(precision: str, request: EngineRequest) -> Engine:
     identity = {"precision": precision, "device": backend.device_name(), **backend.versions()}
     function = backend.compile_predict(_keras_model(precision, request), request.shape, request.finish)
     if precision != "float32":
-        # Measured anew in each process, on whatever kernels it chose: no part of what decides the bytes.
+        # Not part of the identity, since it depends on the kernels that the process chose.
         _check_agreement(name, request, _agreement(request, precision))
     return Engine(name, request.shape, identity, function)
 
@@ -239,7 +235,7 @@ def _keras_model(precision: str, request: EngineRequest) -> Any:
 
 
 def _agreement(request: EngineRequest, precision: str) -> float:
-    """Return the share of valid pixels of some windows that get the class that float32 gives."""
+    """Return the fraction of valid pixels of sample windows with the class of float32."""
     from lulc.models import backend
 
     if not (samples := list(request.samples())):
@@ -273,29 +269,29 @@ def _build_forest(request: EngineRequest) -> Engine:
 
 
 def _build_quantised(request: EngineRequest) -> Engine:
-    """Build the network in 8 bits, from what is known beside the weights or is found now."""
+    """Build the network in 8 bits, with the quantization stored beside the weights or a new one."""
     name, card = "openvino-int8", request.card
     arrays = read_arrays(request.path, card)
     key = quantization.key_of(card, request.samples())
     path = request.path.with_name(f"{request.path.stem}.{name}-{key[:12]}.json")
-    found = quantization.read_quantization(path, key)
-    if found is None:
-        logger.info("finding out how %s can be computed in 8 bits; kept in '%s'", request.path.name, path)
-        found = quantization.quantise(card.unet, arrays, list(request.samples()), stride=card.stride)
-        quantization.write_quantization(path, key, found)
-    _check_agreement(name, request, found.agreement)
-    model = build_graph(card.unet, arrays, request.shape, found.ranges)
+    quantized = quantization.read_quantization(path, key)
+    if quantized is None:
+        logger.info("quantizing %s to 8 bits; the result is stored in '%s'", request.path.name, path)
+        quantized = quantization.quantise(card.unet, arrays, list(request.samples()), stride=card.stride)
+        quantization.write_quantization(path, key, quantized)
+    _check_agreement(name, request, quantized.agreement)
+    model = build_graph(card.unet, arrays, request.shape, quantized.ranges)
     identity = {
-        "precision": f"int8; first convolution {found.precision}",
-        "agreement": f"{found.agreement:.4f}",
+        "precision": f"int8; first convolution {quantized.precision}",
+        "agreement": f"{quantized.agreement:.4f}",
         "calibration": key,
         "openvino": openvino_version(),
     }
-    return Engine(name, request.shape, identity, _OpenVINO(model, found.precision, request))
+    return Engine(name, request.shape, identity, _OpenVINO(model, quantized.precision, request))
 
 
 class _OpenVINO:
-    """A compiled model; it writes each result into memory of its own, so that none is copied."""
+    """Compiled model that writes each result directly into a buffer."""
 
     def __init__(self, model: object, precision: str, request: EngineRequest) -> None:
         self._tensor = load_openvino().Tensor
@@ -307,38 +303,36 @@ class _OpenVINO:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         y = self._results.empty(self._shape)
         self._request.set_output_tensor(self._tensor(y, shared_memory=True))
-        given = {0: self._tensor(np.ascontiguousarray(x, np.float32), shared_memory=True)}
-        # Unless shared, what this returns is a copy.
-        self._request.infer(given, share_outputs=True)
+        inputs = {0: self._tensor(np.ascontiguousarray(x, np.float32), shared_memory=True)}
+        # By default the returned outputs would be copies.
+        self._request.infer(inputs, share_outputs=True)
         return np.moveaxis(y, 1, -1)
 
 
 def _keras_footprint(network: NetworkConfig) -> Footprint:
     if has_gpu():
-        # Estimates: what driver and framework take of the machine; what layers give lies in the GPU's memory,
-        # of which as much is planned with.
+        # Estimates: driver and framework in the machine's memory, feature maps in that of the GPU, for which
+        # the same budget is planned.
         return Footprint(GPU_PROCESS, 600 * _width(network))
     # Measured with TensorFlow 2.21 on a CPU: 0.8 GB and 1,300 to 1,600 bytes per pixel at widths 32..256.
     return Footprint(0.85e9, 1600 * _width(network))
 
 
 def _openvino_footprint(per_pixel: float, network: NetworkConfig) -> Footprint:
-    # Where networks are wider than the original their weights decide: 0.7 GB at twice its width.
+    # In networks wider than the original the weights dominate: 0.7 GB at twice its width.
     fixed = max(0.33e9, 0.16e9 + 3.2 * 4 * network.parameters)
     return Footprint(fixed, per_pixel * _width(network))
 
 
 def _graph_footprint(network: GraphConfig, driver: float) -> Footprint:
-    # Tensors that live at once, as counted, and as much again for what runtimes lay out anew.
-    return Footprint(
-        0.4e9 + driver + 16.0 * network.parameters,
-        8.0 * (network.values + network.channels + network.classes),
-    )
+    # Twice the tensors that live at once, since runtimes copy some to other layouts.
+    values = network.values + network.channels + network.classes
+    return Footprint(0.4e9 + driver + 16.0 * network.parameters, 8.0 * values)
 
 
 def _width(network: NetworkConfig) -> float:
-    """Return the width at full resolution, where the memory goes, in multiples of the original network's."""
-    if network.block == "sum":  # without the concatenation, which is the widest map of the others
+    """Return the width at full resolution, which decides the memory, relative to the original network."""
+    if network.block == "sum":  # without the concatenation, the widest feature map of the other blocks
         return max(network.filters[0], network.decoder_filters[-1]) / 64
     return max(network.filters[0], network.decoder_filters[-1] / 2) / 32
 
@@ -347,10 +341,10 @@ _ENGINES: dict[str, tuple[Callable[[EngineRequest], Engine], Callable[[Any], Foo
     "keras": (partial(_build_keras, "float32"), _keras_footprint),
     "keras-float16": (partial(_build_keras, "float16"), _keras_footprint),
     # Bytes per pixel measured with OpenVINO 2026.4 and static shapes; in 8 bits on a processor without
-    # AVX-512, which takes most.
+    # AVX-512, which needs most.
     "openvino": (_build_openvino, partial(_openvino_footprint, 780)),
     "openvino-int8": (_build_quantised, partial(_openvino_footprint, 640)),
-    # Strips of forests don't grow with the window, whose input and result are counted elsewhere.
+    # The strips of a forest don't grow with the window.
     NUMPY: (_build_forest, lambda network: Footprint(0.4e9, 8)),
 }
 
@@ -365,6 +359,6 @@ _RUNS: dict[str, set[type[Shape]]] = {
 }
 """Kinds of models that each engine runs."""
 
-_WORDS = {NetworkConfig: "a network", PixelConfig: "a forest", GraphConfig: "an imported network"}
+_KINDS = {NetworkConfig: "a network", PixelConfig: "a forest", GraphConfig: "an imported network"}
 
 _ON_GPU = frozenset({"keras", "keras-float16", CUDA})

@@ -1,7 +1,4 @@
-"""Walk over the layers of a network for builders of graphs: folded convolutions and their order.
-
-Batch norms are folded into the convolutions before them.
-"""
+"""Layers of a U-Net for builders of graphs, with batch norms folded into the convolutions before them."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ import numpy as np
 from lulc.models.config import NetworkConfig
 
 EPSILON = 1e-3
-"""Epsilon of the batch norms, Keras's default and the original's."""
+"""Epsilon of batch norm, the default of Keras."""
 
 Arrays = Mapping[str, np.ndarray]
 """float32 arrays by ``layer/variable``, as `lulc.models.weights.read_arrays` gives them."""
@@ -24,16 +21,16 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution into which the batch norm after it is folded.
+    """Convolution with the batch norm after it folded in.
 
     Parameters
     ----------
     kernel
-        float32 (out, in, y, x); (in, out, y, x) where transposed.
+        float32 (out, in, y, x); (in, out, y, x) if transposed.
     bias
         float32 (out,).
     transposed
-        Whether it doubles the resolution (4 x 4, stride 2).
+        True if it doubles the resolution (4 x 4, stride 2).
     """
 
     kernel: np.ndarray
@@ -42,12 +39,12 @@ class Convolution:
 
     @property
     def padding(self) -> list[int]:
-        """Pixels beyond each edge of the input that it reads as 0, along y and x."""
+        """Zero padding at each edge of the input, along y and x."""
         return [1, 1] if self.transposed else [self.kernel.shape[-1] // 2] * 2
 
 
 def fold(network: NetworkConfig, arrays: Arrays) -> dict[str, Convolution]:
-    """Return the convolutions of a network in the order in which they are computed.
+    """Return the convolutions of a network in the order of computation.
 
     References
     ----------
@@ -75,13 +72,7 @@ def _fold(name: str, arrays: Arrays) -> Convolution:
 
 
 class GraphBuilder(abc.ABC):
-    """Builds a U-Net layer by layer in the operations of a runtime, which subclasses append.
-
-    Parameters
-    ----------
-    network, arrays
-        Shape and weights of the network.
-    """
+    """Builder of a U-Net layer by layer; subclasses append the operations of a runtime."""
 
     def __init__(self, network: NetworkConfig, arrays: Arrays) -> None:
         self._network = network
@@ -90,8 +81,7 @@ class GraphBuilder(abc.ABC):
 
     def _unet(self, x: Any) -> Any:
         """Append all layers from the standardised input to the logits; axes (n, channel, y, x)."""
-        network = self._network
-        skips = []
+        network, skips = self._network, []
         for s in range(len(network.filters)):
             x = self._convolve(self._convolve(x, f"encoder_stage{s}_conv1"), f"encoder_stage{s}_conv2")
             skips.append(x)
@@ -99,20 +89,15 @@ class GraphBuilder(abc.ABC):
         for i in range(1, network.bottleneck + 1):
             x = self._convolve(x, f"bottleneck_conv{i}")
         for s in range(len(network.decoder_filters)):
-            x = self._decode(x, skips.pop(), f"decoder_stage{s}")
+            stage, skip = f"decoder_stage{s}", skips.pop()
+            if network.block == "transpose":
+                x = self._join(self._convolve(x, f"{stage}_up"), skip)
+            elif network.block == "sum":
+                x = self._join(self._repeat(self._convolve(x, f"{stage}_conv1")), skip)
+            else:
+                x = self._convolve(self._join(self._repeat(x), skip), f"{stage}_conv1")
+            x = self._convolve(x, f"{stage}_conv2")
         return self._convolve(x, "final_conv", activate=False)
-
-    def _decode(self, x: Any, skip: Any, stage: str) -> Any:
-        """Append a stage of the decoder; `x` comes from below, `skip` from the encoder."""
-        block = self._network.block
-        if block == "sum":
-            x = self._repeat(self._convolve(x, f"{stage}_conv1"))
-            return self._convolve(self._join(x, skip), f"{stage}_conv2")
-        if block == "transpose":
-            x = self._convolve(x, f"{stage}_up")
-            return self._convolve(self._join(x, skip), f"{stage}_conv2")
-        x = self._convolve(self._join(self._repeat(x), skip), f"{stage}_conv1")
-        return self._convolve(x, f"{stage}_conv2")
 
     @abc.abstractmethod
     def _convolve(self, x: Any, name: str, *, activate: bool = True) -> Any:
@@ -120,12 +105,12 @@ class GraphBuilder(abc.ABC):
 
     @abc.abstractmethod
     def _halve(self, x: Any) -> Any:
-        """Halve the resolution: the largest of 2 x 2 pixels."""
+        """Append 2 x 2 max pooling."""
 
     @abc.abstractmethod
     def _repeat(self, x: Any) -> Any:
-        """Double the resolution, each pixel four times."""
+        """Append nearest-neighbour upsampling by 2."""
 
     @abc.abstractmethod
     def _join(self, x: Any, skip: Any) -> Any:
-        """Add two maps in a network with sums; concatenate their channels in others."""
+        """Append the sum of two feature maps for block sum, else their concatenation."""

@@ -16,10 +16,9 @@ import numpy as np
 from lulc.config import ImportModelConfig
 from lulc.core.channels import CHANNEL_SETS, ChannelSet, set_of
 from lulc.core.claims import claim_outputs
-from lulc.core.removal import withdraw
 from lulc.core.schema import InputError, Legend
 from lulc.core.statistics import Statistics
-from lulc.core.storage import sha256_of, temporary_folder, write_atomically
+from lulc.core.storage import sha256_of, temporary_folder
 from lulc.core.version import __version__
 from lulc.core.windows import Plan
 from lulc.datasets.loading import load_manifest
@@ -28,7 +27,7 @@ from lulc.engines.graphs import ONNXRUNTIME
 from lulc.engines.registry import EngineRequest, build_engine, choose_engine
 from lulc.labels.schemes import load_scheme
 from lulc.models.calibration import Holdout
-from lulc.models.card import Channel, ModelCard, card_path, write_card
+from lulc.models.card import Channel, ModelCard, card_path, write_with_card
 from lulc.models.config import GraphConfig
 from lulc.models.onnx_file import GraphFile, read_graph
 from lulc.models.uncertainty import decide
@@ -92,10 +91,7 @@ def import_model(config: ImportModelConfig) -> Imported:
             _run_once(trial, card)
             if config.calibrate is not None:
                 card, accuracy = _calibrated(config.calibrate, trial, card)
-        withdraw(card_path(path))
-        with write_atomically(path) as temporary:
-            temporary.write_bytes(graph.content)
-        write_card(card, path)
+        card = write_with_card(graph.content, card, path)
     return Imported(path, card, accuracy)
 
 

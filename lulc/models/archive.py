@@ -1,9 +1,8 @@
-"""Reader of weights files as plain arrays: nothing in a file chooses a class or a function.
+"""Reader of weights files as plain arrays, without a deep-learning framework.
 
 ``.keras`` archives (zip: JSON configuration and HDF5 weights), ``.npz`` files and Keras 2 ``.h5`` files are
-opened with zipfile, numpy's reader of plain arrays and h5py alone; each thing that could run code, read
-another file or exhaust memory is refused with its reason before a value is read. No deep-learning framework
-is imported.
+opened with zipfile, numpy's reader of plain arrays and h5py alone. Content that could run code, read another
+file or exhaust memory is refused with the reason before any value is read.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ Arrays = dict[str, np.ndarray]
 """float32 arrays by ``layer/variable``."""
 
 MAX_BYTES = 2 * 2**30
-"""Largest weights file that is opened; the original network has 43 MB."""
+"""Largest weights file; the original network has 43 MB."""
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_RATIO = 100
-"""A member that grows more than this in unpacking is a bomb: weights hardly compress."""
+"""Largest compression ratio of a member; weights hardly compress, so that more is a zip bomb."""
 
 MAX_OBJECTS = 20_000
 MAX_DEPTH = 12
@@ -52,17 +51,17 @@ LAYERS = VARIABLES.keys() | {
     "Activation", "Add", "Concatenate", "Dropout", "InputLayer", "MaxPooling2D", "ReLU", "Softmax",
     "UpSampling2D",
 }  # fmt: skip
-"""Layers that a network of this toolkit consists of."""
+"""Layers of networks of this toolkit."""
 
 CLASSES = LAYERS | {
     "Functional", "Model", "DTypePolicy", "HeNormal", "GlorotUniform", "VarianceScaling", "Constant", "Zeros",
     "Ones", "__tuple__", "__keras_tensor__",
 }  # fmt: skip
-"""Everything that a configuration may name as a class."""
+"""Classes that a configuration may name."""
 
 
 class Refusal(Exception):
-    """Reason why a file is not read."""
+    """Reason why a file is refused."""
 
 
 def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int = MAX_BYTES) -> Arrays:
@@ -71,19 +70,19 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
     Parameters
     ----------
     sha256
-        Expected sha256 of its content; not compared where empty.
+        Expected sha256 of the file; any if empty.
     limit
-        Bytes that its arrays may have in all.
+        Most bytes of all arrays together.
 
     Returns
     -------
     dict
-        float32 arrays by ``layer/variable``, all finite; those of an ``.npz`` as they were stored.
+        float32 arrays by ``layer/variable``, all finite; in an ``.npz`` of the types as stored.
 
     Raises
     ------
     InputError
-        With the reason, if the file is missing or is anything but plain weights.
+        If the file is missing or is anything but plain weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -95,7 +94,7 @@ def _load(place: str, sha256: str, limit: int) -> Arrays:
     """Read and check the arrays; runs in the reader process, since HDF5 crashes on damaged files."""
     path = Path(place)
     try:
-        content = _read_file(path, sha256)
+        content = read_content(path, sha256)
         arrays = _READERS.get(path.suffix, _read_legacy)(content, limit)
         _check_values(arrays)
     except Refusal as refusal:
@@ -106,9 +105,9 @@ def _load(place: str, sha256: str, limit: int) -> Arrays:
 
 
 def variables_of(model: Any) -> dict[str, Any]:
-    """Return the variables of a network by ``layer/variable``.
+    """Return the variables of a network by ``layer/variable``, named by `VARIABLES`.
 
-    Named by `VARIABLES`: what a layer leaves unnamed, Keras numbers anew in every process.
+    Keras' own names of layers are numbered by process.
     """
     return {
         f"{layer.name}/{name}": variable
@@ -136,10 +135,11 @@ def compare_shapes(
         )
 
 
-def _read_file(path: Path, sha256: str) -> bytes:
+def read_content(path: Path, sha256: str) -> bytes:
+    """Read a file of a model after a check of its size and, if not empty, the expected sha256."""
     if path.stat().st_size > MAX_BYTES:
         raise Refusal(f"it has {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
-    # Hashed and parsed are the same bytes, also if the file is exchanged meanwhile.
+    # The bytes hashed are the bytes parsed, even if the file is replaced meanwhile.
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if sha256 and found != sha256:
@@ -150,8 +150,8 @@ def _read_file(path: Path, sha256: str) -> bytes:
 def read_parts(content: bytes, limit: int = MAX_BYTES) -> tuple[str, Any, Arrays]:
     """Return the version of Keras, the configuration and the arrays of any ``.keras`` file.
 
-    Sizes and layout are checked; nothing is interpreted. Arrays have their place in the archive as names
-    (``layers/conv2d/vars/0``); those of the optimizer and of random numbers are left out.
+    Sizes and layout are checked, but the configuration is not. Arrays are named by their paths in the
+    archive (``layers/conv2d/vars/0``), without those of the optimizer and of random numbers.
 
     Raises
     ------
@@ -177,11 +177,13 @@ def _members(content: bytes, limit: int) -> dict[str, bytes]:
 
 def _read_keras(content: bytes, limit: int) -> Arrays:
     members = _members(content, limit)
-    classes, weights = _check_config(parse_json(members[CONFIG], foreign=True)), members[WEIGHTS]
+    config, weights = parse_json(members[CONFIG], foreign=True), members[WEIGHTS]
+    _check_classes(config)
+    layers = config["config"]["layers"]
+    classes = {str(layer["config"]["name"]): str(layer["class_name"]) for layer in layers}
     with h5py.File(io.BytesIO(weights), "r") as file:
-        datasets = dict(_walk(file, len(weights), limit))
         arrays: Arrays = {}
-        for name, dataset in datasets.items():
+        for name, dataset in dict(_walk(file, len(weights), limit)).items():
             if re.fullmatch(r"layers/\w+/seed_generator/vars/0", name):
                 continue
             match = re.fullmatch(r"layers/\w+/vars/(\d)", name)
@@ -219,32 +221,20 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     return content
 
 
-def _check_config(config: Any) -> dict[str, str]:
-    """Check that every class in a configuration is harmless; return the class of each layer by its name."""
-    for holder in _holders(config):
-        _check_class(str(holder["class_name"]))
-    layers = config["config"]["layers"]
-    return {str(layer["config"]["name"]): str(layer["class_name"]) for layer in layers}
-
-
-def _check_class(name: str) -> None:
-    if name == "Lambda":
-        raise Refusal("it holds a Lambda layer, which would run code")
-    if name not in CLASSES:
-        raise Refusal(f"its configuration names the class '{name[:80]}', which no network here has")
-
-
-def _holders(node: Any) -> Iterator[dict[str, Any]]:
-    """Yield every dictionary within `node` that names a class."""
-    waiting = [node]
+def _check_classes(config: Any) -> None:
+    """Check that every class that a configuration names is harmless."""
+    waiting = [config]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, dict):
-            if "class_name" in node:
-                yield node
-            waiting.extend(node.values())
-        elif isinstance(node, list):
+        if isinstance(node, list):
             waiting.extend(node)
+        elif isinstance(node, dict):
+            waiting.extend(node.values())
+            name = str(node.get("class_name", "Functional"))
+            if name == "Lambda":
+                raise Refusal("it holds a Lambda layer, which would run code")
+            if name not in CLASSES:
+                raise Refusal(f"its configuration names the class '{name[:80]}', which no network here has")
 
 
 def _read_legacy(content: bytes, limit: int) -> Arrays:
@@ -255,8 +245,7 @@ def _read_legacy(content: bytes, limit: int) -> Arrays:
         if len(config) > MAX_JSON_BYTES:
             raise Refusal(f"its configuration has {len(config)} bytes, expected at most {MAX_JSON_BYTES}")
         if config:
-            for holder in _holders(parse_json(config, foreign=True)):
-                _check_class(str(holder["class_name"]))
+            _check_classes(parse_json(config, foreign=True))
         arrays: Arrays = {}
         for name, dataset in datasets.items():
             parts = name.split("/")
@@ -268,7 +257,7 @@ def _read_legacy(content: bytes, limit: int) -> Arrays:
 
 
 def pack_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Return arrays of numbers as an ``.npz`` file; equal arrays give equal bytes."""
+    """Return numeric arrays as an ``.npz`` file; equal arrays give equal bytes."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, array in arrays.items():
@@ -293,7 +282,7 @@ def _read_npz(content: bytes, limit: int) -> Arrays:
 
 
 def _plain_array(content: bytes) -> np.ndarray:
-    """The array of a .npy file, whose header is compared with its size before anything is allocated."""
+    """Return the array of an .npy file, after a check of its header against its size."""
     file = io.BytesIO(content)
     if np.lib.format.read_magic(file) != (1, 0):
         raise Refusal("an array has a header of another version than 1.0")
@@ -310,51 +299,50 @@ _READERS = {".keras": _read_keras, ".npz": _read_npz}
 
 
 def _walk(file: h5py.File, size: int, limit: int) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Yield every dataset with its path, after checking that each link and dataset is harmless."""
+    """Yield every dataset with its path, after a check that each link and dataset is harmless."""
     waiting: list[tuple[str, h5py.Group, int]] = [("", file, 0)]
-    seen: set[int] = set()
+    addresses: set[int] = set()
     declared = 0
     while waiting:
-        path, group, depth = waiting.pop()
+        parent, group, depth = waiting.pop()
         for name in group:
-            place = f"{path}{name}"
+            path = f"{parent}{name}"
             link = group.get(name, getlink=True)
             if not isinstance(link, h5py.HardLink):
                 kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
-                raise Refusal(f"'{place[:80]}' is {kind}, expected arrays only")
+                raise Refusal(f"'{path[:80]}' is {kind}, expected arrays only")
             child = group[name]
             address = h5py.h5o.get_info(child.id).addr
-            if address in seen or len(seen) >= MAX_OBJECTS or depth >= MAX_DEPTH:
-                raise Refusal(f"'{place[:80]}' is linked twice, or lies among too many or too deep groups")
-            seen.add(address)
+            if address in addresses or len(addresses) >= MAX_OBJECTS or depth >= MAX_DEPTH:
+                raise Refusal(f"'{path[:80]}' is linked twice, or lies among too many or too deep groups")
+            addresses.add(address)
             if isinstance(child, h5py.Group):
-                waiting.append((f"{place}/", child, depth + 1))
+                waiting.append((f"{path}/", child, depth + 1))
                 continue
-            _check_dataset(place, child)
+            _check_dataset(path, child)
             declared += child.size * child.dtype.itemsize
             if declared > min(size, limit):
                 raise Refusal(
-                    f"its arrays have over {declared} bytes with '{place[:80]}' (a shape bomb), "
+                    f"its arrays have over {declared} bytes with '{path[:80]}' (a shape bomb), "
                     f"expected at most {min(size, limit)}"
                 )
-            yield place, child
+            yield path, child
 
 
-def _check_dataset(place: str, dataset: Any) -> None:
+def _check_dataset(path: str, dataset: Any) -> None:
     if not isinstance(dataset, h5py.Dataset):
-        raise Refusal(f"'{place[:80]}' is neither group nor array")
+        raise Refusal(f"'{path[:80]}' is neither group nor array")
     if dataset.dtype.kind not in "fiub" or dataset.dtype.hasobject:
-        raise Refusal(f"'{place[:80]}' has the type {dataset.dtype}, expected numbers")
+        raise Refusal(f"'{path[:80]}' has the type {dataset.dtype}, expected numbers")
     layout = dataset.id.get_create_plist()
     if layout.get_external_count() or dataset.is_virtual:
-        raise Refusal(f"'{place[:80]}' takes its values from another file")
+        raise Refusal(f"'{path[:80]}' takes its values from another file")
     if layout.get_nfilters():
-        raise Refusal(f"'{place[:80]}' is compressed, expected plain arrays")
-    needed = dataset.size * dataset.dtype.itemsize
-    if dataset.id.get_storage_size() < needed:
+        raise Refusal(f"'{path[:80]}' is compressed, expected plain arrays")
+    needed, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    if stored < needed:
         raise Refusal(
-            f"'{place[:80]}' declares {dataset.shape} but stores {dataset.id.get_storage_size()} of "
-            f"{needed} bytes (a shape bomb)"
+            f"'{path[:80]}' declares {dataset.shape} but stores {stored} of {needed} bytes (a shape bomb)"
         )
 
 
@@ -387,6 +375,6 @@ def _shorten(names: Iterable[str], most: int = 5) -> str:
 def _refused(path: Path, reason: str) -> InputError:
     return InputError(
         f"cannot read the weights '{path}', since {reason}",
-        "Take the file from its source again, or train with train_model.py; only files that hold weights "
-        "and nothing else are read.",
+        "Get the file from its source again, or train with train_model.py; only files that hold nothing but "
+        "weights are read.",
     )

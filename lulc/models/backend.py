@@ -1,8 +1,8 @@
-"""The deep-learning framework below Keras: the only place that imports tensorflow, jax or torch.
+"""Keras and its framework (tensorflow, jax or torch).
 
-Importing this module imports Keras and the framework that ``KERAS_BACKEND`` names (tensorflow where it
-names none). Modules that need Keras take it from here (``from lulc.models.backend import keras``), so that
-logs are quiet and arrays are channels-last whatever the user's own Keras settings say.
+Importing this module imports Keras with the framework of ``KERAS_BACKEND`` (by default tensorflow). Modules
+import Keras from here (``from lulc.models.backend import keras``), so that it logs little and has its
+channels last whatever the user's settings of Keras are.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# TensorFlow brings a ZSTD of its own, which would take the place of this one where it is loaded first: the
-# bytes of maps depended on it.
+# TensorFlow bundles another ZSTD, which would replace this one if loaded first and change the bytes of maps.
 import numcodecs.zstd  # noqa: F401
 import numpy as np
 
@@ -24,7 +23,7 @@ from lulc.core.schema import InputError
 from lulc.models.finishing import Finish
 
 BACKENDS = {"tensorflow": "cpu", "jax": "jax", "torch": "torch"}
-"""Frameworks that Keras runs on, and the extra of this package that installs each."""
+"""Extra of this package that installs each framework."""
 
 Predict = Callable[[np.ndarray], np.ndarray]
 """float32 (n, y, x, band) to float32 (n, y, x, class)."""
@@ -33,16 +32,13 @@ _Planes = Callable[[np.ndarray], np.ndarray]
 """float32 (n, y, x, band) to planes (n, class or band of a map, y, x)."""
 
 _Finish = Callable[[Any, Any], Any]
-"""Result (n, y, x, class) of a network and its input, as tensors, to planes."""
-
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-"""Keras' policy for each precision; with float16 Keras scales the loss by itself."""
+"""Tensors of the network's result (n, y, x, class) and input to planes."""
 
 INSTRUCTIONS = {
     "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
     "float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
 }
-"""Linux's names of the instructions that multiply in a precision, x86 and ARM."""
+"""Instructions that multiply in each precision, as named by Linux on x86 and ARM."""
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -57,19 +53,16 @@ if os.environ["KERAS_BACKEND"] not in BACKENDS:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence native code that ignores every log level while it starts.
-
-    What was written is given out after all when the block fails.
-    """
+    """Hide what native code writes to standard error inside, unless the block fails."""
     sys.stderr.flush()
     standard_error = os.dup(2)
-    with tempfile.TemporaryFile() as written:
-        os.dup2(written.fileno(), 2)
+    with tempfile.TemporaryFile() as output:
+        os.dup2(output.fileno(), 2)
         try:
             yield
         except BaseException:
-            written.seek(0)
-            os.write(standard_error, written.read())
+            output.seek(0)
+            os.write(standard_error, output.read())
             raise
         finally:
             os.dup2(standard_error, 2)
@@ -81,14 +74,17 @@ try:
         import keras
 except ModuleNotFoundError as error:
     wanted = os.environ["KERAS_BACKEND"]
-    without_wheel = wanted == "tensorflow" and sys.version_info >= (3, 14)
+    hint = (
+        f"Install it in the folder of this project with: pip install '.[{BACKENDS[wanted]}]', or set "
+        "KERAS_BACKEND to an installed one."
+    )
+    if wanted == "tensorflow" and sys.version_info >= (3, 14):
+        hint = (
+            "TensorFlow has no package for Python 3.14 and newer: use Python 3.11 to 3.13, or type pip "
+            "install '.[jax]' in the folder of this project and set KERAS_BACKEND=jax."
+        )
     raise InputError(
-        f"cannot use the backend '{wanted}', since the Python package '{error.name}' is not installed",
-        "TensorFlow has no package for Python 3.14 and newer: use Python 3.11 to 3.13, or type pip install "
-        "'.[jax]' in the folder of this project and set KERAS_BACKEND=jax."
-        if without_wheel
-        else f"Install it in the folder of this project with: pip install '.[{BACKENDS[wanted]}]', or set "
-        "KERAS_BACKEND to an installed one.",
+        f"cannot use the backend '{wanted}', since the Python package '{error.name}' is not installed", hint
     ) from error
 
 keras.config.set_image_data_format("channels_last")
@@ -102,13 +98,12 @@ def name() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Keras and of the framework, for cards and tags."""
-    framework: Any = _framework()
-    return {"keras": str(keras.__version__), name(): str(framework.__version__).split("+")[0]}
+    return {"keras": str(keras.__version__), name(): str(_framework().__version__).split("+")[0]}
 
 
 def device_name() -> str:
-    """Return the name of the device: ``CPU``, or that of the first GPU."""
-    framework: Any = _framework()
+    """Return the name of the first GPU, or ``CPU`` without one."""
+    framework = _framework()
     if name() == "tensorflow":
         gpus = framework.config.list_physical_devices("GPU")
         if not gpus:
@@ -126,12 +121,12 @@ def seed(value: int, *, deterministic: bool = False) -> None:
     Parameters
     ----------
     deterministic
-        Also ask the framework for operations whose result does not depend on the order of threads.
+        Also use operations whose result does not depend on the order of threads.
     """
     keras.utils.set_random_seed(value)
     if not deterministic:
         return
-    framework: Any = _framework()
+    framework = _framework()
     if name() == "tensorflow":
         framework.config.experimental.enable_op_determinism()
     elif name() == "torch":
@@ -142,7 +137,8 @@ def seed(value: int, *, deterministic: bool = False) -> None:
 def precision(name: str) -> Iterator[None]:
     """Make layers inside compute in ``float32``, ``bfloat16`` or ``float16``."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(POLICIES[name])
+    # With float16 Keras scales the loss by itself.
+    keras.config.set_dtype_policy(name if name == "float32" else f"mixed_{name}")
     try:
         yield
     finally:
@@ -155,7 +151,7 @@ def computes_in(precision: str, described: Path = Path("/proc/cpuinfo")) -> bool
     Parameters
     ----------
     described
-        Linux's description of the processor; where there is none, the answer is yes.
+        Linux's description of the processor; True without it.
     """
     if precision not in INSTRUCTIONS or device_name() != "CPU" or not described.is_file():
         return True
@@ -163,8 +159,8 @@ def computes_in(precision: str, described: Path = Path("/proc/cpuinfo")) -> bool
 
 
 def exact_float32() -> None:
-    """Make this process compute float32 exactly; GPUs round factors to 10 bits (TF32) otherwise."""
-    framework: Any = _framework()
+    """Make this process compute in float32; by default GPUs round factors to 10 bits (TF32)."""
+    framework = _framework()
     if name() == "tensorflow":
         framework.config.experimental.enable_tensor_float_32_execution(False)
     elif name() == "jax":
@@ -174,25 +170,22 @@ def exact_float32() -> None:
 
 
 def cache_programs() -> None:
-    """Make JAX keep the programs that it compiles for a GPU, a minute for a training step, in the user's
-    cache folder.
+    """Make JAX cache the programs that it compiles for a GPU, which takes a minute for a training step.
 
-    That is ``lulc/jax`` in ``$XDG_CACHE_HOME``, or another that ``JAX_COMPILATION_CACHE_DIR`` names.
+    The folder is ``lulc/jax`` in ``$XDG_CACHE_HOME``, or that of ``JAX_COMPILATION_CACHE_DIR``.
     """
     if name() != "jax" or device_name() == "CPU" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    framework: Any = _framework()
-    framework.config.update("jax_compilation_cache_dir", os.path.join(base, "lulc", "jax"))
+    _framework().config.update("jax_compilation_cache_dir", os.path.join(base, "lulc", "jax"))
 
 
 def limit_threads(count: int) -> None:
-    """Limit the framework to `count` threads.
+    """Limit the framework to `count` threads; to be called before the first network is built.
 
-    To be called before the first network is built; JAX reads its thread count from the processor
-    affinity when it starts, so there the whole process is bound to `count` processors.
+    JAX takes its threads from the processor affinity, so the process is bound to `count` processors.
     """
-    framework: Any = _framework()
+    framework = _framework()
     if name() == "tensorflow":
         framework.config.threading.set_intra_op_parallelism_threads(count)
         framework.config.threading.set_inter_op_parallelism_threads(min(count, 2))
@@ -212,32 +205,31 @@ def compile_predict(
     model
         Network with one input (n, y, x, band) and one output.
     shape
-        (n, y, x) of every call, where all are equal; a static shape lets the framework plan its memory.
+        (n, y, x) of every call, if all are equal; a static shape lets the framework plan its memory.
     finish
-        What turns probabilities into numbers of a map.
+        Computation of a map's bands from probabilities.
 
     Returns
     -------
     Predict
-        float32 (n, y, x, band) to float32 (n, y, x, class), or with `finish` to the bands of a map, whose
-        planes are contiguous: what is done with them goes class by class, and a GPU moves axes for nothing.
-        The weights are those at the time of the call on TensorFlow and PyTorch, those at the time of
-        compilation on JAX.
+        float32 (n, y, x, band) to float32 (n, y, x, class), or with `finish` to the bands of a map. Planes
+        are contiguous, since they are processed class by class. The weights are those at the time of the
+        call on TensorFlow and PyTorch, those at the time of compilation on JAX.
     """
 
     def ending(y: Any, x: Any) -> Any:
-        found = keras.ops.moveaxis(keras.ops.cast(y, "float32"), -1, 1)
-        return finish(keras.ops, found, x) if finish else found
+        p = keras.ops.moveaxis(keras.ops.cast(y, "float32"), -1, 1)
+        return finish(keras.ops, p, x) if finish else p
 
     compilers = {"tensorflow": _compile_tensorflow, "jax": _compile_jax, "torch": _compile_torch}
     planes = compilers[name()](model, shape, ending)
-    # Keras on PyTorch has no unsigned 16 bits.
+    # Keras on PyTorch lacks uint16.
     dtype = np.dtype(finish.dtype if finish else "float32")
     return lambda x: np.moveaxis(planes(x).astype(dtype, copy=False), 1, -1)
 
 
 def _compile_tensorflow(model: keras.Model, shape: tuple[int, int, int] | None, finish: _Finish) -> _Planes:
-    tensorflow: Any = _framework()
+    tensorflow = _framework()
     signature = tensorflow.TensorSpec((*(shape or (None,) * 3), model.input_shape[-1]), "float32")
 
     @tensorflow.function(input_signature=[signature], autograph=False)
@@ -249,7 +241,7 @@ def _compile_tensorflow(model: keras.Model, shape: tuple[int, int, int] | None, 
 
 
 def _compile_jax(model: keras.Model, shape: tuple[int, int, int] | None, finish: _Finish) -> _Planes:
-    jax: Any = _framework()
+    jax = _framework()
     trainable = [v.value for v in model.trainable_variables]
     fixed = [v.value for v in model.non_trainable_variables]
 
@@ -261,12 +253,12 @@ def _compile_jax(model: keras.Model, shape: tuple[int, int, int] | None, finish:
 
 
 def _compile_torch(model: keras.Model, shape: tuple[int, int, int] | None, finish: _Finish) -> _Planes:
-    torch: Any = _framework()
+    torch = _framework()
 
     def forward(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            given = keras.ops.convert_to_tensor(x, "float32")
-            planes = finish(model(given, training=False), given).contiguous()
+            tensor = keras.ops.convert_to_tensor(x, "float32")
+            planes = finish(model(tensor, training=False), tensor).contiguous()
         return np.asarray(keras.ops.convert_to_numpy(planes))
 
     return forward

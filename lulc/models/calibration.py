@@ -1,4 +1,4 @@
-"""Calibration: temperatures that make probabilities equal the share of right pixels."""
+"""Calibration of probabilities by temperature scaling."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ from numpy.typing import NDArray
 from lulc.core.schema import IGNORE
 
 PIXELS = 200_000
-"""Held-out pixels that a temperature is fitted on, at most; more move it by less than 0.001."""
+"""Most held-out pixels for fitting a temperature; more would change it by less than 0.001."""
 
 BOUNDS = (0.2, 20.0)
-"""Temperatures that are looked for between; a network that never errs would ask for 0, and powers of float32
-end where 1 / T is large."""
+"""Range of fitted temperatures: without an error the optimum is 0, where powers of float32 underflow."""
 
-NEAR = 2**18
-"""Probabilities that are calibrated at a time: 1 MB stays in the processor's cache from step to step."""
+AT_ONCE = 2**18
+"""Probabilities calibrated together: 1 MB, which stays in the processor's cache."""
 
 SMALLEST = 1e-7
-"""Probabilities below this count as this: float32 can't tell them from what softmax rounded away."""
+"""Lower bound of probabilities when fitting: the softmax in float32 rounds smaller ones away."""
 
 
 class Holdout:
-    """Labelled pixels of held-out predictions, evenly thinned out.
+    """Sample of the labelled pixels of held-out predictions, at regular intervals.
 
     Parameters
     ----------
     batches
-        Batches that will be added; each gives at most its share of `PIXELS`.
+        Number of batches that will be added, each with at most `PIXELS` / `batches` pixels.
     """
 
     def __init__(self, batches: int) -> None:
         self._most = -(-PIXELS // batches)
-        self._activations: list[NDArray[np.float32]] = []
+        self._probabilities: list[NDArray[np.float32]] = []
         self._labels: list[NDArray[np.uint8]] = []
 
     def add(self, probabilities: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
-        """Add some pixels of a batch.
+        """Add a sample of the pixels of a batch.
 
         Parameters
         ----------
@@ -49,15 +48,15 @@ class Holdout:
         """
         known = np.flatnonzero(labels != IGNORE)
         chosen = known[:: max(1, -(-known.size // self._most))]
-        self._activations.append(probabilities.reshape(-1, probabilities.shape[-1])[chosen])
+        self._probabilities.append(probabilities.reshape(-1, probabilities.shape[-1])[chosen])
         self._labels.append(labels.reshape(-1)[chosen])
 
     def pixels(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         """Return all pixels added: probabilities float32 (pixel, class), labels uint8 (pixel,)."""
-        return np.concatenate(self._activations), np.concatenate(self._labels)
+        return np.concatenate(self._probabilities), np.concatenate(self._labels)
 
     def fit(self, *, per_class: bool = False) -> float | tuple[float, ...]:
-        """Fit a temperature on all pixels added; 1 where none is labelled."""
+        """Fit a temperature on all pixels added; 1 without a labelled pixel."""
         probabilities, labels = self.pixels()
         return fit_temperature(probabilities, labels, per_class=per_class) if labels.size else 1.0
 
@@ -65,7 +64,7 @@ class Holdout:
 def fit_temperature(
     probabilities: NDArray[np.float32], labels: NDArray[np.uint8], *, per_class: bool = False
 ) -> float | tuple[float, ...]:
-    """Return the temperature with the least negative log-likelihood of the labels.
+    """Return the temperature for `calibrate` with the least negative log-likelihood of the labels.
 
     Parameters
     ----------
@@ -74,19 +73,13 @@ def fit_temperature(
     labels
         uint8 (pixel,), 0..N-1; with one class 1 is the class and 0 the rest.
     per_class
-        One for each class: each log activation is divided by that of its class (for a sigmoid there is
-        one in any case).
-
-    Returns
-    -------
-    float or tuple of float
-        As `calibrate` applies it.
+        Fit one temperature for each class, the divisor of its log probabilities; one for a sigmoid.
 
     References
     ----------
     Guo et al. 2017, ICML, section 4.2: temperature scaling; per class it is vector scaling without bias.
     """
-    # It takes longer to import than everything else that making a map needs.
+    # Importing this takes longer than all other imports for making a map.
     from scipy import optimize, special
 
     p = np.asarray(probabilities, np.float64)
@@ -105,8 +98,8 @@ def fit_temperature(
 
     start = np.zeros(p.shape[1] if per_class else 1)
     bounds = [(math.log(BOUNDS[0]), math.log(BOUNDS[1]))] * len(start)
-    found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
-    temperatures = tuple(float(t) for t in np.exp(found.x).round(6))
+    optimum = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+    temperatures = tuple(float(t) for t in np.exp(optimum).round(6))
     return temperatures if per_class else temperatures[0]
 
 
@@ -118,7 +111,7 @@ def calibrate(probabilities: np.ndarray, temperature: float | tuple[float, ...])
     probabilities : float32 (..., class), 0..1
         Probabilities of a softmax; or of a sigmoid, with one class.
     temperature
-        One, or one for each class; at 1 nothing changes.
+        One, or one for each class; 1 changes nothing.
 
     References
     ----------
@@ -138,17 +131,17 @@ def calibrate(probabilities: np.ndarray, temperature: float | tuple[float, ...])
     calibrated = np.empty_like(probabilities, np.float32)
     several = probabilities.ndim > 3
     pairs = zip(probabilities, calibrated, strict=True) if several else [(probabilities, calibrated)]
-    for given, result in pairs:
-        rows = max(1, NEAR // max(1, given[:1].size))
-        for top in range(0, len(given), rows):
-            _temper(given[top : top + rows], exponent, result[top : top + rows])
+    for image, result in pairs:
+        rows = max(1, AT_ONCE // max(1, image[:1].size))
+        for top in range(0, len(image), rows):
+            _temper(image[top : top + rows], exponent, result[top : top + rows])
     return calibrated
 
 
 def _temper(probabilities: np.ndarray, exponent: np.ndarray, powers: np.ndarray) -> None:
-    """Write powers of probabilities, normalised to a sum of 1. A power function takes twice as long."""
+    """Write powers of probabilities, normalised to a sum of 1; ``**`` would take twice as long."""
     with np.errstate(divide="ignore"):
-        # An activation of 0 stays 0 by way of minus infinity.
+        # A probability of 0 stays 0: its logarithm is minus infinity.
         np.log(probabilities, out=powers)
     np.exp(np.multiply(powers, exponent, out=powers), out=powers)
     np.divide(powers, powers.sum(axis=-1, keepdims=True), out=powers)

@@ -1,20 +1,20 @@
-"""Model cards: the training data, input and purpose of a weights file.
-
-Plain data beside the weights (``NAME.json`` beside ``NAME.keras``), read without any framework.
-"""
+"""Model cards: origin, input and classes of a model, as JSON beside its weights (``NAME.json``)."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from lulc.core.channels import ChannelSet, set_of
 from lulc.core.codec import REQUIRED, Jsonable, limits, schema_of
 from lulc.core.documents import read_document, seal_of, write_document
+from lulc.core.removal import withdraw
 from lulc.core.schema import MAX_CLASSES, InputError, Legend, Name
 from lulc.core.statistics import Statistics
+from lulc.core.storage import write_atomically
 from lulc.models.config import GraphConfig, NetworkConfig, PixelConfig
 from lulc.models.ood_score import OodScore
 
@@ -23,12 +23,12 @@ FORMAT_VERSION = 1
 Text = Annotated[str, limits(maxLength=10_000)]
 Sha256 = Annotated[str, limits(pattern="^[0-9a-f]{64}$")]
 Temperature = Annotated[float, limits(minimum=0.1, maximum=1000)]
-"""At lower temperatures powers of equal probabilities underflow, and their quotients are NaN."""
+"""At lower temperatures the powers of equal probabilities underflow and give NaN."""
 
 
 @dataclass(frozen=True)
 class Channel(Jsonable):
-    """One input channel of a network: its name, its unit, and how its values are coded."""
+    """Input channel of a network: its name, its unit, and the coding of its values."""
 
     name: Name
     unit: Annotated[Text, REQUIRED] = ""
@@ -42,25 +42,25 @@ class ModelCard(Jsonable):
     Parameters
     ----------
     stride, halo
-        See `lulc.models.unet.Geometry`, pixels.
+        See `lulc.models.config.Geometry`, pixels.
     temperature
-        Divides the logits before the softmax: one number, or one for each class.
+        Divisor of the logits before the softmax: one number, or one for each class.
     novelty
-        Out-of-distribution score; None where it was not fitted.
+        Out-of-distribution score; None if it was not fitted.
     single_class
         Name of the class that a sigmoid network tells from the rest; None for a softmax network.
     training, scores
-        Data and parameters of the training; scores that it reached. Any JSON.
+        Data and parameters of the training, and its validation scores; any JSON.
     versions
         Versions of the programs that wrote it.
     sha256, bytes
-        Identity of the weights file; ``save_model`` fills them in.
+        Checksum and size of the weights file; `write_with_card` fills them in.
     channel_set
-        What the channels are; None where their names say everything.
+        Definitions of the channels; None if their names define them.
     description, licence, attribution, not_for
-        For people.
+        Texts for readers.
     simulated
-        True where training imagery was simulated.
+        True if training imagery was simulated.
 
     Raises
     ------
@@ -100,53 +100,37 @@ class ModelCard(Jsonable):
             )
 
     def _problems(self) -> list[str]:
-        channels = self.network.channels
-        names = [c.name for c in self.channels]
-        classes = len(self.legend) if self.single_class is None else 1
-        single, legend, halo, temperature = self.single_class, self.legend.names, self.halo, self.temperature
-        checks = [
-            (len(names) == channels, f"it names {len(names)} channels and its network has {channels}"),
-            (
-                self.channel_set is None or list(self.channel_set.names) == names,
-                "its channel set has other channels",
-            ),
-            (len(set(names)) == len(names), f"it names a channel twice ({', '.join(names)})"),
-            (
-                len(self.statistics.mean) == channels,
-                f"its statistics are of {len(self.statistics.mean)} channels, expected {channels}",
-            ),
-            (
-                all(s > 0 for s in self.statistics.std),
-                f"its standard deviations are {self.statistics.std}, expected positive ones",
-            ),
-            (
-                self.network.classes == classes,
-                f"its network has {self.network.classes} outputs, expected {classes}",
-            ),
-            (
-                single is None or single in legend,
-                f"its single class '{single}' is not in its legend ({', '.join(legend)})",
-            ),
-            (halo % self.stride == 0, f"its halo is {halo}, expected a multiple of its stride {self.stride}"),
-            (
-                self.novelty is None or len(self.novelty.whitening) == channels,
-                f"its out-of-distribution score is of other channels, expected {channels}",
-            ),
-            (
-                not isinstance(temperature, tuple) or len(temperature) == classes,
-                f"it has {temperature} as temperatures, expected one, or {classes}",
-            ),
-        ]
-        return [problem for holds, problem in checks if not holds]
+        network, legend, single = self.network, self.legend.names, self.single_class
+        names, channels = [c.name for c in self.channels], self.network.channels
+        mean, std, temperature = self.statistics.mean, self.statistics.std, self.temperature
+        classes = len(legend) if single is None else 1
+        set_fits = self.channel_set is None or list(self.channel_set.names) == names
+        single_fits = single is None or single in legend
+        whole = self.halo % self.stride == 0
+        score_fits = self.novelty is None or len(self.novelty.whitening) == channels
+        temperature_fits = not isinstance(temperature, tuple) or len(temperature) == classes
+        checks = {
+            f"it names {len(names)} channels and its network has {channels}": len(names) == channels,
+            "its channel set has other channels": set_fits,
+            f"it names a channel twice ({', '.join(names)})": len(set(names)) == len(names),
+            f"its statistics are of {len(mean)} channels, expected {channels}": len(mean) == channels,
+            f"its standard deviations are {std}, expected positive ones": all(s > 0 for s in std),
+            f"its network has {network.classes} outputs, expected {classes}": network.classes == classes,
+            f"its single class '{single}' is not in its legend ({', '.join(legend)})": single_fits,
+            f"its halo is {self.halo}, expected a multiple of its stride {self.stride}": whole,
+            f"its out-of-distribution score is of other channels, expected {channels}": score_fits,
+            f"it has {temperature} as temperatures, expected one, or {classes}": temperature_fits,
+        }
+        return [problem for problem, holds in checks.items() if not holds]
 
     @property
     def inputs(self) -> ChannelSet:
-        """Channel set by which rasters are read."""
+        """Channel set for reading rasters."""
         return self.channel_set or set_of([channel.name for channel in self.channels], self.name)
 
     @property
     def origin(self) -> str:
-        """Say in words which epoch of its training the weights are of; empty where the card doesn't know."""
+        """Epoch of the weights in their training, in words; empty if the card lacks it."""
         parameters = self.training.get("parameters")
         planned = parameters.get("epochs") if isinstance(parameters, dict) else None
         epoch = self.training.get("epoch")
@@ -154,15 +138,17 @@ class ModelCard(Jsonable):
 
     @property
     def known_accuracy(self) -> str:
-        """Say what is known of the accuracy of maps by these weights, as a sentence without its end."""
+        """Known accuracy of maps by these weights, as a sentence without its full stop."""
         score = next((v for k in _SCORES if isinstance(v := self.scores.get(k), int | float)), None)
-        stacks = self.scores.get("validation stacks")
         data = [entry for entry in self.training.get("data", ()) if isinstance(entry, dict)]
-        own = [f"{e.get('folder', '?')}/{name}" for e in data for name in e.get("validation_stacks", ())]
-        places = stacks if isinstance(stacks, list) else own
-        if score is None or not places:
+        stacks = self.scores.get("validation stacks")
+        if not isinstance(stacks, list):
+            stacks = [
+                f"{e.get('folder', '?')}/{name}" for e in data for name in e.get("validation_stacks", ())
+            ]
+        if score is None or not stacks:
             return f"nothing is known of the accuracy of '{self.name}' on land that it was not trained on"
-        shown = ", ".join(map(str, places[:5])) + (f" and {len(places) - 5} more" if len(places) > 5 else "")
+        shown = ", ".join(map(str, stacks[:5])) + (f" and {len(stacks) - 5} more" if len(stacks) > 5 else "")
         return (
             f"overall accuracy was {score:.2f} on the validation stacks of the training ({shown}); elsewhere "
             "it is unknown and may be far lower, and no measure of the imagery tells"
@@ -170,7 +156,7 @@ class ModelCard(Jsonable):
 
     @property
     def unet(self) -> NetworkConfig:
-        """Shape of a network of this toolkit; raises InputError where the card is of another model."""
+        """Shape of a network of this toolkit; raises InputError for cards of other models."""
         if not isinstance(self.network, NetworkConfig):
             kind = "an imported network"
             if isinstance(self.network, PixelConfig):
@@ -183,7 +169,7 @@ class ModelCard(Jsonable):
 
 
 _SCORES = ("micro-F1", "val_accuracy")
-"""Entries of the scores that hold the overall accuracy."""
+"""Scores that are overall accuracies."""
 
 _SCHEMA = schema_of(ModelCard)
 CARD_SCHEMA: dict[str, Any] = _SCHEMA | {
@@ -198,7 +184,7 @@ CARD_SCHEMA: dict[str, Any] = _SCHEMA | {
 
 
 def check_classifies(card: ModelCard) -> None:
-    """Raise InputError where the network of a card was only pretrained and knows no classes."""
+    """Raise InputError for the card of a pretrained network, which knows no classes."""
     if card.network.activation == "linear":
         raise InputError(
             f"cannot use '{card.name}' to classify, since it was pretrained to fill in hidden values and "
@@ -218,7 +204,7 @@ def load_card(model: str | os.PathLike[str]) -> ModelCard:
     Raises
     ------
     InputError
-        If there is none, or it does not fit its schema, or is from a newer version, or contradicts itself.
+        If it is missing, does not fit its schema, has a newer version, or contradicts itself.
     """
     path = card_path(model)
     data = read_document(path, CARD_SCHEMA, "model card", FORMAT_VERSION)
@@ -228,7 +214,7 @@ def load_card(model: str | os.PathLike[str]) -> ModelCard:
         card = ModelCard.from_json(fields)
     except InputError as error:
         raise InputError(f"cannot read the model card '{path}': {error.problem}", error.hint) from error
-    # Another temperature or class name contradicts nothing else, so that only a seal tells damage.
+    # A changed temperature or class name contradicts no other entry; only the seal detects it.
     if seal not in (None, seal_of(data)):
         raise InputError(
             f"cannot read the model card '{path}', since it was changed after it was written (see its seal)",
@@ -241,3 +227,14 @@ def write_card(card: ModelCard, model: str | os.PathLike[str]) -> None:
     """Write the card beside a weights file, whole or not at all, sealed with the sha256 of its content."""
     data = {"format_version": FORMAT_VERSION, **card.to_json()}
     write_document(card_path(model), data | {"seal": seal_of(data)})
+
+
+def write_with_card(content: bytes, card: ModelCard, path: str | os.PathLike[str]) -> ModelCard:
+    """Write a weights file and then its card, each whole or not at all; return the card as written."""
+    # An old card must not lie beside new weights, not even after a crash.
+    withdraw(card_path(path))
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(content)
+    card = replace(card, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+    write_card(card, path)
+    return card

@@ -1,7 +1,4 @@
-"""The shape of a network as plain data: enough to build it, and to know its variables and geometry.
-
-Plain data; importing it loads no deep-learning framework.
-"""
+"""Shapes of models as plain data, with the variables and geometry of a network; needs no framework."""
 
 from __future__ import annotations
 
@@ -14,22 +11,17 @@ from lulc.core.codec import REQUIRED, Jsonable, limits, schema_of
 from lulc.core.documents import schema_problem
 from lulc.core.schema import MAX_CLASSES, InputError
 
-MAX_FILTERS = 4096
-"""No stage of a network that this toolkit trains comes near this width."""
-
 MAX_STAGES = 8
 
 BLOCKS = ("transpose", "upsample", "sum")
-"""How a decoder stage doubles the resolution and joins the skip of the encoder."""
+"""Ways to upsample and to join the skip connection in a decoder stage."""
 
-MAX_RADIUS = 64
-"""Pixels; a window has a halo as wide."""
-
+Count = Annotated[int, limits(minimum=1)]
 Classes = Annotated[int, limits(minimum=1, maximum=MAX_CLASSES)]
 Channels = Annotated[int, limits(minimum=1, maximum=1024)]
-Widths = Annotated[
-    tuple[Annotated[int, limits(minimum=1, maximum=MAX_FILTERS)], ...], limits(maxItems=MAX_STAGES)
-]
+Widths = Annotated[tuple[Annotated[int, limits(minimum=1, maximum=4096)], ...], limits(maxItems=MAX_STAGES)]
+Radii = Annotated[tuple[Annotated[int, limits(minimum=1, maximum=64)], ...], limits(maxItems=MAX_STAGES)]
+Hidden = Annotated[tuple[Annotated[int, limits(minimum=1, maximum=1024)], ...], limits(maxItems=8)]
 
 
 @dataclass(frozen=True)
@@ -39,36 +31,29 @@ class _Classifier(Jsonable):
 
     @property
     def activation(self) -> str:
-        """Name of the activation of the last layer, or after it."""
+        """Activation of the last layer, or applied to its logits."""
         return "sigmoid" if self.classes == 1 else "softmax"
 
 
 @dataclass(frozen=True)
 class PixelConfig(_Classifier):
-    """A model that decides each pixel by its channels, and by their mean and deviation around it.
+    """Model of single pixels: a forest and dense networks.
 
     Parameters
     ----------
     classes
-        Channels of the output; 1 for one class against the rest.
+        Outputs; 1 for one class against the rest.
     radii
-        Of the squares that mean and deviation are of, pixels.
+        Radii in pixels of the squares for mean and deviation of the channels.
     dense
-        Outputs of the hidden layers of each dense network beside the forest; none for a forest alone.
+        Outputs of the hidden layers of each dense network; empty for a forest alone.
     forests
-        How many of these networks the forest weighs as much as.
+        Weight of the forest, in dense networks.
     """
 
-    radii: Annotated[
-        tuple[Annotated[int, limits(minimum=1, maximum=MAX_RADIUS)], ...], limits(maxItems=MAX_STAGES)
-    ]
-    parameters: Annotated[int, limits(minimum=1)]
-    dense: Annotated[
-        tuple[
-            Annotated[tuple[Annotated[int, limits(minimum=1, maximum=1024)], ...], limits(maxItems=8)], ...
-        ],
-        limits(maxItems=32),
-    ] = ()
+    radii: Radii
+    parameters: Count
+    dense: Annotated[tuple[Hidden, ...], limits(maxItems=32)] = ()
     forests: Annotated[int, limits(minimum=1, maximum=100)] = 1
 
     @property
@@ -79,29 +64,29 @@ class PixelConfig(_Classifier):
 
 @dataclass(frozen=True)
 class GraphConfig(_Classifier):
-    """A network of another toolkit, kept as an ONNX graph; all of it follows from the file.
+    """Imported network, stored as an ONNX graph.
 
     Parameters
     ----------
     classes
-        Channels of the output; 1 for one class against the rest.
+        Outputs; 1 for one class against the rest.
     image_last, scores_last
-        True where channels and classes are the last axis, instead of the second.
+        True if channels and classes are the last axis, False if the second.
     logits
-        True where it gives logits rather than probabilities.
+        True if its output is logits, not probabilities.
     takes_nan
-        True where it handles NaN, which stands for no data, itself; else it is given the mean.
+        True if it handles NaN (no data) itself; otherwise NaN is replaced by the mean.
     batch
         Images of a call; 0 for any number.
     side
-        Rows and columns of the only size that it takes; empty for any.
+        Rows and columns of its only size of image; empty for any size.
     reason
-        Why no halo is enough to be exact, so that windows are blended; empty where one is.
+        Reason why no halo makes windows exact, so that they are blended; empty if one does.
     values
-        Numbers in memory for each pixel, at the height of the computation.
+        Largest number of values in memory per pixel.
     """
 
-    parameters: Annotated[int, limits(minimum=1)]
+    parameters: Count
     image_last: bool
     scores_last: bool
     logits: bool
@@ -109,11 +94,11 @@ class GraphConfig(_Classifier):
     batch: Annotated[int, limits(minimum=0, maximum=1)]
     side: Annotated[tuple[Annotated[int, limits(minimum=1, maximum=2**14)], ...], limits(maxItems=2)]
     reason: Annotated[str, limits(maxLength=400)]
-    values: Annotated[int, limits(minimum=1)]
+    values: Count
 
     @property
     def exact(self) -> bool:
-        """True where windows with the halo equal one pass over the whole image."""
+        """True if windows with the halo give the result of the whole image."""
         return not self.reason
 
 
@@ -124,25 +109,25 @@ class NetworkConfig(Jsonable):
     Parameters
     ----------
     classes
-        Channels of the output; 1 for one class against the rest (sigmoid).
+        Outputs; 1 for one class against the rest (sigmoid).
     filters
         Filters of the encoder stages, from full resolution downwards; their number is the depth.
     decoder_filters
-        Filters of the decoder stages, from the coarsest upwards; where empty, the mirrored encoder filters
+        Filters of the decoder stages, from the coarsest upwards; by default the mirrored encoder filters
         for block sum, else twice these.
     bottleneck
         3x3 convolutions between encoder and decoder, each with twice the last encoder filters.
     block
-        How a decoder stage upsamples and joins the skip of the encoder: transpose (transposed convolution,
-        concatenation, convolution), upsample (repetition, concatenation, two convolutions), or sum (1x1
-        convolution to the channels of the skip, repetition, sum, convolution; the last convolution is 1x1).
+        Decoder stage: transpose (transposed convolution, concatenation, convolution), upsample (repetition,
+        concatenation, two convolutions), or sum (1x1 convolution to the channels of the skip connection,
+        repetition, sum, convolution; the last convolution is 1x1).
     dropout
         Rate before the last convolution, 0..1.
     norm
         Normalisation after each convolution: batch, or none (the convolutions then have a bias).
     activation
-        softmax, sigmoid for a single class, or linear for a pretrained network, which knows no classes: it
-        fills in hidden values of its channels.
+        softmax, sigmoid for a single class, or linear for a pretrained network, which fills in masked values
+        of its channels.
 
     Raises
     ------
@@ -180,7 +165,7 @@ class NetworkConfig(Jsonable):
 
     @property
     def parameters(self) -> int:
-        """Numbers in its weights."""
+        """Number of weights."""
         return sum(math.prod(shape) for shape in self.variable_shapes().values())
 
     @property
@@ -195,12 +180,12 @@ class NetworkConfig(Jsonable):
 
     @property
     def head_side(self) -> int:
-        """Side of the kernel of the last convolution, pixels."""
+        """Side in pixels of the kernel of the last convolution."""
         return 1 if self.block == "sum" else 3
 
     @property
     def multiplications(self) -> dict[str, float]:
-        """Multiplications of each convolution for each pixel of the image, in the order of computation."""
+        """Multiplications of each convolution per pixel of the image, in the order of computation."""
         kernels = {n: s for n, s in self.variable_shapes().items() if n.endswith("/kernel")}
         return {
             name.removesuffix("/kernel"): math.prod(shape) / 4 ** self._halvings(name)
@@ -208,7 +193,7 @@ class NetworkConfig(Jsonable):
         }
 
     def _halvings(self, name: str) -> int:
-        """Return how often the resolution is halved where the kernel `name` reads its input."""
+        """Return how often the resolution of the input of the kernel `name` is halved."""
         depth = len(self.filters)
         if name.startswith("final_conv"):
             return 0
@@ -221,10 +206,7 @@ class NetworkConfig(Jsonable):
         return depth - 1 - stage + coarse
 
     def variable_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each variable by ``layer/variable``, as a weights file must hold them.
-
-        Known without a framework, so that a file is compared before anything is allocated for it.
-        """
+        """Return the shape of each variable by ``layer/variable``, as in weights files."""
         shapes: dict[str, tuple[int, ...]] = {
             "standardization/mean": (self.channels,),
             "standardization/std": (self.channels,),
@@ -267,14 +249,14 @@ class NetworkConfig(Jsonable):
 
 @dataclass(frozen=True)
 class Geometry:
-    """Alignment and context that a network needs in windows.
+    """Alignment and context of the windows of a network, in pixels.
 
     Parameters
     ----------
     stride
-        Window origins and sizes are multiples of this, pixels.
+        Window origins and sizes are multiples of this.
     halo
-        Pixels around a window that its result depends on, a multiple of the stride.
+        Width of the input around a window that its result depends on, a multiple of the stride.
     radius
         Largest distance between a pixel of the output and a pixel of the input that it depends on.
     """
@@ -289,11 +271,10 @@ Span = tuple[int, int]
 
 
 def geometry(network: NetworkConfig) -> Geometry:
-    """Return stride, halo and radius of a network.
+    """Return stride, halo and radius of a network, exactly.
 
-    The span of the input that a span of the output depends on is found by going through the layers backwards.
-    Every layer maps integers to integers, so the result is exact. A window is exact when the halo holds what
-    the outermost cell of one stride depends on.
+    The span of the input that a span of the output depends on is followed backwards through the layers. The
+    halo covers the receptive field of the outermost cell of one stride.
     """
     stride = 2 ** len(network.filters)
     first, last = _needed(network, (0, stride - 1))
@@ -308,7 +289,7 @@ def _needed(network: NetworkConfig, output: Span) -> Span:
     span = _widened(output, network.head_side // 2)
     skips: list[Span] = []
     for _ in network.decoder_filters:
-        # What is joined is read by two convolutions of 3 x 3 in upsample, else by one.
+        # In upsample two convolutions of 3 x 3 follow the joint, else one.
         joined = _widened(span, 2 if network.block == "upsample" else 1)
         skips.append(joined)
         # A transposed convolution of 4 x 4 reaches one pixel further on both sides than repetition.

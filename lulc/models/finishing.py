@@ -1,4 +1,4 @@
-"""Bands of a map, computed where the network is: fewer bytes leave a GPU, and processors have less to do."""
+"""Bands of a map, computed on the device of the network, so that fewer bytes leave a GPU."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Finish:
-    """Calibration, decision and storage of probabilities in the operations of the framework.
+    """Calibration, decision and encoding of probabilities in operations of the framework.
 
-    The same as `lulc.models.calibration`, `lulc.models.uncertainty` and `lulc.maps.blocks.Encoding` give on a
-    processor, but for the last digits of temperatures and entropy.
+    The result equals that of `lulc.models.calibration`, `lulc.models.uncertainty` and
+    `lulc.maps.blocks.Encoding`, apart from the last digits of temperatures and entropy.
 
     Parameters
     ----------
     temperature
         As in `lulc.models.calibration.calibrate`.
     min_confidence
-        Pixels below it get class 0.
+        Pixels of a lower confidence get class 0.
     measures
         Bands after the activations: ``entropy`` and ``margin``.
     dtype, nodata
@@ -26,7 +26,7 @@ class Finish:
     steps
         Stored numbers per unit of an activation.
     has_activations
-        Whether there are bands beside the class.
+        True if there are bands beside the class.
     """
 
     temperature: float | tuple[float, ...]
@@ -38,7 +38,9 @@ class Finish:
     has_activations: bool
 
     def __call__(self, ops: Any, p: Any, x: Any) -> Any:
-        """Return the bands of the map.
+        """Return the bands of the map as stored, tensor (n, band, y, x).
+
+        Pixels with a probability that is not finite become nodata, as invalid pixels do.
 
         Parameters
         ----------
@@ -48,14 +50,9 @@ class Finish:
             Tensor float32 (n, class, y, x), probabilities.
         x
             Tensor float32 (n, y, x, channel), the input; NaN in every channel of invalid pixels.
-
-        Returns
-        -------
-        tensor (n, band, y, x)
-            Numbers as stored. Valid pixels have no data, too, where a probability is not finite.
         """
         p = self._calibrate(ops, p)
-        # Of one class against the rest, the rest comes second.
+        # A single class comes first, the rest second.
         both = p if p.shape[1] > 1 else ops.concatenate([p, 1 - p], axis=1)
         highest = ops.max(both, axis=1, keepdims=True)
         number = ops.argmax(both, axis=1)[:, None]

@@ -1,9 +1,8 @@
-"""Which input pixels an output pixel of a foreign network depends on, operator by operator.
+"""Receptive field of imported networks, operator by operator.
 
-Every operator that moves information between pixels maps a span of its output along one axis to the span of
-its input that this depends on. Spans are found by going through the graph backwards, as
-`lulc.models.config.geometry` does for our own networks. Operators that look at a whole image, or at places
-that depend on its size, have no such map: the graph is then blended rather than cut with a halo.
+Each operator maps a span of its output along one axis to the span of its input that this depends on; the
+spans are followed backwards through the graph, as in `lulc.models.config.geometry`. Operators that depend on
+the whole image or its size have no such map: windows of these networks are blended, not cut with a halo.
 """
 
 from __future__ import annotations
@@ -20,25 +19,19 @@ Span = tuple[int, int]
 """First and last index along one axis, both included."""
 
 Axes = tuple[int, int]
-"""Which axes of a tensor are rows and columns."""
+"""Axes of rows and columns of a tensor."""
 
 Reach = Callable[[int, Span], Span]
 """Number of the axis (0 rows, 1 columns) and a span of the output to the span of the input."""
 
 
 class Unbounded(Exception):
-    """An operator whose result depends on pixels at any distance, or on the size of the image."""
+    """Operator whose result depends on pixels at any distance, or on the size of the image."""
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Layout of a tensor that holds pixels.
-
-    Parameters
-    ----------
-    scale
-        Pixels of the image for one of the tensor, along rows and columns.
-    """
+    """Layout of a tensor of pixels, whose size in pixels of the image along rows and columns is `scale`."""
 
     axes: Axes
     scale: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
@@ -46,12 +39,12 @@ class Flow:
 
 @dataclass(frozen=True)
 class Operator:
-    """A node of the graph with what is known of its inputs and result.
+    """Node of the graph.
 
     Parameters
     ----------
-    flows
-        Layout of each input; None for constants and absent ones.
+    flows, constants
+        Layout and constant value of each input, None for inputs without.
     shapes, result
         Shape of each input, and of the first output.
     """
@@ -66,22 +59,22 @@ class Operator:
 
     @property
     def data(self) -> Flow:
-        """Layout of the first input that holds pixels."""
+        """Layout of the first input of pixels."""
         return next(flow for flow in self.flows if flow is not None)
 
-    def given(self, name: str, place: int, default: Any = None) -> Any:
-        """Return an attribute, or in newer versions of the operator the value of an input."""
+    def argument(self, name: str, position: int, default: Any = None) -> Any:
+        """Return an attribute, which newer versions of the operator have as an input."""
         if name in self.attributes:
             return self.attributes[name]
-        value = self.constants[place] if place < len(self.constants) else None
-        absent = place >= len(self.shapes) or (value is None and not self.shapes[place])
+        value = self.constants[position] if position < len(self.constants) else None
+        absent = position >= len(self.shapes) or (value is None and not self.shapes[position])
         if value is None and not absent:
             raise Unbounded(f"{self.kind} with a computed {name}")
         return default if value is None else value.tolist()
 
 
 Step = tuple[Flow, Reach | None]
-"""Layout of the result, and the reach of the operator; None where each pixel depends on itself."""
+"""Layout of the result, and the reach of the operator; None if each pixel depends on itself alone."""
 
 POINTWISE = frozenset({
     "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Celu", "Clip", "Div", "Dropout", "Elu",
@@ -99,17 +92,11 @@ GLOBAL = frozenset({
     "GroupNormalization", "InstanceNormalization", "MatMul", "Reshape", "ReduceProd", "Shape", "Size",
     "Tile", "Range", "ConstantOfShape", "Constant",
 })  # fmt: skip
-"""Further operators that are admitted; what of them is no constant reaches everywhere."""
+"""Further supported operators, which reach over the whole image unless they are constant."""
 
 
 def step(operator: Operator) -> Step:
-    """Return the layout of an operator's result, and how far it reaches.
-
-    Raises
-    ------
-    Unbounded
-        If it has no bounded reach, or one that depends on the size of the image.
-    """
+    """Return the layout of an operator's result and its reach; raises Unbounded if it is not bounded."""
     if operator.kind in POINTWISE:
         return _pointwise(operator), None
     if operator.kind in NORMALISED:
@@ -122,26 +109,17 @@ def step(operator: Operator) -> Step:
 
 
 def _pointwise(operator: Operator) -> Flow:
-    """Compare the layouts of all inputs, counted from the last axis as they are broadcast."""
+    """Return the common layout of all inputs, whose axes are counted from the last, as in broadcasting."""
     rank, first = len(operator.result), operator.data
-    for shape, flow in zip(operator.shapes, operator.flows, strict=True):
-        shift = rank - len(shape)
-        if flow is not None:
-            moved = tuple(axis + shift for axis in flow.axes)
-            own = tuple(
-                axis + rank - len(operator.shapes[operator.flows.index(first)]) for axis in first.axes
-            )
-            if moved != own or flow.scale != first.scale:
-                raise Unbounded(f"{operator.kind} of tensors laid out in different ways")
     shift = rank - len(operator.shapes[operator.flows.index(first)])
     axes = (first.axes[0] + shift, first.axes[1] + shift)
-    for shape, flow in zip(operator.shapes, operator.flows, strict=True):
-        places = [axis - (rank - len(shape)) for axis in axes]
-        if (
-            flow is None
-            and operator.kind != "BatchNormalization"
-            and any(place >= 0 and shape[place] != 1 for place in places if shape)
-        ):
+    shifts = [rank - len(shape) for shape in operator.shapes]
+    for shift, flow in zip(shifts, operator.flows, strict=True):
+        if flow and (tuple(axis + shift for axis in flow.axes) != axes or flow.scale != first.scale):
+            raise Unbounded(f"{operator.kind} of tensors laid out in different ways")
+    for shape, shift, flow in zip(operator.shapes, shifts, operator.flows, strict=True):
+        by_pixel = shape and any(axis >= shift and shape[axis - shift] != 1 for axis in axes)
+        if flow is None and by_pixel and operator.kind != "BatchNormalization":
             raise Unbounded(f"{operator.kind} with a constant for each pixel")
     return Flow(axes, first.scale)
 
@@ -149,23 +127,22 @@ def _pointwise(operator: Operator) -> Flow:
 def _normalised(operator: Operator) -> Flow:
     flow, rank = operator.data, len(operator.result)
     axis = int(operator.attributes.get("axis", -1 if operator.version >= 13 else 1)) % rank
-    # Before version 13, Softmax took all axes from this one on together.
-    together = operator.kind == "LayerNormalization" or operator.version < 13
-    over = range(axis, rank) if together else (axis,)
-    if set(over) & set(flow.axes):
+    # Before version 13, Softmax ran over all axes from this one on.
+    several = operator.kind == "LayerNormalization" or operator.version < 13
+    if set(range(axis, rank) if several else (axis,)) & set(flow.axes):
         raise Unbounded(f"{operator.kind} over pixels")
     return flow
 
 
 def _reduced(operator: Operator) -> Flow:
     flow, rank = operator.data, len(operator.shapes[0])
-    axes = operator.given("axes", 1)
-    over = {int(axis) % rank for axis in (range(rank) if axes is None else np.ravel(axes))}
-    if over & set(flow.axes):
+    axes = operator.argument("axes", 1)
+    reduced = {int(axis) % rank for axis in (range(rank) if axes is None else np.ravel(axes))}
+    if reduced & set(flow.axes):
         raise Unbounded(f"{operator.kind} over pixels")
     if operator.attributes.get("keepdims", 1):
         return flow
-    return Flow(_without(flow.axes, over), flow.scale)
+    return Flow(_without(flow.axes, reduced), flow.scale)
 
 
 def _without(axes: Axes, removed: set[int]) -> Axes:
@@ -174,7 +151,7 @@ def _without(axes: Axes, removed: set[int]) -> Axes:
 
 
 def _image(operator: Operator) -> Flow:
-    """Return the layout of what convolutions and pooling take: (n, channel, y, x)."""
+    """Return the layout of the input of a convolution or pooling, which must be (n, channel, y, x)."""
     flow = operator.flows[0]
     if flow is None or flow.axes != (2, 3) or len(operator.shapes[0]) != 4:
         raise Unbounded(f"{operator.kind} of another layout than (n, channel, y, x)")
@@ -182,19 +159,16 @@ def _image(operator: Operator) -> Flow:
 
 
 def _window(operator: Operator) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Return kernel, strides, dilations and padding before, of a convolution or pooling."""
-    given = operator.attributes
-    kernel = list(given.get("kernel_shape", ())) or list(operator.shapes[1][2:])
-    strides, dilations = (list(given.get(name, (1, 1))) for name in ("strides", "dilations"))
-    before = list(given.get("pads", (0, 0, 0, 0)))[:2]
-    mode = given.get("auto_pad", "NOTSET")
+    """Return kernel, strides, dilations and padding before the image of a convolution or pooling."""
+    attributes = operator.attributes
+    kernel = list(attributes.get("kernel_shape", ())) or list(operator.shapes[1][2:])
+    strides, dilations = (list(attributes.get(name, (1, 1))) for name in ("strides", "dilations"))
+    before = list(attributes.get("pads", (0, 0, 0, 0)))[:2]
+    mode = attributes.get("auto_pad", "NOTSET")
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         for k in range(2):
-            source, target, extent = (
-                operator.shapes[0][2 + k],
-                operator.result[2 + k],
-                dilations[k] * (kernel[k] - 1) + 1,
-            )
+            source, target = operator.shapes[0][2 + k], operator.result[2 + k]
+            extent = dilations[k] * (kernel[k] - 1) + 1
             if operator.kind == "ConvTranspose":
                 total = strides[k] * (source - 1) + extent - target
             else:
@@ -231,34 +205,30 @@ def _transposed(operator: Operator) -> Step:
     def reach(k: int, span: Span) -> Span:
         first = span[0] + before[k] - dilations[k] * (kernel[k] - 1)
         ends = -(-first // strides[k]), (span[1] + before[k]) // strides[k]
-        # Where strides leave gaps, a pixel of the result may depend on none.
+        # With strides larger than the kernel, a pixel of the result may depend on no pixel.
         return min(ends), max(ends)
 
     return _scaled(flow, [Fraction(1, s) for s in strides]), reach
 
 
 def _resize(operator: Operator) -> Step:
-    flow = operator.data
-    given = operator.attributes
+    flow, attributes, shape = operator.data, operator.attributes, operator.shapes[0]
     newer = operator.kind == "Resize"
-    mode = given.get("mode", "nearest")
-    placing = given.get("coordinate_transformation_mode", "half_pixel") if newer else "asymmetric"
-    others = [axis for axis in range(len(operator.result)) if axis not in flow.axes]
-    if (
-        placing not in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "asymmetric")
-        or given.get("antialias")
-        or any(operator.shapes[0][axis] != operator.result[axis] for axis in others)
-    ):
-        raise Unbounded(f"{operator.kind} with {placing}")
-    factors = [Fraction(operator.result[axis], operator.shapes[0][axis]) for axis in flow.axes]
+    mode = attributes.get("mode", "nearest")
+    centres = attributes.get("coordinate_transformation_mode", "half_pixel") if newer else "asymmetric"
+    resized = {axis for axis, side in enumerate(operator.result) if shape[axis] != side}
+    known = centres in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "asymmetric")
+    if not known or attributes.get("antialias") or resized - set(flow.axes):
+        raise Unbounded(f"{operator.kind} with {centres}")
+    factors = [Fraction(operator.result[axis], shape[axis]) for axis in flow.axes]
     margin = {"nearest": (0, 0), "linear": (0, 1), "cubic": (1, 2)}[mode]
-    half = Fraction(1, 2) if placing != "asymmetric" else Fraction(0)
-    floor_alone = mode == "nearest" and (not newer or given.get("nearest_mode") == "floor")
+    half = Fraction(1, 2) if centres != "asymmetric" else Fraction(0)
+    rounds = mode == "nearest" and newer and attributes.get("nearest_mode") != "floor"
 
     def reach(k: int, span: Span) -> Span:
         first, last = ((index + half) / factors[k] - half for index in span)
-        # Other roundings than floor may take the next pixel.
-        beyond = margin[1] + int(mode == "nearest" and not floor_alone and last != int(last))
+        # Roundings other than floor may take the next pixel.
+        beyond = margin[1] + int(rounds and last != int(last))
         return math.floor(first) - margin[0], math.floor(last) + beyond
 
     return _scaled(flow, [1 / factor for factor in factors]), reach
@@ -268,8 +238,8 @@ def _pad(operator: Operator) -> Step:
     flow, rank = operator.data, len(operator.result)
     if operator.attributes.get("mode", "constant") not in ("constant", "reflect", "edge"):
         raise Unbounded("Pad that repeats the other side")
-    pads = np.ravel(operator.given("pads", 1, ()))
-    axes = operator.given("axes", 3)
+    pads = np.ravel(operator.argument("pads", 1, ()))
+    axes = operator.argument("axes", 3)
     listed = [int(axis) % rank for axis in (range(rank) if axes is None else np.ravel(axes))]
     before = dict(zip(listed, (int(p) for p in pads[: len(listed)]), strict=True))
     shifts = [before.get(axis, 0) for axis in flow.axes]
@@ -278,21 +248,21 @@ def _pad(operator: Operator) -> Step:
 
 def _slice(operator: Operator) -> Step:
     flow, shape = operator.data, operator.shapes[0]
-    starts = [int(v) for v in np.ravel(operator.given("starts", 1))]
-    axes, steps = operator.given("axes", 3), operator.given("steps", 4)
+    starts = [int(v) for v in np.ravel(operator.argument("starts", 1))]
+    axes, steps = operator.argument("axes", 3), operator.argument("steps", 4)
     listed = range(len(starts)) if axes is None else [int(a) % len(shape) for a in np.ravel(axes)]
-    taken = [1] * len(starts) if steps is None else [int(s) for s in np.ravel(steps)]
-    shifts = {}
-    for axis, start, by in zip(listed, starts, taken, strict=True):
-        if axis in flow.axes and by != 1:
+    strides = [1] * len(starts) if steps is None else [int(s) for s in np.ravel(steps)]
+    firsts = {}
+    for axis, start, stride in zip(listed, starts, strides, strict=True):
+        if axis in flow.axes and stride != 1:
             raise Unbounded("Slice that leaves out pixels")
-        shifts[axis] = slice(start, None).indices(shape[axis])[0]
-    moved = [shifts.get(axis, 0) for axis in flow.axes]
-    return flow, lambda k, span: (span[0] + moved[k], span[1] + moved[k])
+        firsts[axis] = slice(start, None).indices(shape[axis])[0]
+    shifts = [firsts.get(axis, 0) for axis in flow.axes]
+    return flow, lambda k, span: (span[0] + shifts[k], span[1] + shifts[k])
 
 
 def _along_channels(operator: Operator) -> Step:
-    """Return the step of Concat and Split, which leave pixels alone unless they join or cut images."""
+    """Return the step of Concat and Split, which must not join or divide images."""
     default = 0 if operator.kind == "Split" else None
     axis = int(operator.attributes.get("axis", default)) % len(operator.result)
     flow = operator.data
@@ -315,9 +285,9 @@ def _squeezed(operator: Operator) -> Step:
     flow = operator.data
     added = operator.kind == "Unsqueeze"
     rank = len(operator.result) if added else len(operator.shapes[0])
-    axes = operator.given("axes", 1)
+    axes = operator.argument("axes", 1)
     if axes is None:
-        raise Unbounded("Squeeze of whatever has one pixel")
+        raise Unbounded("Squeeze of every axis of length 1")
     changed = {int(axis) % rank for axis in np.ravel(axes)}
     if not added:
         if changed & set(flow.axes):
@@ -370,4 +340,4 @@ _STEPS: Mapping[str, Callable[[Operator], Step]] = {
 }
 
 OPERATORS = POINTWISE | NORMALISED | REDUCED | GLOBAL | _STEPS.keys()
-"""Every operator that a network may consist of."""
+"""All supported operators."""

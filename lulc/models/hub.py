@@ -1,7 +1,7 @@
-"""Models from the network, for those who name an address: fetched once, checked, and kept in a cache.
+"""Download of models by their address, with a check of checksums, into a cache.
 
-A model is two files, its card and its weights. The card names the sha256 of the weights; what an address pins
-is compared before anything is kept. Afterwards the files are strangers' files like any other.
+The card holds the sha256 of the weights. A checksum in the address is compared before the files enter the
+cache. Cached files are checked on reading like any other model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Any
@@ -31,14 +30,14 @@ from lulc.models.config import GraphConfig, NetworkConfig
 logger = logging.getLogger("lulc")
 
 STEM = "model"
-"""Name of weights and card in a repository: ``model.json``, and ``model.keras``, ``.npz`` or ``.onnx``."""
+"""Stem of card and weights in a repository: ``model.json``, and ``model.keras``, ``.npz`` or ``.onnx``."""
 
 ENDINGS = (".keras", ".npz", ".onnx")
 
 SECONDS = 60.0
-"""Time without an answer after which a download is given up."""
+"""Timeout of a download without an answer."""
 
-PIECE = 2**18
+BLOCK = 2**18
 
 _REPOSITORY = re.compile(r"hf://(\w[\w.-]*/\w[\w.-]*)@(\w[\w.-]*)", re.ASCII)
 _ADDRESS = re.compile(r"https://[^\s#?]+/(\w[\w.-]*)(\.\w+)#sha256=([0-9a-f]{64})", re.ASCII)
@@ -50,14 +49,14 @@ def is_hub(name: str) -> bool:
 
 
 def ending_of(card: ModelCard) -> str:
-    """Return how the weights of a card end."""
+    """Return the suffix of the weights of a card."""
     if isinstance(card.network, NetworkConfig):
         return ".keras"
     return ".onnx" if isinstance(card.network, GraphConfig) else ".npz"
 
 
 def cache_folder() -> Path:
-    """Return the folder of fetched models: ``lulc/models`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``."""
+    """Return the cache of models: ``lulc/models`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lulc", "models")
 
 
@@ -72,35 +71,35 @@ def fetch(address: str) -> Path:
     Raises
     ------
     InputError
-        If the address is another one, nothing is there, or it is not what its checksum says.
+        If the address has another form, a file is missing there, or a checksum differs.
     """
     if match := _REPOSITORY.fullmatch(address):
         name, revision = match.groups()
-        # Named by the one who types; mirrors within a company are served so.
+        # A mirror, e.g. within a company, is named by this variable.
         host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        place = cache_folder() / "hf" / name / revision
+        folder = cache_folder() / "hf" / name / revision
         base, stem, pinned = f"{host}/{name}/resolve/{revision}/", STEM, {}
     elif match := _ADDRESS.fullmatch(address):
         stem, ending, sha256 = match.groups()
-        place = cache_folder() / "https" / sha256
+        folder = cache_folder() / "https" / sha256
         base, pinned = address.partition("#")[0].removesuffix(f"{stem}{ending}"), {ending: sha256}
         if ending not in (".json", *ENDINGS):
             raise _refused(address, f"'{stem}{ending}' is neither a card nor weights")
     else:
         raise _refused(address, "it is no address of a model")
-    found = _kept(place)
-    if found is None:
-        # Another process may fetch it at the same time.
-        with claim_outputs([place], wait=True):
-            if _kept(place) is None:
-                _download(address, base, stem, pinned, place)
-        found = _kept(place)
-    assert found is not None
-    return found
+    weights = _cached(folder)
+    if weights is None:
+        # Another process may download it at the same time.
+        with claim_outputs([folder], wait=True):
+            if _cached(folder) is None:
+                _download(address, base, stem, pinned, folder)
+        weights = _cached(folder)
+    assert weights is not None
+    return weights
 
 
-def _kept(place: Path) -> Path | None:
-    return next((path for ending in ENDINGS for path in sorted(place.glob(f"*{ending}"))), None)
+def _cached(folder: Path) -> Path | None:
+    return next((path for ending in ENDINGS for path in sorted(folder.glob(f"*{ending}"))), None)
 
 
 def _refused(address: str, reason: str) -> InputError:
@@ -110,9 +109,9 @@ def _refused(address: str, reason: str) -> InputError:
     )
 
 
-def _download(address: str, base: str, stem: str, pinned: dict[str, str], place: Path) -> None:
-    with temporary_folder(place) as temporary:
-        folder = temporary / place.name
+def _download(address: str, base: str, stem: str, pinned: dict[str, str], target: Path) -> None:
+    with temporary_folder(target) as temporary:
+        folder = temporary / target.name
         folder.mkdir()
         card_file = folder / f"{stem}.json"
         _fetch_file(address, f"{base}{stem}.json", card_file, MAX_JSON_BYTES, pinned.get(".json"))
@@ -124,70 +123,60 @@ def _download(address: str, base: str, stem: str, pinned: dict[str, str], place:
         if card.bytes > MAX_BYTES:
             raise _refused(address, f"its weights have {card.bytes} bytes, expected at most {MAX_BYTES}")
         _fetch_file(address, f"{base}{weights.name}", weights, card.bytes, expected)
-        put_folder(folder, place)
-    logger.info("kept in '%s'", place)
+        put_folder(folder, target)
+    logger.info("cached in '%s'", target)
 
 
 def _fetch_file(address: str, url: str, target: Path, most: int, sha256: str | None) -> None:
-    """Write what lies at an address, if it has at most so many bytes and the sha256 that is expected."""
+    """Download a file of at most `most` bytes and with the expected sha256, if it is given."""
     digest, size = hashlib.sha256(), 0
-    _check_scheme(url, ())
+    _check_scheme(url)
     opener = urllib.request.build_opener(_Redirects)
     try:
         with opener.open(url, timeout=SECONDS) as answer, open(target, "wb") as file:
             total = int(answer.headers.get("Content-Length") or 0)
             quiet = not logger.isEnabledFor(logging.INFO)
-            with tqdm(
-                total=total or None, unit="B", unit_scale=True, desc=target.name, disable=quiet
-            ) as progress:
-                while piece := answer.read(PIECE):
-                    size += len(piece)
+            with tqdm(total=total or None, unit="B", unit_scale=True, desc=target.name, disable=quiet) as bar:
+                while block := answer.read(BLOCK):
+                    size += len(block)
                     if size > most:
-                        raise _refused(
-                            address, f"'{target.name}' has more than the {most} bytes that are expected"
-                        )
-                    digest.update(piece)
-                    file.write(piece)
-                    progress.update(len(piece))
+                        raise _refused(address, f"'{target.name}' has more than the {most} bytes expected")
+                    digest.update(block)
+                    file.write(block)
+                    bar.update(len(block))
         if total and size < total:
             raise ConnectionError(f"it ended after {size} of {total} bytes")
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise InputError(
             f"cannot fetch '{url}' for the model '{address}', since {reason}",
-            "Check address and connection, then type the same command again; or give a file.",
+            "Check address and connection, then type the same command again, or give a file.",
         ) from error
     if sha256 is not None and digest.hexdigest() != sha256:
         raise _refused(address, f"the sha256 of '{target.name}' is {digest.hexdigest()}, expected {sha256}")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirections that stay encrypted."""
+    """Handler of redirections, which must stay encrypted."""
 
     def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: HTTPMessage,
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage,
         newurl: str,
-    ) -> Any:
-        _check_scheme(newurl, (req.full_url,))
+    ) -> Any:  # fmt: skip
+        _check_scheme(newurl, req.full_url)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _check_scheme(url: str, before: Sequence[str]) -> None:
-    """Refuse what is not encrypted, but on this machine; a redirection never leads to this machine."""
-    parts = urllib.parse.urlsplit(url)
-    own = _is_own(parts.hostname or "")
-    encrypted = parts.scheme == "https" or (parts.scheme == "http" and own)
-    inwards = own and not all(_is_own(urllib.parse.urlsplit(old).hostname or "") for old in before)
-    if not encrypted or inwards:
+def _check_scheme(url: str, before: str | None = None) -> None:
+    """Refuse unencrypted addresses of other machines, and redirections from others to this machine."""
+    scheme, local = urllib.parse.urlsplit(url).scheme, _is_local(url)
+    encrypted = scheme == "https" or (scheme == "http" and local)
+    if not encrypted or (local and before is not None and not _is_local(before)):
         raise urllib.error.URLError(f"'{url}' is no encrypted address")
 
 
-def _is_own(host: str) -> bool:
+def _is_local(url: str) -> bool:
+    host = urllib.parse.urlsplit(url).hostname or ""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -17,20 +17,18 @@ from lulc.models.card import Channel, ModelCard
 from lulc.models.config import NetworkConfig
 
 UNKNOWN = "unknown"
-"""Coding of channels of unknown origin."""
 
 
 def read_legacy(path: str | os.PathLike[str]) -> tuple[NetworkConfig, Arrays]:
-    """Read the weights of a Keras 2 file, and the network that they belong to, without a framework.
+    """Read the weights and the shape of the network of a Keras 2 file, without a framework.
 
-    Widths, depth and block are read from names and shapes; all names and shapes are then compared with
-    those of that network.
+    Widths, depth and block follow from names and shapes, all of which are then compared with that network.
 
     Raises
     ------
     InputError
         If the file is refused (see `lulc.models.archive`), or its layers are not those of the original
-        network in any width.
+        network of any width.
     """
     arrays = read_archive(path)
     shapes = {name: array.shape for name, array in arrays.items()}
@@ -47,8 +45,8 @@ def read_legacy(path: str | os.PathLike[str]) -> tuple[NetworkConfig, Arrays]:
             activation="sigmoid" if classes == 1 else "softmax",
         )
     except (KeyError, IndexError, InputError) as error:
-        found = ", ".join(sorted(shapes)[:5]) or "none at all"
-        reason = getattr(error, "problem", f"they have no fitting variable {error}, but {found}")
+        names = ", ".join(sorted(shapes)[:5]) or "none at all"
+        reason = getattr(error, "problem", f"they have no fitting variable {error}, but {names}")
         raise InputError(
             f"cannot read the weights '{path}' as those of the original network, since {reason}",
             "Give a .h5 file of the original system, or train with train_model.py.",
@@ -61,7 +59,7 @@ def read_legacy(path: str | os.PathLike[str]) -> tuple[NetworkConfig, Arrays]:
 def describe_legacy(
     path: str | os.PathLike[str], config: NetworkConfig, statistics: Statistics, stride: int, halo: int
 ) -> ModelCard:
-    """Return a card for a Keras 2 file, which has none."""
+    """Return a card for a Keras 2 file."""
     legend = _legend(config.classes)
     return ModelCard(
         name=Path(path).stem,
@@ -80,7 +78,7 @@ def describe_legacy(
 
 
 def _channels(count: int) -> tuple[Channel, ...]:
-    """Return the channels that the statistics of the original's data show, not those of its README."""
+    """Return the channels according to the statistics of the original data, which its README contradicts."""
     bands = tuple(Channel(name, REFLECTANCE_UNIT, "reflectance") for name in BANDS)
     indices = tuple(Channel(name, INDEX_UNIT, "syke") for name in ("NDVI", "NDTI", "NDMI"))
     unknown = tuple(Channel(name, "", UNKNOWN) for name in ("NDBI", "NDSI"))

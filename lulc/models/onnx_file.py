@@ -1,13 +1,12 @@
-"""Reader of foreign networks (``.onnx``, ``.keras``): what they are, before any runtime sees them.
+"""Reader of imported networks (``.onnx``, ``.keras``), which checks them before any runtime opens them.
 
-The file is parsed in a process of its own. It must hold one graph of known operators and its weights: no
-external data, no functions or operators of others, no loops or branches. The shapes of all tensors are
-worked out for two sizes of image and held to limits; from them and the operators follow stride and halo.
+The file is parsed in a separate process. It must hold one graph of known operators and its weights: no
+external data, no custom functions or operators, no loops or branches. The shapes of all tensors are inferred
+for two sizes of image and checked against limits; stride and halo follow from them and the operators.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Collection, Mapping
@@ -20,21 +19,21 @@ import numpy as np
 from lulc.core.packages import require
 from lulc.core.reader_process import read_apart
 from lulc.core.schema import MAX_CLASSES, InputError
-from lulc.models.archive import MAX_BYTES, Refusal
+from lulc.models.archive import Refusal, read_content
 from lulc.models.config import GraphConfig
 from lulc.models.graph_geometry import OPERATORS, Flow, Operator, Reach, Unbounded, step
 
 MAX_NODES = 20_000
 MAX_RANK = 8
 MAX_VALUES = 16_384
-"""Numbers of a tensor for each pixel of the image, at most; U-Nets have a few hundred."""
+"""Most values of a tensor per pixel of the image; U-Nets have a few hundred."""
 
 MAX_KNOWN = 4096
-"""Numbers of a constant that shapes may be computed from."""
+"""Most values of a constant that shapes are computed from."""
 
 MAX_STRIDE = 1024
 FIRST, FURTHER = (512, 768), (2, 3)
-"""Size of the first image that shapes are worked out for; sides of the second, in strides beyond that."""
+"""Size of the first image for shape inference; strides beyond its rows for the sides of the second."""
 
 OPSETS = range(9, 64)
 
@@ -42,12 +41,12 @@ _NORMALISED = "group or instance normalisation takes mean and spread of the whol
 _POOLED = "it pools over the whole image"
 
 MOVING = frozenset(("Identity", "Transpose", "Cast", "Pad", "Slice"))
-"""Operators that move pixels and leave their values alone."""
+"""Operators that move pixels without changing their values."""
 
 MIXING = frozenset({
     "AveragePool", "Clip", "Max", "Mean", "Min", "Reshape", "Resize", "Squeeze", "Unsqueeze", "Upsample",
 })  # fmt: skip
-"""Further operators after which probabilities are still such."""
+"""Further operators that turn probabilities into probabilities."""
 
 SIGMOIDS = ("Sigmoid", "HardSigmoid")
 
@@ -60,18 +59,18 @@ WHOLE = {
     "ReduceMax over pixels": _POOLED,
     "attention": "attention compares all parts of the image",
 }
-"""What looks at a whole image, in words; the first that a network has is told."""
+"""Reason for operators that depend on the whole image; the first of a network is reported."""
 
 
 class GraphFile(NamedTuple):
-    """A foreign network that was found harmless.
+    """Imported network that passed all checks.
 
     Parameters
     ----------
     stride, halo
-        See `lulc.models.config.Geometry`; the halo is 0 where it has none.
+        See `lulc.models.config.Geometry`; the halo is 0 if none is enough.
     content
-        The file as it is kept: the nodes and weights that the output needs, nothing else.
+        ONNX file with the nodes and weights that the output needs, and nothing else.
     """
 
     network: GraphConfig
@@ -83,19 +82,19 @@ class GraphFile(NamedTuple):
 def read_graph(
     path: str | os.PathLike[str], channels: int, *, output: str = "", sha256: str = ""
 ) -> GraphFile:
-    """Read and check a foreign network.
+    """Read and check an imported network.
 
     Parameters
     ----------
     path
-        ``NAME.onnx``, or a Keras model ``NAME.keras``, which is written as a graph first.
+        ``NAME.onnx``, or a Keras model ``NAME.keras``, which is converted first.
     sha256
-        Expected sha256 of the file; not compared where empty.
+        Expected sha256 of the file; any if empty.
 
     Raises
     ------
     InputError
-        With the reason, if the file is anything but a network from an image to scores of its pixels.
+        If the file is anything but a network from an image to scores of its pixels.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,7 +105,7 @@ def read_graph(
 
 
 def refused(path: str | os.PathLike[str], reason: str) -> InputError:
-    """Return the error for a file that is not used."""
+    """Return the error for a refused file."""
     how = "from an image (n, channel, y, x) to scores of its pixels."
     if Path(path).suffix == ".keras":
         how = "with Keras' model.export, or save it in Keras 3 without layers and functions of your own."
@@ -124,12 +123,7 @@ def _describe(place: str, channels: int, output: str, sha256: str) -> dict[str, 
     import onnx.shape_inference
 
     try:
-        if os.stat(place).st_size > MAX_BYTES:
-            raise Refusal(f"it has more than {MAX_BYTES} bytes")
-        content = Path(place).read_bytes()
-        found = hashlib.sha256(content).hexdigest()
-        if sha256 and found != sha256:
-            raise Refusal(f"its sha256 is {found}, expected {sha256} as its card says")
+        content = read_content(Path(place), sha256)
         if place.endswith(".keras"):
             from lulc.models.keras_file import KerasGraph
 
@@ -140,19 +134,19 @@ def _describe(place: str, channels: int, output: str, sha256: str) -> dict[str, 
         return _Reader(onnx, model, output).description(channels)
     except Refusal as refusal:
         raise refused(place, str(refusal)) from refusal
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RuntimeError) as error:
-        raise refused(place, f"it is damaged, or no network ({str(error)[:300]})") from error
     except Exception as error:
-        # Protobuf's, and those of the checks of shapes, have no common base.
-        if type(error).__module__.partition(".")[0] not in ("google", "onnx"):
+        # Errors of protobuf and of shape inference have no common base class.
+        expected = (ValueError, KeyError, TypeError, IndexError, OverflowError, RuntimeError)
+        foreign = type(error).__module__.partition(".")[0] in ("google", "onnx")
+        if not foreign and not isinstance(error, expected):
             raise
         raise refused(place, f"it is damaged, or no network ({str(error)[:300]})") from error
 
 
-class _Worked(NamedTuple):
+class _Inferred(NamedTuple):
     """Properties of a graph for one size of image."""
 
-    outcome: tuple[int, ...]
+    result: tuple[int, ...]
     flow: Flow | None
     steps: list[tuple[list[str], list[str], Reach | None]]
     scales: set[tuple[Fraction, Fraction]]
@@ -161,12 +155,15 @@ class _Worked(NamedTuple):
 
 
 class _Reader:
-    """A parsed model, checked before its shapes are worked out."""
+    """A parsed model, checked before shapes are inferred."""
 
     def __init__(self, onnx: Any, model: Any, output: str) -> None:
         self._onnx, self._model, self._graph = onnx, model, model.graph
         self._check_parts()
-        self._check_weights()
+        for node in self._graph.node:
+            self._check_node(node)
+        for tensor in self._graph.initializer:
+            self._check_tensor(tensor)
         onnx.checker.check_model(model)
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
         inputs = [port for port in self._graph.input if port.name not in self._weights]
@@ -194,42 +191,26 @@ class _Reader:
         for problem, holds in problems.items():
             if holds:
                 raise Refusal(problem)
-        for node in graph.node:
-            if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
-                name = f"{node.domain}.{node.op_type}".removeprefix(".")[:80]
-                raise Refusal(
-                    f"it has the operator '{name}', which is not among those that are known to be harmless"
-                )
-            trained = node.op_type == "BatchNormalization" and any(
-                a.name == "training_mode" and a.i for a in node.attribute
+
+    def _check_node(self, node: Any) -> None:
+        kind, flags = node.op_type, {a.name for a in node.attribute if a.i}
+        if node.domain not in ("", "ai.onnx") or kind not in OPERATORS:
+            name = f"{node.domain}.{kind}".removeprefix(".")[:80]
+            raise Refusal(
+                f"it has the operator '{name}', which is not among those that are known to be harmless"
             )
-            if trained or (node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]):
-                raise Refusal(
-                    f"its operator '{node.op_type}' is in training mode; export it in evaluation mode"
-                )
-            if any(a.name == "exclude_outside" and a.i for a in node.attribute):
-                raise Refusal(
-                    f"its operator '{node.op_type}' weighs edges in a way that not every runtime has"
-                )
-            for attribute in node.attribute:
-                self._check_attribute(node.op_type, attribute)
-
-    def _check_attribute(self, kind: str, attribute: Any) -> None:
-        held = self._onnx.AttributeProto
-        plain = {held.FLOAT, held.INT, held.STRING, held.FLOATS, held.INTS, held.STRINGS, held.TENSOR}
-        if (
-            attribute.type not in plain
-            or attribute.ref_attr_name
-            or attribute.graphs
-            or attribute.HasField("g")
-        ):
-            raise Refusal(f"its operator '{kind}' holds another graph, or a value of an unknown kind")
-        if attribute.type == held.TENSOR:
-            self._check_tensor(attribute.t)
-
-    def _check_weights(self) -> None:
-        for tensor in self._graph.initializer:
-            self._check_tensor(tensor)
+        trained = kind == "BatchNormalization" and "training_mode" in flags
+        if trained or (kind == "Dropout" and len(node.input) > 2 and node.input[2]):
+            raise Refusal(f"its operator '{kind}' is in training mode; export it in evaluation mode")
+        if "exclude_outside" in flags:
+            raise Refusal(f"its operator '{kind}' weights edges in a way that not every runtime has")
+        types = self._onnx.AttributeProto
+        plain = {types.FLOAT, types.INT, types.STRING, types.FLOATS, types.INTS, types.STRINGS, types.TENSOR}
+        for a in node.attribute:
+            if a.type not in plain or a.ref_attr_name or a.graphs or a.HasField("g"):
+                raise Refusal(f"its operator '{kind}' holds another graph, or a value of an unknown kind")
+            if a.type == types.TENSOR:
+                self._check_tensor(a.t)
 
     def _check_tensor(self, tensor: Any) -> None:
         proto = self._onnx.TensorProto
@@ -262,28 +243,26 @@ class _Reader:
 
     def _needed(self) -> list[Any]:
         """Return the nodes that the output depends on, in order."""
-        wanted, nodes = {self._output.name}, []
+        names, nodes = {self._output.name}, []
         for node in reversed(self._graph.node):
-            if wanted & set(node.output):
-                wanted.update(name for name in node.input if name)
+            if names & set(node.output):
+                names.update(name for name in node.input if name)
                 nodes.append(node)
-        if self._input.name not in wanted:
+        if self._input.name not in names:
             raise Refusal(f"its output '{self._output.name}' does not depend on its input")
-        self._names = wanted
+        self._names = names
         return nodes[::-1]
 
-    def description(self, channels: int) -> dict[str, Any]:
-        """Return all that `GraphFile` holds, as plain values."""
-        declared = [
-            d.dim_value if d.HasField("dim_value") else 0 for d in self._input.type.tensor_type.shape.dim
-        ]
-        kind = self._input.type.tensor_type.elem_type
-        if len(declared) != 4 or kind != self._onnx.TensorProto.FLOAT:
+    def _image(self, channels: int) -> tuple[int, tuple[int, int], tuple[int, ...]]:
+        """Return images of a call (0 for any), axes of rows and columns, and the size if it is fixed."""
+        port = self._input.type.tensor_type
+        declared = [d.dim_value if d.HasField("dim_value") else 0 for d in port.shape.dim]
+        if len(declared) != 4 or port.elem_type != self._onnx.TensorProto.FLOAT:
             raise Refusal("its input is no image of 32-bit numbers (n, channel, y, x)")
         last = declared[3] == channels and declared[1] != channels
-        place = 3 if last else 1
-        if declared[place] not in (0, channels):
-            raise Refusal(f"its input has {declared[place]} channels, but {channels} are named")
+        named = declared[3 if last else 1]
+        if named not in (0, channels):
+            raise Refusal(f"its input has {named} channels, but {channels} are named")
         sides = declared[1:3] if last else declared[2:4]
         if 0 in sides and any(sides):
             raise Refusal(
@@ -293,12 +272,15 @@ class _Reader:
         fixed = tuple(sides) if all(sides) else ()
         if any(side > 2**14 for side in fixed):
             raise Refusal(f"its input is of {fixed} pixels, expected at most {2**14} a side")
-        layout = (1, 2) if last else (2, 3)
-        batch = 1 if declared[0] == 1 else 0
         if declared[0] > 1:
             raise Refusal(f"it takes {declared[0]} images at a time, expected 1 or any number")
-        worked, stride, halo, reason = self._geometry(channels, layout, fixed)
-        classes, out_last = self._classes(worked, fixed or FIRST)
+        return int(declared[0] == 1), (1, 2) if last else (2, 3), fixed
+
+    def description(self, channels: int) -> dict[str, Any]:
+        """Return the fields of `GraphFile` as plain values."""
+        batch, layout, fixed = self._image(channels)
+        inferred, stride, halo, reason = self._geometry(channels, layout, fixed)
+        classes, scores_last = self._classes(inferred, fixed or FIRST)
         ending = self._maker(self._output.name, MOVING | MIXING)[0]
         if ending == "Softmax" and classes == 1:
             raise Refusal("it ends in a softmax over one class, which is 1 everywhere")
@@ -310,33 +292,32 @@ class _Reader:
             classes=classes,
             channels=channels,
             parameters=max(1, parameters),
-            image_last=last,
-            scores_last=out_last,
+            image_last=layout == (1, 2),
+            scores_last=scores_last,
             logits=ending not in ("Softmax", *SIGMOIDS),
             takes_nan=self._takes_nan(),
             batch=batch,
             side=fixed,
             reason=reason[:400],
-            values=max(1, -(-worked.peak // (height * width))),
+            values=max(1, -(-inferred.peak // (height * width))),
         )
-        return {"network": network.to_json(), "stride": stride, "halo": halo, "content": self._kept()}
+        return {"network": network.to_json(), "stride": stride, "halo": halo, "content": self._content()}
 
     def _geometry(
         self, channels: int, layout: tuple[int, int], fixed: tuple[int, ...]
-    ) -> tuple[_Worked, int, int, str]:
-        """Return stride and halo, worked out for two sizes where the graph takes any."""
+    ) -> tuple[_Inferred, int, int, str]:
+        """Return properties, stride and halo, and why no halo is exact, by two sizes unless one is fixed."""
         size = fixed or FIRST
-        first = self._work(channels, layout, size)
+        first = self._infer(channels, layout, size)
         self._classes(first, size)
-        stride, halo, reason = self._reach(first, layout)
+        stride, halo, reason = self._reach(first)
         if not fixed and not reason:
+            other = tuple(stride * (-(-FIRST[0] // stride) + k) for k in FURTHER)
             try:
-                again = tuple(stride * (-(-FIRST[0] // stride) + k) for k in FURTHER)
-                second = self._reach(self._work(channels, layout, again), layout)
-                if second != (stride, halo, ""):
-                    reason = "its operators depend on the size of the image"
+                alike = self._reach(self._infer(channels, layout, other)) == (stride, halo, "")
             except Refusal:
-                reason = "its operators depend on the size of the image"
+                alike = False
+            reason = "" if alike else "its operators depend on the size of the image"
         if fixed and not reason and (min(fixed) < 2 * halo + stride or any(side % stride for side in fixed)):
             reason = f"images of {fixed[0]} x {fixed[1]} pixels are too small for its halo of {halo}"
         if not reason:
@@ -345,38 +326,36 @@ class _Reader:
         return first, stride, 0, reason
 
     def _accepted(self, channels: int, layout: tuple[int, int]) -> int:
-        """Return a step between sizes that the graph takes, by trying them."""
+        """Return the smallest step between the sizes that the graph takes, by trial."""
         for stride in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+            sizes = [(stride * k, stride * (k + 1)) for k in (3, 4, 5)]
             try:
-                for k in (3, 4, 5):
-                    sides = (stride * k, stride * (k + 1))
-                    if self._outcome_problem(self._work(channels, layout, sides), sides):
-                        break
-                else:
+                if all(self._shows_pixels(self._infer(channels, layout, size), size) for size in sizes):
                     return stride
             except Refusal:
                 continue
         raise Refusal("it takes images of one size alone but declares any; export it with that size fixed")
 
     @staticmethod
-    def _outcome_problem(worked: _Worked, size: tuple[int, ...]) -> bool:
-        shape = worked.outcome
-        return len(shape) != 4 or (shape[2:] != tuple(size) and shape[1:3] != tuple(size))
+    def _shows_pixels(inferred: _Inferred, size: tuple[int, ...]) -> bool:
+        shape = inferred.result
+        return len(shape) == 4 and tuple(size) in (shape[2:], shape[1:3])
 
-    def _reach(self, worked: _Worked, layout: tuple[int, int]) -> tuple[int, int, str]:
-        if worked.reason or worked.flow is None:
-            return 1, 0, worked.reason or "its output does not show pixels"
-        stride = math.lcm(*(scale.numerator for pair in worked.scales for scale in pair))
-        if stride > MAX_STRIDE or set(worked.flow.scale) != {Fraction(1)}:
+    def _reach(self, inferred: _Inferred) -> tuple[int, int, str]:
+        """Return stride and halo, and why no halo is exact."""
+        if inferred.reason or inferred.flow is None:
+            return 1, 0, inferred.reason or "its output does not show pixels"
+        stride = math.lcm(*(scale.numerator for pair in inferred.scales for scale in pair))
+        if stride > MAX_STRIDE or set(inferred.flow.scale) != {Fraction(1)}:
             return 1, 0, f"its stride is {stride}, or its result has other pixels than the image"
         halo = 0
         for k in range(2):
             spans = {self._output.name: (0, stride - 1)}
-            for sources, results, reach in reversed(worked.steps):
-                asked = [spans[name] for name in results if name in spans]
-                if not asked:
+            for sources, results, reach in reversed(inferred.steps):
+                needed = [spans[name] for name in results if name in spans]
+                if not needed:
                     continue
-                span = min(a for a, _ in asked), max(b for _, b in asked)
+                span = min(a for a, _ in needed), max(b for _, b in needed)
                 span = span if reach is None else reach(k, span)
                 for name in sources:
                     known = spans.get(name, span)
@@ -386,41 +365,43 @@ class _Reader:
         halo = -(-halo // stride) * stride
         return (stride, halo, "") if halo <= 4096 else (1, 0, f"it reaches over {halo} pixels")
 
-    def _work(self, channels: int, layout: tuple[int, int], size: tuple[int, ...]) -> _Worked:
-        """Work out the shapes of all tensors for one image of a size, and where its pixels are in them."""
+    def _infer(self, channels: int, layout: tuple[int, int], size: tuple[int, ...]) -> _Inferred:
+        """Infer the shapes of all tensors for an image of a size, and the layout of its pixels in them."""
         return _Pass(self._onnx, self._version, self._weights, channels, layout, size).run(
             self._nodes, self._input.name, self._output.name
         )
 
-    def _classes(self, worked: _Worked, size: tuple[int, ...]) -> tuple[int, bool]:
-        shape = worked.outcome
-        if self._outcome_problem(worked, size):
+    def _classes(self, inferred: _Inferred, size: tuple[int, ...]) -> tuple[int, bool]:
+        """Return the number of classes, and True if they are the last axis of the result."""
+        shape = inferred.result
+        if not self._shows_pixels(inferred, size):
             raise Refusal(
                 f"its result has the shape {shape} for an image of {tuple(size)} pixels, expected a score of "
                 "each class at each of them"
             )
-        last = worked.flow.axes == (1, 2) if worked.flow else shape[2:] != tuple(size)
+        last = inferred.flow.axes == (1, 2) if inferred.flow else shape[2:] != tuple(size)
         classes = shape[3] if last else shape[1]
         if shape[0] != 1 or not 1 <= classes <= MAX_CLASSES:
             raise Refusal(f"its result has {classes} classes, expected 1 to {MAX_CLASSES}")
         return classes, bool(last)
 
     def _takes_nan(self) -> bool:
-        """Return True where the image is looked through for NaN, moved at most before that."""
-        looked = [node.input[0] for node in self._nodes if node.op_type == "IsNaN"]
-        return any(self._maker(name, MOVING)[1] == self._input.name for name in looked)
+        """Return True if the network checks the values of its image for NaN."""
+        checked = [node.input[0] for node in self._nodes if node.op_type == "IsNaN"]
+        return any(self._maker(name, MOVING)[1] == self._input.name for name in checked)
 
-    def _maker(self, name: str, over: Collection[str]) -> tuple[str, str]:
-        """Return the operator behind a tensor, passing over some kinds, and its result."""
-        makers = {made: node for node in self._nodes for made in node.output}
-        while name in makers and makers[name].op_type in over:
+    def _maker(self, name: str, skipped: Collection[str]) -> tuple[str, str]:
+        """Return kind and result of the operator that makes a tensor, without `skipped` ones after it."""
+        makers = {result: node for node in self._nodes for result in node.output}
+        while name in makers and makers[name].op_type in skipped:
             node = makers[name]
-            # A maximum may have its constant first.
-            several = [one for one in node.input if one in makers] if node.op_type in ("Max", "Min") else []
-            name = next(iter(several), node.input[0])
+            # Max and Min may have a constant as their first input.
+            computed = [i for i in node.input if i in makers] if node.op_type in ("Max", "Min") else []
+            name = next(iter(computed), node.input[0])
         return (makers[name].op_type if name in makers else ""), name
 
-    def _kept(self) -> bytes:
+    def _content(self) -> bytes:
+        """Return the file with the needed nodes and weights alone."""
         onnx = self._onnx
         weights = [tensor for name, tensor in self._weights.items() if name in self._names]
         graph = onnx.helper.make_graph(self._nodes, "network", [self._input], [self._output], weights)
@@ -433,15 +414,14 @@ class _Reader:
 
 
 class _Pass:
-    """One walk through a graph for an image of one size."""
+    """Shape inference through a graph for an image of one size."""
 
     def __init__(
         self, onnx: Any, version: int, weights: Mapping[str, Any], channels: int, layout: tuple[int, int],
         size: tuple[int, ...],
     ) -> None:  # fmt: skip
         self._onnx, self._version, self._weights = onnx, version, weights
-        self._opsets = [onnx.helper.make_opsetid("", version)]
-        self._size, self._pixels = size, size[0] * size[1]
+        self._size, self._layout = size, layout
         shape = [1, channels, *size] if layout == (2, 3) else [1, *size, channels]
         self._image = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, shape)
         self._types: dict[str, Any] = {
@@ -452,15 +432,14 @@ class _Pass:
             for name, tensor in weights.items() if math.prod(tensor.dims) <= MAX_KNOWN
         }  # fmt: skip
         self._flows: dict[str, Flow | None] = {}
-        self._layout = layout
 
-    def run(self, nodes: list[Any], image: str, output: str) -> _Worked:
+    def run(self, nodes: list[Any], image: str, output: str) -> _Inferred:
         """Return shapes, steps and memory."""
-        self._types[image] = self._image
-        self._flows[image] = Flow(self._layout)
+        flow = Flow(self._layout)
+        self._types[image], self._flows[image] = self._image, flow
         mixed: set[str] = set()
         steps: list[tuple[list[str], list[str], Reach | None]] = []
-        scales = {self._flows[image].scale}  # type: ignore[union-attr]
+        scales = {flow.scale}
         unbounded: list[str] = []
         last = {name: k for k, node in enumerate(nodes) for name in node.input}
         live: dict[str, int] = {image: math.prod(self._shape(image))}
@@ -470,7 +449,7 @@ class _Pass:
             moving = [name for name in node.input if name in self._flows or name in mixed]
             if self._fold(node, moving):
                 continue
-            self._infer(node)
+            self._infer_shapes(node)
             live |= {name: math.prod(self._shape(name)) for name in names}
             peak = max(peak, sum(live.values()))
             live = {name: size for name, size in live.items() if last.get(name, -1) > k or name == output}
@@ -487,24 +466,22 @@ class _Pass:
             self._flows.update(dict.fromkeys(names, flow))
             scales.add(flow.scale)
             steps.append((moving, names, reach))
-        told = [text for kind, text in WHOLE.items() if kind in unbounded]
-        told += [f"its operator {kind} has no bounded reach" for kind in unbounded]
-        return _Worked(
-            self._shape(output), self._flows.get(output), steps, scales, next(iter(told), ""), peak
-        )
+        reasons = [text for kind, text in WHOLE.items() if kind in unbounded]
+        reasons += [f"its operator {kind} has no bounded reach" for kind in unbounded]
+        reason = next(iter(reasons), "")
+        return _Inferred(self._shape(output), self._flows.get(output), steps, scales, reason, peak)
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        dims = self._types[name].tensor_type.shape.dim
-        return tuple(int(d.dim_value) for d in dims)
+        return tuple(int(d.dim_value) for d in self._types[name].tensor_type.shape.dim)
 
     def _fold(self, node: Any, moving: list[str]) -> bool:
-        """Compute a node whose result is known: a constant, a shape, or numbers made of these."""
+        """Compute a node if its result is known: a constant, a shape, or a function of these."""
         onnx = self._onnx
         if node.op_type in ("Shape", "Size") and node.input[0] in self._types:
             shape = np.array(self._shape(node.input[0]), np.int64)
-            given = {a.name: a.i for a in node.attribute}
-            taken = shape[given.get("start", 0) : given.get("end", len(shape))]
-            values = [taken if node.op_type == "Shape" else np.array(shape.prod())]
+            bounds = {a.name: a.i for a in node.attribute}
+            chosen = shape[bounds.get("start", 0) : bounds.get("end", len(shape))]
+            values = [chosen if node.op_type == "Shape" else np.array(shape.prod())]
         elif moving or any(name and name not in self._known for name in node.input):
             return False
         else:
@@ -521,50 +498,49 @@ class _Pass:
         return True
 
     def _check_small(self, node: Any) -> None:
-        """Refuse a constant that grows beyond all bounds when it is computed."""
-        asked = [self._known[name] for name in node.input if name]
+        """Refuse a constant that would grow too large when it is computed."""
         if node.op_type in ("ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "Upsample"):
-            numbers = [abs(float(v)) for a in asked if a.dtype.kind in "iuf" for v in a.ravel()[:64]]
+            inputs = [self._known[name] for name in node.input if name]
+            numbers = [abs(float(v)) for a in inputs if a.dtype.kind in "iuf" for v in a.ravel()[:64]]
             if math.prod(max(1.0, n) for n in numbers if math.isfinite(n)) > 2**22:
                 raise Refusal(
                     f"its operator '{node.op_type}' makes a constant that is too large (a shape bomb)"
                 )
 
-    def _infer(self, node: Any) -> None:
-        onnx = self._onnx
-        schema = onnx.defs.get_schema(node.op_type, self._version, "")
+    def _infer_shapes(self, node: Any) -> None:
+        """Infer and check the shapes of a node's results."""
+        onnx, kind, pixels = self._onnx, node.op_type, math.prod(self._size)
+        schema = onnx.defs.get_schema(kind, self._version, "")
+        opsets = [onnx.helper.make_opsetid("", self._version)]
         types = {name: self._types[name] for name in node.input if name}
         data = {
             name: onnx.numpy_helper.from_array(np.asarray(self._known[name]), name)
-            for name in types
-            if name in self._known
+            for name in types.keys() & self._known.keys()
         }
         try:
-            found = onnx.shape_inference.infer_node_outputs(
-                schema, node, types, data, opset_imports=self._opsets
-            )
+            outputs = onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=opsets)
         except onnx.shape_inference.InferenceError as error:
-            raise Refusal(f"the shapes of its operator '{node.op_type}' don't fit ({error})") from error
+            raise Refusal(f"the shapes of its operator '{kind}' don't fit ({error})") from error
         for name in filter(None, node.output):
-            known = name in found and found[name].HasField("tensor_type")
-            dims = found[name].tensor_type.shape.dim if known else []
+            known = name in outputs and outputs[name].HasField("tensor_type")
+            tensor = outputs[name].tensor_type if known else None
             if (
-                not known
-                or not found[name].tensor_type.HasField("shape")
-                or any(d.dim_value < 1 for d in dims)
+                tensor is None
+                or not tensor.HasField("shape")
+                or any(d.dim_value < 1 for d in tensor.shape.dim)
             ):
-                raise Refusal(f"the shape of '{name[:80]}' ({node.op_type}) can't be worked out")
-            self._types[name] = found[name]
-            size = math.prod(self._shape(name))
-            if len(dims) > MAX_RANK or size > MAX_VALUES * self._pixels + 2**24:
+                raise Refusal(f"the shape of '{name[:80]}' ({kind}) can't be worked out")
+            self._types[name] = outputs[name]
+            shape = self._shape(name)
+            if len(shape) > MAX_RANK or math.prod(shape) > MAX_VALUES * pixels + 2**24:
                 raise Refusal(
-                    f"'{name[:80]}' ({node.op_type}) has {size} values for {self._pixels} pixels, which is a "
+                    f"'{name[:80]}' ({kind}) has {math.prod(shape)} values for {pixels} pixels, which is a "
                     "shape bomb"
                 )
         self._check_fit(node)
 
     def _check_fit(self, node: Any) -> None:
-        """Refuse sizes that inference lets pass and a runtime would not."""
+        """Refuse sizes that shape inference accepts and a runtime would not."""
         first, result = self._shape(node.input[0]) if node.input[0] else (), self._shape(node.output[0])
         kind, fits = node.op_type, True
         if kind == "Reshape":
@@ -580,17 +556,13 @@ class _Pass:
             )
 
     def _operator(self, node: Any) -> Operator:
-        given = {a.name: _plain(self._onnx.helper.get_attribute_value(a)) for a in node.attribute}
+        attributes = {a.name: self._onnx.helper.get_attribute_value(a) for a in node.attribute}
         return Operator(
             node.op_type,
-            given,
+            {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in attributes.items()},
             [self._flows.get(name) for name in node.input],
             [self._known.get(name) for name in node.input],
             [self._shape(name) if name else () for name in node.input],
             self._shape(node.output[0]),
             self._version,
         )
-
-
-def _plain(value: Any) -> Any:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -1,4 +1,4 @@
-"""List of ONNX nodes and constants that writers of graphs append to."""
+"""Writer of ONNX graphs, node by node."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 
-OPSET = 17
-"""Version of the operators; runtimes since 2022 know it."""
-
-IR_VERSION = 8
-"""Version of the file's format that came with the operators."""
+OPSET, IR_VERSION = 17, 8
+"""Versions of operators and file format, which runtimes support since 2022."""
 
 
 class OnnxNodes:
-    """Appends ONNX nodes; a value is the name of the output that holds it."""
+    """Nodes and constants of a graph; tensors are given by name."""
 
     def __init__(self, onnx: Any) -> None:
         self._onnx = onnx
@@ -22,7 +19,7 @@ class OnnxNodes:
         self._constants: dict[str, Any] = {}
 
     def _add(self, kind: str, *inputs: str | np.ndarray | np.float32, to: str = "", **attributes: Any) -> str:
-        """Append a node; arrays among its inputs become constants."""
+        """Append a node and return its output; arrays among the inputs become constants."""
         names = [i if isinstance(i, str) else self._constant(i) for i in inputs]
         to = to or f"{kind.lower()}_{len(self._nodes)}"
         self._nodes.append(self._onnx.helper.make_node(kind, names, [to], to, **attributes))
@@ -34,11 +31,11 @@ class OnnxNodes:
         return name
 
     def _model(self, name: str, inputs: dict[str, list[Any]], outputs: dict[str, list[Any]]) -> Any:
-        """Return the model; `inputs` and `outputs` are float32 tensors' shapes by name."""
+        """Return the model; `inputs` and `outputs` are shapes of float32 tensors by name."""
         helper, number = self._onnx.helper, self._onnx.TensorProto.FLOAT
         ports = [
-            [helper.make_tensor_value_info(port, number, shape) for port, shape in given.items()]
-            for given in (inputs, outputs)
+            [helper.make_tensor_value_info(port, number, shape) for port, shape in shapes.items()]
+            for shapes in (inputs, outputs)
         ]
         graph = helper.make_graph(self._nodes, name, *ports, list(self._constants.values()))
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])

@@ -16,20 +16,20 @@ from lulc.core.statistics import Statistics
 from lulc.datasets.arrays import Layers
 
 PIXELS = 200_000
-"""Pixels that the distances are fitted on, and as many that they are compared with, at most."""
+"""Most pixels for the centres, and most held-out pixels for the distances."""
 
 AT_ONCE = 1 << 16
-"""Pixels whose distances are computed together, so that a window costs no memory of its own."""
+"""Pixels whose distances are computed together, to bound the memory."""
 
 SHRINKAGE = 1e-3
-"""Added to the variances of the standardised channels: indices are nearly functions of the bands."""
+"""Added to the variances of the standardised channels, since indices are nearly functions of the bands."""
 
 QUANTILES = (
     *np.linspace(0, 0.99, 100).round(2).tolist(),
     *np.linspace(0.991, 0.999, 9).round(3).tolist(),
     1.0,
 )
-"""Shares of the held-out pixels whose distances are kept."""
+"""Quantiles of the held-out pixels' distances that are stored."""
 
 Row = Annotated[tuple[float, ...], limits(minItems=1, maxItems=1024)]
 Distances = Annotated[
@@ -40,26 +40,26 @@ Rows = tuple[Row, ...]
 
 @dataclass(frozen=True)
 class OodScore(Jsonable):
-    """Out-of-distribution score: how far a pixel lies from the training data.
+    """Out-of-distribution score of pixels, by their distance from the training data.
 
     Parameters
     ----------
     centres
-        Mean of each class that training pixels have, in standardised channels after `whitening`.
+        (class, channel): mean of each class among the training pixels, in whitened standardised channels.
     whitening
-        (channel, channel); turns the covariance that the classes share into the identity.
+        (channel, channel); transforms the common covariance of the classes to the identity.
     distances
-        At `QUANTILES`, the distance from the nearest centre that this share of the held-out pixels keeps.
+        Quantiles of the held-out pixels' distances from the nearest centre, at `QUANTILES`.
 
     Raises
     ------
     InputError
-        If these do not fit together.
+        If the shapes don't fit each other, values are not finite, or distances are not ascending.
 
     References
     ----------
     Lee et al. 2018, NeurIPS, section 2.1: Mahalanobis distance from the nearest of Gaussians with one
-    covariance. There of a layer's features, here of the channels, which every engine has.
+    covariance; there for the features of a layer, here for the channels, which every engine has.
     """
 
     centres: Annotated[Rows, limits(minItems=1, maxItems=MAX_CLASSES)]
@@ -80,7 +80,7 @@ class OodScore(Jsonable):
             )
 
     def of(self, x: NDArray[np.float32], statistics: Statistics) -> NDArray[np.float32]:
-        """Return the share of held-out pixels that were nearer to the training data.
+        """Return the fraction of held-out pixels that lie nearer to the training data.
 
         Parameters
         ----------
@@ -90,23 +90,22 @@ class OodScore(Jsonable):
         Returns
         -------
         float32 (...)
-            0..1; a threshold of 0.99 flags 1 % of the pixels where they are like the held-out ones, 1 is
-            farther away than any of them. A channel that is NaN counts as its mean; NaN where all are.
+            0..1; a threshold of 0.99 flags 1 % of pixels like the held-out ones, and 1 is farther away than
+            all of them. A channel that is NaN counts as its mean; the score is NaN if all are.
         """
         pixels = x.reshape(-1, x.shape[-1])
-        found = np.empty(len(pixels), np.float32)
+        scores = np.empty(len(pixels), np.float32)
         for start in range(0, len(pixels), AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            found[some] = np.interp(
-                np.sqrt(self._squares(pixels[some], statistics)), self.distances, QUANTILES
-            )
-        return found.reshape(x.shape[:-1])
+            block = slice(start, start + AT_ONCE)
+            distances = np.sqrt(self._squares(pixels[block], statistics))
+            scores[block] = np.interp(distances, self.distances, QUANTILES)
+        return scores.reshape(x.shape[:-1])
 
     def _squares(self, pixels: NDArray[np.float32], statistics: Statistics) -> NDArray[np.float32]:
         """Return the squared distance from the nearest centre, float32 (pixel,)."""
         z = _standardise(pixels, statistics)
         missing = np.isnan(z)
-        # Adding NaN again marks pixels without any channel.
+        # Added to the result, this marks pixels without any channel.
         none = np.where(missing.all(axis=1), np.float32(np.nan), np.float32(0))
         z = np.where(missing, np.float32(0), z) @ np.array(self.whitening, np.float32).T
         centres = np.array(self.centres, np.float32)
@@ -120,17 +119,12 @@ Stacks = Sequence[tuple[Layers, Layers]]
 
 
 def fit_ood_score(training: Stacks, held_out: Stacks, statistics: Statistics) -> OodScore | None:
-    """Fit the centres of the training data and the distances of held-out data of the same kind.
-
-    Parameters
-    ----------
-    training, held_out
-        Stacks; of the held-out ones labels don't matter.
+    """Fit the centres on labelled training pixels, and the quantiles on held-out pixels.
 
     Returns
     -------
     OodScore or None
-        None where a labelled training pixel or a valid held-out one is wanting.
+        None without a labelled training pixel or without a valid held-out pixel.
     """
     values, labels = _pixels(training)
     known = labels != IGNORE
@@ -173,10 +167,10 @@ def _rows_of(stacks: Stacks, step: int) -> Iterator[tuple[NDArray[np.float32], N
         height, width = masks.shape
         first, above = -above % step, above + height
         for row in range(first, height, step):
-            place = (slice(row, row + 1), slice(0, width))
-            yield np.asarray(image[place], np.float32), np.asarray(masks[place])
+            window = (slice(row, row + 1), slice(0, width))
+            yield np.asarray(image[window], np.float32), np.asarray(masks[window])
 
 
 def _rows(values: Iterable[Iterable[float]]) -> Rows:
-    """Return plain numbers of six digits each, enough for a distance."""
+    """Return Python floats of six digits, which are enough for a distance."""
     return tuple(tuple(float(f"{v:.6g}") for v in row) for row in values)

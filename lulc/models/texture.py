@@ -1,4 +1,4 @@
-"""Features of a pixel: its standardised channels, and their mean and standard deviation around it."""
+"""Features of a pixel: its standardised channels, and their mean and standard deviation in squares."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from lulc.core.statistics import Statistics, valid_pixels
 def texture_features(
     x: NDArray[np.float32], statistics: Statistics, radii: Sequence[int]
 ) -> NDArray[np.float32]:
-    """Return the features of each pixel for a model without convolutions.
+    """Return the features of each pixel for a model of single pixels.
 
-    A value depends on its own surroundings alone, to the last bit, so that windows give what the whole
-    image gives. Invalid pixels and those beyond the border take no part in mean and deviation.
+    A value depends on its square alone, to the last bit, so that windows give the values of the whole image.
+    Mean and deviation are over the valid pixels of the square.
 
     Parameters
     ----------
     x
         float32 (n, y, x, channel) in physical units, NaN in every channel of an invalid pixel.
     radii
-        Of the squares, pixels: 2 for 5 x 5.
+        Radii of the squares in pixels: 2 for 5 x 5.
 
     Returns
     -------
     float32 (n, y, x, feature)
-        The channels; then for each radius the mean of each channel and its deviation. 0 where invalid.
+        The channels, then for each radius their means and their deviations; 0 for invalid pixels.
 
     Examples
     --------
@@ -39,7 +39,7 @@ def texture_features(
     """
     z = (x.astype(np.float64) - statistics.mean) / statistics.std
     valid = valid_pixels(z)[..., np.newaxis]
-    # A missing channel of a valid pixel counts as its mean.
+    # A missing channel of a valid pixel gets the mean, 0.
     z = np.where(np.isnan(z), 0.0, z)
     layers = [z]
     for radius in radii:
@@ -51,12 +51,12 @@ def texture_features(
 
 
 def _box_sum(a: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
-    """Sum over the square around each pixel, always in the same order; running sums would round anew."""
+    """Sum over the square around each pixel in a fixed order; running sums would round differently."""
     for axis in (0, 1):
         total = a.copy()
-        whole, part = (np.moveaxis(b, axis + 1, 0) for b in (total, a))
-        for shift in range(1, min(radius, len(part) - 1) + 1):
-            whole[:-shift] += part[shift:]
-            whole[shift:] += part[:-shift]
+        sums, values = (np.moveaxis(b, axis + 1, 0) for b in (total, a))
+        for shift in range(1, min(radius, len(values) - 1) + 1):
+            sums[:-shift] += values[shift:]
+            sums[shift:] += values[:-shift]
         a = total
     return a

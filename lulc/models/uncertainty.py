@@ -1,4 +1,4 @@
-"""Class, confidence and uncertainty measures of a pixel, from its probabilities."""
+"""Class, confidence and uncertainty of pixels by their probabilities."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ Probabilities = NDArray[np.float32]
 
 
 def decide(probabilities: Probabilities) -> NDArray[np.uint8]:
-    """Return the network class of each pixel.
+    """Return the network class 0..N-1 of each pixel, uint8 (...); the first of equally probable ones.
 
     Parameters
     ----------
     probabilities
-        float32 (..., class): softmax, or with one class sigmoid, decided at 0.5.
-
-    Returns
-    -------
-    uint8 (...)
-        0..N-1; with sigmoid 1 for the class and 0 for the rest.
+        float32 (..., class): softmax; or sigmoid of one class, which gives 1 from 0.5, else 0.
 
     Examples
     --------
@@ -32,7 +27,7 @@ def decide(probabilities: Probabilities) -> NDArray[np.uint8]:
         return (probabilities[..., 0] >= 0.5).astype(np.uint8)
     highest = probabilities.max(axis=-1)
     classes = np.zeros(highest.shape, np.uint8)
-    # Plane by plane, the first of equals last: many times faster than argmax where planes are contiguous.
+    # Much faster than argmax for contiguous planes; the first of equal classes is written last.
     for number in range(probabilities.shape[-1] - 1, 0, -1):
         np.copyto(classes, np.uint8(number), where=probabilities[..., number] == highest)
     np.copyto(classes, np.uint8(0), where=probabilities[..., 0] == highest)
@@ -40,22 +35,18 @@ def decide(probabilities: Probabilities) -> NDArray[np.uint8]:
 
 
 def confidence(probabilities: Probabilities) -> Probabilities:
-    """Return the probability of the class that `decide` gives, float32 (...)."""
+    """Return the probability of the class of `decide`, float32 (...)."""
     highest = probabilities.max(axis=-1)
     return np.maximum(highest, 1 - highest) if probabilities.shape[-1] == 1 else np.asarray(highest)
 
 
 def entropy(probabilities: Probabilities) -> Probabilities:
-    """Return -sum p log p / log N: 0 where one class is certain, 1 where all are alike.
+    """Return -sum p log p / log N, float32 (y, x): 0 if one class is certain, 1 if all are equally probable.
 
     Parameters
     ----------
     probabilities
-        float32 (y, x, class), two classes or more that sum up to 1.
-
-    Returns
-    -------
-    float32 (y, x)
+        float32 (y, x, class), at least two classes, sums to 1.
 
     Examples
     --------
@@ -67,16 +58,12 @@ def entropy(probabilities: Probabilities) -> Probabilities:
 
 
 def margin(probabilities: Probabilities) -> Probabilities:
-    """Return the highest probability less the second: 0 where two classes are alike, 1 where one is certain.
+    """Return the highest probability minus the second, float32 (y, x).
 
     Parameters
     ----------
     probabilities
-        float32 (y, x, class), two classes or more.
-
-    Returns
-    -------
-    float32 (y, x)
+        float32 (y, x, class), at least two classes.
 
     Examples
     --------
@@ -87,13 +74,16 @@ def margin(probabilities: Probabilities) -> Probabilities:
     return np.asarray(first - second, np.float32)
 
 
-_OF_ACTIVATIONS: dict[str, Callable[[Probabilities], Probabilities]] = {"entropy": entropy, "margin": margin}
+_OF_PROBABILITIES: dict[str, Callable[[Probabilities], Probabilities]] = {
+    "entropy": entropy,
+    "margin": margin,
+}
 
 NOVELTY = "novelty"
-"""The measure that looks at the channels instead (`lulc.models.ood_score`)."""
+"""The out-of-distribution score, a measure by the channels (`lulc.models.ood_score`)."""
 
-MEASURES = (*_OF_ACTIVATIONS, NOVELTY)
-"""Names of the further bands; all within 0..1."""
+MEASURES = (*_OF_PROBABILITIES, NOVELTY)
+"""Names of the bands after the activations, all within 0..1."""
 
 
 def with_measures(
@@ -101,12 +91,12 @@ def with_measures(
 ) -> Probabilities:
     """Append the named measures to probabilities (y, x, class): float32 (y, x, class + measure).
 
-    `novelty`, float32 (y, x), is needed where it is named.
+    `novelty`, float32 (y, x), is required if it is named.
     """
     if not names:
         return probabilities
     both = probabilities
     if probabilities.shape[-1] == 1:
         both = np.concatenate([probabilities, 1 - probabilities], axis=-1)
-    measures = [novelty if name == NOVELTY else _OF_ACTIVATIONS[name](both) for name in names]
+    measures = [novelty if name == NOVELTY else _OF_PROBABILITIES[name](both) for name in names]
     return np.concatenate([probabilities, *(m[..., np.newaxis] for m in measures if m is not None)], axis=-1)

@@ -1,7 +1,7 @@
-"""The network: a U-Net whose first layer standardises, and the stride and halo that windows need.
+"""U-Net whose first layer standardises its input.
 
-The default is the original network, layer for layer and name for name: four encoder stages of two 3x3
-convolutions, no bottleneck, four decoder stages that upsample by 4x4 transposed convolutions.
+The default has the layers and names of the original network: four encoder stages of two 3x3 convolutions, no
+bottleneck, four decoder stages that upsample by 4x4 transposed convolutions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ Array = np.ndarray
 class Standardization(keras.layers.Layer):
     """``(x - mean) / std`` per channel; NaN becomes exactly 0.
 
-    Mean and standard deviation are weights that no optimizer touches; ``set_statistics`` gives them.
-    Computed in float32 whatever the precision of the layers after it: reflectance x 10000 leaves
-    bfloat16 two digits.
+    Mean and standard deviation are weights that are not trained. The layer computes in float32 whatever the
+    precision of the others: in bfloat16, reflectance x 10000 would have two digits.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -38,7 +37,7 @@ class Standardization(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Standardise x (n, y, x, band)."""
-        # The mean stands in for NaN before anything is computed, so that no NaN reaches a gradient.
+        # NaN is replaced by the mean before the arithmetic, so that no gradient is NaN.
         mean = keras.ops.convert_to_tensor(self.mean)
         known = keras.ops.where(keras.ops.isnan(x), mean, x)
         return (known - mean) / self.std
@@ -50,13 +49,13 @@ class Standardization(keras.layers.Layer):
 def build_unet(
     config: NetworkConfig | None = None, statistics: tuple[Array, Array] | None = None
 ) -> keras.Model:
-    """Build the network with fresh weights (He-normal).
+    """Build the network with random weights (He-normal).
 
     Parameters
     ----------
     statistics
-        Mean and standard deviation of each channel, float (band,), in the units of the input; without
-        them the input is taken as it is (NaN still becomes 0).
+        Mean and standard deviation of each channel, float (band,), in the units of the input; 0 and 1 by
+        default.
 
     Returns
     -------
@@ -67,7 +66,7 @@ def build_unet(
     Raises
     ------
     InputError
-        If there is not one finite mean and one positive standard deviation per channel.
+        If means are not finite or standard deviations not positive, or their number is not that of channels.
     """
     config = config or NetworkConfig()
     inputs = keras.Input((None, None, config.channels), name="input")
@@ -107,27 +106,24 @@ def _check_statistics(statistics: tuple[Array, Array], channels: int) -> None:
 
 
 def _encode(x: Any, config: NetworkConfig) -> list[Any]:
-    """Return the results of the encoder stages at strides 1, 2, ..., and the input of the decoder."""
-    results = []
+    """Return the feature maps of the encoder stages at strides 1, 2, ..., and the input of the decoder."""
+    skips = []
     for s, filters in enumerate(config.filters):
         for i in (1, 2):
             x = _convolve(x, config, filters, f"encoder_stage{s}", i)
-        results.append(x)
+        skips.append(x)
         x = keras.layers.MaxPooling2D(2, name=f"encoder_stage{s}_pool")(x)
-    return [*results, x]
+    return [*skips, x]
 
 
 def _convolve(x: Any, config: NetworkConfig, filters: int, stage: str, i: int, side: int = 3) -> Any:
     """Append a convolution, normalisation and ReLU."""
-    x = keras.layers.Conv2D(
-        filters,
-        side,
-        padding="same",
-        use_bias=config.norm == "none",
-        kernel_initializer="he_normal",
-        name=f"{stage}_conv{i}",
-    )(x)
-    return _activate(x, config, stage, i)
+    options = _options(config) | {"name": f"{stage}_conv{i}"}
+    return _activate(keras.layers.Conv2D(filters, side, **options)(x), config, stage, i)
+
+
+def _options(config: NetworkConfig) -> dict[str, Any]:
+    return {"padding": "same", "use_bias": config.norm == "none", "kernel_initializer": "he_normal"}
 
 
 def _activate(x: Any, config: NetworkConfig, stage: str, i: int) -> Any:
@@ -137,17 +133,10 @@ def _activate(x: Any, config: NetworkConfig, stage: str, i: int) -> Any:
 
 
 def _decode(x: Any, skip: Any, config: NetworkConfig, filters: int, stage: str) -> Any:
-    """Append a decoder stage: double the resolution and join with the skip of the encoder."""
+    """Append a decoder stage: double the resolution and join the skip connection."""
     if config.block == "transpose":
-        x = keras.layers.Conv2DTranspose(
-            filters,
-            4,
-            strides=2,
-            padding="same",
-            use_bias=config.norm == "none",
-            kernel_initializer="he_normal",
-            name=f"{stage}_up",
-        )(x)
+        options = _options(config) | {"name": f"{stage}_up"}
+        x = keras.layers.Conv2DTranspose(filters, 4, strides=2, **options)(x)
         x = _activate(x, config, stage, 1)
     else:
         if config.block == "sum":

@@ -1,23 +1,20 @@
 """Weights files and their cards: saving, finding, loading, and transfer to another network.
 
 A model is two files, ``NAME.keras`` (weights) and ``NAME.json`` (its card). It is loaded by building the
-network from the card and filling in arrays; nothing in the weights file is ever run. Importing this
-module imports no deep-learning framework, and neither do `find_model`, `load_card` and `read_arrays`.
+network of the card and assigning arrays; no code in the weights file runs. This module, `find_model`,
+`load_card` and `read_arrays` import no deep-learning framework.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import io
 import json
-import math
 import os
 import re
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +22,11 @@ import h5py
 import numpy as np
 
 from lulc.core.documents import read_document, write_document
-from lulc.core.removal import withdraw
 from lulc.core.schema import InputError
 from lulc.core.statistics import Statistics
-from lulc.core.storage import temporary_folder, write_atomically
+from lulc.core.storage import temporary_folder
 from lulc.models.archive import CONFIG, METADATA, WEIGHTS, Arrays, compare_shapes, read_archive, variables_of
-from lulc.models.card import ModelCard, card_path, load_card, write_card
+from lulc.models.card import ModelCard, load_card, write_with_card
 from lulc.models.hub import fetch, is_hub
 from lulc.models.legacy import describe_legacy, read_legacy
 
@@ -38,25 +34,25 @@ if TYPE_CHECKING:
     from lulc.models.backend import keras
 
 PICKS = ("lowest-val-loss", "highest-val-accuracy", "best-macro-f1", "last")
-"""Names of the best models of a run."""
+"""Picks of networks of a run."""
 
 BASELINE = "baseline"
-"""Pick of the forest that is kept beside each training, ``baseline.npz``."""
+"""Pick of the random forest of each training, ``baseline.npz``."""
 
 FEW_LABELS = "few-labels"
-"""Recipe for few labels, and pick of the small models that it keeps, ``few-labels.npz``."""
+"""Recipe for few labels, and pick of its small models, ``few-labels.npz``."""
 
 RECOMMENDED = "auto"
-"""Pick of what the training recommends."""
+"""Pick of the model that the training recommends."""
 
 IMPORTED = "network.onnx"
-"""Network in a folder that import_model.py wrote."""
+"""Network in a folder of import_model.py."""
 
 CARDED = (".keras", ".npz", ".onnx")
-"""Endings of files that have a card: networks, forests and imported networks."""
+"""Suffixes of files with a card: networks, models of single pixels, and imported networks."""
 
 RUN_FILE = "run.json"
-"""In a run folder: what the run is, and whether it is finished."""
+"""Document of a run folder, with its state."""
 
 _RUN_SCHEMA = {"type": "object", "required": ["finished"], "properties": {"finished": {"type": "boolean"}}}
 
@@ -79,7 +75,7 @@ _PICKS_SCHEMA: dict[str, Any] = {
 def save_model(
     model: keras.Model, card: ModelCard, path: str | os.PathLike[str], *, half: bool = False
 ) -> ModelCard:
-    """Write the weights of `model` and then their card, each whole or not at all.
+    """Write weights and then their card, each whole or not at all; return the card as written.
 
     Equal weights and cards give equal bytes.
 
@@ -88,11 +84,6 @@ def save_model(
     half
         Store kernels as float16, half the size; statistics, batch norm and biases stay float32, since
         the variance of reflectance x 10000 is beyond float16.
-
-    Returns
-    -------
-    ModelCard
-        The card as written.
 
     Raises
     ------
@@ -107,27 +98,20 @@ def save_model(
         )
     arrays = arrays_of(model)
     _compare(arrays, card, path)
-    content = _pack(card, arrays, half, path.parent)
-    # A former card must not lie beside other weights, not even after a crash.
-    withdraw(card_path(path))
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(content)
-    card = replace(card, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
-    write_card(card, path)
-    return card
+    return write_with_card(_pack(card, arrays, half, path.parent), card, path)
 
 
 def load_model(
     path: str | os.PathLike[str], *, statistics: Statistics | None = None
 ) -> tuple[keras.Model, ModelCard]:
-    """Build the network of a card and fill in the weights beside it.
+    """Build the network of a card and assign the weights beside it.
 
     Parameters
     ----------
     path
         ``NAME.keras`` with its card, or a Keras 2 ``.h5`` of the original system.
     statistics
-        For ``.h5`` files, which have none; without them the input is taken as standardised.
+        Statistics for ``.h5`` files, which have none; by default their input is already standardised.
 
     Raises
     ------
@@ -153,20 +137,12 @@ def load_model(
 def load_legacy(
     path: str | os.PathLike[str], statistics: Statistics | None = None
 ) -> tuple[keras.Model, ModelCard]:
-    """Build the network of a Keras 2 ``.h5`` file of the original system.
-
-    Parameters
-    ----------
-    path
-        Whole model or weights only, of any width.
-    statistics
-        Mean and standard deviation of the network's training data; without them the input is taken as
-        standardised already.
+    """Build the network of a Keras 2 ``.h5`` file of the original system, of any width.
 
     Raises
     ------
     InputError
-        If the file is refused, or its layers are not those of the original network in any width.
+        If the file is refused, or its layers are not those of the original network.
     """
     config, arrays = read_legacy(path)
     from lulc.models.unet import build_unet, geometry
@@ -182,7 +158,10 @@ def load_legacy(
 def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> Arrays:
     """Read and check the arrays of a ``.keras`` or legacy file, without a framework.
 
-    Where no card is given, that beside the file is read, which a legacy file has none of.
+    Parameters
+    ----------
+    card
+        Card of the file, necessary for legacy files; by default the card beside it.
 
     Returns
     -------
@@ -192,20 +171,17 @@ def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> 
     Raises
     ------
     InputError
-        With the reason: wrong sha256, anything in it but plain weights (see `lulc.models.archive`), other
-        layers or shapes than the card's network has, NaN or infinite values, other statistics than the
-        card's.
+        If the sha256 is wrong, the file holds anything but plain weights (see `lulc.models.archive`), layers,
+        shapes or statistics differ from the card's, or values are NaN or infinite.
     """
     card = card or load_card(path)
     network = card.unet
     if Path(path).suffix != ".keras":
-        known = {"mean": card.statistics.mean, "std": card.statistics.std}
-        named = {f"standardization/{name}": np.asarray(value, "float32") for name, value in known.items()}
-        return read_legacy(path)[1] | named
-    expected = network.variable_shapes()
-    # Beside the network's own variables a file may hold the random state of its dropout.
-    most = 4 * sum(math.prod(shape) for shape in expected.values()) + 2**16
-    arrays = read_archive(path, sha256=card.sha256, limit=most)
+        moments = {"mean": card.statistics.mean, "std": card.statistics.std}
+        standardization = {f"standardization/{k}": np.asarray(v, "float32") for k, v in moments.items()}
+        return read_legacy(path)[1] | standardization
+    # A file may also hold the random state of dropout.
+    arrays = read_archive(path, sha256=card.sha256, limit=4 * network.parameters + 2**16)
     _compare(arrays, card, path)
     return arrays
 
@@ -228,13 +204,7 @@ def arrays_of(model: keras.Model) -> Arrays:
 
 
 def assign(model: keras.Model, arrays: Arrays) -> None:
-    """Assign `arrays` to the variables of the same names, after comparing all names and shapes.
-
-    Raises
-    ------
-    InputError
-        If the two sets differ.
-    """
+    """Assign `arrays` to the variables of the same names; raises InputError if names or shapes differ."""
     variables = variables_of(model)
     compare_shapes(
         {n: a.shape for n, a in arrays.items()}, {n: tuple(v.shape) for n, v in variables.items()}, model.name
@@ -250,28 +220,26 @@ def transfer(
 
     Parameters
     ----------
-    model
-        Network to fill; its variables of other names or shapes keep their values.
     arrays
         Weights by ``layer/variable``.
     fresh
-        Layers that are left as they are: the statistics belong to the data, the head to the legend.
+        Layers to leave unchanged: statistics belong to the data, the head to the legend.
 
     Returns
     -------
     list of str
-        Variables that kept their values, those of `fresh` layers left out.
+        Variables of other layers without a fitting array, which keep their values.
     """
-    kept = []
+    unfit = []
     for name, variable in variables_of(model).items():
         if name.split("/")[0] in fresh:
             continue
         array = arrays.get(name)
         if array is None or array.shape != tuple(variable.shape):
-            kept.append(name)
+            unfit.append(name)
         else:
             variable.assign(array)
-    return kept
+    return unfit
 
 
 def record_picks(folder: str | os.PathLike[str], picks: dict[str, str]) -> None:
@@ -280,31 +248,24 @@ def record_picks(folder: str | os.PathLike[str], picks: dict[str, str]) -> None:
 
 
 def read_picks(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Read the file names by pick that `record_picks` wrote.
-
-    Raises
-    ------
-    InputError
-        If the folder has none, or they do not fit their schema.
-    """
+    """Read the file names by pick that `record_picks` wrote; raises InputError if missing or damaged."""
     document = read_document(Path(folder) / PICKS_FILE, _PICKS_SCHEMA, "list of models", 1)
     return {str(k): str(v) for k, v in document["picks"].items()}
 
 
 def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
-    """Return the weights file that a name or path stands for.
+    """Return the weights file of a name or path.
 
     Parameters
     ----------
     name_or_path
-        A weights file, a run folder, an address (see `lulc.models.hub.fetch`), or a name in a weights folder
-        (``kaakonkulma-sim/lowest-val-loss``):
-        those in the environment variable ``LULC_WEIGHTS``, then the toolkit's own.
+        A weights file, a run folder, an address (see `lulc.models.hub.fetch`), or a name in a folder of
+        `weights_folders` (``kaakonkulma-sim/lowest-val-loss``).
 
     Raises
     ------
     InputError
-        If there is none; lists those that there are.
+        If there is none; the message lists the names in weights folders.
     """
     if is_hub(name_or_path):
         return fetch(name_or_path)
@@ -323,26 +284,32 @@ def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
             return named.with_name(f"{named.name}.keras")
         if named.is_dir():
             return _pick_from(named, pick)
-    known = ", ".join(_known_models()) or "none"
-    near = difflib.get_close_matches(name_or_path.removeprefix("weights/"), _known_models(), 1)
+    known = sorted(
+        {
+            path.relative_to(folder).with_suffix("").as_posix()
+            for folder in weights_folders()
+            for path in folder.glob("**/*.keras")
+        }
+    )
+    near = difflib.get_close_matches(name_or_path.removeprefix("weights/"), known, 1)
     meant = f"Did you mean {near[0]}? " if near else ""
     raise InputError(
         f"cannot find the model '{name_or_path}', since it is neither a file, nor a run folder, nor a name "
-        f"in weights/ (there: {known})",
+        f"in weights/ (there: {', '.join(known) or 'none'})",
         f"{meant}Give a weights file (.keras, .h5), the folder that train_model.py wrote, or one of these "
         "names.",
     )
 
 
 def unfinished_run(model: Path) -> str:
-    """Say that weights are of a training that did not end; empty where it did, or where nothing tells."""
+    """Return a warning for weights of an unfinished training; empty if it is finished or unknown."""
     try:
         run = read_document(model.parent / RUN_FILE, _RUN_SCHEMA, "run", 1)
     except InputError:
         return ""
     if run["finished"]:
         return ""
-    return f"the training in '{model.parent.name}' is not finished: later weights of it may be better"
+    return f"the training in '{model.parent.name}' is not finished: its later weights may be better"
 
 
 def _pick_from(folder: Path, pick: str) -> Path:
@@ -350,17 +317,17 @@ def _pick_from(folder: Path, pick: str) -> Path:
         if named.is_file():
             return named
     picks = read_picks(folder) if (folder / PICKS_FILE).is_file() else {}
-    # An imported network is alone in its folder: it stands for each network of a run, but for no forest.
+    # An imported network is alone in its folder: every pick of a network means it.
     if not picks and pick in (RECOMMENDED, *PICKS) and (folder / IMPORTED).is_file():
         return folder / IMPORTED
     if pick in picks and (folder / picks[pick]).is_file():
         return folder / picks[pick]
     if pick == RECOMMENDED:
         return _pick_from(folder, PICKS[0])
-    found = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in CARDED)) or "none"
+    weights = ", ".join(sorted(p.name for p in folder.iterdir() if p.suffix in CARDED)) or "none"
     raise InputError(
-        f"cannot find the model '{pick}' in the folder '{folder}', since it points out "
-        f"{', '.join(picks) or 'none'} and holds the weights {found}",
+        f"cannot find the model '{pick}' in the folder '{folder}', since it has the picks "
+        f"{', '.join(picks) or 'none'} and holds the weights {weights}",
         "Give one of these files, another --pick, or train first: python train_model.py DATA --out FOLDER",
     )
 
@@ -373,30 +340,20 @@ def weights_folders() -> Iterator[Path]:
     yield Path(sys.prefix) / "share" / "lulc" / "weights"
 
 
-def _known_models() -> list[str]:
-    return sorted(
-        {
-            path.relative_to(folder).with_suffix("").as_posix()
-            for folder in weights_folders()
-            for path in folder.glob("**/*.keras")
-        }
-    )
-
-
 def _compare(arrays: Arrays, card: ModelCard, where: str | os.PathLike[str]) -> None:
     compare_shapes({n: a.shape for n, a in arrays.items()}, card.unet.variable_shapes(), where)
     for key in ("mean", "std"):
-        found, said = arrays[f"standardization/{key}"], getattr(card.statistics, key)
-        if not np.allclose(found, said, rtol=1e-5, atol=1e-6):
+        values, expected = arrays[f"standardization/{key}"], getattr(card.statistics, key)
+        if not np.allclose(values, expected, rtol=1e-5, atol=1e-6):
             raise InputError(
-                f"cannot use the weights '{where}', since they hold the {key} {found.tolist()}, "
-                f"expected {list(said)} as their card says",
+                f"cannot use the weights '{where}', since they hold the {key} {values.tolist()}, "
+                f"expected {list(expected)} as their card says",
                 "Take weights and card from one source.",
             )
 
 
 def _pack(card: ModelCard, arrays: Arrays, half: bool, beside: Path) -> bytes:
-    """Return a ``.keras`` archive as Keras writes it, without optimizer and date; writes beside `beside`."""
+    """Return a ``.keras`` archive of Keras without optimizer and date; writes temporary files in `beside`."""
     from lulc.models.unet import build_unet
 
     model = build_unet(card.unet)
@@ -405,7 +362,7 @@ def _pack(card: ModelCard, arrays: Arrays, half: bool, beside: Path) -> bytes:
         model.save(f"{folder}/model.keras")
         with zipfile.ZipFile(f"{folder}/model.keras") as archive:
             members = {name: archive.read(name) for name in (METADATA, CONFIG, WEIGHTS)}
-    # The date and the addresses of shared objects would make equal models unequal files.
+    # The date and the ids of shared objects differ between files of equal models.
     metadata = json.loads(members[METADATA])
     members[METADATA] = json.dumps({"keras_version": metadata["keras_version"]}).encode()
     members[CONFIG] = re.sub(rb', "shared_object_id": \d+', b"", members[CONFIG])
