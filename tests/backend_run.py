@@ -5,6 +5,8 @@ FOLDER holds model.keras and picture.npz; the result is FOLDER/BACKEND.npz.
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,11 @@ def scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def train(config: NetworkConfig, loss: str, image: Any, labels: Any) -> tuple[np.ndarray, bool]:
     """Loss of each step, and whether all weights are finite in the end."""
-    backend.seed(1, deterministic=True)
+    keras.utils.set_random_seed(1)
+    if backend.name() == "tensorflow":
+        importlib.import_module("tensorflow").config.experimental.enable_op_determinism()
+    elif backend.name() == "torch":
+        importlib.import_module("torch").use_deterministic_algorithms(True, warn_only=True)
     model = build_unet(config, (np.array([1000.0, 100.0]), np.array([300.0, 40.0])))
     counts = [int((labels == c).sum()) for c in range(max(config.classes, 2))]
     model.compile(keras.optimizers.Nadam(0.01), build_loss(loss, counts, config.classes))
@@ -81,9 +87,21 @@ def place() -> bool:
         )
 
 
+def limit_threads(count: int) -> None:
+    """Limit the framework to `count` threads; JAX takes their number from the processor affinity."""
+    framework: Any = importlib.import_module(backend.name())
+    if backend.name() == "tensorflow":
+        framework.config.threading.set_intra_op_parallelism_threads(count)
+        framework.config.threading.set_inter_op_parallelism_threads(min(count, 2))
+    elif backend.name() == "torch":
+        framework.set_num_threads(count)
+    else:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
+
+
 def main(folder: Path, losses: list[str]) -> None:
     """Run everything and store what came out."""
-    backend.limit_threads(2)
+    limit_threads(2)
     image, labels = scene(np.random.default_rng(0))
     model, card = load_model(folder / "model.keras")
     with np.load(folder / "picture.npz") as picture:

@@ -19,8 +19,7 @@ from lulc.core.windows import Window
 from lulc.demo.landscape import simulate, write_scene
 from lulc.models.calibration import calibrate
 from lulc.models.card import load_card
-from lulc.models.pixel_model import read_pixel_model
-from lulc.models.texture import texture_features
+from lulc.models.pixel_model import read_pixel_model, texture_features
 from lulc.models.weights import find_model
 from lulc.rasters.stack import open_stack
 from lulc.training.baseline import FOREST, MACRO, NETWORK, Comparison, HeldOut, compare

@@ -45,7 +45,7 @@ def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, 
     from lulc.models.unet import build_unet
 
     def write(config: NetworkConfig = SMALL) -> tuple[Path, ModelCard]:
-        backend.seed(3)
+        backend.keras.utils.set_random_seed(3)
         rng = np.random.default_rng(3)
         statistics = Statistics((500.0,) * config.channels, (200.0,) * config.channels)
         model = build_unet(config, (np.array(statistics.mean), np.array(statistics.std)))

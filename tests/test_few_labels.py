@@ -23,8 +23,7 @@ from lulc.maps.reader import open_map
 from lulc.models.calibration import calibrate
 from lulc.models.card import Channel, ModelCard, load_card
 from lulc.models.config import PixelConfig
-from lulc.models.pixel_model import PixelModel, read_pixel_model, write_pixel_model
-from lulc.models.texture import texture_features
+from lulc.models.pixel_model import PixelModel, read_pixel_model, texture_features, write_pixel_model
 from lulc.models.weights import find_model
 from lulc.rasters.stack import open_stack
 from lulc.training.data.dataset import class_targets, leave_one_out, open_dataset

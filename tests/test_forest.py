@@ -17,8 +17,7 @@ from lulc.engines import pixels as engine
 from lulc.models.archive import pack_npz
 from lulc.models.card import Channel, ModelCard, load_card
 from lulc.models.config import NetworkConfig, PixelConfig
-from lulc.models.pixel_model import PixelModel, read_pixel_model, write_pixel_model
-from lulc.models.texture import texture_features
+from lulc.models.pixel_model import PixelModel, read_pixel_model, texture_features, write_pixel_model
 from lulc.training.baseline import RADII, arrays_of
 
 CHANNELS = 3

@@ -45,7 +45,7 @@ STATISTICS = Statistics((1500.0,) * 9, (800.0,) * 9, 1)
 
 def network_of(config: NetworkConfig, seed: int = 0) -> Any:
     """A network with batch statistics unlike those of a fresh one, so that nothing cancels."""
-    backend.seed(seed)
+    backend.keras.utils.set_random_seed(seed)
     mean, std = (np.full(config.channels, value) for value in (1500.0, 800.0))
     network = build_unet(config, (mean, std))
     rng = np.random.default_rng(seed)

@@ -44,7 +44,7 @@ def save(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     from lulc.models.unet import build_unet
 
     def write(config: NetworkConfig = SMALL, temperature: float | tuple[float, ...] = 1.0) -> Any:
-        backend.seed(3)
+        backend.keras.utils.set_random_seed(3)
         rng = np.random.default_rng(3)
         statistics = Statistics((500.0, 40.0, 0.1)[: config.channels], (200.0, 9.0, 0.02)[: config.channels])
         model = build_unet(config, (np.array(statistics.mean), np.array(statistics.std)))

@@ -188,7 +188,7 @@ def test_cards_hold_the_fitted_temperature_and_the_averaged_weights(stacks, tmp_
 
     def note(self):
         found = original(self)
-        seen.append((found, kernels(self._model)))
+        seen.append((found, kernels(self.model)))
         return found
 
     monkeypatch.setattr(loop_module.Loop, "_validate", note)

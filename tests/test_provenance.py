@@ -38,7 +38,7 @@ NETWORK = NetworkConfig(classes=3, channels=9, filters=(4, 8))
 
 def write_model(path: Path, seed: int) -> Path:
     """A small network with random weights and its card."""
-    backend.seed(seed)
+    backend.keras.utils.set_random_seed(seed)
     network = build_unet(NETWORK, (np.full(9, 1500.0), np.full(9, 800.0)))
     legend = Legend("test", tuple(LandCoverClass(i, f"class {i}", f"#0{i}20a0", (), i) for i in (1, 2, 3)))
     card = ModelCard(

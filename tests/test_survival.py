@@ -48,8 +48,9 @@ job.build_engine = build
 
 TRAIN = """
 from lulc.training import loop
-from lulc.models.backend import keras, limit_threads
-limit_threads(1)
+import tensorflow
+tensorflow.config.threading.set_intra_op_parallelism_threads(1)
+tensorflow.config.threading.set_inter_op_parallelism_threads(1)
 loop.CHECKPOINT_SECONDS = 0.0
 check = loop.Loop._check_finite
 calls = os.open(task["calls"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)

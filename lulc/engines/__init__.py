@@ -1,4 +1,4 @@
-"""A trained network as a plain function from windows to probabilities, on Keras or OpenVINO.
+"""Networks as functions from windows to probabilities, on Keras, OpenVINO or onnxruntime.
 
-What is done with probabilities is in `lulc.inference`.
+The processing of probabilities is in `lulc.inference`.
 """

@@ -40,6 +40,8 @@ def open_graph(
 ) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]:
     """Return the network of a file as a function, and the versions and device that change its results.
 
+    Raises InputError if the file is refused, is not that of its card, or the runtime can't run it.
+
     Parameters
     ----------
     shape
@@ -53,11 +55,6 @@ def open_graph(
         float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, y, x, class).
     dict
         Precision, versions and device; JSON-ready.
-
-    Raises
-    ------
-    InputError
-        If the file is refused, is not that of its card, or the runtime can't run it.
     """
     network = card.network
     assert isinstance(network, GraphConfig)

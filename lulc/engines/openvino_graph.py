@@ -60,6 +60,8 @@ def build_graph(
 ) -> Any:
     """Build the network for windows of one shape.
 
+    Raises InputError if OpenVINO is not installed.
+
     Parameters
     ----------
     shape
@@ -73,11 +75,6 @@ def build_graph(
     -------
     openvino.Model
         float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, class, y, x).
-
-    Raises
-    ------
-    InputError
-        If OpenVINO is not installed.
     """
     openvino = load_openvino()
     return _Builder(network, arrays, eight_bit or {}).model(openvino, shape, probe=probe)

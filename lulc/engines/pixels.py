@@ -12,8 +12,7 @@ from lulc.core.machine import cores
 from lulc.core.statistics import valid_pixels
 from lulc.models.card import ModelCard
 from lulc.models.config import PixelConfig
-from lulc.models.pixel_model import PixelModel, read_pixel_model
-from lulc.models.texture import texture_features
+from lulc.models.pixel_model import PixelModel, read_pixel_model, texture_features
 
 ROWS = 64
 """Rows of a strip, so that the memory of features does not depend on the window."""
@@ -22,10 +21,7 @@ ROWS = 64
 def open_pixel_model(path: Path, card: ModelCard) -> Callable[[np.ndarray], np.ndarray]:
     """Return the model of a file as a function from float32 (n, y, x, band) to float32 (n, y, x, class).
 
-    Raises
-    ------
-    InputError
-        If the file is refused.
+    Raises InputError if the file is refused.
     """
     model = read_pixel_model(path, card)
 

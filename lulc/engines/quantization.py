@@ -80,17 +80,14 @@ def quantise(
 ) -> Quantization:
     """Measure ranges on every other window, and the agreement with float32 on the windows between.
 
+    Raises InputError if no sample has a valid pixel, or OpenVINO is not installed.
+
     Parameters
     ----------
     samples
         Windows float32 (y, x, band) in physical units, NaN = no data.
     stride
         Stride of the network in pixels.
-
-    Raises
-    ------
-    InputError
-        If no sample has a valid pixel, or OpenVINO is not installed.
     """
     windows = cut_windows(samples, stride)
     if len(windows) < 2:

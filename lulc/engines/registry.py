@@ -111,17 +111,14 @@ def choose_engine(name: str, devices: Path = Path("/dev"), *, networks: Sequence
     With an NVIDIA GPU that is Keras, otherwise OpenVINO if it is installed. For imported networks it is
     onnxruntime on the GPU or if OpenVINO is not installed; for models of single pixels numpy.
 
+    Raises InputError if there is no such engine, or it does not run these models.
+
     Parameters
     ----------
     devices
         Folder of the device files.
     networks
         Shapes of the models that it must run.
-
-    Raises
-    ------
-    InputError
-        If there is no such engine, or it does not run these models.
     """
     if name != "auto" and name not in _RUNS:
         raise InputError(
@@ -194,10 +191,7 @@ def footprint(name: str, network: Shape) -> Footprint:
 def build_engine(name: str, request: EngineRequest) -> Engine:
     """Build an engine.
 
-    Raises
-    ------
-    InputError
-        If the engine is not installed, or the weights are refused.
+    Raises InputError if the engine is not installed, or the weights are refused.
     """
     chosen = choose_engine(name, networks=[request.card.network])
     if isinstance(request.card.network, GraphConfig):

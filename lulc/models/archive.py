@@ -67,6 +67,8 @@ class Refusal(Exception):
 def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int = MAX_BYTES) -> Arrays:
     """Read the arrays of a weights file, ``.keras``, ``.npz`` or ``.h5``.
 
+    Raises InputError if the file is missing or is anything but plain weights.
+
     Parameters
     ----------
     sha256
@@ -78,11 +80,6 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
     -------
     dict
         float32 arrays by ``layer/variable``, all finite; in an ``.npz`` of the types as stored.
-
-    Raises
-    ------
-    InputError
-        If the file is missing or is anything but plain weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -153,10 +150,7 @@ def read_parts(content: bytes, limit: int = MAX_BYTES) -> tuple[str, Any, Arrays
     Sizes and layout are checked, but the configuration is not. Arrays are named by their paths in the
     archive (``layers/conv2d/vars/0``), without those of the optimizer and of random numbers.
 
-    Raises
-    ------
-    Refusal
-        If it is no such archive, or holds more than a configuration and plain arrays.
+    Raises Refusal if it is no such archive, or holds more than a configuration and plain arrays.
     """
     members = _members(content, limit)
     version = str(parse_json(members[METADATA], foreign=True)["keras_version"])

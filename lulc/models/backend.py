@@ -115,24 +115,6 @@ def device_name() -> str:
     return str(framework.cuda.get_device_name(0)) if framework.cuda.is_available() else "CPU"
 
 
-def seed(value: int, *, deterministic: bool = False) -> None:
-    """Seed Python, NumPy and the framework.
-
-    Parameters
-    ----------
-    deterministic
-        Also use operations whose result does not depend on the order of threads.
-    """
-    keras.utils.set_random_seed(value)
-    if not deterministic:
-        return
-    framework = _framework()
-    if name() == "tensorflow":
-        framework.config.experimental.enable_op_determinism()
-    elif name() == "torch":
-        framework.use_deterministic_algorithms(True, warn_only=True)
-
-
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[None]:
     """Make layers inside compute in ``float32``, ``bfloat16`` or ``float16``."""
@@ -178,21 +160,6 @@ def cache_programs() -> None:
         return
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     _framework().config.update("jax_compilation_cache_dir", os.path.join(base, "lulc", "jax"))
-
-
-def limit_threads(count: int) -> None:
-    """Limit the framework to `count` threads; to be called before the first network is built.
-
-    JAX takes its threads from the processor affinity, so the process is bound to `count` processors.
-    """
-    framework = _framework()
-    if name() == "tensorflow":
-        framework.config.threading.set_intra_op_parallelism_threads(count)
-        framework.config.threading.set_inter_op_parallelism_threads(min(count, 2))
-    elif name() == "torch":
-        framework.set_num_threads(count)
-    else:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def compile_predict(

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from lulc.core.schema import IGNORE
 
+Temperature = float | tuple[float, ...]
+"""Divisor of the logits: one number, or one for each class."""
+
 PIXELS = 200_000
 """Most held-out pixels for fitting a temperature; more would change it by less than 0.001."""
 
@@ -55,7 +58,7 @@ class Holdout:
         """Return all pixels added: probabilities float32 (pixel, class), labels uint8 (pixel,)."""
         return np.concatenate(self._probabilities), np.concatenate(self._labels)
 
-    def fit(self, *, per_class: bool = False) -> float | tuple[float, ...]:
+    def fit(self, *, per_class: bool = False) -> Temperature:
         """Fit a temperature on all pixels added; 1 without a labelled pixel."""
         probabilities, labels = self.pixels()
         return fit_temperature(probabilities, labels, per_class=per_class) if labels.size else 1.0
@@ -63,7 +66,7 @@ class Holdout:
 
 def fit_temperature(
     probabilities: NDArray[np.float32], labels: NDArray[np.uint8], *, per_class: bool = False
-) -> float | tuple[float, ...]:
+) -> Temperature:
     """Return the temperature for `calibrate` with the least negative log-likelihood of the labels.
 
     Parameters
@@ -103,7 +106,7 @@ def fit_temperature(
     return temperatures if per_class else temperatures[0]
 
 
-def calibrate(probabilities: np.ndarray, temperature: float | tuple[float, ...]) -> np.ndarray:
+def calibrate(probabilities: np.ndarray, temperature: Temperature) -> np.ndarray:
     """Return probabilities at another temperature: the softmax of their logarithms divided by it.
 
     Parameters

@@ -39,6 +39,8 @@ class Channel(Jsonable):
 class ModelCard(Jsonable):
     """Card of a weights file.
 
+    Raises InputError if channels, statistics, legend and network do not fit together.
+
     Parameters
     ----------
     stride, halo
@@ -61,11 +63,6 @@ class ModelCard(Jsonable):
         Texts for readers.
     simulated
         True if training imagery was simulated.
-
-    Raises
-    ------
-    InputError
-        If channels, statistics, legend and network do not fit together.
     """
 
     name: Name
@@ -201,10 +198,7 @@ def card_path(model: str | os.PathLike[str]) -> Path:
 def load_card(model: str | os.PathLike[str]) -> ModelCard:
     """Read the card beside a weights file (or the card itself) without a framework.
 
-    Raises
-    ------
-    InputError
-        If it is missing, does not fit its schema, has a newer version, or contradicts itself.
+    Raises InputError if it is missing, does not fit its schema, has a newer version, or contradicts itself.
     """
     path = card_path(model)
     data = read_document(path, CARD_SCHEMA, "model card", FORMAT_VERSION)

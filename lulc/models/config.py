@@ -106,6 +106,8 @@ class GraphConfig(_Classifier):
 class NetworkConfig(Jsonable):
     """Shape of a U-Net; the default is the original network.
 
+    Raises InputError if the fields contradict each other or lie outside their range.
+
     Parameters
     ----------
     classes
@@ -128,11 +130,6 @@ class NetworkConfig(Jsonable):
     activation
         softmax, sigmoid for a single class, or linear for a pretrained network, which fills in masked values
         of its channels.
-
-    Raises
-    ------
-    InputError
-        If the fields contradict each other or lie outside their range.
     """
 
     classes: Annotated[Classes, REQUIRED] = 13

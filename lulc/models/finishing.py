@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lulc.models.calibration import Temperature
+
 
 @dataclass(frozen=True)
 class Finish:
@@ -29,7 +31,7 @@ class Finish:
         True if there are bands beside the class.
     """
 
-    temperature: float | tuple[float, ...]
+    temperature: Temperature
     min_confidence: float
     measures: tuple[str, ...]
     dtype: str

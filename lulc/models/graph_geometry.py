@@ -320,24 +320,12 @@ def _blocks(operator: Operator) -> Step:
 
 
 _STEPS: Mapping[str, Callable[[Operator], Step]] = {
-    "AveragePool": _convolution,
-    "Concat": _along_channels,
-    "Conv": _convolution,
-    "ConvTranspose": _transposed,
-    "DepthToSpace": _blocks,
-    "Gather": _gather,
-    "MatMul": _matmul,
-    "MaxPool": _convolution,
-    "Pad": _pad,
-    "Resize": _resize,
-    "Slice": _slice,
-    "SpaceToDepth": _blocks,
-    "Split": _along_channels,
-    "Squeeze": _squeezed,
-    "Transpose": _transpose,
-    "Unsqueeze": _squeezed,
+    "AveragePool": _convolution, "Concat": _along_channels, "Conv": _convolution,
+    "ConvTranspose": _transposed, "DepthToSpace": _blocks, "Gather": _gather, "MatMul": _matmul,
+    "MaxPool": _convolution, "Pad": _pad, "Resize": _resize, "Slice": _slice, "SpaceToDepth": _blocks,
+    "Split": _along_channels, "Squeeze": _squeezed, "Transpose": _transpose, "Unsqueeze": _squeezed,
     "Upsample": _resize,
-}
+}  # fmt: skip
 
 OPERATORS = POINTWISE | NORMALISED | REDUCED | GLOBAL | _STEPS.keys()
 """All supported operators."""

@@ -63,15 +63,12 @@ def cache_folder() -> Path:
 def fetch(address: str) -> Path:
     """Return the weights file of an address, from the cache or else from the network.
 
+    Raises InputError if the address has another form, a file is missing there, or a checksum differs.
+
     Parameters
     ----------
     address
         ``hf://OWNER/NAME@REVISION``; or ``https://HOST/PATH/NAME.json#sha256=...`` of a card, or of weights.
-
-    Raises
-    ------
-    InputError
-        If the address has another form, a file is missing there, or a checksum differs.
     """
     if match := _REPOSITORY.fullmatch(address):
         name, revision = match.groups()

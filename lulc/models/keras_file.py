@@ -88,10 +88,7 @@ class _Layer:
 class KerasGraph(OnnxNodes):
     """Conversion of a Keras model to an ONNX graph.
 
-    Raises
-    ------
-    Refusal
-        If the file holds anything but known layers and their arrays.
+    Raises Refusal if the file holds anything but known layers and their arrays.
     """
 
     def __init__(self, onnx: Any, content: bytes) -> None:
@@ -488,28 +485,17 @@ def _check_call(entry: Mapping[str, Any], node: Mapping[str, Any]) -> None:
 
 
 _LAYERS: Mapping[str, Callable[[KerasGraph, _Layer, Value], Value]] = {
-    "Activation": KerasGraph._named,
-    "AveragePooling2D": KerasGraph._pool,
-    "BatchNormalization": KerasGraph._batch_norm,
-    "Conv2D": KerasGraph._convolve,
-    "Conv2DTranspose": KerasGraph._transposed,
-    "Cropping2D": KerasGraph._crop,
-    "Dense": KerasGraph._dense,
-    "DepthwiseConv2D": KerasGraph._convolve,
-    "GlobalAveragePooling2D": KerasGraph._pool_all,
-    "GlobalMaxPooling2D": KerasGraph._pool_all,
-    "GroupNormalization": KerasGraph._group_norm,
-    "LayerNormalization": KerasGraph._layer_norm,
-    "MaxPooling2D": KerasGraph._pool,
-    "Normalization": KerasGraph._normalise,
-    "PReLU": KerasGraph._prelu,
-    "ReLU": KerasGraph._relu,
-    "Rescaling": KerasGraph._rescale,
-    "Reshape": KerasGraph._reshape,
-    "SeparableConv2D": KerasGraph._convolve,
-    "UpSampling2D": KerasGraph._enlarge,
+    "Activation": KerasGraph._named, "AveragePooling2D": KerasGraph._pool,
+    "BatchNormalization": KerasGraph._batch_norm, "Conv2D": KerasGraph._convolve,
+    "Conv2DTranspose": KerasGraph._transposed, "Cropping2D": KerasGraph._crop, "Dense": KerasGraph._dense,
+    "DepthwiseConv2D": KerasGraph._convolve, "GlobalAveragePooling2D": KerasGraph._pool_all,
+    "GlobalMaxPooling2D": KerasGraph._pool_all, "GroupNormalization": KerasGraph._group_norm,
+    "LayerNormalization": KerasGraph._layer_norm, "MaxPooling2D": KerasGraph._pool,
+    "Normalization": KerasGraph._normalise, "PReLU": KerasGraph._prelu, "ReLU": KerasGraph._relu,
+    "Rescaling": KerasGraph._rescale, "Reshape": KerasGraph._reshape,
+    "SeparableConv2D": KerasGraph._convolve, "UpSampling2D": KerasGraph._enlarge,
     "ZeroPadding2D": KerasGraph._pad,
-}
+}  # fmt: skip
 """Supported layers with one input, beside activations."""
 
 _IGNORED = frozenset({

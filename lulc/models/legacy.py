@@ -24,11 +24,8 @@ def read_legacy(path: str | os.PathLike[str]) -> tuple[NetworkConfig, Arrays]:
 
     Widths, depth and block follow from names and shapes, all of which are then compared with that network.
 
-    Raises
-    ------
-    InputError
-        If the file is refused (see `lulc.models.archive`), or its layers are not those of the original
-        network of any width.
+    Raises InputError if the file is refused (see `lulc.models.archive`), or its layers are not those of the
+    original network of any width.
     """
     arrays = read_archive(path)
     shapes = {name: array.shape for name, array in arrays.items()}

@@ -84,17 +84,14 @@ def read_graph(
 ) -> GraphFile:
     """Read and check an imported network.
 
+    Raises InputError if the file is anything but a network from an image to scores of its pixels.
+
     Parameters
     ----------
     path
         ``NAME.onnx``, or a Keras model ``NAME.keras``, which is converted first.
     sha256
         Expected sha256 of the file; any if empty.
-
-    Raises
-    ------
-    InputError
-        If the file is anything but a network from an image to scores of its pixels.
     """
     path = Path(path)
     if not path.is_file():

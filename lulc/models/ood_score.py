@@ -42,6 +42,9 @@ Rows = tuple[Row, ...]
 class OodScore(Jsonable):
     """Out-of-distribution score of pixels, by their distance from the training data.
 
+    Raises InputError if the shapes don't fit each other, values are not finite, or distances are not
+    ascending.
+
     Parameters
     ----------
     centres
@@ -50,11 +53,6 @@ class OodScore(Jsonable):
         (channel, channel); transforms the common covariance of the classes to the identity.
     distances
         Quantiles of the held-out pixels' distances from the nearest centre, at `QUANTILES`.
-
-    Raises
-    ------
-    InputError
-        If the shapes don't fit each other, values are not finite, or distances are not ascending.
 
     References
     ----------

@@ -2,8 +2,7 @@
 
 A model is ``NAME.npz`` with its card ``NAME.json`` beside it. The file holds the five arrays of `Forest`
 under their names, and ``weight0_0``, ``bias0_0``, ``weight0_1`` ... of each `DenseNetwork`, uncompressed and
-without pickle. The features are `lulc.models.texture.texture_features` with the statistics and radii of the
-card.
+without pickle. The features are `texture_features` with the statistics and radii of the card.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lulc.core.schema import InputError
+from lulc.core.statistics import Statistics, valid_pixels
 from lulc.models.archive import pack_npz, read_archive
 from lulc.models.card import ModelCard, write_with_card
 from lulc.models.config import PixelConfig
 
 AT_ONCE = 4096
 """Pixels that a tree or layer computes together, so that their features stay in the processor's cache."""
+
+
+def texture_features(
+    x: NDArray[np.float32], statistics: Statistics, radii: Sequence[int]
+) -> NDArray[np.float32]:
+    """Return the features of each pixel for a model of single pixels.
+
+    A value depends on its square alone, to the last bit, so that windows give the values of the whole image.
+    Mean and deviation are over the valid pixels of the square.
+
+    Parameters
+    ----------
+    x
+        float32 (n, y, x, channel) in physical units, NaN in every channel of an invalid pixel.
+    radii
+        Radii of the squares in pixels: 2 for 5 x 5.
+
+    Returns
+    -------
+    float32 (n, y, x, feature)
+        The channels, then for each radius their means and their deviations; 0 for invalid pixels.
+    """
+    z = (x.astype(np.float64) - statistics.mean) / statistics.std
+    valid = valid_pixels(z)[..., np.newaxis]
+    # A missing channel of a valid pixel gets the mean, 0.
+    z = np.where(np.isnan(z), 0.0, z)
+    layers = [z]
+    for radius in radii:
+        count = np.maximum(_box_sum(valid.astype(np.float64), radius), 1.0)
+        mean = _box_sum(z, radius) / count
+        square = _box_sum(z * z, radius) / count
+        layers += [mean, np.sqrt(np.maximum(square - mean * mean, 0.0))]
+    return np.where(valid, np.concatenate(layers, axis=-1), 0.0).astype(np.float32)
+
+
+def _box_sum(a: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
+    """Sum over the square around each pixel in a fixed order; running sums would round differently."""
+    for axis in (0, 1):
+        total = a.copy()
+        sums, values = (np.moveaxis(b, axis + 1, 0) for b in (total, a))
+        for shift in range(1, min(radius, len(values) - 1) + 1):
+            sums[:-shift] += values[shift:]
+            sums[shift:] += values[:-shift]
+        a = total
+    return a
 
 
 @dataclass(frozen=True)
@@ -178,10 +223,8 @@ def write_pixel_model(model: PixelModel, card: ModelCard, path: str | os.PathLik
 def read_pixel_model(path: str | os.PathLike[str], card: ModelCard) -> PixelModel:
     """Read and check a model.
 
-    Raises
-    ------
-    InputError
-        If the file is not that of its card, or holds anything but the arrays of a model that fits the card.
+    Raises InputError if the file is not that of its card, or holds anything but the arrays of a model that
+    fits the card.
     """
     arrays = read_archive(path, sha256=card.sha256)
     network = card.network

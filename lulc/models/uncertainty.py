@@ -47,11 +47,6 @@ def entropy(probabilities: Probabilities) -> Probabilities:
     ----------
     probabilities
         float32 (y, x, class), at least two classes, sums to 1.
-
-    Examples
-    --------
-    >>> entropy(np.float32([[[0.5, 0.5], [1.0, 0.0]]])).tolist()
-    [[1.0, 0.0]]
     """
     terms = probabilities * np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     return np.asarray(np.clip((0 - terms.sum(axis=-1)) / np.log(probabilities.shape[-1]), 0, 1), np.float32)
@@ -64,11 +59,6 @@ def margin(probabilities: Probabilities) -> Probabilities:
     ----------
     probabilities
         float32 (y, x, class), at least two classes.
-
-    Examples
-    --------
-    >>> margin(np.float32([[[0.125, 0.625, 0.25]]])).tolist()
-    [[0.375]]
     """
     second, first = np.moveaxis(np.partition(probabilities, -2, axis=-1)[..., -2:], -1, 0)
     return np.asarray(first - second, np.float32)

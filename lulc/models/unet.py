@@ -51,6 +51,9 @@ def build_unet(
 ) -> keras.Model:
     """Build the network with random weights (He-normal).
 
+    Raises InputError if means are not finite or standard deviations not positive, or their number is not that
+    of channels.
+
     Parameters
     ----------
     statistics
@@ -62,11 +65,6 @@ def build_unet(
     keras.Model
         float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, y, x, class) probabilities.
         y and x are multiples of the network's stride.
-
-    Raises
-    ------
-    InputError
-        If means are not finite or standard deviations not positive, or their number is not that of channels.
     """
     config = config or NetworkConfig()
     inputs = keras.Input((None, None, config.channels), name="input")

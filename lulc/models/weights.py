@@ -58,18 +58,14 @@ _RUN_SCHEMA = {"type": "object", "required": ["finished"], "properties": {"finis
 
 PICKS_FILE = "models.json"
 
+_PICKS = {
+    "type": "object", "propertyNames": {"enum": [*PICKS, RECOMMENDED]},
+    "additionalProperties": {"type": "string", "pattern": r"^[^/\\.][^/\\]*\.(keras|npz)$"},
+}  # fmt: skip
 _PICKS_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["format_version", "picks"],
-    "properties": {
-        "format_version": {"const": 1},
-        "picks": {
-            "type": "object",
-            "propertyNames": {"enum": [*PICKS, RECOMMENDED]},
-            "additionalProperties": {"type": "string", "pattern": r"^[^/\\.][^/\\]*\.(keras|npz)$"},
-        },
-    },
-}
+    "type": "object", "required": ["format_version", "picks"],
+    "properties": {"format_version": {"const": 1}, "picks": _PICKS},
+}  # fmt: skip
 
 
 def save_model(
@@ -79,16 +75,13 @@ def save_model(
 
     Equal weights and cards give equal bytes.
 
+    Raises InputError if `path` does not end in ``.keras``, or a kernel is beyond float16.
+
     Parameters
     ----------
     half
         Store kernels as float16, half the size; statistics, batch norm and biases stay float32, since
         the variance of reflectance x 10000 is beyond float16.
-
-    Raises
-    ------
-    InputError
-        If `path` does not end in ``.keras``, or a kernel is beyond float16.
     """
     path = Path(path)
     if path.suffix != ".keras":
@@ -106,17 +99,15 @@ def load_model(
 ) -> tuple[keras.Model, ModelCard]:
     """Build the network of a card and assign the weights beside it.
 
+    Raises InputError if the file is refused (see `read_arrays`), or the weights are not those of the card's
+    network.
+
     Parameters
     ----------
     path
         ``NAME.keras`` with its card, or a Keras 2 ``.h5`` of the original system.
     statistics
         Statistics for ``.h5`` files, which have none; by default their input is already standardised.
-
-    Raises
-    ------
-    InputError
-        If the file is refused (see `read_arrays`), or the weights are not those of the card's network.
     """
     if Path(path).suffix not in CARDED:
         return load_legacy(path, statistics)
@@ -139,10 +130,7 @@ def load_legacy(
 ) -> tuple[keras.Model, ModelCard]:
     """Build the network of a Keras 2 ``.h5`` file of the original system, of any width.
 
-    Raises
-    ------
-    InputError
-        If the file is refused, or its layers are not those of the original network.
+    Raises InputError if the file is refused, or its layers are not those of the original network.
     """
     config, arrays = read_legacy(path)
     from lulc.models.unet import build_unet, geometry
@@ -158,6 +146,10 @@ def load_legacy(
 def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> Arrays:
     """Read and check the arrays of a ``.keras`` or legacy file, without a framework.
 
+    Raises InputError if the sha256 is wrong, the file holds anything but plain weights (see
+    `lulc.models.archive`), layers, shapes or statistics differ from the card's, or values are NaN or
+    infinite.
+
     Parameters
     ----------
     card
@@ -167,12 +159,6 @@ def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> 
     -------
     dict
         float32 arrays by ``layer/variable``: exactly those of the card's network.
-
-    Raises
-    ------
-    InputError
-        If the sha256 is wrong, the file holds anything but plain weights (see `lulc.models.archive`), layers,
-        shapes or statistics differ from the card's, or values are NaN or infinite.
     """
     card = card or load_card(path)
     network = card.unet
@@ -256,16 +242,13 @@ def read_picks(folder: str | os.PathLike[str]) -> dict[str, str]:
 def find_model(name_or_path: str, pick: str = "lowest-val-loss") -> Path:
     """Return the weights file of a name or path.
 
+    Raises InputError if there is none; the message lists the names in weights folders.
+
     Parameters
     ----------
     name_or_path
         A weights file, a run folder, an address (see `lulc.models.hub.fetch`), or a name in a folder of
         `weights_folders` (``kaakonkulma-sim/lowest-val-loss``).
-
-    Raises
-    ------
-    InputError
-        If there is none; the message lists the names in weights folders.
     """
     if is_hub(name_or_path):
         return fetch(name_or_path)

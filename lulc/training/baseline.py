@@ -19,14 +19,14 @@ from lulc.core.schema import IGNORE, Legend
 from lulc.core.version import __version__
 from lulc.core.windows import Part, Plan, PlannedWindow
 from lulc.models import backend
-from lulc.models.calibration import calibrate, fit_temperature
+from lulc.models.calibration import Temperature, calibrate, fit_temperature
 from lulc.models.card import Channel, ModelCard, load_card
 from lulc.models.config import PixelConfig
 from lulc.models.ood_score import OodScore, fit_ood_score
 from lulc.models.pixel_model import PixelModel, write_pixel_model
 from lulc.models.uncertainty import decide
 from lulc.models.weights import BASELINE, FEW_LABELS, RECOMMENDED, load_model
-from lulc.training.data.dataset import Dataset, Tile, class_targets
+from lulc.training.data.dataset import Dataset, Tile
 from lulc.training.data.pixels import Square, features_at, labelled_square, labelled_squares
 from lulc.training.held_out import plan_of, predict_tile, windows_of
 from lulc.training.small_models import arrays_of, fit_forest, fit_small_models
@@ -146,7 +146,7 @@ class Comparison:
 
 def keep_pixel_models(
     config: TrainConfig, dataset: Dataset, legend: Legend, network: Path | None,
-    temperature: float | tuple[float, ...] | None = None, *, refit: bool = True,
+    temperature: Temperature | None = None, *, refit: bool = True,
 ) -> Comparison:  # fmt: skip
     """Fit the forest and, for few labels, the small models by a resolved config; compare and write them.
 
@@ -161,9 +161,8 @@ def keep_pixel_models(
     refit
         Fit the small models once more on training and validation labels together, after the comparison.
     """
-    single = config.single_class and dataset.legend.names.index(config.single_class) + 1
-    targets = class_targets(len(dataset.legend), single or None)
-    classes = 1 if single else len(legend)
+    targets = dataset.targets(config.single_class)
+    classes = 1 if config.single_class is not None else len(legend)
     few, channels = config.recipe == FEW_LABELS, len(dataset.channels)
     radii = SMALL_RADII if few else RADII
     features, labels = _pixels_of(dataset, dataset.training, targets, config.seed, radii)

@@ -37,30 +37,20 @@ DTYPES = (
     "bfloat16",
 )  # fmt: skip
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["format_version", "key", "sha256", "bytes", "arrays", "state", "sha256_of_marker"],
-    "properties": {
-        "format_version": {"const": FORMAT_VERSION},
-        "key": {"type": "string"},
-        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-        "sha256_of_marker": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-        "bytes": {"type": "integer", "minimum": 0},
-        "state": {"type": "object"},
-        "arrays": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["name", "dtype", "shape"],
-                "properties": {
-                    "name": {"type": "string"},
-                    "dtype": {"enum": list(DTYPES)},
-                    "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-                },
-            },
-        },
+_COUNT = {"type": "integer", "minimum": 0}
+_SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+_ARRAY = {
+    "name": {"type": "string"}, "dtype": {"enum": list(DTYPES)}, "shape": {"type": "array", "items": _COUNT}
+}  # fmt: skip
+_MARKER = {
+    "format_version": {"const": FORMAT_VERSION}, "key": {"type": "string"}, "sha256": _SHA256,
+    "bytes": _COUNT, "state": {"type": "object"}, "sha256_of_marker": _SHA256,
+    "arrays": {
+        "type": "array", "items": {"type": "object", "required": list(_ARRAY), "properties": _ARRAY}
     },
-}
+}  # fmt: skip
+SCHEMA: dict[str, Any] = {"type": "object", "required": list(_MARKER), "properties": _MARKER}
+"""JSON Schema of a marker."""
 
 _NAME = re.compile(r"checkpoint-(\d{8})\.json")
 _FILE = re.compile(r"checkpoint-\d{8}\.(bin|json)")
@@ -151,10 +141,7 @@ def variables_of(model: keras.Model) -> dict[str, np.ndarray]:
 def restore_variables(model: keras.Model, arrays: Arrays) -> None:
     """Assign the arrays of `variables_of` to a model compiled in the same way.
 
-    Raises
-    ------
-    InputError
-        If names or shapes differ.
+    Raises InputError if names or shapes differ.
     """
     variables = dict(_named_variables(model))
     expected = {name: tuple(variable.shape) for name, variable in variables.items()}

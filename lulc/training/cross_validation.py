@@ -22,11 +22,11 @@ from lulc.engines.pixels import open_pixel_model
 from lulc.evaluation.measures import metrics
 from lulc.evaluation.measures.metrics import ClassScore, Reliability, Scores
 from lulc.models import backend
-from lulc.models.calibration import Holdout, calibrate
+from lulc.models.calibration import Holdout, Temperature, calibrate
 from lulc.models.card import ModelCard, load_card
 from lulc.models.uncertainty import decide
 from lulc.models.weights import RECOMMENDED, find_model, load_model
-from lulc.training.data.dataset import Dataset, class_targets, leave_one_out
+from lulc.training.data.dataset import Dataset, leave_one_out
 from lulc.training.held_out import plan_of, predict_tile, windows_of
 from lulc.training.run_folder import clear_run, is_finished, is_interrupted
 from lulc.training.train import check_options, classes_of, inputs_of, prepare, settle, train
@@ -91,7 +91,7 @@ class CrossValidation:
 
     folds: tuple[Fold, ...]
     pooled: Scores
-    temperature: float | tuple[float, ...]
+    temperature: Temperature
     document: Path
 
     def classes(self) -> tuple[ClassResult, ...]:
@@ -133,10 +133,7 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
     The last model of each run is scored, not the best one, which was chosen on the data left out. Each fold
     is a run in ``OUT/folds``; finished folds are not trained again unless ``config.overwrite`` is set.
 
-    Raises
-    ------
-    InputError
-        As `lulc.training.train` and `lulc.training.data.dataset.leave_one_out` do.
+    Raises InputError as `lulc.training.train` and `lulc.training.data.dataset.leave_one_out` do.
     """
     document = Path(config.out) / DOCUMENT
     check_options(config.resolved())
@@ -147,15 +144,15 @@ def cross_validate(config: TrainConfig) -> CrossValidation:
 def _cross_validate(config: TrainConfig, document: Path) -> CrossValidation:
     asked, config = config, config.resolved()
     datasets = leave_one_out(config)
-    if config.overwrite and _is_finished(Path(config.out)):
+    # An interrupted cross-validation is continued, whatever `overwrite` is.
+    if config.overwrite and document.exists() and not is_interrupted(document.parent):
         # Raises errors while the finished folds still exist.
         for number, (_, dataset) in enumerate(datasets, 1):
             plan = plan_training(_fold_config(asked, number), dataset)
-            if not plan.network:
-                continue
-            fold = settle(_fold_config(asked, number), dataset, plan)
-            prepare(dataclasses.replace(fold, stacks_on="host"), dataset)
-        _clear(Path(config.out))
+            if plan.network:
+                fold = settle(_fold_config(asked, number), dataset, plan)
+                prepare(dataclasses.replace(fold, stacks_on="host"), dataset)
+        _clear(document.parent)
     outcomes = []
     holdout = Holdout(len(datasets))
     for number, (name, dataset) in enumerate(datasets, 1):
@@ -177,11 +174,6 @@ def _cross_validate(config: TrainConfig, document: Path) -> CrossValidation:
     result = CrossValidation(tuple(folds), metrics.score(total, legend), temperature, document)
     write_document(document, _to_json(result))
     return result
-
-
-def _is_finished(out: Path) -> bool:
-    """Return True if a folder holds a finished cross-validation; an interrupted one is continued."""
-    return (out / DOCUMENT).exists() and not is_interrupted(out)
 
 
 def _clear(out: Path) -> None:
@@ -213,7 +205,7 @@ class Outcome:
     probabilities: NDArray[np.float32]
     labels: NDArray[np.uint8]
 
-    def ece(self, temperature: float | tuple[float, ...]) -> float | None:
+    def ece(self, temperature: Temperature) -> float | None:
         """Return the expected calibration error at a temperature; None without labels."""
         p = calibrate(self.probabilities[np.newaxis], temperature)[0]
         if p.shape[1] == 1:
@@ -235,8 +227,7 @@ def classify_left_out(config: TrainConfig, dataset: Dataset, others: Sequence[st
         Folders of further runs of the same network, whose probabilities are averaged with the first one's.
     """
     card, network_for = _open_models([config.out, *others])
-    single = config.single_class and dataset.legend.names.index(config.single_class) + 1
-    targets = class_targets(len(dataset.legend), single or None)
+    targets = dataset.targets(config.single_class)
     classes = len(classes_of(config, dataset))
     confusion = np.zeros((classes + 1, classes + 1), np.int64)
     plans = [plan_of(tile, card) for tile in dataset.validation]

@@ -300,11 +300,8 @@ def open_devices(config: TrainConfig) -> Iterator[Devices]:
 
     Enter it before anything is computed, and build and train networks inside.
 
-    Raises
-    ------
-    InputError
-        If the framework can't train on several devices, there are fewer devices, the batch size is no
-        multiple of their number, or the other processes can't be reached.
+    Raises InputError if the framework can't train on several devices, there are fewer devices, the batch size
+    is no multiple of their number, or the other processes can't be reached.
     """
     wanted = None if config.devices == "all" else int(config.devices)
     openers = {"tensorflow": _open_mirrored, "jax": _open_parallel, "torch": _open_single}
@@ -437,16 +434,7 @@ def meeting_of(config: TrainConfig, environment: Mapping[str, str]) -> tuple[str
     Options that are None come from the variables of SLURM: ``SLURM_PROCID``, ``SLURM_STEP_NODELIST``, and
     ``SLURM_JOB_ID`` and ``SLURM_STEP_ID`` for the port.
 
-    Raises
-    ------
-    InputError
-        If config and variables lack one, or the number of this process is out of range.
-
-    Examples
-    --------
-    >>> slurm = {"SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "g[11-12,17]", "SLURM_JOB_ID": "7"}
-    >>> meeting_of(TrainConfig(data=("d",), out="o", processes=4), slurm)
-    ('g11:61447', 3)
+    Raises InputError if config and variables lack one, or the number of this process is out of range.
     """
     address, process = config.coordinator, config.process
     if process is None and "SLURM_PROCID" in environment:
@@ -477,12 +465,6 @@ def local_numbers(wanted: int | None, environment: Mapping[str, str]) -> list[in
     """Return the numbers of the GPUs that this process may use; None for all visible ones.
 
     Processes of one machine that see the same GPUs take `wanted` each, in the order of ``SLURM_LOCALID``.
-
-    Examples
-    --------
-    >>> local_numbers(2, {"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"})
-    [2, 3]
-    >>> local_numbers(1, {"SLURM_LOCALID": "1", "CUDA_VISIBLE_DEVICES": "0"})  # bound by SLURM
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     if wanted is None or (visible and len(visible.split(",")) <= wanted):

@@ -23,7 +23,7 @@ from lulc.core.text import duration
 from lulc.evaluation.measures import metrics
 from lulc.evaluation.report import figures
 from lulc.models.backend import keras
-from lulc.models.calibration import Holdout
+from lulc.models.calibration import Holdout, Temperature
 from lulc.models.uncertainty import decide
 from lulc.training.batch_norm import Normalization
 from lulc.training.checkpoint import (
@@ -200,9 +200,9 @@ class LabelledAccuracy(keras.metrics.Metric):
         return self._right / keras.ops.maximum(self._labelled, 1.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Objects that a training loop works with.
+@dataclass(kw_only=True)
+class Loop:
+    """Training of a compiled network, epoch by epoch, by a resolved config.
 
     Parameters
     ----------
@@ -227,27 +227,20 @@ class Setup:
         Seconds of the work that follows the loop, for the forecast.
     """
 
+    config: TrainConfig
     model: keras.Model
     training: TileGenerator
     validation: TileGenerator
     legend: Legend
     run: Run
-    save: Callable[[Row, tuple[Row, ...], float | tuple[float, ...]], None]
+    save: Callable[[Row, tuple[Row, ...], Temperature], None]
     normalization: Normalization | None = None
     devices: Devices = ONE
     afterwards: float = 0.0
 
-
-class Loop:
-    """Training of a compiled network, epoch by epoch, by a resolved config."""
-
-    def __init__(self, config: TrainConfig, setup: Setup) -> None:
-        self._config = config
-        self._setup = setup
-        self._model = setup.model
-        self._devices = setup.devices
-        self._pace = Pace(setup.training.side_fractions)
-        self._weights_seen = self._saved = self._drawn = time.monotonic()
+    def __post_init__(self) -> None:
+        self._pace = Pace(self.training.side_fractions)
+        self._weights_checked = self._saved = self._drawn = time.monotonic()
         self._progress = Progress()
         self._deadline = math.inf
         self.rows: tuple[Row, ...] = ()
@@ -270,59 +263,57 @@ class Loop:
         """
         deadline = self._deadline = time.monotonic() + seconds
         self._restore()
-        steps = len(self._setup.training)
+        steps = len(self.training)
         done = (self._progress.epoch - 1) * steps + self._progress.step
         quiet = not logger.isEnabledFor(logging.INFO)
         with tqdm(
-            total=self._config.epochs * steps, initial=done, unit="batch", disable=quiet, dynamic_ncols=True,
+            total=self.config.epochs * steps, initial=done, unit="batch", disable=quiet, dynamic_ncols=True,
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]",
         ) as bar:  # fmt: skip
-            while self._progress.epoch <= self._config.epochs and not is_stale(
-                self.rows, self._config.patience
+            while self._progress.epoch <= self.config.epochs and not is_stale(
+                self.rows, self.config.patience
             ):
-                bar.set_description(f"epoch {self._progress.epoch}/{self._config.epochs}")
+                bar.set_description(f"epoch {self._progress.epoch}/{self.config.epochs}")
                 complete = self._train_epoch(stop, deadline, bar)
-                final = complete and self._progress.epoch == self._config.epochs
+                final = complete and self._progress.epoch == self.config.epochs
                 # Checked after an epoch, not before, so that the shortest budget still trains one batch.
                 late = self._agree(0, False, time.monotonic() >= deadline)[2]
                 over = final or not complete or bool(late)
                 self._end_epoch(complete, draw=over)
                 if over:
-                    return final or is_stale(self.rows, self._config.patience)
+                    return final or is_stale(self.rows, self.config.patience)
         return True
 
     def _restore(self) -> None:
-        devices = self._devices
-        checkpoint = (
-            load_checkpoint(self._setup.run.checkpoints, self._setup.run.key) if devices.first else None
-        )
+        devices = self.devices
+        checkpoint = load_checkpoint(self.run.checkpoints, self.run.key) if devices.first else None
         state = devices.spread(checkpoint.state if checkpoint else None)
         if state is None:
             return
-        arrays = checkpoint.arrays if checkpoint else variables_of(self._model)
-        restore_variables(self._model, devices.spread_arrays(arrays))
+        arrays = checkpoint.arrays if checkpoint else variables_of(self.model)
+        restore_variables(self.model, devices.spread_arrays(arrays))
         self._progress = Progress.from_json(state)
         self.rows = self._progress.rows
         logger.info(
             "continuing in epoch %d after %d of its %d batches",
-            self._progress.epoch, self._progress.step, len(self._setup.training),
+            self._progress.epoch, self._progress.step, len(self.training),
         )  # fmt: skip
 
     def _train_epoch(self, stop: StopRequest, deadline: float, bar: Any) -> bool:
         """Train the rest of the current epoch; return False if the time is up before its end."""
         epoch, step = self._progress.epoch, self._progress.step
-        batches = cut_ahead(self._setup.training, epoch, step, self._config.workers, self._devices.put)
+        batches = cut_ahead(self.training, epoch, step, self.config.workers, self.devices.put)
         before = time.monotonic()
         try:
             for images, labels in batches:
-                logs = self._devices.train(self._model, images, labels)
+                logs = self.devices.train(self.model, images, labels)
                 now = time.monotonic()
                 labelled, stopped, late, checkpoint_due, check_due = self._agree(
                     int(np.count_nonzero(labels != IGNORE)),
                     stop.received,
                     now >= deadline,
                     now - self._saved >= CHECKPOINT_SECONDS,
-                    now - self._weights_seen >= WEIGHTS_SECONDS,
+                    now - self._weights_checked >= WEIGHTS_SECONDS,
                 )
                 self._progress = self._progress.after_batch(
                     {name: float(value) for name, value in logs.items()}, labelled, now - before
@@ -336,7 +327,7 @@ class Loop:
                 if stopped:
                     self._checkpoint()
                     raise KeyboardInterrupt
-                interrupted = late and self._progress.step < len(self._setup.training)
+                interrupted = late and self._progress.step < len(self.training)
                 if interrupted or checkpoint_due:
                     self._checkpoint()
                 if interrupted:
@@ -347,16 +338,16 @@ class Loop:
 
     def _agree(self, labelled: int, stop: bool, *clock: bool) -> list[int]:
         """Return the labelled pixels of all processes, 1 if any is to stop, and `clock` of the first one."""
-        rows = self._devices.gather(np.array([[labelled, stop, *clock]], np.int32))
+        rows = self.devices.gather(np.array([[labelled, stop, *clock]], np.int32))
         return [int(rows[:, 0].sum()), int(rows[:, 1].max()), *rows[0, 2:].tolist()]
 
     def _log_forecast(self) -> None:
         """Log how long the run will take, with options for a time budget that is too short."""
-        pace, steps = self._pace, len(self._setup.training)
+        pace, steps = self._pace, len(self.training)
         pace.validation = self._forecast_validation()
-        validations = self._config.epochs - self._progress.epoch + 1
+        validations = self.config.epochs - self._progress.epoch + 1
         batches = validations * steps - self._progress.step
-        seconds = batches * pace.batch + validations * pace.validation + self._setup.afterwards
+        seconds = batches * pace.batch + validations * pace.validation + self.afterwards
         logger.info(
             "about %s for the %d batches to come, validation of %d epochs included",
             duration(seconds), batches, validations,
@@ -381,41 +372,41 @@ class Loop:
 
     def _forecast_validation(self) -> float:
         """Return the seconds of a validation, measured on a batch after a first pass that compiles."""
-        crops = self._setup.validation
+        crops = self.validation
         images, _ = crops.batch(0, 0)
         for _ in range(2):
             begun = time.monotonic()
-            self._devices.predict(self._model, images)
-        measured = math.prod(images.shape[:3]) * self._devices.processes
+            self.devices.predict(self.model, images)
+        measured = math.prod(images.shape[:3]) * self.devices.processes
         crops.release()
         pixels = len(crops) * crops.pixels_per_batch
-        if self._setup.normalization:
-            pixels = 2 * pixels + PLAIN_PRICE * self._setup.normalization.pixels
+        if self.normalization:
+            pixels = 2 * pixels + PLAIN_PRICE * self.normalization.pixels
         return (time.monotonic() - begun) * pixels / measured
 
     def _end_epoch(self, complete: bool, draw: bool) -> None:
         """Validate and save with the averaged weights; start the next epoch if this one is complete."""
         self._check_weights()
         started = time.monotonic()
-        with averaged(self._model), contextlib.ExitStack() as statistics:
+        with averaged(self.model), contextlib.ExitStack() as statistics:
             validation = self._validate()
-            if self._setup.normalization:
-                statistics.enter_context(self._setup.normalization.settled(self._model, self._devices))
+            if self.normalization:
+                statistics.enter_context(self.normalization.settled(self.model, self.devices))
                 estimated = self._validate()
-                if self._devices.spread(estimated.loss < validation.loss):
+                if self.devices.spread(estimated.loss < validation.loss):
                     validation = estimated
                 else:
                     statistics.close()  # brings back the statistics gathered in training
-            temperature: float | tuple[float, ...] = 1.0
-            if validation.holdout and self._config.calibrate != "none":
-                temperature = validation.holdout.fit(per_class=self._config.calibrate == "per-class")
+            temperature: Temperature = 1.0
+            if validation.holdout and self.config.calibrate != "none":
+                temperature = validation.holdout.fit(per_class=self.config.calibrate == "per-class")
             self._pace.validation = time.monotonic() - started
             self._add_row(validation, temperature, draw)
         if complete:
             self._progress = Progress(epoch=self._progress.epoch + 1, rows=self.rows)
             self._checkpoint()
 
-    def _add_row(self, validation: Validation, temperature: float | tuple[float, ...], draw: bool) -> None:
+    def _add_row(self, validation: Validation, temperature: Temperature, draw: bool) -> None:
         """Add the epoch to the history, and write its model, card and picks."""
         p, seconds = self._progress, self._pace.validation
         row = Row(
@@ -427,21 +418,21 @@ class Loop:
             val_loss=validation.loss,
             val_accuracy=validation.accuracy,
             val_macro_f1=validation.macro_f1,
-            learning_rate=float(keras.ops.convert_to_numpy(self._model.optimizer.learning_rate)),
+            learning_rate=float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)),
             model=f"{p.epoch:02d}-{validation.loss:.2f}.keras",
         )
-        row = Row(**self._devices.spread(asdict(row)))
+        row = Row(**self.devices.spread(asdict(row)))
         self.rows = (*p.rows, row)
-        if self._devices.first:
-            with self._devices.alone():
+        if self.devices.first:
+            with self.devices.alone():
                 self._write(row, temperature, draw)
 
-    def _write(self, row: Row, temperature: float | tuple[float, ...], draw: bool) -> None:
-        self._setup.save(row, self.rows, temperature)
-        self._setup.run.write_history(self.rows)
-        self._setup.run.tidy(self.rows, self._config.keep)
+    def _write(self, row: Row, temperature: Temperature, draw: bool) -> None:
+        self.save(row, self.rows, temperature)
+        self.run.write_history(self.rows)
+        self.run.tidy(self.rows, self.config.keep)
         if draw or time.monotonic() - self._drawn >= PICTURE_SECONDS:
-            figures.draw_history(self._setup.run.folder / HISTORY, self._setup.run.folder / PICTURE)
+            figures.draw_history(self.run.folder / HISTORY, self.run.folder / PICTURE)
             self._drawn = time.monotonic()
         logger.info(
             "epoch %d: loss %.4f, accuracy %.4f, validation loss %.4f, accuracy %.4f, macro-F1 %.4f, %.0f s, "
@@ -452,15 +443,15 @@ class Loop:
 
     def _validate(self) -> Validation:
         """Return the metrics of the validation crops."""
-        classes = len(self._setup.legend)
+        classes = len(self.legend)
         confusion = np.zeros((classes + 1, classes + 1), np.int64)
-        holdout = Holdout(len(self._setup.validation))
+        holdout = Holdout(len(self.validation))
         total, labelled = 0.0, 0
-        for images, labels in cut_ahead(self._setup.validation, 0, 0, self._config.workers):
-            probabilities, labels = self._devices.predict(self._model, images), self._devices.gather(labels)
+        for images, labels in cut_ahead(self.validation, 0, 0, self.config.workers):
+            probabilities, labels = self.devices.predict(self.model, images), self.devices.gather(labels)
             known = labels != IGNORE
             count = int(known.sum())
-            loss = self._model.loss(labels, keras.ops.convert_to_tensor(probabilities))
+            loss = self.model.loss(labels, keras.ops.convert_to_tensor(probabilities))
             total += float(keras.ops.convert_to_numpy(loss)) * count
             labelled += count
             confusion += metrics.count(labels[known] + 1, decide(probabilities)[known] + 1, classes)
@@ -468,15 +459,15 @@ class Loop:
         val_loss = total / max(labelled, 1)
         if not math.isfinite(val_loss):
             raise self._not_finite(f"the validation loss is {val_loss}")
-        scores = metrics.score(confusion, self._setup.legend)
+        scores = metrics.score(confusion, self.legend)
         macro_f1 = scores.macro.f1 if scores.macro else 0.0
         return Validation(val_loss, scores.overall_accuracy or 0.0, macro_f1, holdout)
 
     def _checkpoint(self) -> None:
         self._check_weights()
-        if self._devices.first:
-            checkpoint = Checkpoint(variables_of(self._model), self._progress.to_json())
-            save_checkpoint(self._setup.run.checkpoints, checkpoint, self._setup.run.key)
+        if self.devices.first:
+            checkpoint = Checkpoint(variables_of(self.model), self._progress.to_json())
+            save_checkpoint(self.run.checkpoints, checkpoint, self.run.key)
         self._saved = time.monotonic()
 
     def _check_finite(self, loss: float, with_weights: int) -> None:
@@ -487,8 +478,8 @@ class Loop:
             self._check_weights()
 
     def _check_weights(self) -> None:
-        self._weights_seen = time.monotonic()
-        sums = {v.path: float(keras.ops.convert_to_numpy(keras.ops.sum(v))) for v in self._model.weights}
+        self._weights_checked = time.monotonic()
+        sums = {v.path: float(keras.ops.convert_to_numpy(keras.ops.sum(v))) for v in self.model.weights}
         broken = [path for path, value in sums.items() if not math.isfinite(value)]
         if broken:
             raise self._not_finite(f"weights are not finite ({broken[0]})")
@@ -500,3 +491,28 @@ class Loop:
             "Lower `--learning-rate` and check the values of the stacks, then give `--restart`: crops follow "
             "from the seed, so the same command would fail at the same batch.",
         )
+
+
+class PretrainingLoop(Loop):
+    """Training of a network to fill in the blocks that `lulc.training.data.masking.MaskedCrops` masks.
+
+    Its history has other metrics: as accuracy, 1 minus the absolute error of the masked values over their
+    absolute deviation from the mean; as macro-F1, the mean over channels of the same.
+    """
+
+    def _validate(self) -> Validation:
+        """Return the mean absolute error and both metrics."""
+        channels = len(self.legend)
+        error, deviation = np.zeros(channels), np.zeros(channels)
+        count = 0
+        for images, targets in cut_ahead(self.validation, 0, 0, self.config.workers):
+            filled, targets = self.devices.predict(self.model, images), self.devices.gather(targets)
+            masked = targets != IGNORE
+            count += int(masked.sum())
+            error += np.where(masked, np.abs(filled - targets), 0).sum((0, 1, 2), dtype=np.float64)
+            deviation += np.where(masked, np.abs(targets), 0).sum((0, 1, 2), dtype=np.float64)
+        loss = float(error.sum()) / max(count, 1)
+        if not math.isfinite(loss):
+            raise self._not_finite(f"the validation loss is {loss}")
+        by_channel = 1 - error / np.maximum(deviation, 1e-6)
+        return Validation(loss, float(1 - error.sum() / max(deviation.sum(), 1e-6)), float(by_channel.mean()))

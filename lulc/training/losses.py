@@ -42,11 +42,6 @@ def class_weights(counts: Sequence[float] | np.ndarray, weighting: str) -> np.nd
         Labelled training pixels of each class; a class without any gets weight 0.
     weighting
         ``inverse`` 1 / n, ``sqrt`` 1 / sqrt(n), ``none`` 1.
-
-    Examples
-    --------
-    >>> class_weights([100, 400], "sqrt").tolist()
-    [1.3333333730697632, 0.6666666865348816]
     """
     power = {"none": 0.0, "sqrt": -0.5, "inverse": -1.0}[weighting]
     raw = np.maximum(np.asarray(counts, "float64"), 1) ** power * (np.asarray(counts) > 0)
@@ -61,6 +56,8 @@ def _cross_entropy(log_p: Any, q: Any, weight: Any) -> Any:
 
 def build_loss(text: str, class_counts: Sequence[float] | None = None, classes: int = 13) -> Loss:
     """Return the loss that `text` describes, for ``model.compile``.
+
+    Raises InputError if the text is no loss, or class counts are needed but missing or of another length.
 
     Parameters
     ----------
@@ -78,11 +75,6 @@ def build_loss(text: str, class_counts: Sequence[float] | None = None, classes: 
     callable
         (labels integer (n, y, x), 0..C-1 and 255 = ignore; probabilities float32 (n, y, x, class)) to a
         scalar, 0 without a labelled pixel.
-
-    Raises
-    ------
-    InputError
-        If the text is no loss, or class counts are needed but missing or of another length.
     """
     name, value = _parse(text)
     counts = _check_counts(text, class_counts, max(classes, 2))

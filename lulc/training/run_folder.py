@@ -41,16 +41,13 @@ FREE = {"data", "validation_data", "out", "minutes", "keep", "workers", "tensorb
 PLAN = "plan.json"
 """Plan of the training with its reasons."""
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["format_version", "finished", "parameters", "inputs"],
-    "properties": {
-        "format_version": {"const": FORMAT_VERSION},
-        "finished": {"type": "boolean"},
-        "parameters": {"type": "object"},
-        "inputs": {"type": "object", "additionalProperties": {"type": "string"}},
-    },
-}
+_ENTRIES = {
+    "format_version": {"const": FORMAT_VERSION}, "finished": {"type": "boolean"},
+    "parameters": {"type": "object"},
+    "inputs": {"type": "object", "additionalProperties": {"type": "string"}},
+}  # fmt: skip
+SCHEMA: dict[str, Any] = {"type": "object", "required": list(_ENTRIES), "properties": _ENTRIES}
+"""JSON Schema of the document of a run."""
 
 STREAMS = 2
 """Version of the random streams: a new one whenever a seed leads to other random numbers."""
@@ -75,7 +72,7 @@ class Row(Jsonable):
         Means over the training batches, weighted by labelled pixels.
     val_loss, val_accuracy, val_macro_f1
         Metrics of the validation crops, which are the same in every epoch.
-        A pretraining has other metrics here, see `lulc.training.pretraining.PretrainingLoop`.
+        A pretraining has other metrics here, see `lulc.training.loop.PretrainingLoop`.
     learning_rate
         At the end of the epoch.
     model
@@ -95,15 +92,7 @@ class Row(Jsonable):
 
 
 def picks_of(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the model file of each pick; the first of equally good epochs.
-
-    Examples
-    --------
-    >>> rows = [Row(1, 9, 1.0, 1.0, 0.5, 0.9, 0.5, 0.4, 0.001, "01-0.90.keras"),
-    ...         Row(2, 9, 1.0, 0.9, 0.6, 0.8, 0.6, 0.3, 0.001, "02-0.80.keras")]
-    >>> picks_of(rows)["lowest-val-loss"], picks_of(rows)["best-macro-f1"]
-    ('02-0.80.keras', '01-0.90.keras')
-    """
+    """Return the model file of each pick; the first of equally good epochs."""
     picks = {
         pick: best(rows, key=operator.attrgetter(column)).model for pick, (column, best) in SCORES.items()
     }
@@ -124,15 +113,6 @@ def is_stale(rows: Sequence[Row], patience: int) -> bool:
         return False
     picked = [rows.index(row) for row in rows for pick in SCORES if row.model == picks_of(rows)[pick]]
     return len(rows) - 1 - max(picked) >= patience
-
-
-def check_keep(keep: str) -> None:
-    """Raise InputError unless `keep` is best, all or a number from 1."""
-    if keep not in ("best", "all") and not (keep.isdecimal() and int(keep) > 0):
-        raise InputError(
-            f"cannot keep models as asked, since --keep is '{keep}', expected best, all or a number from 1",
-            "Type e.g. `--keep all` or `--keep 5`.",
-        )
 
 
 class Run:
@@ -165,10 +145,7 @@ class Run:
     def check(self, *, overwrite: bool, restart: bool) -> None:
         """Decide whether to continue the run in the folder or to start from nothing; results stay untouched.
 
-        Raises
-        ------
-        InputError
-            If the folder holds a finished run, a run with another key, or models without a run.
+        Raises InputError if the folder holds a finished run, a run with another key, or models without a run.
         """
         remove_leftovers(self.folder)
         remove_leftovers(self.checkpoints)
@@ -304,17 +281,14 @@ def _lock(folder: Path) -> Lock:
 def open_run(config: TrainConfig, inputs: dict[str, str], *, follow: bool = False) -> Iterator[Run]:
     """Lock the run folder of a resolved config and check that it can be used; `Run.begin` then uses it.
 
+    Raises InputError as `Run.check` does, and if another process holds the lock.
+
     Parameters
     ----------
     inputs
         sha256 of each input by name.
     follow
         True in a process that trains with the one that holds the lock, and writes nothing.
-
-    Raises
-    ------
-    InputError
-        As `Run.check` does, and if another process holds the lock.
     """
     folder = Path(config.out)
     run = Run(folder, parameters_of(config), inputs)

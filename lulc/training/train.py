@@ -23,10 +23,12 @@ from lulc.core.storage import check_disk, sha256_of
 from lulc.core.version import __version__
 from lulc.models import backend
 from lulc.models.backend import keras
+from lulc.models.calibration import Temperature
 from lulc.models.card import Channel, ModelCard
 from lulc.models.config import NetworkConfig
 from lulc.models.unet import build_unet, geometry
 from lulc.models.weights import arrays_of, find_model, load_model, record_picks, save_model, transfer
+from lulc.training import run_folder
 from lulc.training.baseline import GROWTH_SECONDS, Comparison, fit_novelty, keep_pixel_models
 from lulc.training.batch_norm import Normalization
 from lulc.training.checkpoint import clear_checkpoints
@@ -43,22 +45,10 @@ from lulc.training.data.dataset import Dataset, open_dataset
 from lulc.training.data.masking import Filled, absolute_difference
 from lulc.training.data.unlabelled import open_mosaic
 from lulc.training.devices import ONE, Devices, open_devices
-from lulc.training.loop import LabelledAccuracy, Loop, Setup, StopRequest
+from lulc.training.loop import LabelledAccuracy, Loop, PretrainingLoop, StopRequest
 from lulc.training.losses import Loss, build_loss
 from lulc.training.optimizer import build_optimizer
-from lulc.training.pretraining import PretrainingLoop
-from lulc.training.run_folder import (
-    HISTORY,
-    PICTURE,
-    PLAN,
-    TENSORBOARD,
-    Row,
-    Run,
-    check_keep,
-    open_run,
-    parameters_of,
-    picks_of,
-)
+from lulc.training.run_folder import Row, Run
 from lulc.training.training_plan import TrainingPlan, plan_training
 
 logger = logging.getLogger("lulc")
@@ -120,12 +110,9 @@ class TrainingResult:
 
 
 def train(
-    config: TrainConfig,
-    dataset: Dataset | None = None,
-    temperature: float | tuple[float, ...] | None = None,
-    *,
+    config: TrainConfig, dataset: Dataset | None = None, temperature: Temperature | None = None, *,
     refit: bool = True,
-) -> TrainingResult:
+) -> TrainingResult:  # fmt: skip
     """Train a network, or fit small models if there are few labels.
 
     Parameters
@@ -161,7 +148,7 @@ def train(
     with contextlib.ExitStack() as resources:
         devices = resources.enter_context(open_devices(config))
         with devices.agreed():
-            run = resources.enter_context(open_run(config, inputs, follow=not devices.first))
+            run = resources.enter_context(run_folder.open_run(config, inputs, follow=not devices.first))
         with_network = plan is None or plan.network
         if with_network:
             with devices.agreed():
@@ -172,7 +159,7 @@ def train(
             run.begin()
             if plan:
                 plan = dataclasses.replace(plan, config=config)
-                write_document(run.folder / PLAN, plan.to_json())
+                write_document(run.folder / run_folder.PLAN, plan.to_json())
                 for line in plan.lines():
                     logger.info("%s", line)
         finished, loop = True, None
@@ -181,7 +168,7 @@ def train(
             seconds = math.inf if config.minutes is None else 60 * config.minutes
             with StopRequest() as stop:
                 finished = loop.go(stop, seconds)
-        picks = picks_of(loop.rows) if loop else {}
+        picks = run_folder.picks_of(loop.rows) if loop else {}
         comparison = None
         with devices.agreed():
             dataset.check_unchanged()
@@ -199,8 +186,8 @@ def train(
         folder=run.folder,
         picks={pick: run.folder / name for pick, name in picks.items()},
         rows=loop.rows if loop else (),
-        history=run.folder / HISTORY if loop else None,
-        picture=run.folder / PICTURE if loop else None,
+        history=run.folder / run_folder.HISTORY if loop else None,
+        picture=run.folder / run_folder.PICTURE if loop else None,
         finished=finished,
         first=devices.first,
         epochs=config.epochs,
@@ -235,12 +222,10 @@ def prepare(
 ) -> tuple[keras.Model, tuple[TileGenerator, TileGenerator]]:
     """Build the model and open the training and validation crops of a run; nothing is written.
 
-    Raises
-    ------
-    InputError
-        If the data don't fit the network or the initial weights, or memory or disk are too small.
+    Raises InputError if the data don't fit the network or the initial weights, or memory or disk are too
+    small.
     """
-    backend.seed(config.seed)
+    keras.utils.set_random_seed(config.seed)
     model = build_model(config, dataset, devices)
     crops = devices.own_crops(config.batch_size)
     if not backend.computes_in(config.precision):
@@ -260,29 +245,24 @@ def prepare(
 
 def check_options(config: TrainConfig) -> None:
     """Raise InputError if options of a resolved config contradict each other; reads no data."""
-    check_keep(config.keep)
+    if config.keep not in ("best", "all") and not _is_positive(config.keep):
+        raise _refused("keep", f"'{config.keep}'", "best, all or a number from 1")
     _check_pretraining(config)
     stride = 2 ** len(config.filters)
     for name in ("crop_sizes", "validation_crop_sizes"):
         sides = getattr(config, name)
         if not sides or any(side < stride or side % stride for side in sides):
-            raise InputError(
-                f"cannot train as asked, since --{name.replace('_', '-')} is {' '.join(map(str, sides))}, "
-                f"expected multiples of {stride}, the stride of a network with {len(config.filters)} stages",
-                "Change the option and type it again.",
-            )
-    if config.devices != "all" and not (config.devices.isdecimal() and int(config.devices) > 0):
-        raise InputError(
-            f"cannot train as asked, since --devices is '{config.devices}', expected a number from 1, or all",
-            "Change the option and type it again.",
-        )
+            stages = f"the stride of a network with {len(config.filters)} stages"
+            raise _refused(name, " ".join(map(str, sides)), f"multiples of {stride}, {stages}")
+    if config.devices != "all" and not _is_positive(config.devices):
+        raise _refused("devices", f"'{config.devices}'", "a number from 1, or all")
     check_crop_device(config)
     missing = [name for name in ("tensorflow", "tensorboard") if importlib.util.find_spec(name) is None]
     if config.tensorboard and missing:
         raise InputError(
             f"cannot write TensorBoard logs, since the Python package '{missing[0]}' is not installed",
             f"Install it with `pip install {missing[0]}`, or leave --tensorboard out: the history is in "
-            f"{HISTORY} and {PICTURE} in any case.",
+            f"{run_folder.HISTORY} and {run_folder.PICTURE} in any case.",
         )
 
 
@@ -298,11 +278,20 @@ def _check_pretraining(config: TrainConfig) -> None:
         )
     smallest = min(*config.crop_sizes, *config.validation_crop_sizes)
     if (config.mask_block or 0) >= smallest:
-        raise InputError(
-            f"cannot pretrain as asked, since --mask-block is {config.mask_block}, expected 1 to "
-            f"{smallest - 1} pixels, smaller than the smallest crop",
-            "Change the option and type it again.",
-        )
+        expected = f"1 to {smallest - 1} pixels, smaller than the smallest crop"
+        raise _refused("mask_block", config.mask_block, expected)
+
+
+def _is_positive(text: str) -> bool:
+    return text.isdecimal() and int(text) > 0
+
+
+def _refused(name: str, value: object, expected: str) -> InputError:
+    option = f"--{name.replace('_', '-')}"
+    return InputError(
+        f"cannot train as asked, since {option} is {value}, expected {expected}",
+        "Change the option and type it again.",
+    )
 
 
 def _network_of(config: TrainConfig, dataset: Dataset) -> NetworkConfig:
@@ -402,34 +391,36 @@ def _loss_of(config: TrainConfig, dataset: Dataset) -> Loss:
 
 
 def _make_loop(
-    config: TrainConfig,
-    dataset: Dataset,
-    network: NetworkConfig,
-    model: keras.Model,
-    crops: tuple[TileGenerator, TileGenerator],
-    run: Run,
-    fixed_temperature: float | tuple[float, ...] | None,
+    config: TrainConfig, dataset: Dataset, network: NetworkConfig, model: keras.Model,
+    crops: tuple[TileGenerator, TileGenerator], run: Run, fixed_temperature: Temperature | None,
     devices: Devices,
-) -> Loop:
-    board = _TensorBoard(run.folder / TENSORBOARD, model) if config.tensorboard and devices.first else None
+) -> Loop:  # fmt: skip
+    board = None
+    if config.tensorboard and devices.first:
+        board = keras.callbacks.TensorBoard(str(run.folder / run_folder.TENSORBOARD), write_graph=False)
+        board.set_model(model)
+        board.on_train_begin()
     novelty = fit_novelty(dataset) if devices.first and not config.pretrain else None
 
-    def save(row: Row, rows: tuple[Row, ...], temperature: float | tuple[float, ...]) -> None:
+    def save(row: Row, rows: tuple[Row, ...], temperature: Temperature) -> None:
         if fixed_temperature is not None:
             temperature = fixed_temperature
         card = dataclasses.replace(
             _card_of(config, dataset, network, row), temperature=temperature, novelty=novelty
         )
         save_model(model, card, run.folder / row.model)
-        record_picks(run.folder, picks_of(rows))
+        record_picks(run.folder, run_folder.picks_of(rows))
         if board:
-            board.write(row)
+            scores = ("loss", "accuracy", "val_loss", "val_accuracy", "val_macro_f1", "learning_rate")
+            board.on_epoch_end(row.epoch, {name: getattr(row, name) for name in scores})
 
     normalization = None
     if config.average:
         build = functools.partial(build_unet, network, _moments_of(dataset))
         normalization = Normalization(build, plain_crops(config, dataset), config.workers)
-    setup = Setup(
+    kind = PretrainingLoop if config.pretrain else Loop
+    return kind(
+        config=config if fixed_temperature is None else dataclasses.replace(config, calibrate="none"),
         model=model,
         training=crops[0],
         validation=crops[1],
@@ -440,9 +431,6 @@ def _make_loop(
         devices=devices,
         afterwards=0.0 if config.pretrain else GROWTH_SECONDS / cores(),
     )
-    if fixed_temperature is not None:
-        config = dataclasses.replace(config, calibrate="none")
-    return (PretrainingLoop if config.pretrain else Loop)(config, setup)
 
 
 def inputs_of(config: TrainConfig, dataset: Dataset) -> dict[str, str]:
@@ -475,7 +463,7 @@ def _card_of(config: TrainConfig, dataset: Dataset, network: NetworkConfig, row:
         halo=windows.halo,
         single_class=config.single_class,
         training={
-            "parameters": parameters_of(config),
+            "parameters": run_folder.parameters_of(config),
             "data": dataset.provenance,
             "class_counts": dict(zip(dataset.legend.names, dataset.counts.tolist(), strict=True)),
             "epoch": row.epoch,
@@ -489,16 +477,3 @@ def _card_of(config: TrainConfig, dataset: Dataset, network: NetworkConfig, row:
         versions={"lulc": __version__, **backend.versions()},
         simulated=dataset.simulated,
     )
-
-
-class _TensorBoard:
-    """Writes scalars of each epoch as TensorBoard logs."""
-
-    def __init__(self, folder: Path, model: keras.Model) -> None:
-        self._callback = keras.callbacks.TensorBoard(str(folder), write_graph=False)
-        self._callback.set_model(model)
-        self._callback.on_train_begin()
-
-    def write(self, row: Row) -> None:
-        scores = ("loss", "accuracy", "val_loss", "val_accuracy", "val_macro_f1", "learning_rate")
-        self._callback.on_epoch_end(row.epoch, {name: getattr(row, name) for name in scores})

@@ -52,13 +52,7 @@ class Flip:
 
 
 def square_around(side: int, angle: float) -> int:
-    """Return the side of the upright square around a square of `side` pixels rotated by `angle` degrees.
-
-    Examples
-    --------
-    >>> square_around(128, 90), square_around(128, 45)
-    (128, 184)
-    """
+    """Return the side of the upright square around a square of `side` pixels rotated by `angle` degrees."""
     if angle % 90 == 0:
         return side
     turn = math.radians(angle)
@@ -114,6 +108,8 @@ def rotate(
 class Jitter:
     """Random gain and offset of each band of a crop; indices are recomputed.
 
+    Raises InputError if no channel is a reflectance.
+
     Parameters
     ----------
     channels
@@ -124,11 +120,6 @@ class Jitter:
         Standard deviation of the logarithm of a band's factor.
     offset
         Standard deviation of a band's summand, reflectance x 10000.
-
-    Raises
-    ------
-    InputError
-        If no channel is a reflectance.
     """
 
     def __init__(

@@ -93,10 +93,7 @@ class BatchConfig:
 class TileGenerator:
     """Batches of crops of stacks with the same bands; all crops of a batch have one side.
 
-    Raises
-    ------
-    InputError
-        If no side fits any stack.
+    Raises InputError if no side fits any stack.
     """
 
     _dtype: type[np.generic] = np.float32

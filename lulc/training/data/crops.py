@@ -16,7 +16,7 @@ from lulc.core.schema import InputError
 from lulc.models import backend
 from lulc.training.data.augmentation import Augmentation, Dropout, Flip, Jitter
 from lulc.training.data.batches import BatchConfig, TileGenerator, pad_small, pixels_per_crop
-from lulc.training.data.dataset import Dataset, class_targets
+from lulc.training.data.dataset import Dataset
 from lulc.training.data.masking import MaskedCrops
 from lulc.training.data.on_device import ResidentCrops
 from lulc.training.data.sampling import KEPT, ClassSampler, LabelledPixels, stack_weights
@@ -44,15 +44,12 @@ COPIES = 3
 def training_crops(config: TrainConfig, dataset: Dataset, own: range | None = None) -> TileGenerator:
     """Return the training batches of a resolved config, cut on the device if ``stacks_on`` is ``device``.
 
+    Raises InputError if no crop fits a stack, or the stacks lack bands that the augmentation changes.
+
     Parameters
     ----------
     own
         Numbers of the crops of each batch to cut; all by default.
-
-    Raises
-    ------
-    InputError
-        If no crop fits a stack, or the stacks lack bands that the augmentation changes.
     """
     batches = _common(config, dataset)
     tiles = pad_small(dataset.training, config.crop_sizes, config.rotations, "--crop-sizes")
@@ -153,17 +150,15 @@ def check_crop_device(config: TrainConfig, devices: int = 1) -> None:
 def choose_crop_device(config: TrainConfig, dataset: Dataset, devices: int, free: float) -> str:
     """Return where training crops are cut: ``device``, to which the stacks are then copied, or ``host``.
 
+    Raises InputError if the config asks for the device, but it can't cut the crops or the host's memory is
+    too small.
+
     Parameters
     ----------
     config, devices
         See `check_crop_device`.
     free
         Available bytes of the host's memory.
-
-    Raises
-    ------
-    InputError
-        If the config asks for the device, but it can't cut the crops or the host's memory is too small.
     """
     check_crop_device(config, devices)
     channels = dataset.channel_set
@@ -247,7 +242,5 @@ def _augmentations(config: TrainConfig, dataset: Dataset) -> tuple[Augmentation,
 
 
 def _common(config: TrainConfig, dataset: Dataset) -> dict[str, Any]:
-    names = dataset.legend.names
-    single = None if config.single_class is None else names.index(config.single_class) + 1
-    targets = class_targets(len(names), single)
+    targets = dataset.targets(config.single_class)
     return {"targets": targets, "batch_size": config.batch_size, "seed": config.seed}

@@ -122,6 +122,11 @@ class Dataset:
         """True if imagery of a folder was simulated."""
         return any(entry.get("simulated") for entry in self.provenance)
 
+    def targets(self, single_class: str | None) -> NDArray[np.uint8]:
+        """Return the network class of each value in the masks, see `class_targets`."""
+        number = None if single_class is None else self.legend.names.index(single_class) + 1
+        return class_targets(len(self.legend), number)
+
     def check_unchanged(self) -> None:
         """Raise InputError if a file of a stack changed since it was opened; training reads it to the end."""
         changed = set(stamps_of(stamp.path for stamp in self.stamps)) ^ set(self.stamps)
@@ -136,11 +141,8 @@ class Dataset:
 def open_dataset(config: TrainConfig) -> Dataset:
     """Open the folders of ``config.data`` and check that a network can learn from them.
 
-    Raises
-    ------
-    InputError
-        If a folder is damaged, folders differ in channels or legend, or training labels of two classes or
-        validation labels are missing.
+    Raises InputError if a folder is damaged, folders differ in channels or legend, or training labels of two
+    classes or validation labels are missing.
     """
     return _assemble(_load(config), config)
 
@@ -152,10 +154,7 @@ def leave_one_out(config: TrainConfig) -> list[tuple[str, Dataset]]:
     validation stacks of the folders are not used. Training labels on the ground of the group, and in the gap
     around it, are ignored. The statistics are those of the training stacks, if the manifest has them.
 
-    Raises
-    ------
-    InputError
-        As `open_dataset`; or if there are fewer than two groups, or validation data are given.
+    Raises InputError as `open_dataset`; or if there are fewer than two groups, or validation data are given.
     """
     if config.validation_data:
         raise InputError(

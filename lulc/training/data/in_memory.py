@@ -60,6 +60,9 @@ def dataset_of(
 ) -> Dataset:
     """Return the dataset of images and labels in memory.
 
+    Raises InputError if arrays, names and classes don't fit each other, or the labels are too few to learn
+    from.
+
     Parameters
     ----------
     images
@@ -76,11 +79,6 @@ def dataset_of(
         Numbers of the images that validate; by default the lower quarter of each image validates.
     config, reading
         Options of the training, and for reading xarray objects.
-
-    Raises
-    ------
-    InputError
-        If arrays, names and classes don't fit each other, or the labels are too few to learn from.
     """
     if not images or len(images) != len(labels):
         raise InputError(

@@ -12,7 +12,7 @@ from scipy import ndimage
 from lulc.core.schema import IGNORE
 from lulc.core.statistics import Statistics
 from lulc.core.windows import Window, squares_of
-from lulc.models.texture import texture_features
+from lulc.models.pixel_model import texture_features
 from lulc.training.data.dataset import Tile
 
 SIDE = 256

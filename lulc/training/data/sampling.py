@@ -36,11 +36,6 @@ def class_probabilities(counts: NDArray[np.int64], temperature: float) -> NDArra
     References
     ----------
     Hoyer et al. 2022, CVPR (DAFormer), eq. 8 and 9; Isensee et al. 2021, Nature Methods 18 (nnU-Net).
-
-    Examples
-    --------
-    >>> class_probabilities(np.array([900, 100, 0]), 1000.0).round(2).tolist()
-    [0.5, 0.5, 0.0]
     """
     exponent = (1 - counts / max(counts.sum(), 1)) / temperature
     raw = np.exp(exponent - exponent.max()) * (counts > 0)

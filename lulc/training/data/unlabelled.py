@@ -39,6 +39,8 @@ VALID = 0.5
 def open_mosaic(config: TrainConfig) -> Dataset:
     """Open the rasters of ``config.pretrain`` as squares to cut crops from, after one pass over all pixels.
 
+    Raises InputError if the rasters don't fit together, or are too small for two squares with a valid pixel.
+
     Parameters
     ----------
     config
@@ -48,11 +50,6 @@ def open_mosaic(config: TrainConfig) -> Dataset:
     -------
     Dataset
         Its classes are the channels, whose values the network learns to fill in.
-
-    Raises
-    ------
-    InputError
-        If the rasters don't fit together, or are too small for two squares with a valid pixel.
     """
     options, channels = input_options(config.input_options, dates_of(config.pretrain))
     stack = open_stack(*sort_inputs(config.pretrain, options, channels), options, channels=channels)
@@ -93,10 +90,7 @@ def open_mosaic(config: TrainConfig) -> Dataset:
 def input_options(path: str | None, dates: Sequence[str] = ()) -> tuple[InputConfig, ChannelSet]:
     """Read input options and channel set from a file with options of preprocess.py; defaults without one.
 
-    Raises
-    ------
-    InputError
-        If the file can't be read, or holds another name than an option of preprocess.py.
+    Raises InputError if the file can't be read, or holds another name than an option of preprocess.py.
     """
     settings = read_settings(path, PreprocessConfig) if path else {}
     names = {field.name for field in dataclasses.fields(InputConfig)}
