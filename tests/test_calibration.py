@@ -98,7 +98,7 @@ def test_activations_are_calibrated_piece_by_piece_as_at_once(monkeypatch, shape
     p /= np.maximum(p.sum(-1, keepdims=True), 1e-6)
     powers = p.astype(np.float64) ** (1 / np.asarray(temperature))
     expected = powers / powers.sum(-1, keepdims=True)
-    monkeypatch.setattr(calibration, "NEAR", 700)
+    monkeypatch.setattr(calibration, "AT_ONCE", 700)
     for given in (p, np.moveaxis(np.ascontiguousarray(np.moveaxis(p, -1, 0)), 0, -1)):
         found = calibrate(given, temperature)
         assert found.dtype == np.float32 and found.strides == given.strides
