@@ -40,6 +40,7 @@ def open_graph(
 ) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, str]]:
     """Return the network of a file as a function, and the versions and device that change its results.
 
+    The function maps float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, y, x, class).
     Raises InputError if the file is refused, is not that of its card, or the runtime can't run it.
 
     Parameters
@@ -48,13 +49,6 @@ def open_graph(
         (n, y, x) of every call.
     runtime
         ``openvino``, ``onnxruntime`` or ``onnxruntime-cuda``.
-
-    Returns
-    -------
-    function
-        float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, y, x, class).
-    dict
-        Precision, versions and device; JSON-ready.
     """
     network = card.network
     assert isinstance(network, GraphConfig)

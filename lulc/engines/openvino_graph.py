@@ -51,16 +51,13 @@ def compile_graph(model: Any, precision: str = "f32") -> Any:
 
 
 def build_graph(
-    network: NetworkConfig,
-    arrays: Arrays,
-    shape: tuple[int, int, int],
-    eight_bit: Ranges | None = None,
-    *,
+    network: NetworkConfig, arrays: Arrays, shape: tuple[int, int, int], eight_bit: Ranges | None = None, *,
     probe: bool = False,
-) -> Any:
-    """Build the network for windows of one shape.
+) -> Any:  # fmt: skip
+    """Return an OpenVINO model of the network for windows of one shape.
 
-    Raises InputError if OpenVINO is not installed.
+    It maps float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, class, y, x). Raises
+    InputError if OpenVINO is not installed.
 
     Parameters
     ----------
@@ -70,11 +67,6 @@ def build_graph(
         Convolutions to compute in 8 bits, never the first.
     probe
         True to return the largest magnitude of the input of each convolution, too, in order.
-
-    Returns
-    -------
-    openvino.Model
-        float32 (n, y, x, band) in physical units, NaN = no data, to float32 (n, class, y, x).
     """
     openvino = load_openvino()
     return _Builder(network, arrays, eight_bit or {}).model(openvino, shape, probe=probe)

@@ -65,8 +65,9 @@ class Refusal(Exception):
 
 
 def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int = MAX_BYTES) -> Arrays:
-    """Read the arrays of a weights file, ``.keras``, ``.npz`` or ``.h5``.
+    """Return the arrays of a weights file, ``.keras``, ``.npz`` or ``.h5``.
 
+    They are finite float32 arrays by ``layer/variable``; those of an ``.npz`` have the types as stored.
     Raises InputError if the file is missing or is anything but plain weights.
 
     Parameters
@@ -75,11 +76,6 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
         Expected sha256 of the file; any if empty.
     limit
         Most bytes of all arrays together.
-
-    Returns
-    -------
-    dict
-        float32 arrays by ``layer/variable``, all finite; in an ``.npz`` of the types as stored.
     """
     path = Path(path)
     if not path.is_file():

@@ -39,14 +39,9 @@ class Flow:
 
 @dataclass(frozen=True)
 class Operator:
-    """Node of the graph.
+    """Node of the graph, with layout, constant value and shape of each input, and shape of the first output.
 
-    Parameters
-    ----------
-    flows, constants
-        Layout and constant value of each input, None for inputs without.
-    shapes, result
-        Shape of each input, and of the first output.
+    Layout and value are None for inputs without.
     """
 
     kind: str

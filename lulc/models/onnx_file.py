@@ -63,14 +63,9 @@ WHOLE = {
 
 
 class GraphFile(NamedTuple):
-    """Imported network that passed all checks.
+    """Imported network that passed all checks, with its stride, and its halo or 0 if none is enough.
 
-    Parameters
-    ----------
-    stride, halo
-        See `lulc.models.config.Geometry`; the halo is 0 if none is enough.
-    content
-        ONNX file with the nodes and weights that the output needs, and nothing else.
+    `content` is an ONNX file with the nodes and weights that the output needs, and nothing else.
     """
 
     network: GraphConfig

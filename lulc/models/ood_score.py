@@ -78,18 +78,11 @@ class OodScore(Jsonable):
             )
 
     def of(self, x: NDArray[np.float32], statistics: Statistics) -> NDArray[np.float32]:
-        """Return the fraction of held-out pixels that lie nearer to the training data.
+        """Return the fraction of held-out pixels that lie nearer to the training data, float32 (...), 0..1.
 
-        Parameters
-        ----------
-        x
-            float32 (..., band) in physical units.
-
-        Returns
-        -------
-        float32 (...)
-            0..1; a threshold of 0.99 flags 1 % of pixels like the held-out ones, and 1 is farther away than
-            all of them. A channel that is NaN counts as its mean; the score is NaN if all are.
+        A threshold of 0.99 flags 1 % of pixels like the held-out ones; 1 is farther away than all of them.
+        `x` is float32 (..., band) in physical units. A channel that is NaN counts as its mean; the score is
+        NaN if all are.
         """
         pixels = x.reshape(-1, x.shape[-1])
         scores = np.empty(len(pixels), np.float32)
@@ -117,13 +110,7 @@ Stacks = Sequence[tuple[Layers, Layers]]
 
 
 def fit_ood_score(training: Stacks, held_out: Stacks, statistics: Statistics) -> OodScore | None:
-    """Fit the centres on labelled training pixels, and the quantiles on held-out pixels.
-
-    Returns
-    -------
-    OodScore or None
-        None without a labelled training pixel or without a valid held-out pixel.
-    """
+    """Fit the centres on labelled training pixels, and the quantiles on held-out pixels; None without any."""
     values, labels = _pixels(training)
     known = labels != IGNORE
     compared, _ = _pixels(held_out)

@@ -32,10 +32,11 @@ AT_ONCE = 4096
 def texture_features(
     x: NDArray[np.float32], statistics: Statistics, radii: Sequence[int]
 ) -> NDArray[np.float32]:
-    """Return the features of each pixel for a model of single pixels.
+    """Return the features of each pixel, float32 (n, y, x, feature); 0 for invalid pixels.
 
-    A value depends on its square alone, to the last bit, so that windows give the values of the whole image.
-    Mean and deviation are over the valid pixels of the square.
+    They are the standardised channels, then for each radius their means and their deviations over the valid
+    pixels of the square. They depend on the square alone, to the last bit, so that windows give the values
+    of the whole image.
 
     Parameters
     ----------
@@ -43,11 +44,6 @@ def texture_features(
         float32 (n, y, x, channel) in physical units, NaN in every channel of an invalid pixel.
     radii
         Radii of the squares in pixels: 2 for 5 x 5.
-
-    Returns
-    -------
-    float32 (n, y, x, feature)
-        The channels, then for each radius their means and their deviations; 0 for invalid pixels.
     """
     z = (x.astype(np.float64) - statistics.mean) / statistics.std
     valid = valid_pixels(z)[..., np.newaxis]

@@ -144,21 +144,11 @@ def load_legacy(
 
 
 def read_arrays(path: str | os.PathLike[str], card: ModelCard | None = None) -> Arrays:
-    """Read and check the arrays of a ``.keras`` or legacy file, without a framework.
+    """Return the float32 arrays of a ``.keras`` or legacy file by ``layer/variable``, without a framework.
 
-    Raises InputError if the sha256 is wrong, the file holds anything but plain weights (see
-    `lulc.models.archive`), layers, shapes or statistics differ from the card's, or values are NaN or
-    infinite.
-
-    Parameters
-    ----------
-    card
-        Card of the file, necessary for legacy files; by default the card beside it.
-
-    Returns
-    -------
-    dict
-        float32 arrays by ``layer/variable``: exactly those of the card's network.
+    They are exactly those of the network of `card`, by default the card beside the file; a legacy file needs
+    one. Raises InputError if the sha256 is wrong, the file holds anything but plain weights (see
+    `lulc.models.archive`), layers, shapes or statistics differ from the card's, or values are not finite.
     """
     card = card or load_card(path)
     network = card.unet
@@ -202,19 +192,10 @@ def assign(model: keras.Model, arrays: Arrays) -> None:
 def transfer(
     model: keras.Model, arrays: Arrays, *, fresh: tuple[str, ...] = ("standardization", "final_conv")
 ) -> list[str]:
-    """Copy the arrays that fit into a network of another shape or legend.
+    """Copy the arrays by ``layer/variable`` that fit into a network of another shape or legend.
 
-    Parameters
-    ----------
-    arrays
-        Weights by ``layer/variable``.
-    fresh
-        Layers to leave unchanged: statistics belong to the data, the head to the legend.
-
-    Returns
-    -------
-    list of str
-        Variables of other layers without a fitting array, which keep their values.
+    The layers `fresh` stay unchanged: statistics belong to the data, the head to the legend. Returns the
+    variables of other layers that have no fitting array and keep their values.
     """
     unfit = []
     for name, variable in variables_of(model).items():

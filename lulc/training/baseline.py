@@ -59,21 +59,14 @@ FOREST, SMALL, NETWORK = "random forest", "small models", "network"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Predictions of models on the same held-out pixels.
-
-    Parameters
-    ----------
-    labels
-        uint8 (pixel,), 0..N-1.
-    patches
-        int64 (pixel,), number of the patch of labels that a pixel lies in.
-    probabilities
-        float32 (pixel, class) of each model by name: `FOREST`, and `SMALL` or `NETWORK` or both.
-    """
+    """Predictions of models on the same held-out pixels."""
 
     labels: NDArray[np.uint8]
+    """(pixel,), 0..N-1."""
     patches: NDArray[np.int64]
+    """(pixel,), number of the patch of labels that a pixel lies in."""
     probabilities: dict[str, NDArray[np.float32]]
+    """(pixel, class) of each model by name: `FOREST`, and `SMALL` or `NETWORK` or both."""
 
 
 @dataclass(frozen=True)
@@ -241,17 +234,7 @@ def classify_held_out(
     dataset: Dataset, targets: NDArray[np.uint8], models: Mapping[str, PixelModel], network: Path | None,
     seed: int,
 ) -> HeldOut:  # fmt: skip
-    """Classify a random sample of the pixels of the validation stacks by all models.
-
-    Parameters
-    ----------
-    targets
-        uint8 (256,), network class of each value in the masks.
-    models
-        Models of single pixels by name.
-    network
-        Weights of the network, if there is one.
-    """
+    """Classify a random sample of the pixels of the validation stacks by all models and a network."""
     rng = np.random.default_rng(seed)
     labels, patches = [], []
     probabilities: dict[str, list[NDArray[np.float32]]] = {}

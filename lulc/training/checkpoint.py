@@ -67,13 +67,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, key: str) -> None:
-    """Write a checkpoint, then remove all but the newest `KEPT`.
-
-    Parameters
-    ----------
-    key
-        Key of the run's inputs and parameters; `load_checkpoint` skips checkpoints with another key.
-    """
+    """Write a checkpoint with the key of the run's inputs and parameters; keep the newest `KEPT`."""
     serial = max(_serials(folder), default=0) + 1
     digest = hashlib.sha256()
     size = 0

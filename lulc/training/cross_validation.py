@@ -43,14 +43,9 @@ logger = logging.getLogger("lulc")
 class Fold:
     """Fold: overlapping stacks, a folder or a scene, left out together.
 
-    Parameters
-    ----------
-    folder
-        Run folder of the model trained on the other stacks.
-    scores
-        Scores of its last model on all labelled pixels left out.
-    ece
-        Expected calibration error on them at the temperature fitted on all folds; None without a label.
+    The run in `folder` trained on the other stacks. `scores` and `ece`, the expected calibration error at the
+    temperature fitted on all folds (None without a label), are those of its last model on the pixels left
+    out.
     """
 
     name: str
@@ -61,16 +56,8 @@ class Fold:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """Results of one class.
-
-    Parameters
-    ----------
-    pooled
-        Metrics of all folds' pixels together.
-    folds
-        Number of folds with labels of the class.
-    mean, spread
-        Mean and standard deviation of F1 over these folds; None for too few of them.
+    """Results of one class: metrics of the pixels of all folds, the number of folds with labels of the class,
+    and mean and standard deviation of F1 over these folds, None for too few of them.
     """
 
     pooled: ClassScore
@@ -81,13 +68,7 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Results of a cross-validation.
-
-    Parameters
-    ----------
-    temperature
-        Fitted on the predictions of all folds; 1 without calibration.
-    """
+    """Results of a cross-validation; the temperature is fitted on all folds, 1 without calibration."""
 
     folds: tuple[Fold, ...]
     pooled: Scores

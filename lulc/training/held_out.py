@@ -33,15 +33,7 @@ def windows_of(plan: Plan) -> list[tuple[Part, PlannedWindow]]:
 def predict_tile(
     network: Network, tile: Tile, plan: Plan, windows: Sequence[tuple[Part, PlannedWindow]] | None = None
 ) -> Iterator[Prediction]:
-    """Yield the predictions of a stack window by window.
-
-    Parameters
-    ----------
-    network
-        Network for windows of the plan's shape.
-    windows
-        Chosen windows of `windows_of`; all if None.
-    """
+    """Yield the predictions of a stack for chosen windows of `windows_of`, by default all."""
 
     def read(window: Window) -> NDArray[np.float32]:
         image = np.array(tile.image[window.slices], np.float32)

@@ -248,18 +248,9 @@ class Loop:
     def go(self, stop: StopRequest, seconds: float = math.inf) -> bool:
         """Train until all epochs are done, no score improves, or the time is up.
 
-        Returns
-        -------
-        bool
-            True if the run is finished. Otherwise the unfinished epoch has been validated and saved, and the
-            same call in a new process continues from its checkpoint.
-
-        Raises
-        ------
-        InputError
-            If loss or weights are not finite.
-        KeyboardInterrupt
-            After a stop request; the checkpoint is written.
+        Returns True if the run is finished. Otherwise the unfinished epoch has been validated and saved, and
+        the same call in a new process continues from its checkpoint. Raises InputError if loss or weights are
+        not finite, and KeyboardInterrupt after a stop request, when the checkpoint is written.
         """
         deadline = self._deadline = time.monotonic() + seconds
         self._restore()

@@ -21,14 +21,10 @@ FINAL = 0.01
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Learning rate with a linear warm-up to `peak`, then constant or decaying as half a cosine.
+    """Learning rate with a linear rise to `peak` over `warmup` batches, then constant or half a cosine.
 
-    Parameters
-    ----------
-    warmup, total
-        Batches until the peak, and of the whole run.
-    cosine
-        True to decay to `FINAL` of the peak (Loshchilov and Hutter 2017, ICLR, eq. 5, without restarts).
+    With `cosine` it is `FINAL` of the peak after `total` batches (Loshchilov and Hutter 2017, ICLR, eq. 5,
+    without restarts).
     """
 
     def __init__(self, peak: float, warmup: int, total: int, *, cosine: bool) -> None:

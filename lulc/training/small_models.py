@@ -163,14 +163,9 @@ def _all_classes(
 
 
 def arrays_of(grown: RandomForestClassifier, classes: int) -> Forest:
-    """Return a forest of scikit-learn as arrays with the same predictions.
+    """Return a forest of scikit-learn, whose classes are integers from 0, with the same predictions.
 
-    Parameters
-    ----------
-    grown
-        Forest whose classes are integers from 0; classes without labels get the probability 0.
-    classes
-        Outputs; with 1 the probability of class 1 of two.
+    Classes without labels get the probability 0; a single class gets that of class 1 of two.
     """
     nodes = leaves = 0
     arrays: dict[str, list[np.ndarray]] = {field.name: [] for field in dataclasses.fields(Forest)}

@@ -44,12 +44,8 @@ COPIES = 3
 def training_crops(config: TrainConfig, dataset: Dataset, own: range | None = None) -> TileGenerator:
     """Return the training batches of a resolved config, cut on the device if ``stacks_on`` is ``device``.
 
-    Raises InputError if no crop fits a stack, or the stacks lack bands that the augmentation changes.
-
-    Parameters
-    ----------
-    own
-        Numbers of the crops of each batch to cut; all by default.
+    `own` are the numbers of the crops of each batch to cut, by default all. Raises InputError if no crop fits
+    a stack, or the stacks lack bands that the augmentation changes.
     """
     batches = _common(config, dataset)
     tiles = pad_small(dataset.training, config.crop_sizes, config.rotations, "--crop-sizes")
@@ -131,13 +127,7 @@ def _pixels(config: TrainConfig, dataset: Dataset) -> tuple[float, float]:
 
 
 def check_crop_device(config: TrainConfig, devices: int = 1) -> None:
-    """Raise InputError if a resolved config asks a device for crops that it can't cut.
-
-    Parameters
-    ----------
-    devices
-        Number of devices of all processes.
-    """
+    """Raise InputError if a resolved config asks for crops that one of `devices` devices can't cut."""
     hindrance = _hindrance(config, devices)
     if config.stacks_on == "device" and hindrance:
         raise InputError(
@@ -150,15 +140,8 @@ def check_crop_device(config: TrainConfig, devices: int = 1) -> None:
 def choose_crop_device(config: TrainConfig, dataset: Dataset, devices: int, free: float) -> str:
     """Return where training crops are cut: ``device``, to which the stacks are then copied, or ``host``.
 
-    Raises InputError if the config asks for the device, but it can't cut the crops or the host's memory is
-    too small.
-
-    Parameters
-    ----------
-    config, devices
-        See `check_crop_device`.
-    free
-        Available bytes of the host's memory.
+    Raises InputError if the config asks for the device, but it can't cut the crops, or the `free` bytes of
+    the host's memory are too few.
     """
     check_crop_device(config, devices)
     channels = dataset.channel_set

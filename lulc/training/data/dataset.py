@@ -519,12 +519,7 @@ def _is_simulated(document: Any) -> bool:
 def class_targets(classes: int, single_class: int | None = None) -> NDArray[np.uint8]:
     """Return the network class of each value in the masks, uint8 (256,); 255 for values that are no class.
 
-    Parameters
-    ----------
-    classes
-        Number of classes N in the legend.
-    single_class
-        Number of the class to tell from the rest: it becomes 1, other classes 0.
+    With a `single_class`, a number from 1, this class becomes 1 and the others 0.
 
     Examples
     --------

@@ -76,15 +76,7 @@ class MaskedCrops(TileGenerator):
 
 
 def absolute_difference(targets: Any, filled: Any) -> Any:
-    """Return the mean absolute error of masked values; 0 without any.
-
-    Parameters
-    ----------
-    targets
-        (n, y, x, band), 255 where nothing is masked.
-    filled
-        (n, y, x, band), output of the network.
-    """
+    """Return the mean absolute error of masked values, 0 without any; `targets` are 255 elsewhere."""
     masked, error = _compare(targets, filled)
     return keras.ops.sum(error) / keras.ops.maximum(keras.ops.sum(masked), 1.0)
 
