@@ -272,7 +272,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(
     monkeypatch.setattr(registry.quantization, "write_document", refuse)
     with caplog.at_level("WARNING", "lulc"):
         build_engine("openvino-int8", request_for(path, card, (1, 32, 32), min_agreement=0.5))
-    assert "not kept" in caplog.text
+    assert "not stored" in caplog.text
 
 
 def test_a_mosaic_of_one_small_window_can_be_quantised(save: Callable[..., Any]) -> None:
