@@ -189,7 +189,7 @@ def test_common_indices_are_defined_as_in_spyndex() -> None:
         ("channels: [elevation]\ndates: [spring]\n", "changes with the date"),
         ("channels: [B04]\nrgb: [B04]\n", "rgb"),
         ("channels: [B04]\nrgb: [B04, B03, B02]\n", "rgb"),
-        ("channels: [{name: a, formula: \"slope(B04)\"}]\n", "no layer of elevation"),
+        ("channels: [{name: a, formula: \"slope(B04)\"}]\n", "need a layer of elevation"),
         ("channels: [{name: A9..A2, kind: any}]\n", "smaller number first"),
         ("channels: [{name: a, scale: fast}]\n", "scale"),
         ("channels: [{name: a, scale: 0}]\n", "its scale is 0"),

@@ -19,7 +19,7 @@ from lulc.core.statistics import Statistics
 from lulc.core.windows import Window
 from lulc.inference.domain_shift import differences
 from lulc.preprocessing.preprocess import make_stacks
-from lulc.preprocessing.tiling import anywhere
+from lulc.preprocessing.tiling import with_absolute_paths
 from lulc.rasters.channels import load_channels
 from lulc.rasters.stack import open_stack
 
@@ -193,8 +193,8 @@ def test_workers_get_the_path_of_a_file_and_the_name_of_a_set(
     monkeypatch.chdir(tmp_path)
     for name in ("own.yaml", "sentinel2-10"):
         Path(name).write_text(channels_text(BANDS))
-    assert anywhere(config(bands, tmp_path, "own.yaml")).channels == str(tmp_path / "own.yaml")
-    assert anywhere(config(bands, tmp_path, "sentinel2-10")).channels == "sentinel2-10"
+    assert with_absolute_paths(config(bands, tmp_path, "own.yaml")).channels == str(tmp_path / "own.yaml")
+    assert with_absolute_paths(config(bands, tmp_path, "sentinel2-10")).channels == "sentinel2-10"
 
 
 def test_the_summary_of_stacks_without_an_index_names_none(
