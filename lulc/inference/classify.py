@@ -38,8 +38,9 @@ from lulc.inference.request import beside_of, check_outputs, dates_of, further_o
 from lulc.inference.sliding_window import Clock, predict_windows, windows_of
 from lulc.inference.worker import Described, output_of, reading, stamps_of_inputs, work_of
 from lulc.maps.blocks import encode_block
-from lulc.maps.geotiff import MapProfile, assemble, read_classes, write_part
+from lulc.maps.geotiff import MapProfile, read_classes
 from lulc.maps.reader import open_map
+from lulc.maps.writer import write_map
 from lulc.models.card import ModelCard
 from lulc.rasters.sources import Stamp
 
@@ -403,7 +404,7 @@ def _finish(run: _Run, counts: dict[int, int]) -> tuple[Path, ...]:
     if job.config.sieve:
         target = sieved_path(job.out)
         sieved = journal.folder / "sieved.tif"
-        _write_sieved(job, whole, sieved, journal.folder, run.pool)
+        _write_sieved(job, whole, sieved)
         with open_map(sieved) as land_cover:
             style_map(land_cover, count_entries(land_cover), target)
         rename_durably(sieved, target)
@@ -420,27 +421,21 @@ def _finish(run: _Run, counts: dict[int, int]) -> tuple[Path, ...]:
     return further
 
 
-def _write_sieved(job: Job, whole: Path, target: Path, folder: Path, pool: Executor) -> None:
+def _write_sieved(job: Job, whole: Path, target: Path) -> None:
     from lulc.inference.sieve import merge_small_patches
 
-    classes = _map_classes(whole, job.plan, folder / "classes")
+    classes = _map_classes(whole, job.plan, target.with_name("classes"))
     merge_small_patches(classes, job.config.sieve)
     tags = job.profile.tags | {"LULC_SIEVE": str(job.config.sieve)}
     profile = dataclasses.replace(job.profile, activations="none", tags=tags, extra=())
-    files = []
-    for part in job.plan.parts():
-        path = folder / f"sieved-{part.index:06d}.part"
-        with write_part(path, profile, part.extent, pool) as writer:
-            writer.write(part.extent, classes[part.extent.slices][np.newaxis])
-        files.append((part.extent, path))
-    assemble(profile, files, target, pool)
+    write_map(profile, lambda window: classes[window.slices][np.newaxis], target)
 
 
 def _map_classes(whole: Path, plan: Plan, file: Path) -> np.ndarray:
-    """The classes of a map as a memory-mapped file, uint8 (y, x)."""
+    """Copy the classes of a map to a memory-mapped file, uint8 (y, x)."""
     shape = plan.height, plan.width
     with open(file, "wb") as stream:
-        # A disk that is full would end the process by SIGBUS where the file had holes.
+        # In a sparse file a full disk would end the process by SIGBUS.
         os.posix_fallocate(stream.fileno(), 0, math.prod(shape))
     classes = np.memmap(file, np.uint8, "r+", shape=shape)
     for part in plan.parts():
