@@ -137,7 +137,7 @@ def test_levels_that_can_not_be_are_refused(
         ([known, "--out", tmp_path / "c.tif"], "expected --level"),
         ([known, "--level", "1", "--out", tmp_path / "c.nc"], "expected an output in .tif"),
         ([known, "--level", "1", "--out", known, "--overwrite"], "it is the input"),
-        ([own, "--level", "1"], "says no groups of that level"),
+        ([own, "--level", "1"], "has no groups of that level"),
     ):
         assert main([*map(str, arguments), "-q"]) == 1
         assert says in capsys.readouterr().err

@@ -139,7 +139,7 @@ def _map_of(item: Mapping[str, Any]) -> str:
     named = [key for key in rasters if re.search(r"(^|_)map$", key, re.IGNORECASE)] or list(rasters)
     if len(named) != 1:
         raise InputError(
-            f"cannot tell which asset of '{item['id']}' is the map, since {len(named)} may be it "
+            f"cannot tell which asset of '{item['id']}' is the map, since there are {len(named)} candidates "
             f"({', '.join(named[:9])}), expected one called map",
             "Give the address of the file itself.",
         )

@@ -115,7 +115,7 @@ def _bounds(region: BaseGeometry, crs: CRS) -> tuple[float, float, float, float]
     bounds = tuple(float(value) for value in moved.total_bounds)
     if not all(math.isfinite(value) for value in bounds):
         raise InputError(
-            f"cannot lay the region on {crs.to_string()}, since it has no place there",
+            f"cannot lay the region on {crs.to_string()}, since it has no coordinates there",
             "Give another --crs, or none for the UTM zone of its middle.",
         )
     return bounds  # type: ignore[return-value]

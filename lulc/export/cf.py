@@ -67,7 +67,7 @@ def write_netcdf(land_cover: ClassMap, path: Path) -> None:
     except RuntimeError as error:
         raise InputError(
             f"cannot write '{path}', since the NetCDF library stopped: {error}",
-            "See that its disk has room, and that files may be written to its folder.",
+            "Check that the disk has room, and that its folder is writable.",
         ) from error
 
 

@@ -258,8 +258,8 @@ def write_level(land_cover: ClassMap, number: int, out: Path) -> None:
     level = next((known for known in levels_of(land_cover.legend) if known.number == number), None)
     if level is None:
         raise InputError(
-            f"cannot gather the classes of '{land_cover.name}' at CORINE level {number}, since its legend "
-            f"'{land_cover.legend.name}' says no groups of that level",
+            f"cannot group the classes of '{land_cover.name}' at CORINE level {number}, since its legend "
+            f"'{land_cover.legend.name}' has no groups of that level",
             "Level 1 takes classes with level-1 groups, level 2 those of a built-in scheme.",
         )
     profile = _level_profile(land_cover, level)

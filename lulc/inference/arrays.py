@@ -208,7 +208,7 @@ def write_array(made: ClassifiedArray, frame: xr.Dataset, out: Path, *, overwrit
         raise InputError(
             f"cannot write {'a lazy array' if lazy else 'an array'} to '{out}', expected .nc or .zarr"
             + ("" if lazy else ", or .tif"),
-            "Give another ending, or leave out away and write the result yourself.",
+            "Give another suffix, or omit out and write the result yourself.",
         )
     with claim_outputs([out], "array") as claims:
         replaceable = (overwrite and not out.is_dir()) or claims.may_replace(out)

@@ -255,9 +255,9 @@ class _Run:
             raise InputError(
                 "cannot finish the map, since an input changed while it was read, expected the same file to "
                 "the end",
-                f"Remove '{self.journal.folder}' when the inputs are at rest, then start all shares."
+                f"Remove '{self.journal.folder}' when the inputs are complete, then start all shares."
                 if self.job.config.share
-                else "Run the same command with --restart when the inputs are at rest.",
+                else "Run the same command with --restart when the inputs are complete.",
             )
 
 

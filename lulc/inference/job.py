@@ -155,8 +155,8 @@ class Job:
         directions = self.card.inputs.directions
         if directions is None:
             raise InputError(
-                f"cannot average flips and rotations, since '{self.card.name}' has a channel that tells a "
-                "direction which can't be turned",
+                f"cannot average flips and rotations, since '{self.card.name}' has a channel that holds a "
+                "direction and can't be turned",
                 "Leave --tta out.",
             )
         return dihedral(engine, directions)
@@ -409,8 +409,8 @@ def _check_confidence(card: ModelCard, config: ClassifyConfig) -> None:
     """Refuse --min-confidence where class 0 means the rest."""
     if card.single_class is not None and config.min_confidence:
         raise InputError(
-            f"cannot use --min-confidence with '{card.name}', since it tells '{card.single_class}' from the "
-            "rest, and 0 is the rest in its maps, expected a network of several classes",
+            f"cannot use --min-confidence with '{card.name}', since its only class is '{card.single_class}' "
+            "and 0 means the rest in its maps, expected a network of several classes",
             "Leave --min-confidence out: the activation band says how sure each pixel is.",
         )
 
@@ -461,8 +461,8 @@ def _card_of(model: Path, config: ClassifyConfig) -> ModelCard:
 def _with_mosaic_statistics(card: ModelCard, stack: Stack) -> ModelCard:
     """Return the card with the statistics of all valid pixels of the mosaic."""
     logger.warning(
-        "the mosaic is standardised by its own statistics, as the original script did: with another season "
-        "or extent the same place gets other classes. Give those of the training where you have them."
+        "the mosaic is standardised by its own statistics, as the original script did: a pixel may get "
+        "another class with another season or extent. Give the statistics of the training if you have them."
     )
     squares = list(squares_of(stack.grid.extent, side=512))
     statistics = domain_shift.statistics_of(stack.read, squares, stack.channel_set.optional)

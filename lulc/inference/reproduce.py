@@ -348,7 +348,7 @@ def _classify_config(
         paths = paths_by_name.get(name)
         if not paths:
             raise InputError(
-                f"cannot make the map again, since there is no '{name}' where inputs are looked for",
+                f"cannot make the map again, since there is no '{name}' in the folders that are searched",
                 "Say where it is: --inputs FOLDER ...",
             )
         return str(paths.pop(0) if len(paths) > 1 else paths[0])

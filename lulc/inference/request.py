@@ -94,7 +94,7 @@ def _check_replaceable(target: Path, config: ClassifyConfig) -> None:
     polygons = config.polygons is not None and target == Path(config.polygons)
     if not polygons and not _is_map(target):
         raise InputError(
-            f"cannot write '{target}', since it is there already and not a map of this toolkit, "
+            f"cannot write '{target}', since it exists already and is not a map of this toolkit, "
             "expected a new name",
             f"The last argument names the map: type a new name there, or move '{target}' away.",
         )

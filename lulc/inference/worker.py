@@ -228,7 +228,7 @@ class Opened:
         """Refuse to write a part after another run has replaced the key."""
         if self._admitted is None or (self.folder / KEY).read_bytes() != self._admitted[1]:
             raise UnfitWorkerError(
-                f"cannot make parts of '{self.work.config.out}', since they are of another run now"
+                f"cannot make parts of '{self.work.config.out}', since another run makes them now"
             )
 
     def close(self) -> None:

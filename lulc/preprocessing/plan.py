@@ -225,7 +225,7 @@ def plan_patches(
             return None
         raise InputError(
             f"cannot split the labels by patches, since more than {MOST_RECTANGLES:,} rectangles are needed "
-            "to say where they lie",
+            "to describe where they are",
             "Type --split stacks.",
         )
     return planned, split
@@ -421,7 +421,7 @@ def _fraction(validation: Sequence[str]) -> float:
     text = " ".join(validation)
     if not re.fullmatch(r"0?\.[0-9]+", text):
         raise InputError(
-            f"cannot split the stacks, since --validation is '{text}', expected a share between 0 and 1 "
+            f"cannot split the stacks, since --validation is '{text}', expected a fraction between 0 and 1 "
             "(0.2), stack numbers (3 7), a polygon file, a folder that preprocess.py wrote, none or all",
             "Type --validation 0.2, or check the path of the file or folder.",
         )
@@ -446,7 +446,7 @@ def _named_stacks(
             raise InputError(
                 f"cannot validate on stack {wrong[0]}, since the stacks with labels are "
                 f"{', '.join(map(str, usable[:50]))}",
-                "They are numbered from 0, row by row from the upper left; a share is written 0.2.",
+                "They are numbered from 0, row by row from the upper left; a fraction is written 0.2.",
             )
         return numbers
     _fraction(validation)

@@ -298,8 +298,7 @@ def _clear(owned: OwnFolder, config: PreprocessConfig) -> None:
     stale = [p for p in folder.iterdir() if _STACK_FILE.fullmatch(p.name)]
     if stale and not (config.overwrite or config.restart):
         raise InputError(
-            f"cannot write stacks into '{folder}', since it holds '{stale[0].name}' of another origin "
-            "(there is no manifest)",
+            f"cannot write stacks into '{folder}', since it holds '{stale[0].name}' without a manifest",
             "Give another --out, or type --overwrite to replace what is there.",
         )
     for path in stale:
@@ -323,7 +322,7 @@ def _finished(owned: OwnFolder, key: str) -> Manifest:
             "Give another --out, or type --overwrite to replace them.",
         )
     manifest.verify()
-    logger.info("'%s' is finished already, of the same inputs and parameters", folder)
+    logger.info("'%s' is finished already, from the same inputs and parameters", folder)
     return manifest
 
 
@@ -490,7 +489,7 @@ def _warn_of_rare_classes(manifest: Manifest, *, sparse: bool) -> None:
             if count < (1 if sparse else ENOUGH) and manifest.of("train" if split == "training" else "val"):
                 logger.warning(
                     "class %d %s has %s in %s: %d px",
-                    land_cover.number, land_cover.name, "next to nothing" if count else "nothing", split,
+                    land_cover.number, land_cover.name, "almost nothing" if count else "nothing", split,
                     count,
                 )  # fmt: skip
 
