@@ -428,8 +428,8 @@ class _Run:
         """Handle a task whose function never started: raise, or exclude the workers that can't import it."""
         if type(error).__name__ == "KilledWorker":
             raise InputError(
-                f"cannot finish {self._what(task.item)}, since {error.args[2] + 1} workers died of it, the last "
-                f"being {error.args[1].address}; memory is the likeliest reason",
+                f"cannot finish {self._what(task.item)}, since {error.args[2] + 1} workers died of it, the "
+                f"last being {error.args[1].address}; memory is the likeliest reason",
                 _WAY_OUT,
             )
         # Dask doesn't say which worker failed: all are asked whether they can import the function.
