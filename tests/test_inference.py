@@ -255,7 +255,7 @@ def test_one_class_against_the_rest_gives_one_and_zero(tmp_path: Path) -> None:
         assert source.descriptions == ("class", "class 2")
     valid = values[0] >= 0
     np.testing.assert_array_equal(values[0][valid], values[1][valid] >= 0.5)
-    with pytest.raises(InputError, match="0 is the rest"):
+    with pytest.raises(InputError, match="0 means the rest"):
         classify(configure(tmp_path / "one.keras", mosaic, tmp_path / "other.tif", min_confidence=0.7))
 
 
