@@ -70,7 +70,7 @@ class ClassMap(Resource):
         return UNCLASSIFIED if self._alone and number == REST.number else number
 
     def read(self, window: Window, step: int = 1) -> NDArray[np.uint8]:
-        """Read class numbers uint8 (y, x), of about every `step`-th pixel: 1..N, 0 unclassified, 255 none.
+        """Read about every `step`-th pixel, uint8 (y, x): class 1..N, 0 unclassified, 255 no data.
 
         Raises
         ------
