@@ -536,7 +536,7 @@ class _Opening:
         return sources, planes, mask, left_out
 
     def _check_complete(self, parts: Sequence[Part], layers: Further) -> None:
-        """Refuse channels of no date that no further raster holds."""
+        """Refuse a set with channels that no raster holds."""
         held = {*layers.names, *(name for part in parts for name in part.names)}
         lacking = [
             one for one in self._channels.plan(held).leaves
