@@ -83,9 +83,9 @@ def read_archive(path: str | os.PathLike[str], *, sha256: str = "", limit: int =
     return read_apart(_load, str(path), sha256, limit, path=path, reading="the weights")
 
 
-def _load(place: str, sha256: str, limit: int) -> Arrays:
+def _load(name: str, sha256: str, limit: int) -> Arrays:
     """Read and check the arrays; runs in the reader process, since HDF5 crashes on damaged files."""
-    path = Path(place)
+    path = Path(name)
     try:
         content = read_content(path, sha256)
         arrays = _READERS.get(path.suffix, _read_legacy)(content, limit)
@@ -110,19 +110,18 @@ def variables_of(model: Any) -> dict[str, Any]:
 
 
 def compare_shapes(
-    found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: str | os.PathLike[str]
+    shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], name: str | os.PathLike[str]
 ) -> None:
     """Raise InputError with the differences between two sets of variables, shapes by ``layer/variable``."""
-    missing = [n for n in expected if n not in found]
-    other = [n for n in found if n not in expected]
-    differing = [
-        f"{n} {found[n]} instead of {expected[n]}" for n in expected if n in found and found[n] != expected[n]
-    ]
-    parts = (("it lacks", missing), ("it has also", other), ("shapes differ:", differing))
-    problems = [f"{text} {_shorten(names)}" for text, names in parts if names]
+    missing = [n for n in expected if n not in shapes]
+    other = [n for n in shapes if n not in expected]
+    common = [n for n in expected if n in shapes]
+    differing = [f"{n} {shapes[n]} instead of {expected[n]}" for n in common if shapes[n] != expected[n]]
+    lists = (("it lacks", missing), ("it has also", other), ("shapes differ:", differing))
+    problems = [f"{text} {_shorten(names)}" for text, names in lists if names]
     if problems:
         raise InputError(
-            f"cannot use the weights '{where}', since they are not those of this network: "
+            f"cannot use the weights '{name}', since they are not those of this network: "
             f"{'; '.join(problems)}",
             "Take weights and card from one source, or give the options that the network was trained with.",
         )
@@ -134,9 +133,9 @@ def read_content(path: Path, sha256: str) -> bytes:
         raise Refusal(f"it has {path.stat().st_size} bytes, expected at most {MAX_BYTES}")
     # The bytes hashed are the bytes parsed, even if the file is replaced meanwhile.
     content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if sha256 and found != sha256:
-        raise Refusal(f"its sha256 is {found}, expected {sha256} as its card says")
+    digest = hashlib.sha256(content).hexdigest()
+    if sha256 and digest != sha256:
+        raise Refusal(f"its sha256 is {digest}, expected {sha256} as its card says")
     return content
 
 

@@ -91,9 +91,9 @@ def read_graph(
     path = Path(path)
     if not path.is_file():
         raise refused(path, "there is no such file")
-    found = read_apart(_describe, str(path), channels, output, sha256, path=path, reading="the network")
-    network = GraphConfig.from_json(found.pop("network"))
-    return GraphFile(network, found["stride"], found["halo"], bytes(found["content"]))
+    graph = read_apart(_describe, str(path), channels, output, sha256, path=path, reading="the network")
+    network = GraphConfig.from_json(graph["network"])
+    return GraphFile(network, graph["stride"], graph["halo"], bytes(graph["content"]))
 
 
 def refused(path: str | os.PathLike[str], reason: str) -> InputError:
@@ -451,8 +451,9 @@ class _Pass:
                 if mixed & set(moving):
                     raise Unbounded(node.op_type)
                 flow, reach = step(self._operator(node))
-            except Unbounded as found:
-                unbounded.append("attention" if (node.op_type, len(moving)) == ("MatMul", 2) else str(found))
+            except Unbounded as error:
+                attention = node.op_type == "MatMul" and len(moving) == 2
+                unbounded.append("attention" if attention else str(error))
                 mixed.update(names)
                 continue
             self._flows.update(dict.fromkeys(names, flow))

@@ -56,8 +56,9 @@ class Fold:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """Results of one class: metrics of the pixels of all folds, the number of folds with labels of the class,
-    and mean and standard deviation of F1 over these folds, None for too few of them.
+    """Results of one class: metrics of the pixels of all folds, and F1 over the folds with its labels.
+
+    `mean` and `spread` are mean and standard deviation of F1, None for too few folds.
     """
 
     pooled: ClassScore

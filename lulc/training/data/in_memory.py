@@ -126,14 +126,16 @@ def dataset_of(
     )
 
 
-def _legend_of(given: Legend | Mapping[str, str] | Sequence[str]) -> Legend:
-    if isinstance(given, Legend):
-        return given
-    names = dict(enumerate(given, 1))
-    colors = dict(enumerate(given.values(), 1)) if isinstance(given, Mapping) else None
+def _legend_of(classes: Legend | Mapping[str, str] | Sequence[str]) -> Legend:
+    if isinstance(classes, Legend):
+        return classes
+    names = dict(enumerate(classes, 1))
+    colors = dict(enumerate(classes.values(), 1)) if isinstance(classes, Mapping) else None
     legend = scheme_of_names("arrays", names, colors).legend
     if len(legend) < len(names):
-        raise InputError(f"cannot name the classes {', '.join(given)}, since a name occurs twice", "Rename.")
+        raise InputError(
+            f"cannot name the classes {', '.join(classes)}, since a name occurs twice", "Rename."
+        )
     return legend
 
 
