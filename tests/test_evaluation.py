@@ -763,7 +763,7 @@ def test_a_report_without_a_reference_describes_the_map_and_scores_nothing(scene
     result = evaluate(scene.config(reference=None))
     page = (scene.folder / "report" / "report.md").read_text()
     assert page.startswith("# map.tif\n")
-    assert "it can't measure its quality" in page and "--design-sample" in page
+    assert "This report only describes the map" in page and "--design-sample" in page
     assert not any(word in page for word in ("kappa", "Confusion", "overall accuracy", "Calibration"))
     assert "## Least certain places" in page and "| 2 class 2 |" in page
     stored = json.loads((scene.folder / "report" / "report.json").read_text())
@@ -985,7 +985,7 @@ def test_a_map_that_was_trained_on_throughout_has_no_headline(scene: Scene, capl
     assert not found.confusion.any() and found.seen.sum() == scene.scored.sum()
     assert found.scores.overall_accuracy is None and "no scored pixel lies on held-out land" in caplog.text
     page = (scene.folder / "report" / "report.md").read_text()
-    assert "**–**" in page and "No score: every labelled pixel lies on land" in page
+    assert "**–**" in page and "No score: every labelled pixel lies on training land" in page
     assert "Confusion" not in page
 
 
