@@ -5,7 +5,8 @@ time, at half width and 15 Mpx, scored on block 0 of the simulated Kaakonkulma b
 ``refine`` changes one lever of the default at 40 Mpx, where a network has seen each pixel 27 times.
 ``held-out`` leaves out each of blocks 0 to 2 in turn, one with each seed, at 79 Mpx; temperatures come from
 there where it was run, else from ``refine``. ``final`` trains the rows named on blocks 0 to 2, at 79 Mpx, and
-scores them once on block 3; nothing is chosen there. A random forest per pixel stands beside them. A row that
+scores them once on block 3; nothing is chosen there. The row ``default`` sees twice as many pixels, as the
+default recipe does. A random forest per pixel stands beside them. A row that
 is in ``benchmarks/results/ablation.json`` is not made again, and a run that was interrupted goes on;
 ``tables`` writes the tables anew from that file.
 
@@ -97,6 +98,9 @@ BY_PIXELS = {"recipe": "default", "balance": "pixels"}
 HALF_WIDTH = {"recipe": "default"}
 """The default before its network was a leaner one than the original's."""
 
+DEFAULT: Mapping[str, Any] = {"recipe": "default", "filters": None, "block": None}
+"""The default with its own network."""
+
 PRETRAINED = "pretrained"
 """Stands in a row for the weights of a pretraining on the whole scene without labels, which is made first."""
 
@@ -140,9 +144,13 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {
     "upsample, 5 stages": HALF_WIDTH
     | {"filters": LEAN, "decoder_filters": (128, 64, 48, 32, 16), "block": "upsample"},
     "sum, 4 stages": HALF_WIDTH | {"filters": FULL, "block": "sum"},
-    "default": {"recipe": "default", "filters": None, "block": None},
+    "default, half as long": DEFAULT,
+    "default": DEFAULT,
 }
 """What each row changes in the original's recipe."""
+
+LONGER = {"default": 2.0}
+"""How many times as many pixels as those of its stage a row trains on, where not once."""
 
 FOREST = "random forest"
 COLUMNS = (
@@ -226,7 +234,7 @@ def config_of(stacks: Path, name: str, seed: int, options: argparse.Namespace) -
     )
     config = TrainConfig(**values).resolved()
     pixels = config.batch_size * float(np.mean(np.square(config.crop_sizes)))
-    mpx = options.mpx or STAGES[options.stage].mpx
+    mpx = options.mpx or STAGES[options.stage].mpx * LONGER.get(name, 1.0)
     batches = max(EPOCHS, round(1e6 * mpx / pixels))
     init = f"{out}-pretraining" if config.init == PRETRAINED else config.init
     return dataclasses.replace(
