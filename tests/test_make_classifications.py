@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from lulc.cli.make_classifications import main
+from lulc.cli.make_classifications import _disk_advice, main
 from lulc.core.schema import CHANNELS
 from lulc.core.statistics import Statistics
 from lulc.demo.landscape import simulate, write_scene
@@ -154,3 +154,13 @@ def test_help_answers_without_a_framework() -> None:
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "Example: python make_classifications.py" in found.stdout
     assert found.stdout.strip().endswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("activations", "share", "seconds", "advised"),
+    [("float32", 0.2, 100.0, True), ("uint8", 0.2, 100.0, False), ("float32", 0.9, 1e4, False),
+     ("float32", 0.2, 10.0, False)],
+)  # fmt: skip
+def test_a_network_that_waits_for_the_disk_is_told_of(activations, share, seconds, advised) -> None:
+    text = _disk_advice(activations, share, seconds)
+    assert ("80% of that time" in text and "--activations uint8" in text) is advised
