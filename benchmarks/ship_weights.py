@@ -137,7 +137,9 @@ def ship(
     target = WEIGHTS / folder / f"{pick}.keras"
     card = dataclasses.replace(card, name=f"{folder}/{pick}", temperature=temperature, **TEXTS[folder])
     with tempfile.TemporaryDirectory() as run:
-        save_model(model, card, Path(run) / "last.keras", half=True)
+        # Scoring takes the last weights of a run that recommends a network.
+        for name in ("last", PICKS[0]):
+            save_model(model, card, Path(run) / f"{name}.keras", half=True)
         outcome = classify_left_out(dataclasses.replace(config, out=run), dataset)
     found = ablation.figures(metrics.score(outcome.confusion, dataset.legend))
     scores = {
