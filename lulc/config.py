@@ -192,7 +192,7 @@ class InputConfig(MaskConfig):
         (), "layer names of an unnamed index raster (NDVI NDTI ...)", metavar="NAME"
     )
     nodata: float | None = input_option(
-        None, "further no-data value of bands and layers; a reflectance of 0 is always no data"
+        None, "further no-data value of bands and layers; a reflectance stored as 0 is always no data"
     )
     index_nodata: tuple[float, ...] = input_option(
         (), "further no-data value of each index layer, or one for all", metavar="VALUE"
@@ -461,18 +461,21 @@ class TrainConfig(RunConfig):
     epochs: int = by_recipe("number of epochs", ge=1)
     steps: int = by_recipe("batches per epoch", ge=1)
     validation_steps: int = by_recipe(
-        "batches per validation; fewer in short epochs, so that it takes at most a fifth of the time", ge=1
+        "batches per validation; where not given, fewer in short epochs, so that it takes at most a fifth of "
+        "the time",
+        ge=1,
     )
     batch_size: int = by_recipe("crops per batch", ge=1)
     crop_sizes: tuple[int, ...] = by_recipe("sides of training crops", unit="pixels")
     validation_crop_sizes: tuple[int, ...] = by_recipe(
-        "sides of validation crops, at most the largest of --crop-sizes", unit="pixels"
+        "sides of validation crops; where not given, at most the largest of --crop-sizes", unit="pixels"
     )
     rare_classes: float = crop_option(
         "fraction of crops centred on a pixel of a drawn class; raise it for sparse labels", **FRACTION
     )
     rare_temperature: float = crop_option(
-        "T of the draw of classes, exp((1 - frequency) / T): 0.01 draws only the rarest, 100 all", ge=0.001
+        "T of the draw of classes, exp((1 - frequency) / T): 0.01 draws only the rarest, 100 all alike",
+        ge=0.001,
     )
     balance: str = crop_option(
         "how often crops come from each stack: all equally, by labelled pixels, or by their classes, rare "
@@ -483,7 +486,8 @@ class TrainConfig(RunConfig):
         "take all crops of a batch from one stack, or each from any", choices=("one", "any")
     )
     rotations: int = augmentation_option(
-        "number of equally spaced rotation angles; 1 for none; more than 4 interpolates the crops", ge=1
+        "number of equally spaced rotation angles; 1 for none; others than 1, 2 and 4 interpolate the crops",
+        ge=1,
     )
     gain: float = augmentation_option(
         "random factor of each band: standard deviation of its logarithm, e.g. 0.05; computed indices "

@@ -44,10 +44,11 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
         If the map or an option doesn't fit, or an output exists; then nothing is written.
     """
     source = Path(config.map)
-    default = [source.with_name(f"{source.stem}_level{config.level}.tif")]
-    if config.level is None:
-        default = _styles_of(source)
-    outputs = [Path(out) for out in config.out] or default
+    outputs = [Path(out) for out in config.out]
+    if not outputs and config.level is None:
+        outputs = _styles_of(source)
+    elif not outputs:
+        outputs = [source.with_name(f"{source.stem}_level{config.level}.tif")]
     kinds = [_kind_of(out) for out in outputs]
     _check_level(config.level, outputs, kinds)
     model = find_model(config.model) if config.model is not None else None

@@ -14,7 +14,7 @@ from lulc.models.backend import keras
 from lulc.training.devices import ONE, Devices
 
 REMEMBERED = 0.05
-"""Largest weight of the random initial values in a usable average."""
+"""Largest weight of the first batch's weights in a usable average."""
 
 FINAL = 0.01
 """Last learning rate of a cosine schedule, as a fraction of the highest."""
@@ -72,7 +72,7 @@ def build_optimizer(config: TrainConfig, devices: Devices = ONE) -> keras.optimi
 def averaged(model: keras.Model) -> Iterator[None]:
     """Give a compiled model its averaged weights inside, if its optimizer averages.
 
-    Early in a run, while the random initial weights make up more than `REMEMBERED` of the average, it is
+    Early in a run, while the weights of the first batch make up more than `REMEMBERED` of the average, it is
     worse than the weights themselves and is not used.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)

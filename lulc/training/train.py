@@ -395,6 +395,8 @@ def _make_loop(
     crops: tuple[TileGenerator, TileGenerator], run: Run, fixed_temperature: Temperature | None,
     devices: Devices,
 ) -> Loop:  # fmt: skip
+    if fixed_temperature is not None:
+        config = dataclasses.replace(config, calibrate="none")
     board = None
     if config.tensorboard and devices.first:
         board = keras.callbacks.TensorBoard(str(run.folder / run_folder.TENSORBOARD), write_graph=False)
@@ -420,7 +422,7 @@ def _make_loop(
         normalization = Normalization(build, plain_crops(config, dataset), config.workers)
     kind = PretrainingLoop if config.pretrain else Loop
     return kind(
-        config=config if fixed_temperature is None else dataclasses.replace(config, calibrate="none"),
+        config=config,
         model=model,
         training=crops[0],
         validation=crops[1],

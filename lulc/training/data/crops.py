@@ -38,7 +38,7 @@ SMALL = 2e9
 """Most bytes of stacks that `--stacks-on auto` copies to a GPU."""
 
 COPIES = 3
-"""Copies of the stacks in the host's memory while they are moved to the device (PyTorch 2, JAX 1)."""
+"""Copies of the stacks in the host's memory while they move to the device: TensorFlow 3, PyTorch 2, JAX 1."""
 
 
 def training_crops(config: TrainConfig, dataset: Dataset, own: range | None = None) -> TileGenerator:
