@@ -269,7 +269,9 @@ def open_bands(
             add(*open_store(path, wanted))
         elif is_product(path):
             bands, product = open_product(path, wanted)
-            add(bands, open_classes(product) if classified else None)
+            # First the bands, so that they are closed if the scene classification can't be opened.
+            add(bands, None)
+            add([], open_classes(product) if classified else None)
             offsets = sorted({product.offsets[s.names[0] or ""] for s in bands})
             logger.info("'%s': level %s, scale %g, offset %s DN", path, product.level, product.scale, offsets)
         else:
@@ -682,8 +684,7 @@ def check_samples(mosaic: Mosaic) -> None:
         return
     scaling = {plane.name: plane.scaling for reader in readers for plane in reader.planes}
     paths = list(dict.fromkeys(r.source.path for r in readers))
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    check_radiometry(_sample_bands(readers), scaling, paths[0] + more)
+    check_radiometry(_sample_bands(readers), scaling, paths[0], len(paths) - 1)
 
 
 def _sample_bands(readers: Sequence[Reader]) -> dict[str, np.ndarray]:

@@ -186,8 +186,12 @@ def recognise_backscatter(stored: np.ndarray, layer: Layer, name: str) -> Litera
     )
 
 
-def check_radiometry(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], name: str) -> None:
+def check_radiometry(
+    samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scaling], path: str, more: int = 0
+) -> None:
     """Check samples of a mosaic for signs that scale or offset are wrong, band by band.
+
+    Messages name the file `path`, and how many `more` the mosaic has.
 
     `samples` are stored values (n,) of each band at the same pixels; 0 and non-finite values are missing. The
     checks use quantiles and medians, so that a few odd pixels have no influence: the DN 1 of edges and
@@ -197,6 +201,7 @@ def check_radiometry(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Sc
     scale, for an offset of +1000 left in without a given offset, and where most values are impossible; and
     with the bands where they differ in unit.
     """
+    name = f"'{path}' and {more} more" if more else f"'{path}'"
     present = {band: np.isfinite(v) & (v != 0) for band, v in samples.items()}
     samples = {band: v for band, v in samples.items() if present[band].sum() >= _FEWEST}
     if not samples:
@@ -256,7 +261,7 @@ def _check_units(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scalin
     listed = ", but ".join(f"{', '.join(bands)} look like {unit.name}" for unit, bands in groups.items())
     odd = next(unit for unit in kinds if unit != _DN)
     raise InputError(
-        f"cannot take '{name}' for one mosaic, since its bands are of different units: {listed}; "
+        f"cannot take {name} for one mosaic, since its bands are of different units: {listed}; "
         "expected one unit, or a scale in each file",
         f"Convert the files of {', '.join(groups[odd])}: gdal_translate -ot UInt16 -scale 0 {odd.factor:g} "
         "0 10000 IN OUT    (--scale 0.0001 if all are reflectance x 10000 after all)",
@@ -287,7 +292,7 @@ def _jumps(band: str, levels: Mapping[str, float], others: Sequence[str]) -> boo
 def _wrong_scale(name: str, unit: _Unit, values: np.ndarray) -> InputError:
     low, high = np.percentile(values, (1, 99))
     return InputError(
-        f"cannot take '{name}' for reflectance x 10000, since its values look like {unit.name} "
+        f"cannot take {name} for reflectance x 10000, since its values look like {unit.name} "
         f"(98 % lie in {low:.3g}..{high:.3g}), expected numbers of about 100 to 10000, or a scale",
         f"{unit.advice} --scale {1 / unit.factor:.5g}    "
         "(--scale 0.0001 if it is reflectance x 10000 after all)",
@@ -317,7 +322,7 @@ def _check_range(samples: Mapping[str, np.ndarray], scaling: Mapping[str, Scalin
     dn, used = float(np.median(samples[band])), scaling[band]
     fitting = 1.0 if dn <= 2 else 0.01 if dn <= 100 else 0.0001 if dn <= 9000 else 1 / 65535
     raise InputError(
-        f"cannot take '{name}' for reflectance, since {outside[band]:.0%} of the values of {band} lie "
+        f"cannot take {name} for reflectance, since {outside[band]:.0%} of the values of {band} lie "
         f"outside -0.1..{HIGHEST:g} and their median is {np.median(values[band]):.4g} "
         f"(scale {used.scale:.5g} by {used.scale_from}, offset {used.offset:g} by {used.offset_from}; "
         f"as {', '.join(odd)}), expected a median of about 0.02 to 0.5",
@@ -350,11 +355,11 @@ def _check_offset(values: Mapping[str, np.ndarray], scaling: Mapping[str, Scalin
     )
     if not (shadow or green):
         logger.warning(
-            "'%s': %s; if it is of processing baseline 04.00 or later, add --offset %g", name, seen, offset
+            "%s: %s; if it is of processing baseline 04.00 or later, add --offset %g", name, seen, offset
         )
         return
     raise InputError(
-        f"cannot take '{name}' for reflectance as it is, since no band has anything dark ({seen}), as "
+        f"cannot take {name} for reflectance as it is, since no band has anything dark ({seen}), as "
         "where the offset of processing baseline 04.00 was left in, "
         "expected shadows, water or vegetation near 0",
         f"Remove it: --offset {offset:g}    (--offset 0 if the scene really is that bright)",
@@ -399,7 +404,7 @@ def _check_alike(values: Mapping[str, np.ndarray], name: str) -> None:
     if not brighter:
         return
     logger.warning(
-        "'%s': %s %s brighter than the bands beside, as where the offset of processing baseline 04.00 was "
+        "%s: %s %s brighter than the bands beside, as where the offset of processing baseline 04.00 was "
         "left in some of the files; write it into those that have it: gdal_edit.py -scale 0.0001 "
         "-offset -0.1 FILE; if all are right as they are, add --offset 0",
         name, ", ".join(b for b in SENTINEL_BANDS if b in brighter), "is" if len(brighter) == 1 else "are",
@@ -420,7 +425,7 @@ def _check_negative(values: Mapping[str, np.ndarray], scaling: Mapping[str, Scal
     negative = float(np.mean(np.concatenate([v < 0 for v in values.values()])))
     if used.offset < 0 and negative > 0.1:
         logger.warning(
-            "'%s': with an offset of %g (by %s) %.0f %% of its values are negative; "
+            "%s: with an offset of %g (by %s) %.0f %% of its values are negative; "
             "if the archive has removed it already, add --offset 0",
             name, used.offset, used.offset_from, 100 * negative,
         )  # fmt: skip
