@@ -295,6 +295,7 @@ def make_mosaic(config: MosaicConfig) -> list[Mosaic]:
 
     Examples
     --------
+    >>> import lulc
     >>> lulc.make_mosaic(
     ...     aoi="region.gpkg", dates="2024-06-01/2024-08-31", catalog="earth-search", out="summer.tif"
     ... )  # doctest: +SKIP
@@ -320,6 +321,7 @@ def make_stacks(config: PreprocessConfig) -> Manifest:
 
     Examples
     --------
+    >>> import lulc
     >>> lulc.make_stacks(bands="mosaic.tif", labels="labels.tif", out="stacks")  # doctest: +SKIP
     """
     from lulc.preprocessing.preprocess import make_stacks
@@ -405,6 +407,7 @@ def train(config: TrainConfig) -> TrainingResult:
 
     Examples
     --------
+    >>> import lulc
     >>> run = lulc.train(data="stacks", out="run", epochs=4)  # doctest: +SKIP
     >>> run.picks["lowest-val-loss"]  # doctest: +SKIP
     """
@@ -455,6 +458,7 @@ def classify(config: ClassifyConfig) -> ClassificationResult:
 
     Examples
     --------
+    >>> import lulc
     >>> made = lulc.classify(model="run", inputs="mosaic.tif", out="map.tif")  # doctest: +SKIP
     >>> with lulc.open_map(made.path) as land_cover:  # doctest: +SKIP
     ...     classes = land_cover.read(land_cover.grid.extent)
@@ -618,6 +622,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
     Examples
     --------
+    >>> import lulc
     >>> result = lulc.evaluate(map="map.tif", reference="labels.tif", out="report")  # doctest: +SKIP
     >>> result.scores.overall_accuracy  # doctest: +SKIP
     """
@@ -646,6 +651,7 @@ def export_map(config: ExportConfig) -> tuple[Path, ...]:
 
     Examples
     --------
+    >>> import lulc
     >>> lulc.export_map(map="map.tif", out=["map.qml", "map.nc"])  # doctest: +SKIP
     """
     from lulc.export.export import export_map
@@ -669,6 +675,7 @@ def export_model(config: ExportModelConfig) -> tuple[Path, ...]:
 
     Examples
     --------
+    >>> import lulc
     >>> lulc.export_model(model="run", out="net.onnx")  # doctest: +SKIP
     """
     from lulc.export.export import export_model
@@ -692,6 +699,7 @@ def import_model(config: ImportModelConfig) -> Imported:
 
     Examples
     --------
+    >>> import lulc
     >>> lulc.import_model(
     ...     model="net.onnx", channels=["B04", "B03", "B02"], legend="worldcover", out="models/net"
     ... )  # doctest: +SKIP
