@@ -111,7 +111,7 @@ def plan_training(config: TrainConfig, dataset: Dataset) -> TrainingPlan:
         recipe = FEW_LABELS if few else "default"
         labels = f"{data.training:,} px on {100 * data.share:.1f} % of the pixels of their stacks"
         reasons.append(
-            f"few labels: {labels}, of at most {FEW:,}: the mean of small models"
+            f"few labels: {labels}; up to {FEW:,} px the mean of small models mostly gives the better map"
             if few
             else f"labels for a network: {labels}"
         )
