@@ -82,7 +82,7 @@ def check_ending(path: str, endings: tuple[str, ...], name: str) -> None:
             raise InputError(
                 f"cannot write a folder under the name '{path}', since {ending} is the ending of a file, "
                 "expected a name without it",
-                f"Give a folder name instead ({name}), for example {stem}.",
+                f"A folder name is needed for {name}: type for example {stem}.",
             )
     elif not path.lower().endswith(endings):
         raise InputError(
