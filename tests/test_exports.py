@@ -232,3 +232,9 @@ def test_an_ending_that_says_no_format_is_refused(
     assert main([str(path), "--out", str(path), "--overwrite"]) == 1
     with rasterio.open(path) as source:
         assert source.count == 4
+
+
+def test_a_folder_is_refused_as_the_map_whatever_is_written(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([".", "--out", "x.qml"]) == 1
+    assert "'.'" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from lulc.core.grid import GridSpec
 from lulc.core.schema import InputError
 from lulc.labels.labels import open_labels
 from lulc.labels.schemes import PRODUCTS, load_scheme, read_scheme
+from lulc.labels.value_tables import _read_flags
 
 GRID = GridSpec(CRS.from_epsg(32635), Affine(10, 0, 500000, 0, -10, 6800000), 20, 30)
 
@@ -245,3 +246,10 @@ def test_flags_written_as_text_are_read_and_bit_masks_and_unequal_lists_are_not(
             data.update_tags(1, **tags | more)
         with pytest.raises(InputError, match="cannot tell which classes"), open_labels(path, GRID):
             pass
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ("1 2", {1: "a", 2: "b"}), ("1.0, 2.", {1: "a", 2: "b"}), (f"1 {'9' * 400}", {}), ("9" * 36, {}),
+])  # fmt: skip
+def test_flags_are_whole_numbers_of_a_raster(values: str, expected: dict[int, str]) -> None:
+    assert _read_flags({"flag_values": values, "flag_meanings": "a b"}, "int32") == expected

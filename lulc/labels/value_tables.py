@@ -153,7 +153,7 @@ def _read_flags(attributes: Mapping[str, Any], dtype: str) -> dict[int, str]:
         value if isinstance(value, str) else " ".join(map(str, np.ravel(value).tolist()))
         for value in (known.get("flag_values", ""), known.get("flag_meanings", ""))
     ]
-    values = [int(float(part)) for part in re.findall(r"-?\d{1,18}(?:\.0*)?", texts[0])]
+    values = [int(float(part)) for part in re.findall(r"(?<!\d)-?\d{1,18}(?:\.0*)?(?!\d)", texts[0])]
     names = texts[1].split()
     if "flag_masks" in known or len(values) != len(names):
         return {}
